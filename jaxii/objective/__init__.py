@@ -1,0 +1,1 @@
+"""Losses, their weights over time, and the one number that is optimised."""

@@ -1,0 +1,1 @@
+"""The training engine: mesh, optimizer, state, step, stages, checkpoints, loop."""
