@@ -1,0 +1,137 @@
+"""A result is clean only when no label and no image of a held-out split touched it."""
+
+import json
+
+import pytest
+
+from jaxii.errors import InputError
+from jaxii.infer.provenance import PARTS, Influence, Provenance
+
+HOME = (
+    Provenance(label_hash="0123456789abcdef")
+    .with_("weights", labels=["train"])
+    .with_("label_embedding", labels=["train"])
+    .with_("model_selection", labels=["validation"])
+    .with_("thresholds", labels=["validation"])
+)
+
+
+def test_a_record_of_training_and_validation_data_is_clean():
+    assert HOME.clean
+    assert HOME.badge() == "clean"
+    assert HOME.caveats() == []
+
+
+def test_an_empty_record_is_clean():
+    assert Provenance().clean
+
+
+@pytest.mark.parametrize("part", PARTS)
+@pytest.mark.parametrize("kind", ["labels", "images"])
+@pytest.mark.parametrize("split", ["tuning", "test", "another_country"])
+def test_any_touch_of_a_held_out_split_breaks_clean(part, kind, split):
+    touched = HOME.with_(part, **{kind: [split]})
+    assert not touched.clean
+    assert split in touched.badge()
+    assert part.replace("_", " ") in touched.badge()
+    assert len(touched.caveats()) == 1
+    assert PARTS[part] in touched.caveats()[0]
+
+
+@pytest.mark.parametrize("part", PARTS)
+@pytest.mark.parametrize("kind", ["labels", "images"])
+@pytest.mark.parametrize("split", ["train", "validation"])
+def test_home_splits_never_break_clean(part, kind, split):
+    assert HOME.with_(part, **{kind: [split]}).clean
+
+
+def test_the_badge_names_split_kind_and_parts():
+    touched = (
+        HOME.with_("thresholds", labels=["tuning"])
+        .with_("weights", labels=["tuning"])
+        .with_("weights", images=["test"])
+    )
+    assert touched.badge() == (
+        "test images without labels: weights; tuning labels: weights, thresholds"
+    )
+
+
+def test_deriving_leaves_the_first_record_alone():
+    HOME.with_("weights", labels=["tuning"])
+    assert HOME.clean
+
+
+def test_with_adds_to_what_a_part_already_saw():
+    assert HOME.with_("weights", labels=["tuning"]).weights == Influence(
+        labels=("train", "tuning")
+    )
+
+
+def test_redone_forgets_what_a_part_saw_before():
+    touched = HOME.with_("thresholds", labels=["tuning"])
+    assert touched.redone("thresholds", labels=["validation"]) == HOME
+
+
+def test_order_and_repeats_do_not_matter():
+    one = HOME.with_("weights", labels=["tuning", "test", "tuning"])
+    other = HOME.with_("weights", labels=["test"]).with_("weights", labels=["tuning"])
+    assert one == other
+
+
+def test_pretrained_weights_stay_clean_and_are_said():
+    pretrained = Provenance(pretrained="resnet50.safetensors")
+    assert pretrained.clean
+    assert "resnet50.safetensors" in pretrained.caveats()[0]
+
+
+@pytest.mark.parametrize(
+    "record",
+    [
+        Provenance(),
+        HOME,
+        HOME.with_("calibration", labels=["tuning"], images=["test"]),
+        Provenance(pretrained="weights.npz"),
+    ],
+)
+def test_a_record_survives_json(record):
+    assert Provenance.from_json(json.loads(json.dumps(record.to_json()))) == record
+
+
+def broken(**changes):
+    return {**HOME.to_json(), **changes}
+
+
+@pytest.mark.parametrize(
+    ("record", "word"),
+    [
+        (broken(weight={}), "weight"),
+        ({k: v for k, v in HOME.to_json().items() if k != "thresholds"}, "thresholds"),
+        (broken(weights={"labels": ["train"]}), "images"),
+        (broken(weights={"labels": "train", "images": []}), "weights.labels"),
+        (broken(weights={"labels": [3], "images": []}), "3"),
+        (broken(weights=["train"]), "weights"),
+        (broken(clean=False), "clean"),
+        (broken(clean=1), "clean"),
+        (broken(thresholds={"labels": ["tuning"], "images": []}), "clean"),
+        (broken(pretrained=None), "pretrained"),
+    ],
+)
+def test_a_record_that_is_not_exact_is_refused_by_name(record, word):
+    with pytest.raises(InputError, match=word) as caught:
+        Provenance.from_json(record)
+    assert "\n" not in str(caught.value)
+
+
+def test_a_misspelt_part_is_refused():
+    with pytest.raises(InputError, match=r"weigths.*model_selection"):
+        HOME.with_("weigths", labels=["train"])
+
+
+def test_splits_may_come_from_a_generator():
+    made = HOME.with_("weights", labels=(s for s in ["tuning"]))
+    assert made.weights.labels == ("train", "tuning")
+
+
+def test_a_lone_string_is_not_taken_for_letters():
+    with pytest.raises(InputError, match="list of names"):
+        HOME.with_("weights", labels="train")
