@@ -1,0 +1,175 @@
+"""Values that change with the step: weights of the terms, gamma, the learning rate.
+
+A config gives a number or a few (share of the stage, value) pairs; the objective and
+the optimizer get an optax schedule, a function of the step that is evaluated inside the
+compiled train step. Moving from one loss to another is therefore a change of a number
+and compiles nothing again.
+"""
+
+import math
+from collections.abc import Callable, Sequence
+from numbers import Real
+
+import jax.numpy as jnp
+import numpy as np
+import optax
+from jaxtyping import Array, Float, Num
+
+from jaxii.errors import InputError
+
+Step = int | float | Num[Array, ""]
+Schedule = Callable[[Step], Float[Array, ""]]
+
+
+def make_schedule(spec: object, num_steps: int, *, name: str = "schedule") -> Schedule:
+    """Builds the schedule that a config's number or list of pairs describes.
+
+    Args:
+      spec: a number (constant), or (share of the stage in [0, 1], value) pairs in
+        rising order: linear between pairs, constant before the first and after the last. Two
+        pairs at one share are a jump, and the second holds at the share itself.
+      num_steps: length of the stage in steps, at least 1; share 1 is step `num_steps`.
+      name: the config field, for error messages.
+
+    Returns:
+      A function of the stage step (int or traced int32 scalar) to a float32 scalar.
+
+    Raises:
+      InputError: a spec that is neither, values that are negative or not finite, shares
+        outside [0, 1] or out of order, more than two pairs at a share.
+    """
+    pairs = _parse(spec, name)
+    if num_steps < 1:
+        raise InputError(
+            f"{name}: a stage of {num_steps} steps; at least 1; set its num_steps"
+        )
+    shares, values = np.array(pairs, np.float64).T
+    knots = shares * num_steps
+    # 0.3 * 10 is 3.0000000000000004: without this the knot would fall after step 3.
+    rounded = np.round(knots)
+    knots = np.where(np.abs(knots - rounded) < 1e-6, rounded, knots)
+    widths = np.diff(knots)
+    slopes = np.diff(values) / np.where(widths > 0, widths, 1.0)
+    # One segment before the first knot, one after each: the number of knots at or
+    # before a step is the index of its segment.
+    starts = np.concatenate([knots[:1], knots]).astype(np.float32)
+    bases = np.concatenate([values[:1], values]).astype(np.float32)
+    slopes = np.concatenate([[0.0], slopes, [0.0]]).astype(np.float32)
+    knots = knots.astype(np.float32)
+
+    def schedule(step: Step) -> Float[Array, ""]:
+        now = jnp.asarray(step).astype(jnp.float32)
+        segment = jnp.sum((now >= jnp.asarray(knots)).astype(jnp.int32))
+        start, base, slope = (jnp.asarray(x)[segment] for x in (starts, bases, slopes))
+        return base + slope * (now - start)
+
+    return schedule
+
+
+def is_constant_zero(spec: object, *, name: str = "schedule") -> bool:
+    """Tells whether a spec is 0 at every step, so that its term need not be computed.
+
+    Args:
+      spec: as for `make_schedule`.
+      name: the config field, for error messages.
+
+    Raises:
+      InputError: as `make_schedule`.
+    """
+    return all(value == 0.0 for _, value in _parse(spec, name))
+
+
+def warmup_cosine(
+    peak: float, warmup_steps: int, num_steps: int, end_factor: float = 0.0
+) -> Schedule:
+    """Builds a learning rate: linear warm-up to the peak, then half a cosine down.
+
+    The first step has `peak / (warmup_steps + 1)`, not 0, so that no step is wasted.
+
+    Args:
+      peak: learning rate at step `warmup_steps`, above 0.
+      warmup_steps: from 0 to less than `num_steps`.
+      num_steps: steps of the stage; the end value is reached at this step and kept.
+      end_factor: end value as a share of the peak, in [0, 1].
+
+    Returns:
+      A function of the step (int or traced int32 scalar) to a float32 scalar.
+
+    Raises:
+      InputError: a number outside the ranges above.
+
+    Source: Goyal et al. 2017 (warm-up); Loshchilov and Hutter 2017 (cosine).
+    """
+    if not (math.isfinite(peak) and peak > 0):
+        raise InputError(f"learning rate peak={peak}; above 0; 0.1 is usual for sgd")
+    if not 0 <= warmup_steps < num_steps:
+        raise InputError(
+            f"warmup_steps={warmup_steps} of num_steps={num_steps}; from 0 to less "
+            "than num_steps; shorten the warm-up or lengthen the stage"
+        )
+    if not 0.0 <= end_factor <= 1.0:
+        raise InputError(
+            f"end_factor={end_factor}; a share of the peak in [0, 1]; use 0"
+        )
+    decay = optax.cosine_decay_schedule(peak, num_steps - warmup_steps, end_factor)
+    if warmup_steps:
+        start = peak / (warmup_steps + 1)
+        warmup = optax.linear_schedule(start, peak, warmup_steps)
+        decay = optax.join_schedules([warmup, decay], [warmup_steps])
+
+    def schedule(step: Step) -> Float[Array, ""]:
+        now = jnp.asarray(step).astype(jnp.float32)
+        return jnp.asarray(decay(now), jnp.float32)
+
+    return schedule
+
+
+def _parse(spec: object, name: str) -> list[tuple[float, float]]:
+    """The (share, value) pairs of a checked spec; a number is one pair at share 0."""
+    if _is_number(spec):
+        spec = [(0.0, spec)]
+    if isinstance(spec, str) or not isinstance(spec, Sequence) or not spec:
+        raise InputError(
+            f"{name}={spec!r}; a number or (share of the stage, value) pairs; "
+            "for example 1.0 or ((0.0, 1.0), (0.5, 0.0))"
+        )
+    pairs = []
+    for pair in spec:
+        if (
+            isinstance(pair, str)
+            or not isinstance(pair, Sequence)
+            or len(pair) != 2
+            or not all(_is_number(number) for number in pair)
+        ):
+            raise InputError(
+                f"{name}: {pair!r} is not a pair; (share of the stage, value), two "
+                "numbers; for example (0.5, 1.0)"
+            )
+        pairs.append((float(pair[0]), float(pair[1])))
+    _check(pairs, name)
+    return pairs
+
+
+def _check(pairs: list[tuple[float, float]], name: str) -> None:
+    shares = [share for share, _ in pairs]
+    for share, value in pairs:
+        if not 0.0 <= share <= 1.0:
+            raise InputError(
+                f"{name}: share {share}; from 0 (start of the stage) to 1 (its end); "
+                "divide a step by the stage's num_steps"
+            )
+        if not (math.isfinite(value) and value >= 0.0):
+            raise InputError(
+                f"{name}: value {value}; finite and at least 0; use 0 to switch it off"
+            )
+    if shares != sorted(shares):
+        raise InputError(f"{name}: shares {shares}; in rising order; sort the pairs")
+    if any(shares.count(share) > 2 for share in shares):
+        raise InputError(
+            f"{name}: shares {shares}; at most two pairs at a share (a jump); "
+            "remove the middle one"
+        )
+
+
+def _is_number(value: object) -> bool:
+    return isinstance(value, Real) and not isinstance(value, bool)

@@ -1,0 +1,152 @@
+"""The optimizers: what turns gradients into an update of the params.
+
+The gradients of the objective come in from the train step, which applies the updates,
+keeps the moving average and accumulates micro-batches. The learning rate is a schedule
+of the updates done in the stage; evaluate the same schedule to log it.
+"""
+
+import math
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any
+
+import jax
+import optax
+
+from jaxii.errors import InputError
+
+
+@dataclass(frozen=True, kw_only=True)
+class Hyperparameters:
+    """What the optimizers share; each takes what it needs.
+
+    Args:
+      weight_decay: at least 0; off one-dimensional leaves (`decay_mask`).
+      momentum: in [0, 1); sgd and lars.
+      b1: decay of the mean of gradients, in [0, 1); adamw and lamb.
+      b2: decay of the mean of squared gradients, in [0, 1); adamw and lamb.
+      trust_coefficient: above 0; lars.
+    """
+
+    weight_decay: float = 0.0
+    momentum: float = 0.9
+    b1: float = 0.9
+    b2: float = 0.999
+    trust_coefficient: float = 0.001
+
+
+def decay_mask(params: Any) -> Any:
+    """Marks the leaves that weight decay and trust ratios apply to.
+
+    Args:
+      params: a tree of arrays.
+
+    Returns:
+      The same tree of bools: True for kernels (two dimensions or more), False for every
+      bias and for BatchNorm's scale.
+
+    Source: He et al. 2019, Bag of Tricks for Image Classification, section 3.1.
+    """
+    return jax.tree.map(lambda leaf: leaf.ndim >= 2, params)
+
+
+def _sgd(schedule: optax.Schedule, hyper: Hyperparameters):
+    """SGD with Nesterov momentum; decay is classic L2: added to the gradient first."""
+    return optax.chain(
+        optax.add_decayed_weights(hyper.weight_decay, decay_mask),
+        optax.sgd(schedule, hyper.momentum, nesterov=True),
+    )
+
+
+def _adamw(schedule: optax.Schedule, hyper: Hyperparameters):
+    """AdamW (Loshchilov and Hutter 2019): decoupled decay, scaled by the rate only."""
+    return optax.adamw(
+        schedule,
+        b1=hyper.b1,
+        b2=hyper.b2,
+        weight_decay=hyper.weight_decay,
+        mask=decay_mask,
+    )
+
+
+def _lars(schedule: optax.Schedule, hyper: Hyperparameters):
+    """LARS (You et al. 2017): SGD whose step is scaled per kernel to its length."""
+    return optax.lars(
+        schedule,
+        weight_decay=hyper.weight_decay,
+        weight_decay_mask=decay_mask,
+        trust_coefficient=hyper.trust_coefficient,
+        trust_ratio_mask=decay_mask,
+        momentum=hyper.momentum,
+        nesterov=True,
+    )
+
+
+def _lamb(schedule: optax.Schedule, hyper: Hyperparameters):
+    """LAMB (You et al. 2020), with the trust-ratio mask that `optax.lamb` lacks."""
+    return optax.chain(
+        optax.scale_by_adam(b1=hyper.b1, b2=hyper.b2, eps=1e-6),
+        optax.add_decayed_weights(hyper.weight_decay, decay_mask),
+        optax.masked(optax.scale_by_trust_ratio(), decay_mask),
+        optax.scale_by_learning_rate(schedule),
+    )
+
+
+OPTIMIZERS: dict[
+    str, Callable[[optax.Schedule, Hyperparameters], optax.GradientTransformation]
+] = {"sgd": _sgd, "adamw": _adamw, "lars": _lars, "lamb": _lamb}
+
+
+def make_optimizer(
+    *,
+    name: str,
+    schedule: optax.Schedule,
+    weight_decay: float,
+    momentum: float = 0.9,
+    b1: float = 0.9,
+    b2: float = 0.999,
+    trust_coefficient: float = 0.001,
+    clip_norm: float | None = None,
+) -> optax.GradientTransformation:
+    """Builds an optimizer: clip by global norm, then the named rule.
+
+    Args:
+      name: a key of `OPTIMIZERS`.
+      schedule: learning rate of the number of updates done.
+      weight_decay: at least 0.
+      momentum: in [0, 1); sgd and lars.
+      b1: in [0, 1); adamw and lamb.
+      b2: in [0, 1); adamw and lamb.
+      trust_coefficient: above 0; lars.
+      clip_norm: largest global norm of the gradient, above 0; None = no clipping.
+
+    Returns:
+      The transformation; its `update` needs the params.
+
+    Raises:
+      InputError: an unknown name or a number outside its range.
+    """
+    if name not in OPTIMIZERS:
+        raise InputError(
+            f"optimizer {name!r}; one of {', '.join(OPTIMIZERS)}; set optimizer.name"
+        )
+    if not (math.isfinite(weight_decay) and weight_decay >= 0):
+        raise InputError(f"weight_decay={weight_decay}; at least 0; use 0 for none")
+    for field, value in (("momentum", momentum), ("b1", b1), ("b2", b2)):
+        if not 0.0 <= value < 1.0:
+            raise InputError(f"{field}={value}; at least 0, below 1; 0.9 is usual")
+    if not trust_coefficient > 0:
+        raise InputError(f"trust_coefficient={trust_coefficient}; above 0; use 0.001")
+    if clip_norm is not None and not clip_norm > 0:
+        raise InputError(f"clip_norm={clip_norm}; above 0 or None; None does not clip")
+    hyper = Hyperparameters(
+        weight_decay=weight_decay,
+        momentum=momentum,
+        b1=b1,
+        b2=b2,
+        trust_coefficient=trust_coefficient,
+    )
+    rule = OPTIMIZERS[name](schedule, hyper)
+    if clip_norm is None:
+        return rule
+    return optax.chain(optax.clip_by_global_norm(clip_norm), rule)
