@@ -9,6 +9,7 @@ and compiles nothing again.
 import math
 from collections.abc import Callable, Sequence
 from numbers import Real
+from typing import Any
 
 import jax.numpy as jnp
 import numpy as np
@@ -21,13 +22,13 @@ Step = int | float | Num[Array, ""]
 Schedule = Callable[[Step], Float[Array, ""]]
 
 
-def make_schedule(spec: object, num_steps: int, *, name: str = "schedule") -> Schedule:
+def make_schedule(spec: Any, num_steps: int, *, name: str = "schedule") -> Schedule:
     """Builds the schedule that a config's number or list of pairs describes.
 
     Args:
       spec: a number (constant), or (share of the stage in [0, 1], value) pairs in
-        rising order: linear between pairs, constant before the first and after the last. Two
-        pairs at one share are a jump, and the second holds at the share itself.
+        rising order: linear between pairs, constant before the first and after the
+        last. Two pairs at one share are a jump; the second holds at the share itself.
       num_steps: length of the stage in steps, at least 1; share 1 is step `num_steps`.
       name: the config field, for error messages.
 
@@ -66,7 +67,7 @@ def make_schedule(spec: object, num_steps: int, *, name: str = "schedule") -> Sc
     return schedule
 
 
-def is_constant_zero(spec: object, *, name: str = "schedule") -> bool:
+def is_constant_zero(spec: Any, *, name: str = "schedule") -> bool:
     """Tells whether a spec is 0 at every step, so that its term need not be computed.
 
     Args:
@@ -124,7 +125,7 @@ def warmup_cosine(
     return schedule
 
 
-def _parse(spec: object, name: str) -> list[tuple[float, float]]:
+def _parse(spec: Any, name: str) -> list[tuple[float, float]]:
     """The (share, value) pairs of a checked spec; a number is one pair at share 0."""
     if _is_number(spec):
         spec = [(0.0, spec)]
@@ -171,5 +172,5 @@ def _check(pairs: list[tuple[float, float]], name: str) -> None:
         )
 
 
-def _is_number(value: object) -> bool:
+def _is_number(value: Any) -> bool:
     return isinstance(value, Real) and not isinstance(value, bool)

@@ -147,6 +147,18 @@ def make_optimizer(
         trust_coefficient=trust_coefficient,
     )
     rule = OPTIMIZERS[name](schedule, hyper)
-    if clip_norm is None:
-        return rule
-    return optax.chain(optax.clip_by_global_norm(clip_norm), rule)
+    if clip_norm is not None:
+        rule = optax.chain(optax.clip_by_global_norm(clip_norm), rule)
+    return _with_standard_promotion(rule)
+
+
+def _with_standard_promotion(
+    rule: optax.GradientTransformation,
+) -> optax.GradientTransformation:
+    """Lets optax mix dtypes: its Adam raises a float to an int32 step count."""
+
+    def update(updates: Any, state: Any, params: Any = None) -> tuple[Any, Any]:
+        with jax.numpy_dtype_promotion("standard"):
+            return rule.update(updates, state, params)
+
+    return optax.GradientTransformation(rule.init, update)
