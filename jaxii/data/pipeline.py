@@ -1,0 +1,208 @@
+"""Order, this process's share, decoding, batching and prefetch: records to batches.
+
+Comes after `sources` and before the devices. The examples of step n are a function of
+(configuration, n) alone, for any number of processes; evaluation sees every record once.
+"""
+
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from typing import Any, Protocol
+
+import cv2
+import grain
+import numpy as np
+from jaxtyping import Float32, Int32
+
+from jaxii.data.labels import resolve_labels
+
+# Stays on the host: which rows of the split a batch holds.
+INDEX = "index"
+PADDING = -1
+
+
+class RandomAccess(Protocol):
+    """A split of a prepared dataset, or anything that gives such records."""
+
+    def __len__(self) -> int: ...
+
+    def __getitem__(self, index: int) -> dict[str, Any]: ...
+
+
+@dataclass(frozen=True, kw_only=True)
+class LabelPolicy:
+    """How the labels of a record become the slots of a batch.
+
+    Attributes:
+      num_slots: labels an image can carry; the least confident are cut beyond it.
+      machine_labels: "ignored", "soft" (the confidence is the target) or "thresholded".
+      machine_threshold: confidence from which a thresholded machine label is present.
+    """
+
+    num_slots: int
+    machine_labels: str = "ignored"
+    machine_threshold: float = 0.5
+
+    def slots(
+        self, record: dict[str, Any]
+    ) -> tuple[Int32[np.ndarray, "slot"], Float32[np.ndarray, "slot"]]:
+        """Returns label ids, padded with -1, and their confidences."""
+        ids, confidences = resolve_labels(
+            record["label_ids"],
+            record["label_confidences"],
+            record["label_sources"],
+            machine_labels=self.machine_labels,
+            machine_threshold=self.machine_threshold,
+        )
+        if len(ids) > self.num_slots:
+            kept = np.argsort(-confidences, kind="stable")[: self.num_slots]
+            ids, confidences = ids[kept], confidences[kept]
+        slots = np.full(self.num_slots, PADDING, np.int32)
+        values = np.zeros(self.num_slots, np.float32)
+        slots[: len(ids)] = ids
+        values[: len(ids)] = confidences
+        return slots, values
+
+
+@dataclass(frozen=True, kw_only=True)
+class Share:
+    """This process's part of every global batch.
+
+    Attributes:
+      global_batch_size: examples a step over all processes.
+      process_index: number of this process.
+      process_count: number of processes; divides `global_batch_size`.
+      num_threads: threads that read and decode.
+    """
+
+    global_batch_size: int
+    process_index: int = 0
+    process_count: int = 1
+    num_threads: int = 4
+
+    @property
+    def process_batch_size(self) -> int:
+        """Examples a step in this process."""
+        return self.global_batch_size // self.process_count
+
+
+def train_batches(
+    source: RandomAccess,
+    *,
+    transform: Callable[[bytes, np.random.Generator], np.ndarray],
+    policy: LabelPolicy,
+    share: Share,
+    seed: int,
+    start_example: int = 0,
+) -> Iterator[dict[str, np.ndarray]]:
+    """Yields shuffled, augmented batches for ever, from any example of the run on.
+
+    Args:
+      source: the training split.
+      transform: encoded picture and rng to pixels.
+      policy: labels to slots.
+      share: this process's part.
+      seed: of the order (anew each epoch) and of the augmentation, which depends on
+        (seed, position in the run) and so on (seed, epoch, index).
+      start_example: examples of the whole run that have been used already.
+
+    Yields:
+      Batches of `process_batch_size` examples: images, label_ids, label_confidences,
+      mask, slice_ids and, for the host, index.
+    """
+
+    def example(item, rng: np.random.Generator) -> dict[str, np.ndarray]:
+        index, record = item
+        return _example(index, record, transform(record["image"], rng), policy)
+
+    # Shuffle first, share out afterwards: the other way round each process would see the
+    # same part of the data in every epoch.
+    dataset = grain.MapDataset.source(_Numbered(source)).seed(seed).shuffle().repeat()
+    dataset = dataset.random_map(example)
+    dataset = dataset[start_example + share.process_index :: share.process_count]
+    return _batches(dataset, share)
+
+
+def eval_batches(
+    source: RandomAccess,
+    *,
+    transform: Callable[[bytes], np.ndarray],
+    policy: LabelPolicy,
+    share: Share,
+) -> Iterator[dict[str, np.ndarray]]:
+    """Yields every record once, in order; the last batch is padded and masked.
+
+    Args:
+      source: the split.
+      transform: encoded picture to pixels.
+      policy: labels to slots.
+      share: this process's part; all processes yield the same number of batches.
+
+    Yields:
+      Batches as `train_batches` does; padding has mask 0 and index -1.
+    """
+    length = len(source)
+    padded = -(-length // share.global_batch_size) * share.global_batch_size
+    numbered = _Numbered(source)
+    blank = _blank(numbered, transform, policy) if length else None
+
+    def example(position: int) -> dict[str, np.ndarray]:
+        if position >= length:
+            assert blank is not None
+            return blank
+        index, record = numbered[position]
+        return _example(index, record, transform(record["image"]), policy)
+
+    dataset = grain.MapDataset.range(padded).map(example)
+    return _batches(dataset[share.process_index :: share.process_count], share)
+
+
+def num_eval_batches(length: int, share: Share) -> int:
+    """Returns how many batches `eval_batches` yields for a split of `length` records."""
+    return -(-length // share.global_batch_size)
+
+
+@dataclass(frozen=True)
+class _Numbered:
+    """A source whose items say which row they are."""
+
+    source: RandomAccess
+
+    def __len__(self) -> int:
+        return len(self.source)
+
+    def __getitem__(self, index) -> tuple[int, dict[str, Any]]:
+        return int(index), self.source[int(index)]
+
+
+def _example(index, record, pixels, policy) -> dict[str, np.ndarray]:
+    label_ids, label_confidences = policy.slots(record)
+    return {
+        "images": pixels,
+        "label_ids": label_ids,
+        "label_confidences": label_confidences,
+        "mask": np.float32(1.0),
+        "slice_ids": np.int32(record["slice_id"]),
+        INDEX: np.int64(index),
+    }
+
+
+def _blank(numbered, transform, policy) -> dict[str, np.ndarray]:
+    """Returns an example that counts nowhere, of the shapes of the first one."""
+    index, record = numbered[0]
+    first = _example(index, record, transform(record["image"]), policy)
+    return {
+        name: np.full_like(value, PADDING if name in ("label_ids", INDEX) else 0)
+        for name, value in first.items()
+    }
+
+
+def _batches(dataset: grain.MapDataset, share: Share):
+    # The threads are the parallelism; OpenCV's own would fight with them.
+    cv2.setNumThreads(1)
+    options = grain.ReadOptions(
+        num_threads=share.num_threads,
+        # Enough examples ahead that a slow picture does not stop the step.
+        prefetch_buffer_size=2 * share.process_batch_size,
+    )
+    iterator = dataset.to_iter_dataset(options)
+    return iter(iterator.batch(share.process_batch_size, drop_remainder=True))

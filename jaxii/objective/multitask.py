@@ -1,0 +1,204 @@
+"""The objective: a weighted sum of terms whose weights move while one program runs.
+
+Comes after the network (logits, embedding) and before the train step, which divides by
+global weights, differentiates and updates. Weights and focusing parameters are optax
+schedules of the stage's step, evaluated inside the compiled step: swapping one loss for
+another recompiles nothing.
+"""
+
+import inspect
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+
+import jax.numpy as jnp
+from jaxtyping import Array, Float, Int, Num
+
+from jaxii.errors import InputError
+from jaxii.objective import losses
+from jaxii.objective.schedule import is_constant_zero, make_schedule
+
+EMBEDDING = "embedding"
+UNKNOWN = ("negative", "ignored")
+Schedule = Callable[..., Float[Array, ""]]
+
+
+def targets_from_labels(
+    label_ids: Int[Array, "batch slot"],
+    label_confidences: Float[Array, "batch slot"],
+    *,
+    num_classes: int,
+    unknown: str,
+) -> tuple[Float[Array, "batch class"], Float[Array, "batch class"]]:
+    """Scatters sparse labels into targets and a mask of the classes that count.
+
+    Args:
+      label_ids: class indices, padded with -1.
+      label_confidences: 1 present, 0 verified absent, between: a machine's confidence.
+      num_classes: number of classes.
+      unknown: how a class that is not listed trains: "negative" or "ignored".
+
+    Returns:
+      targets [batch, class] in [0, 1] and known [batch, class], 1 where the class counts.
+      A class listed twice takes its larger confidence.
+    """
+    rows = jnp.arange(label_ids.shape[0], dtype=label_ids.dtype)[:, None]
+    # Out of bounds on purpose, so that padding is dropped: -1 would wrap around.
+    columns = jnp.where(label_ids < 0, num_classes, label_ids)
+    blank = jnp.zeros((label_ids.shape[0], num_classes), jnp.float32)
+    targets = blank.at[rows, columns].max(label_confidences, mode="drop")
+    if unknown == "negative":
+        return targets, jnp.ones_like(blank)
+    return targets, blank.at[rows, columns].set(1.0, mode="drop")
+
+
+@dataclass(frozen=True, kw_only=True)
+class Term:
+    """One loss, its weight over the stage, and its own parameters over the stage."""
+
+    name: str
+    weight: Schedule
+    params: Mapping[str, Schedule | float | None]
+
+
+@dataclass(frozen=True, kw_only=True)
+class Objective:
+    """The weighted sum of a stage's terms; see `make_objective`."""
+
+    terms: tuple[Term, ...]
+    num_classes: int
+    unknown: str
+
+    def targets(
+        self,
+        label_ids: Int[Array, "batch slot"],
+        label_confidences: Float[Array, "batch slot"],
+    ) -> tuple[Float[Array, "batch class"], Float[Array, "batch class"]]:
+        """Returns targets and known classes, as `targets_from_labels` does."""
+        return targets_from_labels(
+            label_ids,
+            label_confidences,
+            num_classes=self.num_classes,
+            unknown=self.unknown,
+        )
+
+    def example_weights(
+        self, targets: Float[Array, "batch class"], mask: Float[Array, "batch"]
+    ) -> dict[str, Float[Array, "batch"]]:
+        """Returns how much each image counts in each term, [batch].
+
+        Padding counts nowhere; an image without a positive label has no F score and no
+        embedding to aim at. Depends on labels alone, so that the global denominators are
+        known before the forward pass and micro-batches add up exactly.
+        """
+        positive = mask * losses.has_positive(targets)
+        return {
+            term.name: positive if term.name in ("soft_f", EMBEDDING) else mask
+            for term in self.terms
+        }
+
+    def losses(
+        self,
+        *,
+        logits: Float[Array, "batch class"],
+        embedding: Float[Array, "batch embed"] | None,
+        targets: Float[Array, "batch class"],
+        known: Float[Array, "batch class"],
+        label_embeddings: Float[Array, "class embed"] | None,
+        stage_step: Num[Array, ""],
+    ) -> dict[str, Float[Array, "batch"]]:
+        """Returns each term's loss, one number per image, [batch]."""
+        values = {}
+        for term in self.terms:
+            if term.name == EMBEDDING:
+                if embedding is None or label_embeddings is None:
+                    raise ValueError("the embedding term needs an embedding head")
+                goal = targets @ label_embeddings
+                values[term.name] = losses.embedding_loss(embedding, goal)
+                continue
+            params = {
+                name: value(stage_step) if callable(value) else value
+                for name, value in term.params.items()
+            }
+            loss = losses.LOSSES[term.name]
+            values[term.name] = loss(logits, targets, known, **params)
+        return values
+
+    def weights(self, stage_step: Num[Array, ""]) -> dict[str, Float[Array, ""]]:
+        """Returns each term's weight at a step of the stage."""
+        return {term.name: term.weight(stage_step) for term in self.terms}
+
+
+def make_objective(
+    terms: Mapping[str, object],
+    *,
+    num_steps: int,
+    num_classes: int,
+    unknown: str = "negative",
+) -> Objective:
+    """Builds a stage's objective from its configuration.
+
+    Args:
+      terms: term name -> its weight, or a dict of `weight` and the loss's own parameters.
+        A weight (and focal's gamma) is a number or (share of the stage, value) pairs.
+        A term whose weight is the constant 0 is left out of the program.
+      num_steps: length of the stage in steps.
+      num_classes: number of classes.
+      unknown: how classes that are not listed train, "negative" or "ignored".
+
+    Returns:
+      The objective.
+
+    Raises:
+      InputError: a term, parameter or choice that does not exist, or no term at all.
+    """
+    allowed = (*losses.LOSSES, EMBEDDING)
+    if unknown not in UNKNOWN:
+        raise InputError(f"unknown={unknown!r}; use one of {', '.join(UNKNOWN)}.")
+    built = []
+    for name, spec in terms.items():
+        if name not in allowed:
+            raise InputError(
+                f"term {name!r} does not exist; use one of {', '.join(allowed)}."
+            )
+        term = _make_term(name, spec, num_steps)
+        if term is not None:
+            built.append(term)
+    if not built:
+        raise InputError(
+            "a stage has no term with a weight above 0; give at least one of "
+            f"{', '.join(allowed)}."
+        )
+    return Objective(terms=tuple(built), num_classes=num_classes, unknown=unknown)
+
+
+def _make_term(name: str, spec: object, num_steps: int) -> Term | None:
+    params = dict(spec) if isinstance(spec, Mapping) else {"weight": spec}
+    weight = params.pop("weight", 1.0)
+    if is_constant_zero(weight):
+        return None
+    own = _parameters(name)
+    for key in params:
+        if key not in own:
+            raise InputError(
+                f"term {name!r} has no parameter {key!r}; it takes "
+                f"{', '.join(('weight', *own))}."
+            )
+    # Only numbers that may move are schedules; None (focal's alpha) stays as it is.
+    scheduled = {
+        key: make_schedule(value, num_steps)
+        if isinstance(value, tuple | list)
+        else value
+        for key, value in params.items()
+    }
+    return Term(name=name, weight=make_schedule(weight, num_steps), params=scheduled)
+
+
+def _parameters(name: str) -> tuple[str, ...]:
+    if name == EMBEDDING:
+        return ()
+    signature = inspect.signature(losses.LOSSES[name])
+    return tuple(
+        parameter.name
+        for parameter in signature.parameters.values()
+        if parameter.kind is inspect.Parameter.KEYWORD_ONLY
+    )

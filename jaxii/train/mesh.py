@@ -1,0 +1,72 @@
+"""The devices of a run as a one-axis mesh, and how arrays lie on it.
+
+Comes first in training: the batch is divided over the axis "data", everything else is
+replicated.
+"""
+
+from collections.abc import Mapping, Sequence
+
+import jax
+import numpy as np
+from jax.sharding import AxisType, Mesh, NamedSharding, PartitionSpec
+
+from jaxii.errors import InputError
+
+DATA_AXIS = "data"
+
+
+def make_mesh(devices: Sequence[jax.Device] | None = None) -> Mesh:
+    """Returns a mesh of all devices (or of those given) along the axis "data"."""
+    chosen = np.array(devices if devices is not None else jax.devices())
+    # jax.make_mesh would make Explicit axes, whose types spread through the whole model.
+    return Mesh(chosen, (DATA_AXIS,), axis_types=(AxisType.Auto,))
+
+
+def replicated(mesh: Mesh) -> NamedSharding:
+    """Returns the sharding of what every device holds whole."""
+    return NamedSharding(mesh, PartitionSpec())
+
+
+def divided(mesh: Mesh) -> NamedSharding:
+    """Returns the sharding of what is divided over the mesh along its first axis."""
+    return NamedSharding(mesh, PartitionSpec(DATA_AXIS))
+
+
+def check_batch_size(
+    global_batch_size: int, num_devices: int, micro_batches: int = 1
+) -> None:
+    """Refuses a batch that does not divide over devices and micro-batches.
+
+    Raises:
+      InputError: with the nearest sizes that do.
+    """
+    unit = num_devices * micro_batches
+    if global_batch_size > 0 and global_batch_size % unit == 0:
+        return
+    below = global_batch_size // unit * unit
+    nearest = f"{below} or {below + unit}" if below > 0 else str(unit)
+    pieces = f"{num_devices} devices"
+    if micro_batches > 1:
+        pieces += f" x {micro_batches} micro-batches"
+    raise InputError(
+        f"global_batch_size={global_batch_size} does not divide over {pieces}; "
+        f"use {nearest}."
+    )
+
+
+def to_devices(
+    batch: Mapping[str, np.ndarray], sharding: NamedSharding
+) -> dict[str, jax.Array]:
+    """Sends this process's share of a batch to its devices, without waiting.
+
+    Args:
+      batch: arrays [process_batch_size, ...].
+      sharding: how the global batch is divided.
+
+    Returns:
+      Global arrays [global_batch_size, ...].
+    """
+    return {
+        name: jax.make_array_from_process_local_data(sharding, array)
+        for name, array in batch.items()
+    }

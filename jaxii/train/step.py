@@ -1,0 +1,234 @@
+"""One update, pure: `train_step(state, batch) -> (state, metrics)`.
+
+Comes after the objective and before the loop. Each device works on its share of the batch
+under `jax.shard_map`; what is differentiated is the global objective, each term divided
+by its weight over the whole batch. Two all-reduces a step: the terms' weights, then
+gradients, statistics and sums together.
+"""
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import optax
+from jax.sharding import Mesh, PartitionSpec
+from jaxtyping import Array, Bool, Float
+
+from jaxii.objective.multitask import Objective
+from jaxii.train.mesh import DATA_AXIS, divided, replicated
+from jaxii.train.state import Tree, TrainState, derive_key
+
+Batch = dict[str, jax.Array]
+Metrics = dict[str, jax.Array]
+
+
+@dataclass(frozen=True, kw_only=True)
+class StepSettings:
+    """What a train step is made of; all of it is fixed when the step is compiled.
+
+    Attributes:
+      apply: the network, `(params, batch_stats, images, train=, key=)` to outputs and
+        new batch_stats.
+      objective: the stage's objective.
+      optimizer: the stage's optimizer.
+      learning_rate: the schedule inside `optimizer`, for the log.
+      micro_batches: gradients of so many slices of a device's batch are added up before
+        one update.
+      ema_decay: decay a step of the averaged parameters; 0 turns the average off.
+      seed: base of the step's randomness.
+    """
+
+    apply: Callable[..., tuple[Any, Tree]]
+    objective: Objective
+    optimizer: optax.GradientTransformation
+    learning_rate: Callable[..., Float[Array, ""]]
+    micro_batches: int = 1
+    ema_decay: float = 0.0
+    seed: int = 0
+
+
+def make_train_step(
+    settings: StepSettings, mesh: Mesh
+) -> Callable[..., tuple[TrainState, Metrics]]:
+    """Compiles (at first use) the update over a mesh.
+
+    Args:
+      settings: the step's parts.
+      mesh: the devices.
+
+    Returns:
+      `train_step(state, batch, label_embeddings) -> (state, metrics)`; the state given is
+      consumed (its buffers are reused). `label_embeddings` [class, embed] float32 is None
+      without an embedding term. Metrics are scalars of the global batch.
+    """
+
+    def train_step(
+        state: TrainState, batch: Batch, label_embeddings: Float[Array, "class embed"] | None
+    ) -> tuple[TrainState, Metrics]:
+        gradients, batch_stats, metrics = gradients_of(
+            settings, state, batch, label_embeddings
+        )
+        return _update(settings, state, gradients, batch_stats, metrics)
+
+    everywhere, share = PartitionSpec(), PartitionSpec(DATA_AXIS)
+    parallel = jax.shard_map(
+        train_step,
+        mesh=mesh,
+        in_specs=(everywhere, share, everywhere),
+        out_specs=(everywhere, everywhere),
+        check_vma=True,
+    )
+    whole, parts = replicated(mesh), divided(mesh)
+    return jax.jit(
+        parallel,
+        in_shardings=(whole, parts, whole),
+        out_shardings=(whole, whole),
+        donate_argnums=0,
+    )
+
+
+def gradients_of(
+    settings: StepSettings,
+    state: TrainState,
+    batch: Batch,
+    label_embeddings: Float[Array, "class embed"] | None,
+) -> tuple[Tree, Tree, Metrics]:
+    """Returns gradients, BatchNorm statistics and metrics of the global batch.
+
+    Runs inside `jax.shard_map`; what it returns is equal on all devices.
+    """
+    objective = settings.objective
+    targets, known = objective.targets(batch["label_ids"], batch["label_confidences"])
+    example_weights = objective.example_weights(targets, batch["mask"])
+    totals = jax.lax.psum(
+        {name: jnp.sum(weight) for name, weight in example_weights.items()}, DATA_AXIS
+    )
+    term_weights = objective.weights(state.stage_step)
+    device = jax.lax.axis_index(DATA_AXIS)
+    key = jax.random.fold_in(derive_key(settings.seed, "dropout", state.step), device)
+
+    def local_objective(params, batch_stats, piece, key):
+        outputs, batch_stats = settings.apply(
+            params, batch_stats, piece["images"], train=True, key=key
+        )
+        per_example = objective.losses(
+            logits=outputs.logits,
+            embedding=outputs.embedding,
+            targets=piece["targets"],
+            known=piece["known"],
+            label_embeddings=label_embeddings,
+            stage_step=state.stage_step,
+        )
+        parts = {
+            name: jnp.sum(loss * piece["weights"][name]) / jnp.maximum(totals[name], 1.0)
+            for name, loss in per_example.items()
+        }
+        value = sum(term_weights[name] * part for name, part in parts.items())
+        return value, (batch_stats, {"objective": value, **_prefixed("loss", parts)})
+
+    pieces = {
+        "images": batch["images"],
+        "targets": targets,
+        "known": known,
+        "weights": example_weights,
+    }
+    gradients, batch_stats, sums = _accumulate(
+        local_objective, state, pieces, key, settings.micro_batches
+    )
+    num_devices = jax.lax.axis_size(DATA_AXIS)
+    batch_stats = jax.tree.map(lambda x: x / num_devices, batch_stats)
+    gradients, batch_stats, metrics = jax.lax.psum(
+        (gradients, batch_stats, sums), DATA_AXIS
+    )
+    return gradients, batch_stats, metrics | _prefixed("weight", term_weights)
+
+
+def _accumulate(local_objective, state, pieces, key, micro_batches):
+    """Adds up gradients and sums over slices of this device's share of the batch."""
+    # Marked as differing between devices, so that differentiation does not insert an
+    # all-reduce of its own for every parameter (and in the compute dtype at that).
+    params, batch_stats = jax.lax.pcast(
+        (state.params, state.batch_stats), DATA_AXIS, to="varying"
+    )
+    differentiate = jax.grad(local_objective, has_aux=True)
+    if micro_batches == 1:
+        gradients, (batch_stats, sums) = differentiate(params, batch_stats, pieces, key)
+        return gradients, batch_stats, sums
+    slices = jax.tree.map(
+        lambda x: x.reshape(micro_batches, x.shape[0] // micro_batches, *x.shape[1:]),
+        pieces,
+    )
+
+    def one(carry, inputs):
+        gradients, batch_stats, sums = carry
+        piece, index = inputs
+        more, (batch_stats, parts) = differentiate(
+            params, batch_stats, piece, jax.random.fold_in(key, index)
+        )
+        added = jax.tree.map(jnp.add, (gradients, sums), (more, parts))
+        return (added[0], batch_stats, added[1]), None
+
+    first = jax.tree.map(lambda x: x[0], slices)
+    shapes = jax.eval_shape(differentiate, params, batch_stats, first, key)
+    zeros = jax.lax.pcast(
+        jax.tree.map(lambda x: jnp.zeros(x.shape, x.dtype), (shapes[0], shapes[1][1])),
+        DATA_AXIS,
+        to="varying",
+    )
+    indices = jnp.arange(micro_batches, dtype=jnp.uint32)
+    carry, _ = jax.lax.scan(one, (zeros[0], batch_stats, zeros[1]), (slices, indices))
+    return carry
+
+
+def _update(settings, state, gradients, batch_stats, metrics):
+    """Applies the optimizer, unless a gradient is not finite: then nothing moves."""
+    norm = optax.tree.norm(gradients)
+    finite = jnp.isfinite(norm) & jnp.isfinite(metrics["objective"])
+    updates, opt_state = settings.optimizer.update(
+        gradients, state.opt_state, state.params
+    )
+    params = optax.apply_updates(state.params, updates)
+    ema_params = state.ema_params
+    if ema_params is not None:
+        ema_params = _average(ema_params, params, settings.ema_decay, state.stage_step)
+    kept = _keep_if(
+        finite,
+        (params, batch_stats, opt_state, ema_params),
+        (state.params, state.batch_stats, state.opt_state, state.ema_params),
+    )
+    skipped = 1 - finite.astype(jnp.int32)
+    in_a_row = (state.skipped_in_a_row + skipped) * skipped
+    metrics = metrics | {
+        "gradient_norm": norm,
+        "learning_rate": settings.learning_rate(state.stage_step),
+        "skipped_in_a_row": in_a_row,
+        "skipped_steps": state.skipped_steps + skipped,
+    }
+    state = TrainState(
+        step=state.step + 1,
+        stage_step=state.stage_step + 1,
+        params=kept[0],
+        batch_stats=kept[1],
+        opt_state=kept[2],
+        ema_params=kept[3],
+        skipped_steps=state.skipped_steps + skipped,
+        skipped_in_a_row=in_a_row,
+    )
+    return state, metrics
+
+
+def _keep_if(condition: Bool[Array, ""], new: Tree, old: Tree) -> Tree:
+    return jax.tree.map(lambda a, b: jnp.where(condition, a, b), new, old)
+
+
+def _average(average, params, decay, step):
+    """Moves the average; early on faster, so that it does not remember the start."""
+    step = step.astype(jnp.float32)
+    rate = 1.0 - jnp.minimum(jnp.float32(decay), (1.0 + step) / (10.0 + step))
+    return jax.tree.map(lambda a, p: a + rate * (p - a), average, params)
+
+
+def _prefixed(prefix: str, values: dict[str, jax.Array]) -> Metrics:
+    return {f"{prefix}/{name}": value for name, value in values.items()}
