@@ -1,0 +1,353 @@
+"""What a run tells while it trains: the terminal, TensorBoard, and history.jsonl.
+
+The loop hands in host numbers at every log and evaluation; the report reads the
+history back afterwards. Only the lead process writes: every other process holds the
+same object, which then does nothing. No JAX here, and nothing waits for a device.
+"""
+
+import json
+import math
+import sys
+import time
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import AbstractContextManager, contextmanager
+from os import PathLike
+from pathlib import Path
+from typing import Any, TextIO
+
+import tensorboardX
+from rich.console import Console, Group
+from rich.live import Live
+from rich.progress import BarColumn, Progress, TaskProgressColumn, TextColumn
+from rich.text import Text
+
+RESUME = "resume"
+STAGE_WIDTH = 10
+GAP = "  "
+MAX_FIGURES = 5
+
+
+def read_history(path: str | PathLike[str]) -> list[dict[str, Any]]:
+    """Reads a history file as the run that is on disk now saw it.
+
+    Rows that a killed run wrote after the step it was resumed from are left out; of a
+    (kind, step) that is there twice the last wins; a line that is not whole is skipped.
+
+    Args:
+      path: `WORKDIR/history.jsonl`; absent = no rows.
+
+    Returns:
+      Rows in the order of steps; a metric that was not finite is NaN.
+    """
+    path = Path(path)
+    rows: dict[tuple[str, int], dict[str, Any]] = {}
+    if not path.exists():
+        return []
+    for line in path.read_text(encoding="utf-8", errors="replace").splitlines():
+        row = _parse_row(line)
+        if row is None:
+            continue
+        kind, step = row["kind"], row["step"]
+        if kind == RESUME:
+            rows = {key: kept for key, kept in rows.items() if key[1] <= step}
+        else:
+            rows[kind, step] = row
+    return sorted(rows.values(), key=lambda row: row["step"])
+
+
+class ThroughputMeter:
+    """Measures steps a second and the share of time spent waiting for input.
+
+    Args:
+      clock: seconds, monotonic.
+    """
+
+    def __init__(self, clock: Callable[[], float] = time.monotonic):
+        self._clock = clock
+        self.open_window(0)
+
+    def open_window(self, step: int) -> None:
+        """Starts a window at a step."""
+        self._step, self._start = step, self._clock()
+        self._waited = self._paused = 0.0
+
+    def waited(self, seconds: float) -> None:
+        """Adds time in which the loop stood still for want of a batch."""
+        self._waited += seconds
+
+    @contextmanager
+    def paused(self) -> Iterator[None]:
+        """Leaves what happens inside (evaluation, saving) out of the window."""
+        start = self._clock()
+        try:
+            yield
+        finally:
+            self._paused += self._clock() - start
+
+    def close_window(self, step: int) -> tuple[float, float]:
+        """Ends the window and opens the next: steps a second, input-wait share."""
+        seconds = max(self._clock() - self._start - self._paused, 1e-9)
+        result = (step - self._step) / seconds, min(self._waited / seconds, 1.0)
+        self.open_window(step)
+        return result
+
+
+class Telemetry:
+    """Shows and records a run; a context manager, so that all is closed.
+
+    Args:
+      workdir: gets `history.jsonl` and `tensorboard/`.
+      total_steps: steps of the whole run.
+      start_step: steps done already; what was recorded after it no longer counts.
+      is_lead: False = nothing is written anywhere.
+      stream: where a person looks; None = standard output.
+      clock: seconds, monotonic.
+    """
+
+    def __init__(
+        self,
+        workdir: str | PathLike[str],
+        *,
+        total_steps: int,
+        start_step: int,
+        is_lead: bool = True,
+        stream: TextIO | None = None,
+        clock: Callable[[], float] = time.monotonic,
+    ):
+        self._is_lead = is_lead
+        self._clock = clock
+        self._meter = ThroughputMeter(clock)
+        self._images_per_step = 0
+        self._pace: tuple[float, int] | None = None
+        self._stage, self._stage_first, self._stage_steps = "", 0, 0
+        self._total_steps = total_steps
+        self._f2 = math.nan
+        self._saved: int | None = None
+        if not is_lead:
+            return
+        workdir = Path(workdir)
+        workdir.mkdir(parents=True, exist_ok=True)
+        history_path = workdir / "history.jsonl"
+        is_resumed = _drop_partial_line(history_path)
+        self._history = history_path.open("a", encoding="utf-8")
+        if is_resumed:
+            self._append({"kind": RESUME, "step": start_step})
+        self._events = tensorboardX.SummaryWriter(
+            logdir=str(workdir / "tensorboard"),
+            purge_step=start_step + 1 if is_resumed else None,
+            flush_secs=10,
+        )
+        out: TextIO = sys.stdout if stream is None else stream
+        self._screen = _Bars(out) if out.isatty() else _Lines(out)
+
+    def __enter__(self) -> "Telemetry":
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.close()
+
+    def close(self) -> None:
+        """Flushes and closes everything; safe to call twice."""
+        if self._is_lead:
+            self._screen.close()
+            self._history.close()
+            self._events.close()
+            self._is_lead = False
+
+    def start_stage(
+        self,
+        name: str,
+        *,
+        first_step: int,
+        num_steps: int,
+        images_per_step: int,
+        step: int | None = None,
+        total_steps: int | None = None,
+    ) -> None:
+        """Starts a stage, or goes on with it after a resume.
+
+        Args:
+          name: of the stage.
+          first_step: run step at which the stage's own step is 0.
+          num_steps: steps of the stage, planned.
+          images_per_step: global batch size times accumulated micro-batches.
+          step: run step now, where the stage is resumed; None = `first_step`.
+          total_steps: of the whole run, where an early end has changed it.
+        """
+        self._stage, self._stage_first, self._stage_steps = name, first_step, num_steps
+        self._total_steps = total_steps or self._total_steps
+        # The first window holds the compilation: a pace from it would be fiction.
+        self._pace = None
+        self._images_per_step = images_per_step
+        self._meter.open_window(first_step if step is None else step)
+
+    def waited(self, seconds: float) -> None:
+        """Adds time in which the loop stood still for want of a batch."""
+        self._meter.waited(seconds)
+
+    def paused(self) -> AbstractContextManager[None]:
+        """Leaves what happens inside (evaluation) out of images a second."""
+        return self._meter.paused()
+
+    def log_train(self, step: int, metrics: Mapping[str, Any]) -> None:
+        """Records the training metrics of a step and moves the display.
+
+        Args:
+          step: updates done in the whole run.
+          metrics: name -> host number; `objective` is what a person is shown.
+        """
+        if not self._is_lead:
+            return
+        steps_per_second, wait = self._meter.close_window(step)
+        rate = steps_per_second * self._images_per_step
+        row = {name: float(value) for name, value in metrics.items()}
+        row |= {"images_per_second": rate, "input_wait_share": wait}
+        self._record("train", step, row)
+        parts = [self._place(step)]
+        if "objective" in row:
+            parts.append(f"objective {row['objective']:<8.4g}")
+        parts.append(f"f2 {'-' if math.isnan(self._f2) else f'{self._f2:.3f}':<5}")
+        parts += [f"images/s {rate:<6.4g}", f"wait {wait:>3.0%}"]
+        if self._saved is not None:
+            parts.append(f"saved {self._saved}")
+        self._screen.show(
+            parts,
+            stage=(self._stage, step - self._stage_first, self._stage_steps),
+            run=(step, self._total_steps),
+            seconds_per_step=self._seconds_per_step(step),
+        )
+
+    def log_evaluation(self, step: int, metrics: Mapping[str, Any]) -> None:
+        """Records an evaluation; keys are `split/name`, and `validation/f2` is shown.
+
+        Args:
+          step: updates done in the whole run.
+          metrics: name -> host number; the first five are printed.
+        """
+        if not self._is_lead:
+            return
+        row = {name: float(value) for name, value in metrics.items()}
+        self._record("evaluation", step, row)
+        self._f2 = row.get("validation/f2", self._f2)
+        figures = [f"{name} {value:.4g}" for name, value in row.items()]
+        parts = [f"{self._stage:<{STAGE_WIDTH}}", self._place(step)]
+        self.note(GAP.join(parts + figures[:MAX_FIGURES]))
+
+    def saved(self, step: int) -> None:
+        """Notes that a checkpoint of this step is on disk."""
+        self._saved = step
+
+    def note(self, text: str) -> None:
+        """Prints a line, above the bars where there are any."""
+        if self._is_lead:
+            self._screen.print(text)
+
+    def _place(self, step: int) -> str:
+        return f"step {step:>{len(str(self._total_steps))}}/{self._total_steps}"
+
+    def _seconds_per_step(self, step: int) -> float:
+        """Wall time a step since the stage's first log, evaluations included."""
+        now = self._clock()
+        if self._pace is None or step <= self._pace[1]:
+            self._pace = (now, step)
+            return math.nan
+        return (now - self._pace[0]) / (step - self._pace[1])
+
+    def _record(self, kind: str, step: int, row: dict[str, float]) -> None:
+        head = {"kind": kind, "step": step, "stage": self._stage}
+        head |= {"stage_step": step - self._stage_first}
+        # NaN is not JSON, and not every reader of the history is Python.
+        self._append(
+            head | {k: v if math.isfinite(v) else None for k, v in row.items()}
+        )
+        for name, value in row.items():
+            if math.isfinite(value):
+                tag = f"train/{name}" if kind == "train" else name
+                self._events.add_scalar(tag, value, step)
+
+    def _append(self, row: Mapping[str, Any]) -> None:
+        self._history.write(json.dumps(row) + "\n")
+        self._history.flush()
+
+
+class _Lines:
+    """One plain line for each log: for pipes, files and job logs."""
+
+    def __init__(self, stream: TextIO):
+        self._stream = stream
+
+    def show(self, parts, *, stage, run, seconds_per_step) -> None:
+        eta = _duration((run[1] - run[0]) * seconds_per_step)
+        self.print(GAP.join([f"{stage[0]:<{STAGE_WIDTH}}", *parts, f"eta {eta}"]))
+
+    def print(self, text: str) -> None:
+        print(text, file=self._stream, flush=True)
+
+    def close(self) -> None:
+        self._stream.flush()
+
+
+class _Bars:
+    """Two bars (stage and run) over a line of figures; colours obey NO_COLOR."""
+
+    def __init__(self, stream: TextIO):
+        self._console = Console(file=stream)
+        self._progress = Progress(
+            TextColumn("{task.description}"),
+            BarColumn(),
+            TaskProgressColumn(),
+            TextColumn("{task.completed:.0f}/{task.total:.0f}  eta {task.fields[eta]}"),
+            console=self._console,
+        )
+        self._bars = [self._progress.add_task("", total=1, eta="-") for _ in range(2)]
+        self._status = Text()
+        self._live = Live(
+            Group(self._progress, self._status),
+            console=self._console,
+            refresh_per_second=4,
+        )
+        self._live.start()
+
+    def show(self, parts, *, stage, run, seconds_per_step) -> None:
+        rows = (stage, ("whole run", *run))
+        for bar, (name, done, total) in zip(self._bars, rows, strict=True):
+            eta = _duration((total - done) * seconds_per_step)
+            self._progress.update(
+                bar, description=name, completed=done, total=total, eta=eta
+            )
+        self._status.plain = GAP.join(parts[1:])
+
+    def print(self, text: str) -> None:
+        self._console.print(text, markup=False, highlight=False, soft_wrap=True)
+
+    def close(self) -> None:
+        self._live.stop()
+
+
+def _drop_partial_line(path: Path) -> bool:
+    """Cuts a half-written last line off; tells whether the file was there."""
+    if not path.exists():
+        return False
+    with path.open("r+b") as file:
+        file.truncate(file.read().rfind(b"\n") + 1)
+    return True
+
+
+def _parse_row(line: str) -> dict[str, Any] | None:
+    try:
+        row = json.loads(line)
+    except json.JSONDecodeError:
+        return None
+    if not isinstance(row, dict) or not {"kind", "step"} <= row.keys():
+        return None
+    return {key: math.nan if value is None else value for key, value in row.items()}
+
+
+def _duration(seconds: float) -> str:
+    """`1h02m`, `1m20s` or `45s`; `-` where it is not known."""
+    if not math.isfinite(seconds):
+        return "-"
+    whole = max(round(seconds), 0)
+    if whole >= 3600:
+        return f"{whole // 3600}h{whole % 3600 // 60:02d}m"
+    return f"{whole // 60}m{whole % 60:02d}s" if whole >= 60 else f"{whole}s"
