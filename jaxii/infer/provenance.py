@@ -145,7 +145,7 @@ class Provenance:
         return sentences
 
     def to_json(self) -> dict[str, Any]:
-        """Returns the record as lists, strings and a boolean, ready for `json.dumps`."""
+        """Returns the record as lists, strings and a boolean, for `json.dumps`."""
         parts = {
             part: {kind: list(getattr(self._part(part), kind)) for kind in _KINDS}
             for part in PARTS
