@@ -238,13 +238,18 @@ class ResNet(nnx.Module):
     def __call__(
         self, images: Float[Array, "batch height width 3"], train: bool
     ) -> Float[Array, "batch feature"]:
-        x = self.stem_conv(images.astype(self.dtype))
-        x = jax.nn.relu(self.stem_norm(x, train))
-        if self.stem == "imagenet":
-            x = max_pool(x)
+        x = self.run_stem(images, train)
         for name in self.block_names:
             x = getattr(self, name)(x, train)
         return jnp.mean(x, axis=(1, 2), dtype=jnp.float32)
+
+    def run_stem(
+        self, images: Float[Array, "batch height width 3"], train: bool
+    ) -> Float[Array, "batch out_height out_width channel"]:
+        """Returns what the first stage is given."""
+        x = self.stem_conv(images.astype(self.dtype))
+        x = jax.nn.relu(self.stem_norm(x, train))
+        return max_pool(x) if self.stem == "imagenet" else x
 
 
 def check_shape(depth: int, width: int, stem: str) -> None:

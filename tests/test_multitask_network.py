@@ -1,0 +1,187 @@
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from jaxii.errors import InputError
+from jaxii.model.multitask import EMBEDDING_HEAD, make_network
+
+
+def network_of(**kwargs):
+    defaults = {
+        "depth": 18,
+        "num_classes": 5,
+        "embedding_dim": 3,
+        "width": 4,
+        "stem": "small",
+        "dtype": jnp.float32,
+    }
+    return make_network(**{**defaults, **kwargs})
+
+
+def images_of(batch=4):
+    rng = np.random.default_rng(0)
+    return jnp.asarray(rng.normal(size=(batch, 8, 8, 3)), jnp.float32)
+
+
+@pytest.fixture(scope="module")
+def trained():
+    """A network with its trees after one training pass, so that no value is trivial."""
+    network = network_of(zero_init_residual=False)
+    params, batch_stats = network.init(jax.random.key(0))
+    _, batch_stats = jax.jit(network.apply, static_argnames="train")(
+        params, batch_stats, images_of(), train=True, key=jax.random.key(1)
+    )
+    return network, params, batch_stats
+
+
+def evaluate(network, params, batch_stats, images=None):
+    apply = jax.jit(network.apply, static_argnames="train")
+    images = images_of() if images is None else images
+    return apply(params, batch_stats, images, train=False)[0]
+
+
+def key_types(tree):
+    for key, value in tree.items():
+        yield type(key)
+        if isinstance(value, dict):
+            yield from key_types(value)
+
+
+def test_trees_are_plain_dicts_with_string_keys(trained):
+    _, params, batch_stats = trained
+    assert set(params) == {"trunk", "classifier", "embedding"}
+    assert set(key_types({"params": params, "batch_stats": batch_stats})) == {str}
+
+
+def test_every_parameter_is_float32_under_bfloat16_compute():
+    trees = jax.eval_shape(network_of(dtype=jnp.bfloat16).init, jax.random.key(0))
+    assert {leaf.dtype for leaf in jax.tree.leaves(trees)} == {jnp.dtype("float32")}
+
+
+def test_init_depends_on_its_key_alone(trained):
+    network, first, _ = trained
+    again, other = (network.init(jax.random.key(seed))[0] for seed in (0, 1))
+    assert jax.tree.all(jax.tree.map(np.array_equal, first, again))
+    assert not np.array_equal(
+        other["classifier"]["kernel"], again["classifier"]["kernel"]
+    )
+
+
+def test_no_two_kernels_start_alike(trained):
+    _, params, _ = trained
+    block = params["trunk"]["stage1_block1"]
+    assert not np.array_equal(block["conv1"]["kernel"], block["conv2"]["kernel"])
+
+
+def test_the_classifier_starts_at_the_given_bias():
+    bias = np.linspace(-6, 1, 5, dtype=np.float32)
+    params, _ = network_of(classifier_bias=bias).init(jax.random.key(0))
+    np.testing.assert_array_equal(params["classifier"]["bias"], bias)
+
+
+def test_the_classifier_starts_at_zero_bias_by_default(trained):
+    _, params, _ = trained
+    assert not np.any(params["classifier"]["bias"])
+
+
+def test_dropping_the_embedding_head_leaves_the_logits_identical(trained):
+    network, params, batch_stats = trained
+    kept = {key: value for key, value in params.items() if key != EMBEDDING_HEAD}
+    pure = network_of(zero_init_residual=False, embedding_dim=0)
+    dropped = evaluate(pure, kept, batch_stats)
+    assert dropped.embedding is None
+    np.testing.assert_array_equal(
+        dropped.logits, evaluate(network, params, batch_stats).logits
+    )
+
+
+def test_outputs_have_one_row_an_image(trained):
+    outputs = evaluate(*trained)
+    assert outputs.logits.shape == (4, 5)
+    assert outputs.embedding.shape == (4, 3)
+    assert outputs.features.shape == (4, 32)
+
+
+def test_bfloat16_compute_gives_float32_outputs_near_the_float32_ones(trained):
+    _, params, batch_stats = trained
+    exact = evaluate(*trained)
+    half_network = network_of(zero_init_residual=False, dtype=jnp.bfloat16)
+    half = evaluate(half_network, params, batch_stats)
+    for a, b in zip(half, exact, strict=True):
+        assert a.dtype == jnp.float32
+        np.testing.assert_allclose(a, b, atol=0.05 * float(jnp.abs(b).max()))
+
+
+def test_training_moves_every_batch_statistic(trained):
+    network, _, after = trained
+    _, before = network.init(jax.random.key(0))
+    same = jax.tree.map(lambda a, b: bool(np.any(a == b)), before, after)
+    assert not any(jax.tree.leaves(same))
+
+
+def test_evaluation_returns_the_batch_statistics_unchanged(trained):
+    network, params, batch_stats = trained
+    _, after = network.apply(params, batch_stats, images_of(), train=False)
+    assert after is batch_stats
+
+
+def test_evaluation_of_an_image_does_not_depend_on_its_batch(trained):
+    whole = evaluate(*trained)
+    alone = evaluate(*trained, images=images_of()[:1])
+    np.testing.assert_allclose(alone.logits, whole.logits[:1], atol=1e-5)
+
+
+def test_dropout_changes_the_embedding_by_key_and_never_the_logits(trained):
+    network, params, batch_stats = trained
+    apply = jax.jit(network.apply, static_argnames="train")
+    first, other = (
+        apply(params, batch_stats, images_of(), train=True, key=jax.random.key(seed))[0]
+        for seed in (0, 1)
+    )
+    np.testing.assert_array_equal(first.logits, other.logits)
+    assert not np.array_equal(first.embedding, other.embedding)
+
+
+def test_dropout_without_a_key_is_refused(trained):
+    network, params, batch_stats = trained
+    with pytest.raises(ValueError, match="key"):
+        network.apply(params, batch_stats, images_of(), train=True)
+
+
+def test_training_without_an_embedding_head_needs_no_key():
+    network = network_of(embedding_dim=0)
+    trees = jax.eval_shape(network.init, jax.random.key(0))
+    outputs, _ = jax.eval_shape(
+        lambda p, s, x: network.apply(p, s, x, train=True), *trees, images_of()
+    )
+    assert outputs.logits.shape == (4, 5)
+
+
+def test_a_second_step_does_not_trace_again(trained):
+    network, params, batch_stats = trained
+    num_traces = 0
+
+    @jax.jit
+    def step(params, batch_stats, images, key):
+        nonlocal num_traces
+        num_traces += 1
+        return network.apply(params, batch_stats, images, train=True, key=key)
+
+    for seed in range(3):
+        _, batch_stats = step(params, batch_stats, images_of(), jax.random.key(seed))
+    assert num_traces == 1
+
+
+@pytest.mark.parametrize(
+    ("bad", "named"),
+    [
+        ({"num_classes": 0}, "num_classes=0"),
+        ({"embedding_dim": -1}, "embedding_dim=-1"),
+        ({"dropout": 1.0}, "dropout=1.0"),
+        ({"classifier_bias": np.zeros(4, np.float32)}, r"shape \(4,\)"),
+    ],
+)
+def test_sizes_out_of_range_are_refused_by_name(bad, named):
+    with pytest.raises(InputError, match=named):
+        network_of(**bad)
