@@ -13,7 +13,7 @@ from collections.abc import Callable, Iterator, Mapping
 from contextlib import AbstractContextManager, contextmanager
 from os import PathLike
 from pathlib import Path
-from typing import Any, TextIO
+from typing import Any
 
 import tensorboardX
 from rich.console import Console, Group
@@ -56,11 +56,7 @@ def read_history(path: str | PathLike[str]) -> list[dict[str, Any]]:
 
 
 class ThroughputMeter:
-    """Measures steps a second and the share of time spent waiting for input.
-
-    Args:
-      clock: seconds, monotonic.
-    """
+    """Measures steps a second and the share of time spent waiting for input."""
 
     def __init__(self, clock: Callable[[], float] = time.monotonic):
         self._clock = clock
@@ -111,7 +107,7 @@ class Telemetry:
         total_steps: int,
         start_step: int,
         is_lead: bool = True,
-        stream: TextIO | None = None,
+        stream: Any = None,
         clock: Callable[[], float] = time.monotonic,
     ):
         self._is_lead = is_lead
@@ -137,7 +133,7 @@ class Telemetry:
             purge_step=start_step + 1 if is_resumed else None,
             flush_secs=10,
         )
-        out: TextIO = sys.stdout if stream is None else stream
+        out = sys.stdout if stream is None else stream
         self._screen = _Bars(out) if out.isatty() else _Lines(out)
 
     def __enter__(self) -> "Telemetry":
@@ -273,7 +269,7 @@ class Telemetry:
 class _Lines:
     """One plain line for each log: for pipes, files and job logs."""
 
-    def __init__(self, stream: TextIO):
+    def __init__(self, stream: Any):
         self._stream = stream
 
     def show(self, parts, *, stage, run, seconds_per_step) -> None:
@@ -290,7 +286,7 @@ class _Lines:
 class _Bars:
     """Two bars (stage and run) over a line of figures; colours obey NO_COLOR."""
 
-    def __init__(self, stream: TextIO):
+    def __init__(self, stream: Any):
         self._console = Console(file=stream)
         self._progress = Progress(
             TextColumn("{task.description}"),

@@ -1,0 +1,340 @@
+import math
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from jaxii.objective.losses import (
+    LOSSES,
+    asl_loss,
+    bce_loss,
+    embedding_loss,
+    focal_loss,
+    has_positive,
+    soft_f_loss,
+)
+
+ALL = sorted(LOSSES)
+
+
+def example(num_images=5, num_classes=7, seed=0):
+    rng = np.random.default_rng(seed)
+    shape = (num_images, num_classes)
+    logits = rng.normal(0.0, 3.0, shape).astype(np.float32)
+    targets = rng.choice([0.0, 0.0, 1.0, 0.3], shape).astype(np.float32)
+    known = rng.choice([0.0, 1.0, 1.0], shape).astype(np.float32)
+    return logits, targets, known
+
+
+def on_device(*arrays):
+    return [jnp.asarray(array) for array in arrays]
+
+
+def looped(cell):
+    """The sum over known classes of cell(p, y), one Python float at a time."""
+
+    def loss(logits, targets, known):
+        rows = []
+        for row in range(logits.shape[0]):
+            total = 0.0
+            for column in range(logits.shape[1]):
+                if known[row, column]:
+                    p = 1.0 / (1.0 + math.exp(-float(logits[row, column])))
+                    total += cell(p, float(targets[row, column]))
+            rows.append(total)
+        return np.array(rows, np.float64)
+
+    return loss
+
+
+def bce_cell(p, y):
+    return -y * math.log(p) - (1 - y) * math.log(1 - p)
+
+
+def focal_cell(gamma, alpha):
+    positive_weight, negative_weight = (1, 1) if alpha is None else (alpha, 1 - alpha)
+
+    def cell(p, y):
+        positive = positive_weight * (1 - p) ** gamma * -math.log(p)
+        negative = negative_weight * p**gamma * -math.log(1 - p)
+        return y * positive + (1 - y) * negative
+
+    return cell
+
+
+def asl_cell(gamma_pos, gamma_neg, clip):
+    def cell(p, y):
+        q = max(p - clip, 0.0)
+        positive = (1 - p) ** gamma_pos * -math.log(p)
+        negative = q**gamma_neg * -math.log(1 - q)
+        return y * positive + (1 - y) * negative
+
+    return cell
+
+
+def soft_f_looped(logits, targets, known, beta):
+    rows = []
+    for x, y, k in zip(logits, targets, known, strict=True):
+        p = [1.0 / (1.0 + math.exp(-float(value))) for value in x]
+        counted = [c for c in range(len(p)) if k[c]]
+        hits = sum(p[c] * float(y[c]) for c in counted)
+        below = beta**2 * sum(float(y[c]) for c in counted) + sum(p[c] for c in counted)
+        rows.append(1 - (1 + beta**2) * hits / below)
+    return np.array(rows, np.float64)
+
+
+def test_bce_equals_the_looped_formula():
+    arrays = example()
+    expected = looped(bce_cell)(*arrays)
+    np.testing.assert_allclose(bce_loss(*on_device(*arrays)), expected, rtol=2e-6)
+
+
+@pytest.mark.parametrize("gamma", [0.0, 0.5, 1, 2.0, 5.0])
+@pytest.mark.parametrize("alpha", [None, 0.0, 0.25])
+def test_focal_equals_the_looped_formula(gamma, alpha):
+    arrays = example()
+    actual = focal_loss(*on_device(*arrays), gamma=gamma, alpha=alpha)
+    expected = looped(focal_cell(gamma, alpha))(*arrays)
+    np.testing.assert_allclose(actual, expected, rtol=1e-5)
+
+
+@pytest.mark.parametrize(
+    ("gamma_pos", "gamma_neg", "clip"),
+    [(0.0, 4.0, 0.05), (1, 4, 0.0), (0.0, 0.0, 0.2), (0.5, 0.5, 0.1), (0.5, 0.5, 0)],
+)
+def test_asl_equals_the_looped_formula(gamma_pos, gamma_neg, clip):
+    arrays = example()
+    actual = asl_loss(
+        *on_device(*arrays), gamma_pos=gamma_pos, gamma_neg=gamma_neg, clip=clip
+    )
+    expected = looped(asl_cell(gamma_pos, gamma_neg, clip))(*arrays)
+    np.testing.assert_allclose(actual, expected, rtol=1e-5, atol=1e-6)
+
+
+@pytest.mark.parametrize("beta", [1, 2.0])
+def test_soft_f_equals_the_looped_formula(beta):
+    arrays = example()
+    actual = soft_f_loss(*on_device(*arrays), beta=beta)
+    np.testing.assert_allclose(actual, soft_f_looped(*arrays, beta), atol=1e-6)
+
+
+def test_soft_f_of_a_certain_prediction_is_one_minus_f2():
+    # 2 hits of 3 true labels, 1 false alarm: F2 = 5*2 / (5*2 + 4*1 + 1) = 2/3.
+    logits = jnp.array([[50.0, 50.0, -50.0, 50.0, -50.0]])
+    targets = jnp.array([[1.0, 1.0, 1.0, 0.0, 0.0]])
+    loss = soft_f_loss(logits, targets, jnp.ones_like(targets))
+    np.testing.assert_allclose(loss, [1 / 3], rtol=1e-6)
+
+
+@pytest.mark.parametrize("compiled", [False, True])
+def test_focal_with_gamma_zero_is_bce_exactly(compiled):
+    arrays = on_device(*example(64, 33))
+    focal = jax.jit(focal_loss) if compiled else focal_loss
+    bce = jax.jit(bce_loss) if compiled else bce_loss
+    actual = focal(*arrays, gamma=jnp.float32(0.0))
+    np.testing.assert_array_equal(actual, bce(*arrays))
+
+
+def test_focal_with_gamma_zero_has_the_gradient_of_bce_where_p_is_one():
+    logits = jnp.array([[100.0, -100.0, 30.0, 0.0, -2.0]])
+    targets = jnp.array([[1.0, 0.0, 1.0, 1.0, 0.0]])
+    known = jnp.ones_like(targets)
+    focal = jax.grad(lambda x: focal_loss(x, targets, known, gamma=0.0).sum())(logits)
+    bce = jax.grad(lambda x: bce_loss(x, targets, known).sum())(logits)
+    np.testing.assert_allclose(focal, bce, rtol=1e-6)
+
+
+def test_a_traced_gamma_compiles_once():
+    arrays = on_device(*example())
+    traces = []
+
+    @jax.jit
+    def loss(gamma):
+        traces.append(gamma)
+        return focal_loss(*arrays, gamma=gamma)
+
+    for gamma in (0.0, 1.0, 2.0):
+        loss(jnp.float32(gamma))
+    assert len(traces) == 1
+
+
+def test_focal_has_a_finite_gradient_in_gamma_at_extreme_logits():
+    logits = jnp.array([[100.0, -100.0, 100.0, -100.0]])
+    targets = jnp.array([[1.0, 0.0, 0.0, 1.0]])
+
+    def total(gamma):
+        return focal_loss(logits, targets, jnp.ones_like(targets), gamma=gamma).sum()
+
+    for gamma in (0.0, 2.0):
+        assert np.isfinite(jax.grad(total)(jnp.float32(gamma)))
+
+
+def test_asl_without_clip_and_equal_gammas_is_focal():
+    arrays = on_device(*example())
+    actual = asl_loss(*arrays, gamma_pos=2.0, gamma_neg=2.0, clip=0.0)
+    np.testing.assert_allclose(actual, focal_loss(*arrays, gamma=2.0), rtol=1e-6)
+
+
+def test_asl_forgives_negatives_below_the_clip():
+    logits = jnp.full((1, 4), -4.0)
+    targets, known = jnp.zeros((1, 4)), jnp.ones((1, 4))
+    value, slope = jax.value_and_grad(
+        lambda x: asl_loss(x, targets, known, gamma_neg=0.5, clip=0.05).sum()
+    )(logits)
+    assert value == 0.0
+    np.testing.assert_array_equal(slope, np.zeros((1, 4)))
+
+
+@pytest.mark.parametrize("dtype", [jnp.float32, jnp.bfloat16])
+@pytest.mark.parametrize(
+    ("name", "params"),
+    [
+        ("bce", {}),
+        ("soft_f", {}),
+        ("focal", {}),
+        ("focal", {"gamma": 0.5, "alpha": 0.25}),
+        ("asl", {}),
+        ("asl", {"gamma_pos": 0.5, "gamma_neg": 0.5}),
+        ("asl", {"gamma_pos": 0.5, "gamma_neg": 0.5, "clip": 0.0}),
+    ],
+)
+def test_values_and_gradients_are_finite_at_extreme_logits(name, dtype, params):
+    extremes = np.array([100.0, -100.0, 0.0, 88.0, -104.0])
+    logits = jnp.asarray(np.tile(extremes, (4, 1)), dtype)
+    # All right, all wrong, soft, and without any label.
+    right = (extremes > 0).astype(np.float32)
+    targets = np.stack([right, 1 - right, np.full(5, 0.3), np.zeros(5)])
+    targets = jnp.asarray(targets, dtype)
+    known = jnp.ones_like(targets)
+
+    def total(logits, targets):
+        return LOSSES[name](logits, targets, known, **params).sum()
+
+    value = LOSSES[name](logits, targets, known, **params)
+    slopes = jax.grad(total, argnums=(0, 1))(logits, targets)
+    assert value.dtype == jnp.float32
+    assert np.all(np.isfinite(value))
+    for slope in slopes:
+        assert slope.dtype == dtype
+        assert np.all(np.isfinite(np.asarray(slope, np.float32)))
+
+
+@pytest.mark.parametrize("name", ALL)
+def test_ignored_classes_change_neither_the_value_nor_the_gradient(name):
+    logits, targets, known = example()
+    other = np.where(known > 0, logits, 77.0).astype(np.float32)
+    flipped = np.where(known > 0, targets, 1 - targets).astype(np.float32)
+    loss = LOSSES[name]
+    known = jnp.asarray(known)
+    before = loss(*on_device(logits, targets), known)
+    after = loss(*on_device(other, flipped), known)
+    np.testing.assert_array_equal(before, after)
+    slope = jax.grad(lambda x: loss(x, jnp.asarray(flipped), known).sum())(
+        jnp.asarray(other)
+    )
+    np.testing.assert_array_equal(np.asarray(slope)[np.asarray(known) == 0], 0.0)
+
+
+@pytest.mark.parametrize("name", ALL)
+def test_an_example_without_known_classes_is_finite_with_gradient_zero(name):
+    logits, targets, _ = on_device(*example())
+    known = jnp.zeros_like(targets)
+    value, slope = jax.value_and_grad(lambda x: LOSSES[name](x, targets, known).sum())(
+        logits
+    )
+    assert np.isfinite(value)
+    np.testing.assert_array_equal(slope, np.zeros_like(slope))
+
+
+@pytest.mark.parametrize("name", ALL)
+def test_gradients_equal_finite_differences(name):
+    logits, targets, known = example(2, 4, seed=3)
+    loss = LOSSES[name]
+    targets, known = on_device(targets, known)
+    slope = jax.grad(lambda x: loss(x, targets, known).sum())(jnp.asarray(logits))
+    step = 1e-2
+    for index in np.ndindex(*logits.shape):
+        up, down = logits.copy(), logits.copy()
+        up[index] += step
+        down[index] -= step
+        ends = [float(loss(jnp.asarray(x), targets, known).sum()) for x in (up, down)]
+        estimate = (ends[0] - ends[1]) / (2 * step)
+        np.testing.assert_allclose(slope[index], estimate, atol=2e-3)
+
+
+@pytest.mark.parametrize("name", ALL)
+def test_bfloat16_inputs_are_computed_in_float32(name):
+    low = [jnp.asarray(array, jnp.bfloat16) for array in example()]
+    high = [array.astype(jnp.float32) for array in low]
+    np.testing.assert_array_equal(LOSSES[name](*low), LOSSES[name](*high))
+
+
+@pytest.mark.parametrize("name", ALL)
+def test_each_example_depends_on_itself_alone(name):
+    arrays = on_device(*example())
+    together = LOSSES[name](*arrays)
+    alone = LOSSES[name](*(array[2:3] for array in arrays))
+    np.testing.assert_allclose(alone, together[2:3], rtol=1e-6)
+
+
+def embeddings(seed=0):
+    rng = np.random.default_rng(seed)
+    return on_device(*rng.normal(size=(2, 6, 9)).astype(np.float32))
+
+
+def test_embedding_loss_equals_one_minus_the_cosine():
+    predicted, target = embeddings()
+    expected = []
+    for p, t in zip(np.float64(predicted), np.float64(target), strict=True):
+        expected.append(1 - p @ t / (np.linalg.norm(p) * np.linalg.norm(t)))
+    np.testing.assert_allclose(embedding_loss(predicted, target), expected, atol=1e-6)
+
+
+@pytest.mark.parametrize("scale", [1e-3, 1e3])
+def test_embedding_loss_does_not_depend_on_either_length(scale):
+    predicted, target = embeddings()
+    base = embedding_loss(predicted, target)
+    np.testing.assert_allclose(
+        embedding_loss(scale * predicted, target), base, atol=1e-6
+    )
+    np.testing.assert_allclose(
+        embedding_loss(predicted, scale * target), base, atol=1e-6
+    )
+
+
+def test_embedding_loss_is_between_zero_and_two():
+    predicted, _ = embeddings()
+    np.testing.assert_allclose(embedding_loss(predicted, predicted), 0.0, atol=1e-6)
+    np.testing.assert_allclose(embedding_loss(predicted, -predicted), 2.0, atol=1e-6)
+
+
+@pytest.mark.parametrize("dtype", [jnp.float32, jnp.bfloat16])
+@pytest.mark.parametrize("zero", ["predicted", "target", "both"])
+def test_embedding_loss_of_a_zero_vector_is_one_with_finite_gradient(zero, dtype):
+    predicted, target = (array.astype(dtype) for array in embeddings())
+    predicted = predicted if zero == "target" else jnp.zeros_like(predicted)
+    target = target if zero == "predicted" else jnp.zeros_like(target)
+    np.testing.assert_array_equal(embedding_loss(predicted, target), np.ones(6))
+    slopes = jax.grad(lambda p, t: embedding_loss(p, t).sum(), argnums=(0, 1))(
+        predicted, target
+    )
+    for slope in slopes:
+        assert np.all(np.isfinite(np.asarray(slope, np.float32)))
+
+
+def test_a_zero_target_does_not_move_the_prediction():
+    predicted, target = embeddings()
+    slope = jax.grad(lambda p: embedding_loss(p, jnp.zeros_like(target)).sum())(
+        predicted
+    )
+    np.testing.assert_array_equal(slope, np.zeros_like(slope))
+
+
+def test_has_positive_is_zero_only_without_any_label():
+    targets = jnp.array([[0.0, 0.0], [0.0, 1.0], [0.2, 0.0]])
+    np.testing.assert_array_equal(has_positive(targets), [0.0, 1.0, 1.0])
+
+
+def test_the_losses_are_a_visible_table():
+    assert ALL == ["asl", "bce", "focal", "soft_f"]

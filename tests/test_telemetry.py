@@ -1,0 +1,331 @@
+import io
+import json
+import math
+
+import pytest
+from tensorboardX.proto.event_pb2 import Event
+
+from jaxii.train.telemetry import Telemetry, ThroughputMeter, read_history
+
+
+class Clock:
+    """Time that passes only when a test says so."""
+
+    def __init__(self):
+        self.now = 100.0
+
+    def __call__(self):
+        return self.now
+
+    def sleep(self, seconds):
+        self.now += seconds
+
+
+class Terminal(io.StringIO):
+    def isatty(self):
+        return True
+
+
+def open_telemetry(workdir, stream=None, clock=None, **changes):
+    settings = {"total_steps": 600, "start_step": 0} | changes
+    return Telemetry(
+        workdir, stream=stream or io.StringIO(), clock=clock or Clock(), **settings
+    )
+
+
+def start(telemetry, name="multitask", first_step=0, num_steps=400, step=None):
+    telemetry.start_stage(
+        name, first_step=first_step, num_steps=num_steps, images_per_step=32, step=step
+    )
+
+
+def history(workdir):
+    return read_history(workdir / "history.jsonl")
+
+
+def read_events(directory):
+    """The events of all files, through the framing: length, crc, payload, crc."""
+    events = []
+    for path in sorted(directory.iterdir()):
+        data, at = path.read_bytes(), 0
+        while at < len(data):
+            length = int.from_bytes(data[at : at + 8], "little")
+            event = Event()
+            event.ParseFromString(data[at + 12 : at + 12 + length])
+            events.append(event)
+            at += length + 16
+    return events
+
+
+def scalars(directory):
+    return {
+        (value.tag, event.step): value.simple_value
+        for event in read_events(directory)
+        for value in event.summary.value
+    }
+
+
+def test_a_log_is_one_plain_line_where_there_is_no_terminal(tmp_path):
+    stream, clock = io.StringIO(), Clock()
+    with open_telemetry(tmp_path, stream, clock) as telemetry:
+        start(telemetry)
+        clock.sleep(8.0)
+        telemetry.log_train(60, {"objective": 4.0})
+        clock.sleep(10.0)
+        telemetry.waited(0.2)
+        telemetry.log_train(120, {"objective": 3.412})
+    assert stream.getvalue().splitlines()[1] == (
+        "multitask   step 120/600  objective 3.412     f2 -      images/s 192   "
+        "  wait  2%  eta 1m20s"
+    )
+
+
+def test_plain_lines_of_one_stage_are_aligned(tmp_path):
+    stream, clock = io.StringIO(), Clock()
+    with open_telemetry(tmp_path, stream, clock) as telemetry:
+        start(telemetry)
+        for step, objective in ((5, 123.45678), (50, 0.5), (100, 1e-5)):
+            clock.sleep(1.0)
+            telemetry.log_train(step, {"objective": objective})
+    columns = {line.index("  images/s") for line in stream.getvalue().splitlines()}
+    assert len(columns) == 1
+
+
+def test_plain_output_has_no_escape_codes_even_with_force_color(tmp_path, monkeypatch):
+    monkeypatch.setenv("FORCE_COLOR", "1")
+    stream = io.StringIO()
+    with open_telemetry(tmp_path, stream) as telemetry:
+        start(telemetry)
+        telemetry.log_train(1, {"objective": 1.0})
+        telemetry.note("[bold]a note[/bold]")
+    assert "\x1b" not in stream.getvalue()
+    assert "[bold]a note[/bold]" in stream.getvalue()
+
+
+def test_a_terminal_shows_both_bars_the_figures_and_the_last_save(
+    tmp_path, monkeypatch
+):
+    monkeypatch.setenv("TERM", "xterm")
+    monkeypatch.setenv("COLUMNS", "120")
+    stream, clock = Terminal(), Clock()
+    with open_telemetry(tmp_path, stream, clock) as telemetry:
+        start(telemetry)
+        telemetry.saved(40)
+        telemetry.log_evaluation(40, {"validation/f2": 0.41})
+        clock.sleep(1.0)
+        telemetry.log_train(60, {"objective": 2.5})
+    shown = stream.getvalue()
+    for text in ("multitask", "whole run", "60/400", "60/600", "objective 2.5"):
+        assert text in shown
+    assert "f2 0.410" in shown
+    assert "saved 40" in shown
+
+
+def test_no_color_is_respected_on_a_terminal(tmp_path, monkeypatch):
+    monkeypatch.setenv("TERM", "xterm-256color")
+    monkeypatch.setenv("NO_COLOR", "1")
+    stream = Terminal()
+    with open_telemetry(tmp_path, stream) as telemetry:
+        start(telemetry)
+        telemetry.log_train(60, {"objective": 2.5})
+    assert "\x1b[38;" not in stream.getvalue()
+    assert "\x1b[3" not in stream.getvalue()
+
+
+def test_a_square_bracket_in_a_note_is_printed_as_it_is(tmp_path, monkeypatch):
+    monkeypatch.setenv("TERM", "xterm")
+    stream = Terminal()
+    with open_telemetry(tmp_path, stream) as telemetry:
+        telemetry.note("kept [/m/0abc] as it is")
+    assert "kept [/m/0abc] as it is" in stream.getvalue()
+
+
+def test_an_evaluation_prints_its_figures_and_later_lines_show_its_f2(tmp_path):
+    stream = io.StringIO()
+    with open_telemetry(tmp_path, stream) as telemetry:
+        start(telemetry)
+        telemetry.log_evaluation(40, {"validation/f2": 0.4123, "validation/map": 0.3})
+        telemetry.log_train(60, {"objective": 1.0})
+    first, second = stream.getvalue().splitlines()
+    assert first.endswith("step  40/600  validation/f2 0.4123  validation/map 0.3")
+    assert "f2 0.412 " in second
+
+
+def test_images_a_second_leave_evaluation_time_out():
+    clock = Clock()
+    meter = ThroughputMeter(clock)
+    meter.open_window(10)
+    clock.sleep(4.0)
+    with meter.paused():
+        clock.sleep(100.0)
+    meter.waited(1.0)
+    assert meter.close_window(30) == (pytest.approx(5.0), pytest.approx(0.25))
+
+
+def test_each_window_is_measured_on_its_own():
+    clock = Clock()
+    meter = ThroughputMeter(clock)
+    meter.open_window(0)
+    meter.waited(1.0)
+    clock.sleep(2.0)
+    meter.close_window(10)
+    clock.sleep(5.0)
+    assert meter.close_window(20) == (pytest.approx(2.0), 0.0)
+
+
+def test_time_is_left_out_also_when_the_evaluation_fails():
+    clock = Clock()
+    meter = ThroughputMeter(clock)
+    meter.open_window(0)
+    with pytest.raises(RuntimeError), meter.paused():
+        clock.sleep(50.0)
+        raise RuntimeError
+    clock.sleep(1.0)
+    assert meter.close_window(3)[0] == pytest.approx(3.0)
+
+
+def test_the_eta_does_not_count_the_compilation(tmp_path):
+    stream, clock = io.StringIO(), Clock()
+    with open_telemetry(tmp_path, stream, clock, total_steps=30) as telemetry:
+        start(telemetry)
+        clock.sleep(1000.0)
+        telemetry.log_train(10, {})
+        clock.sleep(10.0)
+        telemetry.log_train(20, {})
+    first, second = stream.getvalue().splitlines()
+    assert first.endswith("eta -")
+    assert second.endswith("eta 10s")
+
+
+def test_a_resumed_stage_measures_from_the_step_it_resumed_at(tmp_path):
+    clock = Clock()
+    with open_telemetry(tmp_path, clock=clock, start_step=50) as telemetry:
+        start(telemetry, step=50)
+        clock.sleep(10.0)
+        telemetry.log_train(60, {})
+    assert history(tmp_path)[0]["images_per_second"] == pytest.approx(32.0)
+
+
+def test_a_train_row_has_the_agreed_keys(tmp_path):
+    with open_telemetry(tmp_path) as telemetry:
+        start(telemetry, "finetune", first_step=100)
+        telemetry.log_train(120, {"objective": 2.0, "loss/bce": 1.5})
+    (row,) = history(tmp_path)
+    assert row.pop("images_per_second") > 0
+    assert row == {
+        "kind": "train",
+        "step": 120,
+        "stage": "finetune",
+        "stage_step": 20,
+        "objective": 2.0,
+        "loss/bce": 1.5,
+        "input_wait_share": 0.0,
+    }
+
+
+def test_a_row_is_on_disk_as_soon_as_it_is_logged(tmp_path):
+    with open_telemetry(tmp_path) as telemetry:
+        start(telemetry)
+        telemetry.log_evaluation(10, {"validation/f2": 0.5})
+        assert history(tmp_path)[0]["validation/f2"] == 0.5
+
+
+def test_a_metric_that_is_not_finite_is_json_null_and_reads_as_nan(tmp_path):
+    with open_telemetry(tmp_path) as telemetry:
+        start(telemetry)
+        telemetry.log_train(10, {"objective": math.nan, "gradient_norm": math.inf})
+    text = (tmp_path / "history.jsonl").read_text()
+    assert json.loads(text, parse_constant=pytest.fail)["objective"] is None
+    assert math.isnan(history(tmp_path)[0]["gradient_norm"])
+
+
+def write_run(workdir, steps, start_step, value):
+    with open_telemetry(workdir, start_step=start_step) as telemetry:
+        start(telemetry, step=start_step)
+        for step in steps:
+            telemetry.log_train(step, {"objective": value})
+
+
+def test_after_a_resume_later_rows_of_the_killed_run_no_longer_count(tmp_path):
+    write_run(tmp_path, (10, 20, 30, 35), 0, 1.0)
+    write_run(tmp_path, (30, 40), 20, 2.0)
+    found = [(row["step"], row["objective"]) for row in history(tmp_path)]
+    assert found == [(10, 1.0), (20, 1.0), (30, 2.0), (40, 2.0)]
+
+
+def test_of_a_kind_and_step_that_is_there_twice_the_last_counts(tmp_path):
+    path = tmp_path / "history.jsonl"
+    rows = [
+        {"kind": "train", "step": 5, "objective": 1.0},
+        {"kind": "evaluation", "step": 5, "validation/f2": 0.1},
+        {"kind": "train", "step": 5, "objective": 2.0},
+    ]
+    path.write_text("".join(json.dumps(row) + "\n" for row in rows))
+    assert sorted(read_history(path), key=lambda row: row["kind"]) == rows[1:]
+
+
+def test_a_half_written_last_line_is_skipped_by_the_reader(tmp_path):
+    write_run(tmp_path, (10,), 0, 1.0)
+    with (tmp_path / "history.jsonl").open("a") as file:
+        file.write('{"kind": "train", "st')
+    assert [row["step"] for row in history(tmp_path)] == [10]
+
+
+def test_a_half_written_last_line_does_not_spoil_the_next(tmp_path):
+    write_run(tmp_path, (10,), 0, 1.0)
+    with (tmp_path / "history.jsonl").open("a") as file:
+        file.write('{"kind": "train", "st')
+    write_run(tmp_path, (20,), 10, 1.0)
+    lines = (tmp_path / "history.jsonl").read_text().splitlines()
+    assert all(json.loads(line) for line in lines)
+    assert [row["step"] for row in history(tmp_path)] == [10, 20]
+
+
+def test_an_absent_history_has_no_rows(tmp_path):
+    assert history(tmp_path) == []
+
+
+def test_event_files_hold_the_scalars(tmp_path):
+    with open_telemetry(tmp_path) as telemetry:
+        start(telemetry)
+        telemetry.log_train(10, {"objective": 2.5, "gradient_norm": math.nan})
+        telemetry.log_evaluation(10, {"validation/f2": 0.25})
+    found = scalars(tmp_path / "tensorboard")
+    assert found["train/objective", 10] == 2.5
+    assert found["validation/f2", 10] == 0.25
+    assert ("train/gradient_norm", 10) not in found
+
+
+def test_a_resumed_run_purges_later_events(tmp_path):
+    write_run(tmp_path, (10, 20, 30), 0, 1.0)
+    write_run(tmp_path, (30,), 20, 2.0)
+    starts = [
+        event.step
+        for event in read_events(tmp_path / "tensorboard")
+        if event.HasField("session_log")
+    ]
+    assert starts == [21]
+
+
+def test_only_the_lead_process_writes(tmp_path):
+    stream = io.StringIO()
+    workdir = tmp_path / "run"
+    with open_telemetry(workdir, stream, is_lead=False) as telemetry:
+        start(telemetry)
+        with telemetry.paused():
+            telemetry.log_evaluation(10, {"validation/f2": 0.25})
+        telemetry.waited(1.0)
+        telemetry.log_train(10, {"objective": 2.5})
+        telemetry.saved(10)
+        telemetry.note("unheard")
+    assert stream.getvalue() == ""
+    assert not workdir.exists()
+
+
+def test_closing_twice_and_logging_after_it_do_no_harm(tmp_path):
+    telemetry = open_telemetry(tmp_path)
+    start(telemetry)
+    telemetry.close()
+    telemetry.close()
+    telemetry.log_train(10, {"objective": 1.0})
+    assert history(tmp_path) == []
