@@ -1,0 +1,92 @@
+"""What preparation read, kept and dropped, and why, for each file and split."""
+
+import json
+import os
+from collections.abc import Iterable, Mapping
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+from typing import Any
+
+NUM_EXAMPLES = 5
+
+
+@dataclass(frozen=True)
+class Tally:
+    """The account of one file (in rows) or split (in images).
+
+    Args:
+      name: of the file or split.
+      unit: what is counted: "rows", "images", "labels".
+      read: how many there were.
+      kept: how many of them are in the dataset.
+      dropped: reason -> how many; `read` = `kept` + all of these.
+      examples: reason -> the first few that it met.
+      notes: further figures, such as labels kept by source.
+    """
+
+    name: str
+    unit: str
+    read: int
+    kept: int
+    dropped: Mapping[str, int] = field(default_factory=dict)
+    examples: Mapping[str, tuple[str, ...]] = field(default_factory=dict)
+    notes: Mapping[str, int] = field(default_factory=dict)
+
+    def line(self) -> str:
+        """Returns the account as one line of text."""
+        parts = [f"{self.name}: {self.read:,} {self.unit} read, {self.kept:,} kept"]
+        for reason, number in self.dropped.items():
+            if number:
+                ids = ", ".join(self.examples.get(reason, ()))
+                parts.append(f"{number:,} {reason}" + (f" ({ids})" if ids else ""))
+        parts += [f"{what} {number:,}" for what, number in self.notes.items()]
+        return "; ".join(parts)
+
+
+@dataclass(frozen=True)
+class Counts:
+    """The account of a preparation.
+
+    Args:
+      files: one tally a label or metadata file, in rows.
+      splits: one tally a split, in images.
+    """
+
+    files: tuple[Tally, ...]
+    splits: tuple[Tally, ...]
+
+    def lines(self) -> list[str]:
+        """Returns the account as lines of text, files first."""
+        return [tally.line() for tally in (*self.files, *self.splits)]
+
+    def split(self, name: str) -> Tally:
+        """Returns the tally of a split; KeyError if there is none."""
+        return {tally.name: tally for tally in self.splits}[name]
+
+    def file(self, name: str) -> Tally:
+        """Returns the tally of a file by its file name; KeyError if there is none."""
+        return {tally.name: tally for tally in self.files}[name]
+
+    def save(self, path: Path) -> None:
+        """Writes the account as JSON, whole or not at all."""
+        part = path.with_name(f"{path.name}.{os.getpid()}.part")
+        part.write_text(json.dumps(asdict(self), indent=1) + "\n")
+        part.replace(path)
+
+    @classmethod
+    def load(cls, path: Path) -> "Counts":
+        """Reads what `save` wrote."""
+        stored = json.loads(path.read_text())
+        return cls(_tallies(stored["files"]), _tallies(stored["splits"]))
+
+
+def few(names: Iterable[str]) -> tuple[str, ...]:
+    """Returns the first few names, for the examples of a reason."""
+    return tuple(name for name, _ in zip(names, range(NUM_EXAMPLES), strict=False))
+
+
+def _tallies(stored: list[dict[str, Any]]) -> tuple[Tally, ...]:
+    return tuple(
+        Tally(**{**t, "examples": {k: tuple(v) for k, v in t["examples"].items()}})
+        for t in stored
+    )

@@ -1,0 +1,98 @@
+"""The folder of a prepared dataset: its file names, how it is begun and completed.
+
+`open_images` begins it before it writes shards and completes it after them; `sources`
+reads the files named here. TFDS's `dataset_info.json` is written last: where it is, the
+dataset is whole.
+"""
+
+import json
+import os
+import shutil
+from collections.abc import Mapping
+from pathlib import Path
+
+import tensorflow_datasets as tfds
+from etils import epath
+from tensorflow_datasets.core import splits as split_lib
+
+from jaxii.data import schema
+from jaxii.data.shards import Written
+from jaxii.errors import InputError
+
+INFO_FILE = "dataset_info.json"
+LABELS_FILE = "labels.csv"
+COUNTS_FILE = "counts.json"
+INPUTS_FILE = "preparation.json"
+
+
+def index_path(directory: Path, split: str) -> Path:
+    """Returns where the index of a split is kept."""
+    return directory / f"index-{split}.parquet"
+
+
+def begin(output: Path, fingerprint: str) -> bool:
+    """Claims the output folder; returns whether the dataset is complete already."""
+    inputs = output / INPUTS_FILE
+    output.mkdir(parents=True, exist_ok=True)
+    if inputs.exists():
+        if json.loads(inputs.read_text()).get("fingerprint") != fingerprint:
+            raise InputError(
+                f"{output} was prepared from other files or with other options; choose "
+                "another folder, or delete it"
+            )
+        return (output / INFO_FILE).exists()
+    if any(output.iterdir()):
+        raise InputError(
+            f"{output} is not empty and no preparation was begun in it; choose an "
+            "empty or new folder"
+        )
+    part = output / (INPUTS_FILE + ".part")
+    part.write_text(json.dumps({"fingerprint": fingerprint}) + "\n")
+    part.replace(inputs)
+    return False
+
+
+def complete(
+    output: Path, features: tfds.features.FeaturesDict, written: Mapping[str, Written]
+) -> None:
+    draft = output / "metadata.part"
+    shutil.rmtree(draft, ignore_errors=True)
+    draft.mkdir()
+    identity = tfds.core.DatasetIdentity(
+        name=schema.NAME,
+        version=tfds.core.Version(schema.VERSION),
+        data_dir=os.fspath(output),
+        module_name="",
+    )
+    info = tfds.core.DatasetInfo(
+        builder=identity,
+        features=features,
+        description="Images with labels from people, boxes and a machine.",
+    )
+    info.set_file_format("array_record")
+    template = tfds.core.ShardedFileTemplate(
+        data_dir=epath.Path(output),
+        dataset_name=schema.NAME,
+        filetype_suffix="array_record",
+    )
+    info.set_splits(
+        split_lib.SplitDict(
+            tfds.core.SplitInfo(
+                name=name,
+                shard_lengths=result.shard_lengths,
+                num_bytes=result.num_bytes,
+                filename_template=template.replace(split=name),
+            )
+            for name, result in written.items()
+        )
+    )
+    info.write_to_directory(draft)
+    for path in output.glob("*.part"):
+        if path.is_file():
+            path.unlink()
+    # The file that says "complete" comes last.
+    for path in sorted(draft.iterdir(), key=lambda path: path.name == INFO_FILE):
+        path.replace(output / path.name)
+    draft.rmdir()
+    for path in output.glob("*.array_record-*.json"):
+        path.unlink()

@@ -1,0 +1,336 @@
+"""Reads the CSV files of a labelled image collection into tables of whole numbers.
+
+Codes become positions in the vocabulary and image ids become row numbers while polars
+streams a file, so that 15 million rows take seconds; every row that is left out is
+counted with the reason. `open_images` decides which files belong to which split.
+"""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import polars as pl
+
+from jaxii.data.counts import Tally, few
+from jaxii.data.labels import Vocabulary
+from jaxii.errors import InputError
+
+MAX_UNKNOWN_SHARE = 0.05
+LABEL_COLUMNS = ("ImageID", "LabelName", "Confidence")
+_NOT_TRAINABLE, _UNKNOWN = -1, -2
+
+
+@dataclass(frozen=True)
+class Codes:
+    """The label codes that files may use.
+
+    Args:
+      vocabulary: the trainable ones, in their official order.
+      known: all described codes, trainable or not.
+      described_in: the name of the file with the known ones, for messages.
+    """
+
+    vocabulary: Vocabulary
+    known: frozenset[str]
+    described_in: str
+
+    def table(self) -> pl.DataFrame:
+        """Returns code -> label, -1 where it is known but not trainable."""
+        trainable = self.vocabulary.index()
+        others = sorted(self.known - trainable.keys())
+        return pl.DataFrame(
+            {
+                "code": [*trainable, *others],
+                "label": [*trainable.values(), *[_NOT_TRAINABLE] * len(others)],
+            },
+            schema={"code": pl.String, "label": pl.Int32},
+        )
+
+
+@dataclass(frozen=True)
+class Entries:
+    """Labels read from one file: equal-length columns, one entry a row.
+
+    Args:
+      rows: row number of the image.
+      labels: vocabulary index.
+      confidences: in [0, 1].
+    """
+
+    rows: np.ndarray
+    labels: np.ndarray
+    confidences: np.ndarray
+
+
+def read_codes(trainable: Path, descriptions: Path | None) -> Codes:
+    """Reads the class files.
+
+    Args:
+      trainable: CSV with the column label_code; its order is the order of the classes.
+      descriptions: CSV with the columns label_code,description; more codes than the
+        trainable ones are fine.
+
+    Raises:
+      InputError: a wrong header, no class, or a class listed twice.
+    """
+    codes = _read(trainable, ("label_code",))["label_code"].to_list()
+    if not codes:
+        raise InputError(f"{trainable} lists no class; it needs one label_code a row")
+    names: dict[str, str] = {}
+    if descriptions is not None:
+        table = _read(descriptions, ("label_code", "description"))
+        names = dict(zip(table["label_code"], table["description"], strict=True))
+    try:
+        vocabulary = Vocabulary(tuple(codes), tuple(names.get(c) or c for c in codes))
+    except InputError as error:
+        raise InputError(f"{trainable}: {error}") from error
+    described_in = descriptions.name if descriptions else trainable.name
+    return Codes(vocabulary, frozenset(names) | set(codes), described_in)
+
+
+def read_labels(
+    path: Path, codes: Codes, image_ids: pl.Series
+) -> tuple[Entries, Tally]:
+    """Reads a file with one label a row: ImageID,Source,LabelName,Confidence.
+
+    Columns beyond these (the corners of boxes, say) are not looked at.
+
+    Args:
+      path: the CSV file.
+      codes: what LabelName may be.
+      image_ids: text, unique; the images there are, in the order of their row numbers.
+
+    Returns:
+      One entry for each (image, label), with the largest of its confidences; and the
+      account of the rows.
+
+    Raises:
+      InputError: a wrong header, a confidence that is no number from 0 to 1, or more
+        than one row in twenty with an unknown code.
+    """
+    _check_header(path, LABEL_COLUMNS)
+    lazy = pl.scan_csv(path, infer_schema=False).select(
+        image=pl.col("ImageID").str.strip_chars(),
+        code=pl.col("LabelName").str.strip_chars(),
+        confidence=pl.col("Confidence"),
+    )
+    return _collect(path, lazy, codes, image_ids)
+
+
+def read_image_labels(
+    path: Path, codes: Codes, image_ids: pl.Series, *, header: bool
+) -> tuple[Entries, Tally, pl.Series]:
+    """Reads a file with one image a row: image_id,labels (codes between spaces).
+
+    Args:
+      path: the CSV file.
+      codes: what labels may be.
+      image_ids: as in `read_labels`.
+      header: whether the first line is "image_id,labels"; without one, the first two
+        columns are taken.
+
+    Returns:
+      One entry for each (image, label), confidence 1; the account, in labels; the ids
+      that the file lists, in its order, each once.
+
+    Raises:
+      InputError: as in `read_labels`.
+    """
+    table = read_rows(path, header=header)
+    lazy = table.lazy().select(
+        image="image_id",
+        code=pl.col("labels").fill_null("").str.strip_chars().str.split(" "),
+        confidence=pl.lit("1"),
+    )
+    lazy = lazy.explode("code").filter(pl.col("code") != "")
+    entries, tally = _collect(path, lazy, codes, image_ids, unit="labels")
+    return entries, tally, table["image_id"].unique(maintain_order=True)
+
+
+def read_rows(path: Path, *, header: bool) -> pl.DataFrame:
+    """Reads the text columns image_id,labels of a submission-like file.
+
+    Args:
+      path: the CSV file.
+      header: as in `read_image_labels`.
+
+    Raises:
+      InputError: no such columns.
+    """
+    if header:
+        table = _read(path, ("image_id", "labels"))
+    else:
+        table = _read(path, None)
+        if table.width < 2:
+            raise InputError(
+                f"{path} has one column; it needs two without a header: an image id, "
+                "and label codes separated by spaces"
+            )
+        table = table.select(image_id=table.columns[0], labels=table.columns[1])
+        if len(table) and table["image_id"][0] in ("image_id", "ImageID"):
+            raise InputError(
+                f"{path} starts with a header ({','.join(table.row(0))}); it must have "
+                "none: delete its first line"
+            )
+    table = table.with_columns(pl.col("image_id").str.strip_chars())
+    return table.filter(pl.col("image_id").fill_null("") != "")
+
+
+def read_metadata(path: Path) -> tuple[pl.DataFrame, Tally]:
+    """Reads image_id and whichever of group, domain, slice a metadata file has.
+
+    Returns:
+      A table with image_id (each once, the first row wins) and the three columns, null
+      where absent or empty; and the account of the rows.
+
+    Raises:
+      InputError: no column image_id, or none of the three.
+    """
+    table = _read(path, ("image_id",))
+    known = ("group", "domain", "slice")
+    if not set(known) & set(table.columns):
+        raise InputError(
+            f"{path} has the columns {','.join(table.columns)}; it needs image_id and "
+            "at least one of group, domain, slice"
+        )
+    columns = [
+        pl.when(pl.col(name) != "").then(pl.col(name)).alias(name)
+        if name in table.columns
+        else pl.lit(None, pl.String).alias(name)
+        for name in known
+    ]
+    chosen = table.select("image_id", *columns)
+    once = chosen.unique("image_id", keep="first", maintain_order=True)
+    twice = len(chosen) - len(once)
+    return once, Tally(path.name, "rows", len(chosen), len(once), {"repeated": twice})
+
+
+def _collect(
+    path: Path,
+    lazy: pl.LazyFrame,
+    codes: Codes,
+    image_ids: pl.Series,
+    unit: str = "rows",
+) -> tuple[Entries, Tally]:
+    images = pl.DataFrame({"image": image_ids}).with_row_index("row").lazy()
+    joined = lazy.join(images, on="image", how="left").join(
+        codes.table().lazy(), on="code", how="left"
+    )
+    numbers = joined.select(
+        "row",
+        pl.col("label").fill_null(_UNKNOWN),
+        confidence=pl.col("confidence")
+        .str.strip_chars()
+        .cast(pl.Float32, strict=False),
+    )
+    table = _run(path, numbers)
+    _check_confidences(path, lazy, table["confidence"])
+    unknown = int((table["label"] == _UNKNOWN).sum())
+    if unknown > MAX_UNKNOWN_SHARE * len(table):
+        raise _unknown_codes(path, lazy, codes, unknown, len(table))
+    dropped = {
+        "label not trainable": int((table["label"] == _NOT_TRAINABLE).sum()),
+        "unknown label code": unknown,
+    }
+    usable = table.filter(pl.col("label") >= 0)
+    dropped["image missing"] = int(usable["row"].null_count())
+    usable = usable.filter(pl.col("row").is_not_null())
+    merged = usable.group_by("row", "label").agg(pl.col("confidence").max())
+    dropped["repeated"] = len(usable) - len(merged)
+    merged = merged.sort("row", "label")
+    examples: dict[str, tuple[str, ...]] = {}
+    notes: dict[str, int] = {}
+    if dropped["unknown label code"]:
+        examples["unknown label code"] = few(_first_unknown(path, lazy, codes))
+    if dropped["image missing"]:
+        missing = _missing(path, lazy, codes, image_ids)
+        examples["image missing"] = few(missing)
+        notes["distinct missing images"] = len(missing)
+    entries = Entries(
+        merged["row"].to_numpy().astype(np.int64),
+        merged["label"].to_numpy().astype(np.int32),
+        merged["confidence"].to_numpy(),
+    )
+    tally = Tally(path.name, unit, len(table), len(merged), dropped, examples, notes)
+    return entries, tally
+
+
+def _missing(
+    path: Path, lazy: pl.LazyFrame, codes: Codes, image_ids: pl.Series
+) -> list[str]:
+    # A second reading of the file, and only where an image is missing.
+    images = pl.DataFrame({"image": image_ids}).lazy()
+    trainable = pl.DataFrame({"code": codes.vocabulary.codes}).lazy()
+    missing = lazy.join(trainable, on="code", how="semi").join(
+        images, on="image", how="anti"
+    )
+    ids = _run(path, missing.select(pl.col("image").fill_null("")).unique())
+    return sorted(ids["image"])
+
+
+def _first_unknown(path: Path, lazy: pl.LazyFrame, codes: Codes) -> list[str]:
+    known = codes.table().lazy()
+    strange = lazy.join(known, on="code", how="anti", maintain_order="left")
+    table = _run(path, strange.select("code").head(1000))
+    return [str(code) for code in table["code"].unique(maintain_order=True)]
+
+
+def _unknown_codes(
+    path: Path, lazy: pl.LazyFrame, codes: Codes, unknown: int, total: int
+) -> InputError:
+    first = _first_unknown(path, lazy, codes)[0]
+    return InputError(
+        f"{path}: {unknown:,} of {total:,} rows have an unknown label code, the first "
+        f"is {first!r}; codes must be listed in {codes.described_in} (at most "
+        f"{MAX_UNKNOWN_SHARE:.0%} may be unknown): check that the files belong together"
+    )
+
+
+def _check_confidences(path: Path, lazy: pl.LazyFrame, values: pl.Series) -> None:
+    if bool(values.is_between(0.0, 1.0).fill_null(False).all()):
+        return
+    number = pl.col("confidence").str.strip_chars().cast(pl.Float32, strict=False)
+    wrong = lazy.filter(~number.is_between(0.0, 1.0).fill_null(False)).head(1)
+    image, code, text = _run(path, wrong).row(0)
+    raise InputError(
+        f"{path}: the confidence of label {code} of image {image} is {text!r}; it must "
+        "be a number from 0 to 1"
+    )
+
+
+def _check_header(path: Path, expected: Sequence[str]) -> None:
+    _read(path, tuple(expected), rows=0)
+
+
+def _read(
+    path: Path, expected: tuple[str, ...] | None, rows: int | None = None
+) -> pl.DataFrame:
+    try:
+        table = pl.read_csv(
+            path, infer_schema=False, n_rows=rows, has_header=expected is not None
+        )
+    except (OSError, pl.exceptions.PolarsError) as error:
+        raise _unreadable(path, error) from error
+    if expected is not None and not set(expected) <= set(table.columns):
+        found = ",".join(table.columns)
+        found = found if len(found) <= 120 else found[:120] + "..."
+        raise InputError(
+            f"{path} has the header {found}; it needs the columns {','.join(expected)}"
+        )
+    return table
+
+
+def _run(path: Path, lazy: pl.LazyFrame) -> pl.DataFrame:
+    try:
+        return lazy.collect(engine="streaming")
+    except (OSError, pl.exceptions.PolarsError) as error:
+        raise _unreadable(path, error) from error
+
+
+def _unreadable(path: Path, error: Exception) -> InputError:
+    reason = (str(error).strip().splitlines() or [type(error).__name__])[0]
+    return InputError(
+        f"{path} cannot be read as CSV ({reason}); it must be UTF-8 text with commas "
+        "between the columns"
+    )

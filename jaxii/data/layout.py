@@ -1,0 +1,183 @@
+"""Where the files of a labelled image collection are: the layout of Inclusive Images.
+
+`Layout.find` looks in a folder for the names that Kaggle gave them; any of them can be
+given by hand. `open_images.prepare` reads what it finds.
+"""
+
+import os
+from dataclasses import dataclass, fields
+from pathlib import Path
+
+from jaxii.data.counts import few
+from jaxii.errors import InputError
+
+IMAGE_SUFFIXES = (".jpg", ".jpeg", ".png", ".webp")
+TEST_IMAGES = "stage_1_test_images"
+
+
+@dataclass(frozen=True, kw_only=True)
+class Layout:
+    """Paths of the files; None or () where there is none.
+
+    Args:
+      train_images: folders, searched with all they contain; pictures are found by the
+        image id before the suffix .jpg, .jpeg, .png or .webp.
+      test_images: folders with the pictures of tuning and test.
+      classes: "classes-trainable.csv", label_code: the classes in order.
+      human_labels: "train_human_labels.csv", ImageID,Source,LabelName,Confidence.
+      machine_labels: the same columns.
+      bounding_boxes: the same and more; a box makes its label present.
+      descriptions: "class-descriptions.csv", label_code,description.
+      tuning_labels: no header; image id, label codes between spaces.
+      sample_submission: image_id,labels: says which images are the test.
+      test_labels: image_id,labels.
+      train_metadata: image_id and any of group, domain, slice.
+      test_metadata: the same, for tuning and test images.
+    """
+
+    train_images: tuple[Path, ...]
+    classes: Path
+    human_labels: Path
+    test_images: tuple[Path, ...] = ()
+    machine_labels: Path | None = None
+    bounding_boxes: Path | None = None
+    descriptions: Path | None = None
+    tuning_labels: Path | None = None
+    sample_submission: Path | None = None
+    test_labels: Path | None = None
+    train_metadata: Path | None = None
+    test_metadata: Path | None = None
+
+    @classmethod
+    def find(cls, directory: str | os.PathLike[str], **overrides) -> "Layout":
+        """Finds the files in a folder.
+
+        Args:
+          directory: with the files under Kaggle's names; training pictures in folders
+            whose names start with "train", the others in "stage_1_test_images".
+          **overrides: fields given by hand, as a path (or a tuple of them for the
+            folders of pictures), taken from the current directory; None leaves a file
+            out. The labels and metadata of the test are only ever given so, but for
+            test_labels.csv and test_meta.csv.
+
+        Raises:
+          InputError: the folder or a file that must be there is not, or an override is
+            no field of this class.
+        """
+        root = Path(directory)
+        if not root.is_dir():
+            raise InputError(
+                f"{root} is not a folder; give the one with {HUMAN_LABELS} in it"
+            )
+        names = [field.name for field in fields(cls)]
+        for name in overrides:
+            if name not in names:
+                raise InputError(
+                    f"{name} is not part of a layout; allowed: {', '.join(names)}"
+                )
+        found: dict[str, object] = {
+            "train_images": tuple(
+                path
+                for path in sorted(root.iterdir())
+                if path.is_dir() and path.name.startswith("train")
+            ),
+            "test_images": tuple(
+                path for path in [root / TEST_IMAGES] if path.is_dir()
+            ),
+        }
+        for name, file in FILES.items():
+            found[name] = root / file if (root / file).is_file() else None
+        for name, value in overrides.items():
+            found[name] = _given(name, value)
+        for name in ("classes", "human_labels"):
+            if found[name] is None:
+                raise InputError(
+                    f"{root / FILES[name]} is missing; it is required (or give "
+                    f"{name}=PATH)"
+                )
+        if not found["train_images"]:
+            raise InputError(
+                f"{root} has no folder of training images; name it train, or give "
+                "train_images=PATH"
+            )
+        return cls(**found)  # type: ignore[arg-type]
+
+
+HUMAN_LABELS = "train_human_labels.csv"
+FILES = {
+    "classes": "classes-trainable.csv",
+    "human_labels": HUMAN_LABELS,
+    "machine_labels": "train_machine_labels.csv",
+    "bounding_boxes": "train_bounding_boxes.csv",
+    "descriptions": "class-descriptions.csv",
+    "tuning_labels": "tuning_labels.csv",
+    "sample_submission": "stage_1_sample_submission.csv",
+    "test_labels": "test_labels.csv",
+    "train_metadata": "train_meta.csv",
+    "test_metadata": "test_meta.csv",
+}
+
+
+@dataclass(frozen=True)
+class Pictures:
+    """The picture files of a set of folders, by image id, ascending.
+
+    Args:
+      ids: the file names without their suffix; unique.
+      paths: one an id.
+      sizes: bytes.
+      repeated: ids that have more than one file; the first by path is taken.
+    """
+
+    ids: list[str]
+    paths: list[Path]
+    sizes: list[int]
+    repeated: tuple[str, ...]
+
+    def by_id(self) -> dict[str, int]:
+        """Returns the position of each id."""
+        return {image_id: i for i, image_id in enumerate(self.ids)}
+
+
+def find_pictures(folders: tuple[Path, ...]) -> Pictures:
+    """Finds the pictures in folders and in all folders inside them."""
+    found: dict[str, tuple[str, int]] = {}
+    repeated: set[str] = set()
+    pending = [os.fspath(folder) for folder in folders]
+    while pending:
+        with os.scandir(pending.pop()) as entries:
+            for entry in entries:
+                if entry.is_dir():
+                    pending.append(entry.path)
+                    continue
+                stem, suffix = os.path.splitext(entry.name)  # noqa: PTH122 (10x faster)
+                if suffix.lower() not in IMAGE_SUFFIXES:
+                    continue
+                before = found.get(stem)
+                if before is not None:
+                    repeated.add(stem)
+                if before is None or entry.path < before[0]:
+                    found[stem] = (entry.path, entry.stat().st_size)
+    ids = sorted(found)
+    return Pictures(
+        ids=ids,
+        paths=[Path(found[i][0]) for i in ids],
+        sizes=[found[i][1] for i in ids],
+        repeated=few(sorted(repeated)) if repeated else (),
+    )
+
+
+def _given(name: str, value):
+    if name in ("train_images", "test_images"):
+        given = (value,) if isinstance(value, str | os.PathLike) else (value or ())
+        paths = tuple(Path(path) for path in given)
+        for path in paths:
+            if not path.is_dir():
+                raise InputError(f"{name}={path} is not a folder; give a folder")
+        return paths
+    if value is None:
+        return None
+    path = Path(value)
+    if not path.is_file():
+        raise InputError(f"{name}={path} does not exist; give a CSV file")
+    return path

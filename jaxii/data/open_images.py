@@ -1,0 +1,295 @@
+"""Label files and folders of pictures -> a dataset that TFDS and `sources` read.
+
+`prepare` plans each split (which images, which labels, what is left out and why), has
+`shards` write the pictures, and completes the dataset: indexes, label list, counts and,
+last of all, TFDS's `dataset_info.json`, whose presence says that the rest is there. A
+run that was interrupted goes on where it was; one with other inputs is refused.
+"""
+
+import hashlib
+import json
+import os
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+
+import numpy as np
+import polars as pl
+
+from jaxii.data import folder, index, label_files, schema, shards
+from jaxii.data.counts import Counts, Tally, few
+from jaxii.data.labels import BOX, HUMAN, MACHINE
+from jaxii.data.layout import Layout, Pictures, find_pictures
+from jaxii.errors import InputError
+
+_FORMAT = 1
+
+
+@dataclass(frozen=True)
+class _Draft:
+    """A split before its pictures are read."""
+
+    plan: shards.Plan
+    tally: Tally
+
+
+def prepare(
+    layout: Layout,
+    output_dir: str | os.PathLike[str],
+    *,
+    short_side: int = 256,
+    num_workers: int | None = None,
+    on_progress: shards.Progress | None = None,
+) -> Counts:
+    """Writes the dataset of a layout: splits train, tuning and test.
+
+    Args:
+      layout: the files.
+      output_dir: made if absent; empty, or begun by the same call before.
+      short_side: pixels; larger pictures are reduced to it, at least 16.
+      num_workers: threads; default: one a core.
+      on_progress: called with (images done, images in all, split name).
+
+    Returns:
+      What was read, kept and dropped; also in counts.json.
+
+    Raises:
+      InputError: a file that cannot be used, no training image left, or an output
+        folder that holds something else.
+    """
+    if short_side < 16:
+        raise InputError(f"short_side={short_side} pixels; give at least 16")
+    output = Path(output_dir)
+    codes = label_files.read_codes(layout.classes, layout.descriptions)
+    drafts, tallies = _plan(layout, codes)
+    fingerprint = _fingerprint(drafts, codes, short_side)
+    if folder.begin(output, fingerprint):
+        return Counts.load(output / folder.COUNTS_FILE)
+    splits, written = [], {}
+    for draft in drafts:
+        plan = draft.plan
+        result = shards.write(
+            output,
+            plan,
+            short_side=short_side,
+            num_workers=num_workers,
+            on_progress=on_progress,
+        )
+        splits.append(_account(draft, result))
+        if plan.split == "train" and not len(result.rows):
+            raise InputError(_nothing_left(splits[-1]))
+        if len(result.rows):
+            written[plan.split] = result
+            index.save(
+                _index_table(plan, result.rows), folder.index_path(output, plan.split)
+            )
+    counts = Counts(tuple(tallies), tuple(splits))
+    counts.save(output / folder.COUNTS_FILE)
+    codes.vocabulary.save(output / folder.LABELS_FILE)
+    folder.complete(output, schema.features(codes.vocabulary), written)
+    return counts
+
+
+def _plan(layout: Layout, codes: label_files.Codes) -> tuple[list[_Draft], list[Tally]]:
+    train_pictures = find_pictures(layout.train_images)
+    test_pictures = find_pictures(layout.test_images)
+    train, tallies = _train(layout, codes, train_pictures)
+    drafts = [train]
+    tuning_ids: list[str] = []
+    metadata = _metadata(layout.test_metadata, tallies)
+    if layout.tuning_labels is not None:
+        labels = _listed(layout.tuning_labels, codes, test_pictures, tallies, False)
+        tuning_ids = labels[1]
+        drafts.append(
+            _evaluation("tuning", tuning_ids, labels, test_pictures, metadata)
+        )
+    test_ids, labels = _test_ids(layout, codes, test_pictures, tallies, tuning_ids)
+    if test_ids:
+        drafts.append(_evaluation("test", test_ids, labels, test_pictures, metadata))
+    return drafts, tallies
+
+
+def _train(
+    layout: Layout, codes: label_files.Codes, pictures: Pictures
+) -> tuple[_Draft, list[Tally]]:
+    ids = pl.Series(pictures.ids, dtype=pl.String)
+    parts, tallies = [], []
+    files = (
+        (layout.human_labels, HUMAN),
+        (layout.machine_labels, MACHINE),
+        (layout.bounding_boxes, BOX),
+    )
+    for path, source in files:
+        if path is not None:
+            entries, tally = label_files.read_labels(path, codes, ids)
+            parts.append((entries, source))
+            tallies.append(tally)
+    columns = _columns(parts, len(pictures.ids))
+    labelled = np.flatnonzero(np.diff(columns[0]))
+    metadata = _metadata(layout.train_metadata, tallies)
+    plan = _make_plan("train", labelled, pictures, columns, metadata)
+    tally = Tally(
+        "train",
+        "images",
+        read=len(pictures.ids),
+        kept=len(labelled),
+        dropped={"without a label": len(pictures.ids) - len(labelled)},
+    )
+    if not len(labelled):
+        raise InputError(_nothing_left(tally))
+    return _Draft(plan, tally), tallies
+
+
+def _listed(path, codes, pictures, tallies, header):
+    ids = pl.Series(pictures.ids, dtype=pl.String)
+    entries, tally, listed = label_files.read_image_labels(
+        path, codes, ids, header=header
+    )
+    tallies.append(tally)
+    return entries, listed.to_list()
+
+
+def _test_ids(layout, codes, pictures, tallies, tuning_ids):
+    # Who is in the test: the submission's rows; without one, the labelled images;
+    # without those, every picture that is not tuning.
+    labels = None
+    ids: list[str] = pictures.ids
+    if layout.test_labels is not None:
+        labels = _listed(layout.test_labels, codes, pictures, tallies, True)
+        ids = labels[1]
+    if layout.sample_submission is not None:
+        rows = label_files.read_rows(layout.sample_submission, header=True)
+        ids = rows["image_id"].unique(maintain_order=True).to_list()
+        name = layout.sample_submission.name
+        twice = len(rows) - len(ids)
+        tallies.append(Tally(name, "rows", len(rows), len(ids), {"repeated": twice}))
+    tuning = set(tuning_ids)
+    return [image_id for image_id in ids if image_id not in tuning], labels
+
+
+def _evaluation(name, ids, labels, pictures: Pictures, metadata) -> _Draft:
+    position = pictures.by_id()
+    rows = np.array(sorted(position[i] for i in ids if i in position), np.int64)
+    missing = sorted(i for i in ids if i not in position)
+    columns = _columns([(labels[0], HUMAN)] if labels else [], len(pictures.ids))
+    reason = "listed but missing"
+    tally = Tally(
+        name,
+        "images",
+        len(ids),
+        len(rows),
+        {reason: len(missing)},
+        {reason: few(missing)},
+    )
+    return _Draft(_make_plan(name, rows, pictures, columns, metadata), tally)
+
+
+def _columns(
+    parts: Sequence[tuple[label_files.Entries, int]], num_images: int
+) -> tuple[np.ndarray, np.ndarray, np.ndarray, np.ndarray]:
+    """Returns offsets, label ids, confidences, sources over all images, sorted."""
+    none = np.zeros(0, np.int64)
+    rows = np.concatenate([none, *(entries.rows for entries, _ in parts)])
+    labels = np.concatenate(
+        [none.astype(np.int32), *(entries.labels for entries, _ in parts)]
+    )
+    confidences = np.concatenate(
+        [none.astype(np.float32), *(entries.confidences for entries, _ in parts)]
+    )
+    sources = np.concatenate(
+        [none.astype(np.uint8)]
+        + [np.full(len(entries.rows), source, np.uint8) for entries, source in parts]
+    )
+    order = np.lexsort((sources, labels, rows))
+    offsets = np.zeros(num_images + 1, np.int64)
+    np.cumsum(np.bincount(rows, minlength=num_images), out=offsets[1:])
+    return offsets, labels[order], confidences[order], sources[order]
+
+
+def _make_plan(split, rows, pictures, columns, metadata: Mapping) -> shards.Plan:
+    offsets, labels, confidences, sources = columns
+    lengths = np.diff(offsets)[rows]
+    new_offsets = np.zeros(len(rows) + 1, np.int64)
+    np.cumsum(lengths, out=new_offsets[1:])
+    chosen = np.repeat(offsets[:-1][rows] - new_offsets[:-1], lengths)
+    chosen += np.arange(new_offsets[-1], dtype=np.int64)
+    ids = [pictures.ids[row] for row in rows]
+    facts = [metadata.get(image_id, (None, None, None)) for image_id in ids]
+    return shards.Plan(
+        split=split,
+        image_ids=ids,
+        paths=[pictures.paths[row] for row in rows],
+        sizes=[pictures.sizes[row] for row in rows],
+        groups=[fact[0] or i for fact, i in zip(facts, ids, strict=True)],
+        domains=[fact[1] or "all" for fact in facts],
+        slices=[fact[2] or "all" for fact in facts],
+        offsets=new_offsets,
+        label_ids=labels[chosen],
+        confidences=confidences[chosen],
+        label_sources=sources[chosen],
+    )
+
+
+def _metadata(path: Path | None, tallies: list[Tally]) -> Mapping:
+    if path is None:
+        return {}
+    table, tally = label_files.read_metadata(path)
+    tallies.append(tally)
+    return {row[0]: row[1:] for row in table.iter_rows()}
+
+
+def _account(draft: _Draft, result: shards.Written) -> Tally:
+    plan, tally = draft.plan, draft.tally
+    dropped, examples = dict(tally.dropped), dict(tally.examples)
+    if result.faults:
+        reason = "unreadable"
+        dropped[reason] = len(result.faults)
+        examples[reason] = few(
+            f"{plan.image_ids[row]}: {why}" for row, why in result.faults.items()
+        )
+    entries = np.diff(plan.offsets)[result.rows]
+    notes = {"labels": int(entries.sum())}
+    return replace(
+        tally, kept=len(result.rows), dropped=dropped, examples=examples, notes=notes
+    )
+
+
+def _nothing_left(tally: Tally) -> str:
+    return (
+        f"no training image is left ({tally.line()}); at least one must be readable "
+        "and have a label: check that pictures are named by the ids of the label file"
+    )
+
+
+def _index_table(plan: shards.Plan, rows: np.ndarray) -> pl.DataFrame:
+    table = index.table(
+        image_ids=plan.image_ids,
+        groups=plan.groups,
+        domains=plan.domains,
+        slices=plan.slices,
+        offsets=plan.offsets,
+        label_ids=plan.label_ids,
+        confidences=plan.confidences,
+        label_sources=plan.label_sources,
+    )
+    return table[rows] if len(rows) < len(table) else table
+
+
+def _fingerprint(
+    drafts: Iterable[_Draft], codes: label_files.Codes, short_side: int
+) -> str:
+    digest = hashlib.sha256(f"{_FORMAT} {short_side}".encode())
+    vocabulary = codes.vocabulary
+    digest.update(json.dumps([vocabulary.codes, vocabulary.descriptions]).encode())
+    for draft in drafts:
+        plan = draft.plan
+        texts = (plan.image_ids, plan.groups, plan.domains, plan.slices, plan.sizes)
+        digest.update(json.dumps([plan.split, *texts]).encode())
+        for column in (
+            plan.offsets,
+            plan.label_ids,
+            plan.confidences,
+            plan.label_sources,
+        ):
+            digest.update(np.ascontiguousarray(column).tobytes())
+    return digest.hexdigest()

@@ -1,0 +1,101 @@
+"""The one record schema: what preparation writes and training reads, as TFDS features.
+
+A record is a `tf.train.Example` in an ArrayRecord shard. `serialize` makes one from an
+image's fields (called by `shards`), `parse` takes it apart again (called by `sources`
+for each example, so it reads the protocol buffer directly instead of going through
+TFDS's generic decoder). TensorFlow has no part in either.
+"""
+
+from collections.abc import Mapping
+from typing import Any
+
+import numpy as np
+import tensorflow_datasets as tfds
+from jaxtyping import Float, Int, UInt8
+from tensorflow_datasets.proto import tf_example_pb2, tf_feature_pb2
+
+from jaxii.data.labels import Vocabulary
+
+NAME = "labelled_images"
+VERSION = "1.0.0"
+# Protocol buffer classes are made at run time, out of a type checker's sight.
+_Example: Any = tf_example_pb2.Example  # pyright: ignore[reportAttributeAccessIssue]
+_PROTOS: Any = tf_feature_pb2
+Fields = Mapping[str, Any]
+
+
+def features(vocabulary: Vocabulary) -> tfds.features.FeaturesDict:
+    """Returns the TFDS description of a record.
+
+    Args:
+      vocabulary: its codes become the label file of `label_ids`.
+    """
+    return tfds.features.FeaturesDict(
+        {
+            "image": tfds.features.Image(shape=(None, None, 3), encoding_format="jpeg"),
+            "image_id": tfds.features.Text(doc="unique within the dataset"),
+            "label_ids": tfds.features.Sequence(
+                tfds.features.ClassLabel(names=vocabulary.codes)
+            ),
+            "label_confidences": tfds.features.Sequence(
+                np.float32, doc="1 = present, 0 = verified absent, between = machine"
+            ),
+            "label_sources": tfds.features.Sequence(
+                tfds.features.ClassLabel(names=["human", "machine", "box"])
+            ),
+            "group": tfds.features.Text(doc="pictures of one thing; never divided"),
+            "domain": tfds.features.Text(doc="a whole source: a region, a vendor"),
+            "slice": tfds.features.Text(doc="what reports are cut by"),
+        }
+    )
+
+
+def serialize(
+    *,
+    image: bytes,
+    image_id: str,
+    label_ids: Int[np.ndarray, " label"],
+    label_confidences: Float[np.ndarray, " label"],
+    label_sources: UInt8[np.ndarray, " label"],
+    group: str,
+    domain: str,
+    slice_name: str,
+) -> bytes:
+    """Returns a record: the bytes that TFDS's serializer gives for the same fields."""
+    record = {
+        "image": _bytes(image),
+        "image_id": _bytes(image_id.encode()),
+        "label_ids": _ints(label_ids),
+        "label_confidences": _PROTOS.Feature(
+            float_list=_PROTOS.FloatList(value=label_confidences)
+        ),
+        "label_sources": _ints(label_sources),
+        "group": _bytes(group.encode()),
+        "domain": _bytes(domain.encode()),
+        "slice": _bytes(slice_name.encode()),
+    }
+    example = _Example(features=_PROTOS.Features(feature=record))
+    return example.SerializeToString(deterministic=True)
+
+
+def parse(record: bytes) -> Fields:
+    """Returns the fields of any `tf.train.Example`, by name, undecoded."""
+    return _Example.FromString(record).features.feature
+
+
+def text(fields: Fields, name: str) -> str:
+    """Returns a text field."""
+    return fields[name].bytes_list.value[0].decode()
+
+
+def integers(fields: Fields, name: str) -> Int[np.ndarray, " label"]:
+    """Returns a field of whole numbers, int64; empty if the record lacks it."""
+    return np.array(fields[name].int64_list.value, np.int64)
+
+
+def _bytes(value: bytes) -> Any:
+    return _PROTOS.Feature(bytes_list=_PROTOS.BytesList(value=[value]))
+
+
+def _ints(values) -> Any:
+    return _PROTOS.Feature(int64_list=_PROTOS.Int64List(value=values))
