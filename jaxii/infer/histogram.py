@@ -1,0 +1,133 @@
+"""Counts of (image, class) entries by probability bin, and what they tell.
+
+Before it: the probabilities of a batch, which `metrics` hands over. After it: `summary`
+reads average precision, calibration and counts at every threshold from the bins. Bins
+replace the sort of all images that these figures would need.
+"""
+
+import functools
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jaxtyping import Array, Bool, Float, Int, Shaped
+
+NUM_RELIABILITY_BINS = 15
+HISTOGRAM_BYTES = 100_000_000
+# The kinds of entry the histogram keeps apart.
+UNKNOWN, VERIFIED_ABSENT, PRESENT = range(3)
+NUM_KINDS = 3
+
+
+def reliability_edges() -> Float[np.ndarray, " edge"]:
+    """Returns the lower edges, but for 0, of the reliability bins as float32."""
+    steps = np.arange(1, NUM_RELIABILITY_BINS) / NUM_RELIABILITY_BINS
+    return steps.astype(np.float32)
+
+
+@functools.cache
+def bin_edges(
+    thresholds: tuple[float, ...], num_classes: int
+) -> Float[np.ndarray, " edge"]:
+    """Returns the inner edges of the probability bins, ascending.
+
+    Edges are even in the logit, so bins are finer near 0 and 1; there are as many as
+    `HISTOGRAM_BYTES` allows, within 64 and 16,384. Every threshold and every
+    reliability edge is one of them: counts at a threshold are exact.
+
+    Args:
+        thresholds: the grid, in [0, 1].
+        num_classes: number of classes, at least 1.
+
+    Returns:
+        float32 edges; bin i holds `edges[i - 1] <= prob < edges[i]`.
+    """
+    fixed = np.concatenate([np.float32(thresholds), reliability_edges()])
+    allowed = HISTOGRAM_BYTES // (4 * NUM_KINDS * num_classes) - len(fixed)
+    logits = np.linspace(-16.0, 14.0, int(np.clip(allowed, 64, 16384)))
+    even = (1.0 / (1.0 + np.exp(-logits))).astype(np.float32)
+    return np.unique(np.concatenate([even, fixed]))
+
+
+def add_entries(
+    histogram: Int[Array, "kind class bin"],
+    probs: Float[Array, "batch class"],
+    present: Bool[Array, "batch class"],
+    known: Shaped[Array, "batch class"] | None,
+    real: Bool[Array, " batch"],
+    edges: Float[np.ndarray, " edge"],
+) -> Int[Array, "kind class bin"]:
+    """Returns the histogram with every entry of every real image added."""
+    _, num_classes, num_bins = histogram.shape
+    kind = jnp.zeros(probs.shape, jnp.int32)
+    if known is not None:
+        kind = jnp.where(known.astype(jnp.float32) > 0, VERIFIED_ABSENT, UNKNOWN)
+    kind = jnp.where(present, PRESENT, kind)
+    bins = jnp.searchsorted(
+        jnp.asarray(edges), probs, side="right", method="scan_unrolled"
+    )
+    class_ids = jnp.arange(num_classes, dtype=jnp.int32)[None, :]
+    slot = (kind * num_classes + class_ids) * num_bins + bins
+    # Padding is sent outside the array, where a scatter drops it.
+    slot = jnp.where(real[:, None], slot, histogram.size)
+    flat = histogram.reshape(-1).at[slot.reshape(-1)].add(1, mode="drop")
+    return flat.reshape(histogram.shape)
+
+
+def prob_sums(
+    probs: Float[Array, "batch class"], real: Bool[Array, " batch"]
+) -> Float[Array, "class reliability"]:
+    """Returns the sum of the probabilities in each reliability bin, by class."""
+    edges = jnp.concatenate(
+        [jnp.zeros(1, jnp.float32), jnp.asarray(reliability_edges())]
+    )
+    ends = jnp.concatenate([edges[1:], jnp.full(1, jnp.inf, jnp.float32)])
+
+    def within(bounds):
+        inside = (probs >= bounds[0]) & (probs < bounds[1]) & real[:, None]
+        return jnp.sum(jnp.where(inside, probs, jnp.float32(0)), axis=0)
+
+    return jax.lax.map(within, (edges, ends)).T
+
+
+def counts_at_least(
+    histogram: Int[np.ndarray, "*dims bin"],
+    edges: Float[np.ndarray, " edge"],
+    thresholds: Float[np.ndarray, " threshold"],
+) -> Int[np.ndarray, "*dims threshold"]:
+    """Returns how many entries have a probability of at least each threshold.
+
+    Args:
+        histogram: counts by bin.
+        edges: of `bin_edges`.
+        thresholds: strictly ascending float32, each one of the edges.
+    """
+    starts = np.searchsorted(edges, thresholds) + 1
+    between = np.add.reduceat(histogram, starts, axis=-1, dtype=np.int64)
+    return np.cumsum(between[..., ::-1], axis=-1)[..., ::-1]
+
+
+def average_precision(
+    histogram: Int[np.ndarray, "kind class bin"],
+) -> Float[np.ndarray, " class"]:
+    """Returns the average precision of each class, NaN for one without positives.
+
+    A class with verified absences is ranked among its annotated images only, any other
+    among all images. Entries of one bin count as equal, as scikit-learn treats equal
+    scores. Memory: 512 classes x bins at a time.
+
+    Source: scikit-learn's `average_precision_score`; annotated entries only as in the
+    Open Images evaluation protocol.
+    """
+    parts = []
+    for start in range(0, histogram.shape[1], 512):
+        unknown, absent, present = histogram[:, start : start + 512, ::-1]
+        annotated = absent.any(axis=1, keepdims=True)
+        negatives = np.cumsum(np.where(annotated, absent, unknown), axis=1)
+        hits = np.cumsum(present, axis=1)
+        precision = hits / np.maximum(hits + negatives, 1)
+        num_positives = hits[:, -1].astype(np.float64)
+        weighted = np.sum(present * precision, axis=1)
+        num_positives[num_positives == 0] = np.nan
+        parts.append(weighted / num_positives)
+    return np.concatenate(parts)

@@ -1,0 +1,83 @@
+import dataclasses
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from jaxii.errors import InputError
+from jaxii.infer import metrics
+from jaxii.infer.thresholds import (
+    DEFAULT_THRESHOLDS,
+    best_threshold,
+    choose,
+    f2_by_threshold,
+)
+
+update = jax.jit(metrics.update)
+
+
+def sums_of(probs, targets, grid=DEFAULT_THRESHOLDS, **embeddings):
+    probs = jnp.asarray(probs, jnp.float32)
+    acc = metrics.empty(probs.shape[1], 1, grid)
+    mask, slices = jnp.ones(len(probs)), jnp.zeros(len(probs), jnp.int32)
+    targets = jnp.asarray(targets, bool)
+    return update(acc, probs, targets, None, mask, slices, **embeddings)
+
+
+def test_default_grid_is_99_steps_of_a_hundredth():
+    assert DEFAULT_THRESHOLDS[0] == 0.01 and DEFAULT_THRESHOLDS[-1] == 0.99
+    assert len(DEFAULT_THRESHOLDS) == 99
+
+
+@pytest.mark.parametrize(
+    ("f2s", "want"),
+    [
+        ([0.1, 0.5, 0.3, 0.2, 0.1], 0.2),
+        ([0.5, 0.5, 0.5, 0.2, 0.1], 0.2),
+        ([0.1, 0.5, 0.5, 0.5, 0.5], 0.3),
+        ([0.1, 0.5, 0.2, 0.5, 0.5], 0.2),
+        ([0.0, 0.0, 0.0, 0.0, 0.0], 0.3),
+        ([0.1, 0.5, 0.5 + 1e-9, 0.5, 0.1], 0.3),
+    ],
+)
+def test_the_middle_of_the_first_best_plateau_is_chosen(f2s, want):
+    threshold, f2 = best_threshold((0.1, 0.2, 0.3, 0.4, 0.5), np.asarray(f2s))
+    assert threshold == want
+    assert f2 == pytest.approx(max(f2s))
+
+
+def test_choice_separates_separable_labels():
+    acc = sums_of([[0.9, 0.2], [0.8, 0.9]], [[1, 0], [1, 1]])
+    choice = choose(acc)
+    assert choice.threshold == pytest.approx(0.5, abs=0.01)
+    assert f2_by_threshold(acc).max() == pytest.approx(1)
+
+
+def test_top_k_is_the_k_of_the_best_f2_and_of_equals_the_smallest():
+    probs = [[0.9, 0.8, 0.1, 0.05]]
+    assert choose(sums_of(probs, [[1, 1, 0, 0]])).top_k == 2
+    assert choose(sums_of(probs, [[0, 0, 0, 0]])).top_k == 1
+
+
+def test_embedding_k_is_chosen_only_with_an_embedding():
+    probs, targets = [[0.9, 0.8, 0.1]], [[1, 0, 1]]
+    assert choose(sums_of(probs, targets)).embedding_k is None
+    embedded = sums_of(
+        probs,
+        targets,
+        embedding=jnp.array([[1.0, 0.0, 0.5]]),
+        label_embeddings=jnp.eye(3),
+    )
+    assert choose(embedded).embedding_k == 2
+
+
+def test_a_choice_cannot_be_changed():
+    choice = choose(sums_of([[0.9, 0.1]], [[1, 0]]))
+    with pytest.raises(dataclasses.FrozenInstanceError):
+        choice.top_k = 3
+
+
+def test_choosing_on_no_image_is_refused():
+    with pytest.raises(InputError, match="0 images"):
+        choose(metrics.empty(3, 1, DEFAULT_THRESHOLDS))
