@@ -4,7 +4,7 @@ Comes after `sources` and before the devices. The examples of step n are a funct
 (configuration, n) alone, for any number of processes; evaluation sees every record once.
 """
 
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Any, Protocol
 
@@ -13,9 +13,10 @@ import grain
 import numpy as np
 from jaxtyping import Float32, Int32
 
+from jaxii.data.images import EvalTransform, TrainTransform
 from jaxii.data.labels import resolve_labels
 
-# Stays on the host: which rows of the split a batch holds.
+# Which rows of the split a batch holds; the train step has no use for them.
 INDEX = "index"
 PADDING = -1
 
@@ -88,7 +89,7 @@ class Share:
 def train_batches(
     source: RandomAccess,
     *,
-    transform: Callable[[bytes, np.random.Generator], np.ndarray],
+    transform: TrainTransform,
     policy: LabelPolicy,
     share: Share,
     seed: int,
@@ -125,9 +126,10 @@ def train_batches(
 def eval_batches(
     source: RandomAccess,
     *,
-    transform: Callable[[bytes], np.ndarray],
+    transform: EvalTransform,
     policy: LabelPolicy,
     share: Share,
+    mask_damaged: bool = False,
 ) -> Iterator[dict[str, np.ndarray]]:
     """Yields every record once, in order; the last batch is padded and masked.
 
@@ -136,21 +138,27 @@ def eval_batches(
       transform: encoded picture to pixels.
       policy: labels to slots.
       share: this process's part; all processes yield the same number of batches.
+      mask_damaged: give a picture that cannot be decoded mask 0 and its own index,
+        instead of raising its ValueError.
 
     Yields:
       Batches as `train_batches` does; padding has mask 0 and index -1.
     """
     length = len(source)
-    padded = -(-length // share.global_batch_size) * share.global_batch_size
-    numbered = _Numbered(source)
-    blank = _blank(numbered, transform, policy) if length else None
+    padded = num_eval_batches(length, share) * share.global_batch_size
+    blank = _blank(transform.size_pixels, policy.num_slots)
 
     def example(position: int) -> dict[str, np.ndarray]:
         if position >= length:
-            assert blank is not None
             return blank
-        index, record = numbered[position]
-        return _example(index, record, transform(record["image"]), policy)
+        record = source[position]
+        try:
+            pixels = transform(record["image"])
+        except ValueError:
+            if not mask_damaged:
+                raise
+            return {**blank, INDEX: np.int32(position)}
+        return _example(position, record, pixels, policy)
 
     dataset = grain.MapDataset.range(padded).map(example)
     return _batches(dataset[share.process_index :: share.process_count], share)
@@ -182,17 +190,19 @@ def _example(index, record, pixels, policy) -> dict[str, np.ndarray]:
         "label_confidences": label_confidences,
         "mask": np.float32(1.0),
         "slice_ids": np.int32(record["slice_id"]),
-        INDEX: np.int64(index),
+        INDEX: np.int32(index),
     }
 
 
-def _blank(numbered, transform, policy) -> dict[str, np.ndarray]:
-    """Returns an example that counts nowhere, of the shapes of the first one."""
-    index, record = numbered[0]
-    first = _example(index, record, transform(record["image"]), policy)
+def _blank(size_pixels: int, num_slots: int) -> dict[str, np.ndarray]:
+    """Returns an example that counts nowhere."""
     return {
-        name: np.full_like(value, PADDING if name in ("label_ids", INDEX) else 0)
-        for name, value in first.items()
+        "images": np.zeros((size_pixels, size_pixels, 3), np.uint8),
+        "label_ids": np.full(num_slots, PADDING, np.int32),
+        "label_confidences": np.zeros(num_slots, np.float32),
+        "mask": np.float32(0.0),
+        "slice_ids": np.int32(0),
+        INDEX: np.int32(PADDING),
     }
 
 

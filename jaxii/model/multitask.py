@@ -15,7 +15,7 @@ import jax.numpy as jnp
 import numpy as np
 from flax import nnx
 from jax.typing import DTypeLike
-from jaxtyping import Array, Float
+from jaxtyping import Array, Float, UInt8
 
 from jaxii.errors import InputError
 from jaxii.model.resnet import ResNet, check_shape
@@ -35,13 +35,28 @@ class Outputs(NamedTuple):
     features: Float[Array, "batch feature"]  # pooled trunk output, before any dropout
 
 
+def normalise(
+    images: UInt8[Array, "batch height width 3"],
+) -> Float[Array, "batch height width 3"]:
+    """Returns float32 pixels with ImageNet's channel means 0 and deviations 1.
+
+    Source: the constants of every torchvision model.
+    """
+    mean = 255.0 * jnp.array([0.485, 0.456, 0.406], jnp.float32)
+    deviation = 255.0 * jnp.array([0.229, 0.224, 0.225], jnp.float32)
+    return (images.astype(jnp.float32) - mean[None, None, None]) / deviation[
+        None, None, None
+    ]
+
+
 class Network(NamedTuple):
     """A network as two pure functions over plain pytrees.
 
     Attributes:
         init: `init(key) -> (params, batch_stats)`; may be jitted or `eval_shape`d.
         apply: `apply(params, batch_stats, images, *, train, key=None) -> (Outputs,
-            new_batch_stats)`. `images` are normalised floats [batch, height, width, 3];
+            new_batch_stats)`. `images` [batch, height, width, 3] are uint8 pixels,
+            which are normalised first, or floats that have been;
             `key` drives dropout, needed in training with an embedding head. With
             `train=False` the running statistics are used and returned unchanged. With
             `bn_axis=None` under `shard_map` the new statistics differ between devices.
@@ -194,6 +209,8 @@ def _split(build: Callable[[Array], nnx.Module]) -> Network:
 
     def apply(params, batch_stats, images, *, train, key=None):
         module = nnx.merge(structure, params, batch_stats)
+        if images.dtype == jnp.uint8:
+            images = normalise(images)
         outputs = module(images, train=train, key=key)
         if not train:
             return outputs, batch_stats

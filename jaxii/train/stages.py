@@ -185,12 +185,12 @@ def next_action(
 
 
 def choose(checkpoints: Sequence[Saved], which: str) -> Saved:
-    """Returns the "best" (highest metric, the earliest of equals) or the "last" one."""
+    """Returns the "best" (highest metric, the latest of equals) or the "last" one."""
     ordered = sorted(checkpoints, key=lambda s: s.step)
     measured = [s for s in ordered if s.metric is not None]
     if which == "last" or not measured:
         return ordered[-1]
-    return max(measured, key=lambda s: (s.metric, -s.step))
+    return max(measured, key=lambda s: (s.metric, s.step))
 
 
 def has_ended(

@@ -1,0 +1,78 @@
+"""The recipe: two tasks, then the metric itself, then the pure classifier.
+
+  python -m jaxii.main --config configs/f2_multitask.py                    embedded data
+  python -m jaxii.main --config configs/f2_multitask.py:emoji --data_dir=...
+  python -m jaxii.main --config configs/f2_multitask.py:inclusive_images --data_dir=...
+  python -m jaxii.main --config configs/f2_multitask.py:open_images_v4 --data_dir=...
+
+Stage `multitask` starts with cross-entropy and moves to focal loss between 40 % and 60 %
+of its steps, with the label embedding beside it; `f2` adds the metric, softened; the last,
+`classifier`, drops the embedding head and fine-tunes at a tenth of the rate.
+"""
+
+from jaxii.config import default_config
+
+PRESETS = ("toy_regions", "emoji", "inclusive_images", "open_images_v4")
+
+
+def get_config(dataset="toy_regions"):
+    """Returns the recipe for a dataset, one of `PRESETS`."""
+    if dataset not in PRESETS:
+        raise ValueError(
+            f"configs/f2_multitask.py:{dataset}; use one of {', '.join(PRESETS)}."
+        )
+    config = default_config()
+    epochs = {"toy_regions": (6, 4, 2), "emoji": (12, 8, 4)}.get(dataset, (12, 4, 2))
+    focal = {"gamma": 2.0, "alpha": None}
+    config.stages = (
+        {
+            "name": "multitask",
+            "num_epochs": float(epochs[0]),
+            "embedding_head": True,
+            "terms": {
+                "bce": ((0.0, 1.0), (0.4, 1.0), (0.6, 0.0)),
+                "focal": {"weight": ((0.4, 0.0), (0.6, 1.0)), **focal},
+                "embedding": 1.0,
+            },
+        },
+        {
+            "name": "f2",
+            "num_epochs": float(epochs[1]),
+            "embedding_head": True,
+            "peak_lr": config.optimizer.peak_lr / 2,
+            "terms": {
+                "focal": {"weight": 1.0, **focal},
+                "soft_f": ((0.0, 0.0), (0.3, 10.0)),
+                "embedding": 1.0,
+            },
+        },
+        {
+            "name": "classifier",
+            "num_epochs": float(epochs[2]),
+            "embedding_head": False,
+            "peak_lr": config.optimizer.peak_lr / 10,
+            "terms": {"focal": {"weight": 1.0, **focal}, "soft_f": 10.0},
+        },
+    )
+    if dataset == "toy_regions":
+        _small_pictures(config)
+    elif dataset == "emoji":
+        _small_pictures(config)
+        config.data.dataset = "kaggle"
+    else:
+        config.data.dataset = "kaggle" if dataset == "inclusive_images" else dataset
+        config.data.image_size_pixels = 224
+        config.data.num_threads = 16
+        config.global_batch_size = 1024
+        config.optimizer.peak_lr = 0.4
+        config.evaluate_every_steps = 2000
+        config.log_every_steps = 100
+    return config
+
+
+def _small_pictures(config):
+    config.model.depth = 18
+    config.model.compute_dtype = "float32"
+    config.label_embedding.dim = 32
+    config.optimizer.ema_decay = 0.99
+    config.evaluate_every_steps = 100

@@ -1,0 +1,213 @@
+"""Every field of a run's configuration, declared once, with its unit and meaning.
+
+The start of the flow. A file in `configs/` takes `default_config()`, changes what its
+recipe changes and returns it; `check` refuses combinations that cannot work, before
+anything is read or allocated; `jaxii.assemble` is the only reader of the fields.
+"""
+
+import hashlib
+import json
+from typing import Any
+
+from ml_collections import ConfigDict
+
+DATASETS = ("toy_regions", "kaggle", "open_images_v4")
+MACHINE_LABELS = ("ignored", "soft", "thresholded")
+UNKNOWN = ("negative", "ignored")
+DEPTHS = (18, 26, 34, 50, 101, 152)
+STEMS = ("imagenet", "small")
+DTYPES = ("float32", "bfloat16")
+BATCH_NORM = ("device", "global")
+OPTIMIZERS = ("sgd", "adamw", "lars", "lamb")
+# 8 bytes a slot: together with mask and slice an image sends less than 1 KiB of labels.
+MOST_LABELS = 126
+
+
+def default_config() -> ConfigDict:
+    """Returns every field at its default; recipes change them, nothing adds to them."""
+    config = ConfigDict()
+    # Base of every random choice: order, augmentation, initialisation, dropout.
+    config.seed = 0
+    # Examples in one update, over all devices of all processes.
+    config.global_batch_size = 64
+    # Slices of a device's batch whose gradients are added up before an update.
+    config.micro_batches = 1
+
+    config.data = ConfigDict()
+    # Where the pictures and labels come from: drawn here, or prepared before.
+    config.data.dataset = "toy_regions"
+    # Folder of the prepared dataset; "" is the default place for `dataset`.
+    config.data.directory = ""
+    # Side of the square that the network sees.
+    config.data.image_size_pixels = 64
+    # Smallest share of a picture's area that a random crop covers.
+    config.data.crop_min_area = 0.35
+    # Mirror half of the training pictures.
+    config.data.mirror = True
+    # Share of a picture's short side that evaluation cuts out of the middle.
+    config.data.central_share = 1.0
+    # Share of the groups of the training data that are held out as `validation`.
+    config.data.validation_fraction = 0.1
+    # Labels that only a machine gave: ignored, soft targets, or thresholded.
+    config.data.machine_labels = "ignored"
+    # Confidence from which a thresholded machine label counts as present.
+    config.data.machine_threshold = 0.5
+    # How labels that are not listed for an image train: negative or ignored.
+    config.data.unknown = "negative"
+    # Labels an image can carry to the device; the least confident are cut beyond it.
+    config.data.most_labels = MOST_LABELS
+    # Threads that read and decode pictures, in each process.
+    config.data.num_threads = 4
+
+    config.label_embedding = ConfigDict()
+    # Numbers a label; at most the number of classes.
+    config.label_embedding.dim = 1024
+    # Positive PMI: values below 0 become 0.
+    config.label_embedding.positive = False
+    # Exponent on the context's counts (Levy et al. 2015: 0.75); 1 is none.
+    config.label_embedding.context_smoothing = 1.0
+
+    config.model = ConfigDict()
+    config.model.depth = 50
+    # Channels of the first stage; 64 is the published network.
+    config.model.width = 64
+    # "imagenet": 7x7 stride 2 and max-pool. "small": 3x3, for pictures of 32-64 pixels.
+    config.model.stem = "imagenet"
+    # Dropout before the embedding head.
+    config.model.dropout = 0.2
+    # Arithmetic of the network; parameters and losses are float32 always.
+    config.model.compute_dtype = "bfloat16"
+    # Start the classifier's bias at the log prior odds of each label.
+    config.model.prior_bias = True
+    # BatchNorm over each "device"'s share of the batch, or over the "global" batch.
+    config.model.batch_norm = "device"
+    # torchvision-format weights to start from (.safetensors or .npz); "" for none.
+    config.model.pretrained = ""
+
+    config.optimizer = ConfigDict()
+    config.optimizer.name = "sgd"
+    # Highest learning rate of a stage that does not set its own.
+    config.optimizer.peak_lr = 0.05
+    # Decay of matrices and convolutions; never of BatchNorm or biases.
+    config.optimizer.weight_decay = 1e-4
+    config.optimizer.momentum = 0.9
+    # Largest norm of the whole gradient; 0 does not clip.
+    config.optimizer.clip_norm = 0.0
+    # Decay a step of the averaged parameters, which are evaluated; 0 is no average.
+    config.optimizer.ema_decay = 0.0
+
+    # Parts of the run in order: one dict a stage, fields of jaxii.train.stages.Stage.
+    config.stages = ()
+
+    # Evaluate on `validation` and save, every so many steps and at a stage's end.
+    config.evaluate_every_steps = 200
+    # Write a line and the curves every so many steps.
+    config.log_every_steps = 20
+    # Stop after so many updates in a row with a gradient that is not finite.
+    config.most_skipped_steps = 20
+    return config
+
+
+def check(config: ConfigDict) -> None:
+    """Refuses what cannot work, with the field, the values allowed and the fix.
+
+    Raises:
+      ValueError: one line a person can act on.
+    """
+    data, model, optimizer = config.data, config.model, config.optimizer
+    _one_of("data.dataset", data.dataset, DATASETS)
+    _one_of("data.machine_labels", data.machine_labels, MACHINE_LABELS)
+    _one_of("data.unknown", data.unknown, UNKNOWN)
+    _one_of("model.depth", model.depth, DEPTHS)
+    _one_of("model.stem", model.stem, STEMS)
+    _one_of("model.compute_dtype", model.compute_dtype, DTYPES)
+    _one_of("model.batch_norm", model.batch_norm, BATCH_NORM)
+    _one_of("optimizer.name", optimizer.name, OPTIMIZERS)
+    _between("data.image_size_pixels", data.image_size_pixels, 16, 4096)
+    _between("data.crop_min_area", data.crop_min_area, 0.01, 1.0)
+    _between("data.central_share", data.central_share, 0.1, 1.0)
+    _between("data.validation_fraction", data.validation_fraction, 0.001, 0.9)
+    _between("data.machine_threshold", data.machine_threshold, 0.0, 1.0)
+    _between("data.most_labels", data.most_labels, 1, MOST_LABELS)
+    _between("data.num_threads", data.num_threads, 1, 512)
+    _between("label_embedding.dim", config.label_embedding.dim, 1, 1_000_000)
+    _between(
+        "label_embedding.context_smoothing",
+        config.label_embedding.context_smoothing,
+        0.1,
+        1.0,
+    )
+    _between("model.width", model.width, 8, 1024)
+    _between("model.dropout", model.dropout, 0.0, 0.99)
+    _between("optimizer.peak_lr", optimizer.peak_lr, 1e-8, 1e3)
+    _between("optimizer.weight_decay", optimizer.weight_decay, 0.0, 1e3)
+    _between("optimizer.momentum", optimizer.momentum, 0.0, 0.9999)
+    _between("optimizer.clip_norm", optimizer.clip_norm, 0.0, 1e9)
+    _between("optimizer.ema_decay", optimizer.ema_decay, 0.0, 0.999999)
+    _between("global_batch_size", config.global_batch_size, 1, 1_000_000)
+    _between("micro_batches", config.micro_batches, 1, 1_000_000)
+    for name in ("evaluate_every_steps", "log_every_steps", "most_skipped_steps"):
+        _between(name, config[name], 1, 1_000_000_000)
+    if not config.stages:
+        raise ValueError("config.stages is empty; give at least one stage.")
+
+
+def to_dict(config: ConfigDict) -> dict[str, Any]:
+    """Returns the configuration as plain dicts and lists, as it is written to disk."""
+    return json.loads(json.dumps(config.to_dict()))
+
+
+def from_dict(fields: dict[str, Any]) -> ConfigDict:
+    """Returns the configuration that `to_dict` made these fields of.
+
+    Raises:
+      ValueError: a field that this version does not have.
+    """
+    config = default_config()
+    known = set(_paths(to_dict(config)))
+    given = set(_paths({k: v for k, v in fields.items() if k != "stages"}))
+    for path in sorted(given - known):
+        raise ValueError(
+            f"config.{path} is not a field of this version; remove it, or use the "
+            "version that wrote the file."
+        )
+    config.update(ConfigDict(fields))
+    config.stages = tuple(fields.get("stages", ()))
+    return config
+
+
+def content_hash(config: ConfigDict) -> str:
+    """Returns 16 hexadecimal digits that tell one configuration from another."""
+    text = json.dumps(to_dict(config), sort_keys=True)
+    return hashlib.sha256(text.encode()).hexdigest()[:16]
+
+
+def differences(one: dict[str, Any], other: dict[str, Any]) -> list[str]:
+    """Returns `field: one -> other` for every field that differs."""
+    a, b = _paths(one), _paths(other)
+    return [
+        f"{path}: {a.get(path, 'absent')} -> {b.get(path, 'absent')}"
+        for path in sorted(a.keys() | b.keys())
+        if a.get(path, "absent") != b.get(path, "absent")
+    ]
+
+
+def _paths(fields: dict[str, Any], prefix: str = "") -> dict[str, Any]:
+    flat = {}
+    for key, value in fields.items():
+        if isinstance(value, dict):
+            flat |= _paths(value, f"{prefix}{key}.")
+        else:
+            flat[prefix + key] = value
+    return flat
+
+
+def _one_of(name: str, value: Any, allowed: tuple[Any, ...]) -> None:
+    if value not in allowed:
+        choices = ", ".join(str(choice) for choice in allowed)
+        raise ValueError(f"config.{name}={value!r}; use one of {choices}.")
+
+
+def _between(name: str, value: float, low: float, high: float) -> None:
+    if not low <= value <= high:
+        raise ValueError(f"config.{name}={value!r}; use a value in [{low}, {high}].")

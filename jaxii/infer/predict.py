@@ -1,0 +1,221 @@
+"""From pictures in a folder to the labels of each: nothing but a workdir is needed.
+
+Comes after `evaluate` has chosen the decoder's parameter, and ends in a submission.
+"""
+
+import csv
+import json
+import os
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from jaxii.data.labels import Vocabulary
+from jaxii.errors import InputError
+from jaxii.infer.decode import DECODERS, label_lists
+from jaxii.infer.thresholds import DecoderChoice
+
+PICTURES = (".jpg", ".jpeg", ".png", ".webp")
+HEADER = ("image_id", "labels")
+
+
+@dataclass(frozen=True)
+class Files:
+    """Pictures on disk as a source of records without labels.
+
+    Attributes:
+      paths: one file an image; None where there is none, which reads as damaged.
+    """
+
+    paths: tuple[Path | None, ...]
+
+    def __len__(self) -> int:
+        return len(self.paths)
+
+    def __getitem__(self, index: int) -> dict[str, Any]:
+        path = self.paths[index]
+        try:
+            encoded = b"" if path is None else path.read_bytes()
+        except OSError:
+            encoded = b""
+        return {
+            "image": encoded,
+            "label_ids": np.zeros(0, np.int32),
+            "label_confidences": np.zeros(0, np.float32),
+            "label_sources": np.zeros(0, np.uint8),
+            "slice_id": 0,
+        }
+
+
+def find_pictures(folder: Path) -> dict[str, Path]:
+    """Returns image id -> file of every picture of a folder, in the order of ids.
+
+    Raises:
+      InputError: no such folder, no picture in it, or two pictures with one id.
+    """
+    if not folder.is_dir():
+        raise InputError(f"--images={folder} is not a folder; give one with pictures.")
+    found: dict[str, Path] = {}
+    for path in sorted(folder.iterdir(), key=lambda p: (p.stem, p.suffix)):
+        if path.suffix.lower() not in PICTURES:
+            continue
+        if path.stem in found:
+            raise InputError(
+                f"{found[path.stem].name} and {path.name} share the id {path.stem}; "
+                "rename one of them."
+            )
+        found[path.stem] = path
+    if not found:
+        raise InputError(
+            f"--images={folder} has no picture; files may end in {', '.join(PICTURES)}."
+        )
+    return found
+
+
+def read_ids(path: Path) -> list[str]:
+    """Returns the image ids of a sample submission, in its order.
+
+    Raises:
+      InputError: no such file, another header, or an id twice.
+    """
+    if not path.is_file():
+        raise InputError(f"--ids={path} is not a file; give a CSV with image_id,labels.")
+    with path.open(newline="", encoding="utf-8-sig") as file:
+        rows = list(csv.reader(file))
+    if not rows or rows[0][:1] != ["image_id"]:
+        found = ",".join(rows[0]) if rows else "nothing"
+        raise InputError(
+            f"{path} starts with {found!r}; its header has to be image_id,labels."
+        )
+    ids = [row[0] for row in rows[1:] if row]
+    if len(set(ids)) < len(ids):
+        twice = next(i for i in ids if ids.count(i) > 1)
+        raise InputError(f"{path} lists {twice} more than once; list every id once.")
+    return ids
+
+
+@dataclass(frozen=True, kw_only=True)
+class Decoder:
+    """One decoder with its parameter, applied batch by batch.
+
+    Attributes:
+      name: a key of `jaxii.infer.decode.DECODERS`.
+      choice: the parameters, as chosen on validation.
+      label_embeddings: [class, embed], for the embedding decoder.
+    """
+
+    name: str
+    choice: DecoderChoice
+    label_embeddings: np.ndarray | None = None
+
+    def __post_init__(self):
+        if self.name not in DECODERS:
+            raise InputError(
+                f"--decoder={self.name}; use one of {', '.join(DECODERS)}."
+            )
+        if self.name == "embedding" and self.choice.embedding_k is None:
+            raise InputError(
+                "--decoder=embedding needs the embedding head, which this checkpoint "
+                "has dropped; use threshold or top_k, or name an earlier --stage."
+            )
+
+    def parameter(self) -> dict[str, float | int | None]:
+        """Returns the decoder's parameter by name."""
+        if self.name == "threshold":
+            return {"threshold": self.choice.threshold}
+        k = self.choice.top_k if self.name == "top_k" else self.choice.embedding_k
+        return {"k": k}
+
+    def __call__(
+        self, probs: np.ndarray, embedding: np.ndarray | None
+    ) -> list[np.ndarray]:
+        """Returns the label ids of each image, the most probable first, never none."""
+        if self.name == "threshold":
+            chosen = DECODERS["threshold"](
+                probs, threshold=self.choice.threshold, at_least_one=True
+            )
+        elif self.name == "top_k":
+            chosen = DECODERS["top_k"](probs, k=self.choice.top_k)
+        else:
+            chosen = DECODERS["embedding"](
+                embedding,
+                label_embeddings=self.label_embeddings,
+                k=self.choice.embedding_k,
+            )
+        return label_lists(chosen, probs)
+
+
+class Answers:
+    """Collects the answers of a pass over a split or a list of files, by row.
+
+    Args:
+      num_rows: images.
+      decode: probabilities and embeddings of a batch to label ids.
+    """
+
+    def __init__(self, num_rows: int, decode: Decoder):
+        self._labels: list[np.ndarray | None] = [None] * num_rows
+        self._decode = decode
+
+    def add(
+        self, probs: np.ndarray, embedding: np.ndarray | None, rows: np.ndarray
+    ) -> None:
+        """Takes a batch; row -1 is padding."""
+        kept = np.flatnonzero(rows >= 0)
+        embedding = None if embedding is None else embedding[kept]
+        answers = self._decode(probs[kept], embedding)
+        for row, answer in zip(rows[kept], answers, strict=True):
+            self._labels[row] = answer
+
+    def complete(self, fallback: np.ndarray) -> tuple[list[np.ndarray], list[int]]:
+        """Returns every row's labels, and the rows that had to take the fallback."""
+        empty = [row for row, labels in enumerate(self._labels) if labels is None]
+        return [fallback if x is None else x for x in self._labels], empty
+
+
+def write_submission(
+    path: Path,
+    image_ids: Sequence[str],
+    labels: Iterable[np.ndarray],
+    vocabulary: Vocabulary,
+    provenance: Mapping[str, Any],
+) -> None:
+    """Writes `image_id,labels` and, beside it, the provenance; whole or not at all.
+
+    Args:
+      path: the CSV file.
+      image_ids: one an image.
+      labels: label ids of each image; none is empty.
+      vocabulary: gives the codes.
+      provenance: as JSON, to `<path>.provenance.json`.
+    """
+    codes = vocabulary.codes
+
+    def rows(file):
+        writer = csv.writer(file, lineterminator="\n")
+        writer.writerow(HEADER)
+        for image_id, ids in zip(image_ids, labels, strict=True):
+            writer.writerow([image_id, " ".join(codes[i] for i in ids)])
+
+    write_beside(path, rows)
+    write_json(path.with_name(path.name + ".provenance.json"), provenance)
+
+
+def write_json(path: Path, value: Any) -> None:
+    """Writes JSON, whole or not at all."""
+    write_beside(path, lambda file: json.dump(value, file, indent=1, allow_nan=False))
+
+
+def write_beside(path: Path, write: Callable[[Any], None]) -> None:
+    """Writes a text file under another name and renames it when it is complete."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    part = path.with_name(f".{path.name}.{os.getpid()}.part")
+    try:
+        with part.open("w", newline="", encoding="utf-8") as file:
+            write(file)
+        part.replace(path)
+    finally:
+        part.unlink(missing_ok=True)

@@ -1,0 +1,160 @@
+"""What `metrics.json` says: figures of the splits, the floor, and what produced them.
+
+Comes after `summary` (figures) and `provenance`; `report` and `compare` read it.
+"""
+
+import datetime
+import os
+import platform
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from jaxii.infer.decode import best_constant, constant_f2
+from jaxii.infer.provenance import Provenance
+from jaxii.train.checkpoint import Checkpoints
+from jaxii.train.loop import StagePlan
+from jaxii.train.stages import Saved, choose
+
+Present = Callable[[str], tuple[np.ndarray, np.ndarray]]
+
+
+@dataclass(frozen=True, kw_only=True)
+class Constant:
+    """The best answer that does not look at the picture.
+
+    Attributes:
+      label_ids: the most frequent labels of training; how many, validation decided.
+      f2: its mean F2 by split.
+    """
+
+    label_ids: np.ndarray
+    f2: Mapping[str, float]
+
+
+def best_constant_of(
+    class_counts: np.ndarray, present: Present, splits: Sequence[str], chosen_on: str
+) -> Constant:
+    """Finds the best constant prediction and scores it.
+
+    Args:
+      class_counts: images of the training split with each label, [class].
+      present: split name to offsets and label ids of what is present (CSR).
+      splits: where to score it.
+      chosen_on: the split on which the number of labels is chosen.
+    """
+    label_ids, _ = best_constant(class_counts, *present(chosen_on))
+    num_classes = len(class_counts)
+    f2 = {
+        split: constant_f2(label_ids, num_classes, *present(split)) for split in splits
+    }
+    return Constant(label_ids=label_ids, f2=f2)
+
+
+def clean_provenance(
+    *, label_hash: str, with_embedding: bool, pretrained: str
+) -> Provenance:
+    """Returns the record of a run that used train and validation, as runs do."""
+    record = Provenance(label_hash=label_hash, pretrained=pretrained)
+    record = record.with_("weights", labels=["train"])
+    record = record.with_("model_selection", labels=["validation"])
+    if with_embedding:
+        record = record.with_("label_embedding", labels=["train"])
+    return record
+
+
+def make_result(
+    *,
+    saved: Saved,
+    summaries: Mapping[str, Mapping[str, Any]],
+    decoder: Mapping[str, Any],
+    constant: Constant,
+    codes: Sequence[str],
+    provenance: Provenance,
+    facts: Mapping[str, Any],
+) -> dict[str, Any]:
+    """Returns the content of `metrics.json`.
+
+    Args:
+      saved: the checkpoint that was evaluated.
+      summaries: split name to the figures of `summarise`.
+      decoder: name, parameter and the split it was chosen on.
+      constant: the floor.
+      codes: label codes in the vocabulary's order.
+      provenance: what influenced the figures.
+      facts: seed, dataset, hashes and whatever else identifies the run.
+    """
+    return {
+        **facts,
+        "stage": saved.stage,
+        "step": saved.step,
+        "created": datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds"),
+        "hardware": hardware(),
+        "provenance": provenance.to_json(),
+        "decoder": dict(decoder),
+        "constant": {
+            "labels": [codes[i] for i in constant.label_ids],
+            "num_labels": len(constant.label_ids),
+            "f2": dict(constant.f2),
+        },
+        "splits": {name: dict(summary) for name, summary in summaries.items()},
+    }
+
+
+def hardware() -> str:
+    """Returns the devices and the host in a few words."""
+    device = jax.devices()[0]
+    kind = "CPU" if device.platform == "cpu" else device.device_kind
+    return (
+        f"{jax.device_count()} x {kind} ({platform.machine()} host, "
+        f"{os.cpu_count()} cores), jax {jax.__version__}, "
+        f"Python {platform.python_version()}"
+    )
+
+
+def stage_rows(
+    plans: Sequence[StagePlan], checkpoints: Checkpoints
+) -> list[dict[str, Any]]:
+    """Returns what became of each stage that has begun, for the report's stage table."""
+    found = checkpoints.saved()
+    rows: list[dict[str, Any]] = []
+    previous: Sequence[Saved] = ()
+    for plan in plans:
+        saved = found.get(plan.stage.name)
+        if not saved:
+            break
+        best, last = choose(saved, "best"), choose(saved, "last")
+        ends = [
+            plan.settings.objective.weights(jnp.asarray(step, jnp.int32))
+            for step in (0, last.step - last.first_step)
+        ]
+        rows.append(
+            {
+                "name": plan.stage.name,
+                "first_step": last.first_step,
+                "last_step": last.step,
+                "embedding_head": plan.stage.embedding_head,
+                "terms": {
+                    name: [float(end[name]) for end in ends] for name in ends[0]
+                },
+                "enters_from": _entered_from(plan, previous),
+                "train_step_compilations": checkpoints.metadata(last)[
+                    "train_step_compilations"
+                ],
+                "best_step": best.step,
+                "validation_f2": best.metric,
+            }
+        )
+        previous = saved
+    return rows
+
+
+def _entered_from(plan: StagePlan, previous: Sequence[Saved]) -> str:
+    if not previous:
+        return "fresh parameters"
+    start = choose(previous, plan.stage.enters_from)
+    return f"{plan.stage.enters_from} of {start.stage} (step {start.step})"

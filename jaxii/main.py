@@ -1,0 +1,269 @@
+"""The command line: flags, help, dispatch and exit codes; nothing else.
+
+`python -m jaxii.main [COMMAND] --config=configs/f2_multitask.py`; see `COMMANDS`.
+"""
+
+import os
+import signal
+import sys
+from pathlib import Path
+
+from absl import flags
+from absl import logging as absl_logging
+from ml_collections import ConfigDict, config_flags
+
+from jaxii import config as configuration
+from jaxii.errors import InputError
+
+DONE, FAILED, MISUSED, PREEMPTED = 0, 1, 2, 75
+
+COMMANDS = {
+    "train": """Trains every stage of a configuration, then evaluates it and writes a report
+and a submission. The same command again goes on where it stopped.
+
+  python -m jaxii.main --config configs/f2_multitask.py
+  python -m jaxii.main train --config configs/f2_multitask.py:emoji \\
+      --data_dir=data/emoji --workdir=runs/emoji --config.optimizer.peak_lr=0.1
+
+--config=FILE[:DATASET]  recipe and dataset preset; --config.FIELD=VALUE changes a field
+--workdir=DIR            the run's folder [runs/RECIPE-DATASET]
+--data_dir=DIR           the prepared dataset (not for toy_regions, which is drawn)
+
+Exit: 0 done, 2 something given cannot be used, 75 stopped on request and resumable
+(SIGTERM or Ctrl-C), 1 anything else.""",
+    "prepare": """Reads a folder in the layout of the Kaggle Inclusive Images challenge (label CSVs
+and pictures of any size, JPEG, PNG or WebP) and writes a TFDS dataset. One pass over all
+cores; interrupted, the same command goes on.
+
+  python -m jaxii.main prepare --input_dir=kaggle --data_dir=data/inclusive_images
+
+--input_dir=DIR          train_human_labels.csv, classes-trainable.csv and the rest
+--data_dir=DIR           where the dataset goes
+--short_side=PIXELS      larger pictures are reduced to it [256]
+--train_metadata=CSV     image_id and any of group, domain, slice [train_meta.csv]
+--test_labels=CSV        image_id,labels: only ever used to score
+--test_metadata=CSV      as train_metadata, for tuning and test pictures""",
+    "evaluate": """Measures the best checkpoint of a run on validation and test, chooses the
+threshold, and writes metrics.json, report.html and submission.csv.
+
+  python -m jaxii.main evaluate --workdir=runs/emoji
+
+--workdir=DIR            a trained run
+--stage=NAME             the stage whose best checkpoint is measured [the last]
+--data_dir=DIR           the dataset, if it has moved
+--tune_on=tuning         choose the threshold on the tuning split's labels instead of
+--allow_tuning_labels    validation: both flags are needed, and the results say so""",
+    "predict": """Writes the labels of every picture in a folder as a submission. Needs no
+dataset, only a workdir that has been evaluated.
+
+  python -m jaxii.main predict --workdir=runs/emoji --images=photos --output=answers.csv
+
+--workdir=DIR            a trained and evaluated run
+--images=DIR             pictures; the id of each is its name without the ending
+--ids=CSV                a sample submission: which ids, in which order [all pictures]
+--output=CSV             image_id,labels [WORKDIR/predictions.csv]
+--decoder=NAME           threshold, top_k or embedding [threshold]
+--stage=NAME             the stage to use [the one that was evaluated]""",
+    "compare": """Prints a table of runs: the fields in which they differ, F2 in domain and shifted,
+worst slice, mAP, coverage, threshold, provenance, images/s.
+
+  python -m jaxii.main compare runs/a runs/b""",
+}
+
+_CONFIG = config_flags.DEFINE_config_file("config", None, "Recipe and preset.")
+_WORKDIR = flags.DEFINE_string("workdir", "", "The run's folder.")
+_DATA_DIR = flags.DEFINE_string("data_dir", "", "The prepared dataset.")
+_INPUT_DIR = flags.DEFINE_string("input_dir", "", "Label files and pictures.")
+_SHORT_SIDE = flags.DEFINE_integer("short_side", 256, "Pixels.", lower_bound=16)
+_TRAIN_METADATA = flags.DEFINE_string("train_metadata", "", "CSV.")
+_TEST_LABELS = flags.DEFINE_string("test_labels", "", "CSV.")
+_TEST_METADATA = flags.DEFINE_string("test_metadata", "", "CSV.")
+_STAGE = flags.DEFINE_string("stage", "", "Name of a stage.")
+_TUNE_ON = flags.DEFINE_enum("tune_on", "validation", ["validation", "tuning"], "Split.")
+_ALLOW_TUNING = flags.DEFINE_bool("allow_tuning_labels", False, "Say yes to tuning.")
+_IMAGES = flags.DEFINE_string("images", "", "Folder of pictures.")
+_IDS = flags.DEFINE_string("ids", "", "Sample submission.")
+_OUTPUT = flags.DEFINE_string("output", "", "CSV to write.")
+_DECODER = flags.DEFINE_string("decoder", "threshold", "Decoder.")
+
+
+def run() -> None:
+    """Runs the command line and exits with its code."""
+    sys.exit(main(sys.argv))
+
+
+def main(argv: list[str]) -> int:
+    """Runs one command; returns the exit code."""
+    words = [word for word in argv[1:] if not word.startswith("-")]
+    command = words[0] if words and words[0] in COMMANDS else "train"
+    if any(word in ("-h", "--help", "-help") for word in argv[1:]):
+        print(_help(words))
+        return DONE
+    try:
+        rest = _parse(argv)
+        if rest and rest[0] == command:
+            rest = rest[1:]
+        elif rest:
+            raise InputError(
+                f"{rest[0]!r} is not a command; use one of {', '.join(COMMANDS)}."
+            )
+        if rest and command != "compare":
+            raise InputError(
+                f"{command} takes flags only, not {rest[0]!r}; see {command} --help."
+            )
+        return _dispatch(command, rest)
+    except InputError as error:
+        print(f"jaxii: {' '.join(str(error).split())}", file=sys.stderr)
+        return MISUSED
+
+
+def _help(words: list[str]) -> str:
+    if words and words[0] in COMMANDS:
+        return f"jaxii {words[0]}\n\n{COMMANDS[words[0]]}"
+    lines = [
+        "jaxii trains multi-label image classifiers, from label files to a submission.",
+        "",
+        "usage: python -m jaxii.main [COMMAND] [FLAGS]      (COMMAND --help says more)",
+        "",
+    ]
+    for name, text in COMMANDS.items():
+        first = text.partition("\n\n")[0].replace("\n", f"\n{'':10}")
+        lines.append(f"{name:10}{first}" + ("  (the default)" if name == "train" else ""))
+    return "\n".join(lines)
+
+
+def _parse(argv: list[str]) -> list[str]:
+    """Parses the flags; returns the words that are not flags."""
+    try:
+        return flags.FLAGS(argv)[1:]
+    except (flags.Error, AttributeError, KeyError, TypeError, ValueError) as error:
+        raise InputError(f"{error}; see --help.") from error
+    except (FileNotFoundError, ImportError, SyntaxError) as error:
+        raise InputError(
+            f"--config cannot be read: {error}; give a file of configs/."
+        ) from error
+
+
+def _dispatch(command: str, rest: list[str]) -> int:
+    _set_environment()
+    # Here and not above: importing jax takes seconds, and --help should not.
+    from jaxii import commands
+    from jaxii.train.loop import Diverged, Preempted
+
+    try:
+        if command == "train":
+            config = _config()
+            commands.train(config, _workdir(config), _wanted_back())
+        elif command == "prepare":
+            commands.prepare(
+                _required("input_dir", _INPUT_DIR.value),
+                _required("data_dir", _DATA_DIR.value),
+                short_side=_SHORT_SIDE.value,
+                overrides=_layout_files(),
+            )
+        elif command == "evaluate":
+            if _TUNE_ON.value == "tuning" and not _ALLOW_TUNING.value:
+                raise InputError(
+                    "--tune_on=tuning lets labels of the target domain choose the "
+                    "threshold; add --allow_tuning_labels if that is meant."
+                )
+            commands.evaluate(
+                _existing_workdir(),
+                data_dir=_DATA_DIR.value,
+                stage=_STAGE.value,
+                tune_on=_TUNE_ON.value,
+            )
+        elif command == "predict":
+            workdir = _existing_workdir()
+            output = Path(_OUTPUT.value or workdir.path / "predictions.csv")
+            commands.predict(
+                workdir,
+                images=_required("images", _IMAGES.value),
+                ids=Path(_IDS.value) if _IDS.value else None,
+                output=output,
+                decoder=_DECODER.value,
+                stage=_STAGE.value,
+            )
+        else:
+            commands.compare([Path(word) for word in rest])
+    except Preempted as stopped:
+        print(f"jaxii: {stopped}; the same command goes on.", file=sys.stderr)
+        return PREEMPTED
+    except Diverged as error:
+        print(f"jaxii: {error}", file=sys.stderr)
+        return FAILED
+    return DONE
+
+
+def _config() -> ConfigDict:
+    if _CONFIG.value is None:
+        raise InputError(
+            "--config is missing; for a first run give "
+            "--config configs/f2_multitask.py."
+        )
+    config = _CONFIG.value
+    if _DATA_DIR.value:
+        config.data.directory = _DATA_DIR.value
+    try:
+        configuration.check(config)
+    except ValueError as error:
+        raise InputError(str(error)) from error
+    return config
+
+
+def _workdir(config: ConfigDict):
+    from jaxii.workdir import Workdir
+
+    if _WORKDIR.value:
+        return Workdir(Path(_WORKDIR.value))
+    recipe, _, preset = config_flags.get_config_filename(flags.FLAGS["config"]).partition(
+        ":"
+    )
+    return Workdir(Path("runs") / f"{Path(recipe).stem}-{preset or config.data.dataset}")
+
+
+def _existing_workdir():
+    from jaxii.workdir import Workdir
+
+    return Workdir(_required("workdir", _WORKDIR.value))
+
+
+def _required(name: str, value: str) -> Path:
+    if not value:
+        raise InputError(f"--{name} is missing; see --help of the command.")
+    return Path(value)
+
+
+def _layout_files() -> dict[str, Path]:
+    given = {
+        "train_metadata": _TRAIN_METADATA.value,
+        "test_labels": _TEST_LABELS.value,
+        "test_metadata": _TEST_METADATA.value,
+    }
+    return {name: Path(value) for name, value in given.items() if value}
+
+
+def _wanted_back():
+    """Turns the first SIGTERM or Ctrl-C into a request to save and leave."""
+    asked = []
+
+    def ask(signum, frame):
+        if asked:
+            signal.default_int_handler(signum, frame)
+        asked.append(signum)
+
+    for number in (signal.SIGTERM, signal.SIGINT):
+        signal.signal(number, ask)
+    return lambda: bool(asked)
+
+
+def _set_environment() -> None:
+    """Sets what libraries read at import: where compiled programs are kept, quiet logs."""
+    cache = Path.home() / ".cache" / "jaxii" / "compiled"
+    os.environ.setdefault("JAX_COMPILATION_CACHE_DIR", str(cache))
+    os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
+    absl_logging.set_verbosity(absl_logging.ERROR)
+
+
+if __name__ == "__main__":
+    run()

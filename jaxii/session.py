@@ -1,0 +1,108 @@
+"""A run's folder opened together with its data: what `train` and `evaluate` work on.
+
+Comes after the configuration is checked and before anything is trained or measured.
+"""
+
+from dataclasses import dataclass
+
+import jax
+import numpy as np
+from ml_collections import ConfigDict
+
+from jaxii import assemble
+from jaxii import config as configuration
+from jaxii.console import progress
+from jaxii.data import embedding
+from jaxii.infer import result
+from jaxii.infer.evaluate import Evaluator
+from jaxii.infer.provenance import Provenance
+from jaxii.train import loop
+from jaxii.train.checkpoint import Checkpoints
+from jaxii.train.mesh import make_mesh, replicated
+from jaxii.workdir import Workdir
+
+
+@dataclass(frozen=True, kw_only=True)
+class Session:
+    """A workdir opened together with its data, ready to train or to be evaluated."""
+
+    workdir: Workdir
+    config: ConfigDict
+    data: assemble.Data
+    label_embedding: embedding.LabelEmbedding | None
+    plans: tuple[loop.StagePlan, ...]
+    mesh: jax.sharding.Mesh
+    checkpoints: Checkpoints
+    provenance: Provenance
+
+    def evaluator(self) -> Evaluator:
+        """Returns the evaluator of the run's labels and slices."""
+        return Evaluator(
+            mesh=self.mesh,
+            num_classes=len(self.data.vocabulary),
+            slices=self.data.slices,
+            label_embeddings=self.vectors(),
+        )
+
+    def vectors(self) -> jax.Array | None:
+        """Returns the label embeddings on the devices, [class, embed]."""
+        if self.label_embedding is None:
+            return None
+        return jax.device_put(self.label_embedding.vectors, replicated(self.mesh))
+
+    def plan(self, stage: str) -> loop.StagePlan:
+        """Returns a stage's plan by name."""
+        return next(plan for plan in self.plans if plan.stage.name == stage)
+
+    def verified_absent(self, split: str) -> bool:
+        """Says whether people verified what is not in a split's images."""
+        return bool(np.any(assemble.rows_of(self.data, split).confidences < 0.5))
+
+
+def open_session(config: ConfigDict, workdir: Workdir) -> Session:
+    """Opens the data, claims the workdir and assembles the run."""
+    with progress() as on_progress:
+        data = assemble.open_data(config, on_progress)
+    num_train = data.split("train").num_examples
+    stages = assemble.stages_of(config, num_train)
+    needs_embedding = any(stage.embedding_head for stage in stages)
+    dim = config.label_embedding.dim if needs_embedding else 0
+    plans = assemble.make_plans(
+        config, assemble.make_networks(config, data, dim), stages
+    )
+    # Nothing is written before everything that can be refused has been checked.
+    workdir.claim(config)
+    workdir.claim_labels(data.vocabulary)
+    label_hash = data.vocabulary.content_hash()
+    return Session(
+        workdir=workdir,
+        config=config,
+        data=data,
+        label_embedding=_embedding(config, data, workdir) if needs_embedding else None,
+        plans=plans,
+        mesh=make_mesh(),
+        checkpoints=Checkpoints(
+            workdir.path, [stage.name for stage in stages], label_hash
+        ),
+        provenance=result.clean_provenance(
+            label_hash=label_hash,
+            with_embedding=needs_embedding,
+            pretrained=config.model.pretrained,
+        ),
+    )
+
+
+def _embedding(
+    config: ConfigDict, data: assemble.Data, workdir: Workdir
+) -> embedding.LabelEmbedding:
+    if workdir.embedding_file.exists():
+        return embedding.load(workdir.embedding_file)
+    made = assemble.make_label_embedding(config, data)
+    provenance = {
+        "split": "train",
+        "num_images": data.split("train").num_examples,
+        "label_hash": data.vocabulary.content_hash(),
+        "options": configuration.to_dict(config)["label_embedding"],
+    }
+    embedding.save(workdir.embedding_file, made, provenance=provenance)
+    return made

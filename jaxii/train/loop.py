@@ -1,0 +1,305 @@
+"""The run: stages one after another, each a loop over steps, from wherever it stopped.
+
+Comes after everything is assembled and before the final evaluation. Nothing in the loop
+waits for the device except the log (every n steps) and a bound on how far the host may
+run ahead; saving happens in the background.
+
+The order of a step is a contract: batch, update, log, then (at the stage's cadence, at its
+end, or when the machine is wanted back) evaluate and save. A checkpoint therefore always
+holds a state whose evaluation is in its metadata.
+"""
+
+import collections
+import time
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass, replace
+from typing import Any
+
+import jax
+import numpy as np
+from jax.sharding import Mesh
+from jaxtyping import Array, Float
+
+from jaxii.errors import InputError
+from jaxii.train.checkpoint import METRIC, Checkpoints
+from jaxii.train.mesh import divided, replicated, to_devices
+from jaxii.train.stages import (
+    Done,
+    Enter,
+    Resume,
+    Saved,
+    Stage,
+    has_ended,
+    next_action,
+)
+from jaxii.train.state import Tree, TrainState, derive_key, new_state
+from jaxii.train.step import StepSettings, make_train_step
+from jaxii.train.telemetry import Telemetry
+
+# Steps the host may be ahead of the device: enough to hide dispatch and transfer.
+STEPS_AHEAD = 2
+EMBEDDING_HEAD = "embedding"
+
+
+class Preempted(Exception):
+    """The machine is wanted back; everything up to this step is saved."""
+
+
+class Diverged(Exception):
+    """Too many gradients in a row were not finite; the last checkpoint is good."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class StagePlan:
+    """A stage with the parts it runs on.
+
+    Attributes:
+      stage: name, length, ending, where it starts from.
+      settings: network, objective and optimizer of its train step.
+      init: `init(key) -> (params, batch_stats)`.
+    """
+
+    stage: Stage
+    settings: StepSettings
+    init: Callable[[jax.Array], tuple[Tree, Tree]]
+
+
+@dataclass(frozen=True, kw_only=True)
+class Run:
+    """Everything a run needs.
+
+    Attributes:
+      plans: the stages in order.
+      mesh: the devices.
+      checkpoints: where the run saves.
+      batches: `batches(start_example)`, host batches without host-only arrays.
+      evaluate: `evaluate(settings, params, batch_stats)` to figures on the validation
+        split, `validation/f2` among them.
+      label_embeddings: [class, embed] float32, None without an embedding head.
+      pretrained: replaces fresh parameters at the very start; None for none.
+      metadata: kept with every checkpoint.
+      global_batch_size: examples a step.
+      evaluate_every_steps: cadence of evaluation and saving.
+      log_every_steps: cadence of the log.
+      most_skipped_steps: non-finite updates in a row that end the run.
+      seed: base of the initialisation.
+      wanted_back: says whether to save and leave, asked after every step.
+    """
+
+    plans: tuple[StagePlan, ...]
+    mesh: Mesh
+    checkpoints: Checkpoints
+    batches: Callable[[int], Iterator[dict[str, np.ndarray]]]
+    evaluate: Callable[[StepSettings, Tree, Tree], dict[str, float]]
+    label_embeddings: Float[Array, "class embed"] | None
+    pretrained: Callable[[Tree, Tree], tuple[Tree, Tree]] | None
+    metadata: Mapping[str, Any]
+    global_batch_size: int
+    evaluate_every_steps: int
+    log_every_steps: int
+    most_skipped_steps: int
+    seed: int
+    wanted_back: Callable[[], bool]
+
+
+def train(run: Run, telemetry: Telemetry) -> Saved:
+    """Runs every stage that has not ended yet; returns the last checkpoint.
+
+    Raises:
+      Preempted: the machine was wanted back; the same call later goes on.
+      Diverged: gradients stopped being finite.
+      InputError: checkpoints that do not fit the run.
+    """
+    stages = [plan.stage for plan in run.plans]
+    plans = {plan.stage.name: plan for plan in run.plans}
+    while True:
+        action = next_action(stages, run.checkpoints.saved())
+        if isinstance(action, Done):
+            return action.last
+        plan = plans[action.stage.name]
+        state, saved = _begin(run, plan, action)
+        telemetry.start_stage(
+            plan.stage.name,
+            first_step=saved.first_step,
+            num_steps=plan.stage.num_steps,
+            images_per_step=run.global_batch_size,
+            step=saved.step,
+            total_steps=saved.first_step + _steps_from(stages, plan.stage),
+        )
+        telemetry.note(_describe(action))
+        _run_stage(run, plan, state, saved, telemetry)
+
+
+def _steps_from(stages: list[Stage], first: Stage) -> int:
+    return sum(stage.num_steps for stage in stages[stages.index(first) :])
+
+
+def _describe(action: Enter | Resume) -> str:
+    name = action.stage.name
+    if isinstance(action, Resume):
+        return f"stage {name}: resuming at step {action.start.step}"
+    if action.start is None:
+        return f"stage {name}: starting from fresh parameters"
+    return (
+        f"stage {name}: starting from step {action.start.step} of stage "
+        f"{action.start.stage} ({action.stage.enters_from})"
+    )
+
+
+def _begin(
+    run: Run, plan: StagePlan, action: Enter | Resume
+) -> tuple[TrainState, Saved]:
+    """Returns the state to go on from and what is known of the stage so far.
+
+    Precedence: a checkpoint of this stage; else the parameters of the stage before; else
+    pretrained ones; else fresh ones.
+    """
+    whole = replicated(run.mesh)
+
+    def fresh(key):
+        params, batch_stats = plan.init(key)
+        return new_state(
+            params=params,
+            batch_stats=batch_stats,
+            optimizer=plan.settings.optimizer,
+            step=action.start.step if isinstance(action, Resume) else action.step,
+            with_ema=plan.settings.ema_decay > 0,
+        )
+
+    key = derive_key(run.seed, "init")
+    if isinstance(action, Resume):
+        shapes = jax.eval_shape(fresh, key)
+        like = jax.tree.map(
+            lambda leaf: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=whole),
+            shapes,
+        )
+        return run.checkpoints.restore_state(action.start, like), action.start
+    saved = Saved(stage=plan.stage.name, step=action.step, first_step=action.step)
+    if action.start is None and run.pretrained is None:
+        return jax.jit(fresh, out_shardings=whole)(key), saved
+    if action.start is None:
+        assert run.pretrained is not None
+        params, batch_stats = run.pretrained(*plan.init(key))
+    else:
+        model = run.checkpoints.restore_model(action.start, whole)
+        params, batch_stats = inherit(model, jax.eval_shape(plan.init, key)[0])
+
+    def entered(params, batch_stats):
+        return new_state(
+            params=params,
+            batch_stats=batch_stats,
+            optimizer=plan.settings.optimizer,
+            step=action.step,
+            with_ema=plan.settings.ema_decay > 0,
+        )
+
+    return jax.jit(entered, out_shardings=whole)(params, batch_stats), saved
+
+
+def inherit(model: Mapping[str, Tree], like: Tree) -> tuple[Tree, Tree]:
+    """Returns parameters and statistics for a stage, from the one before.
+
+    The averaged parameters are taken where there are some: they are what was evaluated.
+    The embedding head is dropped where the new stage has none.
+
+    Args:
+      model: `params`, `batch_stats`, perhaps `ema_params`, as a checkpoint holds them.
+      like: shapes of the new stage's parameters.
+
+    Raises:
+      InputError: the shapes do not fit.
+    """
+    params = dict(model.get("ema_params", model["params"]))
+    if EMBEDDING_HEAD not in like:
+        params.pop(EMBEDDING_HEAD, None)
+    shapes = jax.tree.map(lambda leaf: (leaf.shape, str(leaf.dtype)), params)
+    wanted = jax.tree.map(lambda leaf: (leaf.shape, str(leaf.dtype)), like)
+    if shapes != wanted:
+        raise InputError(
+            "the previous stage's network does not fit this stage's; keep depth, width "
+            "and heads the same, or use another workdir."
+        )
+    return params, model["batch_stats"]
+
+
+def _run_stage(
+    run: Run, plan: StagePlan, state: TrainState, saved: Saved, telemetry: Telemetry
+) -> None:
+    """Trains until the stage has ended; raises `Preempted` after saving if asked to."""
+    stage = plan.stage
+    train_step = make_train_step(plan.settings, run.mesh)
+    batches = run.batches(saved.step * run.global_batch_size)
+    sharding = divided(run.mesh)
+    label_embeddings = run.label_embeddings if stage.embedding_head else None
+    window: list[dict[str, jax.Array]] = []
+    ahead: collections.deque[jax.Array] = collections.deque()
+    while not saved.finished:
+        start = time.monotonic()
+        batch = next(batches)
+        telemetry.waited(time.monotonic() - start)
+        batch = to_devices(batch, sharding)
+        with jax.transfer_guard("disallow"):
+            state, metrics = train_step(state, batch, label_embeddings)
+        saved = replace(saved, step=saved.step + 1, metric=None)
+        stage_step = saved.step - saved.first_step
+        window.append(metrics)
+        ahead.append(metrics["objective"])
+        if len(ahead) > STEPS_AHEAD:
+            jax.block_until_ready(ahead.popleft())
+        last = stage_step >= stage.num_steps
+        leave = run.wanted_back()
+        evaluate = last or stage_step % run.evaluate_every_steps == 0
+        if evaluate or leave or stage_step % run.log_every_steps == 0:
+            telemetry.log_train(saved.step, _mean(window))
+            _check_finite(run, window[-1], saved)
+            window.clear()
+        if evaluate or leave:
+            with telemetry.paused():
+                saved = _evaluate_and_save(
+                    run, plan, state, saved, telemetry, evaluate, train_step
+                )
+        if leave and not saved.finished:
+            run.checkpoints.wait()
+            raise Preempted(f"saved at step {saved.step} of stage {stage.name}")
+    run.checkpoints.wait()
+    telemetry.note(
+        f"stage {stage.name}: ended at step {saved.step}, train_step compiled "
+        f"{train_step._cache_size()} time(s)"
+    )
+
+
+def _evaluate_and_save(run, plan, state, saved, telemetry, evaluate, train_step) -> Saved:
+    if evaluate:
+        figures = run.evaluate(
+            plan.settings, state.params_to_evaluate(), state.batch_stats
+        )
+        metric = float(figures[METRIC])
+        evaluations = (*saved.evaluations, (saved.step, metric))
+        ended = has_ended(plan.stage, saved.step - saved.first_step, evaluations)
+        saved = replace(saved, metric=metric, evaluations=evaluations, finished=ended)
+        telemetry.log_evaluation(saved.step, figures)
+    metadata = {**run.metadata, "train_step_compilations": train_step._cache_size()}
+    run.checkpoints.save(saved, state, metadata)
+    telemetry.saved(saved.step)
+    return saved
+
+
+def _mean(window: list[dict[str, jax.Array]]) -> dict[str, float]:
+    """Means over the steps of a window; counters and schedules as they stand now."""
+    rows = jax.device_get(window)
+    means = {}
+    for name in rows[-1]:
+        averaged = name in ("objective", "gradient_norm") or name.startswith("loss/")
+        values = [row[name] for row in rows] if averaged else [rows[-1][name]]
+        means[name] = float(np.mean(values))
+    return means
+
+
+def _check_finite(run: Run, metrics: Mapping[str, jax.Array], saved: Saved) -> None:
+    in_a_row = int(metrics["skipped_in_a_row"])
+    if in_a_row >= run.most_skipped_steps:
+        raise Diverged(
+            f"{in_a_row} updates in a row up to step {saved.step} had gradients that are "
+            "not finite; the last checkpoint is good: lower the learning rate, add "
+            "clipping, and start again in another workdir."
+        )

@@ -1,0 +1,121 @@
+"""The files of one run, by name: what `train` leaves and the other commands start from.
+
+A run's folder belongs to one configuration and one vocabulary; anything else is refused
+before a file is touched.
+"""
+
+import json
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from ml_collections import ConfigDict
+
+from jaxii import config as configuration
+from jaxii.data.labels import Vocabulary
+from jaxii.errors import InputError
+from jaxii.infer.predict import write_json
+
+# What does not change the result, and may differ when a run goes on.
+FREE_FIELDS = ("data.directory", "data.num_threads", "log_every_steps")
+
+
+@dataclass(frozen=True)
+class Workdir:
+    """Paths below a run's folder, and the checks that guard them."""
+
+    path: Path
+
+    @property
+    def config_file(self) -> Path:
+        """The resolved configuration."""
+        return self.path / "config.json"
+
+    @property
+    def labels_file(self) -> Path:
+        """The vocabulary, in order."""
+        return self.path / "labels.csv"
+
+    @property
+    def embedding_file(self) -> Path:
+        """The label embedding, with its provenance."""
+        return self.path / "label_embedding.npz"
+
+    @property
+    def history_file(self) -> Path:
+        """Figures by step."""
+        return self.path / "history.jsonl"
+
+    def result_file(self, name: str, tuned_on: str = "validation") -> Path:
+        """Returns where a result lies; results tuned elsewhere get names of their own."""
+        suffix = "" if tuned_on == "validation" else f"_tuned_on_{tuned_on}"
+        stem, dot, ending = name.partition(".")
+        return self.path / f"{stem}{suffix}{dot}{ending}"
+
+    def claim(self, config: ConfigDict) -> None:
+        """Makes the folder this configuration's, or checks that it is.
+
+        Raises:
+          InputError: it is another run's, with the fields that differ.
+        """
+        fields = configuration.to_dict(config)
+        if not self.config_file.exists():
+            write_json(self.config_file, fields)
+            return
+        differing = [
+            line
+            for line in configuration.differences(self._fields(), fields)
+            if not line.startswith(FREE_FIELDS)
+        ]
+        if differing:
+            raise InputError(
+                f"{self.path} belongs to another configuration "
+                f"({'; '.join(differing[:5])}); use its configuration, or another "
+                "--workdir."
+            )
+        write_json(self.config_file, fields)
+
+    def config(self) -> ConfigDict:
+        """Returns the configuration of the run.
+
+        Raises:
+          InputError: no run is here, or it was made by a version with other fields.
+        """
+        if not self.config_file.exists():
+            raise InputError(
+                f"{self.path} holds no run (there is no config.json); give the --workdir "
+                "of a training run."
+            )
+        try:
+            return configuration.from_dict(self._fields())
+        except (ValueError, KeyError, TypeError) as error:
+            raise InputError(f"{self.config_file}: {error}") from error
+
+    def vocabulary(self) -> Vocabulary:
+        """Returns the labels the run was trained on."""
+        return Vocabulary.load(self.labels_file)
+
+    def claim_labels(self, vocabulary: Vocabulary) -> None:
+        """Keeps the vocabulary, or checks that the data still has the same.
+
+        Raises:
+          InputError: the labels are other ones, or in another order.
+        """
+        if not self.labels_file.exists():
+            vocabulary.save(self.labels_file)
+            return
+        before, now = self.vocabulary().content_hash(), vocabulary.content_hash()
+        if before != now:
+            raise InputError(
+                f"{self.path} was trained on labels {before} and the data has labels "
+                f"{now}; use the data it was trained on, or another --workdir."
+            )
+
+    def _fields(self) -> dict[str, Any]:
+        try:
+            return json.loads(self.config_file.read_text())
+        except json.JSONDecodeError as error:
+            raise InputError(
+                f"{self.config_file} is not JSON ({error}); restore it, or use another "
+                "--workdir."
+            ) from error

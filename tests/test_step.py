@@ -1,0 +1,231 @@
+"""The train step: global gradients, accumulation, the guard, the average, randomness."""
+
+from functools import partial
+from typing import NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+import pytest
+from jax.sharding import PartitionSpec
+
+from jaxii.model.multitask import make_network
+from jaxii.objective.multitask import make_objective
+from jaxii.train.mesh import DATA_AXIS, divided, make_mesh, replicated, to_devices
+from jaxii.train.state import derive_key, new_state
+from jaxii.train.step import StepSettings, gradients_of, make_train_step
+
+NUM_CLASSES, BATCH, SIZE, DIM = 5, 16, 16, 4
+TERMS = {"bce": 1.0, "soft_f": 2.0, "embedding": 0.5}
+
+
+class Outputs(NamedTuple):
+    logits: jax.Array
+    embedding: jax.Array | None
+
+
+def linear_apply(params, batch_stats, images, *, train, key):
+    """A network without BatchNorm or dropout: what it gives is exact arithmetic."""
+    pixels = images.reshape(images.shape[0], -1).astype(jnp.float32) / 255.0
+    features = jnp.tanh(pixels[:, :32])
+    return Outputs(features @ params["classifier"], features @ params["embedding"]), (
+        batch_stats
+    )
+
+
+def linear_params():
+    rng = np.random.default_rng(0)
+    return {
+        "classifier": jnp.asarray(rng.normal(size=(32, NUM_CLASSES)), jnp.float32),
+        "embedding": jnp.asarray(rng.normal(size=(32, DIM)), jnp.float32),
+    }
+
+
+def make_batch(seed=0, masked=5):
+    """Labels of very different numbers, some images with none; the last are padding."""
+    rng = np.random.default_rng(seed)
+    ids = rng.integers(0, NUM_CLASSES, (BATCH, 3)).astype(np.int32)
+    ids[::3, 1:] = -1
+    ids[::4] = -1
+    mask = np.ones(BATCH, np.float32)
+    mask[BATCH - masked :] = 0.0
+    return {
+        "images": rng.integers(0, 256, (BATCH, SIZE, SIZE, 3)).astype(np.uint8),
+        "label_ids": ids,
+        "label_confidences": np.where(ids < 0, 0.0, 1.0).astype(np.float32),
+        "mask": mask,
+    }
+
+
+LABEL_EMBEDDINGS = np.random.default_rng(7).normal(size=(NUM_CLASSES, DIM))
+
+
+def make_settings(apply=linear_apply, **more):
+    schedule = optax.constant_schedule(0.1)
+    settings = {
+        "apply": apply,
+        "objective": make_objective(TERMS, num_steps=10, num_classes=NUM_CLASSES),
+        "optimizer": optax.sgd(schedule),
+        "learning_rate": lambda step: jnp.float32(0.1),
+    }
+    return StepSettings(**{**settings, **more})
+
+
+def start(params, batch_stats, settings, mesh):
+    state = new_state(
+        params=params,
+        batch_stats=batch_stats,
+        optimizer=settings.optimizer,
+        step=0,
+        with_ema=settings.ema_decay > 0,
+    )
+    # A copy, because the step gives the buffers away.
+    return jax.device_put(jax.tree.map(jnp.array, state), replicated(mesh))
+
+
+def global_gradients(settings, params, batch_stats, num_devices, batch):
+    mesh = make_mesh(jax.devices()[:num_devices])
+    state = start(params, batch_stats, settings, mesh)
+    everywhere, share = PartitionSpec(), PartitionSpec(DATA_AXIS)
+    compute = jax.jit(
+        jax.shard_map(
+            partial(gradients_of, settings),
+            mesh=mesh,
+            in_specs=(everywhere, share, everywhere),
+            out_specs=everywhere,
+        )
+    )
+    vectors = jnp.asarray(LABEL_EMBEDDINGS, jnp.float32)
+    return jax.device_get(compute(state, to_devices(batch, divided(mesh)), vectors))
+
+
+def assert_close(tree, other, tolerance):
+    for a, b in zip(jax.tree.leaves(tree), jax.tree.leaves(other), strict=True):
+        scale = max(np.abs(b).max(), 1e-6)
+        np.testing.assert_allclose(a / scale, b / scale, atol=tolerance)
+
+
+def test_gradients_of_eight_devices_are_those_of_one_with_an_uneven_mask():
+    network = make_network(
+        depth=18,
+        num_classes=NUM_CLASSES,
+        embedding_dim=DIM,
+        width=8,
+        stem="small",
+        dropout=0.0,
+        dtype=jnp.float32,
+        bn_axis=DATA_AXIS,
+        zero_init_residual=False,
+    )
+    params, batch_stats = network.init(jax.random.key(0))
+    settings = make_settings(network.apply)
+    one = global_gradients(settings, params, batch_stats, 1, make_batch())
+    eight = global_gradients(settings, params, batch_stats, 8, make_batch())
+    norm = optax.tree.norm(jax.tree.map(jnp.subtract, eight[0], one[0]))
+    assert float(norm / optax.tree.norm(one[0])) < 1e-5
+    np.testing.assert_allclose(eight[2]["objective"], one[2]["objective"], rtol=1e-5)
+    assert_close(eight[1], one[1], 1e-5)
+
+
+def test_gradients_are_those_of_the_objective_written_out_for_one_device():
+    settings, params, batch = make_settings(), linear_params(), make_batch()
+    mask, vectors = batch["mask"], jnp.asarray(LABEL_EMBEDDINGS, jnp.float32)
+
+    def objective(params):
+        outputs, _ = linear_apply(params, {}, jnp.asarray(batch["images"]), train=True, key=None)
+        targets, known = settings.objective.targets(
+            jnp.asarray(batch["label_ids"]), jnp.asarray(batch["label_confidences"])
+        )
+        losses = settings.objective.losses(
+            logits=outputs.logits,
+            embedding=outputs.embedding,
+            targets=targets,
+            known=known,
+            label_embeddings=vectors,
+            stage_step=jnp.int32(0),
+        )
+        positive = mask * (targets.sum(-1) > 0).astype(jnp.float32)
+        total = TERMS["bce"] * (losses["bce"] * mask).sum() / mask.sum()
+        for name in ("soft_f", "embedding"):
+            total += TERMS[name] * (losses[name] * positive).sum() / positive.sum()
+        return total
+
+    expected = jax.grad(objective)(params)
+    gradients, _, _ = global_gradients(settings, params, {}, 8, batch)
+    assert_close(gradients, expected, 1e-5)
+
+
+def test_masked_examples_do_not_change_the_gradient():
+    settings, params = make_settings(), linear_params()
+    batch = make_batch()
+    other = {**batch, "images": batch["images"].copy()}
+    other["images"][batch["mask"] == 0] = 255
+    one, _, _ = global_gradients(settings, params, {}, 4, batch)
+    two, _, _ = global_gradients(settings, params, {}, 4, other)
+    assert_close(one, two, 0.0)
+
+
+def test_gradients_of_four_micro_batches_are_those_of_one_batch():
+    params, batch = linear_params(), make_batch()
+    whole = global_gradients(make_settings(), params, {}, 2, batch)
+    pieces = global_gradients(make_settings(micro_batches=4), params, {}, 2, batch)
+    assert_close(pieces[0], whole[0], 1e-5)
+    np.testing.assert_allclose(pieces[2]["objective"], whole[2]["objective"], rtol=1e-5)
+
+
+def test_a_term_moves_in_and_out_without_compiling_again():
+    terms = {
+        "bce": ((0.0, 1.0), (0.5, 1.0), (0.5, 0.0)),
+        "focal": {"weight": ((0.5, 0.0), (0.5, 1.0)), "gamma": 2.0},
+    }
+    objective = make_objective(terms, num_steps=4, num_classes=NUM_CLASSES)
+    settings, mesh = make_settings(objective=objective), make_mesh()
+    train_step = make_train_step(settings, mesh)
+    state = start(linear_params(), {}, settings, mesh)
+    batch = to_devices(make_batch(), divided(mesh))
+    weights = []
+    for _ in range(4):
+        state, metrics = train_step(state, batch, None)
+        weights.append((float(metrics["weight/bce"]), float(metrics["weight/focal"])))
+    assert weights == [(1.0, 0.0), (1.0, 0.0), (0.0, 1.0), (0.0, 1.0)]
+    assert train_step._cache_size() == 1
+
+
+def test_a_gradient_that_is_not_finite_changes_nothing_and_is_counted():
+    def explode(params, batch_stats, images, *, train, key):
+        outputs, stats = linear_apply(params, batch_stats, images, train=train, key=key)
+        return outputs._replace(logits=outputs.logits / 0.0), stats
+
+    settings, mesh = make_settings(explode, ema_decay=0.9), make_mesh()
+    train_step = make_train_step(settings, mesh)
+    params = linear_params()
+    state = start(params, {}, settings, mesh)
+    vectors = jnp.asarray(LABEL_EMBEDDINGS, jnp.float32)
+    for skipped in (1, 2):
+        state, metrics = train_step(
+            state, to_devices(make_batch(), divided(mesh)), vectors
+        )
+        assert int(metrics["skipped_in_a_row"]) == skipped
+    assert_close(state.params, params, 0.0)
+    assert_close(state.ema_params, params, 0.0)
+    assert int(state.step) == 2
+
+
+def test_the_average_lies_between_start_and_newest_params():
+    settings, mesh = make_settings(ema_decay=0.9), make_mesh()
+    params = linear_params()
+    state = start(params, {}, settings, mesh)
+    train_step = make_train_step(settings, mesh)
+    vectors = jnp.asarray(LABEL_EMBEDDINGS, jnp.float32)
+    state, _ = train_step(state, to_devices(make_batch(), divided(mesh)), vectors)
+    # The first update counts 9 parts in 10: the average forgets its start quickly.
+    expected = jax.tree.map(lambda a, b: a + 0.9 * (b - a), params, state.params)
+    assert_close(state.ema_params, expected, 1e-6)
+
+
+@pytest.mark.parametrize("other", [(1, "dropout", 5), (0, "init", 5), (0, "dropout", 6)])
+def test_keys_differ_by_seed_purpose_and_step(other):
+    key = jax.random.key_data(derive_key(0, "dropout", 5))
+    assert (key == jax.random.key_data(derive_key(0, "dropout", 5))).all()
+    assert (key != jax.random.key_data(derive_key(*other))).any()
