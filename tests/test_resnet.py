@@ -234,3 +234,12 @@ def test_unsynced_statistics_are_each_devices_own():
     means = np.asarray(means(params, batch_stats, activations(16)))
     assert means.shape == (8, 4)
     assert len(np.unique(means[:, 0])) == 8
+
+
+@pytest.mark.parametrize("dtype", [jnp.float32, jnp.bfloat16])
+def test_max_pool_sends_the_gradient_to_the_largest_pixel(dtype):
+    x = jnp.zeros((1, 4, 4, 1), dtype).at[0, 1, 1, 0].set(2.0)
+    gradient = jax.grad(lambda x: max_pool(x).astype(jnp.float32).sum())(x)
+    # All four windows hold that pixel.
+    assert gradient[0, 1, 1, 0] == 4.0
+    assert gradient.sum() == 4.0

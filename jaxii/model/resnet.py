@@ -273,7 +273,7 @@ def max_pool(
     """Returns the maximum of 3x3 windows, stride 2, padded by 1 with minus infinity."""
     return lax.reduce_window(
         x,
-        jnp.asarray(-jnp.inf, x.dtype),
+        -jnp.inf,  # a plain constant, or JAX has no gradient for it
         lax.max,
         window_dimensions=(1, 3, 3, 1),
         window_strides=(1, 2, 2, 1),
