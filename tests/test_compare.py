@@ -7,7 +7,7 @@ import pytest
 from jaxii.errors import InputError
 from jaxii.infer.provenance import Provenance
 from jaxii.infer.report.compare import build_comparison, compare, print_table
-from jaxii.infer.report.runs import flatten, read_history, read_run
+from jaxii.infer.report.runs import flatten, read_run
 
 CLEAN = Provenance().with_("thresholds", labels=["validation"])
 
@@ -187,19 +187,6 @@ def test_an_unreadable_provenance_names_its_file(tmp_path):
     (workdir / "metrics.json").write_text(json.dumps(metrics))
     with pytest.raises(InputError, match=r"metrics.json: provenance .*extra"):
         compare([workdir])
-
-
-def test_a_history_cut_short_by_a_kill_loses_only_its_last_line(tmp_path):
-    path = tmp_path / "history.jsonl"
-    path.write_text('{"kind": "train", "step": 1}\n{"kind": "tr')
-    assert read_history(path) == [{"kind": "train", "step": 1}]
-
-
-def test_a_damaged_line_amid_a_history_is_refused(tmp_path):
-    path = tmp_path / "history.jsonl"
-    path.write_text('{"kind": "tr\n{"kind": "train", "step": 1}\n')
-    with pytest.raises(InputError, match="line 1"):
-        read_history(path)
 
 
 def test_flattening_names_stages_by_position():

@@ -15,6 +15,7 @@ from typing import Any
 
 from jaxii.errors import InputError
 from jaxii.infer.provenance import Provenance
+from jaxii.train.telemetry import read_history
 
 SPLIT_ORDER = ("validation", "tuning", "test")
 
@@ -29,7 +30,7 @@ class Run:
         workdir: where it lives.
         metrics: `metrics.json`, with a decoder, a provenance and at least one split.
         config: the resolved configuration, flattened: `optimizer.peak_lr` -> value.
-        history: rows of `history.jsonl`; empty where the file is absent.
+        history: rows of `history.jsonl`, as far as they count; none without the file.
         provenance: the record in `metrics`, checked.
     """
 
@@ -69,38 +70,8 @@ def read_run(workdir: Path) -> Run:
     return Run(workdir, metrics, config, history, provenance)
 
 
-def read_history(path: Path) -> list[dict[str, Any]]:
-    """Reads `history.jsonl`; a last line cut short by a kill is left out.
-
-    Args:
-        path: one JSON object a line; an absent file has no rows.
-
-    Raises:
-        InputError: a line other than the last is not a JSON object.
-    """
-    if not path.exists():
-        return []
-    lines = path.read_text(encoding="utf-8", errors="replace").splitlines()
-    rows = []
-    for number, line in enumerate(lines, start=1):
-        try:
-            row = json.loads(line)
-        except json.JSONDecodeError:
-            row = None
-        if isinstance(row, dict):
-            rows.append(row)
-        elif line.strip() and number < len(lines):
-            raise InputError(
-                f"{path} line {number} is not a JSON object; every line must be one; "
-                "remove that line."
-            )
-    return rows
-
-
 def last_rows(history: Iterable[Row], kind: str) -> list[Row]:
-    """Returns the rows of one kind by step; of a repeated step, the last written.
-
-    A run that was killed and resumed writes some steps twice.
+    """Returns the rows of one kind by step; of a repeated step, the last.
 
     Args:
         history: rows in the order they were written.

@@ -1,0 +1,412 @@
+"""The report is one whole page: right numbers, nothing fetched, no name run as code."""
+
+import html.parser
+import json
+import math
+import re
+from xml.etree import ElementTree
+
+import numpy as np
+import pytest
+
+from jaxii.errors import InputError
+from jaxii.infer.provenance import Provenance
+from jaxii.infer.report import figures
+from jaxii.infer.report.page import render, write_report
+
+EVIL = "<script>alert('$x_1$')</script>"
+VOID = {"meta", "link", "br", "img", "hr", "input"}
+THRESHOLDS = np.linspace(0.01, 0.99, 99)
+CLEAN = (
+    Provenance(label_hash="4f1c2a9be0d37715")
+    .with_("weights", labels=["train"])
+    .with_("label_embedding", labels=["train"])
+    .with_("model_selection", labels=["validation"])
+    .with_("thresholds", labels=["validation"])
+)
+
+
+def summary(f2, best, *, num_images=1234, slices=None, embedding=True):
+    curve = f2 * np.exp(-((THRESHOLDS - best) ** 2) / 0.18)
+    means = np.linspace(0.02, 0.97, 15)
+    slices = slices or {
+        "coast": {"num_images": 700, "f2": f2 + 0.031, "standard_error": 0.0102},
+        "highland": {"num_images": 534, "f2": f2 - 0.0414, "standard_error": 0.0121},
+    }
+    decoders = {
+        "threshold": {
+            "f2": f2,
+            "coverage": 44,
+            "labels_per_image": 3.1,
+            "threshold": 0.31,
+        },
+        "top_k": {"f2": f2 - 0.02, "coverage": 47, "labels_per_image": 4.0, "k": 4},
+        "embedding": {"f2": f2 - 0.05, "coverage": 52, "labels_per_image": 4.0, "k": 4},
+    }
+    if not embedding:
+        del decoders["embedding"]
+    return {
+        "num_images": num_images,
+        "f2": f2,
+        "threshold": 0.31,
+        "thresholds": THRESHOLDS.tolist(),
+        "f2_by_threshold": curve.tolist(),
+        "best_threshold": best,
+        "best_f2": float(curve.max()),
+        "micro_f2": f2 - 0.01,
+        "macro_f2": f2 - 0.2,
+        "map": 0.5123,
+        "map_num_classes": 58,
+        "recall_at_5": 0.6789,
+        "coverage": 44,
+        "labels_per_image_predicted": 3.1,
+        "labels_per_image_true": 2.4,
+        "calibration_error": 0.0345,
+        "reliability": [
+            [float(m), float(m**1.3), int(9e4 * 0.55**i) + 20]
+            for i, m in enumerate(means)
+        ],
+        "slices": slices,
+        "worst_slice": min(slices, key=lambda n: slices[n]["f2"]),
+        "decoders": decoders,
+    }
+
+
+def make_metrics(**changes):
+    return {
+        "stage": "classifier",
+        "step": 4200,
+        "config_hash": "9a0b33cd12ef4567",
+        "label_hash": "4f1c2a9be0d37715",
+        "seed": 0,
+        "dataset": "toy_regions",
+        "hardware": {"platform": "cpu", "num_devices": 1, "kind": "cpu"},
+        "num_params": 11_241_123,
+        "created": "2025-01-31T12:00:00+00:00",
+        "provenance": CLEAN.to_json(),
+        "decoder": {"name": "threshold", "threshold": 0.31, "chosen_on": "validation"},
+        "constant": {
+            "labels": ["/m/0sky", "/m/0tree", "/m/0water"],
+            "num_labels": 3,
+            "f2": {"validation": 0.3011, "test": 0.2222},
+        },
+        "splits": {"test": summary(0.4567, 0.44), "validation": summary(0.6543, 0.31)},
+        **changes,
+    }
+
+
+def make_history(num_steps=4200, every=10):
+    rng = np.random.default_rng(0)
+    rows = []
+    for step in range(every, num_steps + 1, every):
+        stage = "warmup" if step <= 1400 else "both" if step <= 2800 else "classifier"
+        ramp = min(max((step - 1400) / 700, 0.0), 1.0)
+        fall = math.exp(-step / 900)
+        row = {"kind": "train", "step": step, "stage": stage, "stage_step": step % 1400}
+        noise = rng.normal(0, 0.05)
+        row |= {
+            "objective": 3.0 + 30 * fall + noise * 5,
+            "loss/bce": 3.1 + 31 * fall + noise * 5,
+            "weight/bce": 1.0 - ramp,
+            "learning_rate": 0.1 * fall,
+            "gradient_norm": 2.0,
+            "images_per_second": 205 + rng.normal(0, 6),
+            "input_wait_share": abs(rng.normal(0.03, 0.02)),
+        }
+        if step > 1400:
+            row |= {"loss/focal": 0.6 + fall, "weight/focal": ramp}
+            row |= {"loss/soft_f": 0.4 + fall + noise, "weight/soft_f": 2 * ramp}
+        if step <= 2800:
+            row |= {"loss/embedding": 0.3 + fall + noise / 3, "weight/embedding": 0.5}
+        rows.append(row)
+        if step % 200 == 0:
+            f2 = 0.66 - 0.4 * math.exp(-step / 800) + rng.normal(0, 0.006)
+            rows.append({**row, "kind": "evaluation", "validation/f2": f2})
+    return rows
+
+
+STAGES = [
+    {
+        "name": "warmup",
+        "first_step": 0,
+        "last_step": 1400,
+        "embedding_head": True,
+        "terms": {"bce": [1.0, 1.0], "embedding": [0.5, 0.5]},
+        "enters_from": "pretrained",
+        "train_step_compilations": 1,
+        "best_step": 1400,
+        "validation_f2": 0.5901,
+    },
+    {
+        "name": "both",
+        "first_step": 1400,
+        "last_step": 2800,
+        "embedding_head": True,
+        "terms": {"bce": [1.0, 0.0], "focal": [0.0, 1.0], "embedding": [0.5, 0.5]},
+        "enters_from": "warmup, best",
+        "train_step_compilations": 1,
+        "best_step": 2800,
+        "validation_f2": 0.6432,
+    },
+    {
+        "name": "classifier",
+        "first_step": 2800,
+        "last_step": 4200,
+        "embedding_head": False,
+        "terms": {"focal": [1.0, 1.0], "soft_f": [2.0, 2.0]},
+        "enters_from": "both, best",
+        "train_step_compilations": 1,
+        "best_step": 4000,
+        "validation_f2": 0.6543,
+    },
+]
+CONFIG = {
+    "seed": 0,
+    "data": {"dataset": "toy_regions", "image_size_pixels": 64, "unknown": "negative"},
+    "model": {"depth": 18, "dtype": "bfloat16", "embedding_dim": 32},
+    "optimizer": {"name": "sgd", "peak_lr": 0.1, "weight_decay": 1e-4},
+    "stages": [{"name": s["name"], "num_steps": 1400} for s in STAGES],
+}
+HISTORY = make_history()
+
+
+def page(*, metrics=None, history=(), stages=(), config=None):
+    return render(
+        "run",
+        metrics=metrics or make_metrics(),
+        history=list(history),
+        config=config or {},
+        stages=list(stages),
+    )
+
+
+@pytest.fixture(scope="module")
+def full():
+    return page(history=HISTORY, stages=STAGES, config=CONFIG)
+
+
+class Reader(html.parser.HTMLParser):
+    """Fails on a tag that is not closed in order; gathers text, ids and attributes."""
+
+    def __init__(self, text):
+        super().__init__()
+        self.open, self.text, self.ids, self.urls = [], [], [], []
+        self.tags = set()
+        self.feed(text)
+        self.close()
+        assert self.open == []
+
+    def handle_starttag(self, tag, attrs):
+        self.tags.add(tag)
+        self.note(attrs)
+        if tag not in VOID:
+            self.open.append(tag)
+
+    def handle_startendtag(self, tag, attrs):
+        self.tags.add(tag)
+        self.note(attrs)
+
+    def handle_endtag(self, tag):
+        assert self.open.pop() == tag
+
+    def handle_data(self, data):
+        self.text.append(data)
+
+    def note(self, attrs):
+        names = [name for name, _ in attrs]
+        assert len(set(names)) == len(names)
+        self.ids += [v for k, v in attrs if k == "id"]
+        self.urls += [v for k, v in attrs if k in ("href", "src", "xlink:href")]
+
+
+@pytest.fixture(scope="module")
+def read(full):
+    return Reader(full)
+
+
+def test_every_tag_is_closed_in_order_and_ids_are_unique(read):
+    assert len(set(read.ids)) == len(read.ids) > 0
+
+
+def test_figures_refer_only_to_what_the_page_holds(full, read):
+    used = re.findall(r"url\(#([^)]*)\)", full)
+    used += [u[1:] for u in read.urls if u.startswith("#")]
+    assert used
+    assert set(used) <= set(read.ids)
+
+
+def test_nothing_is_fetched(full, read):
+    assert all(url.startswith(("#", "data:")) for url in read.urls)
+    assert "http:" not in full
+    assert "https:" not in full
+    assert "@import" not in full
+    assert not read.tags & {"script", "iframe", "img", "object"}
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        "0.4567",
+        "0.6543",
+        "0.2222",
+        "+0.2345",
+        "0.4153",
+        "0.0121",
+        "0.5123",
+        "11,241,123",
+        "/m/0sky, /m/0tree, /m/0water",
+        "9a0b33cd12ef4567",
+        "1.00 → 0.00",
+        "k = 4",
+        "stages[2].name",
+        "0.0001",
+    ],
+)
+def test_the_numbers_of_the_run_are_in_the_text(read, text):
+    text = text.replace("1.00 → 0.00", "1 → 0")
+    assert text in " ".join(read.text)
+
+
+def test_the_badge_comes_before_any_figure_of_the_result(full):
+    assert full.index("Provenance:</span> clean") < full.index("0.4567")
+
+
+def test_an_unclean_result_says_so_first():
+    tuned = CLEAN.with_("thresholds", labels=["tuning"])
+    text = page(metrics=make_metrics(provenance=tuned.to_json()))
+    assert text.index("tuning labels: thresholds") < text.index("0.4567")
+    assert "do not stand for unseen data" in text
+    assert "No label and no image of a tuning" not in text
+
+
+def test_a_result_without_provenance_is_not_called_clean():
+    text = page(metrics=make_metrics(provenance=None))
+    assert "not recorded" in text
+    assert 'class="badge bad"' in text
+
+
+def test_a_damaged_provenance_is_refused():
+    with pytest.raises(InputError, match="provenance"):
+        page(metrics=make_metrics(provenance={"clean": True}))
+
+
+def test_the_worst_slice_comes_first(full):
+    part = full[full.index("slices of test") :]
+    assert part.index("highland") < part.index("coast")
+
+
+def test_tables_have_captions_and_scoped_headers(full):
+    assert full.count("<table") == full.count("<caption>")
+    assert "<th>" not in full
+
+
+def test_each_figure_has_a_text_for_those_who_cannot_see_it(full):
+    assert full.count("<svg") == full.count('role="img" aria-label="') == 4
+
+
+def test_names_from_data_and_configuration_are_escaped():
+    slices = {EVIL: {"num_images": 3, "f2": 0.2, "standard_error": 0.1}}
+    metrics = make_metrics(
+        splits={"test": summary(0.4, 0.4, slices=slices), EVIL: summary(0.4, 0.3)},
+        constant={"labels": [EVIL], "f2": {EVIL: 0.3}},
+        dataset=EVIL,
+        decoder={"name": EVIL, "threshold": 0.3, "chosen_on": EVIL},
+    )
+    stages = [{**STAGES[0], "name": EVIL, "terms": {EVIL: [0, 1]}, "enters_from": EVIL}]
+    history = [{"kind": "train", "step": 1, f"loss/{EVIL}": 1.0, f"weight/{EVIL}": 1.0}]
+    text = render(
+        EVIL, metrics=metrics, history=history, config={EVIL: EVIL}, stages=stages
+    )
+    assert "<script" not in text
+    assert EVIL in "".join(Reader(text).text)
+
+
+@pytest.mark.parametrize(
+    "metrics",
+    [
+        make_metrics(splits={"validation": summary(0.6, 0.3)}),
+        make_metrics(splits={"validation": summary(0.6, 0.3, embedding=False)}),
+        make_metrics(constant=None),
+        make_metrics(decoder=None),
+        make_metrics(splits={}),
+        make_metrics(splits={"test": {"f2": float("nan")}}),
+        {},
+    ],
+    ids=[
+        "no test",
+        "no embedding",
+        "no constant",
+        "no decoder",
+        "none",
+        "nan",
+        "empty",
+    ],
+)
+def test_a_page_is_whole_without_optional_parts(metrics):
+    text = page(metrics={"note": ""} | metrics)
+    Reader(text)
+    assert "nan" not in " ".join(Reader(text).text).lower().split()
+
+
+def test_splits_that_were_not_evaluated_are_not_mentioned():
+    text = page(metrics=make_metrics(splits={"validation": summary(0.6, 0.3)}))
+    assert "Mean F2, test" not in text
+
+
+def test_a_number_that_is_not_finite_becomes_a_dash():
+    text = page(metrics=make_metrics(splits={"test": {"f2": float("nan")}}))
+    assert "<b>–</b>" in text
+
+
+def test_figures_of_a_run_are_small_and_well_formed_xml():
+    drawn = figures.training_curves(HISTORY, STAGES, 0.3)
+    ElementTree.fromstring(drawn)
+    assert len(drawn) < 150_000
+
+
+def test_long_histories_are_thinned():
+    short = figures.training_curves(make_history(4200, 10), [], None)
+    long = figures.training_curves(make_history(42_000, 10), [], None)
+    assert len(long) < 1.5 * len(short)
+
+
+def test_gaps_and_missing_values_in_a_history_are_drawn_around():
+    history = [
+        {"kind": "train", "step": 1, "objective": None, "images_per_second": None},
+        {"kind": "train", "step": 2, "objective": 1.0},
+        {"kind": "evaluation", "step": 2, "validation/f2": None},
+    ]
+    Reader(page(history=history, stages=[{"name": "only"}]))
+
+
+def test_no_history_makes_no_figure():
+    assert figures.training_curves([], STAGES, 0.3) == ""
+    assert figures.throughput([], STAGES) == ""
+
+
+def test_the_page_is_the_same_for_the_same_run(full):
+    assert full == page(history=HISTORY, stages=STAGES, config=CONFIG)
+
+
+def test_the_file_is_small_and_written_whole(tmp_path):
+    path = write_report(
+        tmp_path, metrics=make_metrics(), history=HISTORY, config=CONFIG, stages=STAGES
+    )
+    assert path == tmp_path / "report.html"
+    assert path.stat().st_size < 300_000
+    assert list(tmp_path.iterdir()) == [path]
+    assert path.read_text(encoding="utf-8").endswith("</html>")
+
+
+def test_a_file_of_another_name_may_be_asked_for(tmp_path):
+    wanted = tmp_path / "runs" / "report_tuned.html"
+    path = write_report(
+        wanted, metrics=make_metrics(), history=[], config={}, stages=[]
+    )
+    assert path == wanted
+    assert "<h1>runs</h1>" in path.read_text(encoding="utf-8")
+
+
+def test_metrics_that_went_through_json_make_the_same_page(full):
+    metrics = json.loads(json.dumps(make_metrics()))
+    assert page(metrics=metrics, history=HISTORY, stages=STAGES, config=CONFIG) == full
