@@ -17,4 +17,4 @@ from jaxtyping import install_import_hook
 jax.config.update("jax_numpy_dtype_promotion", "strict")
 jax.config.update("jax_numpy_rank_promotion", "raise")
 
-install_import_hook("jaxii", "beartype.beartype")
+install_import_hook("jaxii", "typechecker.check")

@@ -1,4 +1,4 @@
-"""The train step: global gradients, accumulation, the guard, the average, randomness."""
+"""The train step: global gradients, micro-batches, the guard, the average, keys."""
 
 from functools import partial
 from typing import NamedTuple
@@ -133,7 +133,9 @@ def test_gradients_are_those_of_the_objective_written_out_for_one_device():
     mask, vectors = batch["mask"], jnp.asarray(LABEL_EMBEDDINGS, jnp.float32)
 
     def objective(params):
-        outputs, _ = linear_apply(params, {}, jnp.asarray(batch["images"]), train=True, key=None)
+        outputs, _ = linear_apply(
+            params, {}, jnp.asarray(batch["images"]), train=True, key=None
+        )
         targets, known = settings.objective.targets(
             jnp.asarray(batch["label_ids"]), jnp.asarray(batch["label_confidences"])
         )
@@ -224,7 +226,9 @@ def test_the_average_lies_between_start_and_newest_params():
     assert_close(state.ema_params, expected, 1e-6)
 
 
-@pytest.mark.parametrize("other", [(1, "dropout", 5), (0, "init", 5), (0, "dropout", 6)])
+@pytest.mark.parametrize(
+    "other", [(1, "dropout", 5), (0, "init", 5), (0, "dropout", 6)]
+)
 def test_keys_differ_by_seed_purpose_and_step(other):
     key = jax.random.key_data(derive_key(0, "dropout", 5))
     assert (key == jax.random.key_data(derive_key(0, "dropout", 5))).all()

@@ -135,7 +135,9 @@ def decode(encoded: bytes, height: float, width: float, is_jpeg: bool) -> Pixels
     return pixels
 
 
-def resize(pixels: Pixels, height: int, width: int) -> Pixels:
+def resize(
+    pixels: Pixels, height: int, width: int
+) -> UInt8[np.ndarray, "height2 width2 channel"]:
     """Resizes with area averaging when shrinking, linearly when growing."""
     if pixels.shape[:2] == (height, width):
         return pixels

@@ -6,7 +6,7 @@ Comes after `sources` and before the devices. The examples of step n are a funct
 
 from collections.abc import Iterator
 from dataclasses import dataclass
-from typing import Any, Protocol
+from typing import Any, Protocol, runtime_checkable
 
 import cv2
 import grain
@@ -21,6 +21,7 @@ INDEX = "index"
 PADDING = -1
 
 
+@runtime_checkable
 class RandomAccess(Protocol):
     """A split of a prepared dataset, or anything that gives such records."""
 

@@ -62,7 +62,9 @@ class Checkpoints:
         )
         return restored["metadata"]
 
-    def save(self, saved: Saved, state: TrainState, metadata: Mapping[str, Any]) -> None:
+    def save(
+        self, saved: Saved, state: TrainState, metadata: Mapping[str, Any]
+    ) -> None:
         """Starts to save; returns when the arrays have been copied from the devices.
 
         Args:
@@ -119,7 +121,9 @@ class Checkpoints:
         shapes = manager.item_metadata(saved.step)["model"]
         shapes = getattr(shapes, "tree", shapes)
         like = jax.tree.map(
-            lambda leaf: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=sharding),
+            lambda leaf: jax.ShapeDtypeStruct(
+                leaf.shape, leaf.dtype, sharding=sharding
+            ),
             shapes,
         )
         return manager.restore(
@@ -161,7 +165,7 @@ class Checkpoints:
                 [
                     managers.LatestN(1),
                     managers.BestN(
-                        lambda metrics: metrics[METRIC],
+                        get_metric_fn=lambda metrics: metrics[METRIC],
                         n=1,
                         keep_checkpoints_without_metrics=False,
                     ),
@@ -180,8 +184,6 @@ class Checkpoints:
 
 def _split(state: TrainState) -> tuple[dict[str, Tree], dict[str, Tree]]:
     """Divides a state into what evaluation needs and what only training needs."""
-    fields = {
-        name: value for name, value in vars(state).items() if value is not None
-    }
+    fields = {name: value for name, value in vars(state).items() if value is not None}
     model = {name: fields.pop(name) for name in _MODEL_FIELDS if name in fields}
     return model, fields

@@ -268,7 +268,9 @@ def _run_stage(
     )
 
 
-def _evaluate_and_save(run, plan, state, saved, telemetry, evaluate, train_step) -> Saved:
+def _evaluate_and_save(
+    run, plan, state, saved, telemetry, evaluate, train_step
+) -> Saved:
     if evaluate:
         figures = run.evaluate(
             plan.settings, state.params_to_evaluate(), state.batch_stats

@@ -15,6 +15,8 @@ import optax
 from jaxtyping import Array, Int
 
 Tree = Any
+# An int32 scalar; like every other leaf it may be the shape of one (jax.eval_shape).
+Count = Any
 
 
 @jax.tree_util.register_dataclass
@@ -33,14 +35,14 @@ class TrainState:
       skipped_in_a_row: the same, since the last good one.
     """
 
-    step: Int[Array, ""]
-    stage_step: Int[Array, ""]
+    step: Count
+    stage_step: Count
     params: Tree
     batch_stats: Tree
     opt_state: Tree
     ema_params: Tree
-    skipped_steps: Int[Array, ""]
-    skipped_in_a_row: Int[Array, ""]
+    skipped_steps: Count
+    skipped_in_a_row: Count
 
     def params_to_evaluate(self) -> Tree:
         """Returns the averaged parameters where there are some, else the parameters."""

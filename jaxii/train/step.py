@@ -65,7 +65,9 @@ def make_train_step(
     """
 
     def train_step(
-        state: TrainState, batch: Batch, label_embeddings: Float[Array, "class embed"] | None
+        state: TrainState,
+        batch: Batch,
+        label_embeddings: Float[Array, "class embed"] | None,
     ) -> tuple[TrainState, Metrics]:
         gradients, batch_stats, metrics = gradients_of(
             settings, state, batch, label_embeddings
@@ -122,7 +124,8 @@ def gradients_of(
             stage_step=state.stage_step,
         )
         parts = {
-            name: jnp.sum(loss * piece["weights"][name]) / jnp.maximum(totals[name], 1.0)
+            name: jnp.sum(loss * piece["weights"][name])
+            / jnp.maximum(totals[name], 1.0)
             for name, loss in per_example.items()
         }
         value = sum(term_weights[name] * part for name, part in parts.items())

@@ -1,0 +1,136 @@
+"""What Orbax keeps, gives back, and refuses."""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+import pytest
+
+from jaxii.errors import InputError
+from jaxii.train.checkpoint import Checkpoints
+from jaxii.train.mesh import make_mesh, replicated
+from jaxii.train.optimizer import OPTIMIZERS, make_optimizer
+from jaxii.train.stages import Saved
+from jaxii.train.state import new_state
+
+
+def make_state(name="sgd", value=1.0, with_ema=True, mesh=None):
+    params = {"trunk": {"kernel": jnp.full((3, 2), value), "bias": jnp.zeros(2)}}
+    optimizer = make_optimizer(
+        name=name,
+        schedule=optax.constant_schedule(0.1),
+        weight_decay=1e-4,
+        clip_norm=1.0,
+    )
+    state = new_state(
+        params=params,
+        batch_stats={"trunk": {"mean": jnp.arange(2, dtype=jnp.float32)}},
+        optimizer=optimizer,
+        step=7,
+        with_ema=with_ema,
+    )
+    return jax.device_put(state, replicated(mesh or make_mesh()))
+
+
+def like(state, mesh):
+    return jax.tree.map(
+        lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=replicated(mesh)),
+        state,
+    )
+
+
+def saved(step, metric=None, **more):
+    return Saved(stage="first", step=step, first_step=0, metric=metric, **more)
+
+
+@pytest.fixture
+def checkpoints(tmp_path):
+    made = Checkpoints(tmp_path, ["first", "second"], "0123456789abcdef")
+    yield made
+    made.close()
+
+
+@pytest.mark.parametrize("name", OPTIMIZERS)
+def test_every_leaf_comes_back_on_another_number_of_devices(checkpoints, name):
+    state = make_state(name)
+    checkpoints.save(saved(7), state, {})
+    mesh = make_mesh(jax.devices()[:1])
+    (found,) = checkpoints.saved()["first"]
+    restored = checkpoints.restore_state(found, like(state, mesh))
+    assert jax.tree.structure(restored) == jax.tree.structure(state)
+    for a, b in zip(jax.tree.leaves(restored), jax.tree.leaves(state), strict=True):
+        assert a.dtype == b.dtype
+        assert a.sharding == replicated(mesh)
+        np.testing.assert_array_equal(a, b)
+
+
+def test_a_state_without_an_average_comes_back_without_one(checkpoints):
+    state = make_state(with_ema=False)
+    checkpoints.save(saved(7), state, {})
+    (found,) = checkpoints.saved()["first"]
+    assert checkpoints.restore_state(found, like(state, make_mesh())).ema_params is None
+
+
+def test_the_model_comes_back_without_knowing_the_optimizer(checkpoints):
+    state = make_state("lamb")
+    checkpoints.save(saved(7), state, {})
+    (found,) = checkpoints.saved()["first"]
+    model = checkpoints.restore_model(found, replicated(make_mesh(jax.devices()[:1])))
+    assert set(model) == {"params", "batch_stats", "ema_params"}
+    np.testing.assert_array_equal(
+        model["params"]["trunk"]["kernel"], state.params["trunk"]["kernel"]
+    )
+
+
+def test_the_best_and_the_last_are_kept(checkpoints):
+    metrics = {1: 0.3, 2: 0.6, 3: 0.5, 4: 0.4}
+    for step, metric in metrics.items():
+        checkpoints.save(saved(step, metric), make_state(), {})
+    assert [s.step for s in checkpoints.saved()["first"]] == [2, 4]
+
+
+def test_what_a_checkpoint_says_of_itself_comes_back(checkpoints):
+    given = saved(4, 0.5, evaluations=((2, 0.25), (4, 0.5)), finished=True)
+    checkpoints.save(given, make_state(), {"provenance": {"clean": True}})
+    (found,) = checkpoints.saved()["first"]
+    assert found == given
+    assert checkpoints.metadata(found)["provenance"] == {"clean": True}
+
+
+def test_a_save_that_was_cut_off_does_not_count(checkpoints, tmp_path):
+    checkpoints.save(saved(4), make_state(), {})
+    checkpoints.wait()
+    folder = tmp_path / "checkpoints" / "first"
+    (folder / "5.orbax-checkpoint-tmp").mkdir()
+    again = Checkpoints(tmp_path, ["first"], "0123456789abcdef")
+    assert [s.step for s in again.saved()["first"]] == [4]
+    again.close()
+
+
+def test_checkpoints_of_other_labels_are_refused(checkpoints, tmp_path):
+    checkpoints.save(saved(4), make_state(), {})
+    checkpoints.wait()
+    other = Checkpoints(tmp_path, ["first"], "fedcba9876543210")
+    with pytest.raises(InputError, match="0123456789abcdef"):
+        other.saved()
+    other.close()
+
+
+def test_a_checkpoint_is_not_touched_by_the_steps_that_follow_its_save(checkpoints):
+    state = make_state(value=1.0)
+
+    @jax.jit
+    def blank(state):
+        return jax.tree.map(jnp.zeros_like, state)
+
+    step = jax.jit(blank, donate_argnums=0)
+    checkpoints.save(saved(7), state, {})
+    shapes = like(state, make_mesh())
+    step(state)
+    (found,) = checkpoints.saved()["first"]
+    restored = checkpoints.restore_state(found, shapes)
+    np.testing.assert_array_equal(restored.params["trunk"]["kernel"], np.ones((3, 2)))
+
+
+def test_there_is_nothing_before_the_first_save(checkpoints):
+    assert checkpoints.saved() == {}

@@ -1,0 +1,199 @@
+"""Order, shares, padding and slots of the input pipeline."""
+
+import cv2
+import numpy as np
+import pytest
+
+from jaxii.config import MOST_LABELS
+from jaxii.data.images import EvalTransform, TrainTransform
+from jaxii.data.pipeline import (
+    LabelPolicy,
+    Share,
+    eval_batches,
+    num_eval_batches,
+    train_batches,
+)
+
+SIZE = 16
+POLICY = LabelPolicy(num_slots=4)
+
+
+def jpeg(value):
+    pixels = np.full((24, 24, 3), value, np.uint8)
+    return cv2.imencode(".png", pixels)[1].tobytes()
+
+
+class Source:
+    """Pictures that are their number, and labels that are too."""
+
+    def __init__(self, length):
+        self.pictures = [jpeg(i) for i in range(length)]
+
+    def __len__(self):
+        return len(self.pictures)
+
+    def __getitem__(self, index):
+        return {
+            "image": self.pictures[index],
+            "label_ids": np.array([index % 7, 3], np.int32),
+            "label_confidences": np.array([1.0, 0.25], np.float32),
+            "label_sources": np.array([0, 1], np.uint8),
+            "slice_id": index % 2,
+        }
+
+
+def train(length, *, share, steps, start=0, seed=0, transform=None):
+    batches = train_batches(
+        Source(length),
+        transform=transform or TrainTransform(size_pixels=SIZE),
+        policy=POLICY,
+        share=share,
+        seed=seed,
+        start_example=start,
+    )
+    return [next(batches) for _ in range(steps)]
+
+
+def rows(batches):
+    return [index for batch in batches for index in batch["index"].tolist()]
+
+
+def test_an_epoch_is_every_record_once_over_all_processes():
+    shares = [
+        Share(global_batch_size=8, process_index=p, process_count=4) for p in range(4)
+    ]
+    seen = [r for share in shares for r in rows(train(40, share=share, steps=5))]
+    assert sorted(seen) == list(range(40))
+
+
+def test_the_examples_of_a_step_do_not_depend_on_the_number_of_processes():
+    one = train(40, share=Share(global_batch_size=8), steps=12)
+    four = [
+        train(
+            40,
+            share=Share(global_batch_size=8, process_index=p, process_count=4),
+            steps=12,
+        )
+        for p in range(4)
+    ]
+    for step in range(12):
+        union = sorted(r for process in four for r in rows(process[step : step + 1]))
+        assert union == sorted(rows(one[step : step + 1]))
+
+
+def test_each_process_sees_other_examples_in_another_epoch():
+    share = Share(global_batch_size=8, process_index=0, process_count=4)
+    batches = train(40, share=share, steps=10)
+    assert set(rows(batches[:5])) != set(rows(batches[5:]))
+
+
+def test_epochs_differ_in_order():
+    batches = train(40, share=Share(global_batch_size=8), steps=10)
+    first, second = rows(batches[:5]), rows(batches[5:])
+    assert sorted(first) == sorted(second)
+    assert first != second
+
+
+def test_starting_in_the_middle_gives_the_same_batches_bit_for_bit():
+    share = Share(global_batch_size=8)
+    whole = train(40, share=share, steps=7)
+    rest = train(40, share=share, steps=3, start=4 * 8)
+    for a, b in zip(whole[4:], rest, strict=True):
+        for name in a:
+            np.testing.assert_array_equal(a[name], b[name])
+
+
+def test_another_seed_gives_another_order():
+    share = Share(global_batch_size=8)
+    assert rows(train(40, share=share, steps=5)) != rows(
+        train(40, share=share, steps=5, seed=1)
+    )
+
+
+def evaluate(length, *, processes=1, batch=8):
+    return [
+        list(
+            eval_batches(
+                Source(length),
+                transform=EvalTransform(size_pixels=SIZE),
+                policy=POLICY,
+                share=Share(
+                    global_batch_size=batch, process_index=p, process_count=processes
+                ),
+            )
+        )
+        for p in range(processes)
+    ]
+
+
+@pytest.mark.parametrize("processes", [1, 2, 4])
+def test_evaluation_sees_thirteen_images_once_for_any_number_of_processes(processes):
+    batches = [b for process in evaluate(13, processes=processes) for b in process]
+    assert sorted(r for r in rows(batches) if r >= 0) == list(range(13))
+    masks = np.concatenate([b["mask"] for b in batches])
+    np.testing.assert_array_equal(
+        masks > 0, np.concatenate([b["index"] for b in batches]) >= 0
+    )
+
+
+def test_every_process_gets_as_many_evaluation_batches():
+    share = Share(global_batch_size=8, process_count=4)
+    lengths = {len(process) for process in evaluate(13, processes=4)}
+    assert lengths == {num_eval_batches(13, share)}
+
+
+def test_pixels_belong_to_their_row():
+    (batches,) = evaluate(13)
+    for batch in batches:
+        for pixels, row, mask in zip(
+            batch["images"], batch["index"], batch["mask"], strict=True
+        ):
+            assert (pixels == (row if mask else 0)).all()
+
+
+def test_a_damaged_picture_is_masked_when_asked_and_raises_otherwise():
+    source = Source(3)
+    source.pictures[1] = b"no picture"
+    share = Share(global_batch_size=3)
+    kwargs = {
+        "transform": EvalTransform(size_pixels=SIZE),
+        "policy": POLICY,
+        "share": share,
+    }
+    (batch,) = eval_batches(source, mask_damaged=True, **kwargs)
+    assert batch["mask"].tolist() == [1.0, 0.0, 1.0]
+    assert batch["index"].tolist() == [0, 1, 2]
+    with pytest.raises(ValueError, match="picture"):
+        list(eval_batches(source, **kwargs))
+
+
+def test_machine_labels_are_ignored_unless_asked_for():
+    record = Source(2)[0]
+    ids, confidences = POLICY.slots(record)
+    assert ids.tolist() == [0, -1, -1, -1]
+    soft = LabelPolicy(num_slots=4, machine_labels="soft")
+    ids, confidences = soft.slots(record)
+    assert ids.tolist() == [0, 3, -1, -1]
+    assert confidences.tolist() == [1.0, 0.25, 0.0, 0.0]
+
+
+def test_the_least_confident_labels_are_cut():
+    record = {
+        "label_ids": np.arange(3, dtype=np.int32),
+        "label_confidences": np.array([0.2, 1.0, 0.9], np.float32),
+        "label_sources": np.array([1, 0, 1], np.uint8),
+    }
+    ids, _ = LabelPolicy(num_slots=2, machine_labels="soft").slots(record)
+    assert sorted(ids.tolist()) == [1, 2]
+
+
+def test_labels_of_a_full_size_vocabulary_send_less_than_a_kilobyte_an_image():
+    policy = LabelPolicy(num_slots=MOST_LABELS)
+    (batch,) = eval_batches(
+        Source(8),
+        transform=EvalTransform(size_pixels=224),
+        policy=policy,
+        share=Share(global_batch_size=8),
+    )
+    beyond = sum(v.nbytes for k, v in batch.items() if k not in ("images", "index"))
+    assert beyond / 8 <= 1024

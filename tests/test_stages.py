@@ -1,0 +1,139 @@
+"""What is on disk decides what runs next; no JAX and no files here."""
+
+import pytest
+
+from jaxii.errors import InputError
+from jaxii.train.stages import (
+    Done,
+    Enter,
+    Resume,
+    Saved,
+    Stage,
+    choose,
+    has_ended,
+    make_stages,
+    next_action,
+)
+
+FIRST = Stage(name="first", terms={"bce": 1.0}, num_steps=100, embedding_head=True)
+SECOND = Stage(name="second", terms={"bce": 1.0}, num_steps=50, enters_from="last")
+THIRD = Stage(name="third", terms={"bce": 1.0}, num_steps=50)
+STAGES = (FIRST, SECOND, THIRD)
+
+
+def saved(stage, step, metric=None, finished=False, first_step=0):
+    return Saved(
+        stage=stage,
+        step=step,
+        first_step=first_step,
+        metric=metric,
+        finished=finished,
+    )
+
+
+BEST = saved("first", 60, 0.5)
+HALF = saved("first", 80, 0.4)
+END = saved("first", 100, 0.3, finished=True)
+SECOND_HALF = saved("second", 130, 0.6, first_step=100)
+SECOND_END = saved("second", 150, 0.6, finished=True, first_step=100)
+THIRD_END = saved("third", 200, 0.7, finished=True, first_step=150)
+
+
+@pytest.mark.parametrize(
+    ("on_disk", "action"),
+    [
+        ({}, Enter(FIRST, None, 0)),
+        ({"first": []}, Enter(FIRST, None, 0)),
+        ({"first": [HALF, BEST]}, Resume(FIRST, HALF)),
+        ({"first": [BEST, END]}, Enter(SECOND, END, 100)),
+        ({"first": [BEST, END], "second": [SECOND_HALF]}, Resume(SECOND, SECOND_HALF)),
+        ({"first": [END], "second": [SECOND_END]}, Enter(THIRD, SECOND_END, 150)),
+        (
+            {"first": [END], "second": [SECOND_END], "third": [THIRD_END]},
+            Done(THIRD_END),
+        ),
+    ],
+)
+def test_what_is_on_disk_decides_the_action(on_disk, action):
+    assert next_action(STAGES, on_disk) == action
+
+
+def test_a_stage_that_enters_from_best_starts_at_the_end_of_the_one_before():
+    stages = (FIRST, Stage(name="second", terms={"bce": 1.0}, num_steps=50))
+    action = next_action(stages, {"first": [BEST, END]})
+    assert action == Enter(stages[1], BEST, 100)
+
+
+def test_the_best_is_the_highest_metric_and_the_latest_of_equals():
+    later = saved("first", 90, 0.5)
+    assert choose([BEST, HALF, END], "best") == BEST
+    assert choose([BEST, later, END], "best") == later
+
+
+def test_the_best_of_checkpoints_without_a_metric_is_the_last():
+    assert choose([saved("first", 1), saved("first", 2)], "best").step == 2
+
+
+def test_a_stage_ends_after_its_steps():
+    assert not has_ended(FIRST, 99, [])
+    assert has_ended(FIRST, 100, [])
+
+
+@pytest.mark.parametrize(
+    ("metrics", "ended"),
+    [
+        ([0.1, 0.2], False),
+        ([0.3, 0.3, 0.3], True),
+        ([0.3, 0.2, 0.31], False),
+        ([0.3, 0.2, 0.3005], True),
+        ([0.1, 0.2, 0.3], False),
+    ],
+)
+def test_a_stage_ends_on_a_plateau(metrics, ended):
+    stage = Stage(name="s", terms={"bce": 1.0}, num_steps=1000, plateau_evaluations=2)
+    evaluations = [(10 * i, metric) for i, metric in enumerate(metrics)]
+    assert has_ended(stage, 30, evaluations) is ended
+
+
+def test_epochs_become_steps():
+    stages = make_stages(
+        [{"name": "a", "terms": {"bce": 1.0}, "num_epochs": 2.5}], steps_per_epoch=40
+    )
+    assert stages[0].num_steps == 100
+
+
+GOOD = {"name": "a", "terms": {"bce": 1.0}, "num_steps": 5}
+
+
+@pytest.mark.parametrize(
+    ("stage", "words"),
+    [
+        ({**GOOD, "num_step": 5}, "no field 'num_step'"),
+        ({**GOOD, "num_epochs": 1.0}, "exactly one"),
+        ({**GOOD, "num_steps": 0}, "exactly one"),
+        ({"name": "a", "num_steps": 5}, "lacks 'terms'"),
+        ({**GOOD, "enters_from": "first"}, "best or last"),
+        ({**GOOD, "warmup_share": 1.0}, "share in"),
+        ({**GOOD, "name": "a/b"}, "letters, digits"),
+        ({**GOOD, "terms": {"embedding": 1.0}}, "no head"),
+    ],
+)
+def test_a_stage_that_cannot_work_is_refused_by_name(stage, words):
+    with pytest.raises(InputError, match=words):
+        make_stages([stage], steps_per_epoch=10)
+
+
+def test_a_head_cannot_come_back():
+    with_head = {**GOOD, "name": "b", "embedding_head": True}
+    with pytest.raises(InputError, match="not added"):
+        make_stages([GOOD, with_head], steps_per_epoch=10)
+
+
+def test_two_stages_of_one_name_are_refused():
+    with pytest.raises(InputError, match="two stages"):
+        make_stages([GOOD, GOOD], steps_per_epoch=10)
+
+
+def test_no_stage_is_refused():
+    with pytest.raises(InputError, match="empty"):
+        make_stages([], steps_per_epoch=10)
