@@ -67,7 +67,7 @@ class Vocabulary:
         """Returns 16 hexadecimal digits that change with any code or their order."""
         return hashlib.sha256("\n".join(self.codes).encode()).hexdigest()[:16]
 
-    def names(self, ids: Iterable[int]) -> list[str]:
+    def names(self, ids: Iterable[int] | Int[np.ndarray, " label"]) -> list[str]:
         """Returns the descriptions of label indices.
 
         Args:

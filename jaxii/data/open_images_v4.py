@@ -5,7 +5,7 @@ stored as 0 to 10, labels as positions in a list of 7,186 codes; Kaggle's 7,178 
 are another list in another order, so that everything goes by code.
 """
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import PurePosixPath
@@ -13,6 +13,7 @@ from typing import Any
 
 import numpy as np
 import polars as pl
+from array_record.python.array_record_data_source import ArrayRecordDataSource
 from jaxtyping import Float, Int, UInt8
 
 from jaxii.data import index, schema
@@ -96,7 +97,7 @@ def labels(
 
 
 def scan(
-    records: Sequence[bytes],
+    records: ArrayRecordDataSource,
     mapping: StoredLabels,
     *,
     on_progress: Callable[[int, int], None] | None = None,
@@ -104,7 +105,7 @@ def scan(
     """Reads every record once and returns the index table of a split.
 
     Args:
-      records: random access to the stored bytes; read by several threads.
+      records: the stored bytes; read by several threads.
       mapping: from `read_mapping`.
       on_progress: called with (records done, records in all).
     """

@@ -110,15 +110,17 @@ def orientation(exif: bytes) -> int:
 def _recode(data, kind, height, width, color, short_side, quality) -> bytes:
     turn = orientation(_exif(data, kind))
     if kind == "jpeg":
-        image = _decode_jpeg(data, color, min(short_side, height, width))
+        image, clean = _decode_jpeg(data, color, min(short_side, height, width))
         small = min(height, width) <= short_side
-        if small and turn == 1 and color in ("YCbCr", "RGB"):
+        if small and clean and turn == 1 and color in ("YCbCr", "RGB"):
             return data
     else:
         image = _decode_other(data, kind)
-    image = _turn(_reduce(image, short_side), turn)
+    image = _turn(_reduce(image, height, width, short_side), turn)
+    # A picture that small already has no colour detail to spare.
+    subsampling = "420" if min(height, width) > short_side else "444"
     return simplejpeg.encode_jpeg(
-        np.ascontiguousarray(image), quality=quality, colorsubsampling="420"
+        np.ascontiguousarray(image), quality=quality, colorsubsampling=subsampling
     )
 
 
@@ -126,6 +128,8 @@ def _header(data: bytes, kind: str) -> tuple[int, int, str]:
     if kind == "jpeg":
         try:
             height, width, color, _ = simplejpeg.decode_jpeg_header(data, strict=False)
+        except KeyError as error:  # how simplejpeg says that it found no colour space
+            raise ValueError("truncated or damaged JPEG (no image header)") from error
         except ValueError as error:
             raise ValueError(f"truncated or damaged JPEG ({error})") from error
         return int(height), int(width), str(color)
@@ -183,7 +187,7 @@ def _chunks(data: bytes, kind: str):
         else:
             name, length = struct.unpack_from("<4sI", data, position)
             step = 8 + length + length % 2
-        if position + 8 + length > len(data):
+        if position + step - (kind == "webp" and length % 2) > len(data):
             raise ValueError(f"truncated {kind.upper()}")
         yield name, data[position + 8 : position + 8 + length]
         if name == b"IEND":
@@ -193,7 +197,11 @@ def _chunks(data: bytes, kind: str):
         raise ValueError("truncated PNG")
 
 
-def _decode_jpeg(data: bytes, color: str, side: int) -> UInt8[np.ndarray, "h w 3"]:
+def _decode_jpeg(
+    data: bytes, color: str, side: int
+) -> tuple[UInt8[np.ndarray, "height width 3"], bool]:
+    """Returns the pixels, and whether the decoder had nothing to complain of."""
+    clean = True
     space = "CMYK" if color in ("CMYK", "YCCK") else "RGB"
     kwargs = {"colorspace": space, "min_height": side, "min_width": side}
     try:
@@ -205,15 +213,15 @@ def _decode_jpeg(data: bytes, color: str, side: int) -> UInt8[np.ndarray, "h w 3
         # Only the last warning is told: a harmless one may hide a missing end.
         if b"\xff\xd9" not in data[-4096:]:
             raise ValueError("truncated JPEG (no end marker)") from error
-        image = simplejpeg.decode_jpeg(data, strict=False, **kwargs)
+        image, clean = simplejpeg.decode_jpeg(data, strict=False, **kwargs), False
     if space == "CMYK":
         # Adobe's convention, the one in use: stored inverted.
         ink = image[..., :3].astype(np.uint16) * image[..., 3:]
         image = (ink // 255).astype(np.uint8)
-    return image
+    return image, clean
 
 
-def _decode_other(data: bytes, kind: str) -> UInt8[np.ndarray, "h w 3"]:
+def _decode_other(data: bytes, kind: str) -> UInt8[np.ndarray, "height width 3"]:
     for _ in _chunks(data, kind):
         pass  # walks to the end: a missing one is an error
     image = cv2.imdecode(np.frombuffer(data, np.uint8), cv2.IMREAD_UNCHANGED)
@@ -233,15 +241,12 @@ def _decode_other(data: bytes, kind: str) -> UInt8[np.ndarray, "h w 3"]:
     return image[..., ::-1]
 
 
-def _reduce(image, short_side: int):
-    height, width = image.shape[:2]
-    short = min(height, width)
-    if short <= short_side:
+def _reduce(image, height: int, width: int, short_side: int):
+    # By the size of the file: a scaled decode has rounded its own.
+    scale = short_side / min(height, width)
+    if scale >= 1.0:
         return image
-    size = (
-        max(1, round(width * short_side / short)),
-        max(1, round(height * short_side / short)),
-    )
+    size = max(1, round(width * scale)), max(1, round(height * scale))
     return cv2.resize(np.ascontiguousarray(image), size, interpolation=cv2.INTER_AREA)
 
 

@@ -171,14 +171,14 @@ def _locate(directory: Path) -> Path:
             f"the preparation of {directory} did not finish; run it again, it goes on "
             "where it was"
         )
-    below = {
-        p.parent
-        for d in ("*", "*/*", "*/*/*")
-        for p in directory.glob(d)
-        if p.name == folder.INFO_FILE
-    }
+    # TFDS puts NAME/CONFIG/VERSION below its data_dir.
+    below = sorted(
+        path.parent
+        for depth in (1, 2, 3)
+        for path in directory.glob("*/" * depth + folder.INFO_FILE)
+    )
     if len(below) != 1:
-        found = ", ".join(str(p) for p in sorted(below)) or "none"
+        found = ", ".join(str(path) for path in below) or "none"
         raise InputError(
             f"{directory} has no {folder.INFO_FILE} (in folders below: {found}); give "
             "the folder of one prepared dataset"

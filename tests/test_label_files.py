@@ -1,0 +1,172 @@
+import polars as pl
+import pytest
+from small_layout import lines
+
+from jaxii.data import label_files
+from jaxii.errors import InputError
+
+HEADER = "ImageID,Source,LabelName,Confidence"
+IMAGES = pl.Series(["a", "b", "c"])
+
+
+@pytest.fixture
+def codes(tmp_path):
+    trainable = lines(tmp_path / "classes.csv", "label_code", "/m/2", "/m/1")
+    described = "/m/1,One", "/m/2,Two", "/m/3,Three"
+    descriptions = lines(tmp_path / "all.csv", "label_code,description", *described)
+    return label_files.read_codes(trainable, descriptions)
+
+
+def read(tmp_path, codes, *rows, header=HEADER):
+    path = lines(tmp_path / "labels.csv", header, *rows)
+    entries, tally = label_files.read_labels(path, codes, IMAGES)
+    columns = entries.rows, entries.labels, entries.confidences
+    return list(zip(*(c.tolist() for c in columns), strict=True)), tally
+
+
+def test_class_order_is_that_of_the_trainable_file(codes):
+    assert codes.vocabulary.codes == ("/m/2", "/m/1")
+    assert codes.vocabulary.descriptions == ("Two", "One")
+
+
+def test_without_descriptions_the_code_stands_for_itself(tmp_path):
+    path = lines(tmp_path / "c.csv", "label_code", "/m/1")
+    assert label_files.read_codes(path, None).vocabulary.descriptions == ("/m/1",)
+
+
+def test_a_class_listed_twice_is_refused(tmp_path):
+    path = lines(tmp_path / "c.csv", "label_code", "/m/1", "/m/1")
+    with pytest.raises(InputError, match="/m/1 is listed twice"):
+        label_files.read_codes(path, None)
+
+
+def test_no_class_is_refused(tmp_path):
+    path = lines(tmp_path / "c.csv", "label_code")
+    with pytest.raises(InputError, match="lists no class"):
+        label_files.read_codes(path, None)
+
+
+def test_rows_become_numbers(tmp_path, codes):
+    rows, tally = read(tmp_path, codes, "c,verification,/m/2,1", "a,machine,/m/1,0.5")
+    assert rows == [(0, 1, 0.5), (2, 0, 1.0)]
+    assert (tally.read, tally.kept) == (2, 2)
+
+
+def test_verified_absence_is_kept(tmp_path, codes):
+    assert read(tmp_path, codes, "a,verification,/m/1,0")[0] == [(0, 1, 0.0)]
+
+
+def test_repeated_rows_are_merged_and_counted(tmp_path, codes):
+    rows, tally = read(tmp_path, codes, "a,v,/m/1,0", "a,v,/m/1,1", "a,v,/m/1,1")
+    assert rows == [(0, 1, 1.0)]
+    assert tally.dropped["repeated"] == 2
+
+
+def test_described_but_not_trainable_codes_are_counted(tmp_path, codes):
+    rows, tally = read(tmp_path, codes, "a,v,/m/3,1", "a,v,/m/1,1")
+    assert len(rows) == 1
+    assert tally.dropped["label not trainable"] == 1
+
+
+def test_few_unknown_codes_are_counted_with_an_example(tmp_path, codes):
+    good = [f"{i},v,/m/1,1" for i in "abc"] * 10
+    _, tally = read(tmp_path, codes, *good, "a,v,/m/odd,1")
+    assert tally.dropped["unknown label code"] == 1
+    assert tally.examples["unknown label code"] == ("/m/odd",)
+
+
+def test_many_unknown_codes_are_refused_with_the_first(tmp_path, codes):
+    with pytest.raises(InputError, match=r"2 of 3 rows .* the first is '/m/odd'"):
+        read(tmp_path, codes, "a,v,/m/1,1", "a,v,/m/odd,1", "b,v,/m/even,1")
+
+
+def test_rows_of_missing_images_are_counted_with_examples(tmp_path, codes):
+    rows, tally = read(
+        tmp_path, codes, "a,v,/m/1,1", "z,v,/m/1,1", "z,v,/m/2,1", "y,v,/m/1,1"
+    )
+    assert len(rows) == 1
+    assert tally.dropped["image missing"] == 3
+    assert tally.examples["image missing"] == ("y", "z")
+    assert tally.notes["distinct missing images"] == 2
+
+
+def test_every_row_is_accounted_for(tmp_path, codes):
+    good = [f"{i},v,/m/1,1" for i in "abc"] * 10
+    _, tally = read(tmp_path, codes, *good, "a,v,/m/odd,1", "z,v,/m/1,1", "a,v,/m/3,1")
+    assert tally.read == tally.kept + sum(tally.dropped.values())
+
+
+def test_further_columns_are_not_looked_at(tmp_path, codes):
+    boxes = HEADER + ",XMin,XMax,YMin,YMax"
+    rows, _ = read(tmp_path, codes, "a,xclick,/m/1,1,0,1,0,1", header=boxes)
+    assert rows == [(0, 1, 1.0)]
+
+
+def test_a_wrong_header_is_refused_with_both_headers(tmp_path, codes):
+    with pytest.raises(InputError, match=r"id,label;.*ImageID,LabelName,Confidence"):
+        read(tmp_path, codes, "a,/m/1", header="id,label")
+
+
+@pytest.mark.parametrize("confidence", ["1.5", "-0.1", "yes", "", "nan"])
+def test_a_confidence_outside_the_range_is_refused(tmp_path, codes, confidence):
+    with pytest.raises(InputError, match="must be a number from 0 to 1"):
+        read(tmp_path, codes, "b,v,/m/1,1", f"a,v,/m/1,{confidence}")
+
+
+def test_an_empty_file_is_refused(tmp_path, codes):
+    (tmp_path / "labels.csv").write_text("")
+    with pytest.raises(InputError, match="cannot be read as CSV"):
+        label_files.read_labels(tmp_path / "labels.csv", codes, IMAGES)
+
+
+def test_an_absent_file_is_refused(tmp_path, codes):
+    with pytest.raises(InputError, match="cannot be read as CSV"):
+        label_files.read_labels(tmp_path / "none.csv", codes, IMAGES)
+
+
+def test_a_byte_order_mark_is_no_part_of_the_header(tmp_path, codes):
+    path = tmp_path / "labels.csv"
+    path.write_bytes(b"\xef\xbb\xbf" + f"{HEADER}\r\na,v,/m/1,1\r\n".encode())
+    _, tally = label_files.read_labels(path, codes, IMAGES)
+    assert tally.kept == 1
+
+
+def test_a_file_without_rows_is_no_error(tmp_path, codes):
+    rows, tally = read(tmp_path, codes)
+    assert rows == [] and tally.read == 0
+
+
+def test_label_lists_are_split_at_spaces(tmp_path, codes):
+    path = lines(tmp_path / "t.csv", "a,/m/1 /m/2", "b,", "c,/m/1")
+    entries, tally, listed = label_files.read_image_labels(
+        path, codes, IMAGES, header=False
+    )
+    assert entries.rows.tolist() == [0, 0, 2]
+    assert entries.labels.tolist() == [0, 1, 1]
+    assert listed.to_list() == ["a", "b", "c"]
+    assert tally.read == 3
+
+
+def test_an_image_listed_without_labels_stays_listed(tmp_path, codes):
+    path = lines(tmp_path / "t.csv", "image_id,labels", "a,", "b,")
+    _, _, listed = label_files.read_image_labels(path, codes, IMAGES, header=True)
+    assert listed.to_list() == ["a", "b"]
+
+
+def test_an_unexpected_header_is_refused(tmp_path):
+    path = lines(tmp_path / "t.csv", "image_id,labels", "a,/m/1")
+    with pytest.raises(InputError, match="it must have none"):
+        label_files.read_rows(path, header=False)
+
+
+def test_metadata_keeps_the_first_row_of_an_image(tmp_path):
+    path = lines(tmp_path / "m.csv", "image_id,slice,source", "a,x,1", "a,y,2", "b,,3")
+    table, tally = label_files.read_metadata(path)
+    assert table.rows() == [("a", None, None, "x"), ("b", None, None, None)]
+    assert tally.dropped["repeated"] == 1
+
+
+def test_metadata_without_a_known_column_is_refused(tmp_path):
+    path = lines(tmp_path / "m.csv", "image_id,colour", "a,x")
+    with pytest.raises(InputError, match="at least one of group, domain, slice"):
+        label_files.read_metadata(path)

@@ -1,0 +1,197 @@
+import io
+
+import cv2
+import numpy as np
+import pytest
+import simplejpeg
+from PIL import Image, ImageOps
+
+from jaxii.data.recode import orientation, recode, sniff
+
+
+def scene(height=60, width=80):
+    """Four quarters of different colour, so that every turn is told apart."""
+    image = np.zeros((height, width, 3), np.uint8)
+    image[: height // 2, : width // 2] = (220, 40, 40)
+    image[: height // 2, width // 2 :] = (40, 200, 60)
+    image[height // 2 :, : width // 2] = (50, 60, 210)
+    image[height // 2 :, width // 2 :] = (230, 220, 60)
+    return Image.fromarray(image)
+
+
+def encoded(image, kind="JPEG", **options):
+    buffer = io.BytesIO()
+    image.save(buffer, kind, **options)
+    return buffer.getvalue()
+
+
+def decoded(data):
+    height, width, color, _ = simplejpeg.decode_jpeg_header(data)
+    assert color == "YCbCr"
+    image = simplejpeg.decode_jpeg(data)
+    assert image.shape == (height, width, 3)
+    return image
+
+
+def difference(data, expected):
+    return np.abs(decoded(data).astype(int) - np.asarray(expected).astype(int)).mean()
+
+
+def test_a_small_upright_jpeg_keeps_its_bytes():
+    data = encoded(scene(), quality=90)
+    assert recode(data, short_side=60) is data
+
+
+def test_a_larger_picture_is_reduced_to_the_short_side():
+    assert decoded(recode(encoded(scene(300, 450)), short_side=64)).shape == (64, 96, 3)
+
+
+def test_a_tall_picture_is_reduced_to_the_short_side():
+    assert decoded(recode(encoded(scene(450, 300)), short_side=64)).shape == (96, 64, 3)
+
+
+def test_a_reduced_picture_looks_the_same():
+    small = recode(encoded(scene(480, 640), quality=95), short_side=60)
+    assert difference(small, scene(60, 80)) < 3
+
+
+def test_a_small_picture_is_not_enlarged():
+    data = recode(encoded(scene(20, 30), "PNG"), short_side=64)
+    assert decoded(data).shape == (20, 30, 3)
+
+
+@pytest.mark.parametrize("turn", range(1, 9))
+def test_exif_orientation_is_applied(turn):
+    exif = Image.Exif()
+    exif[0x0112] = turn
+    image = scene()
+    data = encoded(image, quality=95, exif=exif)
+    upright = ImageOps.exif_transpose(Image.open(io.BytesIO(data)))
+    assert difference(recode(data), upright) < 3
+
+
+@pytest.mark.parametrize("kind", ["PNG", "WEBP"])
+def test_exif_orientation_of_other_formats_is_applied(kind):
+    exif = Image.Exif()
+    exif[0x0112] = 6
+    data = encoded(scene(), kind, exif=exif, lossless=True)
+    upright = scene().transpose(Image.Transpose.ROTATE_270)
+    assert difference(recode(data), upright) < 3
+
+
+def test_big_endian_exif_is_read():
+    header = b"MM\x00*\x00\x00\x00\x08\x00\x01"
+    entry = b"\x01\x12\x00\x03\x00\x00\x00\x01\x00\x08\x00\x00"
+    assert orientation(header + entry) == 8
+
+
+@pytest.mark.parametrize("exif", [b"", b"II*\x00", b"II*\x00\xff\xff\xff\xff", b"xx"])
+def test_damaged_exif_counts_as_upright(exif):
+    assert orientation(exif) == 1
+
+
+def test_a_png_under_any_name_is_read():
+    assert difference(recode(encoded(scene(), "PNG")), scene()) < 3
+
+
+@pytest.mark.parametrize("lossless", [True, False])
+def test_webp_is_read(lossless):
+    data = encoded(scene(), "WEBP", lossless=lossless, quality=95)
+    assert difference(recode(data), scene()) < 4
+
+
+@pytest.mark.parametrize("mode", ["L", "LA", "P", "1", "RGBA"])
+def test_every_png_mode_becomes_rgb(mode):
+    image = scene().quantize(4) if mode == "P" else scene().convert(mode)
+    assert difference(recode(encoded(image, "PNG")), image.convert("RGB")) < 12
+
+
+def test_sixteen_bit_png_is_scaled_to_eight():
+    grey = np.asarray(scene().convert("L")).astype(np.uint16) * 257
+    data = cv2.imencode(".png", grey)[1].tobytes()
+    assert difference(recode(data), scene().convert("L").convert("RGB")) < 3
+
+
+def test_transparent_is_white():
+    image = Image.new("RGBA", (40, 30), (255, 0, 0, 0))
+    assert decoded(recode(encoded(image, "PNG"))).min() > 250
+
+
+def test_grey_jpeg_becomes_rgb():
+    grey = scene().convert("L")
+    assert difference(recode(encoded(grey, quality=95)), grey.convert("RGB")) < 3
+
+
+@pytest.mark.parametrize("size", [(60, 80), (480, 640)])
+def test_cmyk_jpeg_becomes_rgb(size):
+    data = encoded(scene(*size).convert("CMYK"), quality=95)
+    assert difference(recode(data, short_side=60), scene()) < 4
+
+
+def test_progressive_jpeg_is_reduced():
+    data = encoded(scene(480, 640), quality=95, progressive=True)
+    assert difference(recode(data, short_side=60), scene()) < 3
+
+
+@pytest.mark.parametrize("lost", [2, 100, 0.5])
+@pytest.mark.parametrize("kind", ["JPEG", "PNG", "WEBP"])
+def test_a_truncated_file_is_refused(kind, lost):
+    noise = np.random.default_rng(0).integers(0, 255, (60, 80, 3), np.uint8)
+    data = encoded(Image.fromarray(noise), kind)
+    end = len(data) - (lost if lost >= 1 else int(lost * len(data)))
+    with pytest.raises(ValueError, match="truncated"):
+        recode(data[:end])
+
+
+@pytest.mark.parametrize("kind", ["JPEG", "PNG", "WEBP"])
+@pytest.mark.parametrize("length", [12, 18, 30])
+def test_a_file_cut_in_its_header_is_refused(kind, length):
+    with pytest.raises(ValueError, match=r"truncated|damaged"):
+        recode(encoded(scene(), kind)[:length])
+
+
+def test_a_truncated_large_jpeg_is_refused():
+    data = encoded(scene(600, 800), quality=95)
+    with pytest.raises(ValueError, match="truncated JPEG"):
+        recode(data[: len(data) // 2], short_side=64)
+
+
+def test_stray_bytes_before_the_end_marker_are_forgiven():
+    data = encoded(scene(), quality=95)
+    data = data[:-2] + bytes(20) + data[-2:]
+    assert difference(recode(data), scene()) < 4
+
+
+def test_a_png_with_damaged_pixels_is_refused():
+    data = bytearray(encoded(scene(), "PNG"))
+    middle = data.index(b"IDAT") + 12
+    data[middle : middle + 20] = bytes(20)
+    with pytest.raises(ValueError, match="damaged PNG"):
+        recode(bytes(data))
+
+
+@pytest.mark.parametrize(
+    ("data", "what"),
+    [
+        (b"", "an empty file"),
+        (b"GIF89a...", "a GIF"),
+        (b"<html>", "HTML"),
+        (b"hello", "no picture"),
+    ],
+)
+def test_other_files_are_told_by_name(data, what):
+    with pytest.raises(ValueError, match=what):
+        sniff(data)
+
+
+def test_a_hundred_megapixels_are_read():
+    data = simplejpeg.encode_jpeg(
+        np.zeros((10_000, 10_000, 1), np.uint8), colorspace="GRAY"
+    )
+    assert decoded(recode(data)).shape == (256, 256, 3)
+
+
+def test_more_than_the_limit_is_refused_before_decoding():
+    header = b"\x89PNG\r\n\x1a\n\x00\x00\x00\rIHDR" + (20_000).to_bytes(4, "big") * 2
+    with pytest.raises(ValueError, match="megapixels"):
+        recode(header)

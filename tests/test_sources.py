@@ -1,0 +1,181 @@
+import pickle
+from concurrent.futures import ThreadPoolExecutor
+
+import grain
+import numpy as np
+import pytest
+import small_layout
+from small_layout import lines
+
+from jaxii.data.labels import Vocabulary
+from jaxii.data.layout import Layout
+from jaxii.data.open_images import prepare
+from jaxii.data.sources import Dataset, open_dataset
+from jaxii.errors import InputError
+
+NUM_TRAIN = 60
+
+
+@pytest.fixture(scope="module")
+def prepared(tmp_path_factory):
+    root = tmp_path_factory.mktemp("data")
+    small_layout.write(root / "kaggle", num_train=NUM_TRAIN)
+    # Two pictures a group.
+    rows = [f"train{i:02d},g{i // 2},eu" for i in range(NUM_TRAIN)]
+    lines(root / "kaggle" / "train_meta.csv", "image_id,group,domain", *rows)
+    prepare(Layout.find(root / "kaggle"), root / "prepared")
+    return root / "prepared"
+
+
+@pytest.fixture(scope="module")
+def dataset(prepared) -> Dataset:
+    return open_dataset(prepared)
+
+
+def ids(split):
+    return [split.source[i]["image_id"] for i in range(len(split.source))]
+
+
+def test_a_record_has_the_promised_fields(dataset):
+    record = dataset.splits["train"].source[1]
+    assert {name: type(value).__name__ for name, value in record.items()} == {
+        "image": "bytes",
+        "image_id": "str",
+        "label_ids": "ndarray",
+        "label_confidences": "ndarray",
+        "label_sources": "ndarray",
+        "slice_id": "int",
+    }
+    dtypes = [record[n].dtype for n in record if n.startswith("label_")]
+    assert dtypes == [np.int32, np.float32, np.uint8]
+
+
+def test_the_index_equals_the_records(dataset):
+    split = dataset.splits["train"]
+    assert ids(split) == split.index.image_ids.tolist()
+    for i in range(split.num_examples):
+        record = split.source[i]
+        entries = slice(split.index.offsets[i], split.index.offsets[i + 1])
+        np.testing.assert_array_equal(
+            split.index.label_ids[entries], record["label_ids"]
+        )
+        np.testing.assert_array_equal(
+            split.index.confidences[entries], record["label_confidences"]
+        )
+        np.testing.assert_array_equal(
+            split.index.label_sources[entries], record["label_sources"]
+        )
+        assert split.index.slice_ids[i] == record["slice_id"]
+
+
+def test_positions_outside_are_an_error(dataset):
+    with pytest.raises(IndexError):
+        dataset.splits["train"].source[NUM_TRAIN]
+
+
+def test_a_selection_of_a_selection_keeps_records_and_index_together(dataset):
+    train = dataset.splits["train"]
+    part = train.select(np.array([9, 4, 30, 7])).select(np.array([2, 0]))
+    assert ids(part) == ["train30", "train09"] == part.index.image_ids.tolist()
+    assert part.num_examples == len(part.source) == 2
+
+
+def test_a_source_survives_pickling(dataset):
+    train = dataset.splits["train"].select(np.array([3, 1]))
+    copy = pickle.loads(pickle.dumps(train.source))
+    assert copy[0]["image_id"] == "train03"
+    assert copy[1]["image"] == train.source[1]["image"]
+
+
+def test_a_source_is_read_by_many_threads(dataset):
+    source = pickle.loads(pickle.dumps(dataset.splits["train"].source))
+    rows = list(range(NUM_TRAIN)) * 20
+    with ThreadPoolExecutor(16) as pool:
+        found = list(pool.map(lambda row: source[row]["image_id"], rows))
+    assert found == [f"train{row:02d}" for row in rows]
+
+
+def test_grain_reads_a_source(dataset):
+    data = grain.MapDataset.source(dataset.splits["train"].source).shuffle(seed=1)
+    found = [record["image_id"] for record in data.to_iter_dataset()]
+    assert sorted(found) == [f"train{i:02d}" for i in range(NUM_TRAIN)]
+
+
+def test_carving_divides_train_and_nothing_else(dataset):
+    splits = dataset.carve(0.3)
+    assert set(splits) == {"train", "validation", "tuning", "test"}
+    together = sorted(ids(splits["train"]) + ids(splits["validation"]))
+    assert together == ids(dataset.splits["train"])
+    assert splits["test"] is dataset.splits["test"]
+    assert splits["validation"].name == "validation"
+
+
+def test_carving_never_divides_a_group(dataset):
+    splits = dataset.carve(0.3)
+    train = set(splits["train"].index.groups)
+    assert not train & set(splits["validation"].index.groups)
+    assert 0 < splits["validation"].num_examples < NUM_TRAIN / 2
+
+
+def test_an_image_keeps_its_side_when_others_go(dataset):
+    held_out = set(ids(dataset.carve(0.3)["validation"]))
+    half = dataset.splits["train"].select(np.arange(0, NUM_TRAIN, 2))
+    smaller = Dataset(
+        dataset.directory, dataset.vocabulary, dataset.slices, {"train": half}
+    )
+    kept = set(ids(smaller.carve(0.3)["validation"]))
+    assert kept == held_out & set(ids(half))
+
+
+def test_a_larger_fraction_holds_out_more_of_the_same(dataset):
+    small = set(ids(dataset.carve(0.2)["validation"]))
+    assert small < set(ids(dataset.carve(0.5)["validation"]))
+
+
+def test_the_salt_makes_another_choice(dataset):
+    other = dataset.carve(0.3, "again")["validation"]
+    assert ids(other) != ids(dataset.carve(0.3)["validation"])
+
+
+def test_carving_nothing_changes_nothing(dataset):
+    assert dataset.carve(0.0) == dataset.splits
+
+
+@pytest.mark.parametrize("fraction", [-0.1, 1.0])
+def test_a_fraction_outside_the_range_is_refused(dataset, fraction):
+    with pytest.raises(InputError, match="validation_fraction"):
+        dataset.carve(fraction)
+
+
+def test_a_fraction_that_leaves_a_side_empty_is_refused(dataset):
+    with pytest.raises(InputError, match="no validation image"):
+        dataset.carve(1e-6)
+
+
+def test_the_same_vocabulary_is_accepted(prepared, dataset):
+    assert open_dataset(prepared, dataset.vocabulary).vocabulary == dataset.vocabulary
+
+
+def test_another_vocabulary_is_refused_with_both_hashes(prepared, dataset):
+    turned = Vocabulary(dataset.vocabulary.codes[::-1], ("", "", ""))
+    hashes = f"{dataset.vocabulary.content_hash()}.*{turned.content_hash()}"
+    with pytest.raises(InputError, match=hashes):
+        open_dataset(prepared, turned)
+
+
+def test_an_absent_folder_is_refused(tmp_path):
+    with pytest.raises(InputError, match="prepare a dataset there first"):
+        open_dataset(tmp_path / "none")
+
+
+def test_an_empty_folder_is_refused(tmp_path):
+    with pytest.raises(InputError, match=r"has no dataset_info.json"):
+        open_dataset(tmp_path)
+
+
+def test_a_missing_shard_is_refused_by_name(prepared, tmp_path):
+    for path in prepared.iterdir():
+        if "tuning.array_record" not in path.name:
+            (tmp_path / path.name).write_bytes(path.read_bytes())
+    with pytest.raises(InputError, match=r"tuning.array_record.* is missing"):
+        open_dataset(tmp_path)
