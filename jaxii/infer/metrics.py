@@ -89,7 +89,7 @@ def empty(
             f"metrics of {num_classes} classes and {num_slices} slices; "
             "both must be at least 1; check the dataset's label and slice lists"
         )
-    grid = np.float32(thresholds)
+    grid = np.asarray(thresholds, np.float32)
     if grid.size == 0 or not (grid[0] >= 0 and grid[-1] <= 1 and _ascends(grid)):
         raise InputError(
             f"{grid.size} thresholds that are not strictly ascending within [0, 1]; "
@@ -146,16 +146,9 @@ def update(
 
     Source: F-beta of scikit-learn's `fbeta_score(average="samples")`, beta = 2.
     """
-    real = mask.astype(jnp.float32) > 0
-    present = (targets.astype(jnp.float32) >= 0.5) & real[:, None]
     probs = jnp.where(jnp.isnan(probs), jnp.float32(0), probs.astype(jnp.float32))
-    in_slice = (
-        jax.nn.one_hot(slice_ids, acc.sums.num_images.shape[0], dtype=jnp.float32)
-        * real.astype(jnp.float32)[:, None]
-    )
-    num_true = jnp.sum(present, axis=1, dtype=jnp.int32)
-    image = _Images(present, num_true, real, in_slice, zero_division)
-
+    image = _images(targets, mask, slice_ids, acc, zero_division)
+    present, num_true, real, in_slice, _ = image
     tp, predicted = _counts_by_threshold(probs, present, jnp.float32(acc.thresholds))
     f2 = _f2(tp, predicted, num_true, zero_division)
     order = jax.lax.top_k(probs, acc.sums.recall.whole.shape[0])[1]
@@ -164,8 +157,7 @@ def update(
     old = acc.sums
     ranking = old.embedding
     if embedding is not None and label_embeddings is not None:
-        cosines = cosine(embedding, label_embeddings)
-        order = jax.lax.top_k(cosines, order.shape[1])[1]
+        order = jax.lax.top_k(cosine(embedding, label_embeddings), order.shape[1])[1]
         ranking, _ = _add_ranking(ranking, order, image)
     edges = bin_edges(acc.thresholds, probs.shape[1])
     sums = Sums(
@@ -215,6 +207,26 @@ class _Images(NamedTuple):
     real: Bool[Array, " batch"]
     in_slice: Float[Array, "batch group"]
     zero_division: float | Float[Array, ""]
+
+
+def _images(
+    targets: Shaped[Array, "batch class"],
+    mask: Shaped[Array, " batch"],
+    slice_ids: Int[Array, " batch"],
+    acc: Accumulators,
+    zero_division: float | Float[Array, ""],
+) -> _Images:
+    real = mask.astype(jnp.float32) > 0
+    present = (targets.astype(jnp.float32) >= 0.5) & real[:, None]
+    num_slices = acc.sums.num_images.shape[0]
+    in_slice = jax.nn.one_hot(slice_ids, num_slices, dtype=jnp.float32)
+    return _Images(
+        present=present,
+        num_true=jnp.sum(present, axis=1, dtype=jnp.int32),
+        real=real,
+        in_slice=in_slice * real.astype(jnp.float32)[:, None],
+        zero_division=zero_division,
+    )
 
 
 def _ascends(grid: Float[np.ndarray, " threshold"]) -> bool:

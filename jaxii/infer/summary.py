@@ -80,18 +80,7 @@ def summarise(
         "worst_slice": min(by_slice, key=lambda name: by_slice[name]["f2"]),
     }
     summary |= _from_histogram(acc, at, num_images)
-    decoders = {
-        "threshold": {
-            "f2": summary["f2"],
-            "coverage": summary["coverage"],
-            "labels_per_image": summary["labels_per_image_predicted"],
-            "threshold": choice.threshold,
-        },
-        "top_k": _ranked(acc.sums.top_k, choice.top_k),
-    }
-    if choice.embedding_k is not None and int(acc.sums.embedding.num_images) > 0:
-        decoders["embedding"] = _ranked(acc.sums.embedding, choice.embedding_k)
-    return summary | {"decoders": decoders}
+    return summary | {"decoders": _decoders(acc, choice, summary)}
 
 
 def threshold_index(thresholds: Sequence[float], threshold: float) -> int:
@@ -109,6 +98,23 @@ def threshold_index(thresholds: Sequence[float], threshold: float) -> int:
             f"{thresholds[index]}"
         )
     return index
+
+
+def _decoders(
+    acc: Accumulators, choice: DecoderChoice, summary: dict[str, Any]
+) -> dict[str, dict[str, float | int]]:
+    decoders = {
+        "threshold": {
+            "f2": summary["f2"],
+            "coverage": summary["coverage"],
+            "labels_per_image": summary["labels_per_image_predicted"],
+            "threshold": choice.threshold,
+        },
+        "top_k": _ranked(acc.sums.top_k, choice.top_k),
+    }
+    if choice.embedding_k is not None and int(acc.sums.embedding.num_images) > 0:
+        decoders["embedding"] = _ranked(acc.sums.embedding, choice.embedding_k)
+    return decoders
 
 
 def _by_slice(
@@ -136,7 +142,7 @@ def _from_histogram(acc: Accumulators, at: int, num_images: int) -> dict[str, An
     """Returns the figures that are read from counts by class and probability bin."""
     histogram = np.asarray(acc.sums.histogram)
     edges = bin_edges(acc.thresholds, histogram.shape[1])
-    grid = np.float32(acc.thresholds)[at : at + 1]
+    grid = np.asarray(acc.thresholds, np.float32)[at : at + 1]
     counts = counts_at_least(histogram, edges, grid)[..., 0]
     tp, predicted = counts[PRESENT], counts.sum(axis=0)
     num_true = histogram[PRESENT].sum(axis=1, dtype=np.int64)
