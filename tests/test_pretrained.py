@@ -55,9 +55,9 @@ def test_torchvision_weights_give_torchvisions_recorded_logits(depth):
         assert relative_difference(our_logits(depth), recorded["logits"]) <= 1e-4
 
 
-def test_convolutions_give_the_same_logits_as_pointwise_matmuls():
+def test_the_forms_for_accelerators_give_the_same_logits():
     with np.load(GOLDEN / "torchvision_resnet18.npz") as recorded:
-        ours = our_logits(18, pointwise_matmul=False)
+        ours = our_logits(18, cpu_forms=False)
         assert relative_difference(ours, recorded["logits"]) <= 1e-4
 
 

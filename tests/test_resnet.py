@@ -23,7 +23,7 @@ def norm_of(num_channels=3, **kwargs):
 
 
 def conv_of(*sizes, **kwargs):
-    kwargs = {"pointwise_matmul": False, "dtype": jnp.float32, **kwargs}
+    kwargs = {"cpu_forms": False, "dtype": jnp.float32, **kwargs}
     return Conv(*sizes, rngs=nnx.Rngs(params=0), **kwargs)
 
 
@@ -119,14 +119,36 @@ def test_the_residual_start_is_an_option(zero_init, scale):
 
 
 @pytest.mark.parametrize("stride", [1, 2])
-@pytest.mark.parametrize("size", [6, 7])
-def test_a_pointwise_matmul_is_the_convolution(stride, size):
-    x = np.random.default_rng(0).normal(size=(2, size, size, 5)).astype(np.float32)
-    matmul, convolution = (
-        conv_of(5, 7, 1, stride=stride, pointwise_matmul=choice)(jnp.asarray(x))
+@pytest.mark.parametrize(
+    ("kernel_size", "size"), [(1, 6), (1, 7), (3, 1), (3, 2), (3, 3)]
+)
+def test_the_cpu_form_is_the_convolution(kernel_size, size, stride):
+    x = np.random.default_rng(0).normal(size=(2, size, size + 1, 5)).astype(np.float32)
+    ours, expected = (
+        conv_of(5, 7, kernel_size, stride=stride, cpu_forms=choice)(jnp.asarray(x))
         for choice in (True, False)
     )
-    np.testing.assert_allclose(matmul, convolution, atol=1e-5)
+    np.testing.assert_allclose(ours, expected, atol=1e-5)
+
+
+@pytest.mark.parametrize("dtype", [jnp.float32, jnp.bfloat16])
+@pytest.mark.parametrize("size", [7, 8])
+def test_the_cpu_form_is_the_max_pool_and_its_gradient(size, dtype):
+    x = np.random.default_rng(0).normal(size=(2, size, size, 3))
+    x = jnp.asarray(x, dtype)
+
+    def both(cpu_forms):
+        def total(x):
+            y = max_pool(x, cpu_forms)
+            return jnp.sum(y.astype(jnp.float32)), y
+
+        return jax.grad(total, has_aux=True)(x)
+
+    ours, expected = both(True), both(False)
+    np.testing.assert_array_equal(ours[1], expected[1])
+    # Rounded to bfloat16, two pixels of a window may tie.
+    if dtype == jnp.float32:
+        np.testing.assert_array_equal(ours[0], expected[0])
 
 
 def test_strided_convolutions_pad_both_sides_alike():

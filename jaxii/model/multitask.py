@@ -127,7 +127,7 @@ def make_network(
     bn_axis: str | None = None,
     bn_momentum: float = 0.9,
     zero_init_residual: bool = True,
-    pointwise_matmul: bool | None = None,
+    cpu_forms: bool | None = None,
 ) -> Network:
     """Builds the trunk and its heads, and returns them as pure functions.
 
@@ -143,7 +143,7 @@ def make_network(
         bn_axis: mesh axis over which batch statistics are averaged; None: per device.
         bn_momentum: the share a step keeps of the running statistics, in [0, 1).
         zero_init_residual: start every residual block as the identity.
-        pointwise_matmul: 1x1 convolutions as matrix products; None: on CPU only.
+        cpu_forms: the forms that XLA's CPU backend runs fastest; None: on CPU only.
 
     Returns:
         A `Network`. Top-level keys of its params: "trunk", "classifier" and, with
@@ -165,11 +165,7 @@ def make_network(
         dtype=dtype,
         bn_momentum=bn_momentum,
         bn_axis=bn_axis,
-        pointwise_matmul=(
-            jax.default_backend() == "cpu"
-            if pointwise_matmul is None
-            else pointwise_matmul
-        ),
+        cpu_forms=(jax.default_backend() == "cpu" if cpu_forms is None else cpu_forms),
     )
 
     def build(key: Array) -> _MultiTask:
