@@ -13,7 +13,7 @@ import numpy as np
 import polars as pl
 
 from jaxii.data.counts import Tally, few
-from jaxii.data.labels import Vocabulary
+from jaxii.data.labels import Vocabulary, largest_by_key
 from jaxii.errors import InputError
 
 MAX_UNKNOWN_SHARE = 0.05
@@ -236,9 +236,13 @@ def _collect(
     usable = table.filter(pl.col("label") >= 0)
     dropped["image missing"] = int(usable["row"].null_count())
     usable = usable.filter(pl.col("row").is_not_null())
-    merged = usable.group_by("row", "label").agg(pl.col("confidence").max())
-    dropped["repeated"] = len(usable) - len(merged)
-    merged = merged.sort("row", "label")
+    num_labels = len(codes.vocabulary)
+    keys, confidences = largest_by_key(
+        usable["row"].to_numpy().astype(np.int64) * num_labels
+        + usable["label"].to_numpy(),
+        usable["confidence"].to_numpy(),
+    )
+    dropped["repeated"] = len(usable) - len(keys)
     examples: dict[str, tuple[str, ...]] = {}
     notes: dict[str, int] = {}
     if dropped["unknown label code"]:
@@ -248,11 +252,11 @@ def _collect(
         examples["image missing"] = few(missing)
         notes["distinct missing images"] = len(missing)
     entries = Entries(
-        merged["row"].to_numpy().astype(np.int64),
-        merged["label"].to_numpy().astype(np.int32),
-        merged["confidence"].to_numpy(),
+        rows=keys // num_labels,
+        labels=(keys % num_labels).astype(np.int32),
+        confidences=confidences,
     )
-    tally = Tally(path.name, unit, len(table), len(merged), dropped, examples, notes)
+    tally = Tally(path.name, unit, len(table), len(keys), dropped, examples, notes)
     return entries, tally
 
 

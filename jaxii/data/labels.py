@@ -201,26 +201,41 @@ def resolve_rows(
       equal to what `resolve_labels` returns. Cost: one sort of the entries.
     """
     num_rows = len(offsets) - 1
-    rows = np.repeat(np.arange(num_rows, dtype=np.int64), np.diff(offsets))
     machine = sources == MACHINE
-    keep = ~machine
-    confidences = confidences.astype(np.float32, copy=True)
-    if machine_labels == "soft":
-        keep |= confidences > 0.0
-    elif machine_labels == "thresholded":
-        sure = machine & (confidences >= np.float32(machine_threshold))
-        sure &= confidences > 0.0
-        confidences[sure] = 1.0
-        keep |= sure
-    rows, label_ids, confidences, machine = (
-        column[keep] for column in (rows, label_ids, confidences, machine)
-    )
-    # The best entry of each (image, label) comes first: people before machine, then the
-    # largest confidence.
-    order = np.lexsort((-confidences, machine, label_ids, rows))
-    rows, label_ids, confidences = rows[order], label_ids[order], confidences[order]
-    first = np.ones(len(rows), bool)
-    first[1:] = (rows[1:] != rows[:-1]) | (label_ids[1:] != label_ids[:-1])
+    # A verified entry outranks any guess; float64 holds confidence + 2 exactly.
+    ranks = confidences.astype(np.float64)
+    ranks[~machine] += 2.0
+    if machine_labels == "ignored":
+        keep = ~machine
+    else:
+        keep = ranks > 0.0
+        if machine_labels == "thresholded":
+            sure = machine & keep & (confidences >= np.float32(machine_threshold))
+            keep = ~machine | sure
+            ranks[sure] = 1.0
+    rows = np.repeat(np.arange(num_rows, dtype=np.int64), np.diff(offsets))
+    num_labels = int(label_ids.max(initial=0)) + 1
+    keys = rows[keep] * num_labels + label_ids[keep]
+    keys, ranks = largest_by_key(keys, ranks[keep])
     new_offsets = np.zeros(num_rows + 1, np.int64)
-    np.cumsum(np.bincount(rows[first], minlength=num_rows), out=new_offsets[1:])
-    return new_offsets, label_ids[first].astype(np.int32), confidences[first]
+    counts = np.bincount(keys // num_labels, minlength=num_rows)
+    np.cumsum(counts, out=new_offsets[1:])
+    best = np.where(ranks >= 2.0, ranks - 2.0, ranks)
+    ids = (keys % num_labels).astype(np.int32)
+    return new_offsets, ids, best.astype(np.float32)
+
+
+def largest_by_key(
+    keys: Int[np.ndarray, " entry"], values: Float[np.ndarray, " entry"]
+) -> tuple[Int[np.ndarray, " key"], Float[np.ndarray, " key"]]:
+    """Returns the distinct keys, ascending, and the largest value of each.
+
+    Cost: one sort, none where the keys are ascending already, as label files are.
+    """
+    if not len(keys):
+        return keys, values
+    if np.any(keys[1:] < keys[:-1]):
+        order = np.argsort(keys, kind="stable")
+        keys, values = keys[order], values[order]
+    first = np.flatnonzero(np.concatenate([[True], keys[1:] != keys[:-1]]))
+    return keys[first], np.maximum.reduceat(values, first)
