@@ -4,6 +4,7 @@ import html.parser
 import json
 import math
 import re
+import warnings
 from xml.etree import ElementTree
 
 import numpy as np
@@ -377,6 +378,15 @@ def test_gaps_and_missing_values_in_a_history_are_drawn_around():
         {"kind": "evaluation", "step": 2, "validation/f2": None},
     ]
     Reader(page(history=history, stages=[{"name": "only"}]))
+
+
+def test_long_names_leave_room_for_the_curves():
+    long = "split " * 40
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        drawn = figures.reliability({long: summary(0.4, 0.3)})
+        drawn += figures.f2_against_threshold({long: summary(0.4, 0.3)}, {}, 0.9)
+    assert "split split split s…" in drawn
 
 
 def test_no_history_makes_no_figure():

@@ -1,67 +1,23 @@
-"""The figures of the report, as SVG text to be set inside the page.
+"""The figures of the report: what is drawn, and how its curves are made readable.
 
-Colours and fonts are left to the page (CSS variables), so that one drawing
-serves light, dark and paper. Matplotlib draws without a display and without pyplot's
-global state. Before it: `runs` reads the history. After it: `page` places the figures.
+Matplotlib draws without a display and without pyplot's global state. Before it: `runs`
+reads the history. After it: `svg` makes text of a drawing, and `page` places it.
 """
 
-import io
-import re
 from collections.abc import Mapping, Sequence
-from html import escape
 from typing import Any
 
 import matplotlib
 import numpy as np
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
+from matplotlib.ticker import FuncFormatter, LogLocator, NullFormatter
 
 from jaxii.infer.report.runs import Row, last_rows, number_or_none
+from jaxii.infer.report.svg import DASHES, MUTED, SERIES, STYLE, to_svg
 
-# Matplotlib wants a real colour: each of these stands for a CSS variable of the page.
-INK, MUTED, GRID, PAPER = "#010101", "#020202", "#030303", "#040404"
-SERIES = tuple(f"#0a0a{i:02x}" for i in range(1, 9))
-DASHES = ("-", "--", "-.", ":")
-_VARIABLES = {
-    INK: "var(--ink)",
-    MUTED: "var(--muted)",
-    GRID: "var(--grid)",
-    PAPER: "var(--paper)",
-    **{colour: f"var(--series-{i})" for i, colour in enumerate(SERIES, start=1)},
-}
-_STYLE: dict[Any, Any] = {
-    "axes.edgecolor": GRID,
-    "axes.facecolor": "none",
-    "axes.grid": True,
-    "axes.labelcolor": MUTED,
-    "axes.labelsize": 8,
-    "axes.spines.right": False,
-    "axes.spines.top": False,
-    "axes.titlecolor": INK,
-    "axes.titlelocation": "left",
-    "axes.titlesize": 8.5,
-    "figure.facecolor": "none",
-    "font.family": "DejaVu Sans",
-    "font.size": 8,
-    "grid.color": GRID,
-    "grid.linewidth": 0.6,
-    "legend.borderaxespad": 0.0,
-    "legend.fontsize": 7.5,
-    "legend.frameon": False,
-    "legend.labelcolor": INK,
-    "lines.linewidth": 1.4,
-    "lines.solid_capstyle": "round",
-    "savefig.facecolor": "none",
-    "svg.fonttype": "none",
-    "text.color": INK,
-    # A stage or slice may be called "$x_1$"; it is a name, not a formula.
-    "text.parse_math": False,
-    "xtick.color": MUTED,
-    "ytick.color": MUTED,
-    "xtick.labelsize": 7.5,
-    "ytick.labelsize": 7.5,
-}
 WIDTH_INCHES = 9.6
+MAX_NAME = 20
 MAX_POINTS = 400
 """A curve keeps this many points; more cannot be told apart on a screen."""
 
@@ -90,7 +46,7 @@ def training_curves(
     titles = [title for title, has_data in panels if has_data]
     if not titles:
         return ""
-    with matplotlib.rc_context(_STYLE):
+    with matplotlib.rc_context(STYLE):
         figure, axes = _panels(titles, height=1.45)
         if train:
             _plot(axes[titles.index(panels[0][0])], train, "objective", SERIES[0])
@@ -102,10 +58,13 @@ def training_curves(
         if weights:
             area = axes[titles.index(panels[3][0])]
             _plot_terms(area, train, "weight/", weights)
-            area.set_ylim(bottom=0)
+            # A weight of 0 is a line to be seen, not the frame's.
+            area.set_ylim(bottom=-0.04 * area.get_ylim()[1])
         _draw_stages(axes, stages)
         axes[-1].set_xlabel("step")
-        return _svg(figure, "training", f"Against training step: {'; '.join(titles)}.")
+        return to_svg(
+            figure, "training", f"Against training step: {'; '.join(titles)}."
+        )
 
 
 def f2_against_threshold(
@@ -124,27 +83,38 @@ def f2_against_threshold(
     curves = {n: s for n, s in splits.items() if s.get("f2_by_threshold")}
     if not curves:
         return ""
-    with matplotlib.rc_context(_STYLE):
+    with matplotlib.rc_context(STYLE):
         figure, (area,) = _panels(["Mean F2 of the images"], height=2.9)
         for i, (name, summary) in enumerate(curves.items()):
             x, y = summary["thresholds"], summary["f2_by_threshold"]
-            area.plot(x, y, color=SERIES[i], linestyle=DASHES[i % 4], label=name)
+            area.plot(
+                x, y, color=SERIES[i % 8], linestyle=DASHES[i % 4], label=_short(name)
+            )
             best = number_or_none(summary.get("best_threshold"))
             if best is not None:
-                area.plot(best, summary["best_f2"], "o", color=SERIES[i], markersize=5)
+                area.plot(
+                    best, summary["best_f2"], "o", color=SERIES[i % 8], markersize=5
+                )
+        for i, name in enumerate(curves):
             floor = number_or_none(constant.get(name))
             if floor is not None:
-                area.axhline(floor, color=SERIES[i], linewidth=0.7, alpha=0.7)
-                area.text(1.0, floor, f"constant, {name}", ha="right", va="bottom")
+                style = {
+                    "color": SERIES[i % 8],
+                    "linewidth": 0.7,
+                    "linestyle": (0, (1, 1)),
+                }
+                area.axhline(floor, label=f"best constant, {_short(name)}", **style)
         if threshold is not None:
             area.axvline(threshold, color=MUTED, linewidth=1.0, linestyle=":")
-            area.text(threshold, 1.0, f" in use {threshold:.3g}", va="top", color=MUTED)
-            area.texts[-1].set_transform(area.get_xaxis_transform())
+            # Towards the middle: no threshold pushes its label out of the frame.
+            side, shift = ("left", 0.007) if threshold < 0.8 else ("right", -0.007)
+            label = area.text(threshold + shift, 0.04, f"in use: {threshold:.3g}")
+            label.set(color=MUTED, transform=area.get_xaxis_transform(), ha=side)
         area.set_xlim(0, 1)
         area.set_ylim(bottom=0)
         area.set_xlabel("threshold on the probability; a dot marks each split's best")
         _legend(area)
-        return _svg(figure, "threshold", "Mean F2 against threshold, for each split.")
+        return to_svg(figure, "threshold", "Mean F2 against threshold, for each split.")
 
 
 def reliability(splits: Mapping[str, Any]) -> str:
@@ -160,22 +130,23 @@ def reliability(splits: Mapping[str, Any]) -> str:
     tables = {n: s["reliability"] for n, s in splits.items() if s.get("reliability")}
     if not tables:
         return ""
-    with matplotlib.rc_context(_STYLE):
+    with matplotlib.rc_context(STYLE):
         figure = Figure(figsize=(WIDTH_INCHES, 2.9), layout="constrained")
         left, right = figure.subplots(1, 2)
         left.plot([0, 1], [0, 1], color=MUTED, linewidth=0.8, linestyle=":")
         for i, (name, rows) in enumerate(tables.items()):
             means, frequencies, counts = np.asarray(rows, np.float64).T
-            style = {"color": SERIES[i], "linestyle": DASHES[i % 4], "marker": "o"}
-            left.plot(means, frequencies, markersize=3, label=name, **style)
-            right.plot(means, counts, markersize=3, label=name, **style)
+            style = {"color": SERIES[i % 8], "linestyle": DASHES[i % 4], "marker": "o"}
+            left.plot(means, frequencies, markersize=3, label=_short(name), **style)
+            right.plot(means, counts, markersize=3, label=_short(name), **style)
         left.set(xlim=(0, 1), ylim=(0, 1), xlabel="mean probability of the bin")
         left.set_title("How often the label was present")
-        right.set(xlim=(0, 1), yscale="log", xlabel="mean probability of the bin")
+        _logarithmic(right)
+        right.set(xlim=(0, 1), xlabel="mean probability of the bin")
         right.set_title("Entries (image and label) in the bin")
-        _legend(left)
+        _legend(right)
         alt = "Frequency of presence and number of entries against probability."
-        return _svg(figure, "reliability", alt)
+        return to_svg(figure, "reliability", alt)
 
 
 def throughput(history: Sequence[Row], stages: Sequence[Row]) -> str:
@@ -196,7 +167,7 @@ def throughput(history: Sequence[Row], stages: Sequence[Row]) -> str:
     names = [n for n in known if np.isfinite(_column(train, n)).any()]
     if not names:
         return ""
-    with matplotlib.rc_context(_STYLE):
+    with matplotlib.rc_context(STYLE):
         figure, axes = _panels([known[n] for n in names], height=1.2)
         for area, name in zip(axes, names, strict=True):
             _plot(area, train, name, SERIES[2])
@@ -206,7 +177,7 @@ def throughput(history: Sequence[Row], stages: Sequence[Row]) -> str:
         _draw_stages(axes, stages)
         axes[-1].set_xlabel("step")
         alt = "Training speed against step."
-        return _svg(figure, "throughput", alt)
+        return to_svg(figure, "throughput", alt)
 
 
 def _panels(titles: Sequence[str], *, height: float) -> tuple[Figure, list[Axes]]:
@@ -216,6 +187,7 @@ def _panels(titles: Sequence[str], *, height: float) -> tuple[Figure, list[Axes]
     axes = list(figure.subplots(len(titles), 1, sharex=True, squeeze=False)[:, 0])
     for area, title in zip(axes, titles, strict=True):
         area.set_title(title)
+        area.margins(x=0.01)
     return figure, axes
 
 
@@ -253,10 +225,10 @@ def _plot_terms(
     area: Axes, rows: Sequence[Row], prefix: str, terms: Sequence[str]
 ) -> None:
     for i, term in enumerate(terms):
-        style = {"linestyle": DASHES[i % 4], "label": term}
+        style = {"linestyle": DASHES[i % 4], "label": _short(term)}
         _plot(area, rows, prefix + term, SERIES[i % len(SERIES)], **style)
     if prefix == "loss/" and any((_column(rows, prefix + t) > 0).any() for t in terms):
-        area.set_yscale("log")
+        _logarithmic(area)
     _legend(area)
 
 
@@ -281,44 +253,37 @@ def _plot_validation(
 
 
 def _draw_stages(axes: Sequence[Axes], stages: Sequence[Row]) -> None:
-    """Draws where each stage begins, and its name above the first panel."""
+    """Draws where each stage begins, and its name between first panel and title."""
+    if stages:
+        axes[0].set_title(axes[0].get_title(loc="left"), pad=18)
     for number, stage in enumerate(stages):
         first = number_or_none(stage.get("first_step"))
         if first is None:
             continue
         for area in axes if number else ():
             area.axvline(first, color=MUTED, linewidth=0.9, linestyle=(0, (4, 3)))
-        label = axes[0].text(first, 0.98, f" {stage.get('name', '')}", color=MUTED)
-        label.set(va="top", transform=axes[0].get_xaxis_transform(), fontsize=7.5)
+        label = axes[0].text(first, 1.03, _short(stage.get("name", "")))
+        label.set(va="bottom", transform=axes[0].get_xaxis_transform(), fontsize=7.5)
+        label.set(color=MUTED, in_layout=False)
+
+
+def _short(name: Any) -> str:
+    """Returns a name that leaves room for the curves."""
+    text = " ".join(str(name).split())
+    return text if len(text) <= MAX_NAME else f"{text[: MAX_NAME - 1]}…"
+
+
+def _logarithmic(area: Axes) -> None:
+    area.set_yscale("log")
+    # The default labels are formulas, which this page does not set.
+    low, high = area.get_ylim()
+    steps = (1.0,) if high > 300 * low else (1.0, 2.0, 5.0)
+    area.yaxis.set_major_locator(LogLocator(subs=steps))
+    area.yaxis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:,.10g}"))
+    area.yaxis.set_minor_formatter(NullFormatter())
 
 
 def _legend(area: Axes) -> None:
     # Outside, at the right: no curve is ever covered.
     if area.get_legend_handles_labels()[0]:
         area.legend(loc="upper left", bbox_to_anchor=(1.01, 1.0))
-
-
-def _svg(figure: Figure, name: str, alt: str) -> str:
-    """Returns the figure as an element of an HTML page.
-
-    Args:
-        figure: what was drawn.
-        name: makes the identifiers unique among the figures of a page.
-        alt: what a reader who cannot see it is told.
-    """
-    buffer = io.StringIO()
-    with matplotlib.rc_context({**_STYLE, "svg.hashsalt": name}):
-        figure.savefig(buffer, format="svg", metadata={"Date": None})
-    text = buffer.getvalue()
-    text = text[text.index("<svg") :]
-    text = re.sub(r"<metadata>.*?</metadata>\s*", "", text, flags=re.DOTALL)
-    text = re.sub(r"<!--.*?-->\s*", "", text, flags=re.DOTALL)
-    text = re.sub(r'\bid="', f'id="{name}-', text)
-    text = re.sub(r"url\(#", f"url(#{name}-", text)
-    text = re.sub(r'\bxlink:href="#', f'href="#{name}-', text)
-    text = re.sub(r"'DejaVu Sans'[^;\"]*", "var(--sans)", text)
-    for colour, variable in _VARIABLES.items():
-        text = text.replace(colour, variable)
-    box = re.search(r'viewBox="[^"]*"', text)
-    head = f'<svg {box.group() if box else ""} role="img" aria-label="{escape(alt)}">'
-    return re.sub(r"^<svg[^>]*>", lambda _: head, text, count=1).strip()

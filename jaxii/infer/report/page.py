@@ -6,6 +6,7 @@ stage table. Here numbers become text and figures; the template places them.
 
 import os
 from collections.abc import Mapping, Sequence
+from datetime import datetime
 from pathlib import Path
 from typing import Any
 
@@ -144,6 +145,11 @@ def count(value: Any) -> str:
     return number(value, ",.0f")
 
 
+def short(value: Any) -> str:
+    """Returns a number to two decimals, or a dash."""
+    return number(value, ".2f")
+
+
 def percent(value: Any) -> str:
     """Returns a share in [0, 1] as a percentage, or a dash."""
     return number(value, ".1%")
@@ -158,15 +164,23 @@ def _facts(metrics: Mapping[str, Any]) -> list[tuple[str, str]]:
         "seed": "Seed",
         "hardware": "Hardware",
         "created": "Created",
-        "config_hash": "Configuration hash",
+        "config_hash": "Config hash",
         "label_hash": "Label hash",
     }
-    counts = ("step", "num_params")
+    forms = {"step": count, "num_params": count, "created": _moment}
     return [
-        (title, count(metrics[key]) if key in counts else as_text(metrics[key]))
+        (title, forms.get(key, as_text)(metrics[key]))
         for key, title in plain.items()
         if metrics.get(key) is not None
     ]
+
+
+def _moment(value: Any) -> str:
+    try:
+        moment = datetime.fromisoformat(str(value))
+    except ValueError:
+        return as_text(value)
+    return f"{moment:%Y-%m-%d %H:%M %Z}".strip()
 
 
 def _provenance(metrics: Mapping[str, Any]) -> dict[str, Any]:
@@ -226,15 +240,15 @@ def _quality(splits: Mapping[str, Any]) -> dict[str, Any]:
         ("Images", "num_images", count),
         ("Mean F2", "f2", number),
         ("Best F2 at any threshold", "best_f2", number),
-        ("Threshold of the best F2", "best_threshold", number),
+        ("Threshold of the best F2", "best_threshold", short),
         ("Micro F2", "micro_f2", number),
         ("Macro F2", "macro_f2", number),
         ("Mean average precision", "map", number),
         ("Classes in the mean average precision", "map_num_classes", count),
         ("Recall in the first 5 labels", "recall_at_5", number),
         ("Labels ever predicted rightly", "coverage", count),
-        ("Labels an image, predicted", "labels_per_image_predicted", number),
-        ("Labels an image, true", "labels_per_image_true", number),
+        ("Labels an image, predicted", "labels_per_image_predicted", short),
+        ("Labels an image, true", "labels_per_image_true", short),
         ("Calibration error", "calibration_error", number),
     )
     table = [
@@ -256,12 +270,12 @@ def _slices(split: str, summary: Mapping[str, Any]) -> dict[str, Any]:
         {
             "name": name,
             "worst": name == summary.get("worst_slice"),
-            "images": count(figures_.get("num_images")),
-            "f2": number(figures_.get("f2")),
-            "error": number(figures_.get("standard_error")),
-            "bar": round(100 * (number_or_none(figures_.get("f2")) or 0.0), 2),
+            "images": count(entry.get("num_images")),
+            "f2": number(entry.get("f2")),
+            "error": number(entry.get("standard_error")),
+            "bar": round(100 * (number_or_none(entry.get("f2")) or 0.0), 2),
         }
-        for name, figures_ in sorted(summary["slices"].items(), key=f2)
+        for name, entry in sorted(summary["slices"].items(), key=f2)
     ]
     return {"split": split, "rows": rows}
 
@@ -274,7 +288,7 @@ def _decoders(splits: Mapping[str, Any]) -> list[dict[str, Any]]:
             "setting": _setting(decoder),
             "f2": number(decoder.get("f2")),
             "coverage": count(decoder.get("coverage")),
-            "labels": number(decoder.get("labels_per_image"), ".2f"),
+            "labels": short(decoder.get("labels_per_image")),
         }
         for split, summary in splits.items()
         for name, decoder in (summary.get("decoders") or {}).items()
