@@ -282,3 +282,10 @@ def test_the_account_is_readable(root, out):
     text = prepare(Layout.find(root), out).lines()
     assert text[0] == "train_human_labels.csv: 6 rows read, 6 kept"
     assert text[-1].startswith("test: 3 images read, 3 kept")
+
+
+def test_a_second_file_of_an_image_is_told(root, out):
+    (root / "train" / "part_0" / "train03.png").write_bytes(b"never read")
+    tally = prepare(Layout.find(root), out).split("train")
+    assert tally.kept == 6
+    assert tally.notes["ids with a second file (not read)"] == 1

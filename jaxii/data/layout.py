@@ -8,7 +8,6 @@ import os
 from dataclasses import dataclass, fields
 from pathlib import Path
 
-from jaxii.data.counts import few
 from jaxii.errors import InputError
 
 IMAGE_SUFFIXES = (".jpg", ".jpeg", ".png", ".webp")
@@ -163,7 +162,7 @@ def find_pictures(folders: tuple[Path, ...]) -> Pictures:
         ids=ids,
         paths=[Path(found[i][0]) for i in ids],
         sizes=[found[i][1] for i in ids],
-        repeated=few(sorted(repeated)) if repeated else (),
+        repeated=tuple(sorted(repeated)),
     )
 
 

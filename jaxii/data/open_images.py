@@ -134,6 +134,7 @@ def _train(
         read=len(pictures.ids),
         kept=len(labelled),
         dropped={"without a label": len(pictures.ids) - len(labelled)},
+        notes=_second_files(pictures),
     )
     if not len(labelled):
         raise InputError(_nothing_left(tally))
@@ -240,6 +241,11 @@ def _metadata(path: Path | None, tallies: list[Tally]) -> Mapping:
     return {row[0]: row[1:] for row in table.iter_rows()}
 
 
+def _second_files(pictures: Pictures) -> dict[str, int]:
+    number = len(pictures.repeated)
+    return {"ids with a second file (not read)": number} if number else {}
+
+
 def _account(draft: _Draft, result: shards.Written) -> Tally:
     plan, tally = draft.plan, draft.tally
     dropped, examples = dict(tally.dropped), dict(tally.examples)
@@ -250,7 +256,7 @@ def _account(draft: _Draft, result: shards.Written) -> Tally:
             f"{plan.image_ids[row]}: {why}" for row, why in result.faults.items()
         )
     entries = np.diff(plan.offsets)[result.rows]
-    notes = {"labels": int(entries.sum())}
+    notes = {"labels": int(entries.sum()), **tally.notes}
     return replace(
         tally, kept=len(result.rows), dropped=dropped, examples=examples, notes=notes
     )
