@@ -35,11 +35,12 @@ class TrainTransform:
 
     def __call__(self, encoded: bytes, rng: np.random.Generator) -> Pixels:
         """Returns a random view [size, size, 3] of an encoded picture."""
-        height, width, is_jpeg = picture_size(encoded)
+        picture = read(encoded)
+        height, width = picture.height, picture.width
         top, left, crop_height, crop_width = self._crop(height, width, rng)
         # Only as many pixels are decoded as the crop needs at its final size.
         shrink = max(1.0, min(crop_height, crop_width) / self.size_pixels)
-        pixels = decode(encoded, height / shrink, width / shrink, is_jpeg)
+        pixels = picture.decode(height / shrink, width / shrink)
         y, x = pixels.shape[0] / height, pixels.shape[1] / width
         row, column = int(top * y), int(left * x)
         rows, columns = max(1, round(crop_height * y)), max(1, round(crop_width * x))
@@ -78,10 +79,10 @@ class EvalTransform:
 
     def __call__(self, encoded: bytes) -> Pixels:
         """Returns the central view [size, size, 3] of an encoded picture."""
-        height, width, is_jpeg = picture_size(encoded)
-        short = min(height, width)
-        shrink = max(1.0, short * self.central_share / self.size_pixels)
-        pixels = decode(encoded, height / shrink, width / shrink, is_jpeg)
+        picture = read(encoded)
+        side = min(picture.height, picture.width) * self.central_share
+        shrink = max(1.0, side / self.size_pixels)
+        pixels = picture.decode(picture.height / shrink, picture.width / shrink)
         top, left, side, _ = central_square(*pixels.shape[:2], self.central_share)
         view = pixels[top : top + side, left : left + side]
         return np.ascontiguousarray(resize(view, self.size_pixels, self.size_pixels))
@@ -95,8 +96,45 @@ def central_square(
     return (height - side) // 2, (width - side) // 2, side, side
 
 
-def picture_size(encoded: bytes) -> tuple[int, int, bool]:
-    """Returns height and width in pixels, and whether the JPEG decoder can read it.
+@dataclass(frozen=True)
+class Picture:
+    """An encoded picture whose header has been read; see `read`.
+
+    Attributes:
+      encoded: its bytes.
+      height: rows.
+      width: columns.
+      pixels: all of it, where the format cannot be decoded at a smaller scale.
+    """
+
+    encoded: bytes
+    height: int
+    width: int
+    pixels: Pixels | None
+
+    def decode(self, height: float, width: float) -> Pixels:
+        """Decodes to RGB at the smallest scale that is large enough.
+
+        Args:
+          height: fewest rows that are of use.
+          width: fewest columns that are of use.
+
+        Returns:
+          Pixels [rows, columns, 3]; rows >= height and columns >= width where the
+          picture has so many.
+
+        Raises:
+          ValueError: the bytes are damaged.
+        """
+        if self.pixels is not None:
+            return self.pixels
+        return simplejpeg.decode_jpeg(
+            self.encoded, "RGB", min_height=int(height), min_width=int(width)
+        )
+
+
+def read(encoded: bytes) -> Picture:
+    """Reads the size of a picture; of anything but a plain JPEG also the pixels.
 
     Raises:
       ValueError: the bytes are no picture.
@@ -104,35 +142,13 @@ def picture_size(encoded: bytes) -> tuple[int, int, bool]:
     if simplejpeg.is_jpeg(encoded):
         height, width, colorspace, _ = simplejpeg.decode_jpeg_header(encoded)
         if colorspace not in ("CMYK", "YCCK"):
-            return height, width, True
-    pixels = decode(encoded, 0, 0, is_jpeg=False)
-    return pixels.shape[0], pixels.shape[1], False
-
-
-def decode(encoded: bytes, height: float, width: float, is_jpeg: bool) -> Pixels:
-    """Decodes a picture to RGB, a JPEG at the smallest scale that is large enough.
-
-    Args:
-      encoded: a JPEG, or with `is_jpeg` False anything OpenCV reads.
-      height: fewest rows that are of use.
-      width: fewest columns that are of use.
-      is_jpeg: whether `picture_size` found a JPEG that needs no colour conversion.
-
-    Returns:
-      Pixels [rows, columns, 3]; rows >= height and columns >= width where the picture
-      has so many.
-
-    Raises:
-      ValueError: the bytes are no picture.
-    """
-    if is_jpeg:
-        return simplejpeg.decode_jpeg(
-            encoded, "RGB", min_height=int(height), min_width=int(width)
-        )
-    pixels = cv2.imdecode(np.frombuffer(encoded, np.uint8), cv2.IMREAD_COLOR_RGB)
+            return Picture(encoded, height, width, None)
+    pixels = None
+    if encoded:
+        pixels = cv2.imdecode(np.frombuffer(encoded, np.uint8), cv2.IMREAD_COLOR_RGB)
     if pixels is None:
         raise ValueError("not a picture that can be decoded")
-    return pixels
+    return Picture(encoded, pixels.shape[0], pixels.shape[1], pixels)
 
 
 def resize(

@@ -1,0 +1,142 @@
+"""Pixels that come out are the right ones."""
+
+import cv2
+import numpy as np
+import pytest
+import simplejpeg
+
+from jaxii.data.images import (
+    EvalTransform,
+    TrainTransform,
+    central_square,
+    read,
+)
+
+
+def quarters(height=80, width=120):
+    """Four plain quarters, so that a place in the picture is known by its colour."""
+    pixels = np.zeros((height, width, 3), np.uint8)
+    pixels[: height // 2, : width // 2] = (200, 0, 0)
+    pixels[: height // 2, width // 2 :] = (0, 200, 0)
+    pixels[height // 2 :, : width // 2] = (0, 0, 200)
+    pixels[height // 2 :, width // 2 :] = (200, 200, 200)
+    return pixels
+
+
+def png(pixels):
+    return cv2.imencode(".png", pixels[..., ::-1])[1].tobytes()
+
+
+def jpeg(pixels):
+    return simplejpeg.encode_jpeg(pixels, quality=95, colorspace="RGB")
+
+
+ENCODERS = {"png": png, "jpeg": jpeg}
+
+
+@pytest.mark.parametrize("encode", ENCODERS.values(), ids=ENCODERS)
+def test_the_evaluation_view_is_the_central_square(encode):
+    view = EvalTransform(size_pixels=80)(encode(quarters()))
+    assert view.shape == (80, 80, 3)
+    # The middle 80 of 120 columns: the border between quarters stays in the middle.
+    for (row, column), colour in {
+        (10, 10): (200, 0, 0),
+        (10, 70): (0, 200, 0),
+        (70, 10): (0, 0, 200),
+        (70, 70): (200, 200, 200),
+    }.items():
+        np.testing.assert_allclose(view[row, column], colour, atol=12)
+
+
+def test_a_smaller_central_share_cuts_closer():
+    pixels = np.zeros((100, 100, 3), np.uint8)
+    pixels[25:75, 25:75] = 255
+    view = EvalTransform(size_pixels=50, central_share=0.5)(png(pixels))
+    assert (view == 255).all()
+
+
+@pytest.mark.parametrize("encode", ENCODERS.values(), ids=ENCODERS)
+def test_a_picture_is_scaled_to_the_size_asked_for(encode):
+    for size in (16, 64, 224):
+        assert EvalTransform(size_pixels=size)(encode(quarters())).shape == (
+            size,
+            size,
+            3,
+        )
+
+
+def test_a_crop_of_everything_is_the_whole_picture():
+    pixels = quarters(96, 96)
+    transform = TrainTransform(size_pixels=96, min_area=1.0, mirror=False)
+    # With the whole area only the aspect ratio 1 fits, or the fallback: everything.
+    view = transform(png(pixels), np.random.default_rng(0))
+    np.testing.assert_array_equal(view, pixels)
+
+
+def test_a_crop_of_a_gradient_has_the_pixels_of_its_place():
+    rows, columns = np.mgrid[0:128, 0:128].astype(np.uint8)
+    pixels = np.stack([rows * 2, columns * 2, np.zeros_like(rows)], axis=-1)
+    transform = TrainTransform(size_pixels=32, min_area=0.2, mirror=False)
+    for seed in range(20):
+        top, left, height, width = transform._crop(
+            128, 128, np.random.default_rng(seed)
+        )
+        view = transform(png(pixels), np.random.default_rng(seed)).astype(int)
+        expected_rows = 2 * (top + (np.arange(32) + 0.5) * height / 32 - 0.5)
+        expected_columns = 2 * (left + (np.arange(32) + 0.5) * width / 32 - 0.5)
+        np.testing.assert_allclose(view[:, 16, 0], expected_rows, atol=3)
+        np.testing.assert_allclose(view[16, :, 1], expected_columns, atol=3)
+
+
+def test_half_of_the_views_are_mirrored():
+    pixels = quarters(64, 64)
+    transform = TrainTransform(size_pixels=64, min_area=1.0)
+    first = [
+        transform(png(pixels), np.random.default_rng(seed))[5, 5].tolist()
+        for seed in range(200)
+    ]
+    assert 70 < first.count([0, 200, 0]) < 130
+    assert first.count([0, 200, 0]) + first.count([200, 0, 0]) == 200
+
+
+def test_the_same_rng_gives_the_same_view():
+    transform = TrainTransform(size_pixels=32)
+    views = [transform(jpeg(quarters()), np.random.default_rng(3)) for _ in range(2)]
+    np.testing.assert_array_equal(*views)
+
+
+def test_a_jpeg_is_decoded_no_larger_than_needed():
+    big = jpeg(np.full((512, 512, 3), 100, np.uint8))
+    assert read(big).decode(60, 60).shape == (64, 64, 3)
+    assert read(big).decode(65, 65).shape[0] >= 65
+
+
+def test_a_grey_jpeg_has_three_channels():
+    grey = simplejpeg.encode_jpeg(
+        np.full((40, 40, 1), 77, np.uint8), colorspace="GRAY", quality=95
+    )
+    view = EvalTransform(size_pixels=20)(grey)
+    np.testing.assert_allclose(view, 77, atol=2)
+
+
+@pytest.mark.parametrize("encoded", [b"", b"no picture", jpeg(quarters())[:40]])
+def test_what_is_no_picture_raises_a_value_error(encoded):
+    with pytest.raises(ValueError, match=r"."):
+        EvalTransform(size_pixels=16)(encoded)
+
+
+def test_a_truncated_jpeg_raises_a_value_error():
+    encoded = jpeg(np.random.default_rng(0).integers(0, 255, (64, 64, 3), np.uint8))
+    with pytest.raises(ValueError, match=r"."):
+        EvalTransform(size_pixels=64)(encoded[: len(encoded) // 2])
+
+
+def test_the_size_of_a_picture_is_height_then_width():
+    for encode in ENCODERS.values():
+        picture = read(encode(quarters(40, 60)))
+        assert (picture.height, picture.width) == (40, 60)
+
+
+def test_the_central_square_is_in_the_middle():
+    assert central_square(80, 120) == (0, 20, 80, 80)
+    assert central_square(80, 120, 0.5) == (20, 40, 40, 40)
