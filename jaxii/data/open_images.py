@@ -177,10 +177,11 @@ def _evaluation(name, ids, labels, pictures: Pictures, metadata) -> _Draft:
     tally = Tally(
         name,
         "images",
-        len(ids),
-        len(rows),
-        {reason: len(missing)},
-        {reason: few(missing)},
+        read=len(ids),
+        kept=len(rows),
+        dropped={reason: len(missing)},
+        examples={reason: few(missing)},
+        notes=_second_files(pictures) if name == "test" else {},
     )
     return _Draft(_make_plan(name, rows, pictures, columns, metadata), tally)
 
