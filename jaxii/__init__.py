@@ -1,1 +1,1 @@
-"""jaxii: large-scale multi-label image classification in JAX, from label files to a submission."""
+"""jaxii: multi-label image classification in JAX, from label files to a submission."""

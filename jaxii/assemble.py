@@ -17,9 +17,9 @@ import jax.numpy as jnp
 import numpy as np
 from ml_collections import ConfigDict
 
-from jaxii.data import embedding, open_images, pipeline, sources, toy_regions
+from jaxii.data import embedding, pipeline, prepared
 from jaxii.data.images import EvalTransform, TrainTransform
-from jaxii.data.labels import Vocabulary, resolve_rows
+from jaxii.data.prepared import Data, Rows
 from jaxii.errors import InputError
 from jaxii.model import pretrained
 from jaxii.model.multitask import Network, make_network
@@ -31,68 +31,11 @@ from jaxii.train.optimizer import make_optimizer
 from jaxii.train.stages import Stage, make_stages
 from jaxii.train.step import StepSettings
 
-Progress = Callable[[int, int, str], None]
 Batches = Iterator[dict[str, np.ndarray]]
 
 
-@dataclass(frozen=True, kw_only=True)
-class Rows:
-    """The labels of a split's images, resolved: images i has offsets[i]:offsets[i+1]."""
-
-    offsets: np.ndarray
-    label_ids: np.ndarray
-    confidences: np.ndarray
-
-    def present(self) -> tuple[np.ndarray, np.ndarray]:
-        """Returns offsets and ids of the labels of confidence 0.5 and more."""
-        kept = self.confidences >= 0.5
-        before = np.concatenate([[0], np.cumsum(kept)])
-        return before[self.offsets].astype(np.int64), self.label_ids[kept]
-
-
-@dataclass(frozen=True, kw_only=True)
-class Data:
-    """A prepared dataset, with its validation split carved out of train.
-
-    Attributes:
-      directory: where it lies.
-      vocabulary: the labels.
-      slices: names of the slices that figures are cut by.
-      splits: train, validation and, where there are some, tuning and test.
-      train_rows: labels of the training split as they train.
-    """
-
-    directory: Path
-    vocabulary: Vocabulary
-    slices: tuple[str, ...]
-    splits: Mapping[str, sources.Split]
-    train_rows: Rows
-
-    def split(self, name: str) -> sources.Split:
-        """Returns a split by name.
-
-        Raises:
-          InputError: there is none, or it is empty.
-        """
-        if name in self.splits and self.splits[name].num_examples > 0:
-            return self.splits[name]
-        filled = [n for n, s in self.splits.items() if s.num_examples > 0]
-        raise InputError(
-            f"{self.directory} has no images in split {name!r}; it has "
-            f"{', '.join(filled)}."
-        )
-
-    def has_truth(self, name: str) -> bool:
-        """Says whether a split is there and labelled, so that it can be scored."""
-        return (
-            name in self.splits
-            and self.splits[name].num_examples > 0
-            and len(self.splits[name].index.label_ids) > 0
-        )
-
-
 def data_root() -> Path:
-    """Returns the folder that datasets live in unless the configuration names another."""
+    """Returns the folder of datasets, unless the configuration names another."""
     default = Path.home() / ".cache" / "jaxii" / "data"
     return Path(os.environ.get("JAXII_DATA_DIR") or default)
 
@@ -114,21 +57,7 @@ def data_directory(config: ConfigDict) -> Path:
     )
 
 
-def prepare_toy_regions(directory: Path, on_progress: Progress | None = None) -> None:
-    """Draws the embedded dataset and prepares it, unless that has been done."""
-    if (directory / "dataset_info.json").exists():
-        return
-    drawn = directory.parent / f"{directory.name}_files"
-    toy_regions.write(drawn, on_progress=on_progress)
-    layout = open_images.Layout.find(
-        drawn,
-        test_labels=drawn / "truth" / "solution.csv",
-        test_metadata=drawn / "truth" / "test_meta.csv",
-    )
-    open_images.prepare(layout, directory, on_progress=on_progress)
-
-
-def open_data(config: ConfigDict, on_progress: Progress | None = None) -> Data:
+def open_data(config: ConfigDict, on_progress: prepared.Progress | None = None) -> Data:
     """Opens the prepared dataset; draws the embedded one first if need be.
 
     Raises:
@@ -136,54 +65,16 @@ def open_data(config: ConfigDict, on_progress: Progress | None = None) -> Data:
     """
     directory = data_directory(config)
     if config.data.dataset == "toy_regions":
-        prepare_toy_regions(directory, on_progress)
-    dataset = sources.open_dataset(directory)
-    splits = dataset.splits
-    if "validation" not in splits:
-        splits = dataset.carve(config.data.validation_fraction)
-    data = Data(
-        directory=directory,
-        vocabulary=dataset.vocabulary,
-        slices=dataset.slices,
-        splits=splits,
-        train_rows=_resolved(config, splits["train"]),
-    )
-    data.split("train")
-    data.split("validation")
-    return data
-
-
-def rows_of(data: Data, split: str) -> Rows:
-    """Returns a split's labels as people verified them, for scoring."""
-    return _resolve(data.split(split), machine_labels="ignored", machine_threshold=0.5)
-
-
-def _resolved(config: ConfigDict, split: sources.Split) -> Rows:
-    return _resolve(
-        split,
+        prepared.prepare_toy_regions(directory, on_progress)
+    return prepared.open_prepared(
+        directory,
+        validation_fraction=config.data.validation_fraction,
         machine_labels=config.data.machine_labels,
         machine_threshold=config.data.machine_threshold,
     )
 
 
-def _resolve(split: sources.Split, **choice: Any) -> Rows:
-    index = split.index
-    offsets, label_ids, confidences = resolve_rows(
-        index.offsets, index.label_ids, index.confidences, index.label_sources, **choice
-    )
-    return Rows(offsets=offsets, label_ids=label_ids, confidences=confidences)
-
-
-def class_counts(rows: Rows, num_classes: int) -> np.ndarray:
-    """Returns in how many images each label is present, [class] float64."""
-    return np.bincount(
-        rows.label_ids, weights=rows.confidences, minlength=num_classes
-    ).astype(np.float64)
-
-
-def make_label_embedding(
-    config: ConfigDict, data: Data
-) -> embedding.LabelEmbedding:
+def make_label_embedding(config: ConfigDict, data: Data) -> embedding.LabelEmbedding:
     """Factorises the co-occurrence of the training split's labels."""
     offsets, label_ids = data.train_rows.present()
     return embedding.label_embedding(
@@ -209,12 +100,12 @@ def share(config: ConfigDict, global_batch_size: int) -> pipeline.Share:
 
 def slots(config: ConfigDict, rows: Rows) -> int:
     """Returns the slots a batch needs an image: the most labels, in eights."""
-    most = int(np.diff(rows.offsets).max(initial=1))
+    most = max(rows.most_labels(), 1)
     return min(math.ceil(most / 8) * 8, config.data.most_labels)
 
 
 def train_batches(config: ConfigDict, data: Data, start_example: int) -> Batches:
-    """Yields training batches for ever from an example of the run on, as they are sent."""
+    """Yields training batches for ever, from an example of the run on."""
     policy = pipeline.LabelPolicy(
         num_slots=slots(config, data.train_rows),
         machine_labels=config.data.machine_labels,
@@ -238,14 +129,14 @@ def train_batches(config: ConfigDict, data: Data, start_example: int) -> Batches
 
 
 def eval_batch_size(config: ConfigDict) -> int:
-    """Returns the batch of evaluation: the training batch, made to fit these devices."""
+    """Returns the batch of evaluation: that of training, made to fit the devices."""
     devices = jax.device_count()
     return math.ceil(config.global_batch_size / devices) * devices
 
 
 def eval_batches(config: ConfigDict, data: Data, split: str) -> Batches:
     """Yields every image of a split once."""
-    policy = pipeline.LabelPolicy(num_slots=slots(config, rows_of(data, split)))
+    policy = pipeline.LabelPolicy(num_slots=slots(config, data.verified_rows(split)))
     return pipeline.eval_batches(
         data.split(split).source,
         transform=eval_transform(config),
@@ -308,11 +199,11 @@ def prior_bias(counts: np.ndarray, num_images: int) -> np.ndarray:
 
 
 def make_networks(config: ConfigDict, data: Data, embedding_dim: int) -> Networks:
-    """Returns the networks of a run, the classifier's bias set from the training labels."""
+    """Returns a run's networks, the bias set from the training labels."""
     num_classes = len(data.vocabulary)
     bias = None
     if config.model.prior_bias:
-        counts = class_counts(data.train_rows, num_classes)
+        counts = data.train_rows.class_counts(num_classes)
         bias = prior_bias(counts, data.split("train").num_examples)
     return Networks(
         config=config,
@@ -374,7 +265,7 @@ def _plan(config: ConfigDict, networks: Networks, stage: Stage) -> StagePlan:
 
 
 def pretrained_start(config: ConfigDict) -> Callable[..., tuple[Any, Any]] | None:
-    """Returns what replaces fresh parameters by the configured file's, if there is one."""
+    """Returns what puts the configured weights into fresh parameters, or None."""
     if not config.model.pretrained:
         return None
     return partial(_load_pretrained, config.model.pretrained)

@@ -1,7 +1,7 @@
 """What each command does, from plain arguments: data, then training, then figures.
 
-`main` parses the command line and calls one of these; each returns when its files are on
-disk, and says where they are.
+`main` parses the command line and calls one of these; each returns when its files are
+on disk, and says where they are.
 """
 
 import json
@@ -21,7 +21,7 @@ from jaxii.data import embedding, open_images
 from jaxii.errors import InputError
 from jaxii.infer import predict as prediction
 from jaxii.infer import result
-from jaxii.infer.evaluate import gather, make_forward
+from jaxii.infer.evaluate import make_forward
 from jaxii.infer.provenance import Provenance
 from jaxii.infer.report.compare import compare as make_comparison
 from jaxii.infer.report.compare import print_table
@@ -31,7 +31,7 @@ from jaxii.infer.thresholds import DecoderChoice, choose
 from jaxii.session import Session, open_session
 from jaxii.train import loop
 from jaxii.train.checkpoint import Checkpoints
-from jaxii.train.mesh import divided, make_mesh, replicated, to_devices
+from jaxii.train.mesh import make_mesh, replicated
 from jaxii.train.stages import Saved
 from jaxii.train.stages import choose as choose_checkpoint
 from jaxii.train.telemetry import Telemetry, read_history
@@ -159,7 +159,7 @@ def _evaluate(
 
 
 def _checkpoint_of(checkpoints: Checkpoints, stage: str) -> Saved:
-    """Returns the best checkpoint of a stage; of the last one trained if "" is given."""
+    """Returns the best checkpoint of a stage; "" is the last one trained."""
     found = checkpoints.saved()
     trained = [name for name in found if found[name]]
     if not trained:
@@ -174,10 +174,10 @@ def _checkpoint_of(checkpoints: Checkpoints, stage: str) -> Saved:
 
 def _result(session, saved, summaries, decoder, tune_on, provenance) -> dict[str, Any]:
     config, data = session.config, session.data
-    counts = assemble.class_counts(data.train_rows, len(data.vocabulary))
+    counts = data.train_rows.class_counts(len(data.vocabulary))
     constant = result.best_constant_of(
         counts,
-        lambda split: assemble.rows_of(data, split).present(),
+        lambda split: data.verified_rows(split).present(),
         list(summaries),
         tune_on,
     )
@@ -322,20 +322,17 @@ def predict(
         num_classes=len(vocabulary),
         embedding_dim=vectors.shape[1] if vectors is not None else 0,
     )
-    forward = make_forward(networks.get(has_head).apply, mesh)
-    answers = prediction.Answers(len(files), decode)
-    done = 0
     with progress() as on_progress:
-        for batch in assemble.file_batches(config, files):
-            on_devices = to_devices(
-                {name: batch[name] for name in ("images", "index", "mask")}, divided(mesh)
-            )
-            probs, vector = forward(params, model["batch_stats"], on_devices["images"])
-            # A damaged picture keeps its row, and gets the constant answer below.
-            rows = np.where(gather(on_devices["mask"]) > 0, gather(on_devices["index"]), -1)
-            answers.add(gather(probs), None if vector is None else gather(vector), rows)
-            done = min(done + len(rows), len(files))
-            on_progress(done, len(files), "predict")
+        answers = prediction.answer(
+            make_forward(networks.get(has_head).apply, mesh),
+            params,
+            model["batch_stats"],
+            assemble.file_batches(config, files),
+            num_rows=len(files),
+            decode=decode,
+            mesh=mesh,
+            on_progress=on_progress,
+        )
     index = vocabulary.index()
     fallback = np.array([index[code] for code in metrics["constant"]["labels"]])
     labels, damaged = answers.complete(fallback)
@@ -358,8 +355,8 @@ def _metrics(workdir: Workdir) -> dict[str, Any]:
     path = workdir.result_file("metrics.json")
     if not path.exists():
         raise InputError(
-            f"{path} does not exist, so no threshold has been chosen; run evaluate with "
-            "the same --workdir first."
+            f"{path} does not exist, so no threshold has been chosen; run evaluate "
+            "with the same --workdir first."
         )
     return json.loads(path.read_text())
 

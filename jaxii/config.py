@@ -33,68 +33,10 @@ def default_config() -> ConfigDict:
     # Slices of a device's batch whose gradients are added up before an update.
     config.micro_batches = 1
 
-    config.data = ConfigDict()
-    # Where the pictures and labels come from: drawn here, or prepared before.
-    config.data.dataset = "toy_regions"
-    # Folder of the prepared dataset; "" is the default place for `dataset`.
-    config.data.directory = ""
-    # Side of the square that the network sees.
-    config.data.image_size_pixels = 64
-    # Smallest share of a picture's area that a random crop covers.
-    config.data.crop_min_area = 0.35
-    # Mirror half of the training pictures.
-    config.data.mirror = True
-    # Share of a picture's short side that evaluation cuts out of the middle.
-    config.data.central_share = 1.0
-    # Share of the groups of the training data that are held out as `validation`.
-    config.data.validation_fraction = 0.1
-    # Labels that only a machine gave: ignored, soft targets, or thresholded.
-    config.data.machine_labels = "ignored"
-    # Confidence from which a thresholded machine label counts as present.
-    config.data.machine_threshold = 0.5
-    # How labels that are not listed for an image train: negative or ignored.
-    config.data.unknown = "negative"
-    # Labels an image can carry to the device; the least confident are cut beyond it.
-    config.data.most_labels = MOST_LABELS
-    # Threads that read and decode pictures, in each process.
-    config.data.num_threads = 4
-
-    config.label_embedding = ConfigDict()
-    # Numbers a label; at most the number of classes.
-    config.label_embedding.dim = 1024
-    # Positive PMI: values below 0 become 0.
-    config.label_embedding.positive = False
-    # Exponent on the context's counts (Levy et al. 2015: 0.75); 1 is none.
-    config.label_embedding.context_smoothing = 1.0
-
-    config.model = ConfigDict()
-    config.model.depth = 50
-    # Channels of the first stage; 64 is the published network.
-    config.model.width = 64
-    # "imagenet": 7x7 stride 2 and max-pool. "small": 3x3, for pictures of 32-64 pixels.
-    config.model.stem = "imagenet"
-    # Dropout before the embedding head.
-    config.model.dropout = 0.2
-    # Arithmetic of the network; parameters and losses are float32 always.
-    config.model.compute_dtype = "bfloat16"
-    # Start the classifier's bias at the log prior odds of each label.
-    config.model.prior_bias = True
-    # BatchNorm over each "device"'s share of the batch, or over the "global" batch.
-    config.model.batch_norm = "device"
-    # torchvision-format weights to start from (.safetensors or .npz); "" for none.
-    config.model.pretrained = ""
-
-    config.optimizer = ConfigDict()
-    config.optimizer.name = "sgd"
-    # Highest learning rate of a stage that does not set its own.
-    config.optimizer.peak_lr = 0.05
-    # Decay of matrices and convolutions; never of BatchNorm or biases.
-    config.optimizer.weight_decay = 1e-4
-    config.optimizer.momentum = 0.9
-    # Largest norm of the whole gradient; 0 does not clip.
-    config.optimizer.clip_norm = 0.0
-    # Decay a step of the averaged parameters, which are evaluated; 0 is no average.
-    config.optimizer.ema_decay = 0.0
+    config.data = _data()
+    config.label_embedding = _label_embedding()
+    config.model = _model()
+    config.optimizer = _optimizer()
 
     # Parts of the run in order: one dict a stage, fields of jaxii.train.stages.Stage.
     config.stages = ()
@@ -106,6 +48,81 @@ def default_config() -> ConfigDict:
     # Stop after so many updates in a row with a gradient that is not finite.
     config.most_skipped_steps = 20
     return config
+
+
+def _data() -> ConfigDict:
+    section = ConfigDict()
+    # Where the pictures and labels come from: drawn here, or prepared before.
+    section.dataset = "toy_regions"
+    # Folder of the prepared dataset; "" is the default place for `dataset`.
+    section.directory = ""
+    # Side of the square that the network sees.
+    section.image_size_pixels = 64
+    # Smallest share of a picture's area that a random crop covers.
+    section.crop_min_area = 0.35
+    # Mirror half of the training pictures.
+    section.mirror = True
+    # Share of a picture's short side that evaluation cuts out of the middle.
+    section.central_share = 1.0
+    # Share of the groups of the training data that are held out as `validation`.
+    section.validation_fraction = 0.1
+    # Labels that only a machine gave: ignored, soft targets, or thresholded.
+    section.machine_labels = "ignored"
+    # Confidence from which a thresholded machine label counts as present.
+    section.machine_threshold = 0.5
+    # How labels that are not listed for an image train: negative or ignored.
+    section.unknown = "negative"
+    # Labels an image can carry to the device; the least confident are cut beyond it.
+    section.most_labels = MOST_LABELS
+    # Threads that read and decode pictures, in each process.
+    section.num_threads = 4
+    return section
+
+
+def _label_embedding() -> ConfigDict:
+    section = ConfigDict()
+    # Numbers a label; at most the number of classes.
+    section.dim = 1024
+    # Positive PMI: values below 0 become 0.
+    section.positive = False
+    # Exponent on the context's counts (Levy et al. 2015: 0.75); 1 is none.
+    section.context_smoothing = 1.0
+    return section
+
+
+def _model() -> ConfigDict:
+    section = ConfigDict()
+    section.depth = 50
+    # Channels of the first stage; 64 is the published network.
+    section.width = 64
+    # "imagenet": 7x7 stride 2 and max-pool. "small": 3x3, for pictures of 32-64 pixels.
+    section.stem = "imagenet"
+    # Dropout before the embedding head.
+    section.dropout = 0.2
+    # Arithmetic of the network; parameters and losses are float32 always.
+    section.compute_dtype = "bfloat16"
+    # Start the classifier's bias at the log prior odds of each label.
+    section.prior_bias = True
+    # BatchNorm over each "device"'s share of the batch, or over the "global" batch.
+    section.batch_norm = "device"
+    # torchvision-format weights to start from (.safetensors or .npz); "" for none.
+    section.pretrained = ""
+    return section
+
+
+def _optimizer() -> ConfigDict:
+    section = ConfigDict()
+    section.name = "sgd"
+    # Highest learning rate of a stage that does not set its own.
+    section.peak_lr = 0.05
+    # Decay of matrices and convolutions; never of BatchNorm or biases.
+    section.weight_decay = 1e-4
+    section.momentum = 0.9
+    # Largest norm of the whole gradient; 0 does not clip.
+    section.clip_norm = 0.0
+    # Decay a step of the averaged parameters, which are evaluated; 0 is no average.
+    section.ema_decay = 0.0
+    return section
 
 
 def check(config: ConfigDict) -> None:

@@ -19,7 +19,7 @@ SECONDS_BETWEEN_LINES = 10.0
 
 @contextmanager
 def progress() -> Iterator[Callable[[int, int, str], None]]:
-    """Gives a callback `(done, total, what)` that moves a bar, or prints now and then."""
+    """Gives a callback `(done, total, what)` that moves a bar or prints lines."""
     if not sys.stdout.isatty():
         yield _lines()
         return

@@ -18,8 +18,8 @@ from jaxii.errors import InputError
 DONE, FAILED, MISUSED, PREEMPTED = 0, 1, 2, 75
 
 COMMANDS = {
-    "train": """Trains every stage of a configuration, then evaluates it and writes a report
-and a submission. The same command again goes on where it stopped.
+    "train": """Trains every stage of a configuration, then evaluates it and writes a
+report and a submission. The same command again goes on where it stopped.
 
   python -m jaxii.main --config configs/f2_multitask.py
   python -m jaxii.main train --config configs/f2_multitask.py:emoji \\
@@ -31,9 +31,9 @@ and a submission. The same command again goes on where it stopped.
 
 Exit: 0 done, 2 something given cannot be used, 75 stopped on request and resumable
 (SIGTERM or Ctrl-C), 1 anything else.""",
-    "prepare": """Reads a folder in the layout of the Kaggle Inclusive Images challenge (label CSVs
-and pictures of any size, JPEG, PNG or WebP) and writes a TFDS dataset. One pass over all
-cores; interrupted, the same command goes on.
+    "prepare": """Reads a folder in the layout of Kaggle's Inclusive Images challenge
+(label CSVs and pictures of any size, JPEG, PNG or WebP) and writes a TFDS dataset. One
+pass over all cores; interrupted, the same command goes on.
 
   python -m jaxii.main prepare --input_dir=kaggle --data_dir=data/inclusive_images
 
@@ -43,8 +43,8 @@ cores; interrupted, the same command goes on.
 --train_metadata=CSV     image_id and any of group, domain, slice [train_meta.csv]
 --test_labels=CSV        image_id,labels: only ever used to score
 --test_metadata=CSV      as train_metadata, for tuning and test pictures""",
-    "evaluate": """Measures the best checkpoint of a run on validation and test, chooses the
-threshold, and writes metrics.json, report.html and submission.csv.
+    "evaluate": """Measures the best checkpoint of a run on validation and test, chooses
+the threshold, and writes metrics.json, report.html and submission.csv.
 
   python -m jaxii.main evaluate --workdir=runs/emoji
 
@@ -53,8 +53,8 @@ threshold, and writes metrics.json, report.html and submission.csv.
 --data_dir=DIR           the dataset, if it has moved
 --tune_on=tuning         choose the threshold on the tuning split's labels instead of
 --allow_tuning_labels    validation: both flags are needed, and the results say so""",
-    "predict": """Writes the labels of every picture in a folder as a submission. Needs no
-dataset, only a workdir that has been evaluated.
+    "predict": """Writes the labels of every picture in a folder as a submission. Needs
+no dataset, only a workdir that has been evaluated.
 
   python -m jaxii.main predict --workdir=runs/emoji --images=photos --output=answers.csv
 
@@ -64,8 +64,8 @@ dataset, only a workdir that has been evaluated.
 --output=CSV             image_id,labels [WORKDIR/predictions.csv]
 --decoder=NAME           threshold, top_k or embedding [threshold]
 --stage=NAME             the stage to use [the one that was evaluated]""",
-    "compare": """Prints a table of runs: the fields in which they differ, F2 in domain and shifted,
-worst slice, mAP, coverage, threshold, provenance, images/s.
+    "compare": """Prints a table of runs: the fields in which they differ, F2 in domain
+and shifted, worst slice, mAP, coverage, threshold, provenance, images/s.
 
   python -m jaxii.main compare runs/a runs/b""",
 }
@@ -79,7 +79,9 @@ _TRAIN_METADATA = flags.DEFINE_string("train_metadata", "", "CSV.")
 _TEST_LABELS = flags.DEFINE_string("test_labels", "", "CSV.")
 _TEST_METADATA = flags.DEFINE_string("test_metadata", "", "CSV.")
 _STAGE = flags.DEFINE_string("stage", "", "Name of a stage.")
-_TUNE_ON = flags.DEFINE_enum("tune_on", "validation", ["validation", "tuning"], "Split.")
+_TUNE_ON = flags.DEFINE_enum(
+    "tune_on", "validation", ["validation", "tuning"], "Split."
+)
 _ALLOW_TUNING = flags.DEFINE_bool("allow_tuning_labels", False, "Say yes to tuning.")
 _IMAGES = flags.DEFINE_string("images", "", "Folder of pictures.")
 _IDS = flags.DEFINE_string("ids", "", "Sample submission.")
@@ -128,7 +130,9 @@ def _help(words: list[str]) -> str:
     ]
     for name, text in COMMANDS.items():
         first = text.partition("\n\n")[0].replace("\n", f"\n{'':10}")
-        lines.append(f"{name:10}{first}" + ("  (the default)" if name == "train" else ""))
+        lines.append(
+            f"{name:10}{first}" + ("  (the default)" if name == "train" else "")
+        )
     return "\n".join(lines)
 
 
@@ -216,10 +220,12 @@ def _workdir(config: ConfigDict):
 
     if _WORKDIR.value:
         return Workdir(Path(_WORKDIR.value))
-    recipe, _, preset = config_flags.get_config_filename(flags.FLAGS["config"]).partition(
-        ":"
+    recipe, _, preset = config_flags.get_config_filename(
+        flags.FLAGS["config"]
+    ).partition(":")
+    return Workdir(
+        Path("runs") / f"{Path(recipe).stem}-{preset or config.data.dataset}"
     )
-    return Workdir(Path("runs") / f"{Path(recipe).stem}-{preset or config.data.dataset}")
 
 
 def _existing_workdir():
@@ -258,7 +264,7 @@ def _wanted_back():
 
 
 def _set_environment() -> None:
-    """Sets what libraries read at import: where compiled programs are kept, quiet logs."""
+    """Sets what libraries read at import: the compilation cache, quiet logs."""
     cache = Path.home() / ".cache" / "jaxii" / "compiled"
     os.environ.setdefault("JAX_COMPILATION_CACHE_DIR", str(cache))
     os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")

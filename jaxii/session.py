@@ -56,7 +56,7 @@ class Session:
 
     def verified_absent(self, split: str) -> bool:
         """Says whether people verified what is not in a split's images."""
-        return bool(np.any(assemble.rows_of(self.data, split).confidences < 0.5))
+        return bool(np.any(self.data.verified_rows(split).confidences < 0.5))
 
 
 def open_session(config: ConfigDict, workdir: Workdir) -> Session:

@@ -47,7 +47,7 @@ class Workdir:
         return self.path / "history.jsonl"
 
     def result_file(self, name: str, tuned_on: str = "validation") -> Path:
-        """Returns where a result lies; results tuned elsewhere get names of their own."""
+        """Returns where a result lies; what was tuned elsewhere gets another name."""
         suffix = "" if tuned_on == "validation" else f"_tuned_on_{tuned_on}"
         stem, dot, ending = name.partition(".")
         return self.path / f"{stem}{suffix}{dot}{ending}"
@@ -83,8 +83,8 @@ class Workdir:
         """
         if not self.config_file.exists():
             raise InputError(
-                f"{self.path} holds no run (there is no config.json); give the --workdir "
-                "of a training run."
+                f"{self.path} holds no run (there is no config.json); give the "
+                "--workdir of a training run."
             )
         try:
             return configuration.from_dict(self._fields())

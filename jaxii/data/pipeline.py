@@ -46,7 +46,7 @@ class LabelPolicy:
 
     def slots(
         self, record: dict[str, Any]
-    ) -> tuple[Int32[np.ndarray, "slot"], Float32[np.ndarray, "slot"]]:
+    ) -> tuple[Int32[np.ndarray, " slot"], Float32[np.ndarray, " slot"]]:
         """Returns label ids, padded with -1, and their confidences."""
         ids, confidences = resolve_labels(
             record["label_ids"],

@@ -12,11 +12,15 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+from jax.sharding import Mesh
 
 from jaxii.data.labels import Vocabulary
 from jaxii.errors import InputError
 from jaxii.infer.decode import DECODERS, label_lists
+from jaxii.infer.evaluate import Batches, Forward, gather
 from jaxii.infer.thresholds import DecoderChoice
+from jaxii.train.mesh import divided, to_devices
+from jaxii.train.state import Tree
 
 PICTURES = (".jpg", ".jpeg", ".png", ".webp")
 HEADER = ("image_id", "labels")
@@ -82,7 +86,9 @@ def read_ids(path: Path) -> list[str]:
       InputError: no such file, another header, or an id twice.
     """
     if not path.is_file():
-        raise InputError(f"--ids={path} is not a file; give a CSV with image_id,labels.")
+        raise InputError(
+            f"--ids={path} is not a file; give a CSV with image_id,labels."
+        )
     with path.open(newline="", encoding="utf-8-sig") as file:
         rows = list(csv.reader(file))
     if not rows or rows[0][:1] != ["image_id"]:
@@ -174,6 +180,46 @@ class Answers:
         """Returns every row's labels, and the rows that had to take the fallback."""
         empty = [row for row, labels in enumerate(self._labels) if labels is None]
         return [fallback if x is None else x for x in self._labels], empty
+
+
+def answer(
+    forward: Forward,
+    params: Tree,
+    batch_stats: Tree,
+    batches: Batches,
+    *,
+    num_rows: int,
+    decode: Decoder,
+    mesh: Mesh,
+    on_progress: Callable[[int, int, str], None],
+) -> Answers:
+    """Runs the network over batches of pictures and decodes each.
+
+    Args:
+      forward: as `jaxii.infer.evaluate.make_forward` makes it.
+      params: parameters.
+      batch_stats: BatchNorm statistics.
+      batches: of `eval_batches(..., mask_damaged=True)`.
+      num_rows: pictures in all.
+      decode: the decoder.
+      mesh: the devices.
+      on_progress: called with (pictures done, pictures in all, "predict").
+
+    Returns:
+      The answers; those of damaged pictures are missing.
+    """
+    answers, done = Answers(num_rows, decode), 0
+    for batch in batches:
+        sent = to_devices(
+            {name: batch[name] for name in ("images", "index", "mask")}, divided(mesh)
+        )
+        probs, embedding = forward(params, batch_stats, sent["images"])
+        rows = np.where(gather(sent["mask"]) > 0, gather(sent["index"]), -1)
+        embedding = None if embedding is None else gather(embedding)
+        answers.add(gather(probs), embedding, rows)
+        done = min(done + len(rows), num_rows)
+        on_progress(done, num_rows, "predict")
+    return answers
 
 
 def write_submission(

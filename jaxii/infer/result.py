@@ -138,9 +138,7 @@ def stage_rows(
                 "first_step": last.first_step,
                 "last_step": last.step,
                 "embedding_head": plan.stage.embedding_head,
-                "terms": {
-                    name: [float(end[name]) for end in ends] for name in ends[0]
-                },
+                "terms": {name: [float(end[name]) for end in ends] for name in ends[0]},
                 "enters_from": _entered_from(plan, previous),
                 "train_step_compilations": checkpoints.metadata(last)[
                     "train_step_compilations"

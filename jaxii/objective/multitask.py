@@ -82,13 +82,13 @@ class Objective:
         )
 
     def example_weights(
-        self, targets: Float[Array, "batch class"], mask: Float[Array, "batch"]
-    ) -> dict[str, Float[Array, "batch"]]:
+        self, targets: Float[Array, "batch class"], mask: Float[Array, " batch"]
+    ) -> dict[str, Float[Array, " batch"]]:
         """Returns how much each image counts in each term, [batch].
 
         Padding counts nowhere; an image without a positive label has no F score and no
-        embedding to aim at. Depends on labels alone, so that the global denominators are
-        known before the forward pass and micro-batches add up exactly.
+        embedding to aim at. Depends on labels alone, so that the global denominators
+        are known before the forward pass and micro-batches add up exactly.
         """
         positive = mask * losses.has_positive(targets)
         return {
@@ -105,7 +105,7 @@ class Objective:
         known: Float[Array, "batch class"],
         label_embeddings: Float[Array, "class embed"] | None,
         stage_step: Num[Array, ""],
-    ) -> dict[str, Float[Array, "batch"]]:
+    ) -> dict[str, Float[Array, " batch"]]:
         """Returns each term's loss, one number per image, [batch]."""
         values = {}
         for term in self.terms:
@@ -138,7 +138,7 @@ def make_objective(
     """Builds a stage's objective from its configuration.
 
     Args:
-      terms: term name -> its weight, or a dict of `weight` and the loss's own parameters.
+      terms: term name -> its weight, or a dict of `weight` and the loss's parameters.
         A weight (and focal's gamma) is a number or (share of the stage, value) pairs.
         A term whose weight is the constant 0 is left out of the program.
       num_steps: length of the stage in steps.

@@ -1,9 +1,9 @@
 """What of a run is on disk, and how it gets there and back.
 
-`WORKDIR/checkpoints/<stage>/<step>/` through Orbax, asynchronously: `model` (parameters,
-their average, BatchNorm statistics: all that evaluation needs), `training` (optimizer and
-counters) and `metadata` (JSON). A step's folder appears under its name only when it is
-complete. Kept are the last checkpoint of a stage and its best.
+`WORKDIR/checkpoints/<stage>/<step>/` through Orbax, asynchronously: `model`
+(parameters, their average, BatchNorm statistics: all that evaluation needs), `training`
+(optimizer and counters) and `metadata` (JSON). A step's folder appears under its name
+only when it is complete. Kept are the last checkpoint of a stage and its best.
 """
 
 import json
@@ -18,7 +18,7 @@ from orbax.checkpoint import checkpoint_managers as managers
 
 from jaxii.errors import InputError
 from jaxii.train.stages import Saved
-from jaxii.train.state import Tree, TrainState
+from jaxii.train.state import TrainState, Tree
 
 METRIC = "validation/f2"
 _MODEL_FIELDS = ("params", "batch_stats", "ema_params")
@@ -115,7 +115,7 @@ class Checkpoints:
     def restore_model(self, saved: Saved, sharding: Sharding) -> dict[str, Tree]:
         """Returns `params`, `batch_stats` and, where there is one, `ema_params`.
 
-        Works on any devices: shapes come from the checkpoint, the place from `sharding`.
+        Works on any devices: only the shapes come from the checkpoint.
         """
         manager = self._manager(saved.stage)
         shapes = manager.item_metadata(saved.step)["model"]
@@ -148,7 +148,8 @@ class Checkpoints:
             raise InputError(
                 f"the checkpoint {self.directory / name / str(step)} was made with "
                 f"labels {record['label_hash']} and the data has labels "
-                f"{self._label_hash}; use the data it was trained on, or another workdir."
+                f"{self._label_hash}; use the data it was trained on, or another "
+                "workdir."
             )
         return Saved(
             stage=record["stage"],

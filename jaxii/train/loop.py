@@ -4,9 +4,9 @@ Comes after everything is assembled and before the final evaluation. Nothing in 
 waits for the device except the log (every n steps) and a bound on how far the host may
 run ahead; saving happens in the background.
 
-The order of a step is a contract: batch, update, log, then (at the stage's cadence, at its
-end, or when the machine is wanted back) evaluate and save. A checkpoint therefore always
-holds a state whose evaluation is in its metadata.
+The order of a step is a contract: batch, update, log, then (at the stage's cadence, at
+its end, or when the machine is wanted back) evaluate and save. A checkpoint's metadata
+therefore holds the evaluation of the very state beside it.
 """
 
 import collections
@@ -32,7 +32,7 @@ from jaxii.train.stages import (
     has_ended,
     next_action,
 )
-from jaxii.train.state import Tree, TrainState, derive_key, new_state
+from jaxii.train.state import TrainState, Tree, derive_key, new_state
 from jaxii.train.step import StepSettings, make_train_step
 from jaxii.train.telemetry import Telemetry
 
@@ -151,8 +151,8 @@ def _begin(
 ) -> tuple[TrainState, Saved]:
     """Returns the state to go on from and what is known of the stage so far.
 
-    Precedence: a checkpoint of this stage; else the parameters of the stage before; else
-    pretrained ones; else fresh ones.
+    Precedence: a checkpoint of this stage; else the parameters of the stage before;
+    else pretrained ones; else fresh ones.
     """
     whole = replicated(run.mesh)
 
@@ -301,7 +301,7 @@ def _check_finite(run: Run, metrics: Mapping[str, jax.Array], saved: Saved) -> N
     in_a_row = int(metrics["skipped_in_a_row"])
     if in_a_row >= run.most_skipped_steps:
         raise Diverged(
-            f"{in_a_row} updates in a row up to step {saved.step} had gradients that are "
-            "not finite; the last checkpoint is good: lower the learning rate, add "
+            f"{in_a_row} updates in a row up to step {saved.step} had gradients that "
+            "are not finite; the last checkpoint is good: lower the learning rate, add "
             "clipping, and start again in another workdir."
         )

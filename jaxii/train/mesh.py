@@ -18,7 +18,7 @@ DATA_AXIS = "data"
 def make_mesh(devices: Sequence[jax.Device] | None = None) -> Mesh:
     """Returns a mesh of all devices (or of those given) along the axis "data"."""
     chosen = np.array(devices if devices is not None else jax.devices())
-    # jax.make_mesh would make Explicit axes, whose types spread through the whole model.
+    # jax.make_mesh would make Explicit axes, whose types spread through the model.
     return Mesh(chosen, (DATA_AXIS,), axis_types=(AxisType.Auto,))
 
 

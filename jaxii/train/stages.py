@@ -4,6 +4,7 @@ Comes between the configuration (a tuple of stage dicts) and the loop, which ask
 `next_action` at every start and `has_ended` after every evaluation.
 """
 
+import itertools
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, fields
 from typing import Any
@@ -67,11 +68,11 @@ def make_stages(
     for name in names:
         if names.count(name) > 1:
             raise InputError(f"two stages are named {name!r}; give each its own name.")
-    for before, after in zip(stages, stages[1:], strict=False):
+    for before, after in itertools.pairwise(stages):
         if after.embedding_head and not before.embedding_head:
             raise InputError(
-                f"stage {after.name!r} has an embedding head and {before.name!r} before "
-                "it has none; a head can be dropped, not added."
+                f"stage {after.name!r} has an embedding head and {before.name!r} "
+                "before it has none; a head can be dropped, not added."
             )
     return stages
 
@@ -196,7 +197,7 @@ def choose(checkpoints: Sequence[Saved], which: str) -> Saved:
 def has_ended(
     stage: Stage, stage_step: int, evaluations: Sequence[tuple[int, float]]
 ) -> bool:
-    """Says whether a stage is over: its steps are done, or its metric is on a plateau."""
+    """Says whether a stage is over: steps done, or its metric on a plateau."""
     if stage_step >= stage.num_steps:
         return True
     patience = stage.plateau_evaluations

@@ -1,9 +1,9 @@
 """One update, pure: `train_step(state, batch) -> (state, metrics)`.
 
-Comes after the objective and before the loop. Each device works on its share of the batch
-under `jax.shard_map`; what is differentiated is the global objective, each term divided
-by its weight over the whole batch. Two all-reduces a step: the terms' weights, then
-gradients, statistics and sums together.
+Comes after the objective and before the loop. Each device works on its share of the
+batch under `jax.shard_map`; what is differentiated is the global objective, each term
+divided by its weight over the whole batch. Two all-reduces a step: the terms' weights,
+then gradients, statistics and sums together.
 """
 
 from collections.abc import Callable
@@ -18,7 +18,7 @@ from jaxtyping import Array, Bool, Float
 
 from jaxii.objective.multitask import Objective
 from jaxii.train.mesh import DATA_AXIS, divided, replicated
-from jaxii.train.state import Tree, TrainState, derive_key
+from jaxii.train.state import TrainState, Tree, derive_key
 
 Batch = dict[str, jax.Array]
 Metrics = dict[str, jax.Array]
@@ -59,9 +59,9 @@ def make_train_step(
       mesh: the devices.
 
     Returns:
-      `train_step(state, batch, label_embeddings) -> (state, metrics)`; the state given is
-      consumed (its buffers are reused). `label_embeddings` [class, embed] float32 is None
-      without an embedding term. Metrics are scalars of the global batch.
+      `train_step(state, batch, label_embeddings) -> (state, metrics)`; the state given
+      is consumed (its buffers are reused). `label_embeddings` [class, embed] float32 is
+      None without an embedding term. Metrics are scalars of the global batch.
     """
 
     def train_step(

@@ -1,0 +1,155 @@
+"""A prepared dataset, opened: validation is carved out and labels are resolved.
+
+Comes after `sources` (what is on disk) and before `pipeline`; the embedded dataset is
+drawn and prepared here at its first use.
+"""
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from jaxtyping import Float, Int, Int64
+
+from jaxii.data import open_images, sources, toy_regions
+from jaxii.data.labels import Vocabulary, resolve_rows
+from jaxii.errors import InputError
+
+Progress = Callable[[int, int, str], None]
+
+
+@dataclass(frozen=True, kw_only=True)
+class Rows:
+    """Resolved labels of a split; image i has entries offsets[i]:offsets[i + 1]."""
+
+    offsets: Int[np.ndarray, " row_plus_1"]
+    label_ids: Int[np.ndarray, " entry"]
+    confidences: Float[np.ndarray, " entry"]
+
+    def present(
+        self,
+    ) -> tuple[Int64[np.ndarray, " row_plus_1"], Int[np.ndarray, " kept"]]:
+        """Returns offsets and ids of the labels of confidence 0.5 and more."""
+        kept = self.confidences >= 0.5
+        before = np.concatenate([[0], np.cumsum(kept)])
+        return before[self.offsets].astype(np.int64), self.label_ids[kept]
+
+    def class_counts(self, num_classes: int) -> Float[np.ndarray, " class"]:
+        """Returns in how many images each label is present, machines' by confidence."""
+        return np.bincount(
+            self.label_ids, weights=self.confidences, minlength=num_classes
+        ).astype(np.float64)
+
+    def most_labels(self) -> int:
+        """Returns the number of labels of the image that has most of them."""
+        return int(np.diff(self.offsets).max(initial=0))
+
+
+@dataclass(frozen=True, kw_only=True)
+class Data:
+    """A prepared dataset, with its validation split carved out of train.
+
+    Attributes:
+      directory: where it lies.
+      vocabulary: the labels.
+      slices: names of the slices that figures are cut by.
+      splits: train, validation and, where there are some, tuning and test.
+      train_rows: labels of the training split as they train.
+    """
+
+    directory: Path
+    vocabulary: Vocabulary
+    slices: tuple[str, ...]
+    splits: Mapping[str, sources.Split]
+    train_rows: Rows
+
+    def split(self, name: str) -> sources.Split:
+        """Returns a split by name.
+
+        Raises:
+          InputError: there is none, or it is empty.
+        """
+        if name in self.splits and self.splits[name].num_examples > 0:
+            return self.splits[name]
+        filled = [n for n, s in self.splits.items() if s.num_examples > 0]
+        raise InputError(
+            f"{self.directory} has no images in split {name!r}; it has "
+            f"{', '.join(filled)}."
+        )
+
+    def has_truth(self, name: str) -> bool:
+        """Says whether a split is there and labelled, so that it can be scored."""
+        return (
+            name in self.splits
+            and self.splits[name].num_examples > 0
+            and len(self.splits[name].index.label_ids) > 0
+        )
+
+    def verified_rows(self, name: str) -> Rows:
+        """Returns a split's labels as people verified them, for scoring."""
+        return _resolve(
+            self.split(name), machine_labels="ignored", machine_threshold=0.5
+        )
+
+
+def prepare_toy_regions(directory: Path, on_progress: Progress | None = None) -> None:
+    """Draws the embedded dataset and prepares it, unless that has been done."""
+    if (directory / "dataset_info.json").exists():
+        return
+    drawn = directory.parent / f"{directory.name}_files"
+    toy_regions.write(drawn, on_progress=on_progress)
+    layout = open_images.Layout.find(
+        drawn,
+        test_labels=drawn / "truth" / "solution.csv",
+        test_metadata=drawn / "truth" / "test_meta.csv",
+    )
+    open_images.prepare(layout, directory, on_progress=on_progress)
+
+
+def open_prepared(
+    directory: Path,
+    *,
+    validation_fraction: float,
+    machine_labels: str,
+    machine_threshold: float,
+) -> Data:
+    """Opens a prepared dataset.
+
+    Args:
+      directory: as `prepare` or TFDS left it.
+      validation_fraction: share of the groups of train that become `validation`, where
+        the dataset has no such split of its own.
+      machine_labels: how the training split uses them; see `labels.resolve_labels`.
+      machine_threshold: confidence from which a thresholded machine label is present.
+
+    Raises:
+      InputError: there is no dataset, or a split that training needs is empty.
+    """
+    dataset = sources.open_dataset(directory)
+    splits = dataset.splits
+    if "validation" not in splits:
+        splits = dataset.carve(validation_fraction)
+    train = _resolve(
+        splits["train"],
+        machine_labels=machine_labels,
+        machine_threshold=machine_threshold,
+    )
+    data = Data(
+        directory=directory,
+        vocabulary=dataset.vocabulary,
+        slices=dataset.slices,
+        splits=splits,
+        train_rows=train,
+    )
+    data.split("train")
+    data.split("validation")
+    return data
+
+
+def _resolve(split: sources.Split, **choice: Any) -> Rows:
+    index = split.index
+    offsets, label_ids, confidences = resolve_rows(
+        index.offsets, index.label_ids, index.confidences, index.label_sources, **choice
+    )
+    return Rows(offsets=offsets, label_ids=label_ids, confidences=confidences)
