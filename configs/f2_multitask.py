@@ -1,9 +1,11 @@
 """The recipe: two tasks, then the metric itself, then the pure classifier.
 
-  python -m jaxii.main --config configs/f2_multitask.py                    embedded data
-  python -m jaxii.main --config configs/f2_multitask.py:emoji --data_dir=...
-  python -m jaxii.main --config configs/f2_multitask.py:inclusive_images --data_dir=...
-  python -m jaxii.main --config configs/f2_multitask.py:open_images_v4 --data_dir=...
+  python -m jaxii.main --config configs/f2_multitask.py
+  python -m jaxii.main --config configs/f2_multitask.py:emoji --data_dir=D
+
+and likewise `:inclusive_images` and `:open_images_v4`.
+
+The first draws its data; prepare that of the others once (`prepare --help`).
 
 Stage `multitask` starts with cross-entropy and moves to focal loss between 40 % and 60 %
 of its steps, with the label embedding beside it; `f2` adds the metric, softened; the last,

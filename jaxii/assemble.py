@@ -17,6 +17,7 @@ import jax.numpy as jnp
 import numpy as np
 from ml_collections import ConfigDict
 
+from jaxii.config import Config
 from jaxii.data import embedding, pipeline, prepared
 from jaxii.data.images import EvalTransform, TrainTransform
 from jaxii.data.prepared import Data, Rows
@@ -40,7 +41,7 @@ def data_root() -> Path:
     return Path(os.environ.get("JAXII_DATA_DIR") or default)
 
 
-def data_directory(config: ConfigDict) -> Path:
+def data_directory(config: Config) -> Path:
     """Returns the folder of the prepared dataset.
 
     Raises:
@@ -57,7 +58,7 @@ def data_directory(config: ConfigDict) -> Path:
     )
 
 
-def open_data(config: ConfigDict, on_progress: prepared.Progress | None = None) -> Data:
+def open_data(config: Config, on_progress: prepared.Progress | None = None) -> Data:
     """Opens the prepared dataset; draws the embedded one first if need be.
 
     Raises:
@@ -74,7 +75,7 @@ def open_data(config: ConfigDict, on_progress: prepared.Progress | None = None) 
     )
 
 
-def make_label_embedding(config: ConfigDict, data: Data) -> embedding.LabelEmbedding:
+def make_label_embedding(config: Config, data: Data) -> embedding.LabelEmbedding:
     """Factorises the co-occurrence of the training split's labels."""
     offsets, label_ids = data.train_rows.present()
     return embedding.label_embedding(
@@ -88,7 +89,7 @@ def make_label_embedding(config: ConfigDict, data: Data) -> embedding.LabelEmbed
     )
 
 
-def share(config: ConfigDict, global_batch_size: int) -> pipeline.Share:
+def share(config: Config, global_batch_size: int) -> pipeline.Share:
     """Returns this process's part of the batches."""
     return pipeline.Share(
         global_batch_size=global_batch_size,
@@ -98,13 +99,13 @@ def share(config: ConfigDict, global_batch_size: int) -> pipeline.Share:
     )
 
 
-def slots(config: ConfigDict, rows: Rows) -> int:
+def slots(config: Config, rows: Rows) -> int:
     """Returns the slots a batch needs an image: the most labels, in eights."""
     most = max(rows.most_labels(), 1)
     return min(math.ceil(most / 8) * 8, config.data.most_labels)
 
 
-def train_batches(config: ConfigDict, data: Data, start_example: int) -> Batches:
+def train_batches(config: Config, data: Data, start_example: int) -> Batches:
     """Yields training batches for ever, from an example of the run on."""
     policy = pipeline.LabelPolicy(
         num_slots=slots(config, data.train_rows),
@@ -128,13 +129,13 @@ def train_batches(config: ConfigDict, data: Data, start_example: int) -> Batches
         yield {k: v for k, v in batch.items() if k not in (pipeline.INDEX, "slice_ids")}
 
 
-def eval_batch_size(config: ConfigDict) -> int:
+def eval_batch_size(config: Config) -> int:
     """Returns the batch of evaluation: that of training, made to fit the devices."""
     devices = jax.device_count()
     return math.ceil(config.global_batch_size / devices) * devices
 
 
-def eval_batches(config: ConfigDict, data: Data, split: str) -> Batches:
+def eval_batches(config: Config, data: Data, split: str) -> Batches:
     """Yields every image of a split once."""
     policy = pipeline.LabelPolicy(num_slots=slots(config, data.verified_rows(split)))
     return pipeline.eval_batches(
@@ -145,7 +146,7 @@ def eval_batches(config: ConfigDict, data: Data, split: str) -> Batches:
     )
 
 
-def file_batches(config: ConfigDict, files: pipeline.RandomAccess) -> Batches:
+def file_batches(config: Config, files: pipeline.RandomAccess) -> Batches:
     """Yields every picture of a list of files once; damaged ones are masked."""
     return pipeline.eval_batches(
         files,
@@ -156,7 +157,7 @@ def file_batches(config: ConfigDict, files: pipeline.RandomAccess) -> Batches:
     )
 
 
-def eval_transform(config: ConfigDict) -> EvalTransform:
+def eval_transform(config: Config) -> EvalTransform:
     """Returns the view of a picture that evaluation and prediction use."""
     return EvalTransform(
         size_pixels=config.data.image_size_pixels,
@@ -168,7 +169,7 @@ def eval_transform(config: ConfigDict) -> EvalTransform:
 class Networks:
     """The run's network with and without the embedding head, each made once."""
 
-    config: ConfigDict
+    config: Config
     num_classes: int
     embedding_dim: int
     classifier_bias: np.ndarray | None = None
@@ -198,7 +199,7 @@ def prior_bias(counts: np.ndarray, num_images: int) -> np.ndarray:
     return np.log(prior / (1.0 - prior)).astype(np.float32)
 
 
-def make_networks(config: ConfigDict, data: Data, embedding_dim: int) -> Networks:
+def make_networks(config: Config, data: Data, embedding_dim: int) -> Networks:
     """Returns a run's networks, the bias set from the training labels."""
     num_classes = len(data.vocabulary)
     bias = None
@@ -213,7 +214,7 @@ def make_networks(config: ConfigDict, data: Data, embedding_dim: int) -> Network
     )
 
 
-def stages_of(config: ConfigDict, num_train: int) -> tuple[Stage, ...]:
+def stages_of(config: Config, num_train: int) -> tuple[Stage, ...]:
     """Returns the run's stages, their lengths in steps."""
     return make_stages(
         [_plain(stage) for stage in config.stages],
@@ -222,7 +223,7 @@ def stages_of(config: ConfigDict, num_train: int) -> tuple[Stage, ...]:
 
 
 def make_plans(
-    config: ConfigDict, networks: Networks, stages: tuple[Stage, ...]
+    config: Config, networks: Networks, stages: tuple[Stage, ...]
 ) -> tuple[StagePlan, ...]:
     """Builds every stage's objective, optimizer and network.
 
@@ -233,7 +234,7 @@ def make_plans(
     return tuple(_plan(config, networks, stage) for stage in stages)
 
 
-def _plan(config: ConfigDict, networks: Networks, stage: Stage) -> StagePlan:
+def _plan(config: Config, networks: Networks, stage: Stage) -> StagePlan:
     optimizer = config.optimizer
     schedule = warmup_cosine(
         peak=stage.peak_lr or optimizer.peak_lr,
@@ -264,7 +265,7 @@ def _plan(config: ConfigDict, networks: Networks, stage: Stage) -> StagePlan:
     return StagePlan(stage=stage, settings=settings, init=network.init)
 
 
-def pretrained_start(config: ConfigDict) -> Callable[..., tuple[Any, Any]] | None:
+def pretrained_start(config: Config) -> Callable[..., tuple[Any, Any]] | None:
     """Returns what puts the configured weights into fresh parameters, or None."""
     if not config.model.pretrained:
         return None

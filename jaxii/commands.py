@@ -12,7 +12,6 @@ from typing import Any
 
 import jax
 import numpy as np
-from ml_collections import ConfigDict
 
 from jaxii import assemble
 from jaxii import config as configuration
@@ -41,7 +40,7 @@ SPLITS = ("validation", "test")
 
 
 def train(
-    config: ConfigDict, workdir: Workdir, wanted_back: Callable[[], bool]
+    config: configuration.Config, workdir: Workdir, wanted_back: Callable[[], bool]
 ) -> None:
     """Trains every stage that is left, then evaluates, reports and writes answers."""
     session = open_session(config, workdir)

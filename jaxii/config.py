@@ -11,6 +11,9 @@ from typing import Any
 
 from ml_collections import ConfigDict
 
+# A ConfigDict, whose fields no type checker can know.
+Config = Any
+
 DATASETS = ("toy_regions", "kaggle", "open_images_v4")
 MACHINE_LABELS = ("ignored", "soft", "thresholded")
 UNKNOWN = ("negative", "ignored")
@@ -23,7 +26,7 @@ OPTIMIZERS = ("sgd", "adamw", "lars", "lamb")
 MOST_LABELS = 126
 
 
-def default_config() -> ConfigDict:
+def default_config() -> Config:
     """Returns every field at its default; recipes change them, nothing adds to them."""
     config = ConfigDict()
     # Base of every random choice: order, augmentation, initialisation, dropout.
@@ -50,7 +53,7 @@ def default_config() -> ConfigDict:
     return config
 
 
-def _data() -> ConfigDict:
+def _data() -> Config:
     section = ConfigDict()
     # Where the pictures and labels come from: drawn here, or prepared before.
     section.dataset = "toy_regions"
@@ -79,7 +82,7 @@ def _data() -> ConfigDict:
     return section
 
 
-def _label_embedding() -> ConfigDict:
+def _label_embedding() -> Config:
     section = ConfigDict()
     # Numbers a label; at most the number of classes.
     section.dim = 1024
@@ -90,7 +93,7 @@ def _label_embedding() -> ConfigDict:
     return section
 
 
-def _model() -> ConfigDict:
+def _model() -> Config:
     section = ConfigDict()
     section.depth = 50
     # Channels of the first stage; 64 is the published network.
@@ -110,7 +113,7 @@ def _model() -> ConfigDict:
     return section
 
 
-def _optimizer() -> ConfigDict:
+def _optimizer() -> Config:
     section = ConfigDict()
     section.name = "sgd"
     # Highest learning rate of a stage that does not set its own.
@@ -125,7 +128,7 @@ def _optimizer() -> ConfigDict:
     return section
 
 
-def check(config: ConfigDict) -> None:
+def check(config: Config) -> None:
     """Refuses what cannot work, with the field, the values allowed and the fix.
 
     Raises:
@@ -169,12 +172,12 @@ def check(config: ConfigDict) -> None:
         raise ValueError("config.stages is empty; give at least one stage.")
 
 
-def to_dict(config: ConfigDict) -> dict[str, Any]:
+def to_dict(config: Config) -> dict[str, Any]:
     """Returns the configuration as plain dicts and lists, as it is written to disk."""
     return json.loads(json.dumps(config.to_dict()))
 
 
-def from_dict(fields: dict[str, Any]) -> ConfigDict:
+def from_dict(fields: dict[str, Any]) -> Config:
     """Returns the configuration that `to_dict` made these fields of.
 
     Raises:
@@ -193,7 +196,7 @@ def from_dict(fields: dict[str, Any]) -> ConfigDict:
     return config
 
 
-def content_hash(config: ConfigDict) -> str:
+def content_hash(config: Config) -> str:
     """Returns 16 hexadecimal digits that tell one configuration from another."""
     text = json.dumps(to_dict(config), sort_keys=True)
     return hashlib.sha256(text.encode()).hexdigest()[:16]

@@ -10,7 +10,7 @@ from pathlib import Path
 
 from absl import flags
 from absl import logging as absl_logging
-from ml_collections import ConfigDict, config_flags
+from ml_collections import config_flags
 
 from jaxii import config as configuration
 from jaxii.errors import InputError
@@ -199,7 +199,7 @@ def _dispatch(command: str, rest: list[str]) -> int:
     return DONE
 
 
-def _config() -> ConfigDict:
+def _config() -> configuration.Config:
     if _CONFIG.value is None:
         raise InputError(
             "--config is missing; for a first run give "
@@ -215,7 +215,7 @@ def _config() -> ConfigDict:
     return config
 
 
-def _workdir(config: ConfigDict):
+def _workdir(config: configuration.Config):
     from jaxii.workdir import Workdir
 
     if _WORKDIR.value:

@@ -7,7 +7,6 @@ from dataclasses import dataclass
 
 import jax
 import numpy as np
-from ml_collections import ConfigDict
 
 from jaxii import assemble
 from jaxii import config as configuration
@@ -27,7 +26,7 @@ class Session:
     """A workdir opened together with its data, ready to train or to be evaluated."""
 
     workdir: Workdir
-    config: ConfigDict
+    config: configuration.Config
     data: assemble.Data
     label_embedding: embedding.LabelEmbedding | None
     plans: tuple[loop.StagePlan, ...]
@@ -59,7 +58,7 @@ class Session:
         return bool(np.any(self.data.verified_rows(split).confidences < 0.5))
 
 
-def open_session(config: ConfigDict, workdir: Workdir) -> Session:
+def open_session(config: configuration.Config, workdir: Workdir) -> Session:
     """Opens the data, claims the workdir and assembles the run."""
     with progress() as on_progress:
         data = assemble.open_data(config, on_progress)
@@ -93,7 +92,7 @@ def open_session(config: ConfigDict, workdir: Workdir) -> Session:
 
 
 def _embedding(
-    config: ConfigDict, data: assemble.Data, workdir: Workdir
+    config: configuration.Config, data: assemble.Data, workdir: Workdir
 ) -> embedding.LabelEmbedding:
     if workdir.embedding_file.exists():
         return embedding.load(workdir.embedding_file)

@@ -9,8 +9,6 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from ml_collections import ConfigDict
-
 from jaxii import config as configuration
 from jaxii.data.labels import Vocabulary
 from jaxii.errors import InputError
@@ -52,7 +50,7 @@ class Workdir:
         stem, dot, ending = name.partition(".")
         return self.path / f"{stem}{suffix}{dot}{ending}"
 
-    def claim(self, config: ConfigDict) -> None:
+    def claim(self, config: configuration.Config) -> None:
         """Makes the folder this configuration's, or checks that it is.
 
         Raises:
@@ -75,7 +73,7 @@ class Workdir:
             )
         write_json(self.config_file, fields)
 
-    def config(self) -> ConfigDict:
+    def config(self) -> configuration.Config:
         """Returns the configuration of the run.
 
         Raises:

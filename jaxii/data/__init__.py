@@ -1,1 +1,1 @@
-"""From label files and images to batches of NumPy arrays; JAX is never imported here."""
+"""From label files and images to batches of NumPy arrays; no JAX in here."""

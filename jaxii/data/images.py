@@ -83,7 +83,8 @@ class EvalTransform:
         side = min(picture.height, picture.width) * self.central_share
         shrink = max(1.0, side / self.size_pixels)
         pixels = picture.decode(picture.height / shrink, picture.width / shrink)
-        top, left, side, _ = central_square(*pixels.shape[:2], self.central_share)
+        rows, columns, _ = pixels.shape
+        top, left, side, _ = central_square(rows, columns, self.central_share)
         view = pixels[top : top + side, left : left + side]
         return np.ascontiguousarray(resize(view, self.size_pixels, self.size_pixels))
 
@@ -142,7 +143,7 @@ def read(encoded: bytes) -> Picture:
     if simplejpeg.is_jpeg(encoded):
         height, width, colorspace, _ = simplejpeg.decode_jpeg_header(encoded)
         if colorspace not in ("CMYK", "YCCK"):
-            return Picture(encoded, height, width, None)
+            return Picture(encoded, int(height), int(width), None)
     pixels = None
     if encoded:
         pixels = cv2.imdecode(np.frombuffer(encoded, np.uint8), cv2.IMREAD_COLOR_RGB)

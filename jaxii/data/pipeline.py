@@ -1,12 +1,12 @@
 """Order, this process's share, decoding, batching and prefetch: records to batches.
 
 Comes after `sources` and before the devices. The examples of step n are a function of
-(configuration, n) alone, for any number of processes; evaluation sees every record once.
+(configuration, n) alone, for any number of processes; evaluation sees each record once.
 """
 
 from collections.abc import Iterator
 from dataclasses import dataclass
-from typing import Any, Protocol, runtime_checkable
+from typing import Any
 
 import cv2
 import grain
@@ -15,19 +15,14 @@ from jaxtyping import Float32, Int32
 
 from jaxii.data.images import EvalTransform, TrainTransform
 from jaxii.data.labels import resolve_labels
+from jaxii.data.records import RandomAccess
 
 # Which rows of the split a batch holds; the train step has no use for them.
 INDEX = "index"
 PADDING = -1
 
-
-@runtime_checkable
-class RandomAccess(Protocol):
-    """A split of a prepared dataset, or anything that gives such records."""
-
-    def __len__(self) -> int: ...
-
-    def __getitem__(self, index: int) -> dict[str, Any]: ...
+# One image of a batch: arrays and NumPy scalars by name.
+Example = dict[str, Any]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -112,12 +107,12 @@ def train_batches(
       mask, slice_ids and, for the host, index.
     """
 
-    def example(item, rng: np.random.Generator) -> dict[str, np.ndarray]:
+    def example(item, rng: np.random.Generator) -> Example:
         index, record = item
         return _example(index, record, transform(record["image"], rng), policy)
 
-    # Shuffle first, share out afterwards: the other way round each process would see the
-    # same part of the data in every epoch.
+    # Shuffle first, share out afterwards: the other way round each process would see
+    # the same part of the data in every epoch.
     dataset = grain.MapDataset.source(_Numbered(source)).seed(seed).shuffle().repeat()
     dataset = dataset.random_map(example)
     dataset = dataset[start_example + share.process_index :: share.process_count]
@@ -149,7 +144,7 @@ def eval_batches(
     padded = num_eval_batches(length, share) * share.global_batch_size
     blank = _blank(transform.size_pixels, policy.num_slots)
 
-    def example(position: int) -> dict[str, np.ndarray]:
+    def example(position: int) -> Example:
         if position >= length:
             return blank
         record = source[position]
@@ -166,7 +161,7 @@ def eval_batches(
 
 
 def num_eval_batches(length: int, share: Share) -> int:
-    """Returns how many batches `eval_batches` yields for a split of `length` records."""
+    """Returns how many batches `eval_batches` yields for `length` records."""
     return -(-length // share.global_batch_size)
 
 
@@ -183,7 +178,7 @@ class _Numbered:
         return int(index), self.source[int(index)]
 
 
-def _example(index, record, pixels, policy) -> dict[str, np.ndarray]:
+def _example(index, record, pixels, policy) -> Example:
     label_ids, label_confidences = policy.slots(record)
     return {
         "images": pixels,
@@ -195,7 +190,7 @@ def _example(index, record, pixels, policy) -> dict[str, np.ndarray]:
     }
 
 
-def _blank(size_pixels: int, num_slots: int) -> dict[str, np.ndarray]:
+def _blank(size_pixels: int, num_slots: int) -> Example:
     """Returns an example that counts nowhere."""
     return {
         "images": np.zeros((size_pixels, size_pixels, 3), np.uint8),

@@ -4,7 +4,7 @@
 its workers and reads it from many threads. Only the rows asked for are read.
 """
 
-from typing import Any, Protocol, SupportsIndex
+from typing import Any, Protocol, SupportsIndex, runtime_checkable
 
 import numpy as np
 from array_record.python.array_record_data_source import ArrayRecordDataSource
@@ -13,6 +13,7 @@ from jaxtyping import Int64
 from jaxii.data import open_images_v4, schema
 
 
+@runtime_checkable
 class RandomAccess(Protocol):
     """What grain asks of a source: records by position; picklable and thread-safe.
 

@@ -100,8 +100,8 @@ class Evaluator:
           params: its parameters.
           batch_stats: its BatchNorm statistics.
           batches: as `eval_batches` yields them.
-          verified_absent: whether the split's labels say what is *not* in an image: then
-            average precision counts annotated entries only.
+          verified_absent: whether the split's labels say what is *not* in an image;
+            then average precision counts annotated entries only.
           on_batch: gets probabilities, embeddings and rows of every batch on the host;
             row -1 is padding.
         """

@@ -9,7 +9,7 @@ import os
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, SupportsIndex
 
 import numpy as np
 from jax.sharding import Mesh
@@ -39,8 +39,8 @@ class Files:
     def __len__(self) -> int:
         return len(self.paths)
 
-    def __getitem__(self, index: int) -> dict[str, Any]:
-        path = self.paths[index]
+    def __getitem__(self, row: SupportsIndex, /) -> dict[str, Any]:
+        path = self.paths[row]
         try:
             encoded = b"" if path is None else path.read_bytes()
         except OSError:

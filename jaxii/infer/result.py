@@ -119,7 +119,7 @@ def hardware() -> str:
 def stage_rows(
     plans: Sequence[StagePlan], checkpoints: Checkpoints
 ) -> list[dict[str, Any]]:
-    """Returns what became of each stage that has begun, for the report's stage table."""
+    """Returns what became of each stage that has begun, for the stage table."""
     found = checkpoints.saved()
     rows: list[dict[str, Any]] = []
     previous: Sequence[Saved] = ()

@@ -20,9 +20,7 @@ from jaxtyping import Array, Float, UInt8
 from jaxii.errors import InputError
 from jaxii.model.resnet import ResNet, check_shape
 
-TRUNK = "trunk"
-CLASSIFIER = "classifier"
-EMBEDDING_HEAD = "embedding"
+EMBEDDING_HEAD = "embedding"  # top-level key of params
 
 Tree = dict[str, Any]  # nested dicts of arrays, string keys
 
@@ -83,16 +81,16 @@ class Head(nnx.Module):
 
 class _MultiTask(nnx.Module):
     def __init__(self, *, trunk, classifier_bias, embedding_dim, dropout, rngs):
-        setattr(self, TRUNK, trunk(rngs=rngs))
+        self.trunk = trunk(rngs=rngs)
         num_features = self.trunk.num_features
         num_classes = len(classifier_bias)
-        classifier = Head(num_features, num_classes, bias=classifier_bias, rngs=rngs)
-        setattr(self, CLASSIFIER, classifier)
+        self.classifier = Head(
+            num_features, num_classes, bias=classifier_bias, rngs=rngs
+        )
         self.dropout, self.has_embedding = dropout, embedding_dim > 0
         if self.has_embedding:
             zeros = np.zeros(embedding_dim, np.float32)
-            head = Head(num_features, embedding_dim, bias=zeros, rngs=rngs)
-            setattr(self, EMBEDDING_HEAD, head)
+            self.embedding = Head(num_features, embedding_dim, bias=zeros, rngs=rngs)
 
     def __call__(self, images, *, train, key):
         features = self.trunk(images, train)

@@ -9,6 +9,7 @@ another recompiles nothing.
 import inspect
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
+from typing import Any
 
 import jax.numpy as jnp
 from jaxtyping import Array, Float, Int, Num
@@ -38,8 +39,8 @@ def targets_from_labels(
       unknown: how a class that is not listed trains: "negative" or "ignored".
 
     Returns:
-      targets [batch, class] in [0, 1] and known [batch, class], 1 where the class counts.
-      A class listed twice takes its larger confidence.
+      targets [batch, class] in [0, 1] and known [batch, class], 1 where the class
+      counts. A class listed twice takes its larger confidence.
     """
     rows = jnp.arange(label_ids.shape[0], dtype=label_ids.dtype)[:, None]
     # Out of bounds on purpose, so that padding is dropped: -1 would wrap around.
@@ -172,7 +173,9 @@ def make_objective(
 
 
 def _make_term(name: str, spec: object, num_steps: int) -> Term | None:
-    params = dict(spec) if isinstance(spec, Mapping) else {"weight": spec}
+    params: dict[str, Any] = (
+        dict(spec) if isinstance(spec, Mapping) else {"weight": spec}
+    )
     weight = params.pop("weight", 1.0)
     if is_constant_zero(weight):
         return None

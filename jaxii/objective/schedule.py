@@ -19,7 +19,7 @@ from jaxtyping import Array, Float, Num
 from jaxii.errors import InputError
 
 Step = int | float | Num[Array, ""]
-Schedule = Callable[[Step], Float[Array, ""]]
+Schedule = Callable[[Any], Float[Array, ""]]
 
 
 def make_schedule(spec: Any, num_steps: int, *, name: str = "schedule") -> Schedule:

@@ -5,6 +5,7 @@ replicated.
 """
 
 from collections.abc import Mapping, Sequence
+from typing import Any
 
 import jax
 import numpy as np
@@ -15,7 +16,7 @@ from jaxii.errors import InputError
 DATA_AXIS = "data"
 
 
-def make_mesh(devices: Sequence[jax.Device] | None = None) -> Mesh:
+def make_mesh(devices: Sequence[Any] | None = None) -> Mesh:
     """Returns a mesh of all devices (or of those given) along the axis "data"."""
     chosen = np.array(devices if devices is not None else jax.devices())
     # jax.make_mesh would make Explicit axes, whose types spread through the model.

@@ -49,9 +49,7 @@ class StepSettings:
     seed: int = 0
 
 
-def make_train_step(
-    settings: StepSettings, mesh: Mesh
-) -> Callable[..., tuple[TrainState, Metrics]]:
+def make_train_step(settings: StepSettings, mesh: Mesh) -> Any:
     """Compiles (at first use) the update over a mesh.
 
     Args:
