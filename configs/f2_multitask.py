@@ -7,9 +7,9 @@ and likewise `:inclusive_images` and `:open_images_v4`.
 
 The first draws its data; prepare that of the others once (`prepare --help`).
 
-Stage `multitask` starts with cross-entropy and moves to focal loss between 40 % and 60 %
-of its steps, with the label embedding beside it; `f2` adds the metric, softened; the last,
-`classifier`, drops the embedding head and fine-tunes at a tenth of the rate.
+Stage `multitask` starts with cross-entropy and moves to focal loss between 40 % and
+60 % of its steps, with the label embedding beside it; `f2` adds the metric, softened;
+the last, `classifier`, drops the embedding head and fine-tunes at a tenth of the rate.
 """
 
 from jaxii.config import default_config

@@ -206,7 +206,7 @@ def _num_params(session: Session, saved: Saved) -> int:
 
 def _write(session, metrics, answers, tune_on) -> None:
     workdir, data = session.workdir, session.data
-    files = {name: workdir.result_file(name, tune_on) for name in ("metrics.json",)}
+    files = {"metrics.json": workdir.result_file("metrics.json", tune_on)}
     if answers is not None:
         files["submission.csv"] = workdir.result_file("submission.csv", tune_on)
         labels, _ = answers.complete(np.zeros(0, np.int64))
@@ -226,7 +226,183 @@ def _write(session, metrics, answers, tune_on) -> None:
         config=configuration.to_dict(session.config),
         stages=rows,
     )
-    say_result(metrics)
+    for line in result.lines(metrics):
+        say(line)
+    for row in rows:
+        say(
+            f"stage     {row['name']}: steps {row['first_step']}-{row['last_step']}, "
+            f"{'with' if row['embedding_head'] else 'without'} embedding head, "
+            f"train_step compiled {row['train_step_compilations']} time(s)"
+        )
+    for name, path in files.items():
+        say(f"{name:15} {path}")
+    say(f"{'checkpoints':15} {session.checkpoints.directory}")
+
+
+def evaluate(settings, params, batch_stats):
+        sums = evaluator.run(
+            settings.apply,
+            params,
+            batch_stats,
+            assemble.eval_batches(config, data, "validation"),
+            verified_absent=verified,
+        )
+        return evaluator.figures(sums)
+
+    return loop.Run(
+        plans=session.plans,
+        mesh=session.mesh,
+        checkpoints=session.checkpoints,
+        batches=partial(assemble.train_batches, config, data),
+        evaluate=evaluate,
+        label_embeddings=session.vectors(),
+        pretrained=assemble.pretrained_start(config),
+        metadata={
+            "provenance": session.provenance.to_json(),
+            "config_hash": configuration.content_hash(config),
+        },
+        global_batch_size=config.global_batch_size,
+        evaluate_every_steps=config.evaluate_every_steps,
+        log_every_steps=config.log_every_steps,
+        most_skipped_steps=config.most_skipped_steps,
+        seed=config.seed,
+        wanted_back=wanted_back,
+    )
+
+
+def _describe(session: Session) -> None:
+    data, config = session.data, session.config
+    counts = ", ".join(f"{n} {s.num_examples}" for n, s in data.splits.items())
+    say(f"data      {data.directory}: {len(data.vocabulary)} labels; images: {counts}")
+    most = config.data.most_labels
+    cut = int(np.sum(np.diff(data.train_rows.offsets) > most))
+    if cut:
+        say(f"          {cut} training images have over {most} labels: the rest is cut")
+    if session.label_embedding is not None:
+        made = session.label_embedding
+        say(
+            f"embedding {made.vectors.shape[1]} numbers a label, "
+            f"{made.explained_energy:.1%} of the PMI matrix's energy"
+        )
+    say(
+        f"run       {session.workdir.path}: {len(session.plans)} stages, "
+        f"{sum(plan.stage.num_steps for plan in session.plans)} steps of "
+        f"{config.global_batch_size} images on {result.hardware()}"
+    )
+
+
+def _evaluate(
+    session: Session, *, stage: str = "", tune_on: str = "validation"
+) -> dict[str, Any]:
+    """Measures the best checkpoint of a stage, writes figures, report and answers."""
+    saved = _checkpoint_of(session.checkpoints, stage)
+    plan = session.plan(saved.stage)
+    model = session.checkpoints.restore_model(saved, replicated(session.mesh))
+    evaluator = session.evaluator()
+
+    def sums_of(split, on_batch=None):
+        return evaluator.run(
+            plan.settings.apply,
+            model.get("ema_params", model["params"]),
+            model["batch_stats"],
+            assemble.eval_batches(session.config, session.data, split),
+            verified_absent=session.verified_absent(split),
+            on_batch=on_batch,
+        )
+
+    chosen_sums = sums_of(tune_on)
+    choice = choose(chosen_sums)
+    decoder = prediction.Decoder(name="threshold", choice=choice)
+    answers = None
+    summaries = {tune_on: summarise(chosen_sums, session.data.slices, choice=choice)}
+    for split in SPLITS:
+        if split in summaries or not session.data.has_truth(split):
+            continue
+        on_batch = None
+        if split == "test":
+            rows = session.data.split("test").num_examples
+            answers = prediction.Answers(rows, decoder)
+            on_batch = answers.add
+        sums = sums_of(split, on_batch)
+        summaries[split] = summarise(sums, session.data.slices, choice=choice)
+    provenance = session.provenance.with_("thresholds", labels=[tune_on])
+    metrics = _result(session, saved, summaries, decoder, tune_on, provenance)
+    if jax.process_index() == 0:
+        _write(session, metrics, answers, tune_on)
+    return metrics
+
+
+def _checkpoint_of(checkpoints: Checkpoints, stage: str) -> Saved:
+    """Returns the best checkpoint of a stage; "" is the last one trained."""
+    found = checkpoints.saved()
+    trained = [name for name in found if found[name]]
+    if not trained:
+        raise InputError(
+            f"{checkpoints.directory} has no checkpoint yet; train first with the same "
+            "--workdir."
+        )
+    if stage and stage not in trained:
+        raise InputError(f"--stage={stage}; use one of {', '.join(trained)}.")
+    return choose_checkpoint(found[stage or trained[-1]], "best")
+
+
+def _result(session, saved, summaries, decoder, tune_on, provenance) -> dict[str, Any]:
+    config, data = session.config, session.data
+    counts = data.train_rows.class_counts(len(data.vocabulary))
+    constant = result.best_constant_of(
+        counts,
+        lambda split: data.verified_rows(split).present(),
+        list(summaries),
+        tune_on,
+    )
+    return result.make_result(
+        saved=saved,
+        summaries=summaries,
+        decoder={"name": decoder.name, **decoder.parameter(), "chosen_on": tune_on}
+        | {"top_k": decoder.choice.top_k, "embedding_k": decoder.choice.embedding_k},
+        constant=constant,
+        codes=data.vocabulary.codes,
+        provenance=provenance,
+        facts={
+            "config_hash": configuration.content_hash(config),
+            "label_hash": data.vocabulary.content_hash(),
+            "seed": config.seed,
+            "dataset": f"{config.data.dataset} ({data.directory.name})",
+            "num_params": _num_params(session, saved),
+        },
+    )
+
+
+def _num_params(session: Session, saved: Saved) -> int:
+    plan = session.plan(saved.stage)
+    params, _ = jax.eval_shape(plan.init, jax.random.key(0))
+    return sum(leaf.size for leaf in jax.tree.leaves(params))
+
+
+def _write(session, metrics, answers, tune_on) -> None:
+    workdir, data = session.workdir, session.data
+    files = {"metrics.json": workdir.result_file("metrics.json", tune_on)}
+    if answers is not None:
+        files["submission.csv"] = workdir.result_file("submission.csv", tune_on)
+        labels, _ = answers.complete(np.zeros(0, np.int64))
+        prediction.write_submission(
+            files["submission.csv"],
+            list(data.split("test").index.image_ids),
+            labels,
+            data.vocabulary,
+            metrics["provenance"],
+        )
+    prediction.write_json(files["metrics.json"], metrics)
+    rows = result.stage_rows(session.plans, session.checkpoints)
+    files["report.html"] = write_report(
+        workdir.result_file("report.html", tune_on),
+        metrics=metrics,
+        history=read_history(workdir.history_file),
+        config=configuration.to_dict(session.config),
+        stages=rows,
+    )
+    for line in result.lines(metrics):
+        say(line)
     for row in rows:
         say(
             f"stage     {row['name']}: steps {row['first_step']}-{row['last_step']}, "

@@ -176,7 +176,7 @@ def test_a_second_step_does_not_trace_again(trained):
 @pytest.mark.parametrize(
     ("bad", "named"),
     [
-        ({"num_classes": 0}, "num_classes=0"),
+        ({"num_classes": -1}, "num_classes=-1"),
         ({"embedding_dim": -1}, "embedding_dim=-1"),
         ({"dropout": 1.0}, "dropout=1.0"),
         ({"classifier_bias": np.zeros(4, np.float32)}, r"shape \(4,\)"),

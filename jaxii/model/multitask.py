@@ -54,10 +54,10 @@ class Network(NamedTuple):
         init: `init(key) -> (params, batch_stats)`; may be jitted or `eval_shape`d.
         apply: `apply(params, batch_stats, images, *, train, key=None) -> (Outputs,
             new_batch_stats)`. `images` [batch, height, width, 3] are uint8 pixels,
-            which are normalised first, or floats that have been;
-            `key` drives dropout, needed in training with an embedding head. With
-            `train=False` the running statistics are used and returned unchanged. With
-            `bn_axis=None` under `shard_map` the new statistics differ between devices.
+            which are normalised first, or floats that have been; `key` drives dropout,
+            needed in training with an embedding head. With `train=False` the running
+            statistics are used and returned unchanged. With `bn_axis=None` under
+            `shard_map` the new statistics differ between devices.
     """
 
     init: Callable[[Array], tuple[Tree, Tree]]
@@ -150,10 +150,12 @@ def make_network(
     Raises:
         InputError: an unknown depth or stem, or a size out of range.
     """
-    if classifier_bias is None:
-        classifier_bias = np.zeros(num_classes, np.float32)
     check_shape(depth, width, stem)
     _check_heads(num_classes, embedding_dim, dropout, classifier_bias)
+    if classifier_bias is None:
+        classifier_bias = np.zeros(num_classes, np.float32)
+    if cpu_forms is None:
+        cpu_forms = jax.default_backend() == "cpu"
     trunk = partial(
         ResNet,
         depth=depth,
@@ -163,18 +165,16 @@ def make_network(
         dtype=dtype,
         bn_momentum=bn_momentum,
         bn_axis=bn_axis,
-        cpu_forms=(jax.default_backend() == "cpu" if cpu_forms is None else cpu_forms),
+        cpu_forms=cpu_forms,
     )
 
-    def build(key: Array) -> _MultiTask:
-        return _MultiTask(
-            trunk=trunk,
-            classifier_bias=classifier_bias,
-            embedding_dim=embedding_dim,
-            dropout=dropout,
-            rngs=nnx.Rngs(params=key),
-        )
-
+    build = partial(
+        _MultiTask,
+        trunk=trunk,
+        classifier_bias=classifier_bias,
+        embedding_dim=embedding_dim,
+        dropout=dropout,
+    )
     return _split(build)
 
 
@@ -185,20 +185,20 @@ def _check_heads(num_classes, embedding_dim, dropout, classifier_bias) -> None:
         raise InputError(f"embedding_dim={embedding_dim}; use 0 for no embedding head")
     if not 0 <= dropout < 1:
         raise InputError(f"dropout={dropout} is outside [0, 1); the recipe uses 0.2")
-    if classifier_bias.shape != (num_classes,):
+    if classifier_bias is not None and classifier_bias.shape != (num_classes,):
         raise InputError(
             f"classifier_bias has shape {classifier_bias.shape}; it needs one number "
             f"for each of num_classes={num_classes}"
         )
 
 
-def _split(build: Callable[[Array], nnx.Module]) -> Network:
+def _split(build: Callable[..., nnx.Module]) -> Network:
     """Turns a module's constructor into pure functions over its parameters."""
-    shapes = nnx.eval_shape(lambda: build(jax.random.key(0)))
+    shapes = nnx.eval_shape(lambda: build(rngs=nnx.Rngs(params=0)))
     structure, _, _ = nnx.split(shapes, nnx.Param, nnx.BatchStat)
 
     def init(key):
-        module = build(key)
+        module = build(rngs=nnx.Rngs(params=key))
         return _plain(module, nnx.Param), _plain(module, nnx.BatchStat)
 
     def apply(params, batch_stats, images, *, train, key=None):
