@@ -178,7 +178,7 @@ def _lane(
     verge = split + int(0.07 * height)
     canvas[split:verge] = np.clip(palette["tan"] * light, 0, 255).astype(np.uint8)
     _stroke(
-        canvas, np.array(((0, verge), (width, verge))), light * (232, 232, 232), 3.0
+        canvas, np.array(((0.0, verge), (width, verge))), light * (232, 232, 232), 3.0
     )
     middle = verge + 0.45 * (height - verge)
     for x in np.arange(-0.05, 1.0, 0.22) * width:

@@ -171,7 +171,7 @@ _DRAWINGS: dict[str, tuple[str, ...]] = {
     ),
     "Cactus": (
         """line body 34 0 98 0 -78; line body 22 0 36 -54 36 -54 -22; line body 22 0 10
-        52 10 52 -46; disc pink 0 -92 14; line cream 4 -6 80 -6 -66; line cream 4 7
+        52 10 52 -46; disc pink 0 -87 13; line cream 4 -6 80 -6 -66; line cream 4 7
         80 7 -66""",
     ),
     "Flower": (
