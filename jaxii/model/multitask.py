@@ -144,8 +144,7 @@ def make_network(
         cpu_forms: the forms that XLA's CPU backend runs fastest; None: on CPU only.
 
     Returns:
-        A `Network`. Top-level keys of its params: "trunk", "classifier" and, with
-        embedding_dim > 0, "embedding".
+        A `Network`; its params are under "trunk", "classifier" and "embedding".
 
     Raises:
         InputError: an unknown depth or stem, or a size out of range.
@@ -154,8 +153,6 @@ def make_network(
     _check_heads(num_classes, embedding_dim, dropout, classifier_bias)
     if classifier_bias is None:
         classifier_bias = np.zeros(num_classes, np.float32)
-    if cpu_forms is None:
-        cpu_forms = jax.default_backend() == "cpu"
     trunk = partial(
         ResNet,
         depth=depth,
@@ -165,9 +162,8 @@ def make_network(
         dtype=dtype,
         bn_momentum=bn_momentum,
         bn_axis=bn_axis,
-        cpu_forms=cpu_forms,
+        cpu_forms=_on_cpu() if cpu_forms is None else cpu_forms,
     )
-
     build = partial(
         _MultiTask,
         trunk=trunk,
@@ -176,6 +172,10 @@ def make_network(
         dropout=dropout,
     )
     return _split(build)
+
+
+def _on_cpu() -> bool:
+    return jax.default_backend() == "cpu"
 
 
 def _check_heads(num_classes, embedding_dim, dropout, classifier_bias) -> None:
