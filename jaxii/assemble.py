@@ -258,6 +258,7 @@ def _plan(config: Config, networks: Networks, stage: Stage) -> StagePlan:
             clip_norm=optimizer.clip_norm or None,
         ),
         learning_rate=schedule,
+        colour_strength=config.data.colour_strength,
         micro_batches=config.micro_batches,
         ema_decay=optimizer.ema_decay,
         seed=config.seed,

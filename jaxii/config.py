@@ -63,6 +63,8 @@ def _data() -> Config:
     section.image_size_pixels = 64
     # Smallest share of a picture's area that a random crop covers.
     section.crop_min_area = 0.35
+    # Strength of the random change of colours in training, on the device; 0 is none.
+    section.colour_strength = 0.0
     # Mirror half of the training pictures.
     section.mirror = True
     # Share of a picture's short side that evaluation cuts out of the middle.
@@ -145,6 +147,7 @@ def check(config: Config) -> None:
     _one_of("optimizer.name", optimizer.name, OPTIMIZERS)
     _between("data.image_size_pixels", data.image_size_pixels, 16, 4096)
     _between("data.crop_min_area", data.crop_min_area, 0.01, 1.0)
+    _between("data.colour_strength", data.colour_strength, 0.0, 2.5)
     _between("data.central_share", data.central_share, 0.1, 1.0)
     _between("data.validation_fraction", data.validation_fraction, 0.001, 0.9)
     _between("data.machine_threshold", data.machine_threshold, 0.0, 1.0)

@@ -103,6 +103,13 @@ def test_starting_in_the_middle_gives_the_same_batches_bit_for_bit():
             np.testing.assert_array_equal(a[name], b[name])
 
 
+def test_positions_count_the_examples_of_the_run():
+    share = Share(global_batch_size=8, process_index=1, process_count=4)
+    first, second = train(40, share=share, steps=2, start=80)
+    assert first["positions"].tolist() == [81, 85]
+    assert second["positions"].tolist() == [89, 93]
+
+
 def test_another_seed_gives_another_order():
     share = Share(global_batch_size=8)
     assert rows(train(40, share=share, steps=5)) != rows(

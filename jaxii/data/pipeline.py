@@ -19,6 +19,8 @@ from jaxii.data.records import RandomAccess
 
 # Which rows of the split a batch holds; the train step has no use for them.
 INDEX = "index"
+# Where in the run an example stands: the source of its randomness on the device.
+POSITIONS = "positions"
 PADDING = -1
 
 # One image of a batch: arrays and NumPy scalars by name.
@@ -104,16 +106,20 @@ def train_batches(
 
     Yields:
       Batches of `process_batch_size` examples: images, label_ids, label_confidences,
-      mask, slice_ids and, for the host, index.
+      mask, slice_ids, index (row of the split) and positions (in the run).
     """
 
     def example(item, rng: np.random.Generator) -> Example:
-        index, record = item
-        return _example(index, record, transform(record["image"], rng), policy)
+        position, (index, record) = item
+        pixels = transform(record["image"], rng)
+        # int32 is what accelerators count in; wrapped after 2^31 examples.
+        place = {POSITIONS: np.int32(position % 2**31)}
+        return _example(index, record, pixels, policy) | place
 
     # Shuffle first, share out afterwards: the other way round each process would see
     # the same part of the data in every epoch.
     dataset = grain.MapDataset.source(_Numbered(source)).seed(seed).shuffle().repeat()
+    dataset = dataset.map_with_index(lambda position, item: (position, item))
     dataset = dataset.random_map(example)
     dataset = dataset[start_example + share.process_index :: share.process_count]
     return _batches(dataset, share)

@@ -17,6 +17,7 @@ from jax.sharding import Mesh, PartitionSpec
 from jaxtyping import Array, Bool, Float
 
 from jaxii.objective.multitask import Objective
+from jaxii.train.augment import jitter_colours
 from jaxii.train.mesh import DATA_AXIS, divided, replicated
 from jaxii.train.state import TrainState, Tree, derive_key
 
@@ -34,6 +35,7 @@ class StepSettings:
       objective: the stage's objective.
       optimizer: the stage's optimizer.
       learning_rate: the schedule inside `optimizer`, for the log.
+      colour_strength: of `jitter_colours`; 0 leaves the pixels alone.
       micro_batches: gradients of so many slices of a device's batch are added up before
         one update.
       ema_decay: decay a step of the averaged parameters; 0 turns the average off.
@@ -44,6 +46,7 @@ class StepSettings:
     objective: Objective
     optimizer: optax.GradientTransformation
     learning_rate: Callable[..., Float[Array, ""]]
+    colour_strength: float = 0.0
     micro_batches: int = 1
     ema_decay: float = 0.0
     seed: int = 0
@@ -129,8 +132,16 @@ def gradients_of(
         value = sum(term_weights[name] * part for name, part in parts.items())
         return value, (batch_stats, {"objective": value, **_prefixed("loss", parts)})
 
+    images = batch["images"]
+    if settings.colour_strength > 0:
+        images = jitter_colours(
+            images,
+            batch["positions"],
+            seed=settings.seed,
+            strength=settings.colour_strength,
+        )
     pieces = {
-        "images": batch["images"],
+        "images": images,
         "targets": targets,
         "known": known,
         "weights": example_weights,
