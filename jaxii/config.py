@@ -5,8 +5,10 @@ recipe changes and returns it; `check` refuses combinations that cannot work, be
 anything is read or allocated; `jaxii.assemble` is the only reader of the fields.
 """
 
+import difflib
 import hashlib
 import json
+from collections.abc import Mapping
 from typing import Any
 
 from ml_collections import ConfigDict
@@ -50,6 +52,8 @@ def default_config() -> Config:
     config.log_every_steps = 20
     # Stop after so many updates in a row with a gradient that is not finite.
     config.most_skipped_steps = 20
+    # A recipe that misspells a field is refused where it does so.
+    config.lock()
     return config
 
 
@@ -171,8 +175,37 @@ def check(config: Config) -> None:
     _between("micro_batches", config.micro_batches, 1, 1_000_000)
     for name in ("evaluate_every_steps", "log_every_steps", "most_skipped_steps"):
         _between(name, config[name], 1, 1_000_000_000)
-    if not config.stages:
-        raise ValueError("config.stages is empty; give at least one stage.")
+    if not isinstance(config.stages, tuple | list) or not config.stages:
+        raise ValueError(
+            f"config.stages={config.stages!r}; give at least one stage, a dict each."
+        )
+    for stage in config.stages:
+        if not isinstance(stage, Mapping | ConfigDict):
+            raise ValueError(
+                f"config.stages has {stage!r}; use a dict of the fields of "
+                "jaxii.train.stages.Stage."
+            )
+
+
+def check_field(path: str) -> None:
+    """Refuses the name of a field that does not exist, with the nearest that do.
+
+    Args:
+      path: such as `optimizer.peak_lr`, `optimizer` or `stages[0].num_epochs`.
+
+    Raises:
+      ValueError: there is no such field.
+    """
+    fields = default_config().to_dict()
+    names = [*_paths(fields), *fields]
+    name = path.partition("[")[0]
+    if name in names:
+        return
+    near = difflib.get_close_matches(name, names, n=3)
+    raise ValueError(
+        f"config.{name} is not a field; "
+        + (f"the nearest: {', '.join(near)}." if near else f"use {', '.join(fields)}.")
+    )
 
 
 def to_dict(config: Config) -> dict[str, Any]:
@@ -232,5 +265,6 @@ def _one_of(name: str, value: Any, allowed: tuple[Any, ...]) -> None:
 
 
 def _between(name: str, value: float, low: float, high: float) -> None:
-    if not low <= value <= high:
+    number = isinstance(value, int | float) and not isinstance(value, bool)
+    if not number or not low <= value <= high:
         raise ValueError(f"config.{name}={value!r}; use a value in [{low}, {high}].")

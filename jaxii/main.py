@@ -6,11 +6,13 @@
 import os
 import signal
 import sys
+import traceback
 from pathlib import Path
+from typing import Any
 
 from absl import flags
 from absl import logging as absl_logging
-from ml_collections import config_flags
+from ml_collections import ConfigDict, config_flags
 
 from jaxii import config as configuration
 from jaxii.errors import InputError
@@ -95,19 +97,21 @@ def run() -> None:
 
 
 def main(argv: list[str]) -> int:
-    """Runs one command; returns the exit code."""
-    words = [word for word in argv[1:] if not word.startswith("-")]
-    command = words[0] if words and words[0] in COMMANDS else "train"
+    """Runs one command; returns the exit code.
+
+    Args:
+      argv: `sys.argv` itself: overrides of the configuration are looked up there.
+    """
     if any(word in ("-h", "--help", "-help") for word in argv[1:]):
-        print(_help(words))
+        print(_help(argv[1:]))
         return DONE
+    _set_environment()
     try:
         rest = _parse(argv)
-        if rest and rest[0] == command:
-            rest = rest[1:]
-        elif rest:
+        command = rest.pop(0) if rest else "train"
+        if command not in COMMANDS:
             raise InputError(
-                f"{rest[0]!r} is not a command; use one of {', '.join(COMMANDS)}."
+                f"{command!r} is not a command; use one of {', '.join(COMMANDS)}."
             )
         if rest and command != "compare":
             raise InputError(
@@ -120,8 +124,9 @@ def main(argv: list[str]) -> int:
 
 
 def _help(words: list[str]) -> str:
-    if words and words[0] in COMMANDS:
-        return f"jaxii {words[0]}\n\n{COMMANDS[words[0]]}"
+    for word in words:
+        if word in COMMANDS:
+            return f"jaxii {word}\n\n{COMMANDS[word]}"
     lines = [
         "jaxii trains multi-label image classifiers, from label files to a submission.",
         "",
@@ -137,59 +142,94 @@ def _help(words: list[str]) -> str:
 
 
 def _parse(argv: list[str]) -> list[str]:
-    """Parses the flags; returns the words that are not flags."""
-    try:
-        return flags.FLAGS(argv)[1:]
-    except (flags.Error, AttributeError, KeyError, TypeError, ValueError) as error:
-        raise InputError(f"{error}; see --help.") from error
-    except (FileNotFoundError, ImportError, SyntaxError) as error:
+    """Parses the flags, which loads the recipe; returns the words that are no flags."""
+    recipe = _recipe(argv)
+    if recipe is not None and not Path(recipe.partition(":")[0]).is_file():
         raise InputError(
-            f"--config cannot be read: {error}; give a file of configs/."
-        ) from error
+            f"--config={recipe} is not a file; give a recipe such as "
+            "configs/f2_multitask.py."
+        )
+    try:
+        for word in argv[1:]:
+            if word.startswith("--config."):
+                name = word.removeprefix("--config.").partition("=")[0]
+                configuration.check_field(name)
+    except ValueError as error:
+        raise InputError(str(error)) from error
+    try:
+        rest = flags.FLAGS(argv)[1:]
+    except (flags.UnrecognizedFlagError, flags.IllegalFlagValueError) as error:
+        raise _flag_error(recipe, error) from error
+    except flags.Error as error:
+        raise InputError(f"{error}; see --help.") from error
+    except Exception as error:
+        # A recipe is a program of the user's: whatever it raises is theirs to mend.
+        raise _recipe_error(recipe, error) from error
+    if recipe is not None and not isinstance(_CONFIG.value, ConfigDict):
+        raise InputError(
+            f"--config={recipe}: get_config() does not return a configuration; change "
+            "and return what jaxii.config.default_config() gives."
+        )
+    return rest
+
+
+def _recipe(argv: list[str]) -> str | None:
+    """Returns what --config was given, before the flags are parsed."""
+    for word, following in zip(argv[1:], [*argv[2:], ""], strict=True):
+        name, equals, value = word.partition("=")
+        if name in ("--config", "-config"):
+            return value if equals else following
+    return None
+
+
+def _flag_error(recipe: str | None, error: Exception) -> InputError:
+    text = str(error).partition("\n")[0]
+    if text.startswith(f"flag --config={recipe}:"):
+        return _recipe_error(recipe, error)
+    name = text.removeprefix("flag --").partition("=")[0]
+    if name.startswith("config.") and name in flags.FLAGS:
+        default = flags.FLAGS[name].default
+        if default is not None:
+            text += f"; give a value like the default, {default!r}"
+    return InputError(f"{text.removeprefix('flag ')}; see --help.")
+
+
+def _recipe_error(recipe: str | None, error: BaseException) -> InputError:
+    """Returns a recipe's own error and the line it came from."""
+    while (before := error.__cause__ or error.__context__) is not None:
+        error = before
+    file = str(recipe).partition(":")[0]
+    frames = traceback.extract_tb(error.__traceback__)
+    lines = [f"line {frame.lineno}" for frame in frames if frame.filename == file]
+    where = f" ({lines[-1]})" if lines else ""
+    kind = "" if isinstance(error, ValueError) else f"{type(error).__name__}: "
+    text = str(error.args[0] if isinstance(error, KeyError) else error)
+    # A recipe's own message may name it already.
+    text = text.removeprefix(f"{recipe}; ")
+    return InputError(f"--config={recipe}: {kind}{text}{where}")
 
 
 def _dispatch(command: str, rest: list[str]) -> int:
-    _set_environment()
-    # Here and not above: importing jax takes seconds, and --help should not.
+    given = _arguments(command, rest)
+    # Here and not above: importing jax takes seconds, and neither help nor a message
+    # about the command line should.
     from jaxii import commands
     from jaxii.train.loop import Diverged, Preempted
+    from jaxii.workdir import Workdir
 
+    if "workdir" in given:
+        given["workdir"] = Workdir(given["workdir"])
+    if command == "train":
+        given["wanted_back"] = _wanted_back()
+    act = {
+        "train": commands.train,
+        "prepare": commands.prepare,
+        "evaluate": commands.evaluate,
+        "predict": commands.predict,
+        "compare": commands.compare,
+    }[command]
     try:
-        if command == "train":
-            config = _config()
-            commands.train(config, _workdir(config), _wanted_back())
-        elif command == "prepare":
-            commands.prepare(
-                _required("input_dir", _INPUT_DIR.value),
-                _required("data_dir", _DATA_DIR.value),
-                short_side=_SHORT_SIDE.value,
-                overrides=_layout_files(),
-            )
-        elif command == "evaluate":
-            if _TUNE_ON.value == "tuning" and not _ALLOW_TUNING.value:
-                raise InputError(
-                    "--tune_on=tuning lets labels of the target domain choose the "
-                    "threshold; add --allow_tuning_labels if that is meant."
-                )
-            commands.evaluate(
-                _existing_workdir(),
-                data_dir=_DATA_DIR.value,
-                stage=_STAGE.value,
-                tune_on=_TUNE_ON.value,
-            )
-        elif command == "predict":
-            workdir = _existing_workdir()
-            output = Path(_OUTPUT.value or workdir.path / "predictions.csv")
-            commands.predict(
-                workdir,
-                images=_required("images", _IMAGES.value),
-                ids=Path(_IDS.value) if _IDS.value else None,
-                output=output,
-                decoder=_DECODER.value,
-                stage=_STAGE.value,
-            )
-        else:
-            commands.compare([Path(word) for word in rest])
+        act(**given)
     except Preempted as stopped:
         print(f"jaxii: {stopped}; the same command goes on.", file=sys.stderr)
         return PREEMPTED
@@ -197,6 +237,43 @@ def _dispatch(command: str, rest: list[str]) -> int:
         print(f"jaxii: {error}", file=sys.stderr)
         return FAILED
     return DONE
+
+
+def _arguments(command: str, rest: list[str]) -> dict[str, Any]:
+    """Returns a command's arguments by name; refuses what is missing."""
+    if command == "train":
+        config = _config()
+        return {"config": config, "workdir": _new_workdir(config)}
+    if command == "prepare":
+        return {
+            "directory": _required("input_dir", _INPUT_DIR.value),
+            "output": _required("data_dir", _DATA_DIR.value),
+            "short_side": _SHORT_SIDE.value,
+            "overrides": _layout_files(),
+        }
+    if command == "evaluate":
+        if _TUNE_ON.value == "tuning" and not _ALLOW_TUNING.value:
+            raise InputError(
+                "--tune_on=tuning lets labels of the target domain choose the "
+                "threshold; add --allow_tuning_labels if that is meant."
+            )
+        return {
+            "workdir": _required("workdir", _WORKDIR.value),
+            "data_dir": _DATA_DIR.value,
+            "stage": _STAGE.value,
+            "tune_on": _TUNE_ON.value,
+        }
+    if command == "predict":
+        workdir = _required("workdir", _WORKDIR.value)
+        return {
+            "workdir": workdir,
+            "images": _required("images", _IMAGES.value),
+            "ids": Path(_IDS.value) if _IDS.value else None,
+            "output": Path(_OUTPUT.value or workdir / "predictions.csv"),
+            "decoder": _DECODER.value,
+            "stage": _STAGE.value,
+        }
+    return {"workdirs": [Path(word) for word in rest]}
 
 
 def _config() -> configuration.Config:
@@ -215,23 +292,13 @@ def _config() -> configuration.Config:
     return config
 
 
-def _workdir(config: configuration.Config):
-    from jaxii.workdir import Workdir
-
+def _new_workdir(config: configuration.Config) -> Path:
     if _WORKDIR.value:
-        return Workdir(Path(_WORKDIR.value))
+        return Path(_WORKDIR.value)
     recipe, _, preset = config_flags.get_config_filename(
         flags.FLAGS["config"]
     ).partition(":")
-    return Workdir(
-        Path("runs") / f"{Path(recipe).stem}-{preset or config.data.dataset}"
-    )
-
-
-def _existing_workdir():
-    from jaxii.workdir import Workdir
-
-    return Workdir(_required("workdir", _WORKDIR.value))
+    return Path("runs") / f"{Path(recipe).stem}-{preset or config.data.dataset}"
 
 
 def _required(name: str, value: str) -> Path:

@@ -177,7 +177,8 @@ def _make_term(name: str, spec: object, num_steps: int) -> Term | None:
         dict(spec) if isinstance(spec, Mapping) else {"weight": spec}
     )
     weight = params.pop("weight", 1.0)
-    if is_constant_zero(weight):
+    field = f"weight of term {name!r}"
+    if is_constant_zero(weight, name=field):
         return None
     own = _parameters(name)
     for key in params:
@@ -188,12 +189,13 @@ def _make_term(name: str, spec: object, num_steps: int) -> Term | None:
             )
     # Only numbers that may move are schedules; None (focal's alpha) stays as it is.
     scheduled = {
-        key: make_schedule(value, num_steps)
+        key: make_schedule(value, num_steps, name=f"{key} of term {name!r}")
         if isinstance(value, tuple | list)
         else value
         for key, value in params.items()
     }
-    return Term(name=name, weight=make_schedule(weight, num_steps), params=scheduled)
+    schedule = make_schedule(weight, num_steps, name=field)
+    return Term(name=name, weight=schedule, params=scheduled)
 
 
 def _parameters(name: str) -> tuple[str, ...]:

@@ -1,0 +1,241 @@
+"""Sparse labels to targets, who counts in which term, terms that cannot be."""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from jaxii.errors import InputError
+from jaxii.objective import losses
+from jaxii.objective.multitask import make_objective, targets_from_labels
+
+NUM_CLASSES = 7
+
+
+def sparse(*rows, slots=4):
+    """Returns label_ids and confidences from rows of (label, confidence) pairs."""
+    ids = np.full((len(rows), slots), -1, np.int32)
+    confidences = np.zeros((len(rows), slots), np.float32)
+    for i, row in enumerate(rows):
+        for j, (label, confidence) in enumerate(row):
+            ids[i, j], confidences[i, j] = label, confidence
+    return jnp.asarray(ids), jnp.asarray(confidences)
+
+
+def targets_of(*rows, unknown="negative"):
+    pair = targets_from_labels(*sparse(*rows), num_classes=NUM_CLASSES, unknown=unknown)
+    return tuple(np.asarray(array) for array in pair)
+
+
+def by_loop(ids, confidences, unknown):
+    targets = np.zeros((len(ids), NUM_CLASSES), np.float32)
+    known = np.full_like(targets, unknown == "negative")
+    for i in range(len(ids)):
+        for label, confidence in zip(ids[i], confidences[i], strict=True):
+            if label >= 0:
+                targets[i, label] = max(targets[i, label], confidence)
+                known[i, label] = 1.0
+    return targets, known
+
+
+def objective_of(terms, num_steps=100, unknown="negative"):
+    return make_objective(
+        terms, num_steps=num_steps, num_classes=NUM_CLASSES, unknown=unknown
+    )
+
+
+def step(number):
+    return jnp.asarray(number, jnp.int32)
+
+
+@pytest.mark.parametrize("unknown", ["negative", "ignored"])
+def test_targets_are_those_of_a_loop(unknown):
+    rng = np.random.default_rng(0)
+    ids = rng.integers(-1, NUM_CLASSES, (16, 5)).astype(np.int32)
+    confidences = rng.random((16, 5)).astype(np.float32)
+    targets, known = targets_from_labels(
+        jnp.asarray(ids),
+        jnp.asarray(confidences),
+        num_classes=NUM_CLASSES,
+        unknown=unknown,
+    )
+    expected_targets, expected_known = by_loop(ids, confidences, unknown)
+    np.testing.assert_array_equal(targets, expected_targets)
+    np.testing.assert_array_equal(known, expected_known)
+
+
+def test_a_label_listed_twice_takes_its_larger_confidence():
+    for row in ([(2, 0.3), (2, 0.9)], [(2, 0.9), (2, 0.3)], [(2, 0.9), (2, 0.0)]):
+        targets, _ = targets_of(row)
+        assert targets[0, 2] == np.float32(0.9)
+
+
+def test_padding_touches_no_class():
+    targets, known = targets_of([(0, 1.0)], [], unknown="ignored")
+    np.testing.assert_array_equal(targets.sum(axis=1), [1.0, 0.0])
+    np.testing.assert_array_equal(known.sum(axis=1), [1.0, 0.0])
+
+
+def test_the_last_class_is_not_confused_with_padding():
+    targets, _ = targets_of([(NUM_CLASSES - 1, 1.0)], [])
+    np.testing.assert_array_equal(targets[:, -1], [1.0, 0.0])
+
+
+def test_an_unknown_class_trains_as_negative_or_not_at_all():
+    _, negative = targets_of([(1, 1.0)], unknown="negative")
+    _, ignored = targets_of([(1, 1.0)], unknown="ignored")
+    np.testing.assert_array_equal(negative[0], np.ones(NUM_CLASSES))
+    np.testing.assert_array_equal(ignored[0], np.eye(NUM_CLASSES)[1])
+
+
+def test_verified_absent_is_known_and_zero():
+    targets, known = targets_of([(3, 0.0)], unknown="ignored")
+    assert targets[0, 3] == 0.0
+    assert known[0, 3] == 1.0
+
+
+def test_without_a_positive_label_an_image_counts_in_cross_entropy_alone():
+    objective = objective_of({"bce": 1.0, "soft_f": 1.0, "embedding": 1.0})
+    targets, _ = objective.targets(*sparse([(1, 1.0)], [(2, 0.0)], []))
+    weights = objective.example_weights(targets, jnp.ones(3, jnp.float32))
+    np.testing.assert_array_equal(weights["bce"], [1.0, 1.0, 1.0])
+    np.testing.assert_array_equal(weights["soft_f"], [1.0, 0.0, 0.0])
+    np.testing.assert_array_equal(weights["embedding"], [1.0, 0.0, 0.0])
+
+
+def test_padding_counts_in_no_term():
+    objective = objective_of({"bce": 1.0, "focal": 1.0, "soft_f": 1.0, "embedding": 1})
+    targets, _ = objective.targets(*sparse([(1, 1.0)], [(1, 1.0)]))
+    weights = objective.example_weights(targets, jnp.asarray([1.0, 0.0], jnp.float32))
+    for name, weight in weights.items():
+        np.testing.assert_array_equal(weight, [1.0, 0.0], err_msg=name)
+
+
+def test_each_term_is_its_loss_for_every_image():
+    objective = objective_of(
+        {"bce": 1.0, "focal": {"gamma": 1.5, "alpha": None}, "soft_f": {"beta": 1.0}}
+    )
+    targets, known = objective.targets(*sparse([(1, 1.0), (2, 0.5)], [(0, 1.0)]))
+    logits = jax.random.normal(jax.random.key(0), targets.shape)
+    values = objective.losses(
+        logits=logits,
+        embedding=None,
+        targets=targets,
+        known=known,
+        label_embeddings=None,
+        stage_step=step(0),
+    )
+    expected = {
+        "bce": losses.bce_loss(logits, targets, known),
+        "focal": losses.LOSSES["focal"](logits, targets, known, gamma=1.5, alpha=None),
+        "soft_f": losses.LOSSES["soft_f"](logits, targets, known, beta=1.0),
+    }
+    assert list(values) == list(expected)
+    for name, value in expected.items():
+        np.testing.assert_allclose(values[name], value, rtol=1e-6, err_msg=name)
+
+
+def test_the_embedding_aims_at_the_sum_of_embeddings_by_confidence():
+    objective = objective_of({"embedding": 1.0})
+    vectors = jax.random.normal(jax.random.key(1), (NUM_CLASSES, 3))
+    targets, known = objective.targets(*sparse([(1, 1.0), (4, 0.5)]))
+    goal = vectors[1] + jnp.float32(0.5) * vectors[4]
+    for guess, expected in ((goal, 0.0), (-goal, 2.0)):
+        values = objective.losses(
+            logits=jnp.zeros(targets.shape),
+            embedding=jnp.float32(3.0) * guess[None],
+            targets=targets,
+            known=known,
+            label_embeddings=vectors,
+            stage_step=step(0),
+        )
+        np.testing.assert_allclose(values["embedding"], [expected], atol=1e-5)
+
+
+def test_an_embedding_term_without_a_head_is_an_error():
+    objective = objective_of({"embedding": 1.0})
+    targets, known = objective.targets(*sparse([(1, 1.0)]))
+    with pytest.raises(ValueError, match="embedding head"):
+        objective.losses(
+            logits=targets,
+            embedding=None,
+            targets=targets,
+            known=known,
+            label_embeddings=None,
+            stage_step=step(0),
+        )
+
+
+def test_weights_move_with_the_step_inside_one_compiled_program():
+    objective = objective_of(
+        {"bce": ((0.0, 1.0), (0.4, 1.0), (0.6, 0.0)), "focal": ((0.4, 0.0), (0.6, 2.0))}
+    )
+    weights = jax.jit(objective.weights)
+    values = [
+        {name: float(value) for name, value in weights(step(number)).items()}
+        for number in (0, 40, 50, 60, 99)
+    ]
+    np.testing.assert_allclose([v["bce"] for v in values], [1, 1, 0.5, 0, 0])
+    np.testing.assert_allclose([v["focal"] for v in values], [0, 0, 1, 2, 2])
+    assert weights._cache_size() == 1
+
+
+def test_a_parameter_of_a_loss_may_move_too():
+    objective = objective_of(
+        {"focal": {"gamma": ((0.0, 0.0), (1.0, 2.0)), "alpha": None}}
+    )
+    targets, known = objective.targets(*sparse([(1, 1.0)]))
+    logits = jnp.full(targets.shape, 0.3, jnp.float32)
+    for number, gamma in ((0, 0.0), (50, 1.0), (100, 2.0)):
+        values = objective.losses(
+            logits=logits,
+            embedding=None,
+            targets=targets,
+            known=known,
+            label_embeddings=None,
+            stage_step=step(number),
+        )
+        expected = losses.LOSSES["focal"](
+            logits, targets, known, gamma=gamma, alpha=None
+        )
+        np.testing.assert_allclose(values["focal"], expected, rtol=1e-6)
+
+
+def test_a_term_whose_weight_is_always_zero_is_left_out():
+    objective = objective_of(
+        {"bce": 1.0, "focal": 0.0, "asl": ((0.0, 0.0), (1.0, 0.0))}
+    )
+    assert [term.name for term in objective.terms] == ["bce"]
+
+
+def test_a_term_given_as_a_dict_has_weight_one_by_default():
+    objective = objective_of({"focal": {"gamma": 2.0}})
+    assert float(objective.weights(step(3))["focal"]) == 1.0
+
+
+@pytest.mark.parametrize(
+    ("terms", "words"),
+    [
+        ({"bcee": 1.0}, "'bcee'.*use one of bce"),
+        ({"focal": {"gama": 2.0}}, "no parameter 'gama'.*gamma"),
+        ({"embedding": {"beta": 2.0}}, "no parameter 'beta'"),
+        ({"bce": 0.0}, "at least one of bce"),
+        ({}, "at least one of bce"),
+        ({"bce": -1.0}, "at least 0"),
+        ({"bce": "much"}, "a number or"),
+        ({"bce": ((0.5, 1.0), (0.2, 0.0))}, "rising order"),
+    ],
+)
+def test_a_term_that_cannot_be_is_refused(terms, words):
+    with pytest.raises(InputError, match=words):
+        objective_of(terms)
+
+
+def test_another_use_of_unknown_classes_is_refused():
+    with pytest.raises(InputError, match="use one of negative, ignored"):
+        objective_of({"bce": 1.0}, unknown="positive")
+
+
+def test_a_message_about_a_weight_names_its_term():
+    with pytest.raises(InputError, match="soft_f"):
+        objective_of({"bce": 1.0, "soft_f": ((0.0, 1.0), (2.0, 0.0))})
