@@ -4,6 +4,7 @@ import csv
 import hashlib
 import json
 from collections import Counter, defaultdict
+from functools import cache
 
 import cv2
 import numpy as np
@@ -53,6 +54,7 @@ def human_labels(directory):
     return table
 
 
+@cache
 def true_labels(split, count):
     return {
         picture.image_id: set(toy_scenes.labels(picture.scene))

@@ -183,13 +183,18 @@ def _quality(name: str, rng: np.random.Generator) -> Quality:
     """A camera: what it is named for is bad, the rest is mediocre."""
     if name == "good":
         return Quality()
+    blur, noise, exposure = (0.2, 0.6), (3.0, 7.0), (0.75, 1.05)
+    if name == "blurred":
+        blur = (0.9, 1.4)
+    elif name == "grainy":
+        noise = (11.0, 20.0)
+    elif name == "dark":
+        exposure = (0.38, 0.58)
     return Quality(
-        blur_pixels=rng.uniform(1.0, 1.6)
-        if name == "blurred"
-        else rng.uniform(0.2, 0.7),
-        noise=rng.uniform(14, 24) if name == "grainy" else rng.uniform(3, 8),
-        exposure=rng.uniform(0.3, 0.5) if name == "dark" else rng.uniform(0.75, 1.05),
-        jpeg=int(rng.integers(18, 45)),
+        blur_pixels=rng.uniform(*blur),
+        noise=rng.uniform(*noise),
+        exposure=rng.uniform(*exposure),
+        jpeg=int(rng.integers(22, 50)),
     )
 
 

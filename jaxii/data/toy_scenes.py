@@ -158,7 +158,7 @@ def compose(region: Region, rng: np.random.Generator) -> Scene:
     if layout != "close" and rng.random() < (0.8 if rain else 0.5):
         name = "Cloud" if rain else _pick(rng, IN_SKY[sky])
         # A wide object needs a wide sky, or it would hang over the ground.
-        half = float(rng.uniform(0.12, 0.17)) * SCALE.get(name, 1.0)
+        half = float(rng.uniform(0.14, 0.18)) * SCALE.get(name, 1.0)
         y = min(float(rng.uniform(0.16, 0.26)), horizon - 0.08)
         things.insert(0, _thing(region, rng, name, rng.uniform(0.2, 0.8), y, half))
     return Scene(
@@ -248,7 +248,7 @@ def _row(
     for place in range(count):
         name = _pick(rng, left)
         del left[name]
-        half = {1: 0.28, 2: 0.21, 3: 0.165}[count] * rng.uniform(0.88, 1.12)
+        half = {1: 0.29, 2: 0.23, 3: 0.18}[count] * rng.uniform(0.88, 1.12)
         half *= SCALE.get(name, 1.0) ** 0.5 if count > 1 else 1.0
         x = (place + 0.5) / count + rng.uniform(-0.5, 0.5) * (0.3 / count)
         foot = max(rng.uniform(horizon + 0.14, 0.95), 2.0 * half + 0.06)
@@ -268,7 +268,7 @@ def _group(
     standing = {name: weight for name, weight in odds.items() if name in GROUPS}
     in_sky = rng.random() < 0.35
     name = _pick(rng, flying if in_sky and flying else standing)
-    model = _thing(region, rng, name, 0.5, 0.5, 0.13)
+    model = _thing(region, rng, name, 0.5, 0.5, 0.14)
     count = int(rng.integers(4, 7))
     things = []
     for place in range(count):
@@ -277,6 +277,6 @@ def _group(
             y = rng.uniform(0.12, horizon - 0.02)
         else:
             y = rng.uniform(horizon + 0.02, 0.85)
-        half = 0.13 * rng.uniform(0.85, 1.15)
+        half = 0.14 * rng.uniform(0.85, 1.15)
         things.append(replace(model, x=float(x), y=float(y), half=float(half)))
     return sorted(things, key=lambda thing: thing.y + thing.half)
