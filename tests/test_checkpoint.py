@@ -89,6 +89,19 @@ def test_the_best_and_the_last_are_kept(checkpoints):
     assert [s.step for s in checkpoints.saved()["first"]] == [2, 4]
 
 
+def test_the_best_is_kept_when_the_run_goes_on_in_another_process(
+    checkpoints, tmp_path
+):
+    for step, metric in {1: 0.3, 2: 0.6, 3: 0.5}.items():
+        checkpoints.save(saved(step, metric), make_state(), {})
+    checkpoints.close()
+    again = Checkpoints(tmp_path, ["first"], "0123456789abcdef")
+    again.save(saved(4, 0.4), make_state(), {})
+    again.save(saved(5), make_state(), {})
+    assert [s.step for s in again.saved()["first"]] == [2, 5]
+    again.close()
+
+
 def test_what_a_checkpoint_says_of_itself_comes_back(checkpoints):
     given = saved(4, 0.5, evaluations=((2, 0.25), (4, 0.5)), finished=True)
     checkpoints.save(given, make_state(), {"provenance": {"clean": True}})

@@ -162,18 +162,17 @@ class Checkpoints:
 
     def _manager(self, name: str) -> ocp.CheckpointManager:
         if name not in self._managers:
-            policy = managers.AnyPreservationPolicy(
-                [
-                    managers.LatestN(1),
-                    managers.BestN(
-                        get_metric_fn=lambda metrics: metrics[METRIC],
-                        n=1,
-                        keep_checkpoints_without_metrics=False,
-                    ),
-                ]
+            best = managers.BestN(
+                get_metric_fn=_metric, n=1, keep_checkpoints_without_metrics=False
             )
             options = ocp.CheckpointManagerOptions(
-                preservation_policy=policy, cleanup_tmp_directories=True
+                preservation_policy=managers.AnyPreservationPolicy(
+                    [managers.LatestN(1), best]
+                ),
+                # Without it the metrics are not written, and a run that is resumed
+                # forgets which checkpoint is its best.
+                best_fn=_metric,
+                cleanup_tmp_directories=True,
             )
             self._managers[name] = ocp.CheckpointManager(
                 self.directory / name,
@@ -181,6 +180,10 @@ class Checkpoints:
                 item_names=("model", "training", "metadata"),
             )
         return self._managers[name]
+
+
+def _metric(metrics: Mapping[str, float]) -> float:
+    return metrics[METRIC]
 
 
 def _split(state: TrainState) -> tuple[dict[str, Tree], dict[str, Tree]]:

@@ -1,0 +1,292 @@
+"""The command itself, on a small dataset: all stages, killed and resumed, predicted.
+
+Real processes on one CPU device each. The network is tiny and every stage is a few
+steps long; everything else is what a user runs.
+"""
+
+import csv
+import json
+import os
+import re
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from jaxii.data import prepared, toy_regions
+from jaxii.data.labels import Vocabulary
+from jaxii.data.open_images import Layout, prepare
+from jaxii.train.checkpoint import Checkpoints
+from jaxii.train.mesh import make_mesh, replicated
+
+ROOT = Path(__file__).parent.parent
+STAGES = ("multitask", "f2", "classifier")
+SETTINGS = (
+    "--config=configs/f2_multitask.py",
+    "--config.model.width=8",
+    "--config.data.image_size_pixels=32",
+    "--config.global_batch_size=16",
+    "--config.label_embedding.dim=8",
+    "--config.evaluate_every_steps=4",
+    "--config.log_every_steps=2",
+    "--config.optimizer.peak_lr=0.02",
+)
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory):
+    return tmp_path_factory.mktemp("end_to_end")
+
+
+@pytest.fixture(scope="module")
+def data(folder):
+    """A drawn and prepared dataset: the layout's folder and the dataset's."""
+    files = toy_regions.write(
+        folder / "files", num_train=60, num_tuning=10, num_test=29
+    )
+    layout = Layout.find(
+        files,
+        test_labels=files / "truth" / "solution.csv",
+        test_metadata=files / "truth" / "test_meta.csv",
+    )
+    prepare(layout, folder / "prepared")
+    return files, folder / "prepared"
+
+
+def command(folder, *words):
+    environment = {
+        **os.environ,
+        "JAX_PLATFORMS": "cpu",
+        "XLA_FLAGS": "",
+        "JAX_COMPILATION_CACHE_DIR": str(folder / "compiled"),
+        "JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS": "0.2",
+    }
+    return {
+        "args": [sys.executable, "-m", "jaxii.main", *words],
+        "cwd": ROOT,
+        "env": environment,
+        "stdout": subprocess.PIPE,
+        "stderr": subprocess.STDOUT,
+        "text": True,
+    }
+
+
+def run(folder, *words, code=0):
+    result = subprocess.run(**command(folder, *words))
+    assert result.returncode == code, result.stdout
+    return result.stdout
+
+
+def train_words(data, workdir):
+    return ("train", *SETTINGS, f"--data_dir={data[1]}", f"--workdir={workdir}")
+
+
+@pytest.fixture(scope="module")
+def undisturbed(folder, data):
+    """A whole run: its workdir and what it printed."""
+    workdir = folder / "undisturbed"
+    return workdir, run(folder, *train_words(data, workdir))
+
+
+def final_params(workdir):
+    vocabulary = Vocabulary.load(workdir / "labels.csv")
+    checkpoints = Checkpoints(workdir, STAGES, vocabulary.content_hash())
+    last = checkpoints.saved()[STAGES[-1]][-1]
+    model = checkpoints.restore_model(last, replicated(make_mesh()))
+    checkpoints.close()
+    return last, model
+
+
+def assert_same_run(workdir, other):
+    last, model = final_params(workdir)
+    other_last, other_model = final_params(other)
+    assert last == other_last
+    names = {"params", "ema_params", "batch_stats"}
+    assert set(model) == set(other_model) == names
+    flat, other_flat = (dict(leaves(m)) for m in (model, other_model))
+    assert flat.keys() == other_flat.keys()
+    for name, value in flat.items():
+        np.testing.assert_array_equal(value, other_flat[name], err_msg=name)
+
+
+def leaves(tree, path=""):
+    if isinstance(tree, dict):
+        for key, value in tree.items():
+            yield from leaves(value, f"{path}/{key}")
+    else:
+        yield path, np.asarray(tree)
+
+
+def test_every_stage_is_on_disk_and_compiled_its_step_once(undisturbed):
+    workdir, output = undisturbed
+    assert {p.name for p in (workdir / "checkpoints").iterdir()} == set(STAGES)
+    for stage in STAGES:
+        assert re.search(rf"{stage}: steps .*compiled 1 time", output)
+
+
+def test_the_embedding_head_is_gone_in_the_last_stage(undisturbed):
+    _, model = final_params(undisturbed[0])
+    assert set(model["params"]) == {"trunk", "classifier"}
+
+
+def test_the_swap_of_the_loss_happened_inside_a_stage(undisturbed):
+    rows = [
+        json.loads(line)
+        for line in (undisturbed[0] / "history.jsonl").read_text().splitlines()
+    ]
+    weights = [
+        (row["weight/bce"], row["weight/focal"])
+        for row in rows
+        if row["kind"] == "train" and row["stage"] == "multitask"
+    ]
+    assert weights[0] == (1.0, 0.0)
+    assert weights[-1] == (0.0, 1.0)
+
+
+def test_it_says_where_everything_is(undisturbed):
+    workdir, output = undisturbed
+    for name in ("metrics.json", "report.html", "submission.csv", "checkpoints"):
+        assert str(workdir / name) in output
+        assert (workdir / name).exists()
+
+
+def test_metrics_name_the_floor_the_threshold_and_a_clean_provenance(undisturbed):
+    metrics = json.loads((undisturbed[0] / "metrics.json").read_text())
+    assert set(metrics["splits"]) == {"validation", "test"}
+    assert metrics["splits"]["test"]["num_images"] == 29
+    assert metrics["decoder"]["chosen_on"] == "validation"
+    assert set(metrics["constant"]["f2"]) == {"validation", "test"}
+    assert metrics["provenance"]["clean"] is True
+
+
+def test_the_submission_has_a_row_for_every_test_image_and_no_empty_one(
+    undisturbed, data
+):
+    with (undisturbed[0] / "submission.csv").open() as file:
+        rows = list(csv.reader(file))
+    assert rows[0] == ["image_id", "labels"]
+    with (data[0] / "stage_1_sample_submission.csv").open() as file:
+        expected = {row[0] for row in list(csv.reader(file))[1:]}
+    assert {row[0] for row in rows[1:]} == expected
+    assert all(row[1] for row in rows[1:])
+
+
+def test_the_same_command_again_trains_nothing(folder, data, undisturbed):
+    workdir, _ = undisturbed
+    before = (workdir / "history.jsonl").read_text().count('"train"')
+    run(folder, *train_words(data, workdir))
+    assert (workdir / "history.jsonl").read_text().count('"train"') == before
+
+
+def kill_when(folder, words, wanted, number=signal.SIGKILL):
+    """Starts the command and kills it as soon as `wanted(line)`; returns the code."""
+    process = subprocess.Popen(**command(folder, *words))
+    for line in process.stdout:
+        if wanted(line):
+            process.send_signal(number)
+            break
+    process.stdout.read()
+    return process.wait()
+
+
+def test_killed_anywhere_and_started_again_it_ends_bit_for_bit_the_same(
+    folder, data, undisturbed
+):
+    workdir = folder / "killed"
+    words = train_words(data, workdir)
+    moments = (
+        "stage multitask: starting",
+        "step  6/",
+        "stage f2: starting",
+        "step 42/",
+    )
+    for moment in moments:
+        code = kill_when(folder, words, lambda line, m=moment: m in line)
+        assert code == -signal.SIGKILL, moment
+    run(folder, *words)
+    assert_same_run(workdir, undisturbed[0])
+
+
+def test_killed_while_it_saves_it_ends_bit_for_bit_the_same(folder, data, undisturbed):
+    workdir = folder / "killed_in_a_save"
+    words = train_words(data, workdir)
+    process = subprocess.Popen(**command(folder, *words))
+    checkpoints = workdir / "checkpoints"
+    deadline = time.monotonic() + 120
+    while not any(checkpoints.glob("*/*tmp*")) and time.monotonic() < deadline:
+        time.sleep(0.001)
+    process.kill()
+    process.communicate()
+    assert process.returncode == -signal.SIGKILL
+    run(folder, *words)
+    assert_same_run(workdir, undisturbed[0])
+
+
+def test_asked_to_leave_it_saves_and_exits_75_and_resumes(folder, data, undisturbed):
+    workdir = folder / "asked"
+    words = train_words(data, workdir)
+    code = kill_when(folder, words, lambda line: "step  6/" in line, signal.SIGTERM)
+    assert code == 75
+    assert "resuming at step" in run(folder, *words)
+    assert_same_run(workdir, undisturbed[0])
+
+
+def test_evaluation_needs_only_the_workdir_and_gives_the_same_figures(
+    folder, undisturbed
+):
+    workdir, _ = undisturbed
+    before = json.loads((workdir / "metrics.json").read_text())
+    run(folder, "evaluate", f"--workdir={workdir}")
+    after = json.loads((workdir / "metrics.json").read_text())
+    assert after["splits"] == before["splits"]
+
+
+def test_a_threshold_from_tuning_labels_is_recorded_and_told(folder, undisturbed):
+    workdir, _ = undisturbed
+    output = run(
+        folder,
+        "evaluate",
+        f"--workdir={workdir}",
+        "--tune_on=tuning",
+        "--allow_tuning_labels",
+    )
+    assert "CAVEAT" in output
+    metrics = json.loads((workdir / "metrics_tuned_on_tuning.json").read_text())
+    assert metrics["provenance"]["clean"] is False
+    assert json.loads((workdir / "metrics.json").read_text())["provenance"]["clean"]
+
+
+def test_predicting_a_folder_gives_what_the_submission_says(folder, data, undisturbed):
+    workdir, _ = undisturbed
+    output = folder / "answers.csv"
+    run(
+        folder,
+        "predict",
+        f"--workdir={workdir}",
+        f"--images={data[0] / 'stage_1_test_images'}",
+        f"--ids={data[0] / 'stage_1_sample_submission.csv'}",
+        f"--output={output}",
+    )
+    with output.open() as one, (workdir / "submission.csv").open() as other:
+        assert dict(csv.reader(one)) == dict(csv.reader(other))
+
+
+def test_compare_puts_runs_in_one_table(folder, undisturbed):
+    workdir, _ = undisturbed
+    output = run(folder, "compare", str(workdir), str(workdir))
+    assert "clean" in output
+
+
+def test_the_validation_split_is_carved_by_group(data):
+    opened = prepared.open_prepared(
+        data[1],
+        validation_fraction=0.1,
+        machine_labels="ignored",
+        machine_threshold=0.5,
+    )
+    groups = [set(opened.split(s).index.groups) for s in ("train", "validation")]
+    assert not groups[0] & groups[1]
