@@ -187,25 +187,24 @@ def check(config: Config) -> None:
             )
 
 
-def check_field(path: str) -> None:
-    """Refuses the name of a field that does not exist, with the nearest that do.
+def check_overrides(argv: list[str]) -> None:
+    """Refuses the first --config.FIELD that does not exist, with the nearest that do.
 
     Args:
-      path: such as `optimizer.peak_lr`, `optimizer` or `stages[0].num_epochs`.
+      argv: words of a command line.
 
     Raises:
       ValueError: there is no such field.
     """
     fields = default_config().to_dict()
     names = [*_paths(fields), *fields]
-    name = path.partition("[")[0]
-    if name in names:
-        return
-    near = difflib.get_close_matches(name, names, n=3)
-    raise ValueError(
-        f"config.{name} is not a field; "
-        + (f"the nearest: {', '.join(near)}." if near else f"use {', '.join(fields)}.")
-    )
+    for word in argv:
+        # A stage has fields of its own: stages[0].num_epochs.
+        name = word.removeprefix("--config.").partition("=")[0].partition("[")[0]
+        if not word.startswith("--config.") or name in names:
+            continue
+        near = difflib.get_close_matches(name, names, n=3) or list(fields)
+        raise ValueError(f"--config.{name} is not a field; use {', '.join(near)}.")
 
 
 def to_dict(config: Config) -> dict[str, Any]:
@@ -253,6 +252,9 @@ def _paths(fields: dict[str, Any], prefix: str = "") -> dict[str, Any]:
     for key, value in fields.items():
         if isinstance(value, dict):
             flat |= _paths(value, f"{prefix}{key}.")
+        elif isinstance(value, list) and any(isinstance(v, dict) for v in value):
+            parts = {f"{key}[{i}]": part for i, part in enumerate(value)}
+            flat |= _paths(parts, prefix)
         else:
             flat[prefix + key] = value
     return flat
@@ -264,7 +266,7 @@ def _one_of(name: str, value: Any, allowed: tuple[Any, ...]) -> None:
         raise ValueError(f"config.{name}={value!r}; use one of {choices}.")
 
 
-def _between(name: str, value: float, low: float, high: float) -> None:
+def _between(name: str, value: Any, low: float, high: float) -> None:
     number = isinstance(value, int | float) and not isinstance(value, bool)
     if not number or not low <= value <= high:
         raise ValueError(f"config.{name}={value!r}; use a value in [{low}, {high}].")

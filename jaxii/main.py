@@ -88,7 +88,9 @@ _ALLOW_TUNING = flags.DEFINE_bool("allow_tuning_labels", False, "Say yes to tuni
 _IMAGES = flags.DEFINE_string("images", "", "Folder of pictures.")
 _IDS = flags.DEFINE_string("ids", "", "Sample submission.")
 _OUTPUT = flags.DEFINE_string("output", "", "CSV to write.")
-_DECODER = flags.DEFINE_string("decoder", "threshold", "Decoder.")
+_DECODER = flags.DEFINE_enum(
+    "decoder", "threshold", ["threshold", "top_k", "embedding"], "Decoder."
+)
 
 
 def run() -> None:
@@ -150,10 +152,7 @@ def _parse(argv: list[str]) -> list[str]:
             "configs/f2_multitask.py."
         )
     try:
-        for word in argv[1:]:
-            if word.startswith("--config."):
-                name = word.removeprefix("--config.").partition("=")[0]
-                configuration.check_field(name)
+        configuration.check_overrides(argv)
     except ValueError as error:
         raise InputError(str(error)) from error
     try:
@@ -245,9 +244,13 @@ def _arguments(command: str, rest: list[str]) -> dict[str, Any]:
         config = _config()
         return {"config": config, "workdir": _new_workdir(config)}
     if command == "prepare":
+        directory = _required("input_dir", _INPUT_DIR.value)
+        output = _required("data_dir", _DATA_DIR.value)
+        if output.exists() and not output.is_dir():
+            raise InputError(f"--data_dir={output} is a file; give a new folder.")
         return {
-            "directory": _required("input_dir", _INPUT_DIR.value),
-            "output": _required("data_dir", _DATA_DIR.value),
+            "directory": directory,
+            "output": output,
             "short_side": _SHORT_SIDE.value,
             "overrides": _layout_files(),
         }
@@ -265,11 +268,15 @@ def _arguments(command: str, rest: list[str]) -> dict[str, Any]:
         }
     if command == "predict":
         workdir = _required("workdir", _WORKDIR.value)
+        images = _required("images", _IMAGES.value)
+        output = Path(_OUTPUT.value or workdir / "predictions.csv")
+        if output.is_dir():
+            raise InputError(f"--output={output} is a folder; give a CSV file's name.")
         return {
             "workdir": workdir,
-            "images": _required("images", _IMAGES.value),
+            "images": images,
             "ids": Path(_IDS.value) if _IDS.value else None,
-            "output": Path(_OUTPUT.value or workdir / "predictions.csv"),
+            "output": output,
             "decoder": _DECODER.value,
             "stage": _STAGE.value,
         }

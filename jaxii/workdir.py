@@ -16,6 +16,7 @@ from jaxii.infer.predict import write_json
 
 # What does not change the result, and may differ when a run goes on.
 FREE_FIELDS = ("data.directory", "data.num_threads", "log_every_steps")
+MOST_SHOWN = 5
 
 
 @dataclass(frozen=True)
@@ -54,23 +55,13 @@ class Workdir:
         """Makes the folder this configuration's, or checks that it is.
 
         Raises:
-          InputError: it is another run's, with the fields that differ.
+          InputError: it is another run's, with the fields that differ; or no folder
+            can be there.
         """
         fields = configuration.to_dict(config)
-        if not self.config_file.exists():
-            write_json(self.config_file, fields)
-            return
-        differing = [
-            line
-            for line in configuration.differences(self._fields(), fields)
-            if not line.startswith(FREE_FIELDS)
-        ]
-        if differing:
-            raise InputError(
-                f"{self.path} belongs to another configuration "
-                f"({'; '.join(differing[:5])}); use its configuration, or another "
-                "--workdir."
-            )
+        if self.config_file.exists():
+            self._refuse_another(fields)
+        self._make_folder()
         write_json(self.config_file, fields)
 
     def config(self) -> configuration.Config:
@@ -85,7 +76,9 @@ class Workdir:
                 "--workdir of a training run."
             )
         try:
-            return configuration.from_dict(self._fields())
+            config = configuration.from_dict(self._fields())
+            configuration.check(config)
+            return config
         except (ValueError, KeyError, TypeError) as error:
             raise InputError(f"{self.config_file}: {error}") from error
 
@@ -100,6 +93,7 @@ class Workdir:
           InputError: the labels are other ones, or in another order.
         """
         if not self.labels_file.exists():
+            self._make_folder()
             vocabulary.save(self.labels_file)
             return
         before, now = self.vocabulary().content_hash(), vocabulary.content_hash()
@@ -111,9 +105,40 @@ class Workdir:
 
     def _fields(self) -> dict[str, Any]:
         try:
-            return json.loads(self.config_file.read_text())
-        except json.JSONDecodeError as error:
+            fields = json.loads(self.config_file.read_text(encoding="utf-8"))
+            if isinstance(fields, dict):
+                return fields
+            reason: object = f"a {type(fields).__name__}, not an object"
+        except (OSError, ValueError) as error:
+            reason = error
+        raise InputError(
+            f"{self.config_file} is not the JSON of a configuration ({reason}); "
+            "restore it, or use another --workdir."
+        )
+
+    def _refuse_another(self, fields: dict[str, Any]) -> None:
+        # Read as `config` reads it, so that a field which is new since then has its
+        # default and does not lock a run out of the version that added it.
+        before = configuration.to_dict(self.config())
+        differing = [
+            line
+            for line in configuration.differences(before, fields)
+            if line.partition(":")[0] not in FREE_FIELDS
+        ]
+        if differing:
+            shown = differing[:MOST_SHOWN]
+            if len(differing) > MOST_SHOWN:
+                shown.append(f"and {len(differing) - MOST_SHOWN} more")
             raise InputError(
-                f"{self.config_file} is not JSON ({error}); restore it, or use another "
-                "--workdir."
+                f"{self.path} belongs to another configuration "
+                f"({'; '.join(shown)}); use its configuration, or another --workdir."
+            )
+
+    def _make_folder(self) -> None:
+        try:
+            self.path.mkdir(parents=True, exist_ok=True)
+        except OSError as error:
+            raise InputError(
+                f"--workdir={self.path} cannot be made ({error.strerror}); give a "
+                "folder that can be written."
             ) from error

@@ -6,6 +6,7 @@ Comes after `evaluate` has chosen the decoder's parameter, and ends in a submiss
 import csv
 import json
 import os
+from collections import Counter
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -83,22 +84,30 @@ def read_ids(path: Path) -> list[str]:
     """Returns the image ids of a sample submission, in its order.
 
     Raises:
-      InputError: no such file, another header, or an id twice.
+      InputError: no such file, another header, no id, or one twice.
     """
     if not path.is_file():
         raise InputError(
             f"--ids={path} is not a file; give a CSV with image_id,labels."
         )
-    with path.open(newline="", encoding="utf-8-sig") as file:
-        rows = list(csv.reader(file))
+    try:
+        with path.open(newline="", encoding="utf-8-sig") as file:
+            rows = list(csv.reader(file))
+    except (OSError, ValueError, csv.Error) as error:
+        raise InputError(
+            f"--ids={path} cannot be read as CSV ({error}); it must be UTF-8 text with "
+            "the header image_id,labels."
+        ) from error
     if not rows or rows[0][:1] != ["image_id"]:
         found = ",".join(rows[0]) if rows else "nothing"
         raise InputError(
             f"{path} starts with {found!r}; its header has to be image_id,labels."
         )
     ids = [row[0] for row in rows[1:] if row]
+    if not ids:
+        raise InputError(f"--ids={path} lists no image; give one id a row.")
     if len(set(ids)) < len(ids):
-        twice = next(i for i in ids if ids.count(i) > 1)
+        twice = next(i for i, number in Counter(ids).items() if number > 1)
         raise InputError(f"{path} lists {twice} more than once; list every id once.")
     return ids
 
@@ -237,6 +246,9 @@ def write_submission(
       labels: label ids of each image; none is empty.
       vocabulary: gives the codes.
       provenance: as JSON, to `<path>.provenance.json`.
+
+    Raises:
+      ValueError: an image without a label, or as many images as not labels.
     """
     codes = vocabulary.codes
 
@@ -244,10 +256,13 @@ def write_submission(
         writer = csv.writer(file, lineterminator="\n")
         writer.writerow(HEADER)
         for image_id, ids in zip(image_ids, labels, strict=True):
+            if not len(ids):
+                raise ValueError(f"image {image_id} has no label to submit")
             writer.writerow([image_id, " ".join(codes[i] for i in ids)])
 
-    write_beside(path, rows)
+    # First, so that no submission is ever without it.
     write_json(path.with_name(path.name + ".provenance.json"), provenance)
+    write_beside(path, rows)
 
 
 def write_json(path: Path, value: Any) -> None:

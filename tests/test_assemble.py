@@ -1,0 +1,154 @@
+"""From configurations to parts: what every recipe builds, without allocating it."""
+
+import runpy
+from pathlib import Path
+
+import jax
+import numpy as np
+import pytest
+
+from jaxii import assemble
+from jaxii.data.prepared import Rows
+from jaxii.errors import InputError
+from jaxii.train.state import new_state
+
+CONFIGS = Path(__file__).parent.parent / "configs"
+RECIPES = [
+    (path, preset)
+    for path in sorted(CONFIGS.glob("*.py"))
+    for preset in runpy.run_path(str(path)).get("PRESETS", ("",))
+]
+NUM_CLASSES = 40
+
+
+def load(path=CONFIGS / "f2_multitask.py", preset=""):
+    return runpy.run_path(str(path))["get_config"](*[preset] * bool(preset))
+
+
+def plans_of(config, num_train=10_000):
+    stages = assemble.stages_of(config, num_train)
+    dim = min(config.label_embedding.dim, NUM_CLASSES)
+    networks = assemble.Networks(
+        config=config, num_classes=NUM_CLASSES, embedding_dim=dim
+    )
+    return assemble.make_plans(config, networks, stages)
+
+
+@pytest.mark.parametrize(
+    ("path", "preset"), RECIPES, ids=[f"{p.stem}-{name}" for p, name in RECIPES]
+)
+def test_every_stage_of_a_recipe_builds(path, preset):
+    config = load(path, preset)
+    for plan in plans_of(config):
+        params, batch_stats = jax.eval_shape(plan.init, jax.random.key(0))
+        assert ("embedding" in params) == plan.stage.embedding_head
+        size = config.data.image_size_pixels
+        images = jax.ShapeDtypeStruct((2, size, size, 3), np.uint8)
+        outputs, _ = jax.eval_shape(
+            lambda p, b, x, apply=plan.settings.apply: apply(
+                p, b, x, train=False, key=None
+            ),
+            params,
+            batch_stats,
+            images,
+        )
+        assert outputs.logits.shape == (2, NUM_CLASSES)
+        assert outputs.logits.dtype == np.float32
+        state = jax.eval_shape(
+            lambda p, b, plan=plan: new_state(
+                params=p,
+                batch_stats=b,
+                optimizer=plan.settings.optimizer,
+                step=0,
+                with_ema=plan.settings.ema_decay > 0,
+            ),
+            params,
+            batch_stats,
+        )
+        assert state.step.shape == ()
+
+
+def test_epochs_become_steps_of_the_global_batch():
+    config = load()
+    config.global_batch_size = 50
+    for stage, given in zip(
+        assemble.stages_of(config, num_train=1000), config.stages, strict=True
+    ):
+        assert stage.num_steps == round(given["num_epochs"] * 20)
+
+
+def test_stages_with_the_same_heads_share_one_network():
+    plans = plans_of(load())
+    by_head = {}
+    for plan in plans:
+        by_head.setdefault(plan.stage.embedding_head, set()).add(plan.settings.apply)
+    assert set(by_head) == {True, False}
+    assert all(len(applies) == 1 for applies in by_head.values())
+
+
+def test_a_batch_that_does_not_divide_is_refused_with_those_that_do():
+    config = load()
+    config.global_batch_size = 60
+    with pytest.raises(
+        InputError, match=r"global_batch_size=60 .* 8 devices; use 56 or 64"
+    ):
+        plans_of(config)
+
+
+@pytest.mark.parametrize(
+    ("change", "words"),
+    [
+        ({"num_epoch": 1.0}, "no field 'num_epoch'; fields are name, terms"),
+        ({"terms": {"bcee": 1.0}}, "'bcee' does not exist; use one of bce"),
+        ({"terms": {"focal": {"gama": 2.0}}}, "no parameter 'gama'; it takes weight"),
+        ({"num_epochs": 0.0}, "exactly one of them above 0"),
+        ({"enters_from": "first"}, "use best or last"),
+        ({"name": "f2"}, "two stages are named 'f2'"),
+        ({"embedding_head": False}, "embedding term and no head"),
+    ],
+)
+def test_a_stage_that_cannot_be_is_refused_by_name(change, words):
+    config = load()
+    first, *others = config.stages
+    config.stages = (dict(first) | change, *others)
+    with pytest.raises(InputError, match=words):
+        plans_of(config)
+
+
+def test_a_dataset_that_is_not_drawn_needs_a_folder():
+    config = load(preset="inclusive_images")
+    with pytest.raises(InputError, match=r"prepare --help.*--data_dir"):
+        assemble.data_directory(config)
+    config.data.directory = "somewhere"
+    assert assemble.data_directory(config) == Path("somewhere")
+
+
+def test_the_embedded_dataset_has_a_default_folder(monkeypatch, tmp_path):
+    monkeypatch.setenv("JAXII_DATA_DIR", str(tmp_path))
+    assert assemble.data_directory(load()) == tmp_path / "toy_regions"
+
+
+@pytest.mark.parametrize(("most", "expected"), [(0, 8), (8, 8), (9, 16), (500, 126)])
+def test_slots_fit_the_fullest_image_in_eights_up_to_the_limit(most, expected):
+    rows = Rows(
+        offsets=np.array([0, most]),
+        label_ids=np.arange(most, dtype=np.int32),
+        confidences=np.ones(most, np.float32),
+    )
+    assert assemble.slots(load(), rows) == expected
+
+
+def test_the_batch_of_evaluation_fits_the_devices():
+    config = load()
+    config.global_batch_size = 13
+    assert assemble.eval_batch_size(config) == 16
+    config.global_batch_size = 16
+    assert assemble.eval_batch_size(config) == 16
+
+
+def test_the_prior_bias_gives_each_label_its_frequency():
+    counts = np.array([0.0, 50.0, 99.0])
+    bias = assemble.prior_bias(counts, 99)
+    assert bias.dtype == np.float32
+    probs = 1 / (1 + np.exp(-bias.astype(np.float64)))
+    np.testing.assert_allclose(probs, (counts + 0.5) / 100, rtol=1e-5)

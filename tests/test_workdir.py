@@ -1,0 +1,163 @@
+"""A run's folder belongs to one configuration and one vocabulary."""
+
+import json
+
+import pytest
+
+from jaxii import config as configuration
+from jaxii.data.labels import Vocabulary
+from jaxii.errors import InputError
+from jaxii.workdir import Workdir
+
+LABELS = Vocabulary(("/m/a", "/m/b"), ("A", "B"))
+OTHER_LABELS = Vocabulary(("/m/b", "/m/a"), ("B", "A"))
+
+
+def new_config(**changes):
+    config = configuration.default_config()
+    config.stages = ({"name": "only", "terms": {"bce": 1.0}, "num_steps": 2},)
+    for path, value in changes.items():
+        *sections, name = path.split("__")
+        (config[sections[0]] if sections else config)[name] = value
+    return config
+
+
+def content(folder):
+    return {p.name: p.read_bytes() for p in sorted(folder.rglob("*")) if p.is_file()}
+
+
+@pytest.fixture
+def workdir(tmp_path):
+    made = Workdir(tmp_path / "run")
+    made.claim(new_config())
+    made.claim_labels(LABELS)
+    return made
+
+
+def test_a_claimed_folder_gives_the_configuration_back(workdir):
+    assert configuration.to_dict(workdir.config()) == configuration.to_dict(
+        new_config()
+    )
+    assert workdir.vocabulary() == LABELS
+
+
+def test_the_same_configuration_may_claim_again(workdir):
+    before = content(workdir.path)
+    workdir.claim(new_config())
+    workdir.claim_labels(LABELS)
+    assert content(workdir.path) == before
+
+
+def test_what_does_not_change_the_result_may_differ(workdir):
+    changed = new_config(
+        data__directory="elsewhere", data__num_threads=7, log_every_steps=3
+    )
+    workdir.claim(changed)
+    assert workdir.config().data.directory == "elsewhere"
+
+
+def test_how_often_it_is_evaluated_decides_the_best_and_may_not_differ(workdir):
+    with pytest.raises(InputError, match="evaluate_every_steps: 200 -> 3"):
+        workdir.claim(new_config(evaluate_every_steps=3))
+
+
+def test_another_configuration_is_refused_with_the_fields_and_nothing_changes(workdir):
+    before = content(workdir.path)
+    with pytest.raises(
+        InputError, match=r"optimizer.peak_lr: 0.05 -> 0.5; seed: 0 -> 4\).*--workdir"
+    ):
+        workdir.claim(new_config(seed=4, optimizer__peak_lr=0.5))
+    assert content(workdir.path) == before
+
+
+def test_another_stage_is_told_by_its_field_alone(workdir):
+    stages = ({"name": "only", "terms": {"bce": 1.0}, "num_steps": 3},)
+    with pytest.raises(InputError, match=r"\(stages\[0\].num_steps: 2 -> 3\)"):
+        workdir.claim(new_config(stages=stages))
+
+
+def test_many_differences_are_cut_and_counted(workdir):
+    changed = new_config(
+        seed=1,
+        micro_batches=2,
+        evaluate_every_steps=9,
+        global_batch_size=8,
+        model__depth=18,
+        model__width=8,
+        optimizer__momentum=0.8,
+    )
+    with pytest.raises(InputError, match="and 2 more") as caught:
+        workdir.claim(changed)
+    assert str(caught.value).count(" -> ") == 5
+
+
+def test_a_run_from_before_a_field_existed_goes_on_with_its_default(workdir):
+    fields = json.loads(workdir.config_file.read_text())
+    del fields["data"]["colour_strength"]
+    workdir.config_file.write_text(json.dumps(fields))
+    workdir.claim(new_config())
+    assert "colour_strength" in json.loads(workdir.config_file.read_text())["data"]
+
+
+def test_other_labels_are_refused_and_nothing_changes(workdir):
+    before = content(workdir.path)
+    with pytest.raises(InputError, match="trained on labels") as caught:
+        workdir.claim_labels(OTHER_LABELS)
+    for vocabulary in (LABELS, OTHER_LABELS):
+        assert vocabulary.content_hash() in str(caught.value)
+    assert content(workdir.path) == before
+
+
+def test_labels_may_be_claimed_first(tmp_path):
+    workdir = Workdir(tmp_path / "new" / "run")
+    workdir.claim_labels(LABELS)
+    workdir.claim(new_config())
+    assert workdir.vocabulary() == LABELS
+
+
+def test_a_folder_without_a_run_is_refused(tmp_path):
+    with pytest.raises(InputError, match="holds no run"):
+        Workdir(tmp_path).config()
+
+
+def test_a_file_in_place_of_the_folder_is_refused(tmp_path):
+    (tmp_path / "file").write_text("")
+    for path in (tmp_path / "file", tmp_path / "file" / "run"):
+        with pytest.raises(InputError, match=r"cannot be made.*can be written"):
+            Workdir(path).claim(new_config())
+
+
+@pytest.mark.parametrize("text", ["", "{", "[1, 2]", '"text"', "\xff"])
+def test_a_damaged_configuration_is_refused_by_name(workdir, text):
+    workdir.config_file.write_bytes(text.encode("latin-1"))
+    for act in (workdir.config, lambda: workdir.claim(new_config())):
+        with pytest.raises(InputError, match=r"config.json is not the JSON.*restore"):
+            act()
+
+
+@pytest.mark.parametrize(
+    ("change", "words"),
+    [
+        ({"sead": 1}, "config.sead is not a field"),
+        ({"seed": "many"}, "seed"),
+        ({"stages": []}, "at least one stage"),
+        ({"global_batch_size": 0}, "use a value in"),
+    ],
+)
+def test_a_configuration_that_cannot_be_is_refused_with_its_file(
+    workdir, change, words
+):
+    fields = json.loads(workdir.config_file.read_text()) | change
+    workdir.config_file.write_text(json.dumps(fields))
+    with pytest.raises(InputError, match=words) as caught:
+        workdir.config()
+    assert str(workdir.config_file) in str(caught.value)
+
+
+def test_what_was_tuned_elsewhere_has_names_of_its_own(tmp_path):
+    workdir = Workdir(tmp_path)
+    assert workdir.result_file("metrics.json").name == "metrics.json"
+    assert (
+        workdir.result_file("metrics.json", "tuning").name
+        == "metrics_tuned_on_tuning.json"
+    )
