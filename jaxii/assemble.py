@@ -18,7 +18,7 @@ import numpy as np
 from ml_collections import ConfigDict
 
 from jaxii.config import Config
-from jaxii.data import embedding, pipeline, prepared
+from jaxii.data import embedding, pipeline, prepared, toy_regions
 from jaxii.data.images import EvalTransform, TrainTransform
 from jaxii.data.prepared import Data, Rows
 from jaxii.errors import InputError
@@ -50,7 +50,7 @@ def data_directory(config: Config) -> Path:
     if config.data.directory:
         return Path(config.data.directory)
     if config.data.dataset == "toy_regions":
-        return data_root() / "toy_regions"
+        return data_root() / f"toy_regions_v{toy_regions.VERSION}"
     raise InputError(
         f"config.data.directory is empty and {config.data.dataset} is not drawn here; "
         "prepare the data once (python -m jaxii.main prepare --help) and give its "
@@ -72,6 +72,7 @@ def open_data(config: Config, on_progress: prepared.Progress | None = None) -> D
         validation_fraction=config.data.validation_fraction,
         machine_labels=config.data.machine_labels,
         machine_threshold=config.data.machine_threshold,
+        on_progress=on_progress,
     )
 
 

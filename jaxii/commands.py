@@ -27,7 +27,7 @@ from jaxii.infer.report.compare import print_table
 from jaxii.infer.report.page import write_report
 from jaxii.infer.summary import summarise
 from jaxii.infer.thresholds import DecoderChoice, choose
-from jaxii.session import Session, open_session
+from jaxii.session import Session, describe, open_session
 from jaxii.train import loop
 from jaxii.train.checkpoint import Checkpoints
 from jaxii.train.mesh import make_mesh, replicated
@@ -44,7 +44,8 @@ def train(
 ) -> None:
     """Trains every stage that is left, then evaluates, reports and writes answers."""
     session = open_session(config, workdir)
-    _describe(session)
+    for line in describe(session):
+        say(line)
     run = _make_run(session, wanted_back)
     saved = [s for found in session.checkpoints.saved().values() for s in found]
     telemetry = Telemetry(
@@ -92,27 +93,6 @@ def _make_run(session: Session, wanted_back: Callable[[], bool]) -> loop.Run:
         most_skipped_steps=config.most_skipped_steps,
         seed=config.seed,
         wanted_back=wanted_back,
-    )
-
-
-def _describe(session: Session) -> None:
-    data, config = session.data, session.config
-    counts = ", ".join(f"{n} {s.num_examples}" for n, s in data.splits.items())
-    say(f"data      {data.directory}: {len(data.vocabulary)} labels; images: {counts}")
-    most = config.data.most_labels
-    cut = int(np.sum(np.diff(data.train_rows.offsets) > most))
-    if cut:
-        say(f"          {cut} training images have over {most} labels: the rest is cut")
-    if session.label_embedding is not None:
-        made = session.label_embedding
-        say(
-            f"embedding {made.vectors.shape[1]} numbers a label, "
-            f"{made.explained_energy:.1%} of the PMI matrix's energy"
-        )
-    say(
-        f"run       {session.workdir.path}: {len(session.plans)} stages, "
-        f"{sum(plan.stage.num_steps for plan in session.plans)} steps of "
-        f"{config.global_batch_size} images on {result.hardware()}"
     )
 
 
@@ -186,7 +166,7 @@ def _result(session, saved, summaries, decoder, tune_on, provenance) -> dict[str
         decoder={"name": decoder.name, **decoder.parameter(), "chosen_on": tune_on}
         | {"top_k": decoder.choice.top_k, "embedding_k": decoder.choice.embedding_k},
         constant=constant,
-        codes=data.vocabulary.codes,
+        vocabulary=data.vocabulary,
         provenance=provenance,
         facts={
             "config_hash": configuration.content_hash(config),

@@ -20,6 +20,9 @@ from jaxii.train.checkpoint import Checkpoints
 from jaxii.train.mesh import make_mesh, replicated
 from jaxii.workdir import Workdir
 
+# How many labels are shown with how many of their neighbours, as a check by eye.
+NEIGHBOURS = 3
+
 
 @dataclass(frozen=True, kw_only=True)
 class Session:
@@ -105,3 +108,43 @@ def _embedding(
     }
     embedding.save(workdir.embedding_file, made, provenance=provenance)
     return made
+
+
+def describe(session: Session) -> list[str]:
+    """Returns what a person checks before a run: data, embedding, length."""
+    data, config = session.data, session.config
+    counts = ", ".join(f"{n} {s.num_examples}" for n, s in data.splits.items())
+    rows = [
+        f"data      {data.directory}: {len(data.vocabulary)} labels; images: {counts}"
+    ]
+    most = config.data.most_labels
+    cut = int(np.sum(np.diff(data.train_rows.offsets) > most))
+    if cut:
+        rows.append(
+            f"          {cut} training images have over {most} labels: the rest is cut"
+        )
+    made = session.label_embedding
+    if made is not None:
+        rows.append(
+            f"embedding {made.vectors.shape[1]} numbers a label, "
+            f"{made.explained_energy:.1%} of the PMI matrix's energy"
+        )
+        rows += [f"          {line}" for line in _neighbours(session, made)]
+    steps = sum(plan.stage.num_steps for plan in session.plans)
+    rows.append(
+        f"run       {session.workdir.path}: {len(session.plans)} stages, {steps} steps "
+        f"of {config.global_batch_size} images on {result.hardware()}"
+    )
+    return rows
+
+
+def _neighbours(session: Session, made: embedding.LabelEmbedding) -> list[str]:
+    """Returns the labels that the embedding puts next to the most frequent ones."""
+    vocabulary = session.data.vocabulary
+    counts = session.data.train_rows.class_counts(len(vocabulary))
+    rows = []
+    for label in np.argsort(-counts, kind="stable")[:NEIGHBOURS]:
+        near = embedding.nearest(made.vectors, int(label), NEIGHBOURS)
+        names = ", ".join(vocabulary.names([other for other, _ in near]))
+        rows.append(f"{vocabulary.descriptions[label]} is near {names or 'nothing'}")
+    return rows

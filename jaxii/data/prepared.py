@@ -113,6 +113,7 @@ def open_prepared(
     validation_fraction: float,
     machine_labels: str,
     machine_threshold: float,
+    on_progress: Progress | None = None,
 ) -> Data:
     """Opens a prepared dataset.
 
@@ -122,11 +123,13 @@ def open_prepared(
         the dataset has no such split of its own.
       machine_labels: how the training split uses them; see `labels.resolve_labels`.
       machine_threshold: confidence from which a thresholded machine label is present.
+      on_progress: called with (done, total, what) while a dataset without an index of
+        its own is scanned for the first time.
 
     Raises:
       InputError: there is no dataset, or a split that training needs is empty.
     """
-    dataset = sources.open_dataset(directory)
+    dataset = sources.open_dataset(directory, on_progress=on_progress)
     splits = dataset.splits
     if "validation" not in splits:
         splits = dataset.carve(validation_fraction)

@@ -14,6 +14,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from jaxii.data.labels import Vocabulary
 from jaxii.infer.decode import best_constant, constant_f2
 from jaxii.infer.provenance import Provenance
 from jaxii.train.checkpoint import Checkpoints
@@ -73,7 +74,7 @@ def make_result(
     summaries: Mapping[str, Mapping[str, Any]],
     decoder: Mapping[str, Any],
     constant: Constant,
-    codes: Sequence[str],
+    vocabulary: Vocabulary,
     provenance: Provenance,
     facts: Mapping[str, Any],
 ) -> dict[str, Any]:
@@ -84,7 +85,7 @@ def make_result(
       summaries: split name to the figures of `summarise`.
       decoder: name, parameter and the split it was chosen on.
       constant: the floor.
-      codes: label codes in the vocabulary's order.
+      vocabulary: the labels.
       provenance: what influenced the figures.
       facts: seed, dataset, hashes and whatever else identifies the run.
     """
@@ -97,7 +98,8 @@ def make_result(
         "provenance": provenance.to_json(),
         "decoder": dict(decoder),
         "constant": {
-            "labels": [codes[i] for i in constant.label_ids],
+            "labels": [vocabulary.codes[i] for i in constant.label_ids],
+            "names": vocabulary.names(constant.label_ids.tolist()),
             "num_labels": len(constant.label_ids),
             "f2": dict(constant.f2),
         },

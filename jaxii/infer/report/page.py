@@ -111,7 +111,7 @@ def render(
         provenance=_provenance(metrics),
         headlines=_headlines(splits, floors),
         decoder=_decoder(decoder),
-        constant_labels=list(constant.get("labels") or []),
+        constant_labels=list(constant.get("names") or constant.get("labels") or []),
         quality=_quality(splits),
         slices=[_slices(n, s) for n, s in splits.items() if s.get("slices")],
         decoders=_decoders(splits),
