@@ -223,15 +223,23 @@ def stages_of(config: Config, num_train: int) -> tuple[Stage, ...]:
     )
 
 
+def check_devices(config: Config) -> None:
+    """Refuses a training batch that does not divide over the devices at hand.
+
+    Raises:
+      InputError: with the nearest sizes that do.
+    """
+    check_batch_size(config.global_batch_size, jax.device_count(), config.micro_batches)
+
+
 def make_plans(
     config: Config, networks: Networks, stages: tuple[Stage, ...]
 ) -> tuple[StagePlan, ...]:
     """Builds every stage's objective, optimizer and network.
 
     Raises:
-      InputError: a batch that does not divide, a term or parameter that does not exist.
+      InputError: a term or parameter that does not exist, a number out of range.
     """
-    check_batch_size(config.global_batch_size, jax.device_count(), config.micro_batches)
     return tuple(_plan(config, networks, stage) for stage in stages)
 
 

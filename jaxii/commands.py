@@ -43,6 +43,7 @@ def train(
     config: configuration.Config, workdir: Workdir, wanted_back: Callable[[], bool]
 ) -> None:
     """Trains every stage that is left, then evaluates, reports and writes answers."""
+    assemble.check_devices(config)
     session = open_session(config, workdir)
     for line in describe(session):
         say(line)

@@ -1,0 +1,251 @@
+"""The loop: stages in order, endings, resuming, leaving, and the guard."""
+
+import io
+from typing import NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+import pytest
+
+from jaxii.errors import InputError
+from jaxii.objective.multitask import make_objective
+from jaxii.train.checkpoint import METRIC, Checkpoints
+from jaxii.train.loop import Diverged, Preempted, Run, StagePlan, inherit, train
+from jaxii.train.mesh import make_mesh, replicated
+from jaxii.train.optimizer import make_optimizer
+from jaxii.train.stages import Stage
+from jaxii.train.step import StepSettings
+from jaxii.train.telemetry import Telemetry, read_history
+
+NUM_CLASSES, BATCH, FEATURES = 3, 8, 6
+
+
+class Outputs(NamedTuple):
+    logits: jax.Array
+    embedding: jax.Array | None
+
+
+def apply(params, batch_stats, images, *, train, key):
+    features = jnp.tanh(images.astype(jnp.float32).reshape(images.shape[0], -1) / 99.0)
+    embedding = features @ params["embedding"] if "embedding" in params else None
+    return Outputs(features @ params["classifier"], embedding), batch_stats
+
+
+def init(key, *, head):
+    params = {"classifier": jax.random.normal(key, (FEATURES, NUM_CLASSES))}
+    if head:
+        params["embedding"] = jax.random.normal(key, (FEATURES, 2))
+    return params, {"mean": jnp.zeros(2)}
+
+
+def batches(start):
+    step = start // BATCH
+    while True:
+        rng = np.random.default_rng(step)
+        yield {
+            "images": rng.integers(0, 255, (BATCH, 1, 2, 3)).astype(np.uint8),
+            "label_ids": rng.integers(0, NUM_CLASSES, (BATCH, 1)).astype(np.int32),
+            "label_confidences": np.ones((BATCH, 1), np.float32),
+            "mask": np.ones(BATCH, np.float32),
+        }
+        step += 1
+
+
+def plan(stage, rate=0.1):
+    def schedule(step):
+        return jnp.float32(rate)
+
+    terms = dict(stage.terms)
+    return StagePlan(
+        stage=stage,
+        settings=StepSettings(
+            apply=apply,
+            objective=make_objective(
+                terms, num_steps=stage.num_steps, num_classes=NUM_CLASSES
+            ),
+            optimizer=make_optimizer(
+                name="sgd", schedule=optax.constant_schedule(rate), weight_decay=0.0
+            ),
+            learning_rate=schedule,
+            ema_decay=0.9,
+        ),
+        init=lambda key: init(key, head=stage.embedding_head),
+    )
+
+
+STAGES = (
+    Stage(
+        name="both",
+        terms={"bce": 1.0, "embedding": 1.0},
+        num_steps=6,
+        embedding_head=True,
+        enters_from="last",
+    ),
+    Stage(name="one", terms={"bce": 1.0}, num_steps=4, enters_from="last"),
+)
+
+
+class Folder:
+    """A workdir whose runs can be started as often as a test needs."""
+
+    def __init__(self, path):
+        self.path = path
+
+    def run(self, stages=STAGES, *, leave_after=None, metric=None, rate=0.1, **more):
+        checkpoints = Checkpoints(
+            self.path, [stage.name for stage in stages], "0123456789abcdef"
+        )
+        asked = {"times": 0}
+
+        def wanted_back():
+            asked["times"] += 1
+            return asked["times"] == leave_after
+
+        run = Run(
+            plans=tuple(plan(stage, rate) for stage in stages),
+            mesh=make_mesh(),
+            checkpoints=checkpoints,
+            batches=more.get("batches", batches),
+            evaluate=metric or (lambda settings, params, stats: {METRIC: 0.5}),
+            label_embeddings=jax.device_put(
+                jnp.eye(NUM_CLASSES, 2), replicated(make_mesh())
+            ),
+            pretrained=more.get("pretrained"),
+            metadata={},
+            global_batch_size=BATCH,
+            evaluate_every_steps=2,
+            log_every_steps=1,
+            most_skipped_steps=3,
+            seed=0,
+            wanted_back=wanted_back,
+        )
+        steps = [s.step for found in checkpoints.saved().values() for s in found]
+        self.output = io.StringIO()
+        telemetry = Telemetry(
+            self.path,
+            total_steps=10,
+            start_step=max(steps, default=0),
+            stream=self.output,
+        )
+        try:
+            with telemetry:
+                return train(run, telemetry)
+        finally:
+            checkpoints.close()
+
+    def model(self, stage):
+        checkpoints = Checkpoints(
+            self.path, [s.name for s in STAGES], "0123456789abcdef"
+        )
+        last = checkpoints.saved()[stage][-1]
+        sharding = jax.sharding.SingleDeviceSharding(jax.devices()[0])
+        model = checkpoints.restore_model(last, sharding)
+        checkpoints.close()
+        return last, model
+
+
+@pytest.fixture
+def folder(tmp_path):
+    return Folder(tmp_path / "run")
+
+
+def test_stages_run_in_order_and_the_head_is_dropped(folder):
+    last = folder.run()
+    assert (last.stage, last.first_step, last.step, last.finished) == (
+        "one",
+        6,
+        10,
+        True,
+    )
+    assert set(folder.model("both")[1]["params"]) == {"classifier", "embedding"}
+    assert set(folder.model("one")[1]["params"]) == {"classifier"}
+
+
+@pytest.mark.parametrize("leave_after", [1, 3, 6, 7, 9])
+def test_left_at_any_step_and_resumed_it_is_the_same_run_bit_for_bit(
+    folder, tmp_path, leave_after
+):
+    undisturbed = Folder(tmp_path / "undisturbed")
+    undisturbed.run()
+    try:
+        folder.run(leave_after=leave_after)
+    except Preempted:
+        folder.run()
+    for stage in ("both", "one"):
+        last, model = folder.model(stage)
+        other_last, other = undisturbed.model(stage)
+        assert last.step == other_last.step
+        assert last.evaluations == other_last.evaluations
+        jax.tree.map(np.testing.assert_array_equal, model, other)
+    rows = read_history(folder.path / "history.jsonl")
+    steps = [row["step"] for row in rows if row["kind"] == "train"]
+    assert steps == list(range(1, 11))
+
+
+def test_leaving_says_where_and_a_finished_run_is_left_alone(folder):
+    with pytest.raises(Preempted, match="step 3 of stage both"):
+        folder.run(leave_after=3)
+    folder.run()
+    before = (folder.path / "history.jsonl").read_text().count("train")
+    folder.run()
+    assert (folder.path / "history.jsonl").read_text().count("train") == before
+
+
+def test_a_plateau_ends_a_stage_early(folder):
+    stage = Stage(name="both", terms={"bce": 1.0}, num_steps=100, plateau_evaluations=2)
+    last = folder.run((stage,))
+    assert last.step == 6
+    assert last.finished
+
+
+def test_the_next_stage_starts_from_the_best_by_the_metric(folder):
+    metrics = iter([0.1, 0.9, 0.2, 0.5, 0.5, 0.5])
+    stages = (STAGES[0], Stage(name="one", terms={"bce": 1.0}, num_steps=4))
+    folder.run(stages, metric=lambda *_: {METRIC: next(metrics)})
+    assert "starting from step 4 of stage both (best)" in folder.output.getvalue()
+
+
+def test_gradients_that_stay_infinite_stop_the_run_and_keep_the_checkpoint(folder):
+    def breaking(start):
+        for i, batch in enumerate(batches(start)):
+            broken = np.full((BATCH, 1), np.inf, np.float32)
+            yield {**batch, "label_confidences": broken} if i >= 3 else batch
+
+    with pytest.raises(Diverged, match="3 updates in a row up to step 6"):
+        folder.run(batches=breaking)
+    last, model = folder.model("both")
+    assert last.step == 4
+    assert all(np.isfinite(leaf).all() for leaf in jax.tree.leaves(model))
+
+
+def test_pretrained_parameters_replace_fresh_ones_at_the_start_only(folder):
+    def zeros(params, batch_stats):
+        return jax.tree.map(jnp.zeros_like, params), batch_stats
+
+    stages = (Stage(name="both", terms={"bce": 1.0}, num_steps=2),)
+    folder.run(stages, pretrained=zeros, rate=1e-30)
+    _, model = folder.model("both")
+    assert np.abs(model["params"]["classifier"]).max() < 1e-20
+
+
+def test_the_average_is_inherited_where_there_is_one():
+    model = {
+        "params": {"classifier": np.ones(2, np.float32)},
+        "ema_params": {"classifier": np.zeros(2, np.float32)},
+        "batch_stats": {},
+    }
+    params, _ = inherit(model, {"classifier": jnp.ones(2)})
+    np.testing.assert_array_equal(params["classifier"], 0.0)
+
+
+def test_another_shape_is_not_inherited():
+    model = {"params": {"classifier": np.ones(2, np.float32)}, "batch_stats": {}}
+    with pytest.raises(InputError, match="does not fit"):
+        inherit(model, {"classifier": jnp.ones(3)})
+
+
+def test_train_step_is_compiled_once_a_stage_and_says_so(folder):
+    folder.run()
+    assert folder.output.getvalue().count("train_step compiled 1 time(s)") == 2
