@@ -174,10 +174,10 @@ def _parse(argv: list[str]) -> list[str]:
 
 def _recipe(argv: list[str]) -> str | None:
     """Returns what --config was given, before the flags are parsed."""
-    for word, following in zip(argv[1:], [*argv[2:], ""], strict=True):
+    for i, word in enumerate(argv):
         name, equals, value = word.partition("=")
         if name in ("--config", "-config"):
-            return value if equals else following
+            return value if equals else " ".join(argv[i + 1 : i + 2])
     return None
 
 
@@ -195,10 +195,11 @@ def _flag_error(recipe: str | None, error: Exception) -> InputError:
 
 def _recipe_error(recipe: str | None, error: BaseException) -> InputError:
     """Returns a recipe's own error and the line it came from."""
+    frames = list(traceback.extract_tb(error.__traceback__))
     while (before := error.__cause__ or error.__context__) is not None:
         error = before
+        frames += traceback.extract_tb(error.__traceback__)
     file = str(recipe).partition(":")[0]
-    frames = traceback.extract_tb(error.__traceback__)
     lines = [f"line {frame.lineno}" for frame in frames if frame.filename == file]
     where = f" ({lines[-1]})" if lines else ""
     kind = "" if isinstance(error, ValueError) else f"{type(error).__name__}: "

@@ -12,7 +12,7 @@ from typing import Any
 import numpy as np
 from jaxtyping import Float, Int, Int64
 
-from jaxii.data import open_images, sources, toy_regions
+from jaxii.data import folder, open_images, sources, toy_regions
 from jaxii.data.labels import Vocabulary, resolve_rows
 from jaxii.errors import InputError
 
@@ -94,9 +94,22 @@ class Data:
 
 
 def prepare_toy_regions(directory: Path, on_progress: Progress | None = None) -> None:
-    """Draws the embedded dataset and prepares it, unless that has been done."""
-    if (directory / "dataset_info.json").exists():
+    """Draws the embedded dataset and prepares it, unless that has been done.
+
+    Raises:
+      InputError: the folder holds something else.
+    """
+    if (directory / folder.INFO_FILE).exists():
         return
+    # Asked before minutes of drawing, not by `prepare` after them.
+    begun = (directory / folder.INPUTS_FILE).exists()
+    if directory.is_file() or (
+        directory.is_dir() and any(directory.iterdir()) and not begun
+    ):
+        raise InputError(
+            f"{directory} holds something else than toy_regions; give an empty or new "
+            "folder to draw it in, or the recipe's preset for the data that is there."
+        )
     drawn = directory.parent / f"{directory.name}_files"
     toy_regions.write(drawn, on_progress=on_progress)
     layout = open_images.Layout.find(
