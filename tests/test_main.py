@@ -673,3 +673,19 @@ def test_tuning_needs_a_split_of_that_name(run, refused, tmp_path, trained):
         words,
         "has no images in split 'tuning'; it has train",
     )
+
+
+@pytest.mark.xfail(strict=True, reason="answers are given to labelled splits only")
+def test_a_test_without_labels_gets_a_submission_and_no_figures(run, tmp_path, trained):
+    files = small_layout.write(tmp_path / "files", num_train=24)
+    (files / "tuning_labels.csv").unlink()
+    copy = shutil.copytree(trained, tmp_path / "copy")
+    for path in copy.glob("submission*"):
+        path.unlink()
+    words = ("evaluate", f"--workdir={copy}", f"--data_dir={prepared_from(files)}")
+    code, _, errors = run(*words)
+    assert (code, errors) == (0, "")
+    metrics = json.loads((copy / "metrics.json").read_text())
+    assert list(metrics["splits"]) == ["validation"]
+    rows = (copy / "submission.csv").read_text().splitlines()[1:]
+    assert [row.split(",")[0] for row in rows] == ["test0", "test1", "test2"]

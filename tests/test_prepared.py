@@ -167,3 +167,24 @@ def test_the_embedded_dataset_is_left_alone_once_it_is_there(tmp_path):
     prepare_toy_regions(tmp_path)
     assert [path.name for path in tmp_path.iterdir()] == ["dataset_info.json"]
     assert not tmp_path.with_name(f"{tmp_path.name}_files").exists()
+
+
+def test_train_alone_is_enough(tmp_path):
+    def without_the_rest(files):
+        (files / "tuning_labels.csv").unlink()
+        (files / "stage_1_sample_submission.csv").unlink()
+        for picture in (files / "stage_1_test_images").iterdir():
+            picture.unlink()
+
+    data = opened(prepared(tmp_path, edit=without_the_rest))
+    assert set(data.splits) == {"train", "validation"}
+    assert not data.has_truth("test")
+
+
+def test_the_embedded_dataset_is_not_drawn_beside_other_files(tmp_path):
+    folder = tmp_path / "data"
+    folder.mkdir()
+    (folder / "mine.txt").write_text("")
+    with pytest.raises(InputError, match="holds something else"):
+        prepare_toy_regions(folder)
+    assert list(tmp_path.iterdir()) == [folder]
