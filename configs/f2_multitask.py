@@ -80,4 +80,4 @@ def _small_pictures(config):
     config.data.colour_strength = 1.0
     config.label_embedding.dim = 32
     config.optimizer.ema_decay = 0.99
-    config.evaluate_every_steps = 200
+    config.evaluate_every_steps = 100

@@ -24,7 +24,7 @@ from jaxii.data.prepared import Data, Rows
 from jaxii.errors import InputError
 from jaxii.model import pretrained
 from jaxii.model.multitask import Network, make_network
-from jaxii.objective.multitask import make_objective
+from jaxii.objective.multitask import Objective, make_objective
 from jaxii.objective.schedule import warmup_cosine
 from jaxii.train.loop import StagePlan
 from jaxii.train.mesh import DATA_AXIS, check_batch_size
@@ -73,6 +73,18 @@ def open_data(config: Config, on_progress: prepared.Progress | None = None) -> D
         machine_labels=config.data.machine_labels,
         machine_threshold=config.data.machine_threshold,
         on_progress=on_progress,
+    )
+
+
+def check_label_embedding(config: Config, data: Data) -> None:
+    """Refuses a label embedding that these labels cannot have.
+
+    Raises:
+      InputError: a number out of range.
+    """
+    section = config.label_embedding
+    embedding.check_options(
+        len(data.vocabulary), section.dim, section.context_smoothing
     )
 
 
@@ -223,13 +235,17 @@ def stages_of(config: Config, num_train: int) -> tuple[Stage, ...]:
     )
 
 
-def check_devices(config: Config) -> None:
-    """Refuses a training batch that does not divide over the devices at hand.
+def check_before_data(config: Config) -> None:
+    """Refuses what can be refused before any data is opened or drawn.
 
     Raises:
-      InputError: with the nearest sizes that do.
+      InputError: a batch that does not divide over the devices, a stage or a term that
+        cannot work.
     """
     check_batch_size(config.global_batch_size, jax.device_count(), config.micro_batches)
+    # How long a stage is in steps depends on the data; whether it can work does not.
+    for stage in stages_of(config, num_train=config.global_batch_size):
+        _objective(config, stage, num_classes=1)
 
 
 def make_plans(
@@ -253,12 +269,7 @@ def _plan(config: Config, networks: Networks, stage: Stage) -> StagePlan:
     network = networks.get(stage.embedding_head)
     settings = StepSettings(
         apply=network.apply,
-        objective=make_objective(
-            stage.terms,
-            num_steps=stage.num_steps,
-            num_classes=networks.num_classes,
-            unknown=config.data.unknown,
-        ),
+        objective=_objective(config, stage, networks.num_classes),
         optimizer=make_optimizer(
             name=optimizer.name,
             schedule=schedule,
@@ -273,6 +284,15 @@ def _plan(config: Config, networks: Networks, stage: Stage) -> StagePlan:
         seed=config.seed,
     )
     return StagePlan(stage=stage, settings=settings, init=network.init)
+
+
+def _objective(config: Config, stage: Stage, num_classes: int) -> Objective:
+    return make_objective(
+        stage.terms,
+        num_steps=stage.num_steps,
+        num_classes=num_classes,
+        unknown=config.data.unknown,
+    )
 
 
 def pretrained_start(config: Config) -> Callable[..., tuple[Any, Any]] | None:

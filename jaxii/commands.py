@@ -36,15 +36,13 @@ from jaxii.train.stages import choose as choose_checkpoint
 from jaxii.train.telemetry import Telemetry, read_history
 from jaxii.workdir import Workdir
 
-SPLITS = ("validation", "test")
-
 
 def train(
     config: configuration.Config, workdir: Workdir, wanted_back: Callable[[], bool]
 ) -> None:
     """Trains every stage that is left, then evaluates, reports and writes answers."""
-    assemble.check_devices(config)
-    session = open_session(config, workdir)
+    assemble.check_before_data(config)
+    session = open_session(config, workdir, claim=True)
     for line in describe(session):
         say(line)
     run = _make_run(session, wanted_back)
@@ -101,6 +99,7 @@ def _evaluate(
     session: Session, *, stage: str = "", tune_on: str = "validation"
 ) -> dict[str, Any]:
     """Measures the best checkpoint of a stage, writes figures, report and answers."""
+    session.data.split(tune_on)
     saved = _checkpoint_of(session.checkpoints, stage)
     plan = session.plan(saved.stage)
     model = session.checkpoints.restore_model(saved, replicated(session.mesh))
@@ -121,16 +120,16 @@ def _evaluate(
     decoder = prediction.Decoder(name="threshold", choice=choice)
     answers = None
     summaries = {tune_on: summarise(chosen_sums, session.data.slices, choice=choice)}
-    for split in SPLITS:
-        if split in summaries or not session.data.has_truth(split):
-            continue
-        on_batch = None
-        if split == "test":
-            rows = session.data.split("test").num_examples
-            answers = prediction.Answers(rows, decoder)
-            on_batch = answers.add
-        sums = sums_of(split, on_batch)
-        summaries[split] = summarise(sums, session.data.slices, choice=choice)
+    if "validation" not in summaries:
+        sums = sums_of("validation")
+        summaries["validation"] = summarise(sums, session.data.slices, choice=choice)
+    if session.data.has_images("test"):
+        rows = session.data.split("test").num_examples
+        answers = prediction.Answers(rows, decoder)
+        sums = sums_of("test", answers.add)
+        # A test whose labels nobody has is answered, and not scored.
+        if session.data.has_truth("test"):
+            summaries["test"] = summarise(sums, session.data.slices, choice=choice)
     provenance = session.provenance.with_("thresholds", labels=[tune_on])
     metrics = _result(session, saved, summaries, decoder, tune_on, provenance)
     if jax.process_index() == 0:
@@ -256,9 +255,7 @@ def predict(
     """Writes the labels of every picture of a folder."""
     config, vocabulary = workdir.config(), workdir.vocabulary()
     metrics = _metrics(workdir)
-    pictures = prediction.find_pictures(images)
-    image_ids = list(pictures) if ids is None else prediction.read_ids(ids)
-    files = prediction.Files(tuple(pictures.get(image_id) for image_id in image_ids))
+    image_ids, files = _files(images, ids)
     mesh = make_mesh()
     checkpoints = Checkpoints(
         workdir.path,
@@ -270,24 +267,19 @@ def predict(
     params = model.get("ema_params", model["params"])
     has_head = loop.EMBEDDING_HEAD in params
     vectors = embedding.load(workdir.embedding_file).vectors if has_head else None
-    chosen = metrics["decoder"]
     decode = prediction.Decoder(
         name=decoder,
-        choice=DecoderChoice(
-            threshold=chosen["threshold"],
-            top_k=chosen["top_k"],
-            embedding_k=chosen["embedding_k"] if has_head else None,
-        ),
+        choice=_choice(metrics["decoder"], has_head),
         label_embeddings=vectors,
     )
-    networks = assemble.Networks(
+    network = assemble.Networks(
         config=config,
         num_classes=len(vocabulary),
         embedding_dim=vectors.shape[1] if vectors is not None else 0,
-    )
+    ).get(has_head)
     with progress() as on_progress:
         answers = prediction.answer(
-            make_forward(networks.get(has_head).apply, mesh),
+            make_forward(network.apply, mesh),
             params,
             model["batch_stats"],
             assemble.file_batches(config, files),
@@ -304,14 +296,30 @@ def predict(
             output, image_ids, labels, vocabulary, metrics["provenance"]
         )
     for row in damaged:
-        where = pictures.get(image_ids[row], f"{image_ids[row]} (no such file)")
+        where = files.paths[row] or f"{image_ids[row]} (no such file)"
         say(f"unreadable {where}: given the most frequent labels")
-    provenance = Provenance.from_json(metrics["provenance"])
     say(
         f"{len(files)} rows, {len(damaged)} of them unreadable; decoder {decoder} "
-        f"{decode.parameter()}; provenance: {provenance.badge()}"
+        f"{decode.parameter()}; provenance: "
+        f"{Provenance.from_json(metrics['provenance']).badge()}"
     )
     say(f"submission {output}")
+
+
+def _files(images: Path, ids: Path | None) -> tuple[list[str], prediction.Files]:
+    """Returns image ids and their pictures: all of a folder, or those of a list."""
+    pictures = prediction.find_pictures(images)
+    image_ids = list(pictures) if ids is None else prediction.read_ids(ids)
+    paths = tuple(pictures.get(image_id) for image_id in image_ids)
+    return image_ids, prediction.Files(paths)
+
+
+def _choice(decoder: dict[str, Any], has_head: bool) -> DecoderChoice:
+    return DecoderChoice(
+        threshold=decoder["threshold"],
+        top_k=decoder["top_k"],
+        embedding_k=decoder["embedding_k"] if has_head else None,
+    )
 
 
 def _metrics(workdir: Workdir) -> dict[str, Any]:

@@ -13,6 +13,8 @@ from typing import Any
 
 from ml_collections import ConfigDict
 
+# What does not change the result, and may differ when a run goes on.
+FREE_FIELDS = ("data.directory", "data.num_threads", "log_every_steps")
 # A ConfigDict, whose fields no type checker can know.
 Config = Any
 
@@ -232,8 +234,14 @@ def from_dict(fields: dict[str, Any]) -> Config:
 
 
 def content_hash(config: Config) -> str:
-    """Returns 16 hexadecimal digits that tell one configuration from another."""
-    text = json.dumps(to_dict(config), sort_keys=True)
+    """Returns 16 hexadecimal digits that tell one result's configuration from another.
+
+    `FREE_FIELDS` do not count.
+    """
+    fields = _paths(to_dict(config))
+    for name in FREE_FIELDS:
+        del fields[name]
+    text = json.dumps(fields, sort_keys=True)
     return hashlib.sha256(text.encode()).hexdigest()[:16]
 
 

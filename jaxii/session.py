@@ -61,8 +61,16 @@ class Session:
         return bool(np.any(self.data.verified_rows(split).confidences < 0.5))
 
 
-def open_session(config: configuration.Config, workdir: Workdir) -> Session:
-    """Opens the data, claims the workdir and assembles the run."""
+def open_session(
+    config: configuration.Config, workdir: Workdir, *, claim: bool = False
+) -> Session:
+    """Opens the data and assembles the run.
+
+    Args:
+      config: checked.
+      workdir: of the run; its labels have to be the data's.
+      claim: make the workdir this configuration's, or check that it is.
+    """
     with progress() as on_progress:
         data = assemble.open_data(config, on_progress)
     num_train = data.split("train").num_examples
@@ -72,9 +80,12 @@ def open_session(config: configuration.Config, workdir: Workdir) -> Session:
     plans = assemble.make_plans(
         config, assemble.make_networks(config, data, dim), stages
     )
+    if needs_embedding:
+        assemble.check_label_embedding(config, data)
     # Nothing is written before everything that can be refused has been checked.
-    workdir.claim(config)
     workdir.claim_labels(data.vocabulary)
+    if claim:
+        workdir.claim(config)
     label_hash = data.vocabulary.content_hash()
     return Session(
         workdir=workdir,

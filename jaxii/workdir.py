@@ -14,8 +14,6 @@ from jaxii.data.labels import Vocabulary
 from jaxii.errors import InputError
 from jaxii.infer.predict import write_json
 
-# What does not change the result, and may differ when a run goes on.
-FREE_FIELDS = ("data.directory", "data.num_threads", "log_every_steps")
 MOST_SHOWN = 5
 
 
@@ -123,7 +121,7 @@ class Workdir:
         differing = [
             line
             for line in configuration.differences(before, fields)
-            if line.partition(":")[0] not in FREE_FIELDS
+            if line.partition(":")[0] not in configuration.FREE_FIELDS
         ]
         if differing:
             shown = differing[:MOST_SHOWN]

@@ -4,6 +4,7 @@ import numpy as np
 import pytest
 
 from jaxii.data import embedding, pmi, toy_annotators, toy_scenes
+from jaxii.data.eigenpairs import factorise
 from jaxii.errors import InputError
 
 
@@ -108,7 +109,7 @@ def test_vectors_of_all_dimensions_rebuild_the_matrix_with_the_signs_of_eigenval
 @pytest.mark.parametrize("dim", [16, 64, 256])
 def test_randomised_pairs_keep_99_percent_of_the_exact_energy(thousand, dim):
     matrix, exact = thousand
-    values, basis = embedding.factorise(matrix, dim, exact=False)
+    values, basis = factorise(matrix, dim, exact=False)
     np.testing.assert_allclose(basis.T @ basis, np.eye(dim), atol=2e-3)
     rebuilt = np.sum(basis * (matrix @ basis), axis=0)
     assert np.sum(rebuilt**2) >= 0.99 * np.sum(exact[:dim] ** 2)
@@ -119,7 +120,7 @@ def test_a_matrix_of_low_rank_is_factorised_at_random_too():
     rng = np.random.default_rng(0)
     factor = rng.standard_normal((600, 5))
     matrix = pmi.scipy.sparse.csr_array(factor @ factor.T)
-    values, _ = embedding.factorise(matrix, 20, exact=False)
+    values, _ = factorise(matrix, 20, exact=False)
     want = np.sort(np.linalg.eigvalsh(factor.T @ factor))[::-1]
     np.testing.assert_allclose(values[:5], want, rtol=1e-4)
     assert np.isfinite(values).all() and np.abs(values[5:]).max() < 1e-2

@@ -405,7 +405,6 @@ def never(*_, **__):
         pytest.param(
             ["--config.stages[0].name=f2"],
             "two stages are named 'f2'",
-            marks=pytest.mark.xfail(strict=True, reason="stages are read after data"),
         ),
     ],
 )
@@ -475,7 +474,6 @@ def test_a_validation_fraction_that_leaves_nothing_is_refused(
     refused(words, f"validation_fraction={fraction}.*(fraction nearer|use a value in)")
 
 
-@pytest.mark.xfail(strict=True, reason="the workdir is claimed before the embedding")
 def test_an_embedding_longer_than_there_are_labels_is_refused(
     refused, dataset, tmp_path
 ):
@@ -579,7 +577,6 @@ def test_a_workdir_of_another_configuration_is_refused(refused, dataset, trained
     refused(words, r"another configuration \(seed: 0 -> 4\)", folder=trained)
 
 
-@pytest.mark.xfail(strict=True, reason="config.json is claimed before the labels")
 def test_a_workdir_of_other_labels_is_refused(refused, trained, tmp_path):
     copy = shutil.copytree(trained, tmp_path / "copy")
     files = small_layout.write(tmp_path / "files", num_train=24)
@@ -675,7 +672,6 @@ def test_tuning_needs_a_split_of_that_name(run, refused, tmp_path, trained):
     )
 
 
-@pytest.mark.xfail(strict=True, reason="answers are given to labelled splits only")
 def test_a_test_without_labels_gets_a_submission_and_no_figures(run, tmp_path, trained):
     files = small_layout.write(tmp_path / "files", num_train=24)
     (files / "tuning_labels.csv").unlink()

@@ -14,18 +14,14 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-import scipy.linalg
-import scipy.sparse
 from jaxtyping import Float32, Int, Shaped
 
+from jaxii.data.eigenpairs import factorise
 from jaxii.data.pmi import cooccurrence, pmi
 from jaxii.errors import InputError
 
 # Up to here the exact eigenvectors cost a few seconds at most.
 EXACT_MAX_CLASSES = 2000
-_OVERSAMPLING = 128
-_POWER_ITERATIONS = 2
-_FILTER_DEGREE = 4
 
 
 @dataclass(frozen=True)
@@ -86,15 +82,7 @@ def label_embedding(
     Source: the 2018 recipe (full SVD of the PMI matrix, 1,024 of 7,178 dimensions);
       smoothing and PPMI from Levy, Goldberg and Dagan 2015, sections 2.1 and 3.2.
     """
-    if not 1 <= dim <= num_classes:
-        raise InputError(
-            f"dim={dim} of the label embedding with {num_classes} classes; use 1 to "
-            f"{num_classes}"
-        )
-    if not 0.0 < context_smoothing <= 1.0:
-        raise InputError(
-            f"context_smoothing={context_smoothing}; use a number above 0 and up to 1"
-        )
+    check_options(num_classes, dim, context_smoothing)
     together, counts, num_images = cooccurrence(offsets, label_ids, num_classes)
     matrix = pmi(
         together,
@@ -103,17 +91,8 @@ def label_embedding(
         positive=positive,
         context_smoothing=context_smoothing,
     )
-    # A class without company would only add eigenvalues of 0.
-    linked = np.flatnonzero(np.diff(matrix.indptr))
     exact = num_classes <= EXACT_MAX_CLASSES
-    vectors = np.zeros((num_classes, dim), np.float32)
-    eigenvalues = np.zeros(dim, np.float32)
-    if len(linked):
-        square = matrix[linked][:, linked]
-        kept = min(dim, len(linked))
-        values, basis = factorise(square, kept, exact=exact, seed=seed)
-        vectors[linked, :kept] = basis * np.sqrt(np.abs(values))
-        eigenvalues[:kept] = values
+    linked, eigenvalues, vectors = _embed(matrix, dim, exact=exact, seed=seed)
     energy = float(np.sum(matrix.data**2))
     captured = float(np.sum(eigenvalues.astype(np.float64) ** 2))
     return LabelEmbedding(
@@ -122,7 +101,7 @@ def label_embedding(
         explained_energy=min(captured / energy, 1.0) if energy else 0.0,
         num_images=num_images,
         num_pairs=together.nnz // 2,
-        num_isolated=num_classes - len(linked),
+        num_isolated=num_classes - linked,
         options={
             "num_classes": num_classes,
             "dim": dim,
@@ -134,132 +113,36 @@ def label_embedding(
     )
 
 
-def factorise(
-    matrix: scipy.sparse.csr_array, dim: int, *, exact: bool, seed: int = 0
-) -> tuple[Shaped[np.ndarray, " embed"], Shaped[np.ndarray, "class embed"]]:
-    """Returns the eigenpairs of largest magnitude of a symmetric matrix.
+def check_options(num_classes: int, dim: int, context_smoothing: float) -> None:
+    """Refuses what `label_embedding` cannot do, before anything is counted.
 
-    Args:
-      matrix: [class, class], symmetric, possibly indefinite.
-      dim: how many, 1 to the number of classes.
-      exact: float64 eigenvectors; otherwise float32 ones by subspace iteration from a
-        random block, 12 products of the matrix with dim + 128 columns.
-      seed: of the random block.
-
-    Returns:
-      Eigenvalues, largest magnitude first, and eigenvectors in columns, each with its
-      largest component positive.
-
-    Source: Halko, Martinsson and Tropp 2011, algorithms 4.4 and 5.3; the filter is
-      that of Zhou, Saad, Tiago and Chelikowsky 2006.
+    Raises:
+      InputError: a number out of range.
     """
-    if exact:
-        values, basis = scipy.linalg.eigh(matrix.toarray())
-    else:
-        values, basis = _randomised(matrix, dim, seed)
-    largest = np.argsort(-np.abs(values), kind="stable")[:dim]
-    values, basis = values[largest], basis[:, largest]
-    peaks = np.argmax(np.abs(basis), axis=0)
-    signs = np.where(basis[peaks, np.arange(dim)] < 0.0, -1.0, 1.0)
-    return values, basis * signs.astype(basis.dtype)
-
-
-def _randomised(
-    matrix: scipy.sparse.csr_array, dim: int, seed: int
-) -> tuple[np.ndarray, np.ndarray]:
-    # Dense: BLAS is faster than the sparse product already at 1 % of the entries.
-    dense = matrix.astype(np.float32).toarray()
-    num_columns = min(dim + _OVERSAMPLING, len(dense))
-    rng = np.random.default_rng(seed)
-    block = rng.standard_normal((len(dense), num_columns), dtype=np.float32)
-    for _ in range(_POWER_ITERATIONS):
-        # Pivoted L spans the same space, well conditioned, for a tenth of QR's cost.
-        block = _unit_lower(dense @ block)
-    values, basis = _ritz(dense, block)
-    cut = _magnitude_of_rank(dense, num_columns, rng)
-    if num_columns == len(dense) or cut <= 1e-5 * abs(values[0]):
-        return values, basis
-    # PMI spectra are flat: plain iteration would need dozens of products to tell the
-    # last wanted eigenvalue from its neighbours. The large ones have converged; they
-    # are taken out, or they would drown the others in float32.
-    large = int(np.count_nonzero(np.abs(values) > 3.0 * cut))
-    found = basis[:, :large]
-    rest = dense - (found * values[:large]) @ found.T
-    filtered = _filtered(rest, basis[:, large:], cut)
-    return _ritz(dense, np.hstack([found, filtered]))
-
-
-def _magnitude_of_rank(dense: np.ndarray, rank: int, rng: np.random.Generator) -> float:
-    """About the rank-th largest |eigenvalue|, by stochastic Lanczos quadrature."""
-    num_probes, num_steps = 8, 60
-    now = rng.standard_normal((len(dense), num_probes), dtype=np.float32)
-    now /= np.linalg.norm(now, axis=0)
-    before, off = np.zeros_like(now), np.zeros(num_probes, np.float32)
-    diagonal, off_diagonal = [], []
-    for _ in range(min(num_steps, len(dense))):
-        new = dense @ now - off * before
-        diagonal.append(np.sum(now * new, axis=0))
-        new -= diagonal[-1] * now
-        off = np.linalg.norm(new, axis=0)
-        off_diagonal.append(off)
-        before, now = now, new / np.maximum(off, np.float32(1e-30))
-    places, weights = [], []
-    for probe in range(num_probes):
-        nodes, turn = scipy.linalg.eigh_tridiagonal(
-            np.array(diagonal, np.float64)[:, probe],
-            np.array(off_diagonal, np.float64)[:-1, probe],
+    if not 1 <= dim <= num_classes:
+        raise InputError(
+            f"dim={dim} of the label embedding with {num_classes} classes; use 1 to "
+            f"{num_classes}"
         )
-        places.append(np.abs(nodes))
-        weights.append(turn[0] ** 2)
-    place, weight = np.concatenate(places), np.concatenate(weights)
-    order = np.argsort(-place)
-    reached = np.cumsum(weight[order]) * (len(dense) / num_probes)
-    return float(place[order][min(np.searchsorted(reached, rank), len(order) - 1)])
+    if not 0.0 < context_smoothing <= 1.0:
+        raise InputError(
+            f"context_smoothing={context_smoothing}; use a number above 0 and up to 1"
+        )
 
 
-def _filtered(dense: np.ndarray, block: np.ndarray, cut: float) -> np.ndarray:
-    """T(2 A^2 / cut^2 - 1) times the block, T a Chebyshev polynomial.
-
-    Eigenvalues within the cut stay as they are, on both sides of 0; those beyond grow
-    exponentially with the root of their distance.
-    """
-
-    def product(columns: np.ndarray) -> np.ndarray:
-        return (2.0 / cut**2) * (dense @ (dense @ columns)) - columns
-
-    before, current = block, product(block)
-    for _ in range(_FILTER_DEGREE - 1):
-        before, current = current, 2.0 * product(current) - before
-    return current
-
-
-def _ritz(dense: np.ndarray, block: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    """The best eigenpairs within the span of a block, largest magnitude first."""
-    block = _orthonormal(block)
-    small = (block.T @ (dense @ block)).astype(np.float64)
-    values, turn = scipy.linalg.eigh(0.5 * (small + small.T))
-    order = np.argsort(-np.abs(values), kind="stable")
-    return (
-        values[order].astype(np.float32),
-        block @ turn[:, order].astype(np.float32),
-    )
-
-
-def _unit_lower(block: np.ndarray) -> np.ndarray:
-    factors = scipy.linalg.lu(block, permute_l=True, check_finite=False)
-    return np.asarray(factors[0])
-
-
-def _orthonormal(block: np.ndarray) -> np.ndarray:
-    """An orthonormal basis of the columns: Cholesky QR, twice for float32's sake."""
-    block = _unit_lower(block / np.linalg.norm(block, axis=0))
-    for _ in range(2):
-        gram = (block.T @ block).astype(np.float64)
-        # Keeps Cholesky going where columns coincide; the second pass mends the rest.
-        gram[np.diag_indices_from(gram)] += 1e-7 * np.trace(gram) / len(gram)
-        upper = scipy.linalg.cholesky(gram).astype(np.float32)
-        block = scipy.linalg.solve_triangular(upper.T, block.T, lower=True).T
-    return np.ascontiguousarray(block)
+def _embed(matrix, dim, *, exact, seed):
+    """Returns how many classes have company, the eigenvalues, the vectors of all."""
+    # A class without company would only add eigenvalues of 0.
+    linked = np.flatnonzero(np.diff(matrix.indptr))
+    vectors = np.zeros((matrix.shape[0], dim), np.float32)
+    eigenvalues = np.zeros(dim, np.float32)
+    if len(linked):
+        kept = min(dim, len(linked))
+        square = matrix[linked][:, linked]
+        values, basis = factorise(square, kept, exact=exact, seed=seed)
+        vectors[linked, :kept] = basis * np.sqrt(np.abs(values))
+        eigenvalues[:kept] = values
+    return len(linked), eigenvalues, vectors
 
 
 def save(

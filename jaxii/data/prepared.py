@@ -70,7 +70,7 @@ class Data:
         Raises:
           InputError: there is none, or it is empty.
         """
-        if name in self.splits and self.splits[name].num_examples > 0:
+        if self.has_images(name):
             return self.splits[name]
         filled = [n for n, s in self.splits.items() if s.num_examples > 0]
         raise InputError(
@@ -78,13 +78,13 @@ class Data:
             f"{', '.join(filled)}."
         )
 
+    def has_images(self, name: str) -> bool:
+        """Says whether a split is there and not empty."""
+        return name in self.splits and self.splits[name].num_examples > 0
+
     def has_truth(self, name: str) -> bool:
         """Says whether a split is there and labelled, so that it can be scored."""
-        return (
-            name in self.splits
-            and self.splits[name].num_examples > 0
-            and len(self.splits[name].index.label_ids) > 0
-        )
+        return self.has_images(name) and len(self.splits[name].index.label_ids) > 0
 
     def verified_rows(self, name: str) -> Rows:
         """Returns a split's labels as people verified them, for scoring."""

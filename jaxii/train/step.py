@@ -111,41 +111,15 @@ def gradients_of(
     term_weights = objective.weights(state.stage_step)
     device = jax.lax.axis_index(DATA_AXIS)
     key = jax.random.fold_in(derive_key(settings.seed, "dropout", state.step), device)
-
-    def local_objective(params, batch_stats, piece, key):
-        outputs, batch_stats = settings.apply(
-            params, batch_stats, piece["images"], train=True, key=key
-        )
-        per_example = objective.losses(
-            logits=outputs.logits,
-            embedding=outputs.embedding,
-            targets=piece["targets"],
-            known=piece["known"],
-            label_embeddings=label_embeddings,
-            stage_step=state.stage_step,
-        )
-        parts = {
-            name: jnp.sum(loss * piece["weights"][name])
-            / jnp.maximum(totals[name], 1.0)
-            for name, loss in per_example.items()
-        }
-        value = sum(term_weights[name] * part for name, part in parts.items())
-        return value, (batch_stats, {"objective": value, **_prefixed("loss", parts)})
-
-    images = batch["images"]
-    if settings.colour_strength > 0:
-        images = jitter_colours(
-            images,
-            batch["positions"],
-            seed=settings.seed,
-            strength=settings.colour_strength,
-        )
     pieces = {
-        "images": images,
+        "images": _augmented(settings, batch),
         "targets": targets,
         "known": known,
         "weights": example_weights,
     }
+    local_objective = _local_objective(
+        settings, totals, term_weights, label_embeddings, state.stage_step
+    )
     gradients, batch_stats, sums = _accumulate(
         local_objective, state, pieces, key, settings.micro_batches
     )
@@ -155,6 +129,43 @@ def gradients_of(
         (gradients, batch_stats, sums), DATA_AXIS
     )
     return gradients, batch_stats, metrics | _prefixed("weight", term_weights)
+
+
+def _augmented(settings, batch):
+    if settings.colour_strength == 0:
+        return batch["images"]
+    return jitter_colours(
+        batch["images"],
+        batch["positions"],
+        seed=settings.seed,
+        strength=settings.colour_strength,
+    )
+
+
+def _local_objective(settings, totals, term_weights, label_embeddings, stage_step):
+    """Returns a function; its sum over devices and slices is the global objective."""
+
+    def local_objective(params, batch_stats, piece, key):
+        outputs, batch_stats = settings.apply(
+            params, batch_stats, piece["images"], train=True, key=key
+        )
+        per_example = settings.objective.losses(
+            logits=outputs.logits,
+            embedding=outputs.embedding,
+            targets=piece["targets"],
+            known=piece["known"],
+            label_embeddings=label_embeddings,
+            stage_step=stage_step,
+        )
+        parts = {
+            name: jnp.sum(loss * piece["weights"][name])
+            / jnp.maximum(totals[name], 1.0)
+            for name, loss in per_example.items()
+        }
+        value = sum(term_weights[name] * part for name, part in parts.items())
+        return value, (batch_stats, {"objective": value, **_prefixed("loss", parts)})
+
+    return local_objective
 
 
 def _accumulate(local_objective, state, pieces, key, micro_batches):
