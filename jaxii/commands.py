@@ -301,9 +301,9 @@ def predict(
     say(
         f"{len(files)} rows, {len(damaged)} of them unreadable; decoder {decoder} "
         f"{decode.parameter()}; provenance: "
-        f"{Provenance.from_json(metrics['provenance']).badge()}"
+        f"{Provenance.from_json(metrics['provenance']).badge()}\n"
+        f"submission {output}"
     )
-    say(f"submission {output}")
 
 
 def _files(images: Path, ids: Path | None) -> tuple[list[str], prediction.Files]:

@@ -1,6 +1,6 @@
 """The largest eigenpairs of a symmetric matrix, exactly or by a randomised iteration.
 
-Between `pmi`, which makes the matrix, and `embedding`, which makes vectors of the pairs.
+Between `pmi`, which makes the matrix, and `embedding`, which makes vectors of them.
 """
 
 import numpy as np

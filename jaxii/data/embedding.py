@@ -93,12 +93,10 @@ def label_embedding(
     )
     exact = num_classes <= EXACT_MAX_CLASSES
     linked, eigenvalues, vectors = _embed(matrix, dim, exact=exact, seed=seed)
-    energy = float(np.sum(matrix.data**2))
-    captured = float(np.sum(eigenvalues.astype(np.float64) ** 2))
     return LabelEmbedding(
         vectors=vectors,
         eigenvalues=eigenvalues,
-        explained_energy=min(captured / energy, 1.0) if energy else 0.0,
+        explained_energy=_share(eigenvalues, matrix),
         num_images=num_images,
         num_pairs=together.nnz // 2,
         num_isolated=num_classes - linked,
@@ -128,6 +126,12 @@ def check_options(num_classes: int, dim: int, context_smoothing: float) -> None:
         raise InputError(
             f"context_smoothing={context_smoothing}; use a number above 0 and up to 1"
         )
+
+
+def _share(eigenvalues, matrix) -> float:
+    energy = float(np.sum(matrix.data**2))
+    captured = float(np.sum(eigenvalues.astype(np.float64) ** 2))
+    return min(captured / energy, 1.0) if energy else 0.0
 
 
 def _embed(matrix, dim, *, exact, seed):
