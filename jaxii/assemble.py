@@ -69,6 +69,7 @@ def open_data(config: Config, on_progress: prepared.Progress | None = None) -> D
         prepared.prepare_toy_regions(directory, on_progress)
     return prepared.open_prepared(
         directory,
+        labels_file=config.data.labels_file,
         validation_fraction=config.data.validation_fraction,
         machine_labels=config.data.machine_labels,
         machine_threshold=config.data.machine_threshold,

@@ -42,7 +42,7 @@ def train(
 ) -> None:
     """Trains every stage that is left, then evaluates, reports and writes answers."""
     assemble.check_before_data(config)
-    session = open_session(config, workdir, claim=True)
+    session = open_session(config, workdir)
     for line in describe(session):
         say(line)
     run = _make_run(session, wanted_back)
@@ -224,7 +224,7 @@ def evaluate(workdir: Workdir, *, data_dir: str, stage: str, tune_on: str) -> No
     config = workdir.config()
     if data_dir:
         config.data.directory = data_dir
-    session = open_session(config, workdir)
+    session = open_session(config, workdir, claim=False)
     _evaluate(session, stage=stage, tune_on=tune_on)
     session.checkpoints.close()
 
@@ -298,12 +298,10 @@ def predict(
     for row in damaged:
         where = files.paths[row] or f"{image_ids[row]} (no such file)"
         say(f"unreadable {where}: given the most frequent labels")
-    say(
-        f"{len(files)} rows, {len(damaged)} of them unreadable; decoder {decoder} "
-        f"{decode.parameter()}; provenance: "
-        f"{Provenance.from_json(metrics['provenance']).badge()}\n"
-        f"submission {output}"
-    )
+    badge = Provenance.from_json(metrics["provenance"]).badge()
+    said = f"decoder {decoder} {decode.parameter()}; provenance: {badge}"
+    say(f"{len(files)} rows, {len(damaged)} of them unreadable; {said}")
+    say(f"submission {output}")
 
 
 def _files(images: Path, ids: Path | None) -> tuple[list[str], prediction.Files]:

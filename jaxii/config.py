@@ -65,6 +65,9 @@ def _data() -> Config:
     section.dataset = "toy_regions"
     # Folder of the prepared dataset; "" is the default place for `dataset`.
     section.directory = ""
+    # CSV with the column label_code: the labels to train on and their order, for an
+    # open_images_v4 whose labels are mapped by code; "" takes the dataset's own.
+    section.labels_file = ""
     # Side of the square that the network sees.
     section.image_size_pixels = 64
     # Smallest share of a picture's area that a random crop covers.

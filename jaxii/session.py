@@ -62,7 +62,7 @@ class Session:
 
 
 def open_session(
-    config: configuration.Config, workdir: Workdir, *, claim: bool = False
+    config: configuration.Config, workdir: Workdir, *, claim: bool = True
 ) -> Session:
     """Opens the data and assembles the run.
 

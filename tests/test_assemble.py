@@ -92,7 +92,7 @@ def test_a_batch_that_does_not_divide_is_refused_with_those_that_do():
     with pytest.raises(
         InputError, match=r"global_batch_size=60 .* 8 devices; use 56 or 64"
     ):
-        assemble.check_devices(config)
+        assemble.check_before_data(config)
 
 
 @pytest.mark.parametrize(

@@ -115,6 +115,16 @@ def test_another_image_moves_none_from_one_side_to_the_other(tmp_path, directory
         assert set(before.split(name).index.image_ids) <= kept
 
 
+def test_labels_in_another_order_than_the_dataset_has_are_refused(directory, tmp_path):
+    codes = sources.open_dataset(directory).vocabulary.codes
+    file = tmp_path / "labels.csv"
+    small_layout.lines(file, "label_code", *codes)
+    assert opened(directory, labels_file=str(file)).vocabulary.codes == codes
+    small_layout.lines(file, "label_code", *reversed(codes))
+    with pytest.raises(InputError, match="use the dataset that the labels belong to"):
+        opened(directory, labels_file=str(file))
+
+
 @pytest.mark.parametrize(
     ("choice", "expected"),
     [

@@ -12,7 +12,7 @@ from typing import Any
 import numpy as np
 from jaxtyping import Float, Int, Int64
 
-from jaxii.data import folder, open_images, sources, toy_regions
+from jaxii.data import folder, label_files, open_images, sources, toy_regions
 from jaxii.data.labels import Vocabulary, resolve_rows
 from jaxii.errors import InputError
 
@@ -123,6 +123,7 @@ def prepare_toy_regions(directory: Path, on_progress: Progress | None = None) ->
 def open_prepared(
     directory: Path,
     *,
+    labels_file: str = "",
     validation_fraction: float,
     machine_labels: str,
     machine_threshold: float,
@@ -132,6 +133,8 @@ def open_prepared(
 
     Args:
       directory: as `prepare` or TFDS left it.
+      labels_file: CSV with the column label_code: the labels and their order; "" takes
+        the dataset's own.
       validation_fraction: share of the groups of train that become `validation`, where
         the dataset has no such split of its own.
       machine_labels: how the training split uses them; see `labels.resolve_labels`.
@@ -142,7 +145,10 @@ def open_prepared(
     Raises:
       InputError: there is no dataset, or a split that training needs is empty.
     """
-    dataset = sources.open_dataset(directory, on_progress=on_progress)
+    vocabulary = None
+    if labels_file:
+        vocabulary = label_files.read_codes(Path(labels_file), None).vocabulary
+    dataset = sources.open_dataset(directory, vocabulary, on_progress=on_progress)
     splits = dataset.splits
     if "validation" not in splits:
         splits = dataset.carve(validation_fraction)
