@@ -59,6 +59,7 @@ def get_config(dataset="toy_regions"):
     if dataset == "toy_regions":
         _small_pictures(config)
         config.model.width = 32
+        config.evaluate_every_steps = 100
     elif dataset == "emoji":
         _small_pictures(config)
         config.data.dataset = "kaggle"
@@ -80,4 +81,4 @@ def _small_pictures(config):
     config.data.colour_strength = 1.0
     config.label_embedding.dim = 32
     config.optimizer.ema_decay = 0.99
-    config.evaluate_every_steps = 100
+    config.evaluate_every_steps = 200
