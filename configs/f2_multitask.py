@@ -24,6 +24,21 @@ def get_config(dataset="toy_regions"):
             f"configs/f2_multitask.py:{dataset}; use one of {', '.join(PRESETS)}."
         )
     config = default_config()
+    if dataset == "toy_regions":
+        _small_pictures(config)
+        config.model.width = 32
+        config.evaluate_every_steps = 100
+    elif dataset == "emoji":
+        _small_pictures(config)
+        config.data.dataset = "kaggle"
+    else:
+        config.data.dataset = "kaggle" if dataset == "inclusive_images" else dataset
+        config.data.image_size_pixels = 224
+        config.data.num_threads = 16
+        config.global_batch_size = 1024
+        config.optimizer.peak_lr = 0.4
+        config.evaluate_every_steps = 2000
+        config.log_every_steps = 100
     epochs = {"toy_regions": (9, 5, 2), "emoji": (14, 8, 3)}.get(dataset, (12, 4, 2))
     focal = {"gamma": 2.0, "alpha": None}
     config.stages = (
@@ -56,21 +71,6 @@ def get_config(dataset="toy_regions"):
             "terms": {"focal": {"weight": 1.0, **focal}, "soft_f": 10.0},
         },
     )
-    if dataset == "toy_regions":
-        _small_pictures(config)
-        config.model.width = 32
-        config.evaluate_every_steps = 100
-    elif dataset == "emoji":
-        _small_pictures(config)
-        config.data.dataset = "kaggle"
-    else:
-        config.data.dataset = "kaggle" if dataset == "inclusive_images" else dataset
-        config.data.image_size_pixels = 224
-        config.data.num_threads = 16
-        config.global_batch_size = 1024
-        config.optimizer.peak_lr = 0.4
-        config.evaluate_every_steps = 2000
-        config.log_every_steps = 100
     return config
 
 
