@@ -182,57 +182,53 @@ def test_the_same_command_again_trains_nothing(folder, data, undisturbed):
     assert (workdir / "history.jsonl").read_text().count('"train"') == before
 
 
-def kill_when(folder, words, wanted, number=signal.SIGKILL):
-    """Starts the command and kills it as soon as `wanted(line)`; returns the code."""
-    process = subprocess.Popen(**command(folder, *words))
-    for line in process.stdout:
-        if wanted(line):
-            process.send_signal(number)
-            break
-    process.stdout.read()
-    return process.wait()
+def stop_when(folder, words, wanted, number):
+    """Starts the command and signals it at the first line that is wanted."""
+    with subprocess.Popen(**command(folder, *words)) as process:
+        for line in process.stdout:
+            if wanted in line:
+                process.send_signal(number)
+                break
+        process.stdout.read()
+    return process.returncode
 
 
-def test_killed_anywhere_and_started_again_it_ends_bit_for_bit_the_same(
-    folder, data, undisturbed
+def kill_in_a_save(folder, words, checkpoints):
+    """Starts the command and kills it as soon as a new save has begun."""
+    before = set(checkpoints.glob("*/*tmp*"))
+    with subprocess.Popen(**command(folder, *words)) as process:
+        while not set(checkpoints.glob("*/*tmp*")) - before and process.poll() is None:
+            time.sleep(0.001)
+        process.kill()
+        process.stdout.read()
+    return process.returncode
+
+
+@pytest.fixture(scope="module")
+def disturbed(folder, data):
+    """The same run, stopped four times: its workdir, exit codes, last output."""
+    workdir = folder / "disturbed"
+    words = train_words(data, workdir)
+    codes = [
+        stop_when(folder, words, "step  6/", signal.SIGKILL),
+        kill_in_a_save(folder, words, workdir / "checkpoints"),
+        stop_when(folder, words, "step 18/", signal.SIGTERM),
+        stop_when(folder, words, "step 42/", signal.SIGKILL),
+    ]
+    return workdir, codes, run(folder, *words)
+
+
+def test_killed_anywhere_even_in_a_save_it_ends_bit_for_bit_the_same(
+    disturbed, undisturbed
 ):
-    workdir = folder / "killed"
-    words = train_words(data, workdir)
-    moments = (
-        "stage multitask: starting",
-        "step  6/",
-        "stage f2: starting",
-        "step 42/",
-    )
-    for moment in moments:
-        code = kill_when(folder, words, lambda line, m=moment: m in line)
-        assert code == -signal.SIGKILL, moment
-    run(folder, *words)
+    workdir, codes, output = disturbed
+    assert [codes[i] for i in (0, 1, 3)] == [-signal.SIGKILL] * 3
+    assert "resuming at step" in output or "starting from step" in output
     assert_same_run(workdir, undisturbed[0])
 
 
-def test_killed_while_it_saves_it_ends_bit_for_bit_the_same(folder, data, undisturbed):
-    workdir = folder / "killed_in_a_save"
-    words = train_words(data, workdir)
-    process = subprocess.Popen(**command(folder, *words))
-    checkpoints = workdir / "checkpoints"
-    deadline = time.monotonic() + 120
-    while not any(checkpoints.glob("*/*tmp*")) and time.monotonic() < deadline:
-        time.sleep(0.001)
-    process.kill()
-    process.communicate()
-    assert process.returncode == -signal.SIGKILL
-    run(folder, *words)
-    assert_same_run(workdir, undisturbed[0])
-
-
-def test_asked_to_leave_it_saves_and_exits_75_and_resumes(folder, data, undisturbed):
-    workdir = folder / "asked"
-    words = train_words(data, workdir)
-    code = kill_when(folder, words, lambda line: "step  6/" in line, signal.SIGTERM)
-    assert code == 75
-    assert "resuming at step" in run(folder, *words)
-    assert_same_run(workdir, undisturbed[0])
+def test_asked_to_leave_it_saves_and_exits_75(disturbed):
+    assert disturbed[1][2] == 75
 
 
 def test_evaluation_needs_only_the_workdir_and_gives_the_same_figures(
