@@ -39,7 +39,7 @@ def get_config(dataset="toy_regions"):
         config.optimizer.peak_lr = 0.4
         config.evaluate_every_steps = 2000
         config.log_every_steps = 100
-    epochs = {"toy_regions": (9, 5, 2), "emoji": (14, 8, 3)}.get(dataset, (12, 4, 2))
+    epochs = {"toy_regions": (7, 4, 2), "emoji": (14, 8, 3)}.get(dataset, (12, 4, 2))
     focal = {"gamma": 2.0, "alpha": None}
     config.stages = (
         {

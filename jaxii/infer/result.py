@@ -164,15 +164,15 @@ def lines(metrics: Mapping[str, Any]) -> list[str]:
     """Returns the figures that a person asks for first, caveats before them."""
     provenance = Provenance.from_json(metrics["provenance"])
     decoder, constant = metrics["decoder"], metrics["constant"]
-    rows = [f"CAVEAT    {caveat}" for caveat in provenance.caveats()]
+    rows = [f"CAVEAT     {caveat}" for caveat in provenance.caveats()]
     for split, figures in metrics["splits"].items():
         rows.append(
-            f"{split:10}F2 {figures['f2']:.4f}  (best constant "
+            f"{split:11}F2 {figures['f2']:.4f}  (best constant "
             f"{constant['f2'][split]:.4f})  mAP {figures['map']:.4f}  coverage "
             f"{figures['coverage']}  worst slice {figures['worst_slice']}"
         )
     rows.append(
-        f"decoder   {decoder['name']} {decoder['threshold']:.2f}, chosen on "
+        f"decoder    {decoder['name']} {decoder['threshold']:.2f}, chosen on "
         f"{decoder['chosen_on']}; provenance: {provenance.badge()}"
     )
     return rows
