@@ -150,11 +150,15 @@ def describe(session: Session) -> list[str]:
 
 
 def _neighbours(session: Session, made: embedding.LabelEmbedding) -> list[str]:
-    """Returns the labels that the embedding puts next to the most frequent ones."""
+    """Returns the neighbours of the labels with the longest vectors.
+
+    Those say most about what occurs together; the most frequent labels occur with
+    everything, and have next to no direction of their own.
+    """
     vocabulary = session.data.vocabulary
-    counts = session.data.train_rows.class_counts(len(vocabulary))
+    lengths = np.linalg.norm(made.vectors, axis=1)
     rows = []
-    for label in np.argsort(-counts, kind="stable")[:NEIGHBOURS]:
+    for label in np.argsort(-lengths, kind="stable")[:NEIGHBOURS]:
         near = embedding.nearest(made.vectors, int(label), NEIGHBOURS)
         names = ", ".join(vocabulary.names([other for other, _ in near]))
         rows.append(f"{vocabulary.descriptions[label]} is near {names or 'nothing'}")
