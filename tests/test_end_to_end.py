@@ -213,7 +213,7 @@ def disturbed(folder, data):
         stop_when(folder, words, "step  6/", signal.SIGKILL),
         kill_in_a_save(folder, words, workdir / "checkpoints"),
         stop_when(folder, words, "step 18/", signal.SIGTERM),
-        stop_when(folder, words, "step 42/", signal.SIGKILL),
+        stop_when(folder, words, "stage f2: starting", signal.SIGKILL),
     ]
     return workdir, codes, run(folder, *words)
 
