@@ -29,7 +29,7 @@ from jaxii.infer.summary import summarise
 from jaxii.infer.thresholds import DecoderChoice, choose
 from jaxii.session import Session, describe, open_session
 from jaxii.train import loop
-from jaxii.train.checkpoint import Checkpoints
+from jaxii.train.checkpoint import Checkpoints, evaluated_params
 from jaxii.train.mesh import make_mesh, replicated
 from jaxii.train.stages import Saved
 from jaxii.train.stages import choose as choose_checkpoint
@@ -108,7 +108,7 @@ def _evaluate(
     def sums_of(split, on_batch=None):
         return evaluator.run(
             plan.settings.apply,
-            model.get("ema_params", model["params"]),
+            evaluated_params(model),
             model["batch_stats"],
             assemble.eval_batches(session.config, session.data, split),
             verified_absent=session.verified_absent(split),
@@ -264,7 +264,7 @@ def predict(
     )
     saved = _checkpoint_of(checkpoints, stage or metrics["stage"])
     model = checkpoints.restore_model(saved, replicated(mesh))
-    params = model.get("ema_params", model["params"])
+    params = evaluated_params(model)
     has_head = loop.EMBEDDING_HEAD in params
     vectors = embedding.load(workdir.embedding_file).vectors if has_head else None
     decode = prediction.Decoder(

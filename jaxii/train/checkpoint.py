@@ -182,6 +182,11 @@ class Checkpoints:
         return self._managers[name]
 
 
+def evaluated_params(model: Mapping[str, Tree]) -> Tree:
+    """Returns the averaged parameters of a restored model where it has some."""
+    return model.get("ema_params", model["params"])
+
+
 def _metric(metrics: Mapping[str, float]) -> float:
     return metrics[METRIC]
 

@@ -21,7 +21,7 @@ from jax.sharding import Mesh
 from jaxtyping import Array, Float
 
 from jaxii.errors import InputError
-from jaxii.train.checkpoint import METRIC, Checkpoints
+from jaxii.train.checkpoint import METRIC, Checkpoints, evaluated_params
 from jaxii.train.mesh import divided, replicated, to_devices
 from jaxii.train.stages import (
     Done,
@@ -156,8 +156,7 @@ def _begin(
     """
     whole = replicated(run.mesh)
 
-    def fresh(key):
-        params, batch_stats = plan.init(key)
+    def started(params, batch_stats):
         return new_state(
             params=params,
             batch_stats=batch_stats,
@@ -165,6 +164,9 @@ def _begin(
             step=action.start.step if isinstance(action, Resume) else action.step,
             with_ema=plan.settings.ema_decay > 0,
         )
+
+    def fresh(key):
+        return started(*plan.init(key))
 
     key = derive_key(run.seed, "init")
     if isinstance(action, Resume):
@@ -183,17 +185,7 @@ def _begin(
     else:
         model = run.checkpoints.restore_model(action.start, whole)
         params, batch_stats = inherit(model, jax.eval_shape(plan.init, key)[0])
-
-    def entered(params, batch_stats):
-        return new_state(
-            params=params,
-            batch_stats=batch_stats,
-            optimizer=plan.settings.optimizer,
-            step=action.step,
-            with_ema=plan.settings.ema_decay > 0,
-        )
-
-    return jax.jit(entered, out_shardings=whole)(params, batch_stats), saved
+    return jax.jit(started, out_shardings=whole)(params, batch_stats), saved
 
 
 def inherit(model: Mapping[str, Tree], like: Tree) -> tuple[Tree, Tree]:
@@ -209,7 +201,7 @@ def inherit(model: Mapping[str, Tree], like: Tree) -> tuple[Tree, Tree]:
     Raises:
       InputError: the shapes do not fit.
     """
-    params = dict(model.get("ema_params", model["params"]))
+    params = dict(evaluated_params(model))
     if EMBEDDING_HEAD not in like:
         params.pop(EMBEDDING_HEAD, None)
     shapes = jax.tree.map(lambda leaf: (leaf.shape, str(leaf.dtype)), params)
