@@ -16,61 +16,9 @@ from ml_collections import ConfigDict, config_flags
 
 from jaxii import config as configuration
 from jaxii.errors import InputError
+from jaxii.usage import COMMANDS, help_text
 
 DONE, FAILED, MISUSED, PREEMPTED = 0, 1, 2, 75
-
-COMMANDS = {
-    "train": """Trains every stage of a configuration, then evaluates it and writes a
-report and a submission. The same command again goes on where it stopped.
-
-  python -m jaxii.main --config configs/f2_multitask.py
-  python -m jaxii.main train --config configs/f2_multitask.py:emoji \\
-      --data_dir=data/emoji --workdir=runs/emoji --config.optimizer.peak_lr=0.1
-
---config=FILE[:DATASET]  recipe and dataset preset; --config.FIELD=VALUE changes a field
---workdir=DIR            the run's folder [runs/RECIPE-DATASET]
---data_dir=DIR           the prepared dataset (not for toy_regions, which is drawn)
-
-Exit: 0 done, 2 something given cannot be used, 75 stopped on request and resumable
-(SIGTERM or Ctrl-C), 1 anything else.""",
-    "prepare": """Reads a folder in the layout of Kaggle's Inclusive Images challenge
-(label CSVs and pictures of any size, JPEG, PNG or WebP) and writes a TFDS dataset. One
-pass over all cores; interrupted, the same command goes on.
-
-  python -m jaxii.main prepare --input_dir=kaggle --data_dir=data/inclusive_images
-
---input_dir=DIR          train_human_labels.csv, classes-trainable.csv and the rest
---data_dir=DIR           where the dataset goes
---short_side=PIXELS      larger pictures are reduced to it [256]
---train_metadata=CSV     image_id and any of group, domain, slice [train_meta.csv]
---test_labels=CSV        image_id,labels: only ever used to score
---test_metadata=CSV      as train_metadata, for tuning and test pictures""",
-    "evaluate": """Measures the best checkpoint of a run on validation and test, chooses
-the threshold, and writes metrics.json, report.html and submission.csv.
-
-  python -m jaxii.main evaluate --workdir=runs/emoji
-
---workdir=DIR            a trained run
---stage=NAME             the stage whose best checkpoint is measured [the last]
---data_dir=DIR           the dataset, if it has moved
---tune_on=tuning         choose the threshold on the tuning split's labels instead of
---allow_tuning_labels    validation: both flags are needed, and the results say so""",
-    "predict": """Writes the labels of every picture in a folder as a submission. Needs
-no dataset, only a workdir that has been evaluated.
-
-  python -m jaxii.main predict --workdir=runs/emoji --images=photos --output=answers.csv
-
---workdir=DIR            a trained and evaluated run
---images=DIR             pictures; the id of each is its name without the ending
---ids=CSV                a sample submission: which ids, in which order [all pictures]
---output=CSV             image_id,labels [WORKDIR/predictions.csv]
---decoder=NAME           threshold, top_k or embedding [threshold]
---stage=NAME             the stage to use [the one that was evaluated]""",
-    "compare": """Prints a table of runs: the fields in which they differ, F2 in domain
-and shifted, worst slice, mAP, coverage, threshold, provenance, images/s.
-
-  python -m jaxii.main compare runs/a runs/b""",
-}
 
 _CONFIG = config_flags.DEFINE_config_file("config", None, "Recipe and preset.")
 _WORKDIR = flags.DEFINE_string("workdir", "", "The run's folder.")
@@ -82,7 +30,7 @@ _TEST_LABELS = flags.DEFINE_string("test_labels", "", "CSV.")
 _TEST_METADATA = flags.DEFINE_string("test_metadata", "", "CSV.")
 _STAGE = flags.DEFINE_string("stage", "", "Name of a stage.")
 _TUNE_ON = flags.DEFINE_enum(
-    "tune_on", "validation", ["validation", "tuning"], "Split."
+    "tune_on", "", ["", "validation", "held_out", "tuning"], "Split."
 )
 _ALLOW_TUNING = flags.DEFINE_bool("allow_tuning_labels", False, "Say yes to tuning.")
 _IMAGES = flags.DEFINE_string("images", "", "Folder of pictures.")
@@ -105,7 +53,7 @@ def main(argv: list[str]) -> int:
       argv: `sys.argv` itself: overrides of the configuration are looked up there.
     """
     if any(word in ("-h", "--help", "-help") for word in argv[1:]):
-        print(_help(argv[1:]))
+        print(help_text(argv[1:]))
         return DONE
     _set_environment()
     try:
@@ -123,24 +71,6 @@ def main(argv: list[str]) -> int:
     except InputError as error:
         print(f"jaxii: {' '.join(str(error).split())}", file=sys.stderr)
         return MISUSED
-
-
-def _help(words: list[str]) -> str:
-    for word in words:
-        if word in COMMANDS:
-            return f"jaxii {word}\n\n{COMMANDS[word]}"
-    lines = [
-        "jaxii trains multi-label image classifiers, from label files to a submission.",
-        "",
-        "usage: python -m jaxii.main [COMMAND] [FLAGS]      (COMMAND --help says more)",
-        "",
-    ]
-    for name, text in COMMANDS.items():
-        first = text.partition("\n\n")[0].replace("\n", f"\n{'':10}")
-        lines.append(
-            f"{name:10}{first}" + ("  (the default)" if name == "train" else "")
-        )
-    return "\n".join(lines)
 
 
 def _parse(argv: list[str]) -> list[str]:
@@ -213,7 +143,7 @@ def _dispatch(command: str, rest: list[str]) -> int:
     given = _arguments(command, rest)
     # Here and not above: importing jax takes seconds, and neither help nor a message
     # about the command line should.
-    from jaxii import commands
+    from jaxii.commands import compare, evaluate, predict, prepare, train
     from jaxii.train.loop import Diverged, Preempted
     from jaxii.workdir import Workdir
 
@@ -222,11 +152,11 @@ def _dispatch(command: str, rest: list[str]) -> int:
     if command == "train":
         given["wanted_back"] = _wanted_back()
     act = {
-        "train": commands.train,
-        "prepare": commands.prepare,
-        "evaluate": commands.evaluate,
-        "predict": commands.predict,
-        "compare": commands.compare,
+        "train": train.train,
+        "prepare": prepare.prepare,
+        "evaluate": evaluate.evaluate,
+        "predict": predict.predict,
+        "compare": compare.compare,
     }[command]
     try:
         act(**given)

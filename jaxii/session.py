@@ -73,8 +73,7 @@ def open_session(
     """
     with progress() as on_progress:
         data = assemble.open_data(config, on_progress)
-    num_train = data.split("train").num_examples
-    stages = assemble.stages_of(config, num_train)
+    stages = assemble.stages_of(config, lambda split: data.split(split).num_examples)
     needs_embedding = any(stage.embedding_head for stage in stages)
     dim = config.label_embedding.dim if needs_embedding else 0
     plans = assemble.make_plans(
@@ -101,6 +100,7 @@ def open_session(
             label_hash=label_hash,
             with_embedding=needs_embedding,
             pretrained=config.model.pretrained,
+            chosen_on=data.choosing_split,
         ),
     )
 

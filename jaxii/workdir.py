@@ -43,9 +43,14 @@ class Workdir:
         """Figures by step."""
         return self.path / "history.jsonl"
 
-    def result_file(self, name: str, tuned_on: str = "validation") -> Path:
-        """Returns where a result lies; what was tuned elsewhere gets another name."""
-        suffix = "" if tuned_on == "validation" else f"_tuned_on_{tuned_on}"
+    def result_file(self, name: str, tuned_on: str = "") -> Path:
+        """Returns where a result lies; what was tuned elsewhere gets another name.
+
+        Args:
+          name: of the file.
+          tuned_on: the split that chose the threshold; "" is the run's own choice.
+        """
+        suffix = f"_tuned_on_{tuned_on}" if tuned_on else ""
         stem, dot, ending = name.partition(".")
         return self.path / f"{stem}{suffix}{dot}{ending}"
 

@@ -185,7 +185,7 @@ def test_a_network_is_compiled_once_for_all_passes(evaluator, sums):
 
 
 def test_figures_of_a_run_are_plain_numbers_of_validation(evaluator, sums):
-    figures = evaluator.figures(sums)
+    figures = evaluator.figures(sums, "validation")
     assert figures["validation/f2"] == pytest.approx(f2_by_threshold(sums).max())
     assert figures["validation/threshold"] in THRESHOLDS
     for name, value in figures.items():

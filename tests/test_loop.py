@@ -11,7 +11,7 @@ import pytest
 
 from jaxii.errors import InputError
 from jaxii.objective.multitask import make_objective
-from jaxii.train.checkpoint import METRIC, Checkpoints
+from jaxii.train.checkpoint import Checkpoints
 from jaxii.train.loop import Diverged, Preempted, Run, StagePlan, inherit, train
 from jaxii.train.mesh import make_mesh, replicated
 from jaxii.train.optimizer import make_optimizer
@@ -20,6 +20,7 @@ from jaxii.train.step import StepSettings
 from jaxii.train.telemetry import Telemetry, read_history
 
 NUM_CLASSES, BATCH, FEATURES = 3, 8, 6
+METRIC = "held_out/f2"
 
 
 class Outputs(NamedTuple):
@@ -109,6 +110,7 @@ class Folder:
             checkpoints=checkpoints,
             batches=more.get("batches", batches),
             evaluate=metric or (lambda settings, params, stats: {METRIC: 0.5}),
+            metric=METRIC,
             label_embeddings=jax.device_put(
                 jnp.eye(NUM_CLASSES, 2), replicated(make_mesh())
             ),

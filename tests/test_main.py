@@ -17,7 +17,8 @@ from absl import flags
 from absl.testing import flagsaver
 from PIL import Image
 
-from jaxii import commands, main
+from jaxii import main
+from jaxii.commands import evaluate as evaluation
 from jaxii.data.open_images import Layout, prepare
 from jaxii.infer.decode import DECODERS
 from jaxii.session import open_session
@@ -35,7 +36,7 @@ SETTINGS = (
     "--config.data.validation_fraction=0.4",
     "--config.global_batch_size=8",
     "--config.label_embedding.dim=2",
-    "--config.optimizer.ema_decay=0.0",
+    "--config.optimizer.average=none",
 )
 
 
@@ -101,7 +102,7 @@ def refused(run, tmp_path):
         (["prepare", "--short_side=small"], "--short_side=small: "),
         (["prepare", "--short_side=4"], "--short_side=4: .*>= 16"),
         (["compare"], "compare was given no workdir"),
-        (["evaluate", "--tune_on=test"], "<validation|tuning>"),
+        (["evaluate", "--tune_on=test"], "validation|held_out|tuning>"),
         (["evaluate", "--tune_on=tuning"], "add --allow_tuning_labels"),
         (["predict", "--decoder=best"], "<threshold|top_k|embedding>"),
     ],
@@ -595,7 +596,7 @@ def test_a_stage_that_was_not_trained_is_refused(refused, trained):
 @pytest.fixture(scope="module")
 def evaluated(trained):
     """The trained run, measured by the command."""
-    commands.evaluate(
+    evaluation.evaluate(
         Workdir(trained), data_dir="", stage="multitask", tune_on="validation"
     )
     return trained

@@ -198,3 +198,30 @@ def test_the_embedded_dataset_is_not_drawn_beside_other_files(tmp_path):
     with pytest.raises(InputError, match="holds something else"):
         prepare_toy_regions(folder)
     assert list(tmp_path.iterdir()) == [folder]
+
+
+@pytest.fixture(scope="module")
+def with_domains(tmp_path_factory):
+    def in_three_domains(files):
+        rows = [f"train{i:02d},{('eu', 'asia', 'us')[i // 10]}" for i in range(30)]
+        small_layout.lines(files / "train_meta.csv", "image_id,domain", *rows)
+
+    root = tmp_path_factory.mktemp("domains")
+    return prepared(root, num_train=30, edit=in_three_domains)
+
+
+def test_without_a_held_out_domain_validation_chooses(with_domains):
+    data = opened(with_domains)
+    assert data.choosing_split == "validation"
+    assert not data.has_images("held_out")
+
+
+def test_a_held_out_domain_chooses_and_trains_nothing(with_domains):
+    data = opened(with_domains, held_out_domain="asia")
+    assert data.choosing_split == "held_out"
+    assert data.domains == ("asia", "eu", "us")
+    assert set(data.split("train").index.domains) == {"eu", "us"}
+    assert set(data.split("validation").index.domains) <= {"eu", "us"}
+    assert data.split("held_out").num_examples == 10
+    assert len(data.train_rows.offsets) == data.split("train").num_examples + 1
+    assert len(data.verified_rows("held_out").label_ids) == 10

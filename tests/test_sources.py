@@ -179,3 +179,45 @@ def test_a_missing_shard_is_refused_by_name(prepared, tmp_path):
             (tmp_path / path.name).write_bytes(path.read_bytes())
     with pytest.raises(InputError, match=r"tuning.array_record.* is missing"):
         open_dataset(tmp_path)
+
+
+@pytest.fixture(scope="module")
+def two_domains(tmp_path_factory):
+    root = tmp_path_factory.mktemp("domains")
+    small_layout.write(root / "kaggle", num_train=NUM_TRAIN)
+    # Two pictures a group, one of each domain.
+    rows = [f"train{i:02d},g{i // 2},{('eu', 'asia')[i % 2]}" for i in range(NUM_TRAIN)]
+    lines(root / "kaggle" / "train_meta.csv", "image_id,group,domain", *rows)
+    prepare(Layout.find(root / "kaggle"), root / "prepared")
+    return open_dataset(root / "prepared")
+
+
+def test_a_domain_that_is_held_out_is_whole_and_in_no_other_split_of_train(two_domains):
+    splits = two_domains.hold_out("asia").carve(0.3)
+    asia = [i for i in range(NUM_TRAIN) if i % 2]
+    assert ids(splits["held_out"]) == [f"train{i:02d}" for i in asia]
+    rest = ids(splits["train"]) + ids(splits["validation"])
+    assert sorted(rest) == [f"train{i:02d}" for i in range(0, NUM_TRAIN, 2)]
+
+
+def test_holding_a_domain_out_moves_no_other_image(two_domains):
+    before = two_domains.carve(0.3)
+    after = two_domains.hold_out("asia").carve(0.3)
+    for name in ("train", "validation"):
+        kept = before[name].index.domains == "eu"
+        assert ids(after[name]) == before[name].index.image_ids[kept].tolist()
+
+
+def test_a_held_out_split_goes_by_its_name(two_domains):
+    assert two_domains.hold_out("eu").splits["held_out"].name == "held_out"
+
+
+def test_an_unknown_domain_is_refused_with_those_there_are(two_domains):
+    assert two_domains.domains == ("asia", "eu")
+    with pytest.raises(InputError, match=r"no domain 'Asia'.*use one of asia, eu"):
+        two_domains.hold_out("Asia")
+
+
+def test_the_only_domain_is_not_held_out(dataset):
+    with pytest.raises(InputError, match=r"has the domain 'eu'.*columns image_id and"):
+        dataset.hold_out("eu")

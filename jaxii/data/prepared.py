@@ -1,4 +1,4 @@
-"""A prepared dataset, opened: validation is carved out and labels are resolved.
+"""A prepared dataset, opened: splits are made of train and labels are resolved.
 
 Comes after `sources` (what is on disk) and before `pipeline`; the embedded dataset is
 drawn and prepared here at its first use.
@@ -54,15 +54,25 @@ class Data:
       directory: where it lies.
       vocabulary: the labels.
       slices: names of the slices that figures are cut by.
-      splits: train, validation and, where there are some, tuning and test.
+      domains: of the training data, whether held out or not.
+      splits: train, validation and, where there are some, held_out, tuning and test.
       train_rows: labels of the training split as they train.
     """
 
     directory: Path
     vocabulary: Vocabulary
     slices: tuple[str, ...]
+    domains: tuple[str, ...]
     splits: Mapping[str, sources.Split]
     train_rows: Rows
+
+    @property
+    def choosing_split(self) -> str:
+        """The split that chooses checkpoint and threshold, unless another is asked for.
+
+        A held-out domain foresees a shift, as a split by group cannot.
+        """
+        return "held_out" if "held_out" in self.splits else "validation"
 
     def split(self, name: str) -> sources.Split:
         """Returns a split by name.
@@ -125,6 +135,7 @@ def open_prepared(
     *,
     labels_file: str = "",
     validation_fraction: float,
+    held_out_domain: str = "",
     machine_labels: str,
     machine_threshold: float,
     on_progress: Progress | None = None,
@@ -137,18 +148,23 @@ def open_prepared(
         the dataset's own.
       validation_fraction: share of the groups of train that become `validation`, where
         the dataset has no such split of its own.
+      held_out_domain: domain of train that becomes the split `held_out`; "" for none.
       machine_labels: how the training split uses them; see `labels.resolve_labels`.
       machine_threshold: confidence from which a thresholded machine label is present.
       on_progress: called with (done, total, what) while a dataset without an index of
         its own is scanned for the first time.
 
     Raises:
-      InputError: there is no dataset, or a split that training needs is empty.
+      InputError: there is no dataset or no such domain, or a split that training needs
+        is empty.
     """
     vocabulary = None
     if labels_file:
         vocabulary = label_files.read_codes(Path(labels_file), None).vocabulary
     dataset = sources.open_dataset(directory, vocabulary, on_progress=on_progress)
+    domains = dataset.domains
+    if held_out_domain:
+        dataset = dataset.hold_out(held_out_domain)
     splits = dataset.splits
     if "validation" not in splits:
         splits = dataset.carve(validation_fraction)
@@ -161,6 +177,7 @@ def open_prepared(
         directory=directory,
         vocabulary=dataset.vocabulary,
         slices=dataset.slices,
+        domains=domains,
         splits=splits,
         train_rows=train,
     )

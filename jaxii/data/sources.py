@@ -1,7 +1,8 @@
 """A prepared dataset -> random-access sources and their indexes, one pair a split.
 
 Comes after preparation (or TFDS, for its `open_images_v4`) and before `pipeline`, which
-gives a split's source to grain. `carve` takes the validation split out of train.
+gives a split's source to grain. `hold_out` takes a whole domain out of train, `carve`
+the validation split.
 """
 
 import hashlib
@@ -31,7 +32,7 @@ class Split:
     """A set of images: their records, and the columns of their index.
 
     Args:
-      name: train, validation, tuning or test.
+      name: train, validation, held_out, tuning or test.
       index: one row a record, in the same order.
       source: the records.
     """
@@ -68,6 +69,50 @@ class Dataset:
     vocabulary: Vocabulary
     slices: tuple[str, ...]
     splits: dict[str, Split]
+
+    @property
+    def domains(self) -> tuple[str, ...]:
+        """The domains of the training data, sorted."""
+        return tuple(sorted(set(self.splits["train"].index.domains)))
+
+    def hold_out(self, domain: str) -> "Dataset":
+        """Returns the dataset with a domain of train as the split `held_out`.
+
+        No image of it is left in train, nor in a validation split that is stored; what
+        `carve` makes afterwards has none either, and its sides are as they were.
+
+        Args:
+          domain: one of `domains`.
+
+        Raises:
+          InputError: there is no such domain, or no other.
+        """
+        domains = self.domains
+        if len(domains) == 1:
+            raise InputError(
+                f"every training image of {self.directory} has the domain "
+                f"{domains[0]!r}, so that none can be held out; prepare it again with "
+                "a train metadata CSV (--train_metadata) that has the columns image_id "
+                "and domain"
+            )
+        if domain not in domains:
+            raise InputError(
+                f"{self.directory} has no domain {domain!r} in its training data; use "
+                f"one of {', '.join(domains)}"
+            )
+        train = self.splits["train"]
+        held_out = train.select(np.flatnonzero(train.index.domains == domain))
+        others = {
+            name: split.select(np.flatnonzero(split.index.domains != domain))
+            for name, split in self.splits.items()
+            if name in ("train", "validation")
+        }
+        splits = {
+            **self.splits,
+            **others,
+            "held_out": replace(held_out, name="held_out"),
+        }
+        return replace(self, splits=splits)
 
     def carve(
         self, validation_fraction: float, seed_salt: str = ""

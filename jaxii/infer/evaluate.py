@@ -128,16 +128,16 @@ class Evaluator:
                 on_batch(gather(probs), embeddings, gather(batch[INDEX]))
         return jax.device_get(self._total(sums))
 
-    def figures(self, sums: Accumulators) -> dict[str, float]:
-        """Returns the few figures that are followed during a run, `validation/...`."""
+    def figures(self, sums: Accumulators, split: str) -> dict[str, float]:
+        """Returns the few figures that are followed during a run, `split/...`."""
         summary = summarise(sums, self.slices)
         return {
-            "validation/f2": summary["best_f2"],
-            "validation/threshold": summary["best_threshold"],
-            "validation/map": summary["map"],
-            "validation/coverage": float(summary["coverage"]),
-            "validation/recall_at_5": summary["recall_at_5"],
-            "validation/calibration_error": summary["calibration_error"],
+            f"{split}/f2": summary["best_f2"],
+            f"{split}/threshold": summary["best_threshold"],
+            f"{split}/map": summary["map"],
+            f"{split}/coverage": float(summary["coverage"]),
+            f"{split}/recall_at_5": summary["recall_at_5"],
+            f"{split}/calibration_error": summary["calibration_error"],
         }
 
 

@@ -12,8 +12,11 @@ from typing import Any, NamedTuple
 
 from jaxii.errors import InputError
 
-HOME_SPLITS = ("train", "validation")
-"""Splits that may influence anything; to be clean, every other one stays unseen."""
+HOME_SPLITS = ("train", "validation", "held_out")
+"""Splits that may influence anything; to be clean, every other one stays unseen.
+
+All three are made of the training data: `held_out` is a domain of it, kept out of
+training, and is no more the target's than `validation` is."""
 
 PARTS = {
     "weights": "trained the weights",

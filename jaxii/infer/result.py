@@ -57,12 +57,19 @@ def best_constant_of(
 
 
 def clean_provenance(
-    *, label_hash: str, with_embedding: bool, pretrained: str
+    *, label_hash: str, with_embedding: bool, pretrained: str, chosen_on: str
 ) -> Provenance:
-    """Returns the record of a run that used train and validation, as runs do."""
+    """Returns the record of a run that used training data alone, as runs do.
+
+    Args:
+      label_hash: of the vocabulary.
+      with_embedding: whether the run has a label embedding.
+      pretrained: where the first weights came from; "" for random ones.
+      chosen_on: the split that chooses checkpoints and ends stages.
+    """
     record = Provenance(label_hash=label_hash, pretrained=pretrained)
     record = record.with_("weights", labels=["train"])
-    record = record.with_("model_selection", labels=["validation"])
+    record = record.with_("model_selection", labels=[chosen_on])
     if with_embedding:
         record = record.with_("label_embedding", labels=["train"])
     return record

@@ -17,10 +17,9 @@ from jax.sharding import Sharding
 from orbax.checkpoint import checkpoint_managers as managers
 
 from jaxii.errors import InputError
-from jaxii.train.stages import Saved
+from jaxii.train.stages import Saved, choose
 from jaxii.train.state import TrainState, Tree
 
-METRIC = "validation/f2"
 _MODEL_FIELDS = ("params", "batch_stats", "ema_params")
 
 
@@ -54,6 +53,23 @@ class Checkpoints:
                 steps = sorted(self._manager(name).all_steps())
                 found[name] = [self._describe(name, step) for step in steps]
         return found
+
+    def best_of(self, stage: str = "") -> Saved:
+        """Returns the best checkpoint of a stage; "" is the last one trained.
+
+        Raises:
+          InputError: nothing, or not this stage, has been trained.
+        """
+        found = self.saved()
+        trained = [name for name in found if found[name]]
+        if not trained:
+            raise InputError(
+                f"{self.directory} has no checkpoint yet; train first with the same "
+                "--workdir."
+            )
+        if stage and stage not in trained:
+            raise InputError(f"--stage={stage}; use one of {', '.join(trained)}.")
+        return choose(found[stage or trained[-1]], "best")
 
     def metadata(self, saved: Saved) -> dict[str, Any]:
         """Returns the JSON that was saved with a checkpoint."""
@@ -90,7 +106,7 @@ class Checkpoints:
                 training=ocp.args.StandardSave(training),
                 metadata=ocp.args.JsonSave(record),
             ),
-            metrics=None if saved.metric is None else {METRIC: saved.metric},
+            metrics=None if saved.metric is None else {"metric": saved.metric},
             force=True,
         )
 
@@ -188,7 +204,9 @@ def evaluated_params(model: Mapping[str, Tree]) -> Tree:
 
 
 def _metric(metrics: Mapping[str, float]) -> float:
-    return metrics[METRIC]
+    # The one figure that was saved, whatever the name it was saved by.
+    (value,) = metrics.values()
+    return value
 
 
 def _split(state: TrainState) -> tuple[dict[str, Tree], dict[str, Tree]]:

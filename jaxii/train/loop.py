@@ -21,7 +21,7 @@ from jax.sharding import Mesh
 from jaxtyping import Array, Float
 
 from jaxii.errors import InputError
-from jaxii.train.checkpoint import METRIC, Checkpoints, evaluated_params
+from jaxii.train.checkpoint import Checkpoints, evaluated_params
 from jaxii.train.mesh import divided, replicated, to_devices
 from jaxii.train.stages import (
     Done,
@@ -73,8 +73,10 @@ class Run:
       mesh: the devices.
       checkpoints: where the run saves.
       batches: `batches(start_example)`, host batches without host-only arrays.
-      evaluate: `evaluate(settings, params, batch_stats)` to figures on the validation
-        split, `validation/f2` among them.
+      evaluate: `evaluate(settings, params, batch_stats)` to figures by name, `metric`
+        among them.
+      metric: the figure, greater being better, that chooses the best checkpoint and
+        ends a stage on its plateau.
       label_embeddings: [class, embed] float32, None without an embedding head.
       pretrained: replaces fresh parameters at the very start; None for none.
       metadata: kept with every checkpoint.
@@ -91,6 +93,7 @@ class Run:
     checkpoints: Checkpoints
     batches: Callable[[int], Iterator[dict[str, np.ndarray]]]
     evaluate: Callable[[StepSettings, Tree, Tree], dict[str, float]]
+    metric: str
     label_embeddings: Float[Array, "class embed"] | None
     pretrained: Callable[[Tree, Tree], tuple[Tree, Tree]] | None
     metadata: Mapping[str, Any]
@@ -267,7 +270,7 @@ def _evaluate_and_save(
         figures = run.evaluate(
             plan.settings, state.params_to_evaluate(), state.batch_stats
         )
-        metric = float(figures[METRIC])
+        metric = float(figures[run.metric])
         evaluations = (*saved.evaluations, (saved.step, metric))
         ended = has_ended(plan.stage, saved.step - saved.first_step, evaluations)
         saved = replace(saved, metric=metric, evaluations=evaluations, finished=ended)

@@ -1,0 +1,1 @@
+"""What each command does, from plain arguments; `jaxii.main` calls them."""

@@ -1,0 +1,152 @@
+"""`evaluate`: the best checkpoint of a stage on every split that has labels.
+
+Called by `main`, and by `train` when the last stage has ended; leaves the figures, the
+report and the answers in the workdir.
+"""
+
+from typing import Any
+
+import jax
+import numpy as np
+
+from jaxii import assemble
+from jaxii import config as configuration
+from jaxii.console import say
+from jaxii.infer import predict as prediction
+from jaxii.infer import result
+from jaxii.infer.report.page import write_report
+from jaxii.infer.summary import summarise
+from jaxii.infer.thresholds import choose
+from jaxii.session import Session, open_session
+from jaxii.train.checkpoint import evaluated_params
+from jaxii.train.mesh import replicated
+from jaxii.train.stages import Saved
+from jaxii.train.telemetry import read_history
+from jaxii.workdir import Workdir
+
+
+def evaluate(workdir: Workdir, *, data_dir: str, stage: str, tune_on: str) -> None:
+    """Measures a trained run again; nothing is trained."""
+    config = workdir.config()
+    if data_dir:
+        config.data.directory = data_dir
+    session = open_session(config, workdir, claim=False)
+    measure(session, stage=stage, tune_on=tune_on)
+    session.checkpoints.close()
+
+
+def measure(session: Session, *, stage: str = "", tune_on: str = "") -> dict[str, Any]:
+    """Measures the best checkpoint of a stage, writes figures, report and answers.
+
+    Args:
+      session: of the run.
+      stage: name; "" is the last one trained.
+      tune_on: the split that chooses the threshold; "" is the run's own choice.
+    """
+    tune_on = tune_on or session.data.choosing_split
+    session.data.split(tune_on)
+    saved = session.checkpoints.best_of(stage)
+    plan = session.plan(saved.stage)
+    model = session.checkpoints.restore_model(saved, replicated(session.mesh))
+    evaluator = session.evaluator()
+
+    def sums_of(split, on_batch=None):
+        return evaluator.run(
+            plan.settings.apply,
+            evaluated_params(model),
+            model["batch_stats"],
+            assemble.eval_batches(session.config, session.data, split),
+            verified_absent=session.verified_absent(split),
+            on_batch=on_batch,
+        )
+
+    chosen_sums = sums_of(tune_on)
+    choice = choose(chosen_sums)
+    decoder = prediction.Decoder(name="threshold", choice=choice)
+    answers = None
+    summaries = {tune_on: summarise(chosen_sums, session.data.slices, choice=choice)}
+    for split in ("validation", "held_out"):
+        if split not in summaries and split in session.data.splits:
+            sums = sums_of(split)
+            summaries[split] = summarise(sums, session.data.slices, choice=choice)
+    if session.data.has_images("test"):
+        rows = session.data.split("test").num_examples
+        answers = prediction.Answers(rows, decoder)
+        sums = sums_of("test", answers.add)
+        # A test whose labels nobody has is answered, and not scored.
+        if session.data.has_truth("test"):
+            summaries["test"] = summarise(sums, session.data.slices, choice=choice)
+    provenance = session.provenance.with_("thresholds", labels=[tune_on])
+    metrics = _result(session, saved, summaries, decoder, tune_on, provenance)
+    if jax.process_index() == 0:
+        _write(session, metrics, answers, tune_on)
+    return metrics
+
+
+def _result(session, saved, summaries, decoder, tune_on, provenance) -> dict[str, Any]:
+    config, data = session.config, session.data
+    counts = data.train_rows.class_counts(len(data.vocabulary))
+    constant = result.best_constant_of(
+        counts,
+        lambda split: data.verified_rows(split).present(),
+        list(summaries),
+        tune_on,
+    )
+    return result.make_result(
+        saved=saved,
+        summaries=summaries,
+        decoder={"name": decoder.name, **decoder.parameter(), "chosen_on": tune_on}
+        | {"top_k": decoder.choice.top_k, "embedding_k": decoder.choice.embedding_k},
+        constant=constant,
+        vocabulary=data.vocabulary,
+        provenance=provenance,
+        facts={
+            "config_hash": configuration.content_hash(config),
+            "label_hash": data.vocabulary.content_hash(),
+            "seed": config.seed,
+            "dataset": f"{config.data.dataset} ({data.directory.name})",
+            "num_params": _num_params(session, saved),
+        },
+    )
+
+
+def _num_params(session: Session, saved: Saved) -> int:
+    plan = session.plan(saved.stage)
+    params, _ = jax.eval_shape(plan.init, jax.random.key(0))
+    return sum(leaf.size for leaf in jax.tree.leaves(params))
+
+
+def _write(session, metrics, answers, tune_on) -> None:
+    workdir, data = session.workdir, session.data
+    elsewhere = "" if tune_on == data.choosing_split else tune_on
+    files = {"metrics.json": workdir.result_file("metrics.json", elsewhere)}
+    if answers is not None:
+        files["submission.csv"] = workdir.result_file("submission.csv", elsewhere)
+        labels, _ = answers.complete(np.zeros(0, np.int64))
+        prediction.write_submission(
+            files["submission.csv"],
+            list(data.split("test").index.image_ids),
+            labels,
+            data.vocabulary,
+            metrics["provenance"],
+        )
+    prediction.write_json(files["metrics.json"], metrics)
+    rows = result.stage_rows(session.plans, session.checkpoints)
+    files["report.html"] = write_report(
+        workdir.result_file("report.html", elsewhere),
+        metrics=metrics,
+        history=read_history(workdir.history_file),
+        config=configuration.to_dict(session.config),
+        stages=rows,
+    )
+    for line in result.lines(metrics):
+        say(line)
+    for row in rows:
+        say(
+            f"stage     {row['name']}: steps {row['first_step']}-{row['last_step']}, "
+            f"{'with' if row['embedding_head'] else 'without'} embedding head, "
+            f"train_step compiled {row['train_step_compilations']} time(s)"
+        )
+    for name, path in files.items():
+        say(f"{name:15} {path}")
+    say(f"{'checkpoints':15} {session.checkpoints.directory}")

@@ -1,0 +1,108 @@
+"""`predict`: the labels of every picture of a folder, with nothing but a workdir."""
+
+import json
+from pathlib import Path
+from typing import Any
+
+import jax
+import numpy as np
+
+from jaxii import assemble
+from jaxii.console import progress, say
+from jaxii.data import embedding
+from jaxii.errors import InputError
+from jaxii.infer import predict as prediction
+from jaxii.infer.evaluate import make_forward
+from jaxii.infer.provenance import Provenance
+from jaxii.infer.thresholds import DecoderChoice
+from jaxii.train import loop
+from jaxii.train.checkpoint import Checkpoints, evaluated_params
+from jaxii.train.mesh import make_mesh, replicated
+from jaxii.workdir import Workdir
+
+
+def predict(
+    workdir: Workdir,
+    *,
+    images: Path,
+    ids: Path | None,
+    output: Path,
+    decoder: str,
+    stage: str,
+) -> None:
+    """Writes the labels of every picture of a folder."""
+    config, vocabulary = workdir.config(), workdir.vocabulary()
+    metrics = _metrics(workdir)
+    image_ids, files = _files(images, ids)
+    mesh = make_mesh()
+    checkpoints = Checkpoints(
+        workdir.path,
+        [stage["name"] for stage in config.stages],
+        vocabulary.content_hash(),
+    )
+    saved = checkpoints.best_of(stage or metrics["stage"])
+    model = checkpoints.restore_model(saved, replicated(mesh))
+    params = evaluated_params(model)
+    has_head = loop.EMBEDDING_HEAD in params
+    vectors = embedding.load(workdir.embedding_file).vectors if has_head else None
+    decode = prediction.Decoder(
+        name=decoder,
+        choice=_choice(metrics["decoder"], has_head),
+        label_embeddings=vectors,
+    )
+    network = assemble.Networks(
+        config=config,
+        num_classes=len(vocabulary),
+        embedding_dim=vectors.shape[1] if vectors is not None else 0,
+    ).get(has_head)
+    with progress() as on_progress:
+        answers = prediction.answer(
+            make_forward(network.apply, mesh),
+            params,
+            model["batch_stats"],
+            assemble.file_batches(config, files),
+            num_rows=len(files),
+            decode=decode,
+            mesh=mesh,
+            on_progress=on_progress,
+        )
+    index = vocabulary.index()
+    fallback = np.array([index[code] for code in metrics["constant"]["labels"]])
+    labels, damaged = answers.complete(fallback)
+    if jax.process_index() == 0:
+        prediction.write_submission(
+            output, image_ids, labels, vocabulary, metrics["provenance"]
+        )
+    for row in damaged:
+        where = files.paths[row] or f"{image_ids[row]} (no such file)"
+        say(f"unreadable {where}: given the most frequent labels")
+    badge = Provenance.from_json(metrics["provenance"]).badge()
+    said = f"decoder {decoder} {decode.parameter()}; provenance: {badge}"
+    say(f"{len(files)} rows, {len(damaged)} of them unreadable; {said}")
+    say(f"submission {output}")
+
+
+def _files(images: Path, ids: Path | None) -> tuple[list[str], prediction.Files]:
+    """Returns image ids and their pictures: all of a folder, or those of a list."""
+    pictures = prediction.find_pictures(images)
+    image_ids = list(pictures) if ids is None else prediction.read_ids(ids)
+    paths = tuple(pictures.get(image_id) for image_id in image_ids)
+    return image_ids, prediction.Files(paths)
+
+
+def _choice(decoder: dict[str, Any], has_head: bool) -> DecoderChoice:
+    return DecoderChoice(
+        threshold=decoder["threshold"],
+        top_k=decoder["top_k"],
+        embedding_k=decoder["embedding_k"] if has_head else None,
+    )
+
+
+def _metrics(workdir: Workdir) -> dict[str, Any]:
+    path = workdir.result_file("metrics.json")
+    if not path.exists():
+        raise InputError(
+            f"{path} does not exist, so no threshold has been chosen; run evaluate "
+            "with the same --workdir first."
+        )
+    return json.loads(path.read_text())

@@ -1,0 +1,83 @@
+"""`train`: every stage that is left, then figures, report and answers.
+
+Called by `main` with a checked configuration; returns when all files are on disk.
+"""
+
+from collections.abc import Callable
+from functools import partial
+
+import jax
+
+from jaxii import assemble
+from jaxii import config as configuration
+from jaxii.commands.evaluate import measure
+from jaxii.console import say
+from jaxii.session import Session, describe, open_session
+from jaxii.train import loop
+from jaxii.train.telemetry import Telemetry
+from jaxii.workdir import Workdir
+
+
+def train(
+    config: configuration.Config, workdir: Workdir, wanted_back: Callable[[], bool]
+) -> None:
+    """Trains every stage that is left, then evaluates, reports and writes answers."""
+    assemble.check_before_data(config)
+    session = open_session(config, workdir)
+    for line in describe(session):
+        say(line)
+    run = _make_run(session, wanted_back)
+    saved = [s for found in session.checkpoints.saved().values() for s in found]
+    telemetry = Telemetry(
+        workdir.path,
+        total_steps=sum(plan.stage.num_steps for plan in session.plans),
+        start_step=max((s.step for s in saved), default=0),
+        is_lead=jax.process_index() == 0,
+    )
+    with telemetry:
+        loop.train(run, telemetry)
+    measure(session)
+    session.checkpoints.close()
+
+
+def _make_run(session: Session, wanted_back: Callable[[], bool]) -> loop.Run:
+    config, data = session.config, session.data
+    evaluator = session.evaluator()
+    # In this order: the first figures are printed.
+    splits = dict.fromkeys((data.choosing_split, "validation"))
+    verified = {split: session.verified_absent(split) for split in splits}
+
+    def evaluate(settings, params, batch_stats):
+        figures = {}
+        for split in splits:
+            sums = evaluator.run(
+                settings.apply,
+                params,
+                batch_stats,
+                assemble.eval_batches(config, data, split),
+                verified_absent=verified[split],
+            )
+            figures |= evaluator.figures(sums, split)
+        f2s = {name: figures[name] for name in (f"{split}/f2" for split in splits)}
+        return f2s | figures
+
+    return loop.Run(
+        plans=session.plans,
+        mesh=session.mesh,
+        checkpoints=session.checkpoints,
+        batches=partial(assemble.train_batches, config, data),
+        evaluate=evaluate,
+        metric=f"{data.choosing_split}/f2",
+        label_embeddings=session.vectors(),
+        pretrained=assemble.pretrained_start(config),
+        metadata={
+            "provenance": session.provenance.to_json(),
+            "config_hash": configuration.content_hash(config),
+        },
+        global_batch_size=config.global_batch_size,
+        evaluate_every_steps=config.evaluate_every_steps,
+        log_every_steps=config.log_every_steps,
+        most_skipped_steps=config.most_skipped_steps,
+        seed=config.seed,
+        wanted_back=wanted_back,
+    )

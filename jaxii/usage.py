@@ -1,0 +1,77 @@
+"""What `--help` says: one text a command.
+
+Read by `main` alone, before anything heavy is imported.
+"""
+
+COMMANDS = {
+    "train": """Trains every stage of a configuration, then evaluates it and writes a
+report and a submission. The same command again goes on where it stopped.
+
+  python -m jaxii.main --config configs/f2_multitask.py
+  python -m jaxii.main train --config configs/f2_multitask.py:emoji \\
+      --data_dir=data/emoji --workdir=runs/emoji --config.optimizer.peak_lr=0.1
+
+--config=FILE[:DATASET]  recipe and dataset preset; --config.FIELD=VALUE changes a field
+--workdir=DIR            the run's folder [runs/RECIPE-DATASET]
+--data_dir=DIR           the prepared dataset (not for toy_regions, which is drawn)
+
+Exit: 0 done, 2 something given cannot be used, 75 stopped on request and resumable
+(SIGTERM or Ctrl-C), 1 anything else.""",
+    "prepare": """Reads a folder in the layout of Kaggle's Inclusive Images challenge
+(label CSVs and pictures of any size, JPEG, PNG or WebP) and writes a TFDS dataset. One
+pass over all cores; interrupted, the same command goes on.
+
+  python -m jaxii.main prepare --input_dir=kaggle --data_dir=data/inclusive_images
+
+--input_dir=DIR          train_human_labels.csv, classes-trainable.csv and the rest
+--data_dir=DIR           where the dataset goes
+--short_side=PIXELS      larger pictures are reduced to it [256]
+--train_metadata=CSV     image_id and any of group, domain, slice [train_meta.csv]
+--test_labels=CSV        image_id,labels: only ever used to score
+--test_metadata=CSV      as train_metadata, for tuning and test pictures""",
+    "evaluate": """Measures the best checkpoint of a run on validation and test, chooses
+the threshold, and writes metrics.json, report.html and submission.csv.
+
+  python -m jaxii.main evaluate --workdir=runs/emoji
+
+--workdir=DIR            a trained run
+--stage=NAME             the stage whose best checkpoint is measured [the last]
+--data_dir=DIR           the dataset, if it has moved
+--tune_on=SPLIT          choose the threshold on validation, held_out or tuning
+                         [held_out where a domain is held out, else validation]
+--allow_tuning_labels    needed with --tune_on=tuning; the results say so""",
+    "predict": """Writes the labels of every picture in a folder as a submission. Needs
+no dataset, only a workdir that has been evaluated.
+
+  python -m jaxii.main predict --workdir=runs/emoji --images=photos --output=answers.csv
+
+--workdir=DIR            a trained and evaluated run
+--images=DIR             pictures; the id of each is its name without the ending
+--ids=CSV                a sample submission: which ids, in which order [all pictures]
+--output=CSV             image_id,labels [WORKDIR/predictions.csv]
+--decoder=NAME           threshold, top_k or embedding [threshold]
+--stage=NAME             the stage to use [the one that was evaluated]""",
+    "compare": """Prints a table of runs: the fields in which they differ, F2 in domain
+and shifted, worst slice, mAP, coverage, threshold, provenance, images/s.
+
+  python -m jaxii.main compare runs/a runs/b""",
+}
+
+
+def help_text(words: list[str]) -> str:
+    """Returns the help of the first command among the words, or of all of them."""
+    for word in words:
+        if word in COMMANDS:
+            return f"jaxii {word}\n\n{COMMANDS[word]}"
+    lines = [
+        "jaxii trains multi-label image classifiers, from label files to a submission.",
+        "",
+        "usage: python -m jaxii.main [COMMAND] [FLAGS]      (COMMAND --help says more)",
+        "",
+    ]
+    for name, text in COMMANDS.items():
+        first = text.partition("\n\n")[0].replace("\n", f"\n{'':10}")
+        lines.append(
+            f"{name:10}{first}" + ("  (the default)" if name == "train" else "")
+        )
+    return "\n".join(lines)
