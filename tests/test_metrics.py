@@ -5,7 +5,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 from jax.sharding import PartitionSpec as P
-from sklearn.metrics import average_precision_score, fbeta_score
+from sklearn.metrics import average_precision_score, fbeta_score, log_loss
 
 from jaxii.errors import InputError
 from jaxii.infer import metrics
@@ -229,6 +229,21 @@ def test_calibration_error_equals_a_plain_computation():
         error += abs(gap) / probs.size
     assert got["calibration_error"] == pytest.approx(error, abs=1e-6)
     assert sum(row[2] for row in got["reliability"]) == probs.size
+
+
+@pytest.mark.parametrize("num_classes", [NUM_CLASSES, 7178])
+def test_cross_entropy_from_the_bins_is_within_a_hundredth_of_scikit_learn(num_classes):
+    probs, targets = example(num_images=8, num_classes=num_classes, seed=5)
+    summary = summarise(accumulate(probs, targets), SLICES)
+    exact = log_loss(targets.ravel(), probs.ravel().astype(np.float64)) * num_classes
+    assert summary["bce"] == pytest.approx(exact, rel=0.01)
+
+
+def test_cross_entropy_counts_a_verified_absence_once():
+    probs, targets = example(seed=6)
+    known = (np.arange(NUM_CLASSES) % 2 == 0) * np.ones_like(probs)
+    plain = summarise(accumulate(probs, targets), SLICES)["bce"]
+    assert summarise(accumulate(probs, targets, known=known), SLICES)["bce"] == plain
 
 
 def test_slices_are_measured_apart_with_their_standard_error():

@@ -143,3 +143,25 @@ def average_precision(
         precision = hits / np.maximum(above, 1)
         parts.append(np.sum(present * precision, axis=1) / num_positives)
     return np.concatenate(parts)
+
+
+def cross_entropy(
+    histogram: Int[np.ndarray, "kind class bin"], edges: Float[np.ndarray, " edge"]
+) -> float:
+    """Returns the sum over all entries of the sigmoid cross-entropy, unknown as absent.
+
+    Every entry of a bin counts with the logit in the middle of its bin, one of an
+    outermost bin with that of the edge: within 1 % of the exact sum, but for scores
+    that are certain and wrong, which have no bound.
+
+    Args:
+        histogram: counts by bin.
+        edges: of `bin_edges`.
+    """
+    probs = np.clip(edges.astype(np.float64), 1e-7, 1 - 1e-7)
+    logits = np.log(probs / (1 - probs))
+    middles = np.concatenate([logits[:1], (logits[1:] + logits[:-1]) / 2, logits[-1:]])
+    by_kind = histogram.sum(axis=1, dtype=np.int64)
+    present, absent = by_kind[PRESENT], by_kind[[UNKNOWN, VERIFIED_ABSENT]].sum(axis=0)
+    softplus = np.logaddexp(0.0, middles)
+    return float(np.sum(absent * softplus) + np.sum(present * (softplus - middles)))

@@ -16,6 +16,7 @@ from jaxii.infer.histogram import (
     average_precision,
     bin_edges,
     counts_at_least,
+    cross_entropy,
     reliability_edges,
 )
 from jaxii.infer.metrics import BETA_SQUARED, Accumulators, RankSums, value
@@ -41,8 +42,9 @@ def summarise(
     Returns:
         F2 is the mean over images unless named otherwise; `macro_f2` counts a class
         never present nor predicted as 0; `map` is over classes with positives (0 if
-        none); slices without images are left out; the standard error of a single
-        image is given as its bound, 0.5.
+        none); `bce` is the cross-entropy of an image, summed over classes; slices
+        without images are left out; the standard error of a single image is given as
+        its bound, 0.5.
 
     Raises:
         InputError: no image, a threshold off the grid, or other slices than summed.
@@ -157,6 +159,7 @@ def _from_histogram(acc: Accumulators, at: int, num_images: int) -> dict[str, An
         "coverage": int(np.count_nonzero(tp)),
         "labels_per_image_predicted": float(predicted.sum() / num_images),
         "labels_per_image_true": float(num_true.sum() / num_images),
+        "bce": cross_entropy(histogram, edges) / num_images,
         "calibration_error": error,
         "reliability": reliability,
     }

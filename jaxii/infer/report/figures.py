@@ -1,7 +1,7 @@
-"""The figures of the report: what is drawn, and how its curves are made readable.
+"""The figures of the report: what is drawn of one run.
 
-Matplotlib draws without a display and without pyplot's global state. Before it: `runs`
-reads the history. After it: `svg` makes text of a drawing, and `page` places it.
+Before it: `runs` reads the history and `panels` has the parts. After it: `svg` makes
+text of a drawing, and `page` places it.
 """
 
 from collections.abc import Mapping, Sequence
@@ -11,21 +11,25 @@ import matplotlib
 import numpy as np
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
-from matplotlib.ticker import FuncFormatter, LogLocator, NullFormatter
 
+from jaxii.infer.report.panels import (
+    WIDTH_INCHES,
+    column,
+    curve,
+    draw_stages,
+    legend,
+    logarithmic,
+    panels,
+    short_name,
+)
 from jaxii.infer.report.runs import Row, last_rows, number_or_none
 from jaxii.infer.report.svg import DASHES, MUTED, SERIES, STYLE, to_svg
-
-WIDTH_INCHES = 9.6
-MAX_NAME = 20
-MAX_POINTS = 400
-"""A curve keeps this many points; more cannot be told apart on a screen."""
 
 
 def training_curves(
     history: Sequence[Row], stages: Sequence[Row], constant_f2: float | None
 ) -> str:
-    """Draws objective, loss terms, validation F2 and term weights against step.
+    """Draws objective, loss terms, F2, cross-entropy and term weights against step.
 
     Args:
         history: rows of the training history.
@@ -37,30 +41,42 @@ def training_curves(
     """
     train, evaluations = last_rows(history, "train"), last_rows(history, "evaluation")
     losses, weights = _terms(train, "loss/"), _terms(train, "weight/")
-    panels = [
-        ("Objective (weighted sum of the terms)", bool(train)),
-        ("Loss terms, unweighted, on a logarithmic scale", bool(losses)),
-        ("Validation F2 at its best threshold", bool(evaluations)),
-        ("Weights of the terms", bool(weights)),
-    ]
-    titles = [title for title, has_data in panels if has_data]
-    if not titles:
+    kinds = (
+        (
+            "Objective (weighted sum of the terms)",
+            bool(train),
+            lambda area: curve(area, train, "objective", SERIES[0]),
+        ),
+        (
+            "Loss terms, unweighted, on a logarithmic scale",
+            bool(losses),
+            lambda area: _plot_terms(area, train, "loss/", losses),
+        ),
+        (
+            "F2 at its best threshold",
+            bool(evaluations),
+            lambda area: _plot_f2(area, evaluations, stages, constant_f2),
+        ),
+        (
+            "Cross-entropy of an image (sum over the labels)",
+            bool(_splits(evaluations, "bce")),
+            lambda area: _plot_splits(area, evaluations, "bce"),
+        ),
+        (
+            "Weights of the terms",
+            bool(weights),
+            lambda area: _plot_terms(area, train, "weight/", weights),
+        ),
+    )
+    shown = [(title, draw) for title, has_data, draw in kinds if has_data]
+    if not shown:
         return ""
+    titles = [title for title, _ in shown]
     with matplotlib.rc_context(STYLE):
-        figure, axes = _panels(titles, height=1.45)
-        if train:
-            _plot(axes[titles.index(panels[0][0])], train, "objective", SERIES[0])
-        if losses:
-            _plot_terms(axes[titles.index(panels[1][0])], train, "loss/", losses)
-        if evaluations:
-            area = axes[titles.index(panels[2][0])]
-            _plot_validation(area, evaluations, stages, constant_f2)
-        if weights:
-            area = axes[titles.index(panels[3][0])]
-            _plot_terms(area, train, "weight/", weights)
-            # A weight of 0 is a line to be seen, not the frame's.
-            area.set_ylim(bottom=-0.04 * area.get_ylim()[1])
-        _draw_stages(axes, stages)
+        figure, axes = panels(titles, height=1.45)
+        for area, (_, draw) in zip(axes, shown, strict=True):
+            draw(area)
+        draw_stages(axes, stages)
         axes[-1].set_xlabel("step")
         return to_svg(
             figure, "training", f"Against training step: {'; '.join(titles)}."
@@ -84,11 +100,15 @@ def f2_against_threshold(
     if not curves:
         return ""
     with matplotlib.rc_context(STYLE):
-        figure, (area,) = _panels(["Mean F2 of the images"], height=2.9)
+        figure, (area,) = panels(["Mean F2 of the images"], height=2.9)
         for i, (name, summary) in enumerate(curves.items()):
             x, y = summary["thresholds"], summary["f2_by_threshold"]
             area.plot(
-                x, y, color=SERIES[i % 8], linestyle=DASHES[i % 4], label=_short(name)
+                x,
+                y,
+                color=SERIES[i % 8],
+                linestyle=DASHES[i % 4],
+                label=short_name(name),
             )
             best = number_or_none(summary.get("best_threshold"))
             if best is not None:
@@ -103,7 +123,7 @@ def f2_against_threshold(
                     "linewidth": 0.7,
                     "linestyle": (0, (1, 1)),
                 }
-                area.axhline(floor, label=f"best constant, {_short(name)}", **style)
+                area.axhline(floor, label=f"best constant, {short_name(name)}", **style)
         if threshold is not None:
             area.axvline(threshold, color=MUTED, linewidth=1.0, linestyle=":")
             # Towards the middle: no threshold pushes its label out of the frame.
@@ -113,7 +133,7 @@ def f2_against_threshold(
         area.set_xlim(0, 1)
         area.set_ylim(bottom=0)
         area.set_xlabel("threshold on the probability; a dot marks each split's best")
-        _legend(area)
+        legend(area)
         return to_svg(figure, "threshold", "Mean F2 against threshold, for each split.")
 
 
@@ -137,14 +157,14 @@ def reliability(splits: Mapping[str, Any]) -> str:
         for i, (name, rows) in enumerate(tables.items()):
             means, frequencies, counts = np.asarray(rows, np.float64).T
             style = {"color": SERIES[i % 8], "linestyle": DASHES[i % 4], "marker": "o"}
-            left.plot(means, frequencies, markersize=3, label=_short(name), **style)
-            right.plot(means, counts, markersize=3, label=_short(name), **style)
+            left.plot(means, frequencies, markersize=3, label=short_name(name), **style)
+            right.plot(means, counts, markersize=3, label=short_name(name), **style)
         left.set(xlim=(0, 1), ylim=(0, 1), xlabel="mean probability of the bin")
         left.set_title("How often the label was present")
-        _logarithmic(right)
+        logarithmic(right)
         right.set(xlim=(0, 1), xlabel="mean probability of the bin")
         right.set_title("Entries (image and label) in the bin")
-        _legend(right)
+        legend(right)
         alt = "Frequency of presence and number of entries against probability."
         return to_svg(figure, "reliability", alt)
 
@@ -164,31 +184,20 @@ def throughput(history: Sequence[Row], stages: Sequence[Row]) -> str:
         "images_per_second": "Images a second",
         "input_wait_share": "Share of the time spent waiting for input",
     }
-    names = [n for n in known if np.isfinite(_column(train, n)).any()]
+    names = [n for n in known if np.isfinite(column(train, n)).any()]
     if not names:
         return ""
     with matplotlib.rc_context(STYLE):
-        figure, axes = _panels([known[n] for n in names], height=1.2)
+        figure, axes = panels([known[n] for n in names], height=1.2)
         for area, name in zip(axes, names, strict=True):
-            _plot(area, train, name, SERIES[2])
+            curve(area, train, name, SERIES[2])
             area.set_ylim(bottom=0)
             if name == "input_wait_share":
                 area.set_ylim(0, 1)
-        _draw_stages(axes, stages)
+        draw_stages(axes, stages)
         axes[-1].set_xlabel("step")
         alt = "Training speed against step."
         return to_svg(figure, "throughput", alt)
-
-
-def _panels(titles: Sequence[str], *, height: float) -> tuple[Figure, list[Axes]]:
-    """Returns panels one above the other that share the horizontal axis."""
-    size = (WIDTH_INCHES, height * len(titles) + 0.35)
-    figure = Figure(figsize=size, layout="constrained")
-    axes = list(figure.subplots(len(titles), 1, sharex=True, squeeze=False)[:, 0])
-    for area, title in zip(axes, titles, strict=True):
-        area.set_title(title)
-        area.margins(x=0.01)
-    return figure, axes
 
 
 def _terms(rows: Sequence[Row], prefix: str) -> list[str]:
@@ -196,48 +205,49 @@ def _terms(rows: Sequence[Row], prefix: str) -> list[str]:
     return sorted(name.removeprefix(prefix) for name in names)
 
 
-def _column(rows: Sequence[Row], name: str, absent: float = np.nan) -> np.ndarray:
-    values = [number_or_none(row.get(name)) for row in rows]
-    return np.asarray([absent if v is None else v for v in values], np.float64)
-
-
-def _plot(
-    area: Axes, rows: Sequence[Row], name: str, colour: str, **style: Any
-) -> None:
-    """Draws one column against step, as means of at most `MAX_POINTS` neighbours."""
-    absent = 0.0 if name.startswith("weight/") else np.nan
-    steps, values = _column(rows, "step"), _column(rows, name, absent)
-    size = -(-len(steps) // MAX_POINTS)
-    groups = np.arange(len(steps)) // max(size, 1)
-    known = np.isfinite(values)
-    if not known.any():
-        return
-    counts = np.bincount(groups, known)
-    sums = np.bincount(groups, np.where(known, values, 0.0))
-    means = np.where(counts > 0, sums / np.maximum(counts, 1), np.nan)
-    middles = np.bincount(groups, steps) / np.bincount(groups)
-    # A lone point between gaps makes no line; a marker shows it.
-    marker = "." if known.sum() < 12 else None
-    area.plot(middles, means, color=colour, marker=marker, **style)
-
-
 def _plot_terms(
     area: Axes, rows: Sequence[Row], prefix: str, terms: Sequence[str]
 ) -> None:
     for i, term in enumerate(terms):
-        style = {"linestyle": DASHES[i % 4], "label": _short(term)}
-        _plot(area, rows, prefix + term, SERIES[i % len(SERIES)], **style)
-    if prefix == "loss/" and any((_column(rows, prefix + t) > 0).any() for t in terms):
-        _logarithmic(area)
-    _legend(area)
+        style = {"linestyle": DASHES[i % 4], "label": short_name(term)}
+        curve(area, rows, prefix + term, SERIES[i % len(SERIES)], **style)
+    if prefix == "loss/" and any((column(rows, prefix + t) > 0).any() for t in terms):
+        logarithmic(area)
+    if prefix == "weight/":
+        # A weight of 0 is a line to be seen, not the frame's.
+        area.set_ylim(bottom=-0.04 * area.get_ylim()[1])
+    legend(area)
 
 
-def _plot_validation(
+def _splits(rows: Sequence[Row], figure: str) -> list[str]:
+    """Returns the splits of which a figure was recorded: validation first."""
+    names = dict.fromkeys(key for row in rows for key in row)
+    splits = [n.removesuffix(f"/{figure}") for n in names if n.endswith(f"/{figure}")]
+    return sorted(splits, key=lambda n: (n == "train", n != "validation", n))
+
+
+def _plot_splits(area: Axes, rows: Sequence[Row], figure: str) -> None:
+    """Draws a figure of each split, and the gap between validation and training."""
+    splits = _splits(rows, figure)
+    for split in splits:
+        is_train = split == "train"
+        at = 2 if is_train else 0 if split == "validation" else 3
+        name = "training, unaugmented" if is_train else split.replace("_", "-")
+        style = {"linestyle": "--" if is_train else "-", "label": name}
+        curve(area, rows, f"{split}/{figure}", SERIES[at], **style)
+    if {"train", "validation"} <= set(splits):
+        ends = [column(rows, f"{split}/{figure}") for split in ("validation", "train")]
+        style = {"color": SERIES[2], "alpha": 0.12, "linewidth": 0, "label": "the gap"}
+        area.fill_between(column(rows, "step"), *ends, **style)
+    legend(area)
+
+
+def _plot_f2(
     area: Axes, rows: Sequence[Row], stages: Sequence[Row], floor: float | None
 ) -> None:
-    _plot(area, rows, "validation/f2", SERIES[0], label="validation F2")
+    _plot_splits(area, rows, "f2")
     if floor is not None:
-        style = {"color": MUTED, "linewidth": 0.9, "linestyle": "--"}
+        style = {"color": MUTED, "linewidth": 0.9, "linestyle": ":"}
         area.axhline(floor, label="best constant prediction", **style)
     best = [
         (s["best_step"], s["validation_f2"])
@@ -249,41 +259,4 @@ def _plot_validation(
         x, y = zip(*best, strict=True)
         style = {"marker": "o", "linestyle": "none", "markersize": 5}
         area.plot(x, y, color=SERIES[1], label="best of the stage", **style)
-    _legend(area)
-
-
-def _draw_stages(axes: Sequence[Axes], stages: Sequence[Row]) -> None:
-    """Draws where each stage begins, and its name between first panel and title."""
-    if stages:
-        axes[0].set_title(axes[0].get_title(loc="left"), pad=18)
-    for number, stage in enumerate(stages):
-        first = number_or_none(stage.get("first_step"))
-        if first is None:
-            continue
-        for area in axes if number else ():
-            area.axvline(first, color=MUTED, linewidth=0.9, linestyle=(0, (4, 3)))
-        label = axes[0].text(first, 1.03, _short(stage.get("name", "")))
-        label.set(va="bottom", transform=axes[0].get_xaxis_transform(), fontsize=7.5)
-        label.set(color=MUTED, in_layout=False)
-
-
-def _short(name: Any) -> str:
-    """Returns a name that leaves room for the curves."""
-    text = " ".join(str(name).split())
-    return text if len(text) <= MAX_NAME else f"{text[: MAX_NAME - 1]}…"
-
-
-def _logarithmic(area: Axes) -> None:
-    area.set_yscale("log")
-    # The default labels are formulas, which this page does not set.
-    low, high = area.get_ylim()
-    steps = (1.0,) if high > 300 * low else (1.0, 2.0, 5.0)
-    area.yaxis.set_major_locator(LogLocator(subs=steps))
-    area.yaxis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:,.10g}"))
-    area.yaxis.set_minor_formatter(NullFormatter())
-
-
-def _legend(area: Axes) -> None:
-    # Outside, at the right: no curve is ever covered.
-    if area.get_legend_handles_labels()[0]:
-        area.legend(loc="upper left", bbox_to_anchor=(1.01, 1.0))
+    legend(area)
