@@ -78,7 +78,7 @@ def _small_pictures(config):
     config.model.depth = 18
     # On CPUs bfloat16 gains a tenth, and float32 is the same on all of them.
     config.model.compute_dtype = "float32"
-    config.data.colour_strength = 1.0
     config.label_embedding.dim = 32
+    config.optimizer.average = "ema"
     config.optimizer.ema_decay = 0.99
     config.evaluate_every_steps = 200

@@ -71,6 +71,7 @@ def open_data(config: Config, on_progress: prepared.Progress | None = None) -> D
         directory,
         labels_file=config.data.labels_file,
         validation_fraction=config.data.validation_fraction,
+        held_out_domain=config.data.held_out_domain,
         machine_labels=config.data.machine_labels,
         machine_threshold=config.data.machine_threshold,
         on_progress=on_progress,
@@ -128,7 +129,7 @@ def train_batches(config: Config, data: Data, start_example: int) -> Batches:
     )
     transform = TrainTransform(
         size_pixels=config.data.image_size_pixels,
-        min_area=config.data.crop_min_area,
+        strength=config.data.augmentation,
         mirror=config.data.mirror,
     )
     batches = pipeline.train_batches(
@@ -228,11 +229,16 @@ def make_networks(config: Config, data: Data, embedding_dim: int) -> Networks:
     )
 
 
-def stages_of(config: Config, num_train: int) -> tuple[Stage, ...]:
-    """Returns the run's stages, their lengths in steps."""
+def stages_of(config: Config, num_images: Callable[[str], int]) -> tuple[Stage, ...]:
+    """Returns the run's stages, their lengths in steps.
+
+    Args:
+      config: checked.
+      num_images: images of a split, by its name.
+    """
     return make_stages(
         [_plain(stage) for stage in config.stages],
-        steps_per_epoch=num_train / config.global_batch_size,
+        steps_per_epoch=lambda split: num_images(split) / config.global_batch_size,
     )
 
 
@@ -245,7 +251,7 @@ def check_before_data(config: Config) -> None:
     """
     check_batch_size(config.global_batch_size, jax.device_count(), config.micro_batches)
     # How long a stage is in steps depends on the data; whether it can work does not.
-    for stage in stages_of(config, num_train=config.global_batch_size):
+    for stage in stages_of(config, lambda split: config.global_batch_size):
         _objective(config, stage, num_classes=1)
 
 
@@ -279,9 +285,10 @@ def _plan(config: Config, networks: Networks, stage: Stage) -> StagePlan:
             clip_norm=optimizer.clip_norm or None,
         ),
         learning_rate=schedule,
-        colour_strength=config.data.colour_strength,
+        augmentation=config.data.augmentation,
+        mix_probability=config.data.mix_probability,
         micro_batches=config.micro_batches,
-        ema_decay=optimizer.ema_decay,
+        ema_decay=optimizer.ema_decay if optimizer.average == "ema" else 0.0,
         seed=config.seed,
     )
     return StagePlan(stage=stage, settings=settings, init=network.init)

@@ -22,9 +22,11 @@ DATASETS = ("toy_regions", "kaggle", "open_images_v4")
 MACHINE_LABELS = ("ignored", "soft", "thresholded")
 UNKNOWN = ("negative", "ignored")
 DEPTHS = (18, 26, 34, 50, 101, 152)
+VARIANTS = ("resnet", "resnet_d", "se_resnet", "resnext", "wide_resnet")
 STEMS = ("imagenet", "small")
 DTYPES = ("float32", "bfloat16")
 BATCH_NORM = ("device", "global")
+AVERAGES = ("none", "ema", "swa")
 OPTIMIZERS = ("sgd", "adamw", "lars", "lamb")
 # 8 bytes a slot: together with mask and slice an image sends less than 1 KiB of labels.
 MOST_LABELS = 126
@@ -39,6 +41,8 @@ def default_config() -> Config:
     config.global_batch_size = 64
     # Slices of a device's batch whose gradients are added up before an update.
     config.micro_batches = 1
+    # Workdir of a run whose best checkpoint the first stage starts from; "" for none.
+    config.start_from = ""
 
     config.data = _data()
     config.label_embedding = _label_embedding()
@@ -50,6 +54,8 @@ def default_config() -> Config:
 
     # Evaluate on `validation` and save, every so many steps and at a stage's end.
     config.evaluate_every_steps = 200
+    # Training images that are measured beside `validation`, unaugmented; 0 is none.
+    config.evaluate_train_images = 0
     # Write a line and the curves every so many steps.
     config.log_every_steps = 20
     # Stop after so many updates in a row with a gradient that is not finite.
@@ -70,16 +76,20 @@ def _data() -> Config:
     section.labels_file = ""
     # Side of the square that the network sees.
     section.image_size_pixels = 64
-    # Smallest share of a picture's area that a random crop covers.
-    section.crop_min_area = 0.35
-    # Strength of the random change of colours in training, on the device; 0 is none.
-    section.colour_strength = 0.0
+    # Strength of every random change of training pictures: crop, geometry, colours,
+    # blur, noise, JPEG quality and scale. 0 is none, 1 that of common recipes.
+    section.augmentation = 1.0
     # Mirror half of the training pictures.
     section.mirror = True
+    # Share of training pictures that are mixed with another (mixup or CutMix).
+    section.mix_probability = 0.0
     # Share of a picture's short side that evaluation cuts out of the middle.
     section.central_share = 1.0
     # Share of the groups of the training data that are held out as `validation`.
     section.validation_fraction = 0.1
+    # Domain of the training data that is kept out of training and becomes the split
+    # `held_out`, which chooses the checkpoint and the threshold; "" for none.
+    section.held_out_domain = ""
     # Labels that only a machine gave: ignored, soft targets, or thresholded.
     section.machine_labels = "ignored"
     # Confidence from which a thresholded machine label counts as present.
@@ -106,6 +116,8 @@ def _label_embedding() -> Config:
 
 def _model() -> Config:
     section = ConfigDict()
+    # resnet, resnet_d, se_resnet, resnext (32x4d) or wide_resnet.
+    section.variant = "resnet"
     section.depth = 50
     # Channels of the first stage; 64 is the published network.
     section.width = 64
@@ -134,8 +146,13 @@ def _optimizer() -> Config:
     section.momentum = 0.9
     # Largest norm of the whole gradient; 0 does not clip.
     section.clip_norm = 0.0
-    # Decay a step of the averaged parameters, which are evaluated; 0 is no average.
-    section.ema_decay = 0.0
+    # What is evaluated: the parameters as they are ("none"), their moving average
+    # ("ema"), or the uniform average over a stage's last part ("swa").
+    section.average = "none"
+    # Decay a step of the moving average.
+    section.ema_decay = 0.999
+    # Last share of a stage over which the uniform average is taken.
+    section.swa_share = 0.25
     return section
 
 
@@ -149,14 +166,15 @@ def check(config: Config) -> None:
     _one_of("data.dataset", data.dataset, DATASETS)
     _one_of("data.machine_labels", data.machine_labels, MACHINE_LABELS)
     _one_of("data.unknown", data.unknown, UNKNOWN)
+    _one_of("model.variant", model.variant, VARIANTS)
     _one_of("model.depth", model.depth, DEPTHS)
     _one_of("model.stem", model.stem, STEMS)
     _one_of("model.compute_dtype", model.compute_dtype, DTYPES)
     _one_of("model.batch_norm", model.batch_norm, BATCH_NORM)
     _one_of("optimizer.name", optimizer.name, OPTIMIZERS)
     _between("data.image_size_pixels", data.image_size_pixels, 16, 4096)
-    _between("data.crop_min_area", data.crop_min_area, 0.01, 1.0)
-    _between("data.colour_strength", data.colour_strength, 0.0, 2.5)
+    _between("data.augmentation", data.augmentation, 0.0, 2.5)
+    _between("data.mix_probability", data.mix_probability, 0.0, 1.0)
     _between("data.central_share", data.central_share, 0.1, 1.0)
     _between("data.validation_fraction", data.validation_fraction, 0.001, 0.9)
     _between("data.machine_threshold", data.machine_threshold, 0.0, 1.0)
@@ -175,7 +193,10 @@ def check(config: Config) -> None:
     _between("optimizer.weight_decay", optimizer.weight_decay, 0.0, 1e3)
     _between("optimizer.momentum", optimizer.momentum, 0.0, 0.9999)
     _between("optimizer.clip_norm", optimizer.clip_norm, 0.0, 1e9)
+    _one_of("optimizer.average", optimizer.average, AVERAGES)
     _between("optimizer.ema_decay", optimizer.ema_decay, 0.0, 0.999999)
+    _between("optimizer.swa_share", optimizer.swa_share, 0.0, 1.0)
+    _between("evaluate_train_images", config.evaluate_train_images, 0, 10_000_000)
     _between("global_batch_size", config.global_batch_size, 1, 1_000_000)
     _between("micro_batches", config.micro_batches, 1, 1_000_000)
     for name in ("evaluate_every_steps", "log_every_steps", "most_skipped_steps"):

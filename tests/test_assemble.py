@@ -26,7 +26,7 @@ def load(path=CONFIGS / "f2_multitask.py", preset=""):
 
 
 def plans_of(config, num_train=10_000):
-    stages = assemble.stages_of(config, num_train)
+    stages = assemble.stages_of(config, lambda split: num_train)
     dim = min(config.label_embedding.dim, NUM_CLASSES)
     networks = assemble.Networks(
         config=config, num_classes=NUM_CLASSES, embedding_dim=dim
@@ -72,7 +72,7 @@ def test_epochs_become_steps_of_the_global_batch():
     config = load()
     config.global_batch_size = 50
     for stage, given in zip(
-        assemble.stages_of(config, num_train=1000), config.stages, strict=True
+        assemble.stages_of(config, lambda split: 1000), config.stages, strict=True
     ):
         assert stage.num_steps == round(given["num_epochs"] * 20)
 

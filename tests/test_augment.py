@@ -1,4 +1,4 @@
-"""Colours change as they should, and the same for the same position in the run."""
+"""Pictures change as they should, and the same for the same position in the run."""
 
 import cv2
 import jax
@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 
 from jaxii.train import augment
-from jaxii.train.augment import jitter_colours
+from jaxii.train.augment import mix
 
 
 def pictures(count=8):
@@ -19,62 +19,155 @@ def positions(count=8, start=0):
     return jnp.arange(start, start + count, dtype=jnp.int32)
 
 
-def jitter(images, places, strength=1.0, seed=0):
-    return np.asarray(jitter_colours(images, places, seed=seed, strength=strength))
+def change(images, places, strength=1.0, seed=0):
+    return np.asarray(augment.augment(images, places, seed=seed, strength=strength))
+
+
+def only(monkeypatch, *kept):
+    """Leaves these changes on; at probability 0 the others do nothing."""
+    for name in ("BLUR_PROBABILITY", "NOISE_PROBABILITY"):
+        if name not in kept:
+            monkeypatch.setattr(augment, name, 0.0)
+    if "colours" not in kept:
+        for name in ("BRIGHTNESS", "CONTRAST", "SATURATION", "HUE_TURNS"):
+            monkeypatch.setattr(augment, name, 0.0)
+        monkeypatch.setattr(augment, "GREY_PROBABILITY", 0.0)
 
 
 def test_strength_zero_changes_nothing():
-    np.testing.assert_array_equal(jitter(pictures(), positions(), 0.0), pictures())
+    np.testing.assert_array_equal(change(pictures(), positions(), 0.0), pictures())
 
 
 def test_an_example_changes_alike_wherever_it_lies_in_the_batch():
     images, places = pictures(), positions()
-    whole = jitter(images, places)
+    whole = change(images, places)
     order = np.array([5, 0, 3])
-    np.testing.assert_array_equal(jitter(images[order], places[order]), whole[order])
+    np.testing.assert_array_equal(change(images[order], places[order]), whole[order])
 
 
-@pytest.mark.parametrize("change", [{"start": 100}, {"seed": 1}])
-def test_another_position_or_seed_changes_it_otherwise(change):
-    start, seed = change.get("start", 0), change.get("seed", 0)
-    one = jitter(pictures(), positions())
-    other = jitter(pictures(), positions(start=start), seed=seed)
+@pytest.mark.parametrize("other", [{"start": 100}, {"seed": 1}])
+def test_another_position_or_seed_changes_it_otherwise(other):
+    start, seed = other.get("start", 0), other.get("seed", 0)
+    one = change(pictures(), positions())
+    other = change(pictures(), positions(start=start), seed=seed)
     assert (one != other).any(axis=(1, 2, 3)).all()
 
 
-def test_grey_stays_grey():
+def test_grey_stays_grey(monkeypatch):
+    only(monkeypatch, "colours")
     grey = jnp.full((64, 4, 4, 3), 120, jnp.uint8)
-    out = jitter(grey, positions(64)).astype(int)
+    out = change(grey, positions(64)).astype(int)
     assert np.ptp(out, axis=-1).max() <= 1
 
 
-def test_about_one_picture_in_five_loses_its_colours():
+def test_about_one_picture_in_five_loses_its_colours(monkeypatch):
+    only(monkeypatch, "colours")
     image = jnp.broadcast_to(pictures(1), (1000, 12, 12, 3))
-    out = jitter(image, positions(1000)).astype(int)
+    out = change(image, positions(1000)).astype(int)
     grey = np.ptp(out, axis=-1).max(axis=(1, 2)) <= 2
     assert 150 < grey.sum() < 250
 
 
 def test_the_mean_of_many_changes_is_near_the_picture():
     image = jnp.broadcast_to(pictures(1), (2000, 12, 12, 3))
-    out = jitter(image, positions(2000)).astype(float).mean(axis=0)
+    out = change(image, positions(2000)).astype(float).mean(axis=0)
     luma = np.asarray(pictures(1)[0], float) @ augment.LUMA
     assert np.abs(out @ augment.LUMA - luma).mean() < 4.0
 
 
 def test_a_matrix_without_hue_and_saturation_matches_opencv_grey(monkeypatch):
+    only(monkeypatch, "colours")
     # Always grey, no brightness, no contrast: what is left is the luma of OpenCV.
     monkeypatch.setattr(augment, "GREY_PROBABILITY", 2.0)
     monkeypatch.setattr(augment, "BRIGHTNESS", 0.0)
     monkeypatch.setattr(augment, "CONTRAST", 0.0)
-    out = jitter(pictures(), positions())
+    out = change(pictures(), positions())
     for picture, grey in zip(np.asarray(pictures()), out, strict=True):
         expected = cv2.cvtColor(picture, cv2.COLOR_RGB2GRAY).astype(int)
         assert np.abs(grey[..., 0].astype(int) - expected).max() <= 1
 
 
 def test_it_compiles_once_for_all_positions():
-    compiled = jax.jit(lambda x, p: jitter_colours(x, p, seed=0, strength=1.0))
+    compiled = jax.jit(lambda x, p: augment.augment(x, p, seed=0, strength=1.0))
     for start in (0, 8, 2**31 - 9):
         compiled(pictures(), positions(start=start))
     assert compiled._cache_size() == 1
+
+
+def test_a_blurred_picture_matches_opencv(monkeypatch):
+    only(monkeypatch, "BLUR_PROBABILITY")
+    monkeypatch.setattr(augment, "BLUR_PROBABILITY", 2.0)
+    monkeypatch.setattr(augment, "BLUR_SHARE", 1 / 12)
+    # Every sigma the largest: 1 pixel of 12, so that the window is 5 wide.
+    monkeypatch.setattr(jax.random, "uniform", lambda key, shape: jnp.ones(shape))
+    out = change(pictures(), positions())
+    for picture, blurred in zip(np.asarray(pictures()), out, strict=True):
+        expected = cv2.GaussianBlur(
+            picture, (5, 5), 1.0, borderType=cv2.BORDER_REPLICATE
+        )
+        assert np.abs(blurred.astype(int) - expected).max() <= 1
+
+
+def test_about_four_pictures_in_ten_are_blurred(monkeypatch):
+    only(monkeypatch, "BLUR_PROBABILITY")
+    monkeypatch.setattr(augment, "BLUR_SHARE", 1 / 8)
+    image = jnp.broadcast_to(pictures(1), (1000, 12, 12, 3))
+    changed = (change(image, positions(1000)) != image).any(axis=(1, 2, 3))
+    # A few get so small a blur that no pixel moves.
+    assert 300 < changed.sum() < 450
+
+
+def test_noise_is_grey_of_mean_zero_and_on_one_picture_in_four(monkeypatch):
+    only(monkeypatch, "NOISE_PROBABILITY")
+    image = jnp.full((1000, 12, 12, 3), 128, jnp.uint8)
+    out = change(image, positions(1000)).astype(int) - 128
+    assert np.ptp(out, axis=-1).max() == 0
+    assert 180 < np.any(out, axis=(1, 2, 3)).sum() < 300
+    assert abs(out.mean()) < 0.1
+
+
+def mixed(probability=1.0, count=8):
+    rng = np.random.default_rng(1)
+    targets = jnp.asarray(rng.integers(0, 2, (count, 5)), jnp.float32)
+    known = jnp.asarray(rng.integers(0, 2, (count, 5)), jnp.float32)
+    images = pictures(count)
+    out = mix(images, targets, known, positions(count), seed=0, probability=probability)
+    return (images, targets, known), out
+
+
+def test_nothing_is_mixed_at_probability_zero():
+    given, out = mixed(0.0)
+    for before, after in zip(given, out, strict=True):
+        np.testing.assert_array_equal(before, after)
+
+
+def test_targets_are_mixed_as_the_pixels_are():
+    # The next image is black: what is left of an image says how much of it there is.
+    count = 400
+    shades = jnp.where(positions(count) % 2 == 0, 200, 0).astype(jnp.uint8)
+    images = jnp.broadcast_to(shades[:, None, None, None], (count, 16, 16, 3))
+    targets = (shades > 0).astype(jnp.float32)[:, None]
+    known = jnp.ones_like(targets)
+    out, mixed_targets, _ = mix(
+        images, targets, known, positions(count), seed=0, probability=1.0
+    )
+    own = np.asarray(out, float).mean(axis=(1, 2, 3))[::2] / 200
+    np.testing.assert_allclose(own, mixed_targets[::2, 0], atol=0.003)
+    # Half, up to a rectangle of whole pixels.
+    assert own.min() >= 0.4
+    assert 0.7 < own.mean() < 0.8
+
+
+def test_half_of_the_mixed_images_are_cut_and_not_blended():
+    images = jnp.concatenate(
+        [jnp.full((1, 16, 16, 3), shade, jnp.uint8) for shade in (200, 0) * 200]
+    )
+    zeros = jnp.zeros((400, 1))
+    out, _, _ = mix(images, zeros, zeros, positions(400), seed=0, probability=1.0)
+    cut = np.isin(np.asarray(out), (0, 200)).all(axis=(1, 2, 3))
+    assert 160 < cut.sum() < 260
+
+
+def test_a_mixed_target_is_known_where_both_were():
+    (_, _, known), (_, _, out) = mixed()
+    np.testing.assert_array_equal(out, np.minimum(known, np.roll(known, -1, axis=0)))

@@ -5,6 +5,7 @@ import numpy as np
 import pytest
 import simplejpeg
 
+from jaxii.data import images
 from jaxii.data.images import (
     EvalTransform,
     TrainTransform,
@@ -65,18 +66,21 @@ def test_a_picture_is_scaled_to_the_size_asked_for(encode):
         )
 
 
-def test_a_crop_of_everything_is_the_whole_picture():
-    pixels = quarters(96, 96)
-    transform = TrainTransform(size_pixels=96, min_area=1.0, mirror=False)
-    # With the whole area only the aspect ratio 1 fits, or the fallback: everything.
-    view = transform(png(pixels), np.random.default_rng(0))
-    np.testing.assert_array_equal(view, pixels)
+@pytest.mark.parametrize("shape", [(96, 96), (128, 96), (96, 200)])
+def test_strength_zero_is_the_view_of_evaluation(shape):
+    encoded = png(quarters(*shape))
+    transform = TrainTransform(size_pixels=96, strength=0.0, mirror=False)
+    view = transform(encoded, np.random.default_rng(0))
+    np.testing.assert_array_equal(view, EvalTransform(size_pixels=96)(encoded))
 
 
-def test_a_crop_of_a_gradient_has_the_pixels_of_its_place():
+def test_a_crop_of_a_gradient_has_the_pixels_of_its_place(monkeypatch):
+    for name in ("ROTATION_DEGREES", "SHEAR", "DEGRADED_PROBABILITY"):
+        monkeypatch.setattr(images, name, 0.0)
+    monkeypatch.setattr(images, "ZOOM_OUT", 1.0)
     rows, columns = np.mgrid[0:128, 0:128].astype(np.uint8)
     pixels = np.stack([rows * 2, columns * 2, np.zeros_like(rows)], axis=-1)
-    transform = TrainTransform(size_pixels=32, min_area=0.2, mirror=False)
+    transform = TrainTransform(size_pixels=32, strength=1.5, mirror=False)
     for seed in range(20):
         top, left, height, width = transform._crop(
             128, 128, np.random.default_rng(seed)
@@ -90,13 +94,55 @@ def test_a_crop_of_a_gradient_has_the_pixels_of_its_place():
 
 def test_half_of_the_views_are_mirrored():
     pixels = quarters(64, 64)
-    transform = TrainTransform(size_pixels=64, min_area=1.0)
+    transform = TrainTransform(size_pixels=64, strength=0.0)
     first = [
         transform(png(pixels), np.random.default_rng(seed))[5, 5].tolist()
         for seed in range(200)
     ]
     assert 70 < first.count([0, 200, 0]) < 130
     assert first.count([0, 200, 0]) + first.count([200, 0, 0]) == 200
+
+
+def gradient(side=64):
+    rows, columns = np.mgrid[0:side, 0:side].astype(np.uint8)
+    return np.stack([rows, columns, np.full_like(rows, 9)], axis=-1)
+
+
+def test_a_warped_gradient_has_the_pixels_of_its_place():
+    transform = TrainTransform(size_pixels=64)
+    for seed in range(20):
+        view = transform._warp(gradient(), np.random.default_rng(seed)).astype(float)
+        numbers = np.random.default_rng(seed).uniform((-1, -1, 0), (1, 1, 1))
+        angle = np.deg2rad(images.ROTATION_DEGREES * numbers[0])
+        zoom = images.ZOOM_OUT ** numbers[2]
+        # In the middle third nothing comes from beyond the border.
+        for row, column in ((31, 31), (22, 40), (40, 24)):
+            y, x = row - 31.5, column - 31.5
+            x = x + images.SHEAR * numbers[1] * y
+            source_row = zoom * (np.sin(angle) * x + np.cos(angle) * y) + 31.5
+            source_column = zoom * (np.cos(angle) * x - np.sin(angle) * y) + 31.5
+            np.testing.assert_allclose(
+                view[row, column], (source_row, source_column, 9), atol=0.75
+            )
+
+
+def test_a_degraded_picture_is_smoother_and_about_half_of_them_are_degraded():
+    noise = np.random.default_rng(0).integers(0, 256, (32, 32, 3), np.uint8)
+    transform = TrainTransform(size_pixels=32)
+    views = [transform._degrade(noise, np.random.default_rng(i)) for i in range(200)]
+    changed = [view for view in views if not np.array_equal(view, noise)]
+    # 1 - 0.75 ** 2 of them, less those that are scaled by next to nothing.
+    assert 65 < len(changed) < 105
+    assert np.mean([np.std(view) for view in changed]) < 0.9 * np.std(noise)
+
+
+@pytest.mark.parametrize("strength", [0.5, 1.0, 2.5])
+def test_every_strength_gives_a_square_of_bytes(strength):
+    transform = TrainTransform(size_pixels=48, strength=strength)
+    for seed in range(20):
+        view = transform(jpeg(quarters(70, 130)), np.random.default_rng(seed))
+        assert view.shape == (48, 48, 3)
+        assert view.dtype == np.uint8
 
 
 def test_the_same_rng_gives_the_same_view():

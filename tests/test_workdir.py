@@ -93,10 +93,10 @@ def test_many_differences_are_cut_and_counted(workdir):
 
 def test_a_run_from_before_a_field_existed_goes_on_with_its_default(workdir):
     fields = json.loads(workdir.config_file.read_text())
-    del fields["data"]["colour_strength"]
+    del fields["data"]["mix_probability"]
     workdir.config_file.write_text(json.dumps(fields))
     workdir.claim(new_config())
-    assert "colour_strength" in json.loads(workdir.config_file.read_text())["data"]
+    assert "mix_probability" in json.loads(workdir.config_file.read_text())["data"]
 
 
 def test_other_labels_are_refused_and_nothing_changes(workdir):

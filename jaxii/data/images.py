@@ -13,24 +13,34 @@ from jaxtyping import UInt8
 
 Pixels = UInt8[np.ndarray, "height width channel"]
 
-# A crop of this much of the picture and this shape, as Szegedy et al. 2015 (section 6)
-# and every ImageNet recipe since; the smallest area is a choice of the configuration.
-ASPECT_RATIOS = (3 / 4, 4 / 3)
+# At strength 1; a crop of this share of the picture at least, and of this shape, as
+# Szegedy et al. 2015 (section 6) and every ImageNet recipe since.
+CROP_MIN_AREA = 0.35
+ASPECT_RATIO = 4 / 3
 CROP_ATTEMPTS = 10
+ROTATION_DEGREES = 12.0
+SHEAR = 0.1
+# The picture shrinks by up to this factor, its mirrored edges around it.
+ZOOM_OUT = 1.2
+# Worse pictures (a web photo that was scaled and saved again), and how many of them.
+DEGRADED_PROBABILITY = 0.25
+SCALE_DOWN = 3.0
+JPEG_QUALITIES = (20, 80)
 
 
 @dataclass(frozen=True, kw_only=True)
 class TrainTransform:
-    """Random resized crop and mirror.
+    """Random crop, mirror, rotation, shear, zoom, and loss of quality.
 
     Attributes:
       size_pixels: side of the square that comes out.
-      min_area: smallest share of the picture's area that a crop covers, in (0, 1].
+      strength: of everything but the mirror: 0 is the view of `EvalTransform`, 1 that
+        of common recipes, at most 2.5.
       mirror: whether half of the pictures are mirrored left to right.
     """
 
     size_pixels: int
-    min_area: float = 0.25
+    strength: float = 1.0
     mirror: bool = True
 
     def __call__(self, encoded: bytes, rng: np.random.Generator) -> Pixels:
@@ -48,14 +58,17 @@ class TrainTransform:
         view = resize(view, self.size_pixels, self.size_pixels)
         if self.mirror and rng.random() < 0.5:
             view = view[:, ::-1]
+        if self.strength > 0:
+            view = self._degrade(self._warp(view, rng), rng)
         return np.ascontiguousarray(view)
 
     def _crop(
         self, height: int, width: int, rng: np.random.Generator
     ) -> tuple[int, int, int, int]:
+        reach = min(self.strength, 1.0) * np.log(ASPECT_RATIO)
         for _ in range(CROP_ATTEMPTS):
-            area = height * width * rng.uniform(self.min_area, 1.0)
-            ratio = np.exp(rng.uniform(*np.log(ASPECT_RATIOS)))
+            area = height * width * rng.uniform(CROP_MIN_AREA**self.strength, 1.0)
+            ratio = np.exp(rng.uniform(-reach, reach))
             crop_width = round(np.sqrt(area * ratio))
             crop_height = round(np.sqrt(area / ratio))
             if 0 < crop_width <= width and 0 < crop_height <= height:
@@ -63,6 +76,40 @@ class TrainTransform:
                 left = int(rng.integers(0, width - crop_width + 1))
                 return top, left, crop_height, crop_width
         return central_square(height, width)
+
+    def _warp(self, view: Pixels, rng: np.random.Generator) -> Pixels:
+        """Rotates, shears and shrinks about the centre."""
+        turn, shear, zoom = rng.uniform((-1, -1, 0), (1, 1, 1)) * self.strength
+        angle = np.deg2rad(ROTATION_DEGREES * turn)
+        cosine, sine = np.cos(angle), np.sin(angle)
+        to_source = np.array([[cosine, -sine], [sine, cosine]])
+        to_source = to_source @ [[1.0, SHEAR * shear], [0.0, 1.0]] * ZOOM_OUT**zoom
+        centre = np.full(2, (self.size_pixels - 1) / 2)
+        offset = centre - to_source @ centre
+        return cv2.warpAffine(
+            view,
+            np.column_stack([to_source, offset]),
+            (self.size_pixels, self.size_pixels),
+            flags=cv2.INTER_LINEAR | cv2.WARP_INVERSE_MAP,
+            borderMode=cv2.BORDER_REFLECT_101,
+        )
+
+    def _degrade(self, view: Pixels, rng: np.random.Generator) -> Pixels:
+        """Scales some pictures down and up again, and compresses some."""
+        probability = DEGRADED_PROBABILITY * self.strength
+        scaled, compressed, scale, quality = rng.random(4)
+        if scaled < probability:
+            side = max(4, round(self.size_pixels / SCALE_DOWN**scale))
+            view = resize(view, side, side)
+            view = resize(view, self.size_pixels, self.size_pixels)
+        if compressed < probability:
+            lowest, highest = JPEG_QUALITIES
+            encoded = simplejpeg.encode_jpeg(
+                np.ascontiguousarray(view),
+                quality=round(lowest + quality * (highest - lowest)),
+            )
+            view = simplejpeg.decode_jpeg(encoded, "RGB")
+        return view
 
 
 @dataclass(frozen=True, kw_only=True)

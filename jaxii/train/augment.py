@@ -1,8 +1,9 @@
-"""Colour augmentation on the device, inside the train step.
+"""Augmentation on the device, inside the train step: blur, colours, noise, mixing.
 
-Comes before the forward pass. Crop and mirror are done by the input workers
-(`jaxii.data.images`), which must touch the pixels anyway. What happens to an example
-depends on (seed, its position in the run) alone, not on the devices it lands on.
+Comes before the forward pass. Crop, geometry and compression are done by the input
+workers (`jaxii.data.images`), which must touch the pixels anyway. What happens to an
+example depends on (seed, its position in the run) alone, not on the devices it lands
+on; only whom it is mixed with depends on its neighbours there.
 """
 
 import jax
@@ -17,18 +18,22 @@ LUMA = (0.299, 0.587, 0.114)
 BRIGHTNESS = CONTRAST = SATURATION = 0.4
 HUE_TURNS = 0.1
 GREY_PROBABILITY = 0.2
+BLUR_PROBABILITY = 0.4
+# Largest standard deviation of the blur, as a share of the picture's side.
+BLUR_SHARE = 1 / 64
+NOISE_PROBABILITY = 0.25
+# Largest standard deviation of the noise, in levels of 255.
+NOISE_LEVELS = 12.0
 
 
-def jitter_colours(
+def augment(
     images: UInt8[Array, "batch height width 3"],
     positions: Int[Array, " batch"],
     *,
     seed: int,
     strength: float,
 ) -> UInt8[Array, "batch height width 3"]:
-    """Changes brightness, contrast, saturation and hue of each image, or greys it.
-
-    All five are linear in the pixels: one 3x3 matrix and one offset an image.
+    """Blurs, recolours and roughens each image at random.
 
     Args:
       images: pixels.
@@ -39,20 +44,139 @@ def jitter_colours(
     Returns:
       Pixels.
 
-    Source: Chen et al. 2020, SimCLR, appendix A.
+    Source: Chen et al. 2020, SimCLR, appendix A; the noise is that of a small sensor.
     """
-    base = derive_key(seed, "colours")
-    keys = jax.vmap(lambda position: jax.random.fold_in(base, position))(positions)
-    matrices, contrasts = jax.vmap(lambda key: _draw(key, strength))(keys)
+
+    def keys(purpose):
+        base = derive_key(seed, purpose)
+        return jax.vmap(lambda position: jax.random.fold_in(base, position))(positions)
+
     pixels = images.astype(jnp.float32)
+    pixels = _blur(pixels, keys("blur"), strength)
+    pixels = _recolour(pixels, keys("colours"), strength)
+    pixels = pixels + _noise(keys("noise"), pixels.shape[1:3], strength)
+    return jnp.clip(jnp.round(pixels), 0.0, 255.0).astype(jnp.uint8)
+
+
+def mix(
+    images: UInt8[Array, "batch height width 3"],
+    targets: Float[Array, "batch class"],
+    known: Float[Array, "batch class"],
+    positions: Int[Array, " batch"],
+    *,
+    seed: int,
+    probability: float,
+) -> tuple[
+    UInt8[Array, "batch height width 3"],
+    Float[Array, "batch class"],
+    Float[Array, "batch class"],
+]:
+    """Mixes images with the next one on the device: half by mixup, half by CutMix.
+
+    The own share of an image is uniform in [0.5, 1]: Beta(1, 1), the larger part first.
+
+    Args:
+      images: pixels.
+      targets: in [0, 1].
+      known: 1 where the target counts.
+      positions: of the examples in the run.
+      seed: of the run.
+      probability: share of the images that are mixed.
+
+    Returns:
+      Pixels; targets mixed in the same proportion; known where both were.
+
+    Source: Zhang et al. 2018, mixup; Yun et al. 2019, CutMix, section 3.
+    """
+    base = derive_key(seed, "mix")
+    height, width = images.shape[1:3]
+
+    def draw(position):
+        numbers = jax.random.uniform(jax.random.fold_in(base, position), (5,))
+        own = 0.5 + 0.5 * numbers[0]
+        mixed, cut = numbers[1] < probability, numbers[2] < 0.5
+        # A rectangle of the image's shape that covers 1 - own of it.
+        side = jnp.sqrt(1.0 - own)
+        inside = _within(numbers[3], side, height)[:, None]
+        inside = inside & _within(numbers[4], side, width)[None, :]
+        others = jnp.where(cut, inside.astype(jnp.float32), 1.0 - own)
+        return jnp.where(mixed, others, 0.0)
+
+    others = jax.vmap(draw)(positions)[..., None]
+    own = 1.0 - jnp.mean(others, axis=(1, 2))
+    pixels = images.astype(jnp.float32)
+    pixels = pixels + others * (jnp.roll(pixels, -1, axis=0) - pixels)
+    targets = own * targets + (1.0 - own) * jnp.roll(targets, -1, axis=0)
+    both_known = jnp.minimum(known, jnp.roll(known, -1, axis=0))
+    known = jnp.where(own < 1.0, both_known, known)
+    return jnp.round(pixels).astype(jnp.uint8), targets, known
+
+
+def _within(start, side, length: int):
+    """Returns which of `length` pixels lie in a stretch of share `side` of them."""
+    first = start * (1.0 - side) * length
+    pixels = jnp.arange(length, dtype=jnp.float32) + 0.5
+    return (pixels >= first) & (pixels < first + side * length)
+
+
+def _blur(
+    pixels: Float[Array, "batch height width 3"],
+    keys: Key[Array, " batch"],
+    strength: float,
+) -> Float[Array, "batch height width 3"]:
+    """Blurs some of the images by a Gaussian, each by its own."""
+    largest = BLUR_SHARE * strength * min(pixels.shape[1:3])
+    radius = max(1, round(2.0 * largest))
+    numbers = jax.vmap(lambda key: jax.random.uniform(key, (2,)))(keys)
+    sigmas = jnp.maximum(largest * numbers[:, 1:], 0.1)
+    offsets = jnp.arange(-radius, radius + 1, dtype=jnp.float32)[None]
+    taps = jnp.exp(-0.5 * jnp.square(offsets / sigmas))
+    taps = taps / jnp.sum(taps, axis=1, keepdims=True)
+    identity = (offsets == 0).astype(jnp.float32)
+    taps = jnp.where(numbers[:, :1] < BLUR_PROBABILITY * strength, taps, identity)
+    for axis in (1, 2):
+        length = pixels.shape[axis]
+        widths = [(0, 0)] * 4
+        widths[axis] = (radius, radius)
+        padded = jnp.pad(pixels, widths, mode="edge")
+        pixels = jnp.zeros_like(pixels)
+        for i in range(2 * radius + 1):
+            shifted = jax.lax.slice_in_dim(padded, i, i + length, axis=axis)
+            pixels = pixels + shifted * _spread(taps[:, i])
+    return pixels
+
+
+def _recolour(
+    pixels: Float[Array, "batch height width 3"],
+    keys: Key[Array, " batch"],
+    strength: float,
+) -> Float[Array, "batch height width 3"]:
+    """Changes brightness, contrast, saturation and hue of each image, or greys it.
+
+    All five are linear in the pixels: one 3x3 matrix and one offset an image.
+    """
+    matrices, contrasts = jax.vmap(lambda key: _draw(key, strength))(keys)
     luma = jnp.asarray(LUMA, jnp.float32)
     mean = jnp.mean(pixels, axis=(1, 2)) @ luma
     # Contrast moves pixels away from the picture's mean grey; the matrix maps grey to
     # grey, so that doing it before the matrix equals doing it after.
     shift = (1.0 - contrasts) * mean
     pixels = pixels * _spread(contrasts) + _spread(shift)
-    pixels = jnp.einsum("bhwc,bdc->bhwd", pixels, matrices, precision="highest")
-    return jnp.clip(jnp.round(pixels), 0.0, 255.0).astype(jnp.uint8)
+    return jnp.einsum("bhwc,bdc->bhwd", pixels, matrices, precision="highest")
+
+
+def _noise(
+    keys: Key[Array, " batch"], shape: tuple[int, int], strength: float
+) -> Float[Array, "batch height width 1"]:
+    """Returns grey Gaussian noise for some of the images, 0 for the others."""
+
+    def one(key):
+        numbers = jax.random.uniform(jax.random.fold_in(key, 1), (2,))
+        levels = NOISE_LEVELS * strength * numbers[1]
+        levels = jnp.where(numbers[0] < NOISE_PROBABILITY * strength, levels, 0.0)
+        return levels * jax.random.normal(key, (*shape, 1))
+
+    return jax.vmap(one)(keys)
 
 
 def _spread(values: Float[Array, " batch"]) -> Float[Array, "batch 1 1 1"]:

@@ -17,7 +17,7 @@ from jax.sharding import Mesh, PartitionSpec
 from jaxtyping import Array, Bool, Float
 
 from jaxii.objective.multitask import Objective
-from jaxii.train.augment import jitter_colours
+from jaxii.train.augment import augment, mix
 from jaxii.train.mesh import DATA_AXIS, divided, replicated
 from jaxii.train.state import TrainState, Tree, derive_key
 
@@ -35,10 +35,13 @@ class StepSettings:
       objective: the stage's objective.
       optimizer: the stage's optimizer.
       learning_rate: the schedule inside `optimizer`, for the log.
-      colour_strength: of `jitter_colours`; 0 leaves the pixels alone.
+      augmentation: strength of `augment`; 0 leaves the pixels alone.
+      mix_probability: share of the examples that `mix` mixes.
       micro_batches: gradients of so many slices of a device's batch are added up before
         one update.
       ema_decay: decay a step of the averaged parameters; 0 turns the average off.
+      frozen: top-level keys of params that stay as they are; with any, so does
+        batch_stats, by which the network then normalises.
       seed: base of the step's randomness.
     """
 
@@ -46,9 +49,11 @@ class StepSettings:
     objective: Objective
     optimizer: optax.GradientTransformation
     learning_rate: Callable[..., Float[Array, ""]]
-    colour_strength: float = 0.0
+    augmentation: float = 0.0
+    mix_probability: float = 0.0
     micro_batches: int = 1
     ema_decay: float = 0.0
+    frozen: tuple[str, ...] = ()
     seed: int = 0
 
 
@@ -103,7 +108,7 @@ def gradients_of(
     Runs inside `jax.shard_map`; what it returns is equal on all devices.
     """
     objective = settings.objective
-    targets, known = objective.targets(batch["label_ids"], batch["label_confidences"])
+    images, targets, known = _examples(settings, batch)
     example_weights = objective.example_weights(targets, batch["mask"])
     totals = jax.lax.psum(
         {name: jnp.sum(weight) for name, weight in example_weights.items()}, DATA_AXIS
@@ -112,7 +117,7 @@ def gradients_of(
     device = jax.lax.axis_index(DATA_AXIS)
     key = jax.random.fold_in(derive_key(settings.seed, "dropout", state.step), device)
     pieces = {
-        "images": _augmented(settings, batch),
+        "images": images,
         "targets": targets,
         "known": known,
         "weights": example_weights,
@@ -128,26 +133,47 @@ def gradients_of(
     gradients, batch_stats, metrics = jax.lax.psum(
         (gradients, batch_stats, sums), DATA_AXIS
     )
+    if settings.frozen:
+        batch_stats = state.batch_stats
     return gradients, batch_stats, metrics | _prefixed("weight", term_weights)
 
 
-def _augmented(settings, batch):
-    if settings.colour_strength == 0:
-        return batch["images"]
-    return jitter_colours(
-        batch["images"],
-        batch["positions"],
-        seed=settings.seed,
-        strength=settings.colour_strength,
+def _examples(settings, batch):
+    """Returns the images and targets that are trained on, and which targets count."""
+    targets, known = settings.objective.targets(
+        batch["label_ids"], batch["label_confidences"]
     )
+    images = batch["images"]
+    if settings.augmentation > 0:
+        images = augment(
+            images,
+            batch["positions"],
+            seed=settings.seed,
+            strength=settings.augmentation,
+        )
+    if settings.mix_probability > 0:
+        images, targets, known = mix(
+            images,
+            targets,
+            known,
+            batch["positions"],
+            seed=settings.seed,
+            probability=settings.mix_probability,
+        )
+    return images, targets, known
 
 
 def _local_objective(settings, totals, term_weights, label_embeddings, stage_step):
     """Returns a function; its sum over devices and slices is the global objective."""
 
     def local_objective(params, batch_stats, piece, key):
+        frozen = {name: jax.lax.stop_gradient(params[name]) for name in settings.frozen}
         outputs, batch_stats = settings.apply(
-            params, batch_stats, piece["images"], train=True, key=key
+            params | frozen,
+            batch_stats,
+            piece["images"],
+            train=not frozen,
+            key=key,
         )
         per_example = settings.objective.losses(
             logits=outputs.logits,
@@ -213,6 +239,8 @@ def _update(settings, state, gradients, batch_stats, metrics):
         gradients, state.opt_state, state.params
     )
     params = optax.apply_updates(state.params, updates)
+    # Weight decay moves what has no gradient.
+    params |= {name: state.params[name] for name in settings.frozen}
     ema_params = state.ema_params
     if ema_params is not None:
         ema_params = _average(ema_params, params, settings.ema_decay, state.stage_step)
