@@ -17,7 +17,7 @@ from jaxii.errors import InputError
 from jaxii.infer.provenance import Provenance
 from jaxii.train.telemetry import read_history
 
-SPLIT_ORDER = ("validation", "tuning", "test")
+SPLIT_ORDER = ("validation", "held_out", "tuning", "test")
 
 Row = Mapping[str, Any]
 
