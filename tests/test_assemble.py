@@ -8,6 +8,8 @@ import numpy as np
 import pytest
 
 from jaxii import assemble
+from jaxii.data import toy_regions
+from jaxii.data.open_images import Layout, prepare
 from jaxii.data.prepared import Rows
 from jaxii.errors import InputError
 from jaxii.train.state import new_state
@@ -154,3 +156,21 @@ def test_the_prior_bias_gives_each_label_its_frequency():
     assert bias.dtype == np.float32
     probs = 1 / (1 + np.exp(-bias.astype(np.float64)))
     np.testing.assert_allclose(probs, (counts + 0.5) / 100, rtol=1e-5)
+
+
+def test_some_images_of_a_split_lie_evenly_in_its_order(tmp_path):
+    files = toy_regions.write(tmp_path / "drawn", num_train=20, num_tuning=1)
+    prepare(Layout.find(files), tmp_path / "data")
+    config = load()
+    config.data.directory = str(tmp_path / "data")
+    config.data.dataset = "kaggle"
+    config.data.validation_fraction = 0.3
+    data = assemble.open_data(config)
+    (every,) = assemble.eval_batches(config, data, "train")
+    (some,) = assemble.eval_batches(config, data, "train", num_images=3)
+    count = data.split("train").num_examples
+    rows = [0, count // 3, 2 * count // 3]
+    np.testing.assert_array_equal(some["mask"].nonzero()[0], [0, 1, 2])
+    np.testing.assert_array_equal(some["images"][:3], every["images"][rows])
+    (whole,) = assemble.eval_batches(config, data, "train", num_images=1000)
+    assert whole["mask"].sum() == count

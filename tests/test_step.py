@@ -233,3 +233,46 @@ def test_keys_differ_by_seed_purpose_and_step(other):
     key = jax.random.key_data(derive_key(0, "dropout", 5))
     assert (key == jax.random.key_data(derive_key(0, "dropout", 5))).all()
     assert (key != jax.random.key_data(derive_key(*other))).any()
+
+
+def test_a_frozen_trunk_stays_and_the_classifier_learns_from_what_it_evaluates_to():
+    network = make_network(
+        depth=18, width=8, num_classes=NUM_CLASSES, embedding_dim=0, dtype=jnp.float32
+    )
+    params, batch_stats = network.init(jax.random.key(1))
+    batch_stats = jax.tree.map(lambda x: x + jnp.float32(0.3), batch_stats)
+    decay, rate = 0.5, optax.constant_schedule(0.1)
+    settings = make_settings(
+        network.apply,
+        objective=make_objective({"bce": 1.0}, num_steps=10, num_classes=NUM_CLASSES),
+        optimizer=optax.chain(optax.add_decayed_weights(decay), optax.sgd(rate)),
+        frozen=("trunk",),
+    )
+    batch = make_batch()
+    images = jnp.asarray(batch["images"])
+    outputs, _ = network.apply(params, batch_stats, images, train=False)
+    before = jax.device_get((params, batch_stats, outputs))
+    mesh = make_mesh()
+    state = start(params, batch_stats, settings, mesh)
+    state, _ = make_train_step(settings, mesh)(
+        state, to_devices(batch, divided(mesh)), None
+    )
+    (old, old_stats, outputs), new = before, jax.device_get(state)
+    jax.tree.map(np.testing.assert_array_equal, new.params["trunk"], old["trunk"])
+    jax.tree.map(np.testing.assert_array_equal, new.batch_stats, old_stats)
+    wrong = 1 / (1 + np.exp(-outputs.logits)) - multi_hot(batch["label_ids"])
+    wrong *= batch["mask"][:, None] / batch["mask"].sum()
+    for name, gradient in (
+        ("kernel", outputs.features.T @ wrong),
+        ("bias", wrong.sum(0)),
+    ):
+        value = old["classifier"][name]
+        expected = value - 0.1 * (gradient + decay * value)
+        assert_close(new.params["classifier"][name], expected, 1e-5)
+
+
+def multi_hot(label_ids):
+    targets = np.zeros((len(label_ids), NUM_CLASSES))
+    for row, ids in zip(targets, label_ids, strict=True):
+        row[ids[ids >= 0]] = 1
+    return targets

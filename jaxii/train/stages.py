@@ -5,13 +5,15 @@ Comes between the configuration (a tuple of stage dicts) and the loop, which ask
 """
 
 import itertools
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, fields
 from typing import Any
 
 from jaxii.errors import InputError
 
 ENTERS_FROM = ("best", "last")
+SPLITS = ("train", "tuning")
+TRAINABLE = ("all", "last_layer")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -21,10 +23,15 @@ class Stage:
     Attributes:
       name: names its folder of checkpoints; unique.
       terms: objective, as `jaxii.objective.multitask.make_objective` takes it.
-      num_epochs: length in passes over the training split; or
+      num_epochs: length in passes over `split`; or
       num_steps: length in updates. Exactly one of the two is above 0.
       embedding_head: whether the label-embedding head exists. A stage that starts from
         one with the head and has none of its own drops it.
+      split: whose images and labels it trains on, "train" or "tuning". Of a stage on
+        "tuning" the last checkpoint is the result: `validation` would choose the one
+        that has adapted least.
+      trainable: "all", or the "last_layer" alone: the classifier. The trunk then stays
+        as it is, BatchNorm's running statistics included, and normalises by them.
       peak_lr: highest learning rate; 0 takes `optimizer.peak_lr`.
       warmup_share: share of the stage during which the learning rate rises to the peak.
       enters_from: which checkpoint of the previous stage it starts from: the "best" by
@@ -39,6 +46,8 @@ class Stage:
     num_epochs: float = 0.0
     num_steps: int = 0
     embedding_head: bool = False
+    split: str = "train"
+    trainable: str = "all"
     peak_lr: float = 0.0
     warmup_share: float = 0.05
     enters_from: str = "best"
@@ -47,13 +56,13 @@ class Stage:
 
 
 def make_stages(
-    dicts: Sequence[Mapping[str, Any]], *, steps_per_epoch: float
+    dicts: Sequence[Mapping[str, Any]], *, steps_per_epoch: Callable[[str], float]
 ) -> tuple[Stage, ...]:
     """Checks the configuration's stages and turns epochs into steps.
 
     Args:
       dicts: one dict of `Stage` fields a stage, in running order.
-      steps_per_epoch: updates in one pass over the training split.
+      steps_per_epoch: updates in one pass over a split, by its name.
 
     Returns:
       The stages, each with `num_steps` above 0.
@@ -77,7 +86,9 @@ def make_stages(
     return stages
 
 
-def _make_stage(given: dict[str, Any], steps_per_epoch: float) -> Stage:
+def _make_stage(
+    given: dict[str, Any], steps_per_epoch: Callable[[str], float]
+) -> Stage:
     allowed = [f.name for f in fields(Stage)]
     label = f"stage {given.get('name', '?')!r}"
     for key in given:
@@ -96,11 +107,15 @@ def _make_stage(given: dict[str, Any], steps_per_epoch: float) -> Stage:
             f"{label}: num_epochs={stage.num_epochs}, num_steps={stage.num_steps}; set "
             "exactly one of them above 0."
         )
-    if stage.enters_from not in ENTERS_FROM:
-        raise InputError(
-            f"{label}: enters_from={stage.enters_from!r}; use "
-            f"{' or '.join(ENTERS_FROM)}."
-        )
+    for key, choices in (
+        ("enters_from", ENTERS_FROM),
+        ("split", SPLITS),
+        ("trainable", TRAINABLE),
+    ):
+        if getattr(stage, key) not in choices:
+            raise InputError(
+                f"{label}: {key}={getattr(stage, key)!r}; use {' or '.join(choices)}."
+            )
     if not 0.0 <= stage.warmup_share < 1.0:
         raise InputError(
             f"{label}: warmup_share={stage.warmup_share}; use a share in [0, 1)."
@@ -110,7 +125,14 @@ def _make_stage(given: dict[str, Any], steps_per_epoch: float) -> Stage:
             f"{label} has an embedding term and no head for it; set "
             "embedding_head=True or remove the term."
         )
-    steps = stage.num_steps or max(1, round(stage.num_epochs * steps_per_epoch))
+    if stage.trainable == "last_layer" and stage.embedding_head:
+        raise InputError(
+            f"{label} trains the classifier alone and has an embedding head; set "
+            "embedding_head=False or trainable='all'."
+        )
+    steps = stage.num_steps
+    if not steps:
+        steps = max(1, round(stage.num_epochs * steps_per_epoch(stage.split)))
     return Stage(**{**given, "num_steps": steps, "num_epochs": 0.0})
 
 
