@@ -120,10 +120,13 @@ def slots(config: Config, rows: Rows) -> int:
     return min(math.ceil(most / 8) * 8, config.data.most_labels)
 
 
-def train_batches(config: Config, data: Data, start_example: int) -> Batches:
-    """Yields training batches for ever, from an example of the run on."""
+def train_batches(
+    config: Config, data: Data, split: str, start_example: int
+) -> Batches:
+    """Yields training batches of a split for ever, from an example of the run on."""
+    rows = data.train_rows if split == "train" else data.verified_rows(split)
     policy = pipeline.LabelPolicy(
-        num_slots=slots(config, data.train_rows),
+        num_slots=slots(config, rows),
         machine_labels=config.data.machine_labels,
         machine_threshold=config.data.machine_threshold,
     )
@@ -133,7 +136,7 @@ def train_batches(config: Config, data: Data, start_example: int) -> Batches:
         mirror=config.data.mirror,
     )
     batches = pipeline.train_batches(
-        data.split("train").source,
+        data.split(split).source,
         transform=transform,
         policy=policy,
         share=share(config, config.global_batch_size),
@@ -302,6 +305,7 @@ def _plan(config: Config, networks: Networks, stage: Stage) -> StagePlan:
         mix_probability=config.data.mix_probability,
         micro_batches=config.micro_batches,
         ema_decay=optimizer.ema_decay if optimizer.average == "ema" else 0.0,
+        frozen=("trunk",) if stage.trainable == "last_layer" else (),
         seed=config.seed,
     )
     return StagePlan(stage=stage, settings=settings, init=network.init)

@@ -14,7 +14,12 @@ from typing import Any
 from ml_collections import ConfigDict
 
 # What does not change the result, and may differ when a run goes on.
-FREE_FIELDS = ("data.directory", "data.num_threads", "log_every_steps")
+FREE_FIELDS = (
+    "data.directory",
+    "data.num_threads",
+    "evaluate_train_images",
+    "log_every_steps",
+)
 # A ConfigDict, whose fields no type checker can know.
 Config = Any
 

@@ -22,6 +22,7 @@ from jaxii.data.labels import Vocabulary
 from jaxii.data.open_images import Layout, prepare
 from jaxii.train.checkpoint import Checkpoints
 from jaxii.train.mesh import make_mesh, replicated
+from jaxii.train.telemetry import read_history
 
 ROOT = Path(__file__).parent.parent
 STAGES = ("multitask", "f2", "classifier")
@@ -32,6 +33,7 @@ SETTINGS = (
     "--config.global_batch_size=16",
     "--config.label_embedding.dim=8",
     "--config.evaluate_every_steps=4",
+    "--config.evaluate_train_images=20",
     "--config.log_every_steps=2",
     "--config.optimizer.peak_lr=0.02",
 )
@@ -229,6 +231,18 @@ def test_killed_anywhere_even_in_a_save_it_ends_bit_for_bit_the_same(
 
 def test_asked_to_leave_it_saves_and_exits_75(disturbed):
     assert disturbed[1][2] == 75
+
+
+def test_training_images_are_measured_beside_validation_at_each_evaluation(undisturbed):
+    workdir, output = undisturbed
+    rows = read_history(workdir / "history.jsonl")
+    evaluations = [row for row in rows if row["kind"] == "evaluation"]
+    assert evaluations
+    for row in evaluations:
+        for figure in ("f2", "map", "bce"):
+            assert {f"validation/{figure}", f"train/{figure}"} <= row.keys()
+    assert re.search(r"validation/f2 \S+  train/f2 \S+", output)
+    assert "training, unaugmented" in (workdir / "report.html").read_text()
 
 
 def test_evaluation_needs_only_the_workdir_and_gives_the_same_figures(

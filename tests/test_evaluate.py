@@ -4,6 +4,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from sklearn.metrics import log_loss
 
 from jaxii.infer.evaluate import Evaluator, make_forward
 from jaxii.infer.summary import summarise
@@ -77,6 +78,13 @@ def batches():
 def true_probs():
     features = split()[0].mean(axis=(1, 2)) / 255 - 0.5
     return 1 / (1 + np.exp(-features @ PARAMS["classifier"]))
+
+
+def present():
+    targets = np.zeros((NUM_IMAGES, NUM_CLASSES))
+    for row, labels in enumerate(split()[1]):
+        targets[row, [label for label, confidence in labels if confidence >= 0.5]] = 1
+    return targets
 
 
 def f2_of(probs, labels, threshold):
@@ -188,6 +196,8 @@ def test_figures_of_a_run_are_plain_numbers_of_validation(evaluator, sums):
     figures = evaluator.figures(sums, "validation")
     assert figures["validation/f2"] == pytest.approx(f2_by_threshold(sums).max())
     assert figures["validation/threshold"] in THRESHOLDS
+    exact = log_loss(present().ravel(), true_probs().ravel()) * NUM_CLASSES
+    assert figures["validation/bce"] == pytest.approx(exact, rel=0.01)
     for name, value in figures.items():
         assert name.startswith("validation/")
         assert type(value) is float

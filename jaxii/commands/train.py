@@ -44,17 +44,19 @@ def _make_run(session: Session, wanted_back: Callable[[], bool]) -> loop.Run:
     config, data = session.config, session.data
     evaluator = session.evaluator()
     # In this order: the first figures are printed.
-    splits = dict.fromkeys((data.choosing_split, "validation"))
+    splits = dict.fromkeys((data.choosing_split, "validation"), 0)
+    if config.evaluate_train_images:
+        splits["train"] = config.evaluate_train_images
     verified = {split: session.verified_absent(split) for split in splits}
 
     def evaluate(settings, params, batch_stats):
         figures = {}
-        for split in splits:
+        for split, num_images in splits.items():
             sums = evaluator.run(
                 settings.apply,
                 params,
                 batch_stats,
-                assemble.eval_batches(config, data, split),
+                assemble.eval_batches(config, data, split, num_images),
                 verified_absent=verified[split],
             )
             figures |= evaluator.figures(sums, split)

@@ -135,6 +135,7 @@ class Evaluator:
             f"{split}/f2": summary["best_f2"],
             f"{split}/threshold": summary["best_threshold"],
             f"{split}/map": summary["map"],
+            f"{split}/bce": summary["bce"],
             f"{split}/coverage": float(summary["coverage"]),
             f"{split}/recall_at_5": summary["recall_at_5"],
             f"{split}/calibration_error": summary["calibration_error"],
