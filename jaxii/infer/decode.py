@@ -40,13 +40,14 @@ def threshold_decoder(
 
 
 def top_k_decoder(
-    scores: Float[np.ndarray, "batch class"], *, k: int
+    scores: Float[np.ndarray, "batch class"], *, k: int | Int[np.ndarray, " batch"]
 ) -> Bool[np.ndarray, "batch class"]:
     """Returns the k labels of the highest scores; of equal ones, those of lower id.
 
     Args:
         scores: probabilities or cosines.
-        k: labels an image, at least 1; all of them where there are fewer.
+        k: labels an image, one number or one an image, at least 1; all of them where
+            there are fewer.
 
     Returns:
         True where the label is predicted.
@@ -54,17 +55,17 @@ def top_k_decoder(
     Raises:
         InputError: k below 1.
     """
-    if k < 1:
+    if np.min(k, initial=1) < 1:
         raise InputError(f"k={k} labels an image; at least 1 is allowed; raise k")
     scores = np.where(np.isnan(scores), -np.inf, scores)
-    k = min(k, scores.shape[1])
-    chosen = np.zeros(scores.shape, bool)
-    if k == 0:
-        return chosen
-    kth = -np.partition(-scores, k - 1, axis=1)[:, k - 1 : k]
+    if not scores.size:
+        return np.zeros(scores.shape, bool)
+    ks = np.broadcast_to(np.minimum(k, scores.shape[1]), len(scores))[:, None]
+    places = np.unique(ks) - 1
+    kth = np.take_along_axis(-np.partition(-scores, places, axis=1), ks - 1, axis=1)
     above = scores > kth
     ties = scores == kth
-    room = k - above.sum(axis=1, keepdims=True)
+    room = ks - above.sum(axis=1, keepdims=True)
     return above | (ties & (np.cumsum(ties, axis=1) <= room))
 
 
