@@ -1,0 +1,53 @@
+"""The scripts of `launch/` say what they would run, and run what there is."""
+
+import runpy
+import subprocess
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).parent.parent
+SCRIPTS = sorted((ROOT / "launch").glob("*.sh"))
+
+
+def run(*words):
+    return subprocess.run(
+        ["bash", *map(str, words)], cwd=ROOT, capture_output=True, text=True
+    )
+
+
+@pytest.mark.parametrize("script", SCRIPTS, ids=lambda path: path.name)
+def test_without_arguments_a_script_shows_its_use_and_exits_2(script):
+    result = run(script)
+    assert result.returncode == 2
+    assert f"launch/{script.name}" in result.stdout
+
+
+def dry_run_of_findings(tmp_path):
+    result = run(ROOT / "launch/findings.sh", tmp_path / "data", tmp_path, "--dry-run")
+    assert result.returncode == 0, result.stderr
+    assert not any(tmp_path.iterdir())
+    return result.stdout.splitlines()
+
+
+def test_findings_trains_every_run_that_there_is(tmp_path):
+    names = runpy.run_path(str(ROOT / "configs/findings.py"))["RUNS"]
+    text = "\n".join(dry_run_of_findings(tmp_path)) + " "
+    for name in names:
+        assert f"--config=configs/findings.py:{name} " in text
+
+
+def test_findings_repeats_the_baseline_over_three_seeds(tmp_path):
+    lines = dry_run_of_findings(tmp_path)
+    baselines = [line for line in lines if "findings.py:baseline " in line]
+    assert len(baselines) == 3
+
+
+def test_findings_that_were_measured_are_not_run_again(tmp_path):
+    everything = dry_run_of_findings(tmp_path)
+    done = tmp_path / "runs"
+    (done / "focal").mkdir(parents=True)
+    (done / "focal" / "metrics.json").touch()
+    left = run(ROOT / "launch/findings.sh", tmp_path, done, "--dry-run").stdout
+    assert len(left.splitlines()) == len(everything) - 1
+    assert "findings.py:focal " not in left
