@@ -152,3 +152,6 @@ RUNS = {
     "se_resnet_26": _variant("se_resnet"),
     "resnext_26": _variant("resnext"),
 }
+
+# The names that `get_config` takes.
+PRESETS = tuple(RUNS)
