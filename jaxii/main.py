@@ -35,7 +35,9 @@ _TUNE_ON = flags.DEFINE_enum(
 _ALLOW_TUNING = flags.DEFINE_bool("allow_tuning_labels", False, "Say yes to tuning.")
 _IMAGES = flags.DEFINE_string("images", "", "Folder of pictures.")
 _IDS = flags.DEFINE_string("ids", "", "Sample submission.")
-_OUTPUT = flags.DEFINE_string("output", "", "CSV to write.")
+_OUTPUT = flags.DEFINE_string("output", "", "File to write.")
+_EACH = flags.DEFINE_bool("each", False, "Every run is a row.")
+_MARKDOWN = flags.DEFINE_bool("markdown", False, "A table for a README.")
 _DECODER = flags.DEFINE_enum(
     "decoder", "threshold", ["threshold", "top_k", "embedding"], "Decoder."
 )
@@ -211,7 +213,19 @@ def _arguments(command: str, rest: list[str]) -> dict[str, Any]:
             "decoder": _DECODER.value,
             "stage": _STAGE.value,
         }
-    return {"workdirs": [Path(word) for word in rest]}
+    return _comparison(rest)
+
+
+def _comparison(rest: list[str]) -> dict[str, Any]:
+    output = Path(_OUTPUT.value) if _OUTPUT.value else None
+    if output is not None and output.is_dir():
+        raise InputError(f"--output={output} is a folder; give an HTML file's name.")
+    return {
+        "paths": [Path(word) for word in rest],
+        "output": output,
+        "each": _EACH.value,
+        "markdown": _MARKDOWN.value,
+    }
 
 
 def _config() -> configuration.Config:

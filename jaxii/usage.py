@@ -52,9 +52,14 @@ no dataset, only a workdir that has been evaluated.
 --decoder=NAME           threshold, top_k or embedding [threshold]
 --stage=NAME             the stage to use [the one that was evaluated]""",
     "compare": """Prints a table of runs: the fields in which they differ, F2 in domain
-and shifted, worst slice, mAP, coverage, threshold, provenance, images/s.
+and shifted, worst slice, mAP, coverage, threshold, provenance, images/s. Runs that
+differ only by their seed are one row, with mean and standard deviation.
 
-  python -m jaxii.main compare runs/a runs/b""",
+  python -m jaxii.main compare runs/a runs/b runs/b/metrics_tuned_on_tuning.json
+
+--output=HTML            write one page with the table and pictures too
+--each                   every run is a row, whatever its seed
+--markdown               print the table for a README""",
 }
 
 

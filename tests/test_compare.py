@@ -1,64 +1,33 @@
 """Runs side by side show what differs, and say where a run is amiss."""
 
 import json
+import statistics
 
+import numpy as np
 import pytest
+from small_runs import CLEAN, summary, write_run
 
+from jaxii.commands.compare import compare
 from jaxii.errors import InputError
-from jaxii.infer.provenance import Provenance
-from jaxii.infer.report.compare import build_comparison, compare, print_table
-from jaxii.infer.report.runs import flatten, read_run
-
-CLEAN = Provenance().with_("thresholds", labels=["validation"])
+from jaxii.infer.report.compare import build_comparison
+from jaxii.infer.report.runs import flatten, read_run, standard_error
 
 
-def summary(f2):
-    return {
-        "f2": f2,
-        "map": 0.4321,
-        "coverage": 1234,
-        "worst_slice": "[bold]north",
-        "slices": {"[bold]north": {"f2": 0.1111}, "south": {"f2": 0.5}},
-    }
+def compared(*paths, **options):
+    return build_comparison([read_run(path) for path in paths], **options)
 
 
-def write_run(
-    workdir, *, lr=0.1, f2=0.25, provenance=CLEAN, config=None, empty=None, **metrics
-):
-    workdir.mkdir(parents=True)
-    config = config or {"optimizer": {"peak_lr": lr}, "seed": 3}
-    (workdir / "config.json").write_text(json.dumps(config))
-    metrics = {
-        "dataset": "toy_regions",
-        "label_hash": "abc",
-        "decoder": {"name": "threshold", "threshold": 0.31, "chosen_on": "validation"},
-        "provenance": provenance.to_json(),
-        "splits": {"validation": summary(f2 + 0.1), "test": summary(f2)},
-        **metrics,
-    }
-    if empty:
-        metrics[empty] = {}
-    (workdir / "metrics.json").write_text(json.dumps(metrics))
-    history = [
-        {"kind": "train", "step": 1, "images_per_second": 1.0},
-        {"kind": "train", "step": 2, "images_per_second": 100.0},
-        {"kind": "train", "step": 3, "images_per_second": 120.0},
-        {"kind": "evaluation", "step": 3, "validation/f2": 0.3},
-        {"kind": "train", "step": 1, "images_per_second": 110.0},
-    ]
-    lines = "\n".join(json.dumps(row) for row in history)
-    (workdir / "history.jsonl").write_text(lines + "\n")
-    return workdir
-
-
-def rows_of(*workdirs):
-    comparison = build_comparison([read_run(w) for w in workdirs])
+def rows_of(*paths, **options):
+    comparison = compared(*paths, **options)
     return [dict(zip(comparison.columns, r, strict=True)) for r in comparison.rows]
 
 
-def printed(capsys, *workdirs):
-    print_table(compare(list(workdirs)))
+def printed(capsys, *paths, **options):
+    compare(list(paths), **{"output": None, "each": False, "markdown": False} | options)
     return capsys.readouterr().out
+
+
+# What is shown of each run.
 
 
 def test_only_the_fields_that_differ_are_columns(tmp_path):
@@ -72,25 +41,24 @@ def test_only_the_fields_that_differ_are_columns(tmp_path):
 
 def test_equal_configurations_show_no_field(tmp_path):
     one, two = write_run(tmp_path / "one"), write_run(tmp_path / "two")
-    assert build_comparison([read_run(one), read_run(two)]).fields == ()
+    assert compared(one, two).fields == ()
 
 
-def test_a_tiny_difference_is_a_difference(tmp_path):
-    one = write_run(tmp_path / "one", lr=0.1)
-    two = write_run(tmp_path / "two", lr=0.1000000001)
-    assert "optimizer.peak_lr" in rows_of(one, two)[0]
+def test_fields_that_do_not_change_a_result_are_not_shown(tmp_path):
+    one = write_run(tmp_path / "one", config={"data": {"directory": "a", "side": 1}})
+    two = write_run(tmp_path / "two", config={"data": {"directory": "b", "side": 1}})
+    assert compared(one, two, ignored=["data.directory", "no.such"]).fields == ()
 
 
-def test_a_field_that_one_run_lacks_is_shown_as_absent(tmp_path):
-    one = write_run(tmp_path / "one", config={"a": 1, "b": 2})
-    two = write_run(tmp_path / "two", config={"a": 1})
-    assert [row["b"] for row in rows_of(one, two)] == ["2", "-"]
-
-
-def test_many_differing_fields_share_one_column(tmp_path):
-    one = write_run(tmp_path / "one", config={f"f{i}": 0 for i in range(9)})
-    two = write_run(tmp_path / "two", config={f"f{i}": 1 for i in range(9)})
-    assert rows_of(one, two)[1]["differing fields"].split("\n")[8] == "f8 = 1"
+def test_with_many_differing_fields_each_row_names_its_changes_alone(tmp_path):
+    base = {f"f{i}": 0 for i in range(9)}
+    write_run(tmp_path / "base", config=base)
+    for i in range(9):
+        write_run(tmp_path / f"run{i}", config=base | {f"f{i}": 1})
+    names = ["base", *(f"run{i}" for i in range(9))]
+    rows = rows_of(*(tmp_path / name for name in names))
+    cells = [row["differs from base in"] for row in rows]
+    assert cells == ["-", *(f"f{i} = 1" for i in range(9))]
 
 
 def test_the_figures_of_a_run_are_in_its_row(tmp_path):
@@ -110,13 +78,46 @@ def test_the_figures_of_a_run_are_in_its_row(tmp_path):
 
 def test_runs_stay_in_the_order_given(tmp_path):
     low = write_run(tmp_path / "low", f2=0.1)
-    high = write_run(tmp_path / "high", f2=0.4)
+    high = write_run(tmp_path / "high", f2=0.4, lr=0.2)
     assert [row["run"] for row in rows_of(low, high)] == ["low", "high"]
 
 
-def test_runs_of_one_name_are_told_apart_by_their_folders(tmp_path):
-    one, two = write_run(tmp_path / "a" / "run"), write_run(tmp_path / "b" / "run")
-    assert [row["run"] for row in rows_of(one, two)] == ["a/run", "b/run"]
+def test_training_f2_is_that_of_the_evaluated_step(tmp_path):
+    rows = [
+        {"kind": "evaluation", "step": step, "train/f2": f2}
+        for step, f2 in ((2, 0.8), (3, 0.7), (4, 0.9))
+    ]
+    workdir = write_run(tmp_path / "one", history=rows)
+    assert rows_of(workdir)[0]["F2 train"] == "0.7000"
+
+
+def test_the_estimate_of_held_out_domains_is_shown(tmp_path):
+    estimates = {"held_out_domains": {"f2": 0.28, "threshold": 0.4, "domains": {}}}
+    one = write_run(tmp_path / "one", estimates=estimates)
+    two = write_run(tmp_path / "two", lr=0.2)
+    assert [row["F2 held out"] for row in rows_of(one, two)] == ["0.2800", "-"]
+    splits = {"validation": summary(0.3), "held_out": summary(0.27)}
+    three = write_run(tmp_path / "three", splits=splits)
+    assert rows_of(three)[0]["F2 held out"] == "0.2700"
+
+
+def test_another_decoder_than_the_threshold_is_named(tmp_path):
+    one = write_run(tmp_path / "one", decoder={"name": "expected_f2", "threshold": 0.3})
+    assert rows_of(one)[0]["threshold"] == "expected_f2"
+
+
+def test_a_run_without_a_test_split_has_no_test_column(tmp_path):
+    one = write_run(tmp_path / "one", splits={"validation": summary(0.3)})
+    assert "F2 test" not in rows_of(one)[0]
+
+
+def test_a_split_that_only_some_runs_have_is_a_column(tmp_path):
+    splits = {split: summary(0.3) for split in ("tuning", "test")}
+    one = write_run(tmp_path / "one", splits=splits)
+    two = write_run(tmp_path / "two", lr=0.2)
+    assert [row["F2 tuning"] for row in rows_of(one, two)] == ["0.3000", "-"]
+    assert [row["F2 tuning"] for row in rows_of(two, one)] == ["-", "0.3000"]
+    assert [row["F2 validation"] for row in rows_of(one, two)] == ["-", "0.3500"]
 
 
 def test_an_unclean_run_says_so(tmp_path, capsys):
@@ -132,9 +133,91 @@ def test_runs_of_different_labels_are_said_not_to_compare(tmp_path, capsys):
     assert "different label lists" in printed(capsys, one, two)
 
 
-def test_a_run_without_a_test_split_has_no_test_column(tmp_path):
-    one = write_run(tmp_path / "one", splits={"validation": summary(0.3)})
-    assert "F2 test" not in rows_of(one)[0]
+def test_the_best_constant_prediction_is_told_where_runs_agree_on_it(tmp_path):
+    one = write_run(tmp_path / "one")
+    said = "Mean F2 of the best constant prediction: validation 0.2000"
+    assert f"{said}, test 0.1000." in compared(one).notes
+    two = write_run(tmp_path / "two", constant={"f2": {"validation": 0.2, "test": 0.3}})
+    assert f"{said}." in compared(one, two).notes
+
+
+# Runs of several seeds.
+
+
+def write_seeds(folder, f2s, name="base_s{}", **options):
+    return [
+        write_run(folder / name.format(i), f2=f2, seed=i, **options)
+        for i, f2 in enumerate(f2s)
+    ]
+
+
+def test_runs_that_differ_by_their_seed_alone_are_one_row(tmp_path):
+    f2s = (0.2, 0.25, 0.24)
+    other = write_run(tmp_path / "other", lr=0.2)
+    first, second = rows_of(*write_seeds(tmp_path, f2s), other)
+    assert (first["run"], second["run"]) == ("base (3 seeds)", "other")
+    mean, deviation = statistics.fmean(f2s), statistics.stdev(f2s)
+    assert first["F2 test"] == f"{mean:.4f} ± {deviation:.4f}"
+    assert first["F2 validation"] == f"{mean + 0.1:.4f} ± {deviation:.4f}"
+    assert first["mAP"] == "0.4321 ± 0.0000"
+    assert first["threshold"] == "0.31 ± 0"
+    assert second["F2 test"] == "0.2500"
+    assert "seed" not in first
+
+
+def test_each_run_has_a_row_of_its_own_on_request(tmp_path):
+    rows = rows_of(*write_seeds(tmp_path, (0.2, 0.25)), each=True)
+    assert [(row["run"], row["seed"]) for row in rows] == [
+        ("base_s0", "0"),
+        ("base_s1", "1"),
+    ]
+
+
+def test_a_seed_given_twice_is_not_two_seeds(tmp_path):
+    (workdir,) = write_seeds(tmp_path, (0.2,))
+    assert [row["run"] for row in rows_of(workdir, workdir)] == ["base_s0"] * 2
+
+
+def test_seeds_of_another_provenance_stay_apart(tmp_path):
+    tuned = CLEAN.with_("thresholds", labels=["tuning"])
+    one, _ = write_seeds(tmp_path, (0.2, 0.3))
+    two = write_run(tmp_path / "base_s1", seed=1, provenance=tuned)
+    assert len(rows_of(one, two)) == 2
+
+
+def test_the_worst_slice_of_several_seeds_is_worst_on_average(tmp_path):
+    def of(north, south):
+        slices = {"north": {"f2": north}, "south": {"f2": south}}
+        return {"test": {"f2": 0.3, "slices": slices}}
+
+    one = write_run(tmp_path / "one", seed=0, splits=of(0.1, 0.2))
+    two = write_run(tmp_path / "two", seed=1, splits=of(0.5, 0.2))
+    assert rows_of(one, two)[0]["worst slice"] == "south 0.2000 ± 0.0000"
+
+
+def test_the_standard_error_pooled_over_slices_is_that_of_all_images():
+    rng = np.random.default_rng(0)
+    parts = {"a": rng.random(31), "b": 0.3 * rng.random(17), "c": rng.random(1)}
+    slices = {
+        name: {
+            "num_images": len(f2),
+            "f2": f2.mean(),
+            "standard_error": np.std(f2) / np.sqrt(max(len(f2) - 1, 1)),
+        }
+        for name, f2 in parts.items()
+    }
+    every = np.concatenate(list(parts.values()))
+    exact = np.std(every, ddof=1) / np.sqrt(len(every))
+    found = standard_error({"slices": slices})
+    assert found == pytest.approx(exact)
+
+
+def test_without_errors_of_the_slices_there_is_no_standard_error():
+    assert standard_error({"slices": {"a": {"num_images": 9, "f2": 0.3}}}) is None
+    assert standard_error({}) is None
+
+
+# Printed.
 
 
 def test_piped_text_is_plain_whole_and_one_line_a_run(tmp_path, capsys):
@@ -146,14 +229,55 @@ def test_piped_text_is_plain_whole_and_one_line_a_run(tmp_path, capsys):
     assert "clean" in line
 
 
-def test_no_workdir_is_refused():
+def test_markdown_is_a_table_with_a_cell_for_every_column(tmp_path, capsys):
+    slices = {"a|b\\": {"f2": 0.1}}
+    one = write_run(tmp_path / "one", splits={"test": {"f2": 0.2, "slices": slices}})
+    text = printed(capsys, one, write_run(tmp_path / "two", lr=0.2), markdown=True)
+    head, rule, *rows = text.partition("\n\n")[0].splitlines()
+    columns = head.strip("| ").split(" | ")
+    assert columns[:2] == ["run", "optimizer.peak_lr"]
+    aligned = rule.strip("| ").split(" | ")
+    assert aligned[columns.index("run")] == "---"
+    assert aligned[columns.index("F2 test")] == "---:"
+    assert len(rows) == 2
+    assert r" a\|b\\ 0.1000 " in rows[0]
+    assert all(
+        len(row.replace(r"\|", "").split("|")) - 2 == len(columns) for row in rows
+    )
+
+
+def test_lines_of_a_cell_stay_in_one_row_of_markdown(tmp_path, capsys):
+    one = write_run(tmp_path / "one", config={f"f{i}": 0 for i in range(6)})
+    two = write_run(tmp_path / "two", config={f"f{i}": 1 for i in range(6)})
+    text = printed(capsys, one, two, markdown=True)
+    assert "f0 = 1<br>f1 = 1" in text
+
+
+def test_a_page_is_written_where_asked_and_markdown_is_printed_alone(tmp_path, capsys):
+    workdir, output = write_run(tmp_path / "one"), tmp_path / "pages" / "c.html"
+    assert "page  " in printed(capsys, workdir, output=output)
+    assert output.read_text().startswith("<!doctype html>")
+    assert "page  " not in printed(capsys, workdir, output=output, markdown=True)
+
+
+# What is refused.
+
+
+def test_no_workdir_is_refused(capsys):
     with pytest.raises(InputError, match="one or more"):
-        compare([])
+        printed(capsys)
 
 
 def test_a_missing_folder_is_refused_by_name(tmp_path):
     with pytest.raises(InputError, match="nowhere is not a folder"):
-        compare([tmp_path / "nowhere"])
+        read_run(tmp_path / "nowhere")
+
+
+@pytest.mark.parametrize("name", ["config.json", "metrics.txt", "metricsx.json"])
+def test_a_file_that_holds_no_metrics_is_refused(tmp_path, name):
+    workdir = write_run(tmp_path / "one", file=name)
+    with pytest.raises(InputError, match=f"{name} is not a folder.*metrics_VARIANT"):
+        read_run(workdir / name)
 
 
 @pytest.mark.parametrize("name", ["metrics.json", "config.json"])
@@ -161,7 +285,7 @@ def test_an_unfinished_run_is_refused(tmp_path, name):
     workdir = write_run(tmp_path / "one")
     (workdir / name).unlink()
     with pytest.raises(InputError, match=f"{name} does not exist.*evaluate"):
-        compare([workdir])
+        read_run(workdir)
 
 
 @pytest.mark.parametrize("name", ["metrics.json", "config.json"])
@@ -170,14 +294,14 @@ def test_a_damaged_file_is_refused_in_one_line(tmp_path, name, text):
     workdir = write_run(tmp_path / "one")
     (workdir / name).write_bytes(text.encode("latin-1"))
     with pytest.raises(InputError, match=name) as caught:
-        compare([workdir])
+        read_run(workdir)
     assert "\n" not in str(caught.value)
 
 
 @pytest.mark.parametrize("key", ["decoder", "provenance", "splits"])
 def test_incomplete_metrics_are_refused_by_key(tmp_path, key):
     with pytest.raises(InputError, match=f"lacks {key}"):
-        compare([write_run(tmp_path / "one", empty=key)])
+        read_run(write_run(tmp_path / "one", empty=key))
 
 
 def test_an_unreadable_provenance_names_its_file(tmp_path):
@@ -186,7 +310,7 @@ def test_an_unreadable_provenance_names_its_file(tmp_path):
     metrics["provenance"]["extra"] = 1
     (workdir / "metrics.json").write_text(json.dumps(metrics))
     with pytest.raises(InputError, match=r"metrics.json: provenance .*extra"):
-        compare([workdir])
+        read_run(workdir)
 
 
 def test_flattening_names_stages_by_position():

@@ -2,10 +2,39 @@
 
 from pathlib import Path
 
-from jaxii.infer.report.compare import compare as make_comparison
-from jaxii.infer.report.compare import print_table
+from jaxii.config import FREE_FIELDS
+from jaxii.console import say
+from jaxii.errors import InputError
+from jaxii.infer.report.compare import build_comparison
+from jaxii.infer.report.comparison_page import write_comparison
+from jaxii.infer.report.runs import read_run
+from jaxii.infer.report.table import as_markdown, as_table, print_table
 
 
-def compare(workdirs: list[Path]) -> None:
-    """Prints a table of runs: how they differ, and what came of it."""
-    print_table(make_comparison(workdirs))
+def compare(
+    paths: list[Path], *, output: Path | None, each: bool, markdown: bool
+) -> None:
+    """Prints a table of runs: how they differ, and what came of it.
+
+    Args:
+      paths: workdirs, or files `metrics_VARIANT.json` in them.
+      output: the page with pictures, which is written too; None: no page.
+      each: every run is a row; otherwise runs that differ only by their seed are one.
+      markdown: print the table for a README, and nothing else.
+    """
+    if not paths:
+        raise InputError(
+            "compare was given no workdir; it needs one or more; name the folders of "
+            "finished runs."
+        )
+    comparison = build_comparison(
+        [read_run(path) for path in paths], each=each, ignored=FREE_FIELDS
+    )
+    if output is not None:
+        write_comparison(output, comparison)
+    if markdown:
+        say(as_markdown(comparison))
+        return
+    print_table(as_table(comparison))
+    if output is not None:
+        say(f"page  {output}")

@@ -1,181 +1,245 @@
 """Runs side by side: what they configured differently, and what came of it.
 
-Reads the workdirs of evaluated runs; the command line prints the table. Runs keep the
-order they were given in: to sort them by their test figure would be to select on it.
+Before it: `runs` reads what training and evaluation left. After it: `table` prints the
+comparison and `comparison_page` draws it. Runs keep the order they were given in: to
+sort them by their test figure would be to select on it.
 """
 
-from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any
 
-from rich import box
-from rich.console import Console
-from rich.measure import Measurement
-from rich.table import Table
-from rich.text import Text
-
-from jaxii.errors import InputError
+from jaxii.infer.report import seeds
+from jaxii.infer.report.differences import ABSENT, differences
 from jaxii.infer.report.runs import (
     Run,
     as_text,
     images_per_second,
+    last_rows,
     number_or_none,
-    read_run,
     split_names,
+    standard_error,
 )
+from jaxii.infer.report.seeds import Entry, Estimate, estimate
 
-ABSENT = "-"
 MAX_FIELD_COLUMNS = 4
-"""With more differing fields than this, they share one column, a line each."""
+"""With more differing fields than this, each row names only what it changes."""
 
 
 @dataclass(frozen=True)
 class Comparison:
-    """A table of runs, as text.
+    """A table of runs, as text, and the runs it is of.
 
     Args:
+        entries: the runs, one or those of several seeds a row.
         columns: the headings; the first is `run`.
-        rows: one per run, as long as `columns`.
+        rows: one per entry, as long as `columns`.
         fields: names of the configuration fields that differ, in configuration order.
+        num_text_columns: how many of the first columns hold no figure.
         notes: sentences that a reader needs beside the figures.
     """
 
+    entries: tuple[Entry, ...]
     columns: tuple[str, ...]
     rows: tuple[tuple[str, ...], ...]
     fields: tuple[str, ...]
+    num_text_columns: int
     notes: tuple[str, ...]
 
 
-def compare(workdirs: Sequence[Path]) -> Table:
-    """Returns a table of evaluated runs: differing configuration, figures, provenance.
+def build_comparison(
+    runs: Sequence[Run], *, each: bool = False, ignored: Sequence[str] = ()
+) -> Comparison:
+    """Returns the comparison of runs that were read already.
 
     Args:
-        workdirs: folders of runs with `metrics.json` and `config.json`, at least one.
-
-    Raises:
-        InputError: no workdir was given, or one is missing or incomplete.
+        runs: at least one.
+        each: a row for every run; otherwise runs that differ only by their seed are
+            one, with mean and sample standard deviation.
+        ignored: names of configuration fields that do not change a result.
     """
-    if not workdirs:
-        raise InputError(
-            "compare was given no workdir; it needs one or more; name the folders of "
-            "finished runs."
-        )
-    return as_table(build_comparison([read_run(Path(w)) for w in workdirs]))
-
-
-def build_comparison(runs: Sequence[Run]) -> Comparison:
-    """Returns the text of the table for runs that were read already."""
-    names = _short_names([run.workdir for run in runs])
-    fields = differing_fields([run.config for run in runs])
-    figures = [_figures(run) for run in runs]
+    entries = seeds.entries(runs, each=each, ignored=ignored)
+    if any(len(entry.runs) > 1 for entry in entries):
+        # Beside rows of several seeds, which one a lone run has says nothing.
+        ignored = [*ignored, "seed"]
+    configs = [seeds.config_of(entry.runs[0], ignored) for entry in entries]
+    fields, settings = _settings([entry.name for entry in entries], configs)
+    splits = splits_of(entries)
+    figures = [_figures(entry, splits) for entry in entries]
     headings = [h for h in figures[0] if any(f[h] != ABSENT for f in figures)]
-    settings = [[_field_text(run.config, f) for f in fields] for run in runs]
-    field_columns = list(fields)
-    if len(fields) > MAX_FIELD_COLUMNS:
-        field_columns = ["differing fields"]
-        settings = [
-            ["\n".join(f"{f} = {v}" for f, v in zip(fields, row, strict=True))]
-            for row in settings
-        ]
     rows = tuple(
-        (name, *setting, *(figure[h] for h in headings))
-        for name, setting, figure in zip(names, settings, figures, strict=True)
+        (entry.title, *setting.values(), *(figure[h] for h in headings))
+        for entry, setting, figure in zip(entries, settings, figures, strict=True)
     )
     return Comparison(
-        columns=("run", *field_columns, *headings),
+        entries=tuple(entries),
+        columns=("run", *settings[0], *headings),
         rows=rows,
         fields=tuple(fields),
-        notes=tuple(_notes(runs)),
+        num_text_columns=1 + len(settings[0]),
+        notes=tuple(_notes(entries)),
     )
 
 
-def differing_fields(configs: Sequence[dict[str, Any]]) -> list[str]:
-    """Returns the names whose value is not the same, or not present, in every config.
+def f2(entry: Entry, split: str) -> Estimate | None:
+    """Returns the mean F2 of a split.
 
     Args:
-        configs: flattened configurations.
+        entry: a row.
+        split: `held_out` is the domain that a run held out, or the mean of those that
+            its sister runs did; `train` the training images that were measured beside
+            validation, at their own best threshold.
     """
-    names = dict.fromkeys(name for config in configs for name in config)
-    return [n for n in names if len({_field_text(c, n) for c in configs}) > 1]
+    return estimate([_f2(run, split) for run in entry.runs])
 
 
-def as_table(comparison: Comparison) -> Table:
-    """Returns the comparison as a rich table; no name is read as markup."""
-    table = Table(box=box.SIMPLE_HEAD, caption_justify="left")
-    if comparison.notes:
-        table.caption = Text("\n".join(comparison.notes))
-    first_figure = len(comparison.columns)
-    if "F2 validation" in comparison.columns:
-        first_figure = comparison.columns.index("F2 validation")
-    for position, column in enumerate(comparison.columns):
-        is_text = position < first_figure or column in ("worst slice", "provenance")
-        table.add_column(
-            Text(column), justify="left" if is_text else "right", overflow="fold"
-        )
-    for row in comparison.rows:
-        cells = [Text(cell) for cell in row]
-        if "provenance" in comparison.columns:
-            badge = cells[comparison.columns.index("provenance")]
-            badge.stylize("green" if badge.plain == "clean" else "bold red")
-        table.add_row(*cells)
-    return table
+def f2_error(entry: Entry, split: str) -> float | None:
+    """Returns one standard error of a split's mean F2 over its images."""
+    found = estimate(
+        [standard_error(run.metrics["splits"].get(split) or {}) for run in entry.runs]
+    )
+    return None if found is None else found.mean
 
 
-def print_table(table: Table) -> None:
-    """Prints a table; into a pipe or a file as plain text, as wide as it needs.
-
-    Args:
-        table: what `compare` returned.
-    """
-    console = Console(highlight=False)
-    if not console.is_terminal:
-        needed = Measurement.get(console, console.options.update(width=10_000), table)
-        console.width = max(needed.maximum, console.width)
-    console.print(table)
+def splits_of(entries: Sequence[Entry]) -> list[str]:
+    """Returns the splits whose F2 any row has, the test last."""
+    names = dict.fromkeys(
+        n for e in entries for r in e.runs for n in r.metrics["splits"]
+    )
+    order = split_names({"splits": {**names, "train": None, "held_out": None}})
+    order = ["train", *(name for name in order if name != "train")]
+    return [n for n in order if any(f2(entry, n) is not None for entry in entries)]
 
 
-def _figures(run: Run) -> dict[str, str]:
-    splits, last = run.metrics["splits"], split_names(run.metrics)[-1]
-    shown = splits[last]
-    worst = shown.get("worst_slice")
-    worst_f2 = (shown.get("slices") or {}).get(worst, {}).get("f2")
-    others = [s for s in split_names(run.metrics) if s not in ("validation", "test")]
-    figures = {
-        f"F2 {split}": _number(splits.get(split, {}).get("f2"))
-        for split in ("validation", *others, "test")
-    }
+def floors(entries: Sequence[Entry]) -> dict[str, float]:
+    """Returns the F2 of the best constant prediction, by split, where runs agree."""
+    found: dict[str, set[float | None]] = {}
+    for run in (run for entry in entries for run in entry.runs):
+        by_split = (run.metrics.get("constant") or {}).get("f2") or {}
+        for split in run.metrics["splits"]:
+            value = number_or_none(by_split.get(split))
+            found.setdefault(split, set()).add(
+                None if value is None else round(value, 4)
+            )
     return {
-        **figures,
-        "worst slice": f"{worst} {_number(worst_f2)}" if worst else ABSENT,
-        "mAP": _number(shown.get("map")),
-        "coverage": _number(shown.get("coverage"), ",.0f"),
-        "threshold": _threshold(run.metrics["decoder"]),
-        "provenance": run.provenance.badge(),
-        "images/s": _number(images_per_second(run.history), ",.1f"),
+        split: value
+        for split, values in found.items()
+        if len(values) == 1 and (value := values.pop()) is not None
     }
 
 
-def _threshold(decoder: dict[str, Any]) -> str:
-    if number_or_none(decoder.get("threshold")) is not None:
-        return _number(decoder["threshold"], ".3g")
-    return as_text(decoder.get("name")) if decoder.get("name") else ABSENT
+def _f2(run: Run, split: str) -> Any:
+    if split == "train":
+        rows = last_rows(run.history, "evaluation")
+        at = [row for row in rows if row["step"] == run.metrics.get("step")]
+        return at[0].get("train/f2") if at else None
+    if split == "held_out":
+        pooled = (run.metrics.get("estimates") or {}).get("held_out_domains") or {}
+        if number_or_none(pooled.get("f2")) is not None:
+            return pooled["f2"]
+    return (run.metrics["splits"].get(split) or {}).get("f2")
 
 
-def _number(value: Any, form: str = ".4f") -> str:
-    number = number_or_none(value)
-    return ABSENT if number is None else format(number, form)
+def _settings(
+    names: Sequence[str], configs: Sequence[dict[str, Any]]
+) -> tuple[list[str], list[dict[str, str]]]:
+    """Returns the differing fields, and each row's cells about them by heading."""
+    differing = differences(configs)
+    if len(differing) <= MAX_FIELD_COLUMNS:
+        return list(differing), [
+            {name: values[i] for name, values in differing.items()}
+            for i in range(len(configs))
+        ]
+    cells = []
+    for config in configs:
+        changed = differences([configs[0], config])
+        lines = [f"{name} = {value}" for name, (_, value) in changed.items()]
+        cells.append({f"differs from {names[0]} in": "\n".join(lines) or ABSENT})
+    return list(differing), cells
 
 
-def _field_text(config: dict[str, Any], name: str) -> str:
-    return as_text(config[name]) if name in config else ABSENT
+def _figures(entry: Entry, splits: Sequence[str]) -> dict[str, str]:
+    run = entry.runs[0]
+    last = split_names(run.metrics)[-1]
+
+    def shown(key: str) -> list[Any]:
+        return [(r.metrics["splits"].get(last) or {}).get(key) for r in entry.runs]
+
+    return {
+        **{heading(split): text(f2(entry, split)) for split in splits},
+        "worst slice": _worst_slice(entry, last),
+        "mAP": text(estimate(shown("map"))),
+        "coverage": text(estimate(shown("coverage")), ",.0f"),
+        "threshold": _threshold(entry),
+        "provenance": run.provenance.badge(),
+        "images/s": text(
+            estimate([images_per_second(r.history) for r in entry.runs]), ",.1f"
+        ),
+    }
 
 
-def _notes(runs: Sequence[Run]) -> list[str]:
+def heading(split: str) -> str:
+    """Returns the heading of a split's F2."""
+    return f"F2 {split.replace('_', ' ')}"
+
+
+def text(found: Estimate | None, form: str = ".4f") -> str:
+    """Returns a figure as text, with its standard deviation over seeds, if any."""
+    if found is None:
+        return ABSENT
+    mean = format(found.mean, form)
+    if found.deviation is None:
+        return mean
+    return f"{mean} ± {format(found.deviation, form)}"
+
+
+def _worst_slice(entry: Entry, split: str) -> str:
+    tables = [
+        (run.metrics["splits"].get(split) or {}).get("slices") or {}
+        for run in entry.runs
+    ]
+    by_slice = {
+        name: estimate([(table.get(name) or {}).get("f2") for table in tables])
+        for name in tables[0]
+    }
+    known = {name: found for name, found in by_slice.items() if found is not None}
+    if not known:
+        return ABSENT
+    worst = min(known, key=lambda name: known[name].mean)
+    return f"{worst} {text(known[worst])}"
+
+
+def _threshold(entry: Entry) -> str:
+    decoders = [run.metrics["decoder"] for run in entry.runs]
+    name = decoders[0].get("name") or "threshold"
+    found = estimate([decoder.get("threshold") for decoder in decoders])
+    if name == "threshold":
+        return text(found, ".3g")
+    return as_text(name)
+
+
+def _notes(entries: Sequence[Entry]) -> list[str]:
+    runs = [run for entry in entries for run in entry.runs]
     lasts = {split_names(run.metrics)[-1] for run in runs}
     which = lasts.pop() if len(lasts) == 1 else "each run's last split"
     notes = [f"Worst slice, mAP and coverage are of {which}."]
+    if any(len(entry.runs) > 1 for entry in entries):
+        notes.append("±: sample standard deviation over the seeds.")
+    floor = [f"{split} {value:.4f}" for split, value in floors(entries).items()]
+    if floor:
+        notes.append(f"Mean F2 of the best constant prediction: {', '.join(floor)}.")
+    errors = _largest(entries, f2_error)
+    if errors:
+        notes.append(
+            "One standard error of a mean F2 over its images: at most "
+            f"{', '.join(f'{split} {error:.4f}' for split, error in errors.items())}."
+        )
+    said = {
+        "train": "F2 train is of unaugmented training images, at their own best "
+        "threshold.",
+        "held_out": "F2 held out is of training domains that a model never saw.",
+    }
+    notes += [said[split] for split in splits_of(entries) if split in said]
     for key, what in (("dataset", "datasets"), ("label_hash", "label lists")):
         if len({as_text(run.metrics.get(key)) for run in runs}) > 1:
             notes.append(f"The runs have different {what}: their F2 do not compare.")
@@ -186,11 +250,13 @@ def _notes(runs: Sequence[Run]) -> list[str]:
     return notes
 
 
-def _short_names(workdirs: Sequence[Path]) -> list[str]:
-    """Returns the fewest last folder names that tell the workdirs apart."""
-    paths = [workdir.absolute() for workdir in workdirs]
-    for length in range(1, max(len(p.parts) for p in paths)):
-        names = ["/".join(p.parts[-length:]) for p in paths]
-        if max(Counter(names).values()) == 1:
-            return names
-    return [str(p) for p in paths]
+def _largest(
+    entries: Sequence[Entry], figure: Callable[[Entry, str], float | None]
+) -> dict[str, float]:
+    """Returns the largest value over the rows, by split."""
+    found = {}
+    for split in splits_of(entries):
+        values = [v for e in entries if (v := figure(e, split)) is not None]
+        if values:
+            found[split] = max(values)
+    return found

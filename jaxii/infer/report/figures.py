@@ -236,9 +236,9 @@ def _plot_splits(area: Axes, rows: Sequence[Row], figure: str) -> None:
         style = {"linestyle": "--" if is_train else "-", "label": name}
         curve(area, rows, f"{split}/{figure}", SERIES[at], **style)
     if {"train", "validation"} <= set(splits):
-        ends = [column(rows, f"{split}/{figure}") for split in ("validation", "train")]
+        one, other = (column(rows, f"{n}/{figure}") for n in ("validation", "train"))
         style = {"color": SERIES[2], "alpha": 0.12, "linewidth": 0, "label": "the gap"}
-        area.fill_between(column(rows, "step"), *ends, **style)
+        area.fill_between(column(rows, "step"), one, other, **style)
     legend(area)
 
 

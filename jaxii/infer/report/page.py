@@ -4,7 +4,6 @@ Comes last in the flow: evaluation hands in its result, the training history and
 stage table. Here numbers become text and figures; the template places them.
 """
 
-import os
 from collections.abc import Mapping, Sequence
 from datetime import datetime
 from pathlib import Path
@@ -13,6 +12,7 @@ from typing import Any
 import jinja2
 from markupsafe import Markup
 
+from jaxii.infer.predict import write_beside
 from jaxii.infer.provenance import PARTS, Provenance
 from jaxii.infer.report import figures
 from jaxii.infer.report.runs import (
@@ -69,10 +69,7 @@ def write_report(
         config=config,
         stages=stages,
     )
-    path.parent.mkdir(parents=True, exist_ok=True)
-    partial = path.with_name(f".{path.name}.{os.getpid()}")
-    partial.write_text(page, encoding="utf-8")
-    partial.replace(path)
+    write_beside(path, lambda file: file.write(page))
     return path
 
 
@@ -98,39 +95,47 @@ def render(
     floors = constant.get("f2") or {}
     decoder = metrics.get("decoder") or {}
     train = last_rows(history, "train")
-    environment = jinja2.Environment(
+    return (
+        templates()
+        .get_template("template.html.j2")
+        .render(
+            name=name,
+            facts=_facts(metrics),
+            provenance=_provenance(metrics),
+            headlines=_headlines(splits, floors),
+            decoder=_decoder(decoder),
+            constant_labels=list(constant.get("names") or constant.get("labels") or []),
+            quality=_quality(splits),
+            slices=[_slices(n, s) for n, s in splits.items() if s.get("slices")],
+            decoders=_decoders(splits),
+            stages=[_stage(row) for row in stages],
+            rate=number(images_per_second(history), ",.1f"),
+            wait=percent(median(row.get("input_wait_share") for row in train)),
+            config=[(key, as_text(value)) for key, value in flatten(config).items()],
+            training_figure=Markup(
+                figures.training_curves(
+                    history, stages, number_or_none(floors.get("validation"))
+                )
+            ),
+            threshold_figure=Markup(
+                figures.f2_against_threshold(
+                    splits, floors, number_or_none(decoder.get("threshold"))
+                )
+            ),
+            reliability_figure=Markup(figures.reliability(splits)),
+            throughput_figure=Markup(figures.throughput(history, stages)),
+        )
+    )
+
+
+def templates() -> jinja2.Environment:
+    """Returns the templates of the pages, which escape what they are given."""
+    return jinja2.Environment(
         loader=jinja2.FileSystemLoader(Path(__file__).parent),
         autoescape=True,
         undefined=jinja2.StrictUndefined,
         trim_blocks=True,
         lstrip_blocks=True,
-    )
-    return environment.get_template("template.html.j2").render(
-        name=name,
-        facts=_facts(metrics),
-        provenance=_provenance(metrics),
-        headlines=_headlines(splits, floors),
-        decoder=_decoder(decoder),
-        constant_labels=list(constant.get("names") or constant.get("labels") or []),
-        quality=_quality(splits),
-        slices=[_slices(n, s) for n, s in splits.items() if s.get("slices")],
-        decoders=_decoders(splits),
-        stages=[_stage(row) for row in stages],
-        rate=number(images_per_second(history), ",.1f"),
-        wait=percent(median(row.get("input_wait_share") for row in train)),
-        config=[(key, as_text(value)) for key, value in flatten(config).items()],
-        training_figure=Markup(
-            figures.training_curves(
-                history, stages, number_or_none(floors.get("validation"))
-            )
-        ),
-        threshold_figure=Markup(
-            figures.f2_against_threshold(
-                splits, floors, number_or_none(decoder.get("threshold"))
-            )
-        ),
-        reliability_figure=Markup(figures.reliability(splits)),
-        throughput_figure=Markup(figures.throughput(history, stages)),
     )
 
 

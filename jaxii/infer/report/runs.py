@@ -7,6 +7,7 @@ counts.
 
 import json
 import math
+import re
 import statistics
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
@@ -24,50 +25,63 @@ Row = Mapping[str, Any]
 
 @dataclass(frozen=True)
 class Run:
-    """One evaluated run.
+    """One evaluation of a run.
 
     Args:
-        workdir: where it lives.
-        metrics: `metrics.json`, with a decoder, a provenance and at least one split.
-        config: the resolved configuration, flattened: `optimizer.peak_lr` -> value.
+        workdir: where the run lives.
+        variant: of the evaluation: `tuned_on_tuning` of `metrics_tuned_on_tuning.json`,
+            empty for `metrics.json`.
+        metrics: that file, with a decoder, a provenance and at least one split.
+        config: the resolved configuration, as it is nested.
         history: rows of `history.jsonl`, as far as they count; none without the file.
         provenance: the record in `metrics`, checked.
     """
 
     workdir: Path
+    variant: str
     metrics: dict[str, Any]
     config: dict[str, Any]
     history: list[dict[str, Any]]
     provenance: Provenance
 
 
-def read_run(workdir: Path) -> Run:
+def read_run(path: Path) -> Run:
     """Reads what `train` and `evaluate` wrote into a workdir.
 
     Args:
-        workdir: a folder with `metrics.json` and `config.json`.
+        path: a folder with `metrics.json` and `config.json`, or one of its files
+            `metrics_VARIANT.json`.
 
     Raises:
         InputError: the folder or a file is absent, unreadable or incomplete.
     """
-    if not workdir.is_dir():
+    file = path
+    if path.is_dir():
+        file = path / "metrics.json"
+    elif not path.is_file() or not re.fullmatch(r"metrics(_.+)?\.json", path.name):
         raise InputError(
-            f"{workdir} is not a folder; give the workdir of a finished run."
+            f"{path} is not a folder; give the workdir of a finished run, or a file "
+            "metrics_VARIANT.json in it."
         )
-    metrics = _read_object(workdir / "metrics.json")
+    metrics = _read_object(file)
     lacking = [k for k in ("decoder", "provenance", "splits") if not metrics.get(k)]
     if lacking:
         raise InputError(
-            f"{workdir / 'metrics.json'} lacks {', '.join(lacking)}; it must describe "
-            "a finished evaluation; run `evaluate` on this workdir again."
+            f"{file} lacks {', '.join(lacking)}; it must describe a finished "
+            "evaluation; run `evaluate` on this workdir again."
         )
     try:
         provenance = Provenance.from_json(metrics["provenance"])
     except InputError as error:
-        raise InputError(f"{workdir / 'metrics.json'}: {error}") from error
-    config = flatten(_read_object(workdir / "config.json"))
-    history = read_history(workdir / "history.jsonl")
-    return Run(workdir, metrics, config, history, provenance)
+        raise InputError(f"{file}: {error}") from error
+    return Run(
+        workdir=file.parent,
+        variant=file.stem.removeprefix("metrics").removeprefix("_"),
+        metrics=metrics,
+        config=_read_object(file.parent / "config.json"),
+        history=read_history(file.parent / "history.jsonl"),
+        provenance=provenance,
+    )
 
 
 def last_rows(history: Iterable[Row], kind: str) -> list[Row]:
@@ -99,6 +113,31 @@ def number_or_none(value: Any) -> float | None:
     return float(value) if math.isfinite(value) else None
 
 
+def standard_error(summary: Row) -> float | None:
+    """Returns the standard error of a split's mean F2 over its images.
+
+    Pooled from mean, standard error and count of the slices, which share the images
+    out; None where one of these is absent, or with fewer than two images.
+    """
+    table = [
+        [number_or_none(entry.get(k)) for k in ("num_images", "f2", "standard_error")]
+        for entry in (summary.get("slices") or {}).values()
+    ]
+    rows = [(n, mean, error) for n, mean, error in table if n]
+    if any(mean is None or error is None for _, mean, error in rows):
+        return None
+    count = sum(n for n, _, _ in rows)
+    if count < 2:
+        return None
+    total = sum(n * (mean or 0.0) for n, mean, _ in rows)
+    squares = sum(
+        n * ((n - 1) * (error or 0.0) ** 2 + (mean or 0.0) ** 2)
+        for n, mean, error in rows
+    )
+    variance = max(squares / count - (total / count) ** 2, 0.0)
+    return math.sqrt(variance / (count - 1))
+
+
 def split_names(metrics: Mapping[str, Any]) -> list[str]:
     """Returns the splits that were evaluated: validation, tuning, test, then others."""
     names = list(metrics.get("splits") or {})
@@ -121,7 +160,7 @@ def flatten(tree: Any, prefix: str = "") -> dict[str, Any]:
     """
     if isinstance(tree, Mapping) and tree:
         items = [(f"{prefix}.{k}" if prefix else str(k), v) for k, v in tree.items()]
-    elif _is_list(tree) and any(isinstance(v, Mapping) for v in tree):
+    elif is_list(tree) and any(isinstance(v, Mapping) for v in tree):
         items = [(f"{prefix}[{i}]", v) for i, v in enumerate(tree)]
     else:
         return {prefix: tree}
@@ -136,18 +175,22 @@ def as_text(value: Any) -> str:
         return str(value).lower()
     if isinstance(value, float):
         return f"{value:.0f}" if value.is_integer() else repr(value)
-    if _is_list(value):
+    if is_list(value):
         return ", ".join(map(_element_text, value)) or "empty"
     if isinstance(value, Mapping):
-        return ", ".join(f"{k}: {as_text(v)}" for k, v in value.items()) or "empty"
+        return (
+            ", ".join(f"{k}: {_element_text(v)}" for k, v in value.items()) or "empty"
+        )
     return " ".join(str(value).split()) or "empty"
 
 
 def _element_text(value: Any) -> str:
-    return f"({as_text(value)})" if _is_list(value) else as_text(value)
+    nested = is_list(value) or isinstance(value, Mapping)
+    return f"({as_text(value)})" if nested else as_text(value)
 
 
-def _is_list(value: Any) -> bool:
+def is_list(value: Any) -> bool:
+    """Says whether a value is a list or tuple, not text."""
     return isinstance(value, Sequence) and not isinstance(value, str | bytes)
 
 

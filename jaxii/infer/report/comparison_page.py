@@ -1,0 +1,56 @@
+"""The page of a comparison: one HTML file with pictures and table, to read or to send.
+
+Comes after `compare` made the rows; `comparison_figures` draws them.
+"""
+
+from pathlib import Path
+
+from markupsafe import Markup
+
+from jaxii.infer.predict import write_beside
+from jaxii.infer.report import comparison_figures as figures
+from jaxii.infer.report.compare import Comparison, floors
+from jaxii.infer.report.page import templates
+from jaxii.infer.report.table import is_text_column
+
+
+def write_comparison(output: Path, comparison: Comparison) -> None:
+    """Writes the page of a comparison.
+
+    Args:
+        output: the file to write.
+        comparison: of at least one run.
+    """
+    page = render_comparison(comparison)
+    write_beside(output, lambda file: file.write(page))
+
+
+def render_comparison(comparison: Comparison) -> str:
+    """Returns the page of a comparison as text."""
+    entries, constant = comparison.entries, floors(comparison.entries)
+    count = len(entries)
+    return (
+        templates()
+        .get_template("comparison.html.j2")
+        .render(
+            heading=f"{count} runs" if count > 1 else entries[0].title,
+            has_seeds=any(len(entry.runs) > 1 for entry in entries),
+            columns=[
+                {"name": name, "kind": _kind(comparison, i)}
+                for i, name in enumerate(comparison.columns)
+            ],
+            rows=comparison.rows,
+            notes=comparison.notes,
+            dots=Markup(figures.dots(entries, constant)),
+            shift=Markup(figures.shift(entries)),
+            gaps=Markup(figures.gaps(entries)),
+        )
+    )
+
+
+def _kind(comparison: Comparison, position: int) -> str:
+    if comparison.columns[position] == "provenance":
+        return "badge"
+    if position == 0 or not is_text_column(comparison, position):
+        return "name" if position == 0 else "figure"
+    return "setting" if position < comparison.num_text_columns else "words"

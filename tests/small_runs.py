@@ -1,0 +1,63 @@
+"""Folders of runs as training and evaluation leave them, small and made up."""
+
+import json
+
+from jaxii.infer.provenance import Provenance
+
+CLEAN = Provenance().with_("thresholds", labels=["validation"])
+
+
+def summary(f2, error=0.01):
+    return {
+        "f2": f2,
+        "map": 0.4321,
+        "coverage": 1234,
+        "worst_slice": "[bold]north",
+        "slices": {
+            "[bold]north": {"num_images": 40, "f2": 0.1111, "standard_error": error},
+            "south": {"num_images": 60, "f2": 0.5, "standard_error": error},
+        },
+    }
+
+
+def write_run(
+    workdir,
+    *,
+    f2=0.25,
+    lr=0.1,
+    seed=3,
+    provenance=CLEAN,
+    config=None,
+    empty=None,
+    file="metrics.json",
+    history=(),
+    **metrics,
+):
+    """Writes one evaluation of a run; `metrics` replace or add keys of its file."""
+    workdir.mkdir(parents=True, exist_ok=True)
+    config = config or {"optimizer": {"peak_lr": lr}, "seed": seed}
+    (workdir / "config.json").write_text(json.dumps(config))
+    metrics = {
+        "dataset": "toy_regions",
+        "label_hash": "abc",
+        "step": 3,
+        "decoder": {"name": "threshold", "threshold": 0.31, "chosen_on": "validation"},
+        "provenance": provenance.to_json(),
+        "constant": {"f2": {"validation": 0.2, "test": 0.1}},
+        "splits": {"validation": summary(f2 + 0.1), "test": summary(f2)},
+        **metrics,
+    }
+    if empty:
+        metrics[empty] = {}
+    (workdir / file).write_text(json.dumps(metrics))
+    rows = [
+        {"kind": "train", "step": 1, "images_per_second": 1.0},
+        {"kind": "train", "step": 2, "images_per_second": 100.0},
+        {"kind": "train", "step": 3, "images_per_second": 120.0},
+        {"kind": "evaluation", "step": 3, "validation/f2": 0.3},
+        {"kind": "train", "step": 1, "images_per_second": 110.0},
+        *history,
+    ]
+    lines = "\n".join(json.dumps(row) for row in rows)
+    (workdir / "history.jsonl").write_text(lines + "\n")
+    return workdir
