@@ -4,6 +4,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from sklearn.metrics import fbeta_score
 
 from jaxii.errors import InputError
 from jaxii.infer import metrics
@@ -11,6 +12,7 @@ from jaxii.infer.thresholds import (
     DEFAULT_THRESHOLDS,
     best_threshold,
     choose,
+    class_thresholds,
     f2_by_threshold,
 )
 
@@ -70,6 +72,42 @@ def test_embedding_k_is_chosen_only_with_an_embedding():
         label_embeddings=jnp.eye(3),
     )
     assert choose(embedded).embedding_k == 2
+
+
+def many_images(num_images=4000, seed=0):
+    """Class 0 is reported too low and class 1 too high; class 2 is rare."""
+    rng = np.random.default_rng(seed)
+    true = rng.beta(0.3, 0.5, (num_images, 3))
+    true[:, 2] *= rng.random(num_images) < 0.002
+    targets = rng.random(true.shape) < true
+    return true ** np.array([2.0, 0.5, 1.0]), targets
+
+
+def test_thresholds_of_classes_follow_how_they_are_reported():
+    acc = sums_of(*many_images())
+    threshold = choose(acc).threshold
+    low, high, rare = class_thresholds(acc, threshold)
+    assert low < threshold < high
+    assert rare == pytest.approx(threshold, abs=0.05)
+
+
+def test_a_class_without_positives_takes_the_threshold_of_all():
+    probs, targets = many_images(500)
+    targets[:, 1] = False
+    acc = sums_of(probs, targets)
+    assert class_thresholds(acc, 0.4)[1] == pytest.approx(0.4)
+
+
+def test_thresholds_of_classes_raise_the_f2_of_new_images():
+    acc = sums_of(*many_images())
+    threshold = choose(acc).threshold
+    own = class_thresholds(acc, threshold)
+    probs, targets = many_images(seed=1)
+    f2 = [
+        fbeta_score(targets, probs >= t, beta=2, average="samples", zero_division=0)
+        for t in (own, threshold)
+    ]
+    assert f2[0] > f2[1] + 0.005
 
 
 def test_a_choice_cannot_be_changed():

@@ -18,14 +18,15 @@ MAX_K = 10
 def threshold_decoder(
     scores: Float[np.ndarray, "batch class"],
     *,
-    threshold: float,
+    threshold: float | Float[np.ndarray, " class"],
     at_least_one: bool = False,
 ) -> Bool[np.ndarray, "batch class"]:
     """Returns the labels whose probability is at least the threshold.
 
     Args:
         scores: probabilities in [0, 1]; NaN is never predicted.
-        threshold: in [0, 1]; compared as float32, as on the device.
+        threshold: in [0, 1], one or one a class; compared as float32, as on the
+            device.
         at_least_one: give the most probable label where none reaches the threshold.
 
     Returns:

@@ -11,12 +11,17 @@ import numpy as np
 from jaxtyping import Float
 
 from jaxii.errors import InputError
-from jaxii.infer.metrics import Accumulators, value
+from jaxii.infer.histogram import PRESENT, bin_edges, counts_at_least
+from jaxii.infer.metrics import BETA_SQUARED, Accumulators, value
 
 DEFAULT_THRESHOLDS: tuple[float, ...] = tuple(step / 100 for step in range(1, 100))
 # F2 values closer than this are one plateau: it is below what one label of one image
 # changes, and above the rounding of the sums.
 SAME_F2 = 1e-7
+# How many images with a label its own threshold, or calibration, needs to weigh as much
+# as the one of all labels. Cross-validated over groups of the emoji set, 20 to 100 are
+# equally good; without it, thresholds of 178 labels lose 0.04 of F2 on new images.
+PRIOR_POSITIVES = 50.0
 
 
 @dataclasses.dataclass(frozen=True)
@@ -75,6 +80,34 @@ def choose(acc: Accumulators) -> DecoderChoice:
         top_k=_best_k(value(sums.top_k.f2)),
         embedding_k=_best_k(value(sums.embedding.f2)) if ranked else None,
     )
+
+
+def class_thresholds(
+    acc: Accumulators, threshold: float
+) -> Float[np.ndarray, " class"]:
+    """Returns a threshold for each class, drawn toward the one of all.
+
+    With F the mean F2 that the threshold of all gives, the class's own maximises
+    5 TP - F x (images predicted), which is how the class adds to an F2 over all labels
+    (its own F2 would let rare labels be predicted far too often). With n images that
+    have the label, it weighs n against `PRIOR_POSITIVES` of the threshold of all.
+
+    Args:
+        acc: the sums of the split, all devices and processes added.
+        threshold: the best one for all classes, on the grid.
+
+    Source: Dinkelbach 1967 for a ratio's maximum; the weights are a Gaussian prior's.
+    """
+    histogram = np.asarray(acc.sums.histogram)
+    grid = np.asarray(acc.thresholds, np.float32)
+    edges = bin_edges(acc.thresholds, histogram.shape[1])
+    counts = counts_at_least(histogram, edges, grid)
+    f2 = np.interp(threshold, grid, f2_by_threshold(acc))
+    gains = (1 + BETA_SQUARED) * counts[PRESENT] - f2 * counts.sum(axis=0)
+    own = np.array([grid[_middle_of_best(row)] for row in gains])
+    positives = histogram[PRESENT].sum(axis=1, dtype=np.int64)
+    weight = positives / (positives + PRIOR_POSITIVES)
+    return weight * own + (1 - weight) * threshold
 
 
 def _best_k(f2_sums: Float[np.ndarray, "group k"]) -> int:
