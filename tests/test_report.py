@@ -389,6 +389,63 @@ def test_long_names_leave_room_for_the_curves():
     assert "split split split s…" in drawn
 
 
+def test_training_images_are_drawn_against_validation_with_their_gap():
+    row = {"kind": "evaluation", "validation/f2": 0.4, "validation/bce": 9.0}
+    gap = {"train/f2": 0.6, "train/bce": 5.0}
+    history = [row | gap | {"step": step} for step in (10, 20)]
+    drawn = figures.training_curves(history, [], None)
+    assert drawn.count("training, unaugmented") == drawn.count("the gap") == 2
+    lone = [row | {"step": step} for step in (10, 20)]
+    assert "training, unaugmented" not in figures.training_curves(lone, [], None)
+
+
+def test_the_held_out_domain_is_drawn_beside_validation():
+    row = {"kind": "evaluation", "step": 5, "held_out/f2": 0.3, "validation/f2": 0.4}
+    drawn = figures.training_curves([row], [], None)
+    assert "held-out" in drawn
+    assert "the gap" not in drawn
+
+
+def test_all_decoders_are_rows_of_one_table_with_every_split():
+    splits = {"validation": summary(0.6, 0.3), "test": summary(0.4, 0.4)}
+    new = {"f2": 0.4321, "coverage": 50, "labels_per_image": 3.5}
+    splits["test"]["decoders"]["expected_f2"] = new | {"standard_error": 0.0054}
+    text = page(metrics=make_metrics(splits=splits))
+    part = text[text.index("<h2>Decoders") : text.index("<h2>All figures")]
+    rows = re.findall(r'<tr><th scope="row">(.*?)</tr>', part)
+    assert len(rows) == 4
+    assert [row.count('class="num"') for row in rows] == [6] * 4
+    assert "in use" in rows[0]
+    assert "0.6000" in rows[0]
+    assert "0.4000" in rows[0]
+    assert rows[3].startswith("largest expected F2")
+    assert "0.4321 ± 0.0054" in rows[3]
+
+
+def test_estimates_of_the_shift_stand_beside_the_test_and_the_closer_is_marked():
+    estimates = {
+        "validation": {"f2": 0.6, "threshold": 0.3, "test_f2": 0.43},
+        "held_out_domains": {
+            "f2": 0.48,
+            "threshold": 0.4,
+            "test_f2": 0.5,
+            "domains": {EVIL: 0.4567, "south": 0.5},
+        },
+        "test": {"f2": 0.45},
+        "closer": "held_out_domains",
+    }
+    text = page(metrics=make_metrics(estimates=estimates))
+    part = text[text.index("Foreseeing the shift") : text.index("<h2>All figures")]
+    validation, held_out = re.findall(r'<tr><th scope="row">.*?</tr>', part)
+    assert "+0.1700" in validation
+    assert "closer" not in validation
+    assert "−0.0200" in held_out
+    assert "closer" in held_out
+    assert "0.4567" in part
+    assert "<script" not in part
+    assert "Foreseeing" not in page()
+
+
 def test_no_history_makes_no_figure():
     assert figures.training_curves([], STAGES, 0.3) == ""
     assert figures.throughput([], STAGES) == ""

@@ -14,7 +14,7 @@ from markupsafe import Markup
 
 from jaxii.infer.predict import write_beside
 from jaxii.infer.provenance import PARTS, Provenance
-from jaxii.infer.report import figures
+from jaxii.infer.report import decoders, figures
 from jaxii.infer.report.runs import (
     Row,
     as_text,
@@ -25,15 +25,9 @@ from jaxii.infer.report.runs import (
     number_or_none,
     split_names,
 )
+from jaxii.infer.report.words import ABSENT, count, number, percent, short
 
-ABSENT = "–"
 REPORT_NAME = "report.html"
-
-DECODER_NAMES = {
-    "threshold": "threshold on the classifier",
-    "top_k": "k most probable labels",
-    "embedding": "k nearest labels of the embedding",
-}
 
 
 def write_report(
@@ -107,7 +101,8 @@ def render(
             constant_labels=list(constant.get("names") or constant.get("labels") or []),
             quality=_quality(splits),
             slices=[_slices(n, s) for n, s in splits.items() if s.get("slices")],
-            decoders=_decoders(splits),
+            decoders=decoders.table(splits, decoder.get("name")),
+            estimates=decoders.estimates(metrics.get("estimates") or {}),
             stages=[_stage(row) for row in stages],
             rate=number(images_per_second(history), ",.1f"),
             wait=percent(median(row.get("input_wait_share") for row in train)),
@@ -137,27 +132,6 @@ def templates() -> jinja2.Environment:
         trim_blocks=True,
         lstrip_blocks=True,
     )
-
-
-def number(value: Any, form: str = ".4f") -> str:
-    """Returns a number as text, or a dash for what is absent or not finite."""
-    known = number_or_none(value)
-    return ABSENT if known is None else format(known, form)
-
-
-def count(value: Any) -> str:
-    """Returns a whole number with separators, or a dash."""
-    return number(value, ",.0f")
-
-
-def short(value: Any) -> str:
-    """Returns a number to two decimals, or a dash."""
-    return number(value, ".2f")
-
-
-def percent(value: Any) -> str:
-    """Returns a share in [0, 1] as a percentage, or a dash."""
-    return number(value, ".1%")
 
 
 def _facts(metrics: Mapping[str, Any]) -> list[tuple[str, str]]:
@@ -254,6 +228,7 @@ def _quality(splits: Mapping[str, Any]) -> dict[str, Any]:
         ("Labels ever predicted rightly", "coverage", count),
         ("Labels an image, predicted", "labels_per_image_predicted", short),
         ("Labels an image, true", "labels_per_image_true", short),
+        ("Cross-entropy of an image", "bce", short),
         ("Calibration error", "calibration_error", number),
     )
     table = [
@@ -283,28 +258,6 @@ def _slices(split: str, summary: Mapping[str, Any]) -> dict[str, Any]:
         for name, entry in sorted(summary["slices"].items(), key=f2)
     ]
     return {"split": split, "rows": rows}
-
-
-def _decoders(splits: Mapping[str, Any]) -> list[dict[str, Any]]:
-    return [
-        {
-            "split": split,
-            "name": DECODER_NAMES.get(name, name),
-            "setting": _setting(decoder),
-            "f2": number(decoder.get("f2")),
-            "coverage": count(decoder.get("coverage")),
-            "labels": short(decoder.get("labels_per_image")),
-        }
-        for split, summary in splits.items()
-        for name, decoder in (summary.get("decoders") or {}).items()
-    ]
-
-
-def _setting(decoder: Mapping[str, Any]) -> str:
-    if decoder.get("k") is not None:
-        return f"k = {count(decoder['k'])}"
-    threshold = number(decoder.get("threshold"), ".3g")
-    return ABSENT if threshold == ABSENT else f"threshold {threshold}"
 
 
 def _stage(row: Row) -> dict[str, Any]:
