@@ -145,18 +145,19 @@ def _dispatch(command: str, rest: list[str]) -> int:
     given = _arguments(command, rest)
     # Here and not above: importing jax takes seconds, and neither help nor a message
     # about the command line should.
-    from jaxii.commands import compare, evaluate, predict, prepare, train
+    from jaxii.commands import compare, evaluate, hold_out, predict, prepare, train
     from jaxii.train.loop import Diverged, Preempted
     from jaxii.workdir import Workdir
 
     if "workdir" in given:
         given["workdir"] = Workdir(given["workdir"])
-    if command == "train":
+    if command in ("train", "hold_out"):
         given["wanted_back"] = _wanted_back()
     act = {
         "train": train.train,
         "prepare": prepare.prepare,
         "evaluate": evaluate.evaluate,
+        "hold_out": hold_out.hold_out,
         "predict": predict.predict,
         "compare": compare.compare,
     }[command]
@@ -198,6 +199,12 @@ def _arguments(command: str, rest: list[str]) -> dict[str, Any]:
             "data_dir": _DATA_DIR.value,
             "stage": _STAGE.value,
             "tune_on": _TUNE_ON.value,
+        }
+    if command == "hold_out":
+        return {
+            "workdir": _required("workdir", _WORKDIR.value),
+            "config": _config() if _CONFIG.value is not None else None,
+            "data_dir": _DATA_DIR.value,
         }
     if command == "predict":
         workdir = _required("workdir", _WORKDIR.value)

@@ -4,6 +4,7 @@ Comes after the configuration is checked and before anything is trained or measu
 """
 
 from dataclasses import dataclass
+from typing import Any
 
 import jax
 import numpy as np
@@ -55,6 +56,19 @@ class Session:
     def plan(self, stage: str) -> loop.StagePlan:
         """Returns a stage's plan by name."""
         return next(plan for plan in self.plans if plan.stage.name == stage)
+
+    def held_out_figures(self, stage: str) -> dict[str, Any]:
+        """Returns domain -> figures of a stage on it, of the runs that held it out.
+
+        Empty unless that was done with every domain: the mean over some of them would
+        be another estimate than the one over all.
+        """
+        found = {
+            domain: metrics["splits"]["held_out"]
+            for domain, metrics in self.workdir.held_out_metrics().items()
+            if metrics["stage"] == stage
+        }
+        return found if set(found) == set(self.data.domains) else {}
 
     def verified_absent(self, split: str) -> bool:
         """Says whether people verified what is not in a split's images."""

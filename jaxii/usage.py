@@ -38,8 +38,19 @@ the threshold, and writes metrics.json, report.html and submission.csv.
 --stage=NAME             the stage whose best checkpoint is measured [the last]
 --data_dir=DIR           the dataset, if it has moved
 --tune_on=SPLIT          choose the threshold on validation, held_out or tuning
-                         [held_out where a domain is held out, else validation]
+                         [held_out where a domain is held out, else validation];
+                         after hold_out, held_out takes the threshold found there
 --allow_tuning_labels    needed with --tune_on=tuning; the results say so""",
+    "hold_out": """Trains a run's configuration once without each domain of its training
+data and measures it there: an estimate of F2 on new domains, and a threshold for them,
+without any target data. Interrupted, the same command goes on.
+
+  python -m jaxii.main hold_out --workdir=runs/emoji
+  python -m jaxii.main evaluate --workdir=runs/emoji --tune_on=held_out
+
+--workdir=DIR            the run on all domains; those without one lie in DIR/held_out
+--config=FILE[:DATASET]  its configuration, where it has not been trained yet
+--data_dir=DIR           the dataset, if it has moved""",
     "predict": """Writes the labels of every picture in a folder as a submission. Needs
 no dataset, only a workdir that has been evaluated.
 

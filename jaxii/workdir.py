@@ -8,6 +8,7 @@ import json
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
+from urllib.parse import quote
 
 from jaxii import config as configuration
 from jaxii.data.labels import Vocabulary
@@ -15,6 +16,8 @@ from jaxii.errors import InputError
 from jaxii.infer.predict import write_json
 
 MOST_SHOWN = 5
+# The one field in which a run with a domain held out differs from the run without.
+HELD_OUT = "data.held_out_domain"
 
 
 @dataclass(frozen=True)
@@ -53,6 +56,49 @@ class Workdir:
         suffix = f"_tuned_on_{tuned_on}" if tuned_on else ""
         stem, dot, ending = name.partition(".")
         return self.path / f"{stem}{suffix}{dot}{ending}"
+
+    def metrics(self) -> dict[str, Any]:
+        """Returns the figures of the run.
+
+        Raises:
+          InputError: it has not been evaluated.
+        """
+        path = self.result_file("metrics.json")
+        if not path.exists():
+            raise InputError(
+                f"{path} does not exist, so no threshold has been chosen; run evaluate "
+                "with the same --workdir first."
+            )
+        return json.loads(path.read_text(encoding="utf-8"))
+
+    def held_out(self, domain: str) -> "Workdir":
+        """Returns the folder of this run without a domain of its training data."""
+        name = quote(domain, safe=" ")
+        # Any text can be a domain, and these name other folders.
+        if name in (".", ".."):
+            name = name.replace(".", "%2E")
+        return Workdir(self.path / "held_out" / name)
+
+    def held_out_metrics(self) -> dict[str, dict[str, Any]]:
+        """Returns domain -> figures of every run that held one out and was evaluated.
+
+        Raises:
+          InputError: one differs from this run in more than the domain.
+        """
+        fields = configuration.to_dict(self.config())
+        found = {}
+        for file in sorted((self.path / "held_out").glob("*/metrics.json")):
+            run = Workdir(file.parent)
+            config = run.config()
+            differing = _differing(fields, configuration.to_dict(config), HELD_OUT)
+            if differing:
+                raise InputError(
+                    f"{run.path} has another configuration than {self.path} "
+                    f"({differing}), so that it says nothing about it; remove that "
+                    "folder, and run hold_out again."
+                )
+            found[config.data.held_out_domain] = run.metrics()
+        return found
 
     def claim(self, config: configuration.Config) -> None:
         """Makes the folder this configuration's, or checks that it is.
@@ -123,18 +169,11 @@ class Workdir:
         # Read as `config` reads it, so that a field which is new since then has its
         # default and does not lock a run out of the version that added it.
         before = configuration.to_dict(self.config())
-        differing = [
-            line
-            for line in configuration.differences(before, fields)
-            if line.partition(":")[0] not in configuration.FREE_FIELDS
-        ]
+        differing = _differing(before, fields)
         if differing:
-            shown = differing[:MOST_SHOWN]
-            if len(differing) > MOST_SHOWN:
-                shown.append(f"and {len(differing) - MOST_SHOWN} more")
             raise InputError(
-                f"{self.path} belongs to another configuration "
-                f"({'; '.join(shown)}); use its configuration, or another --workdir."
+                f"{self.path} belongs to another configuration ({differing}); use its "
+                "configuration, or another --workdir."
             )
 
     def _make_folder(self) -> None:
@@ -145,3 +184,16 @@ class Workdir:
                 f"--workdir={self.path} cannot be made ({error.strerror}); give a "
                 "folder that can be written."
             ) from error
+
+
+def _differing(one: dict[str, Any], other: dict[str, Any], *free: str) -> str:
+    """Returns the first few fields in which two results differ, "" for none."""
+    free = (*configuration.FREE_FIELDS, *free)
+    lines = [
+        line
+        for line in configuration.differences(one, other)
+        if line.partition(":")[0] not in free
+    ]
+    if len(lines) > MOST_SHOWN:
+        lines[MOST_SHOWN:] = [f"and {len(lines) - MOST_SHOWN} more"]
+    return "; ".join(lines)

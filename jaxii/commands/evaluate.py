@@ -4,6 +4,7 @@ Called by `main`, and by `train` when the last stage has ended; leaves the figur
 report and the answers in the workdir.
 """
 
+from dataclasses import replace
 from typing import Any
 
 import jax
@@ -12,8 +13,10 @@ import numpy as np
 from jaxii import assemble
 from jaxii import config as configuration
 from jaxii.console import say
+from jaxii.errors import InputError
 from jaxii.infer import predict as prediction
 from jaxii.infer import result
+from jaxii.infer.estimates import estimate, pool
 from jaxii.infer.report.page import write_report
 from jaxii.infer.summary import summarise
 from jaxii.infer.thresholds import choose
@@ -44,7 +47,10 @@ def measure(session: Session, *, stage: str = "", tune_on: str = "") -> dict[str
       tune_on: the split that chooses the threshold; "" is the run's own choice.
     """
     tune_on = tune_on or session.data.choosing_split
-    session.data.split(tune_on)
+    # Domains that other runs held out give a threshold; all else is chosen on images.
+    by_runs = tune_on == "held_out" and not session.data.has_images("held_out")
+    chooser = "validation" if by_runs else tune_on
+    session.data.split(chooser)
     saved = session.checkpoints.best_of(stage)
     plan = session.plan(saved.stage)
     model = session.checkpoints.restore_model(saved, replicated(session.mesh))
@@ -60,11 +66,13 @@ def measure(session: Session, *, stage: str = "", tune_on: str = "") -> dict[str
             on_batch=on_batch,
         )
 
-    chosen_sums = sums_of(tune_on)
+    chosen_sums = sums_of(chooser)
     choice = choose(chosen_sums)
+    if by_runs:
+        choice = replace(choice, threshold=_threshold_of_runs(session, saved.stage))
     decoder = prediction.Decoder(name="threshold", choice=choice)
     answers = None
-    summaries = {tune_on: summarise(chosen_sums, session.data.slices, choice=choice)}
+    summaries = {chooser: summarise(chosen_sums, session.data.slices, choice=choice)}
     for split in ("validation", "held_out"):
         if split not in summaries and split in session.data.splits:
             sums = sums_of(split)
@@ -76,21 +84,47 @@ def measure(session: Session, *, stage: str = "", tune_on: str = "") -> dict[str
         # A test whose labels nobody has is answered, and not scored.
         if session.data.has_truth("test"):
             summaries["test"] = summarise(sums, session.data.slices, choice=choice)
-    provenance = session.provenance.with_("thresholds", labels=[tune_on])
-    metrics = _result(session, saved, summaries, decoder, tune_on, provenance)
+    provenance = session.provenance.with_("thresholds", labels=[tune_on, chooser])
+    metrics = _result(
+        session, saved, summaries, decoder, tune_on, chooser, provenance
+    ) | _estimates(session, saved, summaries)
     if jax.process_index() == 0:
         _write(session, metrics, answers, tune_on)
     return metrics
 
 
-def _result(session, saved, summaries, decoder, tune_on, provenance) -> dict[str, Any]:
+def _threshold_of_runs(session: Session, stage: str) -> float:
+    found = session.held_out_figures(stage)
+    if found:
+        return pool(found).threshold
+    raise InputError(
+        f"{session.workdir.path} has not been trained without each of the domains "
+        f"{', '.join(session.data.domains)} and evaluated at its stage {stage}; run "
+        "hold_out with the same --workdir first."
+    )
+
+
+def _estimates(session: Session, saved: Saved, summaries) -> dict[str, Any]:
+    """Returns what was foretold without target data, where the test can tell."""
+    held_out = session.held_out_figures(saved.stage)
+    if "held_out" in summaries:
+        held_out = {session.config.data.held_out_domain: summaries["held_out"]}
+    if not held_out or "test" not in summaries:
+        return {}
+    found = estimate(summaries["validation"], held_out, summaries["test"])
+    return {"estimates": found}
+
+
+def _result(
+    session, saved, summaries, decoder, tune_on, chooser, provenance
+) -> dict[str, Any]:
     config, data = session.config, session.data
     counts = data.train_rows.class_counts(len(data.vocabulary))
     constant = result.best_constant_of(
         counts,
         lambda split: data.verified_rows(split).present(),
         list(summaries),
-        tune_on,
+        chooser,
     )
     return result.make_result(
         saved=saved,

@@ -87,18 +87,11 @@ class Dataset:
         Raises:
           InputError: there is no such domain, or no other.
         """
-        domains = self.domains
-        if len(domains) == 1:
-            raise InputError(
-                f"every training image of {self.directory} has the domain "
-                f"{domains[0]!r}, so that none can be held out; prepare it again with "
-                "a train metadata CSV (--train_metadata) that has the columns image_id "
-                "and domain"
-            )
-        if domain not in domains:
+        check_domains(self.directory, self.domains)
+        if domain not in self.domains:
             raise InputError(
                 f"{self.directory} has no domain {domain!r} in its training data; use "
-                f"one of {', '.join(domains)}"
+                f"one of {', '.join(self.domains)}"
             )
         train = self.splits["train"]
         held_out = train.select(np.flatnonzero(train.index.domains == domain))
@@ -152,6 +145,20 @@ class Dataset:
             "train": train.select(np.flatnonzero(~held_out)),
             "validation": replace(validation, name="validation"),
         }
+
+
+def check_domains(directory: Path, domains: tuple[str, ...]) -> None:
+    """Refuses to hold out the only domain there is.
+
+    Raises:
+      InputError: how to give the training images domains.
+    """
+    if len(domains) == 1:
+        raise InputError(
+            f"every training image of {directory} has the domain {domains[0]!r}, so "
+            "that none can be held out; prepare it again with a train metadata CSV "
+            "(--train_metadata) that has the columns image_id and domain"
+        )
 
 
 def open_dataset(

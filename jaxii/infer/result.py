@@ -15,6 +15,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from jaxii.data.labels import Vocabulary
+from jaxii.infer import estimates
 from jaxii.infer.decode import best_constant, constant_f2
 from jaxii.infer.provenance import Provenance
 from jaxii.train.checkpoint import Checkpoints
@@ -182,4 +183,6 @@ def lines(metrics: Mapping[str, Any]) -> list[str]:
         f"decoder    {decoder['name']} {decoder['threshold']:.2f}, chosen on "
         f"{decoder['chosen_on']}; provenance: {provenance.badge()}"
     )
+    if "estimates" in metrics:
+        rows.append(estimates.line(metrics["estimates"]))
     return rows

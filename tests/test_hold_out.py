@@ -1,0 +1,222 @@
+"""Runs without each domain in turn, and the threshold and estimates that they give."""
+
+import json
+import shutil
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+import small_layout
+
+from jaxii import config as configuration
+from jaxii.commands.evaluate import evaluate
+from jaxii.commands.hold_out import hold_out
+from jaxii.commands.train import train
+from jaxii.data.open_images import Layout, prepare
+from jaxii.errors import InputError
+from jaxii.model.multitask import Network, Outputs
+from jaxii.train.loop import Preempted
+from jaxii.workdir import Workdir
+
+DOMAINS = ("asia", "eu/west")
+
+
+def make_config(data, **changes):
+    config = configuration.default_config()
+    config.data.dataset, config.data.directory = "kaggle", str(data)
+    config.data.image_size_pixels, config.data.validation_fraction = 16, 0.4
+    config.global_batch_size = 8
+    config.stages = ({"name": "only", "terms": {"bce": 1.0}, "num_steps": 2},)
+    config.data.update(changes)
+    return config
+
+
+def never():
+    return False
+
+
+@pytest.fixture(scope="module")
+def data(tmp_path_factory):
+    root = tmp_path_factory.mktemp("data")
+    files = small_layout.write(root / "files", num_train=24)
+    rows = [f"train{i:02d},{DOMAINS[i % 2]}" for i in range(24)]
+    small_layout.lines(files / "train_meta.csv", "image_id,domain", *rows)
+    truth = "test0,/m/cat", "test1,/m/dog", "test2,/m/boat"
+    small_layout.lines(files / "test_labels.csv", "image_id,labels", *truth)
+    prepare(Layout.find(files), root / "data", num_workers=1)
+    return root / "data"
+
+
+def linear(*, num_classes, **_):
+    """Returns a network of a matrix, which compiles in no time."""
+
+    def init(key):
+        return {"classifier": jax.random.normal(key, (3, num_classes))}, {}
+
+    def apply(params, batch_stats, images, *, train, key):
+        features = jnp.mean(images.astype(jnp.float32) / 255.0, axis=(1, 2))
+        return Outputs(features @ params["classifier"], None, features), batch_stats
+
+    return Network(init=init, apply=apply)
+
+
+@pytest.fixture(scope="module", autouse=True)
+def linear_network():
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr("jaxii.assemble.make_network", linear)
+        yield
+
+
+@pytest.fixture(scope="module")
+def done(data, tmp_path_factory):
+    """A run on all domains, and those without one, the first of them interrupted."""
+    workdir = Workdir(tmp_path_factory.mktemp("runs") / "all")
+    config = make_config(data)
+    with pytest.raises(Preempted):
+        hold_out(workdir, config=config, data_dir="", wanted_back=lambda: True)
+    hold_out(workdir, config=None, data_dir="", wanted_back=never)
+    train(config, workdir, never)
+    return workdir
+
+
+def metrics(workdir, name="metrics.json"):
+    return json.loads((workdir.path / name).read_text())
+
+
+def test_every_domain_has_a_run_that_never_saw_it(done):
+    assert list(done.held_out_metrics()) == list(DOMAINS)
+    for domain in DOMAINS:
+        run = done.held_out(domain)
+        assert run.config().data.held_out_domain == domain
+        splits = metrics(run)["splits"]
+        assert list(splits) == ["held_out", "validation", "test"]
+        assert splits["held_out"]["num_images"] == 12
+
+
+def test_the_held_out_domain_chose_checkpoint_and_threshold(done):
+    found = metrics(done.held_out("asia"))
+    held_out = found["splits"]["held_out"]
+    assert found["decoder"]["chosen_on"] == "held_out"
+    assert found["decoder"]["threshold"] == held_out["best_threshold"]
+    assert found["provenance"]["model_selection"]["labels"] == ["held_out"]
+    assert found["provenance"]["thresholds"]["labels"] == ["held_out"]
+    assert found["provenance"]["clean"]
+
+
+def test_the_held_out_f2_is_followed_beside_validations(done):
+    path = done.held_out("asia").history_file
+    rows = [json.loads(line) for line in path.read_text().splitlines()]
+    evaluations = [row for row in rows if row["kind"] == "evaluation"]
+    assert evaluations
+    for row in evaluations:
+        assert 0 <= row["held_out/f2"] <= 1
+        assert 0 <= row["validation/f2"] <= 1
+
+
+def test_what_is_done_is_not_trained_again(done, capfd):
+    files = (done.path / "held_out").glob("*/metrics.json")
+    before = {p: p.stat().st_mtime_ns for p in files}
+    hold_out(done, config=None, data_dir="", wanted_back=never)
+    text = capfd.readouterr().out
+    assert "asia (1 of 2)" in text
+    assert text.count("done before") == 2
+    assert {p: p.stat().st_mtime_ns for p in before} == before
+
+
+def test_the_table_has_a_row_a_domain_and_the_pooled_threshold(done, capfd):
+    hold_out(done, config=None, data_dir="", wanted_back=never)
+    rows = capfd.readouterr().out.splitlines()[-5:]
+    assert [row.split()[0] for row in rows[:4]] == ["held", *DOMAINS, "mean"]
+    held_out = [metrics(done.held_out(d))["splits"]["held_out"] for d in DOMAINS]
+    curve = np.mean([s["f2_by_threshold"] for s in held_out], axis=0)
+    assert rows[3].split()[-1] == f"{curve.max():.4f}"
+    assert "--tune_on=held_out" in rows[4]
+
+
+def test_a_run_on_all_domains_tells_both_estimates_beside_the_test(done, capfd):
+    evaluate(done, data_dir="", stage="", tune_on="")
+    assert "estimates  validation" in capfd.readouterr().out
+    found = metrics(done)
+    assert found["decoder"]["chosen_on"] == "validation"
+    estimates = found["estimates"]
+    assert set(estimates) == {"validation", "held_out_domains", "test", "closer"}
+    assert set(estimates["held_out_domains"]["domains"]) == set(DOMAINS)
+    assert estimates["test"]["f2"] == found["splits"]["test"]["f2"]
+    assert estimates["validation"]["f2"] == found["splits"]["validation"]["best_f2"]
+
+
+def test_the_threshold_of_the_held_out_domains_serves_the_run_on_all(done):
+    before = metrics(done)
+    evaluate(done, data_dir="", stage="", tune_on="held_out")
+    found = metrics(done, "metrics_tuned_on_held_out.json")
+    assert found["decoder"]["chosen_on"] == "held_out"
+    threshold = found["estimates"]["held_out_domains"]["threshold"]
+    assert found["decoder"]["threshold"] == threshold
+    assert found["splits"]["test"]["threshold"] == threshold
+    assert found["provenance"]["clean"]
+    # All that is chosen but the threshold is still chosen on images of validation.
+    assert found["provenance"]["thresholds"]["labels"] == ["held_out", "validation"]
+    assert metrics(done) == before
+
+
+def test_a_run_with_a_domain_held_out_estimates_by_that_one(done):
+    estimates = metrics(done.held_out("asia"))["estimates"]
+    assert list(estimates["held_out_domains"]["domains"]) == ["asia"]
+
+
+def test_without_every_domain_there_is_no_threshold_and_no_estimate(done, tmp_path):
+    copy = Workdir(shutil.copytree(done.path, tmp_path / "copy"))
+    shutil.rmtree(copy.held_out("asia").path)
+    with pytest.raises(InputError, match=r"asia, eu/west.* run hold_out with the same"):
+        evaluate(copy, data_dir="", stage="", tune_on="held_out")
+    evaluate(copy, data_dir="", stage="", tune_on="")
+    assert "estimates" not in metrics(copy)
+
+
+def test_runs_of_another_configuration_say_nothing_about_a_run(done, tmp_path):
+    copy = Workdir(shutil.copytree(done.path, tmp_path / "copy"))
+    run = copy.held_out("asia")
+    fields = json.loads(run.config_file.read_text())
+    fields["seed"] = 3
+    run.config_file.write_text(json.dumps(fields))
+    with pytest.raises(InputError, match=r"asia has another .*\(seed: 0 -> 3\)"):
+        evaluate(copy, data_dir="", stage="", tune_on="")
+    with pytest.raises(InputError, match=r"another configuration \(seed: 3 -> 0\)"):
+        hold_out(copy, config=None, data_dir="", wanted_back=never)
+
+
+def test_figures_of_another_moment_are_made_again(done, tmp_path, monkeypatch):
+    copy = Workdir(shutil.copytree(done.path, tmp_path / "copy"))
+    file = copy.held_out("asia").result_file("metrics.json")
+    file.write_text(json.dumps(json.loads(file.read_text()) | {"step": 1}))
+    trained = []
+    monkeypatch.setattr(
+        "jaxii.commands.hold_out.train", lambda config, run, _: trained.append(run)
+    )
+    hold_out(copy, config=None, data_dir="", wanted_back=never)
+    assert trained == [copy.held_out("asia")]
+
+
+def test_a_configuration_that_holds_a_domain_out_cannot_hold_out_in_turn(
+    data, tmp_path
+):
+    config = make_config(data, held_out_domain="asia")
+    with pytest.raises(InputError, match=r"held_out_domain='asia'.* leave it empty"):
+        hold_out(Workdir(tmp_path), config=config, data_dir="", wanted_back=never)
+
+
+def test_data_of_one_domain_says_how_to_give_domains(tmp_path):
+    files = small_layout.write(tmp_path / "files")
+    prepare(Layout.find(files), tmp_path / "data", num_workers=1)
+    config = make_config(tmp_path / "data")
+    workdir = Workdir(tmp_path / "run")
+    with pytest.raises(InputError, match=r"domain 'all'.*--train_metadata.* domain"):
+        hold_out(workdir, config=config, data_dir="", wanted_back=never)
+    assert not workdir.path.exists()
+
+
+@pytest.mark.parametrize("domain", [".", "..", "a/b", "a b"])
+def test_any_domain_has_a_folder_of_its_own(tmp_path, domain):
+    path = Workdir(tmp_path).held_out(domain).path
+    assert path.resolve().parent == (tmp_path / "held_out").resolve()
