@@ -136,7 +136,7 @@ STAGES = [
         "enters_from": "pretrained",
         "train_step_compilations": 1,
         "best_step": 1400,
-        "validation_f2": 0.5901,
+        "best_f2": 0.5901,
     },
     {
         "name": "both",
@@ -147,7 +147,7 @@ STAGES = [
         "enters_from": "warmup, best",
         "train_step_compilations": 1,
         "best_step": 2800,
-        "validation_f2": 0.6432,
+        "best_f2": 0.6432,
     },
     {
         "name": "classifier",
@@ -158,7 +158,7 @@ STAGES = [
         "enters_from": "both, best",
         "train_step_compilations": 1,
         "best_step": 4000,
-        "validation_f2": 0.6543,
+        "best_f2": 0.6543,
     },
 ]
 CONFIG = {

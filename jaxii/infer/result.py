@@ -154,7 +154,7 @@ def stage_rows(
                     "train_step_compilations"
                 ],
                 "best_step": best.step,
-                "validation_f2": best.metric,
+                "best_f2": best.metric,
             }
         )
         previous = saved

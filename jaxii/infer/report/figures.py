@@ -250,10 +250,10 @@ def _plot_f2(
         style = {"color": MUTED, "linewidth": 0.9, "linestyle": ":"}
         area.axhline(floor, label="best constant prediction", **style)
     best = [
-        (s["best_step"], s["validation_f2"])
+        (s["best_step"], s["best_f2"])
         for s in stages
         if number_or_none(s.get("best_step")) is not None
-        and number_or_none(s.get("validation_f2")) is not None
+        and number_or_none(s.get("best_f2")) is not None
     ]
     if best:
         x, y = zip(*best, strict=True)

@@ -47,7 +47,7 @@ def write_report(
         config: the resolved configuration, nested.
         stages: rows with `name`, `first_step`, `last_step`, `embedding_head`, `terms`
             ({term: [first weight, last weight]}), `enters_from`,
-            `train_step_compilations`, `best_step` and `validation_f2`.
+            `train_step_compilations`, `best_step` and `best_f2`.
 
     Returns:
         The file.
@@ -275,5 +275,5 @@ def _stage(row: Row) -> dict[str, Any]:
         "enters_from": as_text(row.get("enters_from") or ABSENT),
         "compilations": count(row.get("train_step_compilations")),
         "best_step": count(row.get("best_step")),
-        "validation_f2": number(row.get("validation_f2")),
+        "best_f2": number(row.get("best_f2")),
     }
