@@ -287,8 +287,13 @@ def test_predicting_a_folder_gives_what_the_submission_says(folder, data, undist
 
 def test_compare_puts_runs_in_one_table(folder, undisturbed):
     workdir, _ = undisturbed
-    output = run(folder, "compare", str(workdir), str(workdir))
+    page = folder / "comparison.html"
+    output = run(folder, "compare", str(workdir), str(workdir), f"--output={page}")
     assert "clean" in output
+    assert "F2 train" in output
+    assert "Over-fitting by step" in page.read_text()
+    table = run(folder, "compare", str(workdir), "--markdown")
+    assert table.startswith("| run | ")
 
 
 def test_the_validation_split_is_carved_by_group(data):

@@ -5,7 +5,7 @@ comparison and `comparison_page` draws it. Runs keep the order they were given i
 sort them by their test figure would be to select on it.
 """
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -34,7 +34,6 @@ class Comparison:
         entries: the runs, one or those of several seeds a row.
         columns: the headings; the first is `run`.
         rows: one per entry, as long as `columns`.
-        fields: names of the configuration fields that differ, in configuration order.
         num_text_columns: how many of the first columns hold no figure.
         notes: sentences that a reader needs beside the figures.
     """
@@ -42,7 +41,6 @@ class Comparison:
     entries: tuple[Entry, ...]
     columns: tuple[str, ...]
     rows: tuple[tuple[str, ...], ...]
-    fields: tuple[str, ...]
     num_text_columns: int
     notes: tuple[str, ...]
 
@@ -63,7 +61,7 @@ def build_comparison(
         # Beside rows of several seeds, which one a lone run has says nothing.
         ignored = [*ignored, "seed"]
     configs = [seeds.config_of(entry.runs[0], ignored) for entry in entries]
-    fields, settings = _settings([entry.name for entry in entries], configs)
+    settings = _settings([entry.name for entry in entries], configs)
     splits = splits_of(entries)
     figures = [_figures(entry, splits) for entry in entries]
     headings = [h for h in figures[0] if any(f[h] != ABSENT for f in figures)]
@@ -75,7 +73,6 @@ def build_comparison(
         entries=tuple(entries),
         columns=("run", *settings[0], *headings),
         rows=rows,
-        fields=tuple(fields),
         num_text_columns=1 + len(settings[0]),
         notes=tuple(_notes(entries)),
     )
@@ -142,11 +139,11 @@ def _f2(run: Run, split: str) -> Any:
 
 def _settings(
     names: Sequence[str], configs: Sequence[dict[str, Any]]
-) -> tuple[list[str], list[dict[str, str]]]:
-    """Returns the differing fields, and each row's cells about them by heading."""
+) -> list[dict[str, str]]:
+    """Returns each row's cells about the fields that differ, by heading."""
     differing = differences(configs)
     if len(differing) <= MAX_FIELD_COLUMNS:
-        return list(differing), [
+        return [
             {name: values[i] for name, values in differing.items()}
             for i in range(len(configs))
         ]
@@ -155,7 +152,7 @@ def _settings(
         changed = differences([configs[0], config])
         lines = [f"{name} = {value}" for name, (_, value) in changed.items()]
         cells.append({f"differs from {names[0]} in": "\n".join(lines) or ABSENT})
-    return list(differing), cells
+    return cells
 
 
 def _figures(entry: Entry, splits: Sequence[str]) -> dict[str, str]:
@@ -228,7 +225,7 @@ def _notes(entries: Sequence[Entry]) -> list[str]:
     floor = [f"{split} {value:.4f}" for split, value in floors(entries).items()]
     if floor:
         notes.append(f"Mean F2 of the best constant prediction: {', '.join(floor)}.")
-    errors = _largest(entries, f2_error)
+    errors = _largest_errors(entries)
     if errors:
         notes.append(
             "One standard error of a mean F2 over its images: at most "
@@ -250,13 +247,11 @@ def _notes(entries: Sequence[Entry]) -> list[str]:
     return notes
 
 
-def _largest(
-    entries: Sequence[Entry], figure: Callable[[Entry, str], float | None]
-) -> dict[str, float]:
-    """Returns the largest value over the rows, by split."""
+def _largest_errors(entries: Sequence[Entry]) -> dict[str, float]:
+    """Returns the largest standard error of the rows, by split."""
     found = {}
     for split in splits_of(entries):
-        values = [v for e in entries if (v := figure(e, split)) is not None]
-        if values:
-            found[split] = max(values)
+        errors = [e for entry in entries if (e := f2_error(entry, split)) is not None]
+        if errors:
+            found[split] = max(errors)
     return found
