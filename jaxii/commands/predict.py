@@ -1,6 +1,5 @@
 """`predict`: the labels of every picture of a folder, with nothing but a workdir."""
 
-import json
 from pathlib import Path
 from typing import Any
 
@@ -10,7 +9,6 @@ import numpy as np
 from jaxii import assemble
 from jaxii.console import progress, say
 from jaxii.data import embedding
-from jaxii.errors import InputError
 from jaxii.infer import predict as prediction
 from jaxii.infer.evaluate import make_forward
 from jaxii.infer.provenance import Provenance
@@ -32,7 +30,7 @@ def predict(
 ) -> None:
     """Writes the labels of every picture of a folder."""
     config, vocabulary = workdir.config(), workdir.vocabulary()
-    metrics = _metrics(workdir)
+    metrics = workdir.metrics()
     image_ids, files = _files(images, ids)
     mesh = make_mesh()
     checkpoints = Checkpoints(
@@ -96,13 +94,3 @@ def _choice(decoder: dict[str, Any], has_head: bool) -> DecoderChoice:
         top_k=decoder["top_k"],
         embedding_k=decoder["embedding_k"] if has_head else None,
     )
-
-
-def _metrics(workdir: Workdir) -> dict[str, Any]:
-    path = workdir.result_file("metrics.json")
-    if not path.exists():
-        raise InputError(
-            f"{path} does not exist, so no threshold has been chosen; run evaluate "
-            "with the same --workdir first."
-        )
-    return json.loads(path.read_text())
