@@ -96,6 +96,7 @@ def refused(run, tmp_path):
         (["train"], "--config is missing"),
         (["evaluate"], "--workdir is missing; see --help"),
         (["predict"], "--workdir is missing"),
+        (["hold_out"], "--workdir is missing"),
         (["predict", "--workdir=x"], "--images is missing"),
         (["prepare"], "--input_dir is missing"),
         (["prepare", "--input_dir=x"], "--data_dir is missing"),
@@ -561,7 +562,7 @@ def test_compare_of_a_run_that_was_not_evaluated_is_refused(refused, tmp_path):
     refused(["compare", tmp_path / "none"], "none is not a folder; give the workdir")
 
 
-@pytest.mark.parametrize("command", ["evaluate", "predict"])
+@pytest.mark.parametrize("command", ["evaluate", "predict", "hold_out"])
 def test_a_folder_without_a_run_is_refused(refused, photos, tmp_path, command):
     words = [command, f"--workdir={tmp_path}", f"--images={photos}"]
     refused(words, "holds no run")
