@@ -46,7 +46,8 @@ def default_config() -> Config:
     config.global_batch_size = 64
     # Slices of a device's batch whose gradients are added up before an update.
     config.micro_batches = 1
-    # Workdir of a run whose best checkpoint the first stage starts from; "" for none.
+    # Workdir of a run whose best checkpoint the first stage starts from, or
+    # WORKDIR@STAGE for that of a stage before its last; "" for none.
     config.start_from = ""
 
     config.data = _data()

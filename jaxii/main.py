@@ -33,14 +33,15 @@ _TUNE_ON = flags.DEFINE_enum(
     "tune_on", "", ["", "validation", "held_out", "tuning"], "Split."
 )
 _ALLOW_TUNING = flags.DEFINE_bool("allow_tuning_labels", False, "Say yes to tuning.")
+_TRAIN = flags.DEFINE_enum("train", "all", ["all", "last_layer"], "What learns.")
+_NUM_EPOCHS = flags.DEFINE_float("num_epochs", 0.0, "Passes.", lower_bound=0.0)
+_PEAK_LR = flags.DEFINE_float("peak_lr", 0.0, "Learning rate.", lower_bound=0.0)
 _IMAGES = flags.DEFINE_string("images", "", "Folder of pictures.")
 _IDS = flags.DEFINE_string("ids", "", "Sample submission.")
 _OUTPUT = flags.DEFINE_string("output", "", "File to write.")
 _EACH = flags.DEFINE_bool("each", False, "Every run is a row.")
 _MARKDOWN = flags.DEFINE_bool("markdown", False, "A table for a README.")
-_DECODER = flags.DEFINE_enum(
-    "decoder", "threshold", ["threshold", "top_k", "embedding"], "Decoder."
-)
+_DECODER = flags.DEFINE_enum("decoder", None, DECODERS, "Decoder.")
 
 
 def run() -> None:
@@ -145,19 +146,30 @@ def _dispatch(command: str, rest: list[str]) -> int:
     given = _arguments(command, rest)
     # Here and not above: importing jax takes seconds, and neither help nor a message
     # about the command line should.
-    from jaxii.commands import compare, evaluate, hold_out, predict, prepare, train
+    from jaxii.commands import (
+        adapt,
+        compare,
+        evaluate,
+        hold_out,
+        predict,
+        prepare,
+        train,
+    )
     from jaxii.train.loop import Diverged, Preempted
     from jaxii.workdir import Workdir
 
     if "workdir" in given:
         given["workdir"] = Workdir(given["workdir"])
-    if command in ("train", "hold_out"):
+    if command == "adapt":
+        given["output"] = Workdir(given["output"])
+    if command in ("train", "hold_out", "adapt"):
         given["wanted_back"] = _wanted_back()
     act = {
         "train": train.train,
         "prepare": prepare.prepare,
         "evaluate": evaluate.evaluate,
         "hold_out": hold_out.hold_out,
+        "adapt": adapt.adapt,
         "predict": predict.predict,
         "compare": compare.compare,
     }[command]
@@ -176,7 +188,11 @@ def _arguments(command: str, rest: list[str]) -> dict[str, Any]:
     """Returns a command's arguments by name; refuses what is missing."""
     if command == "train":
         config = _config()
-        return {"config": config, "workdir": _new_workdir(config)}
+        return {
+            "config": config,
+            "workdir": _new_workdir(config),
+            "allow_tuning_labels": _ALLOW_TUNING.value,
+        }
     if command == "prepare":
         directory = _required("input_dir", _INPUT_DIR.value)
         output = _required("data_dir", _DATA_DIR.value)
@@ -199,6 +215,7 @@ def _arguments(command: str, rest: list[str]) -> dict[str, Any]:
             "data_dir": _DATA_DIR.value,
             "stage": _STAGE.value,
             "tune_on": _TUNE_ON.value,
+            "decoder": _DECODER.value or "threshold",
         }
     if command == "hold_out":
         return {
@@ -206,6 +223,8 @@ def _arguments(command: str, rest: list[str]) -> dict[str, Any]:
             "config": _config() if _CONFIG.value is not None else None,
             "data_dir": _DATA_DIR.value,
         }
+    if command == "adapt":
+        return _adaptation()
     if command == "predict":
         workdir = _required("workdir", _WORKDIR.value)
         images = _required("images", _IMAGES.value)
@@ -217,10 +236,27 @@ def _arguments(command: str, rest: list[str]) -> dict[str, Any]:
             "images": images,
             "ids": Path(_IDS.value) if _IDS.value else None,
             "output": output,
-            "decoder": _DECODER.value,
+            "decoder": _DECODER.value or "",
             "stage": _STAGE.value,
         }
     return _comparison(rest)
+
+
+def _adaptation() -> dict[str, Any]:
+    if not _ALLOW_TUNING.value:
+        raise InputError(
+            "adapt lets labels of the target domain train the weights; add "
+            "--allow_tuning_labels if that is meant."
+        )
+    return {
+        "workdir": _required("workdir", _WORKDIR.value),
+        "output": _required("output", _OUTPUT.value),
+        "stage": _STAGE.value,
+        "trainable": _TRAIN.value,
+        "num_epochs": _NUM_EPOCHS.value,
+        "peak_lr": _PEAK_LR.value,
+        "data_dir": _DATA_DIR.value,
+    }
 
 
 def _comparison(rest: list[str]) -> dict[str, Any]:

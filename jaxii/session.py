@@ -3,6 +3,7 @@
 Comes after the configuration is checked and before anything is trained or measured.
 """
 
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -13,12 +14,15 @@ from jaxii import assemble
 from jaxii import config as configuration
 from jaxii.console import progress
 from jaxii.data import embedding
+from jaxii.errors import InputError
 from jaxii.infer import result
 from jaxii.infer.evaluate import Evaluator
 from jaxii.infer.provenance import Provenance
 from jaxii.train import loop
 from jaxii.train.checkpoint import Checkpoints
 from jaxii.train.mesh import make_mesh, replicated
+from jaxii.train.stages import Saved
+from jaxii.trained import Trained, open_trained
 from jaxii.workdir import Workdir
 
 # How many labels are shown with how many of their neighbours, as a check by eye.
@@ -27,7 +31,19 @@ NEIGHBOURS = 3
 
 @dataclass(frozen=True, kw_only=True)
 class Session:
-    """A workdir opened together with its data, ready to train or to be evaluated."""
+    """A workdir opened together with its data, ready to train or to be evaluated.
+
+    Attributes:
+      workdir: of the run.
+      config: of the run.
+      data: opened.
+      label_embedding: None where no stage has a head for it.
+      plans: the stages in order.
+      mesh: the devices.
+      checkpoints: of the run.
+      start: another run's checkpoint, from which the first stage is to start.
+      provenance: stage name -> what its checkpoints say, or will.
+    """
 
     workdir: Workdir
     config: configuration.Config
@@ -36,7 +52,8 @@ class Session:
     plans: tuple[loop.StagePlan, ...]
     mesh: jax.sharding.Mesh
     checkpoints: Checkpoints
-    provenance: Provenance
+    start: Trained | None
+    provenance: Mapping[str, Provenance]
 
     def evaluator(self) -> Evaluator:
         """Returns the evaluator of the run's labels and slices."""
@@ -70,20 +87,33 @@ class Session:
         }
         return found if set(found) == set(self.data.domains) else {}
 
+    def provenance_of(self, saved: Saved) -> Provenance:
+        """Returns what a checkpoint of this run says of itself."""
+        return Provenance.from_json(self.checkpoints.metadata(saved)["provenance"])
+
     def verified_absent(self, split: str) -> bool:
         """Says whether people verified what is not in a split's images."""
         return bool(np.any(self.data.verified_rows(split).confidences < 0.5))
 
 
 def open_session(
-    config: configuration.Config, workdir: Workdir, *, claim: bool = True
+    config: configuration.Config,
+    workdir: Workdir,
+    *,
+    claim: bool = True,
+    allow_tuning_labels: bool = False,
 ) -> Session:
     """Opens the data and assembles the run.
 
     Args:
       config: checked.
       workdir: of the run; its labels have to be the data's.
-      claim: make the workdir this configuration's, or check that it is.
+      claim: make the workdir this configuration's, or check that it is; to train.
+      allow_tuning_labels: let weights be trained that have learnt from labels of
+        `tuning`, in this run or before it.
+
+    Raises:
+      InputError: whatever cannot be opened, and labels of `tuning` not allowed.
     """
     with progress() as on_progress:
         data = assemble.open_data(config, on_progress)
@@ -95,11 +125,25 @@ def open_session(
     )
     if needs_embedding:
         assemble.check_label_embedding(config, data)
+    workdir.check_labels(data.vocabulary)
+    label_hash = data.vocabulary.content_hash()
+    checkpoints = Checkpoints(workdir.path, [s.name for s in stages], label_hash)
+    begun = checkpoints.saved().get(stages[0].name)
+    start = _start(config, plans[0], label_hash) if claim and not begun else None
+    if begun:
+        record = Provenance.from_json(checkpoints.metadata(begun[0])["provenance"])
+    elif start is not None:
+        record = start.provenance
+    else:
+        pretrained = config.model.pretrained
+        record = Provenance(label_hash=label_hash, pretrained=pretrained)
+    provenance = result.provenance_by_stage(record, stages, data.choosing_split)
+    if claim and not allow_tuning_labels:
+        _refuse_tuning_labels(provenance[stages[-1].name])
     # Nothing is written before everything that can be refused has been checked.
     workdir.claim_labels(data.vocabulary)
     if claim:
         workdir.claim(config)
-    label_hash = data.vocabulary.content_hash()
     return Session(
         workdir=workdir,
         config=config,
@@ -107,16 +151,29 @@ def open_session(
         label_embedding=_embedding(config, data, workdir) if needs_embedding else None,
         plans=plans,
         mesh=make_mesh(),
-        checkpoints=Checkpoints(
-            workdir.path, [stage.name for stage in stages], label_hash
-        ),
-        provenance=result.clean_provenance(
-            label_hash=label_hash,
-            with_embedding=needs_embedding,
-            pretrained=config.model.pretrained,
-            chosen_on=data.choosing_split,
-        ),
+        checkpoints=checkpoints,
+        start=start,
+        provenance=provenance,
     )
+
+
+def _start(
+    config: configuration.Config, plan: loop.StagePlan, label_hash: str
+) -> Trained | None:
+    if not config.start_from:
+        return None
+    start = open_trained(config.start_from, label_hash)
+    start.check_same_data(config)
+    start.check_start_of(jax.eval_shape(plan.init, jax.random.key(0))[0])
+    return start
+
+
+def _refuse_tuning_labels(provenance: Provenance) -> None:
+    if provenance.weights.away("labels"):
+        raise InputError(
+            f"this run's weights would learn from labels of the target domain "
+            f"({provenance.badge()}); add --allow_tuning_labels if that is meant."
+        )
 
 
 def _embedding(
@@ -160,7 +217,8 @@ def describe(session: Session) -> list[str]:
         f"run       {session.workdir.path}: {len(session.plans)} stages, {steps} steps "
         f"of {config.global_batch_size} images on {result.hardware()}"
     )
-    return rows
+    caveats = session.provenance[session.plans[-1].stage.name].caveats()
+    return [f"CAVEAT    {caveat}" for caveat in caveats] + rows
 
 
 def _neighbours(session: Session, made: embedding.LabelEmbedding) -> list[str]:

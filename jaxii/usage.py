@@ -14,6 +14,8 @@ report and a submission. The same command again goes on where it stopped.
 --config=FILE[:DATASET]  recipe and dataset preset; --config.FIELD=VALUE changes a field
 --workdir=DIR            the run's folder [runs/RECIPE-DATASET]
 --data_dir=DIR           the prepared dataset (not for toy_regions, which is drawn)
+--allow_tuning_labels    needed by a stage on the tuning split, and by a start_from
+                         whose weights have learnt from its labels
 
 Exit: 0 done, 2 something given cannot be used, 75 stopped on request and resumable
 (SIGTERM or Ctrl-C), 1 anything else.""",
@@ -51,6 +53,21 @@ without any target data. Interrupted, the same command goes on.
 --workdir=DIR            the run on all domains; those without one lie in DIR/held_out
 --config=FILE[:DATASET]  its configuration, where it has not been trained yet
 --data_dir=DIR           the dataset, if it has moved""",
+    "adapt": """Goes on with a trained run on the labels of the tuning split, in a new
+workdir, and evaluates it there. Those labels are the target domain's: every figure and
+file that comes of it says so. Interrupted, the same command goes on.
+
+  python -m jaxii.main adapt --workdir=runs/emoji --output=runs/emoji_adapted \\
+      --allow_tuning_labels
+
+--workdir=DIR            a trained run
+--output=DIR             the workdir of the adapted one
+--train=PART             all layers or the last_layer alone [all]
+--num_epochs=NUMBER      passes over the tuning split [10; last_layer 20]
+--peak_lr=RATE           highest learning rate [a tenth of the run's; last_layer: it]
+--stage=NAME             the stage whose best checkpoint it starts from [the last]
+--data_dir=DIR           the dataset, if it has moved
+--allow_tuning_labels    needed: the weights learn from the target domain""",
     "predict": """Writes the labels of every picture in a folder as a submission. Needs
 no dataset, only a workdir that has been evaluated.
 

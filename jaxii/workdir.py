@@ -141,9 +141,18 @@ class Workdir:
         Raises:
           InputError: the labels are other ones, or in another order.
         """
+        self.check_labels(vocabulary)
         if not self.labels_file.exists():
             self._make_folder()
             vocabulary.save(self.labels_file)
+
+    def check_labels(self, vocabulary: Vocabulary) -> None:
+        """Checks that the labels are the run's, if it has any yet; writes nothing.
+
+        Raises:
+          InputError: the labels are other ones, or in another order.
+        """
+        if not self.labels_file.exists():
             return
         before, now = self.vocabulary().content_hash(), vocabulary.content_hash()
         if before != now:

@@ -12,7 +12,15 @@ import pytest
 from jaxii.errors import InputError
 from jaxii.objective.multitask import make_objective
 from jaxii.train.checkpoint import Checkpoints
-from jaxii.train.loop import Diverged, Preempted, Run, StagePlan, inherit, train
+from jaxii.train.loop import (
+    Diverged,
+    Preempted,
+    Run,
+    StagePlan,
+    Start,
+    inherit,
+    train,
+)
 from jaxii.train.mesh import make_mesh, replicated
 from jaxii.train.optimizer import make_optimizer
 from jaxii.train.stages import Stage
@@ -41,8 +49,8 @@ def init(key, *, head):
     return params, {"mean": jnp.zeros(2)}
 
 
-def batches(start):
-    step = start // BATCH
+def batches(split, start):
+    step = start // BATCH + (1000 if split == "tuning" else 0)
     while True:
         rng = np.random.default_rng(step)
         yield {
@@ -114,8 +122,9 @@ class Folder:
             label_embeddings=jax.device_put(
                 jnp.eye(NUM_CLASSES, 2), replicated(make_mesh())
             ),
+            start=more.get("start"),
             pretrained=more.get("pretrained"),
-            metadata={},
+            metadata={stage.name: {"split": stage.split} for stage in stages},
             global_batch_size=BATCH,
             evaluate_every_steps=2,
             log_every_steps=1,
@@ -210,8 +219,8 @@ def test_the_next_stage_starts_from_the_best_by_the_metric(folder):
 
 
 def test_gradients_that_stay_infinite_stop_the_run_and_keep_the_checkpoint(folder):
-    def breaking(start):
-        for i, batch in enumerate(batches(start)):
+    def breaking(split, start):
+        for i, batch in enumerate(batches(split, start)):
             broken = np.full((BATCH, 1), np.inf, np.float32)
             yield {**batch, "label_confidences": broken} if i >= 3 else batch
 
@@ -238,14 +247,46 @@ def test_the_average_is_inherited_where_there_is_one():
         "ema_params": {"classifier": np.zeros(2, np.float32)},
         "batch_stats": {},
     }
-    params, _ = inherit(model, {"classifier": jnp.ones(2)})
+    params, _ = inherit(model, {"classifier": jnp.ones(2)}, "stage a")
     np.testing.assert_array_equal(params["classifier"], 0.0)
 
 
 def test_another_shape_is_not_inherited():
     model = {"params": {"classifier": np.ones(2, np.float32)}, "batch_stats": {}}
-    with pytest.raises(InputError, match="does not fit"):
-        inherit(model, {"classifier": jnp.ones(3)})
+    with pytest.raises(InputError, match=r"stage a does not fit.*classifier is \[2\]"):
+        inherit(model, {"classifier": jnp.ones(3)}, "stage a")
+
+
+def test_a_head_that_is_not_there_is_not_inherited():
+    model = {"params": {"classifier": np.ones(2, np.float32)}, "batch_stats": {}}
+    like = {"classifier": jnp.ones(2), "embedding": jnp.ones(2)}
+    with pytest.raises(InputError, match="embedding is absent there"):
+        inherit(model, like, "stage a")
+
+
+def test_another_run_is_where_the_first_stage_starts_before_pretrained_weights(folder):
+    model = {
+        "params": {"classifier": jnp.full((FEATURES, NUM_CLASSES), 2.0)},
+        "batch_stats": {"mean": jnp.full(2, 3.0)},
+    }
+    start = Start(name="step 7 of a run", model=lambda sharding: model)
+    stages = (Stage(name="one", terms={"bce": 1.0}, num_steps=2),)
+    folder.run(stages, start=start, pretrained=lambda *given: given, rate=1e-30)
+    _, found = folder.model("one")
+    np.testing.assert_allclose(found["params"]["classifier"], 2.0)
+    np.testing.assert_array_equal(found["batch_stats"]["mean"], 3.0)
+    assert "starting from step 7 of a run" in folder.output.getvalue()
+
+
+def test_of_a_stage_on_tuning_the_last_checkpoint_is_the_best(folder):
+    metrics = iter([0.9, 0.2, 0.1])
+    stages = (Stage(name="one", terms={"bce": 1.0}, num_steps=6, split="tuning"),)
+    folder.run(stages, metric=lambda *_: {METRIC: next(metrics)})
+    checkpoints = Checkpoints(folder.path, ["one"], "0123456789abcdef")
+    best = checkpoints.best_of()
+    assert (best.step, best.metric) == (6, None)
+    assert [metric for _, metric in best.evaluations] == [0.9, 0.2, 0.1]
+    checkpoints.close()
 
 
 def test_train_step_is_compiled_once_a_stage_and_says_so(folder):

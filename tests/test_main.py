@@ -528,7 +528,11 @@ def trained(dataset, tmp_path_factory):
             evaluations=((step, 0.1),),
             finished=True,
         )
-        session.checkpoints.save(saved, state, {"train_step_compilations": 1})
+        metadata = {
+            "train_step_compilations": 1,
+            "provenance": session.provenance[plan.stage.name].to_json(),
+        }
+        session.checkpoints.save(saved, state, metadata)
     session.checkpoints.close()
     return workdir.path
 

@@ -4,7 +4,8 @@ Called by `main`, and by `train` when the last stage has ended; leaves the figur
 report and the answers in the workdir.
 """
 
-from dataclasses import replace
+from collections.abc import Sequence
+from dataclasses import asdict, replace
 from typing import Any
 
 import jax
@@ -14,10 +15,14 @@ from jaxii import assemble
 from jaxii import config as configuration
 from jaxii.console import say
 from jaxii.errors import InputError
+from jaxii.files import write_json
+from jaxii.infer import decoders as decoding
 from jaxii.infer import predict as prediction
 from jaxii.infer import result
 from jaxii.infer.estimates import estimate, pool
+from jaxii.infer.evaluate import OnBatch
 from jaxii.infer.report.page import write_report
+from jaxii.infer.scores import Scores
 from jaxii.infer.summary import summarise
 from jaxii.infer.thresholds import choose
 from jaxii.session import Session, open_session
@@ -28,23 +33,32 @@ from jaxii.train.telemetry import read_history
 from jaxii.workdir import Workdir
 
 
-def evaluate(workdir: Workdir, *, data_dir: str, stage: str, tune_on: str) -> None:
+def evaluate(
+    workdir: Workdir, *, data_dir: str, stage: str, tune_on: str, decoder: str
+) -> None:
     """Measures a trained run again; nothing is trained."""
     config = workdir.config()
     if data_dir:
         config.data.directory = data_dir
     session = open_session(config, workdir, claim=False)
-    measure(session, stage=stage, tune_on=tune_on)
+    measure(session, stage=stage, tune_on=tune_on, decoder=decoder)
     session.checkpoints.close()
 
 
-def measure(session: Session, *, stage: str = "", tune_on: str = "") -> dict[str, Any]:
+def measure(
+    session: Session,
+    *,
+    stage: str = "",
+    tune_on: str = "",
+    decoder: str = "threshold",
+) -> dict[str, Any]:
     """Measures the best checkpoint of a stage, writes figures, report and answers.
 
     Args:
       session: of the run.
       stage: name; "" is the last one trained.
-      tune_on: the split that chooses the threshold; "" is the run's own choice.
+      tune_on: the split that the decoders are fitted on; "" is the run's own choice.
+      decoder: whose answers are the result and the submission; all are scored.
     """
     tune_on = tune_on or session.data.choosing_split
     # Domains that other runs held out give a threshold; all else is chosen on images.
@@ -56,41 +70,76 @@ def measure(session: Session, *, stage: str = "", tune_on: str = "") -> dict[str
     model = session.checkpoints.restore_model(saved, replicated(session.mesh))
     evaluator = session.evaluator()
 
-    def sums_of(split, on_batch=None):
+    def sums_of(split, takers=()):
         return evaluator.run(
             plan.settings.apply,
             evaluated_params(model),
             model["batch_stats"],
             assemble.eval_batches(session.config, session.data, split),
             verified_absent=session.verified_absent(split),
-            on_batch=on_batch,
+            on_batch=_each(takers) if takers else None,
         )
 
     chosen_sums = sums_of(chooser)
     choice = choose(chosen_sums)
     if by_runs:
         choice = replace(choice, threshold=_threshold_of_runs(session, saved.stage))
-    decoder = prediction.Decoder(name="threshold", choice=choice)
-    answers = None
-    summaries = {chooser: summarise(chosen_sums, session.data.slices, choice=choice)}
-    for split in ("validation", "held_out"):
-        if split not in summaries and split in session.data.splits:
-            sums = sums_of(split)
-            summaries[split] = summarise(sums, session.data.slices, choice=choice)
-    if session.data.has_images("test"):
-        rows = session.data.split("test").num_examples
-        answers = prediction.Answers(rows, decoder)
-        sums = sums_of("test", answers.add)
+    made = session.label_embedding
+    decoders = decoding.fit(
+        chosen_sums,
+        choice,
+        counts=np.diff(session.data.verified_rows(chooser).present()[0]),
+        label_embeddings=None if made is None else made.vectors,
+    )
+    names = decoders.names(has_head=plan.stage.embedding_head)
+    decoders.check(decoder, names)
+    summaries, answers = {}, None
+    for split in dict.fromkeys((chooser, "validation", "held_out", "test")):
+        if not session.data.has_images(split):
+            continue
+        takers = []
         # A test whose labels nobody has is answered, and not scored.
-        if session.data.has_truth("test"):
-            summaries["test"] = summarise(sums, session.data.slices, choice=choice)
-    provenance = session.provenance.with_("thresholds", labels=[tune_on, chooser])
-    metrics = _result(
-        session, saved, summaries, decoder, tune_on, chooser, provenance
-    ) | _estimates(session, saved, summaries)
+        scores = None
+        if session.data.has_truth(split):
+            scores = _scores(session, decoders, names, split)
+            takers.append(scores.add)
+        if split == "test":
+            rows = session.data.split(split).num_examples
+            answers = prediction.Answers(rows, decoders.answer(decoder))
+            takers.append(answers.add)
+        sums = sums_of(split, takers)
+        if scores is not None:
+            summaries[split] = summarise(sums, session.data.slices, choice=choice)
+            summaries[split] |= scores.summary(decoder)
+    provenance = session.provenance_of(saved)
+    provenance = provenance.with_("thresholds", labels=[tune_on, chooser])
+    provenance = provenance.with_("calibration", labels=[chooser])
+    chosen = {"name": decoder, "chosen_on": tune_on, **asdict(choice)}
+    metrics = _result(session, saved, summaries, chosen, chooser, provenance)
+    metrics |= _estimates(session, saved, summaries)
     if jax.process_index() == 0:
-        _write(session, metrics, answers, tune_on)
+        _write(session, metrics, decoders, answers, tune_on)
     return metrics
+
+
+def _each(takers: Sequence[OnBatch]) -> OnBatch:
+    def take(probs, embedding, rows):
+        for taker in takers:
+            taker(probs, embedding, rows)
+
+    return take
+
+
+def _scores(session: Session, decoders, names: Sequence[str], split: str) -> Scores:
+    offsets, label_ids = session.data.verified_rows(split).present()
+    return Scores(
+        decoders,
+        names,
+        offsets=offsets,
+        label_ids=label_ids,
+        slice_ids=session.data.split(split).index.slice_ids,
+        slices=session.data.slices,
+    )
 
 
 def _threshold_of_runs(session: Session, stage: str) -> float:
@@ -115,9 +164,7 @@ def _estimates(session: Session, saved: Saved, summaries) -> dict[str, Any]:
     return {"estimates": found}
 
 
-def _result(
-    session, saved, summaries, decoder, tune_on, chooser, provenance
-) -> dict[str, Any]:
+def _result(session, saved, summaries, decoder, chooser, provenance) -> dict[str, Any]:
     config, data = session.config, session.data
     counts = data.train_rows.class_counts(len(data.vocabulary))
     constant = result.best_constant_of(
@@ -129,8 +176,7 @@ def _result(
     return result.make_result(
         saved=saved,
         summaries=summaries,
-        decoder={"name": decoder.name, **decoder.parameter(), "chosen_on": tune_on}
-        | {"top_k": decoder.choice.top_k, "embedding_k": decoder.choice.embedding_k},
+        decoder=decoder,
         constant=constant,
         vocabulary=data.vocabulary,
         provenance=provenance,
@@ -150,10 +196,11 @@ def _num_params(session: Session, saved: Saved) -> int:
     return sum(leaf.size for leaf in jax.tree.leaves(params))
 
 
-def _write(session, metrics, answers, tune_on) -> None:
+def _write(session, metrics, decoders, answers, tune_on) -> None:
     workdir, data = session.workdir, session.data
     elsewhere = "" if tune_on == data.choosing_split else tune_on
     files = {"metrics.json": workdir.result_file("metrics.json", elsewhere)}
+    decoders.save(workdir.result_file("decoders.npz", elsewhere))
     if answers is not None:
         files["submission.csv"] = workdir.result_file("submission.csv", elsewhere)
         labels, _ = answers.complete(np.zeros(0, np.int64))
@@ -164,8 +211,9 @@ def _write(session, metrics, answers, tune_on) -> None:
             data.vocabulary,
             metrics["provenance"],
         )
-    prediction.write_json(files["metrics.json"], metrics)
-    rows = result.stage_rows(session.plans, session.checkpoints)
+    write_json(files["metrics.json"], metrics)
+    origin = session.config.start_from or session.config.model.pretrained
+    rows = result.stage_rows(session.plans, session.checkpoints, origin)
     files["report.html"] = write_report(
         workdir.result_file("report.html", elsewhere),
         metrics=metrics,

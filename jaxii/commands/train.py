@@ -19,11 +19,22 @@ from jaxii.workdir import Workdir
 
 
 def train(
-    config: configuration.Config, workdir: Workdir, wanted_back: Callable[[], bool]
+    config: configuration.Config,
+    workdir: Workdir,
+    wanted_back: Callable[[], bool],
+    *,
+    allow_tuning_labels: bool = False,
 ) -> None:
-    """Trains every stage that is left, then evaluates, reports and writes answers."""
+    """Trains every stage that is left, then evaluates, reports and writes answers.
+
+    Args:
+      config: checked.
+      workdir: of the run.
+      wanted_back: says whether to save and leave.
+      allow_tuning_labels: let the weights learn from labels of `tuning`.
+    """
     assemble.check_before_data(config)
-    session = open_session(config, workdir)
+    session = open_session(config, workdir, allow_tuning_labels=allow_tuning_labels)
     for line in describe(session):
         say(line)
     run = _make_run(session, wanted_back)
@@ -63,6 +74,7 @@ def _make_run(session: Session, wanted_back: Callable[[], bool]) -> loop.Run:
         f2s = {name: figures[name] for name in (f"{split}/f2" for split in splits)}
         return f2s | figures
 
+    start = session.start
     return loop.Run(
         plans=session.plans,
         mesh=session.mesh,
@@ -71,10 +83,14 @@ def _make_run(session: Session, wanted_back: Callable[[], bool]) -> loop.Run:
         evaluate=evaluate,
         metric=f"{data.choosing_split}/f2",
         label_embeddings=session.vectors(),
+        start=None if start is None else loop.Start(name=start.name, model=start.model),
         pretrained=assemble.pretrained_start(config),
         metadata={
-            "provenance": session.provenance.to_json(),
-            "config_hash": configuration.content_hash(config),
+            stage: {
+                "provenance": provenance.to_json(),
+                "config_hash": configuration.content_hash(config),
+            }
+            for stage, provenance in session.provenance.items()
         },
         global_batch_size=config.global_batch_size,
         evaluate_every_steps=config.evaluate_every_steps,

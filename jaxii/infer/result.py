@@ -20,7 +20,7 @@ from jaxii.infer.decode import best_constant, constant_f2
 from jaxii.infer.provenance import Provenance
 from jaxii.train.checkpoint import Checkpoints
 from jaxii.train.loop import StagePlan
-from jaxii.train.stages import Saved, choose
+from jaxii.train.stages import Saved, Stage, choose
 
 Present = Callable[[str], tuple[np.ndarray, np.ndarray]]
 
@@ -57,23 +57,24 @@ def best_constant_of(
     return Constant(label_ids=label_ids, f2=f2)
 
 
-def clean_provenance(
-    *, label_hash: str, with_embedding: bool, pretrained: str, chosen_on: str
-) -> Provenance:
-    """Returns the record of a run that used training data alone, as runs do.
+def provenance_by_stage(
+    start: Provenance, stages: Sequence[Stage], chosen_on: str
+) -> dict[str, Provenance]:
+    """Returns stage name -> what its checkpoints say; each keeps its past.
 
     Args:
-      label_hash: of the vocabulary.
-      with_embedding: whether the run has a label embedding.
-      pretrained: where the first weights came from; "" for random ones.
+      start: of the parameters that the first stage starts from.
+      stages: in order.
       chosen_on: the split that chooses checkpoints and ends stages.
     """
-    record = Provenance(label_hash=label_hash, pretrained=pretrained)
-    record = record.with_("weights", labels=["train"])
-    record = record.with_("model_selection", labels=[chosen_on])
-    if with_embedding:
-        record = record.with_("label_embedding", labels=["train"])
-    return record
+    record, by_stage = start, {}
+    for stage in stages:
+        record = record.with_("weights", labels=[stage.split])
+        record = record.with_("model_selection", labels=[chosen_on])
+        if stage.embedding_head:
+            record = record.with_("label_embedding", labels=["train"])
+        by_stage[stage.name] = record
+    return by_stage
 
 
 def make_result(
@@ -127,9 +128,15 @@ def hardware() -> str:
 
 
 def stage_rows(
-    plans: Sequence[StagePlan], checkpoints: Checkpoints
+    plans: Sequence[StagePlan], checkpoints: Checkpoints, origin: str = ""
 ) -> list[dict[str, Any]]:
-    """Returns what became of each stage that has begun, for the stage table."""
+    """Returns what became of each stage that has begun, for the stage table.
+
+    Args:
+      plans: the stages in order.
+      checkpoints: of the run.
+      origin: the run or the file that the first stage started from; "" for none.
+    """
     found = checkpoints.saved()
     rows: list[dict[str, Any]] = []
     previous: Sequence[Saved] = ()
@@ -149,7 +156,7 @@ def stage_rows(
                 "last_step": last.step,
                 "embedding_head": plan.stage.embedding_head,
                 "terms": {name: [float(end[name]) for end in ends] for name in ends[0]},
-                "enters_from": _entered_from(plan, previous),
+                "enters_from": _entered_from(plan, previous, origin),
                 "train_step_compilations": checkpoints.metadata(last)[
                     "train_step_compilations"
                 ],
@@ -161,9 +168,9 @@ def stage_rows(
     return rows
 
 
-def _entered_from(plan: StagePlan, previous: Sequence[Saved]) -> str:
+def _entered_from(plan: StagePlan, previous: Sequence[Saved], origin: str) -> str:
     if not previous:
-        return "fresh parameters"
+        return origin or "fresh parameters"
     start = choose(previous, plan.stage.enters_from)
     return f"{plan.stage.enters_from} of {start.stage} (step {start.step})"
 

@@ -133,18 +133,22 @@ class Checkpoints:
 
         Works on any devices: only the shapes come from the checkpoint.
         """
-        manager = self._manager(saved.stage)
-        shapes = manager.item_metadata(saved.step)["model"]
-        shapes = getattr(shapes, "tree", shapes)
-        like = jax.tree.map(
+        like = self.model_shapes(saved, sharding)
+        return self._manager(saved.stage).restore(
+            saved.step, args=ocp.args.Composite(model=ocp.args.StandardRestore(like))
+        )["model"]
+
+    def model_shapes(
+        self, saved: Saved, sharding: Sharding | None = None
+    ) -> dict[str, Tree]:
+        """Returns what `restore_model` does as shapes, without reading the arrays."""
+        shapes = self._manager(saved.stage).item_metadata(saved.step)["model"]
+        return jax.tree.map(
             lambda leaf: jax.ShapeDtypeStruct(
                 leaf.shape, leaf.dtype, sharding=sharding
             ),
-            shapes,
+            getattr(shapes, "tree", shapes),
         )
-        return manager.restore(
-            saved.step, args=ocp.args.Composite(model=ocp.args.StandardRestore(like))
-        )["model"]
 
     def wait(self) -> None:
         """Waits until everything that was started to be saved is on disk."""
@@ -193,7 +197,13 @@ class Checkpoints:
             self._managers[name] = ocp.CheckpointManager(
                 self.directory / name,
                 options=options,
-                item_names=("model", "training", "metadata"),
+                # Named here, not found out at the first save or restore: until then
+                # the shapes of what is on disk could not be asked for.
+                item_handlers={
+                    "model": ocp.StandardCheckpointHandler(),
+                    "training": ocp.StandardCheckpointHandler(),
+                    "metadata": ocp.JsonCheckpointHandler(),
+                },
             )
         return self._managers[name]
 

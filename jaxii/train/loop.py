@@ -17,7 +17,7 @@ from typing import Any
 
 import jax
 import numpy as np
-from jax.sharding import Mesh
+from jax.sharding import Mesh, Sharding
 from jaxtyping import Array, Float
 
 from jaxii.errors import InputError
@@ -65,6 +65,19 @@ class StagePlan:
 
 
 @dataclass(frozen=True, kw_only=True)
+class Start:
+    """A checkpoint of another run, from which the first stage starts.
+
+    Attributes:
+      name: in words.
+      model: gives `params`, `batch_stats` and perhaps `ema_params`, laid out as asked.
+    """
+
+    name: str
+    model: Callable[[Sharding], Mapping[str, Tree]]
+
+
+@dataclass(frozen=True, kw_only=True)
 class Run:
     """Everything a run needs.
 
@@ -72,14 +85,15 @@ class Run:
       plans: the stages in order.
       mesh: the devices.
       checkpoints: where the run saves.
-      batches: `batches(start_example)`, host batches without host-only arrays.
+      batches: `batches(split, start_example)`, host batches without host-only arrays.
       evaluate: `evaluate(settings, params, batch_stats)` to figures by name, `metric`
         among them.
-      metric: the figure, greater being better, that chooses the best checkpoint and
-        ends a stage on its plateau.
+      metric: the figure, greater being better, that chooses the best checkpoint of a
+        stage on `train`, and ends a stage on its plateau.
       label_embeddings: [class, embed] float32, None without an embedding head.
-      pretrained: replaces fresh parameters at the very start; None for none.
-      metadata: kept with every checkpoint.
+      start: where the first stage starts; None for fresh parameters.
+      pretrained: replaces fresh parameters; None for none.
+      metadata: stage name -> what is kept with its checkpoints.
       global_batch_size: examples a step.
       evaluate_every_steps: cadence of evaluation and saving.
       log_every_steps: cadence of the log.
@@ -91,12 +105,13 @@ class Run:
     plans: tuple[StagePlan, ...]
     mesh: Mesh
     checkpoints: Checkpoints
-    batches: Callable[[int], Iterator[dict[str, np.ndarray]]]
+    batches: Callable[[str, int], Iterator[dict[str, np.ndarray]]]
     evaluate: Callable[[StepSettings, Tree, Tree], dict[str, float]]
     metric: str
     label_embeddings: Float[Array, "class embed"] | None
+    start: Start | None
     pretrained: Callable[[Tree, Tree], tuple[Tree, Tree]] | None
-    metadata: Mapping[str, Any]
+    metadata: Mapping[str, Mapping[str, Any]]
     global_batch_size: int
     evaluate_every_steps: int
     log_every_steps: int
@@ -129,7 +144,7 @@ def train(run: Run, telemetry: Telemetry) -> Saved:
             step=saved.step,
             total_steps=saved.first_step + _steps_from(stages, plan.stage),
         )
-        telemetry.note(_describe(action))
+        telemetry.note(_describe(run, action))
         _run_stage(run, plan, state, saved, telemetry)
 
 
@@ -137,12 +152,13 @@ def _steps_from(stages: list[Stage], first: Stage) -> int:
     return sum(stage.num_steps for stage in stages[stages.index(first) :])
 
 
-def _describe(action: Enter | Resume) -> str:
+def _describe(run: Run, action: Enter | Resume) -> str:
     name = action.stage.name
     if isinstance(action, Resume):
         return f"stage {name}: resuming at step {action.start.step}"
     if action.start is None:
-        return f"stage {name}: starting from fresh parameters"
+        start = "fresh parameters" if run.start is None else run.start.name
+        return f"stage {name}: starting from {start}"
     return (
         f"stage {name}: starting from step {action.start.step} of stage "
         f"{action.start.stage} ({action.stage.enters_from})"
@@ -154,8 +170,12 @@ def _begin(
 ) -> tuple[TrainState, Saved]:
     """Returns the state to go on from and what is known of the stage so far.
 
-    Precedence: a checkpoint of this stage; else the parameters of the stage before;
-    else pretrained ones; else fresh ones.
+    Precedence:
+      1. a checkpoint of this stage: the whole state;
+      2. the parameters of the stage before;
+      3. those of another run (`start_from`), which keeps what it knows of its past;
+      4. pretrained ones (`model.pretrained`);
+      5. fresh ones.
     """
     whole = replicated(run.mesh)
 
@@ -180,26 +200,30 @@ def _begin(
         )
         return run.checkpoints.restore_state(action.start, like), action.start
     saved = Saved(stage=plan.stage.name, step=action.step, first_step=action.step)
-    if action.start is None and run.pretrained is None:
-        return jax.jit(fresh, out_shardings=whole)(key), saved
-    if action.start is None:
-        assert run.pretrained is not None
+    like = jax.eval_shape(plan.init, key)[0]
+    if action.start is not None:
+        model = run.checkpoints.restore_model(action.start, whole)
+        params, batch_stats = inherit(model, like, f"stage {action.start.stage}")
+    elif run.start is not None:
+        params, batch_stats = inherit(run.start.model(whole), like, run.start.name)
+    elif run.pretrained is not None:
         params, batch_stats = run.pretrained(*plan.init(key))
     else:
-        model = run.checkpoints.restore_model(action.start, whole)
-        params, batch_stats = inherit(model, jax.eval_shape(plan.init, key)[0])
+        return jax.jit(fresh, out_shardings=whole)(key), saved
     return jax.jit(started, out_shardings=whole)(params, batch_stats), saved
 
 
-def inherit(model: Mapping[str, Tree], like: Tree) -> tuple[Tree, Tree]:
-    """Returns parameters and statistics for a stage, from the one before.
+def inherit(model: Mapping[str, Tree], like: Tree, origin: str) -> tuple[Tree, Tree]:
+    """Returns parameters and statistics for a stage, from an earlier checkpoint.
 
     The averaged parameters are taken where there are some: they are what was evaluated.
     The embedding head is dropped where the new stage has none.
 
     Args:
-      model: `params`, `batch_stats`, perhaps `ema_params`, as a checkpoint holds them.
+      model: `params`, `batch_stats`, perhaps `ema_params`, as a checkpoint holds them,
+        or their shapes.
       like: shapes of the new stage's parameters.
+      origin: the checkpoint in words, for the error.
 
     Raises:
       InputError: the shapes do not fit.
@@ -207,14 +231,25 @@ def inherit(model: Mapping[str, Tree], like: Tree) -> tuple[Tree, Tree]:
     params = dict(evaluated_params(model))
     if EMBEDDING_HEAD not in like:
         params.pop(EMBEDDING_HEAD, None)
-    shapes = jax.tree.map(lambda leaf: (leaf.shape, str(leaf.dtype)), params)
-    wanted = jax.tree.map(lambda leaf: (leaf.shape, str(leaf.dtype)), like)
+    shapes, wanted = _shapes(params), _shapes(like)
     if shapes != wanted:
+        (path, *_) = (
+            path for path in (*wanted, *shapes) if shapes.get(path) != wanted.get(path)
+        )
         raise InputError(
-            "the previous stage's network does not fit this stage's; keep depth, width "
-            "and heads the same, or use another workdir."
+            f"the network of {origin} does not fit the stage that is to start from it: "
+            f"{path} is {shapes.get(path, 'absent')} there and "
+            f"{wanted.get(path, 'absent')} here; keep variant, depth, width and heads "
+            "the same, or start from something else."
         )
     return params, model["batch_stats"]
+
+
+def _shapes(tree: Tree) -> dict[str, str]:
+    return {
+        jax.tree_util.keystr(path, simple=True, separator="."): str(list(leaf.shape))
+        for path, leaf in jax.tree_util.tree_leaves_with_path(tree)
+    }
 
 
 def _run_stage(
@@ -223,7 +258,7 @@ def _run_stage(
     """Trains until the stage has ended; raises `Preempted` after saving if asked to."""
     stage = plan.stage
     train_step = make_train_step(plan.settings, run.mesh)
-    batches = run.batches(saved.step * run.global_batch_size)
+    batches = run.batches(stage.split, saved.step * run.global_batch_size)
     sharding = divided(run.mesh)
     label_embeddings = run.label_embeddings if stage.embedding_head else None
     window: list[dict[str, jax.Array]] = []
@@ -273,10 +308,13 @@ def _evaluate_and_save(
         metric = float(figures[run.metric])
         evaluations = (*saved.evaluations, (saved.step, metric))
         ended = has_ended(plan.stage, saved.step - saved.first_step, evaluations)
-        saved = replace(saved, metric=metric, evaluations=evaluations, finished=ended)
+        saved = replace(saved, evaluations=evaluations, finished=ended)
+        if plan.stage.split == "train":
+            # Without a metric the last checkpoint of a stage is its best.
+            saved = replace(saved, metric=metric)
         telemetry.log_evaluation(saved.step, figures)
-    metadata = {**run.metadata, "train_step_compilations": train_step._cache_size()}
-    run.checkpoints.save(saved, state, metadata)
+    compilations = {"train_step_compilations": train_step._cache_size()}
+    run.checkpoints.save(saved, state, {**run.metadata[saved.stage], **compilations})
     telemetry.saved(saved.step)
     return saved
 

@@ -238,9 +238,10 @@ def _update(settings, state, gradients, batch_stats, metrics):
     updates, opt_state = settings.optimizer.update(
         gradients, state.opt_state, state.params
     )
-    params = optax.apply_updates(state.params, updates)
-    # Weight decay moves what has no gradient.
-    params |= {name: state.params[name] for name in settings.frozen}
+    # Weight decay would move what has no gradient.
+    frozen = {name: state.params[name] for name in settings.frozen}
+    moved: Tree = optax.apply_updates(state.params, updates)
+    params = moved | frozen
     ema_params = state.ema_params
     if ema_params is not None:
         ema_params = _average(ema_params, params, settings.ema_decay, state.stage_step)

@@ -1,0 +1,115 @@
+"""A run that has been trained, opened at one checkpoint, without its data.
+
+What another run starts from (`start_from`), what an ensemble averages, and what
+`predict` applies to pictures of any folder.
+"""
+
+from dataclasses import dataclass
+from pathlib import Path
+
+from jax.sharding import Sharding
+
+from jaxii import config as configuration
+from jaxii.errors import InputError
+from jaxii.infer.provenance import Provenance
+from jaxii.train.checkpoint import Checkpoints
+from jaxii.train.loop import inherit
+from jaxii.train.stages import Saved
+from jaxii.train.state import Tree
+from jaxii.workdir import Workdir
+
+# What decides which images train and which are held out.
+DATA_FIELDS = ("dataset", "labels_file", "validation_fraction", "held_out_domain")
+
+
+@dataclass(frozen=True, kw_only=True)
+class Trained:
+    """A workdir and one of its checkpoints.
+
+    Attributes:
+      workdir: of the run.
+      config: of the run.
+      checkpoints: of the run.
+      saved: the checkpoint.
+    """
+
+    workdir: Workdir
+    config: configuration.Config
+    checkpoints: Checkpoints
+    saved: Saved
+
+    @property
+    def name(self) -> str:
+        """The checkpoint in words."""
+        return (
+            f"step {self.saved.step} of stage {self.saved.stage} of {self.workdir.path}"
+        )
+
+    @property
+    def provenance(self) -> Provenance:
+        """What influenced the weights and the choice of this checkpoint."""
+        return Provenance.from_json(self.checkpoints.metadata(self.saved)["provenance"])
+
+    def model(self, sharding: Sharding) -> dict[str, Tree]:
+        """Returns parameters, their average and statistics, laid out as asked."""
+        return self.checkpoints.restore_model(self.saved, sharding)
+
+    def check_start_of(self, like: Tree) -> None:
+        """Refuses to be the start of a network that it does not fit.
+
+        Args:
+          like: shapes of the parameters that are to start from here.
+
+        Raises:
+          InputError: another shape, or a head that is wanted and not there.
+        """
+        inherit(self.checkpoints.model_shapes(self.saved), like, self.name)
+
+    def check_same_data(self, config: configuration.Config) -> None:
+        """Refuses a run whose training images are not those of a configuration.
+
+        Raises:
+          InputError: the field that differs.
+        """
+        for name in DATA_FIELDS:
+            theirs, ours = self.config.data[name], config.data[name]
+            if theirs != ours:
+                raise InputError(
+                    f"{self.workdir.path} has data.{name}={theirs!r} and this run "
+                    f"{ours!r}, so that what one holds out the other may have trained "
+                    "on; use a run on the same data."
+                )
+
+    def close(self) -> None:
+        """Lets go of the checkpoints."""
+        self.checkpoints.close()
+
+
+def open_trained(reference: str, label_hash: str = "") -> Trained:
+    """Opens a run at the best checkpoint of a stage.
+
+    Args:
+      reference: WORKDIR, for the last stage, or WORKDIR@STAGE.
+      label_hash: content hash of the labels that the run has to have; "" for any.
+
+    Raises:
+      InputError: no run is there, it was not trained, or it has other labels.
+    """
+    path, _, stage = reference.rpartition("@")
+    if not path or Path(reference).exists():
+        path, stage = reference, ""
+    workdir = Workdir(Path(path))
+    config, found = workdir.config(), workdir.vocabulary().content_hash()
+    if label_hash and found != label_hash:
+        raise InputError(
+            f"{path} was trained on labels {found}, and here the labels are "
+            f"{label_hash}; use a run on the same labels in the same order."
+        )
+    names = [stage["name"] for stage in config.stages]
+    checkpoints = Checkpoints(workdir.path, names, found)
+    return Trained(
+        workdir=workdir,
+        config=config,
+        checkpoints=checkpoints,
+        saved=checkpoints.best_of(stage),
+    )
