@@ -21,7 +21,7 @@ from jaxii.workdir import Workdir
 def hold_out(
     workdir: Workdir,
     *,
-    config: configuration.Config | None,
+    config: configuration.Config,
     data_dir: str,
     wanted_back: Callable[[], bool],
 ) -> None:
