@@ -135,3 +135,28 @@ def test_splits_may_come_from_a_generator():
 def test_a_lone_string_is_not_taken_for_letters():
     with pytest.raises(InputError, match="list of names"):
         HOME.with_("weights", labels="train")
+
+
+def test_the_union_has_what_either_had():
+    one = HOME.with_("weights", labels=["tuning"])
+    other = Provenance(pretrained="a.npz", label_hash="1f").with_(
+        "calibration", images=["test"]
+    )
+    both = one.union(other)
+    assert both == other.union(one)
+    assert both.weights == Influence(labels=("train", "tuning"))
+    assert both.calibration == Influence(images=("test",))
+    assert (both.pretrained, both.label_hash) == ("a.npz", "1f")
+    assert not both.clean
+
+
+def test_the_union_of_a_record_with_itself_is_that_record():
+    record = Provenance(pretrained="a.npz", label_hash="1f").with_(
+        "weights", labels=["train"], images=["test"]
+    )
+    assert record.union(record) == record
+
+
+def test_records_of_other_labels_have_no_union():
+    with pytest.raises(InputError, match="labels 1f and 2e"):
+        Provenance(label_hash="2e").union(Provenance(label_hash="1f"))

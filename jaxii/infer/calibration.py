@@ -61,7 +61,7 @@ def calibrate(
     Source: Platt 1999, section 2; Guo et al. 2017, section 4 (temperature scaling, one
         slope for all).
     """
-    classes, entries = _entries(histogram, thresholds)
+    classes, entries = entries_of(histogram, thresholds)
     # Worth one positive: it decides only where a handful of images were seen.
     start, precision = np.array([[1.0, 0.0]]), np.eye(2)[None]
     everything = _fit(np.zeros_like(classes), entries, start, precision)
@@ -73,7 +73,7 @@ def calibrate(
     return Calibration(slopes=own[:, 0], intercepts=own[:, 1])
 
 
-class _Entries(NamedTuple):
+class Entries(NamedTuple):
     """Images of one class in one bin: their logit, how many, how many with it."""
 
     logits: Float64[np.ndarray, " entry"]
@@ -81,9 +81,9 @@ class _Entries(NamedTuple):
     present: Int[np.ndarray, " entry"]
 
 
-def _entries(
+def entries_of(
     histogram: Int[np.ndarray, "kind class bin"], thresholds: tuple[float, ...]
-) -> tuple[Int[np.ndarray, " entry"], _Entries]:
+) -> tuple[Int[np.ndarray, " entry"], Entries]:
     """Returns the used pairs of class and bin, neighbouring bins taken together."""
     _, num_classes, num_bins = histogram.shape
     edges = logit(bin_edges(thresholds, num_classes).astype(np.float64))
@@ -96,13 +96,13 @@ def _entries(
         histogram.sum(axis=0, dtype=np.int64), starts, axis=1, dtype=np.int64
     )
     classes, bins = np.nonzero(images)
-    found = _Entries(middles[bins], images[classes, bins], present[classes, bins])
+    found = Entries(middles[bins], images[classes, bins], present[classes, bins])
     return classes, found
 
 
 def _fit(
     groups: Int[np.ndarray, " entry"],
-    entries: _Entries,
+    entries: Entries,
     start: Float64[np.ndarray, "group 2"],
     precision: Float64[np.ndarray, "1 2 2"],
 ) -> Float64[np.ndarray, "group 2"]:
@@ -141,7 +141,7 @@ def _fit(
 
 def _at(
     groups: Int[np.ndarray, " entry"],
-    entries: _Entries,
+    entries: Entries,
     values: Float64[np.ndarray, "group 2"],
 ) -> tuple[
     Float64[np.ndarray, " group"],

@@ -122,6 +122,27 @@ class Provenance:
         influence = Influence(_names(labels), _names(images))
         return replace(self, **{part: influence})  # pyright: ignore[reportArgumentType]
 
+    def union(self, other: "Provenance") -> "Provenance":
+        """Returns what influenced a result that both of the two went into.
+
+        Raises:
+            InputError: they are of other labels.
+        """
+        hashes = {self.label_hash, other.label_hash} - {""}
+        if len(hashes) > 1:
+            raise InputError(
+                f"models of labels {' and '.join(sorted(hashes))} cannot go into one "
+                "result; use models of the same labels in the same order."
+            )
+        record = self
+        for part in PARTS:
+            more = other._part(part)
+            record = record.with_(part, labels=more.labels, images=more.images)
+        pretrained = dict.fromkeys(filter(None, (self.pretrained, other.pretrained)))
+        return replace(
+            record, pretrained=", ".join(pretrained), label_hash="".join(hashes)
+        )
+
     def badge(self) -> str:
         """Returns `clean`, or what broke it: `tuning labels: thresholds, weights`."""
         grouped: dict[str, list[str]] = {}
