@@ -222,15 +222,16 @@ def _notes(entries: Sequence[Entry]) -> list[str]:
     notes = [f"Worst slice, mAP and coverage are of {which}."]
     if any(len(entry.runs) > 1 for entry in entries):
         notes.append("±: sample standard deviation over the seeds.")
-    floor = [f"{split} {value:.4f}" for split, value in floors(entries).items()]
-    if floor:
-        notes.append(f"Mean F2 of the best constant prediction: {', '.join(floor)}.")
-    errors = _largest_errors(entries)
-    if errors:
-        notes.append(
-            "One standard error of a mean F2 over its images: at most "
-            f"{', '.join(f'{split} {error:.4f}' for split, error in errors.items())}."
-        )
+    by_split = {
+        "Mean F2 of the best constant prediction:": floors(entries),
+        "One standard error of a mean F2 over its images: at most": _largest_errors(
+            entries
+        ),
+    }
+    for what, values in by_split.items():
+        listed = [f"{n.replace('_', ' ')} {value:.4f}" for n, value in values.items()]
+        if listed:
+            notes.append(f"{what} {', '.join(listed)}.")
     said = {
         "train": "F2 train is of unaugmented training images, at their own best "
         "threshold.",
