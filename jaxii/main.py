@@ -16,7 +16,7 @@ from ml_collections import ConfigDict, config_flags
 
 from jaxii import config as configuration
 from jaxii.errors import InputError
-from jaxii.usage import COMMANDS, help_text
+from jaxii.usage import COMMANDS, DECODERS, help_text
 
 DONE, FAILED, MISUSED, PREEMPTED = 0, 1, 2, 75
 

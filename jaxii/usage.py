@@ -3,6 +3,15 @@
 Read by `main` alone, before anything heavy is imported.
 """
 
+DECODERS = (
+    "threshold",
+    "per_class",
+    "trimmed",
+    "top_k",
+    "embedding",
+    "expected_f2",
+    "cardinality",
+)
 COMMANDS = {
     "train": """Trains every stage of a configuration, then evaluates it and writes a
 report and a submission. The same command again goes on where it stopped.
@@ -31,15 +40,18 @@ pass over all cores; interrupted, the same command goes on.
 --train_metadata=CSV     image_id and any of group, domain, slice [train_meta.csv]
 --test_labels=CSV        image_id,labels: only ever used to score
 --test_metadata=CSV      as train_metadata, for tuning and test pictures""",
-    "evaluate": """Measures the best checkpoint of a run on validation and test, chooses
-the threshold, and writes metrics.json, report.html and submission.csv.
+    "evaluate": """Measures the best checkpoint of a run on validation and test, with
+every decoder fitted on one split; writes metrics.json, report.html and submission.csv.
 
   python -m jaxii.main evaluate --workdir=runs/emoji
 
 --workdir=DIR            a trained run
 --stage=NAME             the stage whose best checkpoint is measured [the last]
 --data_dir=DIR           the dataset, if it has moved
---tune_on=SPLIT          choose the threshold on validation, held_out or tuning
+--decoder=NAME           whose answers count and are submitted: threshold, per_class,
+                         trimmed, top_k, embedding, expected_f2 or cardinality
+                         [threshold]
+--tune_on=SPLIT          fit the decoders on validation, held_out or tuning
                          [held_out where a domain is held out, else validation];
                          after hold_out, held_out takes the threshold found there
 --allow_tuning_labels    needed with --tune_on=tuning; the results say so""",
@@ -77,7 +89,7 @@ no dataset, only a workdir that has been evaluated.
 --images=DIR             pictures; the id of each is its name without the ending
 --ids=CSV                a sample submission: which ids, in which order [all pictures]
 --output=CSV             image_id,labels [WORKDIR/predictions.csv]
---decoder=NAME           threshold, top_k or embedding [threshold]
+--decoder=NAME           another decoder than the evaluation's, as in evaluate
 --stage=NAME             the stage to use [the one that was evaluated]""",
     "compare": """Prints a table of runs: the fields in which they differ, F2 in domain
 and shifted, worst slice, mAP, coverage, threshold, provenance, images/s. Runs that

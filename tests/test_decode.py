@@ -4,7 +4,6 @@ from sklearn.metrics import fbeta_score
 
 from jaxii.errors import InputError
 from jaxii.infer.decode import (
-    DECODERS,
     best_constant,
     constant_f2,
     embedding_decoder,
@@ -26,10 +25,6 @@ def random_csr(num_images, num_classes, seed=0):
     return targets, offsets, np.nonzero(targets)[1].astype(np.int32)
 
 
-def test_the_table_names_the_decoders():
-    assert set(DECODERS) == {"threshold", "top_k", "embedding"}
-
-
 def test_a_score_on_the_threshold_is_predicted():
     scores = scores_of([0.1, np.nextafter(np.float32(0.1), 0)])
     assert threshold_decoder(scores, threshold=0.1).tolist() == [[True, False]]
@@ -39,6 +34,13 @@ def test_at_least_one_gives_the_best_label_of_an_empty_answer_only():
     scores = scores_of([0.1, 0.3, 0.2], [0.6, 0.1, 0.7], [np.nan, np.nan, np.nan])
     got = threshold_decoder(scores, threshold=0.5, at_least_one=True)
     assert got.astype(int).tolist() == [[0, 1, 0], [1, 0, 1], [1, 0, 0]]
+
+
+def test_every_class_can_have_a_threshold_of_its_own():
+    scores = scores_of([0.5, 0.5, 0.5], [0.1, 0.7, 0.2])
+    thresholds = np.array([0.2, 0.6, 0.5])
+    got = threshold_decoder(scores, threshold=thresholds, at_least_one=True)
+    assert got.astype(int).tolist() == [[1, 0, 1], [0, 1, 0]]
 
 
 def test_without_at_least_one_an_answer_may_be_empty():
@@ -59,6 +61,16 @@ def test_top_k_equals_a_stable_sort(k):
     want = np.zeros_like(got)
     order = np.argsort(-scores, axis=1, kind="stable")[:, :k]
     np.put_along_axis(want, order, True, axis=1)
+    np.testing.assert_array_equal(got, want)
+
+
+def test_every_image_can_have_a_k_of_its_own():
+    scores = np.random.default_rng(1).integers(0, 4, (50, 7)).astype(np.float32)
+    ks = np.random.default_rng(2).integers(1, 10, 50)
+    got = top_k_decoder(scores, k=ks)
+    want = [
+        top_k_decoder(row[None], k=int(k))[0] for row, k in zip(scores, ks, strict=True)
+    ]
     np.testing.assert_array_equal(got, want)
 
 

@@ -20,7 +20,7 @@ from PIL import Image
 from jaxii import main
 from jaxii.commands import evaluate as evaluation
 from jaxii.data.open_images import Layout, prepare
-from jaxii.infer.decode import DECODERS
+from jaxii.infer.decoders import NAMES
 from jaxii.session import open_session
 from jaxii.train.mesh import replicated
 from jaxii.train.stages import Saved
@@ -105,7 +105,7 @@ def refused(run, tmp_path):
         (["compare"], "compare was given no workdir"),
         (["evaluate", "--tune_on=test"], "validation|held_out|tuning>"),
         (["evaluate", "--tune_on=tuning"], "add --allow_tuning_labels"),
-        (["predict", "--decoder=best"], "<threshold|top_k|embedding>"),
+        (["predict", "--decoder=best"], "<threshold|per_class|trimmed|top_k|embedding|"),
     ],
 )
 def test_a_command_line_that_cannot_be_is_refused(refused, words, pattern):
@@ -200,7 +200,7 @@ def test_every_flag_is_in_a_help_text():
 
 
 def test_the_decoder_flag_offers_the_decoders_there_are():
-    assert tuple(flags.FLAGS["decoder"].parser.enum_values) == tuple(DECODERS)
+    assert tuple(flags.FLAGS["decoder"].parser.enum_values) == NAMES
 
 
 def test_a_flags_value_is_not_taken_for_the_command(refused):
@@ -614,7 +614,7 @@ def test_evaluate_leaves_figures_report_and_submission(evaluated):
     assert not [name for name in names if name.endswith(".part")]
 
 
-@pytest.mark.parametrize("decoder", DECODERS)
+@pytest.mark.parametrize("decoder", NAMES)
 def test_predict_writes_a_row_for_every_picture(
     run, evaluated, photos, tmp_path, decoder
 ):

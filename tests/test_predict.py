@@ -16,14 +16,11 @@ from jaxii.data.labels import Vocabulary
 from jaxii.data.pipeline import LabelPolicy, Share, eval_batches
 from jaxii.errors import InputError
 from jaxii.infer import predict
-from jaxii.infer.decode import DECODERS
 from jaxii.infer.evaluate import make_forward
-from jaxii.infer.thresholds import DecoderChoice
 from jaxii.model.multitask import Outputs
 from jaxii.train.mesh import make_mesh
 
 VOCABULARY = Vocabulary(("/m/dark", "/m/light", "/m/any"), ("Dark", "Light", "Any"))
-CHOICE = DecoderChoice(threshold=0.6, top_k=2, embedding_k=1)
 PROVENANCE = {"clean": True}
 
 
@@ -34,8 +31,8 @@ def apply(params, batch_stats, images, *, train, key):
     return Outputs(logits=logits, embedding=None, features=logits), batch_stats
 
 
-def decoder(name="threshold", choice=CHOICE, **kwargs):
-    return predict.Decoder(name=name, choice=choice, **kwargs)
+def decode(probs, embedding):
+    return [np.array([row.argmax()]) for row in probs]
 
 
 def read(path):
@@ -72,7 +69,7 @@ def answers_of(files, progress=lambda *_: None):
         {},
         batches,
         num_rows=len(files),
-        decode=decoder(),
+        decode=decode,
         mesh=mesh,
         on_progress=progress,
     )
@@ -162,38 +159,6 @@ def test_a_list_of_ids_that_cannot_be_used_is_refused(tmp_path, text, words):
         predict.read_ids(path)
 
 
-def test_the_threshold_decoder_never_leaves_an_image_without_a_label():
-    probs = np.array([[0.1, 0.2, 0.3], [0.7, 0.9, 0.1]], np.float32)
-    assert [list(ids) for ids in decoder()(probs, None)] == [[2], [1, 0]]
-
-
-def test_top_k_gives_k_labels_the_most_probable_first():
-    probs = np.array([[0.1, 0.2, 0.3]], np.float32)
-    assert [list(ids) for ids in decoder("top_k")(probs, None)] == [[2, 1]]
-
-
-def test_the_embedding_decoder_gives_the_nearest_label():
-    nearest = decoder("embedding", label_embeddings=np.eye(3, dtype=np.float32))
-    embedding = np.array([[0.1, 5.0, 0.2]], np.float32)
-    assert [list(i) for i in nearest(np.zeros((1, 3), np.float32), embedding)] == [[1]]
-
-
-def test_a_decoder_tells_its_parameter():
-    assert decoder().parameter() == {"threshold": 0.6}
-    assert decoder("top_k").parameter() == {"k": 2}
-    assert decoder("embedding").parameter() == {"k": 1}
-
-
-def test_another_decoder_is_refused_with_those_there_are():
-    with pytest.raises(InputError, match=f"use one of {', '.join(DECODERS)}"):
-        decoder("best")
-
-
-def test_the_embedding_decoder_needs_the_head():
-    with pytest.raises(InputError, match=r"has dropped; .*earlier --stage"):
-        decoder("embedding", choice=DecoderChoice(threshold=0.5, top_k=1))
-
-
 def write(path, labels, ids=("a", "b")):
     predict.write_submission(
         path, ids, [np.array(x, int) for x in labels], VOCABULARY, PROVENANCE
@@ -222,9 +187,3 @@ def test_a_submission_that_would_be_wrong_leaves_the_old_one(tmp_path, labels):
         write(path, labels)
     assert path.read_bytes() == before
     assert not list(tmp_path.glob(".*"))
-
-
-def test_json_is_whole_or_not_there(tmp_path):
-    with pytest.raises(ValueError):
-        predict.write_json(tmp_path / "x.json", {"f2": float("nan")})
-    assert list(tmp_path.iterdir()) == []

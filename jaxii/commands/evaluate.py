@@ -4,7 +4,7 @@ Called by `main`, and by `train` when the last stage has ended; leaves the figur
 report and the answers in the workdir.
 """
 
-from collections.abc import Sequence
+from collections.abc import Callable
 from dataclasses import asdict, replace
 from typing import Any
 
@@ -21,6 +21,7 @@ from jaxii.infer import predict as prediction
 from jaxii.infer import result
 from jaxii.infer.estimates import estimate, pool
 from jaxii.infer.evaluate import OnBatch
+from jaxii.infer.metrics import Accumulators
 from jaxii.infer.report.page import write_report
 from jaxii.infer.scores import Scores
 from jaxii.infer.summary import summarise
@@ -34,7 +35,12 @@ from jaxii.workdir import Workdir
 
 
 def evaluate(
-    workdir: Workdir, *, data_dir: str, stage: str, tune_on: str, decoder: str
+    workdir: Workdir,
+    *,
+    data_dir: str,
+    stage: str,
+    tune_on: str,
+    decoder: str = "threshold",
 ) -> None:
     """Measures a trained run again; nothing is trained."""
     config = workdir.config()
@@ -66,51 +72,26 @@ def measure(
     chooser = "validation" if by_runs else tune_on
     session.data.split(chooser)
     saved = session.checkpoints.best_of(stage)
-    plan = session.plan(saved.stage)
-    model = session.checkpoints.restore_model(saved, replicated(session.mesh))
-    evaluator = session.evaluator()
-
-    def sums_of(split, takers=()):
-        return evaluator.run(
-            plan.settings.apply,
-            evaluated_params(model),
-            model["batch_stats"],
-            assemble.eval_batches(session.config, session.data, split),
-            verified_absent=session.verified_absent(split),
-            on_batch=_each(takers) if takers else None,
-        )
-
+    sums_of = _passes(session, saved)
     chosen_sums = sums_of(chooser)
     choice = choose(chosen_sums)
     if by_runs:
         choice = replace(choice, threshold=_threshold_of_runs(session, saved.stage))
-    made = session.label_embedding
-    decoders = decoding.fit(
-        chosen_sums,
-        choice,
-        counts=np.diff(session.data.verified_rows(chooser).present()[0]),
-        label_embeddings=None if made is None else made.vectors,
-    )
-    names = decoders.names(has_head=plan.stage.embedding_head)
+    decoders = _fit(session, chooser, chosen_sums, choice)
+    names = decoders.names(has_head=session.plan(saved.stage).stage.embedding_head)
     decoders.check(decoder, names)
     summaries, answers = {}, None
     for split in dict.fromkeys((chooser, "validation", "held_out", "test")):
         if not session.data.has_images(split):
             continue
-        takers = []
-        # A test whose labels nobody has is answered, and not scored.
-        scores = None
-        if session.data.has_truth(split):
-            scores = _scores(session, decoders, names, split)
-            takers.append(scores.add)
+        scores = _scores(session, split, decoders, names)
         if split == "test":
             rows = session.data.split(split).num_examples
             answers = prediction.Answers(rows, decoders.answer(decoder))
-            takers.append(answers.add)
-        sums = sums_of(split, takers)
+        sums = sums_of(split, _each(scores, answers))
         if scores is not None:
-            summaries[split] = summarise(sums, session.data.slices, choice=choice)
-            summaries[split] |= scores.summary(decoder)
+            summary = summarise(sums, session.data.slices, choice=choice)
+            summaries[split] = summary | scores.summary(decoder)
     provenance = session.provenance_of(saved)
     provenance = provenance.with_("thresholds", labels=[tune_on, chooser])
     provenance = provenance.with_("calibration", labels=[chooser])
@@ -122,15 +103,39 @@ def measure(
     return metrics
 
 
-def _each(takers: Sequence[OnBatch]) -> OnBatch:
-    def take(probs, embedding, rows):
-        for taker in takers:
-            taker(probs, embedding, rows)
+def _passes(session: Session, saved: Saved) -> Callable[..., Accumulators]:
+    """Returns the function that sums a split, and shows each batch to a taker."""
+    plan, evaluator = session.plan(saved.stage), session.evaluator()
+    model = session.checkpoints.restore_model(saved, replicated(session.mesh))
 
-    return take
+    def sums_of(split, on_batch=None):
+        return evaluator.run(
+            plan.settings.apply,
+            evaluated_params(model),
+            model["batch_stats"],
+            assemble.eval_batches(session.config, session.data, split),
+            verified_absent=session.verified_absent(split),
+            on_batch=on_batch,
+        )
+
+    return sums_of
 
 
-def _scores(session: Session, decoders, names: Sequence[str], split: str) -> Scores:
+def _fit(session, split, sums, choice) -> decoding.Decoders:
+    offsets, _ = session.data.verified_rows(split).present()
+    made = session.label_embedding
+    return decoding.fit(
+        sums,
+        choice,
+        counts=np.diff(offsets),
+        label_embeddings=None if made is None else made.vectors,
+    )
+
+
+def _scores(session, split, decoders, names) -> Scores | None:
+    # A test whose labels nobody has is answered, and not scored.
+    if not session.data.has_truth(split):
+        return None
     offsets, label_ids = session.data.verified_rows(split).present()
     return Scores(
         decoders,
@@ -140,6 +145,15 @@ def _scores(session: Session, decoders, names: Sequence[str], split: str) -> Sco
         slice_ids=session.data.split(split).index.slice_ids,
         slices=session.data.slices,
     )
+
+
+def _each(*takers: Scores | prediction.Answers | None) -> OnBatch:
+    def take(probs, embedding, rows):
+        for taker in takers:
+            if taker is not None:
+                taker.add(probs, embedding, rows)
+
+    return take
 
 
 def _threshold_of_runs(session: Session, stage: str) -> float:

@@ -1,7 +1,6 @@
 """`predict`: the labels of every picture of a folder, with nothing but a workdir."""
 
 from pathlib import Path
-from typing import Any
 
 import jax
 import numpy as np
@@ -9,10 +8,10 @@ import numpy as np
 from jaxii import assemble
 from jaxii.console import progress, say
 from jaxii.data import embedding
+from jaxii.infer import decoders as decoding
 from jaxii.infer import predict as prediction
 from jaxii.infer.evaluate import make_forward
 from jaxii.infer.provenance import Provenance
-from jaxii.infer.thresholds import DecoderChoice
 from jaxii.train import loop
 from jaxii.train.checkpoint import Checkpoints, evaluated_params
 from jaxii.train.mesh import make_mesh, replicated
@@ -42,12 +41,11 @@ def predict(
     model = checkpoints.restore_model(saved, replicated(mesh))
     params = evaluated_params(model)
     has_head = loop.EMBEDDING_HEAD in params
-    vectors = embedding.load(workdir.embedding_file).vectors if has_head else None
-    decode = prediction.Decoder(
-        name=decoder,
-        choice=_choice(metrics["decoder"], has_head),
-        label_embeddings=vectors,
-    )
+    made = workdir.embedding_file
+    vectors = embedding.load(made).vectors if made.exists() else None
+    decoders = decoding.load(workdir.result_file("decoders.npz"), vectors)
+    decoder = decoder or metrics["decoder"]["name"]
+    decoders.check(decoder, decoders.names(has_head=has_head))
     network = assemble.Networks(
         config=config,
         num_classes=len(vocabulary),
@@ -60,7 +58,7 @@ def predict(
             model["batch_stats"],
             assemble.file_batches(config, files),
             num_rows=len(files),
-            decode=decode,
+            decode=decoders.answer(decoder),
             mesh=mesh,
             on_progress=on_progress,
         )
@@ -75,7 +73,7 @@ def predict(
         where = files.paths[row] or f"{image_ids[row]} (no such file)"
         say(f"unreadable {where}: given the most frequent labels")
     badge = Provenance.from_json(metrics["provenance"]).badge()
-    said = f"decoder {decoder} {decode.parameter()}; provenance: {badge}"
+    said = f"decoder {decoder} {decoders.parameter(decoder) or ''}; provenance: {badge}"
     say(f"{len(files)} rows, {len(damaged)} of them unreadable; {said}")
     say(f"submission {output}")
 
@@ -86,11 +84,3 @@ def _files(images: Path, ids: Path | None) -> tuple[list[str], prediction.Files]
     image_ids = list(pictures) if ids is None else prediction.read_ids(ids)
     paths = tuple(pictures.get(image_id) for image_id in image_ids)
     return image_ids, prediction.Files(paths)
-
-
-def _choice(decoder: dict[str, Any], has_head: bool) -> DecoderChoice:
-    return DecoderChoice(
-        threshold=decoder["threshold"],
-        top_k=decoder["top_k"],
-        embedding_k=decoder["embedding_k"] if has_head else None,
-    )

@@ -5,7 +5,7 @@ Before it: probabilities or predicted embeddings of images, and the parameter th
 constant prediction, what every decoder has to beat, is found here too.
 """
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Sequence
 
 import numpy as np
 from jaxtyping import Bool, Float, Int, Num
@@ -90,13 +90,6 @@ def embedding_decoder(
         InputError: k below 1.
     """
     return top_k_decoder(_unit(embedding) @ _unit(label_embeddings).T, k=k)
-
-
-DECODERS: Mapping[str, Callable[..., Bool[np.ndarray, "batch class"]]] = {
-    "threshold": threshold_decoder,
-    "top_k": top_k_decoder,
-    "embedding": embedding_decoder,
-}
 
 
 def label_lists(

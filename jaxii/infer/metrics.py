@@ -41,7 +41,6 @@ class RankSums(NamedTuple):
     """What the best k labels of a ranking give, for k = 1..10."""
 
     f2: Total  # [group, k] sums of per-image F2
-    hits: Int[Array, "k class"]  # images in which the class is rightly predicted
     num_images: Int[Array, ""]
 
 
@@ -106,8 +105,8 @@ def empty(
         histogram=jnp.zeros((NUM_KINDS, num_classes, num_bins), jnp.int32),
         prob=_zero(num_classes, NUM_RELIABILITY_BINS),
         recall=_zero(num_ks),
-        top_k=_no_ranking(num_slices, num_ks, num_classes),
-        embedding=_no_ranking(num_slices, num_ks, num_classes),
+        top_k=_no_ranking(num_slices, num_ks),
+        embedding=_no_ranking(num_slices, num_ks),
     )
     return Accumulators(sums=sums, thresholds=tuple(float(t) for t in thresholds))
 
@@ -237,12 +236,8 @@ def _zero(*shape: int) -> Total:
     return Total(jnp.zeros(shape, jnp.int32), jnp.zeros(shape, jnp.float32))
 
 
-def _no_ranking(num_slices: int, num_ks: int, num_classes: int) -> RankSums:
-    return RankSums(
-        f2=_zero(num_slices, num_ks),
-        hits=jnp.zeros((num_ks, num_classes), jnp.int32),
-        num_images=jnp.zeros((), jnp.int32),
-    )
+def _no_ranking(num_slices: int, num_ks: int) -> RankSums:
+    return RankSums(f2=_zero(num_slices, num_ks), num_images=jnp.zeros((), jnp.int32))
 
 
 def _plus(total: Total, amount: Float[Array, "*dims"]) -> Total:
@@ -304,11 +299,8 @@ def _add_ranking(
     num_ks = order.shape[1]
     taken = jnp.broadcast_to(jnp.arange(1, num_ks + 1, dtype=jnp.int32), hits.shape)
     f2 = _f2(hits, taken, image.num_true, image.zero_division)
-    rank = jnp.broadcast_to(jnp.arange(num_ks, dtype=jnp.int32), order.shape)
-    at_rank = jnp.zeros_like(ranking.hits).at[rank, order].add(hit)
     added = RankSums(
         f2=_plus(ranking.f2, _by_slice(image.in_slice, f2)),
-        hits=ranking.hits + jnp.cumsum(at_rank, axis=0),
         num_images=ranking.num_images + jnp.sum(image.real, dtype=jnp.int32),
     )
     return added, hits.astype(jnp.float32)

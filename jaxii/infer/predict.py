@@ -1,11 +1,9 @@
 """From pictures in a folder to the labels of each: nothing but a workdir is needed.
 
-Comes after `evaluate` has chosen the decoder's parameter, and ends in a submission.
+Comes after `evaluate` has fitted the decoders, and ends in a submission.
 """
 
 import csv
-import json
-import os
 from collections import Counter
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
@@ -17,9 +15,9 @@ from jax.sharding import Mesh
 
 from jaxii.data.labels import Vocabulary
 from jaxii.errors import InputError
-from jaxii.infer.decode import DECODERS, label_lists
+from jaxii.files import write_beside, write_json
+from jaxii.infer.decoders import Decode
 from jaxii.infer.evaluate import Batches, Forward, gather
-from jaxii.infer.thresholds import DecoderChoice
 from jaxii.train.mesh import divided, to_devices
 from jaxii.train.state import Tree
 
@@ -112,57 +110,6 @@ def read_ids(path: Path) -> list[str]:
     return ids
 
 
-@dataclass(frozen=True, kw_only=True)
-class Decoder:
-    """One decoder with its parameter, applied batch by batch.
-
-    Attributes:
-      name: a key of `jaxii.infer.decode.DECODERS`.
-      choice: the parameters, as chosen on validation.
-      label_embeddings: [class, embed], for the embedding decoder.
-    """
-
-    name: str
-    choice: DecoderChoice
-    label_embeddings: np.ndarray | None = None
-
-    def __post_init__(self):
-        if self.name not in DECODERS:
-            raise InputError(
-                f"--decoder={self.name}; use one of {', '.join(DECODERS)}."
-            )
-        if self.name == "embedding" and self.choice.embedding_k is None:
-            raise InputError(
-                "--decoder=embedding needs the embedding head, which this checkpoint "
-                "has dropped; use threshold or top_k, or name an earlier --stage."
-            )
-
-    def parameter(self) -> dict[str, float | int | None]:
-        """Returns the decoder's parameter by name."""
-        if self.name == "threshold":
-            return {"threshold": self.choice.threshold}
-        k = self.choice.top_k if self.name == "top_k" else self.choice.embedding_k
-        return {"k": k}
-
-    def __call__(
-        self, probs: np.ndarray, embedding: np.ndarray | None
-    ) -> list[np.ndarray]:
-        """Returns the label ids of each image, the most probable first, never none."""
-        if self.name == "threshold":
-            chosen = DECODERS["threshold"](
-                probs, threshold=self.choice.threshold, at_least_one=True
-            )
-        elif self.name == "top_k":
-            chosen = DECODERS["top_k"](probs, k=self.choice.top_k)
-        else:
-            chosen = DECODERS["embedding"](
-                embedding,
-                label_embeddings=self.label_embeddings,
-                k=self.choice.embedding_k,
-            )
-        return label_lists(chosen, probs)
-
-
 class Answers:
     """Collects the answers of a pass over a split or a list of files, by row.
 
@@ -171,7 +118,7 @@ class Answers:
       decode: probabilities and embeddings of a batch to label ids.
     """
 
-    def __init__(self, num_rows: int, decode: Decoder):
+    def __init__(self, num_rows: int, decode: Decode):
         self._labels: list[np.ndarray | None] = [None] * num_rows
         self._decode = decode
 
@@ -198,7 +145,7 @@ def answer(
     batches: Batches,
     *,
     num_rows: int,
-    decode: Decoder,
+    decode: Decode,
     mesh: Mesh,
     on_progress: Callable[[int, int, str], None],
 ) -> Answers:
@@ -263,20 +210,3 @@ def write_submission(
     # First, so that no submission is ever without it.
     write_json(path.with_name(path.name + ".provenance.json"), provenance)
     write_beside(path, rows)
-
-
-def write_json(path: Path, value: Any) -> None:
-    """Writes JSON, whole or not at all."""
-    write_beside(path, lambda file: json.dump(value, file, indent=1, allow_nan=False))
-
-
-def write_beside(path: Path, write: Callable[[Any], None]) -> None:
-    """Writes a text file under another name and renames it when it is complete."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    part = path.with_name(f".{path.name}.{os.getpid()}.part")
-    try:
-        with part.open("w", newline="", encoding="utf-8") as file:
-            write(file)
-        part.replace(path)
-    finally:
-        part.unlink(missing_ok=True)

@@ -91,7 +91,8 @@ def make_result(
 
     Args:
       saved: the checkpoint that was evaluated.
-      summaries: split name to the figures of `summarise`.
+      summaries: split name to the figures of `summarise`; those that the answers
+        decide (`f2`, `coverage`, `slices`, ...) are the decoder's in use.
       decoder: name, parameter and the split it was chosen on.
       constant: the floor.
       vocabulary: the labels.
@@ -186,10 +187,25 @@ def lines(metrics: Mapping[str, Any]) -> list[str]:
             f"{constant['f2'][split]:.4f})  mAP {figures['map']:.4f}  coverage "
             f"{figures['coverage']}  worst slice {figures['worst_slice']}"
         )
+    rows += _decoder_lines(metrics["splits"], decoder["name"])
     rows.append(
-        f"decoder    {decoder['name']} {decoder['threshold']:.2f}, chosen on "
-        f"{decoder['chosen_on']}; provenance: {provenance.badge()}"
+        f"decoder    {decoder['name']}, threshold {decoder['threshold']:.2f}, fitted "
+        f"on {decoder['chosen_on']}; provenance: {provenance.badge()}"
     )
     if "estimates" in metrics:
         rows.append(estimates.line(metrics["estimates"]))
+    return rows
+
+
+def _decoder_lines(splits: Mapping[str, Any], in_use: str) -> list[str]:
+    """Returns a line a decoder: its F2 by split, then what it gave the last one."""
+    last = list(splits)[-1]
+    rows = [f"decoders   {'':13}" + "".join(f"{split:>12}" for split in splits)]
+    for name, figures in splits[last]["decoders"].items():
+        f2s = "".join(f"{s['decoders'][name]['f2']:12.4f}" for s in splits.values())
+        rows.append(
+            f"         {'*' if name == in_use else ' '} {name:13}{f2s} "
+            f"± {figures['standard_error']:.4f}  coverage {figures['coverage']}, "
+            f"{figures['labels_per_image']:.1f} labels an image"
+        )
     return rows

@@ -19,7 +19,7 @@ from jaxii.infer.histogram import (
     cross_entropy,
     reliability_edges,
 )
-from jaxii.infer.metrics import BETA_SQUARED, Accumulators, RankSums, value
+from jaxii.infer.metrics import BETA_SQUARED, Accumulators, value
 from jaxii.infer.thresholds import (
     DecoderChoice,
     best_threshold,
@@ -81,8 +81,7 @@ def summarise(
         "slices": by_slice,
         "worst_slice": min(by_slice, key=lambda name: by_slice[name]["f2"]),
     }
-    summary |= _from_histogram(acc, at, num_images)
-    return summary | {"decoders": _decoders(acc, choice, summary)}
+    return summary | _from_histogram(acc, at, num_images)
 
 
 def threshold_index(thresholds: Sequence[float], threshold: float) -> int:
@@ -102,21 +101,17 @@ def threshold_index(thresholds: Sequence[float], threshold: float) -> int:
     return index
 
 
-def _decoders(
-    acc: Accumulators, choice: DecoderChoice, summary: dict[str, Any]
-) -> dict[str, dict[str, float | int]]:
-    decoders = {
-        "threshold": {
-            "f2": summary["f2"],
-            "coverage": summary["coverage"],
-            "labels_per_image": summary["labels_per_image_predicted"],
-            "threshold": choice.threshold,
-        },
-        "top_k": _ranked(acc.sums.top_k, choice.top_k),
-    }
-    if choice.embedding_k is not None and int(acc.sums.embedding.num_images) > 0:
-        decoders["embedding"] = _ranked(acc.sums.embedding, choice.embedding_k)
-    return decoders
+def mean_and_error(count: int, total: float, squares: float) -> tuple[float, float]:
+    """Returns the mean of numbers in [0, 1] and its standard error.
+
+    Args:
+        count: of the numbers, at least 1; the error of a single one is its bound, 0.5.
+        total: their sum.
+        squares: the sum of their squares.
+    """
+    mean = float(total) / count
+    spread = max(float(squares) / count - mean**2, 0.0)
+    return mean, float(np.sqrt(spread / (count - 1))) if count > 1 else 0.5
 
 
 def _by_slice(
@@ -129,14 +124,8 @@ def _by_slice(
     for name, count, total, square in zip(slices, counts, sums, squares, strict=True):
         if count == 0:
             continue
-        mean = total / count
-        spread = max(square / count - mean**2, 0.0)
-        error = np.sqrt(spread / (count - 1)) if count > 1 else 0.5
-        table[name] = {
-            "num_images": int(count),
-            "f2": float(mean),
-            "standard_error": float(error),
-        }
+        mean, error = mean_and_error(int(count), float(total), float(square))
+        table[name] = {"num_images": int(count), "f2": mean, "standard_error": error}
     return table
 
 
@@ -192,17 +181,3 @@ def _calibration(
     gaps = np.abs(frequencies - means) * counts[used]
     rows = zip(means.tolist(), frequencies.tolist(), counts[used].tolist(), strict=True)
     return [list(row) for row in rows], float(gaps.sum() / counts.sum())
-
-
-def _ranked(ranking: RankSums, k: int) -> dict[str, float | int]:
-    f2 = value(ranking.f2).sum(axis=0)
-    if not 1 <= k <= len(f2):
-        raise InputError(
-            f"k={k} labels an image; allowed are 1 to {len(f2)}; choose k again"
-        )
-    return {
-        "f2": float(f2[k - 1] / max(int(ranking.num_images), 1)),
-        "coverage": int(np.count_nonzero(np.asarray(ranking.hits)[k - 1])),
-        "labels_per_image": float(k),
-        "k": k,
-    }

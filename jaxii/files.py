@@ -1,0 +1,36 @@
+"""Files that are written whole or not at all: beside their place, then renamed."""
+
+import json
+import os
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+
+def write_beside(
+    path: Path, write: Callable[[Any], object], *, binary: bool = False
+) -> None:
+    """Writes a file under another name and renames it when it is complete.
+
+    Args:
+      path: where to; its folder is made, an older file replaced.
+      write: is called with the open file.
+      binary: whether it takes bytes and not text.
+    """
+    path.parent.mkdir(parents=True, exist_ok=True)
+    part = path.with_name(f".{path.name}.{os.getpid()}.part")
+    try:
+        with (
+            part.open("wb")
+            if binary
+            else part.open("w", newline="", encoding="utf-8") as file
+        ):
+            write(file)
+        part.replace(path)
+    finally:
+        part.unlink(missing_ok=True)
+
+
+def write_json(path: Path, value: Any) -> None:
+    """Writes JSON, whole or not at all."""
+    write_beside(path, lambda file: json.dump(value, file, indent=1, allow_nan=False))

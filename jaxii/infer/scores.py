@@ -1,0 +1,139 @@
+"""What the answers of every decoder are worth on a split, summed as batches come.
+
+Before it: `decoders` were fitted on a split that may be seen. After it: `metrics.json`
+and the report compare them. Answers are scored as they would be submitted, with at
+least one label an image.
+"""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+from jaxtyping import Bool, Float, Int
+
+from jaxii.infer.decoders import Decoders
+from jaxii.infer.summary import mean_and_error
+
+
+@dataclass
+class _Sums:
+    f2: Float[np.ndarray, " group"]
+    f2_squared: Float[np.ndarray, " group"]
+    labels: int
+    hits: Int[np.ndarray, " class"]
+
+
+class Scores:
+    """Sums over the images of one split, for each decoder.
+
+    Args:
+      decoders: fitted.
+      names: of those to score.
+      offsets: n + 1 starts of the split's images (CSR).
+      label_ids: the labels present, without duplicates within an image.
+      slice_ids: of each image.
+      slices: their names.
+    """
+
+    def __init__(
+        self,
+        decoders: Decoders,
+        names: Sequence[str],
+        *,
+        offsets: Int[np.ndarray, " row"],
+        label_ids: Int[np.ndarray, " entry"],
+        slice_ids: Int[np.ndarray, " image"],
+        slices: Sequence[str],
+    ):
+        self._decoders = decoders
+        self._offsets, self._label_ids = offsets, label_ids
+        self._slice_ids, self._slices = slice_ids, tuple(slices)
+        num_slices, num_classes = len(slices), len(decoders.class_thresholds)
+        self._num_images = np.zeros(num_slices, np.int64)
+        self._sums = {
+            name: _Sums(
+                f2=np.zeros(num_slices),
+                f2_squared=np.zeros(num_slices),
+                labels=0,
+                hits=np.zeros(num_classes, np.int64),
+            )
+            for name in names
+        }
+
+    def add(
+        self,
+        probs: Float[np.ndarray, "batch class"],
+        embedding: Float[np.ndarray, "batch embed"] | None,
+        rows: Int[np.ndarray, " batch"],
+    ) -> None:
+        """Takes a batch; row -1 is padding."""
+        kept = np.flatnonzero(rows >= 0)
+        probs, rows = probs[kept], rows[kept]
+        embedding = None if embedding is None else embedding[kept]
+        present = self._present(rows, probs.shape[1])
+        num_true = present.sum(axis=1)
+        slice_ids, num_slices = self._slice_ids[rows], len(self._slices)
+        self._num_images += np.bincount(slice_ids, minlength=num_slices)
+        answers = self._decoders.answers(self._sums, probs, embedding)
+        for name, chosen in answers.items():
+            sums, right = self._sums[name], chosen & present
+            num_chosen = chosen.sum(axis=1)
+            f2 = 5 * right.sum(axis=1) / np.maximum(4 * num_true + num_chosen, 1)
+            sums.f2 += np.bincount(slice_ids, f2, minlength=num_slices)
+            sums.f2_squared += np.bincount(slice_ids, f2**2, minlength=num_slices)
+            sums.labels += int(num_chosen.sum())
+            sums.hits += right.sum(axis=0)
+
+    def figures(self) -> dict[str, dict[str, float | int | None]]:
+        """Returns each decoder's figures over all images, and its parameter."""
+        count = int(self._num_images.sum())
+        found = {}
+        for name, sums in self._sums.items():
+            f2, error = mean_and_error(count, sums.f2.sum(), sums.f2_squared.sum())
+            found[name] = {
+                "f2": f2,
+                "standard_error": error,
+                "coverage": int(np.count_nonzero(sums.hits)),
+                "labels_per_image": sums.labels / count,
+                **self._decoders.parameter(name),
+            }
+        return found
+
+    def summary(self, in_use: str) -> dict[str, Any]:
+        """Returns the figures of a split that one decoder's answers decide.
+
+        Args:
+          in_use: name of the decoder.
+        """
+        sums, all_figures = self._sums[in_use], self.figures()
+        by_slice = {}
+        for i in np.flatnonzero(self._num_images):
+            count = int(self._num_images[i])
+            f2, error = mean_and_error(count, sums.f2[i], sums.f2_squared[i])
+            by_slice[self._slices[i]] = {
+                "num_images": count,
+                "f2": f2,
+                "standard_error": error,
+            }
+        return {
+            "f2": all_figures[in_use]["f2"],
+            "coverage": all_figures[in_use]["coverage"],
+            "labels_per_image_predicted": all_figures[in_use]["labels_per_image"],
+            "slices": by_slice,
+            "worst_slice": min(by_slice, key=lambda name: by_slice[name]["f2"]),
+            "decoders": all_figures,
+        }
+
+    def _present(
+        self, rows: Int[np.ndarray, " image"], num_classes: int
+    ) -> Bool[np.ndarray, "image class"]:
+        lengths = np.diff(self._offsets)[rows]
+        image = np.repeat(np.arange(len(rows)), lengths)
+        before = np.cumsum(lengths) - lengths
+        entry = np.arange(lengths.sum()) + np.repeat(
+            self._offsets[rows] - before, lengths
+        )
+        present = np.zeros((len(rows), num_classes), bool)
+        present[image, self._label_ids[entry]] = True
+        return present

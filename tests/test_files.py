@@ -1,0 +1,32 @@
+import pytest
+
+from jaxii.files import write_beside, write_json
+
+
+def test_json_is_whole_or_not_there(tmp_path):
+    with pytest.raises(ValueError):
+        write_json(tmp_path / "x.json", {"f2": float("nan")})
+    assert list(tmp_path.iterdir()) == []
+
+
+@pytest.mark.parametrize(("binary", "what"), [(True, b"\r\n"), (False, "\u00e4\r\n")])
+def test_a_file_is_what_was_written_and_replaces_the_old_one(tmp_path, binary, what):
+    path = tmp_path / "new" / "file"
+    write_beside(path, lambda file: file.write(what[:1]), binary=binary)
+    write_beside(path, lambda file: file.write(what), binary=binary)
+    assert path.read_bytes() == (what if binary else what.encode())
+    assert [p.name for p in path.parent.iterdir()] == ["file"]
+
+
+def test_a_write_that_fails_leaves_the_old_file(tmp_path):
+    path = tmp_path / "file"
+    path.write_text("old")
+
+    def fail(file):
+        file.write("new")
+        raise RuntimeError
+
+    with pytest.raises(RuntimeError):
+        write_beside(path, fail)
+    assert path.read_text() == "old"
+    assert [p.name for p in tmp_path.iterdir()] == ["file"]
