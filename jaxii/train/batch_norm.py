@@ -1,0 +1,123 @@
+"""BatchNorm's running statistics, measured anew over images whose labels do not matter.
+
+Comes after training: on images of a target domain (`evaluate --adapt_bn`), or on the
+training images for parameters that are an average and never saw a batch (SWA).
+"""
+
+import functools
+from collections.abc import Callable, Iterable, Mapping
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jax.sharding import Mesh, PartitionSpec
+
+from jaxii.train.mesh import DATA_AXIS, divided, replicated, to_devices
+from jaxii.train.state import Tree
+
+
+def reestimate(
+    apply: Callable[..., tuple[Any, Tree]],
+    params: Tree,
+    batch_stats: Tree,
+    batches: Iterable[Mapping[str, np.ndarray]],
+    mesh: Mesh,
+) -> Tree:
+    """Returns the mean and variance of every BatchNorm over the images of all batches.
+
+    Each batch is normalised by its own statistics, as in training, so that images
+    should come in no order; a few thousand are enough. The variance is that of all
+    images together, not the mean of the batches' variances.
+
+    Args:
+      apply: the network.
+      params: its parameters.
+      batch_stats: their structure; their values where there is no image at all.
+      batches: host batches of one size with `images` and `mask`; padding is replaced by
+        other images of its batch and weighs nothing in the mean over batches.
+      mesh: the devices.
+
+    Returns:
+      New batch_stats, equal on all devices.
+
+    Source: Li et al. 2016, Revisiting Batch Normalization For Practical Domain
+      Adaptation (AdaBN), https://arxiv.org/abs/1603.04779
+    """
+    add, finish = _compiled(apply, mesh)
+    sharding = divided(mesh)
+    total = None
+    for batch in batches:
+        sent = to_devices(_without_padding(batch), sharding)
+        total = add(total, params, batch_stats, sent)
+    return batch_stats if total is None else finish(total, batch_stats)
+
+
+def _without_padding(batch: Mapping[str, np.ndarray]) -> dict[str, np.ndarray]:
+    images, real = batch["images"], batch["mask"] > 0
+    if real.any() and not real.all():
+        rows = np.arange(len(images))
+        rows[~real] = np.resize(np.flatnonzero(real), np.count_nonzero(~real))
+        images = images[rows]
+    return {"images": images, "mask": batch["mask"]}
+
+
+@functools.cache
+def _compiled(apply, mesh):
+    """Compiles the sums of a batch, and what they make of the statistics."""
+    everywhere, share = PartitionSpec(), PartitionSpec(DATA_AXIS)
+
+    def moments(params, batch_stats, batch):
+        """Returns mean and mean square over a device's images, weighed, and weights."""
+        params, zeros = jax.lax.pcast(
+            (params, jax.tree.map(jnp.zeros_like, batch_stats)), DATA_AXIS, to="varying"
+        )
+        ones = jax.tree.map(lambda x: x + jnp.ones_like(x), zeros)
+
+        def updated(old):
+            key = jax.random.key(0)
+            return apply(params, old, batch["images"], train=True, key=key)[1]
+
+        # An update keeps a share of the old statistics; what it makes of zeros and of
+        # ones tells the share. XLA runs the network, the same in both, once.
+        of_zeros, of_ones = updated(zeros), updated(ones)
+        stats = jax.tree.map(lambda a, b: a / (1.0 - (b - a)), of_zeros, of_ones)
+        weight = jnp.sum(batch["mask"])
+        weighed = jax.tree.map(lambda x: weight * x, _with_squares(stats))
+        return jax.lax.psum((weighed, weight), DATA_AXIS)
+
+    def add(total, params, batch_stats, batch):
+        found = jax.shard_map(
+            moments,
+            mesh=mesh,
+            in_specs=(everywhere, everywhere, share),
+            out_specs=everywhere,
+        )(params, batch_stats, batch)
+        return found if total is None else jax.tree.map(jnp.add, total, found)
+
+    def finish(total, batch_stats):
+        sums, weight = total
+        means = jax.tree.map(lambda x: x / jnp.maximum(weight, 1.0), sums)
+        return jax.tree.map(
+            lambda new, old: jnp.where(weight > 0, new, old),
+            _with_variances(means),
+            batch_stats,
+        )
+
+    whole = replicated(mesh)
+    return jax.jit(add, out_shardings=whole), jax.jit(finish, out_shardings=whole)
+
+
+def _with_squares(stats: Tree) -> Tree:
+    """Returns the tree with every variance replaced by the mean square."""
+    if "var" in stats:
+        return {**stats, "var": stats["var"] + jnp.square(stats["mean"])}
+    return {name: _with_squares(tree) for name, tree in stats.items()}
+
+
+def _with_variances(stats: Tree) -> Tree:
+    """Undoes `_with_squares`."""
+    if "var" in stats:
+        variance = stats["var"] - jnp.square(stats["mean"])
+        return {**stats, "var": jnp.maximum(variance, 0.0)}
+    return {name: _with_variances(tree) for name, tree in stats.items()}
