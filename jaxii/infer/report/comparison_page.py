@@ -7,7 +7,7 @@ from pathlib import Path
 
 from markupsafe import Markup
 
-from jaxii.infer.predict import write_beside
+from jaxii.files import write_beside
 from jaxii.infer.report import comparison_figures as figures
 from jaxii.infer.report.compare import Comparison, floors
 from jaxii.infer.report.page import templates

@@ -12,7 +12,7 @@ from typing import Any
 import jinja2
 from markupsafe import Markup
 
-from jaxii.infer.predict import write_beside
+from jaxii.files import write_beside
 from jaxii.infer.provenance import PARTS, Provenance
 from jaxii.infer.report import decoders, figures
 from jaxii.infer.report.runs import (
