@@ -28,6 +28,8 @@ def get_config(name="baseline"):
     config.model.depth = 18
     config.model.width = 32
     config.model.compute_dtype = "float32"
+    # Of 0.5, 1 and 2 the best on vendors held out of training, at this length.
+    config.data.augmentation = 0.5
     config.label_embedding.dim = 32
     config.optimizer.average = "ema"
     config.optimizer.ema_decay = 0.99
@@ -48,7 +50,7 @@ def _no_augmentation(config):
 
 
 def _strong_augmentation(config):
-    config.data.augmentation = 2.0
+    config.data.augmentation = 1.0
 
 
 def _focal_from_zero(config):
