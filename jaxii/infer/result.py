@@ -189,8 +189,8 @@ def lines(metrics: Mapping[str, Any]) -> list[str]:
         )
     rows += _decoder_lines(metrics["splits"], decoder["name"])
     rows.append(
-        f"decoder    {decoder['name']}, threshold {decoder['threshold']:.2f}, fitted "
-        f"on {decoder['chosen_on']}; provenance: {provenance.badge()}"
+        f"decoder    {decoder['name']}, fitted on {decoder['chosen_on']} (threshold "
+        f"{decoder['threshold']:.2f}); provenance: {provenance.badge()}"
     )
     if "estimates" in metrics:
         rows.append(estimates.line(metrics["estimates"]))
