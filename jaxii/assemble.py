@@ -24,6 +24,7 @@ from jaxii.data.prepared import Data, Rows
 from jaxii.errors import InputError
 from jaxii.model import pretrained
 from jaxii.model.multitask import Network, make_network
+from jaxii.model.resnet import check_shape
 from jaxii.objective.multitask import Objective, make_objective
 from jaxii.objective.schedule import warmup_cosine
 from jaxii.train.loop import StagePlan
@@ -188,6 +189,17 @@ def file_batches(config: Config, files: pipeline.RandomAccess) -> Batches:
     )
 
 
+def unlabelled_batches(config: Config, source: pipeline.RandomAccess) -> Batches:
+    """Yields every picture of a source once, in random order, and nothing else of it.
+
+    Yields:
+      Batches of `images` and `mask`; what is damaged or padding has mask 0.
+    """
+    rows = np.random.default_rng(config.seed).permutation(len(source))
+    for batch in file_batches(config, pipeline.Reordered(source, rows)):
+        yield {name: batch[name] for name in ("images", "mask")}
+
+
 def eval_transform(config: Config) -> EvalTransform:
     """Returns the view of a picture that evaluation and prediction use."""
     return EvalTransform(
@@ -214,6 +226,7 @@ class Networks:
                 depth=model.depth,
                 num_classes=self.num_classes,
                 embedding_dim=self.embedding_dim if embedding_head else 0,
+                variant=model.variant,
                 width=model.width,
                 stem=model.stem,
                 dropout=model.dropout,
@@ -262,9 +275,11 @@ def check_before_data(config: Config) -> None:
     """Refuses what can be refused before any data is opened or drawn.
 
     Raises:
-      InputError: a batch that does not divide over the devices, a stage or a term that
-        cannot work.
+      InputError: a network that cannot be built, a batch that does not divide over the
+        devices, a stage or a term that cannot work.
     """
+    model = config.model
+    check_shape(model.depth, model.width, model.stem, model.variant)
     check_batch_size(config.global_batch_size, jax.device_count(), config.micro_batches)
     # How long a stage is in steps depends on the data; whether it can work does not.
     for stage in stages_of(config, lambda split: config.global_batch_size):

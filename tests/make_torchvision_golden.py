@@ -1,12 +1,14 @@
-"""Records torchvision's logits for weights that NumPy can make again.
+"""Records torchvision's and timm's logits for weights that NumPy can make again.
 
-Run `python tests/make_torchvision_golden.py` where torch and torchvision are installed
-(recorded with torch 2.14.1 and torchvision 0.29.1 on a CPU, float32). The weights are
-not stored: each is drawn by a generator seeded by its name, here and in the tests.
+Run `python tests/make_torchvision_golden.py` where torch, torchvision and timm are
+installed (recorded with torch 2.14.1, torchvision 0.29.1 and timm 1.0.31 on a CPU,
+float32). The weights are not stored: each is drawn by a generator seeded by its name,
+here and in the tests.
 """
 
 import zlib
 from pathlib import Path
+from typing import NamedTuple
 
 import numpy as np
 
@@ -14,8 +16,32 @@ GOLDEN = Path(__file__).parent / "golden"
 BLOCKS = {18: (2, 2, 2, 2), 50: (3, 4, 6, 3)}
 
 
-def torchvision_shapes(depth: int, num_classes: int = 1000) -> dict[str, tuple]:
-    """Returns torchvision's state dict as names to shapes, without torchvision."""
+class Recorded(NamedTuple):
+    """A network that is recorded, and what it is called here."""
+
+    library: str
+    depth: int
+    variant: str = "resnet"
+
+
+RECORDED = {
+    "resnet18": Recorded("torchvision", 18),
+    "resnet50": Recorded("torchvision", 50),
+    "resnext50_32x4d": Recorded("torchvision", 50, "resnext"),
+    "wide_resnet50_2": Recorded("torchvision", 50, "wide_resnet"),
+    "resnet50d": Recorded("timm", 50, "resnet_d"),
+    "seresnet50": Recorded("timm", 50, "se_resnet"),
+}
+
+
+def golden_file(name: str) -> Path:
+    """Returns where the logits of a network are recorded."""
+    return GOLDEN / f"{RECORDED[name].library}_{name}.npz"
+
+
+def torchvision_shapes(name: str, num_classes: int = 1000) -> dict[str, tuple]:
+    """Returns a network's state dict as names to shapes, without its library."""
+    _, depth, variant = RECORDED[name]
     bottleneck = depth >= 50
     shapes: dict[str, tuple] = {}
 
@@ -24,45 +50,60 @@ def torchvision_shapes(depth: int, num_classes: int = 1000) -> dict[str, tuple]:
         for leaf in ("weight", "bias", "running_mean", "running_var"):
             shapes[f"{norm}.{leaf}"] = (shape[0],)
 
-    conv_norm("conv1", "bn1", 64, 3, 7, 7)
+    if variant == "resnet_d":
+        conv_norm("conv1.0", "conv1.1", 32, 3, 3, 3)
+        conv_norm("conv1.3", "conv1.4", 32, 32, 3, 3)
+        conv_norm("conv1.6", "bn1", 64, 32, 3, 3)
+    else:
+        conv_norm("conv1", "bn1", 64, 3, 7, 7)
+    groups = 32 if variant == "resnext" else 1
     channels = 64
     for stage, num_blocks in enumerate(BLOCKS[depth], start=1):
-        inner = 64 * 2 ** (stage - 1)
-        outer = inner * 4 if bottleneck else inner
+        planes = 64 * 2 ** (stage - 1)
+        outer = planes * 4 if bottleneck else planes
+        inner = planes * 2 if variant in ("resnext", "wide_resnet") else planes
         for block in range(num_blocks):
             at = f"layer{stage}.{block}"
             if bottleneck:
                 conv_norm(f"{at}.conv1", f"{at}.bn1", inner, channels, 1, 1)
-                conv_norm(f"{at}.conv2", f"{at}.bn2", inner, inner, 3, 3)
+                conv_norm(f"{at}.conv2", f"{at}.bn2", inner, inner // groups, 3, 3)
                 conv_norm(f"{at}.conv3", f"{at}.bn3", outer, inner, 1, 1)
             else:
                 conv_norm(f"{at}.conv1", f"{at}.bn1", inner, channels, 3, 3)
                 conv_norm(f"{at}.conv2", f"{at}.bn2", inner, inner, 3, 3)
+            if variant == "se_resnet":
+                shapes[f"{at}.se.fc1.weight"] = (outer // 16, outer, 1, 1)
+                shapes[f"{at}.se.fc1.bias"] = (outer // 16,)
+                shapes[f"{at}.se.fc2.weight"] = (outer, outer // 16, 1, 1)
+                shapes[f"{at}.se.fc2.bias"] = (outer,)
             if block == 0 and channels != outer:
+                # timm's ResNet-D has an average pool, or nothing, at 0.
+                first = 1 if variant == "resnet_d" else 0
                 down = f"{at}.downsample"
-                conv_norm(f"{down}.0", f"{down}.1", outer, channels, 1, 1)
+                norm = f"{down}.{first + 1}"
+                conv_norm(f"{down}.{first}", norm, outer, channels, 1, 1)
             channels = outer
     shapes["fc.weight"] = (num_classes, channels)
     shapes["fc.bias"] = (num_classes,)
     return shapes
 
 
-def torchvision_weights(depth: int, num_classes: int = 1000) -> dict[str, np.ndarray]:
+def torchvision_weights(name: str, num_classes: int = 1000) -> dict[str, np.ndarray]:
     """Returns a float32 state dict: He-scaled kernels, batch norms not the identity."""
     weights = {}
-    for name, shape in torchvision_shapes(depth, num_classes).items():
-        rng = np.random.default_rng(zlib.crc32(name.encode()))
+    for key, shape in torchvision_shapes(name, num_classes).items():
+        rng = np.random.default_rng(zlib.crc32(key.encode()))
         if len(shape) > 1:
             fan_in = np.prod(shape[1:])
             array = rng.normal(0.0, np.sqrt(2.0 / fan_in), shape)
-        elif name.endswith("running_var"):
+        elif key.endswith("running_var"):
             # Above 1, so that the residual sums do not grow with depth.
             array = rng.uniform(1.5, 3.0, shape)
-        elif name.endswith(".weight"):
+        elif key.endswith(".weight"):
             array = rng.uniform(0.5, 1.5, shape)
         else:
             array = rng.normal(0.0, 0.1, shape)
-        weights[name] = array.astype(np.float32)
+        weights[key] = array.astype(np.float32)
     return weights
 
 
@@ -71,19 +112,24 @@ def golden_images() -> np.ndarray:
     return np.random.default_rng(0).normal(size=(2, 224, 224, 3)).astype(np.float32)
 
 
-def torchvision_logits(depth: int) -> np.ndarray:
-    """Returns the logits of the live torchvision network, [2, 1000]."""
+def torchvision_logits(name: str) -> np.ndarray:
+    """Returns the logits of the live network of torchvision or timm, [2, 1000]."""
     import torch
-    import torchvision
 
-    model = getattr(torchvision.models, f"resnet{depth}")().eval()
+    if RECORDED[name].library == "timm":
+        import timm
+
+        model = timm.create_model(name).eval()
+    else:
+        import torchvision
+
+        model = getattr(torchvision.models, name)().eval()
     weights = {
-        name: torch.from_numpy(array)
-        for name, array in torchvision_weights(depth).items()
+        key: torch.from_numpy(array) for key, array in torchvision_weights(name).items()
     }
     missing, unexpected = model.load_state_dict(weights, strict=False)
     assert not unexpected
-    assert all(name.endswith("num_batches_tracked") for name in missing)
+    assert all(key.endswith("num_batches_tracked") for key in missing)
     images = torch.from_numpy(golden_images().transpose(0, 3, 1, 2).copy())
     with torch.inference_mode():
         return model(images).numpy()
@@ -91,7 +137,7 @@ def torchvision_logits(depth: int) -> np.ndarray:
 
 if __name__ == "__main__":
     GOLDEN.mkdir(exist_ok=True)
-    for depth in BLOCKS:
-        logits = torchvision_logits(depth)
-        print(f"resnet{depth}: standard deviation {logits.std():.3f}")
-        np.savez_compressed(GOLDEN / f"torchvision_resnet{depth}.npz", logits=logits)
+    for name in RECORDED:
+        logits = torchvision_logits(name)
+        print(f"{name}: standard deviation {logits.std():.3f}")
+        np.savez_compressed(golden_file(name), logits=logits)

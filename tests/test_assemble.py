@@ -97,6 +97,13 @@ def test_a_batch_that_does_not_divide_is_refused_with_those_that_do():
         assemble.check_before_data(config)
 
 
+def test_a_variant_without_its_bottleneck_is_refused_before_any_data():
+    config = load()
+    config.model.variant = "resnext"
+    with pytest.raises(InputError, match=r"depth=18 .* use depth 26, 50, 101, 152"):
+        assemble.check_before_data(config)
+
+
 @pytest.mark.parametrize(
     ("change", "words"),
     [

@@ -6,7 +6,8 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 from make_torchvision_golden import (
-    GOLDEN,
+    RECORDED,
+    golden_file,
     golden_images,
     torchvision_logits,
     torchvision_weights,
@@ -32,9 +33,10 @@ def network_of(depth, num_classes=1000, embedding_dim=0, **kwargs):
     )
 
 
-def our_logits(depth, **kwargs):
-    network = network_of(depth, **kwargs)
-    loaded = from_torchvision(torchvision_weights(depth), *zeros_of(network))
+def our_logits(name, **kwargs):
+    _, depth, variant = RECORDED[name]
+    network = network_of(depth, variant=variant, **kwargs)
+    loaded = from_torchvision(torchvision_weights(name), *zeros_of(network))
     apply = jax.jit(lambda p, s, x: network.apply(p, s, x, train=False)[0].logits)
     return np.asarray(apply(loaded.params, loaded.batch_stats, golden_images()))
 
@@ -46,25 +48,26 @@ def relative_difference(ours, theirs):
 @pytest.fixture(scope="module")
 def small():
     """A ResNet-18 state dict, and what `Network.init` gives for 1000 classes."""
-    return torchvision_weights(18), *zeros_of(network_of(18))
+    return torchvision_weights("resnet18"), *zeros_of(network_of(18))
 
 
-@pytest.mark.parametrize("depth", [18, 50])
-def test_torchvision_weights_give_torchvisions_recorded_logits(depth):
-    with np.load(GOLDEN / f"torchvision_resnet{depth}.npz") as recorded:
-        assert relative_difference(our_logits(depth), recorded["logits"]) <= 1e-4
+@pytest.mark.parametrize("name", RECORDED)
+def test_loaded_weights_give_torchvisions_or_timms_recorded_logits(name):
+    with np.load(golden_file(name)) as recorded:
+        assert relative_difference(our_logits(name), recorded["logits"]) <= 1e-4
 
 
-def test_the_forms_for_accelerators_give_the_same_logits():
-    with np.load(GOLDEN / "torchvision_resnet18.npz") as recorded:
-        ours = our_logits(18, cpu_forms=False)
+@pytest.mark.parametrize("name", ["resnet18", "resnext50_32x4d"])
+def test_the_forms_for_accelerators_give_the_same_logits(name):
+    with np.load(golden_file(name)) as recorded:
+        ours = our_logits(name, cpu_forms=False)
         assert relative_difference(ours, recorded["logits"]) <= 1e-4
 
 
-@pytest.mark.parametrize("depth", [18, 50])
-def test_torchvision_weights_give_the_installed_torchvisions_logits(depth):
-    pytest.importorskip("torchvision")
-    assert relative_difference(our_logits(depth), torchvision_logits(depth)) <= 1e-4
+@pytest.mark.parametrize("name", RECORDED)
+def test_loaded_weights_give_the_installed_librarys_logits(name):
+    pytest.importorskip(RECORDED[name].library)
+    assert relative_difference(our_logits(name), torchvision_logits(name)) <= 1e-4
 
 
 def test_a_fitting_classifier_is_loaded(small):
@@ -126,6 +129,13 @@ def test_weights_that_are_not_finite_are_refused(small):
     weights, params, batch_stats = small
     weights = {**weights, "bn1.bias": np.full(64, np.nan, np.float32)}
     with pytest.raises(InputError, match=r"bn1\.bias is not finite"):
+        from_torchvision(weights, params, batch_stats)
+
+
+def test_weights_of_another_variant_are_refused():
+    weights = torchvision_weights("seresnet50")
+    params, batch_stats = zeros_of(network_of(50))
+    with pytest.raises(InputError, match=r"se\.fc1\.bias has no place.*same variant"):
         from_torchvision(weights, params, batch_stats)
 
 

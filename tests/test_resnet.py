@@ -8,8 +8,9 @@ from flax import nnx
 from jax.sharding import AxisType, PartitionSpec
 
 from jaxii.errors import InputError
+from jaxii.model.layers import BatchNorm, Conv, SqueezeExcite
 from jaxii.model.multitask import make_network
-from jaxii.model.resnet import BatchNorm, Block, Conv, ResNet, max_pool
+from jaxii.model.resnet import VARIANTS, Block, ResNet
 
 
 def network_of(depth=18, *, width=4, dtype=jnp.float32, **kwargs):
@@ -27,15 +28,18 @@ def conv_of(*sizes, **kwargs):
     return Conv(*sizes, rngs=nnx.Rngs(params=0), **kwargs)
 
 
-def block_of(*, bottleneck=False, last_scale=1.0, axis_name=None):
+def block_of(*, bottleneck=False, variant="resnet", last_scale=1.0, axis_name=None):
     return Block(
         3,
         4,
         stride=2,
         bottleneck=bottleneck,
+        variant=VARIANTS[variant],
+        groups=2 if VARIANTS[variant].grouped else 1,
         last_scale=last_scale,
         conv=conv_of,
         norm=partial(norm_of, axis_name=axis_name),
+        squeeze_excite=partial(SqueezeExcite, rngs=nnx.Rngs(params=0)),
     )
 
 
@@ -91,12 +95,6 @@ def test_a_width_of_zero_is_refused():
         network_of(width=0)
 
 
-def test_kernels_are_kaiming_normal_by_fan_out():
-    kernel = conv_of(64, 256, 3).kernel[...]
-    assert kernel.shape == (3, 3, 64, 256)
-    assert float(kernel.std()) == pytest.approx((2 / (9 * 256)) ** 0.5, rel=0.01)
-
-
 @pytest.mark.parametrize(("bottleneck", "last"), [(False, "norm2"), (True, "norm3")])
 def test_a_block_that_starts_at_scale_zero_is_its_shortcut(bottleneck, last):
     block = block_of(bottleneck=bottleneck, last_scale=0.0)
@@ -116,90 +114,6 @@ def test_the_residual_start_is_an_option(zero_init, scale):
         return network.stage4_block2.norm2.scale[...]
 
     np.testing.assert_array_equal(jax.jit(last_scale)(), np.full(8, scale))
-
-
-@pytest.mark.parametrize("stride", [1, 2])
-@pytest.mark.parametrize(
-    ("kernel_size", "size"), [(1, 6), (1, 7), (3, 1), (3, 2), (3, 3)]
-)
-def test_the_cpu_form_is_the_convolution(kernel_size, size, stride):
-    x = np.random.default_rng(0).normal(size=(2, size, size + 1, 5)).astype(np.float32)
-    ours, expected = (
-        conv_of(5, 7, kernel_size, stride=stride, cpu_forms=choice)(jnp.asarray(x))
-        for choice in (True, False)
-    )
-    np.testing.assert_allclose(ours, expected, atol=1e-5)
-
-
-@pytest.mark.parametrize("dtype", [jnp.float32, jnp.bfloat16])
-@pytest.mark.parametrize("size", [7, 8])
-def test_the_cpu_form_is_the_max_pool_and_its_gradient(size, dtype):
-    x = np.random.default_rng(0).normal(size=(2, size, size, 3))
-    x = jnp.asarray(x, dtype)
-
-    def both(cpu_forms):
-        def total(x):
-            y = max_pool(x, cpu_forms)
-            return jnp.sum(y.astype(jnp.float32)), y
-
-        return jax.grad(total, has_aux=True)(x)
-
-    ours, expected = both(True), both(False)
-    np.testing.assert_array_equal(ours[1], expected[1])
-    # Rounded to bfloat16, two pixels of a window may tie.
-    if dtype == jnp.float32:
-        np.testing.assert_array_equal(ours[0], expected[0])
-
-
-def test_strided_convolutions_pad_both_sides_alike():
-    conv = conv_of(1, 1, 3, stride=2)
-    conv.kernel[...] = jnp.zeros((3, 3, 1, 1)).at[1, 1].set(1.0)
-    x = jnp.arange(16.0).reshape(1, 4, 4, 1)
-    np.testing.assert_array_equal(conv(x)[0, :, :, 0], x[0, ::2, ::2, 0])
-
-
-def test_max_pool_keeps_negative_values_at_the_border():
-    x = jnp.full((1, 4, 4, 1), -3.0)
-    np.testing.assert_array_equal(max_pool(x), np.full((1, 2, 2, 1), -3.0))
-
-
-def test_training_normalises_with_the_batch():
-    y = norm_of()(jnp.asarray(activations()), True)
-    np.testing.assert_allclose(y.mean(axis=(0, 1, 2)), 0.0, atol=1e-5)
-    np.testing.assert_allclose(y.std(axis=(0, 1, 2)), 1.0, atol=1e-4)
-
-
-def test_running_statistics_average_the_biased_batch_moments():
-    norm = norm_of()
-    x = activations()
-    norm(jnp.asarray(x), True)
-    np.testing.assert_allclose(norm.mean[...], 0.1 * x.mean((0, 1, 2)), rtol=1e-5)
-    np.testing.assert_allclose(norm.var[...], 0.9 + 0.1 * x.var((0, 1, 2)), rtol=1e-5)
-
-
-def test_evaluation_normalises_with_the_running_statistics():
-    norm = norm_of()
-    norm.mean[...] = jnp.array([1.0, 2.0, 3.0])
-    norm.var[...] = jnp.array([4.0, 4.0, 4.0])
-    x = activations()
-    expected = (x - np.array([1.0, 2.0, 3.0])) / np.sqrt(4.0 + 1e-5)
-    np.testing.assert_allclose(norm(jnp.asarray(x), False), expected, rtol=1e-4)
-
-
-def test_statistics_of_bfloat16_activations_are_float32():
-    norm = norm_of(dtype=jnp.bfloat16)
-    x = jnp.asarray(activations(), jnp.bfloat16)
-    assert norm(x, True).dtype == jnp.bfloat16
-    exact = np.asarray(x, np.float64)
-    np.testing.assert_allclose(norm.mean[...], 0.1 * exact.mean((0, 1, 2)), rtol=1e-5)
-
-
-def test_constant_activations_stay_finite():
-    # The mean square less the squared mean can round to a negative number.
-    norm = norm_of()
-    y = norm(jnp.full((4, 3, 3, 3), 1234.567), True)
-    assert np.isfinite(y).all()
-    assert (np.asarray(norm.var[...]) >= 0).all()
 
 
 def split(module):
@@ -258,10 +172,73 @@ def test_unsynced_statistics_are_each_devices_own():
     assert len(np.unique(means[:, 0])) == 8
 
 
-@pytest.mark.parametrize("dtype", [jnp.float32, jnp.bfloat16])
-def test_max_pool_sends_the_gradient_to_the_largest_pixel(dtype):
-    x = jnp.zeros((1, 4, 4, 1), dtype).at[0, 1, 1, 0].set(2.0)
-    gradient = jax.grad(lambda x: max_pool(x).astype(jnp.float32).sum())(x)
-    # All four windows hold that pixel.
-    assert gradient[0, 1, 1, 0] == 4.0
-    assert gradient.sum() == 4.0
+@pytest.mark.parametrize(
+    ("variant", "depth", "num_params"),
+    [
+        ("resnext", 50, 25_028_904),
+        ("wide_resnet", 50, 68_883_240),
+        ("resnet_d", 50, 25_576_264),
+        ("se_resnet", 50, 28_088_024),
+    ],
+)
+def test_a_variants_parameters_are_as_many_as_torchvision_or_timm_publishes(
+    variant, depth, num_params
+):
+    sizes = {"width": 64, "num_classes": 1000, "stem": "imagenet"}
+    network = network_of(depth, variant=variant, **sizes)
+    params, _ = jax.eval_shape(network.init, jax.random.key(0))
+    assert sum(leaf.size for leaf in jax.tree.leaves(params)) == num_params
+
+
+@pytest.mark.parametrize("depth", [18, 34])
+@pytest.mark.parametrize("variant", ["resnext", "wide_resnet"])
+def test_a_variant_of_the_bottleneck_refuses_depths_without_one(variant, depth):
+    with pytest.raises(InputError, match=rf"depth={depth} .* 26, 50, 101, 152"):
+        network_of(depth, variant=variant)
+
+
+def test_resnext_refuses_an_odd_width():
+    with pytest.raises(InputError, match=r"width=9 .* use an even width, as 10"):
+        network_of(26, variant="resnext", width=9)
+
+
+def test_an_unknown_variant_is_refused_with_the_known_ones():
+    with pytest.raises(InputError, match=r"variant='vgg' .* resnet, resnet_d, se_resn"):
+        network_of(variant="vgg")
+
+
+@pytest.mark.parametrize(("width", "groups"), [(64, 32), (32, 16), (2, 1)])
+def test_resnext_has_half_as_many_groups_as_channels_and_4_channels_each(width, groups):
+    def group_channels():
+        rngs = nnx.Rngs(params=0)
+        network = ResNet(depth=26, variant="resnext", width=width, rngs=rngs)
+        conv = network.stage1_block1.conv2
+        assert conv.groups == groups
+        return conv.kernel[...]
+
+    kernel = jax.eval_shape(group_channels)
+    assert kernel.shape == (3, 3, 4, 4 * groups)
+
+
+@pytest.mark.parametrize("variant", ["resnet_d", "se_resnet", "resnext", "wide_resnet"])
+def test_every_parameter_of_a_variants_block_is_trained(variant):
+    structure, params, batch_stats = split(block_of(bottleneck=True, variant=variant))
+
+    @jax.jit
+    @jax.grad
+    def gradients(params):
+        block = nnx.merge(structure, params, batch_stats)
+        return jnp.sum(jnp.sin(block(jnp.asarray(activations()), True)))
+
+    for leaf in jax.tree.leaves(gradients(params)):
+        assert np.isfinite(leaf).all()
+        assert np.abs(leaf).max() > 0
+
+
+def test_a_strided_shortcut_of_resnet_d_averages_before_its_convolution():
+    block = block_of(variant="resnet_d", last_scale=0.0)
+    x = jnp.asarray(activations())
+    means = x.reshape(8, 2, 2, 2, 2, 3).mean((2, 4))
+    matrix = block.shortcut_conv.kernel[...][0, 0]
+    shortcut = block.shortcut_norm(means @ matrix, True)
+    np.testing.assert_allclose(block(x, True), jax.nn.relu(shortcut), atol=1e-5)

@@ -18,6 +18,7 @@ from jax.typing import DTypeLike
 from jaxtyping import Array, Float, UInt8
 
 from jaxii.errors import InputError
+from jaxii.model.layers import Linear
 from jaxii.model.resnet import ResNet, check_shape
 
 EMBEDDING_HEAD = "embedding"  # top-level key of params
@@ -64,33 +65,17 @@ class Network(NamedTuple):
     apply: Callable[..., tuple[Outputs, Tree]]
 
 
-class Head(nnx.Module):
-    """A linear layer in float32: against the trunk's cost, its precision is free."""
-
-    def __init__(self, num_features, num_outputs, *, bias, rngs):
-        initial = jax.nn.initializers.normal(0.01)
-        shape = (num_features, num_outputs)
-        self.kernel = nnx.Param(initial(rngs.params(), shape, jnp.float32))
-        self.bias = nnx.Param(jnp.asarray(bias, jnp.float32))
-
-    def __call__(
-        self, features: Float[Array, "batch feature"]
-    ) -> Float[Array, "batch output"]:
-        return features @ self.kernel[...] + self.bias[...][None]
-
-
 class _MultiTask(nnx.Module):
     def __init__(self, *, trunk, classifier_bias, embedding_dim, dropout, rngs):
         self.trunk = trunk(rngs=rngs)
         num_features = self.trunk.num_features
         num_classes = len(classifier_bias)
-        self.classifier = Head(
-            num_features, num_classes, bias=classifier_bias, rngs=rngs
-        )
+        head = partial(Linear, initial=jax.nn.initializers.normal(0.01), rngs=rngs)
+        self.classifier = head(num_features, num_classes, bias=classifier_bias)
         self.dropout, self.has_embedding = dropout, embedding_dim > 0
         if self.has_embedding:
             zeros = np.zeros(embedding_dim, np.float32)
-            self.embedding = Head(num_features, embedding_dim, bias=zeros, rngs=rngs)
+            self.embedding = head(num_features, embedding_dim, bias=zeros)
 
     def __call__(self, images, *, train, key):
         features = self.trunk(images, train)
@@ -117,6 +102,7 @@ def make_network(
     depth: int,
     num_classes: int,
     embedding_dim: int,
+    variant: str = "resnet",
     width: int = 64,
     stem: str = "imagenet",
     dropout: float = 0.2,
@@ -133,6 +119,7 @@ def make_network(
         depth: 18, 26, 34, 50, 101 or 152.
         num_classes: labels, >= 1.
         embedding_dim: length of a label embedding; 0 builds no embedding head.
+        variant: a key of `resnet.VARIANTS`.
         width: channels of the first stage; 64 is the standard network.
         stem: "imagenet", or "small" for images of up to about 64 pixels.
         dropout: share of features dropped before the embedding head, in [0, 1).
@@ -147,15 +134,16 @@ def make_network(
         A `Network`; its params are under "trunk", "classifier" and "embedding".
 
     Raises:
-        InputError: an unknown depth or stem, or a size out of range.
+        InputError: an unknown depth, variant or stem, or a size out of range.
     """
-    check_shape(depth, width, stem)
+    check_shape(depth, width, stem, variant)
     _check_heads(num_classes, embedding_dim, dropout, classifier_bias)
     if classifier_bias is None:
         classifier_bias = np.zeros(num_classes, np.float32)
     trunk = partial(
         ResNet,
         depth=depth,
+        variant=variant,
         width=width,
         stem=stem,
         zero_init_residual=zero_init_residual,
@@ -164,14 +152,8 @@ def make_network(
         bn_axis=bn_axis,
         cpu_forms=_on_cpu() if cpu_forms is None else cpu_forms,
     )
-    build = partial(
-        _MultiTask,
-        trunk=trunk,
-        classifier_bias=classifier_bias,
-        embedding_dim=embedding_dim,
-        dropout=dropout,
-    )
-    return _split(build)
+    heads = {"classifier_bias": classifier_bias, "embedding_dim": embedding_dim}
+    return _split(partial(_MultiTask, trunk=trunk, dropout=dropout, **heads))
 
 
 def _on_cpu() -> bool:

@@ -1,9 +1,11 @@
-"""Weights in torchvision's format, put into our network before training starts.
+"""Weights in torchvision's or timm's format, put into our network before training.
 
 It reads a state dict (`conv1.weight`, `layer1.0.bn1.running_mean`, `fc.bias`) from
 `.safetensors` or `.npz`, neither of which can run code, and returns the parameters and
 batch statistics that `multitask` initialised, with the trunk replaced, and the
-classifier too where its shape fits. Only NumPy: the caller places arrays on devices.
+classifier too where its shape fits. Plain, wide and ResNeXt networks have torchvision's
+names, which are timm's too; ResNet-D and SE-ResNet have timm's. Only NumPy: the caller
+places arrays on devices.
 """
 
 import json
@@ -38,6 +40,22 @@ _MODULES = {
     "norm": "bn",
     "shortcut_conv": "downsample.0",
     "shortcut_norm": "downsample.1",
+    "stem_conv": "conv1",
+    "stem_norm": "bn1",
+    "gates": "se",
+    "squeeze": "fc1",
+    "excite": "fc2",
+}
+# Of a ResNet-D, whose names count what has no weights too: a ReLU, the average pool.
+_DEEP_STEM_MODULES = {
+    "shortcut_conv": "downsample.1",
+    "shortcut_norm": "downsample.2",
+    "stem_conv1": "conv1.0",
+    "stem_norm1": "conv1.1",
+    "stem_conv2": "conv1.3",
+    "stem_norm2": "conv1.4",
+    "stem_conv3": "conv1.6",
+    "stem_norm3": "bn1",
 }
 _LEAVES = {
     "kernel": "weight",
@@ -59,7 +77,7 @@ class Loaded(NamedTuple):
 
 
 def load_pretrained(path: str | Path, params: Tree, batch_stats: Tree) -> Loaded:
-    """Reads torchvision-format weights from a file into our trees.
+    """Reads torchvision's or timm's weights from a file into our trees.
 
     Args:
         path: a `.safetensors` or `.npz` file.
@@ -75,10 +93,10 @@ def load_pretrained(path: str | Path, params: Tree, batch_stats: Tree) -> Loaded
 def from_torchvision(
     weights: Mapping[str, np.ndarray], params: Tree, batch_stats: Tree
 ) -> Loaded:
-    """Puts a torchvision ResNet state dict into our trees.
+    """Puts the state dict of a torchvision or timm ResNet into our trees.
 
     Args:
-        weights: torchvision's names to arrays; `num_batches_tracked` is ignored.
+        weights: their names to arrays; `num_batches_tracked` is ignored.
         params: parameters as `Network.init` gave them; not changed.
         batch_stats: batch statistics as `Network.init` gave them; not changed.
 
@@ -93,6 +111,9 @@ def from_torchvision(
     unused = {name for name in weights if not name.endswith(".num_batches_tracked")}
     unused -= {"fc.weight", "fc.bias"}
     problems: list[str] = []
+    modules = _MODULES
+    if "stem_conv1" in params["trunk"]:
+        modules = _MODULES | _DEEP_STEM_MODULES
 
     def take(tree: Tree, path: tuple[str, ...]) -> Tree:
         taken: Tree = {}
@@ -100,12 +121,12 @@ def from_torchvision(
             if isinstance(value, Mapping):
                 taken[key] = take(dict(value), (*path, key))
                 continue
-            name = _torchvision_name((*path, key))
+            name = _torchvision_name((*path, key), modules)
             unused.discard(name)
             if name not in weights:
                 problems.append(f"{name} is missing")
                 continue
-            array = _ours(weights[name])
+            array = _ours(weights[name], value.ndim)
             if array.shape != value.shape:
                 problems.append(f"{name} gives {array.shape}, needed {value.shape}")
             elif not np.isfinite(array).all():
@@ -196,26 +217,31 @@ def _safetensor(name: str, entry: Mapping[str, Any], data: memoryview) -> np.nda
     return array.reshape(shape)
 
 
-def _torchvision_name(path: tuple[str, ...]) -> str:
+def _torchvision_name(path: tuple[str, ...], names: Mapping[str, str]) -> str:
     """Returns e.g. layer1.0.conv2.weight for (stage1_block1, conv2, kernel)."""
     *modules, leaf = path
-    return ".".join([*_torchvision_modules(modules), _LEAVES[leaf]])
+    return ".".join([*_torchvision_modules(modules, names), _LEAVES[leaf]])
 
 
-def _torchvision_modules(modules: list[str]) -> Iterator[str]:
+def _torchvision_modules(modules: list[str], names: Mapping[str, str]) -> Iterator[str]:
     for module in modules:
         if block := re.fullmatch(r"stage(\d+)_block(\d+)", module):
             yield f"layer{block[1]}.{int(block[2]) - 1}"
-        elif module.startswith("stem_"):
-            yield _MODULES[module.removeprefix("stem_")] + "1"
+        elif module in names:
+            yield names[module]
         else:
             kind = module.rstrip("0123456789")
-            yield _MODULES[kind] + module[len(kind) :]
+            yield names[kind] + module[len(kind) :]
 
 
-def _ours(array: np.ndarray) -> np.ndarray:
-    """torch's [out, in, height, width] or [out, in] in our axis order, as float32."""
+def _ours(array: np.ndarray, rank: int) -> np.ndarray:
+    """torch's [out, in, height, width] or [out, in] in our axis order, as float32.
+
+    A matrix may be a 1x1 convolution there, as timm's squeeze-and-excite is.
+    """
     array = np.asarray(array)
+    if array.ndim == 4 and rank == 2 and array.shape[2:] == (1, 1):
+        array = array[..., 0, 0]
     if array.ndim == 4:
         array = array.transpose(2, 3, 1, 0)
     elif array.ndim == 2:
@@ -226,7 +252,10 @@ def _ours(array: np.ndarray) -> np.ndarray:
 def _classifier(weights: Mapping[str, np.ndarray], current: Tree) -> Tree | None:
     if "fc.weight" not in weights or "fc.bias" not in weights:
         return None
-    new = {"kernel": _ours(weights["fc.weight"]), "bias": _ours(weights["fc.bias"])}
+    new = {
+        name: _ours(weights[f"fc.{_LEAVES[name]}"], current[name].ndim)
+        for name in ("kernel", "bias")
+    }
     fits = all(new[name].shape == current[name].shape for name in new)
     return new if fits else None
 
@@ -236,5 +265,5 @@ def _describe(problems: list[str]) -> str:
     more = f"; and {len(problems) - 5} more" if len(problems) > 5 else ""
     return (
         f"the weights are not this network's: {shown}{more}. "
-        "Use weights of the same depth, width and stem"
+        "Use weights of the same variant, depth, width and stem"
     )

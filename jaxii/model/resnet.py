@@ -1,21 +1,29 @@
-"""The image trunk: ResNet v1.5, from normalised pixels to one feature vector an image.
+"""The image trunk: ResNet v1.5 or a variant, from normalised pixels to features.
 
 Before it comes the batch, normalised on the device; after it the heads of `multitask`.
-With torchvision's weights (`pretrained`) it gives torchvision's numbers: batch norm
+With torchvision's or timm's weights (`pretrained`) it gives their numbers: batch norm
 epsilon 1e-5, symmetric padding written out, the stride on the 3x3 convolution. Modules
 here are Flax NNX; `multitask` splits them once, so nothing else sees NNX.
 """
 
-from functools import partial, reduce
+from functools import partial
+from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
 from flax import nnx
-from jax import lax
 from jax.typing import DTypeLike
 from jaxtyping import Array, Float
 
 from jaxii.errors import InputError
+from jaxii.model.layers import (
+    BatchNorm,
+    Conv,
+    SqueezeExcite,
+    average_pool,
+    global_average,
+    max_pool,
+)
 
 # depth -> (blocks of each of the four stages, whether they are bottlenecks)
 DEPTHS: dict[int, tuple[tuple[int, int, int, int], bool]] = {
@@ -27,103 +35,41 @@ DEPTHS: dict[int, tuple[tuple[int, int, int, int], bool]] = {
     152: ((3, 8, 36, 3), True),
 }
 STEMS = ("imagenet", "small")
-EXPANSION = 4  # a bottleneck's output channels over its inner ones
-_EPSILON = 1e-5
-_kaiming = jax.nn.initializers.variance_scaling(2.0, "fan_out", "normal")
+EXPANSION = 4  # a bottleneck's output channels over the plain network's inner ones
 
 
-class Conv(nnx.Module):
-    """A square convolution without bias, padded by (kernel_size - 1) / 2 all round."""
+class Variant(NamedTuple):
+    """What a variant changes of the plain network.
 
-    def __init__(
-        self,
-        in_channels: int,
-        out_channels: int,
-        kernel_size: int,
-        *,
-        stride: int = 1,
-        dtype: DTypeLike,
-        cpu_forms: bool,
-        rngs: nnx.Rngs,
-    ):
-        shape = (kernel_size, kernel_size, in_channels, out_channels)
-        self.kernel = nnx.Param(_kaiming(rngs.params(), shape, jnp.float32))
-        self.kernel_size, self.stride, self.dtype = kernel_size, stride, dtype
-        self.cpu_forms = cpu_forms
-
-    def __call__(
-        self, x: Float[Array, "batch height width channel"]
-    ) -> Float[Array, "batch out_height out_width out_channel"]:
-        kernel = self.kernel[...].astype(self.dtype)
-        size, stride, pad = self.kernel_size, self.stride, (self.kernel_size - 1) // 2
-        smallest_output = (min(x.shape[1:3]) - 1) // stride + 1
-        # XLA's CPU backend runs a convolution to a map smaller than its kernel, or its
-        # gradient, up to 80 times slower than the matrix product, and the weight
-        # gradient of a 1x1 convolution several times slower.
-        if self.cpu_forms and (size == 1 or smallest_output < size):
-            patches = jnp.concatenate(_window_pixels(x, size, stride, 0.0), axis=-1)
-            matrix = kernel.reshape(-1, kernel.shape[-1])
-            return jnp.einsum("bhwc,cd->bhwd", patches, matrix)
-        # "SAME" would pad stride-2 layers on one side only, unlike torchvision.
-        return lax.conv_general_dilated(
-            x,
-            kernel,
-            window_strides=(stride, stride),
-            padding=[(pad, pad), (pad, pad)],
-            dimension_numbers=("NHWC", "HWIO", "NHWC"),
-        )
-
-
-class BatchNorm(nnx.Module):
-    """Batch normalisation with float32 statistics, whatever the compute type.
-
-    The running variance averages the biased batch variance (Flax's rule); torch
-    averages the unbiased one, larger by n / (n - 1) for n = batch x height x width.
-    Loaded statistics are used as they are, so evaluation agrees.
-
-    Source: Ioffe and Szegedy 2015, https://arxiv.org/abs/1502.03167
+    Attributes:
+        deep_stem: three 3x3 convolutions in the stem, and an average pool before the
+            1x1 convolution of a strided shortcut.
+        squeeze_excite: gates on a block's channels before they are added.
+        inner_factor: a bottleneck's 3x3 convolution has so many times the channels.
+        grouped: that convolution has a group for every two of the network's width.
     """
 
-    def __init__(
-        self,
-        num_channels: int,
-        *,
-        dtype: DTypeLike,
-        momentum: float,
-        axis_name: str | None,
-        initial_scale: float = 1.0,
-    ):
-        self.scale = nnx.Param(jnp.full((num_channels,), initial_scale, jnp.float32))
-        self.bias = nnx.Param(jnp.zeros((num_channels,), jnp.float32))
-        self.mean = nnx.BatchStat(jnp.zeros((num_channels,), jnp.float32))
-        self.var = nnx.BatchStat(jnp.ones((num_channels,), jnp.float32))
-        self.dtype, self.momentum, self.axis_name = dtype, momentum, axis_name
+    deep_stem: bool = False
+    squeeze_excite: bool = False
+    inner_factor: int = 1
+    grouped: bool = False
 
-    def __call__(
-        self, x: Float[Array, "batch height width channel"], train: bool
-    ) -> Float[Array, "batch height width channel"]:
-        x = x.astype(jnp.float32)
-        if train:
-            mean, var = self._batch_moments(x)
-            keep = self.momentum
-            self.mean[...] = keep * self.mean[...] + (1.0 - keep) * mean
-            self.var[...] = keep * self.var[...] + (1.0 - keep) * var
-        else:
-            mean, var = self.mean[...], self.var[...]
-        scale = lax.rsqrt(var + _EPSILON) * self.scale[...]
-        centred = x - mean[None, None, None]
-        y = centred * scale[None, None, None] + self.bias[...][None, None, None]
-        return y.astype(self.dtype)
+    @property
+    def needs_bottleneck(self) -> bool:
+        return self.inner_factor > 1
 
-    def _batch_moments(self, x):
-        # Mean and mean square in one pass over x, and one collective for both.
-        moments = jnp.stack(
-            [jnp.mean(x, axis=(0, 1, 2)), jnp.mean(jnp.square(x), axis=(0, 1, 2))]
-        )
-        if self.axis_name is not None:
-            moments = lax.pmean(moments, self.axis_name)
-        mean, mean_square = moments
-        return mean, jnp.maximum(mean_square - jnp.square(mean), 0.0)
+
+VARIANTS = {
+    "resnet": Variant(),
+    # He et al. 2018, "Bag of Tricks", https://arxiv.org/abs/1812.01187, section 4
+    "resnet_d": Variant(deep_stem=True),
+    # Hu et al. 2017, https://arxiv.org/abs/1709.01507
+    "se_resnet": Variant(squeeze_excite=True),
+    # Xie et al. 2016, https://arxiv.org/abs/1611.05431: 32 groups of 4 at width 64
+    "resnext": Variant(inner_factor=2, grouped=True),
+    # Zagoruyko and Komodakis 2016, https://arxiv.org/abs/1605.07146, as torchvision's
+    "wide_resnet": Variant(inner_factor=2),
+}
 
 
 class Block(nnx.Module):
@@ -132,7 +78,7 @@ class Block(nnx.Module):
     The skip is the identity, or a strided 1x1 convolution where the shape changes.
 
     Source: He et al. 2015, https://arxiv.org/abs/1512.03385; stride on the 3x3 ("v1.5")
-    as in torchvision.
+    as in torchvision; the variants as in torchvision or timm.
     """
 
     def __init__(
@@ -142,27 +88,36 @@ class Block(nnx.Module):
         *,
         stride: int,
         bottleneck: bool,
+        variant: Variant,
+        groups: int,
         last_scale: float,
         conv,
         norm,
+        squeeze_excite,
     ):
         self.bottleneck = bottleneck
         out_channels = channels * EXPANSION if bottleneck else channels
         self.out_channels = out_channels
         if bottleneck:
-            self.conv1 = conv(in_channels, channels, 1)
-            self.norm1 = norm(channels)
-            self.conv2 = conv(channels, channels, 3, stride=stride)
-            self.norm2 = norm(channels)
-            self.conv3 = conv(channels, out_channels, 1)
+            inner = channels * variant.inner_factor
+            self.conv1 = conv(in_channels, inner, 1)
+            self.norm1 = norm(inner)
+            self.conv2 = conv(inner, inner, 3, stride=stride, groups=groups)
+            self.norm2 = norm(inner)
+            self.conv3 = conv(inner, out_channels, 1)
             self.norm3 = norm(out_channels, initial_scale=last_scale)
         else:
             self.conv1 = conv(in_channels, channels, 3, stride=stride)
             self.norm1 = norm(channels)
             self.conv2 = conv(channels, out_channels, 3)
             self.norm2 = norm(out_channels, initial_scale=last_scale)
+        self.has_gates = variant.squeeze_excite
+        if self.has_gates:
+            self.gates = squeeze_excite(out_channels)
         self.has_shortcut = stride != 1 or in_channels != out_channels
+        self.has_pool = variant.deep_stem and stride != 1
         if self.has_shortcut:
+            stride = 1 if self.has_pool else stride
             self.shortcut_conv = conv(in_channels, out_channels, 1, stride=stride)
             self.shortcut_norm = norm(out_channels)
 
@@ -173,6 +128,10 @@ class Block(nnx.Module):
         y = self.norm2(self.conv2(y), train)
         if self.bottleneck:
             y = self.norm3(self.conv3(jax.nn.relu(y)), train)
+        if self.has_gates:
+            y = self.gates(y)
+        if self.has_pool:
+            x = average_pool(x)
         if self.has_shortcut:
             x = self.shortcut_norm(self.shortcut_conv(x), train)
         return jax.nn.relu(x + y)
@@ -183,6 +142,7 @@ class ResNet(nnx.Module):
 
     Args:
         depth: a key of `DEPTHS`.
+        variant: a key of `VARIANTS`; "resnext" and "wide_resnet" need a bottleneck.
         width: channels of the first stage, >= 1; 64 is the standard network.
         stem: "imagenet" (7x7 stride 2, then 3x3 max-pool stride 2) or "small" (3x3,
             stride 1, no pool: for images of up to about 64 pixels).
@@ -191,18 +151,20 @@ class ResNet(nnx.Module):
         dtype: what convolutions compute in; parameters are float32.
         bn_momentum: the share that a step keeps of the running statistics, in [0, 1).
         bn_axis: mesh axis over which batch statistics are averaged; None: per device.
-        cpu_forms: write 1x1 convolutions, those to tiny maps, and the max-pool in
-            the forms that XLA's CPU backend runs fastest. Equal up to rounding.
+        cpu_forms: write 1x1 and grouped convolutions, those to tiny maps, and the
+            max-pool in the forms that XLA's CPU backend runs fastest. Equal up to
+            rounding.
         rngs: `params` stream for the initial weights.
 
     Raises:
-        InputError: an unknown depth or stem.
+        InputError: an unknown depth, variant or stem, or two that do not go together.
     """
 
     def __init__(
         self,
         *,
         depth: int,
+        variant: str = "resnet",
         width: int = 64,
         stem: str = "imagenet",
         zero_init_residual: bool = True,
@@ -212,15 +174,14 @@ class ResNet(nnx.Module):
         cpu_forms: bool = False,
         rngs: nnx.Rngs,
     ):
-        check_shape(depth, width, stem)
+        check_shape(depth, width, stem, variant)
         stage_blocks, bottleneck = DEPTHS[depth]
+        changes = VARIANTS[variant]
 
         conv = partial(Conv, dtype=dtype, cpu_forms=cpu_forms, rngs=rngs)
         norm = partial(BatchNorm, dtype=dtype, momentum=bn_momentum, axis_name=bn_axis)
         self.stem, self.dtype, self.cpu_forms = stem, dtype, cpu_forms
-        kernel_size, stride = (7, 2) if stem == "imagenet" else (3, 1)
-        self.stem_conv = conv(3, width, kernel_size, stride=stride)
-        self.stem_norm = norm(width)
+        self.add_stem(width, changes.deep_stem, conv, norm)
         # Blocks are named attributes, not a list: a list would give integer keys.
         self.block_names: tuple[str, ...] = ()
         self.num_features = width
@@ -231,14 +192,31 @@ class ResNet(nnx.Module):
                     width * 2**stage,
                     stride=2 if stage > 0 and block == 0 else 1,
                     bottleneck=bottleneck,
+                    variant=changes,
+                    groups=width // 2 if changes.grouped else 1,
                     last_scale=0.0 if zero_init_residual else 1.0,
                     conv=conv,
                     norm=norm,
+                    squeeze_excite=partial(SqueezeExcite, rngs=rngs),
                 )
                 name = f"stage{stage + 1}_block{block + 1}"
                 setattr(self, name, new_block)
                 self.block_names += (name,)
                 self.num_features = new_block.out_channels
+
+    def add_stem(self, width: int, deep: bool, conv, norm) -> None:
+        """Makes one convolution and norm, or three of each in a deep stem."""
+        stride = 2 if self.stem == "imagenet" else 1
+        self.stem_names = ("",)
+        if not deep:
+            self.stem_conv = conv(3, width, 7 if stride == 2 else 3, stride=stride)
+            self.stem_norm = norm(width)
+            return
+        half = max(1, width // 2)
+        self.stem_names = ("1", "2", "3")
+        self.stem_conv1, self.stem_norm1 = conv(3, half, 3, stride=stride), norm(half)
+        self.stem_conv2, self.stem_norm2 = conv(half, half, 3), norm(half)
+        self.stem_conv3, self.stem_norm3 = conv(half, width, 3), norm(width)
 
     def __call__(
         self, images: Float[Array, "batch height width 3"], train: bool
@@ -246,68 +224,44 @@ class ResNet(nnx.Module):
         x = self.run_stem(images, train)
         for name in self.block_names:
             x = getattr(self, name)(x, train)
-        return jnp.mean(x, axis=(1, 2), dtype=jnp.float32)
+        return global_average(x)
 
     def run_stem(
         self, images: Float[Array, "batch height width 3"], train: bool
     ) -> Float[Array, "batch out_height out_width channel"]:
         """Returns what the first stage is given."""
-        x = self.stem_conv(images.astype(self.dtype))
-        x = jax.nn.relu(self.stem_norm(x, train))
+        x = images.astype(self.dtype)
+        for name in self.stem_names:
+            x = getattr(self, f"stem_conv{name}")(x)
+            x = jax.nn.relu(getattr(self, f"stem_norm{name}")(x, train))
         return max_pool(x, self.cpu_forms) if self.stem == "imagenet" else x
 
 
-def check_shape(depth: int, width: int, stem: str) -> None:
+def check_shape(depth: int, width: int, stem: str, variant: str) -> None:
     """Refuses a network that cannot be built.
 
     Raises:
-        InputError: an unknown depth or stem, or a width under 1.
+        InputError: an unknown depth, variant or stem, a variant without a bottleneck to
+            change, a width under 1, or an odd one to be divided into groups.
     """
+    if variant not in VARIANTS:
+        allowed = ", ".join(VARIANTS)
+        raise InputError(f"variant={variant!r} is unknown; use one of {allowed}")
     if depth not in DEPTHS:
         allowed = ", ".join(str(known) for known in DEPTHS)
         raise InputError(f"depth={depth} is not a ResNet here; use one of {allowed}")
+    if VARIANTS[variant].needs_bottleneck and not DEPTHS[depth][1]:
+        allowed = ", ".join(str(d) for d, (_, inner) in DEPTHS.items() if inner)
+        raise InputError(
+            f"depth={depth} has no bottleneck for variant={variant!r} to change; use "
+            f"depth {allowed}, or another variant"
+        )
     if stem not in STEMS:
         raise InputError(f"stem={stem!r} is unknown; use one of {', '.join(STEMS)}")
     if width < 1:
         raise InputError(f"width={width} is below 1; 64 is the standard network")
-
-
-def max_pool(
-    x: Float[Array, "batch height width channel"], cpu_forms: bool = False
-) -> Float[Array, "batch out_height out_width channel"]:
-    """Returns the maximum of 3x3 windows, stride 2, padded by 1 with minus infinity.
-
-    Args:
-        x: activations.
-        cpu_forms: take it over nine shifted slices, in float32, whose gradient XLA's
-            CPU backend runs 8 times faster. Between equal pixels it shares the
-            gradient, where the other form gives it to the first; for the zeros that a
-            ReLU leaves, neither counts.
-    """
-    if cpu_forms:
-        pixels = _window_pixels(x.astype(jnp.float32), 3, 2, -jnp.inf)
-        return reduce(jnp.maximum, pixels).astype(x.dtype)
-    return lax.reduce_window(
-        x,
-        -jnp.inf,  # a plain constant, or JAX has no gradient for it
-        lax.max,
-        window_dimensions=(1, 3, 3, 1),
-        window_strides=(1, 2, 2, 1),
-        padding=((0, 0), (1, 1), (1, 1), (0, 0)),
-    )
-
-
-def _window_pixels(
-    x: Float[Array, "batch height width channel"], size: int, stride: int, fill: float
-) -> list[Array]:
-    """Returns pixel (i, j) of every window as a map, for each i, j of size x size."""
-    pad = (size - 1) // 2
-    last_row, last_column = ((side - 1) // stride * stride for side in x.shape[1:3])
-    if pad:
-        widths = ((0, 0), (pad, pad), (pad, pad), (0, 0))
-        x = jnp.pad(x, widths, constant_values=fill)
-    return [
-        x[:, i : i + last_row + 1 : stride, j : j + last_column + 1 : stride]
-        for i in range(size)
-        for j in range(size)
-    ]
+    if VARIANTS[variant].grouped and width % 2:
+        raise InputError(
+            f"width={width} cannot be divided into the groups of variant={variant!r}; "
+            f"use an even width, as {width + 1}"
+        )
