@@ -105,7 +105,10 @@ def refused(run, tmp_path):
         (["compare"], "compare was given no workdir"),
         (["evaluate", "--tune_on=test"], "validation|held_out|tuning>"),
         (["evaluate", "--tune_on=tuning"], "add --allow_tuning_labels"),
-        (["predict", "--decoder=best"], "<threshold|per_class|trimmed|top_k|embedding|"),
+        (
+            ["predict", "--decoder=best"],
+            "<threshold|per_class|trimmed|top_k|",
+        ),
     ],
 )
 def test_a_command_line_that_cannot_be_is_refused(refused, words, pattern):
@@ -630,6 +633,22 @@ def test_predict_writes_a_row_for_every_picture(
     assert all(row.split(",")[1] for row in rows)
     assert "photo04.jpg" in text
     assert f"decoder {decoder}" in text
+
+
+def test_the_decoder_in_use_makes_the_result_and_later_answers(
+    run, evaluated, photos, tmp_path
+):
+    copy = shutil.copytree(evaluated, tmp_path / "copy")
+    code, text, _ = run("evaluate", f"--workdir={copy}", "--decoder=expected_f2")
+    assert code == 0 and "* expected_f2" in text
+    metrics = json.loads((copy / "metrics.json").read_text())
+    assert metrics["decoder"]["name"] == "expected_f2"
+    assert metrics["provenance"]["calibration"]["labels"] == ["validation"]
+    for figures in metrics["splits"].values():
+        assert figures["f2"] == figures["decoders"]["expected_f2"]["f2"]
+    output = f"--output={tmp_path / 'answers.csv'}"
+    _, text, _ = run(*predict_words(copy, photos, output))
+    assert "decoder expected_f2;" in text
 
 
 def test_the_embedding_decoder_needs_a_stage_with_the_head(refused, evaluated, photos):

@@ -1,6 +1,7 @@
 """`predict`: the labels of every picture of a folder, with nothing but a workdir."""
 
 from pathlib import Path
+from typing import Any
 
 import jax
 import numpy as np
@@ -8,14 +9,18 @@ import numpy as np
 from jaxii import assemble
 from jaxii.console import progress, say
 from jaxii.data import embedding
+from jaxii.errors import InputError
 from jaxii.infer import decoders as decoding
 from jaxii.infer import predict as prediction
-from jaxii.infer.evaluate import make_forward
 from jaxii.infer.provenance import Provenance
+from jaxii.scoring import Variant, say_first
 from jaxii.train import loop
-from jaxii.train.checkpoint import Checkpoints, evaluated_params
-from jaxii.train.mesh import make_mesh, replicated
+from jaxii.train.mesh import make_mesh
+from jaxii.trained import Trained, open_trained
 from jaxii.workdir import Workdir
+
+# What the pictures of the folder are called in a provenance.
+PICTURES = "predicted"
 
 
 def predict(
@@ -26,36 +31,42 @@ def predict(
     output: Path,
     decoder: str,
     stage: str,
+    variant: Variant,
 ) -> None:
-    """Writes the labels of every picture of a folder."""
-    config, vocabulary = workdir.config(), workdir.vocabulary()
-    metrics = workdir.metrics()
+    """Writes the labels of every picture of a folder.
+
+    Args:
+      workdir: of an evaluated run.
+      images: a folder of pictures.
+      ids: which of them, in which order; None for all.
+      output: the CSV file to write.
+      decoder: whose answers; "" for the one that `evaluate` used.
+      stage: whose best checkpoint; "" for the one that was evaluated.
+      variant: what is done to the model before; of the pictures of the folder.
+    """
+    vocabulary, mesh = workdir.vocabulary(), make_mesh()
+    # An adaptation is to these pictures; what `evaluate` adapted to does not matter.
+    averaged = ["ensemble"] if variant.ensemble else []
+    metrics = workdir.metrics(averaged)
     image_ids, files = _files(images, ids)
-    mesh = make_mesh()
-    checkpoints = Checkpoints(
-        workdir.path,
-        [stage["name"] for stage in config.stages],
-        vocabulary.content_hash(),
-    )
-    saved = checkpoints.best_of(stage or metrics["stage"])
-    model = checkpoints.restore_model(saved, replicated(mesh))
-    params = evaluated_params(model)
-    has_head = loop.EMBEDDING_HEAD in params
+    members = _members(workdir, stage or metrics["stage"], variant, metrics)
+    models = [member.model(mesh) for member in members]
+    config = members[0].config
+    provenance = _provenance(metrics, members[0], variant)
+    say_first(provenance)
+    has_head = loop.EMBEDDING_HEAD in models[0].params and len(models) == 1
     made = workdir.embedding_file
     vectors = embedding.load(made).vectors if made.exists() else None
-    decoders = decoding.load(workdir.result_file("decoders.npz"), vectors)
+    decoders = decoding.load(workdir.result_file("decoders.npz", averaged), vectors)
     decoder = decoder or metrics["decoder"]["name"]
     decoders.check(decoder, decoders.names(has_head=has_head))
-    network = assemble.Networks(
-        config=config,
-        num_classes=len(vocabulary),
-        embedding_dim=vectors.shape[1] if vectors is not None else 0,
-    ).get(has_head)
+
+    def target():
+        return assemble.unlabelled_batches(config, files)
+
     with progress() as on_progress:
         answers = prediction.answer(
-            make_forward(network.apply, mesh),
-            params,
-            model["batch_stats"],
+            variant.predict_on(models, mesh, target, decoders),
             assemble.file_batches(config, files),
             num_rows=len(files),
             decode=decoders.answer(decoder),
@@ -67,15 +78,37 @@ def predict(
     labels, damaged = answers.complete(fallback)
     if jax.process_index() == 0:
         prediction.write_submission(
-            output, image_ids, labels, vocabulary, metrics["provenance"]
+            output, image_ids, labels, vocabulary, provenance.to_json()
         )
     for row in damaged:
         where = files.paths[row] or f"{image_ids[row]} (no such file)"
         say(f"unreadable {where}: given the most frequent labels")
-    badge = Provenance.from_json(metrics["provenance"]).badge()
-    said = f"decoder {decoder} {decoders.parameter(decoder) or ''}; provenance: {badge}"
+    setting = "".join(f" ({k} {v})" for k, v in decoders.parameter(decoder).items())
+    said = f"decoder {decoder}{setting}; provenance: {provenance.badge()}"
     say(f"{len(files)} rows, {len(damaged)} of them unreadable; {said}")
     say(f"submission {output}")
+
+
+def _members(
+    workdir: Workdir, stage: str, variant: Variant, metrics: dict[str, Any]
+) -> tuple[Trained, ...]:
+    """Returns the checkpoint, and after it those of the other runs of an ensemble."""
+    own = open_trained(f"{workdir.path}@{stage}")
+    members = (own, *variant.open_others(own, workdir.vocabulary().content_hash()))
+    names = [member.name for member in members]
+    if variant.ensemble and names != metrics["members"]:
+        raise InputError(
+            f"thresholds were chosen for the mean of {'; '.join(metrics['members'])} "
+            f"and not of {'; '.join(names)}; run evaluate with the same --ensemble "
+            "first."
+        )
+    return members
+
+
+def _provenance(metrics: dict[str, Any], own: Trained, variant: Variant) -> Provenance:
+    """Returns the record of the answers: that of the figures, and of another stage."""
+    record = Provenance.from_json(metrics["provenance"]).union(own.provenance)
+    return variant.provenance(record, [PICTURES], [PICTURES])
 
 
 def _files(images: Path, ids: Path | None) -> tuple[list[str], prediction.Files]:
