@@ -1,11 +1,12 @@
 """What preparation read, kept and dropped, and why, for each file and split."""
 
 import json
-import os
 from collections.abc import Iterable, Mapping
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
+
+from jaxii.files import write_json
 
 NUM_EXAMPLES = 5
 
@@ -69,9 +70,7 @@ class Counts:
 
     def save(self, path: Path) -> None:
         """Writes the account as JSON, whole or not at all."""
-        part = path.with_name(f"{path.name}.{os.getpid()}.part")
-        part.write_text(json.dumps(asdict(self), indent=1) + "\n")
-        part.replace(path)
+        write_json(path, asdict(self))
 
     @classmethod
     def load(cls, path: Path) -> "Counts":

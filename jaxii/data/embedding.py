@@ -7,7 +7,6 @@ that ranks labels by their cosine with it.
 
 import json
 import os
-import tempfile
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -19,6 +18,7 @@ from jaxtyping import Float32, Int, Shaped
 from jaxii.data.eigenpairs import factorise
 from jaxii.data.pmi import cooccurrence, pmi
 from jaxii.errors import InputError
+from jaxii.files import write_beside
 
 # Up to here the exact eigenvectors cost a few seconds at most.
 EXACT_MAX_CLASSES = 2000
@@ -176,21 +176,16 @@ def save(
         "provenance": dict(provenance),
     }
     text = json.dumps(record, sort_keys=True)
-    path.parent.mkdir(parents=True, exist_ok=True)
-    handle, draft = tempfile.mkstemp(prefix=f".{path.name}.", dir=path.parent)
-    try:
-        with os.fdopen(handle, "wb") as file:
-            np.savez(
-                file,
-                vectors=embedding.vectors,
-                eigenvalues=embedding.eigenvalues,
-                record=np.array(text),
-            )
-        # mkstemp's files are private.
-        Path(draft).chmod(0o644)
-        Path(draft).replace(path)
-    finally:
-        Path(draft).unlink(missing_ok=True)
+
+    def write(file):
+        np.savez(
+            file,
+            vectors=embedding.vectors,
+            eigenvalues=embedding.eigenvalues,
+            record=np.array(text),
+        )
+
+    write_beside(path, write, binary=True)
 
 
 def load(path: str | os.PathLike[str]) -> LabelEmbedding:

@@ -18,6 +18,7 @@ from tensorflow_datasets.core import splits as split_lib
 from jaxii.data import schema
 from jaxii.data.shards import Written
 from jaxii.errors import InputError
+from jaxii.files import write_json
 
 INFO_FILE = "dataset_info.json"
 LABELS_FILE = "labels.csv"
@@ -46,9 +47,7 @@ def begin(output: Path, fingerprint: str) -> bool:
             f"{output} is not empty and no preparation was begun in it; choose an "
             "empty or new folder"
         )
-    part = output / (INPUTS_FILE + ".part")
-    part.write_text(json.dumps({"fingerprint": fingerprint}) + "\n")
-    part.replace(inputs)
+    write_json(inputs, {"fingerprint": fingerprint})
     return False
 
 

@@ -16,6 +16,7 @@ import polars as pl
 from jaxtyping import Float, Int, Int64, Shaped, UInt8
 
 from jaxii.errors import InputError
+from jaxii.files import write_beside
 
 
 @dataclass(frozen=True)
@@ -120,9 +121,7 @@ def table(
 
 def save(frame: pl.DataFrame, path: Path) -> None:
     """Writes an index table as Parquet, whole or not at all."""
-    part = path.with_name(f"{path.name}.{os.getpid()}.part")
-    frame.write_parquet(part)
-    part.replace(path)
+    write_beside(path, frame.write_parquet, binary=True)
 
 
 def load(path: Path) -> pl.DataFrame:

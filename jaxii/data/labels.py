@@ -19,6 +19,7 @@ import polars as pl
 from jaxtyping import Float, Int, UInt8
 
 from jaxii.errors import InputError
+from jaxii.files import write_beside
 
 HUMAN, MACHINE, BOX = 0, 1, 2
 MACHINE_LABELS = ("ignored", "soft", "thresholded")
@@ -77,13 +78,11 @@ class Vocabulary:
 
     def save(self, path: str | os.PathLike[str]) -> None:
         """Writes the CSV file "label_code,description", whole or not at all."""
-        path = Path(path)
-        part = path.with_name(path.name + ".part")
-        pl.DataFrame(
+        table = pl.DataFrame(
             {"label_code": self.codes, "description": self.descriptions},
             schema={"label_code": pl.String, "description": pl.String},
-        ).write_csv(part)
-        part.replace(path)
+        )
+        write_beside(Path(path), table.write_csv, binary=True)
 
     @classmethod
     def load(cls, path: str | os.PathLike[str]) -> "Vocabulary":

@@ -20,6 +20,7 @@ from array_record.python.array_record_module import ArrayRecordWriter
 
 from jaxii.data import schema
 from jaxii.data.recode import recode
+from jaxii.files import write_json
 
 SHARD_IMAGES = 1024
 MAX_SHARDS = 512
@@ -206,9 +207,7 @@ def _shard(
         raise
     writer.close()
     result = {"num_records": len(rows) - len(faults), "faults": faults}
-    draft = account.with_name(f"{account.name}.{os.getpid()}.part")
-    draft.write_text(json.dumps(result))
-    draft.replace(account)
+    write_json(account, result)
     part.replace(path)
     return result
 
