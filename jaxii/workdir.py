@@ -13,7 +13,7 @@ from urllib.parse import quote
 from jaxii import config as configuration
 from jaxii.data.labels import Vocabulary
 from jaxii.errors import InputError
-from jaxii.infer.predict import write_json
+from jaxii.files import write_json
 
 MOST_SHOWN = 5
 # The one field in which a run with a domain held out differs from the run without.
