@@ -36,6 +36,9 @@ _ALLOW_TUNING = flags.DEFINE_bool("allow_tuning_labels", False, "Say yes to tuni
 _TRAIN = flags.DEFINE_enum("train", "all", ["all", "last_layer"], "What learns.")
 _NUM_EPOCHS = flags.DEFINE_float("num_epochs", 0.0, "Passes.", lower_bound=0.0)
 _PEAK_LR = flags.DEFINE_float("peak_lr", 0.0, "Learning rate.", lower_bound=0.0)
+_ENSEMBLE = flags.DEFINE_list("ensemble", [], "Other runs.")
+_ADAPT_BN = flags.DEFINE_bool("adapt_bn", False, "BatchNorm of the target.")
+_LABEL_SHIFT = flags.DEFINE_bool("label_shift", False, "Frequencies of the target.")
 _IMAGES = flags.DEFINE_string("images", "", "Folder of pictures.")
 _IDS = flags.DEFINE_string("ids", "", "Sample submission.")
 _OUTPUT = flags.DEFINE_string("output", "", "File to write.")
@@ -155,13 +158,14 @@ def _dispatch(command: str, rest: list[str]) -> int:
         prepare,
         train,
     )
+    from jaxii.scoring import Variant
     from jaxii.train.loop import Diverged, Preempted
     from jaxii.workdir import Workdir
 
     if "workdir" in given:
         given["workdir"] = Workdir(given["workdir"])
-    if command == "adapt":
-        given["output"] = Workdir(given["output"])
+    if "variant" in given:
+        given["variant"] = Variant(**given["variant"])
     if command in ("train", "hold_out", "adapt"):
         given["wanted_back"] = _wanted_back()
     act = {
@@ -210,12 +214,11 @@ def _arguments(command: str, rest: list[str]) -> dict[str, Any]:
                 "--tune_on=tuning lets labels of the target domain choose the "
                 "threshold; add --allow_tuning_labels if that is meant."
             )
-        return {
-            "workdir": _required("workdir", _WORKDIR.value),
+        return _trained() | {
             "data_dir": _DATA_DIR.value,
-            "stage": _STAGE.value,
             "tune_on": _TUNE_ON.value,
             "decoder": _DECODER.value or "threshold",
+            "variant": _variant(),
         }
     if command == "hold_out":
         return {
@@ -224,51 +227,60 @@ def _arguments(command: str, rest: list[str]) -> dict[str, Any]:
             "data_dir": _DATA_DIR.value,
         }
     if command == "adapt":
-        return _adaptation()
-    if command == "predict":
-        workdir = _required("workdir", _WORKDIR.value)
-        images = _required("images", _IMAGES.value)
-        output = Path(_OUTPUT.value or workdir / "predictions.csv")
-        if output.is_dir():
-            raise InputError(f"--output={output} is a folder; give a CSV file's name.")
-        return {
-            "workdir": workdir,
-            "images": images,
-            "ids": Path(_IDS.value) if _IDS.value else None,
-            "output": output,
-            "decoder": _DECODER.value or "",
-            "stage": _STAGE.value,
+        if not _ALLOW_TUNING.value:
+            raise InputError(
+                "adapt lets labels of the target domain train the weights; add "
+                "--allow_tuning_labels if that is meant."
+            )
+        return _trained() | {
+            "output": _required("output", _OUTPUT.value),
+            "trainable": _TRAIN.value,
+            "num_epochs": _NUM_EPOCHS.value,
+            "peak_lr": _PEAK_LR.value,
+            "data_dir": _DATA_DIR.value,
         }
-    return _comparison(rest)
-
-
-def _adaptation() -> dict[str, Any]:
-    if not _ALLOW_TUNING.value:
-        raise InputError(
-            "adapt lets labels of the target domain train the weights; add "
-            "--allow_tuning_labels if that is meant."
-        )
-    return {
-        "workdir": _required("workdir", _WORKDIR.value),
-        "output": _required("output", _OUTPUT.value),
-        "stage": _STAGE.value,
-        "trainable": _TRAIN.value,
-        "num_epochs": _NUM_EPOCHS.value,
-        "peak_lr": _PEAK_LR.value,
-        "data_dir": _DATA_DIR.value,
-    }
-
-
-def _comparison(rest: list[str]) -> dict[str, Any]:
-    output = Path(_OUTPUT.value) if _OUTPUT.value else None
-    if output is not None and output.is_dir():
-        raise InputError(f"--output={output} is a folder; give an HTML file's name.")
+    if command == "predict":
+        return _prediction(**_trained())
     return {
         "paths": [Path(word) for word in rest],
-        "output": output,
+        "output": _output("HTML"),
         "each": _EACH.value,
         "markdown": _MARKDOWN.value,
     }
+
+
+def _trained() -> dict[str, Any]:
+    return {"workdir": _required("workdir", _WORKDIR.value), "stage": _STAGE.value}
+
+
+def _prediction(workdir: Path, stage: str) -> dict[str, Any]:
+    return {
+        "workdir": workdir,
+        "stage": stage,
+        "images": _required("images", _IMAGES.value),
+        "ids": Path(_IDS.value) if _IDS.value else None,
+        "output": _output("CSV") or workdir / "predictions.csv",
+        "decoder": _DECODER.value or "",
+        "variant": _variant(),
+    }
+
+
+def _variant() -> dict[str, Any]:
+    return {
+        "ensemble": tuple(_ENSEMBLE.value),
+        "adapt_bn": _ADAPT_BN.value,
+        "label_shift": _LABEL_SHIFT.value,
+        "allow_tuning_labels": _ALLOW_TUNING.value,
+    }
+
+
+def _output(kind: str) -> Path | None:
+    output = Path(_OUTPUT.value) if _OUTPUT.value else None
+    if output is not None and output.is_dir():
+        raise InputError(
+            f"--output={output} is a folder; give the name of a file for the {kind}."
+        )
+    return output
 
 
 def _config() -> configuration.Config:

@@ -4,22 +4,33 @@ What another run starts from (`start_from`), what an ensemble averages, and what
 `predict` applies to pictures of any folder.
 """
 
+import functools
+import json
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
-from jax.sharding import Sharding
+from jax.sharding import Mesh, Sharding
 
+from jaxii import assemble
 from jaxii import config as configuration
 from jaxii.errors import InputError
+from jaxii.infer.models import Model
 from jaxii.infer.provenance import Provenance
-from jaxii.train.checkpoint import Checkpoints
-from jaxii.train.loop import inherit
+from jaxii.train.checkpoint import Checkpoints, evaluated_params
+from jaxii.train.loop import EMBEDDING_HEAD, inherit
+from jaxii.train.mesh import replicated
 from jaxii.train.stages import Saved
 from jaxii.train.state import Tree
 from jaxii.workdir import Workdir
 
 # What decides which images train and which are held out.
 DATA_FIELDS = ("dataset", "labels_file", "validation_fraction", "held_out_domain")
+
+
+# What decides which pixels of an image are seen.
+VIEW_FIELDS = ("image_size_pixels", "central_share")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -50,7 +61,25 @@ class Trained:
         """What influenced the weights and the choice of this checkpoint."""
         return Provenance.from_json(self.checkpoints.metadata(self.saved)["provenance"])
 
-    def model(self, sharding: Sharding) -> dict[str, Tree]:
+    def model(self, mesh: Mesh, apply: Callable[..., Any] | None = None) -> Model:
+        """Returns the network and what it is evaluated with.
+
+        Args:
+          mesh: the devices.
+          apply: the network, where it has been made already.
+        """
+        restored = self.restored(replicated(mesh))
+        params = evaluated_params(restored)
+        if apply is None:
+            head = params.get(EMBEDDING_HEAD)
+            fields = json.dumps(self.config.model.to_dict(), sort_keys=True)
+            num_classes = len(self.workdir.vocabulary())
+            apply = _apply(
+                fields, num_classes, 0 if head is None else len(head["bias"])
+            )
+        return Model(apply=apply, params=params, batch_stats=restored["batch_stats"])
+
+    def restored(self, sharding: Sharding) -> dict[str, Tree]:
         """Returns parameters, their average and statistics, laid out as asked."""
         return self.checkpoints.restore_model(self.saved, sharding)
 
@@ -64,6 +93,20 @@ class Trained:
           InputError: another shape, or a head that is wanted and not there.
         """
         inherit(self.checkpoints.model_shapes(self.saved), like, self.name)
+
+    def check_same_view(self, config: configuration.Config) -> None:
+        """Refuses a run that sees other pixels of an image than a configuration says.
+
+        Raises:
+          InputError: the field that differs.
+        """
+        for name in VIEW_FIELDS:
+            theirs, ours = self.config.data[name], config.data[name]
+            if theirs != ours:
+                raise InputError(
+                    f"{self.workdir.path} has data.{name}={theirs} and this run "
+                    f"{ours}; average runs that see an image alike."
+                )
 
     def check_same_data(self, config: configuration.Config) -> None:
         """Refuses a run whose training images are not those of a configuration.
@@ -83,6 +126,19 @@ class Trained:
     def close(self) -> None:
         """Lets go of the checkpoints."""
         self.checkpoints.close()
+
+
+@functools.cache
+def _apply(
+    model_fields: str, num_classes: int, embedding_dim: int
+) -> Callable[..., Any]:
+    """Makes one network for all runs that have the same, as seeds do."""
+    config = configuration.default_config()
+    config.model.update(json.loads(model_fields))
+    networks = assemble.Networks(
+        config=config, num_classes=num_classes, embedding_dim=embedding_dim
+    )
+    return networks.get(embedding_dim > 0).apply
 
 
 def open_trained(reference: str, label_hash: str = "") -> Trained:

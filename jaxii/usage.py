@@ -54,7 +54,11 @@ every decoder fitted on one split; writes metrics.json, report.html and submissi
 --tune_on=SPLIT          fit the decoders on validation, held_out or tuning
                          [held_out where a domain is held out, else validation];
                          after hold_out, held_out takes the threshold found there
---allow_tuning_labels    needed with --tune_on=tuning; the results say so""",
+--ensemble=RUNS          average with other runs: WORKDIR or WORKDIR@STAGE, by commas
+--adapt_bn               BatchNorm statistics of each split's own images, without labels
+--label_shift            correct for how often labels occur, from images without labels
+--allow_tuning_labels    needed with --tune_on=tuning, and with an ensemble of which a
+                         run has learnt from tuning labels; the results say so""",
     "hold_out": """Trains a run's configuration once without each domain of its training
 data and measures it there: an estimate of F2 on new domains, and a threshold for them,
 without any target data. Interrupted, the same command goes on.
@@ -90,7 +94,11 @@ no dataset, only a workdir that has been evaluated.
 --ids=CSV                a sample submission: which ids, in which order [all pictures]
 --output=CSV             image_id,labels [WORKDIR/predictions.csv]
 --decoder=NAME           another decoder than the evaluation's, as in evaluate
---stage=NAME             the stage to use [the one that was evaluated]""",
+--stage=NAME             the stage to use [the one that was evaluated]
+--ensemble=RUNS          average with other runs, as in an evaluate before
+--adapt_bn               BatchNorm statistics of these very pictures
+--label_shift            correct for how often labels occur among them
+--allow_tuning_labels    as in evaluate""",
     "compare": """Prints a table of runs: the fields in which they differ, F2 in domain
 and shifted, worst slice, mAP, coverage, threshold, provenance, images/s. Runs that
 differ only by their seed are one row, with mean and standard deviation.

@@ -5,6 +5,7 @@ before a file is touched.
 """
 
 import json
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -46,28 +47,28 @@ class Workdir:
         """Figures by step."""
         return self.path / "history.jsonl"
 
-    def result_file(self, name: str, tuned_on: str = "") -> Path:
-        """Returns where a result lies; what was tuned elsewhere gets another name.
+    def result_file(self, name: str, variants: Sequence[str] = ()) -> Path:
+        """Returns where a result lies; what is not the run's own gets another name.
 
         Args:
           name: of the file.
-          tuned_on: the split that chose the threshold; "" is the run's own choice.
+          variants: in what it differs: tuned_on_SPLIT, ensemble, adabn, label_shift.
         """
-        suffix = f"_tuned_on_{tuned_on}" if tuned_on else ""
         stem, dot, ending = name.partition(".")
-        return self.path / f"{stem}{suffix}{dot}{ending}"
+        return self.path / f"{'_'.join([stem, *variants])}{dot}{ending}"
 
-    def metrics(self) -> dict[str, Any]:
-        """Returns the figures of the run.
+    def metrics(self, variants: Sequence[str] = ()) -> dict[str, Any]:
+        """Returns the figures of the run, or of a variant of it.
 
         Raises:
           InputError: it has not been evaluated.
         """
-        path = self.result_file("metrics.json")
+        path = self.result_file("metrics.json", variants)
         if not path.exists():
+            same = "".join(f" and --{name}" for name in variants)
             raise InputError(
                 f"{path} does not exist, so no threshold has been chosen; run evaluate "
-                "with the same --workdir first."
+                f"with the same --workdir{same} first."
             )
         return json.loads(path.read_text(encoding="utf-8"))
 

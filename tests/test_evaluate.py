@@ -6,7 +6,8 @@ import numpy as np
 import pytest
 from sklearn.metrics import log_loss
 
-from jaxii.infer.evaluate import Evaluator, make_forward
+from jaxii.infer.evaluate import Evaluator
+from jaxii.infer.models import Model, make_predict
 from jaxii.infer.summary import summarise
 from jaxii.infer.thresholds import choose, f2_by_threshold
 from jaxii.model.multitask import Outputs
@@ -107,11 +108,14 @@ def evaluator():
     )
 
 
-def run(evaluator, *, apply=apply, verified_absent=False, on_batch=None):
+def predict_by(apply, mesh=None):
+    model = Model(apply=apply, params=PARAMS, batch_stats={})
+    return make_predict([model], mesh or make_mesh())
+
+
+def run(evaluator, *, predict=None, verified_absent=False, on_batch=None):
     return evaluator.run(
-        apply,
-        PARAMS,
-        {},
+        predict or predict_by(apply),
         batches(),
         verified_absent=verified_absent,
         on_batch=on_batch,
@@ -154,14 +158,16 @@ def test_f2_of_a_slice_is_that_of_a_loop(sums, evaluator):
 
 
 def test_one_device_gives_what_eight_give(sums):
+    mesh = make_mesh(jax.devices()[:1])
     one = Evaluator(
-        mesh=make_mesh(jax.devices()[:1]),
+        mesh=mesh,
         num_classes=NUM_CLASSES,
         slices=SLICES,
         label_embeddings=jnp.asarray(VECTORS),
         thresholds=THRESHOLDS,
     )
-    figures, expected = (summarise(s, SLICES) for s in (run(one), sums))
+    found = run(one, predict=predict_by(apply, mesh))
+    figures, expected = (summarise(s, SLICES) for s in (found, sums))
     assert jax.tree.structure(figures) == jax.tree.structure(expected)
     for a, b in zip(jax.tree.leaves(figures), jax.tree.leaves(expected), strict=True):
         assert a == (b if isinstance(b, str) else pytest.approx(b, rel=1e-5, abs=1e-6))
@@ -180,16 +186,15 @@ def test_batches_are_handed_out_on_the_host_with_their_rows(evaluator):
 
 def test_without_a_head_no_embedding_is_ranked_nor_handed_out(evaluator, sums):
     seen = []
-    found = run(evaluator, apply=headless, on_batch=lambda _, e, rows: seen.append(e))
+    found = run(
+        evaluator,
+        predict=predict_by(headless),
+        on_batch=lambda _, e, rows: seen.append(e),
+    )
     assert seen == [None, None]
     assert int(found.sums.embedding.num_images) == 0
     assert int(sums.sums.embedding.num_images) == NUM_IMAGES
     assert choose(found).embedding_k is None
-
-
-def test_a_network_is_compiled_once_for_all_passes(evaluator, sums):
-    run(evaluator)
-    assert evaluator._forwards[apply]._cache_size() == 1
 
 
 def test_figures_of_a_run_are_plain_numbers_of_validation(evaluator, sums):
@@ -211,8 +216,7 @@ def test_where_absence_is_verified_only_annotated_entries_are_ranked(evaluator, 
 
 
 def test_the_forward_pass_gives_float32_probabilities():
-    forward = make_forward(apply, make_mesh())
-    probs, embedding = forward(PARAMS, {}, next(batches())["images"])
+    probs, embedding = predict_by(apply)(next(batches())["images"])
     assert probs.dtype == np.float32
     np.testing.assert_allclose(probs, true_probs()[:BATCH], atol=1e-5)
     assert embedding.shape == (BATCH, 2)

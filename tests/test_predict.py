@@ -16,7 +16,7 @@ from jaxii.data.labels import Vocabulary
 from jaxii.data.pipeline import LabelPolicy, Share, eval_batches
 from jaxii.errors import InputError
 from jaxii.infer import predict
-from jaxii.infer.evaluate import make_forward
+from jaxii.infer.models import Model, make_predict
 from jaxii.model.multitask import Outputs
 from jaxii.train.mesh import make_mesh
 
@@ -64,9 +64,7 @@ def answers_of(files, progress=lambda *_: None):
         mask_damaged=True,
     )
     return predict.answer(
-        make_forward(apply, mesh),
-        {},
-        {},
+        make_predict([Model(apply=apply, params={}, batch_stats={})], mesh),
         batches,
         num_rows=len(files),
         decode=decode,

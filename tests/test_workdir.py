@@ -158,6 +158,6 @@ def test_what_was_tuned_elsewhere_has_names_of_its_own(tmp_path):
     workdir = Workdir(tmp_path)
     assert workdir.result_file("metrics.json").name == "metrics.json"
     assert (
-        workdir.result_file("metrics.json", "tuning").name
-        == "metrics_tuned_on_tuning.json"
+        workdir.result_file("metrics.json", ["tuned_on_tuning", "adabn"]).name
+        == "metrics_tuned_on_tuning_adabn.json"
     )

@@ -6,6 +6,7 @@ it. The original competitors did this; a model for domains nobody has labels of 
 """
 
 from collections.abc import Callable
+from pathlib import Path
 from typing import Any
 
 from jaxii import config as configuration
@@ -22,7 +23,7 @@ DEFAULTS = {"all": (10.0, 0.1), "last_layer": (20.0, 1.0)}
 def adapt(
     workdir: Workdir,
     *,
-    output: Workdir,
+    output: Path,
     stage: str,
     trainable: str,
     num_epochs: float,
@@ -47,7 +48,7 @@ def adapt(
     start.close()
     if data_dir:
         config.data.directory = data_dir
-    train(config, output, wanted_back, allow_tuning_labels=True)
+    train(config, Workdir(output), wanted_back, allow_tuning_labels=True)
 
 
 def adapted(

@@ -4,7 +4,7 @@ Called by `main`, and by `train` when the last stage has ended; leaves the figur
 report and the answers in the workdir.
 """
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import asdict, replace
 from typing import Any
 
@@ -26,12 +26,14 @@ from jaxii.infer.report.page import write_report
 from jaxii.infer.scores import Scores
 from jaxii.infer.summary import summarise
 from jaxii.infer.thresholds import choose
+from jaxii.scoring import Variant, say_first, union_of
 from jaxii.session import Session, open_session
-from jaxii.train.checkpoint import evaluated_params
-from jaxii.train.mesh import replicated
 from jaxii.train.stages import Saved
 from jaxii.train.telemetry import read_history
+from jaxii.trained import Trained
 from jaxii.workdir import Workdir
+
+AS_TRAINED = Variant()
 
 
 def evaluate(
@@ -41,13 +43,14 @@ def evaluate(
     stage: str,
     tune_on: str,
     decoder: str = "threshold",
+    variant: Variant = AS_TRAINED,
 ) -> None:
     """Measures a trained run again; nothing is trained."""
     config = workdir.config()
     if data_dir:
         config.data.directory = data_dir
     session = open_session(config, workdir, claim=False)
-    measure(session, stage=stage, tune_on=tune_on, decoder=decoder)
+    measure(session, stage=stage, tune_on=tune_on, decoder=decoder, variant=variant)
     session.checkpoints.close()
 
 
@@ -57,6 +60,7 @@ def measure(
     stage: str = "",
     tune_on: str = "",
     decoder: str = "threshold",
+    variant: Variant = AS_TRAINED,
 ) -> dict[str, Any]:
     """Measures the best checkpoint of a stage, writes figures, report and answers.
 
@@ -65,6 +69,7 @@ def measure(
       stage: name; "" is the last one trained.
       tune_on: the split that the decoders are fitted on; "" is the run's own choice.
       decoder: whose answers are the result and the submission; all are scored.
+      variant: what is done to the model before.
     """
     tune_on = tune_on or session.data.choosing_split
     # Domains that other runs held out give a threshold; all else is chosen on images.
@@ -72,48 +77,92 @@ def measure(
     chooser = "validation" if by_runs else tune_on
     session.data.split(chooser)
     saved = session.checkpoints.best_of(stage)
-    sums_of = _passes(session, saved)
+    members = _members(session, saved, variant)
+    splits = [
+        split
+        for split in dict.fromkeys((chooser, "validation", "held_out", "test"))
+        if session.data.has_images(split)
+    ]
+    away = [split for split in splits if split != "validation"]
+    provenance = variant.provenance(
+        union_of(members), away, [split for split in away if split != chooser]
+    )
+    provenance = provenance.with_("thresholds", labels=[tune_on, chooser])
+    provenance = provenance.with_("calibration", labels=[chooser])
+    say_first(provenance)
+    sums_of = _passes(session, members, variant, chooser)
     chosen_sums = sums_of(chooser)
     choice = choose(chosen_sums)
     if by_runs:
         choice = replace(choice, threshold=_threshold_of_runs(session, saved.stage))
     decoders = _fit(session, chooser, chosen_sums, choice)
-    names = decoders.names(has_head=session.plan(saved.stage).stage.embedding_head)
+    has_head = session.plan(saved.stage).stage.embedding_head and len(members) == 1
+    names = decoders.names(has_head=has_head)
     decoders.check(decoder, names)
+    summaries, answers = _answer(session, splits, sums_of, decoders, names, decoder)
+    chosen = {"name": decoder, "chosen_on": tune_on, **asdict(choice)}
+    metrics = _result(session, saved, summaries, chosen, chooser, provenance)
+    metrics |= _estimates(session, saved, summaries)
+    metrics |= {"variant": variant.names, "members": [m.name for m in members]}
+    if jax.process_index() == 0:
+        elsewhere = tune_on != session.data.choosing_split
+        variants = [f"tuned_on_{tune_on}"] * elsewhere + variant.names
+        _write(session, metrics, decoders, answers, variants)
+    for other in members[1:]:
+        other.close()
+    return metrics
+
+
+def _answer(
+    session, splits, sums_of, decoders, names, decoder
+) -> tuple[dict[str, Any], prediction.Answers | None]:
+    """Returns the figures of each split, and the answers for the test."""
     summaries, answers = {}, None
-    for split in dict.fromkeys((chooser, "validation", "held_out", "test")):
-        if not session.data.has_images(split):
-            continue
+    for split in splits:
         scores = _scores(session, split, decoders, names)
         if split == "test":
             rows = session.data.split(split).num_examples
             answers = prediction.Answers(rows, decoders.answer(decoder))
-        sums = sums_of(split, _each(scores, answers))
+        sums = sums_of(split, decoders, _each(scores, answers))
         if scores is not None:
-            summary = summarise(sums, session.data.slices, choice=choice)
+            summary = summarise(sums, session.data.slices, choice=decoders.choice)
             summaries[split] = summary | scores.summary(decoder)
-    provenance = session.provenance_of(saved)
-    provenance = provenance.with_("thresholds", labels=[tune_on, chooser])
-    provenance = provenance.with_("calibration", labels=[chooser])
-    chosen = {"name": decoder, "chosen_on": tune_on, **asdict(choice)}
-    metrics = _result(session, saved, summaries, chosen, chooser, provenance)
-    metrics |= _estimates(session, saved, summaries)
-    if jax.process_index() == 0:
-        _write(session, metrics, decoders, answers, tune_on)
-    return metrics
+    return summaries, answers
 
 
-def _passes(session: Session, saved: Saved) -> Callable[..., Accumulators]:
+def _members(session: Session, saved: Saved, variant: Variant) -> tuple[Trained, ...]:
+    """Returns the checkpoint, and after it those of the other runs of an ensemble."""
+    own = Trained(
+        workdir=session.workdir,
+        config=session.config,
+        checkpoints=session.checkpoints,
+        saved=saved,
+    )
+    return own, *variant.open_others(own, session.data.vocabulary.content_hash())
+
+
+def _passes(
+    session: Session, members: Sequence[Trained], variant: Variant, chooser: str
+) -> Callable[..., Accumulators]:
     """Returns the function that sums a split, and shows each batch to a taker."""
-    plan, evaluator = session.plan(saved.stage), session.evaluator()
-    model = session.checkpoints.restore_model(saved, replicated(session.mesh))
+    own, *others = members
+    models = [other.model(session.mesh) for other in others]
+    # The network of the plan: for it the prediction may have been compiled already.
+    apply = session.plan(own.saved.stage).settings.apply
+    models.insert(0, own.model(session.mesh, apply))
+    evaluator, data = session.evaluator(), session.data
 
-    def sums_of(split, on_batch=None):
+    def sums_of(split, decoders=None, on_batch=None):
+        def target():
+            source = data.split(split).source
+            return assemble.unlabelled_batches(session.config, source)
+
+        adapts = variant if split != "validation" else AS_TRAINED
+        # What calibrates is at home where it was fitted.
+        home = decoders if split != chooser else None
         return evaluator.run(
-            plan.settings.apply,
-            evaluated_params(model),
-            model["batch_stats"],
-            assemble.eval_batches(session.config, session.data, split),
+            adapts.predict_on(models, session.mesh, target, home),
+            assemble.eval_batches(session.config, data, split),
             verified_absent=session.verified_absent(split),
             on_batch=on_batch,
         )
@@ -210,13 +259,12 @@ def _num_params(session: Session, saved: Saved) -> int:
     return sum(leaf.size for leaf in jax.tree.leaves(params))
 
 
-def _write(session, metrics, decoders, answers, tune_on) -> None:
+def _write(session, metrics, decoders, answers, variants) -> None:
     workdir, data = session.workdir, session.data
-    elsewhere = "" if tune_on == data.choosing_split else tune_on
-    files = {"metrics.json": workdir.result_file("metrics.json", elsewhere)}
-    decoders.save(workdir.result_file("decoders.npz", elsewhere))
+    files = {"metrics.json": workdir.result_file("metrics.json", variants)}
+    decoders.save(workdir.result_file("decoders.npz", variants))
     if answers is not None:
-        files["submission.csv"] = workdir.result_file("submission.csv", elsewhere)
+        files["submission.csv"] = workdir.result_file("submission.csv", variants)
         labels, _ = answers.complete(np.zeros(0, np.int64))
         prediction.write_submission(
             files["submission.csv"],
@@ -229,7 +277,7 @@ def _write(session, metrics, decoders, answers, tune_on) -> None:
     origin = session.config.start_from or session.config.model.pretrained
     rows = result.stage_rows(session.plans, session.checkpoints, origin)
     files["report.html"] = write_report(
-        workdir.result_file("report.html", elsewhere),
+        workdir.result_file("report.html", variants),
         metrics=metrics,
         history=read_history(workdir.history_file),
         config=configuration.to_dict(session.config),

@@ -9,6 +9,7 @@ import numpy as np
 from jaxii import assemble
 from jaxii.console import progress, say
 from jaxii.data import embedding
+from jaxii.data.labels import Vocabulary
 from jaxii.errors import InputError
 from jaxii.infer import decoders as decoding
 from jaxii.infer import predict as prediction
@@ -44,21 +45,18 @@ def predict(
       stage: whose best checkpoint; "" for the one that was evaluated.
       variant: what is done to the model before; of the pictures of the folder.
     """
-    vocabulary, mesh = workdir.vocabulary(), make_mesh()
+    config, vocabulary, mesh = workdir.config(), workdir.vocabulary(), make_mesh()
     # An adaptation is to these pictures; what `evaluate` adapted to does not matter.
     averaged = ["ensemble"] if variant.ensemble else []
     metrics = workdir.metrics(averaged)
     image_ids, files = _files(images, ids)
     members = _members(workdir, stage or metrics["stage"], variant, metrics)
     models = [member.model(mesh) for member in members]
-    config = members[0].config
     provenance = _provenance(metrics, members[0], variant)
     say_first(provenance)
-    has_head = loop.EMBEDDING_HEAD in models[0].params and len(models) == 1
-    made = workdir.embedding_file
-    vectors = embedding.load(made).vectors if made.exists() else None
-    decoders = decoding.load(workdir.result_file("decoders.npz", averaged), vectors)
+    decoders = _decoders(workdir, averaged)
     decoder = decoder or metrics["decoder"]["name"]
+    has_head = loop.EMBEDDING_HEAD in models[0].params and len(models) == 1
     decoders.check(decoder, decoders.names(has_head=has_head))
 
     def target():
@@ -73,9 +71,7 @@ def predict(
             mesh=mesh,
             on_progress=on_progress,
         )
-    index = vocabulary.index()
-    fallback = np.array([index[code] for code in metrics["constant"]["labels"]])
-    labels, damaged = answers.complete(fallback)
+    labels, damaged = answers.complete(_constant(metrics, vocabulary))
     if jax.process_index() == 0:
         prediction.write_submission(
             output, image_ids, labels, vocabulary, provenance.to_json()
@@ -103,6 +99,17 @@ def _members(
             "first."
         )
     return members
+
+
+def _constant(metrics: dict[str, Any], vocabulary: Vocabulary) -> np.ndarray:
+    index = vocabulary.index()
+    return np.array([index[code] for code in metrics["constant"]["labels"]])
+
+
+def _decoders(workdir: Workdir, averaged: list[str]) -> decoding.Decoders:
+    made = workdir.embedding_file
+    vectors = embedding.load(made).vectors if made.exists() else None
+    return decoding.load(workdir.result_file("decoders.npz", averaged), vectors)
 
 
 def _provenance(metrics: dict[str, Any], own: Trained, variant: Variant) -> Provenance:

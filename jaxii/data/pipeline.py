@@ -6,12 +6,12 @@ Comes after `sources` and before the devices. The examples of step n are a funct
 
 from collections.abc import Iterator
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, SupportsIndex
 
 import cv2
 import grain
 import numpy as np
-from jaxtyping import Float32, Int32
+from jaxtyping import Float32, Int, Int32
 
 from jaxii.data.images import EvalTransform, TrainTransform
 from jaxii.data.labels import resolve_labels
@@ -169,6 +169,25 @@ def eval_batches(
 def num_eval_batches(length: int, share: Share) -> int:
     """Returns how many batches `eval_batches` yields for `length` records."""
     return -(-length // share.global_batch_size)
+
+
+@dataclass(frozen=True)
+class Reordered:
+    """A source in another order, of all its rows or of some.
+
+    Attributes:
+      source: of records.
+      rows: which of them, in which order.
+    """
+
+    source: RandomAccess
+    rows: Int[np.ndarray, " row"]
+
+    def __len__(self) -> int:
+        return len(self.rows)
+
+    def __getitem__(self, row: SupportsIndex, /) -> dict[str, Any]:
+        return self.source[int(self.rows[row])]
 
 
 @dataclass(frozen=True)

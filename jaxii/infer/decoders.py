@@ -25,6 +25,7 @@ from jaxii.infer.decode import (
     top_k_decoder,
 )
 from jaxii.infer.expected_f2 import expected_f2_decoder
+from jaxii.infer.label_shift import frequencies
 from jaxii.infer.metrics import Accumulators
 from jaxii.infer.thresholds import DecoderChoice, class_thresholds
 from jaxii.infer.trimming import cluster_labels, trim
@@ -51,6 +52,7 @@ class Decoders:
       choice: one threshold for all classes, one k for all images.
       class_thresholds: a threshold a class, for `per_class`.
       calibration: of the probabilities that `expected_f2` and `cardinality` take.
+      frequencies: how often each label occurs, by calibrated probabilities.
       prior: share of images with 0, 1, ... labels, for `cardinality`.
       clusters: of each label, for `trimmed`; None without a label embedding.
       label_embeddings: for `embedding`.
@@ -59,6 +61,7 @@ class Decoders:
     choice: DecoderChoice
     class_thresholds: Float[np.ndarray, " class"]
     calibration: Calibration
+    frequencies: Float64[np.ndarray, " class"]
     prior: Float64[np.ndarray, " count"]
     clusters: Int[np.ndarray, " class"] | None = None
     label_embeddings: Float[np.ndarray, "class embed"] | None = None
@@ -157,6 +160,7 @@ class Decoders:
             "class_thresholds": self.class_thresholds,
             "slopes": self.calibration.slopes,
             "intercepts": self.calibration.intercepts,
+            "frequencies": self.frequencies,
             "prior": self.prior,
             "clusters": np.zeros(0, np.int64) if clusters is None else clusters,
         }
@@ -186,6 +190,7 @@ def load(
                 ),
                 class_thresholds=arrays["class_thresholds"],
                 calibration=Calibration(arrays["slopes"], arrays["intercepts"]),
+                frequencies=arrays["frequencies"],
                 prior=arrays["prior"],
                 clusters=arrays["clusters"] if arrays["clusters"].size else None,
                 label_embeddings=label_embeddings,
@@ -213,10 +218,13 @@ def fit(
       label_embeddings: one vector a class, where a stage has the head.
     """
     clusters = None if label_embeddings is None else cluster_labels(label_embeddings)
+    histogram = np.asarray(acc.sums.histogram)
+    calibration = calibrate(histogram, acc.thresholds)
     return Decoders(
         choice=choice,
         class_thresholds=class_thresholds(acc, choice.threshold),
-        calibration=calibrate(np.asarray(acc.sums.histogram), acc.thresholds),
+        calibration=calibration,
+        frequencies=frequencies(histogram, acc.thresholds, calibration),
         prior=count_prior(counts),
         clusters=clusters,
         label_embeddings=label_embeddings,

@@ -1,11 +1,10 @@
 """One pass over a split: every image once, masked where padded, summed on the device.
 
 Comes after a checkpoint is restored (or inside the loop, at its cadence) and before
-`thresholds` chooses and `summary` reports. `predict` shares the forward pass.
+`thresholds` chooses and `summary` reports.
 """
 
-from collections.abc import Callable, Iterable, Mapping, Sequence
-from typing import Any
+from collections.abc import Callable, Sequence
 
 import jax
 import jax.numpy as jnp
@@ -16,40 +15,15 @@ from jaxtyping import Array, Float
 
 from jaxii.infer import metrics
 from jaxii.infer.metrics import Accumulators
+from jaxii.infer.models import Batches, Predict
 from jaxii.infer.summary import summarise
 from jaxii.infer.thresholds import DEFAULT_THRESHOLDS
 from jaxii.objective.multitask import targets_from_labels
 from jaxii.train.mesh import DATA_AXIS, divided, replicated, to_devices
-from jaxii.train.state import Tree
 
 INDEX = "index"
-Batches = Iterable[Mapping[str, np.ndarray]]
 # Probabilities [batch, class], embedding [batch, embed] or None, row of each image.
 OnBatch = Callable[[np.ndarray, np.ndarray | None, np.ndarray], None]
-Forward = Callable[..., tuple[Float[Array, "batch class"], Any]]
-
-
-def make_forward(apply: Callable[..., tuple[Any, Tree]], mesh: Mesh) -> Forward:
-    """Compiles the network for inference: `forward(params, batch_stats, images)`.
-
-    Args:
-      apply: the network.
-      mesh: the devices; images are divided over them.
-
-    Returns:
-      A function to float32 probabilities [batch, class] and the embedding or None.
-    """
-
-    def forward(params, batch_stats, images):
-        outputs, _ = apply(params, batch_stats, images, train=False, key=None)
-        return jax.nn.sigmoid(outputs.logits), outputs.embedding
-
-    whole, parts = replicated(mesh), divided(mesh)
-    everywhere, share = PartitionSpec(), PartitionSpec(DATA_AXIS)
-    parallel = jax.shard_map(
-        forward, mesh=mesh, in_specs=(everywhere, everywhere, share), out_specs=share
-    )
-    return jax.jit(parallel, in_shardings=(whole, whole, parts))
 
 
 class Evaluator:
@@ -77,7 +51,6 @@ class Evaluator:
         self._num_classes = num_classes
         self._label_embeddings = label_embeddings
         self._thresholds = thresholds
-        self._forwards: dict[Callable, Forward] = {}
         self._update = _make_update(mesh, num_classes)
         self._empty, self._total = _make_empty_and_total(
             mesh, num_classes, len(self.slices), thresholds
@@ -85,9 +58,7 @@ class Evaluator:
 
     def run(
         self,
-        apply: Callable[..., tuple[Any, Tree]],
-        params: Tree,
-        batch_stats: Tree,
+        predict: Predict,
         batches: Batches,
         *,
         verified_absent: bool,
@@ -96,23 +67,18 @@ class Evaluator:
         """Returns the sums over all batches, the same on every process.
 
         Args:
-          apply: the network; compiled once for all calls with the same one.
-          params: its parameters.
-          batch_stats: its BatchNorm statistics.
+          predict: images to probabilities and embedding.
           batches: as `eval_batches` yields them.
           verified_absent: whether the split's labels say what is *not* in an image;
             then average precision counts annotated entries only.
           on_batch: gets probabilities, embeddings and rows of every batch on the host;
             row -1 is padding.
         """
-        if apply not in self._forwards:
-            self._forwards[apply] = make_forward(apply, self._mesh)
-        forward = self._forwards[apply]
         sharding = divided(self._mesh)
         sums = self._empty()
         for host_batch in batches:
             batch = to_devices(host_batch, sharding)
-            probs, embedding = forward(params, batch_stats, batch["images"])
+            probs, embedding = predict(batch["images"])
             ranked = embedding if self._label_embeddings is not None else None
             labels = {k: v for k, v in batch.items() if k not in ("images", INDEX)}
             sums = self._update(

@@ -17,9 +17,9 @@ from jaxii.data.labels import Vocabulary
 from jaxii.errors import InputError
 from jaxii.files import write_beside, write_json
 from jaxii.infer.decoders import Decode
-from jaxii.infer.evaluate import Batches, Forward, gather
+from jaxii.infer.evaluate import gather
+from jaxii.infer.models import Batches, Predict
 from jaxii.train.mesh import divided, to_devices
-from jaxii.train.state import Tree
 
 PICTURES = (".jpg", ".jpeg", ".png", ".webp")
 HEADER = ("image_id", "labels")
@@ -139,9 +139,7 @@ class Answers:
 
 
 def answer(
-    forward: Forward,
-    params: Tree,
-    batch_stats: Tree,
+    predict: Predict,
     batches: Batches,
     *,
     num_rows: int,
@@ -152,9 +150,7 @@ def answer(
     """Runs the network over batches of pictures and decodes each.
 
     Args:
-      forward: as `jaxii.infer.evaluate.make_forward` makes it.
-      params: parameters.
-      batch_stats: BatchNorm statistics.
+      predict: images to probabilities and embedding.
       batches: of `eval_batches(..., mask_damaged=True)`.
       num_rows: pictures in all.
       decode: the decoder.
@@ -169,7 +165,7 @@ def answer(
         sent = to_devices(
             {name: batch[name] for name in ("images", "index", "mask")}, divided(mesh)
         )
-        probs, embedding = forward(params, batch_stats, sent["images"])
+        probs, embedding = predict(sent["images"])
         rows = np.where(gather(sent["mask"]) > 0, gather(sent["index"]), -1)
         embedding = None if embedding is None else gather(embedding)
         answers.add(gather(probs), embedding, rows)
