@@ -1,19 +1,17 @@
-"""From a checked configuration to the parts of a run: the only reader of its fields.
+"""From a checked configuration to the parts of a run.
 
 Comes after `config` and before everything that works: what is built here takes plain
-arguments and knows nothing of the configuration.
+arguments and knows nothing of the configuration. `networks` reads the model's fields,
+this module all others, and nothing else reads any.
 """
 
 import math
 import os
 from collections.abc import Callable, Iterator, Mapping
-from dataclasses import dataclass, field
-from functools import partial
 from pathlib import Path
 from typing import Any
 
 import jax
-import jax.numpy as jnp
 import numpy as np
 from ml_collections import ConfigDict
 
@@ -22,13 +20,13 @@ from jaxii.data import embedding, pipeline, prepared, toy_regions
 from jaxii.data.images import EvalTransform, TrainTransform
 from jaxii.data.prepared import Data, Rows
 from jaxii.errors import InputError
-from jaxii.model import pretrained
-from jaxii.model.multitask import Network, make_network
 from jaxii.model.resnet import check_shape
+from jaxii.networks import Networks
 from jaxii.objective.multitask import Objective, make_objective
 from jaxii.objective.schedule import warmup_cosine
+from jaxii.train.average import Rate, ema_rate, swa_rate
 from jaxii.train.loop import StagePlan
-from jaxii.train.mesh import DATA_AXIS, check_batch_size
+from jaxii.train.mesh import check_batch_size
 from jaxii.train.optimizer import make_optimizer
 from jaxii.train.stages import Stage, make_stages
 from jaxii.train.step import StepSettings
@@ -189,13 +187,20 @@ def file_batches(config: Config, files: pipeline.RandomAccess) -> Batches:
     )
 
 
-def unlabelled_batches(config: Config, source: pipeline.RandomAccess) -> Batches:
+def unlabelled_batches(
+    config: Config, source: pipeline.RandomAccess, most: int | None = None
+) -> Batches:
     """Yields every picture of a source once, in random order, and nothing else of it.
+
+    Args:
+      config: checked.
+      source: of records.
+      most: pictures; None for all.
 
     Yields:
       Batches of `images` and `mask`; what is damaged or padding has mask 0.
     """
-    rows = np.random.default_rng(config.seed).permutation(len(source))
+    rows = np.random.default_rng(config.seed).permutation(len(source))[:most]
     for batch in file_batches(config, pipeline.Reordered(source, rows)):
         yield {name: batch[name] for name in ("images", "mask")}
 
@@ -205,56 +210,6 @@ def eval_transform(config: Config) -> EvalTransform:
     return EvalTransform(
         size_pixels=config.data.image_size_pixels,
         central_share=config.data.central_share,
-    )
-
-
-@dataclass(frozen=True, kw_only=True)
-class Networks:
-    """The run's network with and without the embedding head, each made once."""
-
-    config: Config
-    num_classes: int
-    embedding_dim: int
-    classifier_bias: np.ndarray | None = None
-    _made: dict[bool, Network] = field(default_factory=dict)
-
-    def get(self, embedding_head: bool) -> Network:
-        """Returns the network; the same object for the same argument."""
-        if embedding_head not in self._made:
-            model = self.config.model
-            self._made[embedding_head] = make_network(
-                depth=model.depth,
-                num_classes=self.num_classes,
-                embedding_dim=self.embedding_dim if embedding_head else 0,
-                variant=model.variant,
-                width=model.width,
-                stem=model.stem,
-                dropout=model.dropout,
-                dtype=jnp.dtype(model.compute_dtype),
-                classifier_bias=self.classifier_bias,
-                bn_axis=DATA_AXIS if model.batch_norm == "global" else None,
-            )
-        return self._made[embedding_head]
-
-
-def prior_bias(counts: np.ndarray, num_images: int) -> np.ndarray:
-    """Returns each label's log prior odds, [class] float32 (Lin et al. 2017, 3.3)."""
-    prior = (counts + 0.5) / (num_images + 1.0)
-    return np.log(prior / (1.0 - prior)).astype(np.float32)
-
-
-def make_networks(config: Config, data: Data, embedding_dim: int) -> Networks:
-    """Returns a run's networks, the bias set from the training labels."""
-    num_classes = len(data.vocabulary)
-    bias = None
-    if config.model.prior_bias:
-        counts = data.train_rows.class_counts(num_classes)
-        bias = prior_bias(counts, data.split("train").num_examples)
-    return Networks(
-        config=config,
-        num_classes=num_classes,
-        embedding_dim=embedding_dim,
-        classifier_bias=bias,
     )
 
 
@@ -319,11 +274,20 @@ def _plan(config: Config, networks: Networks, stage: Stage) -> StagePlan:
         augmentation=config.data.augmentation,
         mix_probability=config.data.mix_probability,
         micro_batches=config.micro_batches,
-        ema_decay=optimizer.ema_decay if optimizer.average == "ema" else 0.0,
+        average_rate=_average_rate(config, stage),
         frozen=("trunk",) if stage.trainable == "last_layer" else (),
         seed=config.seed,
     )
     return StagePlan(stage=stage, settings=settings, init=network.init)
+
+
+def _average_rate(config: Config, stage: Stage) -> Rate | None:
+    optimizer = config.optimizer
+    if optimizer.average == "ema":
+        return ema_rate(optimizer.ema_decay)
+    if optimizer.average == "swa":
+        return swa_rate(stage.num_steps, optimizer.swa_share)
+    return None
 
 
 def _objective(config: Config, stage: Stage, num_classes: int) -> Objective:
@@ -333,18 +297,6 @@ def _objective(config: Config, stage: Stage, num_classes: int) -> Objective:
         num_classes=num_classes,
         unknown=config.data.unknown,
     )
-
-
-def pretrained_start(config: Config) -> Callable[..., tuple[Any, Any]] | None:
-    """Returns what puts the configured weights into fresh parameters, or None."""
-    if not config.model.pretrained:
-        return None
-    return partial(_load_pretrained, config.model.pretrained)
-
-
-def _load_pretrained(path: str, params: Any, batch_stats: Any) -> tuple[Any, Any]:
-    loaded = pretrained.load_pretrained(path, params, batch_stats)
-    return loaded.params, loaded.batch_stats
 
 
 def _plain(value: Any) -> Any:

@@ -10,7 +10,7 @@ from typing import Any
 import jax
 import numpy as np
 
-from jaxii import assemble
+from jaxii import assemble, networks
 from jaxii import config as configuration
 from jaxii.console import progress
 from jaxii.data import embedding
@@ -121,7 +121,7 @@ def open_session(
     needs_embedding = any(stage.embedding_head for stage in stages)
     dim = config.label_embedding.dim if needs_embedding else 0
     plans = assemble.make_plans(
-        config, assemble.make_networks(config, data, dim), stages
+        config, networks.make_networks(config, data, dim), stages
     )
     if needs_embedding:
         assemble.check_label_embedding(config, data)

@@ -13,11 +13,11 @@ from typing import Any
 
 from jax.sharding import Mesh, Sharding
 
-from jaxii import assemble
 from jaxii import config as configuration
 from jaxii.errors import InputError
 from jaxii.infer.models import Model
 from jaxii.infer.provenance import Provenance
+from jaxii.networks import Networks
 from jaxii.train.checkpoint import Checkpoints, evaluated_params
 from jaxii.train.loop import EMBEDDING_HEAD, inherit
 from jaxii.train.mesh import replicated
@@ -135,7 +135,7 @@ def _apply(
     """Makes one network for all runs that have the same, as seeds do."""
     config = configuration.default_config()
     config.model.update(json.loads(model_fields))
-    networks = assemble.Networks(
+    networks = Networks(
         config=config, num_classes=num_classes, embedding_dim=embedding_dim
     )
     return networks.get(embedding_dim > 0).apply

@@ -12,6 +12,7 @@ from jaxii.data import toy_regions
 from jaxii.data.open_images import Layout, prepare
 from jaxii.data.prepared import Rows
 from jaxii.errors import InputError
+from jaxii.networks import Networks, prior_bias
 from jaxii.train.state import new_state
 
 CONFIGS = Path(__file__).parent.parent / "configs"
@@ -30,9 +31,7 @@ def load(path=CONFIGS / "f2_multitask.py", preset=""):
 def plans_of(config, num_train=10_000):
     stages = assemble.stages_of(config, lambda split: num_train)
     dim = min(config.label_embedding.dim, NUM_CLASSES)
-    networks = assemble.Networks(
-        config=config, num_classes=NUM_CLASSES, embedding_dim=dim
-    )
+    networks = Networks(config=config, num_classes=NUM_CLASSES, embedding_dim=dim)
     return assemble.make_plans(config, networks, stages)
 
 
@@ -62,7 +61,7 @@ def test_every_stage_of_a_recipe_builds(path, preset):
                 batch_stats=b,
                 optimizer=plan.settings.optimizer,
                 step=0,
-                with_ema=plan.settings.ema_decay > 0,
+                with_average=plan.settings.average_rate is not None,
             ),
             params,
             batch_stats,
@@ -159,7 +158,7 @@ def test_the_batch_of_evaluation_fits_the_devices():
 
 def test_the_prior_bias_gives_each_label_its_frequency():
     counts = np.array([0.0, 50.0, 99.0])
-    bias = assemble.prior_bias(counts, 99)
+    bias = prior_bias(counts, 99)
     assert bias.dtype == np.float32
     probs = 1 / (1 + np.exp(-bias.astype(np.float64)))
     np.testing.assert_allclose(probs, (counts + 0.5) / 100, rtol=1e-5)

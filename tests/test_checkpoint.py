@@ -7,14 +7,14 @@ import optax
 import pytest
 
 from jaxii.errors import InputError
-from jaxii.train.checkpoint import Checkpoints
+from jaxii.train.checkpoint import Checkpoints, evaluated_params
 from jaxii.train.mesh import make_mesh, replicated
 from jaxii.train.optimizer import OPTIMIZERS, make_optimizer
 from jaxii.train.stages import Saved
 from jaxii.train.state import new_state
 
 
-def make_state(name="sgd", value=1.0, with_ema=True, mesh=None):
+def make_state(name="sgd", value=1.0, with_average=True, mesh=None):
     params = {"trunk": {"kernel": jnp.full((3, 2), value), "bias": jnp.zeros(2)}}
     optimizer = make_optimizer(
         name=name,
@@ -27,7 +27,7 @@ def make_state(name="sgd", value=1.0, with_ema=True, mesh=None):
         batch_stats={"trunk": {"mean": jnp.arange(2, dtype=jnp.float32)}},
         optimizer=optimizer,
         step=7,
-        with_ema=with_ema,
+        with_average=with_average,
     )
     return jax.device_put(state, replicated(mesh or make_mesh()))
 
@@ -65,10 +65,13 @@ def test_every_leaf_comes_back_on_another_number_of_devices(checkpoints, name):
 
 
 def test_a_state_without_an_average_comes_back_without_one(checkpoints):
-    state = make_state(with_ema=False)
+    state = make_state(with_average=False)
     checkpoints.save(saved(7), state, {})
     (found,) = checkpoints.saved()["first"]
-    assert checkpoints.restore_state(found, like(state, make_mesh())).ema_params is None
+    assert (
+        checkpoints.restore_state(found, like(state, make_mesh())).average_params
+        is None
+    )
 
 
 def test_the_model_comes_back_without_knowing_the_optimizer(checkpoints):
@@ -76,7 +79,7 @@ def test_the_model_comes_back_without_knowing_the_optimizer(checkpoints):
     checkpoints.save(saved(7), state, {})
     (found,) = checkpoints.saved()["first"]
     model = checkpoints.restore_model(found, replicated(make_mesh(jax.devices()[:1])))
-    assert set(model) == {"params", "batch_stats", "ema_params"}
+    assert set(model) == {"params", "batch_stats", "average_params"}
     np.testing.assert_array_equal(
         model["params"]["trunk"]["kernel"], state.params["trunk"]["kernel"]
     )
@@ -147,3 +150,9 @@ def test_a_checkpoint_is_not_touched_by_the_steps_that_follow_its_save(checkpoin
 
 def test_there_is_nothing_before_the_first_save(checkpoints):
     assert checkpoints.saved() == {}
+
+
+@pytest.mark.parametrize("name", ["average_params", "ema_params"])
+def test_the_average_is_what_is_evaluated_also_of_a_first_versions_checkpoint(name):
+    assert evaluated_params({"params": 1, name: 2, "batch_stats": 3}) == 2
+    assert evaluated_params({"params": 1, "batch_stats": 3}) == 1

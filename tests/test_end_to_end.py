@@ -36,6 +36,8 @@ SETTINGS = (
     "--config.evaluate_train_images=20",
     "--config.log_every_steps=2",
     "--config.optimizer.peak_lr=0.02",
+    # With it BatchNorm is measured anew at each evaluation.
+    "--config.optimizer.average=swa",
 )
 
 
@@ -107,7 +109,7 @@ def assert_same_run(workdir, other):
     last, model = final_params(workdir)
     other_last, other_model = final_params(other)
     assert last == other_last
-    names = {"params", "ema_params", "batch_stats"}
+    names = {"params", "average_params", "batch_stats"}
     assert set(model) == set(other_model) == names
     flat, other_flat = (dict(leaves(m)) for m in (model, other_model))
     assert flat.keys() == other_flat.keys()

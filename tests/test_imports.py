@@ -43,9 +43,9 @@ MAY_IMPORT = {
     ),
     "jaxii.workdir": ("jaxii.config", "jaxii.data.labels", "jaxii.infer"),
     "jaxii.trained": (
-        "jaxii.assemble",
         "jaxii.config",
         "jaxii.infer",
+        "jaxii.networks",
         "jaxii.train",
         "jaxii.workdir",
     ),

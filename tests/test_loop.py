@@ -11,7 +11,8 @@ import pytest
 
 from jaxii.errors import InputError
 from jaxii.objective.multitask import make_objective
-from jaxii.train.checkpoint import Checkpoints
+from jaxii.train.average import ema_rate, swa_rate
+from jaxii.train.checkpoint import Checkpoints, evaluated_params
 from jaxii.train.loop import (
     Diverged,
     Preempted,
@@ -27,6 +28,11 @@ from jaxii.train.stages import Stage
 from jaxii.train.step import StepSettings
 from jaxii.train.telemetry import Telemetry, read_history
 
+RATES = {
+    "none": lambda num_steps: None,
+    "ema": lambda num_steps: ema_rate(0.9),
+    "swa": lambda num_steps: swa_rate(num_steps, 0.5),
+}
 NUM_CLASSES, BATCH, FEATURES = 3, 8, 6
 METRIC = "held_out/f2"
 
@@ -62,7 +68,7 @@ def batches(split, start):
         step += 1
 
 
-def plan(stage, rate=0.1):
+def plan(stage, rate=0.1, average="ema"):
     def schedule(step):
         return jnp.float32(rate)
 
@@ -78,7 +84,7 @@ def plan(stage, rate=0.1):
                 name="sgd", schedule=optax.constant_schedule(rate), weight_decay=0.0
             ),
             learning_rate=schedule,
-            ema_decay=0.9,
+            average_rate=RATES[average](stage.num_steps),
         ),
         init=lambda key: init(key, head=stage.embedding_head),
     )
@@ -94,6 +100,12 @@ STAGES = (
     ),
     Stage(name="one", terms={"bce": 1.0}, num_steps=4, enters_from="last"),
 )
+
+
+def statistics(plan, state):
+    """Stands for BatchNorm measured anew: something that depends on the average."""
+    largest = jnp.max(jnp.abs(state.params_to_evaluate()["classifier"]))
+    return {"mean": jnp.full(2, largest)}
 
 
 class Folder:
@@ -113,10 +125,13 @@ class Folder:
             return asked["times"] == leave_after
 
         run = Run(
-            plans=tuple(plan(stage, rate) for stage in stages),
+            plans=tuple(
+                plan(stage, rate, more.get("average", "ema")) for stage in stages
+            ),
             mesh=make_mesh(),
             checkpoints=checkpoints,
             batches=more.get("batches", batches),
+            statistics=more.get("statistics", lambda plan, state: state.batch_stats),
             evaluate=metric or (lambda settings, params, stats: {METRIC: 0.5}),
             metric=METRIC,
             label_embeddings=jax.device_put(
@@ -126,7 +141,7 @@ class Folder:
             pretrained=more.get("pretrained"),
             metadata={stage.name: {"split": stage.split} for stage in stages},
             global_batch_size=BATCH,
-            evaluate_every_steps=2,
+            evaluate_every_steps=more.get("evaluate_every_steps", 2),
             log_every_steps=1,
             most_skipped_steps=3,
             seed=0,
@@ -195,6 +210,56 @@ def test_left_at_any_step_and_resumed_it_is_the_same_run_bit_for_bit(
     assert steps == list(range(1, 11))
 
 
+@pytest.mark.parametrize("leave_after", [5, 9])
+def test_swa_with_statistics_of_its_own_is_the_same_run_when_left_and_resumed(
+    folder, tmp_path, leave_after
+):
+    more = {"average": "swa", "statistics": statistics}
+    undisturbed = Folder(tmp_path / "undisturbed")
+    undisturbed.run(**more)
+    with pytest.raises(Preempted):
+        folder.run(leave_after=leave_after, **more)
+    folder.run(**more)
+    for stage in ("both", "one"):
+        last, model = folder.model(stage)
+        other_last, other = undisturbed.model(stage)
+        assert last == other_last
+        jax.tree.map(np.testing.assert_array_equal, model, other)
+
+
+def figure(params, batch_stats):
+    total = sum(float(np.sum(np.asarray(leaf))) for leaf in jax.tree.leaves(params))
+    return total + float(batch_stats["mean"][0])
+
+
+@pytest.mark.parametrize("average", ["none", "swa"])
+def test_a_checkpoint_holds_the_evaluation_of_the_very_model_beside_it(folder, average):
+    folder.run(
+        average=average,
+        statistics=statistics,
+        metric=lambda settings, params, stats: {METRIC: figure(params, stats)},
+    )
+    for stage in ("both", "one"):
+        last, model = folder.model(stage)
+        assert last.metric == figure(evaluated_params(model), model["batch_stats"])
+
+
+def test_the_average_of_swa_is_the_mean_of_its_last_parameters(folder):
+    seen = []
+
+    def record(plan, state):
+        seen.append(np.asarray(state.params["classifier"]))
+        return state.batch_stats
+
+    stages = (Stage(name="both", terms={"bce": 1.0}, num_steps=8),)
+    folder.run(stages, average="swa", statistics=record, evaluate_every_steps=1)
+    _, model = folder.model("both")
+    expected = np.mean(seen[4:], axis=0)
+    found = model["average_params"]["classifier"]
+    np.testing.assert_allclose(found, expected, rtol=1e-5)
+    assert np.abs(found - model["params"]["classifier"]).max() > 1e-4
+
+
 def test_leaving_says_where_and_a_finished_run_is_left_alone(folder):
     with pytest.raises(Preempted, match="step 3 of stage both"):
         folder.run(leave_after=3)
@@ -244,7 +309,7 @@ def test_pretrained_parameters_replace_fresh_ones_at_the_start_only(folder):
 def test_the_average_is_inherited_where_there_is_one():
     model = {
         "params": {"classifier": np.ones(2, np.float32)},
-        "ema_params": {"classifier": np.zeros(2, np.float32)},
+        "average_params": {"classifier": np.zeros(2, np.float32)},
         "batch_stats": {},
     }
     params, _ = inherit(model, {"classifier": jnp.ones(2)}, "stage a")

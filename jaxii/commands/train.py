@@ -12,10 +12,17 @@ from jaxii import assemble
 from jaxii import config as configuration
 from jaxii.commands.evaluate import measure
 from jaxii.console import say
+from jaxii.infer.models import Model, make_predict
+from jaxii.networks import pretrained_start
 from jaxii.session import Session, describe, open_session
 from jaxii.train import loop
+from jaxii.train.batch_norm import reestimate
+from jaxii.train.state import TrainState, Tree
 from jaxii.train.telemetry import Telemetry
 from jaxii.workdir import Workdir
+
+# Training images over which BatchNorm is measured for averaged parameters (SWA).
+BATCH_NORM_IMAGES = 2048
 
 
 def train(
@@ -61,12 +68,12 @@ def _make_run(session: Session, wanted_back: Callable[[], bool]) -> loop.Run:
     verified = {split: session.verified_absent(split) for split in splits}
 
     def evaluate(settings, params, batch_stats):
+        model = Model(apply=settings.apply, params=params, batch_stats=batch_stats)
+        predict = make_predict([model], session.mesh)
         figures = {}
         for split, num_images in splits.items():
             sums = evaluator.run(
-                settings.apply,
-                params,
-                batch_stats,
+                predict,
                 assemble.eval_batches(config, data, split, num_images),
                 verified_absent=verified[split],
             )
@@ -80,11 +87,14 @@ def _make_run(session: Session, wanted_back: Callable[[], bool]) -> loop.Run:
         mesh=session.mesh,
         checkpoints=session.checkpoints,
         batches=partial(assemble.train_batches, config, data),
+        statistics=partial(_statistics, session),
         evaluate=evaluate,
         metric=f"{data.choosing_split}/f2",
         label_embeddings=session.vectors(),
-        start=None if start is None else loop.Start(name=start.name, model=start.model),
-        pretrained=assemble.pretrained_start(config),
+        start=None
+        if start is None
+        else loop.Start(name=start.name, model=start.restored),
+        pretrained=pretrained_start(config),
         metadata={
             stage: {
                 "provenance": provenance.to_json(),
@@ -98,4 +108,22 @@ def _make_run(session: Session, wanted_back: Callable[[], bool]) -> loop.Run:
         most_skipped_steps=config.most_skipped_steps,
         seed=config.seed,
         wanted_back=wanted_back,
+    )
+
+
+def _statistics(session: Session, plan: loop.StagePlan, state: TrainState) -> Tree:
+    """Returns the BatchNorm statistics to evaluate a state with.
+
+    An average of weights never saw a batch: its own are measured on training images,
+    except where the stage trains no layer before a BatchNorm.
+    """
+    if session.config.optimizer.average != "swa" or plan.settings.frozen:
+        return state.batch_stats
+    source = session.data.split(plan.stage.split).source
+    return reestimate(
+        plan.settings.apply,
+        state.average_params,
+        state.batch_stats,
+        assemble.unlabelled_batches(session.config, source, BATCH_NORM_IMAGES),
+        session.mesh,
     )

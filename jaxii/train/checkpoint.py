@@ -20,7 +20,7 @@ from jaxii.errors import InputError
 from jaxii.train.stages import Saved, choose
 from jaxii.train.state import TrainState, Tree
 
-_MODEL_FIELDS = ("params", "batch_stats", "ema_params")
+_MODEL_FIELDS = ("params", "batch_stats", "average_params")
 
 
 class Checkpoints:
@@ -126,10 +126,10 @@ class Checkpoints:
             ),
         )
         fields = {**restored["model"], **restored["training"]}
-        return TrainState(**{"ema_params": None, **fields})
+        return TrainState(**{"average_params": None, **fields})
 
     def restore_model(self, saved: Saved, sharding: Sharding) -> dict[str, Tree]:
-        """Returns `params`, `batch_stats` and, where there is one, `ema_params`.
+        """Returns `params`, `batch_stats` and, where there is one, `average_params`.
 
         Works on any devices: only the shapes come from the checkpoint.
         """
@@ -210,7 +210,9 @@ class Checkpoints:
 
 def evaluated_params(model: Mapping[str, Tree]) -> Tree:
     """Returns the averaged parameters of a restored model where it has some."""
-    return model.get("ema_params", model["params"])
+    # The second name is that of checkpoints of the first version.
+    average = model.get("average_params", model.get("ema_params"))
+    return model["params"] if average is None else average
 
 
 def _metric(metrics: Mapping[str, float]) -> float:

@@ -70,7 +70,7 @@ class Start:
 
     Attributes:
       name: in words.
-      model: gives `params`, `batch_stats` and perhaps `ema_params`, laid out as asked.
+      model: gives `params`, `batch_stats`, perhaps `average_params`, laid out as asked.
     """
 
     name: str
@@ -86,6 +86,8 @@ class Run:
       mesh: the devices.
       checkpoints: where the run saves.
       batches: `batches(split, start_example)`, host batches without host-only arrays.
+      statistics: `statistics(plan, state)` to the batch_stats that a state is evaluated
+        and saved with.
       evaluate: `evaluate(settings, params, batch_stats)` to figures by name, `metric`
         among them.
       metric: the figure, greater being better, that chooses the best checkpoint of a
@@ -106,6 +108,7 @@ class Run:
     mesh: Mesh
     checkpoints: Checkpoints
     batches: Callable[[str, int], Iterator[dict[str, np.ndarray]]]
+    statistics: Callable[[StagePlan, TrainState], Tree]
     evaluate: Callable[[StepSettings, Tree, Tree], dict[str, float]]
     metric: str
     label_embeddings: Float[Array, "class embed"] | None
@@ -185,7 +188,7 @@ def _begin(
             batch_stats=batch_stats,
             optimizer=plan.settings.optimizer,
             step=action.start.step if isinstance(action, Resume) else action.step,
-            with_ema=plan.settings.ema_decay > 0,
+            with_average=plan.settings.average_rate is not None,
         )
 
     def fresh(key):
@@ -220,8 +223,8 @@ def inherit(model: Mapping[str, Tree], like: Tree, origin: str) -> tuple[Tree, T
     The embedding head is dropped where the new stage has none.
 
     Args:
-      model: `params`, `batch_stats`, perhaps `ema_params`, as a checkpoint holds them,
-        or their shapes.
+      model: `params`, `batch_stats`, perhaps `average_params`, as a checkpoint holds
+        them, or their shapes.
       like: shapes of the new stage's parameters.
       origin: the checkpoint in words, for the error.
 
@@ -285,6 +288,7 @@ def _run_stage(
             window.clear()
         if evaluate or leave:
             with telemetry.paused():
+                state = replace(state, batch_stats=run.statistics(plan, state))
                 saved = _evaluate_and_save(
                     run, plan, state, saved, telemetry, evaluate, train_step
                 )

@@ -30,7 +30,7 @@ class TrainState:
       params: float32 parameters, a nested dict.
       batch_stats: BatchNorm's running statistics, the mean over devices.
       opt_state: the optimizer's state; fresh at the start of a stage.
-      ema_params: exponential moving average of `params`; None when it is off.
+      average_params: average of `params` over the stage; None when it is off.
       skipped_steps: updates skipped for non-finite gradients in this stage.
       skipped_in_a_row: the same, since the last good one.
     """
@@ -40,13 +40,13 @@ class TrainState:
     params: Tree
     batch_stats: Tree
     opt_state: Tree
-    ema_params: Tree
+    average_params: Tree
     skipped_steps: Count
     skipped_in_a_row: Count
 
     def params_to_evaluate(self) -> Tree:
         """Returns the averaged parameters where there are some, else the parameters."""
-        return self.params if self.ema_params is None else self.ema_params
+        return self.params if self.average_params is None else self.average_params
 
 
 def new_state(
@@ -55,7 +55,7 @@ def new_state(
     batch_stats: Tree,
     optimizer: optax.GradientTransformation,
     step: int,
-    with_ema: bool,
+    with_average: bool,
 ) -> TrainState:
     """Returns the state at the start of a stage that begins after `step` updates."""
 
@@ -69,7 +69,7 @@ def new_state(
         batch_stats=batch_stats,
         opt_state=optimizer.init(params),
         # A copy: the step gives away the buffers of its input state.
-        ema_params=jax.tree.map(jnp.copy, params) if with_ema else None,
+        average_params=jax.tree.map(jnp.copy, params) if with_average else None,
         skipped_steps=count(0),
         skipped_in_a_row=count(0),
     )

@@ -18,6 +18,7 @@ from jaxtyping import Array, Bool, Float
 
 from jaxii.objective.multitask import Objective
 from jaxii.train.augment import augment, mix
+from jaxii.train.average import Rate, move
 from jaxii.train.mesh import DATA_AXIS, divided, replicated
 from jaxii.train.state import TrainState, Tree, derive_key
 
@@ -39,7 +40,7 @@ class StepSettings:
       mix_probability: share of the examples that `mix` mixes.
       micro_batches: gradients of so many slices of a device's batch are added up before
         one update.
-      ema_decay: decay a step of the averaged parameters; 0 turns the average off.
+      average_rate: how fast the averaged parameters move; None turns the average off.
       frozen: top-level keys of params that stay as they are; with any, so does
         batch_stats, by which the network then normalises.
       seed: base of the step's randomness.
@@ -52,7 +53,7 @@ class StepSettings:
     augmentation: float = 0.0
     mix_probability: float = 0.0
     micro_batches: int = 1
-    ema_decay: float = 0.0
+    average_rate: Rate | None = None
     frozen: tuple[str, ...] = ()
     seed: int = 0
 
@@ -242,14 +243,15 @@ def _update(settings, state, gradients, batch_stats, metrics):
     frozen = {name: state.params[name] for name in settings.frozen}
     moved: Tree = optax.apply_updates(state.params, updates)
     params = moved | frozen
-    ema_params = state.ema_params
-    if ema_params is not None:
-        ema_params = _average(ema_params, params, settings.ema_decay, state.stage_step)
     kept = _keep_if(
         finite,
-        (params, batch_stats, opt_state, ema_params),
-        (state.params, state.batch_stats, state.opt_state, state.ema_params),
+        (params, batch_stats, opt_state),
+        (state.params, state.batch_stats, state.opt_state),
     )
+    average_params = state.average_params
+    if settings.average_rate is not None:
+        rate = settings.average_rate(state.stage_step)
+        average_params = move(average_params, kept[0], rate)
     skipped = 1 - finite.astype(jnp.int32)
     in_a_row = (state.skipped_in_a_row + skipped) * skipped
     metrics = metrics | {
@@ -264,7 +266,7 @@ def _update(settings, state, gradients, batch_stats, metrics):
         params=kept[0],
         batch_stats=kept[1],
         opt_state=kept[2],
-        ema_params=kept[3],
+        average_params=average_params,
         skipped_steps=state.skipped_steps + skipped,
         skipped_in_a_row=in_a_row,
     )
@@ -273,13 +275,6 @@ def _update(settings, state, gradients, batch_stats, metrics):
 
 def _keep_if(condition: Bool[Array, ""], new: Tree, old: Tree) -> Tree:
     return jax.tree.map(lambda a, b: jnp.where(condition, a, b), new, old)
-
-
-def _average(average, params, decay, step):
-    """Moves the average; early on faster, so that it does not remember the start."""
-    step = step.astype(jnp.float32)
-    rate = 1.0 - jnp.minimum(jnp.float32(decay), (1.0 + step) / (10.0 + step))
-    return jax.tree.map(lambda a, p: a + rate * (p - a), average, params)
 
 
 def _prefixed(prefix: str, values: dict[str, jax.Array]) -> Metrics:

@@ -1,0 +1,81 @@
+"""A run's networks, and what they start from, as its configuration says.
+
+`jaxii.assemble` builds the stages on them; together they are the only readers of the
+configuration's fields.
+"""
+
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from functools import partial
+from typing import Any
+
+import jax.numpy as jnp
+import numpy as np
+
+from jaxii.config import Config
+from jaxii.data.prepared import Data
+from jaxii.model import pretrained
+from jaxii.model.multitask import Network, make_network
+from jaxii.train.mesh import DATA_AXIS
+
+
+@dataclass(frozen=True, kw_only=True)
+class Networks:
+    """The run's network with and without the embedding head, each made once."""
+
+    config: Config
+    num_classes: int
+    embedding_dim: int
+    classifier_bias: np.ndarray | None = None
+    _made: dict[bool, Network] = field(default_factory=dict)
+
+    def get(self, embedding_head: bool) -> Network:
+        """Returns the network; the same object for the same argument."""
+        if embedding_head not in self._made:
+            model = self.config.model
+            self._made[embedding_head] = make_network(
+                depth=model.depth,
+                num_classes=self.num_classes,
+                embedding_dim=self.embedding_dim if embedding_head else 0,
+                variant=model.variant,
+                width=model.width,
+                stem=model.stem,
+                dropout=model.dropout,
+                dtype=jnp.dtype(model.compute_dtype),
+                classifier_bias=self.classifier_bias,
+                bn_axis=DATA_AXIS if model.batch_norm == "global" else None,
+            )
+        return self._made[embedding_head]
+
+
+def prior_bias(counts: np.ndarray, num_images: int) -> np.ndarray:
+    """Returns each label's log prior odds, [class] float32 (Lin et al. 2017, 3.3)."""
+    prior = (counts + 0.5) / (num_images + 1.0)
+    return np.log(prior / (1.0 - prior)).astype(np.float32)
+
+
+def make_networks(config: Config, data: Data, embedding_dim: int) -> Networks:
+    """Returns a run's networks, the bias set from the training labels."""
+    num_classes = len(data.vocabulary)
+    bias = None
+    if config.model.prior_bias:
+        counts = data.train_rows.class_counts(num_classes)
+        bias = prior_bias(counts, data.split("train").num_examples)
+    return Networks(
+        config=config,
+        num_classes=num_classes,
+        embedding_dim=embedding_dim,
+        classifier_bias=bias,
+    )
+
+
+def pretrained_start(config: Config) -> Callable[..., tuple[Any, Any]] | None:
+    """Returns what puts the configured weights into fresh parameters, or None."""
+    if not config.model.pretrained:
+        return None
+    return partial(_load_pretrained, config.model.pretrained)
+
+
+def _load_pretrained(path: str, params: Any, batch_stats: Any) -> tuple[Any, Any]:
+    loaded = pretrained.load_pretrained(path, params, batch_stats)
+    return loaded.params, loaded.batch_stats
