@@ -137,7 +137,7 @@ def _model() -> Config:
     section.prior_bias = True
     # BatchNorm over each "device"'s share of the batch, or over the "global" batch.
     section.batch_norm = "device"
-    # torchvision-format weights to start from (.safetensors or .npz); "" for none.
+    # torchvision's or timm's weights to start from (.safetensors, .npz); "" for none.
     section.pretrained = ""
     return section
 
