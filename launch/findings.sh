@@ -69,3 +69,11 @@ for seed in ${SEEDS:-0 1 2}; do
     [[ $seed == 0 ]] || train baseline "baseline_seed_$seed" --config.seed="$seed"
 done
 train strong_augmentation strong_augmentation
+
+# The table: first the baseline, which the others are compared with.
+rows=("$runs/baseline" "$runs"/baseline/metrics_*.json)
+for workdir in "$runs"/*/; do
+    [[ $workdir == "$runs/baseline/" || ! -e $workdir/metrics.json ]] ||
+        rows+=("${workdir%/}")
+done
+jaxii compare "${rows[@]}" --output="$runs/findings.html"
