@@ -44,12 +44,13 @@ def reestimate(
     Source: Li et al. 2016, Revisiting Batch Normalization For Practical Domain
       Adaptation (AdaBN), https://arxiv.org/abs/1603.04779
     """
-    add, finish = _compiled(apply, mesh)
+    measure, add, finish = _compiled(apply, mesh)
     sharding = divided(mesh)
     total = None
     for batch in batches:
         sent = to_devices(_without_padding(batch), sharding)
-        total = add(total, params, batch_stats, sent)
+        found = measure(params, batch_stats, sent)
+        total = found if total is None else add(total, found)
     return batch_stats if total is None else finish(total, batch_stats)
 
 
@@ -64,7 +65,7 @@ def _without_padding(batch: Mapping[str, np.ndarray]) -> dict[str, np.ndarray]:
 
 @functools.cache
 def _compiled(apply, mesh):
-    """Compiles the sums of a batch, and what they make of the statistics."""
+    """Compiles a batch's sums, their addition, and what statistics they make."""
     everywhere, share = PartitionSpec(), PartitionSpec(DATA_AXIS)
 
     def moments(params, batch_stats, batch):
@@ -86,14 +87,15 @@ def _compiled(apply, mesh):
         weighed = jax.tree.map(lambda x: weight * x, _with_squares(stats))
         return jax.lax.psum((weighed, weight), DATA_AXIS)
 
-    def add(total, params, batch_stats, batch):
-        found = jax.shard_map(
-            moments,
-            mesh=mesh,
-            in_specs=(everywhere, everywhere, share),
-            out_specs=everywhere,
-        )(params, batch_stats, batch)
-        return found if total is None else jax.tree.map(jnp.add, total, found)
+    measure = jax.shard_map(
+        moments,
+        mesh=mesh,
+        in_specs=(everywhere, everywhere, share),
+        out_specs=everywhere,
+    )
+
+    def add(total, found):
+        return jax.tree.map(jnp.add, total, found)
 
     def finish(total, batch_stats):
         sums, weight = total
@@ -105,7 +107,7 @@ def _compiled(apply, mesh):
         )
 
     whole = replicated(mesh)
-    return jax.jit(add, out_shardings=whole), jax.jit(finish, out_shardings=whole)
+    return tuple(jax.jit(f, out_shardings=whole) for f in (measure, add, finish))
 
 
 def _with_squares(stats: Tree) -> Tree:
