@@ -19,7 +19,7 @@ All three are made of the training data: `held_out` is a domain of it, kept out 
 training, and is no more the target's than `validation` is."""
 
 PARTS = {
-    "weights": "trained the weights",
+    "weights": "shaped the weights",
     "model_selection": "selected the checkpoint",
     "calibration": "calibrated the probabilities",
     "thresholds": "chose the thresholds",
@@ -28,6 +28,12 @@ PARTS = {
 """The parts of a result that data can influence, and the words that say so."""
 
 _KINDS = {"labels": "labels", "images": "images without labels"}
+_MEANING = {
+    "labels": "figures on {split} do not stand for unseen data, and none for a domain "
+    "without labels",
+    "images": "figures on {split} stand for images that a model may see before it "
+    "answers",
+}
 
 
 @dataclass(frozen=True)
@@ -158,7 +164,7 @@ class Provenance:
             grouped.setdefault((away.split, away.kind), []).append(PARTS[away.part])
         sentences = [
             f"{_KINDS[kind].capitalize()} of the {split} split {_listed(done)}; "
-            f"figures on {split} do not stand for unseen data."
+            f"{_MEANING[kind].format(split=split)}."
             for (split, kind), done in grouped.items()
         ]
         if self.pretrained:

@@ -1,0 +1,406 @@
+"""Every way in which a tuning or test label or image can reach a result is recorded.
+
+One small run, then the real commands upon it. The rows of the README's table "How clean
+is a figure" each have a test here, in their order.
+"""
+
+import contextlib
+import io
+import json
+import re
+import shutil
+import sys
+from pathlib import Path
+
+import grain
+import jax
+import numpy as np
+import pytest
+import small_layout
+from absl import flags
+from absl.testing import flagsaver
+from jax.experimental.compilation_cache import compilation_cache
+
+from jaxii import main, session
+from jaxii.commands import predict
+from jaxii.data.open_images import Layout, prepare
+from jaxii.model import resnet
+from jaxii.train.mesh import make_mesh
+from jaxii.trained import open_trained
+
+RECIPE = """
+from jaxii.config import default_config
+
+
+def get_config(split="train"):
+    config = default_config()
+    config.data.dataset = "kaggle"
+    config.data.image_size_pixels = 16
+    config.data.validation_fraction = 0.4
+    config.data.augmentation = 0.0
+    config.data.num_threads = 1
+    config.global_batch_size = 8
+    config.model.depth = 18
+    config.model.width = 8
+    config.model.stem = "small"
+    config.model.compute_dtype = "float32"
+    config.stages = (
+        {"name": "only", "num_steps": 2, "split": split, "terms": {"bce": 1.0}},
+    )
+    return config
+"""
+
+
+def dataset(root, *, tuning=("/m/cat /m/dog", "/m/boat"), test=("/m/cat",) * 3):
+    """Prepares 24 training, 2 tuning and 3 test pictures, with these labels."""
+    files = small_layout.write(root / "files", num_train=24)
+    rows = [f"tune{i},{labels}" for i, labels in enumerate(tuning)]
+    small_layout.lines(files / "tuning_labels.csv", *rows)
+    rows = [f"test{i},{labels}" for i, labels in enumerate(test)]
+    solution = small_layout.lines(root / "solution.csv", "image_id,labels", *rows)
+    prepare(Layout.find(files, test_labels=solution), root / "data", short_side=16)
+    return root / "data"
+
+
+class Runs:
+    """A folder of runs; called with words, it is the command line."""
+
+    def __init__(self, folder):
+        self.folder = folder
+        self.data = dataset(folder / "first")
+        self.recipe = folder / "recipe.py"
+        self.recipe.write_text(RECIPE)
+
+    def __call__(self, *words, code=0):
+        """Runs `jaxii WORDS` and returns what it printed."""
+        argv = ["jaxii", *map(str, words)]
+        printed = io.StringIO()
+        with (
+            pytest.MonkeyPatch.context() as patch,
+            flagsaver.flagsaver(),
+            contextlib.redirect_stdout(printed),
+            contextlib.redirect_stderr(printed),
+        ):
+            patch.setattr(sys, "argv", argv)
+            patch.setattr(main, "_wanted_back", lambda: lambda: False)
+            flags.FLAGS.unparse_flags()
+            found = main.main(argv)
+        assert found == code, printed.getvalue()
+        return printed.getvalue()
+
+    def train(self, name, *words, split="train", data=None, code=0):
+        return self(
+            "train",
+            f"--config={self.recipe}:{split}",
+            f"--workdir={self.folder / name}",
+            f"--data_dir={data or self.data}",
+            *words,
+            code=code,
+        )
+
+    def evaluate(self, name, *words, code=0):
+        return self("evaluate", f"--workdir={self.folder / name}", *words, code=code)
+
+    def predict(self, name, *words, code=0):
+        """Predicts the test's pictures; returns what it printed, and the record."""
+        output = self.folder / "answers.csv"
+        said = self(
+            "predict",
+            f"--workdir={self.folder / name}",
+            f"--images={self.folder / 'first' / 'files' / 'stage_1_test_images'}",
+            f"--output={output}",
+            *words,
+            code=code,
+        )
+        return said, json.loads(Path(f"{output}.provenance.json").read_text())
+
+    def adapt(self, name, output, *words, code=0):
+        return self(
+            "adapt",
+            f"--workdir={self.folder / name}",
+            f"--output={self.folder / output}",
+            *words,
+            code=code,
+        )
+
+    def checkpoint(self, name, stage):
+        """Returns what the last checkpoint of a stage says of itself."""
+        folder = self.folder / name / "checkpoints" / stage
+        last = max(folder.glob("*/metadata/metadata"), key=lambda p: int(p.parts[-3]))
+        return json.loads(last.read_text())
+
+    def arrays(self, name):
+        """Returns the last checkpoint's metadata and arrays."""
+        found = open_trained(str(self.folder / name))
+        model = jax.device_get(
+            found.restored(jax.sharding.SingleDeviceSharding(jax.devices()[0]))
+        )
+        metadata = found.checkpoints.metadata(found.saved)
+        found.close()
+        return metadata, model
+
+    def metrics(self, name, file="metrics.json"):
+        return json.loads((self.folder / name / file).read_text())
+
+    def provenance(self, name, file="metrics.json"):
+        return self.metrics(name, file)["provenance"]
+
+
+@pytest.fixture(scope="module")
+def runs(tmp_path_factory):
+    """A folder with `clean`, a trained run, and `adapted`, which goes on from it."""
+    folder = tmp_path_factory.mktemp("runs")
+    with pytest.MonkeyPatch.context() as patch:
+        # One block on one device, compiled once for all commands: compilation would
+        # take longer than all else.
+        patch.setitem(resnet.DEPTHS, 18, ((1, 0, 0, 0), False))
+        one = make_mesh(jax.devices()[:1])
+        for module in (session, predict):
+            patch.setattr(module, "make_mesh", lambda: one)
+        # Defines flags of its own at first use, which `flagsaver` would take away.
+        next(iter(grain.MapDataset.range(1).to_iter_dataset()))
+        made = Runs(folder)
+        with compiled_once(folder / "compiled"):
+            made.train("clean")
+            made.adapt("clean", "adapted", "--num_epochs=8", "--allow_tuning_labels")
+            yield made
+
+
+@contextlib.contextmanager
+def compiled_once(cache):
+    settings = {
+        "jax_compilation_cache_dir": str(cache),
+        "jax_persistent_cache_min_compile_time_secs": 0.1,
+    }
+    before = {name: getattr(jax.config, name) for name in settings}
+    for name, value in settings.items():
+        jax.config.update(name, value)
+    compilation_cache.reset_cache()
+    yield
+    for name, value in before.items():
+        jax.config.update(name, value)
+    compilation_cache.reset_cache()
+
+
+def influence(labels=(), images=()):
+    return {"labels": list(labels), "images": list(images)}
+
+
+CAVEAT = "CAVEAT     Labels of the tuning split shaped the weights"
+
+
+# Weights.
+
+
+def test_a_run_on_the_training_split_is_clean(runs):
+    record = runs.provenance("clean")
+    assert record["clean"] is True
+    assert record["weights"] == influence(["train"])
+    assert record["model_selection"] == influence(["validation"])
+    assert record["thresholds"] == influence(["validation"])
+    assert record["calibration"] == influence(["validation"])
+    assert "CAVEAT" not in runs.evaluate("clean")
+
+
+def test_adapt_trains_the_weights_on_tuning_labels_and_everything_says_so(runs):
+    record = runs.provenance("adapted")
+    assert record["clean"] is False
+    assert record["weights"] == influence(["train", "tuning"])
+    assert record["model_selection"] == influence(["validation"])
+    text = (runs.folder / "adapted" / "report.html").read_text()
+    assert "tuning labels" in text.lower()
+    beside = (runs.folder / "adapted" / "submission.csv.provenance.json").read_text()
+    assert json.loads(beside) == record
+    assert "tuning labels" in runs("compare", runs.folder / "adapted")
+    said, beside = runs.predict("adapted")
+    assert said.startswith(CAVEAT)
+    assert beside == record
+    checkpoint = runs.checkpoint("adapted", "adapt")
+    assert checkpoint["provenance"]["weights"] == influence(["train", "tuning"])
+
+
+def test_evaluating_an_adapted_model_says_so_first(runs):
+    assert runs.evaluate("adapted").startswith(CAVEAT)
+
+
+def test_adapt_is_refused_without_the_flag(runs):
+    said = runs.adapt("clean", "refused", code=2)
+    assert "add --allow_tuning_labels" in said
+    assert not (runs.folder / "refused").exists()
+
+
+def test_a_stage_on_tuning_is_refused_without_the_flag(runs):
+    said = runs.train("refused", split="tuning", code=2)
+    assert "add --allow_tuning_labels" in said
+    assert not (runs.folder / "refused").exists()
+
+
+def test_a_run_that_starts_from_an_adapted_one_keeps_its_past(runs):
+    start = f"--config.start_from={runs.folder / 'adapted'}"
+    assert "add --allow_tuning_labels" in runs.train("heir", start, code=2)
+    assert not (runs.folder / "heir").exists()
+    said = runs.train("heir", start, "--allow_tuning_labels")
+    assert "of stage adapt of" in said
+    assert runs.provenance("heir")["weights"] == influence(["train", "tuning"])
+    # What it started from need not be there any longer.
+    (runs.folder / "adapted").rename(runs.folder / "elsewhere")
+    try:
+        assert runs.evaluate("heir").startswith(CAVEAT)
+    finally:
+        (runs.folder / "elsewhere").rename(runs.folder / "adapted")
+
+
+def test_batch_norm_of_the_target_is_recorded_as_images(runs):
+    said = runs.evaluate("clean", "--adapt_bn")
+    assert said.startswith("CAVEAT     Images without labels of the test split")
+    record = runs.provenance("clean", "metrics_adabn.json")
+    assert record["weights"] == influence(["train"], ["test"])
+    assert runs.provenance("clean")["clean"] is True
+    _, record = runs.predict("clean", "--adapt_bn")
+    assert record["weights"] == influence(["train"], ["predicted"])
+
+
+# The choice of a checkpoint.
+
+
+def test_no_checkpoint_is_chosen_on_tuning(runs):
+    last = runs.checkpoint("adapted", "adapt")
+    assert (last["metric"], last["step"]) == (None, 2)
+    assert runs.metrics("adapted")["step"] == 2
+
+
+# Thresholds and calibration.
+
+
+def test_decoders_fitted_on_tuning_labels_are_recorded(runs):
+    assert "add --allow_tuning_labels" in runs.evaluate(
+        "clean", "--tune_on=tuning", code=2
+    )
+    runs.evaluate("clean", "--tune_on=tuning", "--allow_tuning_labels")
+    record = runs.provenance("clean", "metrics_tuned_on_tuning.json")
+    assert record["thresholds"] == influence(["tuning"])
+    assert record["calibration"] == influence(["tuning"])
+    assert record["weights"] == influence(["train"])
+
+
+def test_a_shift_of_labels_is_recorded_as_images(runs):
+    runs.evaluate("clean", "--label_shift", "--adapt_bn")
+    record = runs.provenance("clean", "metrics_adabn_label_shift.json")
+    assert record["calibration"] == influence(["validation"], ["test"])
+    assert record["weights"] == influence(["train"], ["test"])
+    _, record = runs.predict("clean", "--label_shift")
+    assert record["calibration"] == influence(["validation"], ["predicted"])
+
+
+# Several models.
+
+
+def test_an_ensemble_has_seen_what_any_of_its_members_has(runs):
+    words = ("clean", f"--ensemble={runs.folder / 'adapted'}@adapt")
+    assert "has learnt from labels" in runs.evaluate(*words, code=2)
+    said = runs.evaluate(*words, "--allow_tuning_labels")
+    assert said.startswith(CAVEAT)
+    record = runs.provenance("clean", "metrics_ensemble.json")
+    assert record["weights"] == influence(["train", "tuning"])
+    said, beside = runs.predict(*words, "--allow_tuning_labels")
+    assert said.startswith(CAVEAT)
+    assert beside == record
+
+
+# What nothing reads.
+
+
+def test_tuning_and_test_labels_change_nothing_that_does_not_ask_for_them(runs):
+    others = dataset(
+        runs.folder / "second", tuning=("/m/boat", "/m/cat"), test=("/m/dog",) * 3
+    )
+    runs.train("other_labels", data=others)
+    one, other = runs.metrics("clean"), runs.metrics("other_labels")
+    assert one["splits"]["validation"] == other["splits"]["validation"]
+    assert one["decoder"] == other["decoder"]
+    assert one["constant"]["labels"] == other["constant"]["labels"]
+    assert one["splits"]["test"] != other["splits"]["test"]
+    (_, weights), (_, other_weights) = map(runs.arrays, ("clean", "other_labels"))
+    jax.tree.map(np.testing.assert_array_equal, weights, other_weights)
+    answers = [
+        (runs.folder / name / "submission.csv").read_text()
+        for name in ("clean", "other_labels")
+    ]
+    assert answers[0] == answers[1]
+
+
+def test_nothing_is_fitted_on_the_test(runs):
+    assert "<|validation|held_out|tuning>" in runs.evaluate(
+        "clean", "--tune_on=test", "--allow_tuning_labels", code=2
+    )
+
+
+# What cannot be, and what the others then are.
+
+
+@pytest.mark.parametrize(
+    ("words", "pattern"),
+    [
+        (["--config.model.width=16"], r"clean does not fit.* is \[8, 3\] there"),
+        (["--config.data.validation_fraction=0.3"], "data.validation_fraction=0.4 and"),
+        (["--config.start_from=nowhere"], "nowhere holds no run"),
+        (["--config.start_from={clean}@first"], "--stage=first; use one of only"),
+    ],
+)
+def test_a_start_that_cannot_be_is_refused_before_anything_is_written(
+    runs, words, pattern
+):
+    clean = runs.folder / "clean"
+    words = [word.replace("{clean}", str(clean)) for word in words]
+    said = runs.train("refused", f"--config.start_from={clean}", *words, code=2)
+    assert re.search(pattern, said), said
+    assert not (runs.folder / "refused").exists()
+
+
+def test_a_start_with_other_labels_is_refused(runs):
+    files = small_layout.write(runs.folder / "third", num_train=24)
+    codes = "/m/dog", "/m/cat", "/m/boat"
+    small_layout.lines(files / "classes-trainable.csv", "label_code", *codes)
+    data = runs.folder / "third_data"
+    prepare(Layout.find(files), data, short_side=16)
+    start = f"--config.start_from={runs.folder / 'clean'}"
+    said = runs.train("refused", start, data=data, code=2)
+    assert re.search("clean was trained on labels .* and here the labels are", said)
+
+
+@pytest.mark.parametrize(
+    ("field", "value"), [("image_size_pixels", 24), ("validation_fraction", 0.2)]
+)
+def test_runs_on_other_pixels_or_data_are_not_averaged(runs, tmp_path, field, value):
+    other = shutil.copytree(runs.folder / "clean", tmp_path / "other")
+    config = json.loads((other / "config.json").read_text())
+    config["data"][field] = value
+    (other / "config.json").write_text(json.dumps(config))
+    said = runs.evaluate("clean", f"--ensemble={other}", code=2)
+    assert f"has data.{field}={value} and this run" in said
+
+
+def test_the_mean_of_a_run_and_itself_is_that_run(runs, tmp_path):
+    copy = shutil.copytree(runs.folder / "clean", tmp_path / "copy")
+    runs.evaluate("clean", f"--ensemble={copy}")
+    metrics = runs.metrics("clean", "metrics_ensemble.json")
+    assert metrics["splits"] == runs.metrics("clean")["splits"]
+    assert metrics["provenance"]["clean"] is True
+    assert len(metrics["members"]) == 2
+    said, _ = runs.predict("clean", f"--ensemble={copy},{copy}", code=2)
+    assert "run evaluate with the same --ensemble first" in said
+
+
+def test_the_last_layer_alone_learns(runs):
+    words = ("--train=last_layer", "--num_epochs=4", "--allow_tuning_labels")
+    runs.adapt("clean", "last_layer", *words)
+    (before, old), (after, new) = (
+        runs.arrays(name) for name in ("clean", "last_layer")
+    )
+    assert before["provenance"] != after["provenance"]
+    jax.tree.map(np.testing.assert_array_equal, new["batch_stats"], old["batch_stats"])
+    jax.tree.map(
+        np.testing.assert_array_equal, new["params"]["trunk"], old["params"]["trunk"]
+    )
+    classifiers = [one["params"]["classifier"]["kernel"] for one in (old, new)]
+    assert np.abs(classifiers[0] - classifiers[1]).max() > 1e-5
