@@ -105,6 +105,10 @@ def refused(run, tmp_path):
         (["compare"], "compare was given no workdir"),
         (["evaluate", "--tune_on=test"], "validation|held_out|tuning>"),
         (["evaluate", "--tune_on=tuning"], "add --allow_tuning_labels"),
+        (["adapt"], "labels of the target domain train .* add --allow_tuning_labels"),
+        (["adapt", "--allow_tuning_labels"], "--workdir is missing"),
+        (["adapt", "--allow_tuning_labels", "--workdir=x"], "--output is missing"),
+        (["adapt", "--train=first_layer"], "<all|last_layer>"),
         (
             ["predict", "--decoder=best"],
             "<threshold|per_class|trimmed|top_k|",
@@ -500,7 +504,7 @@ def fresh_state(plan, step, sharding):
             batch_stats=batch_stats,
             optimizer=plan.settings.optimizer,
             step=step,
-            with_ema=False,
+            with_average=False,
         )
 
     def fill(leaf):

@@ -192,6 +192,10 @@ def lines(metrics: Mapping[str, Any]) -> list[str]:
         f"decoder    {decoder['name']}, fitted on {decoder['chosen_on']} (threshold "
         f"{decoder['threshold']:.2f}); provenance: {provenance.badge()}"
     )
+    if metrics["variant"]:
+        rows.append(f"variant    {', '.join(metrics['variant'])}")
+    if len(metrics["members"]) > 1:
+        rows.append(f"mean of    {'; '.join(metrics['members'])}")
     if "estimates" in metrics:
         rows.append(estimates.line(metrics["estimates"]))
     return rows
