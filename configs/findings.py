@@ -28,7 +28,7 @@ def get_config(name="baseline"):
     config.model.depth = 18
     config.model.width = 32
     config.model.compute_dtype = "float32"
-    # Of 0.5, 1 and 2 the best on vendors held out of training, at this length.
+    # Of 0.5, 1 and 2 the best on a vendor held out of training, at this length.
     config.data.augmentation = 0.5
     config.label_embedding.dim = 32
     config.optimizer.average = "ema"

@@ -20,8 +20,9 @@ ASPECT_RATIO = 4 / 3
 CROP_ATTEMPTS = 10
 ROTATION_DEGREES = 12.0
 SHEAR = 0.1
-# The picture shrinks by up to this factor, its mirrored edges around it.
-ZOOM_OUT = 1.2
+# The picture shrinks by up to this factor, its mirrored edges around it: scale jitter
+# as wide as that of detectors (Ghiasi et al. 2021, section 3).
+ZOOM_OUT = 2.5
 # Worse pictures (a web photo that was scaled and saved again), and how many of them.
 DEGRADED_PROBABILITY = 0.25
 SCALE_DOWN = 3.0

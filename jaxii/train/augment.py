@@ -54,7 +54,8 @@ def augment(
     pixels = images.astype(jnp.float32)
     pixels = _blur(pixels, keys("blur"), strength)
     pixels = _recolour(pixels, keys("colours"), strength)
-    pixels = pixels + _noise(keys("noise"), pixels.shape[1:3], strength)
+    height, width = pixels.shape[1:3]
+    pixels = pixels + _noise(keys("noise"), (height, width), strength)
     return jnp.clip(jnp.round(pixels), 0.0, 255.0).astype(jnp.uint8)
 
 
