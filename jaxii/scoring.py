@@ -121,7 +121,6 @@ def union_of(members: Sequence[Trained]) -> Provenance:
 
 
 def say_first(record: Provenance) -> None:
-    """Says what makes a result less than clean, before anything is computed."""
-    if not record.clean:
-        for caveat in record.caveats():
-            say(f"CAVEAT     {caveat}")
+    """Says what a reader of the figures has to know, before anything is computed."""
+    for caveat in record.caveats():
+        say(f"CAVEAT     {caveat}")

@@ -102,10 +102,10 @@ def shift_of(
     thresholds = DEFAULT_THRESHOLDS
     edges = bin_edges(thresholds, num_classes)
     shape = (NUM_KINDS, num_classes, len(edges) + 1)
-    counts = jnp.zeros(shape, jnp.int32, device=replicated(mesh))
+    counts, count = jnp.zeros(shape, jnp.int32, device=replicated(mesh)), _counter(mesh)
     for batch in batches:
         sent = to_devices({k: batch[k] for k in ("images", "mask")}, sharding)
-        counts = _count(counts, predict(sent["images"])[0], sent["mask"])
+        counts = count(counts, predict(sent["images"])[0], sent["mask"])
     histogram = np.asarray(counts)
     if not histogram.any():
         return np.zeros(num_classes, np.float32)
@@ -137,8 +137,13 @@ def _mean(probs):
 _corrected = jax.jit(label_shift.corrected)
 
 
-@functools.partial(jax.jit, donate_argnums=0)
-def _count(counts, probs, mask):
-    nowhere = jnp.zeros(probs.shape, bool)
-    edges = bin_edges(DEFAULT_THRESHOLDS, probs.shape[1])
-    return add_entries(counts, probs, nowhere, None, mask > 0, edges)
+@functools.cache
+def _counter(mesh: Mesh):
+    """Compiles the addition of a batch to a histogram, without its labels."""
+
+    def count(counts, probs, mask):
+        nowhere = jnp.zeros(probs.shape, bool)
+        edges = bin_edges(DEFAULT_THRESHOLDS, probs.shape[1])
+        return add_entries(counts, probs, nowhere, None, mask > 0, edges)
+
+    return jax.jit(count, donate_argnums=0, out_shardings=replicated(mesh))

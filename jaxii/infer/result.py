@@ -177,10 +177,10 @@ def _entered_from(plan: StagePlan, previous: Sequence[Saved], origin: str) -> st
 
 
 def lines(metrics: Mapping[str, Any]) -> list[str]:
-    """Returns the figures that a person asks for first, caveats before them."""
+    """Returns the figures that a person asks for first."""
     provenance = Provenance.from_json(metrics["provenance"])
     decoder, constant = metrics["decoder"], metrics["constant"]
-    rows = [f"CAVEAT     {caveat}" for caveat in provenance.caveats()]
+    rows = []
     for split, figures in metrics["splits"].items():
         rows.append(
             f"{split:11}F2 {figures['f2']:.4f}  (best constant "
