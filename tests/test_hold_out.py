@@ -64,7 +64,7 @@ def linear(*, num_classes, **_):
 @pytest.fixture(scope="module", autouse=True)
 def linear_network():
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr("jaxii.assemble.make_network", linear)
+        patch.setattr("jaxii.networks.make_network", linear)
         yield
 
 
