@@ -5,7 +5,7 @@ drawn and prepared here at its first use.
 """
 
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -65,6 +65,10 @@ class Data:
     domains: tuple[str, ...]
     splits: Mapping[str, sources.Split]
     train_rows: Rows
+    # Every evaluation asks again; of a copy with other splits nothing is kept.
+    _verified: dict[str, Rows] = field(
+        default_factory=dict, init=False, repr=False, compare=False
+    )
 
     @property
     def choosing_split(self) -> str:
@@ -97,10 +101,12 @@ class Data:
         return self.has_images(name) and len(self.splits[name].index.label_ids) > 0
 
     def verified_rows(self, name: str) -> Rows:
-        """Returns a split's labels as people verified them, for scoring."""
-        return _resolve(
-            self.split(name), machine_labels="ignored", machine_threshold=0.5
-        )
+        """Returns a split's labels as people verified them, resolved once."""
+        if name not in self._verified:
+            self._verified[name] = _resolve(
+                self.split(name), machine_labels="ignored", machine_threshold=0.5
+            )
+        return self._verified[name]
 
 
 def prepare_toy_regions(directory: Path, on_progress: Progress | None = None) -> None:
