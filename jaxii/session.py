@@ -21,7 +21,6 @@ from jaxii.infer.provenance import Provenance
 from jaxii.train import loop
 from jaxii.train.checkpoint import Checkpoints
 from jaxii.train.mesh import make_mesh, replicated
-from jaxii.train.stages import Saved
 from jaxii.trained import Trained, open_trained
 from jaxii.workdir import Workdir
 
@@ -86,10 +85,6 @@ class Session:
             if metrics["stage"] == stage
         }
         return found if set(found) == set(self.data.domains) else {}
-
-    def provenance_of(self, saved: Saved) -> Provenance:
-        """Returns what a checkpoint of this run says of itself."""
-        return Provenance.from_json(self.checkpoints.metadata(saved)["provenance"])
 
     def verified_absent(self, split: str) -> bool:
         """Says whether people verified what is not in a split's images."""

@@ -27,8 +27,6 @@ from jaxii.workdir import Workdir
 
 # What decides which images train and which are held out.
 DATA_FIELDS = ("dataset", "labels_file", "validation_fraction", "held_out_domain")
-
-
 # What decides which pixels of an image are seen.
 VIEW_FIELDS = ("image_size_pixels", "central_share")
 
@@ -100,13 +98,7 @@ class Trained:
         Raises:
           InputError: the field that differs.
         """
-        for name in VIEW_FIELDS:
-            theirs, ours = self.config.data[name], config.data[name]
-            if theirs != ours:
-                raise InputError(
-                    f"{self.workdir.path} has data.{name}={theirs} and this run "
-                    f"{ours}; average runs that see an image alike."
-                )
+        self._check_same(config, VIEW_FIELDS, "; average runs that see an image alike.")
 
     def check_same_data(self, config: configuration.Config) -> None:
         """Refuses a run whose training images are not those of a configuration.
@@ -114,18 +106,27 @@ class Trained:
         Raises:
           InputError: the field that differs.
         """
-        for name in DATA_FIELDS:
-            theirs, ours = self.config.data[name], config.data[name]
-            if theirs != ours:
-                raise InputError(
-                    f"{self.workdir.path} has data.{name}={theirs!r} and this run "
-                    f"{ours!r}, so that what one holds out the other may have trained "
-                    "on; use a run on the same data."
-                )
+        self._check_same(
+            config,
+            DATA_FIELDS,
+            ", so that what one holds out the other may have trained on; use a run on "
+            "the same data.",
+        )
 
     def close(self) -> None:
         """Lets go of the checkpoints."""
         self.checkpoints.close()
+
+    def _check_same(
+        self, config: configuration.Config, names: tuple[str, ...], so: str
+    ) -> None:
+        for name in names:
+            theirs, ours = self.config.data[name], config.data[name]
+            if theirs != ours:
+                raise InputError(
+                    f"{self.workdir.path} has data.{name}={theirs!r} and this run "
+                    f"{ours!r}{so}"
+                )
 
 
 @functools.cache

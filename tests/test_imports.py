@@ -41,7 +41,7 @@ MAY_IMPORT = {
         "jaxii.objective",
         "jaxii.train",
     ),
-    "jaxii.workdir": ("jaxii.config", "jaxii.data.labels", "jaxii.infer"),
+    "jaxii.workdir": ("jaxii.config", "jaxii.data.labels"),
     "jaxii.trained": (
         "jaxii.config",
         "jaxii.infer",

@@ -3,24 +3,13 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 from flax import nnx
+from small_layers import conv_of, norm_of
 
 from jaxii.model.layers import (
-    BatchNorm,
-    Conv,
     SqueezeExcite,
     average_pool,
     max_pool,
 )
-
-
-def norm_of(num_channels=3, **kwargs):
-    kwargs = {"momentum": 0.9, "axis_name": None, "dtype": jnp.float32, **kwargs}
-    return BatchNorm(num_channels, **kwargs)
-
-
-def conv_of(*sizes, **kwargs):
-    kwargs = {"cpu_forms": False, "dtype": jnp.float32, **kwargs}
-    return Conv(*sizes, rngs=nnx.Rngs(params=0), **kwargs)
 
 
 def activations(batch=8):

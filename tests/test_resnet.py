@@ -6,9 +6,10 @@ import numpy as np
 import pytest
 from flax import nnx
 from jax.sharding import AxisType, PartitionSpec
+from small_layers import conv_of, norm_of
 
 from jaxii.errors import InputError
-from jaxii.model.layers import BatchNorm, Conv, SqueezeExcite
+from jaxii.model.layers import SqueezeExcite
 from jaxii.model.multitask import make_network
 from jaxii.model.resnet import VARIANTS, Block, ResNet
 
@@ -16,16 +17,6 @@ from jaxii.model.resnet import VARIANTS, Block, ResNet
 def network_of(depth=18, *, width=4, dtype=jnp.float32, **kwargs):
     kwargs = {"num_classes": 5, "embedding_dim": 0, "stem": "small", **kwargs}
     return make_network(depth=depth, width=width, dtype=dtype, **kwargs)
-
-
-def norm_of(num_channels=3, **kwargs):
-    kwargs = {"momentum": 0.9, "axis_name": None, "dtype": jnp.float32, **kwargs}
-    return BatchNorm(num_channels, **kwargs)
-
-
-def conv_of(*sizes, **kwargs):
-    kwargs = {"cpu_forms": False, "dtype": jnp.float32, **kwargs}
-    return Conv(*sizes, rngs=nnx.Rngs(params=0), **kwargs)
 
 
 def block_of(*, bottleneck=False, variant="resnet", last_scale=1.0, axis_name=None):

@@ -16,15 +16,20 @@ from jaxii.errors import InputError
 NUM_TRAIN = 60
 
 
-@pytest.fixture(scope="module")
-def prepared(tmp_path_factory):
-    root = tmp_path_factory.mktemp("data")
+def prepared_in(root, *domains):
+    """Prepares pictures, two a group, whose domains take turns."""
     small_layout.write(root / "kaggle", num_train=NUM_TRAIN)
-    # Two pictures a group.
-    rows = [f"train{i:02d},g{i // 2},eu" for i in range(NUM_TRAIN)]
+    rows = [
+        f"train{i:02d},g{i // 2},{domains[i % len(domains)]}" for i in range(NUM_TRAIN)
+    ]
     lines(root / "kaggle" / "train_meta.csv", "image_id,group,domain", *rows)
     prepare(Layout.find(root / "kaggle"), root / "prepared")
     return root / "prepared"
+
+
+@pytest.fixture(scope="module")
+def prepared(tmp_path_factory):
+    return prepared_in(tmp_path_factory.mktemp("data"), "eu")
 
 
 @pytest.fixture(scope="module")
@@ -183,13 +188,7 @@ def test_a_missing_shard_is_refused_by_name(prepared, tmp_path):
 
 @pytest.fixture(scope="module")
 def two_domains(tmp_path_factory):
-    root = tmp_path_factory.mktemp("domains")
-    small_layout.write(root / "kaggle", num_train=NUM_TRAIN)
-    # Two pictures a group, one of each domain.
-    rows = [f"train{i:02d},g{i // 2},{('eu', 'asia')[i % 2]}" for i in range(NUM_TRAIN)]
-    lines(root / "kaggle" / "train_meta.csv", "image_id,group,domain", *rows)
-    prepare(Layout.find(root / "kaggle"), root / "prepared")
-    return open_dataset(root / "prepared")
+    return open_dataset(prepared_in(tmp_path_factory.mktemp("domains"), "eu", "asia"))
 
 
 def test_a_domain_that_is_held_out_is_whole_and_in_no_other_split_of_train(two_domains):

@@ -2,7 +2,7 @@
 
 What it makes is a run of one stage like any other: it resumes, it is evaluated and
 compared, and every file that comes of it says that labels of the target domain trained
-it. The original competitors did this; a model for domains nobody has labels of cannot.
+it. The original tried this and gave it up, as against the spirit of the task.
 """
 
 from collections.abc import Callable

@@ -5,7 +5,7 @@ backend is slow at a layer's usual form, `cpu_forms` picks another, equal to rou
 """
 
 import math
-from functools import reduce
+from functools import partial, reduce
 
 import jax
 import jax.numpy as jnp
@@ -177,21 +177,9 @@ class SqueezeExcite(nnx.Module):
     def __init__(self, num_channels: int, *, rngs: nnx.Rngs):
         # 8 at least, as timm has it: a narrow network would have a gate of one number.
         num_squeezed = max(8, num_channels // 16)
-        initial = jax.nn.initializers.he_normal()
-        self.squeeze = Linear(
-            num_channels,
-            num_squeezed,
-            bias=jnp.zeros(num_squeezed),
-            initial=initial,
-            rngs=rngs,
-        )
-        self.excite = Linear(
-            num_squeezed,
-            num_channels,
-            bias=jnp.zeros(num_channels),
-            initial=initial,
-            rngs=rngs,
-        )
+        layer = partial(Linear, initial=jax.nn.initializers.he_normal(), rngs=rngs)
+        self.squeeze = layer(num_channels, num_squeezed, bias=jnp.zeros(num_squeezed))
+        self.excite = layer(num_squeezed, num_channels, bias=jnp.zeros(num_channels))
 
     def __call__(
         self, x: Float[Array, "batch height width channel"]
