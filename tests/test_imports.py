@@ -53,6 +53,7 @@ MAY_IMPORT = {
     "jaxii.session": ("jaxii",),
     "jaxii.commands": ("jaxii",),
     "jaxii.usage": (),
+    "jaxii.arguments": ("jaxii.config", "jaxii.usage"),
     "jaxii.main": ("jaxii",),
 }
 FORBIDDEN = {"tensorflow", "torch", "importlib"}

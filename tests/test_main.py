@@ -17,7 +17,7 @@ from absl import flags
 from absl.testing import flagsaver
 from PIL import Image
 
-from jaxii import main
+from jaxii import arguments, main
 from jaxii.commands import evaluate as evaluation
 from jaxii.data.open_images import Layout, prepare
 from jaxii.infer.decoders import NAMES
@@ -201,7 +201,7 @@ def test_help_has_an_example_and_imports_no_jax(name):
 
 def test_every_flag_is_in_a_help_text():
     texts = "\n".join(main.COMMANDS.values())
-    own = flags.FLAGS.flags_by_module_dict()[main.__name__]
+    own = flags.FLAGS.flags_by_module_dict()[arguments.__name__]
     for flag in own:
         assert f"--{flag.name}" in texts, flag.name
 
@@ -523,7 +523,7 @@ def trained(dataset, tmp_path_factory):
         patch.setattr(sys, "argv", argv)
         flags.FLAGS.unparse_flags()
         main._parse(argv)
-        config = main._config()
+        config = arguments.config_of()
     session = open_session(config, workdir)
     for step, plan in enumerate(session.plans, start=1):
         state = fresh_state(plan, step, replicated(session.mesh))
