@@ -25,9 +25,9 @@ from jaxii.networks import Networks
 from jaxii.objective.multitask import Objective, make_objective
 from jaxii.objective.schedule import warmup_cosine
 from jaxii.train.average import Rate, ema_rate, swa_rate
-from jaxii.train.loop import StagePlan
 from jaxii.train.mesh import check_batch_size
 from jaxii.train.optimizer import make_optimizer
+from jaxii.train.run import StagePlan
 from jaxii.train.stages import Stage, make_stages
 from jaxii.train.step import StepSettings
 

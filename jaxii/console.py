@@ -15,11 +15,21 @@ from rich.progress import (
 )
 
 SECONDS_BETWEEN_LINES = 10.0
+_muted = False
+
+
+def mute() -> None:
+    """Says nothing from now on: another process of the run tells the person."""
+    global _muted
+    _muted = True
 
 
 @contextmanager
 def progress() -> Iterator[Callable[[int, int, str], None]]:
     """Gives a callback `(done, total, what)` that moves a bar or prints lines."""
+    if _muted:
+        yield lambda done, total, what: None
+        return
     if not sys.stdout.isatty():
         yield _lines()
         return
@@ -56,4 +66,5 @@ def _lines() -> Callable[[int, int, str], None]:
 
 def say(text: str = "") -> None:
     """Prints a line at once."""
-    print(text, flush=True)
+    if not _muted:
+        print(text, flush=True)

@@ -4,9 +4,10 @@
 """
 
 import os
-import signal
 import sys
 import traceback
+from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 
 from absl import flags
@@ -14,7 +15,8 @@ from absl import logging as absl_logging
 from ml_collections import ConfigDict
 
 from jaxii import config as configuration
-from jaxii.arguments import CONFIG, arguments_of
+from jaxii.arguments import CONFIG, arguments_of, place_of, start_timeout
+from jaxii.clusters import Place
 from jaxii.errors import InputError
 from jaxii.usage import COMMANDS, help_text
 
@@ -47,7 +49,7 @@ def main(argv: list[str]) -> int:
             raise InputError(
                 f"{command} takes flags only, not {rest[0]!r}; see {command} --help."
             )
-        return _dispatch(command, rest)
+        return _dispatch(command, rest, argv)
     except InputError as error:
         print(f"jaxii: {' '.join(str(error).split())}", file=sys.stderr)
         return MISUSED
@@ -119,8 +121,9 @@ def _recipe_error(recipe: str | None, error: BaseException) -> InputError:
     return InputError(f"--config={recipe}: {kind}{text}{where}")
 
 
-def _dispatch(command: str, rest: list[str]) -> int:
+def _dispatch(command: str, rest: list[str], argv: list[str]) -> int:
     given = arguments_of(command, rest)
+    place = place_of(command)
     # Here and not above: importing jax takes seconds, and neither help nor a message
     # about the command line should.
     from jaxii.commands import (
@@ -133,15 +136,12 @@ def _dispatch(command: str, rest: list[str]) -> int:
         train,
     )
     from jaxii.scoring import Variant
-    from jaxii.train.loop import Diverged, Preempted
     from jaxii.workdir import Workdir
 
     if "workdir" in given:
         given["workdir"] = Workdir(given["workdir"])
     if "variant" in given:
         given["variant"] = Variant(**given["variant"])
-    if command in ("train", "hold_out", "adapt"):
-        given["wanted_back"] = _wanted_back()
     act = {
         "train": train.train,
         "prepare": prepare.prepare,
@@ -151,29 +151,39 @@ def _dispatch(command: str, rest: list[str]) -> int:
         "predict": predict.predict,
         "compare": compare.compare,
     }[command]
+    return _run(partial(act, **given), command, place, argv)
+
+
+def _run(
+    act: Callable[..., object], command: str, place: Place | None, argv: list[str]
+) -> int:
+    """Runs a command and says how it ended; several processes meet before and part."""
+    from jaxii import processes
+    from jaxii.train.loop import Diverged, Preempted
+
+    code, text = DONE, ""
     try:
-        act(**given)
+        if place is not None:
+            processes.join(place, argv, start_timeout())
+        if command in ("train", "hold_out", "adapt"):
+            act = partial(act, wanted_back=processes.wanted_back())
+        act()
+    except InputError as error:
+        code, text = MISUSED, " ".join(str(error).split())
     except Preempted as stopped:
-        print(f"jaxii: {stopped}; the same command goes on.", file=sys.stderr)
-        return PREEMPTED
-    except Diverged as error:
-        print(f"jaxii: {error}", file=sys.stderr)
-        return FAILED
-    return DONE
-
-
-def _wanted_back():
-    """Turns the first SIGTERM or Ctrl-C into a request to save and leave."""
-    asked = []
-
-    def ask(signum, frame):
-        if asked:
-            signal.default_int_handler(signum, frame)
-        asked.append(signum)
-
-    for number in (signal.SIGTERM, signal.SIGINT):
-        signal.signal(number, ask)
-    return lambda: bool(asked)
+        code, text = PREEMPTED, f"{stopped}; the same command goes on."
+    except (Diverged, processes.Lost) as error:
+        code, text = FAILED, str(error)
+    except Exception as error:
+        if place is None:
+            raise
+        traceback.print_exc()
+        code, text = FAILED, processes.failure(place, error)
+    if text and (code == FAILED or place is None or place.index == 0):
+        print(f"jaxii: {text}", file=sys.stderr)
+    if place is not None:
+        processes.leave(code)
+    return code
 
 
 def _set_environment() -> None:

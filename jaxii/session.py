@@ -10,7 +10,7 @@ from typing import Any
 import jax
 import numpy as np
 
-from jaxii import assemble, networks
+from jaxii import assemble, networks, processes
 from jaxii import config as configuration
 from jaxii.console import progress
 from jaxii.data import embedding
@@ -18,9 +18,9 @@ from jaxii.errors import InputError
 from jaxii.infer import result
 from jaxii.infer.evaluate import Evaluator
 from jaxii.infer.provenance import Provenance
-from jaxii.train import loop
 from jaxii.train.checkpoint import Checkpoints
 from jaxii.train.mesh import make_mesh, replicated
+from jaxii.train.run import StagePlan
 from jaxii.trained import Trained, open_trained
 from jaxii.workdir import Workdir
 
@@ -48,7 +48,7 @@ class Session:
     config: configuration.Config
     data: assemble.Data
     label_embedding: embedding.LabelEmbedding | None
-    plans: tuple[loop.StagePlan, ...]
+    plans: tuple[StagePlan, ...]
     mesh: jax.sharding.Mesh
     checkpoints: Checkpoints
     start: Trained | None
@@ -69,7 +69,7 @@ class Session:
             return None
         return jax.device_put(self.label_embedding.vectors, replicated(self.mesh))
 
-    def plan(self, stage: str) -> loop.StagePlan:
+    def plan(self, stage: str) -> StagePlan:
         """Returns a stage's plan by name."""
         return next(plan for plan in self.plans if plan.stage.name == stage)
 
@@ -136,14 +136,17 @@ def open_session(
     if claim and not allow_tuning_labels:
         _refuse_tuning_labels(provenance[stages[-1].name])
     # Nothing is written before everything that can be refused has been checked.
-    workdir.claim_labels(data.vocabulary)
     if claim:
-        workdir.claim(config)
+        workdir.check(config)
+    if processes.is_lead():
+        _claim(config, data, workdir, claim=claim, needs_embedding=needs_embedding)
+    processes.wait_for_all("workdir")
+    made = embedding.load(workdir.embedding_file) if needs_embedding else None
     return Session(
         workdir=workdir,
         config=config,
         data=data,
-        label_embedding=_embedding(config, data, workdir) if needs_embedding else None,
+        label_embedding=made,
         plans=plans,
         mesh=make_mesh(),
         checkpoints=checkpoints,
@@ -153,7 +156,7 @@ def open_session(
 
 
 def _start(
-    config: configuration.Config, plan: loop.StagePlan, label_hash: str
+    config: configuration.Config, plan: StagePlan, label_hash: str
 ) -> Trained | None:
     if not config.start_from:
         return None
@@ -171,11 +174,18 @@ def _refuse_tuning_labels(provenance: Provenance) -> None:
         )
 
 
-def _embedding(
+def _claim(config, data, workdir, *, claim, needs_embedding) -> None:
+    """Writes what a run's folder has before its first step."""
+    workdir.claim_labels(data.vocabulary)
+    if claim:
+        workdir.claim(config)
+    if needs_embedding and not workdir.embedding_file.exists():
+        _make_embedding(config, data, workdir)
+
+
+def _make_embedding(
     config: configuration.Config, data: assemble.Data, workdir: Workdir
-) -> embedding.LabelEmbedding:
-    if workdir.embedding_file.exists():
-        return embedding.load(workdir.embedding_file)
+) -> None:
     made = assemble.make_label_embedding(config, data)
     provenance = {
         "split": "train",
@@ -184,7 +194,6 @@ def _embedding(
         "options": configuration.to_dict(config)["label_embedding"],
     }
     embedding.save(workdir.embedding_file, made, provenance=provenance)
-    return made
 
 
 def describe(session: Session) -> list[str]:

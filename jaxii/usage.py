@@ -26,6 +26,13 @@ report and a submission. The same command again goes on where it stopped.
 --allow_tuning_labels    needed by a stage on the tuning split, and by a start_from
                          whose weights have learnt from its labels
 
+Several processes are one run. Cloud TPU, TPUs on Kubernetes and srun are found by
+themselves (evaluate, hold_out, adapt and predict too); elsewhere each process is told:
+--coordinator=HOST:PORT  where process 0 listens
+--num_processes=N        in all
+--process_id=I           of this one, from 0
+--start_timeout_seconds=S  how long they wait for one another at the start [60]
+
 Exit: 0 done, 2 something given cannot be used, 75 stopped on request and resumable
 (SIGTERM or Ctrl-C), 1 anything else.""",
     "prepare": """Reads a folder in the layout of Kaggle's Inclusive Images challenge

@@ -108,11 +108,18 @@ class Workdir:
           InputError: it is another run's, with the fields that differ; or no folder
             can be there.
         """
-        fields = configuration.to_dict(config)
-        if self.config_file.exists():
-            self._refuse_another(fields)
+        self.check(config)
         self._make_folder()
-        write_json(self.config_file, fields)
+        write_json(self.config_file, configuration.to_dict(config))
+
+    def check(self, config: configuration.Config) -> None:
+        """Checks that the folder is this configuration's, or nobody's; writes nothing.
+
+        Raises:
+          InputError: it is another run's, with the fields that differ.
+        """
+        if self.config_file.exists():
+            self._refuse_another(configuration.to_dict(config))
 
     def config(self) -> configuration.Config:
         """Returns the configuration of the run.

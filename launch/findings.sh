@@ -46,6 +46,9 @@ adapt() {
 }
 
 train baseline baseline
+for name in long long_wide; do
+    train "$name" "$name"
+done
 train no_augmentation no_augmentation
 for name in bce_soft_f focal focal_from_zero bce_then_focal asl soft_f_fine_tune; do
     train "$name" "$name"

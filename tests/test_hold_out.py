@@ -32,7 +32,7 @@ def make_config(data, **changes):
     return config
 
 
-def never():
+def never(step):
     return False
 
 
@@ -74,7 +74,7 @@ def done(data, tmp_path_factory):
     workdir = Workdir(tmp_path_factory.mktemp("runs") / "all")
     config = make_config(data)
     with pytest.raises(Preempted):
-        hold_out(workdir, config=config, data_dir="", wanted_back=lambda: True)
+        hold_out(workdir, config=config, data_dir="", wanted_back=lambda step: True)
     hold_out(workdir, config=None, data_dir="", wanted_back=never)
     train(config, workdir, never)
     return workdir

@@ -32,6 +32,9 @@ MAY_IMPORT = {
         "jaxii.objective",
         "jaxii.data.labels",
     ),
+    "jaxii.clusters": (),
+    "jaxii.roll_call": (),
+    "jaxii.processes": ("jaxii.clusters", "jaxii.console", "jaxii.roll_call"),
     "jaxii.networks": ("jaxii.config", "jaxii.data", "jaxii.model", "jaxii.train"),
     "jaxii.assemble": (
         "jaxii.config",
@@ -53,7 +56,7 @@ MAY_IMPORT = {
     "jaxii.session": ("jaxii",),
     "jaxii.commands": ("jaxii",),
     "jaxii.usage": (),
-    "jaxii.arguments": ("jaxii.config", "jaxii.usage"),
+    "jaxii.arguments": ("jaxii.clusters", "jaxii.config", "jaxii.usage"),
     "jaxii.main": ("jaxii",),
 }
 FORBIDDEN = {"tensorflow", "torch", "importlib"}

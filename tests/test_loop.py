@@ -16,14 +16,12 @@ from jaxii.train.checkpoint import Checkpoints, evaluated_params
 from jaxii.train.loop import (
     Diverged,
     Preempted,
-    Run,
-    StagePlan,
-    Start,
     inherit,
     train,
 )
 from jaxii.train.mesh import make_mesh, replicated
 from jaxii.train.optimizer import make_optimizer
+from jaxii.train.run import Run, StagePlan, Start
 from jaxii.train.stages import Stage
 from jaxii.train.step import StepSettings
 from jaxii.train.telemetry import Telemetry, read_history
@@ -120,7 +118,7 @@ class Folder:
         )
         asked = {"times": 0}
 
-        def wanted_back():
+        def wanted_back(step):
             asked["times"] += 1
             return asked["times"] == leave_after
 

@@ -17,7 +17,7 @@ from absl import flags
 from absl.testing import flagsaver
 from PIL import Image
 
-from jaxii import arguments, main
+from jaxii import arguments, main, processes
 from jaxii.commands import evaluate as evaluation
 from jaxii.data.open_images import Layout, prepare
 from jaxii.infer.decoders import NAMES
@@ -51,7 +51,7 @@ def listing(folder):
 def run(monkeypatch, capfd):
     """Runs `jaxii WORDS` in this process; returns code, stdout and stderr."""
     monkeypatch.chdir(ROOT)
-    monkeypatch.setattr(main, "_wanted_back", lambda: lambda: False)
+    monkeypatch.setattr(processes, "wanted_back", lambda: lambda step: False)
     monkeypatch.setenv("JAX_COMPILATION_CACHE_DIR", "")
 
     def run(*words):

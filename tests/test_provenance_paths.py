@@ -21,7 +21,7 @@ from absl import flags
 from absl.testing import flagsaver
 from jax.experimental.compilation_cache import compilation_cache
 
-from jaxii import main, session
+from jaxii import main, processes, session
 from jaxii.commands import predict
 from jaxii.data.open_images import Layout, prepare
 from jaxii.model import resnet
@@ -82,7 +82,7 @@ class Runs:
             contextlib.redirect_stderr(printed),
         ):
             patch.setattr(sys, "argv", argv)
-            patch.setattr(main, "_wanted_back", lambda: lambda: False)
+            patch.setattr(processes, "wanted_back", lambda: lambda step: False)
             flags.FLAGS.unparse_flags()
             found = main.main(argv)
         assert found == code, printed.getvalue()

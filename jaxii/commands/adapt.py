@@ -29,7 +29,7 @@ def adapt(
     num_epochs: float,
     peak_lr: float,
     data_dir: str,
-    wanted_back: Callable[[], bool],
+    wanted_back: Callable[[int], bool],
 ) -> None:
     """Fine-tunes a run on the tuning split's labels, evaluates and reports it.
 
@@ -41,7 +41,7 @@ def adapt(
       num_epochs: passes over the tuning split; 0 takes the default.
       peak_lr: highest learning rate; 0 takes the default.
       data_dir: the dataset, if it has moved; "" otherwise.
-      wanted_back: says whether to save and leave.
+      wanted_back: says, after a step, whether to save and leave.
     """
     start = open_trained(f"{workdir.path}@{stage}" if stage else str(workdir.path))
     config = adapted(start, trainable=trainable, num_epochs=num_epochs, peak_lr=peak_lr)

@@ -11,7 +11,7 @@ from typing import Any
 import jax
 import numpy as np
 
-from jaxii import assemble
+from jaxii import assemble, processes
 from jaxii import config as configuration
 from jaxii.console import say
 from jaxii.errors import InputError
@@ -104,10 +104,11 @@ def measure(
     metrics = _result(session, saved, summaries, chosen, chooser, provenance)
     metrics |= _estimates(session, saved, summaries)
     metrics |= {"variant": variant.names, "members": [m.name for m in members]}
-    if jax.process_index() == 0:
+    if processes.is_lead():
         elsewhere = tune_on != session.data.choosing_split
         variants = [f"tuned_on_{tune_on}"] * elsewhere + variant.names
         _write(session, metrics, decoders, answers, variants)
+    processes.wait_for_all("results")
     for other in members[1:]:
         other.close()
     return metrics

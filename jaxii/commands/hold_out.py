@@ -7,7 +7,7 @@ speak for; its `evaluate` reads their figures.
 
 from collections.abc import Callable
 
-from jaxii import assemble
+from jaxii import assemble, processes
 from jaxii import config as configuration
 from jaxii.commands.train import train
 from jaxii.console import progress, say
@@ -23,7 +23,7 @@ def hold_out(
     *,
     config: configuration.Config,
     data_dir: str,
-    wanted_back: Callable[[], bool],
+    wanted_back: Callable[[int], bool],
 ) -> None:
     """Trains and evaluates without each domain in turn, then compares.
 
@@ -31,7 +31,7 @@ def hold_out(
       workdir: of the run that is trained on all domains, before or after.
       config: its configuration, checked; None reads it in the workdir.
       data_dir: the dataset, if it has moved; "" otherwise.
-      wanted_back: says whether to save and leave.
+      wanted_back: says, after a step, whether to save and leave.
 
     Raises:
       InputError: nothing to hold out, or runs of another configuration are there.
@@ -48,8 +48,11 @@ def hold_out(
     with progress() as on_progress:
         data = assemble.open_data(config, on_progress)
     check_domains(data.directory, data.domains)
-    workdir.claim_labels(data.vocabulary)
-    workdir.claim(config)
+    workdir.check_labels(data.vocabulary)
+    workdir.check(config)
+    if processes.is_lead():
+        workdir.claim_labels(data.vocabulary)
+        workdir.claim(config)
     for number, domain in enumerate(data.domains, 1):
         run = workdir.held_out(domain)
         without = configuration.from_dict(configuration.to_dict(config))
@@ -70,7 +73,7 @@ def _is_done(run: Workdir, config: configuration.Config) -> bool:
     """Says whether a run has ended and its figures are those of its end."""
     if not run.result_file("metrics.json").exists():
         return False
-    run.claim(config)
+    run.check(config)
     metrics, last = run.metrics(), config.stages[-1]["name"]
     checkpoints = Checkpoints(run.path, [last], run.vocabulary().content_hash())
     saved = checkpoints.saved().get(last)

@@ -3,10 +3,9 @@
 from pathlib import Path
 from typing import Any
 
-import jax
 import numpy as np
 
-from jaxii import assemble
+from jaxii import assemble, processes
 from jaxii.console import progress, say
 from jaxii.data import embedding
 from jaxii.data.labels import Vocabulary
@@ -72,7 +71,7 @@ def predict(
             on_progress=on_progress,
         )
     labels, damaged = answers.complete(_constant(metrics, vocabulary))
-    if jax.process_index() == 0:
+    if processes.is_lead():
         prediction.write_submission(
             output, image_ids, labels, vocabulary, provenance.to_json()
         )

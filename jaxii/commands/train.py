@@ -6,9 +6,7 @@ Called by `main` with a checked configuration; returns when all files are on dis
 from collections.abc import Callable
 from functools import partial
 
-import jax
-
-from jaxii import assemble
+from jaxii import assemble, processes
 from jaxii import config as configuration
 from jaxii.commands.evaluate import measure
 from jaxii.console import say
@@ -17,6 +15,7 @@ from jaxii.networks import pretrained_start
 from jaxii.session import Session, describe, open_session
 from jaxii.train import loop
 from jaxii.train.batch_norm import reestimate
+from jaxii.train.run import Run, StagePlan, Start
 from jaxii.train.state import TrainState, Tree
 from jaxii.train.telemetry import Telemetry
 from jaxii.workdir import Workdir
@@ -28,7 +27,7 @@ BATCH_NORM_IMAGES = 2048
 def train(
     config: configuration.Config,
     workdir: Workdir,
-    wanted_back: Callable[[], bool],
+    wanted_back: Callable[[int], bool],
     *,
     allow_tuning_labels: bool = False,
 ) -> None:
@@ -37,7 +36,7 @@ def train(
     Args:
       config: checked.
       workdir: of the run.
-      wanted_back: says whether to save and leave.
+      wanted_back: says, after a step, whether to save and leave.
       allow_tuning_labels: let the weights learn from labels of `tuning`.
     """
     assemble.check_before_data(config)
@@ -50,7 +49,7 @@ def train(
         workdir.path,
         total_steps=sum(plan.stage.num_steps for plan in session.plans),
         start_step=max((s.step for s in saved), default=0),
-        is_lead=jax.process_index() == 0,
+        is_lead=processes.is_lead(),
     )
     with telemetry:
         loop.train(run, telemetry)
@@ -58,7 +57,7 @@ def train(
     session.checkpoints.close()
 
 
-def _make_run(session: Session, wanted_back: Callable[[], bool]) -> loop.Run:
+def _make_run(session: Session, wanted_back: Callable[[int], bool]) -> Run:
     config, data = session.config, session.data
     evaluator = session.evaluator()
     # In this order: the first figures are printed.
@@ -82,7 +81,7 @@ def _make_run(session: Session, wanted_back: Callable[[], bool]) -> loop.Run:
         return f2s | figures
 
     start = session.start
-    return loop.Run(
+    return Run(
         plans=session.plans,
         mesh=session.mesh,
         checkpoints=session.checkpoints,
@@ -91,9 +90,7 @@ def _make_run(session: Session, wanted_back: Callable[[], bool]) -> loop.Run:
         evaluate=evaluate,
         metric=f"{data.choosing_split}/f2",
         label_embeddings=session.vectors(),
-        start=None
-        if start is None
-        else loop.Start(name=start.name, model=start.restored),
+        start=None if start is None else Start(name=start.name, model=start.restored),
         pretrained=pretrained_start(config),
         metadata={
             stage: {
@@ -111,7 +108,7 @@ def _make_run(session: Session, wanted_back: Callable[[], bool]) -> loop.Run:
     )
 
 
-def _statistics(session: Session, plan: loop.StagePlan, state: TrainState) -> Tree:
+def _statistics(session: Session, plan: StagePlan, state: TrainState) -> Tree:
     """Returns the BatchNorm statistics to evaluate a state with.
 
     An average of weights never saw a batch: its own are measured on training images,

@@ -4,9 +4,10 @@ Comes after `sources` and before the devices. The examples of step n are a funct
 (configuration, n) alone, for any number of processes; evaluation sees each record once.
 """
 
+import sys
 from collections.abc import Iterator
 from dataclasses import dataclass
-from typing import Any, SupportsIndex
+from typing import Any, SupportsIndex, cast
 
 import cv2
 import grain
@@ -83,6 +84,19 @@ class Share:
         """Examples a step in this process."""
         return self.global_batch_size // self.process_count
 
+    def position(self, example: int) -> int:
+        """Returns where one of this process's examples stands among those of all.
+
+        A block of each batch, so that the devices get the same examples whatever the
+        number of processes that they are divided over.
+
+        Args:
+          example: of this process, from 0.
+        """
+        batch, row = divmod(example, self.process_batch_size)
+        first = self.process_index * self.process_batch_size
+        return batch * self.global_batch_size + first + row
+
 
 def train_batches(
     source: RandomAccess,
@@ -120,9 +134,13 @@ def train_batches(
     # the same part of the data in every epoch.
     dataset = grain.MapDataset.source(_Numbered(source)).seed(seed).shuffle().repeat()
     dataset = dataset.map_with_index(lambda position, item: (position, item))
-    dataset = dataset.random_map(example)
-    dataset = dataset[start_example + share.process_index :: share.process_count]
-    return _batches(dataset, share)
+    everything = dataset.random_map(example)
+
+    def own(number: int) -> Example:
+        # Infinite, so that every position is there.
+        return cast(Example, everything[start_example + share.position(number)])
+
+    return _batches(grain.MapDataset.range(sys.maxsize).map(own), share)
 
 
 def eval_batches(
@@ -147,10 +165,11 @@ def eval_batches(
       Batches as `train_batches` does; padding has mask 0 and index -1.
     """
     length = len(source)
-    padded = num_eval_batches(length, share) * share.global_batch_size
+    own = num_eval_batches(length, share) * share.process_batch_size
     blank = _blank(transform.size_pixels, policy.num_slots)
 
-    def example(position: int) -> Example:
+    def example(number: int) -> Example:
+        position = share.position(number)
         if position >= length:
             return blank
         record = source[position]
@@ -162,8 +181,7 @@ def eval_batches(
             return {**blank, INDEX: np.int32(position)}
         return _example(position, record, pixels, policy)
 
-    dataset = grain.MapDataset.range(padded).map(example)
-    return _batches(dataset[share.process_index :: share.process_count], share)
+    return _batches(grain.MapDataset.range(own).map(example), share)
 
 
 def num_eval_batches(length: int, share: Share) -> int:

@@ -15,6 +15,7 @@ from jaxtyping import Float, Int, Int64
 from jaxii.data import folder, label_files, open_images, sources, toy_regions
 from jaxii.data.labels import Vocabulary, resolve_rows
 from jaxii.errors import InputError
+from jaxii.files import locked
 
 Progress = Callable[[int, int, str], None]
 
@@ -115,6 +116,14 @@ def prepare_toy_regions(directory: Path, on_progress: Progress | None = None) ->
     Raises:
       InputError: the folder holds something else.
     """
+    if (directory / folder.INFO_FILE).exists():
+        return
+    # Two runs, or two processes of one, may want it at the same time.
+    with locked(directory.parent):
+        _prepare_toy_regions(directory, on_progress)
+
+
+def _prepare_toy_regions(directory: Path, on_progress: Progress | None) -> None:
     if (directory / folder.INFO_FILE).exists():
         return
     # Asked before minutes of drawing, not by `prepare` after them.

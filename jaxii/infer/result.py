@@ -19,7 +19,7 @@ from jaxii.infer import estimates
 from jaxii.infer.decode import best_constant, constant_f2
 from jaxii.infer.provenance import Provenance
 from jaxii.train.checkpoint import Checkpoints
-from jaxii.train.loop import StagePlan
+from jaxii.train.run import StagePlan
 from jaxii.train.stages import Saved, Stage, choose
 
 Present = Callable[[str], tuple[np.ndarray, np.ndarray]]

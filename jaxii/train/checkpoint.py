@@ -73,10 +73,7 @@ class Checkpoints:
 
     def metadata(self, saved: Saved) -> dict[str, Any]:
         """Returns the JSON that was saved with a checkpoint."""
-        restored = self._manager(saved.stage).restore(
-            saved.step, args=ocp.args.Composite(metadata=ocp.args.JsonRestore())
-        )
-        return restored["metadata"]
+        return self._record(saved.stage, saved.step)
 
     def save(
         self, saved: Saved, state: TrainState, metadata: Mapping[str, Any]
@@ -95,6 +92,8 @@ class Checkpoints:
             "stage": saved.stage,
             "step": saved.step,
             "first_step": saved.first_step,
+            "example": saved.example,
+            "first_example": saved.first_example,
             "metric": saved.metric,
             "evaluations": [list(pair) for pair in saved.evaluations],
             "finished": saved.finished,
@@ -162,8 +161,7 @@ class Checkpoints:
         self._managers.clear()
 
     def _describe(self, name: str, step: int) -> Saved:
-        path = self.directory / name / str(step) / "metadata" / "metadata"
-        record = json.loads(path.read_text())
+        record = self._record(name, step)
         if record["label_hash"] != self._label_hash:
             raise InputError(
                 f"the checkpoint {self.directory / name / str(step)} was made with "
@@ -175,10 +173,17 @@ class Checkpoints:
             stage=record["stage"],
             step=record["step"],
             first_step=record["first_step"],
+            example=record["example"],
+            first_example=record["first_example"],
             metric=record["metric"],
             evaluations=tuple((step, metric) for step, metric in record["evaluations"]),
             finished=record["finished"],
         )
+
+    def _record(self, name: str, step: int) -> dict[str, Any]:
+        # Not through Orbax, whose restore all processes have to call together.
+        path = self.directory / name / str(step) / "metadata" / "metadata"
+        return json.loads(path.read_text())
 
     def _manager(self, name: str) -> ocp.CheckpointManager:
         if name not in self._managers:

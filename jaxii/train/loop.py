@@ -11,18 +11,16 @@ therefore holds the evaluation of the very state beside it.
 
 import collections
 import time
-from collections.abc import Callable, Iterator, Mapping
-from dataclasses import dataclass, replace
-from typing import Any
+from collections.abc import Mapping
+from dataclasses import replace
 
 import jax
 import numpy as np
-from jax.sharding import Mesh, Sharding
-from jaxtyping import Array, Float
 
 from jaxii.errors import InputError
-from jaxii.train.checkpoint import Checkpoints, evaluated_params
+from jaxii.train.checkpoint import evaluated_params
 from jaxii.train.mesh import divided, replicated, to_devices
+from jaxii.train.run import Run, StagePlan
 from jaxii.train.stages import (
     Done,
     Enter,
@@ -32,8 +30,14 @@ from jaxii.train.stages import (
     has_ended,
     next_action,
 )
-from jaxii.train.state import TrainState, Tree, derive_key, new_state
-from jaxii.train.step import StepSettings, make_train_step
+from jaxii.train.state import (
+    TrainState,
+    Tree,
+    at_stage_step,
+    derive_key,
+    new_state,
+)
+from jaxii.train.step import make_train_step
 from jaxii.train.telemetry import Telemetry
 
 # Steps the host may be ahead of the device: enough to hide dispatch and transfer.
@@ -47,80 +51,6 @@ class Preempted(Exception):
 
 class Diverged(Exception):
     """Too many gradients in a row were not finite; the last checkpoint is good."""
-
-
-@dataclass(frozen=True, kw_only=True)
-class StagePlan:
-    """A stage with the parts it runs on.
-
-    Attributes:
-      stage: name, length, ending, where it starts from.
-      settings: network, objective and optimizer of its train step.
-      init: `init(key) -> (params, batch_stats)`.
-    """
-
-    stage: Stage
-    settings: StepSettings
-    init: Callable[[jax.Array], tuple[Tree, Tree]]
-
-
-@dataclass(frozen=True, kw_only=True)
-class Start:
-    """A checkpoint of another run, from which the first stage starts.
-
-    Attributes:
-      name: in words.
-      model: gives `params`, `batch_stats`, perhaps `average_params`, laid out as asked.
-    """
-
-    name: str
-    model: Callable[[Sharding], Mapping[str, Tree]]
-
-
-@dataclass(frozen=True, kw_only=True)
-class Run:
-    """Everything a run needs.
-
-    Attributes:
-      plans: the stages in order.
-      mesh: the devices.
-      checkpoints: where the run saves.
-      batches: `batches(split, start_example)`, host batches without host-only arrays.
-      statistics: `statistics(plan, state)` to the batch_stats that a state is evaluated
-        and saved with.
-      evaluate: `evaluate(settings, params, batch_stats)` to figures by name, `metric`
-        among them.
-      metric: the figure, greater being better, that chooses the best checkpoint of a
-        stage on `train`, and ends a stage on its plateau.
-      label_embeddings: [class, embed] float32, None without an embedding head.
-      start: where the first stage starts; None for fresh parameters.
-      pretrained: replaces fresh parameters; None for none.
-      metadata: stage name -> what is kept with its checkpoints.
-      global_batch_size: examples a step.
-      evaluate_every_steps: cadence of evaluation and saving.
-      log_every_steps: cadence of the log.
-      most_skipped_steps: non-finite updates in a row that end the run.
-      seed: base of the initialisation.
-      wanted_back: says whether to save and leave, asked after every step.
-    """
-
-    plans: tuple[StagePlan, ...]
-    mesh: Mesh
-    checkpoints: Checkpoints
-    batches: Callable[[str, int], Iterator[dict[str, np.ndarray]]]
-    statistics: Callable[[StagePlan, TrainState], Tree]
-    evaluate: Callable[[StepSettings, Tree, Tree], dict[str, float]]
-    metric: str
-    label_embeddings: Float[Array, "class embed"] | None
-    start: Start | None
-    pretrained: Callable[[Tree, Tree], tuple[Tree, Tree]] | None
-    metadata: Mapping[str, Mapping[str, Any]]
-    global_batch_size: int
-    evaluate_every_steps: int
-    log_every_steps: int
-    most_skipped_steps: int
-    seed: int
-    wanted_back: Callable[[], bool]
 
 
 def train(run: Run, telemetry: Telemetry) -> Saved:
@@ -141,14 +71,24 @@ def train(run: Run, telemetry: Telemetry) -> Saved:
         state, saved = _begin(run, plan, action)
         telemetry.start_stage(
             plan.stage.name,
-            first_step=saved.first_step,
+            first_step=saved.step - _stage_step(run, saved),
             num_steps=plan.stage.num_steps,
             images_per_step=run.global_batch_size,
             step=saved.step,
-            total_steps=saved.first_step + _steps_from(stages, plan.stage),
+            total_steps=saved.step
+            - _stage_step(run, saved)
+            + _steps_from(stages, plan.stage),
         )
         telemetry.note(_describe(run, action))
         _run_stage(run, plan, state, saved, telemetry)
+
+
+def _stage_step(run: Run, saved: Saved) -> int:
+    """Returns the updates of a stage that its examples amount to.
+
+    Those that were done, unless the batch had another size before.
+    """
+    return (saved.example - saved.first_example) // run.global_batch_size
 
 
 def _steps_from(stages: list[Stage], first: Stage) -> int:
@@ -201,8 +141,15 @@ def _begin(
             lambda leaf: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=whole),
             shapes,
         )
-        return run.checkpoints.restore_state(action.start, like), action.start
-    saved = Saved(stage=plan.stage.name, step=action.step, first_step=action.step)
+        state = run.checkpoints.restore_state(action.start, like)
+        return at_stage_step(state, _stage_step(run, action.start)), action.start
+    saved = Saved(
+        stage=plan.stage.name,
+        step=action.step,
+        first_step=action.step,
+        example=action.example,
+        first_example=action.example,
+    )
     like = jax.eval_shape(plan.init, key)[0]
     if action.start is not None:
         model = run.checkpoints.restore_model(action.start, whole)
@@ -261,7 +208,7 @@ def _run_stage(
     """Trains until the stage has ended; raises `Preempted` after saving if asked to."""
     stage = plan.stage
     train_step = make_train_step(plan.settings, run.mesh)
-    batches = run.batches(stage.split, saved.step * run.global_batch_size)
+    batches = run.batches(stage.split, saved.example)
     sharding = divided(run.mesh)
     label_embeddings = run.label_embeddings if stage.embedding_head else None
     window: list[dict[str, jax.Array]] = []
@@ -273,14 +220,19 @@ def _run_stage(
         batch = to_devices(batch, sharding)
         with jax.transfer_guard("disallow"):
             state, metrics = train_step(state, batch, label_embeddings)
-        saved = replace(saved, step=saved.step + 1, metric=None)
-        stage_step = saved.step - saved.first_step
+        saved = replace(
+            saved,
+            step=saved.step + 1,
+            example=saved.example + run.global_batch_size,
+            metric=None,
+        )
+        stage_step = _stage_step(run, saved)
         window.append(metrics)
         ahead.append(metrics["objective"])
         if len(ahead) > STEPS_AHEAD:
             jax.block_until_ready(ahead.popleft())
         last = stage_step >= stage.num_steps
-        leave = run.wanted_back()
+        leave = run.wanted_back(saved.step)
         evaluate = last or stage_step % run.evaluate_every_steps == 0
         if evaluate or leave or stage_step % run.log_every_steps == 0:
             telemetry.log_train(saved.step, _mean(window))
@@ -311,7 +263,7 @@ def _evaluate_and_save(
         )
         metric = float(figures[run.metric])
         evaluations = (*saved.evaluations, (saved.step, metric))
-        ended = has_ended(plan.stage, saved.step - saved.first_step, evaluations)
+        ended = has_ended(plan.stage, _stage_step(run, saved), evaluations)
         saved = replace(saved, evaluations=evaluations, finished=ended)
         if plan.stage.split == "train":
             # Without a metric the last checkpoint of a stage is its best.

@@ -144,6 +144,9 @@ class Saved:
       stage: name of its stage.
       step: updates done in the whole run.
       first_step: updates that had been done when the stage began.
+      example: training examples used in the whole run; with batches of one size, as
+        many a step.
+      first_example: examples that had been used when the stage began.
       metric: validation metric at this step; None where it was not evaluated.
       evaluations: every (step, metric) of the stage so far, in order.
       finished: whether the stage had ended.
@@ -152,6 +155,8 @@ class Saved:
     stage: str
     step: int
     first_step: int
+    example: int = 0
+    first_example: int = 0
     metric: float | None = None
     evaluations: tuple[tuple[int, float], ...] = field(default=())
     finished: bool = False
@@ -163,7 +168,8 @@ class Enter:
 
     stage: Stage
     start: Saved | None
-    step: int
+    step: int = 0
+    example: int = 0
 
 
 @dataclass(frozen=True)
@@ -199,8 +205,9 @@ def next_action(
         checkpoints = sorted(saved.get(stage.name, ()), key=lambda s: s.step)
         if not checkpoints:
             if not previous:
-                return Enter(stage, None, 0)
-            return Enter(stage, choose(previous, stage.enters_from), previous[-1].step)
+                return Enter(stage, None)
+            start, last = choose(previous, stage.enters_from), previous[-1]
+            return Enter(stage, start, last.step, last.example)
         if not checkpoints[-1].finished:
             return Resume(stage, checkpoints[-1])
         previous = checkpoints

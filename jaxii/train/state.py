@@ -6,7 +6,7 @@ Made by `new_state` at the start of a stage, advanced by `jaxii.train.step`, sav
 """
 
 import zlib
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import jax
@@ -73,6 +73,25 @@ def new_state(
         skipped_steps=count(0),
         skipped_in_a_row=count(0),
     )
+
+
+def at_stage_step(state: TrainState, stage_step: int) -> TrainState:
+    """Returns a restored state whose schedules stand at a step of the stage.
+
+    That is where they stand already, unless the batch has another size than when it was
+    saved: then so many of the new steps have been done. Moments keep their own counts.
+    """
+    if int(state.stage_step) == stage_step:
+        return state
+
+    def is_schedule(path: Any, _: object) -> bool:
+        return (
+            getattr(path[-1], "tuple_name", "") == optax.ScaleByScheduleState.__name__
+        )
+
+    count = jnp.full_like(state.stage_step, stage_step)
+    opt_state = optax.tree.set(state.opt_state, is_schedule, count=count)
+    return replace(state, stage_step=count, opt_state=opt_state)
 
 
 def derive_key(seed: int, purpose: str, step: int | Int[Array, ""] = 0) -> jax.Array:

@@ -1,0 +1,152 @@
+"""Which process of a run this one is: from the flags, or from the cluster it runs on.
+
+Asked by `processes` before JAX is set up. Reads environment variables and, on a Cloud
+TPU VM, its metadata server; no JAX.
+"""
+
+import os
+import re
+import urllib.error
+import urllib.request
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+
+from jaxii.errors import InputError
+
+# Where process 0 listens when the cluster says no port: JAX's own choice on TPUs.
+PORT = 8476
+METADATA = "http://{}/computeMetadata/v1/instance/attributes/{}"
+METADATA_SECONDS = 10.0
+
+
+@dataclass(frozen=True, kw_only=True)
+class Place:
+    """One process of a run.
+
+    Attributes:
+      coordinator: HOST:PORT of process 0.
+      count: processes in all, at least 1.
+      index: of this one, from 0.
+    """
+
+    coordinator: str
+    count: int
+    index: int
+
+    def __post_init__(self):
+        if not 0 <= self.index < self.count:
+            raise InputError(
+                f"--process_id={self.index} with --num_processes={self.count}; "
+                f"processes are numbered from 0 to {self.count - 1}."
+            )
+        if not re.fullmatch(r".+:\d{1,5}", self.coordinator):
+            raise InputError(
+                f"--coordinator={self.coordinator}; give HOST:PORT of process 0, where "
+                "all others can reach it."
+            )
+
+
+def from_flags(coordinator: str, count: int, index: int) -> Place | None:
+    """Returns the place that the flags say, None where none of them is given.
+
+    Args:
+      coordinator: HOST:PORT, "" for not given.
+      count: 0 for not given.
+      index: -1 for not given.
+
+    Raises:
+      InputError: some are given and others not, or they do not fit together.
+    """
+    given = (bool(coordinator), count > 0, index >= 0)
+    if not any(given):
+        return None
+    if not all(given):
+        raise InputError(
+            "--coordinator, --num_processes and --process_id belong together; give all "
+            "three to every process, or none where the cluster is found by itself."
+        )
+    return Place(coordinator=coordinator, count=count, index=index)
+
+
+def detected(env: Mapping[str, str] = os.environ) -> Place | None:
+    """Returns the place that the cluster gives this process; None outside of one."""
+    for detect in _CLUSTERS:
+        place = detect(env)
+        if place is not None and place.count > 1:
+            return place
+    return None
+
+
+def _slurm(env: Mapping[str, str]) -> Place | None:
+    """A step of Slurm: `srun`, one task a node."""
+    if "SLURM_STEP_NODELIST" not in env or "SLURM_PROCID" not in env:
+        return None
+    # Two jobs may share a node; one job runs one step at a time.
+    port = 61440 + int(env.get("SLURM_JOB_ID", "0")) % 4096
+    return Place(
+        coordinator=f"{first_host(env['SLURM_STEP_NODELIST'])}:{port}",
+        count=int(env["SLURM_NTASKS"]),
+        index=int(env["SLURM_PROCID"]),
+    )
+
+
+def first_host(nodelist: str) -> str:
+    """Returns the first name of a Slurm node list, such as `gpu[007-009,12],cpu1`."""
+    name = re.match(r"([^,\[]+)(?:\[([^\]]+)\])?([^,]*)", nodelist)
+    if name is None:
+        raise InputError(f"SLURM_STEP_NODELIST={nodelist} names no node.")
+    stem, numbers, rest = name.groups(default="")
+    return stem + re.split("[,-]", numbers)[0] + rest
+
+
+def _gke_tpu(env: Mapping[str, str]) -> Place | None:
+    """A TPU slice, or several, on Kubernetes."""
+    if not env.get("TPU_WORKER_HOSTNAMES"):
+        return None
+    hosts = env["TPU_WORKER_HOSTNAMES"].split(",")
+    return _tpu(env, hosts, int(env.get("TPU_WORKER_ID", "0")))
+
+
+def _cloud_tpu(env: Mapping[str, str]) -> Place | None:
+    """A Cloud TPU VM; its metadata server knows the others."""
+    devices = (*Path("/dev").glob("accel*"), *Path("/dev").glob("vfio/[0-9]*"))
+    if not (devices or env.get("GCE_METADATA_IP")) or env.get("TPU_SKIP_MDS_QUERY"):
+        return None
+    index = _metadata(env, "agent-worker-number")
+    workers = _metadata(env, "worker-network-endpoints")
+    if index is None or workers is None:
+        return None
+    # Either names, or name:id:address of each.
+    hosts = [worker.split(":")[-1] for worker in workers.split(",")]
+    return _tpu(env, hosts, int(index))
+
+
+def _tpu(env: Mapping[str, str], hosts: list[str], worker: int) -> Place:
+    slices = int(env.get("MEGASCALE_NUM_SLICES") or 1)
+    slice_index = int(env.get("MEGASCALE_SLICE_ID") or 0)
+    first = env.get("MEGASCALE_COORDINATOR_ADDRESS") or hosts[0]
+    return Place(
+        coordinator=f"{first.partition(':')[0]}:{PORT}",
+        count=slices * len(hosts),
+        index=slice_index * len(hosts) + worker,
+    )
+
+
+def _metadata(env: Mapping[str, str], key: str) -> str | None:
+    host = env.get("GCE_METADATA_IP", "metadata.google.internal")
+    request = urllib.request.Request(
+        METADATA.format(host, key), headers={"Metadata-Flavor": "Google"}
+    )
+    try:
+        with urllib.request.urlopen(request, timeout=METADATA_SECONDS) as answer:
+            return answer.read().decode()
+    except (urllib.error.URLError, TimeoutError):
+        return None
+
+
+_CLUSTERS: tuple[Callable[[Mapping[str, str]], Place | None], ...] = (
+    _slurm,
+    _gke_tpu,
+    _cloud_tpu,
+)

@@ -1,0 +1,131 @@
+"""Several processes as one run: how they come together, agree, and part.
+
+`main` calls `join` before anything touches a device. Afterwards every process runs the
+same program; what only one may do (writing text, telling a person) is for the lead.
+"""
+
+import hashlib
+import os
+import signal
+import sys
+from collections.abc import Callable, Sequence
+from pathlib import Path
+
+import jax
+from jax.experimental import multihost_utils
+
+from jaxii import console, roll_call
+from jaxii.clusters import Place
+from jaxii.roll_call import Lost as Lost
+
+# A process that has not been heard of for so long is lost, and the others stop.
+HEARTBEAT_SECONDS = 30
+SHUTDOWN_SECONDS = 20
+# What may differ between the processes of a run.
+OWN_FLAGS = ("--process_id",)
+
+
+def join(place: Place, argv: Sequence[str], timeout_seconds: int) -> None:
+    """Makes this process one of several of a run; returns when all are there.
+
+    Args:
+      place: which one it is.
+      argv: the command line, which has to be the same everywhere.
+      timeout_seconds: how long to wait for the others.
+
+    Raises:
+      roll_call.Lost: some did not come; says which.
+      InputError: some run another program.
+    """
+    address, index = place.coordinator, place.index
+    roll_call.hold(address, index, place.count, _program(argv), timeout_seconds)
+    jax.distributed.initialize(
+        address,
+        place.count,
+        index,
+        cluster_detection_method="deactivate",
+        initialization_timeout=timeout_seconds,
+        heartbeat_timeout_seconds=HEARTBEAT_SECONDS,
+        shutdown_timeout_seconds=SHUTDOWN_SECONDS,
+    )
+    if not is_lead():
+        console.mute()
+
+
+def _program(argv: Sequence[str]) -> str:
+    """Returns a digest of the code, its libraries and its arguments."""
+    digest = hashlib.sha256(jax.__version__.encode())
+    for path in sorted(Path(__file__).parent.rglob("*.py")):
+        digest.update(path.read_bytes())
+    for word in argv[1:]:
+        if not word.startswith(OWN_FLAGS):
+            digest.update(word.encode())
+    return digest.hexdigest()
+
+
+def is_lead() -> bool:
+    """Says whether this process writes text and tells a person."""
+    return jax.process_index() == 0
+
+
+def wait_for_all(what: str) -> None:
+    """Waits until every process is here; nothing to wait for with one.
+
+    Args:
+      what: has been done, in words; the same everywhere.
+    """
+    if jax.process_count() > 1:
+        multihost_utils.sync_global_devices(what)
+
+
+def wanted_back() -> Callable[[int], bool]:
+    """Turns SIGTERM or Ctrl-C into a request to save and leave.
+
+    Returns:
+      A function of the step, to be called after every one: whether to save and leave.
+      With several processes it is true on all of them at the same step, after any of
+      them was asked (by a signal, or by the maintenance notice of a Cloud TPU).
+    """
+    if jax.process_count() > 1:
+        # JAX's coordination service has its own handler of SIGTERM: it tells everyone.
+        signal.signal(signal.SIGINT, lambda *_: signal.raise_signal(signal.SIGTERM))
+        return multihost_utils.reached_preemption_sync_point
+    asked = []
+
+    def ask(signum, frame):
+        if asked:
+            signal.default_int_handler(signum, frame)
+        asked.append(signum)
+
+    for number in (signal.SIGTERM, signal.SIGINT):
+        signal.signal(number, ask)
+    return lambda step: bool(asked)
+
+
+def failure(place: Place, error: Exception) -> str:
+    """Returns what an error on one of several processes most likely means."""
+    reason = str(error).partition("\n")[0][:200] or type(error).__name__
+    return (
+        f"process {place.index} of {place.count} failed ({reason}); if the logs of the "
+        "others say no more, one of them is gone. The same command on all processes "
+        "goes on from the last complete checkpoint."
+    )
+
+
+def leave(code: int) -> None:
+    """Parts from the others at the end; ends this process where they cannot.
+
+    Args:
+      code: the exit code; of a process that failed alone, or lost another, nobody is
+        waited for.
+    """
+    if jax.process_count() == 1:
+        return
+    sys.stdout.flush()
+    sys.stderr.flush()
+    if code == 1:
+        os._exit(code)
+    try:
+        jax.distributed.shutdown()
+    except RuntimeError:
+        os._exit(code)
