@@ -125,13 +125,7 @@ def open_session(
     checkpoints = Checkpoints(workdir.path, [s.name for s in stages], label_hash)
     begun = checkpoints.saved().get(stages[0].name)
     start = _start(config, plans[0], label_hash) if claim and not begun else None
-    if begun:
-        record = Provenance.from_json(checkpoints.metadata(begun[0])["provenance"])
-    elif start is not None:
-        record = start.provenance
-    else:
-        pretrained = config.model.pretrained
-        record = Provenance(label_hash=label_hash, pretrained=pretrained)
+    record = _record(config, checkpoints, begun, start, label_hash)
     provenance = result.provenance_by_stage(record, stages, data.choosing_split)
     if claim and not allow_tuning_labels:
         _refuse_tuning_labels(provenance[stages[-1].name])
@@ -164,6 +158,15 @@ def _start(
     start.check_same_data(config)
     start.check_start_of(jax.eval_shape(plan.init, jax.random.key(0))[0])
     return start
+
+
+def _record(config, checkpoints, begun, start, label_hash) -> Provenance:
+    """Returns what the run knew of its past before its first stage."""
+    if begun:
+        return Provenance.from_json(checkpoints.metadata(begun[0])["provenance"])
+    if start is not None:
+        return start.provenance
+    return Provenance(label_hash=label_hash, pretrained=config.model.pretrained)
 
 
 def _refuse_tuning_labels(provenance: Provenance) -> None:
