@@ -1,7 +1,9 @@
 """The scripts of `launch/` say what they would run, and run what there is."""
 
 import runpy
+import shutil
 import subprocess
+import sysconfig
 from pathlib import Path
 
 import pytest
@@ -10,10 +12,12 @@ ROOT = Path(__file__).parent.parent
 SCRIPTS = sorted((ROOT / "launch").glob("*.sh"))
 
 
+def run_program(*words):
+    return subprocess.run([*map(str, words)], cwd=ROOT, capture_output=True, text=True)
+
+
 def run(*words):
-    return subprocess.run(
-        ["bash", *map(str, words)], cwd=ROOT, capture_output=True, text=True
-    )
+    return run_program("bash", *words)
 
 
 @pytest.mark.parametrize("script", SCRIPTS, ids=lambda path: path.name)
@@ -21,6 +25,17 @@ def test_without_arguments_a_script_shows_its_use_and_exits_2(script):
     result = run(script)
     assert result.returncode == 2
     assert f"launch/{script.name}" in result.stdout
+
+
+def test_shellcheck_finds_nothing():
+    # Not on PATH where the environment's python is called without activating it.
+    scripts = sysconfig.get_path("scripts")
+    shellcheck = shutil.which("shellcheck") or shutil.which("shellcheck", path=scripts)
+    if shellcheck is None:
+        pytest.skip("needs shellcheck; pip install '.[test]' brings it")
+    files = [*SCRIPTS, ROOT / "launch/commands.bash", *ROOT.glob("tests/*.sh")]
+    result = run_program(shellcheck, "--external-sources", *files)
+    assert result.returncode == 0, result.stdout
 
 
 def dry_run_of_findings(tmp_path):
