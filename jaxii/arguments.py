@@ -39,6 +39,7 @@ _OUTPUT = flags.DEFINE_string("output", "", "File to write.")
 _EACH = flags.DEFINE_bool("each", False, "Every run is a row.")
 _MARKDOWN = flags.DEFINE_bool("markdown", False, "A table for a README.")
 _DECODER = flags.DEFINE_enum("decoder", None, DECODERS, "Decoder.")
+_CHANGE_BATCH_SIZE = flags.DEFINE_bool("change_batch_size", False, "Go on with it.")
 _COORDINATOR = flags.DEFINE_string("coordinator", "", "HOST:PORT of process 0.")
 _NUM_PROCESSES = flags.DEFINE_integer("num_processes", 0, "In all.", lower_bound=0)
 _PROCESS_ID = flags.DEFINE_integer("process_id", -1, "From 0.", lower_bound=-1)
@@ -115,6 +116,7 @@ def _of_train() -> dict[str, Any]:
         "config": config,
         "workdir": _new_workdir(config),
         "allow_tuning_labels": _ALLOW_TUNING.value,
+        "change_batch_size": _CHANGE_BATCH_SIZE.value,
     }
 
 

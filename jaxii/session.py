@@ -97,6 +97,7 @@ def open_session(
     *,
     claim: bool = True,
     allow_tuning_labels: bool = False,
+    change_batch_size: bool = False,
 ) -> Session:
     """Opens the data and assembles the run.
 
@@ -106,6 +107,7 @@ def open_session(
       claim: make the workdir this configuration's, or check that it is; to train.
       allow_tuning_labels: let weights be trained that have learnt from labels of
         `tuning`, in this run or before it.
+      change_batch_size: let a run go on with batches of another size.
 
     Raises:
       InputError: whatever cannot be opened, and labels of `tuning` not allowed.
@@ -131,9 +133,13 @@ def open_session(
         _refuse_tuning_labels(provenance[stages[-1].name])
     # Nothing is written before everything that can be refused has been checked.
     if claim:
-        workdir.check(config)
+        workdir.check(config, change_batch_size=change_batch_size)
     if processes.is_lead():
-        _claim(config, data, workdir, claim=claim, needs_embedding=needs_embedding)
+        workdir.claim_labels(data.vocabulary)
+        if claim:
+            workdir.claim(config, change_batch_size=change_batch_size)
+        if needs_embedding and not workdir.embedding_file.exists():
+            _make_embedding(config, data, workdir)
     processes.wait_for_all("workdir")
     made = embedding.load(workdir.embedding_file) if needs_embedding else None
     return Session(
@@ -175,15 +181,6 @@ def _refuse_tuning_labels(provenance: Provenance) -> None:
             f"this run's weights would learn from labels of the target domain "
             f"({provenance.badge()}); add --allow_tuning_labels if that is meant."
         )
-
-
-def _claim(config, data, workdir, *, claim, needs_embedding) -> None:
-    """Writes what a run's folder has before its first step."""
-    workdir.claim_labels(data.vocabulary)
-    if claim:
-        workdir.claim(config)
-    if needs_embedding and not workdir.embedding_file.exists():
-        _make_embedding(config, data, workdir)
 
 
 def _make_embedding(

@@ -25,6 +25,8 @@ report and a submission. The same command again goes on where it stopped.
 --data_dir=DIR           the prepared dataset (not for toy_regions, which is drawn)
 --allow_tuning_labels    needed by a stage on the tuning split, and by a start_from
                          whose weights have learnt from its labels
+--change_batch_size      go on with another --config.global_batch_size: at the example
+                         that was reached, schedules at the same share of their stage
 
 Several processes are one run. Cloud TPU, TPUs on Kubernetes and srun are found by
 themselves (evaluate, hold_out, adapt and predict too); elsewhere each process is told:

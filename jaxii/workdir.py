@@ -19,6 +19,9 @@ from jaxii.files import write_json
 MOST_SHOWN = 5
 # The one field in which a run with a domain held out differs from the run without.
 HELD_OUT = "data.held_out_domain"
+# What may change while a run goes on where that is said: it is the same run from then
+# on in its examples, and not in its numbers.
+BATCH_SIZE = ("global_batch_size", "micro_batches")
 
 
 @dataclass(frozen=True)
@@ -101,25 +104,33 @@ class Workdir:
             found[config.data.held_out_domain] = run.metrics()
         return found
 
-    def claim(self, config: configuration.Config) -> None:
-        """Makes the folder this configuration's, or checks that it is.
+    def claim(
+        self, config: configuration.Config, *, change_batch_size: bool = False
+    ) -> None:
+        """Makes the folder this configuration's, after `check`.
 
         Raises:
-          InputError: it is another run's, with the fields that differ; or no folder
-            can be there.
+          InputError: as `check`, or no folder can be there.
         """
-        self.check(config)
+        self.check(config, change_batch_size=change_batch_size)
         self._make_folder()
         write_json(self.config_file, configuration.to_dict(config))
 
-    def check(self, config: configuration.Config) -> None:
+    def check(
+        self, config: configuration.Config, *, change_batch_size: bool = False
+    ) -> None:
         """Checks that the folder is this configuration's, or nobody's; writes nothing.
+
+        Args:
+          config: checked.
+          change_batch_size: let the run go on with batches of another size.
 
         Raises:
           InputError: it is another run's, with the fields that differ.
         """
         if self.config_file.exists():
-            self._refuse_another(configuration.to_dict(config))
+            free = BATCH_SIZE if change_batch_size else ()
+            self._refuse_another(configuration.to_dict(config), free)
 
     def config(self) -> configuration.Config:
         """Returns the configuration of the run.
@@ -182,15 +193,17 @@ class Workdir:
             "restore it, or use another --workdir."
         )
 
-    def _refuse_another(self, fields: dict[str, Any]) -> None:
+    def _refuse_another(self, fields: dict[str, Any], free: Sequence[str]) -> None:
         # Read as `config` reads it, so that a field which is new since then has its
         # default and does not lock a run out of the version that added it.
         before = configuration.to_dict(self.config())
-        differing = _differing(before, fields)
+        differing = _differing(before, fields, *free)
         if differing:
+            size = not _differing(before, fields, *BATCH_SIZE)
             raise InputError(
                 f"{self.path} belongs to another configuration ({differing}); use its "
-                "configuration, or another --workdir."
+                "configuration, or another --workdir"
+                f"{', or --change_batch_size to go on with it' if size else ''}."
             )
 
     def _make_folder(self) -> None:

@@ -2,6 +2,7 @@
 
 import http.server
 import threading
+from typing import ClassVar
 
 import pytest
 
@@ -85,18 +86,18 @@ def test_the_workers_of_several_slices_are_numbered_slice_by_slice():
 
 
 class Metadata(http.server.BaseHTTPRequestHandler):
-    VALUES = {
+    values: ClassVar = {
         "agent-worker-number": "2",
         "worker-network-endpoints": "a:x:10.0.0.4,b:y:10.0.0.5,c:z:10.0.0.6",
     }
 
     def do_GET(self):
         key = self.path.rpartition("/")[2]
-        found = key in self.VALUES and self.headers["Metadata-Flavor"] == "Google"
+        found = key in self.values and self.headers["Metadata-Flavor"] == "Google"
         self.send_response(200 if found else 404)
         self.end_headers()
         if found:
-            self.wfile.write(self.VALUES[key].encode())
+            self.wfile.write(self.values[key].encode())
 
     def log_message(self, *_):
         pass

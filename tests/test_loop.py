@@ -1,6 +1,8 @@
 """The loop: stages in order, endings, resuming, leaving, and the guard."""
 
 import io
+import itertools
+from dataclasses import replace
 from typing import NamedTuple
 
 import jax
@@ -138,7 +140,7 @@ class Folder:
             start=more.get("start"),
             pretrained=more.get("pretrained"),
             metadata={stage.name: {"split": stage.split} for stage in stages},
-            global_batch_size=BATCH,
+            global_batch_size=more.get("batch", BATCH),
             evaluate_every_steps=more.get("evaluate_every_steps", 2),
             log_every_steps=1,
             most_skipped_steps=3,
@@ -355,3 +357,21 @@ def test_of_a_stage_on_tuning_the_last_checkpoint_is_the_best(folder):
 def test_train_step_is_compiled_once_a_stage_and_says_so(folder):
     folder.run()
     assert folder.output.getvalue().count("train_step compiled 1 time(s)") == 2
+
+
+def test_with_another_batch_size_it_goes_on_at_the_exact_example(folder):
+    asked = []
+
+    def counted(split, start):
+        asked.append(start)
+        for first in itertools.count(start, 2 * BATCH):
+            pair = [next(batches(split, first + offset)) for offset in (0, BATCH)]
+            yield {key: np.concatenate([b[key] for b in pair]) for key in pair[0]}
+
+    with pytest.raises(Preempted):
+        folder.run(leave_after=4)
+    shorter = tuple(replace(s, num_steps=s.num_steps // 2) for s in STAGES)
+    last = folder.run(shorter, batch=2 * BATCH, batches=counted)
+    # 4 steps of 8, then what is left of 6 x 8 and 4 x 8 in steps of 16.
+    assert asked == [4 * BATCH, 6 * BATCH]
+    assert (last.step, last.example) == (4 + 1 + 2, 10 * BATCH)

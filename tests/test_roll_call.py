@@ -5,8 +5,6 @@ import threading
 import time
 from concurrent.futures import ThreadPoolExecutor
 
-import pytest
-
 from jaxii.errors import InputError
 from jaxii.roll_call import Lost, hold
 

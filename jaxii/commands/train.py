@@ -30,6 +30,7 @@ def train(
     wanted_back: Callable[[int], bool],
     *,
     allow_tuning_labels: bool = False,
+    change_batch_size: bool = False,
 ) -> None:
     """Trains every stage that is left, then evaluates, reports and writes answers.
 
@@ -38,9 +39,15 @@ def train(
       workdir: of the run.
       wanted_back: says, after a step, whether to save and leave.
       allow_tuning_labels: let the weights learn from labels of `tuning`.
+      change_batch_size: let a run go on with batches of another size.
     """
     assemble.check_before_data(config)
-    session = open_session(config, workdir, allow_tuning_labels=allow_tuning_labels)
+    session = open_session(
+        config,
+        workdir,
+        allow_tuning_labels=allow_tuning_labels,
+        change_batch_size=change_batch_size,
+    )
     for line in describe(session):
         say(line)
     run = _make_run(session, wanted_back)

@@ -91,6 +91,8 @@ def at_stage_step(state: TrainState, stage_step: int) -> TrainState:
 
     count = jnp.full_like(state.stage_step, stage_step)
     opt_state = optax.tree.set(state.opt_state, is_schedule, count=count)
+    # Copies: the step gives away the buffers of its state, each of them once.
+    opt_state = jax.tree.map(jnp.copy, opt_state)
     return replace(state, stage_step=count, opt_state=opt_state)
 
 
