@@ -1,16 +1,38 @@
-"""Files that are written whole or not at all: beside their place, then renamed."""
+"""Files that are written whole or not at all, on disks and in buckets.
+
+
+On a disk they are written beside their place, then renamed; an object in a bucket
+(gs://, through etils.epath and the extra `gcs`) appears when its upload is complete.
+"""
 
 import fcntl
+import io
 import json
 import os
+import tempfile
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
+from etils import epath
+
+AnyPath = Path | epath.Path
+
+
+def at(path: str | os.PathLike[str]) -> AnyPath:
+    """Returns the path of a local file, or that of an object if it is gs://..."""
+    is_local = "://" not in os.fspath(path)
+    return Path(path) if is_local else epath.Path(path)
+
+
+def size_of(path: AnyPath) -> int:
+    """Returns the bytes of a file."""
+    return path.stat().st_size if isinstance(path, Path) else path.stat().length
+
 
 def write_beside(
-    path: Path, write: Callable[[Any], object], *, binary: bool = False
+    path: AnyPath, write: Callable[[Any], object], *, binary: bool = False
 ) -> None:
     """Writes a file under another name and renames it when it is complete.
 
@@ -19,6 +41,12 @@ def write_beside(
       write: is called with the open file.
       binary: whether it takes bytes and not text.
     """
+    if not isinstance(path, Path):
+        buffer = io.BytesIO() if binary else io.StringIO(newline="")
+        write(buffer)
+        content = buffer.getvalue()
+        path.write_bytes(content.encode() if isinstance(content, str) else content)
+        return
     path.parent.mkdir(parents=True, exist_ok=True)
     part = path.with_name(f".{path.name}.{os.getpid()}.part")
     try:
@@ -45,6 +73,26 @@ def locked(folder: Path) -> Iterator[None]:
         os.close(handle)
 
 
-def write_json(path: Path, value: Any) -> None:
+def write_json(path: AnyPath, value: Any) -> None:
     """Writes JSON, whole or not at all."""
     write_beside(path, lambda file: json.dump(value, file, indent=1, allow_nan=False))
+
+
+@contextmanager
+def local_draft(path: AnyPath) -> Iterator[Path]:
+    """Gives the name of a local file that becomes `path` when the block succeeds.
+
+    For writers that know neither open files nor buckets.
+    """
+    if isinstance(path, Path):
+        part = path.with_name(f"{path.name}.{os.getpid()}.part")
+        try:
+            yield part
+            part.replace(path)
+        finally:
+            part.unlink(missing_ok=True)
+    else:
+        with tempfile.TemporaryDirectory() as folder:
+            part = Path(folder, path.name)
+            yield part
+            epath.Path(part).copy(path, overwrite=True)
