@@ -15,20 +15,51 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
+import fsspec
 from etils import epath
+
+from jaxii.errors import InputError
 
 AnyPath = Path | epath.Path
 
 
 def at(path: str | os.PathLike[str]) -> AnyPath:
-    """Returns the path of a local file, or that of an object if it is gs://..."""
-    is_local = "://" not in os.fspath(path)
-    return Path(path) if is_local else epath.Path(path)
+    """Returns the path of a local file, or that of an object if it is gs://...
+
+    Raises:
+      InputError: gs:// and no gcsfs.
+    """
+    text = os.fspath(path)
+    if "://" not in text:
+        return Path(path)
+    if text.startswith("gs://"):
+        try:
+            import gcsfs  # noqa: F401  # pyright: ignore[reportMissingImports]
+        except ImportError as error:
+            raise InputError(
+                f"{text} needs gcsfs ({error}); pip install 'jaxii[gcs]'"
+            ) from error
+    return epath.Path(path)
 
 
 def size_of(path: AnyPath) -> int:
     """Returns the bytes of a file."""
     return path.stat().st_size if isinstance(path, Path) else path.stat().length
+
+
+def names_in(folder: AnyPath) -> set[str]:
+    """Returns the names in a folder now; empty for a prefix without objects.
+
+    Cost: one listing, where asking for each file of a bucket is a request a file.
+    """
+    if isinstance(folder, Path):
+        return {path.name for path in folder.iterdir()}
+    system, root = fsspec.url_to_fs(os.fspath(folder))
+    system.invalidate_cache()  # others may have written since
+    try:
+        return {name.rpartition("/")[2] for name in system.ls(root, detail=False)}
+    except FileNotFoundError:
+        return set()
 
 
 def write_beside(

@@ -3,13 +3,13 @@ import sys
 
 import pytest
 import small_layout
+from etils import epath
 
 from jaxii.data import beam_shards, shards
 from jaxii.data.beam_shards import Beam
 from jaxii.data.layout import Layout
 from jaxii.data.open_images import prepare
 from jaxii.errors import InputError
-from jaxii.files import at
 
 DIRECT = Beam("DirectRunner")
 
@@ -137,9 +137,9 @@ def test_without_beam_the_message_says_what_to_install(root, tmp_path, monkeypat
 def test_dataflow_is_given_no_local_folder(tmp_path, monkeypatch):
     monkeypatch.setattr(Beam, "pipeline", lambda self: None)
     beam = Beam("DataflowRunner")
-    beam.check([at("gs://bucket/data")])
+    beam.check([epath.Path("gs://bucket/data")])
     with pytest.raises(InputError, match="out of reach of Dataflow"):
-        beam.check([at("gs://bucket/data"), tmp_path])
+        beam.check([epath.Path("gs://bucket/data"), tmp_path])
 
 
 def test_an_element_that_was_written_before_is_left_alone(beam, tmp_path):

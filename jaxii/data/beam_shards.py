@@ -16,7 +16,7 @@ from typing import Any
 
 from jaxii.data import shards
 from jaxii.errors import InputError
-from jaxii.files import AnyPath, at, write_beside
+from jaxii.files import AnyPath, at, names_in, write_beside
 
 PLAN_SUFFIX = ".plan"
 SECONDS_BETWEEN_LOOKS = 5.0
@@ -102,7 +102,7 @@ def write(
       on_progress: called with (images done, images in all, runner), a whole shard at a
         time.
     """
-    present = _names(directory)
+    present = names_in(directory)
     images: dict[AnyPath, int] = {}
     missing = []
     for plan in plans:
@@ -118,7 +118,7 @@ def write(
 
     def report() -> None:
         if on_progress is not None:
-            names = _names(directory)
+            names = names_in(directory)
             done = sum(n for path, n in images.items() if path.name in names)
             on_progress(done, sum(images.values()), beam.runner)
 
@@ -185,7 +185,3 @@ def _write_planned(name: str, short_side: int) -> None:
 
 def _plan_path(shard: AnyPath) -> AnyPath:
     return shard.with_name(shard.name + PLAN_SUFFIX)
-
-
-def _names(directory: AnyPath) -> set[str]:
-    return {path.name for path in directory.iterdir()}

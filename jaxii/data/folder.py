@@ -18,7 +18,7 @@ from tensorflow_datasets.core import splits as split_lib
 from jaxii.data import schema
 from jaxii.data.shards import Written
 from jaxii.errors import InputError
-from jaxii.files import AnyPath, write_beside, write_json
+from jaxii.files import AnyPath, names_in, write_beside, write_json
 
 INFO_FILE = "dataset_info.json"
 LABELS_FILE = "labels.csv"
@@ -42,7 +42,7 @@ def begin(output: AnyPath, fingerprint: str) -> bool:
                 "another folder, or delete it"
             )
         return (output / INFO_FILE).exists()
-    if any(output.iterdir()):
+    if names_in(output):
         raise InputError(
             f"{output} is not empty and no preparation was begun in it; choose an "
             "empty or new folder"

@@ -11,7 +11,7 @@ import json
 import os
 import threading
 from collections.abc import Callable, Iterator, Sequence
-from concurrent.futures import ThreadPoolExecutor, wait
+from concurrent.futures import Future, ThreadPoolExecutor, wait
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -22,7 +22,7 @@ from array_record.python.array_record_module import ArrayRecordWriter
 
 from jaxii.data import schema
 from jaxii.data.recode import recode
-from jaxii.files import AnyPath, local_draft, size_of, write_json
+from jaxii.files import AnyPath, local_draft, names_in, size_of, write_json
 
 SHARD_IMAGES = 1024
 MAX_SHARDS = 512
@@ -147,18 +147,26 @@ def write(
     is_local = all(isinstance(path, Path) for path in plan.paths[:1])
     workers = num_workers or _num_cores() * (1 if is_local else 8)
     done = _Counter()
+    present = names_in(directory)
+
+    def work(path: AnyPath, rows: range) -> dict:
+        account = account_path(path)
+        if {path.name, account.name} <= present:
+            done.add(len(rows))
+            return json.loads(account.read_text())
+        return write_shard(
+            path,
+            plan.part(rows),
+            first_row=rows.start,
+            short_side=short_side,
+            advance=lambda: done.add(1),
+        )
+
     pool = ThreadPoolExecutor(max_workers=max(1, min(workers, len(shards))))
     with one_thread_each():
         try:
-            futures = [
-                pool.submit(_write_or_skip, path, plan, rows, short_side, done)
-                for path, rows in shards
-            ]
-            pending = set(futures)
-            while pending:
-                finished, pending = wait(pending, timeout=0.2)
-                for future in finished:
-                    future.result()
+            futures = [pool.submit(work, path, rows) for path, rows in shards]
+            for _ in _until_done(futures):
                 if on_progress is not None:
                     on_progress(done.value, len(plan), plan.split)
             parts = [future.result() for future in futures]
@@ -172,6 +180,16 @@ def write(
         num_bytes=sum(size_of(path) for path, _ in shards),
         faults=faults,
     )
+
+
+def _until_done(futures: Sequence[Future]) -> Iterator[None]:
+    """Yields five times a second until all are done; raises what one raises."""
+    pending = set(futures)
+    while pending:
+        finished, pending = wait(pending, timeout=0.2)
+        for future in finished:
+            future.result()
+        yield
 
 
 def write_shard(
@@ -240,36 +258,14 @@ class _Counter:
         self.stop = threading.Event()
 
     def add(self, number: int) -> None:
+        if self.stop.is_set():
+            raise _Stopped
         with self.lock:
             self.value += number
 
 
 class _Stopped(Exception):
     pass
-
-
-def _write_or_skip(
-    path: AnyPath, plan: Plan, rows: range, short_side: int, done: _Counter
-) -> dict:
-    account = account_path(path)
-    if path.exists() and account.exists():
-        done.add(len(rows))
-        return json.loads(account.read_text())
-    if done.stop.is_set():
-        raise _Stopped
-
-    def advance() -> None:
-        done.add(1)
-        if done.stop.is_set():
-            raise _Stopped
-
-    return write_shard(
-        path,
-        plan.part(rows),
-        first_row=rows.start,
-        short_side=short_side,
-        advance=advance,
-    )
 
 
 def _record(plan: Plan, row: int, image: bytes) -> bytes:

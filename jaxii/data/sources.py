@@ -22,7 +22,7 @@ from jaxii.data.index import Index
 from jaxii.data.labels import Vocabulary
 from jaxii.data.records import OpenImagesV4Records, Records
 from jaxii.errors import InputError
-from jaxii.files import AnyPath, at, size_of
+from jaxii.files import AnyPath, at, names_in, size_of
 
 Progress = Callable[[int, int, str], None]
 
@@ -299,8 +299,7 @@ def _cached_index(path, name, vocabulary, raw, mapping, on_progress) -> pl.DataF
 
 def _raw(path: AnyPath, builder, name: str, num_examples: int) -> ArrayRecordDataSource:
     instructions = builder.info.splits[name].file_instructions
-    # One listing: in a bucket each question is a request.
-    present = {path.name for path in path.iterdir()}
+    present = names_in(path)
     absent = [i.filename for i in instructions if at(i.filename).name not in present]
     if absent:
         raise InputError(
