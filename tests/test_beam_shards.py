@@ -117,7 +117,7 @@ def test_progress_ends_at_the_images_of_all_splits(beam, root, tmp_path):
     [
         ("Direkt", (), r"--beam_runner=Direkt: Unexpected pipeline runner"),
         ("DirectRunner", ("proyect=x",), "--beam_options: proyect is no option"),
-        ("DataflowRunner", (), "--beam_runner=DataflowRunner: "),
+        ("DataflowRunner", (), "out of reach of Dataflow"),
     ],
 )
 def test_what_cannot_run_is_refused_at_once(

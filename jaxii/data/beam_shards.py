@@ -75,13 +75,13 @@ class Beam:
         Raises:
           InputError: as in `pipeline`, or a path is out of Dataflow's reach.
         """
-        self.pipeline()
         local = [path for path in paths if isinstance(path, Path)]
         if "dataflow" in self.runner.lower() and local:
             raise InputError(
                 f"{local[0]} is on this machine, out of reach of Dataflow; copy the "
                 "pictures to gs:// and give a gs:// folder for the dataset"
             )
+        self.pipeline()
 
 
 def write(
