@@ -1,6 +1,5 @@
 """Files that are written whole or not at all, on disks and in buckets.
 
-
 On a disk they are written beside their place, then renamed; an object in a bucket
 (gs://, through etils.epath and the extra `gcs`) appears when its upload is complete.
 """
