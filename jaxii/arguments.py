@@ -12,6 +12,7 @@ from ml_collections import config_flags
 from jaxii import clusters
 from jaxii import config as configuration
 from jaxii.errors import InputError
+from jaxii.files import AnyPath, at
 from jaxii.usage import DECODERS
 
 CONFIG = config_flags.DEFINE_config_file("config", None, "Recipe and preset.")
@@ -22,6 +23,8 @@ _SHORT_SIDE = flags.DEFINE_integer("short_side", 256, "Pixels.", lower_bound=16)
 _TRAIN_METADATA = flags.DEFINE_string("train_metadata", "", "CSV.")
 _TEST_LABELS = flags.DEFINE_string("test_labels", "", "CSV.")
 _TEST_METADATA = flags.DEFINE_string("test_metadata", "", "CSV.")
+_BEAM_RUNNER = flags.DEFINE_string("beam_runner", "", "Apache Beam's runner.")
+_BEAM_OPTIONS = flags.DEFINE_list("beam_options", [], "Options of the pipeline.")
 _STAGE = flags.DEFINE_string("stage", "", "Name of a stage.")
 _TUNE_ON = flags.DEFINE_enum(
     "tune_on", "", ["", "validation", "held_out", "tuning"], "Split."
@@ -123,6 +126,8 @@ def _of_train() -> dict[str, Any]:
 def _of_prepare() -> dict[str, Any]:
     directory = _required("input_dir", _INPUT_DIR.value)
     output = _required("data_dir", _DATA_DIR.value)
+    if _BEAM_OPTIONS.value and not _BEAM_RUNNER.value:
+        raise InputError("--beam_options without --beam_runner; give both or neither.")
     if output.exists() and not output.is_dir():
         raise InputError(f"--data_dir={output} is a file; give a new folder.")
     return {
@@ -130,6 +135,8 @@ def _of_prepare() -> dict[str, Any]:
         "output": output,
         "short_side": _SHORT_SIDE.value,
         "overrides": _layout_files(),
+        "beam_runner": _BEAM_RUNNER.value,
+        "beam_options": tuple(_BEAM_OPTIONS.value),
     }
 
 
@@ -221,19 +228,19 @@ def _new_workdir(config: configuration.Config) -> Path:
     return Path("runs") / f"{Path(recipe).stem}-{preset or config.data.dataset}"
 
 
-def _required(name: str, value: str) -> Path:
+def _required(name: str, value: str) -> AnyPath:
     if not value:
         raise InputError(f"--{name} is missing; see --help of the command.")
-    return Path(value)
+    return at(value)
 
 
-def _layout_files() -> dict[str, Path]:
+def _layout_files() -> dict[str, AnyPath]:
     given = {
         "train_metadata": _TRAIN_METADATA.value,
         "test_labels": _TEST_LABELS.value,
         "test_metadata": _TEST_METADATA.value,
     }
-    return {name: Path(value) for name, value in given.items() if value}
+    return {name: at(value) for name, value in given.items() if value}
 
 
 _OF_COMMAND = {

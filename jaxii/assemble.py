@@ -20,6 +20,7 @@ from jaxii.data import embedding, pipeline, prepared, toy_regions
 from jaxii.data.images import EvalTransform, TrainTransform
 from jaxii.data.prepared import Data, Rows
 from jaxii.errors import InputError
+from jaxii.files import AnyPath, at
 from jaxii.model.resnet import check_shape
 from jaxii.networks import Networks
 from jaxii.objective.multitask import Objective, make_objective
@@ -40,14 +41,14 @@ def data_root() -> Path:
     return Path(os.environ.get("JAXII_DATA_DIR") or default)
 
 
-def data_directory(config: Config) -> Path:
+def data_directory(config: Config) -> AnyPath:
     """Returns the folder of the prepared dataset.
 
     Raises:
       InputError: a dataset that is not drawn here, and no folder given.
     """
     if config.data.directory:
-        return Path(config.data.directory)
+        return at(config.data.directory)
     if config.data.dataset == "toy_regions":
         return data_root() / f"toy_regions_v{toy_regions.VERSION}"
     raise InputError(

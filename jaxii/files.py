@@ -1,16 +1,68 @@
-"""Files that are written whole or not at all: beside their place, then renamed."""
+"""Files that are written whole or not at all, on disks and in buckets.
+
+On a disk they are written beside their place, then renamed; an object in a bucket
+(gs://, through etils.epath and the extra `gcs`) appears when its upload is complete.
+"""
 
 import fcntl
+import io
 import json
 import os
+import tempfile
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
+import fsspec
+from etils import epath
+
+from jaxii.errors import InputError
+
+AnyPath = Path | epath.Path
+
+
+def at(path: str | os.PathLike[str]) -> AnyPath:
+    """Returns the path of a local file, or that of an object if it is gs://...
+
+    Raises:
+      InputError: gs:// and no gcsfs.
+    """
+    text = os.fspath(path)
+    if "://" not in text:
+        return Path(path)
+    if text.startswith("gs://"):
+        try:
+            import gcsfs  # noqa: F401  # pyright: ignore[reportMissingImports]
+        except ImportError as error:
+            raise InputError(
+                f"{text} needs gcsfs ({error}); pip install 'jaxii[gcs]'"
+            ) from error
+    return epath.Path(path)
+
+
+def size_of(path: AnyPath) -> int:
+    """Returns the bytes of a file."""
+    return path.stat().st_size if isinstance(path, Path) else path.stat().length
+
+
+def names_in(folder: AnyPath) -> set[str]:
+    """Returns the names in a folder now; empty for a prefix without objects.
+
+    Cost: one listing, where asking for each file of a bucket is a request a file.
+    """
+    if isinstance(folder, Path):
+        return {path.name for path in folder.iterdir()}
+    system, root = fsspec.url_to_fs(os.fspath(folder))
+    system.invalidate_cache()  # others may have written since
+    try:
+        return {name.rpartition("/")[2] for name in system.ls(root, detail=False)}
+    except FileNotFoundError:
+        return set()
+
 
 def write_beside(
-    path: Path, write: Callable[[Any], object], *, binary: bool = False
+    path: AnyPath, write: Callable[[Any], object], *, binary: bool = False
 ) -> None:
     """Writes a file under another name and renames it when it is complete.
 
@@ -19,6 +71,12 @@ def write_beside(
       write: is called with the open file.
       binary: whether it takes bytes and not text.
     """
+    if not isinstance(path, Path):
+        buffer = io.BytesIO() if binary else io.StringIO(newline="")
+        write(buffer)
+        content = buffer.getvalue()
+        path.write_bytes(content.encode() if isinstance(content, str) else content)
+        return
     path.parent.mkdir(parents=True, exist_ok=True)
     part = path.with_name(f".{path.name}.{os.getpid()}.part")
     try:
@@ -45,6 +103,26 @@ def locked(folder: Path) -> Iterator[None]:
         os.close(handle)
 
 
-def write_json(path: Path, value: Any) -> None:
+def write_json(path: AnyPath, value: Any) -> None:
     """Writes JSON, whole or not at all."""
     write_beside(path, lambda file: json.dump(value, file, indent=1, allow_nan=False))
+
+
+@contextmanager
+def local_draft(path: AnyPath) -> Iterator[Path]:
+    """Gives the name of a local file that becomes `path` when the block succeeds.
+
+    For writers that know neither open files nor buckets.
+    """
+    if isinstance(path, Path):
+        part = path.with_name(f"{path.name}.{os.getpid()}.part")
+        try:
+            yield part
+            part.replace(path)
+        finally:
+            part.unlink(missing_ok=True)
+    else:
+        with tempfile.TemporaryDirectory() as folder:
+            part = Path(folder, path.name)
+            yield part
+            epath.Path(part).copy(path, overwrite=True)

@@ -44,11 +44,14 @@ pass over all cores; interrupted, the same command goes on.
   python -m jaxii.main prepare --input_dir=kaggle --data_dir=data/inclusive_images
 
 --input_dir=DIR          train_human_labels.csv, classes-trainable.csv and the rest
---data_dir=DIR           where the dataset goes
+--data_dir=DIR           where the dataset goes; both may be gs://BUCKET/...
 --short_side=PIXELS      larger pictures are reduced to it [256]
 --train_metadata=CSV     image_id and any of group, domain, slice [train_meta.csv]
 --test_labels=CSV        image_id,labels: only ever used to score
---test_metadata=CSV      as train_metadata, for tuning and test pictures""",
+--test_metadata=CSV      as train_metadata, for tuning and test pictures
+--beam_runner=RUNNER     write the shards through Apache Beam: DirectRunner,
+                         DataflowRunner or another; the same records in the same order
+--beam_options=LIST      of that runner, by commas: project=P,region=R,...""",
     "evaluate": """Measures the best checkpoint of a run on validation and test, with
 every decoder fitted on one split; writes metrics.json, report.html and submission.csv.
 

@@ -1,19 +1,29 @@
 """`prepare`: label files and pictures to a dataset that training reads."""
 
-from pathlib import Path
-
 from jaxii.console import progress, say
 from jaxii.data import open_images
+from jaxii.data.beam_shards import Beam
+from jaxii.files import AnyPath
 
 
 def prepare(
-    directory: Path, output: Path, *, short_side: int, overrides: dict[str, Path]
+    directory: AnyPath,
+    output: AnyPath,
+    *,
+    short_side: int,
+    overrides: dict[str, AnyPath],
+    beam_runner: str = "",
+    beam_options: tuple[str, ...] = (),
 ) -> None:
     """Reads the files of a labelled image collection and writes a dataset."""
     layout = open_images.Layout.find(directory, **overrides)
     with progress() as on_progress:
         counts = open_images.prepare(
-            layout, output, short_side=short_side, on_progress=on_progress
+            layout,
+            output,
+            short_side=short_side,
+            beam=Beam(beam_runner, beam_options) if beam_runner else None,
+            on_progress=on_progress,
         )
     for line in counts.lines():
         say(line)

@@ -3,10 +3,9 @@
 import json
 from collections.abc import Iterable, Mapping
 from dataclasses import asdict, dataclass, field
-from pathlib import Path
 from typing import Any
 
-from jaxii.files import write_json
+from jaxii.files import AnyPath, write_json
 
 NUM_EXAMPLES = 5
 
@@ -68,12 +67,12 @@ class Counts:
         """Returns the tally of a file by its file name; KeyError if there is none."""
         return {tally.name: tally for tally in self.files}[name]
 
-    def save(self, path: Path) -> None:
+    def save(self, path: AnyPath) -> None:
         """Writes the account as JSON, whole or not at all."""
         write_json(path, asdict(self))
 
     @classmethod
-    def load(cls, path: Path) -> "Counts":
+    def load(cls, path: AnyPath) -> "Counts":
         """Reads what `save` wrote."""
         stored = json.loads(path.read_text())
         return cls(_tallies(stored["files"]), _tallies(stored["splits"]))

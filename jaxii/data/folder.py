@@ -7,7 +7,7 @@ dataset is whole.
 
 import json
 import os
-import shutil
+import tempfile
 from collections.abc import Mapping
 from pathlib import Path
 
@@ -18,7 +18,7 @@ from tensorflow_datasets.core import splits as split_lib
 from jaxii.data import schema
 from jaxii.data.shards import Written
 from jaxii.errors import InputError
-from jaxii.files import write_json
+from jaxii.files import AnyPath, names_in, write_beside, write_json
 
 INFO_FILE = "dataset_info.json"
 LABELS_FILE = "labels.csv"
@@ -26,12 +26,12 @@ COUNTS_FILE = "counts.json"
 INPUTS_FILE = "preparation.json"
 
 
-def index_path(directory: Path, split: str) -> Path:
+def index_path(directory: AnyPath, split: str) -> AnyPath:
     """Returns where the index of a split is kept."""
     return directory / f"index-{split}.parquet"
 
 
-def begin(output: Path, fingerprint: str) -> bool:
+def begin(output: AnyPath, fingerprint: str) -> bool:
     """Claims the output folder; returns whether the dataset is complete already."""
     inputs = output / INPUTS_FILE
     output.mkdir(parents=True, exist_ok=True)
@@ -42,7 +42,7 @@ def begin(output: Path, fingerprint: str) -> bool:
                 "another folder, or delete it"
             )
         return (output / INFO_FILE).exists()
-    if any(output.iterdir()):
+    if names_in(output):
         raise InputError(
             f"{output} is not empty and no preparation was begun in it; choose an "
             "empty or new folder"
@@ -52,11 +52,11 @@ def begin(output: Path, fingerprint: str) -> bool:
 
 
 def complete(
-    output: Path, features: tfds.features.FeaturesDict, written: Mapping[str, Written]
+    output: AnyPath,
+    features: tfds.features.FeaturesDict,
+    written: Mapping[str, Written],
 ) -> None:
-    draft = output / "metadata.part"
-    shutil.rmtree(draft, ignore_errors=True)
-    draft.mkdir()
+    """Writes TFDS's description of the dataset and removes what its making left."""
     identity = tfds.core.DatasetIdentity(
         name=schema.NAME,
         version=tfds.core.Version(schema.VERSION),
@@ -85,13 +85,16 @@ def complete(
             for name, result in written.items()
         )
     )
-    info.write_to_directory(draft)
-    for path in output.glob("*.part"):
-        if path.is_file():
+    for pattern in ("*.part", "*.plan"):
+        for path in output.glob(pattern):
             path.unlink()
-    # The file that says "complete" comes last.
-    for path in sorted(draft.iterdir(), key=lambda path: path.name == INFO_FILE):
-        path.replace(output / path.name)
-    draft.rmdir()
+    with tempfile.TemporaryDirectory() as draft:
+        info.write_to_directory(draft)
+        # The file that says "complete" comes last.
+        for path in sorted(Path(draft).iterdir(), key=lambda p: p.name == INFO_FILE):
+            content = path.read_bytes()
+            write_beside(
+                output / path.name, lambda file, c=content: file.write(c), binary=True
+            )
     for path in output.glob("*.array_record-*.json"):
         path.unlink()

@@ -7,6 +7,7 @@ index is kept in a cache.
 """
 
 import hashlib
+import io
 import os
 from dataclasses import dataclass
 from pathlib import Path
@@ -16,7 +17,7 @@ import polars as pl
 from jaxtyping import Float, Int, Int64, Shaped, UInt8
 
 from jaxii.errors import InputError
-from jaxii.files import write_beside
+from jaxii.files import AnyPath, write_beside
 
 
 @dataclass(frozen=True)
@@ -119,12 +120,12 @@ def table(
     )
 
 
-def save(frame: pl.DataFrame, path: Path) -> None:
+def save(frame: pl.DataFrame, path: AnyPath) -> None:
     """Writes an index table as Parquet, whole or not at all."""
     write_beside(path, frame.write_parquet, binary=True)
 
 
-def load(path: Path) -> pl.DataFrame:
+def load(path: AnyPath) -> pl.DataFrame:
     """Reads an index table.
 
     Raises:
@@ -132,7 +133,7 @@ def load(path: Path) -> pl.DataFrame:
     """
     try:
         # Read as bytes: a memory-mapped file that is replaced would change underneath.
-        return pl.read_parquet(path, memory_map=False)
+        return pl.read_parquet(io.BytesIO(path.read_bytes()))
     except (OSError, pl.exceptions.PolarsError) as error:
         raise InputError(
             f"{path} cannot be read ({str(error).splitlines()[0]}); the dataset is "
@@ -172,7 +173,7 @@ def columns(frame: pl.DataFrame, slices: tuple[str, ...]) -> Index:
     )
 
 
-def cache_path(directory: Path, name: str) -> Path:
+def cache_path(directory: AnyPath, name: str) -> AnyPath:
     """Returns where to keep an index that a dataset did not bring.
 
     Beside the data where that is writable, else in the user's cache folder.
@@ -182,7 +183,8 @@ def cache_path(directory: Path, name: str) -> Path:
       name: tells apart splits and vocabularies.
     """
     beside = directory / f"{name}.parquet"
-    if beside.exists() or os.access(directory, os.W_OK):
+    is_local = isinstance(directory, Path)
+    if beside.exists() or (is_local and os.access(directory, os.W_OK)):
         return beside
     home = os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache"
     key = hashlib.sha256(os.fspath(directory.resolve()).encode()).hexdigest()[:16]

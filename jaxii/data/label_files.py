@@ -5,9 +5,9 @@ streams a file, so that 15 million rows take seconds; every row that is left out
 counted with the reason. `open_images` decides which files belong to which split.
 """
 
+import os
 from collections.abc import Sequence
 from dataclasses import dataclass
-from pathlib import Path
 
 import numpy as np
 import polars as pl
@@ -15,6 +15,7 @@ import polars as pl
 from jaxii.data.counts import Tally, few
 from jaxii.data.labels import Vocabulary, largest_by_key
 from jaxii.errors import InputError
+from jaxii.files import AnyPath
 
 MAX_UNKNOWN_SHARE = 0.05
 LABEL_COLUMNS = ("ImageID", "LabelName", "Confidence")
@@ -63,7 +64,7 @@ class Entries:
     confidences: np.ndarray
 
 
-def read_codes(trainable: Path, descriptions: Path | None) -> Codes:
+def read_codes(trainable: AnyPath, descriptions: AnyPath | None) -> Codes:
     """Reads the class files.
 
     Args:
@@ -90,7 +91,7 @@ def read_codes(trainable: Path, descriptions: Path | None) -> Codes:
 
 
 def read_labels(
-    path: Path, codes: Codes, image_ids: pl.Series
+    path: AnyPath, codes: Codes, image_ids: pl.Series
 ) -> tuple[Entries, Tally]:
     """Reads a file with one label a row: ImageID,Source,LabelName,Confidence.
 
@@ -110,7 +111,7 @@ def read_labels(
         than one row in twenty with an unknown code.
     """
     _check_header(path, LABEL_COLUMNS)
-    lazy = pl.scan_csv(path, infer_schema=False).select(
+    lazy = pl.scan_csv(os.fspath(path), infer_schema=False).select(
         image=pl.col("ImageID").str.strip_chars(),
         code=pl.col("LabelName").str.strip_chars(),
         confidence=pl.col("Confidence"),
@@ -119,7 +120,7 @@ def read_labels(
 
 
 def read_image_labels(
-    path: Path, codes: Codes, image_ids: pl.Series, *, header: bool
+    path: AnyPath, codes: Codes, image_ids: pl.Series, *, header: bool
 ) -> tuple[Entries, Tally, pl.Series]:
     """Reads a file with one image a row: image_id,labels (codes between spaces).
 
@@ -148,7 +149,7 @@ def read_image_labels(
     return entries, tally, table["image_id"].unique(maintain_order=True)
 
 
-def read_rows(path: Path, *, header: bool) -> pl.DataFrame:
+def read_rows(path: AnyPath, *, header: bool) -> pl.DataFrame:
     """Reads the text columns image_id,labels of a submission-like file.
 
     Args:
@@ -177,7 +178,7 @@ def read_rows(path: Path, *, header: bool) -> pl.DataFrame:
     return table.filter(pl.col("image_id").fill_null("") != "")
 
 
-def read_metadata(path: Path) -> tuple[pl.DataFrame, Tally]:
+def read_metadata(path: AnyPath) -> tuple[pl.DataFrame, Tally]:
     """Reads image_id and whichever of group, domain, slice a metadata file has.
 
     Returns:
@@ -207,7 +208,7 @@ def read_metadata(path: Path) -> tuple[pl.DataFrame, Tally]:
 
 
 def _collect(
-    path: Path,
+    path: AnyPath,
     lazy: pl.LazyFrame,
     codes: Codes,
     image_ids: pl.Series,
@@ -261,7 +262,7 @@ def _collect(
 
 
 def _missing(
-    path: Path, lazy: pl.LazyFrame, codes: Codes, image_ids: pl.Series
+    path: AnyPath, lazy: pl.LazyFrame, codes: Codes, image_ids: pl.Series
 ) -> list[str]:
     # A second reading of the file, and only where an image is missing.
     images = pl.DataFrame({"image": image_ids}).lazy()
@@ -273,7 +274,7 @@ def _missing(
     return sorted(ids["image"])
 
 
-def _first_unknown(path: Path, lazy: pl.LazyFrame, codes: Codes) -> list[str]:
+def _first_unknown(path: AnyPath, lazy: pl.LazyFrame, codes: Codes) -> list[str]:
     known = codes.table().lazy()
     strange = lazy.join(known, on="code", how="anti", maintain_order="left")
     table = _run(path, strange.select("code").head(1000))
@@ -281,7 +282,7 @@ def _first_unknown(path: Path, lazy: pl.LazyFrame, codes: Codes) -> list[str]:
 
 
 def _unknown_codes(
-    path: Path, lazy: pl.LazyFrame, codes: Codes, unknown: int, total: int
+    path: AnyPath, lazy: pl.LazyFrame, codes: Codes, unknown: int, total: int
 ) -> InputError:
     first = _first_unknown(path, lazy, codes)[0]
     return InputError(
@@ -291,7 +292,7 @@ def _unknown_codes(
     )
 
 
-def _check_confidences(path: Path, lazy: pl.LazyFrame, values: pl.Series) -> None:
+def _check_confidences(path: AnyPath, lazy: pl.LazyFrame, values: pl.Series) -> None:
     if bool(values.is_between(0.0, 1.0).fill_null(False).all()):
         return
     number = pl.col("confidence").str.strip_chars().cast(pl.Float32, strict=False)
@@ -303,16 +304,19 @@ def _check_confidences(path: Path, lazy: pl.LazyFrame, values: pl.Series) -> Non
     )
 
 
-def _check_header(path: Path, expected: Sequence[str]) -> None:
+def _check_header(path: AnyPath, expected: Sequence[str]) -> None:
     _read(path, tuple(expected), rows=0)
 
 
 def _read(
-    path: Path, expected: tuple[str, ...] | None, rows: int | None = None
+    path: AnyPath, expected: tuple[str, ...] | None, rows: int | None = None
 ) -> pl.DataFrame:
     try:
         table = pl.read_csv(
-            path, infer_schema=False, n_rows=rows, has_header=expected is not None
+            os.fspath(path),
+            infer_schema=False,
+            n_rows=rows,
+            has_header=expected is not None,
         )
     except (OSError, pl.exceptions.PolarsError) as error:
         raise _unreadable(path, error) from error
@@ -325,14 +329,14 @@ def _read(
     return table
 
 
-def _run(path: Path, lazy: pl.LazyFrame) -> pl.DataFrame:
+def _run(path: AnyPath, lazy: pl.LazyFrame) -> pl.DataFrame:
     try:
         return lazy.collect(engine="streaming")
     except (OSError, pl.exceptions.PolarsError) as error:
         raise _unreadable(path, error) from error
 
 
-def _unreadable(path: Path, error: Exception) -> InputError:
+def _unreadable(path: AnyPath, error: Exception) -> InputError:
     reason = (str(error).strip().splitlines() or [type(error).__name__])[0]
     return InputError(
         f"{path} cannot be read as CSV ({reason}); it must be UTF-8 text with commas "

@@ -9,17 +9,17 @@ class counts and co-occurrences.
 
 import functools
 import hashlib
+import io
 import os
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
-from pathlib import Path
 
 import numpy as np
 import polars as pl
 from jaxtyping import Float, Int, UInt8
 
 from jaxii.errors import InputError
-from jaxii.files import write_beside
+from jaxii.files import at, write_beside
 
 HUMAN, MACHINE, BOX = 0, 1, 2
 MACHINE_LABELS = ("ignored", "soft", "thresholded")
@@ -82,7 +82,7 @@ class Vocabulary:
             {"label_code": self.codes, "description": self.descriptions},
             schema={"label_code": pl.String, "description": pl.String},
         )
-        write_beside(Path(path), table.write_csv, binary=True)
+        write_beside(at(path), table.write_csv, binary=True)
 
     @classmethod
     def load(cls, path: str | os.PathLike[str]) -> "Vocabulary":
@@ -92,7 +92,9 @@ class Vocabulary:
           InputError: the file is absent or has other columns.
         """
         try:
-            table = pl.read_csv(Path(path), infer_schema=False).fill_null("")
+            table = pl.read_csv(
+                io.BytesIO(at(path).read_bytes()), infer_schema=False
+            ).fill_null("")
             codes, names = table["label_code"], table["description"]
         except (OSError, pl.exceptions.PolarsError) as error:
             raise InputError(

@@ -5,10 +5,14 @@ given by hand. `open_images.prepare` reads what it finds.
 """
 
 import os
-from dataclasses import dataclass, fields
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, fields, replace
 from pathlib import Path
 
+import fsspec
+
 from jaxii.errors import InputError
+from jaxii.files import AnyPath, at
 
 IMAGE_SUFFIXES = (".jpg", ".jpeg", ".png", ".webp")
 TEST_IMAGES = "stage_1_test_images"
@@ -16,7 +20,7 @@ TEST_IMAGES = "stage_1_test_images"
 
 @dataclass(frozen=True, kw_only=True)
 class Layout:
-    """Paths of the files; None or () where there is none.
+    """Paths of the files, local or gs://; None or () where there is none.
 
     Args:
       train_images: folders, searched with all they contain; pictures are found by the
@@ -34,18 +38,18 @@ class Layout:
       test_metadata: the same, for tuning and test images.
     """
 
-    train_images: tuple[Path, ...]
-    classes: Path
-    human_labels: Path
-    test_images: tuple[Path, ...] = ()
-    machine_labels: Path | None = None
-    bounding_boxes: Path | None = None
-    descriptions: Path | None = None
-    tuning_labels: Path | None = None
-    sample_submission: Path | None = None
-    test_labels: Path | None = None
-    train_metadata: Path | None = None
-    test_metadata: Path | None = None
+    train_images: tuple[AnyPath, ...]
+    classes: AnyPath
+    human_labels: AnyPath
+    test_images: tuple[AnyPath, ...] = ()
+    machine_labels: AnyPath | None = None
+    bounding_boxes: AnyPath | None = None
+    descriptions: AnyPath | None = None
+    tuning_labels: AnyPath | None = None
+    sample_submission: AnyPath | None = None
+    test_labels: AnyPath | None = None
+    train_metadata: AnyPath | None = None
+    test_metadata: AnyPath | None = None
 
     @classmethod
     def find(cls, directory: str | os.PathLike[str], **overrides) -> "Layout":
@@ -63,7 +67,7 @@ class Layout:
           InputError: the folder or a file that must be there is not, or an override is
             no field of this class.
         """
-        root = Path(directory)
+        root = at(directory)
         if not root.is_dir():
             raise InputError(
                 f"{root} is not a folder; give the one with {HUMAN_LABELS} in it"
@@ -101,6 +105,17 @@ class Layout:
             )
         return cls(**found)  # type: ignore[arg-type]
 
+    def fetch(self, scratch: Path) -> "Layout":
+        """Returns the layout with label files of buckets copied into a local folder."""
+        copies = {}
+        for name in FILES:
+            path = getattr(self, name)
+            if path is not None and not isinstance(path, Path):
+                copies[name] = scratch / name / path.name
+                copies[name].parent.mkdir()
+                path.copy(copies[name])
+        return replace(self, **copies)
+
 
 HUMAN_LABELS = "train_human_labels.csv"
 FILES = {
@@ -129,7 +144,7 @@ class Pictures:
     """
 
     ids: list[str]
-    paths: list[Path]
+    paths: list[AnyPath]
     sizes: list[int]
     repeated: tuple[str, ...]
 
@@ -138,45 +153,61 @@ class Pictures:
         return {image_id: i for i, image_id in enumerate(self.ids)}
 
 
-def find_pictures(folders: tuple[Path, ...]) -> Pictures:
+def find_pictures(folders: tuple[AnyPath, ...]) -> Pictures:
     """Finds the pictures in folders and in all folders inside them."""
     found: dict[str, tuple[str, int]] = {}
     repeated: set[str] = set()
-    pending = [os.fspath(folder) for folder in folders]
-    while pending:
-        with os.scandir(pending.pop()) as entries:
-            for entry in entries:
-                if entry.is_dir():
-                    pending.append(entry.path)
-                    continue
-                stem, suffix = os.path.splitext(entry.name)  # noqa: PTH122 (10x faster)
-                if suffix.lower() not in IMAGE_SUFFIXES:
-                    continue
-                before = found.get(stem)
-                if before is not None:
-                    repeated.add(stem)
-                if before is None or entry.path < before[0]:
-                    found[stem] = (entry.path, entry.stat().st_size)
+    for path, name, size in _files(folders):
+        stem, suffix = os.path.splitext(name)  # noqa: PTH122 (10x faster)
+        if suffix.lower() not in IMAGE_SUFFIXES:
+            continue
+        before = found.get(stem)
+        if before is not None:
+            repeated.add(stem)
+        if before is None or path < before[0]:
+            found[stem] = (path, size())
     ids = sorted(found)
     return Pictures(
         ids=ids,
-        paths=[Path(found[i][0]) for i in ids],
+        paths=[at(found[i][0]) for i in ids],
         sizes=[found[i][1] for i in ids],
         repeated=tuple(sorted(repeated)),
     )
 
 
+def _files(
+    folders: tuple[AnyPath, ...],
+) -> Iterator[tuple[str, str, Callable[[], int]]]:
+    """Yields path, name and a function for the size of each file below folders."""
+    pending = [os.fspath(folder) for folder in folders]
+    while pending:
+        folder = pending.pop()
+        if "://" in folder:
+            # One listing of the bucket, sizes included; a request a file takes hours.
+            system, root = fsspec.url_to_fs(folder)
+            for name, facts in system.find(root, detail=True).items():
+                path = str(system.unstrip_protocol(name))
+                yield path, path.rpartition("/")[2], lambda f=facts: int(f["size"])
+            continue
+        with os.scandir(folder) as entries:
+            for entry in entries:
+                if entry.is_dir():
+                    pending.append(entry.path)
+                else:
+                    yield entry.path, entry.name, lambda e=entry: e.stat().st_size
+
+
 def _given(name: str, value):
     if name in ("train_images", "test_images"):
         given = (value,) if isinstance(value, str | os.PathLike) else (value or ())
-        paths = tuple(Path(path) for path in given)
+        paths = tuple(at(path) for path in given)
         for path in paths:
             if not path.is_dir():
                 raise InputError(f"{name}={path} is not a folder; give a folder")
         return paths
     if value is None:
         return None
-    path = Path(value)
+    path = at(value)
     if not path.is_file():
         raise InputError(f"{name}={path} does not exist; give a CSV file")
     return path

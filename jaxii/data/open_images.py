@@ -9,18 +9,22 @@ run that was interrupted goes on where it was; one with other inputs is refused.
 import hashlib
 import json
 import os
+import tempfile
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import polars as pl
 
-from jaxii.data import folder, index, label_files, schema, shards
+from jaxii.data import beam_shards, folder, index, label_files, schema, shards
+from jaxii.data.beam_shards import Beam
 from jaxii.data.counts import Counts, Tally, few
 from jaxii.data.labels import BOX, HUMAN, MACHINE
 from jaxii.data.layout import Layout, Pictures, find_pictures
 from jaxii.errors import InputError
+from jaxii.files import AnyPath, at
 
 _FORMAT = 1
 
@@ -39,6 +43,7 @@ def prepare(
     *,
     short_side: int = 256,
     num_workers: int | None = None,
+    beam: Beam | None = None,
     on_progress: shards.Progress | None = None,
 ) -> Counts:
     """Writes the dataset of a layout: splits train, tuning and test.
@@ -48,33 +53,48 @@ def prepare(
       output_dir: made if absent; empty, or begun by the same call before.
       short_side: pixels; larger pictures are reduced to it, at least 16.
       num_workers: threads; default: one a core.
+      beam: where shards are written instead; None: by threads of this process.
       on_progress: called with (images done, images in all, split name).
 
     Returns:
       What was read, kept and dropped; also in counts.json.
 
     Raises:
-      InputError: a file that cannot be used, no training image left, or an output
-        folder that holds something else.
+      InputError: a file that cannot be used, no training image left, an output folder
+        that holds something else, or Apache Beam as asked for is not there.
     """
     if short_side < 16:
         raise InputError(f"short_side={short_side} pixels; give at least 16")
-    output = Path(output_dir)
-    codes = label_files.read_codes(layout.classes, layout.descriptions)
-    drafts, tallies = _plan(layout, codes)
+    output = at(output_dir)
+    if beam is not None:
+        beam.check([output, *layout.train_images, *layout.test_images])
+    with tempfile.TemporaryDirectory() as scratch:
+        layout = layout.fetch(Path(scratch))
+        codes = label_files.read_codes(layout.classes, layout.descriptions)
+        drafts, tallies = _plan(layout, codes)
     fingerprint = _fingerprint(drafts, codes, short_side)
     if folder.begin(output, fingerprint):
         return Counts.load(output / folder.COUNTS_FILE)
+    options = {"short_side": short_side, "on_progress": on_progress}
+    if beam is not None:
+        plans = [draft.plan for draft in drafts]
+        beam_shards.write(output, plans, beam=beam, **options)
+    splits, written = _write(output, drafts, num_workers=num_workers, **options)
+    counts = Counts(tuple(tallies), tuple(splits))
+    counts.save(output / folder.COUNTS_FILE)
+    codes.vocabulary.save(output / folder.LABELS_FILE)
+    folder.complete(output, schema.features(codes.vocabulary), written)
+    return counts
+
+
+def _write(
+    output: AnyPath, drafts: Sequence[_Draft], **options: Any
+) -> tuple[list[Tally], dict[str, shards.Written]]:
+    """Writes shards that are not there, and indexes; returns what became of splits."""
     splits, written = [], {}
     for draft in drafts:
         plan = draft.plan
-        result = shards.write(
-            output,
-            plan,
-            short_side=short_side,
-            num_workers=num_workers,
-            on_progress=on_progress,
-        )
+        result = shards.write(output, plan, **options)
         splits.append(_account(draft, result))
         if plan.split == "train" and not len(result.rows):
             raise InputError(_nothing_left(splits[-1]))
@@ -83,11 +103,7 @@ def prepare(
             index.save(
                 _index_table(plan, result.rows), folder.index_path(output, plan.split)
             )
-    counts = Counts(tuple(tallies), tuple(splits))
-    counts.save(output / folder.COUNTS_FILE)
-    codes.vocabulary.save(output / folder.LABELS_FILE)
-    folder.complete(output, schema.features(codes.vocabulary), written)
-    return counts
+    return splits, written
 
 
 def _plan(layout: Layout, codes: label_files.Codes) -> tuple[list[_Draft], list[Tally]]:
@@ -234,7 +250,7 @@ def _make_plan(split, rows, pictures, columns, metadata: Mapping) -> shards.Plan
     )
 
 
-def _metadata(path: Path | None, tallies: list[Tally]) -> Mapping:
+def _metadata(path: AnyPath | None, tallies: list[Tally]) -> Mapping:
     if path is None:
         return {}
     table, tally = label_files.read_metadata(path)

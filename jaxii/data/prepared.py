@@ -15,7 +15,7 @@ from jaxtyping import Float, Int, Int64
 from jaxii.data import folder, label_files, open_images, sources, toy_regions
 from jaxii.data.labels import Vocabulary, resolve_rows
 from jaxii.errors import InputError
-from jaxii.files import locked
+from jaxii.files import AnyPath, locked
 
 Progress = Callable[[int, int, str], None]
 
@@ -60,7 +60,7 @@ class Data:
       train_rows: labels of the training split as they train.
     """
 
-    directory: Path
+    directory: AnyPath
     vocabulary: Vocabulary
     slices: tuple[str, ...]
     domains: tuple[str, ...]
@@ -110,7 +110,9 @@ class Data:
         return self._verified[name]
 
 
-def prepare_toy_regions(directory: Path, on_progress: Progress | None = None) -> None:
+def prepare_toy_regions(
+    directory: AnyPath, on_progress: Progress | None = None
+) -> None:
     """Draws the embedded dataset and prepares it, unless that has been done.
 
     Raises:
@@ -118,6 +120,11 @@ def prepare_toy_regions(directory: Path, on_progress: Progress | None = None) ->
     """
     if (directory / folder.INFO_FILE).exists():
         return
+    if not isinstance(directory, Path):
+        raise InputError(
+            f"{directory} is not on this machine, where toy_regions is drawn; give a "
+            "local folder"
+        )
     # Two runs, or two processes of one, may want it at the same time.
     with locked(directory.parent):
         _prepare_toy_regions(directory, on_progress)
@@ -146,7 +153,7 @@ def _prepare_toy_regions(directory: Path, on_progress: Progress | None) -> None:
 
 
 def open_prepared(
-    directory: Path,
+    directory: AnyPath,
     *,
     labels_file: str = "",
     validation_fraction: float,

@@ -2,15 +2,17 @@
 
 Threads share the work a shard at a time (decoding, resizing and encoding release the
 interpreter lock). A finished shard is final: it appears under its name only when whole,
-and a later run skips it. `open_images` plans the images and their labels, and completes
-the dataset around the shards.
+and a later run skips it; where other machines have written it (`beam_shards`), too.
+`open_images` plans the images and their labels, and completes the dataset around the
+shards.
 """
 
 import json
 import os
 import threading
-from collections.abc import Callable, Sequence
-from concurrent.futures import ThreadPoolExecutor, wait
+from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor, wait
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -20,7 +22,7 @@ from array_record.python.array_record_module import ArrayRecordWriter
 
 from jaxii.data import schema
 from jaxii.data.recode import recode
-from jaxii.files import write_json
+from jaxii.files import AnyPath, local_draft, names_in, size_of, write_json
 
 SHARD_IMAGES = 1024
 MAX_SHARDS = 512
@@ -50,7 +52,7 @@ class Plan:
 
     split: str
     image_ids: Sequence[str]
-    paths: Sequence[Path]
+    paths: Sequence[AnyPath]
     sizes: Sequence[int]
     groups: Sequence[str]
     domains: Sequence[str]
@@ -70,6 +72,25 @@ class Plan:
         rows = range(len(self))
         return [rows[i : i + size] for i in range(0, len(self), size)]
 
+    def part(self, rows: range) -> "Plan":
+        """Returns the plan of these rows alone."""
+        span = slice(rows.start, rows.stop)
+        offsets = self.offsets[rows.start : rows.stop + 1]
+        entries = slice(offsets[0], offsets[-1])
+        return Plan(
+            split=self.split,
+            image_ids=self.image_ids[span],
+            paths=self.paths[span],
+            sizes=self.sizes[span],
+            groups=self.groups[span],
+            domains=self.domains[span],
+            slices=self.slices[span],
+            offsets=offsets - offsets[0],
+            label_ids=self.label_ids[entries],
+            confidences=self.confidences[entries],
+            label_sources=self.label_sources[entries],
+        )
+
 
 @dataclass(frozen=True)
 class Written:
@@ -88,14 +109,20 @@ class Written:
     faults: dict[int, str]
 
 
-def shard_path(directory: Path, split: str, shard: int, num_shards: int) -> Path:
-    """Returns where TFDS looks for a shard."""
-    name = f"{schema.NAME}-{split}.array_record-{shard:05d}-of-{num_shards:05d}"
-    return directory / name
+def shard_paths(directory: AnyPath, plan: Plan) -> list[AnyPath]:
+    """Returns where TFDS looks for the shards of a plan."""
+    number = len(plan.shards())
+    name = f"{schema.NAME}-{plan.split}.array_record"
+    return [directory / f"{name}-{i:05d}-of-{number:05d}" for i in range(number)]
+
+
+def account_path(shard: AnyPath) -> AnyPath:
+    """Returns where a shard's account is kept until the dataset is complete."""
+    return shard.with_name(shard.name + ".json")
 
 
 def write(
-    directory: Path,
+    directory: AnyPath,
     plan: Plan,
     *,
     short_side: int,
@@ -108,45 +135,112 @@ def write(
       directory: exists; holds shards of the same plan or none.
       plan: the images.
       short_side: pixels, see `recode`.
-      num_workers: threads; default: the processor cores this process may use.
+      num_workers: threads; default: the processor cores this process may use, more of
+        them where pictures come from a bucket.
       on_progress: called from this thread with (images done, images in all, split).
 
     Returns:
       What was written, now or before.
     """
-    shards = plan.shards()
-    workers = num_workers or _num_cores()
+    shards = list(zip(shard_paths(directory, plan), plan.shards(), strict=True))
+    # Pictures in a bucket are waited for, not worked on.
+    is_local = all(isinstance(path, Path) for path in plan.paths[:1])
+    workers = num_workers or _num_cores() * (1 if is_local else 8)
     done = _Counter()
-    threads = cv2.getNumThreads()
-    cv2.setNumThreads(1)  # one core a worker; OpenCV would start its own for each
+    present = names_in(directory)
+
+    def work(path: AnyPath, rows: range) -> dict:
+        account = account_path(path)
+        if {path.name, account.name} <= present:
+            done.add(len(rows))
+            return json.loads(account.read_text())
+        return write_shard(
+            path,
+            plan.part(rows),
+            first_row=rows.start,
+            short_side=short_side,
+            advance=lambda: done.add(1),
+        )
+
     pool = ThreadPoolExecutor(max_workers=max(1, min(workers, len(shards))))
-    try:
-        futures = [
-            pool.submit(_shard, directory, plan, rows, i, len(shards), short_side, done)
-            for i, rows in enumerate(shards)
-        ]
-        pending = set(futures)
-        while pending:
-            finished, pending = wait(pending, timeout=0.2)
-            for future in finished:
-                future.result()
-            if on_progress is not None:
-                on_progress(done.value, len(plan), plan.split)
-        parts = [future.result() for future in futures]
-    finally:
-        done.stop.set()
-        pool.shutdown(wait=True, cancel_futures=True)
-        cv2.setNumThreads(threads)
+    with one_thread_each():
+        try:
+            futures = [pool.submit(work, path, rows) for path, rows in shards]
+            for _ in _until_done(futures):
+                if on_progress is not None:
+                    on_progress(done.value, len(plan), plan.split)
+            parts = [future.result() for future in futures]
+        finally:
+            done.stop.set()
+            pool.shutdown(wait=True, cancel_futures=True)
     faults = {row: why for part in parts for row, why in part["faults"]}
-    paths = [
-        shard_path(directory, plan.split, i, len(shards)) for i in range(len(parts))
-    ]
     return Written(
         rows=np.array([row for row in range(len(plan)) if row not in faults], np.int64),
         shard_lengths=[part["num_records"] for part in parts],
-        num_bytes=sum(path.stat().st_size for path in paths),
+        num_bytes=sum(size_of(path) for path, _ in shards),
         faults=faults,
     )
+
+
+def _until_done(futures: Sequence[Future]) -> Iterator[None]:
+    """Yields five times a second until all are done; raises what one raises."""
+    pending = set(futures)
+    while pending:
+        finished, pending = wait(pending, timeout=0.2)
+        for future in finished:
+            future.result()
+        yield
+
+
+def write_shard(
+    path: AnyPath,
+    part: Plan,
+    *,
+    first_row: int,
+    short_side: int,
+    advance: Callable[[], None],
+) -> dict:
+    """Writes one shard, then its account; neither is there unless both are whole.
+
+    Args:
+      path: of the shard.
+      part: the plan of its images alone.
+      first_row: the row of the first of them in the plan of the split.
+      short_side: pixels, see `recode`.
+      advance: called after each image; what it raises ends the work.
+
+    Returns:
+      The account: num_records, and as faults pairs of a row and its reason.
+    """
+    faults: list[tuple[int, str]] = []
+    with local_draft(path) as draft:
+        # JPEG does not compress further: storing is faster to write and to read.
+        writer = ArrayRecordWriter(os.fspath(draft), "group_size:1,uncompressed")
+        try:
+            for i, picture in enumerate(part.paths):
+                try:
+                    data = recode(picture.read_bytes(), short_side=short_side)
+                except (ValueError, *_UNREADABLE) as error:
+                    faults.append((first_row + i, str(error)))
+                else:
+                    writer.write(_record(part, i, data))
+                advance()
+        finally:
+            writer.close()
+        account = {"num_records": len(part) - len(faults), "faults": faults}
+        write_json(account_path(path), account)
+    return account
+
+
+@contextmanager
+def one_thread_each() -> Iterator[None]:
+    """Keeps OpenCV to the thread that calls it; it would start one a core for each."""
+    before = cv2.getNumThreads()
+    cv2.setNumThreads(1)
+    try:
+        yield
+    finally:
+        cv2.setNumThreads(before)
 
 
 def _num_cores() -> int:
@@ -164,52 +258,14 @@ class _Counter:
         self.stop = threading.Event()
 
     def add(self, number: int) -> None:
+        if self.stop.is_set():
+            raise _Stopped
         with self.lock:
             self.value += number
 
 
 class _Stopped(Exception):
     pass
-
-
-def _shard(
-    directory: Path,
-    plan: Plan,
-    rows: range,
-    shard: int,
-    num_shards: int,
-    short_side: int,
-    done: _Counter,
-) -> dict:
-    path = shard_path(directory, plan.split, shard, num_shards)
-    account = path.with_name(path.name + ".json")
-    if path.exists() and account.exists():
-        done.add(len(rows))
-        return json.loads(account.read_text())
-    part = path.with_name(f"{path.name}.{os.getpid()}.part")
-    faults: list[tuple[int, str]] = []
-    # JPEG does not compress further: storing is faster to write and to read.
-    writer = ArrayRecordWriter(os.fspath(part), "group_size:1,uncompressed")
-    try:
-        for row in rows:
-            if done.stop.is_set():
-                raise _Stopped
-            try:
-                data = recode(plan.paths[row].read_bytes(), short_side=short_side)
-            except (ValueError, *_UNREADABLE) as error:
-                faults.append((row, str(error)))
-            else:
-                writer.write(_record(plan, row, data))
-            done.add(1)
-    except BaseException:
-        writer.close()
-        part.unlink(missing_ok=True)
-        raise
-    writer.close()
-    result = {"num_records": len(rows) - len(faults), "faults": faults}
-    write_json(account, result)
-    part.replace(path)
-    return result
 
 
 def _record(plan: Plan, row: int, image: bytes) -> bytes:

@@ -9,7 +9,6 @@ import hashlib
 import os
 from collections.abc import Callable
 from dataclasses import dataclass, replace
-from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -23,6 +22,7 @@ from jaxii.data.index import Index
 from jaxii.data.labels import Vocabulary
 from jaxii.data.records import OpenImagesV4Records, Records
 from jaxii.errors import InputError
+from jaxii.files import AnyPath, at, names_in, size_of
 
 Progress = Callable[[int, int, str], None]
 
@@ -65,7 +65,7 @@ class Dataset:
       splits: the stored splits, by name.
     """
 
-    directory: Path
+    directory: AnyPath
     vocabulary: Vocabulary
     slices: tuple[str, ...]
     splits: dict[str, Split]
@@ -147,7 +147,7 @@ class Dataset:
         }
 
 
-def check_domains(directory: Path, domains: tuple[str, ...]) -> None:
+def check_domains(directory: AnyPath, domains: tuple[str, ...]) -> None:
     """Refuses to hold out the only domain there is.
 
     Raises:
@@ -180,7 +180,7 @@ def open_dataset(
       InputError: no dataset there, an unfinished one, one in another format, other
         labels, or no training image.
     """
-    path = _locate(Path(directory))
+    path = _locate(at(directory))
     try:
         builder = tfds.builder_from_directory(os.fspath(path))
     except (ValueError, OSError, KeyError) as error:
@@ -213,7 +213,7 @@ def open_dataset(
     return dataset
 
 
-def _locate(directory: Path) -> Path:
+def _locate(directory: AnyPath) -> AnyPath:
     if (directory / folder.INFO_FILE).is_file():
         return directory
     if not directory.is_dir():
@@ -238,7 +238,7 @@ def _locate(directory: Path) -> Path:
     return below.pop()
 
 
-def _ours(path: Path, builder, vocabulary: Vocabulary | None) -> Dataset:
+def _ours(path: AnyPath, builder, vocabulary: Vocabulary | None) -> Dataset:
     stored = Vocabulary.load(path / folder.LABELS_FILE)
     if tuple(builder.info.features["label_ids"].names) != stored.codes:
         raise InputError(
@@ -280,7 +280,7 @@ def _open_images_v4(path, builder, vocabulary, on_progress) -> Dataset:
 
 def _cached_index(path, name, vocabulary, raw, mapping, on_progress) -> pl.DataFrame:
     # The sizes of the shards tell a rebuilt dataset from the one that was scanned.
-    sizes = [os.path.getsize(p) for p in sorted(path.glob(f"*-{name}.array_record*"))]  # noqa: PTH202
+    sizes = [size_of(p) for p in sorted(path.glob(f"*-{name}.array_record*"))]
     key = hashlib.sha256(f"{vocabulary.codes} {sizes}".encode()).hexdigest()[:16]
     cache = index.cache_path(path, f"index-{name}-{key}")
     if cache.exists():
@@ -297,9 +297,10 @@ def _cached_index(path, name, vocabulary, raw, mapping, on_progress) -> pl.DataF
     return table
 
 
-def _raw(path: Path, builder, name: str, num_examples: int) -> ArrayRecordDataSource:
+def _raw(path: AnyPath, builder, name: str, num_examples: int) -> ArrayRecordDataSource:
     instructions = builder.info.splits[name].file_instructions
-    absent = [i.filename for i in instructions if not Path(i.filename).is_file()]
+    present = names_in(path)
+    absent = [i.filename for i in instructions if at(i.filename).name not in present]
     if absent:
         raise InputError(
             f"{absent[0]} is missing ({len(absent)} of {len(instructions)} shards of "

@@ -1,0 +1,155 @@
+"""Data sets in a bucket, against an emulator of Google's storage on this machine.
+
+Skipped without it: pip install 'jaxii[gcs]' gcp-storage-emulator
+"""
+
+import socket
+import sys
+
+import numpy as np
+import pytest
+import small_layout
+
+from jaxii.data import shards
+from jaxii.data.beam_shards import Beam
+from jaxii.data.layout import Layout
+from jaxii.data.open_images import prepare
+from jaxii.data.sources import open_dataset
+from jaxii.errors import InputError
+from jaxii.files import at, local_draft, names_in, size_of, write_beside
+
+
+@pytest.fixture(scope="module")
+def bucket():
+    """A bucket; gcsfs and array_record find it through the environment."""
+    server = pytest.importorskip("gcp_storage_emulator.server")
+    pytest.importorskip("gcsfs")
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        port = free.getsockname()[1]
+    emulator = server.create_server(
+        "127.0.0.1", port, in_memory=True, default_bucket="pictures"
+    )
+    emulator.start()
+    with pytest.MonkeyPatch.context() as patch:
+        for name in ("STORAGE_EMULATOR_HOST", "CLOUD_STORAGE_EMULATOR_ENDPOINT"):
+            patch.setenv(name, f"http://127.0.0.1:{port}")
+        yield "gs://pictures"
+    emulator.stop()
+
+
+@pytest.fixture(scope="module")
+def root(tmp_path_factory):
+    root = small_layout.write(tmp_path_factory.mktemp("local") / "kaggle")
+    (root / "train" / "part_0" / "train03.jpg").write_bytes(b"no picture")
+    return root
+
+
+@pytest.fixture(scope="module")
+def uploaded(bucket, root):
+    for path in root.rglob("*"):
+        if path.is_file():
+            name = path.relative_to(root).as_posix()
+            at(f"{bucket}/kaggle/{name}").write_bytes(path.read_bytes())
+    return f"{bucket}/kaggle"
+
+
+@pytest.fixture(autouse=True)
+def small_shards(monkeypatch):
+    monkeypatch.setattr(shards, "SHARD_IMAGES", 2)
+
+
+def content(folder):
+    return {path.name: path.read_bytes() for path in folder.iterdir()}
+
+
+@pytest.mark.parametrize("beam", [None, Beam("DirectRunner")])
+def test_a_dataset_prepared_in_a_bucket_has_the_local_files(
+    bucket, uploaded, root, tmp_path, beam
+):
+    if beam is not None:
+        pytest.importorskip("apache_beam")
+    out = at(f"{bucket}/{'threads' if beam is None else 'beam'}")
+    counts = prepare(Layout.find(uploaded), out, beam=beam)
+    assert counts == prepare(Layout.find(root), tmp_path / "local")
+    assert content(out) == content(tmp_path / "local")
+
+
+def test_a_dataset_in_a_bucket_opens_and_reads_as_the_local_one(
+    bucket, uploaded, root, tmp_path
+):
+    prepare(Layout.find(uploaded), f"{bucket}/read")
+    prepare(Layout.find(root), tmp_path / "local")
+    there = open_dataset(f"{bucket}/read").splits["train"]
+    here = open_dataset(tmp_path / "local").splits["train"]
+    assert there.index.image_ids.tolist() == here.index.image_ids.tolist()
+    for i in range(len(here.source)):
+        for name, value in here.source[i].items():
+            np.testing.assert_array_equal(there.source[i][name], value)
+
+
+def test_a_complete_dataset_in_a_bucket_is_left_alone(bucket, uploaded):
+    out = at(f"{bucket}/again")
+    first = prepare(Layout.find(uploaded), out)
+    times = {path.name: path.stat().mtime for path in out.iterdir()}
+    assert prepare(Layout.find(uploaded), out) == first
+    assert {path.name: path.stat().mtime for path in out.iterdir()} == times
+
+
+def test_an_interrupted_preparation_in_a_bucket_goes_on(bucket, uploaded):
+    out = at(f"{bucket}/stopped")
+
+    def interrupt(done, total, what):
+        if what == "tuning":
+            raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        prepare(Layout.find(uploaded), out, on_progress=interrupt)
+    with pytest.raises(InputError, match="did not finish"):
+        open_dataset(out)
+    prepare(Layout.find(uploaded), out)
+    assert len(open_dataset(out).splits["train"].source) == 5
+
+
+def test_a_prefix_with_something_else_is_refused(bucket, uploaded):
+    at(f"{bucket}/letters/letter.txt").write_text("dear")
+    with pytest.raises(InputError, match="is not empty"):
+        prepare(Layout.find(uploaded), f"{bucket}/letters")
+
+
+def test_a_missing_shard_is_named(bucket, uploaded):
+    out = at(f"{bucket}/missing")
+    prepare(Layout.find(uploaded), out)
+    (out / "labelled_images-train.array_record-00001-of-00003").unlink()
+    with pytest.raises(InputError, match=r"00001-of-00003 is missing \(1 of 3"):
+        open_dataset(out)
+
+
+def test_a_failed_write_leaves_no_object(bucket):
+    folder = at(f"{bucket}/failed")
+    with pytest.raises(ZeroDivisionError):
+        write_beside(folder / "a.txt", lambda file: file.write("half") and 1 / 0)
+    with pytest.raises(ZeroDivisionError), local_draft(folder / "b") as draft:
+        draft.write_text("half")
+        _ = 1 / 0
+    assert names_in(folder) == set()
+
+
+def test_size_and_names_are_those_of_the_objects(bucket):
+    folder = at(f"{bucket}/sizes")
+    write_beside(folder / "a.txt", lambda file: file.write("four"))
+    with local_draft(folder / "b.bin") as draft:
+        draft.write_bytes(b"seven..")
+    assert names_in(folder) == {"a.txt", "b.bin"}
+    assert [size_of(folder / name) for name in ("a.txt", "b.bin")] == [4, 7]
+
+
+def test_paths_know_where_they_are(bucket, tmp_path):
+    assert at(str(tmp_path)) == tmp_path
+    assert str(at(f"{bucket}/data") / "x") == f"{bucket}/data/x"
+
+
+def test_without_gcsfs_the_message_says_what_to_install(monkeypatch):
+    monkeypatch.setitem(sys.modules, "gcsfs", None)
+    with pytest.raises(InputError, match=r"pip install 'jaxii\[gcs\]'"):
+        at("gs://bucket/data")
