@@ -23,6 +23,7 @@ from jaxtyping import Array, Float
 from jaxii.errors import InputError
 from jaxii.train.checkpoint import Checkpoints, evaluated_params
 from jaxii.train.mesh import divided, replicated, to_devices
+from jaxii.train.shards import state_shardings
 from jaxii.train.stages import (
     Done,
     Enter,
@@ -194,12 +195,18 @@ def _begin(
     def fresh(key):
         return started(*plan.init(key))
 
+    def placed(shapes):
+        return state_shardings(shapes, run.mesh, plan.settings.shard_state)
+
     key = derive_key(run.seed, "init")
     if isinstance(action, Resume):
         shapes = jax.eval_shape(fresh, key)
         like = jax.tree.map(
-            lambda leaf: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=whole),
+            lambda leaf, sharding: jax.ShapeDtypeStruct(
+                leaf.shape, leaf.dtype, sharding=sharding
+            ),
             shapes,
+            placed(shapes),
         )
         return run.checkpoints.restore_state(action.start, like), action.start
     saved = Saved(stage=plan.stage.name, step=action.step, first_step=action.step)
@@ -212,8 +219,10 @@ def _begin(
     elif run.pretrained is not None:
         params, batch_stats = run.pretrained(*plan.init(key))
     else:
-        return jax.jit(fresh, out_shardings=whole)(key), saved
-    return jax.jit(started, out_shardings=whole)(params, batch_stats), saved
+        shardings = placed(jax.eval_shape(fresh, key))
+        return jax.jit(fresh, out_shardings=shardings)(key), saved
+    shardings = placed(jax.eval_shape(started, params, batch_stats))
+    return jax.jit(started, out_shardings=shardings)(params, batch_stats), saved
 
 
 def inherit(model: Mapping[str, Tree], like: Tree, origin: str) -> tuple[Tree, Tree]:
