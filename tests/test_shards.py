@@ -150,8 +150,8 @@ def test_a_device_holds_an_eighth_of_what_divides_before_and_after_a_step():
     ]
 
 
-@pytest.mark.parametrize(("num_devices", "most"), [(8, 1.01), (256, 10.0)])
-def test_a_resnet_50_leaves_little_that_does_not_divide(num_devices, most):
+@pytest.mark.parametrize(("num_devices", "most"), [(8, 0.126), (256, 0.03)])
+def test_a_device_holds_little_more_than_its_share_of_a_resnet_50(num_devices, most):
     network = make_network(depth=50, num_classes=7178, embedding_dim=1024)
     params, _ = jax.eval_shape(network.init, jax.random.key(0))
     optimizer = make_optimizer(
@@ -163,8 +163,7 @@ def test_a_resnet_50_leaves_little_that_does_not_divide(num_devices, most):
         leaf.size // (1 if cut_axis(leaf.shape, num_devices) is None else num_devices)
         for leaf in leaves
     )
-    print(held * num_devices / total)
-    assert held * num_devices / total < most
+    assert held / total < most
 
 
 @pytest.mark.parametrize(

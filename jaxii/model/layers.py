@@ -154,18 +154,18 @@ class BatchNorm(nnx.Module):
         moments = jnp.stack(
             [jnp.mean(x, axis=(0, 1, 2)), jnp.mean(jnp.square(x), axis=(0, 1, 2))]
         )
-        if self.axis_name is not None and self.group is None:
-            moments = lax.pmean(moments, self.axis_name)
-        elif self.axis_name is not None:
-            moments = _group_mean(moments, self.axis_name, self.group)
+        if self.axis_name is not None:
+            moments = _mean_over_devices(moments, self.axis_name, self.group)
         mean, mean_square = moments
         return mean, jnp.maximum(mean_square - jnp.square(mean), 0.0)
 
 
-def _group_mean(
-    moments: Float[Array, "moment channel"], axis_name: str, group: int
+def _mean_over_devices(
+    moments: Float[Array, "moment channel"], axis_name: str, group: int | None
 ) -> Float[Array, "moment channel"]:
-    """Returns the mean over groups of neighbouring devices."""
+    """Returns the mean over all devices, or over this one's group of neighbours."""
+    if group is None:
+        return lax.pmean(moments, axis_name)
     num_devices = lax.axis_size(axis_name)
     # Where fewer devices evaluate a network than trained it, all of them are a group.
     size = math.gcd(group, num_devices)

@@ -195,18 +195,16 @@ def _begin(
     def fresh(key):
         return started(*plan.init(key))
 
-    def placed(shapes):
+    def layout(make, *given):
+        shapes = jax.eval_shape(make, *given)
         return state_shardings(shapes, run.mesh, plan.settings.shard_state)
 
     key = derive_key(run.seed, "init")
     if isinstance(action, Resume):
-        shapes = jax.eval_shape(fresh, key)
         like = jax.tree.map(
-            lambda leaf, sharding: jax.ShapeDtypeStruct(
-                leaf.shape, leaf.dtype, sharding=sharding
-            ),
-            shapes,
-            placed(shapes),
+            lambda leaf, sharding: leaf.update(sharding=sharding),
+            jax.eval_shape(fresh, key),
+            layout(fresh, key),
         )
         return run.checkpoints.restore_state(action.start, like), action.start
     saved = Saved(stage=plan.stage.name, step=action.step, first_step=action.step)
@@ -219,9 +217,8 @@ def _begin(
     elif run.pretrained is not None:
         params, batch_stats = run.pretrained(*plan.init(key))
     else:
-        shardings = placed(jax.eval_shape(fresh, key))
-        return jax.jit(fresh, out_shardings=shardings)(key), saved
-    shardings = placed(jax.eval_shape(started, params, batch_stats))
+        return jax.jit(fresh, out_shardings=layout(fresh, key))(key), saved
+    shardings = layout(started, params, batch_stats)
     return jax.jit(started, out_shardings=shardings)(params, batch_stats), saved
 
 

@@ -64,7 +64,7 @@ def local_squared_norms(*trees: Any) -> tuple[Any, ...]:
 def _scale_by_trust_ratio(coefficient: float):
     """Scales each kernel's update to `coefficient` times the kernel's length."""
 
-    def update(updates, state, params, *, squared_norms=local_squared_norms, **_):
+    def update(updates, state, params=None, *, squared_norms=local_squared_norms, **_):
         def scaled(masked, update, of_param, of_update):
             if not masked:
                 return update
