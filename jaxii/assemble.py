@@ -22,11 +22,11 @@ from jaxii.data.prepared import Data, Rows
 from jaxii.errors import InputError
 from jaxii.files import AnyPath, at
 from jaxii.model.resnet import check_shape
-from jaxii.networks import Networks
+from jaxii.networks import Networks, batch_norm_group
 from jaxii.objective.multitask import Objective, make_objective
 from jaxii.objective.schedule import warmup_cosine
 from jaxii.train.average import Rate, ema_rate, swa_rate
-from jaxii.train.mesh import check_batch_size
+from jaxii.train.mesh import check_batch_size, check_group
 from jaxii.train.optimizer import make_optimizer
 from jaxii.train.run import StagePlan
 from jaxii.train.stages import Stage, make_stages
@@ -231,12 +231,13 @@ def check_before_data(config: Config) -> None:
     """Refuses what can be refused before any data is opened or drawn.
 
     Raises:
-      InputError: a network that cannot be built, a batch that does not divide over the
-        devices, a stage or a term that cannot work.
+      InputError: a network that cannot be built, a batch or a BatchNorm group that does
+        not divide over the devices, a stage or a term that cannot work.
     """
     model = config.model
     check_shape(model.depth, model.width, model.stem, model.variant)
     check_batch_size(config.global_batch_size, jax.device_count(), config.micro_batches)
+    check_group(batch_norm_group(config), jax.device_count())
     # How long a stage is in steps depends on the data; whether it can work does not.
     for stage in stages_of(config, lambda split: config.global_batch_size):
         _objective(config, stage, num_classes=1)
@@ -255,8 +256,11 @@ def make_plans(
 
 def _plan(config: Config, networks: Networks, stage: Stage) -> StagePlan:
     optimizer = config.optimizer
+    scale = config.global_batch_size / (
+        optimizer.base_batch_size or config.global_batch_size
+    )
     schedule = warmup_cosine(
-        peak=stage.peak_lr or optimizer.peak_lr,
+        peak=scale * (stage.peak_lr or optimizer.peak_lr),
         warmup_steps=int(stage.warmup_share * stage.num_steps),
         num_steps=stage.num_steps,
     )
@@ -276,6 +280,7 @@ def _plan(config: Config, networks: Networks, stage: Stage) -> StagePlan:
         mix_probability=config.data.mix_probability,
         micro_batches=config.micro_batches,
         average_rate=_average_rate(config, stage),
+        shard_state=optimizer.shard_state,
         frozen=("trunk",) if stage.trainable == "last_layer" else (),
         seed=config.seed,
     )

@@ -8,6 +8,7 @@ anything is read or allocated; `jaxii.assemble` is the only reader of the fields
 import difflib
 import hashlib
 import json
+import re
 from collections.abc import Mapping
 from typing import Any
 
@@ -19,6 +20,7 @@ FREE_FIELDS = (
     "data.num_threads",
     "evaluate_train_images",
     "log_every_steps",
+    "optimizer.shard_state",
 )
 # A ConfigDict, whose fields no type checker can know.
 Config = Any
@@ -30,7 +32,6 @@ DEPTHS = (18, 26, 34, 50, 101, 152)
 VARIANTS = ("resnet", "resnet_d", "se_resnet", "resnext", "wide_resnet")
 STEMS = ("imagenet", "small")
 DTYPES = ("float32", "bfloat16")
-BATCH_NORM = ("device", "global")
 AVERAGES = ("none", "ema", "swa")
 OPTIMIZERS = ("sgd", "adamw", "lars", "lamb")
 # 8 bytes a slot: together with mask and slice an image sends less than 1 KiB of labels.
@@ -135,7 +136,8 @@ def _model() -> Config:
     section.compute_dtype = "bfloat16"
     # Start the classifier's bias at the log prior odds of each label.
     section.prior_bias = True
-    # BatchNorm over each "device"'s share of the batch, or over the "global" batch.
+    # BatchNorm over each "device"'s share of the batch, over those of N neighbouring
+    # devices together ("group:N"), or over the "global" batch.
     section.batch_norm = "device"
     # torchvision's or timm's weights to start from (.safetensors, .npz); "" for none.
     section.pretrained = ""
@@ -147,11 +149,17 @@ def _optimizer() -> Config:
     section.name = "sgd"
     # Highest learning rate of a stage that does not set its own.
     section.peak_lr = 0.05
+    # Batch that peak_lr is meant for, here and in the stages: the rate is then in
+    # proportion to global_batch_size (Goyal et al. 2017, 2.1). 0 takes it as it is.
+    section.base_batch_size = 0
     # Decay of matrices and convolutions; never of BatchNorm or biases.
     section.weight_decay = 1e-4
     section.momentum = 0.9
     # Largest norm of the whole gradient; 0 does not clip.
     section.clip_norm = 0.0
+    # Divide the optimizer's state over the devices (ZeRO stage 1) instead of keeping it
+    # whole on each: memory for one more collective, the same result up to rounding.
+    section.shard_state = False
     # What is evaluated: the parameters as they are ("none"), their moving average
     # ("ema"), or the uniform average over a stage's last part ("swa").
     section.average = "none"
@@ -176,7 +184,11 @@ def check(config: Config) -> None:
     _one_of("model.depth", model.depth, DEPTHS)
     _one_of("model.stem", model.stem, STEMS)
     _one_of("model.compute_dtype", model.compute_dtype, DTYPES)
-    _one_of("model.batch_norm", model.batch_norm, BATCH_NORM)
+    if not re.fullmatch(r"device|global|group:[1-9][0-9]*", str(model.batch_norm)):
+        raise ValueError(
+            f"config.model.batch_norm={model.batch_norm!r}; use device, global, or "
+            "group:N for a number of devices N, as group:8."
+        )
     _one_of("optimizer.name", optimizer.name, OPTIMIZERS)
     _between("data.image_size_pixels", data.image_size_pixels, 16, 4096)
     _between("data.augmentation", data.augmentation, 0.0, 2.5)
@@ -196,6 +208,7 @@ def check(config: Config) -> None:
     _between("model.width", model.width, 8, 1024)
     _between("model.dropout", model.dropout, 0.0, 0.99)
     _between("optimizer.peak_lr", optimizer.peak_lr, 1e-8, 1e3)
+    _between("optimizer.base_batch_size", optimizer.base_batch_size, 0, 1_000_000)
     _between("optimizer.weight_decay", optimizer.weight_decay, 0.0, 1e3)
     _between("optimizer.momentum", optimizer.momentum, 0.0, 0.9999)
     _between("optimizer.clip_norm", optimizer.clip_norm, 0.0, 1e9)

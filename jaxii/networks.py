@@ -43,9 +43,16 @@ class Networks:
                 dropout=model.dropout,
                 dtype=jnp.dtype(model.compute_dtype),
                 classifier_bias=self.classifier_bias,
-                bn_axis=DATA_AXIS if model.batch_norm == "global" else None,
+                bn_axis=None if model.batch_norm == "device" else DATA_AXIS,
+                bn_group=batch_norm_group(self.config),
             )
         return self._made[embedding_head]
+
+
+def batch_norm_group(config: Config) -> int | None:
+    """Returns the devices that share BatchNorm statistics; None where no N is given."""
+    _, _, number = config.model.batch_norm.partition(":")
+    return int(number) if number else None
 
 
 def prior_bias(counts: np.ndarray, num_images: int) -> np.ndarray:

@@ -114,14 +114,9 @@ def open_session(
     """
     with progress() as on_progress:
         data = assemble.open_data(config, on_progress)
-    stages = assemble.stages_of(config, lambda split: data.split(split).num_examples)
+    plans = _plans(config, data)
+    stages = [plan.stage for plan in plans]
     needs_embedding = any(stage.embedding_head for stage in stages)
-    dim = config.label_embedding.dim if needs_embedding else 0
-    plans = assemble.make_plans(
-        config, networks.make_networks(config, data, dim), stages
-    )
-    if needs_embedding:
-        assemble.check_label_embedding(config, data)
     workdir.check_labels(data.vocabulary)
     label_hash = data.vocabulary.content_hash()
     checkpoints = Checkpoints(workdir.path, [s.name for s in stages], label_hash)
@@ -138,7 +133,7 @@ def open_session(
         workdir.claim_labels(data.vocabulary)
         if claim:
             workdir.claim(config, change_batch_size=change_batch_size)
-        if needs_embedding and not workdir.embedding_file.exists():
+        if needs_embedding:
             _make_embedding(config, data, workdir)
     processes.wait_for_all("workdir")
     made = embedding.load(workdir.embedding_file) if needs_embedding else None
@@ -152,6 +147,17 @@ def open_session(
         checkpoints=checkpoints,
         start=start,
         provenance=provenance,
+    )
+
+
+def _plans(config: configuration.Config, data: assemble.Data) -> tuple[StagePlan, ...]:
+    stages = assemble.stages_of(config, lambda split: data.split(split).num_examples)
+    dim = 0
+    if any(stage.embedding_head for stage in stages):
+        assemble.check_label_embedding(config, data)
+        dim = config.label_embedding.dim
+    return assemble.make_plans(
+        config, networks.make_networks(config, data, dim), stages
     )
 
 
@@ -186,6 +192,8 @@ def _refuse_tuning_labels(provenance: Provenance) -> None:
 def _make_embedding(
     config: configuration.Config, data: assemble.Data, workdir: Workdir
 ) -> None:
+    if workdir.embedding_file.exists():
+        return
     made = assemble.make_label_embedding(config, data)
     provenance = {
         "split": "train",

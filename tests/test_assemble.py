@@ -96,6 +96,29 @@ def test_a_batch_that_does_not_divide_is_refused_with_those_that_do():
         assemble.check_before_data(config)
 
 
+@pytest.mark.parametrize(
+    ("group", "nearest"),
+    [("3", "group:2 or group:4"), ("5", "group:4 or group:8"), ("16", "group:8")],
+)
+def test_a_group_that_does_not_divide_is_refused_with_those_that_do(group, nearest):
+    config = load()
+    config.model.batch_norm = f"group:{group}"
+    with pytest.raises(InputError, match=rf"group:{group} .* 8 devices; use {nearest}"):
+        assemble.check_before_data(config)
+
+
+@pytest.mark.parametrize(
+    ("base", "scale"), [(0, 1.0), (64, 1.0), (16, 4.0), (128, 0.5)]
+)
+def test_a_rate_meant_for_a_batch_is_in_proportion_to_the_batch(base, scale):
+    config = load()
+    config.optimizer.base_batch_size = base
+    for plan in plans_of(config):
+        top = int(plan.stage.warmup_share * plan.stage.num_steps)
+        given = plan.stage.peak_lr or config.optimizer.peak_lr
+        assert float(plan.settings.learning_rate(top)) == pytest.approx(scale * given)
+
+
 def test_a_variant_without_its_bottleneck_is_refused_before_any_data():
     config = load()
     config.model.variant = "resnext"

@@ -136,6 +136,7 @@ def test_a_field_that_is_newer_than_the_file_has_its_default(config):
         ("model.compute_dtype", "float16", "use one of float32, bfloat16"),
         ("model.dropout", 1.0, "use a value in"),
         ("model.width", None, "use a value in"),
+        ("model.batch_norm", "group:0", "use device, global, or group:N"),
         ("optimizer.name", "adam", "use one of sgd, adamw, lars, lamb"),
         ("optimizer.peak_lr", 0.0, "use a value in"),
         ("optimizer.peak_lr", float("nan"), "use a value in"),

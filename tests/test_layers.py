@@ -3,6 +3,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 from flax import nnx
+from jax.sharding import AxisType, PartitionSpec
 from small_layers import conv_of, norm_of
 
 from jaxii.model.layers import (
@@ -182,3 +183,58 @@ def test_average_pool_leaves_what_is_over_the_edge_out_of_the_mean(size):
     rows = [[x[:, i : i + 2, j : j + 2].mean((1, 2)) for j in starts] for i in starts]
     expected = np.stack([np.stack(row, 1) for row in rows], 1)
     np.testing.assert_allclose(average_pool(jnp.asarray(x)), expected, atol=1e-6)
+
+
+def normalised(x, num_devices, **kwargs):
+    """Output, new statistics and a gradient of a BatchNorm over simulated devices."""
+    mesh = jax.make_mesh(
+        (num_devices,),
+        ("data",),
+        axis_types=(AxisType.Auto,),
+        devices=jax.devices()[:num_devices],
+    )
+
+    def forward(x):
+        norm = norm_of(**kwargs)
+        y = norm(x, train=True)
+        return y, norm.mean[...][None], norm.var[...][None]
+
+    share = PartitionSpec("data")
+    forward = jax.shard_map(forward, mesh=mesh, in_specs=share, out_specs=share)
+
+    def total(x):
+        y, mean, var = forward(x)
+        return jnp.sum(jnp.sin(y)), (y, mean, var)
+
+    gradient, outputs = jax.jit(jax.grad(total, has_aux=True))(x)
+    return jax.device_get((*outputs, gradient))
+
+
+@pytest.mark.parametrize(("group", "axis_name"), [(8, "data"), (1, None)])
+def test_a_group_of_all_devices_is_the_whole_batch_and_of_one_is_its_own(
+    group, axis_name
+):
+    x = activations()
+    ours = normalised(x, 8, axis_name="data", group=group)
+    expected = normalised(x, 8, axis_name=axis_name)
+    for a, b in zip(ours, expected, strict=True):
+        np.testing.assert_allclose(a, b, atol=1e-6)
+
+
+def test_each_group_of_devices_is_normalised_by_its_own_images():
+    x = activations()
+    y, mean, var, _ = normalised(x, 8, axis_name="data", group=4)
+    for half in (slice(0, 4), slice(4, 8)):
+        moments = x[half].mean(axis=(0, 1, 2)), x[half].var(axis=(0, 1, 2))
+        expected = (x[half] - moments[0]) / np.sqrt(moments[1] + 1e-5)
+        np.testing.assert_allclose(y[half], expected, atol=1e-5)
+        rows = np.ones((4, 1))
+        np.testing.assert_allclose(mean[half], 0.1 * moments[0] * rows, atol=1e-6)
+        np.testing.assert_allclose(var[half], 0.9 + 0.1 * moments[1] * rows, rtol=1e-5)
+
+
+def test_on_fewer_devices_than_a_group_all_of_them_are_one():
+    x = activations()
+    ours = normalised(x, 2, axis_name="data", group=4)
+    expected = normalised(x, 2, axis_name="data")
+    np.testing.assert_allclose(ours[0], expected[0], atol=1e-6)

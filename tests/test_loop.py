@@ -33,7 +33,7 @@ RATES = {
     "ema": lambda num_steps: ema_rate(0.9),
     "swa": lambda num_steps: swa_rate(num_steps, 0.5),
 }
-NUM_CLASSES, BATCH, FEATURES = 3, 8, 6
+NUM_CLASSES, BATCH, FEATURES = 3, 8, 24
 METRIC = "held_out/f2"
 
 
@@ -60,7 +60,7 @@ def batches(split, start):
     while True:
         rng = np.random.default_rng(step)
         yield {
-            "images": rng.integers(0, 255, (BATCH, 1, 2, 3)).astype(np.uint8),
+            "images": rng.integers(0, 255, (BATCH, 2, 4, 3)).astype(np.uint8),
             "label_ids": rng.integers(0, NUM_CLASSES, (BATCH, 1)).astype(np.int32),
             "label_confidences": np.ones((BATCH, 1), np.float32),
             "mask": np.ones(BATCH, np.float32),
@@ -68,7 +68,7 @@ def batches(split, start):
         step += 1
 
 
-def plan(stage, rate=0.1, average="ema"):
+def plan(stage, rate=0.1, average="ema", shard_state=False):
     def schedule(step):
         return jnp.float32(rate)
 
@@ -85,6 +85,7 @@ def plan(stage, rate=0.1, average="ema"):
             ),
             learning_rate=schedule,
             average_rate=RATES[average](stage.num_steps),
+            shard_state=shard_state,
         ),
         init=lambda key: init(key, head=stage.embedding_head),
     )
@@ -114,7 +115,16 @@ class Folder:
     def __init__(self, path):
         self.path = path
 
-    def run(self, stages=STAGES, *, leave_after=None, metric=None, rate=0.1, **more):
+    def run(
+        self,
+        stages=STAGES,
+        *,
+        leave_after=None,
+        metric=None,
+        rate=0.1,
+        shard_state=False,
+        **more,
+    ):
         checkpoints = Checkpoints(
             self.path, [stage.name for stage in stages], "0123456789abcdef"
         )
@@ -126,7 +136,8 @@ class Folder:
 
         run = Run(
             plans=tuple(
-                plan(stage, rate, more.get("average", "ema")) for stage in stages
+                plan(stage, rate, more.get("average", "ema"), shard_state)
+                for stage in stages
             ),
             mesh=make_mesh(),
             checkpoints=checkpoints,
@@ -375,3 +386,16 @@ def test_with_another_batch_size_it_goes_on_at_the_exact_example(folder):
     # 4 steps of 8, then what is left of 6 x 8 and 4 x 8 in steps of 16.
     assert asked == [4 * BATCH, 6 * BATCH]
     assert (last.step, last.example) == (4 + 1 + 2, 10 * BATCH)
+
+
+def test_with_a_divided_optimizer_state_a_run_left_and_resumed_ends_the_same(
+    folder, tmp_path
+):
+    whole = Folder(tmp_path / "whole")
+    whole.run()
+    with pytest.raises(Preempted):
+        folder.run(leave_after=3, shard_state=True)
+    folder.run(shard_state=True)
+    ends = [each.model("one")[1]["params"]["classifier"] for each in (whole, folder)]
+    np.testing.assert_allclose(*ends, rtol=1e-5)
+    assert folder.output.getvalue().count("train_step compiled 1 time(s)") == 2

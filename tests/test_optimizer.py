@@ -109,6 +109,36 @@ def test_sgd_adds_the_decay_before_nesterov_momentum():
         np.testing.assert_allclose(kernels(after)[key], weight, rtol=1e-5, atol=1e-6)
 
 
+def test_lars_steps_a_share_of_the_kernels_length_along_decayed_gradient():
+    optimizer = build("lars", weight_decay=0.01, momentum=0.8, trust_coefficient=0.02)
+    after = run(optimizer, tree(0))
+    for key, weight in kernels(tree(0)).items():
+        weight, trace = np.asarray(weight, np.float64), 0.0
+        for index in range(3):
+            gradient = np.asarray(kernels(tree(100 + index))[key]) + 0.01 * weight
+            ratio = 0.02 * np.linalg.norm(weight) / np.linalg.norm(gradient)
+            step = 0.1 * ratio * gradient
+            trace = step + 0.8 * trace
+            weight = weight - (step + 0.8 * trace)
+        np.testing.assert_allclose(kernels(after)[key], weight, rtol=1e-5, atol=1e-6)
+
+
+def test_lamb_steps_the_kernels_length_along_decayed_adam():
+    after = run(build("lamb", weight_decay=0.01), tree(0))
+    for key, weight in kernels(tree(0)).items():
+        weight, mean, square = np.asarray(weight, np.float64), 0.0, 0.0
+        for index in range(3):
+            gradient = np.asarray(kernels(tree(100 + index))[key], np.float64)
+            mean = 0.9 * mean + 0.1 * gradient
+            square = 0.999 * square + 0.001 * gradient**2
+            direction = mean / (1 - 0.9 ** (index + 1))
+            direction /= np.sqrt(square / (1 - 0.999 ** (index + 1))) + 1e-6
+            direction += 0.01 * weight
+            ratio = np.linalg.norm(weight) / np.linalg.norm(direction)
+            weight = weight - 0.1 * ratio * direction
+        np.testing.assert_allclose(kernels(after)[key], weight, rtol=1e-4, atol=1e-6)
+
+
 def in_standard_promotion(make):
     """optax itself, which mixes dtypes, on kernels only and without any mask."""
     with jax.numpy_dtype_promotion("standard"):

@@ -109,6 +109,7 @@ def make_network(
     dtype: DTypeLike = jnp.bfloat16,
     classifier_bias: Float[np.ndarray, "class"] | Float[Array, "class"] | None = None,
     bn_axis: str | None = None,
+    bn_group: int | None = None,
     bn_momentum: float = 0.9,
     zero_init_residual: bool = True,
     cpu_forms: bool | None = None,
@@ -126,6 +127,7 @@ def make_network(
         dtype: what the trunk computes in; everything kept or returned is float32.
         classifier_bias: initial bias, one number a class; None: zeros.
         bn_axis: mesh axis over which batch statistics are averaged; None: per device.
+        bn_group: neighbours on `bn_axis` that share statistics; None: all of it.
         bn_momentum: the share a step keeps of the running statistics, in [0, 1).
         zero_init_residual: start every residual block as the identity.
         cpu_forms: the forms that XLA's CPU backend runs fastest; None: on CPU only.
@@ -150,6 +152,7 @@ def make_network(
         dtype=dtype,
         bn_momentum=bn_momentum,
         bn_axis=bn_axis,
+        bn_group=bn_group,
         cpu_forms=_on_cpu() if cpu_forms is None else cpu_forms,
     )
     heads = {"classifier_bias": classifier_bias, "embedding_dim": embedding_dim}

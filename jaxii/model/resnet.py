@@ -151,6 +151,7 @@ class ResNet(nnx.Module):
         dtype: what convolutions compute in; parameters are float32.
         bn_momentum: the share that a step keeps of the running statistics, in [0, 1).
         bn_axis: mesh axis over which batch statistics are averaged; None: per device.
+        bn_group: neighbours on `bn_axis` that share statistics; None: all of it.
         cpu_forms: write 1x1 and grouped convolutions, those to tiny maps, and the
             max-pool in the forms that XLA's CPU backend runs fastest. Equal up to
             rounding.
@@ -171,6 +172,7 @@ class ResNet(nnx.Module):
         dtype: DTypeLike = jnp.bfloat16,
         bn_momentum: float = 0.9,
         bn_axis: str | None = None,
+        bn_group: int | None = None,
         cpu_forms: bool = False,
         rngs: nnx.Rngs,
     ):
@@ -179,7 +181,13 @@ class ResNet(nnx.Module):
         changes = VARIANTS[variant]
 
         conv = partial(Conv, dtype=dtype, cpu_forms=cpu_forms, rngs=rngs)
-        norm = partial(BatchNorm, dtype=dtype, momentum=bn_momentum, axis_name=bn_axis)
+        norm = partial(
+            BatchNorm,
+            dtype=dtype,
+            momentum=bn_momentum,
+            axis_name=bn_axis,
+            group=bn_group,
+        )
         self.stem, self.dtype, self.cpu_forms = stem, dtype, cpu_forms
         self.add_stem(width, changes.deep_stem, conv, norm)
         # Blocks are named attributes, not a list: a list would give integer keys.

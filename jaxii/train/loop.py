@@ -21,6 +21,7 @@ from jaxii.errors import InputError
 from jaxii.train.checkpoint import evaluated_params
 from jaxii.train.mesh import divided, replicated, to_devices
 from jaxii.train.run import Run, StagePlan
+from jaxii.train.shards import state_shardings
 from jaxii.train.stages import (
     Done,
     Enter,
@@ -134,12 +135,16 @@ def _begin(
     def fresh(key):
         return started(*plan.init(key))
 
+    def layout(make, *given):
+        shapes = jax.eval_shape(make, *given)
+        return state_shardings(shapes, run.mesh, plan.settings.shard_state)
+
     key = derive_key(run.seed, "init")
     if isinstance(action, Resume):
-        shapes = jax.eval_shape(fresh, key)
         like = jax.tree.map(
-            lambda leaf: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=whole),
-            shapes,
+            lambda leaf, sharding: leaf.update(sharding=sharding),
+            jax.eval_shape(fresh, key),
+            layout(fresh, key),
         )
         state = run.checkpoints.restore_state(action.start, like)
         return at_stage_step(state, _stage_step(run, action.start)), action.start
@@ -159,8 +164,9 @@ def _begin(
     elif run.pretrained is not None:
         params, batch_stats = run.pretrained(*plan.init(key))
     else:
-        return jax.jit(fresh, out_shardings=whole)(key), saved
-    return jax.jit(started, out_shardings=whole)(params, batch_stats), saved
+        return jax.jit(fresh, out_shardings=layout(fresh, key))(key), saved
+    shardings = layout(started, params, batch_stats)
+    return jax.jit(started, out_shardings=shardings)(params, batch_stats), saved
 
 
 def inherit(model: Mapping[str, Tree], like: Tree, origin: str) -> tuple[Tree, Tree]:

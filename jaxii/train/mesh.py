@@ -55,6 +55,22 @@ def check_batch_size(
     )
 
 
+def check_group(group: int | None, num_devices: int) -> None:
+    """Refuses a group of devices for BatchNorm that does not divide the devices.
+
+    Raises:
+      InputError: with the nearest sizes that do.
+    """
+    if group is None or num_devices % group == 0:
+        return
+    sizes = [n for n in range(1, num_devices + 1) if num_devices % n == 0]
+    nearest = [n for n in sizes if n < group][-1:] + [n for n in sizes if n > group][:1]
+    raise InputError(
+        f"config.model.batch_norm=group:{group} does not divide {num_devices} devices; "
+        f"use {' or '.join(f'group:{n}' for n in nearest)}."
+    )
+
+
 def to_devices(
     batch: Mapping[str, np.ndarray], sharding: NamedSharding
 ) -> dict[str, jax.Array]:

@@ -3,6 +3,9 @@
 The gradients of the objective come in from the train step, which applies the updates,
 keeps the moving average and accumulates micro-batches. The learning rate is a schedule
 of the updates done in the stage; evaluate the same schedule to log it.
+
+What needs the length of a whole array (clipping, trust ratios) asks `squared_norms` for
+it, which the train step gives where each device holds but a slice of every array.
 """
 
 import math
@@ -11,6 +14,7 @@ from dataclasses import dataclass
 from typing import Any
 
 import jax
+import jax.numpy as jnp
 import optax
 
 from jaxii.errors import InputError
@@ -50,6 +54,42 @@ def decay_mask(params: Any) -> Any:
     return jax.tree.map(lambda leaf: leaf.ndim >= 2, params)
 
 
+def local_squared_norms(*trees: Any) -> tuple[Any, ...]:
+    """Returns the squared norm of every leaf, where each is a whole array."""
+    return tuple(
+        jax.tree.map(lambda leaf: jnp.sum(jnp.square(leaf)), tree) for tree in trees
+    )
+
+
+def _scale_by_trust_ratio(coefficient: float):
+    """Scales each kernel's update to `coefficient` times the kernel's length."""
+
+    def update(updates, state, params=None, *, squared_norms=local_squared_norms, **_):
+        def scaled(masked, update, of_param, of_update):
+            if not masked:
+                return update
+            known = (of_param > 0) & (of_update > 0)
+            ratio = coefficient * jnp.sqrt(of_param / jnp.where(known, of_update, 1.0))
+            return update * jnp.where(known, ratio, 1.0)
+
+        mask, norms = decay_mask(params), squared_norms(params, updates)
+        return jax.tree.map(scaled, mask, updates, *norms), state
+
+    return optax.GradientTransformationExtraArgs(optax.init_empty_state, update)
+
+
+def _clip(clip_norm: float):
+    """Cuts the gradient of all parameters together to a length."""
+
+    def update(updates, state, params=None, *, squared_norms=local_squared_norms, **_):
+        (squares,) = squared_norms(updates)
+        norm = jnp.sqrt(jnp.asarray(sum(jax.tree.leaves(squares)), jnp.float32))
+        scale = clip_norm / jnp.maximum(norm, clip_norm)
+        return jax.tree.map(lambda leaf: leaf * scale, updates), state
+
+    return optax.GradientTransformationExtraArgs(optax.init_empty_state, update)
+
+
 def _sgd(schedule: optax.Schedule, hyper: Hyperparameters):
     """SGD with Nesterov momentum; decay is classic L2: added to the gradient first."""
     return optax.chain(
@@ -71,23 +111,20 @@ def _adamw(schedule: optax.Schedule, hyper: Hyperparameters):
 
 def _lars(schedule: optax.Schedule, hyper: Hyperparameters):
     """LARS (You et al. 2017): SGD whose step is scaled per kernel to its length."""
-    return optax.lars(
-        schedule,
-        weight_decay=hyper.weight_decay,
-        weight_decay_mask=decay_mask,
-        trust_coefficient=hyper.trust_coefficient,
-        trust_ratio_mask=decay_mask,
-        momentum=hyper.momentum,
-        nesterov=True,
+    return optax.chain(
+        optax.add_decayed_weights(hyper.weight_decay, decay_mask),
+        _scale_by_trust_ratio(hyper.trust_coefficient),
+        optax.scale_by_learning_rate(schedule),
+        optax.trace(hyper.momentum, nesterov=True),
     )
 
 
 def _lamb(schedule: optax.Schedule, hyper: Hyperparameters):
-    """LAMB (You et al. 2020), with the trust-ratio mask that `optax.lamb` lacks."""
+    """LAMB (You et al. 2020): Adam whose step is scaled to each kernel's length."""
     return optax.chain(
         optax.scale_by_adam(b1=hyper.b1, b2=hyper.b2, eps=1e-6),
         optax.add_decayed_weights(hyper.weight_decay, decay_mask),
-        optax.masked(optax.scale_by_trust_ratio(), decay_mask),
+        _scale_by_trust_ratio(1.0),
         optax.scale_by_learning_rate(schedule),
     )
 
@@ -121,7 +158,7 @@ def make_optimizer(
       clip_norm: largest global norm of the gradient, above 0; None = no clipping.
 
     Returns:
-      The transformation; its `update` needs the params.
+      The transformation; its `update` needs the params, and takes `squared_norms`.
 
     Raises:
       InputError: an unknown name or a number outside its range.
@@ -148,7 +185,7 @@ def make_optimizer(
     )
     rule = OPTIMIZERS[name](schedule, hyper)
     if clip_norm is not None:
-        rule = optax.chain(optax.clip_by_global_norm(clip_norm), rule)
+        rule = optax.chain(_clip(clip_norm), rule)
     return _with_standard_promotion(rule)
 
 
@@ -157,8 +194,12 @@ def _with_standard_promotion(
 ) -> optax.GradientTransformation:
     """Lets optax mix dtypes: its Adam raises a float to an int32 step count."""
 
-    def update(updates: Any, state: Any, params: Any = None) -> tuple[Any, Any]:
-        with jax.numpy_dtype_promotion("standard"):
-            return rule.update(updates, state, params)
+    rule = optax.with_extra_args_support(rule)
 
-    return optax.GradientTransformation(rule.init, update)
+    def update(
+        updates: Any, state: Any, params: Any = None, **extra: Any
+    ) -> tuple[Any, Any]:
+        with jax.numpy_dtype_promotion("standard"):
+            return rule.update(updates, state, params, **extra)
+
+    return optax.GradientTransformationExtraArgs(rule.init, update)

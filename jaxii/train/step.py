@@ -3,7 +3,8 @@
 Comes after the objective and before the loop. Each device works on its share of the
 batch under `jax.shard_map`; what is differentiated is the global objective, each term
 divided by its weight over the whole batch. Two all-reduces a step: the terms' weights,
-then gradients, statistics and sums together.
+then gradients, statistics and sums together; where the optimizer's state is divided
+over the devices, `shards` takes the second one apart.
 """
 
 from collections.abc import Callable
@@ -20,6 +21,7 @@ from jaxii.objective.multitask import Objective
 from jaxii.train.augment import augment, mix
 from jaxii.train.average import Rate, move
 from jaxii.train.mesh import DATA_AXIS, divided, replicated
+from jaxii.train.shards import Shards, state_specs
 from jaxii.train.state import TrainState, Tree, derive_key
 
 Batch = dict[str, jax.Array]
@@ -43,6 +45,7 @@ class StepSettings:
       average_rate: how fast the averaged parameters move; None turns the average off.
       frozen: top-level keys of params that stay as they are; with any, so does
         batch_stats, by which the network then normalises.
+      shard_state: divide the optimizer's state over the devices.
       seed: base of the step's randomness.
     """
 
@@ -55,6 +58,7 @@ class StepSettings:
     micro_batches: int = 1
     average_rate: Rate | None = None
     frozen: tuple[str, ...] = ()
+    shard_state: bool = False
     seed: int = 0
 
 
@@ -81,19 +85,24 @@ def make_train_step(settings: StepSettings, mesh: Mesh) -> Any:
         )
         return _update(settings, state, gradients, batch_stats, metrics)
 
-    everywhere, share = PartitionSpec(), PartitionSpec(DATA_AXIS)
-    parallel = jax.shard_map(
-        train_step,
-        mesh=mesh,
-        in_specs=(everywhere, share, everywhere),
-        out_specs=(everywhere, everywhere),
-        check_vma=True,
-    )
+    def parallel(state, batch, label_embeddings):
+        everywhere, share = PartitionSpec(), PartitionSpec(DATA_AXIS)
+        specs = state_specs(state, mesh.size if settings.shard_state else 1)
+        return jax.shard_map(
+            train_step,
+            mesh=mesh,
+            in_specs=(specs, share, everywhere),
+            out_specs=(specs, everywhere),
+            check_vma=True,
+        )(state, batch, label_embeddings)
+
     whole, parts = replicated(mesh), divided(mesh)
+    # A state that is divided lies as it was made, and as the specs above say.
+    placed = None if settings.shard_state else whole
     return jax.jit(
         parallel,
-        in_shardings=(whole, parts, whole),
-        out_shardings=(whole, whole),
+        in_shardings=(placed, parts, whole),
+        out_shardings=(placed, whole),
         donate_argnums=0,
     )
 
@@ -106,7 +115,8 @@ def gradients_of(
 ) -> tuple[Tree, Tree, Metrics]:
     """Returns gradients, BatchNorm statistics and metrics of the global batch.
 
-    Runs inside `jax.shard_map`; what it returns is equal on all devices.
+    Runs inside `jax.shard_map`; what it returns is equal on all devices, but for the
+    gradients where the optimizer's state is divided: they are this device's slices.
     """
     objective = settings.objective
     images, targets, known = _examples(settings, batch)
@@ -131,12 +141,18 @@ def gradients_of(
     )
     num_devices = jax.lax.axis_size(DATA_AXIS)
     batch_stats = jax.tree.map(lambda x: x / num_devices, batch_stats)
-    gradients, batch_stats, metrics = jax.lax.psum(
-        (gradients, batch_stats, sums), DATA_AXIS
+    gradients, (batch_stats, metrics), norm = _shards(settings, state).summed(
+        gradients, (batch_stats, sums)
     )
     if settings.frozen:
         batch_stats = state.batch_stats
-    return gradients, batch_stats, metrics | _prefixed("weight", term_weights)
+    metrics = metrics | {"gradient_norm": norm} | _prefixed("weight", term_weights)
+    return gradients, batch_stats, metrics
+
+
+def _shards(settings, state):
+    num_shards = jax.lax.axis_size(DATA_AXIS) if settings.shard_state else 1
+    return Shards(state.params, num_shards)
 
 
 def _examples(settings, batch):
@@ -234,28 +250,29 @@ def _accumulate(local_objective, state, pieces, key, micro_batches):
 
 def _update(settings, state, gradients, batch_stats, metrics):
     """Applies the optimizer, unless a gradient is not finite: then nothing moves."""
-    norm = optax.tree.norm(gradients)
-    finite = jnp.isfinite(norm) & jnp.isfinite(metrics["objective"])
-    updates, opt_state = settings.optimizer.update(
-        gradients, state.opt_state, state.params
+    finite = jnp.isfinite(metrics["gradient_norm"]) & jnp.isfinite(metrics["objective"])
+    shards = _shards(settings, state)
+    params = shards.own(state.params)
+    optimizer = optax.with_extra_args_support(settings.optimizer)
+    updates, opt_state = optimizer.update(
+        gradients, state.opt_state, params, squared_norms=shards.squared_norms
     )
     # Weight decay would move what has no gradient.
-    frozen = {name: state.params[name] for name in settings.frozen}
-    moved: Tree = optax.apply_updates(state.params, updates)
-    params = moved | frozen
+    frozen = {name: params[name] for name in settings.frozen}
+    moved: Tree = optax.apply_updates(params, updates)
     kept = _keep_if(
         finite,
-        (params, batch_stats, opt_state),
-        (state.params, state.batch_stats, state.opt_state),
+        (moved | frozen, batch_stats, opt_state),
+        (params, state.batch_stats, state.opt_state),
     )
+    params = shards.whole(kept[0])
     average_params = state.average_params
     if settings.average_rate is not None:
         rate = settings.average_rate(state.stage_step)
-        average_params = move(average_params, kept[0], rate)
+        average_params = move(average_params, params, rate)
     skipped = 1 - finite.astype(jnp.int32)
     in_a_row = (state.skipped_in_a_row + skipped) * skipped
     metrics = metrics | {
-        "gradient_norm": norm,
         "learning_rate": settings.learning_rate(state.stage_step),
         "skipped_in_a_row": in_a_row,
         "skipped_steps": state.skipped_steps + skipped,
@@ -263,7 +280,7 @@ def _update(settings, state, gradients, batch_stats, metrics):
     state = TrainState(
         step=state.step + 1,
         stage_step=state.stage_step + 1,
-        params=kept[0],
+        params=params,
         batch_stats=kept[1],
         opt_state=kept[2],
         average_params=average_params,
