@@ -27,6 +27,8 @@ class Networks:
     num_classes: int
     embedding_dim: int
     classifier_bias: np.ndarray | None = None
+    # None: as the devices at hand run fastest.
+    cpu_forms: bool | None = None
     _made: dict[bool, Network] = field(default_factory=dict)
 
     def get(self, embedding_head: bool) -> Network:
@@ -43,6 +45,7 @@ class Networks:
                 dropout=model.dropout,
                 dtype=jnp.dtype(model.compute_dtype),
                 classifier_bias=self.classifier_bias,
+                cpu_forms=self.cpu_forms,
                 bn_axis=DATA_AXIS if model.batch_norm == "global" else None,
             )
         return self._made[embedding_head]
