@@ -3,7 +3,7 @@
 Called by `main` with a checked configuration; compiles, prints, and writes nothing.
 """
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 
@@ -18,9 +18,10 @@ from jaxii.errors import InputError
 from jaxii.networks import Networks
 from jaxii.plan import topology as topologies
 from jaxii.plan import words
-from jaxii.plan.compiled import DoesNotFit, Figures, step_compiler
+from jaxii.plan.compiled import DoesNotFit, Figures, Shapes, step_compiler
 from jaxii.plan.fit import Largest, largest_batch
 from jaxii.plan.topology import Topology
+from jaxii.train.loop import StagePlan
 from jaxii.train.mesh import check_batch_size
 from jaxii.train.stages import Stage
 
@@ -100,6 +101,8 @@ def facts_of(config: configuration.Config) -> Facts:
     dataset = config.data.dataset
     if config.data.directory or dataset not in PUBLISHED:
         data = assemble.open_data(config)
+        if any(stage.get("embedding_head") for stage in config.stages):
+            assemble.check_label_embedding(config, data)
         return Facts(
             num_classes=len(data.vocabulary),
             num_slots=assemble.slots(config, data.train_rows),
@@ -173,21 +176,29 @@ class _Step:
             f"{self.config.optimizer.name}"
         )
 
+    @property
+    def _embedding_dim(self) -> int:
+        return self.config.label_embedding.dim if self.stage.embedding_head else 0
+
     @cached_property
-    def _compile(self):
-        dim = self.config.label_embedding.dim if self.stage.embedding_head else 0
+    def stage_plan(self) -> StagePlan:
+        """The stage with its parts, as training assembles it."""
         networks = Networks(
             config=self.config,
             num_classes=self.facts.num_classes,
-            embedding_dim=dim,
+            embedding_dim=self._embedding_dim,
             cpu_forms=None if self.topology.name == topologies.LOCAL else False,
         )
         (plan,) = assemble.make_plans(self.config, networks, (self.stage,))
+        return plan
+
+    @cached_property
+    def _compile(self) -> Callable[[Shapes], Figures]:
         vectors = None
-        if dim:
-            shape = (self.facts.num_classes, dim)
+        if self._embedding_dim:
+            shape = (self.facts.num_classes, self._embedding_dim)
             vectors = jax.ShapeDtypeStruct(shape, jnp.float32)
-        return step_compiler(plan, self.topology.mesh, vectors)
+        return step_compiler(self.stage_plan, self.topology.mesh, vectors)
 
     def figures(self, device_batch_size: int) -> Figures:
         """Compiles the step for so many images a device; raises `DoesNotFit`."""

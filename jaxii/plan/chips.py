@@ -99,14 +99,13 @@ def parse(topology: str) -> tuple[Chip, tuple[int, ...]]:
         say so but abort.
     """
     name, _, shape = topology.partition(":")
-    names = [f"{chip.name}:{slice}" for chip in CHIPS.values() for slice in chip.slices]
-    if topology not in names:
-        allowed = CHIPS[name].slices if name in CHIPS else ("SHAPE",)
-        chips = [name] if name in CHIPS else list(CHIPS)
-        near = difflib.get_close_matches(topology, names, n=1)
+    every = [f"{chip.name}:{shape}" for chip in CHIPS.values() for shape in chip.slices]
+    if topology not in every:
+        of_chip = [known for known in every if known.startswith(f"{name}:")]
+        near = difflib.get_close_matches(topology, every, n=1)
         raise InputError(
             f"--topology={topology} is not a slice of TPUs; use local or "
-            + ", ".join(f"{chip}:{slice}" for chip in chips for slice in allowed)
+            + ", ".join(of_chip or every)
             + (f"; the nearest is {near[0]}." if near else ".")
         )
     return CHIPS[name], tuple(int(side) for side in shape.split("x"))
