@@ -1,12 +1,10 @@
 """The plan of a step: that of training, on the devices at hand and on absent ones."""
 
-import re
 import runpy
 import subprocess
 import sys
 from pathlib import Path
 
-import jax
 import numpy as np
 import pytest
 import small_layout
@@ -32,6 +30,7 @@ def small_config(preset="emoji", **fields):
     config.data.image_size_pixels = 16
     config.label_embedding.dim = 2
     config.global_batch_size = 32
+    config.data.augmentation = 0.0
     config.update_from_flattened_dict(fields)
     return config
 
@@ -59,29 +58,14 @@ def test_the_plan_names_step_data_devices_and_batch(printed):
     assert "local: 8 x cpu; 4 images each, 32 a step" in printed
 
 
-def test_the_state_and_the_batch_are_the_arguments(printed):
-    found = re.search(r"arguments ([\d.]+), outputs ([\d.]+)", printed)
-    config = small_config()
-    facts = command.facts_of(config)
-    step = command._Step(
-        config=config, facts=facts, topology=topology.local(), stage_name=""
-    )
-    figures = step.figures(4)
-    params = jax.eval_shape(step.stage_plan.init, jax.random.key(0))[0]
-    num_params = sum(leaf.size for leaf in jax.tree.leaves(params))
-    # Parameters, momentum, average: float32 each; statistics and the batch beside them.
-    assert figures.argument_bytes == pytest.approx(3 * 4 * num_params, rel=0.05)
-    assert float(found[1]) == pytest.approx(figures.argument_bytes / GIB, abs=0.005)
-
-
 def test_on_a_cpu_there_is_no_roofline_and_it_says_so(printed):
     assert "how much it has is not known here" in printed
     assert "roofline  none: what cpu can do at best is not known here" in printed
 
 
 def test_a_batch_is_that_of_training(tmp_path):
-    small_layout.write(tmp_path / "files")
-    prepare(Layout(tmp_path / "files"), tmp_path / "data", short_side=16)
+    files = small_layout.write(tmp_path / "files")
+    prepare(Layout.find(files), tmp_path / "data", num_workers=1)
     config = small_config(**{"data.validation_fraction": 0.4})
     config.data.directory = str(tmp_path / "data")
     data = assemble.open_data(config)
@@ -107,22 +91,6 @@ def test_a_batch_is_that_of_training(tmp_path):
 def test_what_cannot_be_planned_is_refused(fields, given, pattern):
     with pytest.raises(InputError, match=pattern):
         run(small_config(**fields), **given)
-
-
-def test_micro_batches_are_counted_as_often_as_they_run():
-    def figures(micro_batches):
-        config = small_config(**{"micro_batches": micro_batches})
-        step = command._Step(
-            config=config,
-            facts=command.facts_of(config),
-            topology=topology.local(),
-            stage_name="classifier",
-        )
-        return step.figures(8)
-
-    whole, sliced = figures(1), figures(2)
-    assert sliced.flops == pytest.approx(whole.flops, rel=0.1)
-    assert len(sliced.collectives) == len(whole.collectives)
 
 
 def fake_step(monkeypatch, limit):
@@ -164,7 +132,7 @@ def test_what_does_not_fit_is_refused_with_what_does(monkeypatch, capsys):
     fake_step(monkeypatch, 11)
     with pytest.raises(
         InputError,
-        match=r"200 images a device do not fit v5e:2x4; use --device_batch_size=96",
+        match=r"200 images a device do not fit v5e:2x4; use --device_batch_size=100",
     ):
         run(small_config(), topology=["v5e:2x4"], device_batch_size=200, quick=False)
     assert "memory    does not fit: used 21.00G of 11G" in capsys.readouterr().out

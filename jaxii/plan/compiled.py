@@ -4,6 +4,7 @@ Comes after the topology and before the roofline. What is compiled is what train
 runs: `jaxii.train.step.make_train_step`, on shapes in place of arrays.
 """
 
+import re
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
 from typing import Any
@@ -15,6 +16,9 @@ from jaxii.plan.hlo import Collective, collectives
 from jaxii.train.loop import StagePlan
 from jaxii.train.state import new_state
 from jaxii.train.step import make_train_step
+
+# Of the two ways in which XLA says it.
+_NUMBERS = re.compile(r"[\d.]+[KMG] of [\d.]+[KMG]|exceeds available")
 
 Shapes = Mapping[str, jax.ShapeDtypeStruct]
 
@@ -91,18 +95,19 @@ def step_compiler(
             if "RESOURCE_EXHAUSTED" not in str(error):
                 raise
             raise DoesNotFit(_words(error)) from error
-        return _figures(compiled, plan.settings.micro_batches)
+        return figures_of(compiled, plan.settings.micro_batches)
 
     return compile
 
 
 def _words(error: Exception) -> str:
     """Returns the sentence of the compiler's report that has the numbers."""
-    lines = [line.strip() for line in str(error).splitlines() if " of " in line]
-    return lines[0] if lines else str(error).splitlines()[0]
+    lines = [line.strip() for line in str(error).splitlines()]
+    told = [line for line in lines if _NUMBERS.search(line)]
+    return (told or lines)[0]
 
 
-def _figures(compiled: Any, micro_batches: int) -> Figures:
+def figures_of(compiled: Any, micro_batches: int = 1) -> Figures:
     memory, costs = compiled.memory_analysis(), compiled.cost_analysis()
     # XLA counts a loop's body once. The only loop is that over micro-batches; to count
     # what is outside of it as often is to overstate the update a little.
