@@ -106,6 +106,7 @@ def fake_step(monkeypatch, limit):
             program_bytes=0.0,
             flops=1e12,
             hbm_bytes=1e9,
+            accessed_bytes=2e9,
             collectives=(),
         )
 

@@ -5,8 +5,8 @@ from dataclasses import replace
 import pytest
 
 from jaxii.plan.chips import CHIPS
+from jaxii.plan.collectives import Collective
 from jaxii.plan.compiled import Figures
-from jaxii.plan.hlo import Collective
 from jaxii.plan.roofline import roofline, sent_bytes
 from jaxii.plan.topology import Topology
 from jaxii.train.mesh import make_mesh
@@ -18,6 +18,7 @@ FIGURES = Figures(
     program_bytes=4.0,
     flops=197e12 * 0.010,
     hbm_bytes=819e9 * 0.030,
+    accessed_bytes=1e15,
     collectives=(Collective(kind="all-reduce", num_bytes=175_000_000),),
 )
 CHIP = CHIPS["v5e"]

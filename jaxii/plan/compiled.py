@@ -12,7 +12,9 @@ from typing import Any
 import jax
 from jax.sharding import Mesh
 
-from jaxii.plan.hlo import Collective, collectives
+from jaxii.plan.collectives import Collective, collectives
+from jaxii.plan.hlo import parse
+from jaxii.plan.traffic import memory_bytes
 from jaxii.train.loop import StagePlan
 from jaxii.train.state import new_state
 from jaxii.train.step import make_train_step
@@ -37,7 +39,8 @@ class Figures:
       temporary_bytes: activations, gradients and whatever else the step forgets.
       program_bytes: instructions.
       flops: operations.
-      hbm_bytes: read from the memory and written to it.
+      hbm_bytes: read from the device's memory and written to it.
+      accessed_bytes: the compiler's own count, with what moves within the chip.
       collectives: in the program's order.
     """
 
@@ -47,6 +50,7 @@ class Figures:
     program_bytes: float
     flops: float
     hbm_bytes: float
+    accessed_bytes: float
     collectives: tuple[Collective, ...]
 
     @property
@@ -109,6 +113,7 @@ def _words(error: Exception) -> str:
 
 def figures_of(compiled: Any, micro_batches: int = 1) -> Figures:
     memory, costs = compiled.memory_analysis(), compiled.cost_analysis()
+    module = parse(compiled.as_text())
     # XLA counts a loop's body once. The only loop is that over micro-batches; to count
     # what is outside of it as often is to overstate the update a little.
     return Figures(
@@ -117,9 +122,10 @@ def figures_of(compiled: Any, micro_batches: int = 1) -> Figures:
         temporary_bytes=memory.temp_size_in_bytes,
         program_bytes=memory.generated_code_size_in_bytes,
         flops=costs["flops"] * micro_batches,
-        hbm_bytes=costs["bytes accessed"] * micro_batches,
+        hbm_bytes=memory_bytes(module, micro_batches),
+        accessed_bytes=costs["bytes accessed"] * micro_batches,
         collectives=tuple(
             replace(c, times=micro_batches if c.in_loop else 1)
-            for c in collectives(compiled.as_text())
+            for c in collectives(module)
         ),
     )

@@ -1,104 +1,126 @@
-"""The collectives of a compiled program, read from its text.
+"""A compiled program's text as computations of instructions.
 
-Comes after the compiler, whose cost analysis does not count them.
+Comes after the compiler; `collectives` and `traffic` count what is in it.
 """
 
 import math
 import re
-from dataclasses import dataclass, replace
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass
 
-KINDS = (
-    "all-reduce",
-    "all-gather",
-    "reduce-scatter",
-    "all-to-all",
-    "collective-permute",
-)
-_KIND = "|".join(KINDS)
-# Of an asynchronous collective the end counts: its shape is that of the result alone.
-_COLLECTIVE = re.compile(rf"= (.+?) ({_KIND})(-done)?\(%?([\w.\-]*)")
-_NAME = re.compile(r"(?:ROOT )?%?([\w.\-]+) = ")
-_COMPUTATION = re.compile(r"(?:ENTRY )?%?([\w.\-]+) .*\{$")
-_ARRAY = re.compile(r"\b(pred|[a-z]+?(\d+)[a-z0-9]*)\[([\d,]*)\]")
+_COMPUTATION = re.compile(r"(ENTRY )?%?([\w.\-]+) .*\{$")
+_INSTRUCTION = re.compile(r"\s+(?:ROOT )?%?([\w.\-]+) = (.+?) ([a-z][\w\-]*)\((.*)$")
+_ARRAY = re.compile(r"\b(pred|[a-z]+?(\d+)[a-z0-9]*)\[([\d,]*)\]((?:\{[^}]*\})?)")
+_OPERAND = re.compile(r"%([\w.\-]+)")
 _CALLED = re.compile(r"(?:calls|body|condition|to_apply|_computation)=%?([\w.\-]+)")
 _BRANCHES = re.compile(r"branch_computations=\{([^}]*)\}")
-_GROUPS = re.compile(r"replica_groups=(?:\{\{([\d,]+)\}|\[\d+,(\d+)\])")
 
 
 @dataclass(frozen=True, kw_only=True)
-class Collective:
-    """One collective operation of a program.
+class Instruction:
+    """One instruction.
 
     Attributes:
-      kind: one of `KINDS`.
-      num_bytes: of its result on one device.
-      group_size: devices that take part in it together; 0 for all.
-      in_loop: whether it stands inside a loop.
-      times: how often it runs in a step.
+      name: unique in the module.
+      shape: of the result, as it is written.
+      opcode: what it does.
+      operands: names of the instructions it works on.
+      text: what follows the opcode.
     """
 
-    kind: str
-    num_bytes: int
-    group_size: int = 0
-    in_loop: bool = False
-    times: int = 1
+    name: str
+    shape: str
+    opcode: str
+    operands: tuple[str, ...]
+    text: str
+
+    def called(self) -> set[str]:
+        """Returns the computations it names."""
+        names = set(_CALLED.findall(self.text))
+        for branches in _BRANCHES.findall(self.text):
+            names.update(name.strip().lstrip("%") for name in branches.split(","))
+        return names
 
 
-def collectives(text: str) -> tuple[Collective, ...]:
-    """Returns the collectives of an optimised HLO module, in the order of its text."""
-    found: list[tuple[str, Collective]] = []
-    calls: dict[str, set[str]] = {}
-    bodies: set[str] = set()
-    group_sizes: dict[str, int] = {}
-    computation = ""
+@dataclass(frozen=True, kw_only=True)
+class Module:
+    """A program.
+
+    Attributes:
+      computations: instructions by the name of their computation, in running order.
+      entry: the computation that is the program.
+    """
+
+    computations: Mapping[str, tuple[Instruction, ...]]
+    entry: str
+
+    def reachable(self, first: Iterable[str], opcodes: Iterable[str] = ()) -> set[str]:
+        """Returns computations and those they call, by these opcodes or, none, any."""
+        seen: set[str] = set()
+        left = list(first)
+        while left:
+            name = left.pop()
+            if name in seen:
+                continue
+            seen.add(name)
+            for one in self.computations.get(name, ()):
+                if not opcodes or one.opcode in opcodes:
+                    left += one.called()
+        return seen
+
+    def looped(self) -> set[str]:
+        """Returns the computations inside of loops."""
+        bodies = [
+            name
+            for instructions in self.computations.values()
+            for one in instructions
+            if one.opcode == "while"
+            for name in one.called()
+        ]
+        return self.reachable(bodies)
+
+
+def parse(text: str) -> Module:
+    """Reads the text of an optimised HLO module."""
+    computations: dict[str, list[Instruction]] = {}
+    instructions: list[Instruction] = []
+    entry = ""
     for line in text.splitlines():
         if header := _COMPUTATION.match(line):
-            computation = header[1]
-            continue
-        called = _called(line)
-        calls.setdefault(computation, set()).update(called)
-        if " while(" in line:
-            bodies.update(called)
-        if name := _NAME.match(line.strip()):
-            group_sizes[name[1]] = _group_size(line)
-        if match := _COLLECTIVE.search(line):
-            shape, kind, done, started = match.groups()
-            size = group_sizes.get(started, 0) if done else _group_size(line)
-            one = Collective(kind=kind, num_bytes=_num_bytes(shape), group_size=size)
-            found.append((computation, one))
-    looped = _reachable(bodies, calls)
-    return tuple(replace(one, in_loop=where in looped) for where, one in found)
+            instructions = computations.setdefault(header[2], [])
+            entry = header[2] if header[1] else entry
+        elif match := _INSTRUCTION.match(line):
+            name, shape, opcode, rest = match.groups()
+            operands = tuple(_OPERAND.findall(rest.partition(")")[0]))
+            instructions.append(
+                Instruction(
+                    name=name, shape=shape, opcode=opcode, operands=operands, text=rest
+                )
+            )
+    return Module(
+        computations={name: tuple(found) for name, found in computations.items()},
+        entry=entry,
+    )
 
 
-def _called(line: str) -> set[str]:
-    names = set(_CALLED.findall(line))
-    for branches in _BRANCHES.findall(line):
-        names.update(name.strip().lstrip("%") for name in branches.split(","))
-    return names
+@dataclass(frozen=True, kw_only=True)
+class ArrayShape:
+    """An array of a result.
+
+    Attributes:
+      num_bytes: without padding.
+      on_chip: whether it lies in a memory of the chip's own, as in a TPU's VMEM.
+    """
+
+    num_bytes: int
+    on_chip: bool
 
 
-def _reachable(first: set[str], calls: dict[str, set[str]]) -> set[str]:
-    seen: set[str] = set()
-    left = list(first)
-    while left:
-        name = left.pop()
-        if name not in seen:
-            seen.add(name)
-            left += calls.get(name, ())
-    return seen
-
-
-def _group_size(line: str) -> int:
-    match = _GROUPS.search(line)
-    if match is None:
-        return 0
-    return int(match[2]) if match[2] else len(match[1].split(","))
-
-
-def _num_bytes(shape: str) -> int:
-    """Returns the bytes of an array or a tuple of them, without padding."""
-    total = 0
-    for dtype, bits, sides in _ARRAY.findall(shape):
+def arrays(shape: str) -> list[ArrayShape]:
+    """Returns the arrays that a shape, perhaps a tuple, consists of."""
+    found = []
+    for dtype, bits, sides, layout in _ARRAY.findall(shape):
         size = math.prod(int(side) for side in sides.split(",") if side)
-        total += size * (8 if dtype == "pred" else int(bits)) // 8
-    return total
+        num_bytes = size * (8 if dtype == "pred" else int(bits)) // 8
+        found.append(ArrayShape(num_bytes=num_bytes, on_chip="S(" in layout))
+    return found

@@ -6,8 +6,8 @@ Comes after a step has been compiled and before the figures are shown.
 from collections.abc import Iterable
 from dataclasses import dataclass
 
+from jaxii.plan.collectives import Collective
 from jaxii.plan.compiled import Figures
-from jaxii.plan.hlo import Collective
 from jaxii.plan.topology import Topology
 
 

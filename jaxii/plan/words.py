@@ -39,6 +39,7 @@ def report(
     """
     gflop = figures.flops / device_batch_size / 1e9
     megabytes = figures.hbm_bytes / device_batch_size / 1e6
+    accessed = figures.accessed_bytes / device_batch_size / 1e6
     lines = [
         f"memory    {_memory(figures, topology)}",
         f"          arguments {figures.argument_bytes / GIB:.2f}, outputs "
@@ -46,8 +47,8 @@ def report(
         f"{figures.temporary_bytes / GIB:.2f}, program "
         f"{figures.program_bytes / GIB:.2f}",
         f"compute   {gflop:.3g} GFLOP an image",
-        f"traffic   {megabytes:.0f} MB an image to and from a device's memory, as the "
-        "compiler counts it",
+        f"traffic   {megabytes:.0f} MB an image between a device and its memory; "
+        f"{accessed:.0f} as the compiler counts, with what stays on the chip",
         *(f"network   {line}" for line in _collectives(figures)),
     ]
     bound = roofline(figures, topology)

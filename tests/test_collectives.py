@@ -5,7 +5,8 @@ import jax.numpy as jnp
 import pytest
 from jax.sharding import PartitionSpec
 
-from jaxii.plan.hlo import Collective, collectives
+from jaxii.plan.collectives import Collective, collectives
+from jaxii.plan.hlo import parse
 from jaxii.train.mesh import DATA_AXIS, make_mesh
 
 # From a program for v5e:4x4 (libtpu 0.0.52), shortened where it says nothing.
@@ -47,25 +48,25 @@ def compiled(function, *shapes):
         function, mesh=mesh, in_specs=spec, out_specs=spec, check_vma=False
     )
     arguments = [jax.ShapeDtypeStruct(shape, jnp.float32) for shape in shapes]
-    return collectives(jax.jit(mapped).lower(*arguments).compile().as_text())
+    return collectives(parse(jax.jit(mapped).lower(*arguments).compile().as_text()))
 
 
 def test_a_tuple_counts_as_one_all_reduce_of_all_its_bytes():
-    found = collectives(TPU_LOOP)[1]
+    found = collectives(parse(TPU_LOOP))[1]
     assert found == Collective(
         kind="all-reduce", num_bytes=4 * (64 + 21 + 1), group_size=8
     )
 
 
 def test_a_collective_in_a_loop_is_marked():
-    found = collectives(TPU_LOOP)[0]
+    found = collectives(parse(TPU_LOOP))[0]
     assert found == Collective(
         kind="all-reduce", num_bytes=2 * 100_000, group_size=4, in_loop=True
     )
 
 
 def test_an_asynchronous_collective_counts_once_by_its_result():
-    (found,) = collectives(ASYNCHRONOUS)
+    (found,) = collectives(parse(ASYNCHRONOUS))
     assert found == Collective(kind="all-gather", num_bytes=4 * 32 * 8, group_size=8)
 
 
@@ -118,4 +119,4 @@ def test_a_compiled_loop_marks_its_collectives_and_no_others():
 
 def test_a_program_of_one_device_has_none():
     lowered = jax.jit(lambda x: x @ x).lower(jax.ShapeDtypeStruct((8, 8), jnp.float32))
-    assert collectives(lowered.compile().as_text()) == ()
+    assert collectives(parse(lowered.compile().as_text())) == ()
