@@ -41,6 +41,11 @@ _IDS = flags.DEFINE_string("ids", "", "Sample submission.")
 _OUTPUT = flags.DEFINE_string("output", "", "File to write.")
 _EACH = flags.DEFINE_bool("each", False, "Every run is a row.")
 _MARKDOWN = flags.DEFINE_bool("markdown", False, "A table for a README.")
+_TOPOLOGY = flags.DEFINE_list("topology", ["local"], "TPU slices.")
+_DEVICE_BATCH_SIZE = flags.DEFINE_integer(
+    "device_batch_size", 0, "Images a device.", lower_bound=0
+)
+_QUICK = flags.DEFINE_bool("quick", False, "One compile.")
 _DECODER = flags.DEFINE_enum("decoder", None, DECODERS, "Decoder.")
 _CHANGE_BATCH_SIZE = flags.DEFINE_bool("change_batch_size", False, "Go on with it.")
 _COORDINATOR = flags.DEFINE_string("coordinator", "", "HOST:PORT of process 0.")
@@ -188,6 +193,16 @@ def _of_predict() -> dict[str, Any]:
     }
 
 
+def _of_plan() -> dict[str, Any]:
+    return {
+        "config": config_of(),
+        "topology": tuple(_TOPOLOGY.value) or ("local",),
+        "device_batch_size": _DEVICE_BATCH_SIZE.value,
+        "stage": _STAGE.value,
+        "quick": _QUICK.value,
+    }
+
+
 def _of_compare(words: list[str]) -> dict[str, Any]:
     return {
         "paths": [Path(word) for word in words],
@@ -250,4 +265,5 @@ _OF_COMMAND = {
     "hold_out": _of_hold_out,
     "adapt": _of_adapt,
     "predict": _of_predict,
+    "plan": _of_plan,
 }

@@ -131,6 +131,7 @@ def _dispatch(command: str, rest: list[str], argv: list[str]) -> int:
         compare,
         evaluate,
         hold_out,
+        plan,
         predict,
         prepare,
         train,
@@ -149,6 +150,7 @@ def _dispatch(command: str, rest: list[str], argv: list[str]) -> int:
         "hold_out": hold_out.hold_out,
         "adapt": adapt.adapt,
         "predict": predict.predict,
+        "plan": plan.plan,
         "compare": compare.compare,
     }[command]
     return _run(partial(act, **given), command, place, argv)

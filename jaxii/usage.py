@@ -111,6 +111,33 @@ no dataset, only a workdir that has been evaluated.
 --adapt_bn               BatchNorm statistics of these very pictures
 --label_shift            correct for how often labels occur among them
 --allow_tuning_labels    as in evaluate""",
+    "plan": """Compiles the train step for a TPU slice that need not be there and says
+what it takes of each chip: memory, arithmetic, traffic, collectives; how fast it can be
+at best; the largest batch that fits. Trains nothing, writes nothing, needs no TPU, and
+no data where the numbers of the published Open Images will do.
+
+  pip install 'jaxii[tpu]'
+  python -m jaxii.main plan --config configs/f2_multitask.py:inclusive_images \\
+      --topology=v5e:16x16 --device_batch_size=128
+  python -m jaxii.main plan --config configs/f2_multitask.py:inclusive_images \\
+      --topology=v5e:2x2,v5e:4x4,v5e:8x8,v5e:16x16 --device_batch_size=128
+
+--config=FILE[:DATASET]  recipe and dataset preset; --config.FIELD=VALUE changes a field
+--topology=NAMES         v5e:4x4 and the like, for v4, v5e, v5p and v6e; several with
+                         commas between them are a table of how training scales; local
+                         is the devices at hand [local]
+--device_batch_size=N    images a chip [the recipe's global_batch_size over the chips of
+                         the first topology]
+--stage=NAME             whose step is compiled [with the embedding head and most terms]
+--data_dir=DIR           the prepared dataset, which tells classes, labels and images
+                         [7,178 classes for a kaggle dataset, 7,186 for open_images_v4]
+--quick                  compile once: no search for the largest batch
+
+A ResNet-50 takes minutes to compile, and the search two or three compiles more. What
+does not fit is the compiler's answer, not an estimate. Times are bounds (a roofline);
+the assumptions are printed with them.
+
+Exit: 0 it fits, 2 it does not fit or something given cannot be used.""",
     "compare": """Prints a table of runs: the fields in which they differ, F2 in domain
 and shifted, worst slice, mAP, coverage, threshold, provenance, images/s. Runs that
 differ only by their seed are one row, with mean and standard deviation.

@@ -26,6 +26,7 @@ MAY_IMPORT = {
     "jaxii.model": ("jaxii.model",),
     "jaxii.objective": ("jaxii.objective",),
     "jaxii.train": ("jaxii.train", "jaxii.objective"),
+    "jaxii.plan": ("jaxii.plan", "jaxii.train"),
     "jaxii.infer": (
         "jaxii.infer",
         "jaxii.train",

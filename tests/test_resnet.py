@@ -9,7 +9,7 @@ from jax.sharding import AxisType, PartitionSpec
 from small_layers import conv_of, norm_of
 
 from jaxii.errors import InputError
-from jaxii.model.layers import SqueezeExcite
+from jaxii.model.layers import SqueezeExcite, max_pool
 from jaxii.model.multitask import make_network
 from jaxii.model.resnet import VARIANTS, Block, ResNet
 
@@ -74,6 +74,53 @@ def test_the_stem_sets_the_first_stages_resolution(stem, stage1_size):
 def test_an_unknown_depth_is_refused_with_the_known_ones():
     with pytest.raises(InputError, match=r"depth=20 .* 18, 26, 34, 50, 101, 152"):
         network_of(20)
+
+
+@pytest.mark.parametrize("train", [False, True])
+@pytest.mark.parametrize("variant", ["resnet", "resnet_d"])
+@pytest.mark.parametrize("dtype", [jnp.float32, jnp.bfloat16])
+def test_the_stem_is_norm_relu_and_pool_whatever_the_sign_of_the_norms_scale(
+    train, variant, dtype
+):
+    def stem_of():
+        network = ResNet(
+            depth=18, variant=variant, width=8, dtype=dtype, rngs=nnx.Rngs(params=0)
+        )
+        last = getattr(network, f"stem_norm{network.stem_names[-1]}")
+        last.scale[...] = jnp.asarray([1, -1, 0, 2, -0.5, 1, -3, 1], jnp.float32)
+        last.bias[...] = jnp.linspace(-0.5, 0.5, 8, dtype=jnp.float32)
+        last.mean[...] = jnp.linspace(-0.1, 0.1, 8, dtype=jnp.float32)
+        return network, last
+
+    def written_out(network, x):
+        for name in network.stem_names:
+            x = getattr(network, f"stem_conv{name}")(x)
+            x = jax.nn.relu(getattr(network, f"stem_norm{name}")(x, train))
+        return max_pool(x)
+
+    rng = np.random.default_rng(0)
+    images = jnp.asarray(rng.normal(size=(4, 20, 18, 3)), jnp.float32)
+    weights = jnp.asarray(rng.normal(size=(4, 5, 5, 8)), jnp.float32)
+
+    def found(run):
+        network, last = stem_of()
+
+        @nnx.value_and_grad(has_aux=True)
+        def total(network):
+            y = run(network)
+            return jnp.sum(weights * y.astype(jnp.float32)), y
+
+        (_, y), gradients = total(network)
+        return y, nnx.to_pure_dict(gradients), (last.mean[...], last.var[...])
+
+    got = found(lambda network: network.run_stem(images, train))
+    expected = found(lambda network: written_out(network, images.astype(dtype)))
+    np.testing.assert_array_equal(got[0], expected[0])
+    jax.tree.map(np.testing.assert_array_equal, got[2], expected[2])
+    tolerance = 1e-5 if dtype == jnp.float32 else 0.05
+    for a, b in zip(jax.tree.leaves(got[1]), jax.tree.leaves(expected[1]), strict=True):
+        scale = max(np.abs(b).max(), 1e-6)
+        np.testing.assert_allclose(a / scale, b / scale, atol=tolerance)
 
 
 def test_an_unknown_stem_is_refused_with_the_known_ones():

@@ -134,11 +134,16 @@ class BatchNorm(nnx.Module):
         self.axis_name, self.group = axis_name, group
 
     def __call__(
-        self, x: Float[Array, "batch height width channel"], train: bool
+        self,
+        x: Float[Array, "batch height width channel"],
+        train: bool,
+        moments_of: Float[Array, "batch in_height in_width channel"] | None = None,
     ) -> Float[Array, "batch height width channel"]:
+        """Normalises `x`, in training by the batch moments of another or of itself."""
+        moments_of = x if moments_of is None else moments_of
         x = x.astype(jnp.float32)
         if train:
-            mean, var = self._batch_moments(x)
+            mean, var = self._batch_moments(moments_of.astype(jnp.float32))
             keep = self.momentum
             self.mean[...] = keep * self.mean[...] + (1.0 - keep) * mean
             self.var[...] = keep * self.var[...] + (1.0 - keep) * var
@@ -237,8 +242,7 @@ def max_pool(
         x: activations.
         cpu_forms: take it over nine shifted slices, in float32, whose gradient XLA's
             CPU backend runs 8 times faster. Between equal pixels it shares the
-            gradient, where the other form gives it to the first; for the zeros that a
-            ReLU leaves, neither counts.
+            gradient, where the other form gives it to the first.
     """
     if cpu_forms:
         pixels = _window_pixels(x.astype(jnp.float32), 3, 2, -jnp.inf)

@@ -241,8 +241,26 @@ class ResNet(nnx.Module):
         x = images.astype(self.dtype)
         for name in self.stem_names:
             x = getattr(self, f"stem_conv{name}")(x)
-            x = jax.nn.relu(getattr(self, f"stem_norm{name}")(x, train))
-        return max_pool(x, self.cpu_forms) if self.stem == "imagenet" else x
+            norm = getattr(self, f"stem_norm{name}")
+            if self.stem == "imagenet" and name == self.stem_names[-1]:
+                return self.norm_of_pooled(x, norm, train)
+            x = jax.nn.relu(norm(x, train))
+        return x
+
+    def norm_of_pooled(
+        self, x: Float[Array, "batch height width channel"], norm, train: bool
+    ) -> Float[Array, "batch out_height out_width channel"]:
+        """Returns the max-pool of the norm's ReLU, the pool taken first.
+
+        Norm, rounding and ReLU rise with x, or fall where the norm's scale is negative:
+        their largest value is that of the largest, or smallest, x. The norm's output on
+        the network's largest map, four times the pooled one, is then never made.
+        """
+        sign = jnp.where(norm.scale[...] < 0, -1.0, 1.0).astype(x.dtype)
+        x = x * sign[None, None, None]
+        pooled = max_pool(x, self.cpu_forms) * sign[None, None, None]
+        x = x * sign[None, None, None]
+        return jax.nn.relu(norm(pooled, train, moments_of=x))
 
 
 def check_shape(depth: int, width: int, stem: str, variant: str) -> None:

@@ -163,7 +163,12 @@ def _recolour(
     # grey, so that doing it before the matrix equals doing it after.
     shift = (1.0 - contrasts) * mean
     pixels = pixels * _spread(contrasts) + _spread(shift)
-    return jnp.einsum("bhwc,bdc->bhwd", pixels, matrices, precision="highest")
+    # Written out, so that it is one pass with what comes before and after: as a product
+    # of matrices it would turn the pictures about, to the layout of one, and back.
+    channels = [
+        pixels[..., c : c + 1] * matrices[:, None, None, :, c] for c in range(3)
+    ]
+    return channels[0] + channels[1] + channels[2]
 
 
 def _noise(

@@ -1,0 +1,1 @@
+"""What a train step takes of devices that need not be there."""

@@ -1,0 +1,134 @@
+"""Compiles a train step as Flax's examples/imagenet has it, for TPUs that are absent.
+
+    pip install '.[tpu]'
+    python -m tests.benchmarks.flax_step --topology=v5e:4x4 --device_batch_size=128
+
+The peer of `python -m jaxii.main plan --topology=... --quick`: the network, loss and
+optimizer of that example (ResNet-50 in Flax Linen, bfloat16, softmax cross-entropy with
+an L2 penalty, Nesterov momentum; BatchNorm statistics differ between devices, as they
+do there), on images that are normalised already, without any augmentation. Prints
+memory, traffic and collectives as the plan does.
+"""
+
+import argparse
+from functools import partial
+
+import jax
+import jax.numpy as jnp
+import optax
+from flax import linen as nn
+from jax.sharding import PartitionSpec
+
+from jaxii.plan.compiled import figures_of
+from jaxii.plan.topology import absent
+from jaxii.plan.words import report
+from jaxii.train.mesh import DATA_AXIS
+
+BLOCKS = (3, 4, 6, 3)
+SIZE = 224
+norm = partial(nn.BatchNorm, momentum=0.9, epsilon=1e-5, dtype=jnp.bfloat16)
+conv = partial(nn.Conv, use_bias=False, dtype=jnp.bfloat16)
+
+
+class Block(nn.Module):
+    """A bottleneck."""
+
+    filters: int
+    stride: int
+
+    @nn.compact
+    def __call__(self, x):
+        batch_norm = partial(norm, use_running_average=False)
+        strides = (self.stride, self.stride)
+        y = nn.relu(batch_norm()(conv(self.filters, (1, 1))(x)))
+        y = nn.relu(batch_norm()(conv(self.filters, (3, 3), strides)(y)))
+        y = conv(4 * self.filters, (1, 1))(y)
+        y = batch_norm(scale_init=nn.initializers.zeros_init())(y)
+        if x.shape != y.shape:
+            x = batch_norm()(conv(4 * self.filters, (1, 1), strides)(x))
+        return nn.relu(x + y)
+
+
+class ResNet50(nn.Module):
+    """The example's network, in training."""
+
+    num_classes: int
+
+    @nn.compact
+    def __call__(self, images):
+        x = conv(64, (7, 7), (2, 2), padding=[(3, 3), (3, 3)])(images)
+        x = nn.relu(norm(use_running_average=False)(x))
+        x = nn.max_pool(x, (3, 3), strides=(2, 2), padding="SAME")
+        for stage, blocks in enumerate(BLOCKS):
+            for block in range(blocks):
+                stride = 2 if stage > 0 and block == 0 else 1
+                x = Block(64 * 2**stage, stride)(x)
+        x = jnp.mean(x, axis=(1, 2))
+        return nn.Dense(self.num_classes, dtype=jnp.bfloat16)(x)
+
+
+def step_of(network: ResNet50, optimizer: optax.GradientTransformation):
+    """Returns one device's update; gradients and metrics are averaged over devices."""
+
+    def loss_of(params, batch_stats, images, labels):
+        variables = {"params": params, "batch_stats": batch_stats}
+        logits, updated = network.apply(variables, images, mutable=["batch_stats"])
+        targets = jax.nn.one_hot(labels, network.num_classes)
+        loss = jnp.mean(optax.softmax_cross_entropy(logits, targets))
+        kernels = [x for x in jax.tree.leaves(params) if x.ndim > 1]
+        loss = loss + 0.5e-4 * sum(jnp.sum(x**2) for x in kernels)
+        return loss, (updated["batch_stats"], logits)
+
+    def step(params, batch_stats, opt_state, images, labels):
+        batch_stats = jax.tree.map(lambda x: x[0], batch_stats)
+        (loss, (batch_stats, logits)), gradients = jax.value_and_grad(
+            loss_of, has_aux=True
+        )(params, batch_stats, images, labels)
+        hits = jnp.mean((jnp.argmax(logits, -1) == labels).astype(jnp.float32))
+        gradients = jax.lax.pmean(gradients, DATA_AXIS)
+        metrics = jax.lax.pmean((loss, hits), DATA_AXIS)
+        updates, opt_state = optimizer.update(gradients, opt_state, params)
+        params = optax.apply_updates(params, updates)
+        batch_stats = jax.tree.map(lambda x: x[None], batch_stats)
+        return params, batch_stats, opt_state, metrics
+
+    return step
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--topology", default="v5e:4x4")
+    parser.add_argument("--device_batch_size", type=int, default=128)
+    parser.add_argument("--num_classes", type=int, default=7178)
+    args = parser.parse_args()
+    topology = absent(args.topology)
+    num_devices = topology.num_devices
+    network = ResNet50(args.num_classes)
+    schedule = optax.warmup_cosine_decay_schedule(0.0, 0.1, 100, 1000)
+    optimizer = optax.sgd(schedule, 0.9, nesterov=True)
+    num_images = args.device_batch_size * num_devices
+    images = jax.ShapeDtypeStruct((num_images, SIZE, SIZE, 3), jnp.bfloat16)
+    labels = jax.ShapeDtypeStruct((num_images,), jnp.int32)
+    variables = jax.eval_shape(network.init, jax.random.key(0), images)
+    opt_state = jax.eval_shape(optimizer.init, variables["params"])
+    stacked = jax.tree.map(
+        lambda x: jax.ShapeDtypeStruct((num_devices, *x.shape), x.dtype),
+        variables["batch_stats"],
+    )
+    everywhere, share = PartitionSpec(), PartitionSpec(DATA_AXIS)
+    step = jax.shard_map(
+        step_of(network, optimizer),
+        mesh=topology.mesh,
+        in_specs=(everywhere, share, everywhere, share, share),
+        out_specs=(everywhere, share, everywhere, everywhere),
+        check_vma=False,
+    )
+    jitted = jax.jit(step, donate_argnums=(0, 1, 2))
+    lowered = jitted.lower(variables["params"], stacked, opt_state, images, labels)
+    figures = figures_of(lowered.compile())
+    for line in report(figures, topology, args.device_batch_size, 0):
+        print(line)
+
+
+if __name__ == "__main__":
+    main()

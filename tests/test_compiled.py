@@ -1,0 +1,131 @@
+"""Figures of a compiled step, of a network so small that they can be worked out."""
+
+from typing import NamedTuple
+
+import jax
+import jax.numpy as jnp
+import optax
+import pytest
+
+from jaxii.objective.multitask import make_objective
+from jaxii.plan import compiled
+from jaxii.plan.compiled import DoesNotFit, step_compiler
+from jaxii.train.loop import StagePlan
+from jaxii.train.mesh import make_mesh
+from jaxii.train.stages import Stage
+from jaxii.train.step import StepSettings
+
+NUM_CLASSES, SIZE, WIDTH = 5, 8, 64
+NUM_INPUTS = SIZE * SIZE * 3
+NUM_PARAMS = NUM_INPUTS * WIDTH + WIDTH * NUM_CLASSES
+
+
+class Outputs(NamedTuple):
+    logits: jax.Array
+    embedding: None = None
+
+
+def init(key):
+    shapes = {"hidden": (NUM_INPUTS, WIDTH), "classifier": (WIDTH, NUM_CLASSES)}
+    return {name: jnp.ones(shape) for name, shape in shapes.items()}, {}
+
+
+def apply(params, batch_stats, images, *, train, key):
+    pixels = images.reshape(images.shape[0], -1).astype(jnp.float32)
+    features = jnp.tanh(pixels @ params["hidden"])
+    return Outputs(features @ params["classifier"]), batch_stats
+
+
+def compile_step(device_batch_size, micro_batches=1):
+    settings = StepSettings(
+        apply=apply,
+        objective=make_objective({"bce": 1.0}, num_steps=9, num_classes=NUM_CLASSES),
+        optimizer=optax.sgd(0.1, 0.9),
+        learning_rate=lambda step: jnp.float32(0.1),
+        micro_batches=micro_batches,
+    )
+    stage = Stage(name="small", terms={"bce": 1.0}, num_steps=9)
+    plan = StagePlan(stage=stage, settings=settings, init=init)
+    num_images = 8 * device_batch_size
+    batch = {
+        "images": ((num_images, SIZE, SIZE, 3), jnp.uint8),
+        "label_ids": ((num_images, 3), jnp.int32),
+        "label_confidences": ((num_images, 3), jnp.float32),
+        "mask": ((num_images,), jnp.float32),
+        "positions": ((num_images,), jnp.int32),
+    }
+    shapes = {name: jax.ShapeDtypeStruct(*array) for name, array in batch.items()}
+    return step_compiler(plan, make_mesh(), None)(shapes)
+
+
+@pytest.fixture(scope="module")
+def figures():
+    return compile_step(256)
+
+
+def test_arguments_are_the_state_and_one_devices_share_of_the_batch(figures):
+    state = 2 * 4 * NUM_PARAMS
+    batch = 256 * (NUM_INPUTS + 2 * 3 * 4 + 4)
+    # Positions are not an argument of a step that augments nothing; counters are small.
+    assert figures.argument_bytes == pytest.approx(state + batch, abs=2048)
+
+
+def test_flops_are_those_of_the_products_forwards_and_backwards(figures):
+    hidden, classifier = NUM_INPUTS * WIDTH, WIDTH * NUM_CLASSES
+    # No gradient reaches the pixels.
+    expected = 2 * 256 * (2 * hidden + 3 * classifier)
+    assert figures.flops == pytest.approx(expected, rel=0.1)
+
+
+def test_gradients_and_sums_are_reduced_over_the_devices(figures):
+    assert {one.kind for one in figures.collectives} == {"all-reduce"}
+    num_bytes = sum(one.num_bytes for one in figures.collectives)
+    assert num_bytes == pytest.approx(4 * NUM_PARAMS, rel=0.01)
+
+
+def test_the_parts_add_up(figures):
+    parts = (
+        figures.argument_bytes,
+        figures.output_bytes,
+        figures.temporary_bytes,
+        figures.program_bytes,
+    )
+    assert figures.total_bytes == sum(parts) and min(parts) >= 0
+
+
+def test_a_loop_over_micro_batches_is_counted_as_often_as_it_runs(figures):
+    sliced = compile_step(256, micro_batches=4)
+    # The update, which is outside of the loop, is counted as often: a few of 100.
+    assert figures.flops <= sliced.flops <= 1.1 * figures.flops
+    assert [one.times for one in sliced.collectives] == [1] * len(sliced.collectives)
+
+
+def test_a_program_that_needs_too_much_memory_is_told_in_the_compilers_words(
+    monkeypatch,
+):
+    text = "RESOURCE_EXHAUSTED: Ran out of memory.\n  Used 20.5G of 15.75G hbm.\n"
+
+    class Lowered:
+        def compile(self):
+            raise jax.errors.JaxRuntimeError(text)
+
+    class Step:
+        def lower(self, *_):
+            return Lowered()
+
+    monkeypatch.setattr(compiled, "make_train_step", lambda *_: Step())
+    with pytest.raises(DoesNotFit, match=r"^Used 20\.5G of 15\.75G hbm\.$"):
+        compile_step(1)
+
+
+def test_another_failure_of_the_compiler_is_not_taken_for_it(monkeypatch):
+    class Step:
+        def lower(self, *_):
+            return self
+
+        def compile(self):
+            raise jax.errors.JaxRuntimeError("INTERNAL: broken")
+
+    monkeypatch.setattr(compiled, "make_train_step", lambda *_: Step())
+    with pytest.raises(jax.errors.JaxRuntimeError, match="broken"):
+        compile_step(1)
