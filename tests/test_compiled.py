@@ -10,8 +10,8 @@ import pytest
 from jaxii.objective.multitask import make_objective
 from jaxii.plan import compiled
 from jaxii.plan.compiled import DoesNotFit, step_compiler
-from jaxii.train.loop import StagePlan
 from jaxii.train.mesh import make_mesh
+from jaxii.train.run import StagePlan
 from jaxii.train.stages import Stage
 from jaxii.train.step import StepSettings
 

@@ -21,8 +21,8 @@ from jaxii.plan import words
 from jaxii.plan.compiled import DoesNotFit, Figures, Shapes, step_compiler
 from jaxii.plan.fit import Largest, largest_batch
 from jaxii.plan.topology import Topology
-from jaxii.train.loop import StagePlan
 from jaxii.train.mesh import check_batch_size
+from jaxii.train.run import StagePlan
 from jaxii.train.stages import Stage
 
 # dataset -> classes and training images of the files as they were published.

@@ -15,7 +15,7 @@ from jax.sharding import Mesh
 from jaxii.plan.collectives import Collective, collectives
 from jaxii.plan.hlo import parse
 from jaxii.plan.traffic import memory_bytes
-from jaxii.train.loop import StagePlan
+from jaxii.train.run import StagePlan
 from jaxii.train.state import new_state
 from jaxii.train.step import make_train_step
 

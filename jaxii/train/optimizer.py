@@ -4,8 +4,8 @@ The gradients of the objective come in from the train step, which applies the up
 keeps the moving average and accumulates micro-batches. The learning rate is a schedule
 of the updates done in the stage; evaluate the same schedule to log it.
 
-What needs the length of a whole array (clipping, trust ratios) asks `squared_norms` for
-it, which the train step gives where each device holds but a slice of every array.
+Where a device holds but a slice of every array, the lengths that clipping and trust
+ratios need are given to `update` by the train step: `gradient_norm`, `squared_norms`.
 """
 
 import math
@@ -81,9 +81,8 @@ def _scale_by_trust_ratio(coefficient: float):
 def _clip(clip_norm: float):
     """Cuts the gradient of all parameters together to a length."""
 
-    def update(updates, state, params=None, *, squared_norms=local_squared_norms, **_):
-        (squares,) = squared_norms(updates)
-        norm = jnp.sqrt(jnp.asarray(sum(jax.tree.leaves(squares)), jnp.float32))
+    def update(updates, state, params=None, *, gradient_norm=None, **_):
+        norm = optax.tree.norm(updates) if gradient_norm is None else gradient_norm
         scale = clip_norm / jnp.maximum(norm, clip_norm)
         return jax.tree.map(lambda leaf: leaf * scale, updates), state
 
@@ -158,7 +157,7 @@ def make_optimizer(
       clip_norm: largest global norm of the gradient, above 0; None = no clipping.
 
     Returns:
-      The transformation; its `update` needs the params, and takes `squared_norms`.
+      The transformation; its `update` needs the params.
 
     Raises:
       InputError: an unknown name or a number outside its range.

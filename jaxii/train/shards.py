@@ -4,15 +4,15 @@ Used by `step`, and by whoever makes or restores a state. Every array keeps its 
 shape and is cut along one of its axes, so that a checkpoint is the same for any number
 of devices, and for a state that is whole on each of them: that is one shard.
 
-An update then costs one reduce-scatter (gradients), one all-reduce (what cannot be cut,
-statistics, sums) and one all-gather (params), each of one buffer: together the bytes of
-the one all-reduce that they replace.
+Gradients are added up whole, as always: each device then updates its slices of the
+parameters, and one all-gather of one buffer puts the parameters together. Element by
+element nothing else is computed, so that the run is the same. (The paper scatters the
+gradients while it adds them up; XLA for TPUs makes an all-reduce of that again.)
 
 Source: Rajbhandari et al. 2020, ZeRO, https://arxiv.org/abs/1910.02054, section 5.1.
 """
 
 import itertools
-import math
 from collections.abc import Sequence
 from dataclasses import replace
 from typing import Any
@@ -25,6 +25,9 @@ from jaxtyping import Array, Float
 
 from jaxii.train.mesh import DATA_AXIS
 from jaxii.train.state import TrainState, Tree
+
+# XLA for TPUs gathers whole tiles; of anything else it makes an all-reduce.
+_TILE = 1024
 
 
 def cut_axis(shape: Sequence[int], num_shards: int) -> int | None:
@@ -84,29 +87,6 @@ class Shards:
         # Number of a leaf -> axis along which it is divided; the others stay whole.
         self._cut = {i: axis for i, axis in enumerate(axes) if axis is not None}
 
-    def summed(
-        self, gradients: Tree, others: Tree
-    ) -> tuple[Tree, Tree, Float[Array, ""]]:
-        """Adds up over the devices what each of them has a part of.
-
-        Args:
-          gradients: of the parameters, whole.
-          others: anything else.
-
-        Returns:
-          This device's slices of the gradients, the others whole, and the norm of all
-          gradients.
-        """
-        leaves = self._structure.flatten_up_to(gradients)
-        slices = self._scatter(leaves)
-        rest = {i: leaf for i, leaf in enumerate(leaves) if i not in slices}
-        squares = [_square(part) for part in slices.values()]
-        rest, squares, others = lax.psum((rest, squares, others), DATA_AXIS)
-        squares += [_square(leaf) for leaf in rest.values()]
-        for i, leaf in (rest | slices).items():
-            leaves[i] = leaf
-        return self._structure.unflatten(leaves), others, jnp.sqrt(sum(squares))
-
     def own(self, tree: Tree) -> Tree:
         """Returns this device's slices of a tree that is whole."""
         leaves = self._structure.flatten_up_to(tree)
@@ -122,8 +102,10 @@ class Shards:
             return tree
         leaves = self._structure.flatten_up_to(tree)
         flat = jnp.concatenate([leaves[i].reshape(-1) for i in self._cut])
+        flat = jnp.pad(flat, (0, -flat.size % _TILE))
         rows = lax.all_gather(flat, DATA_AXIS, to="invarying")
-        columns = _split(rows, [leaves[i].size for i in self._cut])
+        ends = list(itertools.accumulate(leaves[i].size for i in self._cut))
+        columns = jnp.split(rows, ends, axis=1)[:-1]
         for (i, axis), part in zip(self._cut.items(), columns, strict=True):
             stacked = part.reshape(self._num_shards, *leaves[i].shape)
             leaves[i] = jnp.moveaxis(stacked, 0, axis).reshape(self._shapes[i])
@@ -148,29 +130,6 @@ class Shards:
                 for i, total in zip(self._cut, sums, strict=True):
                     row[i] = total
         return tuple(self._structure.unflatten(row) for row in squares)
-
-    def _scatter(self, leaves: list[Any]) -> dict[int, Any]:
-        """Returns the number and this device's slice of each leaf that is divided."""
-        if not self._cut:
-            return {}
-        rows, shapes = [], []
-        for i, axis in self._cut.items():
-            before, after = leaves[i].shape[:axis], leaves[i].shape[axis + 1 :]
-            size = leaves[i].shape[axis] // self._num_shards
-            parts = leaves[i].reshape(*before, self._num_shards, size, *after)
-            rows.append(jnp.moveaxis(parts, axis, 0).reshape(self._num_shards, -1))
-            shapes.append((*before, size, *after))
-        flat = lax.psum_scatter(jnp.concatenate(rows, axis=1), DATA_AXIS)
-        columns = _split(flat, [math.prod(shape) for shape in shapes])
-        return {
-            i: part.reshape(shape)
-            for i, part, shape in zip(self._cut, columns, shapes, strict=True)
-        }
-
-
-def _split(joined: Array, sizes: Sequence[int]) -> list[Array]:
-    """Undoes a concatenation along the last axis."""
-    return jnp.split(joined, list(itertools.accumulate(sizes))[:-1], axis=-1)
 
 
 def _square(leaf: Array) -> Float[Array, ""]:

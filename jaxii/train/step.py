@@ -3,8 +3,8 @@
 Comes after the objective and before the loop. Each device works on its share of the
 batch under `jax.shard_map`; what is differentiated is the global objective, each term
 divided by its weight over the whole batch. Two all-reduces a step: the terms' weights,
-then gradients, statistics and sums together; where the optimizer's state is divided
-over the devices, `shards` takes the second one apart.
+then gradients, statistics and sums together; `shards` adds an all-gather where it
+divides the optimizer's state.
 """
 
 from collections.abc import Callable
@@ -75,7 +75,7 @@ def make_train_step(settings: StepSettings, mesh: Mesh) -> Any:
       None without an embedding term. Metrics are scalars of the global batch.
     """
 
-    def train_step(
+    def on_a_device(
         state: TrainState,
         batch: Batch,
         label_embeddings: Float[Array, "class embed"] | None,
@@ -85,11 +85,11 @@ def make_train_step(settings: StepSettings, mesh: Mesh) -> Any:
         )
         return _update(settings, state, gradients, batch_stats, metrics)
 
-    def parallel(state, batch, label_embeddings):
+    def train_step(state, batch, label_embeddings):
         everywhere, share = PartitionSpec(), PartitionSpec(DATA_AXIS)
         specs = state_specs(state, mesh.size if settings.shard_state else 1)
         return jax.shard_map(
-            train_step,
+            on_a_device,
             mesh=mesh,
             in_specs=(specs, share, everywhere),
             out_specs=(specs, everywhere),
@@ -100,7 +100,7 @@ def make_train_step(settings: StepSettings, mesh: Mesh) -> Any:
     # A state that is divided lies as it was made, and as the specs above say.
     placed = None if settings.shard_state else whole
     return jax.jit(
-        parallel,
+        train_step,
         in_shardings=(placed, parts, whole),
         out_shardings=(placed, whole),
         donate_argnums=0,
@@ -115,8 +115,7 @@ def gradients_of(
 ) -> tuple[Tree, Tree, Metrics]:
     """Returns gradients, BatchNorm statistics and metrics of the global batch.
 
-    Runs inside `jax.shard_map`; what it returns is equal on all devices, but for the
-    gradients where the optimizer's state is divided: they are this device's slices.
+    Runs inside `jax.shard_map`; what it returns is equal on all devices.
     """
     objective = settings.objective
     images, targets, known = _examples(settings, batch)
@@ -141,18 +140,12 @@ def gradients_of(
     )
     num_devices = jax.lax.axis_size(DATA_AXIS)
     batch_stats = jax.tree.map(lambda x: x / num_devices, batch_stats)
-    gradients, (batch_stats, metrics), norm = _shards(settings, state).summed(
-        gradients, (batch_stats, sums)
+    gradients, batch_stats, metrics = jax.lax.psum(
+        (gradients, batch_stats, sums), DATA_AXIS
     )
     if settings.frozen:
         batch_stats = state.batch_stats
-    metrics = metrics | {"gradient_norm": norm} | _prefixed("weight", term_weights)
-    return gradients, batch_stats, metrics
-
-
-def _shards(settings, state):
-    num_shards = jax.lax.axis_size(DATA_AXIS) if settings.shard_state else 1
-    return Shards(state.params, num_shards)
+    return gradients, batch_stats, metrics | _prefixed("weight", term_weights)
 
 
 def _examples(settings, batch):
@@ -250,20 +243,25 @@ def _accumulate(local_objective, state, pieces, key, micro_batches):
 
 def _update(settings, state, gradients, batch_stats, metrics):
     """Applies the optimizer, unless a gradient is not finite: then nothing moves."""
-    finite = jnp.isfinite(metrics["gradient_norm"]) & jnp.isfinite(metrics["objective"])
-    shards = _shards(settings, state)
-    params = shards.own(state.params)
-    optimizer = optax.with_extra_args_support(settings.optimizer)
-    updates, opt_state = optimizer.update(
-        gradients, state.opt_state, params, squared_norms=shards.squared_norms
+    norm = optax.tree.norm(gradients)
+    finite = jnp.isfinite(norm) & jnp.isfinite(metrics["objective"])
+    num_shards = jax.lax.axis_size(DATA_AXIS) if settings.shard_state else 1
+    shards = Shards(state.params, num_shards)
+    own = shards.own(state.params)
+    updates, opt_state = optax.with_extra_args_support(settings.optimizer).update(
+        shards.own(gradients),
+        state.opt_state,
+        own,
+        gradient_norm=norm,
+        squared_norms=shards.squared_norms,
     )
     # Weight decay would move what has no gradient.
-    frozen = {name: params[name] for name in settings.frozen}
-    moved: Tree = optax.apply_updates(params, updates)
+    frozen = {name: own[name] for name in settings.frozen}
+    moved: Tree = optax.apply_updates(own, updates)
     kept = _keep_if(
         finite,
         (moved | frozen, batch_stats, opt_state),
-        (params, state.batch_stats, state.opt_state),
+        (own, state.batch_stats, state.opt_state),
     )
     params = shards.whole(kept[0])
     average_params = state.average_params
@@ -273,6 +271,7 @@ def _update(settings, state, gradients, batch_stats, metrics):
     skipped = 1 - finite.astype(jnp.int32)
     in_a_row = (state.skipped_in_a_row + skipped) * skipped
     metrics = metrics | {
+        "gradient_norm": norm,
         "learning_rate": settings.learning_rate(state.stage_step),
         "skipped_in_a_row": in_a_row,
         "skipped_steps": state.skipped_steps + skipped,
