@@ -105,7 +105,7 @@ def refused(run, tmp_path):
         (["compare"], "compare was given no workdir"),
         (["plan"], "--config is missing"),
         (["plan", f"{RECIPE}:emoji", "--topology=v5e:3x3"], "not a slice of TPUs"),
-        (["plan", "--device_batch_size=-1"], "--device_batch_size=-1: .*>= 0"),
+        (["plan", "--device_batch_size=-1"], "--device_batch_size=-1: .*non-negative"),
         (["evaluate", "--tune_on=test"], "validation|held_out|tuning>"),
         (["evaluate", "--tune_on=tuning"], "add --allow_tuning_labels"),
         (["adapt"], "labels of the target domain train .* add --allow_tuning_labels"),
