@@ -186,7 +186,7 @@ def _of_predict() -> dict[str, Any]:
     trained = _trained()
     return trained | {
         "images": _required("images", _IMAGES.value),
-        "ids": Path(_IDS.value) if _IDS.value else None,
+        "ids": at(_IDS.value) if _IDS.value else None,
         "output": _output("CSV") or trained["workdir"] / "predictions.csv",
         "decoder": _DECODER.value or "",
         "variant": _variant(),
@@ -205,7 +205,7 @@ def _of_plan() -> dict[str, Any]:
 
 def _of_compare(words: list[str]) -> dict[str, Any]:
     return {
-        "paths": [Path(word) for word in words],
+        "paths": [at(word) for word in words],
         "output": _output("HTML"),
         "each": _EACH.value,
         "markdown": _MARKDOWN.value,
@@ -225,8 +225,8 @@ def _variant() -> dict[str, Any]:
     }
 
 
-def _output(kind: str) -> Path | None:
-    output = Path(_OUTPUT.value) if _OUTPUT.value else None
+def _output(kind: str) -> AnyPath | None:
+    output = at(_OUTPUT.value) if _OUTPUT.value else None
     if output is not None and output.is_dir():
         raise InputError(
             f"--output={output} is a folder; give the name of a file for the {kind}."
@@ -234,9 +234,9 @@ def _output(kind: str) -> Path | None:
     return output
 
 
-def _new_workdir(config: configuration.Config) -> Path:
+def _new_workdir(config: configuration.Config) -> AnyPath:
     if _WORKDIR.value:
-        return Path(_WORKDIR.value)
+        return at(_WORKDIR.value)
     recipe, _, preset = config_flags.get_config_filename(
         flags.FLAGS["config"]
     ).partition(":")

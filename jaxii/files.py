@@ -91,6 +91,54 @@ def write_beside(
         part.unlink(missing_ok=True)
 
 
+class Mirror:
+    """A folder for files that grow, which no object in a bucket can.
+
+    On a disk it is the folder itself. For a bucket it is one on this machine, whose
+    files are uploaded, whole, at each `push`: what was written after the last one is
+    lost with the process.
+
+    Args:
+      home: where the files belong; made where it is on a disk.
+
+    Attributes:
+      path: where they are written.
+    """
+
+    def __init__(self, home: AnyPath):
+        self._home = home
+        self._pushed: dict[Path, tuple[int, int]] = {}
+        if isinstance(home, Path):
+            self.path = home
+            home.mkdir(parents=True, exist_ok=True)
+        else:
+            self._scratch = tempfile.TemporaryDirectory()
+            self.path = Path(self._scratch.name)
+
+    def fetch(self, name: str) -> Path:
+        """Returns the path of a file, with what its home has of it."""
+        if self.path != self._home and (self._home / name).exists():
+            (self.path / name).write_bytes((self._home / name).read_bytes())
+        return self.path / name
+
+    def push(self) -> None:
+        """Uploads the files that have changed."""
+        if self.path == self._home:
+            return
+        for path in sorted(self.path.rglob("*")):
+            state = path.stat().st_size, path.stat().st_mtime_ns
+            if path.is_file() and self._pushed.get(path) != state:
+                name = path.relative_to(self.path).as_posix()
+                (self._home / name).write_bytes(path.read_bytes())
+                self._pushed[path] = state
+
+    def close(self) -> None:
+        """Pushes, and removes what was on this machine."""
+        self.push()
+        if self.path != self._home:
+            self._scratch.cleanup()
+
+
 @contextmanager
 def locked(folder: Path) -> Iterator[None]:
     """Lets one process at a time work in a folder, which is made; the others wait."""

@@ -8,13 +8,13 @@ import functools
 import json
 from collections.abc import Callable
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any
 
 from jax.sharding import Mesh, Sharding
 
 from jaxii import config as configuration
 from jaxii.errors import InputError
+from jaxii.files import at
 from jaxii.infer.models import Model
 from jaxii.infer.provenance import Provenance
 from jaxii.networks import Networks
@@ -153,9 +153,9 @@ def open_trained(reference: str, label_hash: str = "") -> Trained:
       InputError: no run is there, it was not trained, or it has other labels.
     """
     path, _, stage = reference.rpartition("@")
-    if not path or Path(reference).exists():
+    if not path or at(reference).exists():
         path, stage = reference, ""
-    workdir = Workdir(Path(path))
+    workdir = Workdir(at(path))
     config, found = workdir.config(), workdir.vocabulary().content_hash()
     if label_hash and found != label_hash:
         raise InputError(

@@ -7,14 +7,13 @@ before a file is touched.
 import json
 from collections.abc import Sequence
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any
 from urllib.parse import quote
 
 from jaxii import config as configuration
 from jaxii.data.labels import Vocabulary
 from jaxii.errors import InputError
-from jaxii.files import write_json
+from jaxii.files import AnyPath, write_json
 
 MOST_SHOWN = 5
 # The one field in which a run with a domain held out differs from the run without.
@@ -28,29 +27,29 @@ BATCH_SIZE = ("global_batch_size", "micro_batches")
 class Workdir:
     """Paths below a run's folder, and the checks that guard them."""
 
-    path: Path
+    path: AnyPath
 
     @property
-    def config_file(self) -> Path:
+    def config_file(self) -> AnyPath:
         """The resolved configuration."""
         return self.path / "config.json"
 
     @property
-    def labels_file(self) -> Path:
+    def labels_file(self) -> AnyPath:
         """The vocabulary, in order."""
         return self.path / "labels.csv"
 
     @property
-    def embedding_file(self) -> Path:
+    def embedding_file(self) -> AnyPath:
         """The label embedding, with its provenance."""
         return self.path / "label_embedding.npz"
 
     @property
-    def history_file(self) -> Path:
+    def history_file(self) -> AnyPath:
         """Figures by step."""
         return self.path / "history.jsonl"
 
-    def result_file(self, name: str, variants: Sequence[str] = ()) -> Path:
+    def result_file(self, name: str, variants: Sequence[str] = ()) -> AnyPath:
         """Returns where a result lies; what is not the run's own gets another name.
 
         Args:

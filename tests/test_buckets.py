@@ -1,10 +1,14 @@
-"""Data sets in a bucket, against an emulator of Google's storage on this machine.
+"""Data sets and runs in a bucket, against an emulator of Google's storage here.
 
 Skipped without it: pip install 'jaxii[gcs]' gcp-storage-emulator
 """
 
+import json
+import os
 import socket
+import subprocess
 import sys
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -17,13 +21,29 @@ from jaxii.data.open_images import prepare
 from jaxii.data.sources import open_dataset
 from jaxii.errors import InputError
 from jaxii.files import at, local_draft, names_in, size_of, write_beside
+from jaxii.train.telemetry import read_history
+
+ROOT = Path(__file__).parent.parent
 
 
 @pytest.fixture(scope="module")
 def bucket():
     """A bucket; gcsfs and array_record find it through the environment."""
-    server = pytest.importorskip("gcp_storage_emulator.server")
+    objects = pytest.importorskip("gcp_storage_emulator.handlers.objects")
     pytest.importorskip("gcsfs")
+    plain = objects.download
+
+    def download(request, response, storage, *words, **named):
+        # As the real service does, and as TensorStore wants it; the emulator does not.
+        plain(request, response, storage, *words, **named)
+        if response.status < 300:
+            place = request.params["bucket_name"], request.params["object_id"]
+            generation = storage.get_file_obj(*place).get("generation")
+            response["x-goog-generation"] = generation or "1"
+
+    objects.download = download
+    from gcp_storage_emulator import server
+
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
         port = free.getsockname()[1]
@@ -32,7 +52,11 @@ def bucket():
     )
     emulator.start()
     with pytest.MonkeyPatch.context() as patch:
-        for name in ("STORAGE_EMULATOR_HOST", "CLOUD_STORAGE_EMULATOR_ENDPOINT"):
+        for name in (
+            "STORAGE_EMULATOR_HOST",
+            "CLOUD_STORAGE_EMULATOR_ENDPOINT",
+            "TENSORSTORE_GCS_HTTP_URL",
+        ):
             patch.setenv(name, f"http://127.0.0.1:{port}")
         yield "gs://pictures"
     emulator.stop()
@@ -109,6 +133,89 @@ def test_an_interrupted_preparation_in_a_bucket_goes_on(bucket, uploaded):
         open_dataset(out)
     prepare(Layout.find(uploaded), out)
     assert len(open_dataset(out).splits["train"].source) == 5
+
+
+RECIPE = """
+from jaxii.config import default_config
+
+def get_config(name=""):
+    config = default_config()
+    config.model.depth = 18
+    config.model.width = 8
+    config.model.compute_dtype = "float32"
+    config.data.image_size_pixels = 32
+    config.data.validation_fraction = 0.25
+    config.global_batch_size = 4
+    config.label_embedding.dim = 2
+    config.evaluate_every_steps = 4
+    config.log_every_steps = 1
+    config.stages = (
+        {
+            "name": "only",
+            "num_steps": 12,
+            "embedding_head": True,
+            "terms": {"bce": 1.0, "embedding": 1.0},
+        },
+    )
+    return config
+"""
+
+
+def start(*words):
+    return subprocess.Popen(
+        [sys.executable, "-m", "jaxii.main", *map(str, words)],
+        cwd=ROOT,
+        env={**os.environ, "JAX_PLATFORMS": "cpu", "XLA_FLAGS": ""},
+        stdout=subprocess.PIPE,
+        text=True,
+    )
+
+
+def finish(*words):
+    """Runs a command to its end."""
+    with start(*words) as process:
+        said = process.stdout.read()
+    assert process.returncode == 0, said
+
+
+def figures(workdir):
+    metrics = json.loads((workdir / "metrics.json").read_text())
+    rows = [
+        (row["kind"], row["step"], row.get("objective"), row.get("validation/f2"))
+        for row in read_history(workdir / "history.jsonl")
+    ]
+    return metrics["splits"], rows
+
+
+def test_a_run_in_a_bucket_that_is_killed_goes_on_as_one_on_disk(bucket, tmp_path):
+    root = small_layout.write(tmp_path / "kaggle", num_train=24)
+    recipe, data = tmp_path / "recipe.py", tmp_path / "prepared"
+    recipe.write_text(RECIPE)
+    prepare(Layout.find(root), data)
+    words = "train", f"--config={recipe}", f"--data_dir={data}"
+    here, there = tmp_path / "run", at(f"{bucket}/runs/a run")
+    finish(*words, f"--workdir={here}")
+    with start(*words, f"--workdir={there}") as killed:
+        for line in killed.stdout:
+            if "saved 4" in line:
+                break
+        killed.kill()
+    assert not (there / "metrics.json").exists()
+    finish(*words, f"--workdir={there}")
+    assert any(row["step"] < 4 for row in read_history(there / "history.jsonl"))
+    assert figures(there) == figures(here)
+    same = "config.json", "labels.csv", "submission.csv"
+    for name in same:
+        assert (there / name).read_bytes() == (here / name).read_bytes()
+    assert list((there / "tensorboard").iterdir())
+
+    answers = there / "answers.csv"
+    images = root / "stage_1_test_images"
+    words = "predict", f"--workdir={there}", f"--images={images}"
+    finish(*words, f"--output={answers}")
+    assert answers.read_text().startswith("image_id,labels")
+    finish("compare", there, here, f"--output={there / 'page.html'}")
+    assert "<html" in (there / "page.html").read_text()
 
 
 def test_a_prefix_with_something_else_is_refused(bucket, uploaded):

@@ -6,11 +6,11 @@ it. The original tried this and gave it up, as against the spirit of the task.
 """
 
 from collections.abc import Callable
-from pathlib import Path
 from typing import Any
 
 from jaxii import config as configuration
 from jaxii.commands.train import train
+from jaxii.files import AnyPath
 from jaxii.trained import Trained, open_trained
 from jaxii.workdir import Workdir
 
@@ -23,7 +23,7 @@ DEFAULTS = {"all": (10.0, 0.1), "last_layer": (20.0, 1.0)}
 def adapt(
     workdir: Workdir,
     *,
-    output: Path,
+    output: AnyPath,
     stage: str,
     trainable: str,
     num_epochs: float,

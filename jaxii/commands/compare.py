@@ -1,10 +1,9 @@
 """`compare`: runs side by side."""
 
-from pathlib import Path
-
 from jaxii.config import FREE_FIELDS
 from jaxii.console import say
 from jaxii.errors import InputError
+from jaxii.files import AnyPath
 from jaxii.infer.report.compare import build_comparison
 from jaxii.infer.report.comparison_page import write_comparison
 from jaxii.infer.report.runs import read_run
@@ -12,7 +11,7 @@ from jaxii.infer.report.table import as_markdown, as_table, print_table
 
 
 def compare(
-    paths: list[Path], *, output: Path | None, each: bool, markdown: bool
+    paths: list[AnyPath], *, output: AnyPath | None, each: bool, markdown: bool
 ) -> None:
     """Prints a table of runs: how they differ, and what came of it.
 

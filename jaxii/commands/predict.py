@@ -1,6 +1,5 @@
 """`predict`: the labels of every picture of a folder, with nothing but a workdir."""
 
-from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -10,6 +9,7 @@ from jaxii.console import progress, say
 from jaxii.data import embedding
 from jaxii.data.labels import Vocabulary
 from jaxii.errors import InputError
+from jaxii.files import AnyPath
 from jaxii.infer import decoders as decoding
 from jaxii.infer import predict as prediction
 from jaxii.infer.provenance import Provenance
@@ -26,9 +26,9 @@ PICTURES = "predicted"
 def predict(
     workdir: Workdir,
     *,
-    images: Path,
-    ids: Path | None,
-    output: Path,
+    images: AnyPath,
+    ids: AnyPath | None,
+    output: AnyPath,
     decoder: str,
     stage: str,
     variant: Variant,
@@ -117,7 +117,7 @@ def _provenance(metrics: dict[str, Any], own: Trained, variant: Variant) -> Prov
     return variant.provenance(record, [PICTURES], [PICTURES])
 
 
-def _files(images: Path, ids: Path | None) -> tuple[list[str], prediction.Files]:
+def _files(images: AnyPath, ids: AnyPath | None) -> tuple[list[str], prediction.Files]:
     """Returns image ids and their pictures: all of a folder, or those of a list."""
     pictures = prediction.find_pictures(images)
     image_ids = list(pictures) if ids is None else prediction.read_ids(ids)

@@ -5,11 +5,11 @@ which draws an image's embedding to the sum of its labels' vectors, and to the d
 that ranks labels by their cosine with it.
 """
 
+import io
 import json
 import os
 from collections.abc import Mapping
 from dataclasses import dataclass, field
-from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -18,7 +18,7 @@ from jaxtyping import Float32, Int, Shaped
 from jaxii.data.eigenpairs import factorise
 from jaxii.data.pmi import cooccurrence, pmi
 from jaxii.errors import InputError
-from jaxii.files import write_beside
+from jaxii.files import at, write_beside
 
 # Up to here the exact eigenvectors cost a few seconds at most.
 EXACT_MAX_CLASSES = 2000
@@ -164,7 +164,7 @@ def save(
     Raises:
       InputError: a path that does not end in .npz.
     """
-    path = Path(path)
+    path = at(path)
     if path.suffix != ".npz":
         raise InputError(f"{path} for the label embedding; use a name ending in .npz")
     record = {
@@ -195,7 +195,7 @@ def load(path: str | os.PathLike[str]) -> LabelEmbedding:
       InputError: no such file, or not a label embedding.
     """
     try:
-        with np.load(path, allow_pickle=False) as arrays:
+        with np.load(io.BytesIO(at(path).read_bytes()), allow_pickle=False) as arrays:
             record = json.loads(str(arrays["record"]))
             return LabelEmbedding(
                 vectors=arrays["vectors"], eigenvalues=arrays["eigenvalues"], **record

@@ -9,13 +9,12 @@ import functools
 import zipfile
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
-from pathlib import Path
 
 import numpy as np
 from jaxtyping import Bool, Float, Float64, Int
 
 from jaxii.errors import InputError
-from jaxii.files import write_beside
+from jaxii.files import AnyPath, write_beside
 from jaxii.infer.calibration import Calibration, calibrate
 from jaxii.infer.cardinality import cardinality_decoder, count_prior
 from jaxii.infer.decode import (
@@ -149,7 +148,7 @@ class Decoders:
             "embedding": {"k": self.choice.embedding_k},
         }.get(name, {})
 
-    def save(self, path: Path) -> None:
+    def save(self, path: AnyPath) -> None:
         """Writes all but the label embedding, which has a file; whole or not at all."""
         k = self.choice.embedding_k
         clusters = self.clusters
@@ -168,7 +167,7 @@ class Decoders:
 
 
 def load(
-    path: Path, label_embeddings: Float[np.ndarray, "class embed"] | None
+    path: AnyPath, label_embeddings: Float[np.ndarray, "class embed"] | None
 ) -> Decoders:
     """Reads what `save` wrote.
 

@@ -4,10 +4,10 @@ Comes after `evaluate` has fitted the decoders, and ends in a submission.
 """
 
 import csv
+import io
 from collections import Counter
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any, SupportsIndex
 
 import numpy as np
@@ -15,7 +15,7 @@ from jax.sharding import Mesh
 
 from jaxii.data.labels import Vocabulary
 from jaxii.errors import InputError
-from jaxii.files import write_beside, write_json
+from jaxii.files import AnyPath, write_beside, write_json
 from jaxii.infer.decoders import Decode
 from jaxii.infer.evaluate import gather
 from jaxii.infer.models import Batches, Predict
@@ -33,7 +33,7 @@ class Files:
       paths: one file an image; None where there is none, which reads as damaged.
     """
 
-    paths: tuple[Path | None, ...]
+    paths: tuple[AnyPath | None, ...]
 
     def __len__(self) -> int:
         return len(self.paths)
@@ -53,7 +53,7 @@ class Files:
         }
 
 
-def find_pictures(folder: Path) -> dict[str, Path]:
+def find_pictures(folder: AnyPath) -> dict[str, AnyPath]:
     """Returns image id -> file of every picture of a folder, in the order of ids.
 
     Raises:
@@ -61,7 +61,7 @@ def find_pictures(folder: Path) -> dict[str, Path]:
     """
     if not folder.is_dir():
         raise InputError(f"--images={folder} is not a folder; give one with pictures.")
-    found: dict[str, Path] = {}
+    found: dict[str, AnyPath] = {}
     for path in sorted(folder.iterdir(), key=lambda p: (p.stem, p.suffix)):
         if path.suffix.lower() not in PICTURES:
             continue
@@ -78,7 +78,7 @@ def find_pictures(folder: Path) -> dict[str, Path]:
     return found
 
 
-def read_ids(path: Path) -> list[str]:
+def read_ids(path: AnyPath) -> list[str]:
     """Returns the image ids of a sample submission, in its order.
 
     Raises:
@@ -89,8 +89,8 @@ def read_ids(path: Path) -> list[str]:
             f"--ids={path} is not a file; give a CSV with image_id,labels."
         )
     try:
-        with path.open(newline="", encoding="utf-8-sig") as file:
-            rows = list(csv.reader(file))
+        text = path.read_text(encoding="utf-8-sig")
+        rows = list(csv.reader(io.StringIO(text)))
     except (OSError, ValueError, csv.Error) as error:
         raise InputError(
             f"--ids={path} cannot be read as CSV ({error}); it must be UTF-8 text with "
@@ -175,7 +175,7 @@ def answer(
 
 
 def write_submission(
-    path: Path,
+    path: AnyPath,
     image_ids: Sequence[str],
     labels: Iterable[np.ndarray],
     vocabulary: Vocabulary,

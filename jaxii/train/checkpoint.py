@@ -8,6 +8,7 @@ only when it is complete. Kept are the last checkpoint of a stage and its best.
 
 import json
 from collections.abc import Mapping, Sequence
+from pathlib import Path
 from typing import Any
 
 import jax
@@ -17,6 +18,7 @@ from jax.sharding import Sharding
 from orbax.checkpoint import checkpoint_managers as managers
 
 from jaxii.errors import InputError
+from jaxii.files import at
 from jaxii.train.stages import Saved, choose
 from jaxii.train.state import TrainState, Tree
 
@@ -35,7 +37,10 @@ class Checkpoints:
     def __init__(
         self, workdir: epath.PathLike, stage_names: Sequence[str], label_hash: str
     ):
-        self.directory = epath.Path(workdir).resolve() / "checkpoints"
+        path = at(workdir)
+        # Orbax wants absolute paths, and a bucket's are.
+        path = path.resolve() if isinstance(path, Path) else path
+        self.directory = epath.Path(path) / "checkpoints"
         self._stage_names = tuple(stage_names)
         self._label_hash = label_hash
         self._managers: dict[str, ocp.CheckpointManager] = {}

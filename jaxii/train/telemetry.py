@@ -16,14 +16,11 @@ from pathlib import Path
 from typing import Any
 
 import tensorboardX
-from rich.console import Console, Group
-from rich.live import Live
-from rich.progress import BarColumn, Progress, TaskProgressColumn, TextColumn
-from rich.text import Text
+
+from jaxii.files import Mirror, at
+from jaxii.train.display import GAP, STAGE_WIDTH, Bars, Lines
 
 RESUME = "resume"
-STAGE_WIDTH = 10
-GAP = "  "
 MAX_FIGURES = 5
 
 
@@ -39,11 +36,11 @@ def read_history(path: str | PathLike[str]) -> list[dict[str, Any]]:
     Returns:
       Rows in the order of steps; a metric that was not finite is NaN.
     """
-    path = Path(path)
+    path = at(path)
     rows: dict[tuple[str, int], dict[str, Any]] = {}
     if not path.exists():
         return []
-    for line in path.read_text(encoding="utf-8", errors="replace").splitlines():
+    for line in path.read_bytes().decode(errors="replace").splitlines():
         row = _parse_row(line)
         if row is None:
             continue
@@ -92,7 +89,8 @@ class Telemetry:
     """Shows and records a run; a context manager, so that all is closed.
 
     Args:
-      workdir: gets `history.jsonl` and `tensorboard/`.
+      workdir: gets `history.jsonl` and `tensorboard/`; in a bucket at evaluations,
+        which is when checkpoints are saved, and at the end.
       total_steps: steps of the whole run.
       start_step: steps done already; what was recorded after it no longer counts.
       is_lead: False = nothing is written anywhere.
@@ -121,20 +119,19 @@ class Telemetry:
         self._saved: int | None = None
         if not is_lead:
             return
-        workdir = Path(workdir)
-        workdir.mkdir(parents=True, exist_ok=True)
-        history_path = workdir / "history.jsonl"
+        self._files = Mirror(at(workdir))
+        history_path = self._files.fetch("history.jsonl")
         is_resumed = _drop_partial_line(history_path)
         self._history = history_path.open("a", encoding="utf-8")
         if is_resumed:
             self._append({"kind": RESUME, "step": start_step})
         self._events = tensorboardX.SummaryWriter(
-            logdir=str(workdir / "tensorboard"),
+            logdir=str(self._files.path / "tensorboard"),
             purge_step=start_step + 1 if is_resumed else None,
             flush_secs=10,
         )
         out = sys.stdout if stream is None else stream
-        self._screen = _Bars(out) if out.isatty() else _Lines(out)
+        self._screen = Bars(out) if out.isatty() else Lines(out)
 
     def __enter__(self) -> "Telemetry":
         return self
@@ -148,6 +145,7 @@ class Telemetry:
             self._screen.close()
             self._history.close()
             self._events.close()
+            self._files.close()
             self._is_lead = False
 
     def start_stage(
@@ -228,6 +226,8 @@ class Telemetry:
         figures = [f"{name} {value:.4g}" for name, value in row.items()]
         parts = [f"{self._stage:<{STAGE_WIDTH}}", self._place(step)]
         self.note(GAP.join(parts + figures[:MAX_FIGURES]))
+        self._events.flush()
+        self._files.push()
 
     def saved(self, step: int) -> None:
         """Notes that a checkpoint of this step is on disk."""
@@ -266,60 +266,6 @@ class Telemetry:
         self._history.flush()
 
 
-class _Lines:
-    """One plain line for each log: for pipes, files and job logs."""
-
-    def __init__(self, stream: Any):
-        self._stream = stream
-
-    def show(self, parts, *, stage, run, seconds_per_step) -> None:
-        eta = _duration((run[1] - run[0]) * seconds_per_step)
-        self.print(GAP.join([f"{stage[0]:<{STAGE_WIDTH}}", *parts, f"eta {eta}"]))
-
-    def print(self, text: str) -> None:
-        print(text, file=self._stream, flush=True)
-
-    def close(self) -> None:
-        self._stream.flush()
-
-
-class _Bars:
-    """Two bars (stage and run) over a line of figures; colours obey NO_COLOR."""
-
-    def __init__(self, stream: Any):
-        self._console = Console(file=stream)
-        self._progress = Progress(
-            TextColumn("{task.description}"),
-            BarColumn(),
-            TaskProgressColumn(),
-            TextColumn("{task.completed:.0f}/{task.total:.0f}  eta {task.fields[eta]}"),
-            console=self._console,
-        )
-        self._bars = [self._progress.add_task("", total=1, eta="-") for _ in range(2)]
-        self._status = Text()
-        self._live = Live(
-            Group(self._progress, self._status),
-            console=self._console,
-            refresh_per_second=4,
-        )
-        self._live.start()
-
-    def show(self, parts, *, stage, run, seconds_per_step) -> None:
-        rows = (stage, ("whole run", *run))
-        for bar, (name, done, total) in zip(self._bars, rows, strict=True):
-            eta = _duration((total - done) * seconds_per_step)
-            self._progress.update(
-                bar, description=name, completed=done, total=total, eta=eta
-            )
-        self._status.plain = GAP.join(parts[1:])
-
-    def print(self, text: str) -> None:
-        self._console.print(text, markup=False, highlight=False, soft_wrap=True)
-
-    def close(self) -> None:
-        self._live.stop()
-
-
 def _drop_partial_line(path: Path) -> bool:
     """Cuts a half-written last line off; tells whether the file was there."""
     if not path.exists():
@@ -337,13 +283,3 @@ def _parse_row(line: str) -> dict[str, Any] | None:
     if not isinstance(row, dict) or not {"kind", "step"} <= row.keys():
         return None
     return {key: math.nan if value is None else value for key, value in row.items()}
-
-
-def _duration(seconds: float) -> str:
-    """`1h02m`, `1m20s` or `45s`; `-` where it is not known."""
-    if not math.isfinite(seconds):
-        return "-"
-    whole = max(round(seconds), 0)
-    if whole >= 3600:
-        return f"{whole // 3600}h{whole % 3600 // 60:02d}m"
-    return f"{whole // 60}m{whole % 60:02d}s" if whole >= 60 else f"{whole}s"

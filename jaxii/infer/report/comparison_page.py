@@ -3,18 +3,16 @@
 Comes after `compare` made the rows; `comparison_figures` draws them.
 """
 
-from pathlib import Path
-
 from markupsafe import Markup
 
-from jaxii.files import write_beside
+from jaxii.files import AnyPath, write_beside
 from jaxii.infer.report import comparison_figures as figures
 from jaxii.infer.report.compare import Comparison, floors
 from jaxii.infer.report.page import templates
 from jaxii.infer.report.table import is_text_column
 
 
-def write_comparison(output: Path, comparison: Comparison) -> None:
+def write_comparison(output: AnyPath, comparison: Comparison) -> None:
     """Writes the page of a comparison.
 
     Args:

@@ -12,7 +12,7 @@ from typing import Any
 import jinja2
 from markupsafe import Markup
 
-from jaxii.files import write_beside
+from jaxii.files import AnyPath, write_beside
 from jaxii.infer.provenance import PARTS, Provenance
 from jaxii.infer.report import decoders, figures
 from jaxii.infer.report.runs import (
@@ -31,13 +31,13 @@ REPORT_NAME = "report.html"
 
 
 def write_report(
-    output: Path,
+    output: AnyPath,
     *,
     metrics: Mapping[str, Any],
     history: Sequence[Row],
     config: Mapping[str, Any],
     stages: Sequence[Row],
-) -> Path:
+) -> AnyPath:
     """Writes the report of an evaluated run.
 
     Args:

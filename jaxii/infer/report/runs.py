@@ -11,10 +11,10 @@ import re
 import statistics
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any
 
 from jaxii.errors import InputError
+from jaxii.files import AnyPath
 from jaxii.infer.provenance import Provenance
 from jaxii.train.telemetry import read_history
 
@@ -37,7 +37,7 @@ class Run:
         provenance: the record in `metrics`, checked.
     """
 
-    workdir: Path
+    workdir: AnyPath
     variant: str
     metrics: dict[str, Any]
     config: dict[str, Any]
@@ -45,7 +45,7 @@ class Run:
     provenance: Provenance
 
 
-def read_run(path: Path) -> Run:
+def read_run(path: AnyPath) -> Run:
     """Reads what `train` and `evaluate` wrote into a workdir.
 
     Args:
@@ -194,7 +194,7 @@ def is_list(value: Any) -> bool:
     return isinstance(value, Sequence) and not isinstance(value, str | bytes)
 
 
-def _read_object(path: Path) -> dict[str, Any]:
+def _read_object(path: AnyPath) -> dict[str, Any]:
     if not path.is_file():
         raise InputError(
             f"{path} does not exist; the run is not finished; run `train` and "

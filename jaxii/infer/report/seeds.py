@@ -10,9 +10,9 @@ import statistics
 from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any
 
+from jaxii.files import AnyPath
 from jaxii.infer.report.runs import Run, number_or_none
 
 
@@ -142,7 +142,7 @@ def _names(runs: Sequence[Run]) -> list[str]:
     return names
 
 
-def _short_names(workdirs: Sequence[Path]) -> dict[Path, str]:
+def _short_names(workdirs: Sequence[AnyPath]) -> dict[AnyPath, str]:
     """Returns the fewest last folder names that tell the workdirs apart."""
     paths = list(dict.fromkeys(workdirs))
     for length in range(1, max(len(p.parts) for p in paths)):
