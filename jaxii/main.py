@@ -8,6 +8,7 @@ import sys
 import traceback
 from collections.abc import Callable
 from functools import partial
+from logging import LogRecord
 from pathlib import Path
 
 from absl import flags
@@ -195,8 +196,12 @@ def _set_environment() -> None:
     os.environ.setdefault("JAX_COMPILATION_CACHE_DIR", str(cache))
     os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
     absl_logging.set_verbosity(absl_logging.ERROR)
-    # A failed save is a dozen tracebacks of Orbax's threads, and one line of jaxii's.
-    absl_logging.get_absl_logger().addFilter(lambda row: "orbax" not in row.pathname)
+    absl_logging.get_absl_logger().addFilter(_is_not_of_orbax)
+
+
+def _is_not_of_orbax(record: LogRecord) -> bool:
+    # A failed save is a dozen tracebacks of its threads, and one line of jaxii's.
+    return "orbax" not in record.pathname
 
 
 if __name__ == "__main__":
