@@ -20,12 +20,14 @@ FREE_FIELDS = (
     "data.num_threads",
     "evaluate_train_images",
     "log_every_steps",
+    "on_failed_save",
     "optimizer.shard_state",
 )
 # A ConfigDict, whose fields no type checker can know.
 Config = Any
 
 DATASETS = ("toy_regions", "kaggle", "open_images_v4")
+FAILED_SAVES = ("stop", "go_on")
 MACHINE_LABELS = ("ignored", "soft", "thresholded")
 UNKNOWN = ("negative", "ignored")
 DEPTHS = (18, 26, 34, 50, 101, 152)
@@ -67,6 +69,10 @@ def default_config() -> Config:
     config.log_every_steps = 20
     # Stop after so many updates in a row with a gradient that is not finite.
     config.most_skipped_steps = 20
+    # Where a checkpoint cannot be saved (disk full, no permission): "stop", with exit
+    # code 1, or "go_on" with the last complete one, to save again when the next is due.
+    # Several processes stop in either case: only some may know of it.
+    config.on_failed_save = "stop"
     # A recipe that misspells a field is refused where it does so.
     config.lock()
     return config
@@ -199,12 +205,8 @@ def check(config: Config) -> None:
     _between("data.most_labels", data.most_labels, 1, MOST_LABELS)
     _between("data.num_threads", data.num_threads, 1, 512)
     _between("label_embedding.dim", config.label_embedding.dim, 1, 1_000_000)
-    _between(
-        "label_embedding.context_smoothing",
-        config.label_embedding.context_smoothing,
-        0.1,
-        1.0,
-    )
+    smoothing = config.label_embedding.context_smoothing
+    _between("label_embedding.context_smoothing", smoothing, 0.1, 1.0)
     _between("model.width", model.width, 8, 1024)
     _between("model.dropout", model.dropout, 0.0, 0.99)
     _between("optimizer.peak_lr", optimizer.peak_lr, 1e-8, 1e3)
@@ -215,6 +217,7 @@ def check(config: Config) -> None:
     _one_of("optimizer.average", optimizer.average, AVERAGES)
     _between("optimizer.ema_decay", optimizer.ema_decay, 0.0, 0.999999)
     _between("optimizer.swa_share", optimizer.swa_share, 0.0, 1.0)
+    _one_of("on_failed_save", config.on_failed_save, FAILED_SAVES)
     _between("evaluate_train_images", config.evaluate_train_images, 0, 10_000_000)
     _between("global_batch_size", config.global_batch_size, 1, 1_000_000)
     _between("micro_batches", config.micro_batches, 1, 1_000_000)

@@ -8,6 +8,7 @@ import sys
 import traceback
 from collections.abc import Callable
 from functools import partial
+from logging import LogRecord
 from pathlib import Path
 
 from absl import flags
@@ -161,6 +162,7 @@ def _run(
 ) -> int:
     """Runs a command and says how it ended; several processes meet before and part."""
     from jaxii import processes
+    from jaxii.train.failed_save import FailedSave
     from jaxii.train.loop import Diverged, Preempted
 
     code, text = DONE, ""
@@ -174,7 +176,7 @@ def _run(
         code, text = MISUSED, " ".join(str(error).split())
     except Preempted as stopped:
         code, text = PREEMPTED, f"{stopped}; the same command goes on."
-    except (Diverged, processes.Lost) as error:
+    except (Diverged, FailedSave, processes.Lost) as error:
         code, text = FAILED, str(error)
     except Exception as error:
         if place is None:
@@ -194,6 +196,12 @@ def _set_environment() -> None:
     os.environ.setdefault("JAX_COMPILATION_CACHE_DIR", str(cache))
     os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
     absl_logging.set_verbosity(absl_logging.ERROR)
+    absl_logging.get_absl_logger().addFilter(_is_not_of_orbax)
+
+
+def _is_not_of_orbax(record: LogRecord) -> bool:
+    # A failed save is a dozen tracebacks of its threads, and one line of jaxii's.
+    return "orbax" not in record.pathname
 
 
 if __name__ == "__main__":

@@ -12,7 +12,11 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 
 import jax
+import jax.numpy as jnp
+import numpy as np
 from jax.experimental import multihost_utils
+from jax.sharding import Mesh, NamedSharding
+from jax.sharding import PartitionSpec as P
 
 from jaxii import console, roll_call
 from jaxii.clusters import Place
@@ -48,8 +52,23 @@ def join(place: Place, argv: Sequence[str], timeout_seconds: int) -> None:
         heartbeat_timeout_seconds=HEARTBEAT_SECONDS,
         shutdown_timeout_seconds=SHUTDOWN_SECONDS,
     )
+    _connect_devices()
     if not is_lead():
         console.mute()
+
+
+def _connect_devices() -> None:
+    """Adds up one number of every device, while all processes are at the same point.
+
+    CPUs give each other 30 s to come to their first exchange. That would be the first
+    train step, which one process may take longer to compile than another.
+    """
+    mesh = Mesh(np.asarray(jax.devices()), ("all",))
+    ones = jax.make_array_from_callback(
+        (mesh.size,), NamedSharding(mesh, P("all")), lambda _: np.ones(1, np.float32)
+    )
+    total = jax.jit(jnp.sum, out_shardings=NamedSharding(mesh, P()))(ones)
+    total.block_until_ready()
 
 
 def _program(argv: Sequence[str]) -> str:

@@ -119,7 +119,9 @@ def open_session(
     needs_embedding = any(stage.embedding_head for stage in stages)
     workdir.check_labels(data.vocabulary)
     label_hash = data.vocabulary.content_hash()
-    checkpoints = Checkpoints(workdir.path, [s.name for s in stages], label_hash)
+    checkpoints = Checkpoints(
+        workdir.path, [s.name for s in stages], label_hash, read_only=not claim
+    )
     begun = checkpoints.saved().get(stages[0].name)
     start = _start(config, plans[0], label_hash) if claim and not begun else None
     record = _record(config, checkpoints, begun, start, label_hash)

@@ -163,7 +163,7 @@ def open_trained(reference: str, label_hash: str = "") -> Trained:
             f"{label_hash}; use a run on the same labels in the same order."
         )
     names = [stage["name"] for stage in config.stages]
-    checkpoints = Checkpoints(workdir.path, names, found)
+    checkpoints = Checkpoints(workdir.path, names, found, read_only=True)
     return Trained(
         workdir=workdir,
         config=config,

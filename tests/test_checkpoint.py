@@ -1,13 +1,17 @@
 """What Orbax keeps, gives back, and refuses."""
 
+import time
+
 import jax
 import jax.numpy as jnp
 import numpy as np
 import optax
+import orbax.checkpoint as ocp
 import pytest
 
 from jaxii.errors import InputError
 from jaxii.train.checkpoint import Checkpoints, evaluated_params
+from jaxii.train.failed_save import FailedSave
 from jaxii.train.mesh import make_mesh, replicated
 from jaxii.train.optimizer import OPTIMIZERS, make_optimizer
 from jaxii.train.stages import Saved
@@ -121,6 +125,58 @@ def test_a_save_that_was_cut_off_does_not_count(checkpoints, tmp_path):
     again = Checkpoints(tmp_path, ["first"], "0123456789abcdef")
     assert [s.step for s in again.saved()["first"]] == [4]
     again.close()
+
+
+def test_who_only_reads_leaves_a_save_of_another_process_alone(checkpoints, tmp_path):
+    checkpoints.save(saved(4), make_state(), {})
+    checkpoints.wait()
+    half = tmp_path / "checkpoints" / "first" / "5.orbax-checkpoint-tmp"
+    half.mkdir()
+    reader = Checkpoints(tmp_path, ["first"], "0123456789abcdef", read_only=True)
+    (found,) = reader.saved()["first"]
+    reader.restore_model(found, replicated(make_mesh()))
+    reader.close()
+    assert half.exists()
+
+
+def test_what_is_half_deleted_does_not_count(checkpoints, tmp_path):
+    checkpoints.save(saved(4, 0.5), make_state(), {})
+    checkpoints.save(saved(5, 0.4), make_state(), {})
+    checkpoints.wait()
+    (tmp_path / "checkpoints" / "first" / "4" / "metadata" / "metadata").unlink()
+    assert [s.step for s in checkpoints.saved()["first"]] == [5]
+
+
+def test_nothing_is_left_of_a_checkpoint_that_was_replaced(checkpoints, tmp_path):
+    for step in (4, 5, 6):
+        checkpoints.save(saved(step), make_state(), {})
+    checkpoints.wait()
+    folder = tmp_path / "checkpoints" / "first"
+    assert [path.name for path in folder.iterdir()] == ["6"]
+
+
+def test_a_failed_save_is_noticed_without_waiting_and_leaves_the_others(
+    checkpoints, tmp_path, monkeypatch
+):
+    def fail(self, directory):
+        raise ValueError("... file 4: No space left on device [os_error_code='28']")
+
+    checkpoints.save(saved(4, 0.5), make_state(), {})
+    checkpoints.wait()
+    with monkeypatch.context() as patch:
+        patch.setattr(ocp.StandardCheckpointHandler, "finalize", fail)
+        checkpoints.save(saved(5, 0.6), make_state(), {})
+        with pytest.raises(FailedSave, match=r"step 5 .*failed: No space") as raised:
+            for _ in range(1000):
+                checkpoints.check()
+                time.sleep(0.01)
+    assert raised.value.last == 4
+    checkpoints.wait()
+    assert [s.step for s in checkpoints.saved()["first"]] == [4]
+    checkpoints.save(saved(6, 0.4), make_state(), {})
+    assert [s.step for s in checkpoints.saved()["first"]] == [4, 6]
+    folder = tmp_path / "checkpoints" / "first"
+    assert sorted(path.name for path in folder.iterdir()) == ["4", "6"]
 
 
 def test_checkpoints_of_other_labels_are_refused(checkpoints, tmp_path):

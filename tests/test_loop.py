@@ -1,7 +1,9 @@
 """The loop: stages in order, endings, resuming, leaving, and the guard."""
 
+import errno
 import io
 import itertools
+import os
 from dataclasses import replace
 from typing import NamedTuple
 
@@ -9,12 +11,14 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import optax
+import orbax.checkpoint as ocp
 import pytest
 
 from jaxii.errors import InputError
 from jaxii.objective.multitask import make_objective
 from jaxii.train.average import ema_rate, swa_rate
 from jaxii.train.checkpoint import Checkpoints, evaluated_params
+from jaxii.train.failed_save import FailedSave
 from jaxii.train.loop import (
     Diverged,
     Preempted,
@@ -155,6 +159,7 @@ class Folder:
             evaluate_every_steps=more.get("evaluate_every_steps", 2),
             log_every_steps=1,
             most_skipped_steps=3,
+            go_on_after_failed_save=more.get("go_on_after_failed_save", False),
             seed=0,
             wanted_back=wanted_back,
         )
@@ -305,6 +310,63 @@ def test_gradients_that_stay_infinite_stop_the_run_and_keep_the_checkpoint(folde
     last, model = folder.model("both")
     assert last.step == 4
     assert all(np.isfinite(leaf).all() for leaf in jax.tree.leaves(model))
+
+
+@pytest.fixture
+def full_disk(monkeypatch):
+    """Makes the disk full for the saves of some steps: {step: how many of them}."""
+    times = {}
+    finalize = ocp.StandardCheckpointHandler.finalize
+
+    def fail(self, directory):
+        for step in times:
+            if f"/{step}." in str(directory) and times[step] > 0:
+                times[step] -= 1
+                raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+        finalize(self, directory)
+
+    monkeypatch.setattr(ocp.StandardCheckpointHandler, "finalize", fail)
+    return times
+
+
+def test_a_failed_save_stops_the_run_which_goes_on_from_the_last_complete_one(
+    folder, full_disk
+):
+    full_disk[4] = 1
+    text = "step 4 .*No space left on device.*goes on from step 2"
+    with pytest.raises(FailedSave, match=text):
+        folder.run()
+    assert folder.model("both")[0].step == 2
+    assert folder.run().step == 10
+
+
+def test_a_run_can_go_on_after_a_failed_save(folder, full_disk):
+    full_disk[4] = 1
+    full_disk[8] = 1
+    assert folder.run(go_on_after_failed_save=True).step == 10
+    lines = folder.output.getvalue().splitlines()
+    told = [line for line in lines if "Training goes on without it." in line]
+    assert len(told) == 2
+    assert "step 4 " in told[0] and "goes on from step 2" in told[0]
+    assert "step 8 " in told[1] and "starts anew" in told[1]
+    checkpoints = folder.path / "checkpoints"
+    left = {path.name for path in checkpoints.glob("*/*") if path.name[0] != "."}
+    assert left == {"6", "10"}
+
+
+def test_what_the_next_stage_starts_from_is_saved_again_where_it_failed(
+    folder, full_disk
+):
+    full_disk[6] = 1
+    assert folder.run(go_on_after_failed_save=True).step == 10
+    assert folder.model("both")[0].step == 6
+
+
+def test_a_stage_whose_end_cannot_be_saved_stops_the_run_in_any_case(folder, full_disk):
+    full_disk[6] = 2
+    with pytest.raises(FailedSave, match="step 6 "):
+        folder.run(go_on_after_failed_save=True)
+    assert folder.model("both")[0].step == 4
 
 
 def test_pretrained_parameters_replace_fresh_ones_at_the_start_only(folder):

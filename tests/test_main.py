@@ -15,6 +15,7 @@ import pytest
 import small_layout
 from absl import flags
 from absl.testing import flagsaver
+from etils import epath
 from PIL import Image
 
 from jaxii import arguments, main, processes
@@ -22,6 +23,7 @@ from jaxii.commands import evaluate as evaluation
 from jaxii.data.open_images import Layout, prepare
 from jaxii.infer.decoders import NAMES
 from jaxii.session import open_session
+from jaxii.train.failed_save import FailedSave
 from jaxii.train.mesh import replicated
 from jaxii.train.stages import Saved
 from jaxii.train.state import new_state
@@ -215,6 +217,16 @@ def test_the_decoder_flag_offers_the_decoders_there_are():
 
 def test_a_flags_value_is_not_taken_for_the_command(refused):
     refused(["--workdir", "train", "predict"], "--images is missing")
+
+
+def test_a_failed_save_ends_with_1_and_one_line(run, monkeypatch, tmp_path):
+    def fail(*args, **more):
+        raise FailedSave(epath.Path(tmp_path), 7, OSError(28, "No space left"))
+
+    monkeypatch.setattr("jaxii.commands.train.train", fail)
+    code, _, err = run("train", f"{RECIPE}:emoji", f"--workdir={tmp_path}")
+    assert code == 1
+    assert re.fullmatch(r"jaxii: saving the checkpoint of step 7 .*\n", err)
 
 
 @pytest.mark.parametrize(

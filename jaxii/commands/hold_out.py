@@ -75,7 +75,9 @@ def _is_done(run: Workdir, config: configuration.Config) -> bool:
         return False
     run.check(config)
     metrics, last = run.metrics(), config.stages[-1]["name"]
-    checkpoints = Checkpoints(run.path, [last], run.vocabulary().content_hash())
+    checkpoints = Checkpoints(
+        run.path, [last], run.vocabulary().content_hash(), read_only=True
+    )
     saved = checkpoints.saved().get(last)
     done = (
         bool(saved)

@@ -6,6 +6,8 @@ Called by `main` with a checked configuration; returns when all files are on dis
 from collections.abc import Callable
 from functools import partial
 
+import jax
+
 from jaxii import assemble, processes
 from jaxii import config as configuration
 from jaxii.commands.evaluate import measure
@@ -110,6 +112,9 @@ def _make_run(session: Session, wanted_back: Callable[[int], bool]) -> Run:
         evaluate_every_steps=config.evaluate_every_steps,
         log_every_steps=config.log_every_steps,
         most_skipped_steps=config.most_skipped_steps,
+        go_on_after_failed_save=(
+            config.on_failed_save == "go_on" and jax.process_count() == 1
+        ),
         seed=config.seed,
         wanted_back=wanted_back,
     )

@@ -3,10 +3,14 @@
 `WORKDIR/checkpoints/<stage>/<step>/` through Orbax, asynchronously: `model`
 (parameters, their average, BatchNorm statistics: all that evaluation needs), `training`
 (optimizer and counters) and `metadata` (JSON). A step's folder appears under its name
-only when it is complete. Kept are the last checkpoint of a stage and its best.
+only when it is complete, and loses it before it is deleted. Kept are the last
+checkpoint of a stage and its best.
 """
 
+import contextlib
 import json
+import sys
+import threading
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -19,10 +23,13 @@ from orbax.checkpoint import checkpoint_managers as managers
 
 from jaxii.errors import InputError
 from jaxii.files import at
+from jaxii.train.failed_save import FailedSave
 from jaxii.train.stages import Saved, choose
 from jaxii.train.state import TrainState, Tree
 
 _MODEL_FIELDS = ("params", "batch_stats", "average_params")
+# Where a checkpoint that is no longer kept goes before its files are deleted.
+_REPLACED = ".replaced"
 
 
 class Checkpoints:
@@ -32,10 +39,16 @@ class Checkpoints:
       workdir: folder of the run.
       stage_names: names of the run's stages, in order.
       label_hash: content hash of the vocabulary; checkpoints of another are refused.
+      read_only: leave alone what a save that is going on elsewhere has half written.
     """
 
     def __init__(
-        self, workdir: epath.PathLike, stage_names: Sequence[str], label_hash: str
+        self,
+        workdir: epath.PathLike,
+        stage_names: Sequence[str],
+        label_hash: str,
+        *,
+        read_only: bool = False,
     ):
         path = at(workdir)
         # Orbax wants absolute paths, and a bucket's are.
@@ -43,20 +56,28 @@ class Checkpoints:
         self.directory = epath.Path(path) / "checkpoints"
         self._stage_names = tuple(stage_names)
         self._label_hash = label_hash
+        self._read_only = read_only
         self._managers: dict[str, ocp.CheckpointManager] = {}
+        # Stage and step of the save that was started last, until its end was noticed.
+        self._started: tuple[str, int] | None = None
+        self._failed = threading.Event()
 
     def saved(self) -> dict[str, list[Saved]]:
         """Returns stage name -> its complete checkpoints, by step.
 
         Raises:
+          FailedSave: the save that was started last did not succeed.
           InputError: they were made with other labels.
         """
         self.wait()
         found = {}
         for name in self._stage_names:
             if (self.directory / name).exists():
-                steps = sorted(self._manager(name).all_steps())
-                found[name] = [self._describe(name, step) for step in steps]
+                found[name] = [
+                    self._describe(name, step)
+                    for step in sorted(self._manager(name).all_steps())
+                    if self._record_file(name, step).exists()
+                ]
         return found
 
     def best_of(self, stage: str = "") -> Saved:
@@ -89,7 +110,11 @@ class Checkpoints:
           saved: what this checkpoint says of itself.
           state: the state after `saved.step` updates.
           metadata: anything else to keep with it, as JSON.
+
+        Raises:
+          FailedSave: this save could not be started, or the one before has failed.
         """
+        self.wait()
         model, training = _split(state)
         record = {
             **metadata,
@@ -103,16 +128,24 @@ class Checkpoints:
             "evaluations": [list(pair) for pair in saved.evaluations],
             "finished": saved.finished,
         }
-        self._manager(saved.stage).save(
-            saved.step,
-            args=ocp.args.Composite(
-                model=ocp.args.StandardSave(model),
-                training=ocp.args.StandardSave(training),
-                metadata=ocp.args.JsonSave(record),
-            ),
-            metrics=None if saved.metric is None else {"metric": saved.metric},
-            force=True,
-        )
+        self._failed.clear()
+        try:
+            self._manager(saved.stage).save(
+                saved.step,
+                args=ocp.args.Composite(
+                    model=ocp.args.StandardSave(model),
+                    training=ocp.args.StandardSave(training),
+                    metadata=ocp.args.JsonSave(record),
+                ),
+                metrics=None if saved.metric is None else {"metric": saved.metric},
+                force=True,
+            )
+        except jax.errors.JaxRuntimeError:
+            # Of the devices or of another process, not of the disk.
+            raise
+        except Exception as error:
+            raise self._failure(saved.stage, saved.step, error) from error
+        self._started = saved.stage, saved.step
 
     def restore_state(self, saved: Saved, like: TrainState) -> TrainState:
         """Returns the whole state of a checkpoint, as and where `like` says.
@@ -154,16 +187,80 @@ class Checkpoints:
             getattr(shapes, "tree", shapes),
         )
 
+    def check(self) -> None:
+        """Notices whether the save that was started last has ended; does not wait.
+
+        Raises:
+          FailedSave: it has, without success.
+        """
+        if self._started is not None and (
+            self._failed.is_set()
+            or not self._managers[self._started[0]].is_saving_in_progress()
+        ):
+            self.wait()
+
     def wait(self) -> None:
-        """Waits until everything that was started to be saved is on disk."""
-        for manager in self._managers.values():
-            manager.wait_until_finished()
+        """Waits until what was started to be saved is on disk.
+
+        Raises:
+          FailedSave: it is not; said once.
+        """
+        if self._started is None:
+            return
+        (name, step), self._started = self._started, None
+        try:
+            self._managers[name].wait_until_finished()
+        except Exception as error:
+            raise self._failure(name, step, error) from error
+        self._delete_replaced(name)
 
     def close(self) -> None:
-        """Waits, then lets go of Orbax's threads."""
+        """Waits, then lets go of Orbax's threads.
+
+        Raises:
+          FailedSave: the save that was started last did not succeed.
+        """
+        self.wait()
         for manager in self._managers.values():
             manager.close()
         self._managers.clear()
+
+    def _failure(self, name: str, step: int, error: Exception) -> FailedSave:
+        """Returns what is to be said, and leaves nothing of the save behind."""
+        folder = self.directory / name
+        if jax.process_count() == 1:
+            # It counts the failed step, and no longer those that it would have
+            # replaced; the next one reads what is there.
+            manager = self._managers.pop(name)
+            for _ in range(2):
+                # The first reports the failure again and stops half-way.
+                with contextlib.suppress(Exception):
+                    manager.close()
+            # The space is wanted now, not by the next save.
+            with contextlib.suppress(OSError):
+                for path in folder.glob(f"{step}.orbax-checkpoint-tmp*"):
+                    path.rmtree()
+        return FailedSave(folder, step, error)
+
+    def _delete_replaced(self, name: str) -> None:
+        # Deleted in its place a checkpoint would count, for a while or, where the
+        # process is killed, for ever, while parts of it are missing.
+        if jax.process_index() == 0 and not self._read_only:
+            with contextlib.suppress(OSError):
+                (self.directory / name / _REPLACED).rmtree(missing_ok=True)
+
+    def _meet(self, *, key: str, timeout_ms: int) -> None:
+        """Waits in a thread of Orbax for the other processes, unless this one failed.
+
+        Orbax would wait for them in that case too, 20 minutes where they in their turn
+        wait for this one, and would let nobody know before.
+        """
+        error = sys.exception()
+        in_background = threading.current_thread() is not threading.main_thread()
+        if error is not None and in_background:
+            self._failed.set()
+            raise error
+        ocp.multihost.get_barrier_sync_fn()(key=key, timeout_ms=timeout_ms)
 
     def _describe(self, name: str, step: int) -> Saved:
         record = self._record(name, step)
@@ -187,8 +284,10 @@ class Checkpoints:
 
     def _record(self, name: str, step: int) -> dict[str, Any]:
         # Not through Orbax, whose restore all processes have to call together.
-        path = self.directory / name / str(step) / "metadata" / "metadata"
-        return json.loads(path.read_text())
+        return json.loads(self._record_file(name, step).read_text())
+
+    def _record_file(self, name: str, step: int) -> epath.Path:
+        return self.directory / name / str(step) / "metadata" / "metadata"
 
     def _manager(self, name: str) -> ocp.CheckpointManager:
         if name not in self._managers:
@@ -202,8 +301,12 @@ class Checkpoints:
                 # Without it the metrics are not written, and a run that is resumed
                 # forgets which checkpoint is its best.
                 best_fn=_metric,
-                cleanup_tmp_directories=True,
+                cleanup_tmp_directories=not self._read_only,
+                read_only=self._read_only,
+                todelete_subdir=_REPLACED,
+                async_options=ocp.AsyncOptions(barrier_sync_fn=self._meet),
             )
+            self._delete_replaced(name)
             self._managers[name] = ocp.CheckpointManager(
                 self.directory / name,
                 options=options,

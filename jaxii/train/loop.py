@@ -6,12 +6,13 @@ run ahead; saving happens in the background.
 
 The order of a step is a contract: batch, update, log, then (at the stage's cadence, at
 its end, or when the machine is wanted back) evaluate and save. A checkpoint's metadata
-therefore holds the evaluation of the very state beside it.
+therefore holds the evaluation of the very state beside it. A save that fails in the
+background is noticed after the next update.
 """
 
 import collections
 import time
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import replace
 
 import jax
@@ -19,6 +20,7 @@ import numpy as np
 
 from jaxii.errors import InputError
 from jaxii.train.checkpoint import evaluated_params
+from jaxii.train.failed_save import FailedSave
 from jaxii.train.mesh import divided, replicated, to_devices
 from jaxii.train.run import Run, StagePlan
 from jaxii.train.shards import state_shardings
@@ -60,6 +62,7 @@ def train(run: Run, telemetry: Telemetry) -> Saved:
     Raises:
       Preempted: the machine was wanted back; the same call later goes on.
       Diverged: gradients stopped being finite.
+      FailedSave: a checkpoint could not be saved, and the run does not go on without.
       InputError: checkpoints that do not fit the run.
     """
     stages = [plan.stage for plan in run.plans]
@@ -237,6 +240,7 @@ def _run_stage(
         ahead.append(metrics["objective"])
         if len(ahead) > STEPS_AHEAD:
             jax.block_until_ready(ahead.popleft())
+        _succeeds(run, telemetry, run.checkpoints.check)
         last = stage_step >= stage.num_steps
         leave = run.wanted_back(saved.step)
         evaluate = last or stage_step % run.evaluate_every_steps == 0
@@ -247,38 +251,61 @@ def _run_stage(
         if evaluate or leave:
             with telemetry.paused():
                 state = replace(state, batch_stats=run.statistics(plan, state))
-                saved = _evaluate_and_save(
-                    run, plan, state, saved, telemetry, evaluate, train_step
-                )
+                if evaluate:
+                    saved = _evaluate(run, plan, state, saved, telemetry)
+                _save(run, state, saved, telemetry, train_step, leave)
         if leave and not saved.finished:
-            run.checkpoints.wait()
             raise Preempted(f"saved at step {saved.step} of stage {stage.name}")
-    run.checkpoints.wait()
     telemetry.note(
         f"stage {stage.name}: ended at step {saved.step}, train_step compiled "
         f"{train_step._cache_size()} time(s)"
     )
 
 
-def _evaluate_and_save(
-    run, plan, state, saved, telemetry, evaluate, train_step
-) -> Saved:
-    if evaluate:
-        figures = run.evaluate(
-            plan.settings, state.params_to_evaluate(), state.batch_stats
-        )
-        metric = float(figures[run.metric])
-        evaluations = (*saved.evaluations, (saved.step, metric))
-        ended = has_ended(plan.stage, _stage_step(run, saved), evaluations)
-        saved = replace(saved, evaluations=evaluations, finished=ended)
-        if plan.stage.split == "train":
-            # Without a metric the last checkpoint of a stage is its best.
-            saved = replace(saved, metric=metric)
-        telemetry.log_evaluation(saved.step, figures)
-    compilations = {"train_step_compilations": train_step._cache_size()}
-    run.checkpoints.save(saved, state, {**run.metadata[saved.stage], **compilations})
-    telemetry.saved(saved.step)
+def _evaluate(run, plan, state, saved, telemetry) -> Saved:
+    figures = run.evaluate(plan.settings, state.params_to_evaluate(), state.batch_stats)
+    metric = float(figures[run.metric])
+    evaluations = (*saved.evaluations, (saved.step, metric))
+    ended = has_ended(plan.stage, _stage_step(run, saved), evaluations)
+    saved = replace(saved, evaluations=evaluations, finished=ended)
+    if plan.stage.split == "train":
+        # Without a metric the last checkpoint of a stage is its best.
+        saved = replace(saved, metric=metric)
+    telemetry.log_evaluation(saved.step, figures)
     return saved
+
+
+def _save(run, state, saved, telemetry, train_step, leave) -> None:
+    """Saves in the background; at the end of a stage or of the run until it is there.
+
+    Whoever goes on from the end needs it: what failed there is tried once more.
+    """
+    compilations = {"train_step_compilations": train_step._cache_size()}
+    metadata = {**run.metadata[saved.stage], **compilations}
+
+    def start():
+        run.checkpoints.save(saved, state, metadata)
+        telemetry.saved(saved.step)
+
+    _succeeds(run, telemetry, run.checkpoints.wait)
+    done = _succeeds(run, telemetry, start)
+    if leave or saved.finished:
+        if not (done and _succeeds(run, telemetry, run.checkpoints.wait)):
+            start()
+        run.checkpoints.wait()
+
+
+def _succeeds(run: Run, telemetry: Telemetry, act: Callable[[], None]) -> bool:
+    """Does what may find out that a save failed; says so where the run goes on."""
+    try:
+        act()
+    except FailedSave as failure:
+        if not run.go_on_after_failed_save:
+            raise
+        telemetry.saved(failure.last)
+        telemetry.note(f"{failure} Training goes on without it.")
+        return False
+    return True
 
 
 def _mean(window: list[dict[str, jax.Array]]) -> dict[str, float]:

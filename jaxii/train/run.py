@@ -69,6 +69,8 @@ class Run:
       evaluate_every_steps: cadence of evaluation and saving.
       log_every_steps: cadence of the log.
       most_skipped_steps: non-finite updates in a row that end the run.
+      go_on_after_failed_save: train on with the last complete checkpoint where one
+        could not be saved, instead of raising.
       seed: base of the initialisation.
       wanted_back: says, of the step just done, whether to save and leave; the same
         on all processes.
@@ -89,5 +91,6 @@ class Run:
     evaluate_every_steps: int
     log_every_steps: int
     most_skipped_steps: int
+    go_on_after_failed_save: bool
     seed: int
     wanted_back: Callable[[int], bool]

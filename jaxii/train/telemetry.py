@@ -229,8 +229,8 @@ class Telemetry:
         self._events.flush()
         self._files.push()
 
-    def saved(self, step: int) -> None:
-        """Notes that a checkpoint of this step is on disk."""
+    def saved(self, step: int | None) -> None:
+        """Notes the step of the last checkpoint; None = there is none."""
         self._saved = step
 
     def note(self, text: str) -> None:
