@@ -36,13 +36,14 @@ def apply(params, batch_stats, images, *, train, key):
     return Outputs(features @ params["classifier"]), batch_stats
 
 
-def compile_step(device_batch_size, micro_batches=1):
+def compile_step(device_batch_size, micro_batches=1, shard_state=False):
     settings = StepSettings(
         apply=apply,
         objective=make_objective({"bce": 1.0}, num_steps=9, num_classes=NUM_CLASSES),
         optimizer=optax.sgd(0.1, 0.9),
         learning_rate=lambda step: jnp.float32(0.1),
         micro_batches=micro_batches,
+        shard_state=shard_state,
     )
     stage = Stage(name="small", terms={"bce": 1.0}, num_steps=9)
     plan = StagePlan(stage=stage, settings=settings, init=init)
@@ -68,6 +69,14 @@ def test_arguments_are_the_state_and_one_devices_share_of_the_batch(figures):
     batch = 256 * (NUM_INPUTS + 2 * 3 * 4 + 4)
     # Positions are not an argument of a step that augments nothing; counters are small.
     assert figures.argument_bytes == pytest.approx(state + batch, abs=2048)
+
+
+def test_of_a_divided_optimizer_state_a_device_holds_an_eighth(figures):
+    divided = compile_step(256, shard_state=True)
+    spared = figures.argument_bytes - divided.argument_bytes
+    # Of the momentum; both arrays divide by eight.
+    assert spared == pytest.approx(4 * NUM_PARAMS * 7 / 8, abs=64)
+    assert divided.output_bytes == pytest.approx(figures.output_bytes, abs=64)
 
 
 def test_flops_are_those_of_the_products_forwards_and_backwards(figures):

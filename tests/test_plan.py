@@ -86,6 +86,11 @@ def test_a_batch_is_that_of_training(tmp_path):
         ({"micro_batches": 3}, {"device_batch_size": 4}, "--device_batch_size=4.*of 3"),
         ({}, {"stage": "f3"}, "--stage=f3 is not a stage.*multitask, f2, classifier"),
         ({}, {"topology": ["v5e:9x9"]}, "--topology=v5e:9x9"),
+        (
+            {"model.batch_norm": "group:3"},
+            {},
+            "group:3 does not divide 8 devices; use group:2 or group:4",
+        ),
     ],
 )
 def test_what_cannot_be_planned_is_refused(fields, given, pattern):

@@ -17,7 +17,13 @@ from jaxii.train.average import ema_rate
 from jaxii.train.checkpoint import Checkpoints
 from jaxii.train.mesh import divided, make_mesh, to_devices
 from jaxii.train.optimizer import make_optimizer
-from jaxii.train.shards import Shards, cut_axis, state_shardings, state_specs
+from jaxii.train.shards import (
+    Shards,
+    cut_axis,
+    state_shapes,
+    state_shardings,
+    state_specs,
+)
 from jaxii.train.stages import Saved
 from jaxii.train.state import new_state
 from jaxii.train.step import StepSettings, make_train_step
@@ -217,13 +223,7 @@ def test_a_run_goes_on_over_other_devices_and_in_another_layout(
     mesh = make_mesh(jax.devices()[:num_devices])
     settings = settings_of("adamw", shard_state)
     shapes = jax.eval_shape(lambda: state_of(settings))
-    like = jax.tree.map(
-        lambda leaf, sharding: jax.ShapeDtypeStruct(
-            leaf.shape, leaf.dtype, sharding=sharding
-        ),
-        shapes,
-        state_shardings(shapes, mesh, shard_state),
-    )
+    like = state_shapes(shapes, mesh, shard_state)
     (saved,) = half_way.saved()["only"]
     state = half_way.restore_state(saved, like)
     state, _ = run(settings, mesh, state, range(STEPS // 2, STEPS))

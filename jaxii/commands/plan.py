@@ -15,13 +15,13 @@ from jaxii import config as configuration
 from jaxii.console import say
 from jaxii.data.pipeline import POSITIONS
 from jaxii.errors import InputError
-from jaxii.networks import Networks
+from jaxii.networks import Networks, batch_norm_group
 from jaxii.plan import topology as topologies
 from jaxii.plan import words
 from jaxii.plan.compiled import DoesNotFit, Figures, Shapes, step_compiler
 from jaxii.plan.fit import Largest, largest_batch
 from jaxii.plan.topology import Topology
-from jaxii.train.mesh import check_batch_size
+from jaxii.train.mesh import check_batch_size, check_group
 from jaxii.train.run import StagePlan
 from jaxii.train.stages import Stage
 
@@ -70,6 +70,8 @@ def plan(
         topologies.local() if name == topologies.LOCAL else topologies.absent(name)
         for name in topology
     ]
+    for one in devices:
+        check_group(batch_norm_group(config), one.num_devices)
     micro_batches = config.micro_batches
     if not device_batch_size:
         num_devices = devices[0].num_devices

@@ -1,7 +1,8 @@
 """A stage's train step, compiled for devices that need not be there, and its figures.
 
 Comes after the topology and before the roofline. What is compiled is what training
-runs: `jaxii.train.step.make_train_step`, on shapes in place of arrays.
+runs: `jaxii.train.step.make_train_step`, on shapes in place of arrays, which lie as
+training lays them.
 """
 
 import re
@@ -16,6 +17,7 @@ from jaxii.plan.collectives import Collective, collectives
 from jaxii.plan.hlo import parse
 from jaxii.plan.traffic import memory_bytes
 from jaxii.train.run import StagePlan
+from jaxii.train.shards import state_shapes
 from jaxii.train.state import new_state
 from jaxii.train.step import make_train_step
 
@@ -88,7 +90,8 @@ def step_compiler(
             with_average=plan.settings.average_rate is not None,
         )
 
-    state = jax.eval_shape(fresh, jax.random.key(0))
+    shapes = jax.eval_shape(fresh, jax.random.key(0))
+    state = state_shapes(shapes, mesh, plan.settings.shard_state)
     train_step = make_train_step(plan.settings, mesh)
 
     def compile(batch: Shapes) -> Figures:

@@ -23,7 +23,7 @@ from jaxii.train.checkpoint import evaluated_params
 from jaxii.train.failed_save import FailedSave
 from jaxii.train.mesh import divided, replicated, to_devices
 from jaxii.train.run import Run, StagePlan
-from jaxii.train.shards import state_shardings
+from jaxii.train.shards import state_shapes, state_shardings
 from jaxii.train.stages import (
     Done,
     Enter,
@@ -144,11 +144,8 @@ def _begin(
 
     key = derive_key(run.seed, "init")
     if isinstance(action, Resume):
-        like = jax.tree.map(
-            lambda leaf, sharding: leaf.update(sharding=sharding),
-            jax.eval_shape(fresh, key),
-            layout(fresh, key),
-        )
+        shapes = jax.eval_shape(fresh, key)
+        like = state_shapes(shapes, run.mesh, plan.settings.shard_state)
         state = run.checkpoints.restore_state(action.start, like)
         return at_stage_step(state, _stage_step(run, action.start)), action.start
     saved = Saved(

@@ -71,6 +71,21 @@ def state_shardings(state: TrainState, mesh: Mesh, shard_state: bool) -> TrainSt
     return jax.tree.map(lambda spec: NamedSharding(mesh, spec), specs)
 
 
+def state_shapes(state: TrainState, mesh: Mesh, shard_state: bool) -> TrainState:
+    """Returns a state of the same structure, of shapes that say where they lie.
+
+    Args:
+      state: arrays, or their shapes.
+      mesh: the devices.
+      shard_state: divide the optimizer's state over them.
+    """
+
+    def shape(leaf: Any, sharding: NamedSharding) -> jax.ShapeDtypeStruct:
+        return jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=sharding)
+
+    return jax.tree.map(shape, state, state_shardings(state, mesh, shard_state))
+
+
 class Shards:
     """Trees of the parameters' structure, divided; for use inside `jax.shard_map`.
 
