@@ -108,6 +108,17 @@ def test_a_blurred_picture_matches_opencv(monkeypatch):
         assert np.abs(blurred.astype(int) - expected).max() <= 1
 
 
+def test_the_means_of_the_blurred_are_known_from_the_sharp(monkeypatch):
+    monkeypatch.setattr(augment, "BLUR_PROBABILITY", 2.0)
+    monkeypatch.setattr(augment, "BLUR_SHARE", 1 / 6)
+    keys = jax.random.split(jax.random.key(0), 8)
+    # Not square, and one bright edge: the border's pixels weigh more than others.
+    pixels = pictures()[:, :9].astype(jnp.float32).at[:, 0].set(255.0)
+    blurred, means = augment._blur(pixels, keys, 1.0)
+    assert (jnp.abs(blurred - pixels) > 1).any(axis=(1, 2, 3)).all()
+    np.testing.assert_allclose(means, blurred.mean(axis=(1, 2)), rtol=1e-5)
+
+
 def test_about_four_pictures_in_ten_are_blurred(monkeypatch):
     only(monkeypatch, "BLUR_PROBABILITY")
     monkeypatch.setattr(augment, "BLUR_SHARE", 1 / 8)

@@ -8,6 +8,7 @@ on; only whom it is mixed with depends on its neighbours there.
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 from jaxtyping import Array, Float, Int, Key, UInt8
 
 from jaxii.train.state import derive_key
@@ -52,8 +53,8 @@ def augment(
         return jax.vmap(lambda position: jax.random.fold_in(base, position))(positions)
 
     pixels = images.astype(jnp.float32)
-    pixels = _blur(pixels, keys("blur"), strength)
-    pixels = _recolour(pixels, keys("colours"), strength)
+    pixels, mean = _blur(pixels, keys("blur"), strength)
+    pixels = _recolour(pixels, mean, keys("colours"), strength)
     height, width = pixels.shape[1:3]
     pixels = pixels + _noise(keys("noise"), (height, width), strength)
     return jnp.clip(jnp.round(pixels), 0.0, 255.0).astype(jnp.uint8)
@@ -124,8 +125,13 @@ def _blur(
     pixels: Float[Array, "batch height width 3"],
     keys: Key[Array, " batch"],
     strength: float,
-) -> Float[Array, "batch height width 3"]:
-    """Blurs some of the images by a Gaussian, each by its own."""
+) -> tuple[Float[Array, "batch height width 3"], Float[Array, "batch 3"]]:
+    """Blurs some of the images by a Gaussian, each by its own.
+
+    Returns:
+      Pixels; their means, taken from what comes in, so that what changes the colours
+      by them need not wait until all of the picture is blurred.
+    """
     largest = BLUR_SHARE * strength * min(pixels.shape[1:3])
     radius = max(1, round(2.0 * largest))
     numbers = jax.vmap(lambda key: jax.random.uniform(key, (2,)))(keys)
@@ -135,6 +141,9 @@ def _blur(
     taps = taps / jnp.sum(taps, axis=1, keepdims=True)
     identity = (offsets == 0).astype(jnp.float32)
     taps = jnp.where(numbers[:, :1] < BLUR_PROBABILITY * strength, taps, identity)
+    rows, columns = (_shares(taps, length) for length in pixels.shape[1:3])
+    # TPUs would round to bfloat16.
+    mean = jnp.einsum("bh,bhwc,bw->bc", rows, pixels, columns, precision="highest")
     for axis in (1, 2):
         length = pixels.shape[axis]
         widths = [(0, 0)] * 4
@@ -144,11 +153,24 @@ def _blur(
         for i in range(2 * radius + 1):
             shifted = jax.lax.slice_in_dim(padded, i, i + length, axis=axis)
             pixels = pixels + shifted * _spread(taps[:, i])
-    return pixels
+    return pixels, mean
+
+
+def _shares(
+    taps: Float[Array, "batch tap"], length: int
+) -> Float[Array, "batch length"]:
+    """Returns how much each of a line's pixels weighs in the mean of the blurred."""
+    radius = taps.shape[1] // 2
+    offsets = np.arange(-radius, radius + 1)[:, None]
+    sources = np.clip(np.arange(length) + offsets, 0, length - 1)
+    counts = np.stack([np.bincount(row, minlength=length) for row in sources])
+    shares = jnp.asarray(counts / length, jnp.float32)
+    return jnp.matmul(taps, shares, precision="highest")
 
 
 def _recolour(
     pixels: Float[Array, "batch height width 3"],
+    mean: Float[Array, "batch 3"],
     keys: Key[Array, " batch"],
     strength: float,
 ) -> Float[Array, "batch height width 3"]:
@@ -158,10 +180,10 @@ def _recolour(
     """
     matrices, contrasts = jax.vmap(lambda key: _draw(key, strength))(keys)
     luma = jnp.asarray(LUMA, jnp.float32)
-    mean = jnp.mean(pixels, axis=(1, 2)) @ luma
+    grey = mean @ luma
     # Contrast moves pixels away from the picture's mean grey; the matrix maps grey to
     # grey, so that doing it before the matrix equals doing it after.
-    shift = (1.0 - contrasts) * mean
+    shift = (1.0 - contrasts) * grey
     pixels = pixels * _spread(contrasts) + _spread(shift)
     # Written out, so that it is one pass with what comes before and after: as a product
     # of matrices it would turn the pictures about, to the layout of one, and back.
