@@ -5,7 +5,7 @@
 `launch/findings.sh D RUNS` runs them all, goes on where it stopped, and ends in the
 table of the README. Every run changes one thing of `baseline`: a ResNet-18 of half the
 width on 64-pixel pictures, ten epochs of cross-entropy with augmentation. `long` and
-`long_wide` go on from there to the best figure.
+`long_deep` go on from there to the best figure.
 """
 
 from jaxii.config import default_config
@@ -122,16 +122,13 @@ def _long(config):
     )
 
 
-def _long_wide(config):
-    config.model.width = 64
-    _classify(
-        config,
-        num_epochs=3 * EPOCHS,
-        embedding_head=True,
-        bce=1.0,
-        embedding=0.1,
-        soft_f=RISING_SOFT_F,
-    )
+def _long_deep(config):
+    # A larger rate fits more in as many epochs, a deeper network still more: the best
+    # on validation and on a held-out vendor.
+    config.optimizer.peak_lr = 0.15
+    config.model.depth = 26
+    config.model.variant = "resnet_d"
+    _long(config)
 
 
 def _variant(variant):
@@ -175,7 +172,7 @@ RUNS = {
     "se_resnet_26": _variant("se_resnet"),
     "resnext_26": _variant("resnext"),
     "long": _long,
-    "long_wide": _long_wide,
+    "long_deep": _long_deep,
 }
 
 # The names that `get_config` takes.

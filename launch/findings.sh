@@ -46,7 +46,7 @@ adapt() {
 }
 
 train baseline baseline
-for name in long long_wide; do
+for name in long long_deep; do
     train "$name" "$name"
 done
 train no_augmentation no_augmentation
