@@ -126,8 +126,7 @@ def _long_deep(config):
     # A larger rate fits more in as many epochs, a deeper network still more: the best
     # on validation and on a held-out vendor.
     config.optimizer.peak_lr = 0.15
-    config.model.depth = 26
-    config.model.variant = "resnet_d"
+    _variant("resnet_d")(config)
     _long(config)
 
 

@@ -116,6 +116,7 @@ def test_the_means_of_the_blurred_are_known_from_the_sharp(monkeypatch):
     pixels = pictures()[:, :9].astype(jnp.float32).at[:, 0].set(255.0)
     blurred, means = augment._blur(pixels, keys, 1.0)
     assert (jnp.abs(blurred - pixels) > 1).any(axis=(1, 2, 3)).sum() >= 4
+    assert not np.allclose(pixels.mean(axis=(1, 2)), means, rtol=1e-3)
     np.testing.assert_allclose(means, blurred.mean(axis=(1, 2)), rtol=1e-5)
 
 
