@@ -100,7 +100,8 @@ class Run:
         self.records = folder / f"{name}_records"
         self.processes = []
 
-    def start(self, count):
+    def start(self, count, *, evaluates=False):
+        """Starts `train`, or else `evaluate` of what was trained, in `count` processes."""
         with socket.socket() as one:
             one.bind(("127.0.0.1", 0))
             port = one.getsockname()[1]
@@ -114,12 +115,15 @@ class Run:
             RECORDS: str(self.records),
         }
         words = [
-            *(sys.executable, "-m", self.module, "train"),
-            f"--config={self.folder / 'recipe.py'}",
-            f"--data_dir={self.folder / 'prepared'}",
+            *(sys.executable, "-m", self.module, "evaluate" if evaluates else "train"),
             f"--workdir={self.workdir}",
-            *self.flags,
         ]
+        if not evaluates:
+            words += [
+                f"--config={self.folder / 'recipe.py'}",
+                f"--data_dir={self.folder / 'prepared'}",
+                *self.flags,
+            ]
         self.processes = []
         for index in range(count):
             place = [

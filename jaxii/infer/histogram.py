@@ -12,6 +12,8 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Bool, Float, Int, Shaped
 
+from jaxii.infer import totals
+
 NUM_RELIABILITY_BINS = 15
 HISTOGRAM_BYTES = 100_000_000
 # The kinds of entry the histogram keeps apart.
@@ -78,18 +80,19 @@ def add_entries(
 
 def prob_sums(
     probs: Float[Array, "batch class"], real: Bool[Array, " batch"]
-) -> Float[Array, "class reliability"]:
-    """Returns the sum of the probabilities in each reliability bin, by class."""
+) -> totals.Terms:
+    """Returns the sums of probabilities by reliability bin, [class, reliability]."""
     edges = jnp.concatenate(
         [jnp.zeros(1, jnp.float32), jnp.asarray(reliability_edges())]
     )
     ends = jnp.concatenate([edges[1:], jnp.full(1, jnp.inf, jnp.float32)])
+    terms = totals.terms(probs)
 
     def within(bounds):
         inside = (probs >= bounds[0]) & (probs < bounds[1]) & real[:, None]
-        return jnp.sum(jnp.where(inside, probs, jnp.float32(0)), axis=0)
+        return totals.sum_rows(jax.tree.map(lambda x: jnp.where(inside, x, 0), terms))
 
-    return jax.lax.map(within, (edges, ends)).T
+    return jax.tree.map(jnp.transpose, jax.lax.map(within, (edges, ends)))
 
 
 def counts_at_least(

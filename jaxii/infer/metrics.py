@@ -2,11 +2,11 @@
 
 Before it: the network's probabilities of a batch. After it: `thresholds` chooses
 decoders from the sums of one split, `summary` turns them into the numbers people read.
-Only sums are kept, so those of several batches, devices or processes add up (`add`, or
-a `psum` of the tree), and nothing grows with the number of images.
+Only sums are kept: those of several batches, devices or processes add up leaf by leaf,
+and nothing grows with the number of images.
 
-Counts are int32: exact up to 2.1e9 images. Sums of fractions are a whole part and a
-rest below one, because a lone float32 loses small steps once the sum is large.
+Counts are int32: exact up to 2.1e9 images. Sums of fractions are integers too
+(`totals`): however the images are divided, the sums are the same to the bit.
 """
 
 import dataclasses
@@ -18,6 +18,7 @@ import numpy as np
 from jaxtyping import Array, Bool, Float, Int, Shaped
 
 from jaxii.errors import InputError
+from jaxii.infer import totals
 from jaxii.infer.histogram import (
     NUM_KINDS,
     NUM_RELIABILITY_BINS,
@@ -25,16 +26,10 @@ from jaxii.infer.histogram import (
     bin_edges,
     prob_sums,
 )
+from jaxii.infer.totals import Terms, Total
 
 BETA_SQUARED = 4.0
 MAX_K = 10
-
-
-class Total(NamedTuple):
-    """A sum of non-negative numbers: an int32 whole part and a float32 rest."""
-
-    whole: Int[Array, "*dims"]
-    rest: Float[Array, "*dims"]
 
 
 class RankSums(NamedTuple):
@@ -100,11 +95,11 @@ def empty(
     sums = Sums(
         num_images=jnp.zeros(num_slices, jnp.int32),
         num_with_truth=jnp.zeros((), jnp.int32),
-        f2=_zero(*by_threshold),
-        f2_squared=_zero(*by_threshold),
+        f2=totals.zero(*by_threshold),
+        f2_squared=totals.zero(*by_threshold),
         histogram=jnp.zeros((NUM_KINDS, num_classes, num_bins), jnp.int32),
-        prob=_zero(num_classes, NUM_RELIABILITY_BINS),
-        recall=_zero(num_ks),
+        prob=totals.zero(num_classes, NUM_RELIABILITY_BINS),
+        recall=totals.zero(num_ks),
         top_k=_no_ranking(num_slices, num_ks),
         embedding=_no_ranking(num_slices, num_ks),
     )
@@ -160,27 +155,17 @@ def update(
         ranking, _ = _add_ranking(ranking, order, image)
     edges = bin_edges(acc.thresholds, probs.shape[1])
     sums = Sums(
-        num_images=old.num_images + jnp.sum(in_slice, axis=0).astype(jnp.int32),
+        num_images=old.num_images + jnp.sum(in_slice, axis=0, dtype=jnp.int32),
         num_with_truth=old.num_with_truth + jnp.sum(num_true > 0, dtype=jnp.int32),
-        f2=_plus(old.f2, _by_slice(in_slice, f2)),
-        f2_squared=_plus(old.f2_squared, _by_slice(in_slice, f2 * f2)),
+        f2=totals.plus(old.f2, _by_slice(in_slice, f2)),
+        f2_squared=totals.plus(old.f2_squared, _by_slice(in_slice, f2 * f2)),
         histogram=add_entries(old.histogram, probs, present, known, real, edges),
-        prob=_plus(old.prob, prob_sums(probs, real)),
-        recall=_plus(old.recall, jnp.sum(recall, axis=0)),
+        prob=totals.plus(old.prob, prob_sums(probs, real)),
+        recall=totals.plus(old.recall, totals.sum_rows(totals.terms(recall))),
         top_k=top_k,
         embedding=ranking,
     )
     return dataclasses.replace(acc, sums=sums)
-
-
-def add(left: Accumulators, right: Accumulators) -> Accumulators:
-    """Returns the accumulators of both lots of images; the order does not matter."""
-    return jax.tree.map(lambda a, b: a + b, left, right)
-
-
-def value(total: Total) -> Float[np.ndarray, "*dims"]:
-    """Returns the sum as float64 on the host."""
-    return np.asarray(total.whole, np.float64) + np.asarray(total.rest, np.float64)
 
 
 def cosine(
@@ -204,7 +189,7 @@ class _Images(NamedTuple):
     present: Bool[Array, "batch class"]
     num_true: Int[Array, " batch"]
     real: Bool[Array, " batch"]
-    in_slice: Float[Array, "batch group"]
+    in_slice: Int[Array, "batch group"]
     zero_division: float | Float[Array, ""]
 
 
@@ -218,12 +203,12 @@ def _images(
     real = mask.astype(jnp.float32) > 0
     present = (targets.astype(jnp.float32) >= 0.5) & real[:, None]
     num_slices = acc.sums.num_images.shape[0]
-    in_slice = jax.nn.one_hot(slice_ids, num_slices, dtype=jnp.float32)
+    in_slice = jax.nn.one_hot(slice_ids, num_slices, dtype=jnp.int32)
     return _Images(
         present=present,
         num_true=jnp.sum(present, axis=1, dtype=jnp.int32),
         real=real,
-        in_slice=in_slice * real.astype(jnp.float32)[:, None],
+        in_slice=in_slice * real.astype(jnp.int32)[:, None],
         zero_division=zero_division,
     )
 
@@ -232,24 +217,17 @@ def _ascends(grid: Float[np.ndarray, " threshold"]) -> bool:
     return bool(np.all(grid[:-1] < grid[1:]))
 
 
-def _zero(*shape: int) -> Total:
-    return Total(jnp.zeros(shape, jnp.int32), jnp.zeros(shape, jnp.float32))
-
-
 def _no_ranking(num_slices: int, num_ks: int) -> RankSums:
-    return RankSums(f2=_zero(num_slices, num_ks), num_images=jnp.zeros((), jnp.int32))
-
-
-def _plus(total: Total, amount: Float[Array, "*dims"]) -> Total:
-    rest = total.rest + amount
-    whole = jnp.floor(rest)
-    return Total(total.whole + whole.astype(jnp.int32), rest - whole)
+    return RankSums(
+        f2=totals.zero(num_slices, num_ks), num_images=jnp.zeros((), jnp.int32)
+    )
 
 
 def _by_slice(
-    in_slice: Float[Array, "batch group"], values: Float[Array, "batch column"]
-) -> Float[Array, "group column"]:
-    return jnp.matmul(in_slice.T, values, precision="highest")
+    in_slice: Int[Array, "batch group"], values: Float[Array, "batch column"]
+) -> Terms:
+    """Returns the sums of the values by slice, [group, column]."""
+    return jax.tree.map(lambda x: jnp.matmul(in_slice.T, x), totals.terms(values))
 
 
 def _f2(
@@ -300,7 +278,7 @@ def _add_ranking(
     taken = jnp.broadcast_to(jnp.arange(1, num_ks + 1, dtype=jnp.int32), hits.shape)
     f2 = _f2(hits, taken, image.num_true, image.zero_division)
     added = RankSums(
-        f2=_plus(ranking.f2, _by_slice(image.in_slice, f2)),
+        f2=totals.plus(ranking.f2, _by_slice(image.in_slice, f2)),
         num_images=ranking.num_images + jnp.sum(image.real, dtype=jnp.int32),
     )
     return added, hits.astype(jnp.float32)

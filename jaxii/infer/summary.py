@@ -19,13 +19,14 @@ from jaxii.infer.histogram import (
     cross_entropy,
     reliability_edges,
 )
-from jaxii.infer.metrics import BETA_SQUARED, Accumulators, value
+from jaxii.infer.metrics import BETA_SQUARED, Accumulators
 from jaxii.infer.thresholds import (
     DecoderChoice,
     best_threshold,
     choose,
     f2_by_threshold,
 )
+from jaxii.infer.totals import value
 
 
 def summarise(

@@ -12,7 +12,8 @@ from jaxtyping import Float
 
 from jaxii.errors import InputError
 from jaxii.infer.histogram import PRESENT, bin_edges, counts_at_least
-from jaxii.infer.metrics import BETA_SQUARED, Accumulators, value
+from jaxii.infer.metrics import BETA_SQUARED, Accumulators
+from jaxii.infer.totals import value
 
 DEFAULT_THRESHOLDS: tuple[float, ...] = tuple(step / 100 for step in range(1, 100))
 # F2 values closer than this are one plateau: it is below what one label of one image

@@ -7,6 +7,7 @@ from tests.many_processes import Run
 
 DEVICES = 8
 MOST_SECONDS = 900
+RESULTS = ("metrics.json", "submission.csv")
 START_TIMEOUT_SECONDS = 45
 
 
@@ -46,6 +47,15 @@ def finished(folder, name, count, *, given):
         raise AssertionError(f"{name} ended with {codes}\n{run.logs()}")
     print(f"  {name}: {count} processes, {time.monotonic() - start:.0f} s", flush=True)
     return run
+
+
+def evaluated(run, count):
+    """Evaluates the last checkpoint of a run; returns all it wrote that is a result."""
+    run.start(count, evaluates=True)
+    codes = run.wait()
+    if codes != [0] * count:
+        raise AssertionError(f"evaluation ended with {codes}\n{run.logs()}")
+    return [(run.workdir / name).read_bytes() for name in RESULTS]
 
 
 def show(rows):

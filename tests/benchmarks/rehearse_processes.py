@@ -25,7 +25,7 @@ import jax
 import numpy as np
 
 from tests.benchmarks.lost_processes import full_disk, kill
-from tests.benchmarks.pod_runs import DEVICES, finished, flags, show, started
+from tests.benchmarks.pod_runs import DEVICES, evaluated, finished, flags, show, started
 from tests.many_processes import PREEMPTED, prepare_folder
 
 BATCH = 128
@@ -97,24 +97,31 @@ def figures(run):
 
 
 def topologies(folder, args):
-    """1 x 8, 2 x 4, 4 x 2 (processes x devices): the same run."""
+    """1 x 8, 2 x 4, 4 x 2 (processes x devices): the same run, and the same figures.
+
+    The runs' parameters differ by rounding, so the last column evaluates one checkpoint
+    on each: files of results have to be the same to the byte.
+    """
     given = steady(args.steps or 20)
     runs = {
         n: finished(folder, f"{n}x{DEVICES // n}", n, given=given) for n in (1, 2, 4)
     }
     saved, arrays = runs[1].last()
     answers = (runs[1].workdir / "submission.csv").read_bytes()
+    results = evaluated(runs[1], 1)
     rows = [
         ("processes x devices", "params", "figures", "ids", "best F2s", "submission")
+        + ("one checkpoint",)
     ]
     good = True
-    for run in runs.values():
+    for count, run in runs.items():
         other, other_arrays = run.last()
         largest = difference(arrays["model"]["params"], other_arrays["model"]["params"])
         same = (
             ids(run) == ids(runs[1]),
             other.evaluations == saved.evaluations,
             (run.workdir / "submission.csv").read_bytes() == answers,
+            evaluated(runs[1], count) == results,
         )
         rounding = float(np.max(np.abs(figures(run) - figures(runs[1]))))
         good &= all(same) and largest <= SAME_PARAMS and rounding <= SAME_FIGURES
