@@ -100,7 +100,7 @@ def topologies(folder, args):
     """1 x 8, 2 x 4, 4 x 2 (processes x devices): the same run, and the same figures.
 
     The runs' parameters differ by rounding, so the last column evaluates one checkpoint
-    on each: files of results have to be the same to the byte.
+    on each: metrics.json and submission.csv have to be the same to the last digit.
     """
     given = steady(args.steps or 20)
     runs = {
