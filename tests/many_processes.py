@@ -101,7 +101,7 @@ class Run:
         self.processes = []
 
     def start(self, count, *, evaluates=False):
-        """Starts `train`, or else `evaluate` of what was trained, in `count` processes."""
+        """Starts `count` processes that train, or evaluate what was trained."""
         with socket.socket() as one:
             one.bind(("127.0.0.1", 0))
             port = one.getsockname()[1]

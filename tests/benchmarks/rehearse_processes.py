@@ -109,10 +109,8 @@ def topologies(folder, args):
     saved, arrays = runs[1].last()
     answers = (runs[1].workdir / "submission.csv").read_bytes()
     results = evaluated(runs[1], 1)
-    rows = [
-        ("processes x devices", "params", "figures", "ids", "best F2s", "submission")
-        + ("one checkpoint",)
-    ]
+    heads = "processes x devices,params,figures,ids,best F2s,submission,one checkpoint"
+    rows = [tuple(heads.split(","))]
     good = True
     for count, run in runs.items():
         other, other_arrays = run.last()

@@ -1,0 +1,40 @@
+"""The peers' own environment: PyTorch, torchvision and timm, apart from jaxii's.
+
+Made at first use in the user's cache folder (several GB where pip takes a CUDA build),
+or named by JAXII_PEERS_PYTHON.
+"""
+
+import json
+import os
+import subprocess
+import sys
+import venv
+from pathlib import Path
+
+PACKAGES = ("torch", "torchvision", "timm", "numpy", "pillow")
+PYTHON = "JAXII_PEERS_PYTHON"
+FOLDER = Path(__file__).parent / "peer"
+
+
+def python() -> str:
+    """Returns the interpreter of the peers, after installing them where need be."""
+    named = os.environ.get(PYTHON)
+    if named:
+        return named
+    cache = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache")
+    folder = cache / "jaxii" / "benchmark_peers"
+    interpreter, ready = folder / "bin" / "python", folder / "ready"
+    if not ready.exists():
+        print(f"installing {', '.join(PACKAGES)} into {folder}", file=sys.stderr)
+        venv.create(folder, with_pip=True, clear=True)
+        install = [str(interpreter), "-m", "pip", "install", "-q", *PACKAGES]
+        subprocess.run(install, check=True)
+        ready.touch()
+    return str(interpreter)
+
+
+def run(script: str, *args: str) -> dict:
+    """Runs a script of `peer/` there; returns the JSON object it printed last."""
+    command = [python(), str(FOLDER / script), *args]
+    done = subprocess.run(command, check=True, stdout=subprocess.PIPE, text=True)
+    return json.loads(done.stdout.splitlines()[-1])
