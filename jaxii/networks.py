@@ -27,8 +27,8 @@ class Networks:
     num_classes: int
     embedding_dim: int
     classifier_bias: np.ndarray | None = None
-    # None: as the devices at hand run fastest.
-    cpu_forms: bool | None = None
+    # None: that of the devices at hand.
+    platform: str | None = None
     _made: dict[bool, Network] = field(default_factory=dict)
 
     def get(self, embedding_head: bool) -> Network:
@@ -47,7 +47,7 @@ class Networks:
                 classifier_bias=self.classifier_bias,
                 bn_axis=None if model.batch_norm == "device" else DATA_AXIS,
                 bn_group=batch_norm_group(self.config),
-                cpu_forms=self.cpu_forms,
+                platform=self.platform,
             )
         return self._made[embedding_head]
 

@@ -60,7 +60,7 @@ def test_loaded_weights_give_torchvisions_or_timms_recorded_logits(name):
 @pytest.mark.parametrize("name", ["resnet18"])
 def test_the_forms_for_accelerators_give_the_same_logits(name):
     with np.load(golden_file(name)) as recorded:
-        ours = our_logits(name, cpu_forms=False)
+        ours = our_logits(name, platform="tpu")
         assert relative_difference(ours, recorded["logits"]) <= 1e-4
 
 

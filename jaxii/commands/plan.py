@@ -189,7 +189,7 @@ class _Step:
             config=self.config,
             num_classes=self.facts.num_classes,
             embedding_dim=self._embedding_dim,
-            cpu_forms=None if self.topology.name == topologies.LOCAL else False,
+            platform=None if self.topology.name == topologies.LOCAL else "tpu",
         )
         (plan,) = assemble.make_plans(self.config, networks, (self.stage,))
         return plan

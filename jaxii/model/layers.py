@@ -144,15 +144,25 @@ class BatchNorm(nnx.Module):
         x = x.astype(jnp.float32)
         if train:
             mean, var = self._batch_moments(moments_of.astype(jnp.float32))
-            keep = self.momentum
-            self.mean[...] = keep * self.mean[...] + (1.0 - keep) * mean
-            self.var[...] = keep * self.var[...] + (1.0 - keep) * var
+            self.track(mean, var)
         else:
             mean, var = self.mean[...], self.var[...]
-        scale = lax.rsqrt(var + _EPSILON) * self.scale[...]
         centred = x - mean[None, None, None]
-        y = centred * scale[None, None, None] + self.bias[...][None, None, None]
+        y = centred * self.factor(var)[None, None, None]
+        y = y + self.bias[...][None, None, None]
         return y.astype(self.dtype)
+
+    def track(
+        self, mean: Float[Array, " channel"], var: Float[Array, " channel"]
+    ) -> None:
+        """Moves the running statistics towards those of a batch."""
+        keep = self.momentum
+        self.mean[...] = keep * self.mean[...] + (1.0 - keep) * mean
+        self.var[...] = keep * self.var[...] + (1.0 - keep) * var
+
+    def factor(self, var: Float[Array, " channel"]) -> Float[Array, " channel"]:
+        """Returns what centred values are multiplied by."""
+        return lax.rsqrt(var + _EPSILON) * self.scale[...]
 
     def _batch_moments(self, x):
         # Mean and mean square in one pass over x, and one collective for both.
