@@ -17,7 +17,8 @@ import jax
 import jax.numpy as jnp
 import optax
 from flax import linen as nn
-from jax.sharding import PartitionSpec
+from jax.sharding import Mesh, PartitionSpec
+from jax.typing import DTypeLike
 
 from jaxii.plan.compiled import figures_of
 from jaxii.plan.topology import absent
@@ -26,8 +27,8 @@ from jaxii.train.mesh import DATA_AXIS
 
 BLOCKS = (3, 4, 6, 3)
 SIZE = 224
-norm = partial(nn.BatchNorm, momentum=0.9, epsilon=1e-5, dtype=jnp.bfloat16)
-conv = partial(nn.Conv, use_bias=False, dtype=jnp.bfloat16)
+norm = partial(nn.BatchNorm, momentum=0.9, epsilon=1e-5)
+conv = partial(nn.Conv, use_bias=False)
 
 
 class Block(nn.Module):
@@ -35,17 +36,19 @@ class Block(nn.Module):
 
     filters: int
     stride: int
+    dtype: DTypeLike
 
     @nn.compact
     def __call__(self, x):
-        batch_norm = partial(norm, use_running_average=False)
+        batch_norm = partial(norm, use_running_average=False, dtype=self.dtype)
+        convolve = partial(conv, dtype=self.dtype)
         strides = (self.stride, self.stride)
-        y = nn.relu(batch_norm()(conv(self.filters, (1, 1))(x)))
-        y = nn.relu(batch_norm()(conv(self.filters, (3, 3), strides)(y)))
-        y = conv(4 * self.filters, (1, 1))(y)
+        y = nn.relu(batch_norm()(convolve(self.filters, (1, 1))(x)))
+        y = nn.relu(batch_norm()(convolve(self.filters, (3, 3), strides)(y)))
+        y = convolve(4 * self.filters, (1, 1))(y)
         y = batch_norm(scale_init=nn.initializers.zeros_init())(y)
         if x.shape != y.shape:
-            x = batch_norm()(conv(4 * self.filters, (1, 1), strides)(x))
+            x = batch_norm()(convolve(4 * self.filters, (1, 1), strides)(x))
         return nn.relu(x + y)
 
 
@@ -53,18 +56,20 @@ class ResNet50(nn.Module):
     """The example's network, in training."""
 
     num_classes: int
+    dtype: DTypeLike = jnp.bfloat16
 
     @nn.compact
     def __call__(self, images):
-        x = conv(64, (7, 7), (2, 2), padding=[(3, 3), (3, 3)])(images)
-        x = nn.relu(norm(use_running_average=False)(x))
+        stem = conv(64, (7, 7), (2, 2), padding=[(3, 3), (3, 3)], dtype=self.dtype)
+        x = norm(use_running_average=False, dtype=self.dtype)(stem(images))
+        x = nn.relu(x)
         x = nn.max_pool(x, (3, 3), strides=(2, 2), padding="SAME")
         for stage, blocks in enumerate(BLOCKS):
             for block in range(blocks):
                 stride = 2 if stage > 0 and block == 0 else 1
-                x = Block(64 * 2**stage, stride)(x)
+                x = Block(64 * 2**stage, stride, self.dtype)(x)
         x = jnp.mean(x, axis=(1, 2))
-        return nn.Dense(self.num_classes, dtype=jnp.bfloat16)(x)
+        return nn.Dense(self.num_classes, dtype=self.dtype)(x)
 
 
 def step_of(network: ResNet50, optimizer: optax.GradientTransformation):
@@ -95,6 +100,30 @@ def step_of(network: ResNet50, optimizer: optax.GradientTransformation):
     return step
 
 
+def make_step(network: ResNet50, mesh: Mesh, num_images: int, size: int):
+    """Returns the compiled-at-first-use step, and the shapes of its arguments."""
+    schedule = optax.warmup_cosine_decay_schedule(0.0, 0.1, 100, 1000)
+    optimizer = optax.sgd(schedule, 0.9, nesterov=True)
+    images = jax.ShapeDtypeStruct((num_images, size, size, 3), network.dtype)
+    labels = jax.ShapeDtypeStruct((num_images,), jnp.int32)
+    variables = jax.eval_shape(network.init, jax.random.key(0), images)
+    opt_state = jax.eval_shape(optimizer.init, variables["params"])
+    stacked = jax.tree.map(
+        lambda x: jax.ShapeDtypeStruct((mesh.size, *x.shape), x.dtype),
+        variables["batch_stats"],
+    )
+    everywhere, share = PartitionSpec(), PartitionSpec(DATA_AXIS)
+    step = jax.shard_map(
+        step_of(network, optimizer),
+        mesh=mesh,
+        in_specs=(everywhere, share, everywhere, share, share),
+        out_specs=(everywhere, share, everywhere, everywhere),
+        check_vma=False,
+    )
+    shapes = (variables["params"], stacked, opt_state, images, labels)
+    return jax.jit(step, donate_argnums=(0, 1, 2)), shapes
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--topology", default="v5e:4x4")
@@ -102,30 +131,10 @@ def main() -> None:
     parser.add_argument("--num_classes", type=int, default=7178)
     args = parser.parse_args()
     topology = absent(args.topology)
-    num_devices = topology.num_devices
+    num_images = args.device_batch_size * topology.num_devices
     network = ResNet50(args.num_classes)
-    schedule = optax.warmup_cosine_decay_schedule(0.0, 0.1, 100, 1000)
-    optimizer = optax.sgd(schedule, 0.9, nesterov=True)
-    num_images = args.device_batch_size * num_devices
-    images = jax.ShapeDtypeStruct((num_images, SIZE, SIZE, 3), jnp.bfloat16)
-    labels = jax.ShapeDtypeStruct((num_images,), jnp.int32)
-    variables = jax.eval_shape(network.init, jax.random.key(0), images)
-    opt_state = jax.eval_shape(optimizer.init, variables["params"])
-    stacked = jax.tree.map(
-        lambda x: jax.ShapeDtypeStruct((num_devices, *x.shape), x.dtype),
-        variables["batch_stats"],
-    )
-    everywhere, share = PartitionSpec(), PartitionSpec(DATA_AXIS)
-    step = jax.shard_map(
-        step_of(network, optimizer),
-        mesh=topology.mesh,
-        in_specs=(everywhere, share, everywhere, share, share),
-        out_specs=(everywhere, share, everywhere, everywhere),
-        check_vma=False,
-    )
-    jitted = jax.jit(step, donate_argnums=(0, 1, 2))
-    lowered = jitted.lower(variables["params"], stacked, opt_state, images, labels)
-    figures = figures_of(lowered.compile())
+    step, shapes = make_step(network, topology.mesh, num_images, SIZE)
+    figures = figures_of(step.lower(*shapes).compile())
     for line in report(figures, topology, args.device_batch_size, 0):
         print(line)
 
