@@ -62,18 +62,21 @@ def _lanczos(
     # Vectors lie in rows, so that the first so many of them are one piece of memory.
     space = np.empty((size, len(dense)), np.float32)
     small = np.zeros((size, size), np.float32)
+    noise = np.float32(1e-5 * np.linalg.norm(dense) / len(dense))
     rng = np.random.default_rng(seed)
     block = _orthonormal(rng.standard_normal((_BLOCK, len(dense)), dtype=np.float32))
     for start in range(0, size, _BLOCK):
         end = start + _BLOCK
         space[start:end] = block
         block = block @ dense
-        # Rounding lets a plain three-term recurrence drift into the space it has been
-        # through: each block is made orthogonal to all, and again after scaling.
-        shares = block @ space[:end].T
-        small[start:end, :end] = shares
-        block = _orthonormal(block - shares @ space[:end])
-        block = _orthonormal(block - (block @ space[:end].T) @ space[:end])
+        small[start:end, :end] = block @ space[:end].T
+        # Where the products lead nowhere new, chance does; it is too little to tell
+        # where they do.
+        block += noise * rng.standard_normal(block.shape, dtype=np.float32)
+        # Rounding would let a three-term recurrence drift into the space that it has
+        # been through: each block is made orthogonal to all, and again after scaling.
+        for _ in range(2):
+            block = _orthonormal(block - (block @ space[:end].T) @ space[:end])
     # Reads the lower triangle.
     values, turn = scipy.linalg.eigh(small, driver="evd", overwrite_a=True)
     largest = _largest(values, dim)
@@ -87,13 +90,13 @@ def _largest(values: Float[np.ndarray, " pair"], dim: int) -> np.ndarray:
 def _orthonormal(
     rows: Float32[np.ndarray, "vector class"],
 ) -> Float32[np.ndarray, "vector class"]:
-    """An orthonormal basis of the rows: Cholesky QR, twice for float32's sake."""
-    lengths = np.linalg.norm(rows, axis=1, keepdims=True)
-    rows = rows / np.maximum(lengths, np.finfo(np.float32).tiny)
+    """An orthonormal basis of rows: Cholesky QR in float64, which so few rows allow."""
+    wide = rows.astype(np.float64)
     for _ in range(2):
-        gram = (rows @ rows.T).astype(np.float64)
-        # Keeps Cholesky going where rows coincide; the second pass mends the rest.
-        gram[np.diag_indices_from(gram)] += 1e-7 * np.trace(gram) / len(gram)
-        lower = scipy.linalg.cholesky(gram, lower=True).astype(np.float32)
-        rows = scipy.linalg.solve_triangular(lower, rows, lower=True)
-    return rows
+        wide /= np.linalg.norm(wide, axis=1, keepdims=True)
+        gram = wide @ wide.T
+        # Keeps Cholesky going where rows nearly coincide; the second pass mends that.
+        gram[np.diag_indices_from(gram)] += 1e-14 * len(gram)
+        lower = scipy.linalg.cholesky(gram, lower=True)
+        wide = scipy.linalg.solve_triangular(lower, wide, lower=True)
+    return wide.astype(np.float32)
