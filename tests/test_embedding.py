@@ -126,6 +126,24 @@ def test_a_matrix_of_low_rank_is_factorised_at_random_too():
     assert np.isfinite(values).all() and np.abs(values[5:]).max() < 1e-2
 
 
+@pytest.mark.parametrize(
+    "block", [[[0, 2], [2, 0]], [[3, 0], [0, 3]], [[0, 0], [0, 1]]]
+)
+def test_a_space_that_powers_of_the_matrix_do_not_widen_is_filled_up(block):
+    matrix = pmi.scipy.sparse.csr_array(np.kron(np.eye(400), np.array(block, float)))
+    values, basis = factorise(matrix, 16, exact=False)
+    largest = np.abs(np.linalg.eigvalsh(block)).max()
+    np.testing.assert_allclose(np.abs(values), largest, rtol=1e-5)
+    np.testing.assert_allclose(basis.T @ basis, np.eye(16), atol=1e-4)
+
+
+def test_a_space_as_large_as_the_matrix_gives_the_exact_pairs(thousand):
+    matrix, exact = thousand
+    values, basis = factorise(matrix, 500, exact=False)
+    assert values.dtype == basis.dtype == np.float32
+    np.testing.assert_allclose(np.abs(values), np.abs(exact[:500]), rtol=1e-5)
+
+
 @pytest.mark.parametrize("exact_max", [0, 2000])
 def test_the_same_seed_gives_the_same_bytes(monkeypatch, exact_max):
     monkeypatch.setattr(embedding, "EXACT_MAX_CLASSES", exact_max)

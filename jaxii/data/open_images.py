@@ -30,8 +30,13 @@ _FORMAT = 1
 
 
 @dataclass(frozen=True)
-class _Draft:
-    """A split before its pictures are read."""
+class Draft:
+    """A split before its pictures are read.
+
+    Args:
+      plan: images and labels to write.
+      tally: images kept and left out so far.
+    """
 
     plan: shards.Plan
     tally: Tally
@@ -71,9 +76,13 @@ def prepare(
     with tempfile.TemporaryDirectory() as scratch:
         layout = layout.fetch(Path(scratch))
         codes = label_files.read_codes(layout.classes, layout.descriptions)
-        drafts, tallies = _plan(layout, codes)
-    fingerprint = _fingerprint(drafts, codes, short_side)
-    if folder.begin(output, fingerprint):
+        drafts, tallies = draft_splits(
+            layout,
+            codes,
+            find_pictures(layout.train_images),
+            find_pictures(layout.test_images),
+        )
+    if folder.begin(output, fingerprint(drafts, codes, short_side)):
         return Counts.load(output / folder.COUNTS_FILE)
     options = {"short_side": short_side, "on_progress": on_progress}
     if beam is not None:
@@ -88,7 +97,7 @@ def prepare(
 
 
 def _write(
-    output: AnyPath, drafts: Sequence[_Draft], **options: Any
+    output: AnyPath, drafts: Sequence[Draft], **options: Any
 ) -> tuple[list[Tally], dict[str, shards.Written]]:
     """Writes shards that are not there, and indexes; returns what became of splits."""
     splits, written = [], {}
@@ -106,9 +115,26 @@ def _write(
     return splits, written
 
 
-def _plan(layout: Layout, codes: label_files.Codes) -> tuple[list[_Draft], list[Tally]]:
-    train_pictures = find_pictures(layout.train_images)
-    test_pictures = find_pictures(layout.test_images)
+def draft_splits(
+    layout: Layout,
+    codes: label_files.Codes,
+    train_pictures: Pictures,
+    test_pictures: Pictures,
+) -> tuple[list[Draft], list[Tally]]:
+    """Reads the label files, and says which images with which labels make the splits.
+
+    Args:
+      layout: the files, local.
+      codes: what labels may be.
+      train_pictures: the training pictures there are.
+      test_pictures: those of tuning and test.
+
+    Returns:
+      train and, where there are some, tuning and test; the account of each file.
+
+    Raises:
+      InputError: a file that cannot be used, or no training image with a label.
+    """
     train, tallies = _train(layout, codes, train_pictures)
     drafts = [train]
     tuning_ids: list[str] = []
@@ -127,7 +153,7 @@ def _plan(layout: Layout, codes: label_files.Codes) -> tuple[list[_Draft], list[
 
 def _train(
     layout: Layout, codes: label_files.Codes, pictures: Pictures
-) -> tuple[_Draft, list[Tally]]:
+) -> tuple[Draft, list[Tally]]:
     ids = pl.Series(pictures.ids, dtype=pl.String)
     parts, tallies = [], []
     files = (
@@ -154,7 +180,7 @@ def _train(
     )
     if not len(labelled):
         raise InputError(_nothing_left(tally))
-    return _Draft(plan, tally), tallies
+    return Draft(plan, tally), tallies
 
 
 def _listed(path, codes, pictures, tallies, header):
@@ -184,7 +210,7 @@ def _test_ids(layout, codes, pictures, tallies, tuning_ids):
     return [image_id for image_id in ids if image_id not in tuning], labels
 
 
-def _evaluation(name, ids, labels, pictures: Pictures, metadata) -> _Draft:
+def _evaluation(name, ids, labels, pictures: Pictures, metadata) -> Draft:
     position = pictures.by_id()
     rows = np.array(sorted(position[i] for i in ids if i in position), np.int64)
     missing = sorted(i for i in ids if i not in position)
@@ -199,7 +225,7 @@ def _evaluation(name, ids, labels, pictures: Pictures, metadata) -> _Draft:
         examples={reason: few(missing)},
         notes=_second_files(pictures) if name == "test" else {},
     )
-    return _Draft(_make_plan(name, rows, pictures, columns, metadata), tally)
+    return Draft(_make_plan(name, rows, pictures, columns, metadata), tally)
 
 
 def _columns(
@@ -263,7 +289,7 @@ def _second_files(pictures: Pictures) -> dict[str, int]:
     return {"ids with a second file (not read)": number} if number else {}
 
 
-def _account(draft: _Draft, result: shards.Written) -> Tally:
+def _account(draft: Draft, result: shards.Written) -> Tally:
     plan, tally = draft.plan, draft.tally
     dropped, examples = dict(tally.dropped), dict(tally.examples)
     if result.faults:
@@ -300,9 +326,10 @@ def _index_table(plan: shards.Plan, rows: np.ndarray) -> pl.DataFrame:
     return table[rows] if len(rows) < len(table) else table
 
 
-def _fingerprint(
-    drafts: Iterable[_Draft], codes: label_files.Codes, short_side: int
+def fingerprint(
+    drafts: Iterable[Draft], codes: label_files.Codes, short_side: int
 ) -> str:
+    """Returns a hash of all that decides what is written, but for the pixels."""
     digest = hashlib.sha256(f"{_FORMAT} {short_side}".encode())
     vocabulary = codes.vocabulary
     digest.update(json.dumps([vocabulary.codes, vocabulary.descriptions]).encode())

@@ -1,16 +1,19 @@
-"""Times the label embedding from a CSV file of full size to the saved vectors.
+"""Times the label embedding at full size, from sparse labels to the saved vectors.
 
-    python -m tests.benchmarks.pmi_embedding
+    python -m tests.benchmarks.pmi_embedding              # about 3 minutes
 
-A label file as large as that of Inclusive Images is generated first (Zipf frequencies,
-topics that make labels occur together), which is not counted. The work then runs in a
-fresh process: read the CSV, merge, count, factorise, save. Prints its seconds, its peak
-memory, and the share of the PMI matrix's energy that the vectors keep.
+A label file as large as that of Inclusive Images is generated first, which is not
+counted: Zipf frequencies, and topics that make labels occur together, which give the
+PMI matrix the spectrum that real labels have: a few large eigenvalues of both signs and
+a long flat tail, of which 1,024 of 7,178 hold two thirds of the energy. The work then
+runs in a fresh process: read the CSV and merge (printed apart), then count, factorise,
+save. Another process factorises the same matrix with `eigh`. Bars: 12 s from sparse
+labels to the saved file; 2 GB of resident memory, reading and libraries included;
+99 % of the energy that as many exact eigenpairs have.
 """
 
 import argparse
 import json
-import resource
 import subprocess
 import sys
 import tempfile
@@ -19,16 +22,20 @@ from pathlib import Path
 
 import numpy as np
 import polars as pl
+import scipy.linalg
 
-from jaxii.data import embedding
+from jaxii.data import embedding, pmi
 from jaxii.data.label_files import Codes, read_labels
 from jaxii.data.labels import Vocabulary
+from tests.benchmarks import peak
+from tests.benchmarks.table import Row, emit
 
 NUM_IMAGES = 1_743_042
 NUM_ROWS = 8_036_466
 NUM_CLASSES = 7_178
 NUM_TOPICS = 300
 CLASSES_A_TOPIC = 80
+MAX_SECONDS, MAX_GIGABYTES, MIN_ENERGY = 12, 2, 0.99
 
 
 def generate(path: Path, num_images: int, num_rows: int, num_classes: int) -> None:
@@ -61,8 +68,9 @@ def generate(path: Path, num_images: int, num_rows: int, num_classes: int) -> No
     ).write_csv(path)
 
 
-def work(csv: Path, out: Path, num_classes: int, dim: int) -> dict[str, float | int]:
+def work(csv: Path, num_classes: int, dim: int) -> dict[str, float | int]:
     """CSV to saved file; what is timed."""
+    out = csv.with_name("embedding.npz")
     start = time.perf_counter()
     codes = tuple(f"/m/0{label:05d}" for label in range(num_classes))
     vocabulary = Vocabulary(codes, codes)
@@ -84,42 +92,85 @@ def work(csv: Path, out: Path, num_classes: int, dim: int) -> dict[str, float | 
         out, made, {"split": "train", "label_hash": vocabulary.content_hash()}
     )
     done = time.perf_counter()
-    return {
+    found = {
         "images": made.num_images,
         "labels": len(entries.labels),
         "pairs": made.num_pairs,
-        "explained_energy": round(made.explained_energy, 4),
-        "read_seconds": round(read - start, 2),
-        "embed_and_save_seconds": round(done - read, 2),
-        "seconds": round(done - start, 2),
+        "energy": made.explained_energy,
+        "read_seconds": read - start,
+        "seconds": done - read,
+        "gigabytes": peak.gigabytes(),
     }
+    np.savez(csv.with_name("labels.npz"), offsets=offsets, ids=entries.labels[order])
+    return found
+
+
+def exact_energy(labels: Path, num_classes: int, dim: int) -> float:
+    """Returns the share of the energy that the largest exact eigenvalues have."""
+    with np.load(labels) as arrays:
+        counted = pmi.cooccurrence(arrays["offsets"], arrays["ids"], num_classes)
+    dense = pmi.pmi(*counted).astype(np.float32).toarray()
+    squares = np.sort(scipy.linalg.eigvalsh(dense, overwrite_a=True).astype(float) ** 2)
+    return float(squares[-dim:].sum() / squares.sum())
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__)
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
     parser.add_argument("--dim", type=int, default=1024)
     parser.add_argument("--num_classes", type=int, default=NUM_CLASSES)
     parser.add_argument("--shrink", type=int, default=1, help="divides the rows")
     parser.add_argument("--work", type=Path, help=argparse.SUPPRESS)
+    parser.add_argument("--exact", type=Path, help=argparse.SUPPRESS)
     args = parser.parse_args()
     if args.work:
-        result = work(
-            args.work, args.work.with_name("e.npz"), args.num_classes, args.dim
-        )
-        # Linux counts in KiB, macOS in bytes.
-        unit = 1 if sys.platform == "darwin" else 1024
-        peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * unit
-        print(json.dumps(result | {"peak_gigabytes": round(peak / 1e9, 2)}))
+        print(json.dumps(work(args.work, args.num_classes, args.dim)))
         return
+    if args.exact:
+        print(json.dumps(exact_energy(args.exact, args.num_classes, args.dim)))
+        return
+
+    def run(*more: str):
+        command = [sys.executable, "-m", "tests.benchmarks.pmi_embedding", *more]
+        command += ["--dim", str(args.dim), "--num_classes", str(args.num_classes)]
+        done = subprocess.run(command, check=True, stdout=subprocess.PIPE, text=True)
+        return json.loads(done.stdout.splitlines()[-1])
+
     with tempfile.TemporaryDirectory() as folder:
-        csv = Path(folder) / "train_human_labels.csv"
+        csv = Path(folder, "train_human_labels.csv")
         generate(
             csv, NUM_IMAGES // args.shrink, NUM_ROWS // args.shrink, args.num_classes
         )
-        command = [sys.executable, "-m", "tests.benchmarks.pmi_embedding"]
-        command += ["--work", str(csv), "--dim", str(args.dim)]
-        command += ["--num_classes", str(args.num_classes)]
-        subprocess.run(command, check=True)
+        found = run("--work", str(csv))
+        exact = run("--exact", str(csv.with_name("labels.npz")))
+    print(
+        f"{found['images']:,} images, {found['labels']:,} labels, {found['pairs']:,} "
+        f"pairs; {found['read_seconds'] + found['seconds']:.1f} s from the CSV, "
+        f"{found['read_seconds']:.1f} s of it to read"
+    )
+    what = f"PMI embedding, {args.num_classes:,} labels, {args.dim:,} dimensions"
+    seconds, memory, energy = found["seconds"], found["gigabytes"], found["energy"]
+    emit(
+        Row(what, f"{seconds:.1f} s", "", seconds, "<=", MAX_SECONDS, "s"),
+        Row(
+            f"{what}: peak memory",
+            f"{memory:.2f} GB",
+            "",
+            memory,
+            "<=",
+            MAX_GIGABYTES,
+            "GB",
+        ),
+        Row(
+            f"{what}: share of the exact energy",
+            f"{energy:.4f} of the matrix's",
+            f"`eigh`: {exact:.4f}",
+            energy / exact,
+            ">=",
+            MIN_ENERGY,
+        ),
+    )
 
 
 if __name__ == "__main__":

@@ -1,0 +1,178 @@
+"""Times the decoders and the search for thresholds on 40,000 images with 7,178 labels.
+
+    python -m tests.benchmarks.decoding                   # about 3 minutes
+    python -m tests.benchmarks.decoding --num_images=1000
+
+Each runs in a process of its own, whose peak memory counts with everything in it:
+interpreter, libraries, the batch of inputs. Making the inputs is not timed; they are
+made batch by batch, as a network would hand them over. Bars: 60 s and 4 GB for each.
+
+`expected_f2`: the sets of largest expected F2, of three kinds of probabilities: those
+of a calibrated network (a long tail of labels, a few of them probable, four an image in
+all), those of a hesitant one (twenty in all) and those of one whose probabilities are
+far too high (a hundred in all, as a focal loss leaves them).
+`thresholds`: F2 of 99 thresholds and everything else that `metrics` sums, in batches of
+256, then the choice of the threshold, of k, and of a threshold for each label.
+`embedding`: the five labels of highest cosine, of 1,024 dimensions.
+"""
+
+import argparse
+import json
+import os
+import subprocess
+import sys
+import time
+from collections.abc import Callable
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from jaxii.infer import metrics, thresholds
+from jaxii.infer.decode import embedding_decoder
+from jaxii.infer.expected_f2 import expected_f2_decoder
+from tests.benchmarks import peak
+from tests.benchmarks.table import Row, emit
+
+NUM_IMAGES, NUM_CLASSES = 40_000, 7_178
+EXPECTED_COUNTS = {"calibrated": 4, "hesitant": 20, "far too high": 100}
+BATCH, DEVICE_BATCH = 1_000, 256
+EMBEDDING_DIM, K = 1_024, 5
+MAX_SECONDS, MAX_GIGABYTES = 60, 4
+
+
+class Clock:
+    """Adds up the wall and the processor seconds of what runs inside it."""
+
+    def __init__(self):
+        self.wall = self.processors = 0.0
+
+    def __enter__(self):
+        self._begin = time.perf_counter(), time.process_time()
+
+    def __exit__(self, *_):
+        self.wall += time.perf_counter() - self._begin[0]
+        self.processors += time.process_time() - self._begin[1]
+
+
+def probabilities(
+    rng: np.random.Generator, num_images: int, num_classes: int, expected_count: float
+) -> np.ndarray:
+    """Returns probabilities whose sum over the labels is as expected on average."""
+    logits = rng.standard_normal((num_images, num_classes), dtype=np.float32)
+    logits *= 1.5
+    logits -= np.float32(1.1) * np.log(np.arange(num_classes, dtype=np.float32) + 3)
+    seen = rng.integers(num_classes, size=(num_images, 4))
+    for column in seen.T:
+        logits[np.arange(num_images), column] += rng.normal(7, 2, num_images)
+    low, high = -20.0, 20.0
+    for _ in range(40):
+        shift = (low + high) / 2
+        count = (1 / (1 + np.exp(-logits[:100] - shift))).sum(axis=1).mean()
+        low, high = (shift, high) if count < expected_count else (low, shift)
+    return 1 / (1 + np.exp(-logits - np.float32(low)))
+
+
+def sizes(num_images: int, batch: int) -> list[int]:
+    """Returns the sizes of the batches."""
+    return [min(batch, num_images - start) for start in range(0, num_images, batch)]
+
+
+def expected_f2(num_images: int, expected_count: float) -> tuple[Clock, str]:
+    """Decodes for the largest expected F2."""
+    rng, clock, labels = np.random.default_rng(2018), Clock(), 0
+    for size in sizes(num_images, BATCH):
+        probs = probabilities(rng, size, NUM_CLASSES, expected_count)
+        with clock:
+            chosen = expected_f2_decoder(probs)
+        labels += int(chosen.sum())
+    return clock, f"{labels / num_images:.1f} labels chosen an image"
+
+
+def search(num_images: int) -> tuple[Clock, str]:
+    """Sums the figures of a split and chooses the decoders' parameters."""
+    rng, clock = np.random.default_rng(2018), Clock()
+    acc = metrics.empty(NUM_CLASSES, 1, thresholds.DEFAULT_THRESHOLDS)
+    update = jax.jit(metrics.update, donate_argnums=0)
+    for size in sizes(num_images, DEVICE_BATCH):
+        probs = np.zeros((DEVICE_BATCH, NUM_CLASSES), np.float32)
+        probs[:size] = probabilities(rng, size, NUM_CLASSES, 4)
+        present = rng.random(probs.shape, dtype=np.float32) < probs
+        mask = (np.arange(DEVICE_BATCH) < size).astype(np.float32)
+        with clock:
+            arrays = map(jnp.asarray, (probs, present))
+            ids = jnp.zeros(DEVICE_BATCH, jnp.int32)
+            acc = update(acc, *arrays, None, jnp.asarray(mask), ids)
+            jax.block_until_ready(acc)
+    with clock:
+        choice = thresholds.choose(acc)
+        own = thresholds.class_thresholds(acc, choice.threshold)
+    return clock, (
+        f"threshold {choice.threshold:.2f}, k {choice.top_k}, the labels' own "
+        f"{own.min():.2f} to {own.max():.2f}, the compilation counted"
+    )
+
+
+def embedding(num_images: int) -> tuple[Clock, str]:
+    """Decodes by cosine with the labels' embeddings."""
+    rng, clock, right = np.random.default_rng(2018), Clock(), 0
+    vectors = rng.standard_normal((NUM_CLASSES, EMBEDDING_DIM), dtype=np.float32)
+    for size in sizes(num_images, BATCH):
+        truth = rng.integers(NUM_CLASSES, size=(size, 3))
+        noise = rng.standard_normal((size, EMBEDDING_DIM), dtype=np.float32)
+        predicted = vectors[truth].sum(axis=1) + 6 * noise
+        with clock:
+            chosen = embedding_decoder(predicted, label_embeddings=vectors, k=K)
+        right += int(np.take_along_axis(chosen, truth, axis=1).sum())
+    return clock, f"{right / num_images:.2f} of 3 labels found an image"
+
+
+WORK: dict[str, Callable[[int], tuple[Clock, str]]] = {
+    **{
+        f"expected_f2, {name} ({count} labels expected)": (
+            lambda num_images, count=count: expected_f2(num_images, count)
+        )
+        for name, count in EXPECTED_COUNTS.items()
+    },
+    "thresholds": search,
+    "embedding": embedding,
+}
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument("--num_images", type=int, default=NUM_IMAGES)
+    parser.add_argument("--work", choices=WORK, help=argparse.SUPPRESS)
+    args = parser.parse_args()
+    if args.work:
+        clock, note = WORK[args.work](args.num_images)
+        found = {"wall": clock.wall, "processors": clock.processors, "note": note}
+        print(json.dumps(found | {"gigabytes": peak.gigabytes()}))
+        return
+    print(f"{args.num_images:,} images, {NUM_CLASSES:,} labels, {os.cpu_count()} cores")
+    for name in WORK:
+        command = [sys.executable, "-m", "tests.benchmarks.decoding", f"--work={name}"]
+        command.append(f"--num_images={args.num_images}")
+        done = subprocess.run(command, check=True, stdout=subprocess.PIPE, text=True)
+        found = json.loads(done.stdout.splitlines()[-1])
+        print(f"{name}: {found['note']}; {found['processors']:.1f} s of processors")
+        seconds, memory = found["wall"], found["gigabytes"]
+        what = f"{name}, {args.num_images:,} images"
+        emit(
+            Row(what, f"{seconds:.1f} s", "", seconds, "<=", MAX_SECONDS, "s"),
+            Row(
+                f"{what}: peak memory",
+                f"{memory:.2f} GB",
+                "",
+                memory,
+                "<=",
+                MAX_GIGABYTES,
+                "GB",
+            ),
+        )
+
+
+if __name__ == "__main__":
+    main()
