@@ -4,6 +4,7 @@ Comes after `sources` (bytes) and inside `pipeline` (one call an example, in wor
 threads: the decoders and OpenCV release the interpreter lock).
 """
 
+import math
 from dataclasses import dataclass
 
 import cv2
@@ -75,12 +76,12 @@ class TrainTransform:
     def _crop(
         self, height: int, width: int, rng: np.random.Generator
     ) -> tuple[int, int, int, int]:
-        reach = min(self.strength, 1.0) * np.log(ASPECT_RATIO)
+        reach = min(self.strength, 1.0) * math.log(ASPECT_RATIO)
         for _ in range(CROP_ATTEMPTS):
             area = height * width * rng.uniform(CROP_MIN_AREA**self.strength, 1.0)
-            ratio = np.exp(rng.uniform(-reach, reach))
-            crop_width = round(np.sqrt(area * ratio))
-            crop_height = round(np.sqrt(area / ratio))
+            ratio = math.exp(rng.uniform(-reach, reach))
+            crop_width = round(math.sqrt(area * ratio))
+            crop_height = round(math.sqrt(area / ratio))
             if 0 < crop_width <= width and 0 < crop_height <= height:
                 top = int(rng.integers(0, height - crop_height + 1))
                 left = int(rng.integers(0, width - crop_width + 1))
@@ -171,10 +172,7 @@ class Picture:
     pixels: Pixels | None
 
     def decode(self, height: float, width: float) -> Pixels:
-        """Decodes to RGB at the smallest of 1/8, 1/4, 1/2 and 1 that is large enough.
-
-        libjpeg-turbo has fast code for these; it takes longer for the other eighths
-        from 3/8 on, though they are smaller, than for the next of these.
+        """Decodes to RGB at a small scale that is large enough, see `decoded_size`.
 
         Args:
           height: fewest rows that are of use.
@@ -189,18 +187,31 @@ class Picture:
         """
         if self.pixels is not None:
             return self.pixels
-        shrink = 8
-        while shrink > 1 and (
-            -(-self.height // shrink) < int(height)
-            or -(-self.width // shrink) < int(width)
-        ):
-            shrink //= 2
+        rows, columns = decoded_size(self.height, self.width, int(height), int(width))
         return simplejpeg.decode_jpeg(
-            self.encoded,
-            "RGB",
-            min_height=-(-self.height // shrink),
-            min_width=-(-self.width // shrink),
+            self.encoded, "RGB", min_height=rows, min_width=columns
         )
+
+
+def decoded_size(
+    height: int, width: int, fewest_rows: int, fewest_columns: int
+) -> tuple[int, int]:
+    """Returns the size of a JPEG at the smallest of 1/8, 1/4, 1/2, 1 that is enough.
+
+    libjpeg-turbo has fast code for these scales; the other eighths, though smaller,
+    take it longer than the next of these.
+
+    Args:
+      height: rows of the whole picture; `width` its columns.
+      width: see `height`.
+      fewest_rows: that are of use; `fewest_columns` likewise.
+      fewest_columns: see `fewest_rows`.
+    """
+    for shrink in (8, 4, 2):
+        rows, columns = -(-height // shrink), -(-width // shrink)
+        if rows >= fewest_rows and columns >= fewest_columns:
+            return rows, columns
+    return height, width
 
 
 def read(encoded: bytes) -> Picture:

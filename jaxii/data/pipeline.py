@@ -14,7 +14,7 @@ import grain
 import numpy as np
 from jaxtyping import Float32, Int, Int32
 
-from jaxii.data.images import EvalTransform, TrainTransform
+from jaxii.data.images import EvalTransform, Pixels
 from jaxii.data.labels import resolve_labels
 from jaxii.data.records import RandomAccess
 
@@ -104,7 +104,7 @@ class Share:
 def train_batches(
     source: RandomAccess,
     *,
-    transform: TrainTransform,
+    transform: Callable[[bytes, np.random.Generator], Pixels],
     policy: LabelPolicy,
     share: Share,
     seed: int,
@@ -114,7 +114,7 @@ def train_batches(
 
     Args:
       source: the training split.
-      transform: encoded picture and rng to pixels.
+      transform: encoded picture and rng to pixels [size, size, 3], as a TrainTransform.
       policy: labels to slots.
       share: this process's part.
       seed: of the order (anew each epoch) and of the augmentation, which depends on
@@ -126,18 +126,20 @@ def train_batches(
       mask, slice_ids, index (row of the split) and positions (in the run).
     """
 
-    def example(item, rng: np.random.Generator) -> Example:
-        position, (index, record) = item
+    def example(item: tuple[int, int], rng: np.random.Generator) -> Example:
+        position, index = item
+        record = source[index]
         pixels = transform(record["image"], rng)
         # int32 is what accelerators count in; wrapped after 2^31 examples.
         place = {POSITIONS: np.int32(position % 2**31)}
         return _example(index, record, pixels, policy) | place
 
     # Shuffle first, share out afterwards: the other way round each process would see
-    # the same part of the data in every epoch.
-    dataset = grain.MapDataset.source(_Numbered(source)).seed(seed).shuffle().repeat()
-    dataset = dataset.map_with_index(lambda position, item: (position, item))
-    everything = dataset.random_map(example)
+    # the same part of the data in every epoch. Of row numbers alone: grain would walk
+    # through every record that it hands on, to count its bytes.
+    rows = grain.MapDataset.range(len(source)).seed(seed).shuffle().repeat()
+    rows = rows.map_with_index(lambda position, row: (position, row))
+    everything = rows.random_map(example)
 
     def own(number: int) -> Example:
         # Infinite, so that every position is there.
@@ -208,19 +210,6 @@ class Reordered:
 
     def __getitem__(self, row: SupportsIndex, /) -> dict[str, Any]:
         return self.source[int(self.rows[row])]
-
-
-@dataclass(frozen=True)
-class _Numbered:
-    """A source whose items say which row they are."""
-
-    source: RandomAccess
-
-    def __len__(self) -> int:
-        return len(self.source)
-
-    def __getitem__(self, index) -> tuple[int, dict[str, Any]]:
-        return int(index), self.source[int(index)]
 
 
 def _example(index, record, pixels, policy) -> Example:
