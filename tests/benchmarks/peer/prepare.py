@@ -1,4 +1,4 @@
-"""Reduces a folder of JPEGs with Pillow in a pool of processes: prints seconds, as JSON.
+"""Reduces a folder of JPEGs with Pillow in a pool of processes: prints seconds (JSON).
 
     python prepare.py FOLDER OUTPUT SHORT_SIDE PROCESSES
 
