@@ -19,8 +19,8 @@ from jaxii.data.images import decoded_size
 MAX_PIXELS = 120_000_000
 # A decoded 100-megapixel picture is 300 MB: such pictures are taken one at a time.
 LARGE_PIXELS = 24_000_000
-# Up to here linear interpolation is as near to a Lanczos filter as the area average,
-# in a tenth of its time; from 1.6 on it falls behind.
+# At 1.5 linear interpolation is within 1 dB of the area average in its distance from
+# a Lanczos filter, in a sixth of the time; at 1.75 it is 3 dB behind on noise.
 LINEAR_SHRINK = 1.55
 _LARGE = threading.Semaphore(1)
 _ORIENTATION_TAG = 0x0112

@@ -10,7 +10,7 @@ DataLoader with Pillow, two worker processes, on the files themselves. Bare deco
 simplejpeg alone in two threads: pictures in memory, each at the scale that the path
 decoded it at. They take turns, and each figure is the median of the rounds' ratios.
 jaxii's whole augmentation (also rotation, shear, zoom, loss of quality), which is more
-work than the peer's, is told beside. The aim is bare decoding. Two to three minutes.
+work than the peer's, is told beside. The aim is bare decoding. About five minutes.
 """
 
 import argparse

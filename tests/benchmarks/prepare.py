@@ -8,7 +8,7 @@ them to records with a short side of 256, in two threads, and Pillow to files of
 same size and JPEG quality, in a pool of two processes; they take turns. The figure is
 the median of the ratios. `images/s a core` is processor time divided by the images, so
 that other work on the machine hardly changes it; the network is in none. The aim is
-what decoding and encoding alone take. About two minutes.
+what decoding and encoding alone take. Three to four minutes.
 """
 
 import argparse
