@@ -10,6 +10,7 @@ from jaxii.data.images import (
     EvalTransform,
     TrainTransform,
     central_square,
+    decoded_size,
     read,
 )
 
@@ -155,6 +156,39 @@ def test_a_jpeg_is_decoded_no_larger_than_needed():
     big = jpeg(np.full((512, 512, 3), 100, np.uint8))
     assert read(big).decode(60, 60).shape == (64, 64, 3)
     assert read(big).decode(65, 65).shape[0] >= 65
+
+
+def test_a_jpeg_is_decoded_at_one_of_the_fast_scales():
+    big = jpeg(np.full((300, 401, 3), 100, np.uint8))
+    # 3/8 to 7/8 take longer than the next power of two.
+    for fewest, shape in {
+        1: (38, 51),
+        38: (38, 51),
+        39: (75, 101),
+        76: (150, 201),
+        151: (300, 401),
+        900: (300, 401),
+    }.items():
+        assert read(big).decode(fewest, 1).shape == (*shape, 3)
+        assert decoded_size(300, 401, fewest, 1) == shape
+
+
+def test_a_crop_is_the_view_without_warp_and_loss_of_quality(monkeypatch):
+    transform = TrainTransform(size_pixels=48)
+    crop = transform.crop(jpeg(quarters()), np.random.default_rng(5))
+    monkeypatch.setattr(TrainTransform, "_warp", lambda self, view, rng: view)
+    monkeypatch.setattr(TrainTransform, "_degrade", lambda self, view, rng: view)
+    view = transform(jpeg(quarters()), np.random.default_rng(5))
+    np.testing.assert_array_equal(view, crop)
+
+
+def test_shrinking_by_two_gives_the_mean_of_four_pixels_and_by_more_the_area():
+    noise = np.random.default_rng(0).integers(0, 256, (96, 96, 3), np.uint8)
+    for shrink in (2, 3):
+        side = 96 // shrink
+        means = noise.reshape(side, shrink, side, shrink, 3).mean(axis=(1, 3))
+        resized = images.resize(noise, side, side).astype(float)
+        np.testing.assert_allclose(resized, means, atol=1)
 
 
 def test_a_grey_jpeg_has_three_channels():

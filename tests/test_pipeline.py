@@ -5,6 +5,7 @@ import numpy as np
 import pytest
 
 from jaxii.config import MOST_LABELS
+from jaxii.data import pipeline
 from jaxii.data.images import EvalTransform, TrainTransform
 from jaxii.data.pipeline import (
     LabelPolicy,
@@ -84,6 +85,18 @@ def test_starting_in_the_middle_gives_the_same_batches_bit_for_bit():
     whole = train(40, share=share, steps=7)
     rest = train(40, share=share, steps=3, start=4 * 8)
     for a, b in zip(whole[4:], rest, strict=True):
+        for name in a:
+            np.testing.assert_array_equal(a[name], b[name])
+
+
+@pytest.mark.parametrize("num_threads", [1, 3, 16])
+@pytest.mark.parametrize("block", [1, 3, 64])
+def test_threads_and_blocks_do_not_change_the_batches(monkeypatch, num_threads, block):
+    want = train(40, share=Share(global_batch_size=10), steps=5)
+    monkeypatch.setattr(pipeline, "BLOCK_EXAMPLES", block)
+    share = Share(global_batch_size=10, num_threads=num_threads)
+    got = train(40, share=share, steps=5)
+    for a, b in zip(want, got, strict=True):
         for name in a:
             np.testing.assert_array_equal(a[name], b[name])
 

@@ -4,6 +4,7 @@ Comes after `sources` (bytes) and inside `pipeline` (one call an example, in wor
 threads: the decoders and OpenCV release the interpreter lock).
 """
 
+import math
 from dataclasses import dataclass
 
 import cv2
@@ -27,6 +28,10 @@ ZOOM_OUT = 2.5
 DEGRADED_PROBABILITY = 0.25
 SCALE_DOWN = 3.0
 JPEG_QUALITIES = (20, 80)
+# Shrinking by up to this factor linear interpolation skips no pixel, and at 2 it is the
+# area average: the mean of four pixels. Between 1.5 and 2 it is the less exact of the
+# two (by up to 5 dB), and five to ten times as fast in OpenCV.
+LINEAR_SHRINK = 2.0
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -46,6 +51,13 @@ class TrainTransform:
 
     def __call__(self, encoded: bytes, rng: np.random.Generator) -> Pixels:
         """Returns a random view [size, size, 3] of an encoded picture."""
+        view = self.crop(encoded, rng)
+        if self.strength > 0:
+            view = self._degrade(self._warp(view, rng), rng)
+        return np.ascontiguousarray(view)
+
+    def crop(self, encoded: bytes, rng: np.random.Generator) -> Pixels:
+        """Returns a random crop [size, size, 3], mirrored or not, and nothing more."""
         picture = read(encoded)
         height, width = picture.height, picture.width
         top, left, crop_height, crop_width = self._crop(height, width, rng)
@@ -58,20 +70,18 @@ class TrainTransform:
         view = pixels[row : row + rows, column : column + columns]
         view = resize(view, self.size_pixels, self.size_pixels)
         if self.mirror and rng.random() < 0.5:
-            view = view[:, ::-1]
-        if self.strength > 0:
-            view = self._degrade(self._warp(view, rng), rng)
-        return np.ascontiguousarray(view)
+            view = cv2.flip(view, 1)
+        return view
 
     def _crop(
         self, height: int, width: int, rng: np.random.Generator
     ) -> tuple[int, int, int, int]:
-        reach = min(self.strength, 1.0) * np.log(ASPECT_RATIO)
+        reach = min(self.strength, 1.0) * math.log(ASPECT_RATIO)
         for _ in range(CROP_ATTEMPTS):
             area = height * width * rng.uniform(CROP_MIN_AREA**self.strength, 1.0)
-            ratio = np.exp(rng.uniform(-reach, reach))
-            crop_width = round(np.sqrt(area * ratio))
-            crop_height = round(np.sqrt(area / ratio))
+            ratio = math.exp(rng.uniform(-reach, reach))
+            crop_width = round(math.sqrt(area * ratio))
+            crop_height = round(math.sqrt(area / ratio))
             if 0 < crop_width <= width and 0 < crop_height <= height:
                 top = int(rng.integers(0, height - crop_height + 1))
                 left = int(rng.integers(0, width - crop_width + 1))
@@ -162,7 +172,7 @@ class Picture:
     pixels: Pixels | None
 
     def decode(self, height: float, width: float) -> Pixels:
-        """Decodes to RGB at the smallest scale that is large enough.
+        """Decodes to RGB at a small scale that is large enough, see `decoded_size`.
 
         Args:
           height: fewest rows that are of use.
@@ -177,9 +187,31 @@ class Picture:
         """
         if self.pixels is not None:
             return self.pixels
+        rows, columns = decoded_size(self.height, self.width, int(height), int(width))
         return simplejpeg.decode_jpeg(
-            self.encoded, "RGB", min_height=int(height), min_width=int(width)
+            self.encoded, "RGB", min_height=rows, min_width=columns
         )
+
+
+def decoded_size(
+    height: int, width: int, fewest_rows: int, fewest_columns: int
+) -> tuple[int, int]:
+    """Returns the size of a JPEG at the smallest of 1/8, 1/4, 1/2, 1 that is enough.
+
+    libjpeg-turbo has fast code for these scales; the other eighths, though smaller,
+    take it longer than the next of these.
+
+    Args:
+      height: rows of the whole picture; `width` its columns.
+      width: see `height`.
+      fewest_rows: that are of use; `fewest_columns` likewise.
+      fewest_columns: see `fewest_rows`.
+    """
+    for shrink in (8, 4, 2):
+        rows, columns = -(-height // shrink), -(-width // shrink)
+        if rows >= fewest_rows and columns >= fewest_columns:
+            return rows, columns
+    return height, width
 
 
 def read(encoded: bytes) -> Picture:
@@ -203,9 +235,9 @@ def read(encoded: bytes) -> Picture:
 def resize(
     pixels: Pixels, height: int, width: int
 ) -> UInt8[np.ndarray, "height2 width2 channel"]:
-    """Resizes with area averaging when shrinking, linearly when growing."""
+    """Resizes linearly, with area averaging when shrinking to less than a half."""
     if pixels.shape[:2] == (height, width):
         return pixels
-    shrinks = pixels.shape[0] > height or pixels.shape[1] > width
-    method = cv2.INTER_AREA if shrinks else cv2.INTER_LINEAR
+    shrink = max(pixels.shape[0] / height, pixels.shape[1] / width)
+    method = cv2.INTER_AREA if shrink > LINEAR_SHRINK else cv2.INTER_LINEAR
     return cv2.resize(pixels, (width, height), interpolation=method)

@@ -14,9 +14,14 @@ import numpy as np
 import simplejpeg
 from jaxtyping import UInt8
 
+from jaxii.data.images import decoded_size
+
 MAX_PIXELS = 120_000_000
 # A decoded 100-megapixel picture is 300 MB: such pictures are taken one at a time.
 LARGE_PIXELS = 24_000_000
+# At 1.5 linear interpolation is within 1 dB of the area average in its distance from
+# a Lanczos filter, in a sixth of the time; at 1.75 it is 3 dB behind on noise.
+LINEAR_SHRINK = 1.55
 _LARGE = threading.Semaphore(1)
 _ORIENTATION_TAG = 0x0112
 # libjpeg warns of these too, and the picture is whole.
@@ -110,7 +115,8 @@ def orientation(exif: bytes) -> int:
 def _recode(data, kind, height, width, color, short_side, quality) -> bytes:
     turn = orientation(_exif(data, kind))
     if kind == "jpeg":
-        image, clean = _decode_jpeg(data, color, min(short_side, height, width))
+        size = decoded_size(height, width, short_side, short_side)
+        image, clean = _decode_jpeg(data, color, size)
         small = min(height, width) <= short_side
         if small and clean and turn == 1 and color in ("YCbCr", "RGB"):
             return data
@@ -198,12 +204,12 @@ def _chunks(data: bytes, kind: str):
 
 
 def _decode_jpeg(
-    data: bytes, color: str, side: int
+    data: bytes, color: str, size: tuple[int, int]
 ) -> tuple[UInt8[np.ndarray, "height width 3"], bool]:
     """Returns the pixels, and whether the decoder had nothing to complain of."""
     clean = True
     space = "CMYK" if color in ("CMYK", "YCCK") else "RGB"
-    kwargs = {"colorspace": space, "min_height": side, "min_width": side}
+    kwargs = {"colorspace": space, "min_height": size[0], "min_width": size[1]}
     try:
         image = simplejpeg.decode_jpeg(data, strict=True, **kwargs)
     except ValueError as error:
@@ -247,7 +253,9 @@ def _reduce(image, height: int, width: int, short_side: int):
     if scale >= 1.0:
         return image
     size = max(1, round(width * scale)), max(1, round(height * scale))
-    return cv2.resize(np.ascontiguousarray(image), size, interpolation=cv2.INTER_AREA)
+    shrink = min(image.shape[:2]) / min(size)
+    method = cv2.INTER_AREA if shrink > LINEAR_SHRINK else cv2.INTER_LINEAR
+    return cv2.resize(np.ascontiguousarray(image), size, interpolation=method)
 
 
 def _turn(image, turn: int):

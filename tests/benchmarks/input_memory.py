@@ -1,0 +1,120 @@
+"""Follows the memory of the training input path over 100,000 images.
+
+    python -m tests.benchmarks.input_memory
+
+20,000 JPEGs of short side 256 are prepared first. A fresh process then takes batches of
+256 images of 224 pixels, augmented, from two threads, and drops them; it notes its
+resident memory every 2,560 images, and what /dev/shm holds. The slope is that of a line
+through the notes after the first 10,000 images, when all buffers have been filled. The
+process has no JAX in it: what is counted is the input path's. Two to three minutes.
+"""
+
+import argparse
+import json
+import shutil
+import subprocess
+import sys
+import tempfile
+from pathlib import Path
+
+import numpy as np
+
+from jaxii.data.images import TrainTransform
+from jaxii.data.open_images import prepare
+from jaxii.data.pipeline import LabelPolicy, Share, train_batches
+from jaxii.data.recode import recode
+from jaxii.data.sources import open_dataset
+from tests.benchmarks.pictures import picture, write_layout
+from tests.benchmarks.table import Row, emit
+
+BATCH, SIZE, THREADS = 256, 224, 2
+BATCHES_A_NOTE = 10
+WARM_UP_IMAGES = 10_000
+NUM_PICTURES = 32
+SHARED = "/dev/shm"
+
+
+def resident_mb() -> float:
+    """Returns the resident memory of this process."""
+    for line in Path("/proc/self/status").read_text().splitlines():
+        if line.startswith("VmRSS"):
+            return int(line.split()[1]) / 1e3
+    raise OSError("no VmRSS in /proc/self/status")
+
+
+def follow(directory: str, images: int) -> None:
+    """Prints (images, resident MB, MB in /dev/shm) of every note, as JSON."""
+    batches = train_batches(
+        open_dataset(directory).splits["train"].source,
+        transform=TrainTransform(size_pixels=SIZE),
+        policy=LabelPolicy(num_slots=8),
+        share=Share(global_batch_size=BATCH, num_threads=THREADS),
+        seed=0,
+    )
+    notes = []
+    for number in range(1, -(-images // BATCH) + 1):
+        next(batches)
+        if number % BATCHES_A_NOTE == 0:
+            shared = shutil.disk_usage(SHARED).used / 1e6
+            notes.append((number * BATCH, resident_mb(), shared))
+    print(json.dumps(notes))
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--images", type=int, default=100_000)
+    parser.add_argument("--files", type=int, default=20_000)
+    parser.add_argument("--follow", help="a prepared dataset; what the process runs")
+    args = parser.parse_args()
+    if args.follow:
+        follow(args.follow, args.images)
+        return
+    rng = np.random.default_rng(0)
+    before = shutil.disk_usage(SHARED).used / 1e6
+    with tempfile.TemporaryDirectory() as scratch:
+        pictures = [recode(picture(rng)) for _ in range(NUM_PICTURES)]
+        layout = write_layout(Path(scratch, "files"), pictures, args.files)
+        out = Path(scratch, "out")
+        prepare(layout, out)
+        command = [sys.executable, "-m", "tests.benchmarks.input_memory"]
+        command += [f"--follow={out}", f"--images={args.images}"]
+        done = subprocess.run(command, check=True, stdout=subprocess.PIPE, text=True)
+    notes = np.array(json.loads(done.stdout.splitlines()[-1]))
+    seen, resident, shared = notes[notes[:, 0] >= WARM_UP_IMAGES].T
+    slope = np.polyfit(seen, resident, 1)[0] * 1e4
+    print("MB after images: ", end="")
+    print(", ".join(f"{row[1]:.0f} ({row[0]:,.0f})" for row in notes[::4]))
+    what = f"input path over {args.images:,} images"
+    emit(
+        Row(
+            f"{what}: growth of resident memory",
+            f"{resident[0]:.0f} to {resident[-1]:.0f} MB",
+            "",
+            float(slope),
+            "<=",
+            1.0,
+            "MB a 10,000 images",
+        ),
+        Row(
+            f"{what}: resident memory",
+            f"{notes[:, 1].max():.0f} MB at most",
+            "",
+            float(notes[:, 1].max()),
+            "<=",
+            1500.0,
+            "MB",
+        ),
+        Row(
+            f"{what}: put into {SHARED}",
+            "threads, no shared memory",
+            "",
+            float(shared.max() - before),
+            "<=",
+            1.0,
+            "MB",
+        ),
+    )
+
+
+if __name__ == "__main__":
+    main()

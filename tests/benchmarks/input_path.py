@@ -1,0 +1,170 @@
+"""Times the training input path against torchvision's, and against bare decoding.
+
+    python -m tests.benchmarks.input_path
+
+From JPEGs of 1024 x 768 pixels, and of the same reduced to a short side of 256: decode,
+random resized crop to 224 pixels, flip, batches of 256 uint8 images with labels in
+slots; two threads. The crop covers 0.35 of the picture at least, in both. jaxii reads
+the ArrayRecord shards that `prepare` makes of the files. Its peer is torchvision's
+DataLoader with Pillow, two worker processes, on the files themselves. Bare decoding is
+simplejpeg alone in two threads: pictures in memory, each at the scale that the path
+decoded it at. They take turns, and each figure is the median of the rounds' ratios.
+jaxii's whole augmentation (also rotation, shear, zoom, loss of quality), which is more
+work than the peer's, is told beside. The aim is bare decoding. About five minutes.
+"""
+
+import argparse
+import itertools
+import statistics
+import tempfile
+import time
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+
+import cv2
+import numpy as np
+import simplejpeg
+
+from jaxii.data.images import CROP_MIN_AREA, Picture, TrainTransform, read
+from jaxii.data.open_images import prepare
+from jaxii.data.pipeline import LabelPolicy, Share, train_batches
+from jaxii.data.recode import recode
+from jaxii.data.sources import open_dataset
+from tests.benchmarks import peers
+from tests.benchmarks.pictures import picture, write_layout
+from tests.benchmarks.table import Row, emit
+
+SIZE = 224
+BATCH = 256
+WORKERS = 2
+WARM_UP_BATCHES = 2
+NUM_FILES, NUM_PICTURES = 2048, 32
+# Kind -> images a round of jaxii and of its peer, and the bar against the peer.
+KINDS = {"short side 256": (8192, 2048, 2.5), "1024 pixels": (2048, 1024, 4.0)}
+
+
+def jaxii(source, images: int, transform) -> float:
+    """Returns images a second of jaxii's training input path."""
+    batches = train_batches(
+        source,
+        transform=transform,
+        policy=LabelPolicy(num_slots=8),
+        share=Share(global_batch_size=BATCH, num_threads=WORKERS),
+        seed=0,
+    )
+    for _ in range(WARM_UP_BATCHES):
+        next(batches)
+    start = time.perf_counter()
+    for _ in range(images // BATCH):
+        batch = next(batches)
+    passed = time.perf_counter() - start
+    assert batch["images"].shape == (BATCH, SIZE, SIZE, 3)
+    return images / passed
+
+
+def decodes(source, images: int) -> list[tuple[bytes, int, int]]:
+    """Returns pictures with the rows and columns that the path decodes them to."""
+    transform = TrainTransform(size_pixels=SIZE)
+    rng = np.random.default_rng(0)
+    jobs = []
+    original = Picture.decode
+
+    def watched(self: Picture, height: float, width: float):
+        pixels = original(self, height, width)
+        jobs.append((self.encoded, *pixels.shape[:2]))
+        return pixels
+
+    Picture.decode = watched
+    try:
+        for row in range(images):
+            transform.crop(source[row % len(source)]["image"], rng)
+    finally:
+        Picture.decode = original
+    return jobs
+
+
+def bare(jobs: list[tuple[bytes, int, int]], images: int) -> float:
+    """Returns images a second of decoding alone."""
+    shares = [
+        list(itertools.islice(itertools.cycle(jobs[i::WORKERS]), images // WORKERS))
+        for i in range(WORKERS)
+    ]
+
+    def work(share) -> None:
+        for encoded, height, width in share:
+            simplejpeg.decode_jpeg(encoded, "RGB", min_height=height, min_width=width)
+
+    with ThreadPoolExecutor(WORKERS) as pool:
+        start = time.perf_counter()
+        list(pool.map(work, shares))
+        passed = time.perf_counter() - start
+    return images / passed
+
+
+def measure(kind: str, root: Path, source, rounds: int) -> None:
+    """Measures one kind of pictures and hands on its rows."""
+    images, peer_images, bar = KINDS[kind]
+    jobs = decodes(source, 512)
+    sizes = [height * width for _, height, width in jobs]
+    whole = [read(encoded) for encoded, _, _ in jobs]
+    share = sum(sizes) / sum(p.height * p.width for p in whole)
+    transform = TrainTransform(size_pixels=SIZE)
+    given = (str(root / "train"), peer_images, BATCH, WORKERS, CROP_MIN_AREA)
+    ours, theirs, alone, augmented = [], [], [], []
+    for _ in range(rounds):
+        ours.append(jaxii(source, images, transform.crop))
+        result = peers.run("input_path.py", *(str(word) for word in given))
+        theirs.append(result["images_per_second"])
+        alone.append(bare(jobs, images))
+        augmented.append(jaxii(source, images, transform))
+    rate = f"{statistics.median(ours):,.0f} images/s"
+    against = [a / b for a, b in zip(ours, theirs, strict=True)]
+    decoding = [a / b for a, b in zip(ours, alone, strict=True)]
+    print(
+        f"{kind}: jaxii {rate}, with all of its augmentation "
+        f"{statistics.median(augmented):,.0f}; decodes {share:.2f} of the pixels; "
+        f"ratios of the rounds {', '.join(f'{r:.2f}' for r in against)} to torchvision,"
+        f" {', '.join(f'{r:.2f}' for r in decoding)} to bare decoding, which itself is "
+        f"{statistics.median(alone) / statistics.median(theirs):.2f} of torchvision"
+    )
+    emit(
+        Row(
+            f"input path, JPEGs of {kind}",
+            rate,
+            f"torchvision DataLoader {statistics.median(theirs):,.0f}",
+            statistics.median(against),
+            ">=",
+            bar,
+        ),
+        Row(
+            f"input path against bare decoding, JPEGs of {kind}",
+            rate,
+            f"simplejpeg alone {statistics.median(alone):,.0f}",
+            statistics.median(decoding),
+            ">=",
+            0.75,
+        ),
+    )
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--rounds", type=int, default=3)
+    parser.add_argument("--kinds", nargs="*", default=list(KINDS), choices=list(KINDS))
+    args = parser.parse_args()
+    rng = np.random.default_rng(0)
+    large = [picture(rng) for _ in range(NUM_PICTURES)]
+    cv2.setNumThreads(1)
+    for kind in args.kinds:
+        pictures = [recode(p) for p in large] if kind.startswith("short") else large
+        with tempfile.TemporaryDirectory() as scratch:
+            root = Path(scratch, "files")
+            layout = write_layout(root, pictures, NUM_FILES)
+            # As large as they are: the records hold the bytes of the files.
+            prepare(layout, Path(scratch, "out"), short_side=1024)
+            source = open_dataset(Path(scratch, "out")).splits["train"].source
+            measure(kind, root, source, args.rounds)
+
+
+if __name__ == "__main__":
+    main()
