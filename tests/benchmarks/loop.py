@@ -39,7 +39,7 @@ from jaxii.train.mesh import divided, replicated, to_devices
 from jaxii.train.profile import Profiler
 from jaxii.train.state import new_state
 from jaxii.train.step import make_train_step
-from jaxii.train.telemetry import Telemetry, read_history
+from jaxii.train.telemetry import Telemetry
 from jaxii.workdir import Workdir
 from tests.benchmarks.table import Row, emit
 
@@ -98,6 +98,8 @@ class Halted:
         self.stretches: list[tuple[int, float]] = []
         # Seconds of a bare step before each stretch and after the last.
         self.bare = []
+        # Seconds in which the loop stood still for want of a batch.
+        self.waited = 0.0
 
     def batches(self, split, start_example):
         inner = self._run.batches(split, start_example)
@@ -111,7 +113,10 @@ class Halted:
                     self.stretches.append((step - halted_at, seconds))
                 self.bare.append(self._bare.seconds())
                 halted_at, resumed = step, time.monotonic()
-            yield next(inner)
+            asked = time.monotonic()
+            batch = next(inner)
+            self.waited += time.monotonic() - asked
+            yield batch
 
     def plain(self) -> list[tuple[float, float]]:
         """Returns seconds of a step, the loop's and the bare one's, by stretch.
@@ -134,8 +139,8 @@ class Halted:
         ]
 
 
-def halted_run(num_steps: int, *, reuse_batch: bool = False) -> tuple[Halted, float]:
-    """Runs the loop for so many steps; returns times and the median input wait."""
+def halted_run(num_steps: int, *, reuse_batch: bool = False) -> Halted:
+    """Runs the loop for so many steps; returns its times."""
     config = runpy.run_path(str(CONFIG))["get_config"]()
     first, *others = config.stages
     config.stages = ({**first, "num_epochs": 100.0}, *others)
@@ -153,9 +158,7 @@ def halted_run(num_steps: int, *, reuse_batch: bool = False) -> tuple[Halted, fl
                 train(run, telemetry)
             except Preempted:
                 session.checkpoints.close()
-        rows = read_history(workdir.history_file)
-        waits = [r["input_wait_share"] for r in rows if r["kind"] == "train"]
-    return halted, statistics.median(waits[1:])
+    return halted
 
 
 def speed(halted: Halted, what: str, images: int) -> Row:
@@ -183,13 +186,14 @@ def main() -> None:
     # As the command has it.
     jax.config.update("jax_compilation_cache_dir", str(user_cache() / "compiled"))
     num_steps = every * (1 + args.evaluations) + STRETCH
-    halted, wait = halted_run(num_steps)
-    free, _ = halted_run(every - STRETCH, reuse_batch=True)
+    halted = halted_run(num_steps)
+    free = halted_run(2 * every + STRETCH, reuse_batch=True)
     first, *added = halted.added()
     usual = statistics.median(own for own, _ in halted.plain())
+    share = halted.waited / sum(seconds for _, seconds in halted.stretches)
     print(
-        f"input wait {wait:.1%} of the time (median of the log); the first evaluation, "
-        f"which compiles, added {first:.1f} s"
+        f"input wait {share:.1%} of the time; the first evaluation, which compiles, "
+        f"added {first:.1f} s"
     )
     emit(
         speed(halted, f"{config.data.dataset}, input and all", images),
