@@ -3,6 +3,7 @@
 Read by `main`, which parses the command line; comes before everything that works.
 """
 
+import re
 from pathlib import Path
 from typing import Any
 
@@ -48,6 +49,8 @@ _DEVICE_BATCH_SIZE = flags.DEFINE_integer(
 _QUICK = flags.DEFINE_bool("quick", False, "One compile.")
 _DECODER = flags.DEFINE_enum("decoder", None, DECODERS, "Decoder.")
 _CHANGE_BATCH_SIZE = flags.DEFINE_bool("change_batch_size", False, "Go on with it.")
+_PROFILE_STEPS = flags.DEFINE_string("profile_steps", "", "FIRST:LAST.")
+_REUSE_BATCH = flags.DEFINE_bool("reuse_batch", False, "One batch all the time.")
 _COORDINATOR = flags.DEFINE_string("coordinator", "", "HOST:PORT of process 0.")
 _NUM_PROCESSES = flags.DEFINE_integer("num_processes", 0, "In all.", lower_bound=0)
 _PROCESS_ID = flags.DEFINE_integer("process_id", -1, "From 0.", lower_bound=-1)
@@ -120,12 +123,28 @@ def config_of() -> configuration.Config:
 
 def _of_train() -> dict[str, Any]:
     config = config_of()
+    config.data.reuse_batch |= _REUSE_BATCH.value
     return {
         "config": config,
         "workdir": _new_workdir(config),
         "allow_tuning_labels": _ALLOW_TUNING.value,
         "change_batch_size": _CHANGE_BATCH_SIZE.value,
+        "profile_steps": _profile_steps(_PROFILE_STEPS.value),
     }
+
+
+def _profile_steps(text: str) -> tuple[int, int]:
+    """Returns the steps after which a trace starts and ends; equal ones for none."""
+    if not text:
+        return 0, 0
+    # No sign, and none of the other digits of Unicode.
+    found = re.fullmatch(r"([0-9]+):([0-9]+)", text)
+    if found and int(found[1]) < int(found[2]):
+        return int(found[1]), int(found[2])
+    raise InputError(
+        f"--profile_steps={text} is not FIRST:LAST with FIRST below LAST; 100:105 "
+        "traces the five updates after step 100."
+    )
 
 
 def _of_prepare() -> dict[str, Any]:

@@ -5,6 +5,7 @@ arguments and knows nothing of the configuration. `networks` reads the model's f
 this module all others, and nothing else reads any.
 """
 
+import itertools
 import math
 import os
 from collections.abc import Callable, Iterator, Mapping
@@ -20,7 +21,7 @@ from jaxii.data import embedding, pipeline, prepared, toy_regions
 from jaxii.data.images import EvalTransform, TrainTransform
 from jaxii.data.prepared import Data, Rows
 from jaxii.errors import InputError
-from jaxii.files import AnyPath, at
+from jaxii.files import AnyPath, at, user_cache
 from jaxii.model.resnet import check_shape
 from jaxii.networks import Networks, batch_norm_group
 from jaxii.objective.multitask import Objective, make_objective
@@ -37,8 +38,7 @@ Batches = Iterator[dict[str, np.ndarray]]
 
 def data_root() -> Path:
     """Returns the folder of datasets, unless the configuration names another."""
-    default = Path.home() / ".cache" / "jaxii" / "data"
-    return Path(os.environ.get("JAXII_DATA_DIR") or default)
+    return Path(os.environ.get("JAXII_DATA_DIR") or user_cache() / "data")
 
 
 def data_directory(config: Config) -> AnyPath:
@@ -123,7 +123,10 @@ def slots(config: Config, rows: Rows) -> int:
 def train_batches(
     config: Config, data: Data, split: str, start_example: int
 ) -> Batches:
-    """Yields training batches of a split for ever, from an example of the run on."""
+    """Yields training batches of a split for ever, from an example of the run on.
+
+    With `data.reuse_batch` that is the split's first batch each time.
+    """
     rows = data.train_rows if split == "train" else data.verified_rows(split)
     policy = pipeline.LabelPolicy(
         num_slots=slots(config, rows),
@@ -141,8 +144,10 @@ def train_batches(
         policy=policy,
         share=share(config, config.global_batch_size),
         seed=config.seed,
-        start_example=start_example,
+        start_example=0 if config.data.reuse_batch else start_example,
     )
+    if config.data.reuse_batch:
+        batches = itertools.repeat(next(batches))
     for batch in batches:
         yield {k: v for k, v in batch.items() if k not in (pipeline.INDEX, "slice_ids")}
 

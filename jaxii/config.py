@@ -113,6 +113,9 @@ def _data() -> Config:
     section.most_labels = MOST_LABELS
     # Threads that read and decode pictures, in each process.
     section.num_threads = 4
+    # Train on the first batch again and again: as fast as the network can be, whatever
+    # the input takes. Its figures are no result.
+    section.reuse_batch = False
     return section
 
 

@@ -22,6 +22,18 @@ from jaxii.errors import InputError
 AnyPath = Path | epath.Path
 
 
+def user_cache() -> Path:
+    """Returns jaxii's folder in the user's cache; it need not be there.
+
+    Raises:
+      RuntimeError: the user has no home.
+    """
+    named = os.environ.get("XDG_CACHE_HOME", "")
+    # By the XDG specification what is not absolute is to be ignored.
+    root = Path(named) if Path(named).is_absolute() else Path.home() / ".cache"
+    return root / "jaxii"
+
+
 def at(path: str | os.PathLike[str]) -> AnyPath:
     """Returns the path of a local file, or that of an object if it is gs://...
 

@@ -3,6 +3,7 @@
 `python -m jaxii.main [COMMAND] --config=configs/f2_multitask.py`; see `COMMANDS`.
 """
 
+import contextlib
 import os
 import sys
 import traceback
@@ -19,9 +20,12 @@ from jaxii import config as configuration
 from jaxii.arguments import CONFIG, arguments_of, place_of, start_timeout
 from jaxii.clusters import Place
 from jaxii.errors import InputError
+from jaxii.files import user_cache
 from jaxii.usage import COMMANDS, help_text
 
 DONE, FAILED, MISUSED, PREEMPTED = 0, 1, 2, 75
+# JAX's own variable; empty, nothing is kept.
+CACHE = "JAX_COMPILATION_CACHE_DIR"
 
 
 def run() -> None:
@@ -125,6 +129,7 @@ def _recipe_error(recipe: str | None, error: BaseException) -> InputError:
 def _dispatch(command: str, rest: list[str], argv: list[str]) -> int:
     given = arguments_of(command, rest)
     place = place_of(command)
+    _keep_compiled_programs()
     # Here and not above: importing jax takes seconds, and neither help nor a message
     # about the command line should.
     from jaxii.commands import (
@@ -191,12 +196,26 @@ def _run(
 
 
 def _set_environment() -> None:
-    """Sets what libraries read at import: the compilation cache, quiet logs."""
-    cache = Path.home() / ".cache" / "jaxii" / "compiled"
-    os.environ.setdefault("JAX_COMPILATION_CACHE_DIR", str(cache))
+    """Sets what libraries read at import: quiet logs."""
     os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
     absl_logging.set_verbosity(absl_logging.ERROR)
     absl_logging.get_absl_logger().addFilter(_is_not_of_orbax)
+
+
+def _keep_compiled_programs() -> None:
+    """Lets JAX keep them in the user's cache for the next start, unless told where.
+
+    Goes without where the folder cannot be written, as in a home that is read-only:
+    JAX would warn of every program.
+    """
+    if CACHE in os.environ:
+        return
+    with contextlib.suppress(OSError, RuntimeError):
+        folder = user_cache() / "compiled"
+        # What is in it runs: nobody else may write there.
+        folder.mkdir(mode=0o700, parents=True, exist_ok=True)
+        if os.access(folder, os.W_OK):
+            os.environ[CACHE] = str(folder)
 
 
 def _is_not_of_orbax(record: LogRecord) -> bool:

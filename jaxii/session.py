@@ -4,7 +4,7 @@ Comes after the configuration is checked and before anything is trained or measu
 """
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import jax
@@ -179,8 +179,10 @@ def _record(config, checkpoints, begun, start, label_hash) -> Provenance:
     if begun:
         return Provenance.from_json(checkpoints.metadata(begun[0])["provenance"])
     if start is not None:
-        return start.provenance
-    return Provenance(label_hash=label_hash, pretrained=config.model.pretrained)
+        record = start.provenance
+    else:
+        record = Provenance(label_hash=label_hash, pretrained=config.model.pretrained)
+    return replace(record, one_batch=record.one_batch or config.data.reuse_batch)
 
 
 def _refuse_tuning_labels(provenance: Provenance) -> None:

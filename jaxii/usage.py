@@ -27,6 +27,15 @@ report and a submission. The same command again goes on where it stopped.
                          whose weights have learnt from its labels
 --change_batch_size      go on with another --config.global_batch_size: at the example
                          that was reached, schedules at the same share of their stage
+--profile_steps=100:105  trace the updates after step 100 up to step 105 into
+                         WORKDIR/profile, for TensorBoard's profile plugin or Perfetto
+--reuse_batch            train on the first batch again and again, in a --workdir of its
+                         own: if that is faster, the input is what limits the run; its
+                         figures are no result, and say so
+
+Compiled programs are kept for the next start in $XDG_CACHE_HOME/jaxii/compiled (in
+~/.cache where that is not set), or where JAX_COMPILATION_CACHE_DIR says; set it empty
+to keep none.
 
 Several processes are one run. Cloud TPU, TPUs on Kubernetes and srun are found by
 themselves (evaluate, hold_out, adapt and predict too); elsewhere each process is told:

@@ -187,14 +187,36 @@ def test_the_prior_bias_gives_each_label_its_frequency():
     np.testing.assert_allclose(probs, (counts + 0.5) / 100, rtol=1e-5)
 
 
-def test_some_images_of_a_split_lie_evenly_in_its_order(tmp_path):
-    files = toy_regions.write(tmp_path / "drawn", num_train=20, num_tuning=1)
-    prepare(Layout.find(files), tmp_path / "data")
+@pytest.fixture(scope="module")
+def few_images(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("few")
+    files = toy_regions.write(folder / "drawn", num_train=20, num_tuning=1)
+    prepare(Layout.find(files), folder / "data")
     config = load()
-    config.data.directory = str(tmp_path / "data")
+    config.data.directory = str(folder / "data")
     config.data.dataset = "kaggle"
     config.data.validation_fraction = 0.3
-    data = assemble.open_data(config)
+    config.global_batch_size = 8
+    return config, assemble.open_data(config)
+
+
+def test_one_batch_again_and_again_is_the_first_from_wherever_the_run_goes_on(
+    few_images,
+):
+    config, data = few_images
+    first = next(assemble.train_batches(config, data, "train", 0))
+    config = config.copy_and_resolve_references()
+    config.data.reuse_batch = True
+    for start in (0, 24):
+        batches = assemble.train_batches(config, data, "train", start)
+        for _ in range(3):
+            jax.tree.map(np.testing.assert_array_equal, next(batches), first)
+
+
+def test_some_images_of_a_split_lie_evenly_in_its_order(few_images):
+    config, data = few_images
+    config = config.copy_and_resolve_references()
+    config.global_batch_size = 64
     (every,) = assemble.eval_batches(config, data, "train")
     (some,) = assemble.eval_batches(config, data, "train", num_images=3)
     count = data.split("train").num_examples

@@ -1,5 +1,6 @@
 """What Orbax keeps, gives back, and refuses."""
 
+import threading
 import time
 
 import jax
@@ -10,6 +11,7 @@ import orbax.checkpoint as ocp
 import pytest
 
 from jaxii.errors import InputError
+from jaxii.train import saving
 from jaxii.train.checkpoint import Checkpoints, evaluated_params
 from jaxii.train.failed_save import FailedSave
 from jaxii.train.mesh import make_mesh, replicated
@@ -41,6 +43,11 @@ def like(state, mesh):
         lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=replicated(mesh)),
         state,
     )
+
+
+def blank(state):
+    """Overwrites a state; of what it does not read nothing would be given away."""
+    return jax.tree.map(lambda x: x - x, state)
 
 
 def saved(step, metric=None, **more):
@@ -191,10 +198,6 @@ def test_checkpoints_of_other_labels_are_refused(checkpoints, tmp_path):
 def test_a_checkpoint_is_not_touched_by_the_steps_that_follow_its_save(checkpoints):
     state = make_state(value=1.0)
 
-    @jax.jit
-    def blank(state):
-        return jax.tree.map(jnp.zeros_like, state)
-
     step = jax.jit(blank, donate_argnums=0)
     checkpoints.save(saved(7), state, {})
     shapes = like(state, make_mesh())
@@ -202,6 +205,45 @@ def test_a_checkpoint_is_not_touched_by_the_steps_that_follow_its_save(checkpoin
     (found,) = checkpoints.saved()["first"]
     restored = checkpoints.restore_state(found, shapes)
     np.testing.assert_array_equal(restored.params["trunk"]["kernel"], np.ones((3, 2)))
+
+
+def test_the_loop_goes_on_while_a_save_is_only_beginning(checkpoints, monkeypatch):
+    begun, allowed = threading.Event(), threading.Event()
+
+    def wait_and_save(*given):
+        begun.set()
+        allowed.wait(60)
+        saving.save(*given)
+
+    monkeypatch.setattr("jaxii.train.checkpoint.save", wait_and_save)
+    state = make_state(value=1.0)
+    shapes = like(state, make_mesh())
+    checkpoints.save(saved(7), state, {})
+    assert begun.wait(60)
+    checkpoints.check()
+    # What the next steps do to the buffers, before anything of them was read.
+    jax.jit(blank, donate_argnums=0)(state)
+    assert state.params["trunk"]["kernel"].is_deleted()
+    allowed.set()
+    (found,) = checkpoints.saved()["first"]
+    restored = checkpoints.restore_state(found, shapes)
+    np.testing.assert_array_equal(restored.params["trunk"]["kernel"], np.ones((3, 2)))
+
+
+def test_who_ends_with_an_error_can_let_a_save_finish(checkpoints, tmp_path):
+    checkpoints.save(saved(7), make_state(), {})
+    checkpoints.finish()
+    assert (tmp_path / "checkpoints" / "first" / "7" / "metadata").exists()
+
+
+def test_a_folder_that_cannot_be_made_is_a_failed_save(tmp_path):
+    (tmp_path / "checkpoints").mkdir()
+    (tmp_path / "checkpoints" / "first").write_text("in the way")
+    checkpoints = Checkpoints(tmp_path, ["first"], "0123456789abcdef")
+    with pytest.raises(FailedSave, match="step 7 "):
+        checkpoints.save(saved(7), make_state(), {})
+        checkpoints.wait()
+    checkpoints.close()
 
 
 def test_there_is_nothing_before_the_first_save(checkpoints):

@@ -3,7 +3,7 @@
 import pytest
 
 from jaxii.errors import InputError
-from jaxii.plan.chips import CHIPS, parse
+from jaxii.plan.chips import CHIPS, parse, peak_flops
 
 
 def test_a_slice_is_a_chip_and_its_sides():
@@ -39,3 +39,19 @@ def test_a_cube_is_a_ring_along_every_side_if_all_are_whole():
     chip = CHIPS["v5p"]
     assert all(chip.wraps((4, 4, 8), axis) for axis in range(3))
     assert not any(chip.wraps((2, 4, 4), axis) for axis in range(3))
+
+
+@pytest.mark.parametrize(
+    ("device_kind", "flops"),
+    [
+        ("TPU v5 lite", 197e12),
+        ("NVIDIA H100 80GB HBM3", 989e12),
+        ("NVIDIA H100 PCIe", 756e12),
+        ("NVIDIA A100-SXM4-40GB", 312e12),
+        ("NVIDIA L4", 121e12),
+        ("NVIDIA L40S", None),
+        ("cpu", None),
+    ],
+)
+def test_a_device_has_the_peak_of_its_kind_or_none_that_is_known(device_kind, flops):
+    assert peak_flops(device_kind) == flops

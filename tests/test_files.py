@@ -1,6 +1,6 @@
 import pytest
 
-from jaxii.files import write_beside, write_json
+from jaxii.files import user_cache, write_beside, write_json
 
 
 def test_json_is_whole_or_not_there(tmp_path):
@@ -30,3 +30,12 @@ def test_a_write_that_fails_leaves_the_old_file(tmp_path):
         write_beside(path, fail)
     assert path.read_text() == "old"
     assert [p.name for p in tmp_path.iterdir()] == ["file"]
+
+
+def test_the_users_cache_is_where_the_xdg_specification_says(monkeypatch, tmp_path):
+    monkeypatch.setenv("HOME", str(tmp_path))
+    monkeypatch.setenv("XDG_CACHE_HOME", "/elsewhere")
+    assert str(user_cache()) == "/elsewhere/jaxii"
+    for ignored in ("", "not/absolute"):
+        monkeypatch.setenv("XDG_CACHE_HOME", ignored)
+        assert user_cache() == tmp_path / ".cache" / "jaxii"

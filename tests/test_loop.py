@@ -27,6 +27,7 @@ from jaxii.train.loop import (
 )
 from jaxii.train.mesh import make_mesh, replicated
 from jaxii.train.optimizer import make_optimizer
+from jaxii.train.profile import Profiler
 from jaxii.train.run import Run, StagePlan, Start
 from jaxii.train.stages import Stage
 from jaxii.train.step import StepSettings
@@ -162,6 +163,7 @@ class Folder:
             go_on_after_failed_save=more.get("go_on_after_failed_save", False),
             seed=0,
             wanted_back=wanted_back,
+            profiler=more.get("profiler", Profiler()),
         )
         steps = [s.step for found in checkpoints.saved().values() for s in found]
         self.output = io.StringIO()
@@ -461,3 +463,9 @@ def test_with_a_divided_optimizer_state_a_run_left_and_resumed_ends_the_same(
     ends = [each.model("one")[1]["params"]["classifier"] for each in (whole, folder)]
     np.testing.assert_allclose(*ends, rtol=1e-5)
     assert folder.output.getvalue().count("train_step compiled 1 time(s)") == 2
+
+
+def test_some_steps_are_traced_into_the_workdir_across_stages(folder, tmp_path):
+    folder.run(profiler=Profiler(tmp_path / "profile", 5, 7))
+    assert "profile of steps 5 to 7: " in folder.output.getvalue()
+    assert any((tmp_path / "profile").rglob("*.xplane.pb"))

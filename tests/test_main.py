@@ -110,6 +110,17 @@ def refused(run, tmp_path):
         (["plan", "--device_batch_size=-1"], "--device_batch_size=-1: .*non-negative"),
         (["evaluate", "--tune_on=test"], "validation|held_out|tuning>"),
         (["evaluate", "--tune_on=tuning"], "add --allow_tuning_labels"),
+        *(
+            (["train", f"{RECIPE}:emoji", f"--profile_steps={steps}"], pattern)
+            for steps, pattern in {
+                "100": "--profile_steps=100 is not FIRST:LAST with FIRST below LAST",
+                "105:100": "100:105 traces the five updates after step 100",
+                "5:5": "not FIRST:LAST",
+                "-1:5": "not FIRST:LAST",
+                "a:b": "not FIRST:LAST",
+                "1:2:3": "not FIRST:LAST",
+            }.items()
+        ),
         (["adapt"], "labels of the target domain train .* add --allow_tuning_labels"),
         (["adapt", "--allow_tuning_labels"], "--workdir is missing"),
         (["adapt", "--allow_tuning_labels", "--workdir=x"], "--output is missing"),
@@ -217,6 +228,58 @@ def test_the_decoder_flag_offers_the_decoders_there_are():
 
 def test_a_flags_value_is_not_taken_for_the_command(refused):
     refused(["--workdir", "train", "predict"], "--images is missing")
+
+
+@pytest.fixture
+def environment(monkeypatch, tmp_path):
+    """The environment without a folder for compiled programs, put back afterwards."""
+    monkeypatch.setenv(main.CACHE, "")
+    monkeypatch.delenv(main.CACHE)
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
+    return os.environ
+
+
+def test_compiled_programs_are_kept_in_the_users_cache(environment, tmp_path):
+    main._keep_compiled_programs()
+    folder = tmp_path / "cache" / "jaxii" / "compiled"
+    assert environment[main.CACHE] == str(folder)
+    # They are run: nobody else may write there.
+    assert folder.stat().st_mode & 0o777 == 0o700
+
+
+@pytest.mark.parametrize("given", ["", "/somewhere"])
+def test_compiled_programs_are_kept_where_and_only_if_jax_was_told(
+    environment, tmp_path, given
+):
+    environment[main.CACHE] = given
+    main._keep_compiled_programs()
+    assert environment[main.CACHE] == given
+    assert not (tmp_path / "cache").exists()
+
+
+def test_a_cache_that_cannot_be_written_is_done_without(environment, monkeypatch):
+    monkeypatch.setattr(os, "access", lambda path, mode: False)
+    main._keep_compiled_programs()
+    assert main.CACHE not in environment
+
+
+def test_a_cache_that_cannot_be_made_is_done_without(environment, tmp_path):
+    (tmp_path / "cache").write_text("a file")
+    main._keep_compiled_programs()
+    assert main.CACHE not in environment
+
+
+def test_starting_to_train_loads_no_library_that_only_the_report_needs():
+    script = (
+        "import sys; from jaxii.commands import adapt, compare, evaluate, hold_out, "
+        "plan, predict, prepare, train; "
+        "sys.exit(' '.join({'matplotlib', 'scipy.stats', 'sklearn', 'apache_beam'} "
+        "& set(sys.modules)))"
+    )
+    found = subprocess.run(
+        [sys.executable, "-c", script], cwd=ROOT, capture_output=True, text=True
+    )
+    assert found.stderr.strip() == ""
 
 
 def test_a_failed_save_ends_with_1_and_one_line(run, monkeypatch, tmp_path):
@@ -603,6 +666,13 @@ def test_a_run_that_was_never_trained_is_refused(refused, dataset, trained, tmp_
 def test_a_workdir_of_another_configuration_is_refused(refused, dataset, trained):
     words = train_words(dataset, trained, "--config.seed=4")
     refused(words, r"another configuration \(seed: 0 -> 4\)", folder=trained)
+
+
+def test_one_batch_again_and_again_does_not_go_on_with_a_real_run(
+    refused, dataset, trained
+):
+    words = train_words(dataset, trained, "--reuse_batch")
+    refused(words, "data.reuse_batch: False -> True", trained)
 
 
 def test_a_workdir_of_other_labels_is_refused(refused, trained, tmp_path):

@@ -1,6 +1,7 @@
 """A result is clean only when no label and no image of a held-out split touched it."""
 
 import json
+from dataclasses import replace
 
 import pytest
 
@@ -20,6 +21,17 @@ def test_a_record_of_training_and_validation_data_is_clean():
     assert HOME.clean
     assert HOME.badge() == "clean"
     assert HOME.caveats() == []
+
+
+def test_one_batch_again_and_again_is_no_result_and_is_not_forgotten():
+    record = replace(HOME, one_batch=True)
+    assert not record.clean
+    assert record.badge() == "no result: one batch"
+    assert "no figure of it is a result" in record.caveats()[0]
+    assert Provenance.from_json(record.to_json()) == record
+    assert HOME.union(record).one_batch
+    assert record.with_("weights", labels=["train"]).one_batch
+    assert "one_batch" not in HOME.to_json()
 
 
 def test_an_empty_record_is_clean():

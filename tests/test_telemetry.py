@@ -212,6 +212,7 @@ def test_a_train_row_has_the_agreed_keys(tmp_path):
         telemetry.log_train(120, {"objective": 2.0, "loss/bce": 1.5})
     (row,) = history(tmp_path)
     assert row.pop("images_per_second") > 0
+    assert row.pop("step_seconds") > 0
     assert row == {
         "kind": "train",
         "step": 120,
@@ -221,6 +222,33 @@ def test_a_train_row_has_the_agreed_keys(tmp_path):
         "loss/bce": 1.5,
         "input_wait_share": 0.0,
     }
+
+
+def test_memory_and_the_share_of_the_peak_are_recorded_and_shown(tmp_path):
+    stream, clock = io.StringIO(), Clock()
+    more = {"memory": lambda: {"host_memory_bytes": 1.5 * 2**30}, "peak_flops": 100.0}
+    with open_telemetry(tmp_path, stream, clock, **more) as telemetry:
+        start(telemetry)
+        assert telemetry.wants_flops
+        telemetry.step_takes(20.0)
+        assert not telemetry.wants_flops
+        clock.sleep(4.0)
+        telemetry.log_train(8, {"objective": 1.0})
+        start(telemetry, "next", first_step=8)
+        assert telemetry.wants_flops
+    (row,) = history(tmp_path)
+    assert row["mfu"] == pytest.approx(20.0 * 2 / 100.0)
+    assert row["step_seconds"] == pytest.approx(0.5)
+    assert row["host_memory_bytes"] == 1.5 * 2**30
+    assert "mfu 40%  mem 1.5G" in stream.getvalue()
+
+
+def test_where_no_peak_is_known_nobody_is_asked_for_operations(tmp_path):
+    with open_telemetry(tmp_path) as telemetry:
+        start(telemetry)
+        assert not telemetry.wants_flops
+        telemetry.log_train(8, {})
+    assert "mfu" not in history(tmp_path)[0]
 
 
 def test_a_row_is_on_disk_as_soon_as_it_is_logged(tmp_path):

@@ -5,7 +5,6 @@ from jaxii.console import say
 from jaxii.errors import InputError
 from jaxii.files import AnyPath
 from jaxii.infer.report.compare import build_comparison
-from jaxii.infer.report.comparison_page import write_comparison
 from jaxii.infer.report.runs import read_run
 from jaxii.infer.report.table import as_markdown, as_table, print_table
 
@@ -30,6 +29,9 @@ def compare(
         [read_run(path) for path in paths], each=each, ignored=FREE_FIELDS
     )
     if output is not None:
+        # Here and not above: `main` imports every command, and matplotlib takes time.
+        from jaxii.infer.report.comparison_page import write_comparison
+
         write_comparison(output, comparison)
     if markdown:
         say(as_markdown(comparison))

@@ -22,7 +22,6 @@ from jaxii.infer import result
 from jaxii.infer.estimates import estimate, pool
 from jaxii.infer.evaluate import OnBatch
 from jaxii.infer.metrics import Accumulators
-from jaxii.infer.report.page import write_report
 from jaxii.infer.scores import Scores
 from jaxii.infer.summary import summarise
 from jaxii.infer.thresholds import choose
@@ -261,6 +260,10 @@ def _num_params(session: Session, saved: Saved) -> int:
 
 
 def _write(session, metrics, decoders, answers, variants) -> None:
+    # Here and not above: matplotlib takes most of a second, and a run that starts to
+    # train need not wait for it.
+    from jaxii.infer.report.page import write_report
+
     workdir, data = session.workdir, session.data
     files = {"metrics.json": workdir.result_file("metrics.json", variants)}
     decoders.save(workdir.result_file("decoders.npz", variants))

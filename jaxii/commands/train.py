@@ -5,6 +5,7 @@ Called by `main` with a checked configuration; returns when all files are on dis
 
 from collections.abc import Callable
 from functools import partial
+from pathlib import Path
 
 import jax
 
@@ -12,11 +13,15 @@ from jaxii import assemble, processes
 from jaxii import config as configuration
 from jaxii.commands.evaluate import measure
 from jaxii.console import say
+from jaxii.errors import InputError
 from jaxii.infer.models import Model, make_predict
 from jaxii.networks import pretrained_start
+from jaxii.plan.chips import peak_flops
 from jaxii.session import Session, describe, open_session
 from jaxii.train import loop
 from jaxii.train.batch_norm import reestimate
+from jaxii.train.machine import memory_bytes
+from jaxii.train.profile import Profiler
 from jaxii.train.run import Run, StagePlan, Start
 from jaxii.train.state import TrainState, Tree
 from jaxii.train.telemetry import Telemetry
@@ -33,6 +38,7 @@ def train(
     *,
     allow_tuning_labels: bool = False,
     change_batch_size: bool = False,
+    profile_steps: tuple[int, int] = (0, 0),
 ) -> None:
     """Trains every stage that is left, then evaluates, reports and writes answers.
 
@@ -42,8 +48,13 @@ def train(
       wanted_back: says, after a step, whether to save and leave.
       allow_tuning_labels: let the weights learn from labels of `tuning`.
       change_batch_size: let a run go on with batches of another size.
+      profile_steps: first and last step of a trace; equal ones for none.
+
+    Raises:
+      InputError: whatever cannot be used.
     """
     assemble.check_before_data(config)
+    profiler = _profiler(workdir, profile_steps)
     session = open_session(
         config,
         workdir,
@@ -52,21 +63,40 @@ def train(
     )
     for line in describe(session):
         say(line)
-    run = _make_run(session, wanted_back)
+    run = make_run(session, wanted_back, profiler)
     saved = [s for found in session.checkpoints.saved().values() for s in found]
     telemetry = Telemetry(
         workdir.path,
         total_steps=sum(plan.stage.num_steps for plan in session.plans),
         start_step=max((s.step for s in saved), default=0),
         is_lead=processes.is_lead(),
+        memory=memory_bytes,
+        peak_flops=peak_flops(jax.devices()[0].device_kind),
     )
     with telemetry:
-        loop.train(run, telemetry)
+        try:
+            loop.train(run, telemetry)
+        finally:
+            session.checkpoints.finish()
     measure(session)
     session.checkpoints.close()
 
 
-def _make_run(session: Session, wanted_back: Callable[[int], bool]) -> Run:
+def _profiler(workdir: Workdir, steps: tuple[int, int]) -> Profiler:
+    if steps[0] >= steps[1]:
+        return Profiler()
+    if not isinstance(workdir.path, Path):
+        raise InputError(
+            f"--profile_steps writes its trace into {workdir.path}, and that has to be "
+            "a folder of this machine; use another --workdir for it."
+        )
+    return Profiler(workdir.path / "profile", *steps)
+
+
+def make_run(
+    session: Session, wanted_back: Callable[[int], bool], profiler: Profiler
+) -> Run:
+    """Returns what the loop works on, from an open session."""
     config, data = session.config, session.data
     evaluator = session.evaluator()
     # In this order: the first figures are printed.
@@ -117,6 +147,7 @@ def _make_run(session: Session, wanted_back: Callable[[int], bool]) -> Run:
         ),
         seed=config.seed,
         wanted_back=wanted_back,
+        profiler=profiler,
     )
 
 

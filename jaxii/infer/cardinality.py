@@ -8,7 +8,7 @@ would let it vary more, or less, than it does.
 
 import numpy as np
 from jaxtyping import Bool, Float, Float64, Int
-from scipy.stats import poisson
+from scipy.special import gammaln, xlogy
 
 from jaxii.infer.decode import top_k_decoder
 
@@ -60,7 +60,7 @@ def cardinality_decoder(
     first = ordered[:, :MOST_CHOSEN]
     rest = ordered[:, MOST_CHOSEN:].sum(axis=1, keepdims=True)
     present = np.arange(len(prior))
-    others = [poisson.pmf(present[None, :], rest)]
+    others = [_poisson(present[None, :], rest)]
     for p in first.T[::-1]:
         others.append(_with(others[-1], p))
     hits = np.zeros((len(scores), len(prior)))
@@ -74,6 +74,13 @@ def cardinality_decoder(
             hits[:, 1 : k + 1] * (others[-1 - k] @ value.T), axis=1
         )
     return top_k_decoder(scores, k=np.argmax(worth, axis=1) + 1)
+
+
+def _poisson(
+    count: Int[np.ndarray, "one count"], mean: Float64[np.ndarray, "batch one"]
+) -> Float64[np.ndarray, "batch count"]:
+    # As scipy.stats has it, whose import takes a second.
+    return np.exp(xlogy(count, mean) - gammaln(count + 1) - mean)
 
 
 def _with(

@@ -27,6 +27,7 @@ PARTS = {
 }
 """The parts of a result that data can influence, and the words that say so."""
 
+ONE_BATCH = "no result: one batch"
 _KINDS = {"labels": "labels", "images": "images without labels"}
 _MEANING = {
     "labels": "figures on {split} do not stand for unseen data, and none for a domain "
@@ -73,6 +74,8 @@ class Provenance:
         label_embedding: what the label embedding was computed from.
         pretrained: where the first weights came from; empty for random ones.
         label_hash: content hash of the vocabulary; empty where not known.
+        one_batch: whether weights were trained on one batch again and again, to
+            measure speed: no figure of theirs is a result.
     """
 
     weights: Influence = Influence()
@@ -82,11 +85,12 @@ class Provenance:
     label_embedding: Influence = Influence()
     pretrained: str = ""
     label_hash: str = ""
+    one_batch: bool = False
 
     @property
     def clean(self) -> bool:
-        """True where nothing but `HOME_SPLITS` influenced any part."""
-        return not self._away()
+        """True where nothing but `HOME_SPLITS`, whole, influenced any part."""
+        return not self._away() and not self.one_batch
 
     def with_(
         self, part: str, *, labels: Iterable[str] = (), images: Iterable[str] = ()
@@ -146,7 +150,10 @@ class Provenance:
             record = record.with_(part, labels=more.labels, images=more.images)
         pretrained = dict.fromkeys(filter(None, (self.pretrained, other.pretrained)))
         return replace(
-            record, pretrained=", ".join(pretrained), label_hash="".join(hashes)
+            record,
+            pretrained=", ".join(pretrained),
+            label_hash="".join(hashes),
+            one_batch=self.one_batch or other.one_batch,
         )
 
     def badge(self) -> str:
@@ -155,7 +162,9 @@ class Provenance:
         for away in self._away():
             kind = f"{away.split} {_KINDS[away.kind]}"
             grouped.setdefault(kind, []).append(away.part.replace("_", " "))
-        return "; ".join(f"{k}: {', '.join(v)}" for k, v in grouped.items()) or "clean"
+        found = [ONE_BATCH] * self.one_batch
+        found += [f"{kind}: {', '.join(parts)}" for kind, parts in grouped.items()]
+        return "; ".join(found) or "clean"
 
     def caveats(self) -> list[str]:
         """Returns plain sentences a reader needs before trusting the figures."""
@@ -167,6 +176,12 @@ class Provenance:
             f"{_MEANING[kind].format(split=split)}."
             for (split, kind), done in grouped.items()
         ]
+        if self.one_batch:
+            sentences.insert(
+                0,
+                "The weights were trained on one batch again and again (reuse_batch); "
+                "this measures speed, and no figure of it is a result.",
+            )
         if self.pretrained:
             sentences.append(
                 f"The first weights came from {self.pretrained}; the images they were "
@@ -180,11 +195,13 @@ class Provenance:
             part: {kind: list(getattr(self._part(part), kind)) for kind in _KINDS}
             for part in PARTS
         }
+        one_batch = {"one_batch": True} if self.one_batch else {}
         return {
             "clean": self.clean,
             **parts,
             "pretrained": self.pretrained,
             "label_hash": self.label_hash,
+            **one_batch,
         }
 
     @classmethod
@@ -198,6 +215,8 @@ class Provenance:
             InputError: a key is missing, unknown or of another type, or `clean` does
                 not agree with the splits listed.
         """
+        # Written only where it is true.
+        record = {"one_batch": False, **record}
         _check_keys(record, {"clean", *(f.name for f in fields(cls))}, "provenance")
         values: dict[str, Any] = {}
         for name in ("pretrained", "label_hash"):
@@ -212,6 +231,7 @@ class Provenance:
             values[part] = Influence(
                 **{k: _read_names(record[part][k], f"{part}.{k}") for k in _KINDS}
             )
+        values["one_batch"] = record["one_batch"] is True
         result = cls(**values)
         if record["clean"] is not result.clean:
             raise InputError(

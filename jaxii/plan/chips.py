@@ -90,6 +90,30 @@ CHIPS = {
     )
 }
 
+# Of GPUs, dense, by the start of JAX's name for them: NVIDIA's data sheets of H100,
+# H200, A100 and L4. The longer name comes first.
+GPU_FLOPS = {
+    "NVIDIA H100 PCIe": 756e12,
+    "NVIDIA H100": 989e12,
+    "NVIDIA H200": 989e12,
+    "NVIDIA A100": 312e12,
+    "NVIDIA L4": 121e12,
+}
+
+
+def peak_flops(device_kind: str) -> float | None:
+    """Returns the bfloat16 operations a second of a device; None if it is not known.
+
+    Args:
+      device_kind: as JAX names it.
+    """
+    known = {chip.device_kind: chip.flops for chip in CHIPS.values()}
+    if device_kind in known:
+        return known[device_kind]
+    words = device_kind.replace("-", " ") + " "
+    names = [name for name in GPU_FLOPS if words.startswith(f"{name} ")]
+    return GPU_FLOPS[names[0]] if names else None
+
 
 def parse(topology: str) -> tuple[Chip, tuple[int, ...]]:
     """Returns the chip and the sides of a topology such as "v5e:4x4".

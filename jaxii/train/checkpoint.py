@@ -1,6 +1,6 @@
 """What of a run is on disk, and how it gets there and back.
 
-`WORKDIR/checkpoints/<stage>/<step>/` through Orbax, asynchronously: `model`
+`WORKDIR/checkpoints/<stage>/<step>/` through Orbax, in the background: `model`
 (parameters, their average, BatchNorm statistics: all that evaluation needs), `training`
 (optimizer and counters) and `metadata` (JSON). A step's folder appears under its name
 only when it is complete, and loses it before it is deleted. Kept are the last
@@ -12,6 +12,7 @@ import json
 import sys
 import threading
 from collections.abc import Mapping, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor, wait
 from pathlib import Path
 from typing import Any
 
@@ -19,17 +20,13 @@ import jax
 import orbax.checkpoint as ocp
 from etils import epath
 from jax.sharding import Sharding
-from orbax.checkpoint import checkpoint_managers as managers
 
 from jaxii.errors import InputError
 from jaxii.files import at
 from jaxii.train.failed_save import FailedSave
+from jaxii.train.saving import REPLACED, make_manager, save, split, start
 from jaxii.train.stages import Saved, choose
 from jaxii.train.state import TrainState, Tree
-
-_MODEL_FIELDS = ("params", "batch_stats", "average_params")
-# Where a checkpoint that is no longer kept goes before its files are deleted.
-_REPLACED = ".replaced"
 
 
 class Checkpoints:
@@ -60,6 +57,10 @@ class Checkpoints:
         self._managers: dict[str, ocp.CheckpointManager] = {}
         # Stage and step of the save that was started last, until its end was noticed.
         self._started: tuple[str, int] | None = None
+        # One process saves in a thread: even the start of a save takes Orbax a tenth
+        # of a second and more, in which the loop can go on.
+        self._thread = ThreadPoolExecutor(1, "save")
+        self._writing: Future[None] | None = None
         self._failed = threading.Event()
 
     def saved(self) -> dict[str, list[Saved]]:
@@ -104,7 +105,10 @@ class Checkpoints:
     def save(
         self, saved: Saved, state: TrainState, metadata: Mapping[str, Any]
     ) -> None:
-        """Starts to save; returns when the arrays have been copied from the devices.
+        """Starts to save; the steps that follow may have the buffers of the state.
+
+        Memory: until it is saved, a second state on the devices, where there is one
+        process. Several copy it to their hosts first, and wait for that.
 
         Args:
           saved: what this checkpoint says of itself.
@@ -115,7 +119,6 @@ class Checkpoints:
           FailedSave: this save could not be started, or the one before has failed.
         """
         self.wait()
-        model, training = _split(state)
         record = {
             **metadata,
             "label_hash": self._label_hash,
@@ -130,16 +133,14 @@ class Checkpoints:
         }
         self._failed.clear()
         try:
-            self._manager(saved.stage).save(
-                saved.step,
-                args=ocp.args.Composite(
-                    model=ocp.args.StandardSave(model),
-                    training=ocp.args.StandardSave(training),
-                    metadata=ocp.args.JsonSave(record),
-                ),
-                metrics=None if saved.metric is None else {"metric": saved.metric},
-                force=True,
-            )
+            manager = self._manager(saved.stage)
+            if jax.process_count() == 1:
+                # Sent off before the steps that follow, and so copied before them.
+                state = jax.device_put(state, may_alias=False)
+                self._writing = self._thread.submit(save, manager, state, record)
+            else:
+                # They exchange data meanwhile, in the order of the loop.
+                start(manager, state, record)
         except jax.errors.JaxRuntimeError:
             # Of the devices or of another process, not of the disk.
             raise
@@ -154,7 +155,7 @@ class Checkpoints:
           saved: the checkpoint.
           like: shapes, dtypes and shardings of every leaf.
         """
-        model, training = _split(like)
+        model, training = split(like)
         restored = self._manager(saved.stage).restore(
             saved.step,
             args=ocp.args.Composite(
@@ -193,10 +194,13 @@ class Checkpoints:
         Raises:
           FailedSave: it has, without success.
         """
-        if self._started is not None and (
-            self._failed.is_set()
-            or not self._managers[self._started[0]].is_saving_in_progress()
-        ):
+        if self._started is None:
+            return
+        if self._writing is not None:
+            ended = self._writing.done()
+        else:
+            ended = not self._managers[self._started[0]].is_saving_in_progress()
+        if ended or self._failed.is_set():
             self.wait()
 
     def wait(self) -> None:
@@ -208,11 +212,25 @@ class Checkpoints:
         if self._started is None:
             return
         (name, step), self._started = self._started, None
+        writing, self._writing = self._writing, None
         try:
-            self._managers[name].wait_until_finished()
+            if writing is None:
+                self._managers[name].wait_until_finished()
+            else:
+                writing.result()
         except Exception as error:
+            if writing is not None and isinstance(error, jax.errors.JaxRuntimeError):
+                raise
             raise self._failure(name, step, error) from error
         self._delete_replaced(name)
+
+    def finish(self) -> None:
+        """Lets a save that this process has begun come to its end, whatever that is.
+
+        For who ends with an error: Orbax cannot once the interpreter shuts down.
+        """
+        if self._writing is not None:
+            wait([self._writing])
 
     def close(self) -> None:
         """Waits, then lets go of Orbax's threads.
@@ -221,6 +239,7 @@ class Checkpoints:
           FailedSave: the save that was started last did not succeed.
         """
         self.wait()
+        self._thread.shutdown()
         for manager in self._managers.values():
             manager.close()
         self._managers.clear()
@@ -231,11 +250,12 @@ class Checkpoints:
         if jax.process_count() == 1:
             # It counts the failed step, and no longer those that it would have
             # replaced; the next one reads what is there.
-            manager = self._managers.pop(name)
+            manager = self._managers.pop(name, None)
             for _ in range(2):
                 # The first reports the failure again and stops half-way.
                 with contextlib.suppress(Exception):
-                    manager.close()
+                    if manager is not None:
+                        manager.close()
             # The space is wanted now, not by the next save.
             with contextlib.suppress(OSError):
                 for path in folder.glob(f"{step}.orbax-checkpoint-tmp*"):
@@ -247,7 +267,7 @@ class Checkpoints:
         # process is killed, for ever, while parts of it are missing.
         if jax.process_index() == 0 and not self._read_only:
             with contextlib.suppress(OSError):
-                (self.directory / name / _REPLACED).rmtree(missing_ok=True)
+                (self.directory / name / REPLACED).rmtree(missing_ok=True)
 
     def _meet(self, *, key: str, timeout_ms: int) -> None:
         """Waits in a thread of Orbax for the other processes, unless this one failed.
@@ -291,32 +311,9 @@ class Checkpoints:
 
     def _manager(self, name: str) -> ocp.CheckpointManager:
         if name not in self._managers:
-            best = managers.BestN(
-                get_metric_fn=_metric, n=1, keep_checkpoints_without_metrics=False
-            )
-            options = ocp.CheckpointManagerOptions(
-                preservation_policy=managers.AnyPreservationPolicy(
-                    [managers.LatestN(1), best]
-                ),
-                # Without it the metrics are not written, and a run that is resumed
-                # forgets which checkpoint is its best.
-                best_fn=_metric,
-                cleanup_tmp_directories=not self._read_only,
-                read_only=self._read_only,
-                todelete_subdir=_REPLACED,
-                async_options=ocp.AsyncOptions(barrier_sync_fn=self._meet),
-            )
             self._delete_replaced(name)
-            self._managers[name] = ocp.CheckpointManager(
-                self.directory / name,
-                options=options,
-                # Named here, not found out at the first save or restore: until then
-                # the shapes of what is on disk could not be asked for.
-                item_handlers={
-                    "model": ocp.StandardCheckpointHandler(),
-                    "training": ocp.StandardCheckpointHandler(),
-                    "metadata": ocp.JsonCheckpointHandler(),
-                },
+            self._managers[name] = make_manager(
+                self.directory / name, read_only=self._read_only, meet=self._meet
             )
         return self._managers[name]
 
@@ -326,16 +323,3 @@ def evaluated_params(model: Mapping[str, Tree]) -> Tree:
     # The second name is that of checkpoints of the first version.
     average = model.get("average_params", model.get("ema_params"))
     return model["params"] if average is None else average
-
-
-def _metric(metrics: Mapping[str, float]) -> float:
-    # The one figure that was saved, whatever the name it was saved by.
-    (value,) = metrics.values()
-    return value
-
-
-def _split(state: TrainState) -> tuple[dict[str, Tree], dict[str, Tree]]:
-    """Divides a state into what evaluation needs and what only training needs."""
-    fields = {name: value for name, value in vars(state).items() if value is not None}
-    model = {name: fields.pop(name) for name in _MODEL_FIELDS if name in fields}
-    return model, fields

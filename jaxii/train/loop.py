@@ -21,6 +21,7 @@ import numpy as np
 from jaxii.errors import InputError
 from jaxii.train.checkpoint import evaluated_params
 from jaxii.train.failed_save import FailedSave
+from jaxii.train.machine import step_flops
 from jaxii.train.mesh import divided, replicated, to_devices
 from jaxii.train.run import Run, StagePlan
 from jaxii.train.shards import state_shapes, state_shardings
@@ -65,6 +66,15 @@ def train(run: Run, telemetry: Telemetry) -> Saved:
       FailedSave: a checkpoint could not be saved, and the run does not go on without.
       InputError: checkpoints that do not fit the run.
     """
+    try:
+        return _train(run, telemetry)
+    finally:
+        said = run.profiler.close()
+        if said:
+            telemetry.note(said)
+
+
+def _train(run: Run, telemetry: Telemetry) -> Saved:
     stages = [plan.stage for plan in run.plans]
     plans = {plan.stage.name: plan for plan in run.plans}
     while True:
@@ -220,12 +230,20 @@ def _run_stage(
     window: list[dict[str, jax.Array]] = []
     ahead: collections.deque[jax.Array] = collections.deque()
     while not saved.finished:
+        run.profiler.at(saved.step, list(ahead))
         start = time.monotonic()
         batch = next(batches)
         telemetry.waited(time.monotonic() - start)
         batch = to_devices(batch, sharding)
-        with jax.transfer_guard("disallow"):
+        # Steps as TensorBoard's profile page counts them.
+        traced = jax.profiler.StepTraceAnnotation("train", step_num=saved.step)
+        with traced, jax.transfer_guard("disallow"):
             state, metrics = train_step(state, batch, label_embeddings)
+        if telemetry.wants_flops:
+            with telemetry.paused():
+                given = state, batch, label_embeddings
+                flops = step_flops(train_step, *given)
+                telemetry.step_takes(flops * plan.settings.micro_batches)
         saved = replace(
             saved,
             step=saved.step + 1,

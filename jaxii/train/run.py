@@ -4,7 +4,7 @@ Assembled from the configuration and the data; `loop` works on it and on nothing
 """
 
 from collections.abc import Callable, Iterator, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 import jax
@@ -13,6 +13,7 @@ from jax.sharding import Mesh, Sharding
 from jaxtyping import Array, Float
 
 from jaxii.train.checkpoint import Checkpoints
+from jaxii.train.profile import Profiler
 from jaxii.train.stages import Stage
 from jaxii.train.state import TrainState, Tree
 from jaxii.train.step import StepSettings
@@ -74,6 +75,7 @@ class Run:
       seed: base of the initialisation.
       wanted_back: says, of the step just done, whether to save and leave; the same
         on all processes.
+      profiler: traces some steps.
     """
 
     plans: tuple[StagePlan, ...]
@@ -94,3 +96,4 @@ class Run:
     go_on_after_failed_save: bool
     seed: int
     wanted_back: Callable[[int], bool]
+    profiler: Profiler = field(default_factory=Profiler)

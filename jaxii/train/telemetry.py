@@ -96,6 +96,10 @@ class Telemetry:
       is_lead: False = nothing is written anywhere.
       stream: where a person looks; None = standard output.
       clock: seconds, monotonic.
+      memory: gives figures of memory by name, in bytes, `device_memory_bytes` or
+        `host_memory_bytes` being shown.
+      peak_flops: operations a second that a device can do; None where that is not
+        known, and then MFU (the share of them that a step uses) is not either.
     """
 
     def __init__(
@@ -107,8 +111,12 @@ class Telemetry:
         is_lead: bool = True,
         stream: Any = None,
         clock: Callable[[], float] = time.monotonic,
+        memory: Callable[[], Mapping[str, float]] = dict,
+        peak_flops: float | None = None,
     ):
         self._is_lead = is_lead
+        self._memory, self._peak_flops = memory, peak_flops
+        self._step_flops: float | None = None
         self._clock = clock
         self._meter = ThroughputMeter(clock)
         self._images_per_step = 0
@@ -172,12 +180,22 @@ class Telemetry:
         self._total_steps = total_steps or self._total_steps
         # The first window holds the compilation: a pace from it would be fiction.
         self._pace = None
+        self._step_flops = None
         self._images_per_step = images_per_step
         self._meter.open_window(first_step if step is None else step)
 
     def waited(self, seconds: float) -> None:
         """Adds time in which the loop stood still for want of a batch."""
         self._meter.waited(seconds)
+
+    @property
+    def wants_flops(self) -> bool:
+        """Whether `step_takes` is to be called: once a stage, where MFU can be told."""
+        return self._peak_flops is not None and self._step_flops is None
+
+    def step_takes(self, flops: float) -> None:
+        """Notes how many operations a step of this stage is on one device."""
+        self._step_flops = flops
 
     def paused(self) -> AbstractContextManager[None]:
         """Leaves what happens inside (evaluation) out of images a second."""
@@ -196,12 +214,21 @@ class Telemetry:
         rate = steps_per_second * self._images_per_step
         row = {name: float(value) for name, value in metrics.items()}
         row |= {"images_per_second": rate, "input_wait_share": wait}
+        row |= {"step_seconds": 1 / steps_per_second if steps_per_second else math.nan}
+        row |= self._memory()
+        if self._peak_flops and self._step_flops:
+            row["mfu"] = self._step_flops * steps_per_second / self._peak_flops
         self._record("train", step, row)
         parts = [self._place(step)]
         if "objective" in row:
             parts.append(f"objective {row['objective']:<8.4g}")
         parts.append(f"f2 {'-' if math.isnan(self._f2) else f'{self._f2:.3f}':<5}")
         parts += [f"images/s {rate:<6.4g}", f"wait {wait:>3.0%}"]
+        if "mfu" in row:
+            parts.append(f"mfu {row['mfu']:>3.0%}")
+        used = row.get("device_memory_bytes", row.get("host_memory_bytes"))
+        if used is not None:
+            parts.append(f"mem {used / 2**30:.1f}G")
         if self._saved is not None:
             parts.append(f"saved {self._saved}")
         self._screen.show(

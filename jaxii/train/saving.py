@@ -1,0 +1,92 @@
+"""How a stage's checkpoints are written: Orbax's manager and what it is given.
+
+`checkpoint` decides when, and what comes of a failure.
+"""
+
+from collections.abc import Callable, Mapping
+from typing import Any
+
+import orbax.checkpoint as ocp
+from etils import epath
+from orbax.checkpoint import checkpoint_managers as managers
+
+from jaxii.train.state import TrainState, Tree
+
+_MODEL_FIELDS = ("params", "batch_stats", "average_params")
+# Where a checkpoint that is no longer kept goes before its files are deleted.
+REPLACED = ".replaced"
+
+
+def make_manager(
+    folder: epath.Path, *, read_only: bool, meet: Callable[..., None]
+) -> ocp.CheckpointManager:
+    """Returns what writes and reads the checkpoints of one stage.
+
+    Args:
+      folder: of the stage's checkpoints.
+      read_only: leave alone what a save that is going on elsewhere has half written.
+      meet: waits for the other processes, `meet(key=, timeout_ms=)`.
+    """
+    best = managers.BestN(
+        get_metric_fn=_metric, n=1, keep_checkpoints_without_metrics=False
+    )
+    options = ocp.CheckpointManagerOptions(
+        preservation_policy=managers.AnyPreservationPolicy([managers.LatestN(1), best]),
+        # Without it the metrics are not written, and a run that is resumed forgets
+        # which checkpoint is its best.
+        best_fn=_metric,
+        cleanup_tmp_directories=not read_only,
+        read_only=read_only,
+        todelete_subdir=REPLACED,
+        async_options=ocp.AsyncOptions(barrier_sync_fn=meet),
+    )
+    return ocp.CheckpointManager(
+        folder,
+        options=options,
+        # Named here, not found out at the first save or restore: until then the shapes
+        # of what is on disk could not be asked for.
+        item_handlers={
+            "model": ocp.StandardCheckpointHandler(),
+            "training": ocp.StandardCheckpointHandler(),
+            "metadata": ocp.JsonCheckpointHandler(),
+        },
+    )
+
+
+def start(
+    manager: ocp.CheckpointManager, state: TrainState, record: Mapping[str, Any]
+) -> None:
+    """Starts to save; returns when the arrays have been copied to the host."""
+    model, training = split(state)
+    metric = record["metric"]
+    manager.save(
+        record["step"],
+        args=ocp.args.Composite(
+            model=ocp.args.StandardSave(model),
+            training=ocp.args.StandardSave(training),
+            metadata=ocp.args.JsonSave(record),
+        ),
+        metrics=None if metric is None else {"metric": metric},
+        force=True,
+    )
+
+
+def save(
+    manager: ocp.CheckpointManager, state: TrainState, record: Mapping[str, Any]
+) -> None:
+    """Saves a state, and returns when it is on disk."""
+    start(manager, state, record)
+    manager.wait_until_finished()
+
+
+def split(state: TrainState) -> tuple[dict[str, Tree], dict[str, Tree]]:
+    """Divides a state into what evaluation needs and what only training needs."""
+    fields = {name: value for name, value in vars(state).items() if value is not None}
+    model = {name: fields.pop(name) for name in _MODEL_FIELDS if name in fields}
+    return model, fields
+
+
+def _metric(metrics: Mapping[str, float]) -> float:
+    # The one figure that was saved, whatever the name it was saved by.
+    (value,) = metrics.values()
+    return value

@@ -1,0 +1,134 @@
+"""How long a save holds up the loop, against how long it takes in all.
+
+    python -m tests.benchmarks.blocked_by_saves [--saves=7]
+
+The state of a ResNet-50 with 7,178 classes, both heads and SGD with momentum, float32:
+323 MB. `Checkpoints.save` is called as the loop calls it, while updates that take over
+the buffers of the state (each adds 1 to every number) go on before and after. Blocked
+is the loop while `save` does not return. A save lasts until `wait` returns, when the
+checkpoint is complete on disk. How much longer the update right after `save` takes than
+the one before is told beside it: it waits on the devices for the copy of the state,
+and on CPUs the writing takes of its cores, as of those of all updates until the save is
+over. The first save, which also makes the folders, is not counted; medians of the
+others. Each checkpoint is restored and compared with the state at its save, bit for
+bit. About half a minute.
+"""
+
+import argparse
+import statistics
+import tempfile
+import time
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+from absl import logging as absl_logging
+
+from jaxii.model.multitask import make_network
+from jaxii.train.checkpoint import Checkpoints
+from jaxii.train.mesh import make_mesh, replicated
+from jaxii.train.optimizer import make_optimizer
+from jaxii.train.stages import Saved
+from jaxii.train.state import new_state
+from tests.benchmarks.table import Row, emit
+
+STAGE = "only"
+BAR = 0.05
+
+
+def make_state():
+    """Returns a state of random numbers on all devices."""
+    network = make_network(depth=50, num_classes=7178, embedding_dim=1024)
+    optimizer = make_optimizer(
+        name="sgd", schedule=optax.constant_schedule(0.1), weight_decay=1e-4
+    )
+
+    def fresh(key):
+        params, batch_stats = network.init(key)
+        return new_state(
+            params=params,
+            batch_stats=batch_stats,
+            optimizer=optimizer,
+            step=0,
+            with_average=False,
+        )
+
+    rng, whole = np.random.default_rng(0), replicated(make_mesh())
+
+    def leaf(shape):
+        values = 100 * rng.standard_normal(shape.shape, np.float32)
+        return jax.device_put(values.astype(shape.dtype), whole)
+
+    return jax.tree.map(leaf, jax.eval_shape(fresh, jax.random.key(0)))
+
+
+def timed(update, state):
+    start = time.monotonic()
+    state = jax.block_until_ready(update(state))
+    return time.monotonic() - start, state
+
+
+def save_once(checkpoints, step, state, update):
+    """Returns seconds: in `save`, of the update after it and before it, of it all."""
+    before, state = timed(update, state)
+    expected = [np.array(leaf) for leaf in jax.tree.leaves(state)]
+    shapes = jax.tree.map(
+        lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=x.sharding), state
+    )
+    saved = Saved(stage=STAGE, step=step, first_step=0)
+    start = time.monotonic()
+    checkpoints.save(saved, state, {})
+    in_save = time.monotonic() - start
+    after, state = timed(update, state)
+    checkpoints.wait()
+    duration = time.monotonic() - start
+    restored = jax.tree.leaves(checkpoints.restore_state(saved, shapes))
+    for found, wanted in zip(restored, expected, strict=True):
+        np.testing.assert_array_equal(found, wanted)
+    return (in_save, after, before, duration), state
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument("--saves", type=int, default=7)
+    args = parser.parse_args()
+    # Orbax warns that a checkpoint has no metric.
+    absl_logging.set_verbosity(absl_logging.ERROR)
+    state = make_state()
+    num_bytes = sum(leaf.nbytes for leaf in jax.tree.leaves(state))
+
+    def add_one(state):
+        return jax.tree.map(lambda x: x + jnp.ones((), x.dtype), state)
+
+    update = jax.jit(add_one, donate_argnums=0)
+    _, state = timed(update, state)
+    rows = []
+    with tempfile.TemporaryDirectory() as folder:
+        checkpoints = Checkpoints(folder, [STAGE], "0123456789abcdef")
+        for step in range(args.saves + 1):
+            row, state = save_once(checkpoints, step, state, update)
+            rows.append(row)
+        checkpoints.close()
+    in_save, after, before, duration = map(
+        statistics.median, zip(*rows[1:], strict=True)
+    )
+    blocked = [save / whole for save, _, _, whole in rows[1:]]
+    emit(
+        Row(
+            what=f"loop blocked by a save of {num_bytes / 1e6:.0f} MB",
+            ours=f"{1e3 * in_save:.0f} ms of {duration:.2f} s (the update after it "
+            f"takes {1e3 * (after - before):.0f} ms more)",
+            peer="",
+            figure=100 * statistics.median(blocked),
+            relation="<=",
+            bar=100 * BAR,
+            unit="%",
+        )
+    )
+
+
+if __name__ == "__main__":
+    main()

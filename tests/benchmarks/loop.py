@@ -1,0 +1,214 @@
+"""The loop of `train` against its own compiled step on a batch that stays in place.
+
+    python -m tests.benchmarks.loop [--evaluations=4]
+
+The default run (configs/f2_multitask.py: toy_regions, ResNet-18 of half the width, 64
+images of 64 pixels a step), its first stage made longer, goes through the product's
+loop: pictures are read, decoded and sent, figures are logged every 20 steps, and every
+100 steps it is evaluated on `validation` and saved. Between two logs, when nothing is
+under way, the loop is halted in its input for 10 steps of the same compiled function on
+one resident batch; so each stretch of 20 steps of the loop lies between two of those.
+
+* images/s of the loop over images/s of the bare step: median over the stretches without
+  an evaluation; once with its input, once with --reuse_batch, where the input is free.
+  On CPUs decoding takes of the cores that the step has, also where nobody waits.
+* what saves and evaluations add: the time of 40 steps around one (the evaluation, the
+  start of the save, what the writing of it slows down) less that of 40 other steps,
+  over 100 steps; median. The first evaluation, which compiles, is told and not counted.
+
+About five minutes on two cores.
+"""
+
+import argparse
+import itertools
+import runpy
+import statistics
+import tempfile
+import time
+from dataclasses import replace
+from pathlib import Path
+
+import jax
+
+from jaxii import assemble
+from jaxii.commands.train import make_run
+from jaxii.files import user_cache
+from jaxii.session import open_session
+from jaxii.train.loop import Preempted, train
+from jaxii.train.mesh import divided, replicated, to_devices
+from jaxii.train.profile import Profiler
+from jaxii.train.state import new_state
+from jaxii.train.step import make_train_step
+from jaxii.train.telemetry import Telemetry
+from jaxii.workdir import Workdir
+from tests.benchmarks.table import Row, emit
+
+CONFIG = Path(__file__).parents[2] / "configs" / "f2_multitask.py"
+STRETCH, BARE_STEPS = 20, 10
+SPEED_BAR, ADDED_BAR = 0.97, 0.03
+
+
+class Bare:
+    """The compiled step of a run's first stage on one batch, with a state of its own.
+
+    Args:
+      run: as the loop gets it.
+    """
+
+    def __init__(self, run):
+        plan = run.plans[0]
+        self._step = make_train_step(plan.settings, run.mesh)
+        batch = next(run.batches(plan.stage.split, 0))
+        self._given = to_devices(batch, divided(run.mesh)), run.label_embeddings
+
+        def fresh(key):
+            params, batch_stats = plan.init(key)
+            return new_state(
+                params=params,
+                batch_stats=batch_stats,
+                optimizer=plan.settings.optimizer,
+                step=0,
+                with_average=plan.settings.average_rate is not None,
+            )
+
+        make = jax.jit(fresh, out_shardings=replicated(run.mesh))
+        self._state = make(jax.random.key(0))
+        self.seconds()
+
+    def seconds(self) -> float:
+        """Returns the time of a step."""
+        start = time.monotonic()
+        for _ in range(BARE_STEPS):
+            self._state, metrics = self._step(self._state, *self._given)
+        jax.block_until_ready((self._state, metrics))
+        return (time.monotonic() - start) / BARE_STEPS
+
+
+class Halted:
+    """The input of a run that halts for the bare step, and takes the time in between.
+
+    Args:
+      run: as the loop gets it.
+      bare: the step.
+    """
+
+    def __init__(self, run, bare):
+        self._run, self._bare = run, bare
+        # Steps of the loop in each stretch, and the seconds they took.
+        self.stretches: list[tuple[int, float]] = []
+        # Seconds of a bare step before each stretch and after the last.
+        self.bare = []
+        # Seconds in which the loop stood still for want of a batch.
+        self.waited = 0.0
+
+    def batches(self, split, start_example):
+        inner = self._run.batches(split, start_example)
+        halted_at = resumed = 0
+        for step in itertools.count():
+            # Not after an evaluation: its save is being written.
+            due = step % STRETCH == 0 and step % self._run.evaluate_every_steps != 0
+            if step == 0 or due:
+                if step:
+                    seconds = time.monotonic() - resumed
+                    self.stretches.append((step - halted_at, seconds))
+                self.bare.append(self._bare.seconds())
+                halted_at, resumed = step, time.monotonic()
+            asked = time.monotonic()
+            batch = next(inner)
+            self.waited += time.monotonic() - asked
+            yield batch
+
+    def plain(self) -> list[tuple[float, float]]:
+        """Returns seconds of a step, the loop's and the bare one's, by stretch.
+
+        Without evaluations, and without the first, in which the loop's step compiles.
+        """
+        return [
+            (seconds / steps, (self.bare[i] + self.bare[i + 1]) / 2)
+            for i, (steps, seconds) in enumerate(self.stretches)
+            if steps == STRETCH and i > 0
+        ]
+
+    def added(self) -> list[float]:
+        """Returns the seconds that each evaluation and save added."""
+        usual = statistics.median(own for own, _ in self.plain())
+        return [
+            seconds - steps * usual
+            for steps, seconds in self.stretches
+            if steps > STRETCH
+        ]
+
+
+def halted_run(num_steps: int, *, reuse_batch: bool = False) -> Halted:
+    """Runs the loop for so many steps; returns its times."""
+    config = runpy.run_path(str(CONFIG))["get_config"]()
+    first, *others = config.stages
+    config.stages = ({**first, "num_epochs": 100.0}, *others)
+    config.data.reuse_batch = reuse_batch
+    assert config.log_every_steps == STRETCH
+    with tempfile.TemporaryDirectory() as folder:
+        workdir = Workdir(Path(folder))
+        session = open_session(config, workdir)
+        # It is over after the step that follows the last stretch.
+        run = make_run(session, lambda step: step > num_steps, Profiler())
+        halted = Halted(run, Bare(run))
+        run = replace(run, batches=halted.batches)
+        with Telemetry(folder, total_steps=num_steps, start_step=0) as telemetry:
+            try:
+                train(run, telemetry)
+            except Preempted:
+                session.checkpoints.close()
+    return halted
+
+
+def speed(halted: Halted, what: str, images: int) -> Row:
+    plain = halted.plain()
+    own, bare = (statistics.median(column) for column in zip(*plain, strict=True))
+    return Row(
+        what=f"images/s of the loop, {what}",
+        ours=f"{images / own:.1f} images/s",
+        peer=f"bare step {images / bare:.1f} images/s",
+        figure=statistics.median(bare / own for own, bare in plain),
+        relation=">=",
+        bar=SPEED_BAR,
+    )
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument("--evaluations", type=int, default=4, help="after the first")
+    args = parser.parse_args()
+    config = runpy.run_path(str(CONFIG))["get_config"]()
+    images, every = config.global_batch_size, config.evaluate_every_steps
+    assemble.open_data(config)
+    # As the command has it.
+    jax.config.update("jax_compilation_cache_dir", str(user_cache() / "compiled"))
+    num_steps = every * (1 + args.evaluations) + STRETCH
+    halted = halted_run(num_steps)
+    free = halted_run(2 * every + STRETCH, reuse_batch=True)
+    first, *added = halted.added()
+    usual = statistics.median(own for own, _ in halted.plain())
+    share = halted.waited / sum(seconds for _, seconds in halted.stretches)
+    print(
+        f"input wait {share:.1%} of the time; the first evaluation, which compiles, "
+        f"added {first:.1f} s"
+    )
+    emit(
+        speed(halted, f"{config.data.dataset}, input and all", images),
+        speed(free, "--reuse_batch: input free", images),
+        Row(
+            what=f"what evaluating and saving every {every} steps adds",
+            ours=f"{statistics.median(added):.2f} s each",
+            peer=f"{every} steps {every * usual:.1f} s",
+            figure=100 * statistics.median(added) / (every * usual),
+            relation="<=",
+            bar=100 * ADDED_BAR,
+            unit="%",
+        ),
+    )
+
+
+if __name__ == "__main__":
+    main()
