@@ -40,7 +40,7 @@ def factorise(
     """
     blocks = max(math.ceil(_VECTORS_A_PAIR * dim / _BLOCK), _MIN_BLOCKS)
     # A space as large as the whole is no cheaper than the exact answer.
-    if exact or blocks * _BLOCK >= matrix.shape[0]:
+    if exact or blocks * _BLOCK >= len(matrix.indptr) - 1:
         values, basis = scipy.linalg.eigh(matrix.toarray())
         if not exact:
             values, basis = values.astype(np.float32), basis.astype(np.float32)
