@@ -5,10 +5,10 @@
 The state of a ResNet-50 with 7,178 classes, both heads and SGD with momentum, float32:
 323 MB. `Checkpoints.save` is called as the loop calls it, while updates that take over
 the buffers of the state (each adds 1 to every number) go on before and after. Blocked
-is the loop while `save` does not return. A save lasts until `wait` returns, when the
-checkpoint is complete on disk. How much longer the update right after `save` takes than
-the one before is told beside it: it waits on the devices for the copy of the state,
-and on CPUs the writing takes of its cores, as of those of all updates until the save is
+is the loop while `save` does not return, and for as much longer as the update right
+after it takes than the one before: it waits on the devices for the copy of the state.
+A save lasts until `wait` returns, when the checkpoint is complete on disk. Not counted:
+on CPUs the writing takes of the cores of all updates until the save is
 over. The first save, which also makes the folders, is not counted; medians of the
 others. Each checkpoint is restored and compared with the state at its save, bit for
 bit. About half a minute.
@@ -115,12 +115,13 @@ def main() -> None:
     in_save, after, before, duration = map(
         statistics.median, zip(*rows[1:], strict=True)
     )
-    blocked = [save / whole for save, _, _, whole in rows[1:]]
+    # The copy that `save` sends off is paid for by the update that comes next.
+    blocked = [(save + later - usual) / whole for save, later, usual, whole in rows[1:]]
     emit(
         Row(
             what=f"loop blocked by a save of {num_bytes / 1e6:.0f} MB",
-            ours=f"{1e3 * in_save:.0f} ms of {duration:.2f} s (the update after it "
-            f"takes {1e3 * (after - before):.0f} ms more)",
+            ours=f"{1e3 * in_save:.0f} ms in it and {1e3 * (after - before):.0f} ms in "
+            f"the update after it, of {duration:.2f} s",
             peer="",
             figure=100 * statistics.median(blocked),
             relation="<=",
