@@ -18,7 +18,6 @@ from jaxii.plan.hlo import parse
 from jaxii.plan.traffic import memory_bytes
 from jaxii.train.run import StagePlan
 from jaxii.train.shards import state_shapes
-from jaxii.train.state import new_state
 from jaxii.train.step import make_train_step
 
 # Of the two ways in which XLA says it.
@@ -80,17 +79,7 @@ def step_compiler(
       `compile(batch) -> Figures`, of seconds to minutes; raises `DoesNotFit`.
     """
 
-    def fresh(key: jax.Array) -> Any:
-        params, batch_stats = plan.init(key)
-        return new_state(
-            params=params,
-            batch_stats=batch_stats,
-            optimizer=plan.settings.optimizer,
-            step=0,
-            with_average=plan.settings.average_rate is not None,
-        )
-
-    shapes = jax.eval_shape(fresh, jax.random.key(0))
+    shapes = jax.eval_shape(plan.fresh_state, jax.random.key(0))
     state = state_shapes(shapes, mesh, plan.settings.shard_state)
     train_step = make_train_step(plan.settings, mesh)
 

@@ -39,7 +39,6 @@ from jaxii.train.state import (
     Tree,
     at_stage_step,
     derive_key,
-    new_state,
 )
 from jaxii.train.step import make_train_step
 from jaxii.train.telemetry import Telemetry
@@ -137,13 +136,8 @@ def _begin(
     whole = replicated(run.mesh)
 
     def started(params, batch_stats):
-        return new_state(
-            params=params,
-            batch_stats=batch_stats,
-            optimizer=plan.settings.optimizer,
-            step=action.start.step if isinstance(action, Resume) else action.step,
-            with_average=plan.settings.average_rate is not None,
-        )
+        step = action.start.step if isinstance(action, Resume) else action.step
+        return plan.state_of(params, batch_stats, step)
 
     def fresh(key):
         return started(*plan.init(key))

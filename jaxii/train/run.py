@@ -15,7 +15,7 @@ from jaxtyping import Array, Float
 from jaxii.train.checkpoint import Checkpoints
 from jaxii.train.profile import Profiler
 from jaxii.train.stages import Stage
-from jaxii.train.state import TrainState, Tree
+from jaxii.train.state import TrainState, Tree, new_state
 from jaxii.train.step import StepSettings
 
 
@@ -32,6 +32,20 @@ class StagePlan:
     stage: Stage
     settings: StepSettings
     init: Callable[[jax.Array], tuple[Tree, Tree]]
+
+    def state_of(self, params: Tree, batch_stats: Tree, step: int) -> TrainState:
+        """Returns the state at the start of the stage, after `step` updates in all."""
+        return new_state(
+            params=params,
+            batch_stats=batch_stats,
+            optimizer=self.settings.optimizer,
+            step=step,
+            with_average=self.settings.average_rate is not None,
+        )
+
+    def fresh_state(self, key: jax.Array) -> TrainState:
+        """Returns the state of a run that starts with this stage."""
+        return self.state_of(*self.init(key), step=0)
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -19,8 +19,6 @@ far too high (a hundred in all, as a focal loss leaves them).
 import argparse
 import json
 import os
-import subprocess
-import sys
 import time
 from collections.abc import Callable
 
@@ -31,8 +29,7 @@ import numpy as np
 from jaxii.infer import metrics, thresholds
 from jaxii.infer.decode import embedding_decoder
 from jaxii.infer.expected_f2 import expected_f2_decoder
-from tests.benchmarks import peak
-from tests.benchmarks.table import Row, emit
+from tests.benchmarks import apart
 
 NUM_IMAGES, NUM_CLASSES = 40_000, 7_178
 EXPECTED_COUNTS = {"calibrated": 4, "hesitant": 20, "far too high": 100}
@@ -149,29 +146,16 @@ def main() -> None:
     if args.work:
         clock, note = WORK[args.work](args.num_images)
         found = {"wall": clock.wall, "processors": clock.processors, "note": note}
-        print(json.dumps(found | {"gigabytes": peak.gigabytes()}))
+        print(json.dumps(found | {"gigabytes": apart.gigabytes()}))
         return
     print(f"{args.num_images:,} images, {NUM_CLASSES:,} labels, {os.cpu_count()} cores")
     for name in WORK:
-        command = [sys.executable, "-m", "tests.benchmarks.decoding", f"--work={name}"]
-        command.append(f"--num_images={args.num_images}")
-        done = subprocess.run(command, check=True, stdout=subprocess.PIPE, text=True)
-        found = json.loads(done.stdout.splitlines()[-1])
+        given = (f"--work={name}", f"--num_images={args.num_images}")
+        found = apart.run_module("decoding", *given)
         print(f"{name}: {found['note']}; {found['processors']:.1f} s of processors")
-        seconds, memory = found["wall"], found["gigabytes"]
         what = f"{name}, {args.num_images:,} images"
-        emit(
-            Row(what, f"{seconds:.1f} s", "", seconds, "<=", MAX_SECONDS, "s"),
-            Row(
-                f"{what}: peak memory",
-                f"{memory:.2f} GB",
-                "",
-                memory,
-                "<=",
-                MAX_GIGABYTES,
-                "GB",
-            ),
-        )
+        limits = (found["wall"], MAX_SECONDS, found["gigabytes"], MAX_GIGABYTES)
+        apart.emit_limits(what, *limits)
 
 
 if __name__ == "__main__":

@@ -12,8 +12,6 @@ process has no JAX in it: what is counted is the input path's. Two to three minu
 import argparse
 import json
 import shutil
-import subprocess
-import sys
 import tempfile
 from pathlib import Path
 
@@ -24,6 +22,7 @@ from jaxii.data.open_images import prepare
 from jaxii.data.pipeline import LabelPolicy, Share, train_batches
 from jaxii.data.recode import recode
 from jaxii.data.sources import open_dataset
+from tests.benchmarks import apart
 from tests.benchmarks.pictures import picture, write_layout
 from tests.benchmarks.table import Row, emit
 
@@ -76,10 +75,8 @@ def main() -> None:
         layout = write_layout(Path(scratch, "files"), pictures, args.files)
         out = Path(scratch, "out")
         prepare(layout, out)
-        command = [sys.executable, "-m", "tests.benchmarks.input_memory"]
-        command += [f"--follow={out}", f"--images={args.images}"]
-        done = subprocess.run(command, check=True, stdout=subprocess.PIPE, text=True)
-    notes = np.array(json.loads(done.stdout.splitlines()[-1]))
+        given = (f"--follow={out}", f"--images={args.images}")
+        notes = np.array(apart.run_module("input_memory", *given))
     seen, resident, shared = notes[notes[:, 0] >= WARM_UP_IMAGES].T
     slope = np.polyfit(seen, resident, 1)[0] * 1e4
     print("MB after images: ", end="")

@@ -14,8 +14,6 @@ found. Bars: 25 s and 4 GB of resident memory, interpreter and libraries include
 import argparse
 import itertools
 import json
-import subprocess
-import sys
 import tempfile
 import time
 from pathlib import Path
@@ -26,8 +24,7 @@ import polars as pl
 from jaxii.data import label_files, open_images, sources
 from jaxii.data.index import Index
 from jaxii.data.layout import Layout, Pictures
-from tests.benchmarks import peak
-from tests.benchmarks.table import Row, emit
+from tests.benchmarks import apart
 
 NUM_IMAGES = 1_743_042
 NUM_TEST_IMAGES = 32_580
@@ -156,7 +153,7 @@ def work(root: Path) -> dict:
         "drafted": drafted,
         "seconds": time.perf_counter() - begin[0],
         "processor_seconds": time.process_time() - begin[1],
-        "gigabytes": peak.gigabytes(),
+        "gigabytes": apart.gigabytes(),
     }
 
 
@@ -172,30 +169,15 @@ def main() -> None:
         return
     with tempfile.TemporaryDirectory() as folder:
         generate(Path(folder), args.shrink)
-        command = [sys.executable, "-m", "tests.benchmarks.label_files"]
-        done = subprocess.run(
-            [*command, "--work", folder], check=True, stdout=subprocess.PIPE, text=True
-        )
-    found = json.loads(done.stdout.splitlines()[-1])
+        found = apart.run_module("label_files", "--work", folder)
     print("\n".join(found["lines"]))
     print(
         f"validation: {found['validation']:,} images; {found['drafted']:.1f} s before "
         f"it is carved; {found['processor_seconds']:.1f} s of processors in all"
     )
     what = f"label files of {found['rows'] / 1e6:.1f} million rows to splits"
-    seconds, memory = found["seconds"], found["gigabytes"]
-    emit(
-        Row(what, f"{seconds:.1f} s", "", seconds, "<=", MAX_SECONDS, "s"),
-        Row(
-            f"{what}, peak memory",
-            f"{memory:.2f} GB",
-            "",
-            memory,
-            "<=",
-            MAX_GIGABYTES,
-            "GB",
-        ),
-    )
+    limits = (found["seconds"], MAX_SECONDS, found["gigabytes"], MAX_GIGABYTES)
+    apart.emit_limits(what, *limits)
 
 
 if __name__ == "__main__":

@@ -37,7 +37,6 @@ from jaxii.session import open_session
 from jaxii.train.loop import Preempted, train
 from jaxii.train.mesh import divided, replicated, to_devices
 from jaxii.train.profile import Profiler
-from jaxii.train.state import new_state
 from jaxii.train.step import make_train_step
 from jaxii.train.telemetry import Telemetry
 from jaxii.workdir import Workdir
@@ -60,18 +59,7 @@ class Bare:
         self._step = make_train_step(plan.settings, run.mesh)
         batch = next(run.batches(plan.stage.split, 0))
         self._given = to_devices(batch, divided(run.mesh)), run.label_embeddings
-
-        def fresh(key):
-            params, batch_stats = plan.init(key)
-            return new_state(
-                params=params,
-                batch_stats=batch_stats,
-                optimizer=plan.settings.optimizer,
-                step=0,
-                with_average=plan.settings.average_rate is not None,
-            )
-
-        make = jax.jit(fresh, out_shardings=replicated(run.mesh))
+        make = jax.jit(plan.fresh_state, out_shardings=replicated(run.mesh))
         self._state = make(jax.random.key(0))
         self.seconds()
 

@@ -4,12 +4,13 @@ Made at first use in the user's cache folder (several GB where pip takes a CUDA 
 or named by JAXII_PEERS_PYTHON.
 """
 
-import json
 import os
 import subprocess
 import sys
 import venv
 from pathlib import Path
+
+from tests.benchmarks import apart
 
 PACKAGES = ("torch", "torchvision", "timm", "numpy", "pillow")
 PYTHON = "JAXII_PEERS_PYTHON"
@@ -36,5 +37,4 @@ def python() -> str:
 def run(script: str, *args: str) -> dict:
     """Runs a script of `peer/` there; returns the JSON object it printed last."""
     command = [python(), str(FOLDER / script), *args]
-    done = subprocess.run(command, check=True, stdout=subprocess.PIPE, text=True)
-    return json.loads(done.stdout.splitlines()[-1])
+    return apart.run(command)

@@ -23,7 +23,6 @@ from jaxii import assemble
 from jaxii.commands.plan import Facts, batch_shapes
 from jaxii.networks import Networks
 from jaxii.train.mesh import make_mesh
-from jaxii.train.state import new_state
 from jaxii.train.step import make_train_step
 from tests.benchmarks import peers
 from tests.benchmarks.flax_step import ResNet50, make_step
@@ -48,14 +47,6 @@ def our_step(dtype: str, batch: int, size: int) -> Step:
     dim = config.label_embedding.dim
     networks = Networks(config=config, num_classes=NUM_CLASSES, embedding_dim=dim)
     (plan,) = assemble.make_plans(config, networks, (stage,))
-    params, batch_stats = plan.init(jax.random.key(0))
-    state = new_state(
-        params=params,
-        batch_stats=batch_stats,
-        optimizer=plan.settings.optimizer,
-        step=0,
-        with_average=plan.settings.average_rate is not None,
-    )
     train_step = make_train_step(plan.settings, make_mesh(jax.devices()[:1]))
     rng = np.random.default_rng(0)
     arrays = {
@@ -72,7 +63,7 @@ def our_step(dtype: str, batch: int, size: int) -> Step:
         "mask": jnp.ones(batch, jnp.float32),
     }
     vectors = jnp.asarray(rng.normal(size=(NUM_CLASSES, dim)), jnp.float32)
-    kept = [state]
+    kept = [plan.fresh_state(jax.random.key(0))]
 
     def step():
         kept[0], metrics = train_step(kept[0], arrays, vectors)
