@@ -9,7 +9,13 @@ from sklearn.metrics import average_precision_score, fbeta_score, log_loss
 
 from jaxii.errors import InputError
 from jaxii.infer import metrics, totals
-from jaxii.infer.histogram import PRESENT, UNKNOWN, average_precision, bin_edges
+from jaxii.infer.histogram import (
+    PRESENT,
+    UNKNOWN,
+    average_precision,
+    bin_edges,
+    bins_of,
+)
 from jaxii.infer.summary import summarise
 from jaxii.infer.thresholds import DecoderChoice
 
@@ -107,6 +113,17 @@ def test_map_from_the_wide_bins_of_7178_classes_is_within_a_thousandth():
     np.add.at(histogram, (kind, np.arange(40)[None], bins), 1)
     want = average_precision_score(targets, probs)
     assert average_precision(histogram).mean() == pytest.approx(want, abs=1e-3)
+
+
+@pytest.mark.parametrize("num_classes", [1, 60, 7178, 100_000])
+def test_bins_are_those_of_a_binary_search(num_classes):
+    edges = bin_edges(GRID, num_classes)
+    beside = [np.nextafter(edges, np.float32(side)) for side in (0, 1)]
+    odd = np.array([0, 1e-45, 1e-30, 0.5, 1], np.float32)
+    even = np.random.default_rng(0).random(10_000, np.float32)
+    probs = np.concatenate([edges, *beside, odd, even, even**8, 1 - even**8])
+    want = np.searchsorted(edges, probs, side="right")
+    np.testing.assert_array_equal(bins_of(jnp.asarray(probs), edges), want)
 
 
 def test_map_of_equal_saturated_scores_is_the_share_of_positives():

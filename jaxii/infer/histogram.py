@@ -19,6 +19,8 @@ HISTOGRAM_BYTES = 100_000_000
 # The kinds of entry the histogram keeps apart.
 UNKNOWN, VERIFIED_ABSENT, PRESENT = range(3)
 NUM_KINDS = 3
+# The leading 16 bits of 0.5.
+CELL_OF_HALF = 0x3F00
 # From here on bins are so narrow that scores in one bin can be taken as equal.
 NUM_NARROW_BINS = 4096
 
@@ -67,15 +69,48 @@ def add_entries(
     if known is not None:
         kind = jnp.where(known.astype(jnp.float32) > 0, VERIFIED_ABSENT, UNKNOWN)
     kind = jnp.where(present, PRESENT, kind)
-    bins = jnp.searchsorted(
-        jnp.asarray(edges), probs, side="right", method="scan_unrolled"
-    )
     class_ids = jnp.arange(num_classes, dtype=jnp.int32)[None, :]
-    slot = (kind * num_classes + class_ids) * num_bins + bins
+    slot = (kind * num_classes + class_ids) * num_bins + bins_of(probs, edges)
     # Padding is sent outside the array, where a scatter drops it.
     slot = jnp.where(real[:, None], slot, histogram.size)
-    flat = histogram.reshape(-1).at[slot.reshape(-1)].add(1, mode="drop")
+    # Class after class: the bins of one class fit a processor's cache.
+    flat = histogram.reshape(-1).at[slot.T.reshape(-1)].add(1, mode="drop")
     return flat.reshape(histogram.shape)
+
+
+def bins_of(
+    probs: Float[Array, "*dims"], edges: Float[np.ndarray, " edge"]
+) -> Int[Array, "*dims"]:
+    """Returns the bin of each probability: how many edges are not above it.
+
+    A table of float32's leading bits says how many edges lie below a probability's
+    cell, and only the one or two within the cell are compared: a twentieth of the time
+    of a binary search on CPUs.
+
+    Args:
+        probs: float32 in [0, 1].
+        edges: of `bin_edges`.
+    """
+    cells = _cells(edges, np)
+    below = np.searchsorted(cells, np.arange(2 * CELL_OF_HALF + 1)).astype(np.int32)
+    most_in_a_cell = int(np.bincount(cells).max())
+    padded = jnp.asarray(np.append(edges, np.full(most_in_a_cell, np.inf, np.float32)))
+    first = jnp.asarray(below)[_cells(jnp.clip(probs, 0, 1), jnp)]
+    bins = first
+    for i in range(most_in_a_cell):
+        bins = bins + (padded[first + i] <= probs).astype(jnp.int32)
+    return bins
+
+
+def _cells(probs, xp):
+    """Returns integers that never fall where probabilities rise: 16 bits of a float32.
+
+    From one half on they are those of 1 - p, which is exact there, counted down: cells
+    are as narrow near 1 as near 0.
+    """
+    upper = probs >= 0.5
+    leading = xp.where(upper, 1 - probs, probs).view(xp.int32) >> 16
+    return xp.where(upper, 2 * CELL_OF_HALF - leading, leading)
 
 
 def prob_sums(
