@@ -89,16 +89,18 @@ class TrainTransform:
 
     def _warp(self, view: Pixels, rng: np.random.Generator) -> Pixels:
         """Rotates, shears and shrinks about the centre."""
-        turn, shear, zoom = rng.uniform((-1, -1, 0), (1, 1, 1)) * self.strength
-        angle = np.deg2rad(ROTATION_DEGREES * turn)
-        cosine, sine = np.cos(angle), np.sin(angle)
-        to_source = np.array([[cosine, -sine], [sine, cosine]])
-        to_source = to_source @ [[1.0, SHEAR * shear], [0.0, 1.0]] * ZOOM_OUT**zoom
-        centre = np.full(2, (self.size_pixels - 1) / 2)
-        offset = centre - to_source @ centre
+        turn, shear, zoom = rng.random(3).tolist()
+        angle = math.radians(ROTATION_DEGREES * self.strength * (2 * turn - 1))
+        lean = SHEAR * self.strength * (2 * shear - 1)
+        scale = ZOOM_OUT ** (self.strength * zoom)
+        cosine, sine = scale * math.cos(angle), scale * math.sin(angle)
+        # A rotation times a shear times the scale, from the view to its source.
+        to_source = ((cosine, cosine * lean - sine), (sine, sine * lean + cosine))
+        centre = (self.size_pixels - 1) / 2
+        matrix = np.array([(x, y, centre * (1 - x - y)) for x, y in to_source])
         return cv2.warpAffine(
             view,
-            np.column_stack([to_source, offset]),
+            matrix,
             (self.size_pixels, self.size_pixels),
             flags=cv2.INTER_LINEAR | cv2.WARP_INVERSE_MAP,
             borderMode=cv2.BORDER_REFLECT_101,

@@ -316,10 +316,13 @@ def _raw(path: AnyPath, builder, name: str, num_examples: int) -> ArrayRecordDat
 
 
 def _hash_below(groups: np.ndarray, fraction: float, salt: str) -> np.ndarray:
-    limit = int(fraction * 2**64)
-    prefix = salt.encode() + b"\x00"
-    sides: dict[str, bool] = {}
-    for group in set(groups):
-        digest = hashlib.blake2b(prefix + group.encode(), digest_size=8).digest()
-        sides[group] = int.from_bytes(digest, "big") < limit
-    return np.array([sides[group] for group in groups], bool)
+    # Digests are compared as the big-endian numbers that their bytes are.
+    limit = int(fraction * 2**64).to_bytes(8, "big")
+    salted = hashlib.blake2b(salt.encode() + b"\x00", digest_size=8)
+
+    def below(group: str) -> bool:
+        hashed = salted.copy()
+        hashed.update(group.encode())
+        return hashed.digest() < limit
+
+    return np.fromiter(map(below, groups), bool, len(groups))
