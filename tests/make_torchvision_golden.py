@@ -1,9 +1,9 @@
-"""Records torchvision's and timm's logits for weights that NumPy can make again.
+"""Records torchvision's and timm's logits, and small files of torch itself.
 
 Run `python tests/make_torchvision_golden.py` where torch, torchvision and timm are
 installed (recorded with torch 2.14.1, torchvision 0.29.1 and timm 1.0.31 on a CPU,
-float32). The weights are not stored: each is drawn by a generator seeded by its name,
-here and in the tests.
+float32). The weights of the logits are not stored: each is drawn by a generator seeded
+by its name, here and in the tests.
 """
 
 import zlib
@@ -31,6 +31,18 @@ RECORDED = {
     "wide_resnet50_2": Recorded("torchvision", 50, "wide_resnet"),
     "resnet50d": Recorded("timm", 50, "resnet_d"),
     "seresnet50": Recorded("timm", 50, "se_resnet"),
+}
+
+TORCH_FILES = {
+    "zip": GOLDEN / "torch_checkpoint.pth.tar",
+    "legacy": GOLDEN / "torch_checkpoint_legacy.pth.tar",
+}
+# The averaged weights in them; the first one's first two axes are exchanged there.
+CHECKPOINT = {
+    "0.weight": np.arange(6, dtype=np.float32).reshape(2, 3, 1, 1),
+    "0.bias": np.array([1.5, -2.0], np.float32),
+    "1.weight": np.array([0.5, 65504.0], np.float32),
+    "1.bias": np.array([-1e-30, 3e38], np.float32),
 }
 
 
@@ -112,8 +124,8 @@ def golden_images() -> np.ndarray:
     return np.random.default_rng(0).normal(size=(2, 224, 224, 3)).astype(np.float32)
 
 
-def torchvision_logits(name: str) -> np.ndarray:
-    """Returns the logits of the live network of torchvision or timm, [2, 1000]."""
+def live_model(name: str) -> tuple[dict, np.ndarray]:
+    """Returns state dict and logits, [2, 1000], of a network of torchvision or timm."""
     import torch
 
     if RECORDED[name].library == "timm":
@@ -132,12 +144,44 @@ def torchvision_logits(name: str) -> np.ndarray:
     assert all(key.endswith("num_batches_tracked") for key in missing)
     images = torch.from_numpy(golden_images().transpose(0, 3, 1, 2).copy())
     with torch.inference_mode():
-        return model(images).numpy()
+        return model.state_dict(), model(images).numpy()
+
+
+def write_checkpoints() -> None:
+    """Writes what a training script saves, in both of torch's formats."""
+    import argparse
+
+    import torch
+
+    torch.manual_seed(0)
+    model = torch.nn.Sequential(torch.nn.Conv2d(3, 2, 1), torch.nn.BatchNorm2d(2))
+    optimizer = torch.optim.AdamW(model.parameters())
+    model(torch.ones(1, 3, 2, 2)).sum().backward()
+    optimizer.step()
+    averaged = {f"module.{key}": value for key, value in model.state_dict().items()}
+    for key, array in CHECKPOINT.items():
+        averaged[f"module.{key}"] = torch.from_numpy(array.copy())
+    averaged["module.0.bias"] = averaged["module.0.bias"].bfloat16()
+    averaged["module.1.weight"] = averaged["module.1.weight"].half()
+    # Strides of torch's own: channels last.
+    averaged["module.0.weight"] = averaged["module.0.weight"].permute(1, 0, 2, 3)
+    checkpoint = {
+        "epoch": 3,
+        "arch": "resnet50",
+        "state_dict": model.state_dict(),
+        "state_dict_ema": averaged,
+        "optimizer": optimizer.state_dict(),
+        "args": argparse.Namespace(lr=0.1),
+        "metric": 71.5,
+    }
+    torch.save(checkpoint, TORCH_FILES["zip"])
+    torch.save(checkpoint, TORCH_FILES["legacy"], _use_new_zipfile_serialization=False)
 
 
 if __name__ == "__main__":
     GOLDEN.mkdir(exist_ok=True)
+    write_checkpoints()
     for name in RECORDED:
-        logits = torchvision_logits(name)
+        _, logits = live_model(name)
         print(f"{name}: standard deviation {logits.std():.3f}")
         np.savez_compressed(golden_file(name), logits=logits)
