@@ -51,7 +51,9 @@ def golden_file(name: str) -> Path:
     return GOLDEN / f"{RECORDED[name].library}_{name}.npz"
 
 
-def torchvision_shapes(name: str, num_classes: int = 1000) -> dict[str, tuple]:
+def torchvision_shapes(
+    name: str, num_classes: int = 1000, width: int = 64
+) -> dict[str, tuple]:
     """Returns a network's state dict as names to shapes, without its library."""
     _, depth, variant = RECORDED[name]
     bottleneck = depth >= 50
@@ -63,15 +65,16 @@ def torchvision_shapes(name: str, num_classes: int = 1000) -> dict[str, tuple]:
             shapes[f"{norm}.{leaf}"] = (shape[0],)
 
     if variant == "resnet_d":
-        conv_norm("conv1.0", "conv1.1", 32, 3, 3, 3)
-        conv_norm("conv1.3", "conv1.4", 32, 32, 3, 3)
-        conv_norm("conv1.6", "bn1", 64, 32, 3, 3)
+        half = width // 2
+        conv_norm("conv1.0", "conv1.1", half, 3, 3, 3)
+        conv_norm("conv1.3", "conv1.4", half, half, 3, 3)
+        conv_norm("conv1.6", "bn1", width, half, 3, 3)
     else:
-        conv_norm("conv1", "bn1", 64, 3, 7, 7)
+        conv_norm("conv1", "bn1", width, 3, 7, 7)
     groups = 32 if variant == "resnext" else 1
-    channels = 64
+    channels = width
     for stage, num_blocks in enumerate(BLOCKS[depth], start=1):
-        planes = 64 * 2 ** (stage - 1)
+        planes = width * 2 ** (stage - 1)
         outer = planes * 4 if bottleneck else planes
         inner = planes * 2 if variant in ("resnext", "wide_resnet") else planes
         for block in range(num_blocks):
@@ -100,10 +103,12 @@ def torchvision_shapes(name: str, num_classes: int = 1000) -> dict[str, tuple]:
     return shapes
 
 
-def torchvision_weights(name: str, num_classes: int = 1000) -> dict[str, np.ndarray]:
+def torchvision_weights(
+    name: str, num_classes: int = 1000, width: int = 64
+) -> dict[str, np.ndarray]:
     """Returns a float32 state dict: He-scaled kernels, batch norms not the identity."""
     weights = {}
-    for key, shape in torchvision_shapes(name, num_classes).items():
+    for key, shape in torchvision_shapes(name, num_classes, width).items():
         rng = np.random.default_rng(zlib.crc32(key.encode()))
         if len(shape) > 1:
             fan_in = np.prod(shape[1:])
