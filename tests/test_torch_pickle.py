@@ -13,6 +13,7 @@ from torch_files import (
     Call,
     Code,
     Global,
+    Persistent,
     code,
     ordered,
     pickled,
@@ -175,16 +176,16 @@ def test_the_file_is_left_behind_the_pickle():
 @pytest.mark.parametrize(
     ("value", "pattern"),
     [
-        (tensor(WHERE, (6,), (1,), -1), "counts -1 of"),
-        (tensor(WHERE, (-6,), (1,)), "counts -6 of"),
-        (tensor(WHERE, (6,), (-1,)), "counts -1 of"),
-        (tensor(WHERE, (6,), (True,)), "counts True of"),
-        (tensor(WHERE, (6,), ("1",)), "counts 1 of"),
+        (tensor(WHERE, (6,), (1,), -1), "-1 for a count"),
+        (tensor(WHERE, (-6,), (1,)), "-6 for a count"),
+        (tensor(WHERE, (6,), (-1,)), "-1 for a count"),
+        (tensor(WHERE, (6,), (True,)), "True for a count"),
+        (tensor(WHERE, (6,), ("1",)), "str in an unfit place"),
         (tensor(WHERE, [6], (1,)), "damaged.*list in an unfit place"),
         (tensor((), (6,), (1,)), "damaged.*tuple in an unfit place"),
         (tensor(WHERE, (6,), (1,), 0, {"neg": True}), "negated or conjugated"),
-        (storage("0", "FloatStorage", -1), "counts -1 of"),
-        (storage("0", "FloatStorage", 6, ("1", 0, 6)), "a storage or a view unknown"),
+        (storage("0", "FloatStorage", -1), "-1 for a count"),
+        (storage("0", "FloatStorage", 6, ("1", 0, 6)), "or a part of one"),
         (storage("0", "OtherStorage", 6), r"names torch\.OtherStorage"),
         ([WHERE, storage("0", "LongStorage", 6)], "storage 0 has two types"),
         ({((),): 1}, "tuple in an unfit place"),
@@ -203,6 +204,29 @@ def test_the_file_is_left_behind_the_pickle():
 )
 def test_a_pickle_that_makes_no_sense_is_refused(value, pattern):
     with pytest.raises(ValueError, match=pattern):
+        read(pickled(value))
+
+
+# Each tuple holds the one before it twice, a hundred times: 2 ** 100 when walked.
+ENDLESS = Code(b")" + b"".join(b"q%ch%c\x86" % (i, i) for i in range(100)))
+
+
+@pytest.mark.parametrize(
+    "value",
+    [
+        {ENDLESS: 1},
+        Persistent((ENDLESS, 1, 2, 3, 4)),
+        storage("0", "FloatStorage", ENDLESS),
+        storage(ENDLESS, "FloatStorage", 6),
+        tensor(WHERE, (ENDLESS,), (1,)),
+        tensor(WHERE, ENDLESS, (1,)),
+        tensor(ENDLESS, (6,), (1,)),
+        Call(ORDERED_DICT, ([[ENDLESS, 1]],)),
+        [{}, Code(ENDLESS.content + b"a")],
+    ],
+)
+def test_a_small_pickle_of_something_endless_is_refused_at_once(value):
+    with pytest.raises(ValueError):
         read(pickled(value))
 
 

@@ -192,7 +192,7 @@ def _allowed(name: str) -> _Name:
 def _storage(persistent_id: Any) -> Storage:
     kind, name, key, _, num_elements, *view = _of_type(tuple, persistent_id)
     if kind != "storage" or any(part is not None for part in view):
-        raise ValueError(f"its pickle refers to {kind!r}, a storage or a view unknown")
+        raise ValueError("its pickle refers to what is no storage, or a part of one")
     dtype = DTYPES[_of_type(_Name, name).text]
     return Storage(dtype, _of_type(str, key), _count(num_elements))
 
@@ -221,16 +221,17 @@ def _rebuilt(name: str, arguments: Any) -> Any:
 
 
 def _entries(pairs: Any) -> list[tuple[str | int, Any]]:
-    # Hashing a tuple of tuples of the same tuple may take for ever.
     return [(_of_type((str, int), key), value) for key, value in pairs]
 
 
 def _count(value: Any) -> int:
-    if type(value) is not int or value < 0:
-        raise ValueError(f"its pickle counts {str(value)[:80]} of something")
+    if _of_type(int, value) < 0 or isinstance(value, bool):
+        raise ValueError(f"its pickle has {value} for a count")
     return value
 
 
+# Errors show no value of another type: a small pickle can describe one whose text, or
+# hash, would take for ever.
 def _of_type(kind: Any, value: Any) -> Any:
     if not isinstance(value, kind):
         raise TypeError(f"{type(value).__name__} in an unfit place")

@@ -180,6 +180,8 @@ def _read_legacy(content: bytes) -> tuple[str, dict[str, np.ndarray]]:
     data: dict[str, bytes] = {}
     for key in read_pickle(file).value:
         (num_elements,) = struct.unpack("<q", file.read(8))
+        if not isinstance(key, str) or key not in storages:
+            raise ValueError("it has a storage that its pickle does not refer to")
         storage = storages[key]
         if num_elements != storage.num_elements:
             raise ValueError(f"its storage {key} has another size than was said")
