@@ -325,6 +325,20 @@ def test_a_safetensors_header_that_lies_is_refused(tmp_path, bad):
         read_state_dict(str(path))
 
 
+@pytest.mark.parametrize("name", ["\x1b[2J", "a\nb", "a" * 201])
+def test_no_name_in_a_file_can_steer_or_flood_a_terminal(tmp_path, name):
+    value = tensor(SIX, (6,), (1,))
+    for tree in (
+        {name: value},
+        {"a": value, "b": Global(name.replace("\n", " "), "x")},
+    ):
+        with pytest.raises(InputError) as caught:
+            read_content(tmp_path, zip_file(tree, NUMBERS))
+        message = str(caught.value)
+        assert message.isprintable()
+        assert len(message) < 800
+
+
 def test_an_absent_file_is_refused(tmp_path):
     with pytest.raises(InputError, match=r"nowhere\.pth cannot be read"):
         read_state_dict(str(tmp_path / "nowhere.pth"))

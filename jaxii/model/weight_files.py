@@ -24,6 +24,7 @@ from jaxii.model.torch_pickle import Storage, Tensor, read_pickle
 WRAPPERS = ("state_dict_ema", "model_ema", "state_dict", "model")
 # What torch.compile and DistributedDataParallel put before every name.
 PREFIXES = ("_orig_mod.", "module.")
+MOST_NAME_LETTERS = 200
 
 _SAFETENSORS_TYPES = {
     "F64": "<f8",
@@ -87,7 +88,9 @@ def read_state_dict(path: str) -> StateDict:
         struct.error,
         zipfile.BadZipFile,
     ) as error:
-        reason = " ".join(str(error).split())
+        # The file's own words are among them, and may be long or steer a terminal.
+        shown = "".join(c if c.isprintable() else " " for c in str(error)[:500])
+        reason = " ".join(shown.split())
         raise InputError(
             f"{path} cannot be used as weights: {reason}. Fetch it again; or, "
             "if you trust it, load it in torch and save its state dict with "
@@ -265,6 +268,8 @@ def _without_prefixes(arrays: Mapping[str, np.ndarray]) -> dict[str, np.ndarray]
         # In either order, and again: a compiled model may be wrapped and compiled.
         while bare.startswith(PREFIXES):
             bare = bare.partition(".")[2]
+        if not bare.isprintable() or len(bare) > MOST_NAME_LETTERS:
+            raise ValueError(f"it has a weight with the name {bare[:80]!r}")
         if bare in clean:
             raise ValueError(f"it holds {bare} with a prefix and without")
         clean[bare] = array
