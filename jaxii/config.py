@@ -148,7 +148,10 @@ def _model() -> Config:
     # BatchNorm over each "device"'s share of the batch, over those of N neighbouring
     # devices together ("group:N"), or over the "global" batch.
     section.batch_norm = "device"
-    # torchvision's or timm's weights to start from (.safetensors, .npz); "" for none.
+    # File of torchvision's or timm's weights that the first stage's trunk starts from:
+    # .safetensors or .pth, read without running anything; of the same variant, depth,
+    # width and stem. Its classifier is left out, as it does not name its labels. The
+    # record names the file; the Inclusive Images Challenge forbids such weights.
     section.pretrained = ""
     return section
 
@@ -226,6 +229,16 @@ def check(config: Config) -> None:
     _between("micro_batches", config.micro_batches, 1, 1_000_000)
     for name in ("evaluate_every_steps", "log_every_steps", "most_skipped_steps"):
         _between(name, config[name], 1, 1_000_000_000)
+    _check_stages(config)
+
+
+def _check_stages(config: Config) -> None:
+    if config.start_from and config.model.pretrained:
+        raise ValueError(
+            f"config.start_from={config.start_from!r} and config.model.pretrained="
+            f"{config.model.pretrained!r}: the first stage starts from one; clear the "
+            "other."
+        )
     if not isinstance(config.stages, tuple | list) or not config.stages:
         raise ValueError(
             f"config.stages={config.stages!r}; give at least one stage, a dict each."

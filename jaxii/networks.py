@@ -6,16 +6,16 @@ configuration's fields.
 
 from collections.abc import Callable
 from dataclasses import dataclass, field
-from functools import partial
 from typing import Any
 
+import jax
 import jax.numpy as jnp
 import numpy as np
 
 from jaxii.config import Config
 from jaxii.data.prepared import Data
-from jaxii.model import pretrained
 from jaxii.model.multitask import Network, make_network
+from jaxii.model.pretrained import Trunk, load_trunk
 from jaxii.train.mesh import DATA_AXIS
 
 
@@ -79,13 +79,14 @@ def make_networks(config: Config, data: Data, embedding_dim: int) -> Networks:
     )
 
 
-def pretrained_start(config: Config) -> Callable[..., tuple[Any, Any]] | None:
-    """Returns what puts the configured weights into fresh parameters, or None."""
+def pretrained_trunk(config: Config, init: Callable[..., Any]) -> Trunk | None:
+    """Returns the configured weights, or None where there are none.
+
+    Args:
+        config: checked.
+        init: gives the parameters and the statistics that they are to start.
+    """
     if not config.model.pretrained:
         return None
-    return partial(_load_pretrained, config.model.pretrained)
-
-
-def _load_pretrained(path: str, params: Any, batch_stats: Any) -> tuple[Any, Any]:
-    loaded = pretrained.load_pretrained(path, params, batch_stats)
-    return loaded.params, loaded.batch_stats
+    shapes = jax.eval_shape(init, jax.random.key(0))
+    return load_trunk(config.model.pretrained, *shapes)

@@ -20,6 +20,7 @@ from jax.sharding import PartitionSpec as P
 
 from jaxii import console, roll_call
 from jaxii.clusters import Place
+from jaxii.errors import InputError
 from jaxii.roll_call import Lost as Lost
 
 # A process that has not been heard of for so long is lost, and the others stop.
@@ -95,6 +96,30 @@ def wait_for_all(what: str) -> None:
     """
     if jax.process_count() > 1:
         multihost_utils.sync_global_devices(what)
+
+
+def check_same(digest: str, problem: str) -> None:
+    """Refuses to go on where processes hold different content.
+
+    Args:
+      digest: of the content, hexadecimal, of the same length everywhere.
+      problem: what is different, in words.
+
+    Raises:
+      InputError: on every process.
+    """
+    if jax.process_count() == 1:
+        return
+    mine = np.frombuffer(bytes.fromhex(digest), np.uint8)
+    others = [
+        found.tobytes().hex() for found in multihost_utils.process_allgather(mine)
+    ]
+    if set(others) != {digest}:
+        places = [i for i, found in enumerate(others) if found != others[0]]
+        raise InputError(
+            f"{problem} on process {', '.join(map(str, places))} than on process 0; "
+            "give every process the same."
+        )
 
 
 def wanted_back() -> Callable[[int], bool]:

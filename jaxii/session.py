@@ -18,6 +18,7 @@ from jaxii.errors import InputError
 from jaxii.infer import result
 from jaxii.infer.evaluate import Evaluator
 from jaxii.infer.provenance import Provenance
+from jaxii.model.pretrained import Trunk
 from jaxii.train.checkpoint import Checkpoints
 from jaxii.train.mesh import make_mesh, replicated
 from jaxii.train.run import StagePlan
@@ -40,7 +41,8 @@ class Session:
       plans: the stages in order.
       mesh: the devices.
       checkpoints: of the run.
-      start: another run's checkpoint, from which the first stage is to start.
+      start: from which the first stage is to start: another run's checkpoint, or
+        pretrained weights of its trunk.
       provenance: stage name -> what its checkpoints say, or will.
     """
 
@@ -51,7 +53,7 @@ class Session:
     plans: tuple[StagePlan, ...]
     mesh: jax.sharding.Mesh
     checkpoints: Checkpoints
-    start: Trained | None
+    start: Trained | Trunk | None
     provenance: Mapping[str, Provenance]
 
     def evaluator(self) -> Evaluator:
@@ -165,9 +167,13 @@ def _plans(config: configuration.Config, data: assemble.Data) -> tuple[StagePlan
 
 def _start(
     config: configuration.Config, plan: StagePlan, label_hash: str
-) -> Trained | None:
+) -> Trained | Trunk | None:
     if not config.start_from:
-        return None
+        trunk = networks.pretrained_trunk(config, plan.init)
+        if trunk is not None:
+            other = f"{config.model.pretrained} is another file"
+            processes.check_same(trunk.digest, other)
+        return trunk
     start = open_trained(config.start_from, label_hash)
     start.check_same_data(config)
     start.check_start_of(jax.eval_shape(plan.init, jax.random.key(0))[0])
@@ -178,10 +184,13 @@ def _record(config, checkpoints, begun, start, label_hash) -> Provenance:
     """Returns what the run knew of its past before its first stage."""
     if begun:
         return Provenance.from_json(checkpoints.metadata(begun[0])["provenance"])
-    if start is not None:
-        record = start.provenance
-    else:
-        record = Provenance(label_hash=label_hash, pretrained=config.model.pretrained)
+    match start:
+        case Trained():
+            record = start.provenance
+        case Trunk():
+            record = Provenance(label_hash=label_hash, pretrained=start.origin)
+        case _:
+            record = Provenance(label_hash=label_hash)
     return replace(record, one_batch=record.one_batch or config.data.reuse_batch)
 
 
@@ -233,6 +242,13 @@ def describe(session: Session) -> list[str]:
         f"run       {session.workdir.path}: {len(session.plans)} stages, {steps} steps "
         f"of {config.global_batch_size} images on {result.hardware()}"
     )
+    if isinstance(session.start, Trunk):
+        rows.append(f"start     trunk from {session.start.origin}")
+        if session.start.left_out:
+            rows.append(
+                f"          {session.start.left_out} left out: the file does not say "
+                "which label a row is"
+            )
     caveats = session.provenance[session.plans[-1].stage.name].caveats()
     return [f"CAVEAT    {caveat}" for caveat in caveats] + rows
 

@@ -1,9 +1,9 @@
-"""Records torchvision's and timm's logits for weights that NumPy can make again.
+"""Records torchvision's and timm's logits, and small files of torch itself.
 
 Run `python tests/make_torchvision_golden.py` where torch, torchvision and timm are
 installed (recorded with torch 2.14.1, torchvision 0.29.1 and timm 1.0.31 on a CPU,
-float32). The weights are not stored: each is drawn by a generator seeded by its name,
-here and in the tests.
+float32). The weights of the logits are not stored: each is drawn by a generator seeded
+by its name, here and in the tests.
 """
 
 import zlib
@@ -33,13 +33,27 @@ RECORDED = {
     "seresnet50": Recorded("timm", 50, "se_resnet"),
 }
 
+TORCH_FILES = {
+    "zip": GOLDEN / "torch_checkpoint.pth.tar",
+    "legacy": GOLDEN / "torch_checkpoint_legacy.pth.tar",
+}
+# The averaged weights in them; the first one's first two axes are exchanged there.
+CHECKPOINT = {
+    "0.weight": np.arange(6, dtype=np.float32).reshape(2, 3, 1, 1),
+    "0.bias": np.array([1.5, -2.0], np.float32),
+    "1.weight": np.array([0.5, 65504.0], np.float32),
+    "1.bias": np.array([-1e-30, 3e38], np.float32),
+}
+
 
 def golden_file(name: str) -> Path:
     """Returns where the logits of a network are recorded."""
     return GOLDEN / f"{RECORDED[name].library}_{name}.npz"
 
 
-def torchvision_shapes(name: str, num_classes: int = 1000) -> dict[str, tuple]:
+def torchvision_shapes(
+    name: str, num_classes: int = 1000, width: int = 64
+) -> dict[str, tuple]:
     """Returns a network's state dict as names to shapes, without its library."""
     _, depth, variant = RECORDED[name]
     bottleneck = depth >= 50
@@ -51,15 +65,16 @@ def torchvision_shapes(name: str, num_classes: int = 1000) -> dict[str, tuple]:
             shapes[f"{norm}.{leaf}"] = (shape[0],)
 
     if variant == "resnet_d":
-        conv_norm("conv1.0", "conv1.1", 32, 3, 3, 3)
-        conv_norm("conv1.3", "conv1.4", 32, 32, 3, 3)
-        conv_norm("conv1.6", "bn1", 64, 32, 3, 3)
+        half = width // 2
+        conv_norm("conv1.0", "conv1.1", half, 3, 3, 3)
+        conv_norm("conv1.3", "conv1.4", half, half, 3, 3)
+        conv_norm("conv1.6", "bn1", width, half, 3, 3)
     else:
-        conv_norm("conv1", "bn1", 64, 3, 7, 7)
+        conv_norm("conv1", "bn1", width, 3, 7, 7)
     groups = 32 if variant == "resnext" else 1
-    channels = 64
+    channels = width
     for stage, num_blocks in enumerate(BLOCKS[depth], start=1):
-        planes = 64 * 2 ** (stage - 1)
+        planes = width * 2 ** (stage - 1)
         outer = planes * 4 if bottleneck else planes
         inner = planes * 2 if variant in ("resnext", "wide_resnet") else planes
         for block in range(num_blocks):
@@ -88,10 +103,12 @@ def torchvision_shapes(name: str, num_classes: int = 1000) -> dict[str, tuple]:
     return shapes
 
 
-def torchvision_weights(name: str, num_classes: int = 1000) -> dict[str, np.ndarray]:
+def torchvision_weights(
+    name: str, num_classes: int = 1000, width: int = 64
+) -> dict[str, np.ndarray]:
     """Returns a float32 state dict: He-scaled kernels, batch norms not the identity."""
     weights = {}
-    for key, shape in torchvision_shapes(name, num_classes).items():
+    for key, shape in torchvision_shapes(name, num_classes, width).items():
         rng = np.random.default_rng(zlib.crc32(key.encode()))
         if len(shape) > 1:
             fan_in = np.prod(shape[1:])
@@ -112,8 +129,8 @@ def golden_images() -> np.ndarray:
     return np.random.default_rng(0).normal(size=(2, 224, 224, 3)).astype(np.float32)
 
 
-def torchvision_logits(name: str) -> np.ndarray:
-    """Returns the logits of the live network of torchvision or timm, [2, 1000]."""
+def live_model(name: str) -> tuple[dict, np.ndarray]:
+    """Returns state dict and logits, [2, 1000], of a network of torchvision or timm."""
     import torch
 
     if RECORDED[name].library == "timm":
@@ -132,12 +149,44 @@ def torchvision_logits(name: str) -> np.ndarray:
     assert all(key.endswith("num_batches_tracked") for key in missing)
     images = torch.from_numpy(golden_images().transpose(0, 3, 1, 2).copy())
     with torch.inference_mode():
-        return model(images).numpy()
+        return model.state_dict(), model(images).numpy()
+
+
+def write_checkpoints() -> None:
+    """Writes what a training script saves, in both of torch's formats."""
+    import argparse
+
+    import torch
+
+    torch.manual_seed(0)
+    model = torch.nn.Sequential(torch.nn.Conv2d(3, 2, 1), torch.nn.BatchNorm2d(2))
+    optimizer = torch.optim.AdamW(model.parameters())
+    model(torch.ones(1, 3, 2, 2)).sum().backward()
+    optimizer.step()
+    averaged = {f"module.{key}": value for key, value in model.state_dict().items()}
+    for key, array in CHECKPOINT.items():
+        averaged[f"module.{key}"] = torch.from_numpy(array.copy())
+    averaged["module.0.bias"] = averaged["module.0.bias"].bfloat16()
+    averaged["module.1.weight"] = averaged["module.1.weight"].half()
+    # Strides of torch's own: channels last.
+    averaged["module.0.weight"] = averaged["module.0.weight"].permute(1, 0, 2, 3)
+    checkpoint = {
+        "epoch": 3,
+        "arch": "resnet50",
+        "state_dict": model.state_dict(),
+        "state_dict_ema": averaged,
+        "optimizer": optimizer.state_dict(),
+        "args": argparse.Namespace(lr=0.1),
+        "metric": 71.5,
+    }
+    torch.save(checkpoint, TORCH_FILES["zip"])
+    torch.save(checkpoint, TORCH_FILES["legacy"], _use_new_zipfile_serialization=False)
 
 
 if __name__ == "__main__":
     GOLDEN.mkdir(exist_ok=True)
+    write_checkpoints()
     for name in RECORDED:
-        logits = torchvision_logits(name)
+        _, logits = live_model(name)
         print(f"{name}: standard deviation {logits.std():.3f}")
         np.savez_compressed(golden_file(name), logits=logits)

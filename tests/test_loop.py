@@ -28,7 +28,7 @@ from jaxii.train.loop import (
 from jaxii.train.mesh import make_mesh, replicated
 from jaxii.train.optimizer import make_optimizer
 from jaxii.train.profile import Profiler
-from jaxii.train.run import Run, StagePlan, Start
+from jaxii.train.run import Pretrained, Run, StagePlan, Start
 from jaxii.train.stages import Stage
 from jaxii.train.step import StepSettings
 from jaxii.train.telemetry import Telemetry, read_history
@@ -154,7 +154,6 @@ class Folder:
                 jnp.eye(NUM_CLASSES, 2), replicated(make_mesh())
             ),
             start=more.get("start"),
-            pretrained=more.get("pretrained"),
             metadata={stage.name: {"split": stage.split} for stage in stages},
             global_batch_size=more.get("batch", BATCH),
             evaluate_every_steps=more.get("evaluate_every_steps", 2),
@@ -376,7 +375,8 @@ def test_pretrained_parameters_replace_fresh_ones_at_the_start_only(folder):
         return jax.tree.map(jnp.zeros_like, params), batch_stats
 
     stages = (Stage(name="both", terms={"bce": 1.0}, num_steps=2),)
-    folder.run(stages, pretrained=zeros, rate=1e-30)
+    folder.run(stages, start=Pretrained(name="zeros", into=zeros), rate=1e-30)
+    assert "stage both: starting from zeros" in folder.output.getvalue()
     _, model = folder.model("both")
     assert np.abs(model["params"]["classifier"]).max() < 1e-20
 
@@ -404,14 +404,14 @@ def test_a_head_that_is_not_there_is_not_inherited():
         inherit(model, like, "stage a")
 
 
-def test_another_run_is_where_the_first_stage_starts_before_pretrained_weights(folder):
+def test_another_run_is_where_the_first_stage_starts(folder):
     model = {
         "params": {"classifier": jnp.full((FEATURES, NUM_CLASSES), 2.0)},
         "batch_stats": {"mean": jnp.full(2, 3.0)},
     }
     start = Start(name="step 7 of a run", model=lambda sharding: model)
     stages = (Stage(name="one", terms={"bce": 1.0}, num_steps=2),)
-    folder.run(stages, start=start, pretrained=lambda *given: given, rate=1e-30)
+    folder.run(stages, start=start, rate=1e-30)
     _, found = folder.model("one")
     np.testing.assert_allclose(found["params"]["classifier"], 2.0)
     np.testing.assert_array_equal(found["batch_stats"]["mean"], 3.0)

@@ -9,7 +9,11 @@ import time
 import jax
 import numpy as np
 import pytest
+from jax.experimental import multihost_utils
 from many_processes import PREEMPTED, Run, prepare_folder
+
+from jaxii import processes
+from jaxii.errors import InputError
 
 
 @pytest.fixture(scope="module")
@@ -83,3 +87,15 @@ def test_only_the_lead_tells_a_person(together):
     assert "submission.csv" in run.log(0)
     assert "submission.csv" not in run.log(1)
     assert not list(run.workdir.rglob("*.part"))
+
+
+def test_a_process_with_another_file_is_named_to_all(monkeypatch):
+    digests = ["ab" * 32, "ab" * 32, "cd" * 32]
+    gathered = np.stack([np.frombuffer(bytes.fromhex(d), np.uint8) for d in digests])
+    monkeypatch.setattr(jax, "process_count", lambda: 3)
+    monkeypatch.setattr(multihost_utils, "process_allgather", lambda _: gathered)
+    for digest in digests:
+        with pytest.raises(InputError, match="a is another file on process 2 than on"):
+            processes.check_same(digest, "a is another file")
+    gathered = gathered[:2]
+    processes.check_same(digests[0], "a is another file")

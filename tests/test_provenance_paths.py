@@ -5,8 +5,10 @@ is a figure" each have a test here, in their order.
 """
 
 import contextlib
+import hashlib
 import io
 import json
+import pickle
 import re
 import shutil
 import sys
@@ -17,9 +19,11 @@ import jax
 import numpy as np
 import pytest
 import small_layout
+import torch_files
 from absl import flags
 from absl.testing import flagsaver
 from jax.experimental.compilation_cache import compilation_cache
+from test_torch_pickle import hostile
 
 from jaxii import main, processes, session
 from jaxii.commands import predict
@@ -248,6 +252,70 @@ def test_a_run_that_starts_from_an_adapted_one_keeps_its_past(runs):
         assert runs.evaluate("heir").startswith(CAVEAT)
     finally:
         (runs.folder / "elsewhere").rename(runs.folder / "adapted")
+
+
+def network_weights():
+    """Returns weights as torchvision names them, of `RECIPE`'s network in `runs`."""
+    rng = np.random.default_rng(0)
+    arrays = {"fc.weight": np.ones((3, 8), np.float32), "fc.bias": np.ones(3, "f4")}
+    for at, number, in_channels in ("", 1, 3), ("layer1.0.", 1, 8), ("layer1.0.", 2, 8):
+        arrays |= layer(rng, f"{at}conv{number}", f"{at}bn{number}", in_channels)
+    return arrays
+
+
+def layer(rng, conv, norm, in_channels):
+    arrays = {f"{conv}.weight": rng.normal(size=(8, in_channels, 3, 3))}
+    for leaf in ("weight", "bias", "running_mean", "running_var"):
+        arrays[f"{norm}.{leaf}"] = rng.uniform(0.5, 1.5, 8)
+    return {name: array.astype(np.float32) for name, array in arrays.items()}
+
+
+def test_pretrained_weights_are_a_start_that_every_file_names(runs):
+    arrays = network_weights()
+    path = torch_files.save(runs.folder / "resnet.pth", arrays)
+    words = (f"--config.model.pretrained={path}", "--config.optimizer.peak_lr=1e-8")
+    said = runs.train("pretrained", *words)
+    origin = f"resnet.pth (sha256 {hashlib.sha256(path.read_bytes()).hexdigest()})"
+    assert said.startswith(f"CAVEAT    The first weights came from {origin}")
+    assert f"trunk from {origin}" in said
+    assert "fc.weight [3, 8] and fc.bias [3] left out" in said
+    assert f"stage only: starting from {origin}" in said
+    record = runs.provenance("pretrained")
+    assert record["pretrained"] == origin
+    folder = runs.folder / "pretrained"
+    beside = (folder / "submission.csv.provenance.json").read_text()
+    assert json.loads(beside) == record
+    assert origin in (folder / "report.html").read_text()
+    metadata, model = runs.arrays("pretrained")
+    assert metadata["provenance"]["pretrained"] == origin
+    kernel = model["params"]["trunk"]["stem_conv"]["kernel"].transpose(3, 2, 0, 1)
+    np.testing.assert_allclose(kernel, arrays["conv1.weight"], atol=1e-6)
+    assert np.abs(model["params"]["classifier"]["kernel"] - 1.0).min() > 0.1
+    # What it started from is not read again: not to go on, nor to evaluate.
+    path.unlink()
+    assert "trunk from" not in runs.train("pretrained", *words)
+    assert runs.evaluate("pretrained").startswith("CAVEAT     The first weights came")
+    runs.adapt("pretrained", "heir_of_it", "--allow_tuning_labels", "--num_epochs=4")
+    assert runs.provenance("heir_of_it")["pretrained"] == origin
+
+
+def test_a_malicious_file_is_refused_before_anything_runs_or_is_written(runs):
+    marker = runs.folder / "marker"
+    value, name = hostile(marker)["system"]
+    path = runs.folder / "evil.pth"
+    evil = torch_files.Code(pickle.dumps(value, 2)[2:-1])
+    path.write_bytes(torch_files.zip_file({"conv1.weight": evil}, {}))
+    said = runs.train("refused", f"--config.model.pretrained={path}", code=2)
+    assert re.search(rf"evil\.pth cannot be used as weights.* names {name}", said)
+    assert "Traceback" not in said
+    assert not marker.exists()
+    assert not (runs.folder / "refused").exists()
+
+
+def test_two_starts_are_refused(runs):
+    words = "--config.start_from=a", "--config.model.pretrained=b"
+    said = runs.train("refused", *words, code=2)
+    assert "the first stage starts from one; clear the other" in said
 
 
 def test_batch_norm_of_the_target_is_recorded_as_images(runs):

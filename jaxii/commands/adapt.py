@@ -59,6 +59,7 @@ def adapted(
     epochs, share = DEFAULTS[trainable]
     stages = {stage["name"]: stage for stage in config.stages}
     config.start_from = f"{start.workdir.path}@{start.saved.stage}"
+    config.model.pretrained = ""
     config.stages = (
         {
             "name": STAGE,

@@ -15,16 +15,17 @@ from jaxii.commands.evaluate import measure
 from jaxii.console import say
 from jaxii.errors import InputError
 from jaxii.infer.models import Model, make_predict
-from jaxii.networks import pretrained_start
+from jaxii.model.pretrained import Trunk
 from jaxii.plan.chips import peak_flops
 from jaxii.session import Session, describe, open_session
 from jaxii.train import loop
 from jaxii.train.batch_norm import reestimate
 from jaxii.train.machine import memory_bytes
 from jaxii.train.profile import Profiler
-from jaxii.train.run import Run, StagePlan, Start
+from jaxii.train.run import Pretrained, Run, StagePlan, Start
 from jaxii.train.state import TrainState, Tree
 from jaxii.train.telemetry import Telemetry
+from jaxii.trained import Trained
 from jaxii.workdir import Workdir
 
 # Training images over which BatchNorm is measured for averaged parameters (SWA).
@@ -119,7 +120,6 @@ def make_run(
         f2s = {name: figures[name] for name in (f"{split}/f2" for split in splits)}
         return f2s | figures
 
-    start = session.start
     return Run(
         plans=session.plans,
         mesh=session.mesh,
@@ -129,8 +129,7 @@ def make_run(
         evaluate=evaluate,
         metric=f"{data.choosing_split}/f2",
         label_embeddings=session.vectors(),
-        start=None if start is None else Start(name=start.name, model=start.restored),
-        pretrained=pretrained_start(config),
+        start=_start(session),
         metadata={
             stage: {
                 "provenance": provenance.to_json(),
@@ -149,6 +148,16 @@ def make_run(
         wanted_back=wanted_back,
         profiler=profiler,
     )
+
+
+def _start(session: Session) -> Start | Pretrained | None:
+    match session.start:
+        case Trained() as run:
+            return Start(name=run.name, model=run.restored)
+        case Trunk() as trunk:
+            return Pretrained(name=trunk.origin, into=trunk.into)
+        case _:
+            return None
 
 
 def _statistics(session: Session, plan: StagePlan, state: TrainState) -> Tree:

@@ -72,7 +72,8 @@ class Provenance:
         calibration: what calibrated the probabilities.
         thresholds: what chose the threshold, or the number of labels kept.
         label_embedding: what the label embedding was computed from.
-        pretrained: where the first weights came from; empty for random ones.
+        pretrained: the files that the first weights came from, each with its SHA-256;
+            empty for random ones.
         label_hash: content hash of the vocabulary; empty where not known.
         one_batch: whether weights were trained on one batch again and again, to
             measure speed: no figure of theirs is a result.
@@ -185,7 +186,8 @@ class Provenance:
         if self.pretrained:
             sentences.append(
                 f"The first weights came from {self.pretrained}; the images they were "
-                "trained on are not in this record."
+                "trained on are not in this record. The Inclusive Images Challenge "
+                "forbids such weights."
             )
         return sentences
 

@@ -23,7 +23,7 @@ from jaxii.train.checkpoint import evaluated_params
 from jaxii.train.failed_save import FailedSave
 from jaxii.train.machine import step_flops
 from jaxii.train.mesh import divided, replicated, to_devices
-from jaxii.train.run import Run, StagePlan
+from jaxii.train.run import Pretrained, Run, StagePlan, Start
 from jaxii.train.shards import state_shapes, state_shardings
 from jaxii.train.stages import (
     Done,
@@ -129,9 +129,9 @@ def _begin(
     Precedence:
       1. a checkpoint of this stage: the whole state;
       2. the parameters of the stage before;
-      3. those of another run (`start_from`), which keeps what it knows of its past;
-      4. pretrained ones (`model.pretrained`);
-      5. fresh ones.
+      3. those of another run (`start_from`), which keeps what it knows of its past, or
+         fresh ones with pretrained weights put into them (`model.pretrained`);
+      4. fresh ones.
     """
     whole = replicated(run.mesh)
 
@@ -163,10 +163,10 @@ def _begin(
     if action.start is not None:
         model = run.checkpoints.restore_model(action.start, whole)
         params, batch_stats = inherit(model, like, f"stage {action.start.stage}")
-    elif run.start is not None:
+    elif isinstance(run.start, Start):
         params, batch_stats = inherit(run.start.model(whole), like, run.start.name)
-    elif run.pretrained is not None:
-        params, batch_stats = run.pretrained(*plan.init(key))
+    elif isinstance(run.start, Pretrained):
+        params, batch_stats = run.start.into(*plan.init(key))
     else:
         return jax.jit(fresh, out_shardings=layout(fresh, key))(key), saved
     shardings = layout(started, params, batch_stats)

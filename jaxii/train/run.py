@@ -62,6 +62,19 @@ class Start:
 
 
 @dataclass(frozen=True, kw_only=True)
+class Pretrained:
+    """Weights of another program, from which the first stage starts.
+
+    Attributes:
+      name: in words.
+      into: puts them into fresh parameters and statistics.
+    """
+
+    name: str
+    into: Callable[[Tree, Tree], tuple[Tree, Tree]]
+
+
+@dataclass(frozen=True, kw_only=True)
 class Run:
     """Everything a run needs.
 
@@ -78,7 +91,6 @@ class Run:
         stage on `train`, and ends a stage on its plateau.
       label_embeddings: [class, embed] float32, None without an embedding head.
       start: where the first stage starts; None for fresh parameters.
-      pretrained: replaces fresh parameters; None for none.
       metadata: stage name -> what is kept with its checkpoints.
       global_batch_size: examples a step.
       evaluate_every_steps: cadence of evaluation and saving.
@@ -100,8 +112,7 @@ class Run:
     evaluate: Callable[[StepSettings, Tree, Tree], dict[str, float]]
     metric: str
     label_embeddings: Float[Array, "class embed"] | None
-    start: Start | None
-    pretrained: Callable[[Tree, Tree], tuple[Tree, Tree]] | None
+    start: Start | Pretrained | None
     metadata: Mapping[str, Mapping[str, Any]]
     global_batch_size: int
     evaluate_every_steps: int
