@@ -203,6 +203,7 @@ def local_draft_folder(path: AnyPath) -> Iterator[Path]:
     if not isinstance(path, Path):
         with tempfile.TemporaryDirectory() as folder:
             yield Path(folder)
+            path.mkdir(parents=True, exist_ok=True)
             for file in sorted(Path(folder).iterdir()):
                 (path / file.name).write_bytes(file.read_bytes())
         return

@@ -125,7 +125,7 @@ no dataset, only a workdir that has been evaluated.
 has to give the checkpoint's probabilities on pictures of the validation split.
 
   python -m jaxii.main export --workdir=runs/emoji --output=exported
-  cd exported && python -c 'import load; print(load.answers(images))'
+  cd exported && python    # import load; load.probabilities(images)
 
 --workdir=DIR            a trained and evaluated run
 --output=DIR             a new folder: model.stablehlo (for CPUs, GPUs and TPUs),

@@ -13,7 +13,9 @@ from jaxii.data.labels import Vocabulary
 from jaxii.files import AnyPath, local_draft_folder, write_json
 from jaxii.infer import decoders as decoding
 from jaxii.infer import export as exporting
+from jaxii.infer.calibration import HIGHEST_LOGIT, LOWEST_LOGIT
 from jaxii.infer.models import Model, make_predict
+from jaxii.infer.onnx_graph import packages
 from jaxii.infer.provenance import Provenance
 from jaxii.train.mesh import make_mesh
 from jaxii.trained import Trained, open_trained
@@ -43,6 +45,8 @@ def export(
       onnx: write an ONNX model too.
       data_dir: the dataset, if it has moved.
     """
+    if onnx:
+        packages()
     config, metrics = workdir.config(), workdir.metrics()
     if data_dir:
         config.data.directory = data_dir
@@ -101,7 +105,8 @@ def _record(
             "program normalises (jaxii.data.images.EvalTransform)",
         },
         "probabilities": f"float32 [batch, {len(decoders.class_thresholds)}], in the "
-        "order of labels.csv; calibrated: sigmoid(slope * logit + intercept)",
+        "order of labels.csv; calibrated: sigmoid(slope * logit + intercept), with the "
+        f"logit kept within {LOWEST_LOGIT:g} and {HIGHEST_LOGIT:g}",
         "decoder": {
             "name": name,
             **decoders.parameter(name),
@@ -121,6 +126,7 @@ def _pictures(
     """
     data, mesh = assemble.open_data(config), make_mesh()
     trained.workdir.check_labels(data.vocabulary)
+    # That of training may be thousands.
     config.global_batch_size = BATCH_SIZE
 
     def answers(model):

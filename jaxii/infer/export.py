@@ -6,11 +6,11 @@ give the probabilities that the checkpoint gives where it is evaluated.
 
 import csv
 import zipfile
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
-import flatbuffers
 import jax
 import jax.export
 import jax.numpy as jnp
@@ -23,7 +23,7 @@ from jaxii.files import write_beside
 from jaxii.infer.decoders import Decoders
 from jaxii.infer.evaluate import gather
 from jaxii.infer.models import Batches, Model, Predict
-from jaxii.infer.onnx_graph import INPUT, OPSET, OUTPUT, to_onnx
+from jaxii.infer.onnx_graph import INPUT, OPSET, OUTPUT, packages, to_onnx
 from jaxii.train.mesh import divided, to_devices
 
 PROGRAM, ONNX, LABELS, LOADER = "model.stablehlo", "model.onnx", "labels.csv", "load.py"
@@ -69,7 +69,7 @@ def stablehlo(model: Model, size_pixels: int) -> bytes:
       size_pixels: side of a picture.
     """
     exported = jax.export.export(jax.jit(_forward(model)), platforms=PLATFORMS)
-    with jax.default_matmul_precision(PRECISION):
+    with jax.default_matmul_precision(PRECISION), _without_paths():
         return bytes(exported(_any_batch(size_pixels)).serialize())
 
 
@@ -93,17 +93,8 @@ def read_stablehlo(path: Path) -> Run:
 
 
 def read_onnx(path: Path) -> Run:
-    """Returns what a written ONNX model does to images.
-
-    Raises:
-      InputError: no onnxruntime.
-    """
-    try:
-        import onnxruntime  # pyright: ignore[reportMissingImports]
-    except ImportError as error:
-        raise InputError(
-            f"--onnx is checked with onnxruntime ({error}); pip install 'jaxii[onnx]'"
-        ) from error
+    """Returns what a written ONNX model does to images, on this machine's CPU."""
+    _, onnxruntime = packages()
     session = onnxruntime.InferenceSession(path, providers=["CPUExecutionProvider"])
     return lambda images: session.run(None, {INPUT: images})[0]
 
@@ -147,11 +138,13 @@ def write_programs(
     """
     size = images.shape[1]
     (folder / PROGRAM).write_bytes(stablehlo(model, size))
-    written = {PROGRAM: _facts(platforms=PLATFORMS, jax=jax.__version__)}
+    written: dict[str, dict[str, Any]] = {
+        PROGRAM: {"platforms": PLATFORMS, "jax": jax.__version__}
+    }
     programs = {PROGRAM: read_stablehlo(folder / PROGRAM)}
     if onnx_metadata is not None:
         (folder / ONNX).write_bytes(onnx(model, size, onnx_metadata))
-        written[ONNX] = _facts(opset=OPSET, input=INPUT, output=OUTPUT)
+        written[ONNX] = {"opset": OPSET, "input": INPUT, "output": OUTPUT}
         programs[ONNX] = read_onnx(folder / ONNX)
     for name, run in programs.items():
         difference = largest_difference(run, images, probs)
@@ -161,15 +154,13 @@ def write_programs(
                 f"probability; at most {TOLERANCE} is allowed, so nothing was written. "
                 "Another version of jax or onnxruntime may be right."
             )
-        written[name]["largest_difference"] = difference
+        written[name] |= {"compute_dtype": "float32", "largest_difference": difference}
     return written
 
 
-def _facts(**facts: Any) -> dict[str, Any]:
-    return {**facts, "compute_dtype": "float32"}
-
-
-def write_labels(path: Path, vocabulary: Vocabulary, decoders: Decoders, name: str):
+def write_labels(
+    path: Path, vocabulary: Vocabulary, decoders: Decoders, name: str
+) -> None:
     """Writes a row a label: threshold of the decoder, if it has one, and calibration.
 
     Args:
@@ -225,7 +216,10 @@ def write_loader(folder: Path) -> None:
     """
     text = Path(__file__).with_name("loader.py.txt").read_text(encoding="utf-8")
     (folder / LOADER).write_text(text, encoding="utf-8")
-    package = Path(flatbuffers.__file__).parent
+    # Here and not above: no other command needs it.
+    import flatbuffers
+
+    (package,) = map(Path, flatbuffers.__path__)
     with zipfile.ZipFile(folder / RUNTIME, "w", zipfile.ZIP_DEFLATED) as archive:
         for file in sorted(package.rglob("*.py")):
             archive.write(file, file.relative_to(package.parent))
@@ -241,6 +235,18 @@ def _forward(model: Model) -> Callable[[Any], Any]:
         return jax.nn.sigmoid(outputs.logits)
 
     return forward
+
+
+@contextmanager
+def _without_paths() -> Iterator[None]:
+    """Keeps the paths of this machine's source files out of a program."""
+    name = "jax_traceback_in_locations_limit"
+    before = getattr(jax.config, name)
+    jax.config.update(name, 0)
+    try:
+        yield
+    finally:
+        jax.config.update(name, before)
 
 
 def _any_batch(size_pixels: int) -> jax.ShapeDtypeStruct:

@@ -53,12 +53,14 @@ class Graph:
 
     def add(self, op: str, *inputs: Value | np.ndarray, **attributes: Any) -> str:
         """Adds a node of one output; returns the output's name."""
-        names = [self._name(x.held if isinstance(x, Value) else x) for x in inputs]
+        names = [self.name_of(x) for x in inputs]
         output = f"{op}_{len(self.nodes)}"
         self.nodes.append((op, names, output, attributes))
         return output
 
-    def _name(self, held: np.ndarray | str) -> str:
+    def name_of(self, x: Value | np.ndarray) -> str:
+        """Returns the name of a tensor, or of a constant, which is kept from now on."""
+        held = x.held if isinstance(x, Value) else x
         if isinstance(held, str):
             return held
         # The array is kept with its name, so that its id stays its own.
@@ -233,6 +235,22 @@ RULES: dict[str, Rule] = {
 }
 
 
+def packages() -> tuple[Any, Any]:
+    """Returns what writes ONNX and what runs it: the modules onnx and onnxruntime.
+
+    Raises:
+      InputError: one is not installed.
+    """
+    try:
+        import onnx  # pyright: ignore[reportMissingImports]
+        import onnxruntime  # pyright: ignore[reportMissingImports]
+    except ImportError as error:
+        raise InputError(
+            f"--onnx needs onnx and onnxruntime ({error}); pip install 'jaxii[onnx]'"
+        ) from error
+    return onnx, onnxruntime
+
+
 def to_onnx(program: ClosedJaxpr, metadata: dict[str, str]) -> bytes:
     """Returns a program from images to probabilities as an ONNX model.
 
@@ -242,19 +260,14 @@ def to_onnx(program: ClosedJaxpr, metadata: dict[str, str]) -> bytes:
       metadata: texts that are kept in the model.
 
     Raises:
-      InputError: an operation without a rule, no `onnx`, or a model over 2 GiB.
+      InputError: an operation without a rule, a model over 2 GiB, or as `packages`.
     """
-    try:
-        import onnx  # pyright: ignore[reportMissingImports]
-    except ImportError as error:
-        raise InputError(
-            f"--onnx needs the package onnx ({error}); pip install 'jaxii[onnx]'"
-        ) from error
+    onnx, _ = packages()
     graph, helper = Graph(), onnx.helper
     (images,), (probs,) = program.jaxpr.invars, program.jaxpr.outvars
     (result,) = _run(graph, program, [Value(INPUT, images.aval.shape)])
     # A node of that name; ONNX Runtime removes it.
-    graph.nodes.append(("Identity", [graph._name(result.held)], OUTPUT, {}))
+    graph.nodes.append(("Identity", [graph.name_of(result)], OUTPUT, {}))
     graph.keep_needed(OUTPUT)
     size = sum(array.nbytes for array in graph.constants.values())
     if size > MOST_BYTES:
@@ -283,8 +296,7 @@ def _tensor(helper: Any, name: str, aval: Any) -> Any:
 
 
 def _tensor_type(dtype: np.dtype) -> int:
-    import onnx  # pyright: ignore[reportMissingImports]
-
+    onnx, _ = packages()
     return onnx.helper.np_dtype_to_tensor_dtype(np.dtype(dtype))
 
 
