@@ -340,15 +340,20 @@ def test_the_loader_answers_as_the_checkpoint_with_jax_and_numpy_alone(
     script = """
 images = np.load(sys.argv[1] + "/images.npy")
 np.save(sys.argv[1] + "/probs.npy", load.probabilities(images))
-print(json.dumps(load.answers(images)))
+answers = load.answers(images)
+for row in load.LABELS:
+    row["threshold"] = "1.1"
+print(json.dumps([answers, load.answers(images)]))
 """
-    answers = json.loads(elsewhere(folder, script, tmp_path).stdout)
+    answers, ones = json.loads(elsewhere(folder, script, tmp_path).stdout)
     probs = probs_of(workdir, images)
     found = np.load(tmp_path / "probs.npy")
     np.testing.assert_allclose(found, probs, rtol=0, atol=export.TOLERANCE)
     decode = decoding.load(workdir.path / "decoders.npz", None).answer(decoder)
     codes = workdir.vocabulary().codes
     assert answers == [[codes[i] for i in ids] for ids in decode(probs, None)]
+    # Where no label reaches its threshold, the most probable one is the answer.
+    assert ones == [[codes[i]] for i in probs.argmax(axis=1)]
 
 
 def test_thresholds_are_those_of_the_decoder_in_the_order_of_the_labels(

@@ -98,6 +98,8 @@ def _record(
         "badge": provenance.badge(),
         "caveats": caveats,
         "images": {
+            "side_pixels": size,
+            "central_share": data.central_share,
             "type": f"uint8 [batch, {size}, {size}, 3], RGB, 0 to 255",
             "how": f"upright; the central square of {data.central_share:g} times the "
             f"short side; resized to {size} x {size} pixels, linearly, or by the mean "
