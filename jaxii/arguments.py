@@ -40,6 +40,7 @@ _LABEL_SHIFT = flags.DEFINE_bool("label_shift", False, "Frequencies of the targe
 _IMAGES = flags.DEFINE_string("images", "", "Folder of pictures.")
 _IDS = flags.DEFINE_string("ids", "", "Sample submission.")
 _OUTPUT = flags.DEFINE_string("output", "", "File to write.")
+_ONNX = flags.DEFINE_bool("onnx", False, "An ONNX model too.")
 _EACH = flags.DEFINE_bool("each", False, "Every run is a row.")
 _MARKDOWN = flags.DEFINE_bool("markdown", False, "A table for a README.")
 _TOPOLOGY = flags.DEFINE_list("topology", ["local"], "TPU slices.")
@@ -212,6 +213,15 @@ def _of_predict() -> dict[str, Any]:
     }
 
 
+def _of_export() -> dict[str, Any]:
+    return _trained() | {
+        "output": _required("output", _OUTPUT.value),
+        "decoder": _DECODER.value or "",
+        "onnx": _ONNX.value,
+        "data_dir": _DATA_DIR.value,
+    }
+
+
 def _of_plan() -> dict[str, Any]:
     return {
         "config": config_of(),
@@ -284,5 +294,6 @@ _OF_COMMAND = {
     "hold_out": _of_hold_out,
     "adapt": _of_adapt,
     "predict": _of_predict,
+    "export": _of_export,
     "plan": _of_plan,
 }

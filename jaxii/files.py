@@ -8,6 +8,7 @@ import fcntl
 import io
 import json
 import os
+import shutil
 import tempfile
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -186,3 +187,36 @@ def local_draft(path: AnyPath) -> Iterator[Path]:
             part = Path(folder, path.name)
             yield part
             epath.Path(part).copy(path, overwrite=True)
+
+
+@contextmanager
+def local_draft_folder(path: AnyPath) -> Iterator[Path]:
+    """Gives a local folder that becomes `path` when the block succeeds.
+
+    In a bucket its files appear one after the other, in the order of their names.
+
+    Raises:
+      InputError: `path` is there already, or no folder can be there.
+    """
+    if path.exists():
+        raise InputError(f"{path} is there already; give the name of a new folder.")
+    if not isinstance(path, Path):
+        with tempfile.TemporaryDirectory() as folder:
+            yield Path(folder)
+            path.mkdir(parents=True, exist_ok=True)
+            for file in sorted(Path(folder).iterdir()):
+                (path / file.name).write_bytes(file.read_bytes())
+        return
+    part = path.with_name(f".{path.name}.{os.getpid()}.part")
+    try:
+        part.mkdir(parents=True)
+    except OSError as error:
+        raise InputError(
+            f"{path} cannot be made ({error.strerror}); give a folder that can be "
+            "written."
+        ) from error
+    try:
+        yield part
+        part.replace(path)
+    finally:
+        shutil.rmtree(part, ignore_errors=True)

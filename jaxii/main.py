@@ -136,6 +136,7 @@ def _dispatch(command: str, rest: list[str], argv: list[str]) -> int:
         adapt,
         compare,
         evaluate,
+        export,
         hold_out,
         plan,
         predict,
@@ -156,6 +157,7 @@ def _dispatch(command: str, rest: list[str], argv: list[str]) -> int:
         "hold_out": hold_out.hold_out,
         "adapt": adapt.adapt,
         "predict": predict.predict,
+        "export": export.export,
         "plan": plan.plan,
         "compare": compare.compare,
     }[command]

@@ -7,7 +7,7 @@ What another run starts from (`start_from`), what an ensemble averages, and what
 import functools
 import json
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 from jax.sharding import Mesh, Sharding
@@ -69,13 +69,33 @@ class Trained:
         restored = self.restored(replicated(mesh))
         params = evaluated_params(restored)
         if apply is None:
-            head = params.get(EMBEDDING_HEAD)
-            fields = json.dumps(self.config.model.to_dict(), sort_keys=True)
-            num_classes = len(self.workdir.vocabulary())
-            apply = _apply(
-                fields, num_classes, 0 if head is None else len(head["bias"])
-            )
+            apply = self._network(params)
         return Model(apply=apply, params=params, batch_stats=restored["batch_stats"])
+
+    def in_float32(self, model: Model, *, portable: bool = False) -> Model:
+        """Returns a restored model that computes in float32, whatever the run does.
+
+        Args:
+          model: of this checkpoint.
+          portable: without the embedding head, and in the forms that suit no platform
+            in particular.
+        """
+        params = dict(model.params)
+        if portable:
+            params.pop(EMBEDDING_HEAD, None)
+        apply = self._network(
+            params, compute_dtype="float32", platform="any" if portable else None
+        )
+        return replace(model, apply=apply, params=params)
+
+    def _network(
+        self, params: Tree, *, platform: str | None = None, **changes: str
+    ) -> Callable[..., Any]:
+        head = params.get(EMBEDDING_HEAD)
+        fields = json.dumps(self.config.model.to_dict() | changes, sort_keys=True)
+        num_classes = len(self.workdir.vocabulary())
+        embedding_dim = 0 if head is None else len(head["bias"])
+        return _apply(fields, num_classes, embedding_dim, platform)
 
     def restored(self, sharding: Sharding) -> dict[str, Tree]:
         """Returns parameters, their average and statistics, laid out as asked."""
@@ -131,13 +151,16 @@ class Trained:
 
 @functools.cache
 def _apply(
-    model_fields: str, num_classes: int, embedding_dim: int
+    model_fields: str, num_classes: int, embedding_dim: int, platform: str | None
 ) -> Callable[..., Any]:
     """Makes one network for all runs that have the same, as seeds do."""
     config = configuration.default_config()
     config.model.update(json.loads(model_fields))
     networks = Networks(
-        config=config, num_classes=num_classes, embedding_dim=embedding_dim
+        config=config,
+        num_classes=num_classes,
+        embedding_dim=embedding_dim,
+        platform=platform,
     )
     return networks.get(embedding_dim > 0).apply
 

@@ -120,6 +120,22 @@ no dataset, only a workdir that has been evaluated.
 --adapt_bn               BatchNorm statistics of these very pictures
 --label_shift            correct for how often labels occur among them
 --allow_tuning_labels    as in evaluate""",
+    "export": """Writes a checkpoint as a folder that answers without jaxii: pictures in
+(uint8), probabilities out, for batches of any size. What is written is read back and
+has to give the checkpoint's probabilities on pictures of the validation split.
+
+  python -m jaxii.main export --workdir=runs/emoji --output=exported
+  cd exported && python    # import load; load.probabilities(images)
+
+--workdir=DIR            a trained and evaluated run
+--output=DIR             a new folder: model.stablehlo (for CPUs, GPUs and TPUs),
+                         labels.csv with thresholds, export.json (how a picture becomes
+                         pixels, provenance), load.py, which needs jax and numpy alone
+--onnx                   model.onnx too; pip install 'jaxii[onnx]'
+--decoder=NAME           whose thresholds go with it: threshold or per_class [that of
+                         the evaluation; the others are no threshold: no answers then]
+--stage=NAME             the stage to use [the one that was evaluated]
+--data_dir=DIR           the dataset, if it has moved""",
     "plan": """Compiles the train step for a TPU slice that need not be there and says
 what it takes of each chip: memory, arithmetic, traffic, collectives; how fast it can be
 at best; the largest batch that fits. Trains nothing, writes nothing, needs no TPU, and

@@ -1,6 +1,8 @@
 import pytest
+from etils import epath
 
-from jaxii.files import user_cache, write_beside, write_json
+from jaxii.errors import InputError
+from jaxii.files import local_draft_folder, user_cache, write_beside, write_json
 
 
 def test_json_is_whole_or_not_there(tmp_path):
@@ -39,3 +41,18 @@ def test_the_users_cache_is_where_the_xdg_specification_says(monkeypatch, tmp_pa
     for ignored in ("", "not/absolute"):
         monkeypatch.setenv("XDG_CACHE_HOME", ignored)
         assert user_cache() == tmp_path / ".cache" / "jaxii"
+
+
+@pytest.mark.parametrize("kind", [lambda path: path, epath.Path])
+def test_a_folder_is_whole_or_not_there_and_replaces_none(tmp_path, kind):
+    path = kind(tmp_path / "new" / "folder")
+    with pytest.raises(RuntimeError), local_draft_folder(path) as draft:
+        (draft / "file").write_text("half")
+        raise RuntimeError
+    assert not path.exists()
+    with local_draft_folder(path) as draft:
+        (draft / "file").write_text("whole")
+    assert [p.name for p in (tmp_path / "new").iterdir()] == ["folder"]
+    assert (path / "file").read_text() == "whole"
+    with pytest.raises(InputError, match="is there already"), local_draft_folder(path):
+        pass

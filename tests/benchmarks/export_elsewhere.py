@@ -1,0 +1,140 @@
+"""An exported checkpoint in environments of nothing but what it is said to need.
+
+    python -m tests.benchmarks.export_elsewhere --workdir=RUN [--data_dir=DIR]
+
+Exports the run and makes two fresh virtual environments: one with jax and numpy, one
+with onnxruntime and numpy. In each, the probabilities of pictures of the test split, in
+batches of 1, 3 and all of them, are held against the checkpoint's own, and in the first
+the loader's answers against its decoder's. Packages come from PyPI.
+"""
+
+import argparse
+import json
+import os
+import subprocess
+import sys
+import tempfile
+import venv
+from pathlib import Path
+
+import jax
+import numpy as np
+from absl import logging
+
+from jaxii import assemble
+from jaxii.files import at
+from jaxii.infer import decoders as decoding
+from jaxii.infer import export
+from jaxii.infer.models import make_predict
+from jaxii.train.mesh import make_mesh
+from jaxii.trained import open_trained
+from jaxii.workdir import Workdir
+from tests.benchmarks.apart import run
+from tests.benchmarks.table import Row, emit
+
+ROOT = Path(__file__).parents[2]
+NUM_IMAGES = 100
+# Each ends with the largest difference; what is installed is printed before it.
+COMPARE = """
+images, probs = np.load("images.npy"), np.load("probs.npy")
+parts = [slice(0, 1), slice(1, 4), slice(None)]
+found = [np.abs(program(images[part]) - probs[part]).max() for part in parts]
+result = {"difference": float(np.max(found)), "labels_that_differ": 0}
+"""
+WITH_JAX = f"""
+import json, sys, numpy as np
+sys.path.insert(0, "exported")
+import load
+program = load.probabilities
+{COMPARE}
+answers = json.load(open("answers.json"))
+pairs = zip(load.answers(images), answers, strict=True)
+result["labels_that_differ"] = sum(len(set(a) ^ set(b)) for a, b in pairs)
+print(json.dumps(result))
+"""
+WITH_ONNX = f"""
+import json, numpy as np, onnxruntime
+session = onnxruntime.InferenceSession("exported/{export.ONNX}")
+def program(images):
+    return session.run(["probabilities"], {{"images": images}})[0]
+{COMPARE}
+print(json.dumps(result))
+"""
+ENVIRONMENTS = {"jax": WITH_JAX, "onnxruntime": WITH_ONNX}
+
+
+def checkpoint_answers(workdir: Workdir, data_dir: str, folder: Path) -> None:
+    """Writes pictures and what the checkpoint says of them."""
+    config, mesh = workdir.config(), make_mesh()
+    if data_dir:
+        config.data.directory = data_dir
+    trained = open_trained(f"{workdir.path}@{workdir.metrics()['stage']}")
+    predict = make_predict([trained.in_float32(trained.model(mesh))], mesh)
+    data = assemble.open_data(config)
+    batches = assemble.eval_batches(config, data, "test", NUM_IMAGES)
+    with jax.default_matmul_precision(export.PRECISION):
+        images, probs = export.checkpoint_answers(predict, batches, mesh)
+    decoders = decoding.load(workdir.result_file("decoders.npz"), None)
+    codes = workdir.vocabulary().codes
+    answers = decoders.answer("threshold")(probs, None)
+    (folder / "answers.json").write_text(
+        json.dumps([[codes[i] for i in ids] for ids in answers])
+    )
+    np.save(folder / "images.npy", images)
+    np.save(folder / "probs.npy", probs)
+
+
+def environment(folder: Path, package: str) -> tuple[Path, str]:
+    """Makes a virtual environment; returns its Python and what is installed in it."""
+    venv.create(folder, with_pip=True)
+    python = folder / "bin" / "python"
+    pip = [python, "-m", "pip", "--disable-pip-version-check"]
+    subprocess.run([*pip, "install", "--quiet", package, "numpy"], check=True)
+    listed = subprocess.run(
+        [*pip, "list", "--format=freeze", "--exclude=pip", "--exclude=setuptools"],
+        check=True,
+        stdout=subprocess.PIPE,
+        text=True,
+    )
+    return python, ", ".join(listed.stdout.split())
+
+
+def main() -> int:
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument("--workdir", required=True, help="a trained and evaluated run")
+    parser.add_argument("--data_dir", default="", help="its dataset, if it has moved")
+    args = parser.parse_args()
+    logging.set_verbosity(logging.ERROR)
+    with tempfile.TemporaryDirectory() as scratch:
+        folder = Path(scratch)
+        words = [f"--workdir={args.workdir}", f"--output={folder / 'exported'}"]
+        words += [f"--data_dir={args.data_dir}"] * bool(args.data_dir)
+        words += ["--onnx", "--decoder=threshold"]
+        subprocess.run(
+            [sys.executable, "-m", "jaxii.main", "export", *words], cwd=ROOT, check=True
+        )
+        checkpoint_answers(Workdir(at(args.workdir)), args.data_dir, folder)
+        # Neither this checkout nor any setting of this process is seen there.
+        os.environ.pop("PYTHONPATH", None)
+        os.chdir(folder)
+        for package, script in ENVIRONMENTS.items():
+            python, installed = environment(folder / package, package)
+            print(f"{package}: {installed}", flush=True)
+            found = run([str(python), "-c", script])
+            difference = found["difference"]
+            what = (
+                f"probabilities with {package} and numpy alone, {NUM_IMAGES} pictures"
+            )
+            emit(Row(what, f"{difference:.1e}", "", difference, "<=", export.TOLERANCE))
+            differing = found["labels_that_differ"]
+            if package == "jax":
+                print(f"labels of the loader's answers that differ: {differing}")
+            if differing or not difference <= export.TOLERANCE:
+                return 1
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())
