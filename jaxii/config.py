@@ -22,6 +22,7 @@ FREE_FIELDS = (
     "log_every_steps",
     "on_failed_save",
     "optimizer.shard_state",
+    "track",
 )
 # A ConfigDict, whose fields no type checker can know.
 Config = Any
@@ -35,6 +36,7 @@ VARIANTS = ("resnet", "resnet_d", "se_resnet", "resnext", "wide_resnet")
 STEMS = ("imagenet", "small")
 DTYPES = ("float32", "bfloat16")
 AVERAGES = ("none", "ema", "swa")
+TRACKERS = ("", "wandb", "mlflow")
 OPTIMIZERS = ("sgd", "adamw", "lars", "lamb")
 # 8 bytes a slot: together with mask and slice an image sends less than 1 KiB of labels.
 MOST_LABELS = 126
@@ -67,6 +69,9 @@ def default_config() -> Config:
     config.evaluate_train_images = 0
     # Write a line and the curves every so many steps.
     config.log_every_steps = 20
+    # Service that shows the run too, beside TensorBoard's files in the workdir: "wandb"
+    # (Weights & Biases), "mlflow", or "" for none. Each is an extra of jaxii.
+    config.track = ""
     # Stop after so many updates in a row with a gradient that is not finite.
     config.most_skipped_steps = 20
     # Where a checkpoint cannot be saved (disk full, no permission): "stop", with exit
@@ -220,6 +225,7 @@ def check(config: Config) -> None:
     _one_of("optimizer.average", optimizer.average, AVERAGES)
     _between("optimizer.ema_decay", optimizer.ema_decay, 0.0, 0.999999)
     _between("optimizer.swa_share", optimizer.swa_share, 0.0, 1.0)
+    _one_of("track", config.track, TRACKERS)
     _one_of("on_failed_save", config.on_failed_save, FAILED_SAVES)
     _between("evaluate_train_images", config.evaluate_train_images, 0, 10_000_000)
     _between("global_batch_size", config.global_batch_size, 1, 1_000_000)
@@ -292,6 +298,20 @@ def content_hash(config: Config) -> str:
         del fields[name]
     text = json.dumps(fields, sort_keys=True)
     return hashlib.sha256(text.encode()).hexdigest()[:16]
+
+
+def flat(config: Config) -> dict[str, str | float | bool]:
+    """Returns field -> value, to compare runs by: a stage's fields go by its name."""
+    fields = to_dict(config)
+    stages = fields.pop("stages")
+    values = _paths(fields) | {"stages": ", ".join(stage["name"] for stage in stages)}
+    for stage in stages:
+        own = {key: value for key, value in stage.items() if key != "name"}
+        values |= {f"stages.{stage['name']}.{key}": own[key] for key in own}
+    return {
+        name: value if isinstance(value, str | int | float) else json.dumps(value)
+        for name, value in values.items()
+    }
 
 
 def differences(one: dict[str, Any], other: dict[str, Any]) -> list[str]:

@@ -21,8 +21,8 @@ from jaxii.data import prepared, toy_regions
 from jaxii.data.labels import Vocabulary
 from jaxii.data.open_images import Layout, prepare
 from jaxii.train.checkpoint import Checkpoints
+from jaxii.train.history import read_history
 from jaxii.train.mesh import make_mesh, replicated
-from jaxii.train.telemetry import read_history
 
 ROOT = Path(__file__).parent.parent
 STAGES = ("multitask", "f2", "classifier")
