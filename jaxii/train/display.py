@@ -4,7 +4,8 @@ Nothing here asks a device: all of it is host numbers of the last log, and the c
 """
 
 import math
-from collections.abc import Callable, Iterator
+import textwrap
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -16,6 +17,7 @@ from rich.text import Text
 
 STAGE_WIDTH = 10
 GAP = "  "
+NO_BREAK = "\u00a0"
 # Columns of a terminal below which there is no room for bars.
 LEAST_FOR_BARS = 60
 
@@ -121,6 +123,10 @@ class Lines:
         """Prints a line."""
         print(text, file=self._stream, flush=True)
 
+    def print_parts(self, parts: Sequence[str]) -> None:
+        """Prints what belongs together, in one line."""
+        self.print(GAP.join(parts))
+
     def close(self) -> None:
         """Writes out what is held back."""
         self._stream.flush()
@@ -200,6 +206,20 @@ class Bars:
     def print(self, text: str) -> None:
         """Prints a line above the panel."""
         self._console.print(text, markup=False, highlight=False, soft_wrap=True)
+
+    def print_parts(self, parts: Sequence[str]) -> None:
+        """Prints what belongs together above the panel; breaks lines between parts."""
+        # To textwrap a no-break space is no place to break.
+        text = GAP.join(part.replace(" ", NO_BREAK) for part in parts)
+        lines = textwrap.wrap(
+            text,
+            self._console.width,
+            subsequent_indent=" " * (STAGE_WIDTH + len(GAP)),
+            break_long_words=False,
+            break_on_hyphens=False,
+        )
+        for line in lines:
+            self.print(line.replace(NO_BREAK, " "))
 
     def close(self) -> None:
         """Leaves the terminal as it is."""

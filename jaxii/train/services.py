@@ -126,11 +126,13 @@ class Wandb:
             self._run = wandb.init(**given)
         except wandb.errors.CommError:
             self._run = wandb.init(**given, mode="offline")
-            say("wandb: nobody answers; recorded on this machine, for `wandb sync`.")
+            say("wandb: nobody answers.")
         kept.run_id = run_id
         # W&B's own count of steps cannot go back to where a killed run is resumed.
         self._run.define_metric("*", step_metric="step")
-        say(f"wandb: {self._run.url or self._run.dir}")
+        folder = Path(self._run.dir).parent
+        offline = f"offline; `wandb sync {folder}` sends it"
+        say(f"wandb: {offline if self._run.offline else self._run.url}")
         self._exit_code = 1
 
     def scalars(self, step: int, values: Mapping[str, float]) -> None:

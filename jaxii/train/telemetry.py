@@ -16,7 +16,6 @@ from typing import Any
 
 from jaxii.files import Mirror, at
 from jaxii.train.display import (
-    GAP,
     STAGE_WIDTH,
     Bars,
     Lines,
@@ -171,7 +170,7 @@ class Telemetry:
     def pictures(self, pictures: Pictures) -> None:
         """Hands on what the network sees at the start of the stage."""
         if self._is_lead and self._tracker is not None:
-            self._tracker.pictures(self._begun, f"train/{self._stage}", *pictures)
+            self._tracker.pictures(self._begun, f"pictures/{self._stage}", *pictures)
 
     def waited(self, seconds: float) -> None:
         """Adds time in which the loop stood still for want of a batch."""
@@ -250,7 +249,7 @@ class Telemetry:
         self._note_f2(step, row)
         figures = [f"{name} {value:.4g}" for name, value in row.items()]
         parts = [f"{self._stage:<{STAGE_WIDTH}}", self._place(step)]
-        self.note(GAP.join(parts + figures[:MAX_FIGURES]))
+        self._screen.print_parts(parts + figures[:MAX_FIGURES])
         if self._tracker is not None:
             self._tracker.flush()
         self._files.push()
