@@ -300,20 +300,6 @@ def content_hash(config: Config) -> str:
     return hashlib.sha256(text.encode()).hexdigest()[:16]
 
 
-def flat(config: Config) -> dict[str, str | float | bool]:
-    """Returns field -> value, to compare runs by: a stage's fields go by its name."""
-    fields = to_dict(config)
-    stages = fields.pop("stages")
-    values = _paths(fields) | {"stages": ", ".join(stage["name"] for stage in stages)}
-    for stage in stages:
-        own = {key: value for key, value in stage.items() if key != "name"}
-        values |= {f"stages.{stage['name']}.{key}": own[key] for key in own}
-    return {
-        name: value if isinstance(value, str | int | float) else json.dumps(value)
-        for name, value in values.items()
-    }
-
-
 def differences(one: dict[str, Any], other: dict[str, Any]) -> list[str]:
     """Returns `field: one -> other` for every field that differs."""
     a, b = _paths(one), _paths(other)

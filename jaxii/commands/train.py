@@ -23,7 +23,7 @@ from jaxii.plan.chips import peak_flops
 from jaxii.session import Session, describe, open_session
 from jaxii.train import loop
 from jaxii.train.batch_norm import reestimate
-from jaxii.train.facts import Facts, result_name
+from jaxii.train.facts import Facts, flat, result_name
 from jaxii.train.machine import memory_bytes
 from jaxii.train.pictures import make_pictures
 from jaxii.train.profile import Profiler
@@ -35,6 +35,15 @@ from jaxii.workdir import Workdir
 
 # Training images over which BatchNorm is measured for averaged parameters (SWA).
 BATCH_NORM_IMAGES = 2048
+
+# By what runs are told apart most often.
+COMPARED = (
+    "optimizer.peak_lr",
+    "global_batch_size",
+    "model.variant",
+    "model.depth",
+    "data.image_size_pixels",
+)
 
 
 def train(
@@ -114,7 +123,7 @@ def _trackers(session: Session, start_step: int) -> Trackers:
         about["caveats"] = " ".join(last.caveats())
     facts = Facts(
         name=session.workdir.path.name,
-        settings=configuration.flat(config),
+        settings=flat(configuration.to_dict(config), COMPARED),
         about=about,
     )
     return open_trackers(

@@ -53,8 +53,6 @@ class Standing:
       run: all of them.
       seconds_per_step: wall time, evaluations included.
       objective: mean since the log before.
-      f2: on `validation`, at the last evaluation.
-      best_f2: the highest so far and the step of it.
       images_per_second: evaluations left out.
       input_wait: share of the time in which the loop stood still for want of a batch.
       mfu: share of the device's peak.
@@ -66,13 +64,20 @@ class Standing:
     run: Part
     seconds_per_step: float
     objective: float | None
-    f2: float
-    best_f2: tuple[float, int] | None
     images_per_second: float
     input_wait: float
     mfu: float | None
     memory_bytes: float | None
     skipped: int
+
+
+@dataclass(frozen=True)
+class Evaluated:
+    """F2 on `validation` at the last evaluation, and the best so far with its step."""
+
+    f2: float
+    best_f2: float
+    best_step: int
 
 
 @dataclass(frozen=True)
@@ -88,6 +93,7 @@ class Lines:
 
     def __init__(self, stream: Any):
         self._stream = stream
+        self._evaluated: Evaluated | None = None
         self._saved: SavedAt | None = None
 
     def show(self, standing: Standing) -> None:
@@ -100,7 +106,7 @@ class Lines:
         ]
         if standing.objective is not None:
             parts.append(f"objective {standing.objective:<8.4g}")
-        f2 = "-" if math.isnan(standing.f2) else f"{standing.f2:.3f}"
+        f2 = "-" if self._evaluated is None else f"{self._evaluated.f2:.3f}"
         parts.append(f"f2 {f2:<5}")
         parts.append(f"images/s {standing.images_per_second:<6.4g}")
         parts.append(f"wait {standing.input_wait:>3.0%}")
@@ -114,6 +120,10 @@ class Lines:
             parts.append(f"skipped {standing.skipped}")
         parts.append(f"eta {run.eta(standing.seconds_per_step)}")
         self.print(GAP.join(parts))
+
+    def evaluated(self, evaluated: Evaluated) -> None:
+        """Notes the last evaluation."""
+        self._evaluated = evaluated
 
     def saved(self, saved: SavedAt | None) -> None:
         """Notes the last checkpoint; None = there is none."""
@@ -144,6 +154,7 @@ class Panel:
     def __init__(self, clock: Callable[[], float]):
         self._clock = clock
         self.standing: Standing | None = None
+        self.evaluated: Evaluated | None = None
         self.saved: SavedAt | None = None
 
     def __rich_console__(
@@ -166,8 +177,22 @@ class Panel:
             ]
             bars.add_row(*cells if wide else (cells[0], *cells[3:]))
         yield bars
-        for line in (_learning(standing), _speed(standing), self._safety(standing)):
+        for line in (
+            self._learning(standing),
+            _speed(standing),
+            self._safety(standing),
+        ):
             yield Text(GAP.join(line), no_wrap=True, overflow="ellipsis")
+
+    def _learning(self, standing: Standing) -> list[str]:
+        parts = []
+        if standing.objective is not None:
+            parts.append(f"objective {standing.objective:.4g}")
+        if self.evaluated is not None:
+            parts.append(f"validation f2 {self.evaluated.f2:.3f}")
+            best, step = self.evaluated.best_f2, self.evaluated.best_step
+            parts.append(f"best {best:.3f} at step {step}")
+        return parts
 
     def _safety(self, standing: Standing) -> list[str]:
         parts = ["nothing saved yet"]
@@ -199,6 +224,10 @@ class Bars:
         """Lets the panel say where the run stands, from its next drawing on."""
         self._panel.standing = standing
 
+    def evaluated(self, evaluated: Evaluated) -> None:
+        """Notes the last evaluation."""
+        self._panel.evaluated = evaluated
+
     def saved(self, saved: SavedAt | None) -> None:
         """Notes the last checkpoint; None = there is none."""
         self._panel.saved = saved
@@ -224,17 +253,6 @@ class Bars:
     def close(self) -> None:
         """Leaves the terminal as it is."""
         self._live.stop()
-
-
-def _learning(standing: Standing) -> list[str]:
-    parts = []
-    if standing.objective is not None:
-        parts.append(f"objective {standing.objective:.4g}")
-    if not math.isnan(standing.f2):
-        parts.append(f"validation f2 {standing.f2:.3f}")
-    if standing.best_f2 is not None:
-        parts.append("best {:.3f} at step {}".format(*standing.best_f2))
-    return parts
 
 
 def _speed(standing: Standing) -> list[str]:

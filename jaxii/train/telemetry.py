@@ -11,6 +11,7 @@ import sys
 import time
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import AbstractContextManager, contextmanager
+from dataclasses import replace
 from os import PathLike
 from typing import Any
 
@@ -18,6 +19,7 @@ from jaxii.files import Mirror, at
 from jaxii.train.display import (
     STAGE_WIDTH,
     Bars,
+    Evaluated,
     Lines,
     Part,
     SavedAt,
@@ -106,8 +108,7 @@ class Telemetry:
         self._begun = 0
         self._total_steps = total_steps
         self._stage_may_end = self._run_may_end = False
-        self._f2 = math.nan
-        self._best_f2: tuple[float, int] | None = None
+        self._evaluated: Evaluated | None = None
         if not is_lead:
             return
         self._files = Mirror(at(workdir))
@@ -116,10 +117,10 @@ class Telemetry:
         self._history = history_path.open("a", encoding="utf-8")
         if is_resumed:
             self._append({"kind": RESUME, "step": start_step})
-            for row in read_history(history_path):
-                self._note_f2(row["step"], row)
         out = sys.stdout if stream is None else stream
         self._screen = Bars(out, clock) if out.isatty() else Lines(out)
+        for row in read_history(history_path):
+            self._note_f2(row["step"], row)
 
     def __enter__(self) -> "Telemetry":
         return self
@@ -223,8 +224,6 @@ class Telemetry:
                 ),
                 seconds_per_step=self._seconds_per_step(step),
                 objective=row.get("objective"),
-                f2=self._f2,
-                best_f2=self._best_f2,
                 images_per_second=rate,
                 input_wait=wait,
                 mfu=row.get("mfu"),
@@ -268,9 +267,15 @@ class Telemetry:
         return f"step {step:>{len(str(self._total_steps))}}/{self._total_steps}"
 
     def _note_f2(self, step: int, row: Mapping[str, Any]) -> None:
-        self._f2 = row.get("validation/f2", self._f2)
-        if self._f2 > (self._best_f2 or (-1.0,))[0]:
-            self._best_f2 = (self._f2, step)
+        f2 = row.get("validation/f2", math.nan)
+        if math.isnan(f2):
+            return
+        before = self._evaluated
+        if before is None or f2 > before.best_f2:
+            self._evaluated = Evaluated(f2, f2, step)
+        else:
+            self._evaluated = replace(before, f2=f2)
+        self._screen.evaluated(self._evaluated)
 
     def _seconds_per_step(self, step: int) -> float:
         """Wall time a step since the stage's first log, evaluations included."""
