@@ -325,7 +325,7 @@ def _paths(fields: dict[str, Any], prefix: str = "") -> dict[str, Any]:
 
 def _one_of(name: str, value: Any, allowed: tuple[Any, ...]) -> None:
     if value not in allowed:
-        choices = ", ".join(str(choice) for choice in allowed)
+        choices = ", ".join(str(choice) or "''" for choice in allowed)
         raise ValueError(f"config.{name}={value!r}; use one of {choices}.")
 
 

@@ -150,7 +150,7 @@ def test_a_field_that_is_newer_than_the_file_has_its_default(config):
         ("global_batch_size", 0, "use a value in"),
         ("micro_batches", 0, "use a value in"),
         ("log_every_steps", 0, "use a value in"),
-        ("track", "tensorboard", "use one of , wandb, mlflow"),
+        ("track", "tensorboard", "use one of '', wandb, mlflow"),
         ("stages", (), "at least one stage"),
         ("stages", (3,), "use a dict"),
     ],

@@ -96,6 +96,14 @@ def undisturbed(folder, data):
     return workdir, run(folder, *train_words(data, workdir))
 
 
+def test_tensorboard_holds_pictures_of_every_stage_and_the_result(undisturbed):
+    workdir, _ = undisturbed
+    (file,) = (workdir / "tensorboard").iterdir()
+    events = file.read_bytes()
+    for name in (*(f"pictures/{stage}" for stage in STAGES), "result/test/f2"):
+        assert name.encode() in events
+
+
 def final_params(workdir):
     vocabulary = Vocabulary.load(workdir / "labels.csv")
     checkpoints = Checkpoints(workdir, STAGES, vocabulary.content_hash())
