@@ -22,6 +22,7 @@ FREE_FIELDS = (
     "log_every_steps",
     "on_failed_save",
     "optimizer.shard_state",
+    "track",
 )
 # A ConfigDict, whose fields no type checker can know.
 Config = Any
@@ -35,6 +36,7 @@ VARIANTS = ("resnet", "resnet_d", "se_resnet", "resnext", "wide_resnet")
 STEMS = ("imagenet", "small")
 DTYPES = ("float32", "bfloat16")
 AVERAGES = ("none", "ema", "swa")
+TRACKERS = ("", "wandb", "mlflow")
 OPTIMIZERS = ("sgd", "adamw", "lars", "lamb")
 # 8 bytes a slot: together with mask and slice an image sends less than 1 KiB of labels.
 MOST_LABELS = 126
@@ -67,6 +69,9 @@ def default_config() -> Config:
     config.evaluate_train_images = 0
     # Write a line and the curves every so many steps.
     config.log_every_steps = 20
+    # Service that shows the run too, beside TensorBoard's files in the workdir: "wandb"
+    # (Weights & Biases), "mlflow", or "" for none. Each is an extra of jaxii.
+    config.track = ""
     # Stop after so many updates in a row with a gradient that is not finite.
     config.most_skipped_steps = 20
     # Where a checkpoint cannot be saved (disk full, no permission): "stop", with exit
@@ -223,6 +228,7 @@ def check(config: Config) -> None:
     _one_of("optimizer.average", optimizer.average, AVERAGES)
     _between("optimizer.ema_decay", optimizer.ema_decay, 0.0, 0.999999)
     _between("optimizer.swa_share", optimizer.swa_share, 0.0, 1.0)
+    _one_of("track", config.track, TRACKERS)
     _one_of("on_failed_save", config.on_failed_save, FAILED_SAVES)
     _between("evaluate_train_images", config.evaluate_train_images, 0, 10_000_000)
     _between("global_batch_size", config.global_batch_size, 1, 1_000_000)
@@ -332,7 +338,7 @@ def _paths(fields: dict[str, Any], prefix: str = "") -> dict[str, Any]:
 
 def _one_of(name: str, value: Any, allowed: tuple[Any, ...]) -> None:
     if value not in allowed:
-        choices = ", ".join(str(choice) for choice in allowed)
+        choices = ", ".join(str(choice) or "''" for choice in allowed)
         raise ValueError(f"config.{name}={value!r}; use one of {choices}.")
 
 

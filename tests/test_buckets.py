@@ -21,7 +21,7 @@ from jaxii.data.open_images import prepare
 from jaxii.data.sources import open_dataset
 from jaxii.errors import InputError
 from jaxii.files import at, local_draft, names_in, size_of, write_beside
-from jaxii.train.telemetry import read_history
+from jaxii.train.history import read_history
 
 ROOT = Path(__file__).parent.parent
 

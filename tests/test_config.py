@@ -103,6 +103,13 @@ def test_differences_are_told_by_field_to_the_depth_of_a_stage(config):
     ]
 
 
+def test_what_shows_a_run_does_not_make_it_another(config):
+    before = configuration.content_hash(config)
+    config.track = "wandb"
+    configuration.check(config)
+    assert configuration.content_hash(config) == before
+
+
 def test_nothing_differs_from_itself(config):
     fields = configuration.to_dict(config)
     assert configuration.differences(fields, copy.deepcopy(fields)) == []
@@ -143,6 +150,7 @@ def test_a_field_that_is_newer_than_the_file_has_its_default(config):
         ("global_batch_size", 0, "use a value in"),
         ("micro_batches", 0, "use a value in"),
         ("log_every_steps", 0, "use a value in"),
+        ("track", "tensorboard", "use one of '', wandb, mlflow"),
         ("stages", (), "at least one stage"),
         ("stages", (3,), "use a dict"),
     ],

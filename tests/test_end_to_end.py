@@ -21,8 +21,8 @@ from jaxii.data import prepared, toy_regions
 from jaxii.data.labels import Vocabulary
 from jaxii.data.open_images import Layout, prepare
 from jaxii.train.checkpoint import Checkpoints
+from jaxii.train.history import read_history
 from jaxii.train.mesh import make_mesh, replicated
-from jaxii.train.telemetry import read_history
 
 ROOT = Path(__file__).parent.parent
 STAGES = ("multitask", "f2", "classifier")
@@ -94,6 +94,14 @@ def undisturbed(folder, data):
     """A whole run: its workdir and what it printed."""
     workdir = folder / "undisturbed"
     return workdir, run(folder, *train_words(data, workdir))
+
+
+def test_tensorboard_holds_pictures_of_every_stage_and_the_result(undisturbed):
+    workdir, _ = undisturbed
+    (file,) = (workdir / "tensorboard").iterdir()
+    events = file.read_bytes()
+    for name in (*(f"pictures/{stage}" for stage in STAGES), "result/test/f2"):
+        assert name.encode() in events
 
 
 def final_params(workdir):

@@ -19,6 +19,7 @@ from jaxii.objective.multitask import make_objective
 from jaxii.train.average import ema_rate, swa_rate
 from jaxii.train.checkpoint import Checkpoints, evaluated_params
 from jaxii.train.failed_save import FailedSave
+from jaxii.train.history import read_history
 from jaxii.train.loop import (
     Diverged,
     Preempted,
@@ -31,7 +32,7 @@ from jaxii.train.profile import Profiler
 from jaxii.train.run import Pretrained, Run, StagePlan, Start
 from jaxii.train.stages import Stage
 from jaxii.train.step import StepSettings
-from jaxii.train.telemetry import Telemetry, read_history
+from jaxii.train.telemetry import Telemetry
 
 RATES = {
     "none": lambda num_steps: None,

@@ -1,11 +1,14 @@
 import io
 import json
 import math
+import re
 
+import numpy as np
 import pytest
-from tensorboardX.proto.event_pb2 import Event
 
-from jaxii.train.telemetry import Telemetry, ThroughputMeter, read_history
+from jaxii.train.history import read_history
+from jaxii.train.pictures import Pictures
+from jaxii.train.telemetry import Telemetry, ThroughputMeter
 
 
 class Clock:
@@ -43,26 +46,26 @@ def history(workdir):
     return read_history(workdir / "history.jsonl")
 
 
-def read_events(directory):
-    """The events of all files, through the framing: length, crc, payload, crc."""
-    events = []
-    for path in sorted(directory.iterdir()):
-        data, at = path.read_bytes(), 0
-        while at < len(data):
-            length = int.from_bytes(data[at : at + 8], "little")
-            event = Event()
-            event.ParseFromString(data[at + 12 : at + 12 + length])
-            events.append(event)
-            at += length + 16
-    return events
+class Recorder:
+    """A tracker that keeps what it is told, in order."""
 
+    def __init__(self):
+        self.told = []
 
-def scalars(directory):
-    return {
-        (value.tag, event.step): value.simple_value
-        for event in read_events(directory)
-        for value in event.summary.value
-    }
+    def scalars(self, step, values):
+        self.told.append(("scalars", step, dict(values)))
+
+    def pictures(self, step, name, pixels, captions):
+        self.told.append(("pictures", step, name, captions))
+
+    def result(self, step, figures):
+        self.told.append(("result", step, dict(figures)))
+
+    def flush(self):
+        self.told.append(("flush",))
+
+    def close(self):
+        self.told.append(("close",))
 
 
 def test_a_log_is_one_plain_line_where_there_is_no_terminal(tmp_path):
@@ -102,23 +105,58 @@ def test_plain_output_has_no_escape_codes_even_with_force_color(tmp_path, monkey
     assert "[bold]a note[/bold]" in stream.getvalue()
 
 
-def test_a_terminal_shows_both_bars_the_figures_and_the_last_save(
-    tmp_path, monkeypatch
-):
+def log_on_a_terminal(tmp_path, monkeypatch, columns):
+    """What is on the terminal after one evaluation and one log of a resumed stage."""
     monkeypatch.setenv("TERM", "xterm")
-    monkeypatch.setenv("COLUMNS", "120")
+    monkeypatch.setenv("COLUMNS", str(columns))
     stream, clock = Terminal(), Clock()
     with open_telemetry(tmp_path, stream, clock) as telemetry:
-        start(telemetry)
+        telemetry.start_stage(
+            "multitask",
+            first_step=0,
+            num_steps=400,
+            images_per_step=32,
+            may_end_early=(True, True),
+        )
         telemetry.saved(40)
-        telemetry.log_evaluation(40, {"validation/f2": 0.41})
+        telemetry.log_evaluation(40, {"validation/f2": 0.41, "validation/map": 0.2})
+        telemetry.log_evaluation(50, {"validation/f2": 0.33, "validation/map": 0.2})
         clock.sleep(1.0)
-        telemetry.log_train(60, {"objective": 2.5})
-    shown = stream.getvalue()
-    for text in ("multitask", "whole run", "60/400", "60/600", "objective 2.5"):
+        telemetry.log_train(55, {"objective": 2.6})
+        clock.sleep(5.0)
+        telemetry.log_train(60, {"objective": 2.5, "skipped_steps": 3})
+    return stream.getvalue().split("\x1b[2K")[-6:]
+
+
+def test_a_terminal_shows_stage_and_run_figures_and_the_last_save(
+    tmp_path, monkeypatch
+):
+    shown = "".join(log_on_a_terminal(tmp_path, monkeypatch, 120))
+    for text in (
+        "multitask",
+        "60/400",
+        "eta at most 5m40s",
+        "whole run",
+        "60/600",
+        "eta at most 9m00s",
+        "objective 2.5",
+        "validation f2 0.330",
+        "best 0.410 at step 40",
+        "images/s 32",
+        "input wait 0%",
+        "saved 40, 6s ago",
+        "skipped 3 updates that were not finite",
+    ):
         assert text in shown
-    assert "f2 0.410" in shown
-    assert "saved 40" in shown
+
+
+@pytest.mark.parametrize("columns", [50, 60, 80])
+def test_no_line_is_wider_than_the_terminal(tmp_path, monkeypatch, columns):
+    lines = "".join(log_on_a_terminal(tmp_path, monkeypatch, columns)).split("\n")
+    plain = [re.sub("\x1b[^A-Za-z]*[A-Za-z]|\r", "", line) for line in lines]
+    assert any(line.startswith("whole run") for line in plain)
+    assert any(line.endswith("validation/map 0.2") for line in plain)
+    assert max(map(len, plain)) <= columns
 
 
 def test_no_color_is_respected_on_a_terminal(tmp_path, monkeypatch):
@@ -182,6 +220,38 @@ def test_time_is_left_out_also_when_the_evaluation_fails():
         raise RuntimeError
     clock.sleep(1.0)
     assert meter.close_window(3)[0] == pytest.approx(3.0)
+
+
+def test_the_eta_is_an_upper_bound_where_a_plateau_may_end_the_run(tmp_path):
+    stream, clock = io.StringIO(), Clock()
+    with open_telemetry(tmp_path, stream, clock, total_steps=30) as telemetry:
+        telemetry.start_stage(
+            "bce",
+            first_step=0,
+            num_steps=20,
+            images_per_step=8,
+            may_end_early=(False, True),
+        )
+        telemetry.log_train(10, {})
+        clock.sleep(10.0)
+        telemetry.log_train(20, {})
+    first, second = stream.getvalue().splitlines()
+    assert first.endswith("eta -")
+    assert second.endswith("eta at most 10s")
+
+
+def test_the_best_f2_is_remembered_when_a_run_is_resumed(tmp_path, monkeypatch):
+    with open_telemetry(tmp_path) as telemetry:
+        start(telemetry)
+        for step, f2 in ((10, 0.5), (20, 0.4), (30, 0.9)):
+            telemetry.log_evaluation(step, {"validation/f2": f2})
+    monkeypatch.setenv("TERM", "xterm")
+    stream = Terminal()
+    # What came after the step it is resumed at no longer counts.
+    with open_telemetry(tmp_path, stream, start_step=20) as telemetry:
+        start(telemetry, step=20)
+        telemetry.log_train(25, {"objective": 1.0})
+    assert "validation f2 0.400  best 0.500 at step 10" in stream.getvalue()
 
 
 def test_the_eta_does_not_count_the_compilation(tmp_path):
@@ -313,33 +383,30 @@ def test_an_absent_history_has_no_rows(tmp_path):
     assert history(tmp_path) == []
 
 
-def test_event_files_hold_the_scalars(tmp_path):
-    with open_telemetry(tmp_path) as telemetry:
-        start(telemetry)
+def test_a_tracker_is_told_finite_figures_in_order_and_is_left_open(tmp_path):
+    recorder = Recorder()
+    with open_telemetry(tmp_path, tracker=recorder) as telemetry:
+        start(telemetry, first_step=5)
+        telemetry.pictures(Pictures(np.zeros((2, 2, 3), np.uint8), ("dog",)))
         telemetry.log_train(10, {"objective": 2.5, "gradient_norm": math.nan})
         telemetry.log_evaluation(10, {"validation/f2": 0.25})
-    found = scalars(tmp_path / "tensorboard")
-    assert found["train/objective", 10] == 2.5
-    assert found["validation/f2", 10] == 0.25
-    assert ("train/gradient_norm", 10) not in found
-
-
-def test_a_resumed_run_purges_later_events(tmp_path):
-    write_run(tmp_path, (10, 20, 30), 0, 1.0)
-    write_run(tmp_path, (30,), 20, 2.0)
-    starts = [
-        event.step
-        for event in read_events(tmp_path / "tensorboard")
-        if event.HasField("session_log")
-    ]
-    assert starts == [21]
+    pictures, train, evaluation, flush = recorder.told
+    assert pictures == ("pictures", 5, "pictures/multitask", ("dog",))
+    assert train[:2] == ("scalars", 10)
+    assert train[2]["train/objective"] == 2.5
+    assert "train/gradient_norm" not in train[2]
+    assert {"train/images_per_second", "train/input_wait_share"} < train[2].keys()
+    assert evaluation == ("scalars", 10, {"validation/f2": 0.25})
+    assert flush == ("flush",)
 
 
 def test_only_the_lead_process_writes(tmp_path):
     stream = io.StringIO()
     workdir = tmp_path / "run"
-    with open_telemetry(workdir, stream, is_lead=False) as telemetry:
+    recorder = Recorder()
+    with open_telemetry(workdir, stream, is_lead=False, tracker=recorder) as telemetry:
         start(telemetry)
+        telemetry.pictures(Pictures(np.zeros((2, 2, 3), np.uint8), ("dog",)))
         with telemetry.paused():
             telemetry.log_evaluation(10, {"validation/f2": 0.25})
         telemetry.waited(1.0)
@@ -347,6 +414,7 @@ def test_only_the_lead_process_writes(tmp_path):
         telemetry.saved(10)
         telemetry.note("unheard")
     assert stream.getvalue() == ""
+    assert recorder.told == []
     assert not workdir.exists()
 
 

@@ -27,8 +27,8 @@ from jaxii.infer.summary import summarise
 from jaxii.infer.thresholds import choose
 from jaxii.scoring import Variant, say_first, union_of
 from jaxii.session import Session, open_session
+from jaxii.train.history import read_history
 from jaxii.train.stages import Saved
-from jaxii.train.telemetry import read_history
 from jaxii.trained import Trained
 from jaxii.workdir import Workdir
 

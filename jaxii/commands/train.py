@@ -3,7 +3,9 @@
 Called by `main` with a checked configuration; returns when all files are on disk.
 """
 
+import itertools
 from collections.abc import Callable
+from dataclasses import replace
 from functools import partial
 from pathlib import Path
 
@@ -15,21 +17,34 @@ from jaxii.commands.evaluate import measure
 from jaxii.console import say
 from jaxii.errors import InputError
 from jaxii.infer.models import Model, make_predict
+from jaxii.infer.result import hardware
 from jaxii.model.pretrained import Trunk
 from jaxii.plan.chips import peak_flops
 from jaxii.session import Session, describe, open_session
 from jaxii.train import loop
 from jaxii.train.batch_norm import reestimate
+from jaxii.train.facts import Facts, flat, result_name
 from jaxii.train.machine import memory_bytes
+from jaxii.train.pictures import make_pictures
 from jaxii.train.profile import Profiler
 from jaxii.train.run import Pretrained, Run, StagePlan, Start
 from jaxii.train.state import TrainState, Tree
 from jaxii.train.telemetry import Telemetry
+from jaxii.train.trackers import Trackers, check_tracker, open_trackers
 from jaxii.trained import Trained
 from jaxii.workdir import Workdir
 
 # Training images over which BatchNorm is measured for averaged parameters (SWA).
 BATCH_NORM_IMAGES = 2048
+
+# By what runs are told apart most often.
+COMPARED = (
+    "optimizer.peak_lr",
+    "global_batch_size",
+    "model.variant",
+    "model.depth",
+    "data.image_size_pixels",
+)
 
 
 def train(
@@ -55,6 +70,8 @@ def train(
       InputError: whatever cannot be used.
     """
     assemble.check_before_data(config)
+    if processes.is_lead():
+        check_tracker(config.track)
     profiler = _profiler(workdir, profile_steps)
     session = open_session(
         config,
@@ -66,21 +83,73 @@ def train(
         say(line)
     run = make_run(session, wanted_back, profiler)
     saved = [s for found in session.checkpoints.saved().values() for s in found]
-    telemetry = Telemetry(
-        workdir.path,
-        total_steps=sum(plan.stage.num_steps for plan in session.plans),
-        start_step=max((s.step for s in saved), default=0),
-        is_lead=processes.is_lead(),
-        memory=memory_bytes,
-        peak_flops=peak_flops(jax.devices()[0].device_kind),
-    )
-    with telemetry:
-        try:
-            loop.train(run, telemetry)
-        finally:
-            session.checkpoints.finish()
-    measure(session)
+    start_step = max((s.step for s in saved), default=0)
+    with _trackers(session, start_step) as trackers:
+        telemetry = Telemetry(
+            workdir.path,
+            total_steps=sum(plan.stage.num_steps for plan in session.plans),
+            start_step=start_step,
+            is_lead=processes.is_lead(),
+            tracker=trackers,
+            memory=memory_bytes,
+            peak_flops=peak_flops(jax.devices()[0].device_kind),
+        )
+        with telemetry:
+            try:
+                loop.train(_shown(run, session, telemetry), telemetry)
+            finally:
+                session.checkpoints.finish()
+        metrics = measure(session)
+        f2s = {result_name(k): v["f2"] for k, v in metrics["splits"].items()}
+        trackers.result(metrics["step"], f2s)
     session.checkpoints.close()
+
+
+def _trackers(session: Session, start_step: int) -> Trackers:
+    """Opens what a run can be followed in; only the lead process has any."""
+    if not processes.is_lead():
+        return Trackers({}, say)
+    data, config = session.data, session.config
+    counts = ", ".join(f"{n} {s.num_examples}" for n, s in data.splits.items())
+    about = {
+        "workdir": str(session.workdir.path),
+        "data": f"{data.directory}: {len(data.vocabulary)} labels; images: {counts}",
+        "hardware": hardware(),
+        "configuration": configuration.content_hash(config),
+    }
+    for stage, provenance in session.provenance.items():
+        about[f"provenance {stage}"] = provenance.badge()
+    last = session.provenance[session.plans[-1].stage.name]
+    if last.caveats():
+        about["caveats"] = " ".join(last.caveats())
+    facts = Facts(
+        name=session.workdir.path.name,
+        settings=flat(configuration.to_dict(config), COMPARED),
+        about=about,
+    )
+    return open_trackers(
+        session.workdir.path,
+        facts,
+        track=config.track,
+        start_step=start_step,
+        warn=say,
+    )
+
+
+def _shown(run: Run, session: Session, telemetry: Telemetry) -> Run:
+    """Returns the run; the first batch of each of its stages is shown as pictures."""
+    if not processes.is_lead():
+        return run
+    # Augmentation is the same in all stages: compiled once.
+    show = make_pictures(run.plans[0].settings, session.data.vocabulary.descriptions)
+
+    def batches(split, start_example):
+        inner = run.batches(split, start_example)
+        first = next(inner)
+        telemetry.pictures(show(first))
+        return itertools.chain([first], inner)
+
+    return replace(run, batches=batches)
 
 
 def _profiler(workdir: Workdir, steps: tuple[int, int]) -> Profiler:

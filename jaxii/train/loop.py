@@ -91,6 +91,7 @@ def _train(run: Run, telemetry: Telemetry) -> Saved:
             total_steps=saved.step
             - _stage_step(run, saved)
             + _steps_from(stages, plan.stage),
+            may_end_early=_may_end_early(stages, plan.stage),
         )
         telemetry.note(_describe(run, action))
         _run_stage(run, plan, state, saved, telemetry)
@@ -106,6 +107,11 @@ def _stage_step(run: Run, saved: Saved) -> int:
 
 def _steps_from(stages: list[Stage], first: Stage) -> int:
     return sum(stage.num_steps for stage in stages[stages.index(first) :])
+
+
+def _may_end_early(stages: list[Stage], first: Stage) -> tuple[bool, bool]:
+    ends = [s.plateau_evaluations > 0 for s in stages[stages.index(first) :]]
+    return ends[0], any(ends)
 
 
 def _describe(run: Run, action: Enter | Resume) -> str:

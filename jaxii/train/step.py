@@ -15,7 +15,7 @@ import jax
 import jax.numpy as jnp
 import optax
 from jax.sharding import Mesh, PartitionSpec
-from jaxtyping import Array, Bool, Float
+from jaxtyping import Array, Bool, Float, UInt8
 
 from jaxii.objective.multitask import Objective
 from jaxii.train.augment import augment, mix
@@ -118,7 +118,7 @@ def gradients_of(
     Runs inside `jax.shard_map`; what it returns is equal on all devices.
     """
     objective = settings.objective
-    images, targets, known = _examples(settings, batch)
+    images, targets, known = examples(settings, batch)
     example_weights = objective.example_weights(targets, batch["mask"])
     totals = jax.lax.psum(
         {name: jnp.sum(weight) for name, weight in example_weights.items()}, DATA_AXIS
@@ -148,8 +148,19 @@ def gradients_of(
     return gradients, batch_stats, metrics | _prefixed("weight", term_weights)
 
 
-def _examples(settings, batch):
-    """Returns the images and targets that are trained on, and which targets count."""
+def examples(
+    settings: StepSettings, batch: Batch
+) -> tuple[
+    UInt8[Array, "batch height width 3"],
+    Float[Array, "batch class"],
+    Float[Array, "batch class"],
+]:
+    """Returns the images and targets that are trained on, and which targets count.
+
+    Args:
+      settings: augmentation and mixing; the objective's view of labels.
+      batch: of one device.
+    """
     targets, known = settings.objective.targets(
         batch["label_ids"], batch["label_confidences"]
     )

@@ -1,4 +1,4 @@
-"""What a run tells while it trains: the terminal, TensorBoard, and history.jsonl.
+"""What a run tells while it trains: the terminal, history.jsonl, and trackers.
 
 The loop hands in host numbers at every log and evaluation; the report reads the
 history back afterwards. Only the lead process writes: every other process holds the
@@ -11,45 +11,25 @@ import sys
 import time
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import AbstractContextManager, contextmanager
+from dataclasses import replace
 from os import PathLike
-from pathlib import Path
 from typing import Any
 
-import tensorboardX
-
 from jaxii.files import Mirror, at
-from jaxii.train.display import GAP, STAGE_WIDTH, Bars, Lines
+from jaxii.train.display import (
+    STAGE_WIDTH,
+    Bars,
+    Evaluated,
+    Lines,
+    Part,
+    SavedAt,
+    Standing,
+)
+from jaxii.train.history import RESUME, drop_partial_line, read_history
+from jaxii.train.pictures import Pictures
+from jaxii.train.trackers import Tracker
 
-RESUME = "resume"
 MAX_FIGURES = 5
-
-
-def read_history(path: str | PathLike[str]) -> list[dict[str, Any]]:
-    """Reads a history file as the run that is on disk now saw it.
-
-    Rows that a killed run wrote after the step it was resumed from are left out; of a
-    (kind, step) that is there twice the last wins; a line that is not whole is skipped.
-
-    Args:
-      path: `WORKDIR/history.jsonl`; absent = no rows.
-
-    Returns:
-      Rows in the order of steps; a metric that was not finite is NaN.
-    """
-    path = at(path)
-    rows: dict[tuple[str, int], dict[str, Any]] = {}
-    if not path.exists():
-        return []
-    for line in path.read_bytes().decode(errors="replace").splitlines():
-        row = _parse_row(line)
-        if row is None:
-            continue
-        kind, step = row["kind"], row["step"]
-        if kind == RESUME:
-            rows = {key: kept for key, kept in rows.items() if key[1] <= step}
-        else:
-            rows[kind, step] = row
-    return sorted(rows.values(), key=lambda row: row["step"])
 
 
 class ThroughputMeter:
@@ -89,11 +69,12 @@ class Telemetry:
     """Shows and records a run; a context manager, so that all is closed.
 
     Args:
-      workdir: gets `history.jsonl` and `tensorboard/`; in a bucket at evaluations,
-        which is when checkpoints are saved, and at the end.
+      workdir: gets `history.jsonl`; in a bucket at evaluations, which is when
+        checkpoints are saved, and at the end.
       total_steps: steps of the whole run.
       start_step: steps done already; what was recorded after it no longer counts.
       is_lead: False = nothing is written anywhere.
+      tracker: is told the figures too; whoever gives it closes it.
       stream: where a person looks; None = standard output.
       clock: seconds, monotonic.
       memory: gives figures of memory by name, in bytes, `device_memory_bytes` or
@@ -109,12 +90,14 @@ class Telemetry:
         total_steps: int,
         start_step: int,
         is_lead: bool = True,
+        tracker: Tracker | None = None,
         stream: Any = None,
         clock: Callable[[], float] = time.monotonic,
         memory: Callable[[], Mapping[str, float]] = dict,
         peak_flops: float | None = None,
     ):
         self._is_lead = is_lead
+        self._tracker = tracker
         self._memory, self._peak_flops = memory, peak_flops
         self._step_flops: float | None = None
         self._clock = clock
@@ -122,24 +105,22 @@ class Telemetry:
         self._images_per_step = 0
         self._pace: tuple[float, int] | None = None
         self._stage, self._stage_first, self._stage_steps = "", 0, 0
+        self._begun = 0
         self._total_steps = total_steps
-        self._f2 = math.nan
-        self._saved: int | None = None
+        self._stage_may_end = self._run_may_end = False
+        self._evaluated: Evaluated | None = None
         if not is_lead:
             return
         self._files = Mirror(at(workdir))
         history_path = self._files.fetch("history.jsonl")
-        is_resumed = _drop_partial_line(history_path)
+        is_resumed = drop_partial_line(history_path)
         self._history = history_path.open("a", encoding="utf-8")
         if is_resumed:
             self._append({"kind": RESUME, "step": start_step})
-        self._events = tensorboardX.SummaryWriter(
-            logdir=str(self._files.path / "tensorboard"),
-            purge_step=start_step + 1 if is_resumed else None,
-            flush_secs=10,
-        )
         out = sys.stdout if stream is None else stream
-        self._screen = Bars(out) if out.isatty() else Lines(out)
+        self._screen = Bars(out, clock) if out.isatty() else Lines(out)
+        for row in read_history(history_path):
+            self._note_f2(row["step"], row)
 
     def __enter__(self) -> "Telemetry":
         return self
@@ -152,7 +133,6 @@ class Telemetry:
         if self._is_lead:
             self._screen.close()
             self._history.close()
-            self._events.close()
             self._files.close()
             self._is_lead = False
 
@@ -165,6 +145,7 @@ class Telemetry:
         images_per_step: int,
         step: int | None = None,
         total_steps: int | None = None,
+        may_end_early: tuple[bool, bool] = (False, False),
     ) -> None:
         """Starts a stage, or goes on with it after a resume.
 
@@ -175,14 +156,22 @@ class Telemetry:
           images_per_step: global batch size times accumulated micro-batches.
           step: run step now, where the stage is resumed; None = `first_step`.
           total_steps: of the whole run, where an early end has changed it.
+          may_end_early: whether a plateau may end this stage, and one of those left.
         """
         self._stage, self._stage_first, self._stage_steps = name, first_step, num_steps
+        self._begun = first_step if step is None else step
         self._total_steps = total_steps or self._total_steps
+        self._stage_may_end, self._run_may_end = may_end_early
         # The first window holds the compilation: a pace from it would be fiction.
         self._pace = None
         self._step_flops = None
         self._images_per_step = images_per_step
-        self._meter.open_window(first_step if step is None else step)
+        self._meter.open_window(self._begun)
+
+    def pictures(self, pictures: Pictures) -> None:
+        """Hands on what the network sees at the start of the stage."""
+        if self._is_lead and self._tracker is not None:
+            self._tracker.pictures(self._begun, f"pictures/{self._stage}", *pictures)
 
     def waited(self, seconds: float) -> None:
         """Adds time in which the loop stood still for want of a batch."""
@@ -219,23 +208,30 @@ class Telemetry:
         if self._peak_flops and self._step_flops:
             row["mfu"] = self._step_flops * steps_per_second / self._peak_flops
         self._record("train", step, row)
-        parts = [self._place(step)]
-        if "objective" in row:
-            parts.append(f"objective {row['objective']:<8.4g}")
-        parts.append(f"f2 {'-' if math.isnan(self._f2) else f'{self._f2:.3f}':<5}")
-        parts += [f"images/s {rate:<6.4g}", f"wait {wait:>3.0%}"]
-        if "mfu" in row:
-            parts.append(f"mfu {row['mfu']:>3.0%}")
-        used = row.get("device_memory_bytes", row.get("host_memory_bytes"))
-        if used is not None:
-            parts.append(f"mem {used / 2**30:.1f}G")
-        if self._saved is not None:
-            parts.append(f"saved {self._saved}")
         self._screen.show(
-            parts,
-            stage=(self._stage, step - self._stage_first, self._stage_steps),
-            run=(step, self._total_steps),
-            seconds_per_step=self._seconds_per_step(step),
+            Standing(
+                stage=Part(
+                    name=self._stage,
+                    step=step - self._stage_first,
+                    num_steps=self._stage_steps,
+                    may_end_early=self._stage_may_end,
+                ),
+                run=Part(
+                    name="whole run",
+                    step=step,
+                    num_steps=self._total_steps,
+                    may_end_early=self._run_may_end,
+                ),
+                seconds_per_step=self._seconds_per_step(step),
+                objective=row.get("objective"),
+                images_per_second=rate,
+                input_wait=wait,
+                mfu=row.get("mfu"),
+                memory_bytes=row.get(
+                    "device_memory_bytes", row.get("host_memory_bytes")
+                ),
+                skipped=int(row.get("skipped_steps", 0)),
+            )
         )
 
     def log_evaluation(self, step: int, metrics: Mapping[str, Any]) -> None:
@@ -249,16 +245,18 @@ class Telemetry:
             return
         row = {name: float(value) for name, value in metrics.items()}
         self._record("evaluation", step, row)
-        self._f2 = row.get("validation/f2", self._f2)
+        self._note_f2(step, row)
         figures = [f"{name} {value:.4g}" for name, value in row.items()]
         parts = [f"{self._stage:<{STAGE_WIDTH}}", self._place(step)]
-        self.note(GAP.join(parts + figures[:MAX_FIGURES]))
-        self._events.flush()
+        self._screen.print_parts(parts + figures[:MAX_FIGURES])
+        if self._tracker is not None:
+            self._tracker.flush()
         self._files.push()
 
     def saved(self, step: int | None) -> None:
         """Notes the step of the last checkpoint; None = there is none."""
-        self._saved = step
+        if self._is_lead:
+            self._screen.saved(None if step is None else SavedAt(step, self._clock()))
 
     def note(self, text: str) -> None:
         """Prints a line, above the bars where there are any."""
@@ -267,6 +265,17 @@ class Telemetry:
 
     def _place(self, step: int) -> str:
         return f"step {step:>{len(str(self._total_steps))}}/{self._total_steps}"
+
+    def _note_f2(self, step: int, row: Mapping[str, Any]) -> None:
+        f2 = row.get("validation/f2", math.nan)
+        if math.isnan(f2):
+            return
+        before = self._evaluated
+        if before is None or f2 > before.best_f2:
+            self._evaluated = Evaluated(f2, f2, step)
+        else:
+            self._evaluated = replace(before, f2=f2)
+        self._screen.evaluated(self._evaluated)
 
     def _seconds_per_step(self, step: int) -> float:
         """Wall time a step since the stage's first log, evaluations included."""
@@ -283,30 +292,11 @@ class Telemetry:
         self._append(
             head | {k: v if math.isfinite(v) else None for k, v in row.items()}
         )
-        for name, value in row.items():
-            if math.isfinite(value):
-                tag = f"train/{name}" if kind == "train" else name
-                self._events.add_scalar(tag, value, step)
+        if self._tracker is not None:
+            prefix = "train/" if kind == "train" else ""
+            finite = {prefix + k: v for k, v in row.items() if math.isfinite(v)}
+            self._tracker.scalars(step, finite)
 
     def _append(self, row: Mapping[str, Any]) -> None:
         self._history.write(json.dumps(row) + "\n")
         self._history.flush()
-
-
-def _drop_partial_line(path: Path) -> bool:
-    """Cuts a half-written last line off; tells whether the file was there."""
-    if not path.exists():
-        return False
-    with path.open("r+b") as file:
-        file.truncate(file.read().rfind(b"\n") + 1)
-    return True
-
-
-def _parse_row(line: str) -> dict[str, Any] | None:
-    try:
-        row = json.loads(line)
-    except json.JSONDecodeError:
-        return None
-    if not isinstance(row, dict) or not {"kind", "step"} <= row.keys():
-        return None
-    return {key: math.nan if value is None else value for key, value in row.items()}

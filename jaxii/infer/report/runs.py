@@ -16,7 +16,7 @@ from typing import Any
 from jaxii.errors import InputError
 from jaxii.files import AnyPath
 from jaxii.infer.provenance import Provenance
-from jaxii.train.telemetry import read_history
+from jaxii.train.history import read_history
 
 SPLIT_ORDER = ("validation", "held_out", "tuning", "test")
 

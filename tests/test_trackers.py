@@ -1,0 +1,162 @@
+"""Trackers work beside the training: in order, and never in its way."""
+
+import sys
+import threading
+import time
+
+import numpy as np
+import pytest
+
+from jaxii import config as configuration
+from jaxii.errors import InputError
+from jaxii.train import trackers as tracking
+from jaxii.train.facts import Facts
+from jaxii.train.trackers import SERVICES, Trackers, check_tracker, open_trackers
+
+PIXELS = np.zeros((2, 3, 3), np.uint8)
+
+
+class Recorder:
+    """A tracker that keeps what it is told, in order; told to, it waits or fails."""
+
+    def __init__(self, *, gate=None, fails=()):
+        self.told, self.threads = [], set()
+        self._gate, self._fails = gate, fails
+
+    def _take(self, *entry):
+        if self._gate is not None:
+            self._gate.wait(10.0)
+        self.told.append(entry)
+        self.threads.add(threading.current_thread())
+        if entry[0] in self._fails:
+            raise ConnectionError("nobody answers.\nat all")
+
+    def scalars(self, step, values):
+        self._take("scalars", step, values)
+
+    def pictures(self, step, name, pixels, captions):
+        self._take("pictures", step, name, pixels.shape, captions)
+
+    def result(self, step, figures):
+        self._take("result", step, figures)
+
+    def flush(self):
+        self._take("flush")
+
+    def close(self):
+        self._take("close")
+
+
+def tell(trackers):
+    trackers.scalars(1, {"train/objective": 2.0})
+    trackers.pictures(1, "pictures/f2", PIXELS, ("dog",))
+    trackers.flush()
+    trackers.result(2, {"result/test/f2": 0.5})
+
+
+TOLD = [
+    ("scalars", 1, {"train/objective": 2.0}),
+    ("pictures", 1, "pictures/f2", (2, 3, 3), ("dog",)),
+    ("flush",),
+    ("result", 2, {"result/test/f2": 0.5}),
+    ("close",),
+]
+
+
+def test_every_tracker_is_told_everything_in_order_and_closed():
+    one, other, said = Recorder(), Recorder(), []
+    with Trackers({"one": lambda: one, "other": lambda: other}, said.append) as both:
+        tell(both)
+    assert one.told == other.told == TOLD
+    assert said == []
+
+
+def test_a_tracker_is_called_in_one_thread_of_its_own():
+    one, other = Recorder(), Recorder()
+    with Trackers({"one": lambda: one, "other": lambda: other}, print) as both:
+        tell(both)
+    assert len(one.threads) == len(other.threads) == 1
+    assert one.threads != other.threads
+    assert threading.current_thread() not in one.threads | other.threads
+
+
+def test_what_fails_is_said_once_and_the_rest_is_still_handed_over():
+    broken, sound, said = Recorder(fails=("scalars", "flush", "close")), Recorder(), []
+    makers = {"broken": lambda: broken, "sound": lambda: sound}
+    with Trackers(makers, said.append) as trackers:
+        tell(trackers)
+    assert broken.told == sound.told == TOLD
+    (line,) = said
+    assert line.startswith("broken: ConnectionError: nobody answers. Training goes on")
+
+
+def test_a_tracker_that_cannot_be_opened_is_tried_again_at_the_next_entry():
+    recorder, said, tries = Recorder(), [], []
+
+    def make():
+        tries.append(1)
+        if len(tries) < 3:
+            raise ConnectionError("not yet")
+        return recorder
+
+    with Trackers({"late": make}, said.append) as trackers:
+        tell(trackers)
+    assert recorder.told == TOLD[1:]
+    assert len(said) == 1
+
+
+def test_a_tracker_that_hangs_holds_nobody_up_and_its_loss_is_said(monkeypatch):
+    monkeypatch.setattr(tracking, "MOST_WAITING", 10)
+    gate, said = threading.Event(), []
+    slow, quick = Recorder(gate=gate), Recorder()
+    makers = {"slow": lambda: slow, "quick": lambda: quick}
+    begun = time.monotonic()
+    trackers = Trackers(makers, said.append, close_seconds=0.2)
+    for done in range(1, 6):
+        tell(trackers)
+        # One that keeps up loses nothing.
+        while len(quick.told) < 4 * done:
+            time.sleep(0.001)
+    trackers.close()
+    trackers.close()
+    assert time.monotonic() - begun < 5.0
+    assert slow.told == []
+    assert quick.told == TOLD[:4] * 5 + TOLD[4:]
+    assert len(said) == 2
+    assert said[0].startswith("slow: is too slow")
+    assert said[1].startswith("slow: not all could be handed over in time")
+    gate.set()
+
+
+def test_a_tracker_is_opened_before_the_first_entry():
+    opened = threading.Event()
+
+    def make():
+        opened.set()
+        return Recorder()
+
+    with Trackers({"one": make}, print):
+        assert opened.wait(10.0)
+
+
+def test_tensorboard_is_always_there(tmp_path):
+    facts = Facts(name="run", settings={"seed": 0}, about={"data": "here"})
+    said = []
+    with open_trackers(tmp_path, facts, warn=said.append) as trackers:
+        tell(trackers)
+    assert len(list((tmp_path / "tensorboard").iterdir())) == 1
+    assert said == []
+
+
+def test_the_services_are_those_that_a_configuration_can_name():
+    assert ("", *SERVICES) == configuration.TRACKERS
+    check_tracker("")
+
+
+@pytest.mark.parametrize("service", SERVICES)
+def test_a_service_that_is_not_installed_is_refused_with_what_to_install(
+    service, monkeypatch
+):
+    monkeypatch.setitem(sys.modules, service, None)
+    with pytest.raises(InputError, match=rf"pip install 'jaxii\[{service}\]'"):
+        check_tracker(service)
