@@ -49,6 +49,8 @@ def recode(data: bytes, *, short_side: int = SHORT_SIDE, quality: int = 92) -> b
     kind = sniff(data)
     try:
         height, width, color = _header(data, kind)
+        if not height * width:
+            raise ValueError(f"damaged {kind.upper()} ({width}x{height} pixels)")
         if height * width > MAX_PIXELS:
             raise ValueError(
                 f"{width}x{height} pixels; at most {MAX_PIXELS // 10**6} megapixels "

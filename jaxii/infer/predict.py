@@ -105,7 +105,10 @@ class Facts:
     @property
     def decoder_words(self) -> str:
         """The decoder with its parameter."""
-        words = "".join(f" ({k} {v})" for k, v in self.parameter.items())
+        words = "".join(
+            f" {value}" if name == self.decoder else f" ({name} {value})"
+            for name, value in self.parameter.items()
+        )
         return self.decoder + words
 
 
