@@ -4,6 +4,7 @@ Shared by the tests of `predict` and by its rehearsal in `benchmarks`.
 """
 
 import io
+import itertools
 import struct
 import zlib
 from dataclasses import dataclass
@@ -160,19 +161,15 @@ def write(
       num_damaged: of them, spread evenly.
     """
     damaged = {i * num_files // num_damaged for i in range(num_damaged)}
-    kinds, faults = list(WHOLE), list(DAMAGED)
+    whole_kinds, faults = itertools.cycle(WHOLE), itertools.cycle(DAMAGED)
     written = []
     for i in range(num_files):
-        if i in damaged:
-            kind = faults[sum(one.is_damaged for one in written) % len(faults)]
-            suffix, encode = DAMAGED[kind]
-        else:
-            kind = kinds[i % len(kinds)]
-            suffix, encode, _ = WHOLE[kind]
-        scene = i // len(kinds) % len(scenes)
+        kind = next(faults if i in damaged else whole_kinds)
+        suffix, encode = (DAMAGED if i in damaged else WHOLE)[kind][:2]
+        scene = i // len(WHOLE) % len(scenes)
         where = ("", "a/", "a/b/", "c d/")[i % 4]
         odd = f" {NAMES[i // 4 % len(NAMES)]}" if i % 4 == 3 else ""
-        name = f"{where}{(i * 7919) % num_files:05d}{odd.replace('/', '∕')}{suffix}"
+        name = f"{where}{(i * 7919) % num_files:05d}{odd}{suffix}"
         path = folder / name
         path.parent.mkdir(parents=True, exist_ok=True)
         path.write_bytes(encode(scenes[scene]))

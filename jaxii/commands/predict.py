@@ -269,7 +269,7 @@ def _facts(
             f"--stage={own.saved.stage} fits them to it."
         )
     return Facts(
-        title=files.listing.title,
+        source=files.listing.source,
         run="; ".join(member.name for member in members),
         provenance=record,
         caveats=tuple(caveats),

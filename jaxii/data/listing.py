@@ -30,13 +30,13 @@ class Listing:
       folder: what relative names are below.
       names: of the files, as they were found or given; "" where an id has no file.
       image_ids: one a name.
-      title: what the pictures are together, as a person named them.
+      source: what the pictures are together, as a person named them.
     """
 
     folder: AnyPath
     names: list[str]
     image_ids: list[str]
-    title: str
+    source: str
 
     def __len__(self) -> int:
         return len(self.names)
@@ -112,8 +112,8 @@ def find(given: str, more: Sequence[str] = ()) -> Listing:
                 "pictures, pictures, or a .csv with their paths."
             )
     _check_once("--images", names)
-    title = given if len(names) == 1 else f"{given} and {len(names) - 1} more"
-    return _listing(Path(), names, title if more else given)
+    source = f"{given} and {len(more)} more" if more else given
+    return _listing(Path(), names, source)
 
 
 def read_ids(path: AnyPath) -> list[str]:
@@ -185,11 +185,11 @@ def _of_csv(path: AnyPath) -> Listing:
 
 
 def _listing(
-    folder: AnyPath, names: list[str], title: str, image_ids: list[str] | None = None
+    folder: AnyPath, names: list[str], source: str, image_ids: list[str] | None = None
 ) -> Listing:
     if image_ids is None:
         image_ids = [_stem(name) for name in names]
-    return Listing(folder, names, image_ids, title)
+    return Listing(folder, names, image_ids, source)
 
 
 def _located(name: str) -> AnyPath:

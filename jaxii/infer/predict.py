@@ -81,7 +81,7 @@ class Facts:
     """What is said of all pictures together.
 
     Attributes:
-      title: what was predicted, as a person named it.
+      source: what was predicted, as a person named it.
       run: the checkpoint, in words.
       provenance: of the answers.
       caveats: what a reader has to know before.
@@ -93,7 +93,7 @@ class Facts:
       parameter: its parameter by name; empty where it has none.
     """
 
-    title: str
+    source: str
     run: str
     provenance: Provenance
     caveats: Sequence[str]

@@ -8,9 +8,9 @@ EXIF, odd names, 30 files damaged in ten ways. The folder is predicted as a subm
 and a CSV that lists it in another order as JSON lines and as a contact sheet. Checked:
 a row for every file, in order, none empty; the damaged ones and no others named, on
 stderr and in the lines; both passes agree; each whole file is answered as the plain
-JPEG of its scene is, up to what the encoding loses: the largest mean difference of its
-scores is printed by kind. Bars: no row wrong, no file wrongly named, 0.01. Exit code 1 where one is
-not met.
+JPEG of its scene is, up to what the encoding loses: the mean difference of their scores
+is printed by kind. Bars: no row wrong, no file wrongly named, a difference of 0.01 for
+any kind that keeps the colours. Exit code 1 where one is not met.
 
 The scenes are drawn as `toy_regions` draws them, or taken from --scenes.
 """

@@ -76,7 +76,8 @@ class Sheet:
             .get_template("sheet.html.j2")
             .render(
                 facts=facts,
-                title=visible(facts.title),
+                title=visible(facts.source.rstrip("/").rpartition("/")[2]) or "/",
+                source=visible(facts.source),
                 num_pictures=count(self._num_pictures),
                 num_shown=count(len(self._tiles)),
                 has_all=len(self._tiles) == self._num_pictures,
