@@ -75,7 +75,11 @@ class Sheet:
             templates()
             .get_template("sheet.html.j2")
             .render(
-                facts=facts,
+                run=visible(facts.run),
+                provenance=facts.provenance,
+                caveats=[visible(caveat) for caveat in facts.caveats],
+                decoder=facts.decoder_words,
+                constant_names=[visible(name) for name in facts.constant_names],
                 title=visible(facts.source.rstrip("/").rpartition("/")[2]) or "/",
                 source=visible(facts.source),
                 num_pictures=count(self._num_pictures),
