@@ -37,10 +37,11 @@ _PEAK_LR = flags.DEFINE_float("peak_lr", 0.0, "Learning rate.", lower_bound=0.0)
 _ENSEMBLE = flags.DEFINE_list("ensemble", [], "Other runs.")
 _ADAPT_BN = flags.DEFINE_bool("adapt_bn", False, "BatchNorm of the target.")
 _LABEL_SHIFT = flags.DEFINE_bool("label_shift", False, "Frequencies of the target.")
-_IMAGES = flags.DEFINE_string("images", "", "Folder of pictures.")
+_IMAGES = flags.DEFINE_string("images", "", "Folder, CSV or pictures.")
 _IDS = flags.DEFINE_string("ids", "", "Sample submission.")
 _OUTPUT = flags.DEFINE_string("output", "", "File to write.")
 _ONNX = flags.DEFINE_bool("onnx", False, "An ONNX model too.")
+_SHEET = flags.DEFINE_string("sheet", "", "Contact sheet to write.")
 _EACH = flags.DEFINE_bool("each", False, "Every run is a row.")
 _MARKDOWN = flags.DEFINE_bool("markdown", False, "A table for a README.")
 _TOPOLOGY = flags.DEFINE_list("topology", ["local"], "TPU slices.")
@@ -58,6 +59,8 @@ _PROCESS_ID = flags.DEFINE_integer("process_id", -1, "From 0.", lower_bound=-1)
 _START_TIMEOUT = flags.DEFINE_integer(
     "start_timeout_seconds", 60, "Seconds.", lower_bound=1
 )
+# What the file of `predict` can be, by its ending.
+ANSWERS = (".csv", ".jsonl")
 # The commands that several processes can run as one.
 TOGETHER = ("train", "evaluate", "hold_out", "adapt", "predict")
 
@@ -72,8 +75,8 @@ def arguments_of(command: str, rest: list[str]) -> dict[str, Any]:
     Raises:
       InputError: a flag that is missing or cannot be used.
     """
-    if command == "compare":
-        return _of_compare(rest)
+    if command in WITH_WORDS:
+        return WITH_WORDS[command](rest)
     return _OF_COMMAND[command]()
 
 
@@ -202,12 +205,29 @@ def _of_adapt() -> dict[str, Any]:
     }
 
 
-def _of_predict() -> dict[str, Any]:
+def _of_predict(words: list[str]) -> dict[str, Any]:
     trained = _trained()
-    return trained | {
-        "images": _required("images", _IMAGES.value),
+    if not _IMAGES.value:
+        raise InputError("--images is missing; see --help of the command.")
+    output, sheet = _output("CSV or JSON lines"), _file("sheet", _SHEET.value, "HTML")
+    if output is None and sheet is None:
+        output = trained["workdir"] / "predictions.csv"
+    if output is not None and output.suffix not in ANSWERS:
+        raise InputError(
+            f"--output={output} ends in neither of {', '.join(ANSWERS)}; its ending "
+            "says what is written: a submission, or JSON lines with scores."
+        )
+    if output is not None and output == sheet:
+        raise InputError(f"--output and --sheet are both {sheet}; name two files.")
+    request = {
+        "images": _IMAGES.value,
+        "more": tuple(words),
         "ids": at(_IDS.value) if _IDS.value else None,
-        "output": _output("CSV") or trained["workdir"] / "predictions.csv",
+        "output": output,
+        "sheet": sheet,
+    }
+    return trained | {
+        "request": request,
         "decoder": _DECODER.value or "",
         "variant": _variant(),
     }
@@ -255,12 +275,16 @@ def _variant() -> dict[str, Any]:
 
 
 def _output(kind: str) -> AnyPath | None:
-    output = at(_OUTPUT.value) if _OUTPUT.value else None
-    if output is not None and output.is_dir():
+    return _file("output", _OUTPUT.value, kind)
+
+
+def _file(name: str, value: str, kind: str) -> AnyPath | None:
+    path = at(value) if value else None
+    if path is not None and path.is_dir():
         raise InputError(
-            f"--output={output} is a folder; give the name of a file for the {kind}."
+            f"--{name}={path} is a folder; give the name of a file for the {kind}."
         )
-    return output
+    return path
 
 
 def _new_workdir(config: configuration.Config) -> AnyPath:
@@ -293,7 +317,8 @@ _OF_COMMAND = {
     "evaluate": _of_evaluate,
     "hold_out": _of_hold_out,
     "adapt": _of_adapt,
-    "predict": _of_predict,
     "export": _of_export,
     "plan": _of_plan,
 }
+# The commands that take words too, which are no flags.
+WITH_WORDS = {"compare": _of_compare, "predict": _of_predict}

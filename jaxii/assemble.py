@@ -17,8 +17,10 @@ import numpy as np
 from ml_collections import ConfigDict
 
 from jaxii.config import Config
-from jaxii.data import embedding, pipeline, prepared, toy_regions
+from jaxii.data import embedding, pipeline, prepared, recode, toy_regions
 from jaxii.data.images import EvalTransform, TrainTransform
+from jaxii.data.listing import Listing
+from jaxii.data.picture_files import PictureFiles
 from jaxii.data.prepared import Data, Rows
 from jaxii.errors import InputError
 from jaxii.files import AnyPath, at, user_cache
@@ -180,6 +182,17 @@ def eval_batches(
         policy=policy,
         share=share(config, eval_batch_size(config)),
     )
+
+
+def picture_files(config: Config, listing: Listing) -> PictureFiles:
+    """Returns the files of a listing, as the run's own pictures were prepared."""
+    data = config.data
+    seen = math.ceil(data.image_size_pixels / data.central_share)
+    # TFDS stores the pictures of open_images_v4 as they are: not reduced.
+    stored = (
+        recode.MAX_PIXELS if data.dataset == "open_images_v4" else recode.SHORT_SIDE
+    )
+    return PictureFiles(listing, max(stored, seen), data.central_share)
 
 
 def file_batches(config: Config, files: pipeline.RandomAccess) -> Batches:

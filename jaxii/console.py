@@ -4,15 +4,19 @@ import sys
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from datetime import timedelta
 
 from rich.console import Console
 from rich.progress import (
     BarColumn,
     MofNCompleteColumn,
     Progress,
+    ProgressColumn,
+    Task,
     TextColumn,
     TimeRemainingColumn,
 )
+from rich.text import Text
 
 SECONDS_BETWEEN_LINES = 10.0
 _muted = False
@@ -37,6 +41,7 @@ def progress() -> Iterator[Callable[[int, int, str], None]]:
         TextColumn("{task.description}"),
         BarColumn(),
         MofNCompleteColumn(),
+        _RateColumn(),
         TimeRemainingColumn(),
     )
     with Progress(*columns, console=Console()) as bars:
@@ -50,21 +55,49 @@ def progress() -> Iterator[Callable[[int, int, str], None]]:
         yield move
 
 
+class _RateColumn(ProgressColumn):
+    """How many a second, lately."""
+
+    def render(self, task: Task) -> Text:
+        speed = task.finished_speed or task.speed
+        return Text(_rate(speed) if speed else "")
+
+
 def _lines() -> Callable[[int, int, str], None]:
+    first: dict[str, tuple[float, int]] = {}
     last: dict[str, float] = {}
 
     def line(done: int, total: int, what: str) -> None:
         now = time.monotonic()
+        start, already = first.setdefault(what, (now, done))
         quiet = now - last.get(what, -SECONDS_BETWEEN_LINES) < SECONDS_BETWEEN_LINES
         if quiet and done < total:
             return
         last[what] = now
-        print(f"{what}  {done}/{total}", flush=True)
+        text = f"{what}  {done}/{total}"
+        # Since the first call: what came before it, as compiling, tells nothing.
+        if done > already and now > start:
+            rate = (done - already) / (now - start)
+            text += f"  {_rate(rate)}"
+            if done < total:
+                left = timedelta(seconds=round((total - done) / rate))
+                text += f"  {left} left"
+        print(text, flush=True)
 
     return line
+
+
+def _rate(speed: float) -> str:
+    return f"{speed:,.0f}/s" if speed >= 10 else f"{speed:.1f}/s"
 
 
 def say(text: str = "") -> None:
     """Prints a line at once."""
     if not _muted:
         print(text, flush=True)
+
+
+def warn(text: str) -> None:
+    """Prints a line on stderr at once."""
+    if not _muted:
+        print(text, file=sys.stderr, flush=True)

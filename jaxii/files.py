@@ -5,7 +5,6 @@ On a disk they are written beside their place, then renamed; an object in a buck
 """
 
 import fcntl
-import io
 import json
 import os
 import shutil
@@ -13,7 +12,7 @@ import tempfile
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any
+from typing import IO, Any
 
 import fsspec
 from etils import epath
@@ -85,23 +84,23 @@ def write_beside(
       binary: whether it takes bytes and not text.
     """
     if not isinstance(path, Path):
-        buffer = io.BytesIO() if binary else io.StringIO(newline="")
-        write(buffer)
-        content = buffer.getvalue()
-        path.write_bytes(content.encode() if isinstance(content, str) else content)
+        with local_draft(path) as draft, _opened(draft, binary) as file:
+            write(file)
         return
     path.parent.mkdir(parents=True, exist_ok=True)
     part = path.with_name(f".{path.name}.{os.getpid()}.part")
     try:
-        with (
-            part.open("wb")
-            if binary
-            else part.open("w", newline="", encoding="utf-8") as file
-        ):
+        with _opened(part, binary) as file:
             write(file)
         part.replace(path)
     finally:
         part.unlink(missing_ok=True)
+
+
+def _opened(path: Path, binary: bool) -> IO[Any]:
+    if binary:
+        return path.open("wb")
+    return path.open("w", newline="", encoding="utf-8")
 
 
 class Mirror:

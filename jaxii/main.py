@@ -17,7 +17,13 @@ from absl import logging as absl_logging
 from ml_collections import ConfigDict
 
 from jaxii import config as configuration
-from jaxii.arguments import CONFIG, arguments_of, place_of, start_timeout
+from jaxii.arguments import (
+    CONFIG,
+    WITH_WORDS,
+    arguments_of,
+    place_of,
+    start_timeout,
+)
 from jaxii.clusters import Place
 from jaxii.errors import InputError
 from jaxii.files import user_cache
@@ -50,7 +56,7 @@ def main(argv: list[str]) -> int:
             raise InputError(
                 f"{command!r} is not a command; use one of {', '.join(COMMANDS)}."
             )
-        if rest and command != "compare":
+        if rest and command not in WITH_WORDS:
             raise InputError(
                 f"{command} takes flags only, not {rest[0]!r}; see {command} --help."
             )
@@ -150,6 +156,8 @@ def _dispatch(command: str, rest: list[str], argv: list[str]) -> int:
         given["workdir"] = Workdir(given["workdir"])
     if "variant" in given:
         given["variant"] = Variant(**given["variant"])
+    if "request" in given:
+        given["request"] = predict.Request(**given["request"])
     act = {
         "train": train.train,
         "prepare": prepare.prepare,

@@ -105,21 +105,45 @@ file that comes of it says so. Interrupted, the same command goes on.
 --stage=NAME             the stage whose best checkpoint it starts from [the last]
 --data_dir=DIR           the dataset, if it has moved
 --allow_tuning_labels    needed: the weights learn from the target domain""",
-    "predict": """Writes the labels of every picture in a folder as a submission. Needs
-no dataset, only a workdir that has been evaluated.
+    "predict": """Writes the labels of pictures: a submission, JSON lines with scores,
+or a contact sheet. Needs no dataset, only a workdir that has been evaluated.
 
   python -m jaxii.main predict --workdir=runs/emoji --images=photos --output=answers.csv
+  python -m jaxii.main predict --workdir=runs/emoji --images=list.csv \\
+      --output=answers.jsonl --sheet=answers.html
+  python -m jaxii.main predict --workdir=runs/emoji --sheet=answers.html --images *.jpg
 
 --workdir=DIR            a trained and evaluated run
---images=DIR             pictures; the id of each is its name without the ending
---ids=CSV                a sample submission: which ids, in which order [all pictures]
---output=CSV             image_id,labels [WORKDIR/predictions.csv]
+--images=DIR             the pictures in a folder and all folders in it (.jpg, .jpeg,
+                         .png, .webp; nothing hidden), sorted by path
+--images=CSV             the pictures that a .csv lists, in its order: a header, paths
+                         in the one column named path, file, filename, file_name,
+                         image_path or image, taken from the CSV's own folder where
+                         they are relative; ids in the column image_id, if it has one
+--images=FILES           pictures and patterns ('photos/**/*.jpg'), by commas, in the
+                         order given; words after the flags are further pictures
+--ids=CSV                a sample submission: which ids, in which order [all pictures];
+                         the id of a picture is its name without folder and ending
+--output=FILE            by its ending: .csv image_id,labels; .jsonl an object a
+                         picture: image_id, file, decoder, labels (code, name, score),
+                         scores (all from 0.01 on), error where it is damaged
+                         [WORKDIR/predictions.csv, unless there is a --sheet]
+--sheet=HTML             a contact sheet: one page with small pictures and their labels;
+                         of more than 500 pictures it shows 500, evenly spaced
 --decoder=NAME           another decoder than the evaluation's, as in evaluate
 --stage=NAME             the stage to use [the one that was evaluated]
 --ensemble=RUNS          average with other runs, as in an evaluate before
 --adapt_bn               BatchNorm statistics of these very pictures
 --label_shift            correct for how often labels occur among them
---allow_tuning_labels    as in evaluate""",
+--allow_tuning_labels    as in evaluate
+
+Pictures are read as prepare reads them. A damaged one, or an id without a file, is
+named on stderr, and keeps its row: in a submission with the most frequent labels of
+training (as many as do best unseen, see metrics.json), in JSON lines with an error and
+no label.
+
+Exit: 0 done, with damaged pictures too, which the last lines count; 2 something given
+cannot be used, or no picture can be read.""",
     "export": """Writes a checkpoint as a folder that answers without jaxii: pictures in
 (uint8), probabilities out, for batches of any size. What is written is read back and
 has to give the checkpoint's probabilities on pictures of the validation split.

@@ -8,6 +8,7 @@ import csv
 import json
 import os
 import re
+import shutil
 import signal
 import subprocess
 import sys
@@ -280,19 +281,27 @@ def test_a_threshold_from_tuning_labels_is_recorded_and_told(folder, undisturbed
     assert json.loads((workdir / "metrics.json").read_text())["provenance"]["clean"]
 
 
-def test_predicting_a_folder_gives_what_the_submission_says(folder, data, undisturbed):
+@pytest.mark.parametrize("decoder", ["threshold", "expected_f2"])
+def test_predicting_the_files_of_the_test_gives_the_rows_of_its_evaluation(
+    folder, data, undisturbed, decoder
+):
     workdir, _ = undisturbed
-    output = folder / "answers.csv"
-    run(
-        folder,
-        "predict",
-        f"--workdir={workdir}",
-        f"--images={data[0] / 'stage_1_test_images'}",
-        f"--ids={data[0] / 'stage_1_sample_submission.csv'}",
-        f"--output={output}",
-    )
-    with output.open() as one, (workdir / "submission.csv").open() as other:
-        assert dict(csv.reader(one)) == dict(csv.reader(other))
+    if decoder != "threshold":
+        workdir = shutil.copytree(workdir, folder / decoder)
+        run(folder, "evaluate", f"--workdir={workdir}", f"--decoder={decoder}")
+    with (workdir / "submission.csv").open() as file:
+        expected = list(csv.reader(file))
+    paths = folder / f"{decoder}.csv"
+    with paths.open("w") as file:
+        images = data[0] / "stage_1_test_images"
+        rows = [[images / f"{image_id}.jpg"] for image_id, _ in expected[1:]]
+        csv.writer(file).writerows([["path"], *rows])
+    output = folder / f"{decoder}_answers.csv"
+    words = f"--workdir={workdir}", f"--images={paths}", f"--output={output}"
+    assert f"decoder {decoder}" in run(folder, "predict", *words)
+    with output.open() as file:
+        assert list(csv.reader(file)) == expected
+    assert len({labels for _, labels in expected[1:]}) > 1
 
 
 def test_compare_puts_runs_in_one_table(folder, undisturbed):

@@ -1,5 +1,6 @@
 """The command line: what a person gets wrong is answered in one line, with code 2."""
 
+import csv
 import json
 import os
 import re
@@ -10,6 +11,7 @@ from pathlib import Path
 
 import cv2
 import jax
+import mixed_pictures
 import numpy as np
 import pytest
 import small_layout
@@ -23,6 +25,7 @@ from jaxii.commands import evaluate as evaluation
 from jaxii.data.open_images import Layout, prepare
 from jaxii.infer.decoders import NAMES
 from jaxii.session import open_session
+from jaxii.train.checkpoint import Checkpoints
 from jaxii.train.failed_save import FailedSave
 from jaxii.train.mesh import replicated
 from jaxii.train.stages import Saved
@@ -713,15 +716,101 @@ def test_predict_writes_a_row_for_every_picture(
     output = tmp_path / "answers.csv"
     words = (f"--decoder={decoder}", f"--output={output}")
     code, text, errors = run(*predict_words(evaluated, photos, *words))
-    assert (code, errors) == (0, "")
+    assert code == 0
+    assert errors.splitlines() == [
+        "damaged  photo04.jpg: truncated or damaged JPEG (no image header)"
+    ]
     header, *rows = output.read_text().splitlines()
     assert header == "image_id,labels"
     assert [row.split(",")[0] for row in rows] == sorted(
         p.stem for p in photos.iterdir()
     )
     assert all(row.split(",")[1] for row in rows)
-    assert "photo04.jpg" in text
+    assert "13 pictures, 1 of them damaged and given the most frequent" in text
     assert f"decoder {decoder}" in text
+    constant = json.loads((evaluated / "metrics.json").read_text())["constant"]
+    assert rows[4] == f"photo04,{' '.join(constant['labels'])}"
+
+
+@pytest.mark.parametrize("decoder", NAMES)
+def test_pictures_of_which_none_can_be_read_are_refused(
+    refused, evaluated, tmp_path, decoder
+):
+    for i in range(9):
+        (tmp_path / f"{i}.jpg").write_bytes(b"version https://git-lfs.github.com")
+    words = f"--output={tmp_path / 'a.csv'}", f"--decoder={decoder}"
+    refused(
+        predict_words(evaluated, tmp_path, *words),
+        "none of the 9 pictures can be used.*a Git LFS pointer.*nothing was written",
+    )
+
+
+def test_mixed_files_get_a_row_each_and_the_damaged_are_named(run, evaluated, tmp_path):
+    scene = Image.fromarray(np.arange(3 * 60 * 80, dtype=np.uint8).reshape(60, 80, 3))
+    files = tmp_path / "files"
+    written = mixed_pictures.write(files, [scene], 60, 12)
+    damaged = [one.name for one in written if one.is_damaged]
+    output, page = tmp_path / "a.jsonl", tmp_path / "a.html"
+    words = f"--output={output}", f"--sheet={page}"
+    code, text, errors = run(*predict_words(evaluated, files, *words))
+    assert code == 0
+    assert "60 pictures, 12 of them damaged; decoder threshold" in text
+    lines = [json.loads(line) for line in output.read_text("utf-8").splitlines()]
+    assert [line["file"] for line in lines] == [one.name for one in written]
+    assert [line["file"] for line in lines if "error" in line] == damaged
+    assert all(line["labels"] or "error" in line for line in lines)
+    assert len([line for line in errors.splitlines() if "damaged  " in line]) == 12
+    assert page.read_text("utf-8").count("<img") == 48
+
+    backwards = [f"files/{one.name}" for one in reversed(written)]
+    with (tmp_path / "list.csv").open("w", newline="") as file:
+        csv.writer(file).writerows([["path"], *([name] for name in backwards)])
+    output = tmp_path / "b.jsonl"
+    words = "--decoder=top_k", f"--output={output}"
+    code, text, _ = run(*predict_words(evaluated, tmp_path / "list.csv", *words))
+    lines = [json.loads(line) for line in output.read_text("utf-8").splitlines()]
+    assert [line["file"] for line in lines] == backwards
+    assert sum("error" in line for line in lines) == 12
+
+
+def test_a_shell_may_have_made_words_of_a_pattern(run, evaluated, photos, tmp_path):
+    page = tmp_path / "a.html"
+    words = [photos / f"photo{i:02d}.jpg" for i in (3, 2, 0)]
+    code, text, _ = run(*predict_words(evaluated, *words, f"--sheet={page}"))
+    assert code == 0 and "3 pictures, 0 of them damaged" in text
+    names = re.findall(r"photo\d\d.jpg</bdi></p>", page.read_text("utf-8"))
+    assert [name[5:7] for name in names] == ["03", "02", "00"]
+    assert [path.name for path in tmp_path.iterdir()] == ["a.html"]
+
+
+def test_predict_closes_the_checkpoints_that_it_opens(
+    run, evaluated, photos, tmp_path, monkeypatch
+):
+    opened, closed = [], []
+    make, close = Checkpoints.__init__, Checkpoints.close
+
+    def note(where, act):
+        def noted(self, *args, **kwargs):
+            where.append(id(self))
+            return act(self, *args, **kwargs)
+
+        return noted
+
+    monkeypatch.setattr(Checkpoints, "__init__", note(opened, make))
+    monkeypatch.setattr(Checkpoints, "close", note(closed, close))
+    code, *_ = run(*predict_words(evaluated, photos, f"--output={tmp_path / 'a.csv'}"))
+    assert (code, opened) == (0, closed) and opened
+    code, *_ = run(*predict_words(evaluated, photos, "--decoder=embedding"))
+    assert opened == closed
+
+
+def test_another_checkpoint_than_the_evaluated_one_is_told(
+    run, evaluated, photos, tmp_path
+):
+    words = f"--output={tmp_path / 'a.csv'}", "--stage=classifier"
+    code, text, _ = run(*predict_words(evaluated, photos, *words))
+    assert code == 0
+    assert "CAVEAT     The decoders were fitted on step 1 of stage multitask" in text
 
 
 def test_the_decoder_in_use_makes_the_result_and_later_answers(
@@ -750,11 +839,15 @@ def test_the_embedding_decoder_needs_a_stage_with_the_head(refused, evaluated, p
 @pytest.mark.parametrize(
     ("more", "pattern"),
     [
-        (["--images=none"], "--images=none is not a folder"),
+        (["--images=none"], "--images=none is not a folder or a file"),
         (["--images=configs"], "--images=configs has no picture; files may end in"),
         (["--ids=none.csv"], "--ids=none.csv is not a file"),
         (["--stage=bonus"], "use one of multitask, f2, classifier"),
         (["--output=configs"], "--output=configs is a folder"),
+        (["--sheet=configs"], "--sheet=configs is a folder"),
+        (["--output=a.txt"], "--output=a.txt ends in neither of .csv, .jsonl"),
+        (["--output=a.csv", "--sheet=a.csv"], "--output and --sheet are both a.csv"),
+        (["--output=LICENSE/a.csv"], "LICENSE/a.csv cannot be written"),
     ],
 )
 def test_a_prediction_that_cannot_be_is_refused(

@@ -1,22 +1,23 @@
 """Pictures on disk to a submission: every file a row, in order, damaged ones too."""
 
 import csv
-import io
+import dataclasses
 import json
 
-import cv2
 import jax.numpy as jnp
+import mixed_pictures
 import numpy as np
 import pytest
 import small_layout
-from PIL import Image
 
+from jaxii.data import listing
 from jaxii.data.images import EvalTransform
 from jaxii.data.labels import Vocabulary
+from jaxii.data.picture_files import PictureFiles
 from jaxii.data.pipeline import LabelPolicy, Share, eval_batches
-from jaxii.errors import InputError
 from jaxii.infer import predict
 from jaxii.infer.models import Model, make_predict
+from jaxii.infer.provenance import Provenance
 from jaxii.model.multitask import Outputs
 from jaxii.train.mesh import make_mesh
 
@@ -54,6 +55,10 @@ def pictures(tmp_path):
     return folder
 
 
+def files_of(given, more=()):
+    return PictureFiles(listing.find(str(given), more), 256)
+
+
 def answers_of(files, progress=lambda *_: None):
     mesh = make_mesh()
     batches = eval_batches(
@@ -63,98 +68,63 @@ def answers_of(files, progress=lambda *_: None):
         share=Share(global_batch_size=8, num_threads=2),
         mask_damaged=True,
     )
-    return predict.answer(
-        make_predict([Model(apply=apply, params={}, batch_stats={})], mesh),
-        batches,
-        num_rows=len(files),
-        decode=decode,
-        mesh=mesh,
-        on_progress=progress,
+    return list(
+        predict.answer(
+            make_predict([Model(apply=apply, params={}, batch_stats={})], mesh),
+            batches,
+            num_rows=len(files),
+            decode=decode,
+            fault=files.fault,
+            mesh=mesh,
+            on_progress=progress,
+        )
     )
 
 
-def test_every_file_has_a_row_in_order_and_damaged_ones_the_fallback(pictures):
-    found = predict.find_pictures(pictures)
+def test_every_file_has_an_answer_in_order_and_damaged_ones_a_fault(pictures):
     seen = []
-    answers = answers_of(
-        predict.Files(tuple(found.values())), lambda *progress: seen.append(progress)
-    )
-    labels, damaged = answers.complete(np.array([2, 0]))
-    assert list(found) == [f"p{i:02d}" for i in range(13)]
-    assert damaged == [3, 7, 12]
-    expected = [[2, 0] if i in damaged else [i % 2] for i in range(13)]
-    assert [list(ids) for ids in labels] == expected
+    answers = answers_of(files_of(pictures), lambda *progress: seen.append(progress))
+    assert [given.row for given in answers] == list(range(13))
+    expected = [[] if i in (3, 7, 12) else [i % 2] for i in range(13)]
+    assert [list(given.label_ids) for given in answers] == expected
+    faults = {given.row: given.fault for given in answers if given.fault}
+    assert list(faults) == [3, 7, 12]
+    assert "truncated" in faults[3] and "empty" in faults[7] and "GIF" in faults[12]
     assert seen == [(8, 13, "predict"), (13, 13, "predict")]
 
 
-def test_an_id_without_a_file_takes_the_fallback(pictures):
-    found = predict.find_pictures(pictures)
-    answers = answers_of(predict.Files((found["p01"], None, found["p00"])))
-    labels, damaged = answers.complete(np.array([2]))
-    assert [list(ids) for ids in labels] == [[1], [2], [0]]
-    assert damaged == [1]
+def test_an_id_without_a_file_is_damaged(pictures):
+    chosen = files_of(pictures).listing.select(["p01", "gone", "p00"])
+    answers = answers_of(PictureFiles(chosen, 256))
+    assert [list(given.label_ids) for given in answers] == [[1], [], [0]]
+    assert [given.fault for given in answers] == ["", "no file of this id", ""]
 
 
-def encoded_as(kind):
-    pixels = np.full((40, 40, 3), 220, np.uint8)
-    if kind == "grey":
-        return cv2.imencode(".jpg", pixels[..., 0])[1].tobytes()
-    if kind == "cmyk":
-        file = io.BytesIO()
-        Image.fromarray(pixels).convert("CMYK").save(file, "JPEG")
-        return file.getvalue()
-    return cv2.imencode(f".{kind}", pixels)[1].tobytes()
+def test_answers_come_while_pictures_are_still_unread(pictures):
+    files = files_of(pictures)
+    seen = []
+    mesh = make_mesh()
 
+    def batches():
+        for i in range(3):
+            seen.append(i)
+            yield {
+                "images": np.zeros((8, 16, 16, 3), np.uint8),
+                "index": np.arange(8 * i, 8 * i + 8, dtype=np.int32),
+                "mask": np.ones(8, np.float32),
+            }
 
-@pytest.mark.parametrize("kind", ["grey", "cmyk", "png", "webp"])
-def test_other_kinds_of_picture_under_a_jpg_name_are_read(pictures, kind):
-    (pictures / "p03.jpg").write_bytes(encoded_as(kind))
-    answers = answers_of(predict.Files((pictures / "p03.jpg",)))
-    labels, damaged = answers.complete(np.array([2]))
-    assert damaged == []
-    assert list(labels[0]) == [1]
-
-
-def test_pictures_are_found_by_their_endings_whatever_the_case(tmp_path):
-    for name in ("b.JPG", "a.png", "c.jpeg", "d.webp", "notes.txt"):
-        (tmp_path / name).write_bytes(b"")
-    assert list(predict.find_pictures(tmp_path)) == ["a", "b", "c", "d"]
-
-
-def test_two_pictures_with_one_id_are_refused_by_name(tmp_path):
-    for name in ("a.jpg", "a.png"):
-        (tmp_path / name).write_bytes(b"")
-    with pytest.raises(InputError, match=r"a.jpg and a.png share the id a; rename"):
-        predict.find_pictures(tmp_path)
-
-
-def test_a_folder_without_pictures_is_refused(tmp_path):
-    with pytest.raises(InputError, match=r"has no picture; files may end in .jpg"):
-        predict.find_pictures(tmp_path)
-    with pytest.raises(InputError, match="is not a folder"):
-        predict.find_pictures(tmp_path / "absent")
-
-
-def test_ids_keep_the_order_of_the_sample_submission(tmp_path):
-    path = small_layout.lines(tmp_path / "s.csv", "image_id,labels", "b,", "a,/m/x")
-    assert predict.read_ids(path) == ["b", "a"]
-
-
-@pytest.mark.parametrize(
-    ("text", "words"),
-    [
-        ("ImageId,labels\na,\n", "starts with 'ImageId,labels'; its header"),
-        ("", "starts with 'nothing'"),
-        ("image_id,labels\n", "lists no image"),
-        ("image_id,labels\na,\nb,\na,\n", "lists a more than once"),
-        ("image_id,labels\n\xff,\n", "cannot be read as CSV"),
-    ],
-)
-def test_a_list_of_ids_that_cannot_be_used_is_refused(tmp_path, text, words):
-    path = tmp_path / "ids.csv"
-    path.write_bytes(text.encode("latin-1"))
-    with pytest.raises(InputError, match=words):
-        predict.read_ids(path)
+    answers = predict.answer(
+        make_predict([Model(apply=apply, params={}, batch_stats={})], mesh),
+        batches(),
+        num_rows=24,
+        decode=decode,
+        fault=files.fault,
+        mesh=mesh,
+        on_progress=lambda *_: None,
+    )
+    assert next(answers).row == 0
+    assert seen == [0]
 
 
 def write(path, labels, ids=("a", "b")):
@@ -185,3 +155,103 @@ def test_a_submission_that_would_be_wrong_leaves_the_old_one(tmp_path, labels):
         write(path, labels)
     assert path.read_bytes() == before
     assert not list(tmp_path.glob(".*"))
+
+
+def test_a_name_that_is_no_utf8_does_not_end_a_submission(tmp_path):
+    path = tmp_path / "answers.csv"
+    write(path, [[0], [1]], ids=("\udcff", 'a, "b"\nc'))
+    assert read(path)[1:] == [["\\udcff", "/m/dark"], ['a, "b"\nc', "/m/light"]]
+
+
+FACTS = predict.Facts(
+    source="photos",
+    run="step 1",
+    provenance=Provenance(),
+    caveats=(),
+    constant=("/m/any",),
+    constant_names=("Any",),
+    decoder="top_k",
+    parameter={"k": 5},
+)
+
+
+def lines_of(tmp_path, answers, names):
+    path = tmp_path / "answers.jsonl"
+    ids = [f"id of {name}" for name in names]
+    predict.write_json_lines(path, ids, names, answers, VOCABULARY, FACTS)
+    return [json.loads(line) for line in path.read_text("utf-8").splitlines()]
+
+
+def given(row, label_ids, probs, fault=""):
+    return predict.Answer(
+        row=row,
+        label_ids=np.array(label_ids, int),
+        probs=np.array(probs, np.float32),
+        fault=fault,
+    )
+
+
+def test_json_lines_have_names_and_scores_of_what_is_chosen_and_of_what_is_likely(
+    tmp_path,
+):
+    (line,) = lines_of(tmp_path, [given(0, [1, 0], [0.25, 0.5, 0.3])], ["a.jpg"])
+    assert line == {
+        "image_id": "id of a.jpg",
+        "file": "a.jpg",
+        "decoder": "top_k",
+        "labels": [
+            {"code": "/m/light", "name": "Light", "score": 0.5},
+            {"code": "/m/dark", "name": "Dark", "score": 0.25},
+        ],
+        "scores": {"/m/light": 0.5, "/m/any": 0.3, "/m/dark": 0.25},
+    }
+    assert list(line["scores"]) == ["/m/light", "/m/any", "/m/dark"]
+    record = json.loads((tmp_path / "answers.jsonl.provenance.json").read_text())
+    assert record == Provenance().to_json()
+
+
+def test_scores_below_the_floor_are_left_out_but_for_labels_that_were_chosen(tmp_path):
+    (line,) = lines_of(tmp_path, [given(0, [0], [0.001, 0.5, 0.009])], ["a.jpg"])
+    assert line["labels"][0]["score"] == 0.001
+    assert line["scores"] == {"/m/light": 0.5}
+
+
+def test_nothing_is_said_of_a_damaged_picture_but_that_it_is(tmp_path):
+    (line,) = lines_of(tmp_path, [given(0, [], [0.9] * 3, "truncated")], ["a.jpg"])
+    assert (line["labels"], line["scores"]) == ([], {})
+    assert line["error"] == "truncated"
+
+
+def test_odd_names_come_back_from_json_lines_as_they_were(tmp_path):
+    names = [*mixed_pictures.NAMES, mixed_pictures.NO_UTF8]
+    answers = [given(row, [0], [0.5] * 3) for row in range(len(names))]
+    assert [line["file"] for line in lines_of(tmp_path, answers, names)] == names
+    assert "😀" in (tmp_path / "answers.jsonl").read_text("utf-8")
+
+
+def test_json_lines_of_too_few_answers_leave_the_old_ones(tmp_path):
+    lines_of(tmp_path, [given(0, [0], [0.5] * 3)], ["a.jpg"])
+    before = (tmp_path / "answers.jsonl").read_bytes()
+    with pytest.raises(ValueError, match="shorter"):
+        lines_of(tmp_path, [given(0, [0], [0.5] * 3)], ["a.jpg", "b.jpg"])
+    assert (tmp_path / "answers.jsonl").read_bytes() == before
+    assert not list(tmp_path.glob(".*"))
+
+
+@pytest.mark.parametrize(
+    ("name", "shown"),
+    [
+        ("a\nb\x1b[31m", "a\\nb\\x1b[31m"),
+        ("x\u202egpj.exe", "x\\u202egpj.exe"),
+        ("\udcff", "\\udcff"),
+        ("صورة 👩‍🚀 cafe\u0301 <b>", "صورة 👩‍🚀 cafe\u0301 <b>"),
+    ],
+)
+def test_what_would_not_show_in_a_name_is_escaped(name, shown):
+    assert predict.visible(name) == shown
+
+
+def test_a_decoder_is_told_with_its_parameter():
+    assert FACTS.decoder_words == "top_k (k 5)"
+    threshold = {"decoder": "threshold", "parameter": {"threshold": 0.3}}
+    assert dataclasses.replace(FACTS, **threshold).decoder_words == "threshold 0.3"

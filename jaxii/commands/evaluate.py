@@ -269,11 +269,10 @@ def _write(session, metrics, decoders, answers, variants) -> None:
     decoders.save(workdir.result_file("decoders.npz", variants))
     if answers is not None:
         files["submission.csv"] = workdir.result_file("submission.csv", variants)
-        labels, _ = answers.complete(np.zeros(0, np.int64))
         prediction.write_submission(
             files["submission.csv"],
             list(data.split("test").index.image_ids),
-            labels,
+            answers.labels,
             data.vocabulary,
             metrics["provenance"],
         )

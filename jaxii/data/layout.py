@@ -157,7 +157,7 @@ def find_pictures(folders: tuple[AnyPath, ...]) -> Pictures:
     """Finds the pictures in folders and in all folders inside them."""
     found: dict[str, tuple[str, int]] = {}
     repeated: set[str] = set()
-    for path, name, size in _files(folders):
+    for path, name, size in files_below(folders):
         stem, suffix = os.path.splitext(name)  # noqa: PTH122 (10x faster)
         if suffix.lower() not in IMAGE_SUFFIXES:
             continue
@@ -175,11 +175,16 @@ def find_pictures(folders: tuple[AnyPath, ...]) -> Pictures:
     )
 
 
-def _files(
+def files_below(
     folders: tuple[AnyPath, ...],
 ) -> Iterator[tuple[str, str, Callable[[], int]]]:
-    """Yields path, name and a function for the size of each file below folders."""
+    """Yields path, name and a function for the size of each file below folders.
+
+    Links to folders are followed; a folder that is reached twice is read once, so that
+    a link upwards ends.
+    """
     pending = [os.fspath(folder) for folder in folders]
+    seen: set[tuple[int, int]] = set()
     while pending:
         folder = pending.pop()
         if "://" in folder:
@@ -189,6 +194,10 @@ def _files(
                 path = str(system.unstrip_protocol(name))
                 yield path, path.rpartition("/")[2], lambda f=facts: int(f["size"])
             continue
+        facts = os.stat(folder)  # noqa: PTH116 (the folder is text here)
+        if (facts.st_dev, facts.st_ino) in seen:
+            continue
+        seen.add((facts.st_dev, facts.st_ino))
         with os.scandir(folder) as entries:
             for entry in entries:
                 if entry.is_dir():

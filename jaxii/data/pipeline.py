@@ -163,8 +163,8 @@ def eval_batches(
       transform: encoded picture to pixels.
       policy: labels to slots.
       share: this process's part; all processes yield the same number of batches.
-      mask_damaged: give a picture that cannot be decoded mask 0 and its own index,
-        instead of raising its ValueError.
+      mask_damaged: give a picture that cannot be read or decoded mask 0 and its own
+        index, instead of raising its ValueError.
 
     Yields:
       Batches as `train_batches` does; padding has mask 0 and index -1.
@@ -176,8 +176,8 @@ def eval_batches(
         position = share.position(number)
         if position >= length:
             return blank
-        record = source[position]
         try:
+            record = source[position]
             pixels = transform(record["image"])
         except ValueError:
             if not mask_damaged:

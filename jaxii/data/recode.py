@@ -16,6 +16,8 @@ from jaxtyping import UInt8
 
 from jaxii.data.images import decoded_size
 
+# Pixels; what `prepare` reduces to unless it is told otherwise.
+SHORT_SIDE = 256
 MAX_PIXELS = 120_000_000
 # A decoded 100-megapixel picture is 300 MB: such pictures are taken one at a time.
 LARGE_PIXELS = 24_000_000
@@ -28,7 +30,7 @@ _ORIENTATION_TAG = 0x0112
 _HARMLESS_WARNINGS = ("extraneous bytes before marker", "unknown JFIF revision")
 
 
-def recode(data: bytes, *, short_side: int = 256, quality: int = 92) -> bytes:
+def recode(data: bytes, *, short_side: int = SHORT_SIDE, quality: int = 92) -> bytes:
     """Returns the picture as an upright RGB JPEG.
 
     Args:
@@ -47,6 +49,8 @@ def recode(data: bytes, *, short_side: int = 256, quality: int = 92) -> bytes:
     kind = sniff(data)
     try:
         height, width, color = _header(data, kind)
+        if not height * width:
+            raise ValueError(f"damaged {kind.upper()} ({width}x{height} pixels)")
         if height * width > MAX_PIXELS:
             raise ValueError(
                 f"{width}x{height} pixels; at most {MAX_PIXELS // 10**6} megapixels "

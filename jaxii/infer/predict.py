@@ -1,125 +1,49 @@
-"""From pictures in a folder to the labels of each: nothing but a workdir is needed.
+"""From pictures to the labels of each, one after the other, and the files of them.
 
-Comes after `evaluate` has fitted the decoders, and ends in a submission.
+Comes after `evaluate` has fitted the decoders, and ends in a submission or JSON lines.
+Answers are written as they come: memory does not grow with the number of pictures.
 """
 
 import csv
-import io
-from collections import Counter
-from collections.abc import Callable, Iterable, Mapping, Sequence
-from dataclasses import dataclass
-from typing import Any, SupportsIndex
+import json
+import unicodedata
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any
 
 import numpy as np
 from jax.sharding import Mesh
+from jaxtyping import Float, Int
 
 from jaxii.data.labels import Vocabulary
-from jaxii.errors import InputError
 from jaxii.files import AnyPath, write_beside, write_json
 from jaxii.infer.decoders import Decode
 from jaxii.infer.evaluate import gather
 from jaxii.infer.models import Batches, Predict
+from jaxii.infer.provenance import Provenance
 from jaxii.train.mesh import divided, to_devices
 
-PICTURES = (".jpg", ".jpeg", ".png", ".webp")
 HEADER = ("image_id", "labels")
-
-
-@dataclass(frozen=True)
-class Files:
-    """Pictures on disk as a source of records without labels.
-
-    Attributes:
-      paths: one file an image; None where there is none, which reads as damaged.
-    """
-
-    paths: tuple[AnyPath | None, ...]
-
-    def __len__(self) -> int:
-        return len(self.paths)
-
-    def __getitem__(self, row: SupportsIndex, /) -> dict[str, Any]:
-        path = self.paths[row]
-        try:
-            encoded = b"" if path is None else path.read_bytes()
-        except OSError:
-            encoded = b""
-        return {
-            "image": encoded,
-            "label_ids": np.zeros(0, np.int32),
-            "label_confidences": np.zeros(0, np.float32),
-            "label_sources": np.zeros(0, np.uint8),
-            "slice_id": 0,
-        }
-
-
-def find_pictures(folder: AnyPath) -> dict[str, AnyPath]:
-    """Returns image id -> file of every picture of a folder, in the order of ids.
-
-    Raises:
-      InputError: no such folder, no picture in it, or two pictures with one id.
-    """
-    if not folder.is_dir():
-        raise InputError(f"--images={folder} is not a folder; give one with pictures.")
-    found: dict[str, AnyPath] = {}
-    for path in sorted(folder.iterdir(), key=lambda p: (p.stem, p.suffix)):
-        if path.suffix.lower() not in PICTURES:
-            continue
-        if path.stem in found:
-            raise InputError(
-                f"{found[path.stem].name} and {path.name} share the id {path.stem}; "
-                "rename one of them."
-            )
-        found[path.stem] = path
-    if not found:
-        raise InputError(
-            f"--images={folder} has no picture; files may end in {', '.join(PICTURES)}."
-        )
-    return found
-
-
-def read_ids(path: AnyPath) -> list[str]:
-    """Returns the image ids of a sample submission, in its order.
-
-    Raises:
-      InputError: no such file, another header, no id, or one twice.
-    """
-    if not path.is_file():
-        raise InputError(
-            f"--ids={path} is not a file; give a CSV with image_id,labels."
-        )
-    try:
-        text = path.read_text(encoding="utf-8-sig")
-        rows = list(csv.reader(io.StringIO(text)))
-    except (OSError, ValueError, csv.Error) as error:
-        raise InputError(
-            f"--ids={path} cannot be read as CSV ({error}); it must be UTF-8 text with "
-            "the header image_id,labels."
-        ) from error
-    if not rows or rows[0][:1] != ["image_id"]:
-        found = ",".join(rows[0]) if rows else "nothing"
-        raise InputError(
-            f"{path} starts with {found!r}; its header has to be image_id,labels."
-        )
-    ids = [row[0] for row in rows[1:] if row]
-    if not ids:
-        raise InputError(f"--ids={path} lists no image; give one id a row.")
-    if len(set(ids)) < len(ids):
-        twice = next(i for i, number in Counter(ids).items() if number > 1)
-        raise InputError(f"{path} lists {twice} more than once; list every id once.")
-    return ids
+# The least probability that JSON lines tell of a label that was not chosen.
+SCORE_FLOOR = 0.01
+_DIGITS = 5
+# They turn the text around them, and make x.gpj of a name that ends in .exe.
+_BIDI_CONTROLS = set("\u202a\u202b\u202c\u202d\u202e\u2066\u2067\u2068\u2069")
 
 
 class Answers:
-    """Collects the answers of a pass over a split or a list of files, by row.
+    """Collects the answers of a pass over a split, by row.
 
     Args:
       num_rows: images.
       decode: probabilities and embeddings of a batch to label ids.
+
+    Attributes:
+      labels: label ids of each image; empty where it was not answered for.
     """
 
     def __init__(self, num_rows: int, decode: Decode):
-        self._labels: list[np.ndarray | None] = [None] * num_rows
+        self.labels = [np.zeros(0, np.int64)] * num_rows
         self._decode = decode
 
     def add(
@@ -130,12 +54,62 @@ class Answers:
         embedding = None if embedding is None else embedding[kept]
         answers = self._decode(probs[kept], embedding)
         for row, answer in zip(rows[kept], answers, strict=True):
-            self._labels[row] = answer
+            self.labels[row] = answer
 
-    def complete(self, fallback: np.ndarray) -> tuple[list[np.ndarray], list[int]]:
-        """Returns every row's labels, and the rows that had to take the fallback."""
-        empty = [row for row, labels in enumerate(self._labels) if labels is None]
-        return [fallback if x is None else x for x in self._labels], empty
+
+@dataclass(frozen=True, kw_only=True)
+class Answer:
+    """What is said of one picture.
+
+    Attributes:
+      row: of the picture in its listing.
+      label_ids: the labels it is given, the most probable first; of a damaged picture
+        none.
+      probs: the network's probabilities, before a decoder calibrates them; of a damaged
+        picture they mean nothing.
+      fault: why the picture cannot be used; "" where it can.
+    """
+
+    row: int
+    label_ids: Int[np.ndarray, " label"]
+    probs: Float[np.ndarray, " class"]
+    fault: str
+
+
+@dataclass(frozen=True, kw_only=True)
+class Facts:
+    """What is said of all pictures together.
+
+    Attributes:
+      source: what was predicted, as a person named it.
+      run: the checkpoint, in words.
+      provenance: of the answers.
+      caveats: what a reader has to know before.
+      constant: codes of the labels that a submission gives damaged pictures: the most
+        frequent ones of training, as many as gave the best F2 on the split that chose
+        the thresholds. Of answers that do not look at the picture it is the best.
+      constant_names: their names.
+      decoder: the name of the one that chooses.
+      parameter: its parameter by name; empty where it has none.
+    """
+
+    source: str
+    run: str
+    provenance: Provenance
+    caveats: Sequence[str]
+    constant: Sequence[str]
+    constant_names: Sequence[str]
+    decoder: str = ""
+    parameter: Mapping[str, Any] = field(default_factory=dict)
+
+    @property
+    def decoder_words(self) -> str:
+        """The decoder with its parameter."""
+        words = "".join(
+            f" {value}" if name == self.decoder else f" ({name} {value})"
+            for name, value in self.parameter.items()
+        )
+        return self.decoder + words
 
 
 def answer(
@@ -144,34 +118,41 @@ def answer(
     *,
     num_rows: int,
     decode: Decode,
+    fault: Callable[[int], str],
     mesh: Mesh,
     on_progress: Callable[[int, int, str], None],
-) -> Answers:
-    """Runs the network over batches of pictures and decodes each.
+) -> Iterator[Answer]:
+    """Yields the answer for every picture, in order, damaged ones too.
 
     Args:
       predict: images to probabilities and embedding.
       batches: of `eval_batches(..., mask_damaged=True)`.
       num_rows: pictures in all.
       decode: the decoder.
+      fault: row of a picture that was masked to what is wrong with it.
       mesh: the devices.
       on_progress: called with (pictures done, pictures in all, "predict").
-
-    Returns:
-      The answers; those of damaged pictures are missing.
     """
-    answers, done = Answers(num_rows, decode), 0
+    done = 0
     for batch in batches:
         sent = to_devices(
             {name: batch[name] for name in ("images", "index", "mask")}, divided(mesh)
         )
         probs, embedding = predict(sent["images"])
-        rows = np.where(gather(sent["mask"]) > 0, gather(sent["index"]), -1)
-        embedding = None if embedding is None else gather(embedding)
-        answers.add(gather(probs), embedding, rows)
+        probs, rows, mask = gather(probs), gather(sent["index"]), gather(sent["mask"])
+        whole = np.flatnonzero(mask > 0)
+        embedding = None if embedding is None else gather(embedding)[whole]
+        labels = dict(zip(whole, decode(probs[whole], embedding), strict=True))
+        for place in np.flatnonzero(rows >= 0):
+            row = int(rows[place])
+            yield Answer(
+                row=row,
+                label_ids=labels.get(place, np.zeros(0, np.int64)),
+                probs=probs[place],
+                fault="" if place in labels else fault(row),
+            )
         done = min(done + len(rows), num_rows)
         on_progress(done, num_rows, "predict")
-    return answers
 
 
 def write_submission(
@@ -201,8 +182,87 @@ def write_submission(
         for image_id, ids in zip(image_ids, labels, strict=True):
             if not len(ids):
                 raise ValueError(f"image {image_id} has no label to submit")
-            writer.writerow([image_id, " ".join(codes[i] for i in ids)])
+            writer.writerow([_encodable(image_id), " ".join(codes[i] for i in ids)])
 
-    # First, so that no submission is ever without it.
-    write_json(path.with_name(path.name + ".provenance.json"), provenance)
-    write_beside(path, rows)
+    _write_with_provenance(path, rows, provenance)
+
+
+def write_json_lines(
+    path: AnyPath,
+    image_ids: Sequence[str],
+    names: Sequence[str],
+    answers: Iterable[Answer],
+    vocabulary: Vocabulary,
+    facts: Facts,
+) -> None:
+    """Writes one JSON object a picture and, beside them, the provenance.
+
+    An object has `image_id`, `file`, `decoder`, `labels` (what the decoder gives: code,
+    name and score, the most probable first) and `scores` (code to score of every label
+    from `SCORE_FLOOR` on, chosen or not). A damaged picture has `error` and no labels:
+    nothing that was not seen in it is said of it.
+
+    Args:
+      path: the file; it is there whole or not at all.
+      image_ids: one a picture.
+      names: of the files.
+      answers: one a picture, in the same order.
+      vocabulary: gives codes and names.
+      facts: with the decoder that chose and the provenance of the answers.
+
+    Raises:
+      ValueError: as many pictures as not answers.
+    """
+
+    def rows(file):
+        for image_id, name, given in zip(image_ids, names, answers, strict=True):
+            fields = {"image_id": image_id, "file": name, "decoder": facts.decoder}
+            fields |= _fields(given, vocabulary)
+            # An escape of a lone surrogate, as names that are no UTF-8 have, is JSON.
+            line = json.dumps(fields, ensure_ascii=False, allow_nan=False)
+            file.write(_encodable(line) + "\n")
+
+    _write_with_provenance(path, rows, facts.provenance.to_json())
+
+
+def visible(name: str) -> str:
+    """Returns a name as text that a person can see: what would not show, is escaped."""
+    return "".join(
+        letter.encode("unicode_escape").decode()
+        if unicodedata.category(letter) in ("Cc", "Cs") or letter in _BIDI_CONTROLS
+        else letter
+        for letter in name
+    )
+
+
+def _fields(given: Answer, vocabulary: Vocabulary) -> dict[str, Any]:
+    if given.fault:
+        return {"labels": [], "scores": {}, "error": given.fault}
+    codes, probs = vocabulary.codes, given.probs
+    told = np.flatnonzero(probs >= SCORE_FLOOR)
+    told = told[np.argsort(-probs[told], kind="stable")]
+    labels = [
+        {
+            "code": codes[i],
+            "name": vocabulary.descriptions[i],
+            "score": round(float(probs[i]), _DIGITS),
+        }
+        for i in given.label_ids
+    ]
+    scores = {codes[i]: round(float(probs[i]), _DIGITS) for i in told}
+    return {"labels": labels, "scores": scores}
+
+
+def _write_with_provenance(
+    path: AnyPath, write: Callable[[Any], None], provenance: Mapping[str, Any]
+) -> None:
+    def write_all(file):
+        write(file)
+        # Before the file has its name, so that no answers are ever without it.
+        write_json(path.with_name(path.name + ".provenance.json"), provenance)
+
+    write_beside(path, write_all)
+
+
+def _encodable(text: str) -> str:
+    return text.encode("utf-8", "backslashreplace").decode()
