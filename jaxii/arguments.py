@@ -3,6 +3,7 @@
 Read by `main`, which parses the command line; comes before everything that works.
 """
 
+import os
 import re
 from pathlib import Path
 from typing import Any
@@ -14,7 +15,7 @@ from jaxii import clusters
 from jaxii import config as configuration
 from jaxii.errors import InputError
 from jaxii.files import AnyPath, at
-from jaxii.usage import DECODERS
+from jaxii.usage import DECODERS, LABEL_SEPARATORS
 
 CONFIG = config_flags.DEFINE_config_file("config", None, "Recipe and preset.")
 _WORKDIR = flags.DEFINE_string("workdir", "", "The run's folder.")
@@ -38,6 +39,14 @@ _ENSEMBLE = flags.DEFINE_list("ensemble", [], "Other runs.")
 _ADAPT_BN = flags.DEFINE_bool("adapt_bn", False, "BatchNorm of the target.")
 _LABEL_SHIFT = flags.DEFINE_bool("label_shift", False, "Frequencies of the target.")
 _IMAGES = flags.DEFINE_string("images", "", "Folder of pictures.")
+_LABELS = flags.DEFINE_string("labels", "", "Label file.")
+_PATH_COLUMN = flags.DEFINE_string("path_column", "", "Names the pictures.")
+_LABEL_COLUMN = flags.DEFINE_string("label_column", "", "Has the labels.")
+_LABEL_SEPARATOR = flags.DEFINE_enum(
+    "label_separator", "", ["", *LABEL_SEPARATORS], "Between labels in a cell."
+)
+_FOLD_CASE = flags.DEFINE_bool("fold_case", False, "Dog and dog are one label.")
+_MIN_PICTURES = flags.DEFINE_integer("min_pictures", 1, "A label.", lower_bound=1)
 _IDS = flags.DEFINE_string("ids", "", "Sample submission.")
 _OUTPUT = flags.DEFINE_string("output", "", "File to write.")
 _EACH = flags.DEFINE_bool("each", False, "Every run is a row.")
@@ -71,8 +80,12 @@ def arguments_of(command: str, rest: list[str]) -> dict[str, Any]:
     Raises:
       InputError: a flag that is missing or cannot be used.
     """
-    if command == "compare":
-        return _of_compare(rest)
+    if command in _OF_WORDS:
+        return _OF_WORDS[command](rest)
+    if rest:
+        raise InputError(
+            f"{command} takes flags only, not {rest[0]!r}; see {command} --help."
+        )
     return _OF_COMMAND[command]()
 
 
@@ -231,6 +244,35 @@ def _of_compare(words: list[str]) -> dict[str, Any]:
     }
 
 
+def _of_new(words: list[str]) -> dict[str, Any]:
+    if len(words) != 1 or not re.fullmatch(r"[\w-]+", Path(words[0]).name):
+        raise InputError(
+            f"new needs one name, of letters, digits, _ and -, not "
+            f"{' '.join(words) or 'none'}; it is the folder that is made: new mydata "
+            "--images=DIR --labels=CSV."
+        )
+    return {
+        "folder": _local("NAME", words[0]),
+        "images": _local("--images", os.fspath(_required("images", _IMAGES.value))),
+        "labels": _local("--labels", _LABELS.value) if _LABELS.value else None,
+        "path_column": _PATH_COLUMN.value,
+        "label_column": _LABEL_COLUMN.value,
+        "label_separator": _LABEL_SEPARATOR.value,
+        "fold_case": _FOLD_CASE.value,
+        "min_pictures": _MIN_PICTURES.value,
+    }
+
+
+def _local(name: str, value: str) -> Path:
+    path = at(value)
+    if isinstance(path, Path):
+        return path
+    raise InputError(
+        f"{name}={value} is in a bucket, and every picture is looked at; mount it, or "
+        "copy it to this machine."
+    )
+
+
 def _trained() -> dict[str, Any]:
     return {"workdir": _required("workdir", _WORKDIR.value), "stage": _STAGE.value}
 
@@ -286,3 +328,5 @@ _OF_COMMAND = {
     "predict": _of_predict,
     "plan": _of_plan,
 }
+# Those that take words beside flags.
+_OF_WORDS = {"compare": _of_compare, "new": _of_new}

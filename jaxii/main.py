@@ -50,10 +50,6 @@ def main(argv: list[str]) -> int:
             raise InputError(
                 f"{command!r} is not a command; use one of {', '.join(COMMANDS)}."
             )
-        if rest and command != "compare":
-            raise InputError(
-                f"{command} takes flags only, not {rest[0]!r}; see {command} --help."
-            )
         return _dispatch(command, rest, argv)
     except InputError as error:
         print(f"jaxii: {' '.join(str(error).split())}", file=sys.stderr)
@@ -137,6 +133,7 @@ def _dispatch(command: str, rest: list[str], argv: list[str]) -> int:
         compare,
         evaluate,
         hold_out,
+        new,
         plan,
         predict,
         prepare,
@@ -151,6 +148,7 @@ def _dispatch(command: str, rest: list[str], argv: list[str]) -> int:
         given["variant"] = Variant(**given["variant"])
     act = {
         "train": train.train,
+        "new": new.new,
         "prepare": prepare.prepare,
         "evaluate": evaluate.evaluate,
         "hold_out": hold_out.hold_out,
