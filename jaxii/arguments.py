@@ -273,6 +273,18 @@ def _local(name: str, value: str) -> Path:
     )
 
 
+def _of_doctor() -> dict[str, Any]:
+    config = None
+    if CONFIG.value is not None:
+        config = config_of()
+    elif _DATA_DIR.value:
+        raise InputError(
+            "--data_dir needs the recipe that is to train on it; add --config."
+        )
+    workdir = at(_WORKDIR.value or "runs")
+    return {"config": config, "workdir": workdir}
+
+
 def _trained() -> dict[str, Any]:
     return {"workdir": _required("workdir", _WORKDIR.value), "stage": _STAGE.value}
 
@@ -327,6 +339,7 @@ _OF_COMMAND = {
     "adapt": _of_adapt,
     "predict": _of_predict,
     "plan": _of_plan,
+    "doctor": _of_doctor,
 }
 # Those that take words beside flags.
 _OF_WORDS = {"compare": _of_compare, "new": _of_new}

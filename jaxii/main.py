@@ -131,6 +131,7 @@ def _dispatch(command: str, rest: list[str], argv: list[str]) -> int:
     from jaxii.commands import (
         adapt,
         compare,
+        doctor,
         evaluate,
         hold_out,
         new,
@@ -156,6 +157,7 @@ def _dispatch(command: str, rest: list[str], argv: list[str]) -> int:
         "predict": predict.predict,
         "plan": plan.plan,
         "compare": compare.compare,
+        "doctor": doctor.doctor,
     }[command]
     return _run(partial(act, **given), command, place, argv)
 
@@ -165,6 +167,7 @@ def _run(
 ) -> int:
     """Runs a command and says how it ended; several processes meet before and part."""
     from jaxii import processes
+    from jaxii.doctor.finding import Unwell
     from jaxii.train.failed_save import FailedSave
     from jaxii.train.loop import Diverged, Preempted
 
@@ -179,7 +182,7 @@ def _run(
         code, text = MISUSED, " ".join(str(error).split())
     except Preempted as stopped:
         code, text = PREEMPTED, f"{stopped}; the same command goes on."
-    except (Diverged, FailedSave, processes.Lost) as error:
+    except (Diverged, FailedSave, Unwell, processes.Lost) as error:
         code, text = FAILED, str(error)
     except Exception as error:
         if place is None:

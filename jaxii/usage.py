@@ -167,6 +167,18 @@ does not fit is the compiler's answer, not an estimate. Times are bounds (a roof
 the assumptions are printed with them.
 
 Exit: 0 it fits, 2 it does not fit or something given cannot be used.""",
+    "doctor": """Looks at this machine and says what would limit a run: versions,
+devices, disk, kept programs, the speed of the input path and of a train step. Trains
+nothing and keeps nothing but the step's program; takes seconds.
+
+  python -m jaxii.main doctor
+  python -m jaxii.main doctor --config=mydata/mydata.py
+
+--config=FILE[:DATASET]  measure its input and its step [a usual recipe's]
+--data_dir=DIR           with the pictures of this dataset [drawn ones, without a disk]
+--workdir=DIR            whose disk is measured [runs]
+
+Exit: 0 all is well, 1 something is broken; each such line says how to mend it.""",
     "compare": """Prints a table of runs: the fields in which they differ, F2 in domain
 and shifted, worst slice, mAP, coverage, threshold, provenance, images/s. Runs that
 differ only by their seed are one row, with mean and standard deviation.

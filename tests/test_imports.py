@@ -36,6 +36,7 @@ MAY_IMPORT = {
     "jaxii.nearest": (),
     "jaxii.look": ("jaxii.look", "jaxii.data", "jaxii.nearest"),
     "jaxii.recipe": (),
+    "jaxii.doctor": ("jaxii.doctor", "jaxii.data"),
     "jaxii.clusters": (),
     "jaxii.roll_call": (),
     "jaxii.processes": ("jaxii.clusters", "jaxii.console", "jaxii.roll_call"),

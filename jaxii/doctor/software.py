@@ -1,0 +1,116 @@
+"""Versions and devices: what JAX sees, and whether it could see more."""
+
+import platform
+import sys
+from collections import Counter
+from pathlib import Path
+
+import flax
+import grain
+import jax
+import jaxlib
+import numpy as np
+import optax
+import orbax.checkpoint
+
+from jaxii.doctor.finding import Finding
+
+GIB = 2**30
+# What a machine has that has such an accelerator, and what JAX needs to use it.
+DRIVERS = (
+    ("gpu", ("/proc/driver/nvidia/version",), "an NVIDIA GPU", "jaxii[cuda]"),
+    ("tpu", ("/dev/accel0", "/dev/accel/accel0"), "a TPU", "jaxii[tpu]"),
+)
+
+
+def versions() -> Finding:
+    """Returns the versions of what jaxii stands on, and plugins that do not fit."""
+    modules = {
+        "jax": jax.__version__,
+        "jaxlib": jaxlib.__version__,
+        "flax": flax.__version__,
+        "optax": optax.__version__,
+        "orbax": orbax.checkpoint.__version__,
+        # grain tells no version of its own.
+        "numpy": np.__version__,
+    }
+    plugins = _plugins()
+    shown = ", ".join(f"{name} {version}" for name, version in modules.items())
+    found = Finding(
+        [f"versions  Python {platform.python_version()}, {shown}, grain {_grain()}"]
+    )
+    if plugins:
+        shown = ", ".join(f"{name} {version}" for name, version in plugins.items())
+        found.lines.append(f"plugins   {shown}")
+    for name, version in plugins.items():
+        # The CUDA plugin is built with jaxlib; libtpu has versions of its own.
+        if name.startswith("jax_cuda") and version != jaxlib.__version__:
+            found.broken.append(
+                f"{name} {version} does not fit jaxlib {jaxlib.__version__}; pip "
+                f"install -U 'jaxii[cuda]'"
+            )
+    return found
+
+
+def _grain() -> str:
+    return getattr(grain, "__version__", "(no version)")
+
+
+def _plugins() -> dict[str, str]:
+    """Returns the versions of the accelerators' plugins that are installed."""
+    found = {}
+    try:
+        import jax_cuda13_plugin  # pyright: ignore[reportMissingImports]
+
+        found["jax_cuda13_plugin"] = jax_cuda13_plugin.__version__
+    except ImportError:
+        pass
+    try:
+        import libtpu  # pyright: ignore[reportMissingImports]
+
+        found["libtpu"] = libtpu.__version__
+    except ImportError:
+        pass
+    return found
+
+
+def devices() -> Finding:
+    """Returns the devices that JAX uses, and accelerators that it does not."""
+    try:
+        every = jax.devices()
+    except RuntimeError as error:
+        reason = str(error).strip().splitlines()[0]
+        return Finding(
+            broken=[
+                f"JAX finds no device ({reason}); unset JAX_PLATFORMS, or install the "
+                "extra for the accelerator (jaxii[cuda], jaxii[tpu])"
+            ]
+        )
+    kinds = Counter(
+        (device.platform, device.device_kind, _memory(device)) for device in every
+    )
+    found = Finding(
+        [
+            f"devices   {number} x {kind} ({name}{memory})"
+            for (name, kind, memory), number in kinds.items()
+        ]
+    )
+    if sys.platform == "linux":
+        found.broken += _unused(every[0].platform)
+    return found
+
+
+def _memory(device: jax.Device) -> str:
+    limit = (device.memory_stats() or {}).get("bytes_limit")
+    return f", {limit / GIB:.1f} GiB for programs" if limit else ""
+
+
+def _unused(used: str) -> list[str]:
+    if used != "cpu":
+        return []
+    return [
+        f"{what} is here and JAX computes on the CPU; pip install '{extra}', or unset "
+        "JAX_PLATFORMS"
+        for _, signs, what, extra in DRIVERS
+        if any(Path(sign).exists() for sign in signs)
+    ]
