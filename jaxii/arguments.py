@@ -3,7 +3,6 @@
 Read by `main`, which parses the command line; comes before everything that works.
 """
 
-import os
 import re
 from pathlib import Path
 from typing import Any
@@ -15,6 +14,7 @@ from jaxii import clusters
 from jaxii import config as configuration
 from jaxii.errors import InputError
 from jaxii.files import AnyPath, at
+from jaxii.given import existing, local, required
 from jaxii.usage import DECODERS, LABEL_SEPARATORS
 
 CONFIG = config_flags.DEFINE_config_file("config", None, "Recipe and preset.")
@@ -161,8 +161,8 @@ def _profile_steps(text: str) -> tuple[int, int]:
 
 
 def _of_prepare() -> dict[str, Any]:
-    directory = _required("input_dir", _INPUT_DIR.value)
-    output = _required("data_dir", _DATA_DIR.value)
+    directory = existing("input_dir", _INPUT_DIR.value)
+    output = required("data_dir", _DATA_DIR.value)
     if _BEAM_OPTIONS.value and not _BEAM_RUNNER.value:
         raise InputError("--beam_options without --beam_runner; give both or neither.")
     if output.exists() and not output.is_dir():
@@ -193,7 +193,7 @@ def _of_evaluate() -> dict[str, Any]:
 
 def _of_hold_out() -> dict[str, Any]:
     return {
-        "workdir": _required("workdir", _WORKDIR.value),
+        "workdir": required("workdir", _WORKDIR.value),
         "config": config_of() if CONFIG.value is not None else None,
         "data_dir": _DATA_DIR.value,
     }
@@ -206,7 +206,7 @@ def _of_adapt() -> dict[str, Any]:
             "--allow_tuning_labels if that is meant."
         )
     return _trained() | {
-        "output": _required("output", _OUTPUT.value),
+        "output": required("output", _OUTPUT.value),
         "trainable": _TRAIN.value,
         "num_epochs": _NUM_EPOCHS.value,
         "peak_lr": _PEAK_LR.value,
@@ -217,8 +217,8 @@ def _of_adapt() -> dict[str, Any]:
 def _of_predict() -> dict[str, Any]:
     trained = _trained()
     return trained | {
-        "images": _required("images", _IMAGES.value),
-        "ids": at(_IDS.value) if _IDS.value else None,
+        "images": existing("images", _IMAGES.value),
+        "ids": existing("ids", _IDS.value) if _IDS.value else None,
         "output": _output("CSV") or trained["workdir"] / "predictions.csv",
         "decoder": _DECODER.value or "",
         "variant": _variant(),
@@ -252,25 +252,19 @@ def _of_new(words: list[str]) -> dict[str, Any]:
             "--images=DIR --labels=CSV."
         )
     return {
-        "folder": _local("NAME", words[0]),
-        "images": _local("--images", os.fspath(_required("images", _IMAGES.value))),
-        "labels": _local("--labels", _LABELS.value) if _LABELS.value else None,
+        "folder": local("NAME", at(words[0])),
+        "images": local("--images", existing("images", _IMAGES.value)),
+        "labels": (
+            local("--labels", existing("labels", _LABELS.value))
+            if _LABELS.value
+            else None
+        ),
         "path_column": _PATH_COLUMN.value,
         "label_column": _LABEL_COLUMN.value,
         "label_separator": _LABEL_SEPARATOR.value,
         "fold_case": _FOLD_CASE.value,
         "min_pictures": _MIN_PICTURES.value,
     }
-
-
-def _local(name: str, value: str) -> Path:
-    path = at(value)
-    if isinstance(path, Path):
-        return path
-    raise InputError(
-        f"{name}={value} is in a bucket, and every picture is looked at; mount it, or "
-        "copy it to this machine."
-    )
 
 
 def _of_doctor() -> dict[str, Any]:
@@ -281,12 +275,11 @@ def _of_doctor() -> dict[str, Any]:
         raise InputError(
             "--data_dir needs the recipe that is to train on it; add --config."
         )
-    workdir = at(_WORKDIR.value or "runs")
-    return {"config": config, "workdir": workdir}
+    return {"config": config, "place": at(_WORKDIR.value or "runs")}
 
 
 def _trained() -> dict[str, Any]:
-    return {"workdir": _required("workdir", _WORKDIR.value), "stage": _STAGE.value}
+    return {"workdir": existing("workdir", _WORKDIR.value), "stage": _STAGE.value}
 
 
 def _variant() -> dict[str, Any]:
@@ -314,12 +307,6 @@ def _new_workdir(config: configuration.Config) -> AnyPath:
         flags.FLAGS["config"]
     ).partition(":")
     return Path("runs") / f"{Path(recipe).stem}-{preset or config.data.dataset}"
-
-
-def _required(name: str, value: str) -> AnyPath:
-    if not value:
-        raise InputError(f"--{name} is missing; see --help of the command.")
-    return at(value)
 
 
 def _layout_files() -> dict[str, AnyPath]:

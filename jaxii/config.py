@@ -14,6 +14,8 @@ from typing import Any
 
 from ml_collections import ConfigDict
 
+from jaxii.nearest import nearest
+
 # What does not change the result, and may differ when a run goes on.
 FREE_FIELDS = (
     "data.directory",
@@ -320,7 +322,8 @@ def _paths(fields: dict[str, Any], prefix: str = "") -> dict[str, Any]:
 def _one_of(name: str, value: Any, allowed: tuple[Any, ...]) -> None:
     if value not in allowed:
         choices = ", ".join(str(choice) for choice in allowed)
-        raise ValueError(f"config.{name}={value!r}; use one of {choices}.")
+        near = nearest(str(value), map(str, allowed))
+        raise ValueError(f"config.{name}={value!r}; {near}use one of {choices}.")
 
 
 def _between(name: str, value: Any, low: float, high: float) -> None:

@@ -21,6 +21,7 @@ from jaxii.arguments import CONFIG, arguments_of, place_of, start_timeout
 from jaxii.clusters import Place
 from jaxii.errors import InputError
 from jaxii.files import user_cache
+from jaxii.nearest import nearest, nearest_path
 from jaxii.usage import COMMANDS, help_text
 
 DONE, FAILED, MISUSED, PREEMPTED = 0, 1, 2, 75
@@ -48,7 +49,8 @@ def main(argv: list[str]) -> int:
         command = rest.pop(0) if rest else "train"
         if command not in COMMANDS:
             raise InputError(
-                f"{command!r} is not a command; use one of {', '.join(COMMANDS)}."
+                f"{command!r} is not a command; {nearest(command, COMMANDS)}use one of "
+                f"{', '.join(COMMANDS)}."
             )
         return _dispatch(command, rest, argv)
     except InputError as error:
@@ -60,9 +62,10 @@ def _parse(argv: list[str]) -> list[str]:
     """Parses the flags, which loads the recipe; returns the words that are no flags."""
     recipe = _recipe(argv)
     if recipe is not None and not Path(recipe.partition(":")[0]).is_file():
+        near = nearest_path(Path(recipe.partition(":")[0]))
         raise InputError(
-            f"--config={recipe} is not a file; give a recipe such as "
-            "configs/f2_multitask.py."
+            f"--config={recipe} is not a file; "
+            + (near or "give a recipe such as configs/f2_multitask.py.")
         )
     try:
         configuration.check_overrides(argv)
@@ -99,11 +102,14 @@ def _flag_error(recipe: str | None, error: Exception) -> InputError:
     if text.startswith(f"flag --config={recipe}:"):
         return _recipe_error(recipe, error)
     name = text.removeprefix("flag --").partition("=")[0]
-    if name.startswith("config.") and name in flags.FLAGS:
+    known = name in flags.FLAGS
+    if name.startswith("config.") and known:
         default = flags.FLAGS[name].default
         if default is not None:
             text += f"; give a value like the default, {default!r}"
-    return InputError(f"{text.removeprefix('flag ')}; see --help.")
+    choices = getattr(flags.FLAGS[name].parser, "enum_values", ()) if known else ()
+    near = nearest(text.partition("=")[2].partition(":")[0], choices)
+    return InputError(f"{text.removeprefix('flag ')}; {near}see --help.")
 
 
 def _recipe_error(recipe: str | None, error: BaseException) -> InputError:

@@ -30,20 +30,20 @@ USUAL = {"num_images": 10_000, "num_labels": 100, "short_side": 256}
 V5E_IMAGES = 4_200
 
 
-def doctor(config: configuration.Config | None, *, workdir: AnyPath) -> None:
+def doctor(config: configuration.Config | None, *, place: AnyPath) -> None:
     """Looks at this machine and says what would limit a run.
 
     Args:
       config: of the run, with its data where it has been prepared; None for a recipe
         as `new` would write it.
-      workdir: where a run would write.
+      place: where a run would write.
 
     Raises:
       Unwell: something is broken.
     """
     findings = [software.versions(), software.devices()]
-    if isinstance(workdir, Path):
-        findings.append(storage.disk(workdir))
+    if isinstance(place, Path):
+        findings.append(storage.disk(place))
     cache = jax.config.jax_compilation_cache_dir
     findings.append(storage.compiled_programs(cache or ""))
     broken = [text for finding in findings for text in finding.broken]
@@ -84,8 +84,8 @@ def _speeds(config: configuration.Config | None) -> list[str]:
         config.data.image_size_pixels = 224
         large = _input(config, source)
         lines.append(
-            f"          input at 224 pixels: {large:,.0f} images/s; a v5e chip takes up to "
-            f"{V5E_IMAGES:,} with ResNet-50"
+            f"          input at 224 pixels: {large:,.0f} images/s; a v5e chip takes "
+            f"up to {V5E_IMAGES:,} with ResNet-50"
         )
     return lines
 
@@ -94,10 +94,9 @@ def _limit(given: float, taken: float, platform: str) -> str:
     if platform == "cpu":
         # Both want the same cores, one after the other.
         both = 1 / (1 / given + 1 / taken)
-        share = both / given
         return (
-            f"limit     about {both:,.0f} images/s, for input and step share the cores: "
-            f"{1 - share:.0%} of the time is the step's"
+            f"limit     about {both:,.0f} images/s: input and step share the cores, "
+            f"and the step takes {both / taken:.0%} of the time"
         )
     if given < taken:
         return (

@@ -72,6 +72,10 @@ def new(
         # What was found before a refusal helps to understand it.
         for line in notes.lines:
             say(line)
+    _write_recipe(folder, found)
+
+
+def _write_recipe(folder: Path, found: Labelled) -> None:
     facts = _facts(folder.name, found)
     chosen = recipes.choose(facts)
     for choice in chosen.choices:

@@ -1,7 +1,7 @@
 """The labels in the cells of a column: one, several with something between, or JSON.
 
 Whether "red fox" is one label or two no cell can say. The rule, over all cells: they
-are lists where nearly every part is a cell of its own elsewhere, or where splitting
+are lists where nearly every part is in two different cells or more, or where splitting
 leaves at most half as many labels as different cells. --label_separator overrules it.
 """
 
@@ -17,7 +17,7 @@ from jaxii.look.notes import Notes, shown
 SEPARATORS = {"|": "a bar", ";": "a semicolon", ",": "a comma", " ": "spaces"}
 # What --label_separator may be.
 CHOICES = ("", "none", "|", ";", ",", "space", "json")
-ALONE_SHARE = 0.9
+SEVERAL_SHARE = 0.9
 JSON_SHARE = 0.9
 
 
@@ -35,7 +35,7 @@ def labels_of(
     Raises:
       InputError: cells that are no JSON lists and should be.
     """
-    counts = Counter(cell for cell in cells if cell)
+    counts = Counter(clean(cell) for cell in cells if cell)
     chosen = separator or _choose(counts, row_a_label)
     why = "as was said" if separator else _REASONS.get(chosen, _REASON_LISTS)
     if chosen == "json":
@@ -56,10 +56,10 @@ def labels_of(
 
 
 _REASON_LISTS = (
-    "nearly every part is a cell of its own, or splitting halves the number of labels"
+    "nearly every part is in several cells, or splitting halves the number of labels"
 )
 _REASONS = {
-    "none": "splitting cells would not leave fewer labels",
+    "none": "what splitting would leave is mostly in one cell only",
     "json": "cells start with [ and end with ]",
 }
 
@@ -85,13 +85,15 @@ def _choose(counts: Counter[str], row_a_label: bool) -> str:
 def _is_between(separator: str, counts: Counter[str]) -> bool:
     lists = [cell for cell in counts if separator in cell]
     parts = Counter(
-        part for cell in lists for part in map(str.strip, cell.split(separator)) if part
+        part for cell in lists for part in set(map(str.strip, cell.split(separator)))
     )
+    del parts[""]
     if not parts:
         return False
     alone = {cell.strip() for cell in counts if separator not in cell}
-    share = sum(n for part, n in parts.items() if part in alone) / parts.total()
-    return share >= ALONE_SHARE or 2 * len(alone | parts.keys()) <= len(counts)
+    several = sum(n for part, n in parts.items() if n > 1 or part in alone)
+    share = several / parts.total()
+    return share >= SEVERAL_SHARE or 2 * len(alone | parts.keys()) <= len(counts)
 
 
 def _mind_separators(counts: Counter[str], notes: Notes) -> None:

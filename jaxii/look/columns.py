@@ -72,7 +72,7 @@ def find(
         if name and name not in table.columns:
             near = nearest(name, table.columns)
             raise InputError(
-                f"--{flag}={name} is not a column; {near}There are "
+                f"--{flag}={name} is not a column; {near}there are "
                 f"{', '.join(table.columns)}."
             )
     path, match = _paths(table, matcher, notes, path_column, label_column)

@@ -93,17 +93,7 @@ def put_together(
         " without a label; to keep them as examples of nothing, give them a label of "
         "their own, such as none",
     )
-    used = sorted(entries)
-    checked = pictures.check([files[i] for i in used], on_progress)
-    notes.left_out(
-        "broken pictures",
-        [f"{below[used[i]]}: {why}" for i, why in checked.broken.items()],
-        "" if checked.decoded else " by their headers alone; prepare decodes them all",
-    )
-    used = [number for i, number in enumerate(used) if i not in checked.broken]
-    if not used:
-        raise InputError("no picture that can be read has a label; see what is above.")
-    _note_sizes(checked, notes)
+    used, short_side = _whole(sorted(entries), files, below, notes, on_progress)
     extra = {kind: _one_each(kind, rows, used, notes) for kind in rows.extra}
     splits = extra.get("split") or ["train"] * len(used)
     taught = [number for number, s in zip(used, splits, strict=True) if s == "train"]
@@ -121,7 +111,7 @@ def put_together(
             for i in used
         ],
         extra=extra,
-        short_side=int(np.median(checked.short_sides)),
+        short_side=short_side,
     )
     return _without_empty(found, notes)
 
@@ -207,13 +197,30 @@ def _ids(below: Sequence[str], notes: Notes) -> list[str]:
     return ids
 
 
-def _note_sizes(checked: pictures.Checked, notes: Notes) -> None:
+def _whole(
+    used: Sequence[int],
+    files: Sequence[str],
+    below: Sequence[str],
+    notes: Notes,
+    on_progress: pictures.Progress | None,
+) -> tuple[list[int], int]:
+    """Returns the pictures that are whole, and the median of their short sides."""
+    checked = pictures.check([files[i] for i in used], on_progress)
+    notes.left_out(
+        "broken pictures",
+        [f"{below[used[i]]}: {why}" for i, why in checked.broken.items()],
+        "" if checked.decoded else " by their headers alone; prepare decodes them all",
+    )
+    whole = [number for i, number in enumerate(used) if i not in checked.broken]
+    if not whole:
+        raise InputError("no picture that can be read has a label; see what is above.")
     sides = checked.short_sides
     how = "all decoded" if checked.decoded else "by their headers"
     notes.found(
         f"{len(sides):,} whole pictures with labels, {how}; short side "
         f"{sides.min()} to {sides.max()} pixels, median {int(np.median(sides))}"
     )
+    return whole, int(np.median(sides))
 
 
 def _one_each(kind: str, rows: Rows, used: Sequence[int], notes: Notes) -> list[str]:

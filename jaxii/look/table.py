@@ -41,16 +41,7 @@ def read_table(path: Path, notes: Notes) -> pl.DataFrame:
     separator = _separator(path, sample)
     first = next(csv.reader(io.StringIO(sample), delimiter=separator))
     has_header = not any(_is_picture(cell) for cell in first)
-    try:
-        table = pl.read_csv(
-            io.BytesIO(text.encode()),
-            separator=separator,
-            has_header=has_header,
-            infer_schema=False,
-        )
-        table = table.rename(lambda name: name.strip())
-    except pl.exceptions.PolarsError as error:
-        raise InputError(_bad_line(path, text, separator, error)) from error
+    table = _parse(path, text, separator, has_header)
     table = table.with_columns(pl.all().fill_null("").str.strip_chars())
     table = table.filter(pl.any_horizontal(pl.all() != ""))
     if not len(table):
@@ -134,15 +125,53 @@ def _is_picture(cell: str) -> bool:
     return cell.strip().lower().endswith(IMAGE_SUFFIXES)
 
 
-def _bad_line(path: Path, text: str, separator: str, error: Exception) -> str:
-    rows = csv.reader(io.StringIO(text), delimiter=separator)
-    width = len(next(rows))
-    for row in rows:
-        if len(row) > width:
-            return (
-                f"{path} line {rows.line_num}: {len(row)} cells where the first line "
-                f"has {width} ({separator.join(row)[:60]!r}); put cells that contain "
-                f"{SEPARATORS[separator]} between double quotes."
-            )
-    reason = (str(error).strip().splitlines() or [type(error).__name__])[0]
-    return f"{path} cannot be read as CSV ({reason}); save it as UTF-8 CSV."
+def _parse(path: Path, text: str, separator: str, has_header: bool) -> pl.DataFrame:
+    # Quotes after a space are part of a cell to polars, and mean quotes to people.
+    if f'{separator} "' in text:
+        return _parse_leniently(path, text, separator, has_header)
+    try:
+        table = pl.read_csv(
+            io.BytesIO(text.encode()),
+            separator=separator,
+            has_header=has_header,
+            infer_schema=False,
+        )
+        if has_header:
+            return table.rename(lambda name: name.strip())
+        return table.rename(
+            dict(zip(table.columns, _unnamed(table.width), strict=True))
+        )
+    except pl.exceptions.PolarsError:
+        return _parse_leniently(path, text, separator, has_header)
+
+
+def _parse_leniently(
+    path: Path, text: str, separator: str, has_header: bool
+) -> pl.DataFrame:
+    """Reads what polars refuses, such as spaces around quotes; slower by far."""
+    reader = csv.reader(io.StringIO(text), delimiter=separator, skipinitialspace=True)
+    rows: list[list[str]] = []
+    try:
+        for row in reader:
+            if rows and len(row) > len(rows[0]):
+                raise InputError(
+                    f"{path} line {reader.line_num}: {len(row)} cells where the first "
+                    f"line has {len(rows[0])} ({separator.join(row)[:60]!r}); put "
+                    f"cells that contain {SEPARATORS[separator]} between double quotes."
+                )
+            if row:
+                rows.append(row + [""] * (len(rows[0]) - len(row) if rows else 0))
+    except csv.Error as error:
+        raise InputError(
+            f"{path} line {reader.line_num} cannot be read as CSV ({error}); mend it."
+        ) from error
+    width = len(rows[0])
+    names = [name.strip() for name in rows.pop(0)] if has_header else _unnamed(width)
+    twice = [name for name in names if names.count(name) > 1]
+    if twice:
+        raise InputError(f"{path} has two columns called {twice[0]!r}; rename one.")
+    return pl.DataFrame(rows, schema=dict.fromkeys(names, pl.String), orient="row")
+
+
+def _unnamed(width: int) -> list[str]:
+    return [f"column_{number}" for number in range(1, width + 1)]
