@@ -3,6 +3,7 @@
 Comes after `look`; what it gives is a file as those in `configs/`, yours to change.
 """
 
+import json
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -178,11 +179,13 @@ def text(facts: Facts, recipe: Recipe, commands: Sequence[str]) -> str:
     """
     lines = "\n".join(
         f"    # {choice.why[0].upper()}{choice.why[1:]}.\n"
-        f"    config.{choice.field} = {choice.value!r}"
+        f"    config.{choice.field} = {json.dumps(choice.value)}"
         for choice in recipe.choices
     )
     stages = "\n".join(_stages(recipe))
+    # Folders may have any name, and these two characters end or change a string.
     shown = "\n".join(f"  {command}" for command in commands)
+    shown = shown.replace("\\", r"\\").replace('"', r"\"")
     return f'''"""Recipe for {facts.name}, written by `jaxii new`; yours to change.
 
 {shown}

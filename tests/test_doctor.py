@@ -159,7 +159,7 @@ def test_what_is_broken_ends_it_with_the_cure_in_sight(quick, monkeypatch, capsy
     monkeypatch.setattr(
         storage, "compiled_programs", lambda folder: Finding([], ["x: delete it"])
     )
-    monkeypatch.setattr(command, "_speeds", lambda config: [])
+    monkeypatch.setattr(command, "_speeds", lambda config, what: [])
     with pytest.raises(Unwell, match="1 things to mend"):
         command.doctor(None, place=Path("/tmp"))
     assert "BROKEN    x: delete it" in capsys.readouterr().out

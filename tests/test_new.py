@@ -228,6 +228,8 @@ def test_a_file_that_is_no_table_is_refused_by_what_it_is(tmp_path, data, words)
         (["/other/2.jpg", "/other/3.jpg"], [2, NOWHERE], "by the name"),
         # Both are called 1: nothing says which is meant.
         (["/other/1.jpg", "/other/2.jpg"], [NOWHERE, 2], "by the name"),
+        # Of two folders one is there, and nothing says which.
+        (["train/z/2.jpg", "test/z/2.jpg", "test/x/1"], [NOWHERE, NOWHERE, 0], "first"),
         # One is missing, and a picture of the same name elsewhere is not it.
         (["x/1.jpg", "y/2.jpg"], [0, NOWHERE], "below"),
     ],

@@ -44,13 +44,15 @@ def doctor(config: configuration.Config | None, *, place: AnyPath) -> None:
     findings = [software.versions(), software.devices()]
     if isinstance(place, Path):
         findings.append(storage.disk(place))
-    cache = jax.config.jax_compilation_cache_dir
-    findings.append(storage.compiled_programs(cache or ""))
+    # `main` has set it, where nobody else has.
+    cache = os.environ.get("JAX_COMPILATION_CACHE_DIR", "")
+    findings.append(storage.compiled_programs(cache))
     broken = [text for finding in findings for text in finding.broken]
     for line in (line for finding in findings for line in finding.lines):
         say(line)
     if findings[1].lines:
-        for line in _speeds(config):
+        what = "a usual recipe's" if config is None else "the recipe's"
+        for line in _speeds(_usual_config() if config is None else config, what):
             say(line)
     for text in broken:
         say(f"BROKEN    {text}")
@@ -59,11 +61,8 @@ def doctor(config: configuration.Config | None, *, place: AnyPath) -> None:
     say("all is well")
 
 
-def _speeds(config: configuration.Config | None) -> list[str]:
+def _speeds(config: configuration.Config, what: str) -> list[str]:
     """Measures input and step; returns what they are and which of them limits."""
-    what = "the recipe's" if config is not None else "a usual recipe's"
-    if config is None:
-        config = _usual_config()
     source, facts, of = _data(config)
     size = config.data.image_size_pixels
     cores = _num_cores()

@@ -4,14 +4,15 @@ import platform
 import sys
 from collections import Counter
 from pathlib import Path
+from typing import Any
 
 import flax
 import grain
 import jax
-import jaxlib
 import numpy as np
 import optax
 import orbax.checkpoint
+from jaxlib.version import __version__ as jaxlib_version
 
 from jaxii.doctor.finding import Finding
 
@@ -27,7 +28,7 @@ def versions() -> Finding:
     """Returns the versions of what jaxii stands on, and plugins that do not fit."""
     modules = {
         "jax": jax.__version__,
-        "jaxlib": jaxlib.__version__,
+        "jaxlib": jaxlib_version,
         "flax": flax.__version__,
         "optax": optax.__version__,
         "orbax": orbax.checkpoint.__version__,
@@ -44,9 +45,9 @@ def versions() -> Finding:
         found.lines.append(f"plugins   {shown}")
     for name, version in plugins.items():
         # The CUDA plugin is built with jaxlib; libtpu has versions of its own.
-        if name.startswith("jax_cuda") and version != jaxlib.__version__:
+        if name.startswith("jax_cuda") and version != jaxlib_version:
             found.broken.append(
-                f"{name} {version} does not fit jaxlib {jaxlib.__version__}; pip "
+                f"{name} {version} does not fit jaxlib {jaxlib_version}; pip "
                 f"install -U 'jaxii[cuda]'"
             )
     return found
@@ -100,7 +101,7 @@ def devices() -> Finding:
     return found
 
 
-def _memory(device: jax.Device) -> str:
+def _memory(device: Any) -> str:
     limit = (device.memory_stats() or {}).get("bytes_limit")
     return f", {limit / GIB:.1f} GiB for programs" if limit else ""
 

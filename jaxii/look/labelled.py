@@ -43,7 +43,7 @@ class Labelled:
     labels: Sequence[str]
     codes: Sequence[str]
     entries: Sequence[Mapping[int, float]]
-    extra: dict[str, Sequence[str]]
+    extra: Mapping[str, Sequence[str]]
     short_side: int = 0
 
     def split(self, name: str) -> list[int]:

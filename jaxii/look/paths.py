@@ -26,12 +26,10 @@ class Match:
     Attributes:
       rows: for each cell the number of its picture, `NOWHERE` for none.
       rule: how cells were read, in words.
-      by_name_alone: whether folders were not looked at.
     """
 
     rows: list[int]
     rule: str
-    by_name_alone: bool
 
     @property
     def share(self) -> float:
@@ -59,17 +57,21 @@ class Matcher:
         self._by_path = _numbers(below)
         self._by_place = _numbers([plain(absolute(f)) for f in files])
         names = [PurePosixPath(path).name for path in below]
-        self._by_name = _numbers(names, unique=True)
+        self._by_name = _numbers(names)
 
     def match(self, cells: Sequence[str]) -> Match:
         """Returns the picture of each cell, by the rule that finds most."""
         distinct = list(dict.fromkeys(cells))
         keys = [plain(cell) for cell in distinct]
         best: tuple[int, dict[str, int], str] = (0, {}, "")
-        for rule, numbers, key in self._rules(keys):
+        for rule, numbers, key in self._rules():
             found = {}
+            # Two paths that a rule makes one are not the same picture.
+            times = Counter(key(path) for path in set(keys))
             for cell, path in zip(distinct, keys, strict=True):
-                number = self._number(numbers.get(key(path), []), cell)
+                meant = key(path)
+                several = numbers.get(meant, []) if times[meant] == 1 else []
+                number = self._number(several, cell)
                 if number != NOWHERE:
                     found[cell] = number
             if len(found) > best[0]:
@@ -77,9 +79,9 @@ class Matcher:
             if len(found) == len(distinct):
                 break
         rows = [best[1].get(cell, NOWHERE) for cell in cells]
-        return Match(rows, best[2], best[2] == BY_NAME)
+        return Match(rows, best[2])
 
-    def _rules(self, keys: Sequence[str]):
+    def _rules(self):
         yield f"as below {self._root}", self._by_path, lambda path: path
         for start in dict.fromkeys((self._home, Path.cwd())):
             where = plain(os.fspath(start.absolute()))
@@ -92,12 +94,7 @@ class Matcher:
                 self._by_path,
                 partial(_without, number),
             )
-        names = Counter(path.rpartition("/")[2] for path in keys)
-        yield (
-            BY_NAME,
-            self._by_name,
-            lambda path: name if names[name := path.rpartition("/")[2]] == 1 else "",
-        )
+        yield BY_NAME, self._by_name, lambda path: path.rpartition("/")[2]
 
     def _number(self, found: list[int], cell: str) -> int:
         if len(found) > 1:
@@ -137,10 +134,8 @@ def _suffix(path: str) -> str:
     return os.path.splitext(path)[1].lower()  # noqa: PTH122 (10x faster)
 
 
-def _numbers(keys: Sequence[str], *, unique: bool = False) -> dict[str, list[int]]:
+def _numbers(keys: Sequence[str]) -> dict[str, list[int]]:
     numbers: dict[str, list[int]] = {}
     for number, key in enumerate(keys):
         numbers.setdefault(key, []).append(number)
-    if unique:
-        return {key: found for key, found in numbers.items() if len(found) == 1}
     return numbers

@@ -5,7 +5,7 @@ Comes after `pictures`; `labelled` puts the rows of a picture together.
 
 import os
 from collections import defaultdict
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -40,7 +40,7 @@ class Rows:
     numbers: Sequence[int]
     labels: Sequence[Sequence[str]]
     confidences: Sequence[float]
-    extra: dict[str, Sequence[str]]
+    extra: Mapping[str, Sequence[str]]
 
 
 def of_file(
@@ -88,18 +88,14 @@ def of_file(
             separator=label_separator,
             notes=notes,
         )
-    rows = Rows(
-        numbers,
-        labels,
-        [1.0] * len(numbers),
-        {
-            kind: table[name].to_list()
-            for kind, name in found.extra.items()
-            if kind != "confidence"
-        },
-    )
-    if "split" in rows.extra:
-        rows.extra["split"] = _splits(rows.extra["split"], found.extra["split"])
+    extra = {
+        kind: table[name].to_list()
+        for kind, name in found.extra.items()
+        if kind != "confidence"
+    }
+    if "split" in extra:
+        extra["split"] = _splits(extra["split"], found.extra["split"])
+    rows = Rows(numbers, labels, [1.0] * len(numbers), extra)
     if "confidence" in found.extra:
         return _with_confidences(rows, table[found.extra["confidence"]], notes)
     return rows
@@ -197,7 +193,7 @@ def _with_confidences(rows: Rows, texts: pl.Series, notes: Notes) -> Rows:
     )
     bad = values.is_null() | values.is_nan()
     notes.left_out("rows whose confidence is no number", texts.filter(bad).to_list())
-    kept = (~bad).arg_true().to_list()
+    kept: list[int] = (~bad).arg_true().to_list()
     return Rows(
         [rows.numbers[i] for i in kept],
         [rows.labels[i] for i in kept],
