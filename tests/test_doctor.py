@@ -90,7 +90,7 @@ def test_a_plugin_of_another_jaxlib_is_broken(monkeypatch):
 
 def test_an_accelerator_that_jax_does_not_use_is_broken(monkeypatch, tmp_path):
     sign = tmp_path / "version"
-    drivers = (("gpu", (str(sign),), "an NVIDIA GPU", "jaxii[cuda]"),)
+    drivers = (((str(sign),), "an NVIDIA GPU", "jaxii[cuda]"),)
     monkeypatch.setattr(software, "DRIVERS", drivers)
     assert not software.devices().broken
     sign.write_text("")

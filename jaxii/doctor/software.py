@@ -3,6 +3,7 @@
 import platform
 import sys
 from collections import Counter
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -19,8 +20,8 @@ from jaxii.doctor.finding import Finding
 GIB = 2**30
 # What a machine has that has such an accelerator, and what JAX needs to use it.
 DRIVERS = (
-    ("gpu", ("/proc/driver/nvidia/version",), "an NVIDIA GPU", "jaxii[cuda]"),
-    ("tpu", ("/dev/accel0", "/dev/accel/accel0"), "a TPU", "jaxii[tpu]"),
+    (("/proc/driver/nvidia/version",), "an NVIDIA GPU", "jaxii[cuda]"),
+    (("/dev/accel0", "/dev/accel/accel0"), "a TPU", "jaxii[tpu]"),
 )
 
 
@@ -32,20 +33,19 @@ def versions() -> Finding:
         "flax": flax.__version__,
         "optax": optax.__version__,
         "orbax": orbax.checkpoint.__version__,
-        # grain tells no version of its own.
+        "grain": grain.__version__,
         "numpy": np.__version__,
     }
     plugins = _plugins()
     shown = ", ".join(f"{name} {version}" for name, version in modules.items())
-    found = Finding(
-        [f"versions  Python {platform.python_version()}, {shown}, grain {_grain()}"]
-    )
+    found = Finding([f"versions  Python {platform.python_version()}, {shown}"])
     if plugins:
         shown = ", ".join(f"{name} {version}" for name, version in plugins.items())
         found.lines.append(f"plugins   {shown}")
     for name, version in plugins.items():
-        # The CUDA plugin is built with jaxlib; libtpu has versions of its own.
-        if name.startswith("jax_cuda") and version != jaxlib_version:
+        # A CUDA plugin is built with jaxlib; libtpu has versions of its own.
+        fits = name == "libtpu" or _release(version) == _release(jaxlib_version)
+        if not fits:
             found.broken.append(
                 f"{name} {version} does not fit jaxlib {jaxlib_version}; pip "
                 f"install -U 'jaxii[cuda]'"
@@ -53,26 +53,28 @@ def versions() -> Finding:
     return found
 
 
-def _grain() -> str:
-    return getattr(grain, "__version__", "(no version)")
-
-
 def _plugins() -> dict[str, str]:
     """Returns the versions of the accelerators' plugins that are installed."""
     found = {}
-    try:
-        import jax_cuda13_plugin  # pyright: ignore[reportMissingImports]
+    # pyright: reportMissingImports=false
+    with suppress(ImportError):
+        from jax_cuda13_plugin.version import __version__ as cuda13
 
-        found["jax_cuda13_plugin"] = jax_cuda13_plugin.__version__
-    except ImportError:
-        pass
-    try:
-        import libtpu  # pyright: ignore[reportMissingImports]
+        found["jax_cuda13_plugin"] = cuda13
+    with suppress(ImportError):
+        from jax_cuda12_plugin.version import __version__ as cuda12
 
-        found["libtpu"] = libtpu.__version__
-    except ImportError:
-        pass
+        found["jax_cuda12_plugin"] = cuda12
+    with suppress(ImportError):
+        import libtpu
+
+        found["libtpu"] = getattr(libtpu, "__version__", "of unknown version")
     return found
+
+
+def _release(version: str) -> str:
+    """Returns the numbers at the start of a version, all that JAX compares."""
+    return version[: len(version) - len(version.lstrip("0123456789."))].rstrip(".")
 
 
 def devices() -> Finding:
@@ -112,6 +114,6 @@ def _unused(used: str) -> list[str]:
     return [
         f"{what} is here and JAX computes on the CPU; pip install '{extra}', or unset "
         "JAX_PLATFORMS"
-        for _, signs, what, extra in DRIVERS
+        for signs, what, extra in DRIVERS
         if any(Path(sign).exists() for sign in signs)
     ]
