@@ -175,7 +175,8 @@ nothing and keeps nothing but the step's program; takes seconds.
   python -m jaxii.main doctor --config=mydata/mydata.py
 
 --config=FILE[:DATASET]  measure its input and its step [a usual recipe's]
---data_dir=DIR           with the pictures of this dataset [drawn ones, without a disk]
+--data_dir=DIR           with the pictures of this dataset [the recipe's, or such as
+                         prepare stores, in memory]
 --workdir=DIR            whose disk is measured [runs]
 
 Exit: 0 all is well, 1 something is broken; each such line says how to mend it.""",

@@ -155,6 +155,24 @@ def test_a_recipe_is_measured_and_nothing_is_written(quick, tmp_path, capsys):
     assert not list(tmp_path.iterdir())
 
 
+def test_a_recipe_whose_data_is_not_there_yet_is_measured_all_the_same(tmp_path):
+    config = small_config()
+    config.data.directory = str(tmp_path / "prepared")
+    source, facts, of = command._data(config)
+    assert isinstance(source, speed.Drawn)
+    assert facts.num_classes >= config.label_embedding.dim
+    assert f"{tmp_path}/prepared is not there yet" in of
+
+
+def test_on_cpus_a_batch_for_accelerators_is_made_small():
+    config = small_config()
+    config.data.image_size_pixels = 224
+    config.global_batch_size, config.micro_batches = 1024, 4
+    command._shrink_batch(config)
+    assert config.global_batch_size == jax.device_count()
+    assert config.micro_batches == 1
+
+
 def test_what_is_broken_ends_it_with_the_cure_in_sight(quick, monkeypatch, capsys):
     monkeypatch.setattr(
         storage, "compiled_programs", lambda folder: Finding([], ["x: delete it"])

@@ -14,7 +14,7 @@ from jaxii.data.records import RandomAccess
 
 # As `prepare` stores photos: a short side of 256, sides of 4 to 3, quality 92.
 HEIGHT, WIDTH, QUALITY = 256, 341, 92
-NUM_PICTURES = 48
+NUM_PICTURES = 16
 
 
 class Drawn:

@@ -88,7 +88,7 @@ def compiled_programs(folder: str) -> Finding:
                 "delete it"
             )
     part = "" if looked_at == len(entries) else f", the newest {looked_at} looked into"
-    line = f"programs  {folder}: {len(entries)} kept, {size / MB:,.0f} MB{part}"
+    line = f"programs  {folder}: {len(entries)} kept, {size / MB:,.1f} MB{part}"
     return Finding([line], broken)
 
 
