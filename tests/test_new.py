@@ -294,6 +294,14 @@ def test_a_column_group_among_columns_of_labels_is_a_label(tmp_path):
     assert "columns that are labels as those beside them: 'Group'" in said
 
 
+def test_columns_of_0_and_1_beside_a_column_of_labels_are_not_labels(tmp_path):
+    text = "path,flipped,label,checked,group\na.jpg,1,x,0,0\nb.jpg,0,y,1,1\n"
+    found, said = look(*label_file(tmp_path, text))
+    assert found.extra["group"] == ["0", "1"]
+    assert found.labels == ["x", "y"]
+    assert "columns that are not used: 'flipped', 'checked'" in said
+
+
 def test_case_is_folded_only_when_asked(tmp_path):
     text = "path,label\na.jpg,Dog\nb.jpg,Dog\nc.jpg,dog\nd.jpg,cat\n"
     found, said = look(*label_file(tmp_path, text))

@@ -78,7 +78,8 @@ def find(
     path, match = _paths(table, matcher, notes, path_column, label_column)
     others = [name for name in table.columns if name not in (path, label_column)]
     extra = {plain_name(name): name for name in others if plain_name(name) in EXTRA}
-    extra = _without_labels(table, others, extra, notes)
+    if not label_column:
+        extra = _without_labels(table, others, extra, notes)
     rest = [name for name in table.columns if name not in (path, *extra.values())]
     labels, one_hot = _labels(table, rest, notes, label_column)
     for kind, name in extra.items():
@@ -94,7 +95,8 @@ def _without_labels(
 ) -> dict[str, str]:
     """Returns the extra columns but for those that look like a label among others."""
     one_hot = [name for name in others if _is_one_hot(table[name])]
-    if len(set(one_hot) - set(extra.values())) < 2:
+    has_labels = any(_is_called_label(n) for n in others if n not in one_hot)
+    if has_labels or len(set(one_hot) - set(extra.values())) < 2:
         return extra
     labels = [name for name in extra.values() if name in one_hot]
     if labels:
@@ -144,16 +146,18 @@ def _labels(
         notes.found(f"column {given!r} has the labels, as was said")
         return (given,), False
     named = sorted(
-        (name for name in rest if _rank(name, LABEL_NAMES) < len(LABEL_NAMES)),
+        (name for name in rest if _is_called_label(name)),
         key=lambda name: _rank(name, LABEL_NAMES),
     )
     one_hot = tuple(name for name in rest if _is_one_hot(table[name]))
-    if len(one_hot) > 1:
+    if len(one_hot) > 1 and not set(named) - set(one_hot):
         notes.assumed(
             f"columns of 0 and 1 are labels, called as their headers say: "
             f"{len(one_hot)} of them, {shown(one_hot)}"
         )
         return one_hot, True
+    # With a column that is called so, those of 0 and 1 are something else.
+    named = [name for name in named if len(one_hot) < 2 or name not in one_hot]
     if named:
         others = f"; {shown(named[1:])} would do too (--label_column)"
         notes.assumed(
@@ -167,6 +171,10 @@ def _labels(
         f"which column has the labels? There are {', '.join(rest) or 'none'} beside "
         "the paths; give one with --label_column."
     )
+
+
+def _is_called_label(name: str) -> bool:
+    return plain_name(name) in LABEL_NAMES
 
 
 def _rank(name: str, names: tuple[str, ...]) -> int:
