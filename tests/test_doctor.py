@@ -133,6 +133,9 @@ def quick(monkeypatch):
     # To compile for the eight of the tests takes long.
     mesh = make_mesh(jax.devices()[:1])
     monkeypatch.setattr(command, "make_mesh", lambda: mesh)
+    jax.config.update("jax_disable_most_optimizations", True)
+    yield
+    jax.config.update("jax_disable_most_optimizations", False)
 
 
 def small_config():

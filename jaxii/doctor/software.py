@@ -56,17 +56,20 @@ def versions() -> Finding:
 def _plugins() -> dict[str, str]:
     """Returns the versions of the accelerators' plugins that are installed."""
     found = {}
-    # pyright: reportMissingImports=false
     with suppress(ImportError):
-        from jax_cuda13_plugin.version import __version__ as cuda13
+        from jax_cuda13_plugin import (  # pyright: ignore[reportMissingImports]
+            version as cuda13,
+        )
 
-        found["jax_cuda13_plugin"] = cuda13
+        found["jax_cuda13_plugin"] = cuda13.__version__
     with suppress(ImportError):
-        from jax_cuda12_plugin.version import __version__ as cuda12
+        from jax_cuda12_plugin import (  # pyright: ignore[reportMissingImports]
+            version as cuda12,
+        )
 
-        found["jax_cuda12_plugin"] = cuda12
+        found["jax_cuda12_plugin"] = cuda12.__version__
     with suppress(ImportError):
-        import libtpu
+        import libtpu  # pyright: ignore[reportMissingImports]
 
         found["libtpu"] = getattr(libtpu, "__version__", "of unknown version")
     return found
