@@ -13,6 +13,7 @@ the last, `classifier`, drops the embedding head and fine-tunes at a tenth of th
 """
 
 from jaxii.config import default_config
+from jaxii.nearest import nearest
 
 PRESETS = (
     "toy_regions",
@@ -27,7 +28,8 @@ def get_config(dataset="toy_regions"):
     """Returns the recipe for a dataset, one of `PRESETS`."""
     if dataset not in PRESETS:
         raise ValueError(
-            f"configs/f2_multitask.py:{dataset}; use one of {', '.join(PRESETS)}."
+            f"configs/f2_multitask.py:{dataset}; {nearest(dataset, PRESETS)}use one of "
+            f"{', '.join(PRESETS)}."
         )
     config = default_config()
     if dataset == "toy_regions":

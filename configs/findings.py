@@ -9,6 +9,7 @@ width on 64-pixel pictures, ten epochs of cross-entropy with augmentation. `long
 """
 
 from jaxii.config import default_config
+from jaxii.nearest import nearest
 
 EPOCHS = 10.0
 # Share of the epochs that a run of two stages spends in the first.
@@ -24,7 +25,10 @@ TO_FOCAL = {
 def get_config(name="baseline"):
     """Returns the configuration of a run, one of `RUNS`."""
     if name not in RUNS:
-        raise ValueError(f"configs/findings.py:{name}; use one of {', '.join(RUNS)}.")
+        raise ValueError(
+            f"configs/findings.py:{name}; {nearest(name, RUNS)}use one of "
+            f"{', '.join(RUNS)}."
+        )
     config = default_config()
     config.data.dataset = "kaggle"
     config.model.depth = 18

@@ -14,7 +14,8 @@ from jaxii import clusters
 from jaxii import config as configuration
 from jaxii.errors import InputError
 from jaxii.files import AnyPath, at
-from jaxii.usage import DECODERS
+from jaxii.given import existing, file_to_write, local, profile_steps, required
+from jaxii.usage import DECODERS, LABEL_SEPARATORS
 
 CONFIG = config_flags.DEFINE_config_file("config", None, "Recipe and preset.")
 _WORKDIR = flags.DEFINE_string("workdir", "", "The run's folder.")
@@ -38,6 +39,14 @@ _ENSEMBLE = flags.DEFINE_list("ensemble", [], "Other runs.")
 _ADAPT_BN = flags.DEFINE_bool("adapt_bn", False, "BatchNorm of the target.")
 _LABEL_SHIFT = flags.DEFINE_bool("label_shift", False, "Frequencies of the target.")
 _IMAGES = flags.DEFINE_string("images", "", "Folder, CSV or pictures.")
+_LABELS = flags.DEFINE_string("labels", "", "Label file.")
+_PATH_COLUMN = flags.DEFINE_string("path_column", "", "Names the pictures.")
+_LABEL_COLUMN = flags.DEFINE_string("label_column", "", "Has the labels.")
+_LABEL_SEPARATOR = flags.DEFINE_enum(
+    "label_separator", "", ["", *LABEL_SEPARATORS], "Between labels in a cell."
+)
+_FOLD_CASE = flags.DEFINE_bool("fold_case", False, "Dog and dog are one label.")
+_MIN_PICTURES = flags.DEFINE_integer("min_pictures", 1, "A label.", lower_bound=1)
 _IDS = flags.DEFINE_string("ids", "", "Sample submission.")
 _OUTPUT = flags.DEFINE_string("output", "", "File to write.")
 _ONNX = flags.DEFINE_bool("onnx", False, "An ONNX model too.")
@@ -75,8 +84,12 @@ def arguments_of(command: str, rest: list[str]) -> dict[str, Any]:
     Raises:
       InputError: a flag that is missing or cannot be used.
     """
-    if command in WITH_WORDS:
-        return WITH_WORDS[command](rest)
+    if command in _OF_WORDS:
+        return _OF_WORDS[command](rest)
+    if rest:
+        raise InputError(
+            f"{command} takes flags only, not {rest[0]!r}; see {command} --help."
+        )
     return _OF_COMMAND[command]()
 
 
@@ -133,27 +146,13 @@ def _of_train() -> dict[str, Any]:
         "workdir": _new_workdir(config),
         "allow_tuning_labels": _ALLOW_TUNING.value,
         "change_batch_size": _CHANGE_BATCH_SIZE.value,
-        "profile_steps": _profile_steps(_PROFILE_STEPS.value),
+        "profile_steps": profile_steps(_PROFILE_STEPS.value),
     }
 
 
-def _profile_steps(text: str) -> tuple[int, int]:
-    """Returns the steps after which a trace starts and ends; equal ones for none."""
-    if not text:
-        return 0, 0
-    # No sign, and none of the other digits of Unicode.
-    found = re.fullmatch(r"([0-9]+):([0-9]+)", text)
-    if found and int(found[1]) < int(found[2]):
-        return int(found[1]), int(found[2])
-    raise InputError(
-        f"--profile_steps={text} is not FIRST:LAST with FIRST below LAST; 100:105 "
-        "traces the five updates after step 100."
-    )
-
-
 def _of_prepare() -> dict[str, Any]:
-    directory = _required("input_dir", _INPUT_DIR.value)
-    output = _required("data_dir", _DATA_DIR.value)
+    directory = existing("input_dir", _INPUT_DIR.value)
+    output = required("data_dir", _DATA_DIR.value)
     if _BEAM_OPTIONS.value and not _BEAM_RUNNER.value:
         raise InputError("--beam_options without --beam_runner; give both or neither.")
     if output.exists() and not output.is_dir():
@@ -184,7 +183,7 @@ def _of_evaluate() -> dict[str, Any]:
 
 def _of_hold_out() -> dict[str, Any]:
     return {
-        "workdir": _required("workdir", _WORKDIR.value),
+        "workdir": required("workdir", _WORKDIR.value),
         "config": config_of() if CONFIG.value is not None else None,
         "data_dir": _DATA_DIR.value,
     }
@@ -197,7 +196,7 @@ def _of_adapt() -> dict[str, Any]:
             "--allow_tuning_labels if that is meant."
         )
     return _trained() | {
-        "output": _required("output", _OUTPUT.value),
+        "output": required("output", _OUTPUT.value),
         "trainable": _TRAIN.value,
         "num_epochs": _NUM_EPOCHS.value,
         "peak_lr": _PEAK_LR.value,
@@ -209,7 +208,10 @@ def _of_predict(words: list[str]) -> dict[str, Any]:
     trained = _trained()
     if not _IMAGES.value:
         raise InputError("--images is missing; see --help of the command.")
-    output, sheet = _output("CSV or JSON lines"), _file("sheet", _SHEET.value, "HTML")
+    output, sheet = (
+        _output("CSV or JSON lines"),
+        file_to_write("sheet", _SHEET.value, "HTML"),
+    )
     if output is None and sheet is None:
         output = trained["workdir"] / "predictions.csv"
     if output is not None and output.suffix not in ANSWERS:
@@ -235,7 +237,7 @@ def _of_predict(words: list[str]) -> dict[str, Any]:
 
 def _of_export() -> dict[str, Any]:
     return _trained() | {
-        "output": _required("output", _OUTPUT.value),
+        "output": required("output", _OUTPUT.value),
         "decoder": _DECODER.value or "",
         "onnx": _ONNX.value,
         "data_dir": _DATA_DIR.value,
@@ -261,8 +263,42 @@ def _of_compare(words: list[str]) -> dict[str, Any]:
     }
 
 
+def _of_new(words: list[str]) -> dict[str, Any]:
+    if len(words) != 1 or not re.fullmatch(r"[\w-]+", Path(words[0]).name):
+        raise InputError(
+            f"new needs one name, of letters, digits, _ and -, not "
+            f"{' '.join(words) or 'none'}; it is the folder that is made: new mydata "
+            "--images=DIR --labels=CSV."
+        )
+    return {
+        "folder": local("NAME", at(words[0])),
+        "images": local("--images", existing("images", _IMAGES.value)),
+        "labels": (
+            local("--labels", existing("labels", _LABELS.value))
+            if _LABELS.value
+            else None
+        ),
+        "path_column": _PATH_COLUMN.value,
+        "label_column": _LABEL_COLUMN.value,
+        "label_separator": _LABEL_SEPARATOR.value,
+        "fold_case": _FOLD_CASE.value,
+        "min_pictures": _MIN_PICTURES.value,
+    }
+
+
+def _of_doctor() -> dict[str, Any]:
+    config = None
+    if CONFIG.value is not None:
+        config = config_of()
+    elif _DATA_DIR.value:
+        raise InputError(
+            "--data_dir needs the recipe that is to train on it; add --config."
+        )
+    return {"config": config, "place": at(_WORKDIR.value or "runs")}
+
+
 def _trained() -> dict[str, Any]:
-    return {"workdir": _required("workdir", _WORKDIR.value), "stage": _STAGE.value}
+    return {"workdir": existing("workdir", _WORKDIR.value), "stage": _STAGE.value}
 
 
 def _variant() -> dict[str, Any]:
@@ -275,16 +311,7 @@ def _variant() -> dict[str, Any]:
 
 
 def _output(kind: str) -> AnyPath | None:
-    return _file("output", _OUTPUT.value, kind)
-
-
-def _file(name: str, value: str, kind: str) -> AnyPath | None:
-    path = at(value) if value else None
-    if path is not None and path.is_dir():
-        raise InputError(
-            f"--{name}={path} is a folder; give the name of a file for the {kind}."
-        )
-    return path
+    return file_to_write("output", _OUTPUT.value, kind)
 
 
 def _new_workdir(config: configuration.Config) -> AnyPath:
@@ -294,12 +321,6 @@ def _new_workdir(config: configuration.Config) -> AnyPath:
         flags.FLAGS["config"]
     ).partition(":")
     return Path("runs") / f"{Path(recipe).stem}-{preset or config.data.dataset}"
-
-
-def _required(name: str, value: str) -> AnyPath:
-    if not value:
-        raise InputError(f"--{name} is missing; see --help of the command.")
-    return at(value)
 
 
 def _layout_files() -> dict[str, AnyPath]:
@@ -319,6 +340,7 @@ _OF_COMMAND = {
     "adapt": _of_adapt,
     "export": _of_export,
     "plan": _of_plan,
+    "doctor": _of_doctor,
 }
-# The commands that take words too, which are no flags.
-WITH_WORDS = {"compare": _of_compare, "predict": _of_predict}
+# Those that take words beside flags.
+_OF_WORDS = {"compare": _of_compare, "new": _of_new, "predict": _of_predict}

@@ -17,16 +17,11 @@ from absl import logging as absl_logging
 from ml_collections import ConfigDict
 
 from jaxii import config as configuration
-from jaxii.arguments import (
-    CONFIG,
-    WITH_WORDS,
-    arguments_of,
-    place_of,
-    start_timeout,
-)
+from jaxii.arguments import CONFIG, arguments_of, place_of, start_timeout
 from jaxii.clusters import Place
 from jaxii.errors import InputError
 from jaxii.files import user_cache
+from jaxii.nearest import nearest, nearest_path
 from jaxii.usage import COMMANDS, help_text
 
 DONE, FAILED, MISUSED, PREEMPTED = 0, 1, 2, 75
@@ -54,11 +49,8 @@ def main(argv: list[str]) -> int:
         command = rest.pop(0) if rest else "train"
         if command not in COMMANDS:
             raise InputError(
-                f"{command!r} is not a command; use one of {', '.join(COMMANDS)}."
-            )
-        if rest and command not in WITH_WORDS:
-            raise InputError(
-                f"{command} takes flags only, not {rest[0]!r}; see {command} --help."
+                f"{command!r} is not a command; {nearest(command, COMMANDS)}use one of "
+                f"{', '.join(COMMANDS)}."
             )
         return _dispatch(command, rest, argv)
     except InputError as error:
@@ -70,9 +62,10 @@ def _parse(argv: list[str]) -> list[str]:
     """Parses the flags, which loads the recipe; returns the words that are no flags."""
     recipe = _recipe(argv)
     if recipe is not None and not Path(recipe.partition(":")[0]).is_file():
+        near = nearest_path(Path(recipe.partition(":")[0]))
         raise InputError(
-            f"--config={recipe} is not a file; give a recipe such as "
-            "configs/f2_multitask.py."
+            f"--config={recipe} is not a file; "
+            + (near or "give a recipe such as configs/f2_multitask.py.")
         )
     try:
         configuration.check_overrides(argv)
@@ -109,11 +102,14 @@ def _flag_error(recipe: str | None, error: Exception) -> InputError:
     if text.startswith(f"flag --config={recipe}:"):
         return _recipe_error(recipe, error)
     name = text.removeprefix("flag --").partition("=")[0]
-    if name.startswith("config.") and name in flags.FLAGS:
+    known = name in flags.FLAGS
+    if name.startswith("config.") and known:
         default = flags.FLAGS[name].default
         if default is not None:
             text += f"; give a value like the default, {default!r}"
-    return InputError(f"{text.removeprefix('flag ')}; see --help.")
+    choices = getattr(flags.FLAGS[name].parser, "enum_values", ()) if known else ()
+    near = nearest(text.partition("=")[2].partition(":")[0], choices)
+    return InputError(f"{text.removeprefix('flag ')}; {near}see --help.")
 
 
 def _recipe_error(recipe: str | None, error: BaseException) -> InputError:
@@ -141,9 +137,11 @@ def _dispatch(command: str, rest: list[str], argv: list[str]) -> int:
     from jaxii.commands import (
         adapt,
         compare,
+        doctor,
         evaluate,
         export,
         hold_out,
+        new,
         plan,
         predict,
         prepare,
@@ -160,6 +158,7 @@ def _dispatch(command: str, rest: list[str], argv: list[str]) -> int:
         given["request"] = predict.Request(**given["request"])
     act = {
         "train": train.train,
+        "new": new.new,
         "prepare": prepare.prepare,
         "evaluate": evaluate.evaluate,
         "hold_out": hold_out.hold_out,
@@ -168,6 +167,7 @@ def _dispatch(command: str, rest: list[str], argv: list[str]) -> int:
         "export": export.export,
         "plan": plan.plan,
         "compare": compare.compare,
+        "doctor": doctor.doctor,
     }[command]
     return _run(partial(act, **given), command, place, argv)
 
@@ -177,6 +177,7 @@ def _run(
 ) -> int:
     """Runs a command and says how it ended; several processes meet before and part."""
     from jaxii import processes
+    from jaxii.doctor.finding import Unwell
     from jaxii.train.failed_save import FailedSave
     from jaxii.train.loop import Diverged, Preempted
 
@@ -191,7 +192,7 @@ def _run(
         code, text = MISUSED, " ".join(str(error).split())
     except Preempted as stopped:
         code, text = PREEMPTED, f"{stopped}; the same command goes on."
-    except (Diverged, FailedSave, processes.Lost) as error:
+    except (Diverged, FailedSave, Unwell, processes.Lost) as error:
         code, text = FAILED, str(error)
     except Exception as error:
         if place is None:

@@ -12,6 +12,7 @@ DECODERS = (
     "expected_f2",
     "cardinality",
 )
+LABEL_SEPARATORS = ("none", "space", ",", ";", "|", "json")
 COMMANDS = {
     "train": """Trains every stage of a configuration, then evaluates it and writes a
 report and a submission. The same command again goes on where it stopped.
@@ -46,6 +47,25 @@ themselves (evaluate, hold_out, adapt and predict too); elsewhere each process i
 
 Exit: 0 done, 2 something given cannot be used, 75 stopped on request and resumable
 (SIGTERM or Ctrl-C), 1 anything else.""",
+    "new": """Looks at pictures and a label file as you have them, says what it
+found and assumes, and writes NAME/: a recipe, NAME.py, and label files for prepare.
+Pictures stay where they are. It ends with the two commands that train.
+
+  python -m jaxii.main new mydata --images=photos --labels=labels.csv
+
+--images=DIR             pictures, in folders or not
+--labels=CSV             a column of paths or ids, and labels: a row a label, or a row a
+                         picture with several labels in a cell or a JSON list there, or
+                         a column of 0 and 1 a label [folders are labels]
+--path_column=NAME       names the pictures [whose cells name most]
+--label_column=NAME      has the labels [by its name, or the only one left]
+--label_separator=CHAR   between labels in a cell: none, space, a comma, a semicolon, a
+                         bar, or json [found from all cells; the rule is printed]
+--fold_case              labels that differ by case alone are one
+--min_pictures=N         leave out labels that fewer training pictures have [1]
+
+Columns called split (train, validation, test), group, domain, slice and confidence are
+taken as such; see prepare.""",
     "prepare": """Reads a folder in the layout of Kaggle's Inclusive Images challenge
 (label CSVs and pictures of any size, JPEG, PNG or WebP) and writes a TFDS dataset. One
 pass over all cores; interrupted, the same command goes on.
@@ -187,6 +207,19 @@ does not fit is the compiler's answer, not an estimate. Times are bounds (a roof
 the assumptions are printed with them.
 
 Exit: 0 it fits, 2 it does not fit or something given cannot be used.""",
+    "doctor": """Looks at this machine and says what would limit a run: versions,
+devices, disk, kept programs, the speed of the input path and of a train step. Trains
+nothing and keeps nothing but the step's program; takes seconds.
+
+  python -m jaxii.main doctor
+  python -m jaxii.main doctor --config=mydata/mydata.py
+
+--config=FILE[:DATASET]  measure its input and its step [a usual recipe's]
+--data_dir=DIR           with the pictures of this dataset [the recipe's, or such as
+                         prepare stores, in memory]
+--workdir=DIR            whose disk is measured [runs]
+
+Exit: 0 all is well, 1 something is broken; each such line says how to mend it.""",
     "compare": """Prints a table of runs: the fields in which they differ, F2 in domain
 and shifted, worst slice, mAP, coverage, threshold, provenance, images/s. Runs that
 differ only by their seed are one row, with mean and standard deviation.

@@ -16,7 +16,7 @@ MODULES = sorted(
     if path.name != "__init__.py"
 )
 # What each part may import of jaxii. These are leaves that anyone may.
-LEAVES = ("jaxii.errors", "jaxii.files")
+LEAVES = ("jaxii.errors", "jaxii.files", "jaxii.nearest")
 MAY_IMPORT = {
     "jaxii.errors": (),
     "jaxii.files": (),
@@ -33,6 +33,10 @@ MAY_IMPORT = {
         "jaxii.objective",
         "jaxii.data.labels",
     ),
+    "jaxii.nearest": (),
+    "jaxii.look": ("jaxii.look", "jaxii.data"),
+    "jaxii.recipe": (),
+    "jaxii.doctor": ("jaxii.doctor", "jaxii.data"),
     "jaxii.clusters": (),
     "jaxii.roll_call": (),
     "jaxii.processes": ("jaxii.clusters", "jaxii.console", "jaxii.roll_call"),
@@ -57,7 +61,13 @@ MAY_IMPORT = {
     "jaxii.session": ("jaxii",),
     "jaxii.commands": ("jaxii",),
     "jaxii.usage": (),
-    "jaxii.arguments": ("jaxii.clusters", "jaxii.config", "jaxii.usage"),
+    "jaxii.given": (),
+    "jaxii.arguments": (
+        "jaxii.clusters",
+        "jaxii.config",
+        "jaxii.given",
+        "jaxii.usage",
+    ),
     "jaxii.main": ("jaxii",),
 }
 FORBIDDEN = {"tensorflow", "torch", "importlib"}

@@ -68,3 +68,24 @@ def test_a_second_file_of_an_id_is_told(root):
     pictures = find_pictures((root / "train",))
     assert pictures.repeated == ("train01",)
     assert pictures.paths[1].name == "train01.jpg"
+
+
+def test_a_list_of_pictures_stands_in_for_folders(tmp_path):
+    root = small_layout.write(tmp_path)
+    listed = small_layout.lines(
+        root / "train_pictures.csv",
+        "path,image_id",
+        f"{root}/train/part_0/train01.jpg,b/1",
+        f"{root}/train/part_0/train00.jpg,a/1",
+        f"{root}/train/gone.jpg,c/1",
+    )
+    pictures, _ = Layout.find(root).pictures()
+    assert pictures.ids == ["a/1", "b/1", "c/1"]
+    assert [path.name for path in pictures.paths][:2] == ["train00.jpg", "train01.jpg"]
+    assert [size > 0 for size in pictures.sizes] == [True, True, False]
+    listed.write_text("image_id,path\na,x\na,y\n")
+    with pytest.raises(InputError, match="the image_id 'a' 2 times"):
+        Layout.find(root).pictures()
+    listed.write_text("id,path\na,x\n")
+    with pytest.raises(InputError, match="it needs the columns image_id,path"):
+        Layout.find(root).pictures()

@@ -13,6 +13,7 @@ import cv2
 import jax
 import mixed_pictures
 import numpy as np
+import plain_data
 import pytest
 import small_layout
 from absl import flags
@@ -21,8 +22,10 @@ from etils import epath
 from PIL import Image
 
 from jaxii import arguments, main, processes
+from jaxii.commands import doctor
 from jaxii.commands import evaluate as evaluation
 from jaxii.data.open_images import Layout, prepare
+from jaxii.doctor.finding import Unwell
 from jaxii.infer.decoders import NAMES
 from jaxii.session import open_session
 from jaxii.train.checkpoint import Checkpoints
@@ -94,7 +97,10 @@ def refused(run, tmp_path):
 @pytest.mark.parametrize(
     ("words", "pattern"),
     [
-        (["trian"], "'trian' is not a command; use one of train, prepare, evaluate"),
+        (
+            ["trian"],
+            "'trian' is not a command; the nearest is train; use one of train, new",
+        ),
         (["train", "fast"], "train takes flags only, not 'fast'; see train --help"),
         (["--bogus=1"], "Unknown command line flag 'bogus'.*--help"),
         ([], "--config is missing; .*give --config configs/f2_multitask.py"),
@@ -144,7 +150,10 @@ def test_a_command_line_that_cannot_be_is_refused(refused, words, pattern):
         (["--config"], "--config= is not a file"),
         (["--config=configs/none.py"], "--config=configs/none.py is not a file; give"),
         (["--config=configs"], "is not a file; give a recipe such as"),
-        ([f"{RECIPE}:emojis"], "py:emojis: use one of toy_regions, emoji, inclusive_i"),
+        (
+            [f"{RECIPE}:emojis"],
+            "py:emojis: the nearest is emoji; use one of toy_regions, emoji, ",
+        ),
         (
             [RECIPE, "--config.optimiser.peak_lr=1"],
             "--config.optimiser.peak_lr is not a field; use optimizer.peak_lr",
@@ -511,7 +520,10 @@ def test_a_misspelt_field_of_a_stage_is_refused_by_name(refused, dataset, tmp_pa
     text = (ROOT / "configs" / "f2_multitask.py").read_text()
     recipe.write_text(text.replace('"embedding_head": True', '"embeding_head": True'))
     words = (f"--config={recipe}:emoji", *train_words(dataset, tmp_path / "run")[1:])
-    refused(words, "stage 'multitask' has no field 'embeding_head'; fields are name")
+    refused(
+        words,
+        "has no field 'embeding_head'; the nearest is embedding_head; fields are",
+    )
 
 
 def test_a_misspelt_term_of_a_stage_is_refused_by_name(refused, dataset, tmp_path):
@@ -519,7 +531,7 @@ def test_a_misspelt_term_of_a_stage_is_refused_by_name(refused, dataset, tmp_pat
     text = (ROOT / "configs" / "f2_multitask.py").read_text()
     recipe.write_text(text.replace('"soft_f":', '"soft_f2":'))
     words = (f"--config={recipe}:emoji", *train_words(dataset, tmp_path / "run")[1:])
-    refused(words, "term 'soft_f2' does not exist; use one of bce, ")
+    refused(words, "term 'soft_f2' does not exist; the nearest is soft_f; use")
 
 
 @pytest.mark.parametrize(
@@ -892,3 +904,54 @@ def test_a_test_without_labels_gets_a_submission_and_no_figures(run, tmp_path, t
     assert list(metrics["splits"]) == ["validation"]
     rows = (copy / "submission.csv").read_text().splitlines()[1:]
     assert [row.split(",")[0] for row in rows] == ["test0", "test1", "test2"]
+
+
+# `new` and `doctor`; what they do is tested in test_new.py and test_doctor.py.
+
+
+@pytest.mark.parametrize(
+    ("words", "pattern"),
+    [
+        (["new"], "new needs one name.*not none"),
+        (["new", "a", "b"], "new needs one name.*not a b"),
+        (["new", "a:b"], "of letters, digits"),
+        (["new", "mine"], "--images is missing"),
+        (["new", "mine", "--images=gs://b/photos"], "gcsfs|in a bucket"),
+        (["new", "mine", "--images=no", "--label_separator=spce"], "nearest is space"),
+        (["doctor", "here"], "doctor takes flags only, not 'here'"),
+        (["doctor", "--data_dir=x"], "--data_dir needs the recipe"),
+        (["predict", "--decoder=tresholds"], "the nearest is threshold; see --help"),
+        (["--config=configs/f2_multitaks.py"], "nearest is configs/f2_multitask.py"),
+    ],
+)
+def test_new_and_doctor_and_near_names_refuse_in_one_line(refused, words, pattern):
+    refused(words, pattern)
+
+
+def test_a_folder_that_is_mistyped_is_answered_with_the_one_there_is(refused, tmp_path):
+    (tmp_path / "photos").mkdir()
+    words = ["new", "mine", f"--images={tmp_path / 'fotos'}"]
+    refused(words, f"does not exist; the nearest is {tmp_path / 'photos'}")
+
+
+def test_new_writes_a_recipe_that_the_command_line_loads(run, tmp_path):
+    plain_data.spaces(tmp_path, [(small_layout.picture(9), ["a", "b"])] * 12)
+    words = ("--images=" + str(tmp_path / "photos"), f"--labels={tmp_path}/labels.csv")
+    code, said, errors = run(
+        "new", tmp_path / "mine", *words, "--label_separator=space"
+    )
+    assert (code, errors) == (0, "")
+    assert "--label_separator" not in said.split("\nnext\n")[1]
+    code, _, errors = run("train", f"--config={tmp_path}/mine/mine.py")
+    assert code == 2
+    assert f"{tmp_path}/mine/prepared is not a folder; prepare" in errors
+
+
+def test_doctor_ends_with_1_where_something_is_broken(run, monkeypatch):
+    def fail(config, place):
+        raise Unwell("1 things to mend; see BROKEN above.")
+
+    monkeypatch.setattr(doctor, "doctor", fail)
+    code, _, errors = run("doctor")
+    assert code == 1
+    assert errors == "jaxii: 1 things to mend; see BROKEN above.\n"

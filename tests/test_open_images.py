@@ -289,3 +289,12 @@ def test_a_second_file_of_an_image_is_told(root, out):
     tally = prepare(Layout.find(root), out).split("train")
     assert tally.kept == 6
     assert tally.notes["ids with a second file (not read)"] == 1
+
+
+def test_listed_validation_images_are_a_split_of_their_own(tmp_path):
+    root = small_layout.write(tmp_path / "files")
+    small_layout.lines(root / "validation_ids.csv", "image_id", "train01", "train04")
+    counts = prepare(Layout.find(root), tmp_path / "data")
+    assert counts.split("train").kept == 4
+    assert counts.split("validation").kept == 2
+    assert counts.split("train").read == 4

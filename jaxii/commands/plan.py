@@ -15,6 +15,7 @@ from jaxii import config as configuration
 from jaxii.console import say
 from jaxii.data.pipeline import POSITIONS
 from jaxii.errors import InputError
+from jaxii.nearest import nearest
 from jaxii.networks import Networks, batch_norm_group
 from jaxii.plan import topology as topologies
 from jaxii.plan import words
@@ -159,7 +160,8 @@ class _Step:
             return self.stages[names.index(self.stage_name)]
         if self.stage_name:
             raise InputError(
-                f"--stage={self.stage_name} is not a stage of this recipe; use "
+                f"--stage={self.stage_name} is not a stage of this recipe; "
+                f"{nearest(self.stage_name, names)}use "
                 f"{', '.join(names)}."
             )
         return max(

@@ -10,9 +10,10 @@ from dataclasses import dataclass, fields, replace
 from pathlib import Path
 
 import fsspec
+import polars as pl
 
 from jaxii.errors import InputError
-from jaxii.files import AnyPath, at
+from jaxii.files import AnyPath, at, size_of
 
 IMAGE_SUFFIXES = (".jpg", ".jpeg", ".png", ".webp")
 TEST_IMAGES = "stage_1_test_images"
@@ -36,6 +37,11 @@ class Layout:
       test_labels: image_id,labels.
       train_metadata: image_id and any of group, domain, slice.
       test_metadata: the same, for tuning and test images.
+      train_pictures: "train_pictures.csv", image_id,path: the training pictures, in
+        place of all those in folders.
+      test_pictures: "test_pictures.csv", the same for tuning and test.
+      validation_ids: "validation_ids.csv", image_id: the training images that are
+        `validation`, which is carved out of the others where there is no such list.
     """
 
     train_images: tuple[AnyPath, ...]
@@ -50,6 +56,9 @@ class Layout:
     test_labels: AnyPath | None = None
     train_metadata: AnyPath | None = None
     test_metadata: AnyPath | None = None
+    train_pictures: AnyPath | None = None
+    test_pictures: AnyPath | None = None
+    validation_ids: AnyPath | None = None
 
     @classmethod
     def find(cls, directory: str | os.PathLike[str], **overrides) -> "Layout":
@@ -98,12 +107,23 @@ class Layout:
                     f"{root / FILES[name]} is missing; it is required (or give "
                     f"{name}=PATH)"
                 )
-        if not found["train_images"]:
+        if not found["train_images"] and not found["train_pictures"]:
             raise InputError(
                 f"{root} has no folder of training images; name it train, or give "
                 "train_images=PATH"
             )
         return cls(**found)  # type: ignore[arg-type]
+
+    def pictures(self) -> tuple["Pictures", "Pictures"]:
+        """Finds the pictures of training, and those of tuning and test.
+
+        Raises:
+          InputError: a list of pictures that cannot be used.
+        """
+        return (
+            _pictures(self.train_pictures, self.train_images),
+            _pictures(self.test_pictures, self.test_images),
+        )
 
     def fetch(self, scratch: Path) -> "Layout":
         """Returns the layout with label files of buckets copied into a local folder."""
@@ -129,6 +149,9 @@ FILES = {
     "test_labels": "test_labels.csv",
     "train_metadata": "train_meta.csv",
     "test_metadata": "test_meta.csv",
+    "train_pictures": "train_pictures.csv",
+    "test_pictures": "test_pictures.csv",
+    "validation_ids": "validation_ids.csv",
 }
 
 
@@ -151,6 +174,43 @@ class Pictures:
     def by_id(self) -> dict[str, int]:
         """Returns the position of each id."""
         return {image_id: i for i, image_id in enumerate(self.ids)}
+
+
+def _pictures(listed: AnyPath | None, folders: tuple[AnyPath, ...]) -> Pictures:
+    if listed is None:
+        return find_pictures(folders)
+    table = read_listed(listed, ("image_id", "path")).sort("image_id")
+    ids = table["image_id"].to_list()
+    paths = [at(path) for path in table["path"]]
+    # What is gone since then is named when it is to be read.
+    sizes = [size_of(path) if path.exists() else 0 for path in paths]
+    return Pictures(ids, paths, sizes, repeated=())
+
+
+def read_listed(path: AnyPath, columns: tuple[str, ...]) -> pl.DataFrame:
+    """Reads a list of images: a CSV file whose image_id is there once and never empty.
+
+    Raises:
+      InputError: it is another file.
+    """
+    try:
+        table = pl.read_csv(
+            os.fspath(path), columns=list(columns), infer_schema=False
+        ).fill_null("")
+    except (OSError, pl.exceptions.PolarsError) as error:
+        reason = (str(error).strip().splitlines() or [type(error).__name__])[0]
+        raise InputError(
+            f"{path} is no list of images ({reason}); it needs the columns "
+            f"{','.join(columns)}"
+        ) from error
+    ids = table["image_id"]
+    for wrong in (ids.filter(ids.is_duplicated()), ids.filter(ids == "")):
+        if len(wrong):
+            raise InputError(
+                f"{path} has the image_id {wrong[0]!r} {len(wrong)} times; give each "
+                "image one row and an id"
+            )
+    return table
 
 
 def find_pictures(folders: tuple[AnyPath, ...]) -> Pictures:

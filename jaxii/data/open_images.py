@@ -22,7 +22,7 @@ from jaxii.data import beam_shards, folder, index, label_files, schema, shards
 from jaxii.data.beam_shards import Beam
 from jaxii.data.counts import Counts, Tally, few
 from jaxii.data.labels import BOX, HUMAN, MACHINE
-from jaxii.data.layout import Layout, Pictures, find_pictures
+from jaxii.data.layout import Layout, Pictures, read_listed
 from jaxii.errors import InputError
 from jaxii.files import AnyPath, at
 
@@ -51,7 +51,7 @@ def prepare(
     beam: Beam | None = None,
     on_progress: shards.Progress | None = None,
 ) -> Counts:
-    """Writes the dataset of a layout: splits train, tuning and test.
+    """Writes the dataset of a layout: train, a listed validation, tuning and test.
 
     Args:
       layout: the files.
@@ -79,8 +79,7 @@ def prepare(
         drafts, tallies = draft_splits(
             layout,
             codes,
-            find_pictures(layout.train_images),
-            find_pictures(layout.test_images),
+            *layout.pictures(),
         )
     if folder.begin(output, fingerprint(drafts, codes, short_side)):
         return Counts.load(output / folder.COUNTS_FILE)
@@ -130,13 +129,13 @@ def draft_splits(
       test_pictures: those of tuning and test.
 
     Returns:
-      train and, where there are some, tuning and test; the account of each file.
+      train and, where there are some, validation, tuning and test; the account of each
+      file.
 
     Raises:
       InputError: a file that cannot be used, or no training image with a label.
     """
-    train, tallies = _train(layout, codes, train_pictures)
-    drafts = [train]
+    drafts, tallies = _train(layout, codes, train_pictures)
     tuning_ids: list[str] = []
     metadata = _metadata(layout.test_metadata, tallies)
     if layout.tuning_labels is not None:
@@ -153,7 +152,7 @@ def draft_splits(
 
 def _train(
     layout: Layout, codes: label_files.Codes, pictures: Pictures
-) -> tuple[Draft, list[Tally]]:
+) -> tuple[list[Draft], list[Tally]]:
     ids = pl.Series(pictures.ids, dtype=pl.String)
     parts, tallies = [], []
     files = (
@@ -169,18 +168,22 @@ def _train(
     columns = _columns(parts, len(pictures.ids))
     labelled = np.flatnonzero(np.diff(columns[0]))
     metadata = _metadata(layout.train_metadata, tallies)
-    plan = _make_plan("train", labelled, pictures, columns, metadata)
-    tally = Tally(
-        "train",
-        "images",
-        read=len(pictures.ids),
-        kept=len(labelled),
-        dropped={"without a label": len(pictures.ids) - len(labelled)},
-        notes=_second_files(pictures),
-    )
-    if not len(labelled):
-        raise InputError(_nothing_left(tally))
-    return Draft(plan, tally), tallies
+    splits = {"train": np.ones(len(ids), bool)}
+    if layout.validation_ids is not None:
+        listed = read_listed(layout.validation_ids, ("image_id",))["image_id"]
+        splits["validation"] = ids.is_in(listed.implode()).to_numpy()
+        splits["train"] = ~splits["validation"]
+    drafts = []
+    for split, is_in in splits.items():
+        rows, read = labelled[is_in[labelled]], int(is_in.sum())
+        dropped = {"without a label": read - len(rows)}
+        notes = _second_files(pictures) if split == "train" else {}
+        tally = Tally(split, "images", read, len(rows), dropped, notes=notes)
+        if split == "train" and not len(rows):
+            raise InputError(_nothing_left(tally))
+        plan = _make_plan(split, rows, pictures, columns, metadata)
+        drafts.append(Draft(plan, tally))
+    return drafts, tallies
 
 
 def _listed(path, codes, pictures, tallies, header):

@@ -23,6 +23,7 @@ from jaxii.data.labels import Vocabulary
 from jaxii.data.records import OpenImagesV4Records, Records
 from jaxii.errors import InputError
 from jaxii.files import AnyPath, at, names_in, size_of
+from jaxii.nearest import nearest, nearest_path
 
 Progress = Callable[[int, int, str], None]
 
@@ -90,8 +91,8 @@ class Dataset:
         check_domains(self.directory, self.domains)
         if domain not in self.domains:
             raise InputError(
-                f"{self.directory} has no domain {domain!r} in its training data; use "
-                f"one of {', '.join(self.domains)}"
+                f"{self.directory} has no domain {domain!r} in its training data; "
+                f"{nearest(domain, self.domains)}use one of {', '.join(self.domains)}"
             )
         train = self.splits["train"]
         held_out = train.select(np.flatnonzero(train.index.domains == domain))
@@ -217,7 +218,10 @@ def _locate(directory: AnyPath) -> AnyPath:
     if (directory / folder.INFO_FILE).is_file():
         return directory
     if not directory.is_dir():
-        raise InputError(f"{directory} is not a folder; prepare a dataset there first")
+        near = nearest_path(directory)
+        raise InputError(
+            f"{directory} is not a folder; {near or 'prepare a dataset there first'}"
+        )
     if (directory / folder.INPUTS_FILE).exists():
         raise InputError(
             f"the preparation of {directory} did not finish; run it again, it goes on "

@@ -15,6 +15,7 @@ import jax.numpy as jnp
 from jaxtyping import Array, Float, Int, Num
 
 from jaxii.errors import InputError
+from jaxii.nearest import nearest
 from jaxii.objective import losses
 from jaxii.objective.schedule import is_constant_zero, make_schedule
 
@@ -159,7 +160,8 @@ def make_objective(
     for name, spec in terms.items():
         if name not in allowed:
             raise InputError(
-                f"term {name!r} does not exist; use one of {', '.join(allowed)}."
+                f"term {name!r} does not exist; {nearest(name, allowed)}use one of "
+                f"{', '.join(allowed)}."
             )
         term = _make_term(name, spec, num_steps)
         if term is not None:
@@ -184,7 +186,7 @@ def _make_term(name: str, spec: object, num_steps: int) -> Term | None:
     for key in params:
         if key not in own:
             raise InputError(
-                f"term {name!r} has no parameter {key!r}; it takes "
+                f"term {name!r} has no parameter {key!r}; {nearest(key, own)}it takes "
                 f"{', '.join(('weight', *own))}."
             )
     # Only numbers that may move are schedules; None (focal's alpha) stays as it is.

@@ -23,6 +23,7 @@ from jax.sharding import Sharding
 
 from jaxii.errors import InputError
 from jaxii.files import at
+from jaxii.nearest import nearest
 from jaxii.train.failed_save import FailedSave
 from jaxii.train.saving import REPLACED, make_manager, save, split, start
 from jaxii.train.stages import Saved, choose
@@ -95,7 +96,8 @@ class Checkpoints:
                 "--workdir."
             )
         if stage and stage not in trained:
-            raise InputError(f"--stage={stage}; use one of {', '.join(trained)}.")
+            near = nearest(stage, trained)
+            raise InputError(f"--stage={stage}; {near}use one of {', '.join(trained)}.")
         return choose(found[stage or trained[-1]], "best")
 
     def metadata(self, saved: Saved) -> dict[str, Any]:

@@ -10,6 +10,7 @@ from dataclasses import dataclass, field, fields
 from typing import Any
 
 from jaxii.errors import InputError
+from jaxii.nearest import nearest
 
 ENTERS_FROM = ("best", "last")
 SPLITS = ("train", "tuning")
@@ -94,7 +95,8 @@ def _make_stage(
     for key in given:
         if key not in allowed:
             raise InputError(
-                f"{label} has no field {key!r}; fields are {', '.join(allowed)}."
+                f"{label} has no field {key!r}; {nearest(key, allowed)}fields are "
+                f"{', '.join(allowed)}."
             )
     for key in ("name", "terms"):
         if not given.get(key):

@@ -1,0 +1,80 @@
+"""How fast this machine makes batches, by the input path's own code."""
+
+import time
+from collections.abc import Sequence
+from typing import Any, SupportsIndex
+
+import numpy as np
+import simplejpeg
+
+from jaxii.data.images import TrainTransform
+from jaxii.data.labels import HUMAN
+from jaxii.data.pipeline import LabelPolicy, Share, train_batches
+from jaxii.data.records import RandomAccess
+
+# As `prepare` stores photos: a short side of 256, sides of 4 to 3, quality 92.
+HEIGHT, WIDTH, QUALITY = 256, 341, 92
+NUM_PICTURES = 16
+
+
+class Drawn:
+    """Records without a disk: noise whose spectrum falls as that of photos."""
+
+    def __init__(self):
+        rng = np.random.default_rng(0)
+        self._encoded: Sequence[bytes] = [_picture(rng) for _ in range(NUM_PICTURES)]
+
+    def __len__(self) -> int:
+        return 4096
+
+    def __getitem__(self, row: SupportsIndex, /) -> dict[str, Any]:
+        return {
+            "image": self._encoded[int(row) % NUM_PICTURES],
+            "label_ids": np.array([0], np.int32),
+            "label_confidences": np.array([1.0], np.float32),
+            "label_sources": np.array([HUMAN], np.uint8),
+            "slice_id": 0,
+        }
+
+
+def _picture(rng: np.random.Generator) -> bytes:
+    rows = np.fft.fftfreq(HEIGHT)[:, None] * HEIGHT
+    columns = np.fft.rfftfreq(WIDTH)[None] * WIDTH
+    fall = (np.hypot(rows, columns) + 1.0) ** -1.25
+    phases = np.exp(2j * np.pi * rng.random((3, *fall.shape)))
+    planes = np.fft.irfft2(phases * fall, s=(HEIGHT, WIDTH))
+    image = np.clip(110 + 45 * planes / planes.std(), 0, 255).astype(np.uint8)
+    return simplejpeg.encode_jpeg(
+        np.ascontiguousarray(image.transpose(1, 2, 0)),
+        quality=QUALITY,
+        colorsubsampling="420",
+    )
+
+
+def input_speed(
+    source: RandomAccess, transform: TrainTransform, num_threads: int, seconds: float
+) -> float:
+    """Returns how many images a second the input path delivers, after its first batch.
+
+    Args:
+      source: of records.
+      transform: of training.
+      num_threads: that read and decode.
+      seconds: to measure for.
+    """
+    size = 64
+    batches = train_batches(
+        source,
+        transform=transform,
+        policy=LabelPolicy(num_slots=8),
+        share=Share(global_batch_size=size, num_threads=num_threads),
+        seed=0,
+    )
+    # What was made ahead would count as if it took no time.
+    for _ in range(4):
+        next(batches)
+    done, start = 0, time.perf_counter()
+    while (taken := time.perf_counter() - start) < seconds or not done:
+        next(batches)
+        done += size
+    return done / taken

@@ -1,0 +1,1 @@
+"""Looks at plain data, pictures and a label file, and says what it assumes."""

@@ -1,0 +1,255 @@
+"""A recipe for data that was looked at: every field it sets, with the reason.
+
+Comes after `look`; what it gives is a file as those in `configs/`, yours to change.
+"""
+
+import json
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+# Pictures that CPU training goes through, in all: some minutes on two cores.
+CPU_IMAGES = 50_000
+# Epochs: enough to fit a small data set, and no fewer than the recipes of Open Images.
+MOST_EPOCHS, FEWEST_EPOCHS, CPU_FEWEST_EPOCHS = 40, 18, 3
+ACCELERATOR_IMAGES = 1_000_000
+# Validation pictures below which a threshold is a guess.
+FEW_VALIDATION = 50
+# Shares of the epochs, as in configs/f2_multitask.py.
+SHARES = (7 / 13, 4 / 13, 2 / 13)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Facts:
+    """What a recipe depends on.
+
+    Attributes:
+      name: of the data set.
+      num_images: training pictures; a validation that is still to be carved out too.
+      num_groups: of them that no split may divide.
+      num_labels: that are told apart.
+      short_side: of the median picture, in pixels.
+      several_labels: share of the training pictures that have two labels or more.
+      has_validation: whether the data says which pictures are validation.
+      platform: as JAX names it.
+      num_devices: that a batch is divided over.
+      num_cores: of this machine.
+    """
+
+    name: str
+    num_images: int
+    num_groups: int
+    num_labels: int
+    short_side: int
+    several_labels: float
+    has_validation: bool
+    platform: str
+    num_devices: int
+    num_cores: int
+
+
+@dataclass(frozen=True)
+class Choice:
+    """A field of the configuration, and why it has its value."""
+
+    field: str
+    value: Any
+    why: str
+
+
+@dataclass(frozen=True)
+class Recipe:
+    """What is chosen for a data set.
+
+    Attributes:
+      choices: fields that are not at their defaults.
+      epochs: of the stages.
+      has_embedding: whether they learn the label embedding.
+    """
+
+    choices: Sequence[Choice]
+    epochs: Sequence[float]
+    has_embedding: bool
+
+
+def choose(facts: Facts) -> Recipe:
+    """Returns a recipe that trains on this data with these devices."""
+    on_cpu = facts.platform == "cpu"
+    fraction = 0.0 if facts.has_validation else _validation_fraction(facts)
+    num_train = max(1, round(facts.num_images * (1 - fraction)))
+    budget = CPU_IMAGES if on_cpu else ACCELERATOR_IMAGES
+    fewest = CPU_FEWEST_EPOCHS if on_cpu else FEWEST_EPOCHS
+    epochs = min(MOST_EPOCHS, max(fewest, budget / num_train))
+    batch = _batch_size(num_train, on_cpu, facts.num_devices)
+    steps = math.ceil(epochs * num_train / batch)
+    has_embedding = facts.several_labels >= 0.05
+    choices = [
+        *(_network_for_cpu(facts) if on_cpu else _network(facts)),
+        *_optimizer(facts, batch, on_cpu),
+        Choice(
+            "data.num_threads", max(4, facts.num_cores), "the cores of this machine"
+        ),
+        Choice(
+            "evaluate_every_steps",
+            max(20, min(2000, steps // 8)),
+            "about eight times in the run",
+        ),
+        Choice("log_every_steps", max(1, min(100, steps // 50)), "fifty lines a run"),
+    ]
+    if has_embedding:
+        choices.append(
+            Choice(
+                "label_embedding.dim",
+                min(32 if on_cpu else 1024, facts.num_labels),
+                "at most the number of labels",
+            )
+        )
+    if fraction:
+        groups = f"{facts.num_groups:,} groups"
+        why = f"of {groups}, so that a threshold can be chosen; no split column says it"
+        choices.append(Choice("data.validation_fraction", fraction, why))
+    shares = SHARES if has_embedding else (SHARES[0], SHARES[1] + SHARES[2])
+    return Recipe(choices, [round(epochs * s, 2) for s in shares], has_embedding)
+
+
+def _network_for_cpu(facts: Facts) -> list[Choice]:
+    size = min(64, max(32, facts.short_side // 16 * 16))
+    return [
+        Choice(
+            "data.image_size_pixels",
+            size,
+            f"the median short side is {facts.short_side}; on CPUs at most 64",
+        ),
+        Choice("model.depth", 18, "there is no accelerator: a small network"),
+        Choice("model.width", 32, "half as wide as published, for the same reason"),
+        Choice("model.compute_dtype", "float32", "bfloat16 gains CPUs next to nothing"),
+        Choice(
+            "data.augmentation", 0.5, "at so few epochs more costs more than it brings"
+        ),
+        Choice("optimizer.average", "ema", "steadier figures in a short run"),
+        Choice("optimizer.ema_decay", 0.99, "over the last hundred steps"),
+    ]
+
+
+def _network(facts: Facts) -> list[Choice]:
+    size = min(224, max(32, facts.short_side // 32 * 32))
+    depth = 50 if facts.num_images >= 10_000 else 18
+    choices = [
+        Choice(
+            "data.image_size_pixels",
+            size,
+            f"the median short side is {facts.short_side}; at most 224",
+        ),
+        Choice("model.depth", depth, f"{facts.num_images:,} pictures"),
+    ]
+    if size <= 64:
+        choices.append(Choice("model.stem", "small", "pictures of 64 pixels or fewer"))
+    return choices
+
+
+def _batch_size(num_train: int, on_cpu: bool, num_devices: int) -> int:
+    most = 64 if on_cpu or num_train < 10_000 else 256 if num_train < 200_000 else 1024
+    # Some eight updates an epoch at least, of a data set however small.
+    fits = 2 ** int(math.log2(max(16, num_train // 8)))
+    return math.ceil(min(most, fits) / num_devices) * num_devices
+
+
+def _optimizer(facts: Facts, batch: int, on_cpu: bool) -> list[Choice]:
+    devices = f"{facts.num_devices} {facts.platform} device(s)"
+    rate = 0.05 * min(1.0, batch / 64) if batch <= 64 else 0.4 * batch / 1024
+    return [
+        Choice("global_batch_size", batch, f"{facts.num_images:,} pictures, {devices}"),
+        Choice("optimizer.peak_lr", round(rate, 5), "in proportion to the batch"),
+    ]
+
+
+def _validation_fraction(facts: Facts) -> float:
+    share = min(0.4, FEW_VALIDATION / max(1, facts.num_groups))
+    return max(0.1, round(share, 2))
+
+
+def text(facts: Facts, recipe: Recipe, commands: Sequence[str]) -> str:
+    """Returns the Python file of a recipe, with the prepared data beside it.
+
+    Args:
+      facts: of the data.
+      recipe: chosen for it.
+      commands: that come next, for the docstring.
+    """
+    lines = "\n".join(
+        f"    # {choice.why[0].upper()}{choice.why[1:]}.\n"
+        f"    config.{choice.field} = {json.dumps(choice.value)}"
+        for choice in recipe.choices
+    )
+    stages = "\n".join(_stages(recipe))
+    # Folders may have any name, and these two characters end or change a string.
+    shown = "\n".join(f"  {command}" for command in commands)
+    shown = shown.replace("\\", r"\\").replace('"', r"\"")
+    return f'''"""Recipe for {facts.name}, written by `jaxii new`; yours to change.
+
+{shown}
+
+{facts.num_images:,} pictures, {facts.num_labels:,} labels. What counts is F2, averaged
+over images: the later stages train it directly.
+"""
+
+from pathlib import Path
+
+from jaxii.config import default_config
+
+FOCAL = {{"gamma": 2.0, "alpha": None}}
+
+
+def get_config():
+    """Returns the recipe."""
+    config = default_config()
+    config.data.dataset = "kaggle"
+    config.data.directory = str(Path(__file__).resolve().parent / "prepared")
+{lines}
+    config.stages = (
+{stages}
+    )
+    return config
+'''
+
+
+def _stages(recipe: Recipe) -> list[str]:
+    embedding = '                "embedding": 1.0,' if recipe.has_embedding else ""
+    head = f'            "embedding_head": {recipe.has_embedding},'
+    first_name = "multitask" if recipe.has_embedding else "bce_focal"
+    first, second, *last = recipe.epochs
+    lines = [
+        "        {",
+        f'            "name": "{first_name}",',
+        f'            "num_epochs": {first!r},',
+        head,
+        '            "terms": {',
+        '                "bce": ((0.0, 1.0), (0.4, 1.0), (0.6, 0.0)),',
+        '                "focal": {"weight": ((0.4, 0.0), (0.6, 1.0)), **FOCAL},',
+        embedding,
+        "            },",
+        "        },",
+        "        {",
+        '            "name": "f2",',
+        f'            "num_epochs": {second!r},',
+        head,
+        '            "peak_lr": config.optimizer.peak_lr / 2,',
+        '            "terms": {',
+        '                "focal": {"weight": 1.0, **FOCAL},',
+        '                "soft_f": ((0.0, 0.0), (0.3, 10.0)),',
+        embedding,
+        "            },",
+        "        },",
+    ]
+    if last:
+        lines += [
+            "        {",
+            '            "name": "classifier",',
+            f'            "num_epochs": {last[0]!r},',
+            '            "embedding_head": False,',
+            '            "peak_lr": config.optimizer.peak_lr / 10,',
+            '            "terms": {"focal": {"weight": 1.0, **FOCAL}, "soft_f": 10.0},',
+            "        },",
+        ]
+    return [line for line in lines if line]

@@ -1,0 +1,132 @@
+"""Pictures with labels as people have them: four layouts of label files, all dirty.
+
+Each function writes `photos/` and, but for the last, `labels.csv`; it returns the words
+that `jaxii new` needs for it. The dirt is the same in all: see `DIRT`.
+"""
+
+import csv
+import io
+import json
+from collections.abc import Callable, Sequence
+from pathlib import Path
+
+# One encoded picture and its labels.
+Example = tuple[bytes, Sequence[str]]
+STRANGE = ("<script>alert(1)</script>", "🚤boat", "قارب", "l'été")
+# What `jaxii new` has to say of each layout with a label file; see `_rows`.
+DIRT = (
+    r"3 broken pictures",
+    r"2 names in the label file, in 2 rows, of which there is no picture",
+    r"2 pictures without a row",
+    r"1 pictures without a label",
+    r"1 labels are written in more than one case.*(DOG|Dog)",
+    r"the id of a picture is its path below --images",
+    r"other files, not looked at: .*hidden.*",
+)
+
+
+def photos(root: Path, examples: Sequence[Example]) -> list[str]:
+    """Writes pictures, two folders with the same names; returns their paths."""
+    names = []
+    for i, (encoded, _) in enumerate(examples):
+        name = f"{'été' if i % 2 else 'a'}/img{i // 2:04d}.jpg"
+        (root / "photos" / name).parent.mkdir(parents=True, exist_ok=True)
+        (root / "photos" / name).write_bytes(encoded)
+        names.append(name)
+    whole = examples[0][0]
+    broken = {"cut.jpg": whole[: len(whole) // 2], "empty.jpg": b"", "page.png": b"<p>"}
+    for name, content in broken.items():
+        (root / "photos" / name).write_bytes(content)
+    for name in ("unlisted1.jpg", "unlisted2.jpg", "unlabelled.jpg"):
+        (root / "photos" / name).write_bytes(whole)
+    (root / "photos" / "._img.jpg").write_bytes(b"Mac OS X")
+    (root / "photos" / "Thumbs.db").write_bytes(b"\0")
+    return names
+
+
+def _rows(names: Sequence[str], examples: Sequence[Example]) -> list[tuple[str, list]]:
+    """Returns path and labels of each row, with what is wrong with them."""
+    rows = [
+        (name, [*labels, STRANGE[i % 40 // 10]] if i % 10 == 0 else list(labels))
+        for i, (name, (_, labels)) in enumerate(zip(names, examples, strict=True))
+    ]
+    usual = examples[0][1][0]
+    rows += [(name, [usual]) for name in ("cut.jpg", "empty.jpg", "page.png")]
+    rows += [(name, [usual]) for name in ("gone/1.jpg", "gone/2.jpg")]
+    rows.append(("unlabelled.jpg", []))
+    # Twice, and in another case.
+    rows += [rows[1], (rows[2][0], [*rows[2][1], "DOG"]), (rows[3][0], ["Dog"])]
+    return rows
+
+
+def row_a_label(root: Path, examples: Sequence[Example]) -> list[str]:
+    """Excel in half of Europe: semicolons, a byte order mark, CRLF, `file;label`."""
+    rows = _rows(photos(root, examples), examples)
+    lines = [["file", "label", "confidence", "group"]]
+    for i, (name, labels) in enumerate(rows):
+        group = f"g{i // 3}" if i < len(examples) else ""
+        lines += [[name, f" {label} ", "1", group] for label in labels or [""]]
+    text = _text(lines, separator=";").replace("\n", "\r\n")
+    (root / "labels.csv").write_bytes(b"\xef\xbb\xbf" + text.encode())
+    return _words(root)
+
+
+def spaces(root: Path, examples: Sequence[Example]) -> list[str]:
+    """Ids without a suffix, labels between spaces, and a second column of paths."""
+    rows = _rows(photos(root, examples), examples)
+    lines = [["where", "image_id", "tags"]]
+    lines += [[f"photos/{n}", Path(n).with_suffix(""), " ".join(ls)] for n, ls in rows]
+    (root / "labels.csv").write_text(_text(lines))
+    return _words(root)
+
+
+def json_lists(root: Path, examples: Sequence[Example]) -> list[str]:
+    """Absolute paths, JSON in a cell (or as Python writes it), a split column."""
+    rows = _rows(photos(root, examples), examples)
+    lines = [["path", "labels", "split"]]
+    for i, (name, labels) in enumerate(rows):
+        cell = repr(labels) if i % 7 == 0 else json.dumps(labels)
+        split = ("test" if i % 10 == 7 else "val") if i % 10 in (7, 8) else "train"
+        lines.append([root.absolute() / "photos" / name, cell, split])
+    (root / "labels.csv").write_text(_text(lines))
+    return _words(root)
+
+
+def one_hot(root: Path, examples: Sequence[Example]) -> list[str]:
+    """Tabs, paths from the label file's folder, a column a label."""
+    rows = _rows(photos(root, examples), examples)
+    names = sorted({label for _, labels in rows for label in labels})
+    lines = [["filename", "width", *names]]
+    for name, labels in rows:
+        row = [str(int(label in labels)) for label in names]
+        lines.append([f"photos\\{name}", "640", *row])
+    (root / "labels.csv").write_text(_text(lines, separator="\t"))
+    return _words(root)
+
+
+def folders(root: Path, examples: Sequence[Example]) -> list[str]:
+    """No label file: the folder is the label."""
+    for i, (encoded, labels) in enumerate(examples):
+        folder = root / "photos" / labels[0]
+        folder.mkdir(parents=True, exist_ok=True)
+        (folder / f"{i}.jpg").write_bytes(encoded)
+    return [f"--images={root / 'photos'}"]
+
+
+LAYOUTS: dict[str, Callable[[Path, Sequence[Example]], list[str]]] = {
+    "row_a_label": row_a_label,
+    "spaces": spaces,
+    "json_lists": json_lists,
+    "one_hot": one_hot,
+    "folders": folders,
+}
+
+
+def _text(lines: Sequence[Sequence[object]], separator: str = ",") -> str:
+    file = io.StringIO()
+    csv.writer(file, delimiter=separator, lineterminator="\n").writerows(lines)
+    return file.getvalue()
+
+
+def _words(root: Path) -> list[str]:
+    return [f"--images={root / 'photos'}", f"--labels={root / 'labels.csv'}"]

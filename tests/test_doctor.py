@@ -1,0 +1,186 @@
+"""`doctor`: what is broken is named with its cure, what limits a run is measured."""
+
+import os
+import re
+import zlib
+from pathlib import Path
+
+import jax
+import numpy as np
+import pytest
+
+from jaxii.commands import doctor as command
+from jaxii.data.images import TrainTransform
+from jaxii.doctor import software, speed, storage
+from jaxii.doctor.finding import Finding, Unwell
+from jaxii.train.mesh import make_mesh
+
+
+def test_an_entry_that_is_cut_off_is_named_and_the_others_are_not(tmp_path):
+    program = zlib.compress(os.urandom(5000))
+    (tmp_path / "jit_whole-1-cache").write_bytes(program)
+    (tmp_path / "jit_cut-2-cache").write_bytes(program[:-500])
+    (tmp_path / "jit_empty-3-cache").write_bytes(b"")
+    (tmp_path / "jit_zstd-4-cache").write_bytes(b"\x28\xb5\x2f\xfd...")
+    (tmp_path / "jit_whole-1-atime").write_bytes(b"\0" * 8)
+    found = storage.compiled_programs(str(tmp_path))
+    assert "4 kept" in found.lines[0]
+    assert len(found.broken) == 2
+    for name, text in zip(("jit_cut", "jit_empty"), sorted(found.broken), strict=True):
+        assert name in text
+        assert "delete it" in text
+
+
+def test_what_jax_keeps_is_whole(tmp_path):
+    keys = (
+        "jax_compilation_cache_dir",
+        "jax_persistent_cache_min_compile_time_secs",
+        "jax_persistent_cache_min_entry_size_bytes",
+    )
+    before = {key: getattr(jax.config, key) for key in keys}
+    try:
+        for key, value in zip(keys, (str(tmp_path), 0.0, 0), strict=True):
+            jax.config.update(key, value)
+        jax.jit(lambda x: x * 3.25 + 1)(np.ones(7, np.float32)).block_until_ready()
+    finally:
+        for key, value in before.items():
+            jax.config.update(key, value)
+    entries = list(tmp_path.glob("*-cache"))
+    # Whether another test has opened JAX's cache before decides if there are any.
+    found = storage.compiled_programs(str(tmp_path))
+    assert not found.broken
+    assert f"{len(entries)} kept" in found.lines[0]
+
+
+@pytest.mark.parametrize("folder", ["", "gs://bucket/cache", "/absent/cache"])
+def test_a_folder_of_programs_that_is_not_here_is_not_broken(folder):
+    found = storage.compiled_programs(folder)
+    assert found.lines
+    assert not found.broken
+
+
+def test_a_disk_is_measured_where_the_run_will_be(tmp_path):
+    found = storage.disk(tmp_path / "runs" / "new")
+    assert str(tmp_path) in found.lines[0]
+    assert "MB/s" in found.lines[0]
+    assert not (tmp_path / "runs").exists()
+
+
+def test_a_full_or_closed_disk_is_broken(tmp_path, monkeypatch):
+    monkeypatch.setattr(storage, "FEW_BYTES", 1e18)
+    assert "make room" in storage.disk(tmp_path).broken[0]
+
+    def refuse(place, size):
+        raise PermissionError(13, "Permission denied")
+
+    monkeypatch.setattr(storage, "_write_speed", refuse)
+    assert "Permission denied" in storage.disk(tmp_path).broken[0]
+
+
+def test_versions_are_those_that_are_imported():
+    (line,) = software.versions().lines[:1]
+    assert f"jax {jax.__version__}," in line
+    assert f"numpy {np.__version__}" in line
+
+
+def test_a_plugin_of_another_jaxlib_is_broken(monkeypatch):
+    monkeypatch.setattr(software, "_plugins", lambda: {"jax_cuda13_plugin": "0.1"})
+    assert "jaxii[cuda]" in software.versions().broken[0]
+
+
+def test_an_accelerator_that_jax_does_not_use_is_broken(monkeypatch, tmp_path):
+    sign = tmp_path / "version"
+    drivers = (((str(sign),), "an NVIDIA GPU", "jaxii[cuda]"),)
+    monkeypatch.setattr(software, "DRIVERS", drivers)
+    assert not software.devices().broken
+    sign.write_text("")
+    found = software.devices()
+    assert "cpu" in found.lines[0]
+    assert "an NVIDIA GPU is here" in found.broken[0]
+
+
+def test_devices_that_cannot_be_had_are_broken(monkeypatch):
+    def fail():
+        raise RuntimeError("Unable to initialize backend 'tpu'\nmore")
+
+    monkeypatch.setattr(jax, "devices", fail)
+    (text,) = software.devices().broken
+    assert "Unable to initialize backend 'tpu')" in text
+
+
+def test_the_input_path_delivers_whole_batches():
+    transform = TrainTransform(size_pixels=32)
+    assert speed.input_speed(speed.Drawn(), transform, 2, 0.1) > 10
+
+
+@pytest.mark.parametrize(
+    ("given", "taken", "platform", "words"),
+    [
+        (1000.0, 250.0, "cpu", "about 200 images/s: .* the step takes 80% "),
+        (1000.0, 4000.0, "gpu", "the input: 4.0 times as many cores"),
+        (1000.0, 250.0, "tpu", "the step: the input is 4.0 times as fast"),
+    ],
+)
+def test_what_limits_is_the_slower_of_input_and_step(given, taken, platform, words):
+    assert re.search(words, command._limit(given, taken, platform))
+
+
+@pytest.fixture
+def quick(monkeypatch):
+    monkeypatch.setattr(command, "INPUT_SECONDS", 0.05)
+    monkeypatch.setattr(command, "STEP_SECONDS", 0.05)
+    monkeypatch.setattr(speed, "NUM_PICTURES", 2)
+    # To compile for the eight of the tests takes long.
+    mesh = make_mesh(jax.devices()[:1])
+    monkeypatch.setattr(command, "make_mesh", lambda: mesh)
+    jax.config.update("jax_disable_most_optimizations", True)
+    yield
+    jax.config.update("jax_disable_most_optimizations", False)
+
+
+def small_config():
+    config = command._usual_config()
+    config.data.image_size_pixels = 32
+    config.model.width = 8
+    config.label_embedding.dim = 4
+    config.global_batch_size = 8
+    config.data.augmentation = 0.0
+    config.optimizer.average = "none"
+    return config
+
+
+def test_a_recipe_is_measured_and_nothing_is_written(quick, tmp_path, capsys):
+    command.doctor(small_config(), place=tmp_path)
+    said = capsys.readouterr().out
+    for word in ("versions", "devices", "disk", "programs", "input", "step", "limit"):
+        assert f"\n{word}" in f"\n{said}", word
+    assert said.endswith("all is well\n")
+    assert not list(tmp_path.iterdir())
+
+
+def test_a_recipe_whose_data_is_not_there_yet_is_measured_all_the_same(tmp_path):
+    config = small_config()
+    config.data.directory = str(tmp_path / "prepared")
+    source, facts, of = command._data(config)
+    assert isinstance(source, speed.Drawn)
+    assert facts.num_classes >= config.label_embedding.dim
+    assert f"{tmp_path}/prepared is not there yet" in of
+
+
+def test_on_cpus_a_batch_for_accelerators_is_made_small():
+    config = small_config()
+    config.data.image_size_pixels = 224
+    config.global_batch_size, config.micro_batches = 1024, 4
+    command._shrink_batch(config)
+    assert config.global_batch_size == jax.device_count()
+    assert config.micro_batches == 1
+
+
+def test_what_is_broken_ends_it_with_the_cure_in_sight(quick, monkeypatch, capsys):
+    monkeypatch.setattr(
+        storage, "compiled_programs", lambda folder: Finding([], ["x: delete it"])
+    )
+    monkeypatch.setattr(command, "_speeds", lambda config, what: [])
+    with pytest.raises(Unwell, match="1 things to mend"):
+        command.doctor(None, place=Path("/tmp"))
+    assert "BROKEN    x: delete it" in capsys.readouterr().out

@@ -1,0 +1,507 @@
+"""`new`: plain data in, what was assumed in words, and a recipe that trains."""
+
+import json
+import re
+import runpy
+import unicodedata
+
+import cv2
+import numpy as np
+import plain_data
+import pytest
+import small_layout
+
+from jaxii import config as configuration
+from jaxii import recipe as recipes
+from jaxii.commands.new import new
+from jaxii.data.open_images import Layout, prepare
+from jaxii.data.prepared import open_prepared
+from jaxii.errors import InputError
+from jaxii.look import cells, labelled, pictures, rows
+from jaxii.look.notes import Notes, shown
+from jaxii.look.paths import NOWHERE, Matcher
+from jaxii.look.table import read_table
+
+LABELS = (
+    ["Dog", "Grass"],
+    ["Cat"],
+    ["Dog"],
+    ["Boat", "Water", "Sky"],
+    ["Grass", "Sky"],
+    ["Boat", "Sky"],
+    ["Water", "Dog"],
+)
+OPTIONS = {
+    "path_column": "",
+    "label_column": "",
+    "label_separator": "",
+    "fold_case": False,
+    "min_pictures": 1,
+}
+
+
+def examples(number=60):
+    return [
+        (small_layout.picture(20 + 3 * i % 200), LABELS[i % len(LABELS)])
+        for i in range(number)
+    ]
+
+
+def label_file(tmp_path, text, names=("a.jpg", "b.jpg", "c.jpg", "d.jpg")):
+    """Writes pictures and a label file; returns both places."""
+    for name in names:
+        path = tmp_path / "photos" / name
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_bytes(small_layout.picture(50))
+    file = tmp_path / "labels.csv"
+    file.write_bytes(text if isinstance(text, bytes) else text.encode())
+    return tmp_path / "photos", file
+
+
+def look(root, file, **options):
+    """Returns what was found and what was said."""
+    options = OPTIONS | options
+    notes = Notes()
+    files = pictures.find(root, notes)
+    if file is None:
+        given = rows.of_folders(files, root, notes)
+    else:
+        names = ("path_column", "label_column", "label_separator")
+        given = rows.of_file(
+            file, files, root, notes, **{name: options[name] for name in names}
+        )
+    found = labelled.put_together(
+        given,
+        files,
+        root,
+        notes,
+        fold_case=options["fold_case"],
+        min_pictures=options["min_pictures"],
+    )
+    return found, "\n".join(notes.lines)
+
+
+def named(found):
+    """Returns id -> labels."""
+    return {
+        name: sorted(found.labels[label] for label in entry)
+        for name, entry in zip(found.ids, found.entries, strict=True)
+    }
+
+
+def truth(given):
+    """Returns the labels of each picture as `plain_data` wrote them."""
+    wanted = {}
+    for i, (_, labels) in enumerate(given):
+        name = f"{'été' if i % 2 else 'a'}/img{i // 2:04d}"
+        strange = [plain_data.STRANGE[i % 40 // 10]] if i % 10 == 0 else []
+        more = {2: ["DOG"], 3: ["Dog"]}.get(i, [])
+        wanted[name] = sorted({*labels, *strange, *more})
+    return wanted
+
+
+# Layouts.
+
+
+@pytest.mark.parametrize("layout", ["row_a_label", "spaces", "json_lists", "one_hot"])
+def test_every_layout_gives_the_same_labels_and_names_its_dirt(tmp_path, layout):
+    given = examples()
+    plain_data.LAYOUTS[layout](tmp_path, given)
+    found, said = look(tmp_path / "photos", tmp_path / "labels.csv")
+    assert named(found) == truth(given)
+    for pattern in plain_data.DIRT:
+        assert re.search(pattern, said), pattern
+
+
+def test_folders_are_labels_where_there_is_no_label_file(tmp_path):
+    plain_data.folders(tmp_path, examples(20))
+    found, said = look(tmp_path / "photos", None)
+    assert set(found.labels) == {"Dog", "Cat", "Boat", "Grass", "Water"}
+    assert "folders are labels" in said
+
+
+def test_folders_called_as_splits_are_splits(tmp_path):
+    names = ("train/cat/1.jpg", "train/dog/2.jpg", "val/cat/3.jpg", "val/dog/4.jpg")
+    root, _ = label_file(tmp_path, "", names)
+    found, _ = look(root, None)
+    assert set(found.labels) == {"cat", "dog"}
+    assert [len(found.split(name)) for name in ("train", "validation")] == [2, 2]
+
+
+@pytest.mark.parametrize(
+    ("counted", "row_a_label", "separator"),
+    [
+        (["cat dog", "dog", "cat", "cat"], False, "space"),
+        (["golden retriever", "labrador retriever", "poodle"], False, "none"),
+        (["traffic light", "stop sign", "person"], False, "none"),
+        (["traffic light", "traffic", "light"], True, "none"),
+        (["a|b", "b|c", "a|c", "a|b|c", "b", "a", "c"], False, "|"),
+        (["cat; dog", "dog", "cat"], False, ";"),
+        (["Boat, wooden", "Boat", "Cat"], True, "none"),
+        (["Boat,Cat", "Boat", "Cat"], False, ","),
+        (['["a"]', "[]"], False, "json"),
+        (["x"], False, "none"),
+    ],
+)
+def test_a_cell_is_a_list_only_where_its_parts_are_labels(
+    counted, row_a_label, separator
+):
+    notes = Notes()
+    given = {"row_a_label": row_a_label, "notes": notes}
+    by_itself = cells.labels_of(counted, separator="", **given)
+    assert by_itself == cells.labels_of(counted, separator=separator, **given)
+    assert "--label_separator" in notes.lines[0] or "JSON" in notes.lines[0]
+
+
+def test_a_separator_that_is_given_overrules(tmp_path):
+    root, file = label_file(
+        tmp_path, "path,tags\na.jpg,red fox\nb.jpg,fox\nc.jpg,red\n"
+    )
+    assert look(root, file)[0].labels == ["fox", "red"]
+    found, _ = look(root, file, label_separator="none")
+    assert found.labels == ["fox", "red", "red fox"]
+
+
+def test_lists_as_python_writes_them_are_read_and_others_named():
+    notes = Notes()
+    found = cells.labels_of(
+        ["['it''s', 'b']", '["a", null, 3]', "[a", ""],
+        row_a_label=False,
+        separator="json",
+        notes=notes,
+    )
+    assert found == [["its", "b"], ["a", "3"], [], []]
+    assert "1 rows whose cell is no list of labels: '[a'" in "\n".join(notes.lines)
+
+
+# The file itself.
+
+
+@pytest.mark.parametrize(
+    ("data", "columns"),
+    [
+        (b"\xef\xbb\xbfpath,label\r\na.jpg,x\r\n", ["path", "label"]),
+        ("path;label\na.jpg;é, x\n".encode("cp1252"), ["path", "label"]),
+        ("path\tlabel\na.jpg\tx\n".encode("utf-16"), ["path", "label"]),
+        (b'path , "label"\n"a.jpg" , x\n\n , \n', ["path", "label"]),
+        (b"path|label\ra.jpg|x\r", ["path", "label"]),
+        (b"a.jpg,x\nb.jpg,y\n", ["column_1", "column_2"]),
+    ],
+)
+def test_a_file_is_read_whatever_saved_it(tmp_path, data, columns):
+    path = tmp_path / "labels.csv"
+    path.write_bytes(data)
+    table = read_table(path, Notes())
+    assert [name.strip('" ') for name in table.columns] == columns
+    assert table[table.columns[0]][0].strip('"') == "a.jpg"
+    assert table.height == data.count(b"jpg") or table.height == 1
+
+
+@pytest.mark.parametrize(
+    ("data", "words"),
+    [
+        (b"", "is empty"),
+        (b"PK\x03\x04...", "an Excel workbook"),
+        (b"path,label\na.jpg,x\nb.jpg,x,y\n", r"line 3: 3 cells .* has 2 .*quotes"),
+        (b"path\na.jpg\n", "one column"),
+        (b"path,label\n", "no row below its header"),
+        (b"path,label\n\0\0", "zero bytes"),
+    ],
+)
+def test_a_file_that_is_no_table_is_refused_by_what_it_is(tmp_path, data, words):
+    path = tmp_path / "labels.csv"
+    path.write_bytes(data)
+    with pytest.raises(InputError, match=words):
+        read_table(path, Notes())
+
+
+# Which picture is meant.
+
+
+@pytest.mark.parametrize(
+    ("written", "numbers", "rule"),
+    [
+        (["x/1.jpg", "y/1.jpg"], [0, 1], "below"),
+        (["x/1", "y/1"], [0, 1], "below"),
+        (["./x\\1.JPG", "y/1.png"], [0, 1], "below"),
+        (["data/x/1.jpg", "data/y/1.jpg"], [0, 1], "without the first folder"),
+        (["/other/2.jpg", "/other/3.jpg"], [2, NOWHERE], "by the name"),
+        # Both are called 1: nothing says which is meant.
+        (["/other/1.jpg", "/other/2.jpg"], [NOWHERE, 2], "by the name"),
+        # Of two folders one is there, and nothing says which.
+        (["train/z/2.jpg", "test/z/2.jpg", "test/x/1"], [NOWHERE, NOWHERE, 0], "first"),
+        # One is missing, and a picture of the same name elsewhere is not it.
+        (["x/1.jpg", "y/2.jpg"], [0, NOWHERE], "below"),
+    ],
+)
+def test_a_column_of_paths_is_read_by_one_rule(tmp_path, written, numbers, rule):
+    names = ("x/1.jpg", "y/1.jpg", "z/2.jpg")
+    matcher = Matcher([str(tmp_path / n) for n in names], tmp_path, tmp_path)
+    match = matcher.match(written)
+    assert match.rows == numbers
+    assert rule in match.rule
+
+
+def test_letters_with_accents_are_the_same_however_they_are_stored(tmp_path):
+    apart = unicodedata.normalize("NFD", "été.jpg")
+    matcher = Matcher([str(tmp_path / apart)], tmp_path, tmp_path)
+    assert matcher.match([unicodedata.normalize("NFC", "été.jpg")]).rows == [0]
+
+
+def test_names_that_differ_by_their_ending_need_it(tmp_path):
+    files = [str(tmp_path / "a.jpg"), str(tmp_path / "a.png")]
+    match = Matcher(files, tmp_path, tmp_path).match(["a.png", "a"])
+    assert match.rows == [1, NOWHERE]
+
+
+def test_of_two_columns_of_paths_the_better_named_counts_and_both_are_said(tmp_path):
+    root, file = label_file(
+        tmp_path, "copy,file,label\na.jpg,b.jpg,x\nb.jpg,a.jpg,y\nc.jpg,c.jpg,x\n"
+    )
+    found, said = look(root, file)
+    assert named(found)["b"] == ["x"]
+    assert "'copy' would too (--path_column)" in said
+    assert named(look(root, file, path_column="copy")[0])["b"] == ["y"]
+
+
+@pytest.mark.parametrize(
+    ("text", "options", "words"),
+    [
+        ("path,label\nx.jpg,?\n", {}, "no cell of any column.*'x.jpg'.*'a.jpg'"),
+        ("path,one,two\na.jpg,x,y\n", {}, "which column has the labels.*one, two"),
+        (
+            "path,label\na.jpg,x\n",
+            {"label_column": "lable"},
+            "the nearest is label; there",
+        ),
+        ("path,label\na.jpg,x\nb.jpg,x\n", {}, "1 labels are left"),
+        ("path,label,split\na.jpg,x,new\n", {}, "'split' has 'new'; use train"),
+        ("path,label,confidence\na.jpg,x,90\n", {}, "from 0 .absent. to 1"),
+    ],
+)
+def test_what_cannot_be_understood_is_refused(tmp_path, text, options, words):
+    with pytest.raises(InputError, match=words):
+        look(*label_file(tmp_path, text), **options)
+
+
+# Labels.
+
+
+def test_a_column_group_among_columns_of_labels_is_a_label(tmp_path):
+    text = "path,Cat,Dog,Group\na.jpg,1,0,1\nb.jpg,0,1,1\n"
+    found, said = look(*label_file(tmp_path, text))
+    assert "Group" in found.labels
+    assert "columns that are labels as those beside them: 'Group'" in said
+
+
+def test_columns_of_0_and_1_beside_a_column_of_labels_are_not_labels(tmp_path):
+    text = "path,flipped,label,checked,group\na.jpg,1,x,0,0\nb.jpg,0,y,1,1\n"
+    found, said = look(*label_file(tmp_path, text))
+    assert found.extra["group"] == ["0", "1"]
+    assert found.labels == ["x", "y"]
+    assert "columns that are not used: 'flipped', 'checked'" in said
+
+
+def test_case_is_folded_only_when_asked(tmp_path):
+    text = "path,label\na.jpg,Dog\nb.jpg,Dog\nc.jpg,dog\nd.jpg,cat\n"
+    found, said = look(*label_file(tmp_path, text))
+    assert found.labels == ["Dog", "cat", "dog"]
+    assert "--fold_case" in said
+    found, _ = look(tmp_path / "photos", tmp_path / "labels.csv", fold_case=True)
+    assert found.labels == ["Dog", "cat"]
+
+
+def test_rare_labels_stay_unless_told_and_their_pictures_are_named(tmp_path):
+    text = "path,label\na.jpg,x\nb.jpg,x\nc.jpg,y\nb.jpg,y\nd.jpg,z\n"
+    found, said = look(*label_file(tmp_path, text))
+    assert found.labels == ["x", "y", "z"]
+    assert "fewer than 10 pictures" in said
+    place = tmp_path / "photos", tmp_path / "labels.csv"
+    found, said = look(*place, min_pictures=2)
+    assert found.labels == ["x", "y"]
+    assert "1 labels of fewer than 2 training pictures: 'z'" in said
+    assert re.search(r"1 pictures all of whose labels are left out: .*d\.jpg", said)
+
+
+def test_confidences_are_kept_and_contradictions_said(tmp_path):
+    text = (
+        "path,label,confidence\na.jpg,x,1\na.jpg,y,0\nb.jpg,y,0.75\nb.jpg,y,1\n"
+        "c.jpg,x,often\nc.jpg,x,1\n"
+    )
+    found, said = look(*label_file(tmp_path, text))
+    assert found.entries[0] == {0: 1.0, 1: 0.0}
+    assert found.entries[1] == {1: 1.0}
+    assert "the larger confidence is right" in said
+    assert "1 rows whose confidence is no number: 'often'" in said
+
+
+def test_codes_have_no_white_space_and_stay_different(tmp_path):
+    text = "path,label\na.jpg,New York\nb.jpg,New_York\nc.jpg,New  York\n"
+    found, said = look(*label_file(tmp_path, text))
+    assert found.labels == ["New York", "New_York"]
+    assert found.codes == ["New_York", "New_York_2"]
+    assert "single spaces" in said or "spaces around and between" in said
+
+
+def test_no_control_character_of_a_label_reaches_the_terminal():
+    assert shown(["\x1b[31mred", "a\u202eb"]) == r"'\x1b[31mred', 'a\u202eb'"
+
+
+# Pictures.
+
+
+def broken_pictures():
+    noise = np.random.default_rng(0).integers(0, 256, (64, 80, 3), np.uint8)
+    jpeg, png, webp = (
+        cv2.imencode(kind, noise)[1].tobytes() for kind in (".jpg", ".png", ".webp")
+    )
+    return {
+        "whole.jpg": (jpeg, ""),
+        "whole.png": (png, ""),
+        "whole.webp": (webp, ""),
+        "cut.jpg": (jpeg[:-200], "truncated"),
+        "cut.png": (png[:-200], "truncated"),
+        "cut.webp": (webp[:-200], "truncated"),
+        "head.jpg": (jpeg[:100], "JPEG"),
+        "head.png": (png[:18], "PNG"),
+        "empty.jpg": (b"", "empty"),
+        "page.jpg": (b"<html>", "HTML"),
+        "movie.jpg": (b"GIF89a", "GIF"),
+    }
+
+
+@pytest.mark.parametrize("most_decoded", [0, 100])
+def test_broken_pictures_are_found_by_header_and_by_decoding(
+    tmp_path, monkeypatch, most_decoded
+):
+    monkeypatch.setattr(pictures, "MOST_DECODED", most_decoded)
+    made = broken_pictures()
+    for name, (content, _) in made.items():
+        (tmp_path / name).write_bytes(content)
+    checked = pictures.check([str(tmp_path / name) for name in made])
+    assert checked.decoded == (most_decoded > 0)
+    assert checked.short_sides.tolist() == [64] * 3
+    for number, (name, (_, why)) in enumerate(made.items()):
+        assert why in checked.broken.get(number, "-" if why else ""), name
+
+
+def test_a_folder_without_pictures_says_what_is_in_it(tmp_path):
+    (tmp_path / "a.tiff").write_bytes(b"II")
+    with pytest.raises(InputError, match=r"no picture in it.*\.tiff"):
+        pictures.find(tmp_path, Notes())
+
+
+# The recipe.
+
+
+def facts(**changes):
+    return recipes.Facts(
+        **{
+            "name": "mine",
+            "num_images": 500,
+            "num_groups": 500,
+            "num_labels": 20,
+            "short_side": 300,
+            "several_labels": 0.5,
+            "has_validation": False,
+            "platform": "cpu",
+            "num_devices": 1,
+            "num_cores": 2,
+            **changes,
+        }
+    )
+
+
+@pytest.mark.parametrize("platform", ["cpu", "gpu", "tpu"])
+@pytest.mark.parametrize("num_images", [3, 40, 5_000, 2_000_000])
+@pytest.mark.parametrize("several", [0.0, 0.9])
+def test_every_recipe_passes_check(tmp_path, platform, num_images, several):
+    given = facts(
+        platform=platform,
+        num_images=num_images,
+        num_groups=num_images,
+        several_labels=several,
+        num_devices=6,
+        short_side=20,
+    )
+    file = tmp_path / "mine.py"
+    file.write_text(recipes.text(given, recipes.choose(given), ["a command"]))
+    config = runpy.run_path(str(file))["get_config"]()
+    configuration.check(config)
+    assert config.global_batch_size % 6 == 0
+    assert any(stage["embedding_head"] for stage in config.stages) == (several > 0)
+    assert config.data.directory == str(tmp_path / "prepared")
+
+
+def test_every_choice_is_a_field_with_a_reason():
+    config = configuration.default_config()
+    for choice in recipes.choose(facts()).choices:
+        config.update_from_flattened_dict({choice.field: choice.value})
+        assert choice.why
+
+
+# All of it.
+
+
+@pytest.fixture
+def made(tmp_path, capsys):
+    """Data with a split column that `new` has been through: its folder and words."""
+    plain_data.json_lists(tmp_path, examples())
+    new(
+        tmp_path / "mine",
+        images=tmp_path / "photos",
+        labels=tmp_path / "labels.csv",
+        **OPTIONS,
+    )
+    return tmp_path / "mine", capsys.readouterr().out
+
+
+def test_what_new_writes_is_prepared_whole_and_no_picture_is_copied(made):
+    folder, _ = made
+    assert not list(folder.rglob("*.jpg"))
+    counts = prepare(Layout.find(folder / "files"), folder / "prepared", short_side=32)
+    data = open_prepared(
+        folder / "prepared",
+        validation_fraction=0.1,
+        machine_labels="ignored",
+        machine_threshold=0.5,
+    )
+    sizes = {name: split.num_examples for name, split in data.splits.items()}
+    assert sizes == {"train": 48, "validation": 6, "test": 6}
+    assert [t.kept for t in counts.splits] == [48, 6, 6]
+    assert not any(t.dropped.get("unreadable") for t in counts.splits)
+    wanted = truth(examples())
+    for split in data.splits.values():
+        for row in range(split.num_examples):
+            record = split.source[row]
+            labels = data.vocabulary.names(record["label_ids"])
+            assert sorted(labels) == wanted[split.index.image_ids[row]]
+
+
+def test_new_prints_every_field_it_sets_and_the_commands_that_follow(made):
+    folder, said = made
+    config = runpy.run_path(str(folder / "mine.py"))["get_config"]()
+    configuration.check(config)
+    default = configuration.to_dict(configuration.default_config())
+    for line in configuration.differences(default, configuration.to_dict(config)):
+        field = line.partition(":")[0]
+        if field.startswith("data.d") or "stages" in field:
+            continue
+        assert re.search(rf"^recipe +{re.escape(field)} = ", said, re.M), field
+    assert f"prepare --input_dir={folder}/files" in said
+    assert f"train --config={folder}/mine.py" in said
+
+
+def test_a_folder_that_is_there_is_never_written_into(made, tmp_path):
+    before = json.dumps(sorted(map(str, made[0].rglob("*"))))
+    with pytest.raises(InputError, match="is there already"):
+        new(made[0], images=tmp_path / "photos", labels=None, **OPTIONS)
+    assert json.dumps(sorted(map(str, made[0].rglob("*")))) == before
+
+
+def test_a_refusal_leaves_nothing_and_says_what_was_found(tmp_path, capsys):
+    root, file = label_file(tmp_path, "path,label\na.jpg,x\nb.jpg,x\n")
+    with pytest.raises(InputError, match="1 labels are left"):
+        new(tmp_path / "mine", images=root, labels=file, **OPTIONS)
+    assert not (tmp_path / "mine").exists()
+    assert "column 'path' names the pictures" in capsys.readouterr().out
