@@ -122,6 +122,7 @@ def config_of() -> configuration.Config:
 
 
 def _of_train() -> dict[str, Any]:
+    recipe = _recipe()
     config = config_of()
     config.data.reuse_batch |= _REUSE_BATCH.value
     return {
@@ -130,7 +131,24 @@ def _of_train() -> dict[str, Any]:
         "allow_tuning_labels": _ALLOW_TUNING.value,
         "change_batch_size": _CHANGE_BATCH_SIZE.value,
         "profile_steps": _profile_steps(_PROFILE_STEPS.value),
+        "recipe": recipe,
     }
+
+
+def _recipe() -> dict[str, Any]:
+    """Returns the recipe's name, and its own values of what flags change."""
+    if CONFIG.value is None:
+        return {}
+    holder = flags.FLAGS["config"]
+    own = {
+        name: flags.FLAGS[f"config.{name}"].default
+        for name in config_flags.get_override_values(holder)
+    }
+    if _DATA_DIR.value:
+        own.setdefault("data.directory", CONFIG.value.data.directory)
+    if _REUSE_BATCH.value:
+        own.setdefault("data.reuse_batch", CONFIG.value.data.reuse_batch)
+    return {"name": config_flags.get_config_filename(holder), "own": own}
 
 
 def _profile_steps(text: str) -> tuple[int, int]:
