@@ -9,7 +9,7 @@ from dataclasses import dataclass
 import numpy as np
 from jaxtyping import Bool, Float, Int
 
-MOST_SHOWN = 12
+MOST_SHOWN = 9
 """Images of a kind that are kept, best or worst."""
 
 

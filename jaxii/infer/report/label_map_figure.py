@@ -13,7 +13,9 @@ from jaxii.infer.label_map import LabelMap
 from jaxii.infer.report.panels import short_name
 
 WIDTH, MARGIN = 1000, 36
-MOST_NAMED = 36
+MOST_NAMED = 60
+FEW = 300
+"""Up to so many labels, dots are larger and no name lies on one."""
 MAX_NAME = 26
 # Of a letter and of a line of names, in the drawing's units.
 _LETTER, _LINE = 7.2, 17.0
@@ -29,7 +31,7 @@ def places(label_map: LabelMap) -> tuple[Int[np.ndarray, "label 2"], int]:
     low = label_map.places.min(axis=0)
     spans = np.maximum(label_map.places.max(axis=0) - low, 1e-9)
     inner = WIDTH - 2 * MARGIN
-    height = int(np.clip(inner * spans[1] / spans[0], 360, 760))
+    height = int(np.clip(inner * spans[1] / spans[0], 360, 560))
     scale = min(inner / spans[0], height / spans[1])
     centred = (label_map.places - low - spans / 2) * scale
     middle = np.array([WIDTH / 2, height / 2 + MARGIN])
@@ -60,9 +62,10 @@ def draw(
         f"{escape(short_name(names[label_map.class_ids[i]], MAX_NAME))}</text>"
         for i, x, y, anchor in _named(at, order, label_map, names)
     ]
+    few = " few" if len(at) <= FEW else ""
     alt = f"Map of {len(at)} labels; the table below names the nearest of each."
     return (
-        f'<svg class="map" viewBox="0 0 {WIDTH} {height}" role="img" '
+        f'<svg class="map{few}" viewBox="0 0 {WIDTH} {height}" role="img" '
         f'aria-label="{alt}">{"".join(paths)}'
         f'<g class="names">{"".join(texts)}</g><g class="marks"></g></svg>'
     )
@@ -70,12 +73,13 @@ def draw(
 
 def _named(at, order, label_map, names) -> list[tuple[int, float, float, str]]:
     """Returns the labels that have room for their names, the most frequent first."""
-    taken: list[tuple[float, float, float, float]] = []
+    is_few = len(at) <= FEW
+    taken = [(x - 4.0, y - 4.0, x + 4.0, y + 4.0) for x, y in at.tolist() if is_few]
     found = []
     for i in order[: 4 * MOST_NAMED].tolist():
         name = short_name(names[label_map.class_ids[i]], MAX_NAME)
         width, (x, y) = _LETTER * len(name), at[i].tolist()
-        for anchor, left in (("start", x + 8), ("end", x - 8 - width)):
+        for anchor, left in (("start", x + 9), ("end", x - 9 - width)):
             box = (left, y - _LINE / 2, left + width, y + _LINE / 2)
             inside = box[0] >= 0 and box[2] <= WIDTH
             if inside and not any(_overlap(box, other) for other in taken):

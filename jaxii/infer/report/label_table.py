@@ -47,12 +47,12 @@ def of_run(labels: LabelTable, label_map: LabelMap | None) -> dict[str, Any]:
       labels: figures of each label.
       label_map: gives the nearest labels.
     """
-    columns = [Column("In training", labels.train_images, 0)]
+    columns = [Column("Images, training", labels.train_images, 0)]
     # The last split is what a run is judged by: it comes first.
     for split in reversed(labels.splits):
         figures, name = labels.splits[split], split.replace("_", " ")
         columns += [
-            Column(f"In {name}", figures.support, 0),
+            Column(f"Images, {name}", figures.support, 0),
             Column(f"AP, {name}", figures.average_precision, 3),
             Column(f"F2, {name}", figures.f2, 3),
         ]

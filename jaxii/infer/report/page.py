@@ -144,7 +144,10 @@ def render(
         .get_template("template.html.j2")
         .render(
             name=name,
-            sections=[(id, title) for id, title, key in SECTIONS if content[key]],
+            sections=[
+                ("summary", "Summary"),
+                *((id, title) for id, title, key in SECTIONS if content[key]),
+            ],
             facts=parts.facts(metrics),
             provenance=parts.provenance(metrics),
             headlines=parts.headlines(splits, floors),

@@ -5,6 +5,7 @@ template.
 """
 
 import base64
+import math
 from collections.abc import Mapping
 from datetime import datetime
 from typing import Any
@@ -141,6 +142,7 @@ def slices(split: str, summary: Mapping[str, Any]) -> dict[str, Any]:
         return 2.0 if known is None else known
 
     rows, draws = [], summary.get("bootstrap") or {}
+    left, right = _scale(summary)
     for name, entry in sorted(summary["slices"].items(), key=f2):
         mean = number_or_none(entry.get("f2"))
         low, high = entry.get("interval") or (mean, mean)
@@ -154,22 +156,33 @@ def slices(split: str, summary: Mapping[str, Any]) -> dict[str, Any]:
             "mark": None,
         }
         if mean is not None:
-            # Percentages of the width; F2 lies within 0 and 1.
+            # Percentages of the width.
             row["mark"] = {
-                "mean": round(100 * mean, 2),
-                "low": round(100 * low, 2),
-                "width": round(100 * (high - low), 2),
+                "mean": round(100 * (mean - left) / (right - left), 2),
+                "low": round(100 * (low - left) / (right - left), 2),
+                "width": round(100 * (high - low) / (right - left), 2),
             }
         rows.append(row)
     mean = number_or_none(summary.get("f2"))
     return {
         "split": split,
         "rows": rows,
-        "mean": None if mean is None else round(100 * mean, 2),
+        "mean": mean and round(100 * (mean - left) / (right - left), 2),
+        "scale": (f"{left:.1f}", f"{right:.1f}"),
         "mean_text": number(mean),
         "bootstrap": draws and _bootstrap(draws),
         "has_intervals": any(row["interval"] for row in rows),
     }
+
+
+def _scale(summary: Mapping[str, Any]) -> tuple[float, float]:
+    """Returns the tenths between which all intervals and means of a split lie."""
+    values = [summary.get("f2")]
+    for entry in summary["slices"].values():
+        values += [entry.get("f2"), *(entry.get("interval") or ())]
+    known = [v for v in map(number_or_none, values) if v is not None] or [0.0]
+    left = max(0, math.floor(10 * min(known)))
+    return left / 10, max(left + 1, math.ceil(10 * max(known))) / 10
 
 
 def _interval(entry: Mapping[str, Any]) -> str:
@@ -182,7 +195,7 @@ def _interval(entry: Mapping[str, Any]) -> str:
 def _bootstrap(draws: Mapping[str, Any]) -> str:
     by = {"image": "images", "group": "whole groups of images"}[draws["by"]]
     return (
-        f"{draws['level']:.0%} intervals: percentiles of the mean over "
+        f"{100 * draws['level']:.0f} % intervals: percentiles of the mean over "
         f"{draws['resamples']:,} seeded bootstrap draws of {by}."
     )
 
@@ -252,4 +265,7 @@ def map_notes(label_map: LabelMap, num_labels: int) -> dict[str, Any]:
     """Returns how much of the embedding the map shows, and how many labels it lacks."""
     x, y = label_map.shares
     lacking = num_labels - len(label_map.class_ids)
-    return {"share": f"{x + y:.0%}", "lacking": count(lacking) if lacking else ""}
+    return {
+        "share": f"{100 * (x + y):.0f} %",
+        "lacking": count(lacking) if lacking else "",
+    }

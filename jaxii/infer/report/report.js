@@ -2,7 +2,7 @@
 // Sorts, searches and pages the labels, marks them on the map, and changes the theme.
 // Without it the page is whole: the ends of the table are there, and every figure.
 (() => {
-  const PAGE = 50;
+  const PAGE = 25;
   const REACH_PIXELS = 28;
   const root = document.documentElement;
   const SVG = "http://www.w3.org/2000/svg";
@@ -103,7 +103,7 @@
       if (pick) {
         const button = element("button", undefined, { type: "button", class: "label" });
         button.append(text);
-        button.addEventListener("click", () => pick(label));
+        button.addEventListener("click", () => pick(label, true));
         name.append(button);
       } else name.append(text);
       if (data.codes[label]) {
@@ -201,13 +201,18 @@
       }, text);
     }
 
-    function pick(label) {
+    function pick(label, fromTable = false) {
       const at = place.get(label);
       marks.replaceChildren();
       drawing.classList.toggle("has-marks", at !== undefined);
       const name = element("b");
       name.append(element("bdi", data.names[label]));
       picked.replaceChildren(name);
+      // As a link within the page: what is read next is what was asked for.
+      if (fromTable) {
+        drawing.scrollIntoView({ block: "nearest" });
+        picked.focus();
+      }
       if (at === undefined) {
         picked.append(" occurs with no other label and is not on the map.");
         return;

@@ -100,7 +100,7 @@ def labels(entries: Sequence[Entry]) -> dict[str, Any] | None:
         columns.append(Column(name, np.mean(f2s, axis=0), 3))
     f2 = np.array([column.values for column in columns])
     spread = Column("Spread", f2.max(axis=0) - f2.min(axis=0), 3)
-    support = Column(f"In {split}", first.splits[split].support, 0)
+    support = Column(f"Images, {split}", first.splits[split].support, 0)
     several = len(entries) > 1
     return label_table.make_table(
         first.vocabulary.descriptions,
