@@ -64,8 +64,10 @@ class ImageScores:
             ids = ids[np.argsort(-probs[i, ids], kind="stable")]
             return Answered(int(rows[i]), float(f2[i]), int(num_true[i]), ids)
 
-        self._best = sorted([*self._best, *map(answered, best)], key=_best_first)
-        self._worst = sorted([*self._worst, *map(answered, worst)], key=_worst_first)
+        self._best += [answered(i) for i in best.tolist()]
+        self._worst += [answered(i) for i in worst.tolist()]
+        self._best.sort(key=_best_first)
+        self._worst.sort(key=_worst_first)
         del self._best[MOST_SHOWN:], self._worst[MOST_SHOWN:]
 
     def best(self) -> list[Answered]:

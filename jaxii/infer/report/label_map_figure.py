@@ -13,9 +13,9 @@ from jaxii.infer.label_map import LabelMap
 from jaxii.infer.report.panels import short_name
 
 WIDTH, MARGIN = 1000, 36
-MOST_NAMED = 60
+MOST_NAMED = 30
 FEW = 300
-"""Up to so many labels, dots are larger and no name lies on one."""
+"""Up to so many labels, dots are larger, no name lies on one, and all may be named."""
 MAX_NAME = 26
 # Of a letter and of a line of names, in the drawing's units.
 _LETTER, _LINE = 7.2, 17.0
@@ -76,7 +76,8 @@ def _named(at, order, label_map, names) -> list[tuple[int, float, float, str]]:
     is_few = len(at) <= FEW
     taken = [(x - 4.0, y - 4.0, x + 4.0, y + 4.0) for x, y in at.tolist() if is_few]
     found = []
-    for i in order[: 4 * MOST_NAMED].tolist():
+    most = FEW if is_few else MOST_NAMED
+    for i in order[: 4 * most].tolist():
         name = short_name(names[label_map.class_ids[i]], MAX_NAME)
         width, (x, y) = _LETTER * len(name), at[i].tolist()
         for anchor, left in (("start", x + 9), ("end", x - 9 - width)):
@@ -87,7 +88,7 @@ def _named(at, order, label_map, names) -> list[tuple[int, float, float, str]]:
                 edge = left if anchor == "start" else left + width
                 found.append((i, edge, y + 4.5, anchor))
                 break
-        if len(found) == MOST_NAMED:
+        if len(found) == most:
             break
     return found
 

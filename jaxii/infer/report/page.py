@@ -35,7 +35,7 @@ SECTIONS = (
     ("labels", "Labels", "labels"),
     ("map", "Label map", "map_figure"),
     ("images", "Best and worst images", "gallery"),
-    ("decoders", "Decoders", "decoder_rows"),
+    ("decoders", "Decoders", "decoders"),
     ("shift", "Foreseeing the shift", "estimates"),
     ("calibration", "Calibration", "reliability_figure"),
     ("figures", "All figures", "quality"),
@@ -112,33 +112,19 @@ def render(
     splits = {n: metrics["splits"][n] for n in split_names(metrics)}
     constant = metrics.get("constant") or {}
     floors = constant.get("f2") or {}
-    decoder = metrics.get("decoder") or {}
-    table = decoders.table(splits, decoder.get("name"))
+    chosen = metrics.get("decoder") or {}
     train = last_rows(history, "train")
     content = {
-        "training_figure": Markup(
-            figures.training_curves(
-                history, stages, number_or_none(floors.get("validation"))
-            )
-        ),
-        "threshold_figure": Markup(
-            figures.f2_against_threshold(
-                splits, floors, number_or_none(decoder.get("threshold"))
-            )
-        ),
-        "slices": [
-            parts.slices(n, splits[n])
-            for n in reversed(splits)
-            if splits[n].get("slices")
-        ],
-        "decoder_rows": table["rows"],
+        "decoders": decoders.table(splits, chosen.get("name")),
         "estimates": decoders.estimates(metrics.get("estimates") or {}),
-        "reliability_figure": Markup(figures.reliability(splits)),
         "quality": parts.quality(splits),
-        "throughput_figure": Markup(figures.throughput(history, stages)),
         "config": [(key, as_text(value)) for key, value in flatten(config).items()],
+        **_figures(splits, history, stages, floors, chosen.get("threshold")),
         **_details(details),
     }
+    content["slices"] = [
+        parts.slices(n, splits[n]) for n in reversed(splits) if splits[n].get("slices")
+    ]
     return (
         templates()
         .get_template("template.html.j2")
@@ -151,8 +137,7 @@ def render(
             facts=parts.facts(metrics),
             provenance=parts.provenance(metrics),
             headlines=parts.headlines(splits, floors),
-            decoder=parts.decoder(decoder),
-            decoders=table,
+            decoder=parts.decoder(chosen),
             constant_labels=list(constant.get("names") or constant.get("labels") or []),
             stages=[parts.stage(row) for row in stages],
             recipe=parts.recipe(recipe or {}, config),
@@ -161,6 +146,21 @@ def render(
             **content,
         )
     )
+
+
+def _figures(splits, history, stages, floors, threshold) -> dict[str, Markup]:
+    """Returns the drawings by name; empty where there is nothing to draw."""
+    drawn = {
+        "training_figure": figures.training_curves(
+            history, stages, number_or_none(floors.get("validation"))
+        ),
+        "threshold_figure": figures.f2_against_threshold(
+            splits, floors, number_or_none(threshold)
+        ),
+        "reliability_figure": figures.reliability(splits),
+        "throughput_figure": figures.throughput(history, stages),
+    }
+    return {name: Markup(drawing) for name, drawing in drawn.items()}
 
 
 def _details(details: Details) -> dict[str, Any]:

@@ -16,7 +16,7 @@ from jaxii.infer.provenance import PARTS, Provenance
 from jaxii.infer.report.runs import Row, as_text, flatten, number_or_none
 from jaxii.infer.report.words import ABSENT, count, number, short
 
-MOST_LABELS = 12
+MOST_LABELS = 8
 """Labels of an image that are shown, of each kind."""
 
 
@@ -234,7 +234,7 @@ def recipe(found: Mapping[str, Any], config: Mapping[str, Any]) -> dict[str, Any
         for field, own in (found.get("own") or {}).items()
         if as_text(own) != as_text(fields.get(field))
     ]
-    return {"name": as_text(found.get("name") or ""), "changed": changed}
+    return {"name": str(found.get("name") or ""), "changed": changed}
 
 
 def gallery(images: Gallery) -> dict[str, Any]:

@@ -5,7 +5,6 @@
   const PAGE = 25;
   const REACH_PIXELS = 28;
   const root = document.documentElement;
-  const SVG = "http://www.w3.org/2000/svg";
 
   function element(tag, text, attributes = {}) {
     const made = document.createElement(tag);
@@ -185,7 +184,7 @@
     const marks = drawing.querySelector(".marks");
 
     function mark(tag, attributes, text) {
-      const made = document.createElementNS(SVG, tag);
+      const made = document.createElementNS(drawing.namespaceURI, tag);
       for (const [name, value] of Object.entries(attributes)) made.setAttribute(name, value);
       if (text !== undefined) made.textContent = text;
       marks.append(made);
