@@ -36,7 +36,7 @@ def two(tmp_path):
     ]
 
 
-def test_the_slice_that_is_worst_in_the_mean_comes_first_and_the_best_run_is_marked(
+def test_the_worst_slice_comes_first_and_its_best_run_is_marked(
     two,
 ):
     found = side_by_side.slices(entries(*two))

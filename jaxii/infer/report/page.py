@@ -29,7 +29,7 @@ REPORT_NAME = "report.html"
 NO_DETAILS = Details()
 # In the order of the page; a section without content is left out, here and there.
 SECTIONS = (
-    ("training", "Training", "training_figure"),
+    ("training", "Training", "training"),
     ("threshold", "F2 against threshold", "threshold_figure"),
     ("slices", "Slices", "slices"),
     ("labels", "Labels", "labels"),
@@ -122,6 +122,7 @@ def render(
         **_figures(splits, history, stages, floors, chosen.get("threshold")),
         **_details(details),
     }
+    content["training"] = content["training_figure"] or stages
     content["slices"] = [
         parts.slices(n, splits[n]) for n in reversed(splits) if splits[n].get("slices")
     ]
