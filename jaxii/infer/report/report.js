@@ -54,6 +54,19 @@
     for (const id of links.keys()) watcher.observe(document.getElementById(id));
   }
 
+  // What does not scroll need not be a stop of the Tab key.
+  function stops() {
+    const watcher = new ResizeObserver((entries) => {
+      for (const { target } of entries) {
+        if (target.scrollWidth > target.clientWidth) target.tabIndex = 0;
+        else target.removeAttribute("tabindex");
+      }
+    });
+    for (const part of document.querySelectorAll(".scroll, .wide-figure")) {
+      watcher.observe(part);
+    }
+  }
+
   function print() {
     let opened = [];
     addEventListener("beforeprint", () => {
@@ -252,6 +265,7 @@
 
   theme();
   contents();
+  stops();
   print();
   const held = document.getElementById("label-data");
   if (held) {
