@@ -76,7 +76,8 @@ def write(
             metrics["provenance"],
         )
     details = _details(session, decoders, measured)
-    details.labels.save(workdir.result_file(by_label.FILE, variants))
+    if details.labels is not None:
+        details.labels.save(workdir.result_file(by_label.FILE, variants))
     write_json(files["metrics.json"], metrics)
     origin = session.config.start_from or session.config.model.pretrained
     rows = result.stage_rows(session.plans, session.checkpoints, origin)

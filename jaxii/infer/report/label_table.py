@@ -49,7 +49,7 @@ def of_run(labels: LabelTable, label_map: LabelMap | None) -> dict[str, Any]:
     """
     columns = [Column("Images, training", labels.train_images, 0)]
     # The last split is what a run is judged by: it comes first.
-    for split in reversed(labels.splits):
+    for split in reversed(list(labels.splits)):
         figures, name = labels.splits[split], split.replace("_", " ")
         columns += [
             Column(f"Images, {name}", figures.support, 0),

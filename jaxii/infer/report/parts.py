@@ -141,11 +141,13 @@ def slices(split: str, summary: Mapping[str, Any]) -> dict[str, Any]:
         known = number_or_none(item[1].get("f2"))
         return 2.0 if known is None else known
 
+    def percent(value: float) -> float:
+        return round(100 * (value - left) / (right - left), 2)
+
     rows, draws = [], summary.get("bootstrap") or {}
     left, right = _scale(summary)
     for name, entry in sorted(summary["slices"].items(), key=f2):
         mean = number_or_none(entry.get("f2"))
-        low, high = entry.get("interval") or (mean, mean)
         row = {
             "name": name,
             "worst": name == summary.get("worst_slice"),
@@ -156,18 +158,15 @@ def slices(split: str, summary: Mapping[str, Any]) -> dict[str, Any]:
             "mark": None,
         }
         if mean is not None:
-            # Percentages of the width.
-            row["mark"] = {
-                "mean": round(100 * (mean - left) / (right - left), 2),
-                "low": round(100 * (low - left) / (right - left), 2),
-                "width": round(100 * (high - low) / (right - left), 2),
-            }
+            low, high = map(percent, entry.get("interval") or (mean, mean))
+            width = round(high - low, 2)
+            row["mark"] = {"mean": percent(mean), "low": low, "width": width}
         rows.append(row)
     mean = number_or_none(summary.get("f2"))
     return {
         "split": split,
         "rows": rows,
-        "mean": mean and round(100 * (mean - left) / (right - left), 2),
+        "mean": None if mean is None else percent(mean),
         "scale": (f"{left:.1f}", f"{right:.1f}"),
         "mean_text": number(mean),
         "bootstrap": draws and _bootstrap(draws),

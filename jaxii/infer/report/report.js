@@ -222,8 +222,8 @@
       picked.replaceChildren(name);
       // As a link within the page: what is read next is what was asked for.
       if (fromTable) {
-        drawing.scrollIntoView({ block: "nearest" });
-        picked.focus();
+        picked.closest("section").scrollIntoView();
+        picked.focus({ preventScroll: true });
       }
       if (at === undefined) {
         picked.append(" occurs with no other label and is not on the map.");
