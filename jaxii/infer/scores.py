@@ -115,8 +115,8 @@ class Scores:
     def summary(self) -> dict[str, Any]:
         """Returns the figures of a split that the answers of the decoder in use decide.
 
-        Intervals are bootstrapped over groups, `by` says so; over images where each is
-        a group of its own.
+        Intervals are bootstrapped over groups, which are images where each image is a
+        group of its own; `bootstrap` of the figures says so.
         """
         in_use = self._in_use
         sums, all_figures = self._sums[in_use], self.figures()
