@@ -60,9 +60,8 @@ def visit(opened, path: Path) -> Found:
     if page.query_selector(".explorer"):
         page.wait_for_selector(".explorer tbody tr")
     found.seconds = time.perf_counter() - started
-    for what, holds in _facts(page):
-        if not holds:
-            found.wrong.append(what)
+    facts = [*_facts(page), *_on_paper(page), *_without_script(opened, path)]
+    found.wrong += [what for what, holds in facts if not holds]
     _audit(page, found)
     page.close()
     return found
@@ -207,6 +206,30 @@ def _pick(page: Page):
         "a label of the table is marked on the map, by keyboard",
         (page.evaluate("document.activeElement.className") == "picked"),
     )
+
+
+def _on_paper(page: Page):
+    if not page.query_selector(".explorer"):
+        return
+    yield "on a screen the whole table is shown", page.is_visible(".explorer table")
+    yield "and not its ends", not page.is_visible(".static table")
+    page.emulate_media(media="print")
+    yield "on paper the ends of the table are shown", page.is_visible(".static table")
+    yield "and nothing to press", page.locator("button:visible").count() == 0
+    page.emulate_media(media="screen")
+
+
+def _without_script(opened, path: Path):
+    context = opened.new_context(java_script_enabled=False)
+    page = context.new_page()
+    page.goto(path.as_uri())
+    yield (
+        "without a script nothing is there to press",
+        page.locator("button:visible").count() == 0,
+    )
+    if page.query_selector(".explorer"):
+        yield "and the ends of the table are shown", page.is_visible(".static table")
+    context.close()
 
 
 def _audit(page: Page, found: Found) -> None:
