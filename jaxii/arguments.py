@@ -10,7 +10,6 @@ from typing import Any
 from absl import flags
 from ml_collections import config_flags
 
-from jaxii import clusters
 from jaxii import config as configuration
 from jaxii.errors import InputError
 from jaxii.files import AnyPath, at
@@ -62,16 +61,8 @@ _DECODER = flags.DEFINE_enum("decoder", None, DECODERS, "Decoder.")
 _CHANGE_BATCH_SIZE = flags.DEFINE_bool("change_batch_size", False, "Go on with it.")
 _PROFILE_STEPS = flags.DEFINE_string("profile_steps", "", "FIRST:LAST.")
 _REUSE_BATCH = flags.DEFINE_bool("reuse_batch", False, "One batch all the time.")
-_COORDINATOR = flags.DEFINE_string("coordinator", "", "HOST:PORT of process 0.")
-_NUM_PROCESSES = flags.DEFINE_integer("num_processes", 0, "In all.", lower_bound=0)
-_PROCESS_ID = flags.DEFINE_integer("process_id", -1, "From 0.", lower_bound=-1)
-_START_TIMEOUT = flags.DEFINE_integer(
-    "start_timeout_seconds", 60, "Seconds.", lower_bound=1
-)
 # What the file of `predict` can be, by its ending.
 ANSWERS = (".csv", ".jsonl")
-# The commands that several processes can run as one.
-TOGETHER = ("train", "evaluate", "hold_out", "adapt", "predict")
 
 
 def arguments_of(command: str, rest: list[str]) -> dict[str, Any]:
@@ -91,30 +82,6 @@ def arguments_of(command: str, rest: list[str]) -> dict[str, Any]:
             f"{command} takes flags only, not {rest[0]!r}; see {command} --help."
         )
     return _OF_COMMAND[command]()
-
-
-def place_of(command: str) -> clusters.Place | None:
-    """Returns which process of several this one is; None where it is the only one.
-
-    Raises:
-      InputError: flags that do not fit together, or a command that runs alone.
-    """
-    place = clusters.from_flags(
-        _COORDINATOR.value, _NUM_PROCESSES.value, _PROCESS_ID.value
-    )
-    if command in TOGETHER:
-        return place or clusters.detected()
-    if place is not None:
-        raise InputError(
-            f"{command} runs in one process; --coordinator, --num_processes and "
-            f"--process_id are for {', '.join(TOGETHER)}."
-        )
-    return None
-
-
-def start_timeout() -> int:
-    """Returns how many seconds the processes of a run wait for one another."""
-    return _START_TIMEOUT.value
 
 
 def config_of() -> configuration.Config:
@@ -139,6 +106,7 @@ def config_of() -> configuration.Config:
 
 
 def _of_train() -> dict[str, Any]:
+    recipe = _recipe()
     config = config_of()
     config.data.reuse_batch |= _REUSE_BATCH.value
     return {
@@ -147,7 +115,24 @@ def _of_train() -> dict[str, Any]:
         "allow_tuning_labels": _ALLOW_TUNING.value,
         "change_batch_size": _CHANGE_BATCH_SIZE.value,
         "profile_steps": profile_steps(_PROFILE_STEPS.value),
+        "recipe": recipe,
     }
+
+
+def _recipe() -> dict[str, Any]:
+    """Returns the recipe's name, and its own values of what flags change."""
+    if CONFIG.value is None:
+        return {}
+    holder = flags.FLAGS["config"]
+    own = {
+        name: flags.FLAGS[f"config.{name}"].default
+        for name in config_flags.get_override_values(holder)
+    }
+    if _DATA_DIR.value:
+        own.setdefault("data.directory", CONFIG.value.data.directory)
+    if _REUSE_BATCH.value:
+        own.setdefault("data.reuse_batch", CONFIG.value.data.reuse_batch)
+    return {"name": config_flags.get_config_filename(holder), "own": own}
 
 
 def _of_prepare() -> dict[str, Any]:

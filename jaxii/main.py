@@ -17,11 +17,12 @@ from absl import logging as absl_logging
 from ml_collections import ConfigDict
 
 from jaxii import config as configuration
-from jaxii.arguments import CONFIG, arguments_of, place_of, start_timeout
+from jaxii.arguments import CONFIG, arguments_of
 from jaxii.clusters import Place
 from jaxii.errors import InputError
 from jaxii.files import user_cache
 from jaxii.nearest import nearest, nearest_path
+from jaxii.place_flags import place_of, start_timeout
 from jaxii.usage import COMMANDS, help_text
 
 DONE, FAILED, MISUSED, PREEMPTED = 0, 1, 2, 75

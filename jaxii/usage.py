@@ -82,7 +82,8 @@ pass over all cores; interrupted, the same command goes on.
                          DataflowRunner or another; the same records in the same order
 --beam_options=LIST      of that runner, by commas: project=P,region=R,...""",
     "evaluate": """Measures the best checkpoint of a run on validation and test, with
-every decoder fitted on one split; writes metrics.json, report.html and submission.csv.
+every decoder fitted on one split; writes metrics.json, label_figures.csv, report.html
+and submission.csv.
 
   python -m jaxii.main evaluate --workdir=runs/emoji
 

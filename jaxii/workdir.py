@@ -35,6 +35,11 @@ class Workdir:
         return self.path / "config.json"
 
     @property
+    def recipe_file(self) -> AnyPath:
+        """The recipe's name, and its values of the fields that were changed."""
+        return self.path / "recipe.json"
+
+    @property
     def labels_file(self) -> AnyPath:
         """The vocabulary, in order."""
         return self.path / "labels.csv"
@@ -148,6 +153,12 @@ class Workdir:
             return config
         except (ValueError, KeyError, TypeError) as error:
             raise InputError(f"{self.config_file}: {error}") from error
+
+    def recipe(self) -> dict[str, Any]:
+        """Returns what `recipe_file` holds; nothing for a run that no recipe made."""
+        if not self.recipe_file.exists():
+            return {}
+        return json.loads(self.recipe_file.read_text(encoding="utf-8"))
 
     def vocabulary(self) -> Vocabulary:
         """Returns the labels the run was trained on."""

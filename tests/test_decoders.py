@@ -165,10 +165,12 @@ def scores(decoders):
     found = Scores(
         decoders,
         decoders.names(has_head=True),
+        in_use="per_class",
         offsets=offsets,
         label_ids=np.nonzero(targets)[1].astype(np.int32),
         slice_ids=slices,
         slices=SLICES,
+        groups=np.arange(400) // 2,
     )
     order = np.random.default_rng(3).permutation(400).astype(np.int32)
     for start in range(0, 400, 64):
@@ -197,7 +199,7 @@ def test_scores_are_those_of_scikit_learn(decoders, scores):
 def test_the_summary_is_of_the_decoder_in_use(decoders, scores):
     _, _, targets, slices = split(400, 2)
     chosen = answers(decoders)["per_class"]
-    summary = scores.summary("per_class")
+    summary = scores.summary()
     assert summary["f2"] == scores.figures()["per_class"]["f2"]
     assert summary["coverage"] == scores.figures()["per_class"]["coverage"]
     assert list(summary["slices"]) == ["light", "dark"]

@@ -167,6 +167,17 @@ def test_it_says_where_everything_is(undisturbed):
         assert (workdir / name).exists()
 
 
+def test_the_report_says_what_differs_from_the_recipe(undisturbed):
+    workdir, _ = undisturbed
+    recipe = json.loads((workdir / "recipe.json").read_text())
+    assert recipe["name"] == "configs/f2_multitask.py"
+    assert recipe["own"]["model.width"] == 32
+    assert recipe["own"]["data.directory"] == ""
+    page = (workdir / "report.html").read_text()
+    part = page[page.index("What differs from the recipe") :]
+    assert "model.width</th><td><bdi>32</bdi></td><td><bdi>8</bdi>" in part
+
+
 def test_metrics_name_the_floor_the_threshold_and_a_clean_provenance(undisturbed):
     metrics = json.loads((undisturbed[0] / "metrics.json").read_text())
     assert set(metrics["splits"]) == {"validation", "test"}

@@ -12,6 +12,7 @@ from jaxii.data.images import (
     central_square,
     decoded_size,
     read,
+    thumbnail,
 )
 
 
@@ -220,3 +221,17 @@ def test_the_size_of_a_picture_is_height_then_width():
 def test_the_central_square_is_in_the_middle():
     assert central_square(80, 120) == (0, 20, 80, 80)
     assert central_square(80, 120, 0.5) == (20, 40, 40, 40)
+
+
+@pytest.mark.parametrize("encode", ENCODERS.values(), ids=ENCODERS)
+def test_a_thumbnail_is_the_whole_picture_in_small(encode):
+    small = simplejpeg.decode_jpeg(thumbnail(encode(quarters(300, 450)), 90))
+    assert small.shape == (60, 90, 3)
+    np.testing.assert_allclose(small[15, 20], (200, 0, 0), atol=12)
+    np.testing.assert_allclose(small[45, 70], (200, 200, 200), atol=12)
+
+
+def test_a_small_picture_is_not_enlarged_and_what_is_no_picture_raises():
+    assert read(thumbnail(png(quarters(10, 20)), 90)).width == 20
+    with pytest.raises(ValueError, match="not a picture"):
+        thumbnail(b"no picture", 90)

@@ -62,8 +62,8 @@ MAY_IMPORT = {
     "jaxii.commands": ("jaxii",),
     "jaxii.usage": (),
     "jaxii.given": (),
+    "jaxii.place_flags": ("jaxii.clusters",),
     "jaxii.arguments": (
-        "jaxii.clusters",
         "jaxii.config",
         "jaxii.given",
         "jaxii.usage",

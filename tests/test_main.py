@@ -26,6 +26,7 @@ from jaxii.commands import doctor
 from jaxii.commands import evaluate as evaluation
 from jaxii.data.open_images import Layout, prepare
 from jaxii.doctor.finding import Unwell
+from jaxii.infer import by_label
 from jaxii.infer.decoders import NAMES
 from jaxii.session import open_session
 from jaxii.train.checkpoint import Checkpoints
@@ -717,8 +718,28 @@ def evaluated(trained):
 def test_evaluate_leaves_figures_report_and_submission(evaluated):
     assert json.loads((evaluated / "metrics.json").read_text())["splits"]
     names = {path.name for path in evaluated.iterdir()}
-    assert {"report.html", "submission.csv"} <= names
+    assert {"report.html", "submission.csv", "label_figures.csv"} <= names
     assert not [name for name in names if name.endswith(".part")]
+
+
+def test_the_files_of_an_evaluation_agree_on_slices_labels_and_images(evaluated):
+    metrics = json.loads((evaluated / "metrics.json").read_text())
+    labels = by_label.load(evaluated / by_label.FILE)
+    assert list(labels.splits) == list(metrics["splits"])
+    for split, summary in metrics["splits"].items():
+        for entry in (summary, *summary["slices"].values()):
+            low, high = entry["interval"]
+            assert 0 <= low <= entry["f2"] + 1e-9
+            assert entry["f2"] - 1e-9 <= high <= 1
+        figures = labels.splits[split]
+        mean = np.nanmean(figures.average_precision)
+        assert mean == pytest.approx(summary["map"], abs=1e-5)
+        per_image = figures.support.sum() / summary["num_images"]
+        assert per_image == pytest.approx(summary["labels_per_image_true"])
+    page = (evaluated / "report.html").read_text()
+    num_images = list(metrics["splits"].values())[-1]["num_images"]
+    assert page.count('src="data:image/jpeg;base64,') == min(num_images, 18)
+    assert "was not recorded" in page
 
 
 @pytest.mark.parametrize("decoder", NAMES)

@@ -13,9 +13,9 @@ import numpy as np
 
 from jaxii import assemble, processes
 from jaxii import config as configuration
-from jaxii.console import say
+from jaxii.commands import results
+from jaxii.commands.results import Measured
 from jaxii.errors import InputError
-from jaxii.files import write_json
 from jaxii.infer import decoders as decoding
 from jaxii.infer import predict as prediction
 from jaxii.infer import result
@@ -27,7 +27,6 @@ from jaxii.infer.summary import summarise
 from jaxii.infer.thresholds import choose
 from jaxii.scoring import Variant, say_first, union_of
 from jaxii.session import Session, open_session
-from jaxii.train.history import read_history
 from jaxii.train.stages import Saved
 from jaxii.trained import Trained
 from jaxii.workdir import Workdir
@@ -98,36 +97,35 @@ def measure(
     has_head = session.plan(saved.stage).stage.embedding_head and len(members) == 1
     names = decoders.names(has_head=has_head)
     decoders.check(decoder, names)
-    summaries, answers = _answer(session, splits, sums_of, decoders, names, decoder)
+    measured = _answer(session, splits, sums_of, decoders, names, decoder)
     chosen = {"name": decoder, "chosen_on": tune_on, **asdict(choice)}
-    metrics = _result(session, saved, summaries, chosen, chooser, provenance)
-    metrics |= _estimates(session, saved, summaries)
+    metrics = _result(session, saved, measured.summaries, chosen, chooser, provenance)
+    metrics |= _estimates(session, saved, measured.summaries)
     metrics |= {"variant": variant.names, "members": [m.name for m in members]}
     if processes.is_lead():
         elsewhere = tune_on != session.data.choosing_split
         variants = [f"tuned_on_{tune_on}"] * elsewhere + variant.names
-        _write(session, metrics, decoders, answers, variants)
+        results.write(session, metrics, decoders, measured, variants)
     processes.wait_for_all("results")
     for other in members[1:]:
         other.close()
     return metrics
 
 
-def _answer(
-    session, splits, sums_of, decoders, names, decoder
-) -> tuple[dict[str, Any], prediction.Answers | None]:
-    """Returns the figures of each split, and the answers for the test."""
-    summaries, answers = {}, None
+def _answer(session, splits, sums_of, decoders, names, decoder) -> Measured:
+    """Passes over every split: its figures, and the answers for the test."""
+    summaries, scored, labels, answers = {}, {}, {}, None
     for split in splits:
-        scores = _scores(session, split, decoders, names)
+        scores = _scores(session, split, decoders, names, decoder)
         if split == "test":
             rows = session.data.split(split).num_examples
             answers = prediction.Answers(rows, decoders.answer(decoder))
         sums = sums_of(split, decoders, _each(scores, answers))
         if scores is not None:
             summary = summarise(sums, session.data.slices, choice=decoders.choice)
-            summaries[split] = summary | scores.summary(decoder)
-    return summaries, answers
+            summaries[split] = summary | scores.summary()
+            scored[split], labels[split] = scores, scores.by_label(sums)
+    return Measured(summaries=summaries, scores=scored, labels=labels, answers=answers)
 
 
 def _members(session: Session, saved: Saved, variant: Variant) -> tuple[Trained, ...]:
@@ -181,18 +179,21 @@ def _fit(session, split, sums, choice) -> decoding.Decoders:
     )
 
 
-def _scores(session, split, decoders, names) -> Scores | None:
+def _scores(session, split, decoders, names, in_use) -> Scores | None:
     # A test whose labels nobody has is answered, and not scored.
     if not session.data.has_truth(split):
         return None
     offsets, label_ids = session.data.verified_rows(split).present()
+    index = session.data.split(split).index
     return Scores(
         decoders,
         names,
+        in_use=in_use,
         offsets=offsets,
         label_ids=label_ids,
-        slice_ids=session.data.split(split).index.slice_ids,
+        slice_ids=index.slice_ids,
         slices=session.data.slices,
+        groups=index.groups,
     )
 
 
@@ -257,43 +258,3 @@ def _num_params(session: Session, saved: Saved) -> int:
     plan = session.plan(saved.stage)
     params, _ = jax.eval_shape(plan.init, jax.random.key(0))
     return sum(leaf.size for leaf in jax.tree.leaves(params))
-
-
-def _write(session, metrics, decoders, answers, variants) -> None:
-    # Here and not above: matplotlib takes most of a second, and a run that starts to
-    # train need not wait for it.
-    from jaxii.infer.report.page import write_report
-
-    workdir, data = session.workdir, session.data
-    files = {"metrics.json": workdir.result_file("metrics.json", variants)}
-    decoders.save(workdir.result_file("decoders.npz", variants))
-    if answers is not None:
-        files["submission.csv"] = workdir.result_file("submission.csv", variants)
-        prediction.write_submission(
-            files["submission.csv"],
-            list(data.split("test").index.image_ids),
-            answers.labels,
-            data.vocabulary,
-            metrics["provenance"],
-        )
-    write_json(files["metrics.json"], metrics)
-    origin = session.config.start_from or session.config.model.pretrained
-    rows = result.stage_rows(session.plans, session.checkpoints, origin)
-    files["report.html"] = write_report(
-        workdir.result_file("report.html", variants),
-        metrics=metrics,
-        history=read_history(workdir.history_file),
-        config=configuration.to_dict(session.config),
-        stages=rows,
-    )
-    for line in result.lines(metrics):
-        say(line)
-    for row in rows:
-        say(
-            f"stage     {row['name']}: steps {row['first_step']}-{row['last_step']}, "
-            f"{'with' if row['embedding_head'] else 'without'} embedding head, "
-            f"train_step compiled {row['train_step_compilations']} time(s)"
-        )
-    for name, path in files.items():
-        say(f"{name:15} {path}")
-    say(f"{'checkpoints':15} {session.checkpoints.directory}")

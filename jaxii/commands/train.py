@@ -4,10 +4,11 @@ Called by `main` with a checked configuration; returns when all files are on dis
 """
 
 import itertools
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
+from typing import Any
 
 import jax
 
@@ -16,6 +17,7 @@ from jaxii import config as configuration
 from jaxii.commands.evaluate import measure
 from jaxii.console import say
 from jaxii.errors import InputError
+from jaxii.files import write_json
 from jaxii.infer.models import Model, make_predict
 from jaxii.infer.result import hardware
 from jaxii.model.pretrained import Trunk
@@ -55,6 +57,7 @@ def train(
     allow_tuning_labels: bool = False,
     change_batch_size: bool = False,
     profile_steps: tuple[int, int] = (0, 0),
+    recipe: Mapping[str, Any] | None = None,
 ) -> None:
     """Trains every stage that is left, then evaluates, reports and writes answers.
 
@@ -65,6 +68,8 @@ def train(
       allow_tuning_labels: let the weights learn from labels of `tuning`.
       change_batch_size: let a run go on with batches of another size.
       profile_steps: first and last step of a trace; equal ones for none.
+      recipe: what the configuration came of, for the report: `name`, and `own`, its
+        values of the fields that were changed.
 
     Raises:
       InputError: whatever cannot be used.
@@ -79,6 +84,8 @@ def train(
         allow_tuning_labels=allow_tuning_labels,
         change_batch_size=change_batch_size,
     )
+    if recipe and processes.is_lead():
+        write_json(workdir.recipe_file, recipe)
     for line in describe(session):
         say(line)
     run = make_run(session, wanted_back, profiler)

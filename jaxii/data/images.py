@@ -148,6 +148,23 @@ class EvalTransform:
         return np.ascontiguousarray(resize(view, self.size_pixels, self.size_pixels))
 
 
+def thumbnail(encoded: bytes, longest_side: int) -> bytes:
+    """Returns a small JPEG of a whole picture.
+
+    Args:
+      encoded: of any format that is read.
+      longest_side: of the copy, in pixels; a smaller picture stays as large as it is.
+
+    Raises:
+      ValueError: the bytes are no picture.
+    """
+    picture = read(encoded)
+    shrink = max(1.0, max(picture.height, picture.width) / longest_side)
+    height, width = (max(1, round(n / shrink)) for n in (picture.height, picture.width))
+    small = resize(picture.decode(height, width), height, width)
+    return simplejpeg.encode_jpeg(np.ascontiguousarray(small), quality=80)
+
+
 def central_square(
     height: int, width: int, share: float = 1.0
 ) -> tuple[int, int, int, int]:

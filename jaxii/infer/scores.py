@@ -10,9 +10,13 @@ from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
-from jaxtyping import Bool, Float, Int
+from jaxtyping import Bool, Float, Int, Shaped
 
+from jaxii.infer import bootstrap
+from jaxii.infer.by_image import ImageScores
+from jaxii.infer.by_label import SplitFigures, split_figures
 from jaxii.infer.decoders import Decoders
+from jaxii.infer.metrics import Accumulators
 from jaxii.infer.summary import mean_and_error
 
 
@@ -20,7 +24,7 @@ from jaxii.infer.summary import mean_and_error
 class _Sums:
     f2: Float[np.ndarray, " group"]
     f2_squared: Float[np.ndarray, " group"]
-    labels: int
+    labels: Int[np.ndarray, " class"]
     hits: Int[np.ndarray, " class"]
 
 
@@ -30,10 +34,12 @@ class Scores:
     Args:
       decoders: fitted.
       names: of those to score.
+      in_use: the one whose answers are the result; its images are kept apart too.
       offsets: n + 1 starts of the split's images (CSR).
       label_ids: the labels present, without duplicates within an image.
       slice_ids: of each image.
       slices: their names.
+      groups: of each image, the pictures of one thing; intervals draw whole ones.
     """
 
     def __init__(
@@ -41,21 +47,25 @@ class Scores:
         decoders: Decoders,
         names: Sequence[str],
         *,
+        in_use: str,
         offsets: Int[np.ndarray, " row"],
         label_ids: Int[np.ndarray, " entry"],
         slice_ids: Int[np.ndarray, " image"],
         slices: Sequence[str],
+        groups: Shaped[np.ndarray, " image"],
     ):
         self._decoders = decoders
         self._offsets, self._label_ids = offsets, label_ids
         self._slice_ids, self._slices = slice_ids, tuple(slices)
+        self._in_use, self._groups = in_use, groups
+        self.images = ImageScores(len(offsets) - 1)
         num_slices, num_classes = len(slices), len(decoders.class_thresholds)
         self._num_images = np.zeros(num_slices, np.int64)
         self._sums = {
             name: _Sums(
                 f2=np.zeros(num_slices),
                 f2_squared=np.zeros(num_slices),
-                labels=0,
+                labels=np.zeros(num_classes, np.int64),
                 hits=np.zeros(num_classes, np.int64),
             )
             for name in names
@@ -82,8 +92,10 @@ class Scores:
             f2 = 5 * right.sum(axis=1) / np.maximum(4 * num_true + num_chosen, 1)
             sums.f2 += np.bincount(slice_ids, f2, minlength=num_slices)
             sums.f2_squared += np.bincount(slice_ids, f2**2, minlength=num_slices)
-            sums.labels += int(num_chosen.sum())
+            sums.labels += chosen.sum(axis=0)
             sums.hits += right.sum(axis=0)
+            if name == self._in_use:
+                self.images.add(rows, f2, num_true, chosen, probs)
 
     def figures(self) -> dict[str, dict[str, float | int | None]]:
         """Returns each decoder's figures over all images, and its parameter."""
@@ -95,17 +107,18 @@ class Scores:
                 "f2": f2,
                 "standard_error": error,
                 "coverage": int(np.count_nonzero(sums.hits)),
-                "labels_per_image": sums.labels / count,
+                "labels_per_image": int(sums.labels.sum()) / count,
                 **self._decoders.parameter(name),
             }
         return found
 
-    def summary(self, in_use: str) -> dict[str, Any]:
-        """Returns the figures of a split that one decoder's answers decide.
+    def summary(self) -> dict[str, Any]:
+        """Returns the figures of a split that the answers of the decoder in use decide.
 
-        Args:
-          in_use: name of the decoder.
+        Intervals are bootstrapped over groups, which are images where each image is a
+        group of its own; `bootstrap` of the figures says so.
         """
+        in_use = self._in_use
         sums, all_figures = self._sums[in_use], self.figures()
         by_slice = {}
         for i in np.flatnonzero(self._num_images):
@@ -115,15 +128,48 @@ class Scores:
                 "num_images": count,
                 "f2": f2,
                 "standard_error": error,
+                "interval": self._interval(np.flatnonzero(self._slice_ids == i)),
             }
+        are_alone = len(set(self._groups)) == len(self._groups)
         return {
             "f2": all_figures[in_use]["f2"],
+            "interval": self._interval(np.arange(len(self._groups))),
+            "bootstrap": {
+                "by": "image" if are_alone else "group",
+                "level": bootstrap.LEVEL,
+                "resamples": bootstrap.RESAMPLES,
+            },
             "coverage": all_figures[in_use]["coverage"],
             "labels_per_image_predicted": all_figures[in_use]["labels_per_image"],
             "slices": by_slice,
             "worst_slice": min(by_slice, key=lambda name: by_slice[name]["f2"]),
             "decoders": all_figures,
         }
+
+    def by_label(self, sums: Accumulators) -> SplitFigures:
+        """Returns the figures of each label, of the answers of the decoder in use.
+
+        Args:
+          sums: of the same split.
+        """
+        of_decoder = self._sums[self._in_use]
+        return split_figures(
+            sums,
+            hits=of_decoder.hits,
+            predicted=of_decoder.labels,
+            support=np.bincount(self._label_ids, minlength=len(of_decoder.hits)),
+        )
+
+    def true_labels(self, row: int) -> Int[np.ndarray, " label"]:
+        """Returns the labels that an image has."""
+        return self._label_ids[self._offsets[row] : self._offsets[row + 1]]
+
+    def slice_of(self, row: int) -> str:
+        """Returns the name of an image's slice."""
+        return self._slices[self._slice_ids[row]]
+
+    def _interval(self, rows: Int[np.ndarray, " image"]) -> list[float]:
+        return list(bootstrap.interval(self.images.f2[rows], self._groups[rows]))
 
     def _present(
         self, rows: Int[np.ndarray, " image"], num_classes: int

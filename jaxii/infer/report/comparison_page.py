@@ -7,9 +7,19 @@ from markupsafe import Markup
 
 from jaxii.files import AnyPath, write_beside
 from jaxii.infer.report import comparison_figures as figures
+from jaxii.infer.report import side_by_side
 from jaxii.infer.report.compare import Comparison, floors
-from jaxii.infer.report.page import templates
 from jaxii.infer.report.table import is_text_column
+from jaxii.infer.report.templates import templates
+
+SECTIONS = (
+    ("runs", "Mean F2 by run", "dots"),
+    ("shift", "In domain and shifted", "shift"),
+    ("figures", "All figures", "rows"),
+    ("slices", "Slices", "slices"),
+    ("labels", "Labels", "labels"),
+    ("gaps", "Over-fitting by step", "gaps"),
+)
 
 
 def write_comparison(output: AnyPath, comparison: Comparison) -> None:
@@ -27,21 +37,28 @@ def render_comparison(comparison: Comparison) -> str:
     """Returns the page of a comparison as text."""
     entries, constant = comparison.entries, floors(comparison.entries)
     count = len(entries)
+    content = {
+        "rows": comparison.rows,
+        "dots": Markup(figures.dots(entries, constant)),
+        "shift": Markup(figures.shift(entries)),
+        "gaps": Markup(figures.gaps(entries)),
+        "slices": side_by_side.slices(entries),
+        "labels": side_by_side.labels(entries),
+    }
     return (
         templates()
         .get_template("comparison.html.j2")
         .render(
             heading=f"{count} runs" if count > 1 else entries[0].title,
+            sections=[(id, title) for id, title, key in SECTIONS if content[key]],
             has_seeds=any(len(entry.runs) > 1 for entry in entries),
             columns=[
                 {"name": name, "kind": _kind(comparison, i)}
                 for i, name in enumerate(comparison.columns)
             ],
-            rows=comparison.rows,
             notes=comparison.notes,
-            dots=Markup(figures.dots(entries, constant)),
-            shift=Markup(figures.shift(entries)),
-            gaps=Markup(figures.gaps(entries)),
+            labels_split=side_by_side.last_split(entries),
+            **content,
         )
     )
 

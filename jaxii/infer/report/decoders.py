@@ -30,6 +30,9 @@ def table(splits: Mapping[str, Any], in_use: Any) -> dict[str, Any]:
     Args:
         splits: evaluation summaries by split.
         in_use: name of the decoder that makes the figures of the result.
+
+    Returns:
+        Nothing where no split has decoders.
     """
     by_split = {n: s["decoders"] for n, s in splits.items() if s.get("decoders")}
     names = dict.fromkeys(name for decoders in by_split.values() for name in decoders)
@@ -53,6 +56,8 @@ def table(splits: Mapping[str, Any], in_use: Any) -> dict[str, Any]:
             }
         )
     has_errors = any("±" in f2 for row in rows for f2, _, _ in row["figures"])
+    if not rows:
+        return {}
     return {"splits": list(by_split), "rows": rows, "has_errors": has_errors}
 
 

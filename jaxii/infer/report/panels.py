@@ -71,7 +71,9 @@ def draw_stages(axes: Sequence[Axes], stages: Sequence[Row]) -> None:
             continue
         for area in axes if number else ():
             area.axvline(first, color=MUTED, linewidth=0.9, linestyle=(0, (4, 3)))
-        label = axes[0].text(first, 1.03, short_name(stage.get("name", "")))
+        # The first stage begins left of its first logged step, outside of the frame.
+        inside = max(first, axes[0].get_xlim()[0])
+        label = axes[0].text(inside, 1.03, short_name(stage.get("name", "")))
         label.set(va="bottom", transform=axes[0].get_xaxis_transform(), fontsize=7.5)
         label.set(color=MUTED, in_layout=False)
 

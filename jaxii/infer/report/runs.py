@@ -15,6 +15,8 @@ from typing import Any
 
 from jaxii.errors import InputError
 from jaxii.files import AnyPath
+from jaxii.infer import by_label
+from jaxii.infer.by_label import LabelTable
 from jaxii.infer.provenance import Provenance
 from jaxii.train.history import read_history
 
@@ -35,6 +37,8 @@ class Run:
         config: the resolved configuration, as it is nested.
         history: rows of `history.jsonl`, as far as they count; none without the file.
         provenance: the record in `metrics`, checked.
+        labels: figures of each label; None for a run that was evaluated by a version
+            without them.
     """
 
     workdir: AnyPath
@@ -43,6 +47,7 @@ class Run:
     config: dict[str, Any]
     history: list[dict[str, Any]]
     provenance: Provenance
+    labels: LabelTable | None = None
 
 
 def read_run(path: AnyPath) -> Run:
@@ -74,13 +79,16 @@ def read_run(path: AnyPath) -> Run:
         provenance = Provenance.from_json(metrics["provenance"])
     except InputError as error:
         raise InputError(f"{file}: {error}") from error
+    variant = file.stem.removeprefix("metrics")
+    of_labels = file.with_name(by_label.FILE.replace(".", f"{variant}.", 1))
     return Run(
         workdir=file.parent,
-        variant=file.stem.removeprefix("metrics").removeprefix("_"),
+        variant=variant.removeprefix("_"),
         metrics=metrics,
         config=_read_object(file.parent / "config.json"),
         history=read_history(file.parent / "history.jsonl"),
         provenance=provenance,
+        labels=by_label.load(of_labels) if of_labels.is_file() else None,
     )
 
 

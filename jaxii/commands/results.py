@@ -1,0 +1,129 @@
+"""What an evaluation leaves in the workdir: figures, decoders, report and answers.
+
+`evaluate` measures and hands over; only the lead process writes.
+"""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+
+from jaxii import config as configuration
+from jaxii.console import say
+from jaxii.data.images import thumbnail
+from jaxii.files import write_json
+from jaxii.infer import by_label, result
+from jaxii.infer import predict as prediction
+from jaxii.infer.decoders import Decoders
+from jaxii.infer.details import Details, make_gallery
+from jaxii.infer.label_map import label_map
+from jaxii.infer.scores import Scores
+from jaxii.session import Session
+from jaxii.train.history import read_history
+
+THUMBNAIL_PIXELS = 160
+
+
+@dataclass(frozen=True, kw_only=True)
+class Measured:
+    """What the passes over the splits left.
+
+    Attributes:
+      summaries: split name -> figures.
+      scores: split name -> those of its images' answers, of splits with labels.
+      labels: split name -> figures of each label.
+      answers: for the test; None without one.
+    """
+
+    summaries: Mapping[str, Mapping[str, Any]]
+    scores: Mapping[str, Scores]
+    labels: Mapping[str, by_label.SplitFigures]
+    answers: prediction.Answers | None
+
+
+def write(
+    session: Session,
+    metrics: dict[str, Any],
+    decoders: Decoders,
+    measured: Measured,
+    variants: Sequence[str],
+) -> None:
+    """Writes figures, decoders, answers and report into the workdir, and says so.
+
+    Args:
+      session: of the run.
+      metrics: the content of `metrics.json`.
+      decoders: fitted.
+      measured: what the passes left.
+      variants: in what the result differs from the run's own.
+    """
+    # Here and not above: matplotlib takes most of a second, and a run that starts to
+    # train need not wait for it.
+    from jaxii.infer.report.page import write_report
+
+    workdir, data = session.workdir, session.data
+    files = {"metrics.json": workdir.result_file("metrics.json", variants)}
+    decoders.save(workdir.result_file("decoders.npz", variants))
+    if measured.answers is not None:
+        files["submission.csv"] = workdir.result_file("submission.csv", variants)
+        prediction.write_submission(
+            files["submission.csv"],
+            list(data.split("test").index.image_ids),
+            measured.answers.labels,
+            data.vocabulary,
+            metrics["provenance"],
+        )
+    details = _details(session, decoders, measured)
+    if details.labels is not None:
+        details.labels.save(workdir.result_file(by_label.FILE, variants))
+    write_json(files["metrics.json"], metrics)
+    origin = session.config.start_from or session.config.model.pretrained
+    rows = result.stage_rows(session.plans, session.checkpoints, origin)
+    files["report.html"] = write_report(
+        workdir.result_file("report.html", variants),
+        metrics=metrics,
+        history=read_history(workdir.history_file),
+        config=configuration.to_dict(session.config),
+        stages=rows,
+        details=details,
+        recipe=workdir.recipe(),
+    )
+    for line in result.lines(metrics):
+        say(line)
+    for row in rows:
+        say(
+            f"stage     {row['name']}: steps {row['first_step']}-{row['last_step']}, "
+            f"{'with' if row['embedding_head'] else 'without'} embedding head, "
+            f"train_step compiled {row['train_step_compilations']} time(s)"
+        )
+    for name, path in files.items():
+        say(f"{name:15} {path}")
+    say(f"{'checkpoints':15} {session.checkpoints.directory}")
+
+
+def _details(session, decoders, measured: Measured) -> Details:
+    """Returns what the report shows beyond the figures."""
+    data, made = session.data, session.label_embedding
+    split, scores = list(measured.scores.items())[-1]
+    of_split = data.split(split)
+
+    def small(row: int) -> bytes:
+        return thumbnail(of_split.source[row]["image"], THUMBNAIL_PIXELS)
+
+    return Details(
+        labels=by_label.LabelTable(
+            vocabulary=data.vocabulary,
+            train_images=data.train_rows.class_counts(len(data.vocabulary)),
+            thresholds=decoders.class_thresholds.astype(np.float64),
+            splits=measured.labels,
+        ),
+        label_map=None if made is None else label_map(made.vectors),
+        gallery=make_gallery(
+            split,
+            scores,
+            vocabulary=data.vocabulary,
+            image_ids=of_split.index.image_ids,
+            thumbnail=small,
+        ),
+    )

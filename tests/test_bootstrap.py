@@ -1,0 +1,48 @@
+"""Intervals hold the mean, follow groups, and are the same each time."""
+
+import numpy as np
+import pytest
+
+from jaxii.infer.bootstrap import interval
+
+
+def f2s(count, seed=0):
+    return np.random.default_rng(seed).beta(2, 3, count)
+
+
+def test_the_interval_holds_the_mean_and_is_as_wide_as_the_standard_error_says():
+    values = f2s(400)
+    low, high = interval(values, np.arange(400))
+    assert low < values.mean() < high
+    error = values.std(ddof=1) / 20
+    assert high - low == pytest.approx(2 * 1.96 * error, rel=0.1)
+
+
+def test_pictures_of_one_thing_widen_the_interval():
+    values = np.repeat(f2s(40), 10)
+    alone = interval(values, np.arange(400))
+    grouped = interval(values, np.repeat(np.arange(40), 10))
+    assert grouped[1] - grouped[0] > 2 * (alone[1] - alone[0])
+    # Ten copies of an image are worth one.
+    once = interval(f2s(40), np.arange(40))
+    assert grouped == pytest.approx(once)
+
+
+def test_groups_may_have_any_names_and_sizes():
+    values = np.array([0.0, 1.0, 1.0, 1.0])
+    low, high = interval(values, np.array(["b", "a", "a", "a"], object))
+    assert (low, high) == (0.0, 1.0)
+
+
+def test_the_same_values_give_the_same_interval():
+    assert interval(f2s(50), np.arange(50)) == interval(f2s(50), np.arange(50))
+
+
+def test_a_single_image_has_no_width():
+    assert interval(np.array([0.25]), np.array(["x"], object)) == (0.25, 0.25)
+
+
+def test_draws_in_several_parts_are_the_draws_in_one(monkeypatch):
+    whole = interval(f2s(30), np.arange(30))
+    monkeypatch.setattr("jaxii.infer.bootstrap._DRAWS", 7 * 30)
+    assert interval(f2s(30), np.arange(30)) == whole

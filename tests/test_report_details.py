@@ -1,0 +1,179 @@
+"""The panels of labels, images, slices and recipe: facts, and names shown as text."""
+
+import base64
+import json
+import re
+
+import pytest
+from test_label_table import EVIL, labels_of, map_of
+from test_report import CONFIG, HISTORY, STAGES, Reader, make_metrics, summary
+
+from jaxii.infer.details import Details, Gallery, ShownImage
+from jaxii.infer.report.page import render, write_report
+from jaxii.infer.report.templates import templates
+
+JPEG = b"\xff\xd8 not really a picture"
+RTL = "\u202egpj.exe"
+
+
+def image(**changes):
+    facts = {
+        "image_id": "0123abcd",
+        "slice": "highland",
+        "f2": 0.25,
+        "right": ("Cat",),
+        "missed": ("Boat",),
+        "wrong": tuple(f"wrong {i}" for i in range(30)),
+        "jpeg": JPEG,
+    }
+    return ShownImage(**facts | changes)
+
+
+def details(count=30, **changes):
+    gallery = Gallery(split="test", best=(image(f2=0.9),), worst=(image(f2=0.1),))
+    parts = {"labels": labels_of(count), "label_map": map_of(count), "gallery": gallery}
+    return Details(**parts | changes)
+
+
+def page(found=None, *, metrics=None, recipe=None):
+    return render(
+        "run",
+        metrics=metrics or make_metrics(),
+        history=HISTORY,
+        config=CONFIG,
+        stages=STAGES,
+        details=found or details(),
+        recipe=recipe,
+    )
+
+
+@pytest.fixture(scope="module")
+def full():
+    return page()
+
+
+def test_a_whole_page_is_well_formed_and_fetches_nothing(full):
+    read = Reader(full)
+    assert len(set(read.ids)) == len(read.ids)
+    assert all(url.startswith(("#", "data:")) for url in read.urls)
+    assert "http:" not in full
+    assert "https:" not in full
+    assert full.count("<table") == full.count("<caption>")
+    assert full.count("<svg") == full.count('role="img"') == 5
+
+
+def test_every_section_of_the_navigation_is_on_the_page(full):
+    read = Reader(full)
+    targets = re.findall(r'<li><a href="#([^"]+)">', full)
+    assert len(targets) > 8
+    assert set(targets) <= set(read.ids)
+
+
+def test_the_policy_of_the_page_runs_its_own_script_and_no_other(full):
+    scripts = re.findall(r"<script>(.*?)</script>", full, re.DOTALL)
+    assert len(scripts) == 1
+    assert f"script-src '{templates().globals['script_hash']}'" in full
+    assert "unsafe-eval" not in full
+
+
+def test_the_labels_of_the_script_are_those_of_the_table(full):
+    text = re.search(r'id="label-data">(.*?)</script>', full, re.DOTALL)[1]
+    data = json.loads(text)
+    assert data["names"] == list(labels_of(30).vocabulary.descriptions)
+    assert data["names"][0] == EVIL
+    assert len(data["columns"]) == 8
+    assert {len(column["values"]) for column in data["columns"]} == {30}
+
+
+def test_hostile_names_are_text_everywhere_and_do_not_turn_their_neighbours():
+    entry = {"num_images": 3, "f2": 0.2, "standard_error": 0.1}
+    slices = {EVIL: entry, RTL: entry}
+    gallery = Gallery(
+        split=EVIL,
+        best=(),
+        worst=(image(image_id=EVIL, slice=RTL, right=(EVIL,), missed=(RTL,)),),
+    )
+    metrics = make_metrics(
+        splits={"test": summary(0.4, 0.4, slices=slices)},
+        constant={"names": [EVIL, RTL], "f2": {"test": 0.2}},
+    )
+    text = page(
+        details(gallery=gallery),
+        metrics=metrics,
+        recipe={"name": EVIL, "own": {"seed": EVIL}},
+    )
+    # Its own script and its data; what the names say is in neither tag nor attribute.
+    assert text.count("<script") == 2
+    assert text.count("</script") == 2
+    assert Reader(text).tags <= Reader(page()).tags
+    assert "\\u003c/script\\u003e" in text
+    body = re.sub(r"<(script|svg).*?</\1>", "", text, flags=re.DOTALL)
+    assert body.count(RTL) == body.count(f"<bdi>{RTL}</bdi>") > 2
+
+
+def test_images_stand_with_their_labels_the_worst_first(full):
+    part = full[full.index('id="images"') :]
+    assert part.index("F2 0.10") < part.index("F2 0.90")
+    assert base64.b64encode(JPEG).decode() in part
+    for kind in ("right", "missed", "wrong"):
+        assert f'class="kind {kind}"><span class="unseen">{kind}: </span>' in part
+    assert "and 22 more wrong" in part
+
+
+def test_an_image_that_cannot_be_read_is_listed_without_a_picture():
+    gallery = Gallery(split="test", best=(), worst=(image(jpeg=b""),))
+    text = page(details(gallery=gallery))
+    assert "no picture" in text
+    assert "data:image" not in text
+
+
+def with_intervals():
+    slices = {
+        "coast": {"num_images": 7, "f2": 0.5, "interval": [0.45, 0.56]},
+        "highland": {"num_images": 9, "f2": 0.3, "interval": [0.21, 0.4]},
+    }
+    found = summary(0.4, 0.4, slices=slices)
+    draws = {"by": "group", "level": 0.95, "resamples": 1000}
+    return found | {"interval": [0.35, 0.44], "bootstrap": draws}
+
+
+def test_slices_have_their_intervals_the_worst_first_and_the_method_is_said():
+    text = page(metrics=make_metrics(splits={"test": with_intervals()}))
+    part = text[text.index('id="slices"') : text.index('id="labels"')]
+    assert part.index("highland") < part.index("0.210 to 0.400") < part.index("coast")
+    assert "1,000 seeded bootstrap draws of whole groups of images" in part
+    assert "95 % interval 0.350 to 0.440" in text[: text.index('id="slices"')]
+    # Drawn between 0.2 and 0.6: 0.3 lies at a quarter.
+    assert 'class="dot" style="left:25.0%"' in part
+
+
+def test_no_tuning_curve_and_no_tuning_column_unless_tuning_was_scored(full):
+    assert ">tuning<" not in full
+    splits = {n: summary(0.4, 0.4) for n in ("validation", "tuning", "test")}
+    text = page(metrics=make_metrics(splits=splits))
+    figure = text[text.index('id="threshold"') : text.index('id="slices"')]
+    assert ">tuning<" in figure
+
+
+def test_what_differs_from_the_recipe_is_listed_and_equal_values_are_not():
+    own = {"model.depth": 50, "seed": 0}
+    text = page(recipe={"name": "configs/f2_multitask.py", "own": own})
+    part = text[text.index('id="configuration"') : text.index("<summary>All")]
+    assert re.search(r"model\.depth</th><td><bdi>50</bdi></td><td><bdi>18</bdi>", part)
+    assert ">seed<" not in part
+    same = page(recipe={"name": "configs/f2_multitask.py", "own": {}})
+    assert "Every field is as the recipe" in same
+    assert "was not recorded" in page()
+
+
+def test_a_report_of_7178_classes_is_light(tmp_path):
+    count = 7178
+    path = write_report(
+        tmp_path,
+        metrics=make_metrics(),
+        history=HISTORY,
+        config=CONFIG,
+        stages=STAGES,
+        details=details(count),
+    )
+    assert path.stat().st_size < 2_000_000
