@@ -92,24 +92,29 @@ def train(
     saved = [s for found in session.checkpoints.saved().values() for s in found]
     start_step = max((s.step for s in saved), default=0)
     with _trackers(session, start_step) as trackers:
-        telemetry = Telemetry(
-            workdir.path,
-            total_steps=sum(plan.stage.num_steps for plan in session.plans),
-            start_step=start_step,
-            is_lead=processes.is_lead(),
-            tracker=trackers,
-            memory=memory_bytes,
-            peak_flops=peak_flops(jax.devices()[0].device_kind),
-        )
-        with telemetry:
-            try:
-                loop.train(_shown(run, session, telemetry), telemetry)
-            finally:
-                session.checkpoints.finish()
+        _train(run, session, start_step, trackers)
         metrics = measure(session)
         f2s = {result_name(k): v["f2"] for k, v in metrics["splits"].items()}
         trackers.result(metrics["step"], f2s)
     session.checkpoints.close()
+
+
+def _train(run: Run, session: Session, start_step: int, trackers: Trackers) -> None:
+    """Goes through the stages, from `start_step` on."""
+    telemetry = Telemetry(
+        session.workdir.path,
+        total_steps=sum(plan.stage.num_steps for plan in session.plans),
+        start_step=start_step,
+        is_lead=processes.is_lead(),
+        tracker=trackers,
+        memory=memory_bytes,
+        peak_flops=peak_flops(jax.devices()[0].device_kind),
+    )
+    with telemetry:
+        try:
+            loop.train(_shown(run, session, telemetry), telemetry)
+        finally:
+            session.checkpoints.finish()
 
 
 def _trackers(session: Session, start_step: int) -> Trackers:
