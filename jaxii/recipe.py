@@ -87,9 +87,7 @@ def choose(facts: Facts) -> Recipe:
     choices = [
         *(_network_for_cpu(facts) if on_cpu else _network(facts)),
         *_optimizer(facts, batch, on_cpu),
-        Choice(
-            "data.num_threads", max(4, facts.num_cores), "the cores of this machine"
-        ),
+        Choice("data.num_threads", max(4, facts.num_cores), "the cores, at least four"),
         Choice(
             "evaluate_every_steps",
             max(20, min(2000, steps // 8)),
