@@ -129,9 +129,15 @@ def test_a_variant_without_its_bottleneck_is_refused_before_any_data():
 @pytest.mark.parametrize(
     ("change", "words"),
     [
-        ({"num_epoch": 1.0}, "no field 'num_epoch'; fields are name, terms"),
-        ({"terms": {"bcee": 1.0}}, "'bcee' does not exist; use one of bce"),
-        ({"terms": {"focal": {"gama": 2.0}}}, "no parameter 'gama'; it takes weight"),
+        ({"num_epoch": 1.0}, "'num_epoch'; the nearest is num_epochs; fields are name"),
+        (
+            {"terms": {"bcee": 1.0}},
+            "'bcee' does not exist; the nearest is bce; use one of",
+        ),
+        (
+            {"terms": {"focal": {"gama": 2.0}}},
+            "no parameter 'gama'; the nearest is gamma; it takes weight",
+        ),
         ({"num_epochs": 0.0}, "exactly one of them above 0"),
         ({"enters_from": "first"}, "use best or last"),
         ({"name": "f2"}, "two stages are named 'f2'"),

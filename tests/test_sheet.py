@@ -95,7 +95,7 @@ def test_every_name_is_isolated_from_the_text_around_it(odd):
 def test_a_page_needs_nothing_but_itself(odd):
     assert not re.search(r"(src|href)=\"(?!data:|#)", odd)
     assert "default-src 'none'" in odd
-    assert "prefers-color-scheme: dark" in odd
+    assert "color-scheme: light dark" in odd
 
 
 def test_the_page_is_utf8_even_of_names_that_are_not(odd, tmp_path):
