@@ -122,6 +122,29 @@ def check_same(digest: str, problem: str) -> None:
         )
 
 
+def check_on_lead(check: Callable[[], None]) -> None:
+    """Refuses on every process what the lead process refuses.
+
+    Args:
+      check: is called by the lead process alone.
+
+    Raises:
+      InputError: on every process; the lead's says why.
+    """
+    refused: InputError | None = None
+    if is_lead():
+        try:
+            check()
+        except InputError as error:
+            refused = error
+    if jax.process_count() > 1:
+        told = multihost_utils.broadcast_one_to_all(np.int32(refused is not None))
+        if told and refused is None:
+            raise InputError("process 0 refuses to start; its output says why.")
+    if refused is not None:
+        raise refused
+
+
 def wanted_back() -> Callable[[int], bool]:
     """Turns SIGTERM or Ctrl-C into a request to save and leave.
 

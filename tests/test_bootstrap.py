@@ -38,8 +38,9 @@ def test_the_same_values_give_the_same_interval():
     assert interval(f2s(50), np.arange(50)) == interval(f2s(50), np.arange(50))
 
 
-def test_a_single_image_has_no_width():
-    assert interval(np.array([0.25]), np.array(["x"], object)) == (0.25, 0.25)
+def test_one_group_has_no_interval():
+    assert interval(np.array([0.25]), np.array(["x"], object)) is None
+    assert interval(f2s(50), np.zeros(50)) is None
 
 
 def test_draws_in_several_parts_are_the_draws_in_one(monkeypatch):

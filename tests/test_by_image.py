@@ -51,3 +51,14 @@ def test_no_image_of_a_small_split_is_both():
     best, worst = ({i.row for i in some} for some in (images.best(), images.worst()))
     assert len(best | worst) == 5
     assert not best & worst
+
+
+def test_where_nearly_all_are_perfect_the_worst_are_not_among_the_best():
+    images, rows = ImageScores(200), np.arange(200)
+    ones = np.ones(200, int)
+    f2 = np.where(rows < 3, 0.0, 1.0)
+    images.add(rows, f2, ones, np.ones((200, 1), bool), np.ones((200, 1), np.float32))
+    best, worst = ([i.row for i in some] for some in (images.best(), images.worst()))
+    assert len(best) == len(worst) == MOST_SHOWN
+    assert worst[:3] == [0, 1, 2]
+    assert not set(best) & set(worst)

@@ -183,3 +183,9 @@ def test_a_list_of_ids_that_cannot_be_used_is_refused(tmp_path, text, words):
     path.write_bytes(text.encode("latin-1"))
     with pytest.raises(InputError, match=words):
         listing.read_ids(path)
+
+
+def test_a_list_of_files_may_be_longer_than_a_name_can_be(folder):
+    names = [f"{folder}/{'x' * 40}{i}.jpg" for i in range(20)]
+    with pytest.raises(InputError, match="is not a folder or a file"):
+        listing.find(",".join(names))

@@ -339,8 +339,54 @@ def test_codes_have_no_white_space_and_stay_different(tmp_path):
     text = "path,label\na.jpg,New York\nb.jpg,New_York\nc.jpg,New  York\n"
     found, said = look(*label_file(tmp_path, text))
     assert found.labels == ["New York", "New_York"]
-    assert found.codes == ["New_York", "New_York_2"]
+    assert found.codes == ["New_York_2", "New_York"]
     assert "single spaces" in said or "spaces around and between" in said
+
+
+def test_a_column_of_row_numbers_does_not_name_the_pictures(tmp_path):
+    names = [f"{i}.jpg" for i in range(6)]
+    rows_ = "".join(f"{i},{5 - i}.jpg,label{5 - i}\n" for i in range(6))
+    found, _ = look(*label_file(tmp_path, "id,img_path,label\n" + rows_, names))
+    assert named(found) == {str(i): [f"label{i}"] for i in range(6)}
+
+
+def test_a_missing_picture_is_not_its_namesake_elsewhere(tmp_path):
+    names = [f"train/{i}.jpg" for i in range(5)] + ["extra/9.jpg"]
+    text = "path,label\n" + "".join(f"train/{i}.jpg,{i % 2}\n" for i in range(5))
+    found, said = look(*label_file(tmp_path, text + "test/9.jpg,zebra\n", names))
+    assert found.labels == ["0", "1"]
+    assert "test/9.jpg" in said
+
+
+def test_a_missing_png_is_not_the_jpeg_of_its_name(tmp_path):
+    text = "path,label\na.jpg,dog\na.png,cat\nb.jpg,cow\nc.jpg,dog\n"
+    found, said = look(*label_file(tmp_path, text))
+    assert found.labels == ["cow", "dog"]
+    assert "a.png" in said
+
+
+def test_words_of_an_array_are_labels_of_their_own(tmp_path):
+    text = "path,labels\na.jpg,['dog' 'pet']\nb.jpg,['dog']\n"
+    found, _ = look(*label_file(tmp_path, text))
+    assert sorted(found.labels) == ["dog", "pet"]
+
+
+def test_two_columns_of_one_name_are_refused(tmp_path):
+    text = "path,dog,cat,dog\na.jpg,1,0,1\nb.jpg,0,1,0\n"
+    with pytest.raises(InputError, match="two columns called 'dog'"):
+        look(*label_file(tmp_path, text))
+
+
+def test_an_empty_split_leaves_the_word_to_another_row(tmp_path):
+    text = "path,label,split\na.jpg,x,\na.jpg,y,test\nb.jpg,x,\nc.jpg,y,train\n"
+    found, _ = look(*label_file(tmp_path, text))
+    assert sorted(found.extra["split"]) == ["test", "train", "train"]
+
+
+def test_a_group_on_two_sides_is_said(tmp_path):
+    text = "path,label,split,group\na.jpg,x,train,g\nb.jpg,y,train,h\nc.jpg,x,test,g\n"
+    _, said = look(*label_file(tmp_path, text))
+    assert "1 groups have pictures in more than one split" in said
 
 
 def test_no_control_character_of_a_label_reaches_the_terminal():

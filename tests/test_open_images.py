@@ -291,6 +291,13 @@ def test_a_second_file_of_an_image_is_told(root, out):
     assert tally.notes["ids with a second file (not read)"] == 1
 
 
+def test_a_list_of_other_validation_images_is_refused(tmp_path):
+    root = small_layout.write(tmp_path / "kaggle")
+    small_layout.lines(root / "validation_ids.csv", "image_id", "train01.jpg")
+    with pytest.raises(InputError, match="lists no training image"):
+        prepare(Layout.find(root), tmp_path / "out")
+
+
 def test_listed_validation_images_are_a_split_of_their_own(tmp_path):
     root = small_layout.write(tmp_path / "files")
     small_layout.lines(root / "validation_ids.csv", "image_id", "train01", "train04")

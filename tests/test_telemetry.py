@@ -42,6 +42,19 @@ def start(telemetry, name="multitask", first_step=0, num_steps=400, step=None):
     )
 
 
+@pytest.mark.parametrize(
+    ("name", "value"), [("TERM", "dumb"), ("COLUMNS", "0"), ("TERM", "unknown")]
+)
+def test_a_terminal_that_cannot_draw_gets_lines(tmp_path, monkeypatch, name, value):
+    monkeypatch.setenv(name, value)
+    stream = Terminal()
+    with open_telemetry(tmp_path, stream) as telemetry:
+        start(telemetry)
+        telemetry.log_train(20, {"objective": 1.0})
+        telemetry.log_evaluation(20, {"validation/f2": 0.5})
+        assert "step  20/600" in stream.getvalue()
+
+
 def history(workdir):
     return read_history(workdir / "history.jsonl")
 

@@ -52,6 +52,8 @@ def doctor(config: configuration.Config | None, *, place: AnyPath) -> None:
     for line in (line for finding in findings for line in finding.lines):
         say(line)
     if findings[1].lines:
+        if config is not None:
+            assemble.check_before_data(config)
         what = "a usual recipe's" if config is None else "the recipe's"
         for line in _speeds(_usual_config() if config is None else config, what):
             say(line)

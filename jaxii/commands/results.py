@@ -87,7 +87,7 @@ def write(
         config=configuration.to_dict(session.config),
         stages=rows,
         details=details,
-        recipe=workdir.recipe(),
+        recipe=_recipe(session),
     )
     for line in result.lines(metrics):
         say(line)
@@ -100,6 +100,15 @@ def write(
     for name, path in files.items():
         say(f"{name:15} {path}")
     say(f"{'checkpoints':15} {session.checkpoints.directory}")
+
+
+def _recipe(session: Session) -> dict[str, Any]:
+    """Returns what the configuration came of; an evaluation may have other data."""
+    recipe = session.workdir.recipe()
+    directory = session.workdir.config().data.directory
+    if recipe and directory != session.config.data.directory:
+        recipe["own"].setdefault("data.directory", directory)
+    return recipe
 
 
 def _details(session, decoders, measured: Measured) -> Details:

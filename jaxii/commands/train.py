@@ -75,8 +75,7 @@ def train(
       InputError: whatever cannot be used.
     """
     assemble.check_before_data(config)
-    if processes.is_lead():
-        check_tracker(config.track)
+    processes.check_on_lead(lambda: check_tracker(config.track))
     profiler = _profiler(workdir, profile_steps)
     session = open_session(
         config,

@@ -10,8 +10,11 @@ from dataclasses import dataclass, fields, replace
 from pathlib import Path
 
 import fsspec
+import numpy as np
 import polars as pl
+from jaxtyping import Bool
 
+from jaxii.data.counts import Tally, few
 from jaxii.errors import InputError
 from jaxii.files import AnyPath, at, size_of
 
@@ -187,6 +190,39 @@ def _pictures(listed: AnyPath | None, folders: tuple[AnyPath, ...]) -> Pictures:
     return Pictures(ids, paths, sizes, repeated=())
 
 
+def read_validation(
+    path: AnyPath, ids: pl.Series
+) -> tuple[Bool[np.ndarray, " image"], Tally]:
+    """Reads which of the training images are to be the validation split.
+
+    Args:
+      path: a CSV file with a column image_id.
+      ids: of the training images.
+
+    Returns:
+      Whether each is, and an account of the file.
+
+    Raises:
+      InputError: none of them is, or it is another file.
+    """
+    listed = read_listed(path, ("image_id",))["image_id"]
+    absent = listed.filter(~listed.is_in(ids.implode())).to_list()
+    tally = Tally(
+        path.name,
+        "images",
+        read=len(listed),
+        kept=len(listed) - len(absent),
+        dropped={"listed but missing": len(absent)},
+        examples={"listed but missing": few(absent)},
+    )
+    if not tally.kept:
+        raise InputError(
+            f"{path} lists no training image ({tally.line()}); give ids as the label "
+            "file has them"
+        )
+    return ids.is_in(listed.implode()).to_numpy(), tally
+
+
 def read_listed(path: AnyPath, columns: tuple[str, ...]) -> pl.DataFrame:
     """Reads a list of images: a CSV file whose image_id is there once and never empty.
 
@@ -260,10 +296,17 @@ def files_below(
         seen.add((facts.st_dev, facts.st_ino))
         with os.scandir(folder) as entries:
             for entry in entries:
-                if entry.is_dir():
+                if _is_folder(entry):
                     pending.append(entry.path)
                 else:
                     yield entry.path, entry.name, lambda e=entry: e.stat().st_size
+
+
+def _is_folder(entry: os.DirEntry) -> bool:
+    try:
+        return entry.is_dir()
+    except OSError:  # a link to itself
+        return False
 
 
 def _given(name: str, value):

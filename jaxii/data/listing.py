@@ -92,21 +92,21 @@ def find(given: str, more: Sequence[str] = ()) -> Listing:
       InputError: what is not there, cannot be read, has no picture or one twice.
     """
     whole = _located(given)
-    if not more and whole.is_dir():
+    if not more and _is_dir(whole):
         return _of_folder(whole)
     if not more and given.lower().endswith(".csv"):
         return _of_csv(whole)
     # A comma may be part of a name.
-    parts = [given] if whole.is_file() else given.split(",")
+    parts = [given] if _is_file(whole) else given.split(",")
     names = [name for part in parts for name in _expanded(part)]
     names += more
     for name in names:
         path = _located(name)
-        if path.is_dir():
+        if _is_dir(path):
             raise InputError(
                 f"--images: {name} is a folder; give one folder, or pictures alone."
             )
-        if not path.is_file():
+        if not _is_file(path):
             raise InputError(
                 f"--images={name} is not a folder or a file; give a folder with "
                 "pictures, pictures, or a .csv with their paths."
@@ -171,7 +171,9 @@ def _of_csv(path: AnyPath) -> Listing:
         for number, row in enumerate(rows, start=2):
             if not row:
                 continue
-            if len(row) <= max(column, id_column) or not row[column]:
+            if len(row) <= max(column, id_column) or not (
+                row[column] and row[id_column]
+            ):
                 raise InputError(
                     f"--images={path}: row {number} has no path or no id; give both."
                 )
@@ -203,7 +205,7 @@ def _located(name: str) -> AnyPath:
 
 def _expanded(part: str) -> list[str]:
     """Returns the pictures that a pattern matches; a plain name is itself."""
-    if not glob.has_magic(part) or "://" in part or Path(part).is_file():
+    if not glob.has_magic(part) or "://" in part or _is_file(Path(part)):
         return [part]
     found = sorted(filter(_has_picture_suffix, glob.glob(part, recursive=True)))  # noqa: PTH207
     if not found:
@@ -212,6 +214,15 @@ def _expanded(part: str) -> list[str]:
             f"{', '.join(IMAGE_SUFFIXES)}."
         )
     return found
+
+
+def _is_file(path: AnyPath) -> bool:
+    # pathlib's raises where a list of names is too long to be one.
+    return os.path.isfile(path) if isinstance(path, Path) else path.is_file()  # noqa: PTH113
+
+
+def _is_dir(path: AnyPath) -> bool:
+    return os.path.isdir(path) if isinstance(path, Path) else path.is_dir()  # noqa: PTH112
 
 
 def _has_picture_suffix(name: str) -> bool:

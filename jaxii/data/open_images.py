@@ -22,7 +22,7 @@ from jaxii.data import beam_shards, folder, index, label_files, schema, shards
 from jaxii.data.beam_shards import Beam
 from jaxii.data.counts import Counts, Tally, few
 from jaxii.data.labels import BOX, HUMAN, MACHINE
-from jaxii.data.layout import Layout, Pictures, read_listed
+from jaxii.data.layout import Layout, Pictures, read_validation
 from jaxii.errors import InputError
 from jaxii.files import AnyPath, at
 
@@ -170,8 +170,8 @@ def _train(
     metadata = _metadata(layout.train_metadata, tallies)
     splits = {"train": np.ones(len(ids), bool)}
     if layout.validation_ids is not None:
-        listed = read_listed(layout.validation_ids, ("image_id",))["image_id"]
-        splits["validation"] = ids.is_in(listed.implode()).to_numpy()
+        splits["validation"], tally = read_validation(layout.validation_ids, ids)
+        tallies.append(tally)
         splits["train"] = ~splits["validation"]
     drafts = []
     for split, is_in in splits.items():

@@ -69,6 +69,12 @@ def recode(data: bytes, *, short_side: int = SHORT_SIDE, quality: int = 92) -> b
         ) from error
 
 
+def size(data: bytes) -> tuple[int, int]:
+    """Returns height and width of a picture that `recode` takes."""
+    height, width, _ = _header(data, sniff(data))
+    return height, width
+
+
 def probe(data: bytes, size_bytes: int) -> tuple[int, int]:
     """Returns height and width from the start and the end of a file, without pixels.
 

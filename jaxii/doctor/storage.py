@@ -24,11 +24,11 @@ def disk(folder: Path) -> Finding:
       folder: need not be there; the nearest one above it that is, is measured.
     """
     place = folder.absolute()
-    while not place.is_dir():
-        place = place.parent
-    free = shutil.disk_usage(place).free
     found = Finding()
     try:
+        while not place.is_dir():
+            place = place.parent
+        free = shutil.disk_usage(place).free
         speed = _write_speed(place, min(WRITTEN_BYTES, free // 4))
     except OSError as error:
         return Finding(
@@ -82,7 +82,15 @@ def compiled_programs(folder: str) -> Finding:
         if time.monotonic() > end:
             break
         looked_at += 1
-        if not _is_whole(path.read_bytes()):
+        try:
+            whole = _is_whole(path.read_bytes())
+        except OSError as error:
+            broken.append(
+                f"{path} cannot be read ({error.strerror}); set "
+                "JAX_COMPILATION_CACHE_DIR to a folder of your own"
+            )
+            continue
+        if not whole:
             broken.append(
                 f"{path} is cut off: JAX warns and compiles it again at each start; "
                 "delete it"

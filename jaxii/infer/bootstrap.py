@@ -14,8 +14,10 @@ _DRAWS = 4_000_000
 
 def interval(
     values: Float[np.ndarray, " image"], groups: Shaped[np.ndarray, " image"]
-) -> tuple[float, float]:
+) -> tuple[float, float] | None:
     """Returns the bootstrap interval of a mean, at `LEVEL`, of `RESAMPLES` draws.
+
+    None of a single group: nothing says how another would be.
 
     Whole groups are drawn with replacement: pictures of one thing are no independent
     witnesses. Where each image is its own group, images are drawn. The draws are
@@ -29,6 +31,8 @@ def interval(
         Davison and Hinkley 1997, section 3.8.
     """
     names, ids = np.unique(groups, return_inverse=True)
+    if len(names) < 2:
+        return None
     sums = np.bincount(ids, values, minlength=len(names))
     counts = np.bincount(ids, minlength=len(names))
     rng = np.random.default_rng(0)

@@ -33,7 +33,7 @@ class Answered:
 class ImageScores:
     """Takes a split's answers batch by batch.
 
-    Memory: 8 bytes an image, and `MOST_SHOWN` answers of either kind.
+    Memory: 8 bytes an image, and a few answers of either kind.
 
     Args:
       num_images: of the split.
@@ -56,7 +56,7 @@ class ImageScores:
         self.f2[rows] = f2
         # Of equal F2 those with more labels say more; row last, so that neither the
         # order of batches nor the number of processes decides.
-        best = np.lexsort((rows, -num_true, -f2))[:MOST_SHOWN]
+        best = np.lexsort((rows, -num_true, -f2))[: 2 * MOST_SHOWN]
         worst = np.lexsort((rows, -num_true, f2))[:MOST_SHOWN]
 
         def answered(i: int) -> Answered:
@@ -68,11 +68,14 @@ class ImageScores:
         self._worst += [answered(i) for i in worst.tolist()]
         self._best.sort(key=_best_first)
         self._worst.sort(key=_worst_first)
-        del self._best[MOST_SHOWN:], self._worst[MOST_SHOWN:]
+        # Twice as many, for those that are among the worst are left out at the end.
+        del self._best[2 * MOST_SHOWN :], self._worst[MOST_SHOWN:]
 
     def best(self) -> list[Answered]:
         """Returns the best, best first; no image is among the worst too."""
-        return self._best[: min(MOST_SHOWN, len(self.f2) // 2)]
+        worst = {image.row for image in self.worst()}
+        best = [image for image in self._best if image.row not in worst]
+        return best[:MOST_SHOWN]
 
     def worst(self) -> list[Answered]:
         """Returns the worst, worst first."""

@@ -168,8 +168,9 @@ class Scores:
         """Returns the name of an image's slice."""
         return self._slices[self._slice_ids[row]]
 
-    def _interval(self, rows: Int[np.ndarray, " image"]) -> list[float]:
-        return list(bootstrap.interval(self.images.f2[rows], self._groups[rows]))
+    def _interval(self, rows: Int[np.ndarray, " image"]) -> list[float] | None:
+        found = bootstrap.interval(self.images.f2[rows], self._groups[rows])
+        return None if found is None else list(found)
 
     def _present(
         self, rows: Int[np.ndarray, " image"], num_classes: int

@@ -7,6 +7,7 @@ leaves at most half as many labels as different cells. --label_separator overrul
 
 import ast
 import json
+import re
 import unicodedata
 from collections import Counter
 from collections.abc import Sequence
@@ -19,6 +20,7 @@ SEPARATORS = {"|": "a bar", ";": "a semicolon", ",": "a comma", " ": "spaces"}
 CHOICES = ("", "none", "|", ";", ",", "space", "json")
 SEVERAL_SHARE = 0.9
 JSON_SHARE = 0.9
+_SIDE_BY_SIDE = re.compile(r"""(['"])\s+(?=['"])""")
 
 
 def labels_of(
@@ -108,7 +110,7 @@ def _json_lists(cells: Sequence[str], notes: Notes) -> list[list[str]]:
     for cell in cells:
         try:
             lists.append(_parse(cell) if cell else [])
-        except (ValueError, SyntaxError, RecursionError, MemoryError):
+        except (ValueError, TypeError, SyntaxError, RecursionError, MemoryError):
             wrong.append(cell)
             lists.append([])
     if wrong and len(wrong) == sum(bool(cell) for cell in cells):
@@ -124,8 +126,9 @@ def _parse(cell: str) -> list[str]:
     try:
         value = json.loads(cell)
     except ValueError:
-        # As pandas writes lists: quotes of Python's.
-        value = ast.literal_eval(cell)
+        # As pandas writes lists: quotes of Python's. NumPy's arrays have no commas
+        # between words, which Python would join.
+        value = ast.literal_eval(_SIDE_BY_SIDE.sub(r"\1, ", cell))
     if not isinstance(value, list):
         raise ValueError(cell)
     return [

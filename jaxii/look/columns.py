@@ -13,6 +13,7 @@ import polars as pl
 from jaxii.errors import InputError
 from jaxii.look.notes import Notes, shown
 from jaxii.look.paths import Match, Matcher
+from jaxii.look.table import is_picture
 from jaxii.nearest import nearest
 
 PATH_NAMES = (
@@ -118,7 +119,14 @@ def _paths(
     # The first of those that are equally good by the order of the usual names.
     best = max(
         names,
-        key=lambda n: (round(shares[n], 1), -_rank(n, PATH_NAMES), shares[n]),
+        key=lambda n: (
+            round(shares[n], 1),
+            # 7 is a row's number as likely as 7.jpg; what ends so is a picture.
+            round(sum(map(is_picture, sample[n])) / len(sample), 1),
+            not _is_called_label(n),
+            -_rank(n, PATH_NAMES),
+            shares[n],
+        ),
     )
     match = matcher.match(table[best].to_list())
     if match.share == 0:

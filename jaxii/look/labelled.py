@@ -95,7 +95,10 @@ def put_together(
     )
     used, short_side = _whole(sorted(entries), files, below, notes, on_progress)
     extra = {kind: _one_each(kind, rows, used, notes) for kind in rows.extra}
+    if "split" in extra:
+        extra["split"] = [split or "train" for split in extra["split"]]
     splits = extra.get("split") or ["train"] * len(used)
+    _mind_divided(extra.get("group", []), splits, notes)
     taught = [number for number, s in zip(used, splits, strict=True) if s == "train"]
     if not taught:
         raise InputError("no picture with a label is of the split train; see above.")
@@ -223,6 +226,18 @@ def _whole(
     return whole, int(np.median(sides))
 
 
+def _mind_divided(groups: Sequence[str], splits: Sequence[str], notes: Notes) -> None:
+    sides: dict[str, set[str]] = defaultdict(set)
+    for group, split in zip(groups, splits, strict=False):
+        sides[group].add(split)
+    divided = [group for group, found in sides.items() if group and len(found) > 1]
+    if divided:
+        notes.mind(
+            f"{len(divided):,} groups have pictures in more than one split, so that "
+            f"figures will be too good: {shown(divided)}"
+        )
+
+
 def _one_each(kind: str, rows: Rows, used: Sequence[int], notes: Notes) -> list[str]:
     """Returns the first value of each picture."""
     first: dict[int, str] = {}
@@ -285,11 +300,13 @@ def _labels(
 
 def _codes(labels: Sequence[str]) -> list[str]:
     """Returns labels without white space: a submission has spaces between labels."""
+    # A label that is a code already keeps its own.
     codes: dict[str, None] = {}
+    taken = {label for label in labels if not re.search(r"\s", label)}
     for label in labels:
         code = plain = re.sub(r"\s", "_", label)
         number = 2
-        while code in codes:
+        while code in codes or (code in taken and code != label):
             code, number = f"{plain}_{number}", number + 1
         codes[code] = None
     return list(codes)

@@ -60,7 +60,11 @@ class Matcher:
         self._by_name = _numbers(names)
 
     def match(self, cells: Sequence[str]) -> Match:
-        """Returns the picture of each cell, by the rule that finds most."""
+        """Returns the picture of each cell, by one rule for all of them.
+
+        The first that finds more than half of them: a later one would find a missing
+        picture's namesake elsewhere. Where none does, the one that finds most.
+        """
         distinct = list(dict.fromkeys(cells))
         keys = [plain(cell) for cell in distinct]
         best: tuple[int, dict[str, int], str] = (0, {}, "")
@@ -68,15 +72,18 @@ class Matcher:
             found = {}
             # Two paths that a rule makes one are not the same picture.
             times = Counter(key(path) for path in set(keys))
+            # a.png is not a.jpg where both are listed.
+            files = set(zip(keys, map(_suffix, distinct), strict=True))
+            endings = Counter(key(path) for path, _ in files)
             for cell, path in zip(distinct, keys, strict=True):
                 meant = key(path)
                 several = numbers.get(meant, []) if times[meant] == 1 else []
-                number = self._number(several, cell)
+                number = self._number(several, cell, exact=endings[meant] > 1)
                 if number != NOWHERE:
                     found[cell] = number
             if len(found) > best[0]:
                 best = (len(found), found, rule)
-            if len(found) == len(distinct):
+            if 2 * len(found) > len(distinct):
                 break
         rows = [best[1].get(cell, NOWHERE) for cell in cells]
         return Match(rows, best[2])
@@ -96,8 +103,8 @@ class Matcher:
             )
         yield BY_NAME, self._by_name, lambda path: path.rpartition("/")[2]
 
-    def _number(self, found: list[int], cell: str) -> int:
-        if len(found) > 1:
+    def _number(self, found: list[int], cell: str, *, exact: bool) -> int:
+        if exact or len(found) > 1:
             found = [n for n in found if self._suffixes[n] == _suffix(cell)]
         return found[0] if len(found) == 1 else NOWHERE
 

@@ -14,7 +14,7 @@ from pathlib import Path, PurePath
 import numpy as np
 
 from jaxii.data.layout import IMAGE_SUFFIXES, files_below
-from jaxii.data.recode import probe, recode
+from jaxii.data.recode import probe, recode, size
 from jaxii.data.shards import one_thread_each
 from jaxii.errors import InputError
 from jaxii.look.notes import Notes
@@ -113,17 +113,21 @@ def _decode(file: str) -> tuple[int, int]:
     data = Path(file).read_bytes()
     # As `prepare` will, so that it finds nothing more.
     recode(data, short_side=64)
-    return probe(data, len(data))
+    return size(data)
 
 
 def _read_ends(file: str) -> tuple[int, int]:
     with Path(file).open("rb") as opened:
         data = opened.read(HEAD_BYTES)
-        size = os.fstat(opened.fileno()).st_size
-        if size > HEAD_BYTES:
-            opened.seek(max(HEAD_BYTES, size - TAIL_BYTES))
+        size_bytes = os.fstat(opened.fileno()).st_size
+        if size_bytes > HEAD_BYTES:
+            opened.seek(max(HEAD_BYTES, size_bytes - TAIL_BYTES))
             data += opened.read()
-    return probe(data, size)
+    try:
+        return probe(data, size_bytes)
+    except ValueError:
+        # A long profile before the header, a film after the end: few enough to decode.
+        return _decode(file)
 
 
 def _is_text(path: str) -> bool:

@@ -174,7 +174,8 @@ def _splits(texts: Sequence[str], name: str) -> list[str]:
             f"column {name!r} has {unknown[0]!r}; use train, validation or test, or "
             "call the column otherwise if it is no split."
         )
-    return [SPLITS[text.lower()] for text in texts]
+    # Empty is no split: another row of the picture may say it.
+    return [SPLITS[text.lower()] if text else "" for text in texts]
 
 
 def _with_confidences(rows: Rows, texts: pl.Series, notes: Notes) -> Rows:

@@ -17,6 +17,8 @@ from jaxii.look.notes import Notes
 
 SEPARATORS = {",": "commas", ";": "semicolons", "\t": "tabs", "|": "bars"}
 SAMPLE_LINES = 200
+# With another separator than the file's, a line is one cell, however long.
+csv.field_size_limit(2**31 - 1)
 _OTHER_FILES = {
     b"PK\x03\x04": "a ZIP archive or an Excel workbook",
     b"PAR1": "a Parquet file",
@@ -36,11 +38,17 @@ def read_table(path: Path, notes: Notes) -> pl.DataFrame:
     Raises:
       InputError: it cannot be read, is no such file, or a line has too many cells.
     """
-    text = _decode(path, _bytes(path), notes)
+    text = _decode(path, _bytes(path), notes).lstrip("\n")
+    if not text:
+        raise InputError(f"{path} is empty; give a CSV file with a header.")
     sample = "".join(itertools.islice(io.StringIO(text), SAMPLE_LINES))
     separator = _separator(path, sample)
     first = next(csv.reader(io.StringIO(sample), delimiter=separator))
-    has_header = not any(_is_picture(cell) for cell in first)
+    has_header = not any(is_picture(cell) for cell in first)
+    headers = [cell.strip() for cell in first] if has_header else []
+    twice = [name for name in headers if name and headers.count(name) > 1]
+    if twice:
+        raise InputError(f"{path} has two columns called {twice[0]!r}; rename one.")
     table = _parse(path, text, separator, has_header)
     table = table.with_columns(pl.all().fill_null("").str.strip_chars())
     table = table.filter(pl.any_horizontal(pl.all() != ""))
@@ -121,7 +129,7 @@ def _separator(path: Path, sample: str) -> str:
     return best
 
 
-def _is_picture(cell: str) -> bool:
+def is_picture(cell: str) -> bool:
     return cell.strip().lower().endswith(IMAGE_SUFFIXES)
 
 

@@ -82,10 +82,23 @@ class Evaluated:
 
 @dataclass(frozen=True)
 class SavedAt:
-    """A checkpoint: its step, and by the display's clock when it was saved."""
+    """A checkpoint: its step, and by the display's clock when it was saved.
+
+    NaN seconds: by an earlier process.
+    """
 
     step: int
     seconds: float
+
+
+def can_draw(stream: Any) -> bool:
+    """Says whether a stream is a terminal on which a panel can be drawn anew."""
+    if not stream.isatty():
+        return False
+    console = Console(file=stream)
+    # Rules and ellipses need Unicode; a terminal may say that it is 0 columns wide.
+    is_unicode = console.encoding.startswith("utf")
+    return console.is_interactive and is_unicode and console.width > 0
 
 
 class Lines:
@@ -198,7 +211,8 @@ class Panel:
         parts = ["nothing saved yet"]
         if self.saved is not None:
             ago = _duration(self._clock() - self.saved.seconds)
-            parts = [f"saved {self.saved.step}, {ago} ago"]
+            when = "before this start" if ago == "-" else f"{ago} ago"
+            parts = [f"saved {self.saved.step}, {when}"]
         if standing.skipped:
             parts.append(f"skipped {standing.skipped} updates that were not finite")
         return parts

@@ -93,6 +93,8 @@ def _train(run: Run, telemetry: Telemetry) -> Saved:
             + _steps_from(stages, plan.stage),
             may_end_early=_may_end_early(stages, plan.stage),
         )
+        if isinstance(action, Resume):
+            telemetry.saved(action.start.step, before=True)
         telemetry.note(_describe(run, action))
         _run_stage(run, plan, state, saved, telemetry)
 

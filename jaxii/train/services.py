@@ -24,8 +24,9 @@ from jaxii.train.facts import Facts
 from jaxii.train.pictures import png
 
 PROJECT = "jaxii"
-# W&B's own limit at the end of a run: below it nothing keeps the process.
-WANDB_FINISH_SECONDS = 20.0
+# W&B's own limits at a run's start and end, which would else keep a process that is
+# wanted back.
+WANDB_SECONDS = 20.0
 # What MLflow takes in one request.
 MLFLOW_BATCH = {"metrics": 1000, "params": 100}
 MLFLOW_MOST_CHARACTERS = 5000
@@ -118,7 +119,10 @@ class Wandb:
             "dir": str(folder) if isinstance(folder, Path) else None,
             # It would wrap the terminal that the run is shown on.
             "settings": wandb.Settings(
-                console="off", silent=True, finish_timeout=WANDB_FINISH_SECONDS
+                console="off",
+                silent=True,
+                init_timeout=WANDB_SECONDS,
+                finish_timeout=WANDB_SECONDS,
             ),
             "allow_val_change": True,
         }
@@ -197,6 +201,7 @@ class Mlflow:
         if kept.run_id is None or not self._knows(mlflow, kept.run_id):
             kept.run_id = self._create(facts)
         self._run_id = kept.run_id
+        self._describe(facts)
         self._client.update_run(self._run_id, status="RUNNING")
         say(f"mlflow: run {self._run_id} at {mlflow.get_tracking_uri()}")
 
@@ -219,12 +224,17 @@ class Mlflow:
             f"about.{k}": v[:MLFLOW_MOST_CHARACTERS] for k, v in facts.about.items()
         }
         run = self._client.create_run(experiment, run_name=facts.name, tags=tags)
+        return run.info.run_id
+
+    def _describe(self, facts: Facts) -> None:
+        """Logs the parameters that are not there yet; MLflow refuses to change one."""
+        there = self._client.get_run(self._run_id).data.params
         params = [
             self._entities.Param(name, str(value)[:MLFLOW_MOST_CHARACTERS])
             for name, value in facts.settings.items()
+            if name not in there
         ]
-        self._log(run.info.run_id, "params", params)
-        return run.info.run_id
+        self._log(self._run_id, "params", params)
 
     def _log(self, run_id: str, kind: str, entries: list[Any]) -> None:
         size = MLFLOW_BATCH[kind]

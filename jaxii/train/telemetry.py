@@ -24,6 +24,7 @@ from jaxii.train.display import (
     Part,
     SavedAt,
     Standing,
+    can_draw,
 )
 from jaxii.train.history import RESUME, drop_partial_line, read_history
 from jaxii.train.pictures import Pictures
@@ -118,7 +119,7 @@ class Telemetry:
         if is_resumed:
             self._append({"kind": RESUME, "step": start_step})
         out = sys.stdout if stream is None else stream
-        self._screen = Bars(out, clock) if out.isatty() else Lines(out)
+        self._screen = Bars(out, clock) if can_draw(out) else Lines(out)
         for row in read_history(history_path):
             self._note_f2(row["step"], row)
 
@@ -253,10 +254,16 @@ class Telemetry:
             self._tracker.flush()
         self._files.push()
 
-    def saved(self, step: int | None) -> None:
-        """Notes the step of the last checkpoint; None = there is none."""
+    def saved(self, step: int | None, *, before: bool = False) -> None:
+        """Notes the last checkpoint; None = there is none.
+
+        Args:
+          step: of it.
+          before: whether an earlier process saved it.
+        """
         if self._is_lead:
-            self._screen.saved(None if step is None else SavedAt(step, self._clock()))
+            seconds = math.nan if before else self._clock()
+            self._screen.saved(None if step is None else SavedAt(step, seconds))
 
     def note(self, text: str) -> None:
         """Prints a line, above the bars where there are any."""

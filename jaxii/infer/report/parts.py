@@ -16,6 +16,8 @@ from jaxii.infer.provenance import PARTS, Provenance
 from jaxii.infer.report.runs import Row, as_text, flatten, number_or_none
 from jaxii.infer.report.words import ABSENT, count, number, short
 
+# Decoders whose answers are made by the one threshold of a split.
+ONE_THRESHOLD = ("threshold", "trimmed")
 MOST_LABELS = 8
 """Labels of an image that are shown, of each kind."""
 
@@ -93,12 +95,13 @@ def headlines(
     return cards
 
 
-def decoder(chosen: Mapping[str, Any]) -> dict[str, str]:
+def decoder(chosen: Mapping[str, Any]) -> dict[str, Any]:
     """Returns name and threshold of the decoder in use, and where it was chosen."""
     threshold = number_or_none(chosen.get("threshold"))
     return {
         "name": as_text(chosen.get("name") or ABSENT),
         "threshold": "" if threshold is None else f"{threshold:.3g}",
+        "uses_threshold": threshold is not None and chosen.get("name") in ONE_THRESHOLD,
         "chosen_on": as_text(chosen.get("chosen_on") or ""),
     }
 
