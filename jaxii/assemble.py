@@ -184,15 +184,23 @@ def eval_batches(
     )
 
 
-def picture_files(config: Config, listing: Listing) -> PictureFiles:
-    """Returns the files of a listing, as the run's own pictures were prepared."""
+def picture_files(
+    config: Config, listing: Listing, short_side: int | None = None
+) -> PictureFiles:
+    """Returns the files of a listing, as the run's own pictures were prepared.
+
+    Args:
+      config: of the run.
+      listing: the files.
+      short_side: pixels that its pictures were reduced to; None: the usual.
+    """
     data = config.data
     seen = math.ceil(data.image_size_pixels / data.central_share)
     # TFDS stores the pictures of open_images_v4 as they are: not reduced.
-    stored = (
-        recode.MAX_PIXELS if data.dataset == "open_images_v4" else recode.SHORT_SIDE
-    )
-    return PictureFiles(listing, max(stored, seen), data.central_share)
+    if data.dataset == "open_images_v4":
+        return PictureFiles(listing, recode.MAX_PIXELS, data.central_share)
+    stored = short_side or max(recode.SHORT_SIDE, seen)
+    return PictureFiles(listing, stored, data.central_share)
 
 
 def file_batches(config: Config, files: pipeline.RandomAccess) -> Batches:

@@ -58,7 +58,8 @@ def data(folder):
         test_labels=files / "truth" / "solution.csv",
         test_metadata=files / "truth" / "test_meta.csv",
     )
-    prepare(layout, folder / "prepared")
+    # Smaller than they are drawn: `predict` has to reduce its pictures likewise.
+    prepare(layout, folder / "prepared", short_side=64)
     return files, folder / "prepared"
 
 
@@ -310,6 +311,8 @@ def test_predicting_the_files_of_the_test_gives_the_rows_of_its_evaluation(
     output = folder / f"{decoder}_answers.csv"
     words = f"--workdir={workdir}", f"--images={paths}", f"--output={output}"
     assert f"decoder {decoder}" in run(folder, "predict", *words)
+    metrics = json.loads((workdir / "metrics.json").read_text())
+    assert metrics["short_side_pixels"] == 64
     with output.open() as file:
         assert list(csv.reader(file)) == expected
     assert len({labels for _, labels in expected[1:]}) > 1

@@ -15,6 +15,7 @@ from jaxii import assemble, processes
 from jaxii import config as configuration
 from jaxii.commands import results
 from jaxii.commands.results import Measured
+from jaxii.data import folder
 from jaxii.errors import InputError
 from jaxii.infer import decoders as decoding
 from jaxii.infer import predict as prediction
@@ -249,6 +250,7 @@ def _result(session, saved, summaries, decoder, chooser, provenance) -> dict[str
             "label_hash": data.vocabulary.content_hash(),
             "seed": config.seed,
             "dataset": f"{config.data.dataset} ({data.directory.name})",
+            "short_side_pixels": folder.short_side(data.directory),
             "num_params": _num_params(session, saved),
         },
     )

@@ -131,7 +131,9 @@ def predict(
     # An adaptation is to these pictures; what `evaluate` adapted to does not matter.
     averaged = ["ensemble"] if variant.ensemble else []
     metrics = workdir.metrics(averaged)
-    files = assemble.picture_files(config, request.pictures())
+    files = assemble.picture_files(
+        config, request.pictures(), metrics.get("short_side_pixels")
+    )
     with ExitStack() as opened:
         members = _members(workdir, stage or metrics["stage"], variant, metrics, opened)
         models = [member.model(mesh) for member in members]

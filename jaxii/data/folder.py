@@ -31,8 +31,17 @@ def index_path(directory: AnyPath, split: str) -> AnyPath:
     return directory / f"index-{split}.parquet"
 
 
-def begin(output: AnyPath, fingerprint: str) -> bool:
-    """Claims the output folder; returns whether the dataset is complete already."""
+def begin(output: AnyPath, fingerprint: str, short_side: int) -> bool:
+    """Claims the output folder; returns whether the dataset is complete already.
+
+    Args:
+      output: the folder.
+      fingerprint: of everything the dataset is made from.
+      short_side: pixels that larger pictures are reduced to.
+
+    Raises:
+      InputError: something else is in it.
+    """
     inputs = output / INPUTS_FILE
     output.mkdir(parents=True, exist_ok=True)
     if inputs.exists():
@@ -47,8 +56,14 @@ def begin(output: AnyPath, fingerprint: str) -> bool:
             f"{output} is not empty and no preparation was begun in it; choose an "
             "empty or new folder"
         )
-    write_json(inputs, {"fingerprint": fingerprint})
+    write_json(inputs, {"fingerprint": fingerprint, "short_side": short_side})
     return False
+
+
+def short_side(directory: AnyPath) -> int | None:
+    """Returns the pixels that pictures were reduced to; None where it is not known."""
+    inputs = directory / INPUTS_FILE
+    return json.loads(inputs.read_text()).get("short_side") if inputs.exists() else None
 
 
 def complete(

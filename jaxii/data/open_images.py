@@ -81,7 +81,7 @@ def prepare(
             codes,
             *layout.pictures(),
         )
-    if folder.begin(output, fingerprint(drafts, codes, short_side)):
+    if folder.begin(output, fingerprint(drafts, codes, short_side), short_side):
         return Counts.load(output / folder.COUNTS_FILE)
     options = {"short_side": short_side, "on_progress": on_progress}
     if beam is not None:
