@@ -76,7 +76,8 @@ def write(
         )
     details = _details(session, decoders, measured)
     if details.labels is not None:
-        details.labels.save(workdir.result_file(by_label.FILE, variants))
+        files[by_label.FILE] = workdir.result_file(by_label.FILE, variants)
+        details.labels.save(files[by_label.FILE])
     write_json(files["metrics.json"], metrics)
     origin = session.config.start_from or session.config.model.pretrained
     rows = result.stage_rows(session.plans, session.checkpoints, origin)
@@ -98,8 +99,8 @@ def write(
             f"train_step compiled {row['train_step_compilations']} time(s)"
         )
     for name, path in files.items():
-        say(f"{name:15} {path}")
-    say(f"{'checkpoints':15} {session.checkpoints.directory}")
+        say(f"{name:17} {path}")
+    say(f"{'checkpoints':17} {workdir.path / session.checkpoints.directory.name}")
 
 
 def _recipe(session: Session) -> dict[str, Any]:
