@@ -26,7 +26,7 @@ STORED = {
     8: lambda image: image.transpose(Image.Transpose.ROTATE_270),
 }
 NAMES = (
-    "<script>alert(1)</script>",
+    "<script>alert(1)<script>",
     "a \"quoted\" & 'single' name",
     "smile 😀 👩‍🚀",
     "صورة عربية",
