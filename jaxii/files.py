@@ -83,18 +83,10 @@ def write_beside(
       write: is called with the open file.
       binary: whether it takes bytes and not text.
     """
-    if not isinstance(path, Path):
-        with local_draft(path) as draft, _opened(draft, binary) as file:
-            write(file)
-        return
-    path.parent.mkdir(parents=True, exist_ok=True)
-    part = path.with_name(f".{path.name}.{os.getpid()}.part")
-    try:
-        with _opened(part, binary) as file:
-            write(file)
-        part.replace(path)
-    finally:
-        part.unlink(missing_ok=True)
+    if isinstance(path, Path):
+        path.parent.mkdir(parents=True, exist_ok=True)
+    with local_draft(path) as draft, _opened(draft, binary) as file:
+        write(file)
 
 
 def _opened(path: Path, binary: bool) -> IO[Any]:
@@ -175,7 +167,7 @@ def local_draft(path: AnyPath) -> Iterator[Path]:
     For writers that know neither open files nor buckets.
     """
     if isinstance(path, Path):
-        part = path.with_name(f"{path.name}.{os.getpid()}.part")
+        part = path.with_name(f".{path.name}.{os.getpid()}.part")
         try:
             yield part
             part.replace(path)

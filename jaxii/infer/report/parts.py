@@ -14,7 +14,7 @@ from jaxii.infer.details import Gallery, ShownImage
 from jaxii.infer.label_map import LabelMap
 from jaxii.infer.provenance import PARTS, Provenance
 from jaxii.infer.report.runs import Row, as_text, flatten, number_or_none
-from jaxii.infer.report.words import ABSENT, count, number, short
+from jaxii.infer.report.words import ABSENT, count, interval, number, short
 
 # Decoders whose answers are made by the one threshold of a split.
 ONE_THRESHOLD = ("threshold", "trimmed")
@@ -87,7 +87,7 @@ def headlines(
             "floor": number(floor),
             "gain": "",
             "images": count(splits[name].get("num_images")),
-            "interval": _interval(splits[name]),
+            "interval": interval(splits[name].get("interval")),
         }
         if f2 is not None and floor is not None:
             card["gain"] = f"{f2 - floor:+.4f}".replace("-", "−")
@@ -157,7 +157,7 @@ def slices(split: str, summary: Mapping[str, Any]) -> dict[str, Any]:
             "images": count(entry.get("num_images")),
             "f2": number(mean),
             "error": number(entry.get("standard_error")),
-            "interval": _interval(entry),
+            "interval": interval(entry.get("interval")),
             "mark": None,
         }
         if mean is not None:
@@ -185,13 +185,6 @@ def _scale(summary: Mapping[str, Any]) -> tuple[float, float]:
     known = [v for v in map(number_or_none, values) if v is not None] or [0.0]
     left = max(0, math.floor(10 * min(known)))
     return left / 10, max(left + 1, math.ceil(10 * max(known))) / 10
-
-
-def _interval(entry: Mapping[str, Any]) -> str:
-    if not entry.get("interval"):
-        return ""
-    low, high = entry["interval"]
-    return f"{number(low, '.3f')} to {number(high, '.3f')}"
 
 
 def _bootstrap(draws: Mapping[str, Any]) -> str:

@@ -13,9 +13,9 @@ import numpy as np
 from jaxii.infer.report import label_table
 from jaxii.infer.report.label_table import Column
 from jaxii.infer.report.panels import short_name
-from jaxii.infer.report.runs import number_or_none, split_names
+from jaxii.infer.report.runs import split_names
 from jaxii.infer.report.seeds import Entry, estimate
-from jaxii.infer.report.words import ABSENT, number
+from jaxii.infer.report.words import ABSENT, interval, number
 
 
 def last_split(entries: Sequence[Entry]) -> str | None:
@@ -50,7 +50,9 @@ def slices(entries: Sequence[Entry]) -> dict[str, Any]:
         cells = [
             {
                 "f2": ABSENT if f is None else number(f.mean),
-                "interval": _interval(of[0].get(name, {})) if len(of) == 1 else "",
+                "interval": interval(of[0].get(name, {}).get("interval"))
+                if len(of) == 1
+                else "",
                 "best": f is not None and len(entries) > 1 and f.mean == max(means),
             }
             for f, of in zip(found, tables, strict=True)
@@ -66,11 +68,6 @@ def slices(entries: Sequence[Entry]) -> dict[str, Any]:
         "rows": [row for _, row in rows],
         "has_intervals": any(c["interval"] for _, row in rows for c in row["cells"]),
     }
-
-
-def _interval(entry: dict[str, Any]) -> str:
-    ends = [number_or_none(end) for end in entry.get("interval") or ()]
-    return " to ".join(number(end, ".3f") for end in ends)
 
 
 def labels(entries: Sequence[Entry]) -> dict[str, Any] | None:

@@ -3,6 +3,7 @@
 Before it: `runs` reads numbers. After it: the pages place their text.
 """
 
+from collections.abc import Iterable
 from typing import Any
 
 from jaxii.infer.report.runs import number_or_none
@@ -24,6 +25,11 @@ def count(value: Any) -> str:
 def short(value: Any) -> str:
     """Returns a number to two decimals, or a dash."""
     return number(value, ".2f")
+
+
+def interval(ends: Iterable[Any] | None) -> str:
+    """Returns the two ends of an interval, or nothing for none."""
+    return " to ".join(number(end, ".3f") for end in ends or ())
 
 
 def percent(value: Any) -> str:
