@@ -5,7 +5,7 @@ import numpy as np
 import pytest
 
 from jaxii.config import MOST_LABELS
-from jaxii.data import pipeline
+from jaxii.data import batching
 from jaxii.data.images import EvalTransform, TrainTransform
 from jaxii.data.pipeline import (
     LabelPolicy,
@@ -93,7 +93,7 @@ def test_starting_in_the_middle_gives_the_same_batches_bit_for_bit():
 @pytest.mark.parametrize("block", [1, 3, 64])
 def test_threads_and_blocks_do_not_change_the_batches(monkeypatch, num_threads, block):
     want = train(40, share=Share(global_batch_size=10), steps=5)
-    monkeypatch.setattr(pipeline, "BLOCK_EXAMPLES", block)
+    monkeypatch.setattr(batching, "BLOCK_EXAMPLES", block)
     share = Share(global_batch_size=10, num_threads=num_threads)
     got = train(40, share=share, steps=5)
     for a, b in zip(want, got, strict=True):

@@ -31,6 +31,10 @@ JPEG_QUALITIES = (20, 80)
 # Shrinking by up to this factor linear interpolation is as exact as the area average,
 # and five to ten times as fast in OpenCV; beyond, it is up to 8 dB less exact.
 LINEAR_SHRINK = 1.5
+# Up to this one a blur before it is nearer to the antialiasing of Pillow and of
+# torchvision than the area average is (46 dB for 42 at 1.7, 51 for 40 at 2.5), in half
+# of its time.
+BLURRED_SHRINK = 3.0
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -253,9 +257,20 @@ def read(encoded: bytes) -> Picture:
 def resize(
     pixels: Pixels, height: int, width: int
 ) -> UInt8[np.ndarray, "height2 width2 channel"]:
-    """Resizes linearly, with area averaging when shrinking to less than two thirds."""
+    """Resizes linearly; what shrinks to less than two thirds is averaged as well.
+
+    Down to a third by a blur: its variance and that of linear interpolation, 1/6 of a
+    pixel, come to that of a triangle as wide as two pixels of the result, shrink^2 / 6,
+    which is the filter of Pillow and torchvision. Beyond, by area.
+    """
     if pixels.shape[:2] == (height, width):
         return pixels
-    shrink = max(pixels.shape[0] / height, pixels.shape[1] / width)
-    method = cv2.INTER_AREA if shrink > LINEAR_SHRINK else cv2.INTER_LINEAR
+    down, across = pixels.shape[0] / height, pixels.shape[1] / width
+    shrink = max(down, across)
+    method = cv2.INTER_AREA if shrink > BLURRED_SHRINK else cv2.INTER_LINEAR
+    if LINEAR_SHRINK < shrink <= BLURRED_SHRINK:
+        taps = 3 if shrink <= 2.0 else 5
+        # OpenCV takes a deviation of 0 for "as the other".
+        x, y = (math.sqrt(max(s * s - 1.0, 1e-3) / 6.0) for s in (across, down))
+        pixels = cv2.GaussianBlur(pixels, (taps, taps), sigmaX=x, sigmaY=y)
     return cv2.resize(pixels, (width, height), interpolation=method)

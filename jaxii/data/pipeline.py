@@ -5,7 +5,7 @@ Comes after `sources` and before the devices. The examples of step n are a funct
 """
 
 import sys
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from typing import Any, SupportsIndex, cast
 
@@ -14,6 +14,8 @@ import grain
 import numpy as np
 from jaxtyping import Float32, Int, Int32
 
+from jaxii.data import batching
+from jaxii.data.batching import Example
 from jaxii.data.images import EvalTransform, Pixels
 from jaxii.data.labels import resolve_labels
 from jaxii.data.records import RandomAccess
@@ -23,12 +25,6 @@ INDEX = "index"
 # Where in the run an example stands: the source of its randomness on the device.
 POSITIONS = "positions"
 PADDING = -1
-# What a thread makes in one go, at most. Handing over costs grain 0.1 ms with the
-# interpreter locked: example by example, as much as half of the decoding on two cores.
-BLOCK_EXAMPLES = 16
-
-# One image of a batch: arrays and NumPy scalars by name.
-Example = dict[str, Any]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -239,30 +235,12 @@ def _blank(size_pixels: int, num_slots: int) -> Example:
 def _batches(
     example: Callable[[int], Example], num_batches: int, share: Share
 ) -> Iterator[dict[str, np.ndarray]]:
-    """Yields batches of this process's examples, made by threads a block at a time."""
+    """Yields batches of this process's examples."""
     # The threads are the parallelism; OpenCV's own would fight with them.
     cv2.setNumThreads(1)
-    size = share.process_batch_size
-    num_blocks = min(size, max(share.num_threads, -(-size // BLOCK_EXAMPLES)))
-    borders = [size * block // num_blocks for block in range(num_blocks + 1)]
-
-    def block(number: int) -> list[Example]:
-        batch, place = divmod(number, num_blocks)
-        rows = range(borders[place], borders[place + 1])
-        return [example(batch * size + row) for row in rows]
-
-    options = grain.ReadOptions(
+    return batching.batches(
+        example,
+        num_batches=num_batches,
+        batch_size=share.process_batch_size,
         num_threads=share.num_threads,
-        # Two batches ahead, so that slow pictures do not stop the step.
-        prefetch_buffer_size=2 * num_blocks,
     )
-    blocks = grain.MapDataset.range(num_batches * num_blocks).map(block)
-    batches = blocks.to_iter_dataset(options).batch(
-        num_blocks, drop_remainder=True, batch_fn=_stack
-    )
-    return iter(batches)
-
-
-def _stack(blocks: Sequence[list[Example]]) -> dict[str, np.ndarray]:
-    examples = [example for block in blocks for example in block]
-    return {name: np.stack([e[name] for e in examples]) for name in examples[0]}
