@@ -85,13 +85,7 @@ def step_compiler(
 
     def compile(batch: Shapes) -> Figures:
         lowered = train_step.lower(state, dict(batch), label_embeddings)
-        try:
-            compiled = lowered.compile()
-        except jax.errors.JaxRuntimeError as error:
-            if "RESOURCE_EXHAUSTED" not in str(error):
-                raise
-            raise DoesNotFit(_words(error)) from error
-        return figures_of(compiled, plan.settings.micro_batches)
+        return figures_of(lowered, plan.settings.micro_batches)
 
     return compile
 
@@ -103,7 +97,14 @@ def _words(error: Exception) -> str:
     return (told or lines)[0]
 
 
-def figures_of(compiled: Any, micro_batches: int = 1) -> Figures:
+def figures_of(lowered: Any, micro_batches: int = 1) -> Figures:
+    """Compiles a lowered step and tells what it takes; raises `DoesNotFit`."""
+    try:
+        compiled = lowered.compile()
+    except jax.errors.JaxRuntimeError as error:
+        if "RESOURCE_EXHAUSTED" not in str(error):
+            raise
+        raise DoesNotFit(_words(error)) from error
     memory, costs = compiled.memory_analysis(), compiled.cost_analysis()
     module = parse(compiled.as_text())
     # XLA counts a loop's body once. The only loop is that over micro-batches; to count

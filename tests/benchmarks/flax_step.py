@@ -7,7 +7,8 @@ The peer of `python -m jaxii.main plan --topology=... --quick`: the network, los
 optimizer of that example (ResNet-50 in Flax Linen, bfloat16, softmax cross-entropy with
 an L2 penalty, Nesterov momentum; BatchNorm statistics differ between devices, as they
 do there), on images that are normalised already, without any augmentation. Prints
-memory, traffic and collectives as the plan does.
+memory, traffic and collectives as the plan does, and with --largest the largest batch
+that fits, found as the plan finds it (a few compiles more).
 """
 
 import argparse
@@ -20,9 +21,10 @@ from flax import linen as nn
 from jax.sharding import Mesh, PartitionSpec
 from jax.typing import DTypeLike
 
-from jaxii.plan.compiled import figures_of
+from jaxii.plan.compiled import DoesNotFit, Figures, figures_of
+from jaxii.plan.fit import largest_batch
 from jaxii.plan.topology import absent
-from jaxii.plan.words import report
+from jaxii.plan.words import found, report
 from jaxii.train.mesh import DATA_AXIS
 
 BLOCKS = (3, 4, 6, 3)
@@ -129,14 +131,32 @@ def main() -> None:
     parser.add_argument("--topology", default="v5e:4x4")
     parser.add_argument("--device_batch_size", type=int, default=128)
     parser.add_argument("--num_classes", type=int, default=7178)
+    parser.add_argument("--largest", action="store_true")
     args = parser.parse_args()
     topology = absent(args.topology)
-    num_images = args.device_batch_size * topology.num_devices
     network = ResNet50(args.num_classes)
-    step, shapes = make_step(network, topology.mesh, num_images, SIZE)
-    figures = figures_of(step.lower(*shapes).compile())
-    for line in report(figures, topology, args.device_batch_size, 0):
+
+    def figures(device_batch_size: int) -> Figures:
+        num_images = device_batch_size * topology.num_devices
+        step, shapes = make_step(network, topology.mesh, num_images, SIZE)
+        return figures_of(step.lower(*shapes))
+
+    first = figures(args.device_batch_size)
+    for line in report(first, topology, args.device_batch_size, 0):
         print(line)
+    if args.largest:
+        known = {args.device_batch_size: first.total_bytes}
+
+        def total_bytes(size: int) -> float | None:
+            try:
+                return known.get(size) or figures(size).total_bytes
+            except DoesNotFit:
+                return None
+
+        largest = largest_batch(
+            total_bytes, start=args.device_batch_size, hbm_bytes=topology.hbm_bytes
+        )
+        print(*found(largest), sep="\n")
 
 
 if __name__ == "__main__":

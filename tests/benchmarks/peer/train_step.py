@@ -1,6 +1,6 @@
 """PyTorch's train step: torchvision's ResNet-50, channels last, SGD with momentum.
 
-    python train_step.py float32|bfloat16 BATCH PIXELS ROUNDS
+python train_step.py float32|bfloat16 BATCH PIXELS ROUNDS
 """
 
 import json
