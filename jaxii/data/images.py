@@ -79,15 +79,17 @@ class TrainTransform:
     def _crop(
         self, height: int, width: int, rng: np.random.Generator
     ) -> tuple[int, int, int, int]:
+        smallest = CROP_MIN_AREA**self.strength
         reach = min(self.strength, 1.0) * math.log(ASPECT_RATIO)
         for _ in range(CROP_ATTEMPTS):
-            area = height * width * rng.uniform(CROP_MIN_AREA**self.strength, 1.0)
-            ratio = math.exp(rng.uniform(-reach, reach))
+            size, shape, down, across = rng.random(4).tolist()
+            area = height * width * (smallest + (1.0 - smallest) * size)
+            ratio = math.exp(reach * (2.0 * shape - 1.0))
             crop_width = round(math.sqrt(area * ratio))
             crop_height = round(math.sqrt(area / ratio))
             if 0 < crop_width <= width and 0 < crop_height <= height:
-                top = int(rng.integers(0, height - crop_height + 1))
-                left = int(rng.integers(0, width - crop_width + 1))
+                top = int(down * (height - crop_height + 1))
+                left = int(across * (width - crop_width + 1))
                 return top, left, crop_height, crop_width
         return central_square(height, width)
 
