@@ -102,10 +102,23 @@ class TrainTransform:
         cosine, sine = scale * math.cos(angle), scale * math.sin(angle)
         # A rotation times a shear times the scale, from the view to its source.
         to_source = ((cosine, cosine * lean - sine), (sine, sine * lean + cosine))
-        centre = (self.size_pixels - 1) / 2
-        matrix = np.array([(x, y, centre * (1 - x - y)) for x, y in to_source])
+        last = self.size_pixels - 1
+        # Mirrored by rows before, where it reaches beyond the edges, it takes two
+        # thirds of the time: the warp mirrors point by point. Mirroring all of it once
+        # is enough, as what is beyond repeats.
+        across, down = (
+            min(last, max(0, math.ceil(last / 2 * (abs(x) + abs(y) - 1)) + 1))
+            for x, y in to_source
+        )
+        mirrored = cv2.copyMakeBorder(
+            view, down, down, across, across, cv2.BORDER_REFLECT_101
+        )
+        edges = zip(to_source, (across, down), strict=True)
+        matrix = np.array(
+            [(x, y, last / 2 * (1 - x - y) + edge) for (x, y), edge in edges]
+        )
         return cv2.warpAffine(
-            view,
+            mirrored,
             matrix,
             (self.size_pixels, self.size_pixels),
             flags=cv2.INTER_LINEAR | cv2.WARP_INVERSE_MAP,
