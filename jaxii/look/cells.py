@@ -1,8 +1,9 @@
 """The labels in the cells of a column: one, several with something between, or JSON.
 
 Whether "red fox" is one label or two no cell can say. The rule, over all cells: they
-are lists where nearly every part is in two different cells or more, or where splitting
-leaves at most half as many labels as different cells. --label_separator overrules it.
+are lists where nearly every part is in two different cells or more, where splitting
+leaves at most half as many labels as different cells, or where most pictures have a
+cell of their own: nobody could learn those. --label_separator overrules it.
 """
 
 import ast
@@ -58,7 +59,8 @@ def labels_of(
 
 
 _REASON_LISTS = (
-    "nearly every part is in several cells, or splitting halves the number of labels"
+    "nearly every part is in several cells, or splitting halves the number of labels, "
+    "or most pictures would have a label of their own"
 )
 _REASONS = {
     "none": "what splitting would leave is mostly in one cell only",
@@ -79,7 +81,10 @@ def _choose(counts: Counter[str], row_a_label: bool) -> str:
         # With a row a label, spaces are part of it.
         if separator == " " and row_a_label:
             continue
-        if _is_between(separator, counts):
+        in_most = 2 * sum(separator in cell for cell in counts) > len(counts)
+        # Not spaces: those would be captions.
+        own = not row_a_label and 2 * len(counts) > counts.total() and separator != " "
+        if (own and in_most) or _is_between(separator, counts):
             return "space" if separator == " " else separator
     return "none"
 
