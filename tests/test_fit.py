@@ -25,19 +25,6 @@ def test_memory_on_a_line_takes_three_compiles():
     assert compiler.asked == [128, 64, 400]
 
 
-def test_small_batches_that_were_no_measure_are_replaced_by_larger_ones():
-    class Bent(Compiler):
-        def __call__(self, size):
-            self.asked.append(size)
-            total = self.fixed + self.each * min(size, 200) + 5 * max(size - 200, 0)
-            return total if total <= self.limit else None
-
-    compiler = Bent(fixed=1000, each=10, limit=5000)
-    found = largest_batch(compiler, start=128, hbm_bytes=5000)
-    assert compiler.asked == [128, 64, 400, 552]
-    assert found.device_batch_size == 552 and found.refused == ()
-
-
 def test_what_the_compiler_refuses_is_no_answer():
     # It has less room than it should.
     compiler = Compiler(fixed=1000, each=10, limit=4700)

@@ -18,7 +18,7 @@ class Largest:
     Attributes:
       device_batch_size: images a device.
       total_bytes: memory that a step of it takes.
-      fitted: the two batches through whose memory the last line was drawn.
+      fitted: the two batches through whose memory a line was drawn.
       refused: batches that were compiled and do not fit.
     """
 
@@ -38,8 +38,8 @@ def largest_batch(
     """Returns the largest batch a device that a compile has shown to fit.
 
     The memory of two batches gives a line; what it predicts is compiled, and, where the
-    compiler refuses, an eighth less, and so on. Where it leaves more than a sixteenth
-    of the memory, small batches were no measure: the last two give a new line.
+    compiler refuses, an eighth less, and so on. No second line through larger batches:
+    close to the limit XLA looks for what to compute twice, for a quarter of an hour.
 
     Args:
       total_bytes: compiles for so many images a device; memory, None: does not fit.
@@ -72,23 +72,12 @@ def largest_batch(
         low, start = start, 2 * start
         if not fits(start):
             return _largest(low, known, (low, low), refused)
-    line, best = (low, start), start
-    while (size := _predicted(line, known, hbm_bytes, unit)) > best:
-        asked = size
-        while size > best and not fits(size):
-            size = size * 7 // 8 // unit * unit
-        best = max(size, best)
-        if size < asked or hbm_bytes - known[best] < hbm_bytes / 16:
-            break
-        line = line[1], best
-    return _largest(best, known, line, refused)
-
-
-def _predicted(line: tuple[int, int], known, hbm_bytes: float, unit: int) -> int:
-    low, high = line
-    slope = (known[high] - known[low]) / (high - low)
-    free = hbm_bytes - known[high]
-    return (high + int(free / max(slope, 1.0))) // unit * unit
+    slope = (known[start] - known[low]) / (start - low)
+    free = hbm_bytes - known[start]
+    size = (start + int(free / max(slope, 1.0))) // unit * unit
+    while size > start and not fits(size):
+        size = size * 7 // 8 // unit * unit
+    return _largest(max(size, start), known, (low, start), refused)
 
 
 def _largest(size, known, fitted, refused) -> Largest:

@@ -94,7 +94,7 @@ def found(largest: Largest) -> list[str]:
     low, high = largest.fitted
     lines = [
         f"largest   {largest.device_batch_size} images a device fit, in "
-        f"{largest.total_bytes / GIB:.2f} GiB: compiled; the last line was through "
+        f"{largest.total_bytes / GIB:.2f} GiB: compiled; found on the line through "
         f"{low} and {high}"
     ]
     if largest.refused:
