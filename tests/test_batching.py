@@ -13,9 +13,9 @@ def numbered(number):
     return {"value": np.full(SHAPE[1:], number % 251, np.uint8), "number": number}
 
 
-def some(num_batches, **kwargs):
+def some(num_batches):
     return batches(
-        numbered, num_batches=num_batches, batch_size=SHAPE[0], num_threads=3, **kwargs
+        numbered, num_batches=num_batches, batch_size=SHAPE[0], num_threads=3
     )
 
 
@@ -63,4 +63,13 @@ def test_an_example_without_a_field_of_the_others_is_an_error():
 
     made = batches(example, num_batches=3, batch_size=4, num_threads=1)
     with pytest.raises(KeyError, match="b"):
+        list(made)
+
+
+def test_an_example_of_another_shape_is_not_repeated_to_fill_its_row():
+    def example(number):
+        return {"a": np.zeros((8, 8) if number < 5 else (1, 8), np.uint8)}
+
+    made = batches(example, num_batches=3, batch_size=4, num_threads=1)
+    with pytest.raises(ValueError, match=r"a has shape \(1, 8\), .* \(8, 8\)"):
         list(made)

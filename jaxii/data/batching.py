@@ -83,7 +83,14 @@ class _Begun:
             fields = self._batches[batch]
         # Every field: the memory still holds an earlier batch.
         for name, values in fields.items():
-            values[row] = example[name]
+            value = example[name]
+            # NumPy would repeat a smaller one until it fills the row.
+            if np.shape(value) != values.shape[1:]:
+                raise ValueError(
+                    f"{name} has shape {np.shape(value)}, in other examples of the "
+                    f"batch {values.shape[1:]}"
+                )
+            values[row] = value
 
     def take(self, batch: int) -> dict[str, np.ndarray]:
         """Returns a batch all of whose rows have been written."""

@@ -77,14 +77,15 @@ def _choose(counts: Counter[str], row_a_label: bool) -> str:
     lists = sum(c.startswith("[") and c.endswith("]") for c in counts)
     if counts and lists >= JSON_SHARE * len(counts):
         return "json"
+    own = not row_a_label and 2 * len(counts) > counts.total()
     for separator in SEPARATORS:
         # With a row a label, spaces are part of it.
         if separator == " " and row_a_label:
             continue
         in_most = 2 * sum(separator in cell for cell in counts) > len(counts)
         # Not spaces: those would be captions.
-        own = not row_a_label and 2 * len(counts) > counts.total() and separator != " "
-        if (own and in_most) or _is_between(separator, counts):
+        crowded = own and in_most and separator != " "
+        if crowded or _is_between(separator, counts):
             return "space" if separator == " " else separator
     return "none"
 

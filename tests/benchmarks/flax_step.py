@@ -12,7 +12,7 @@ that fits, found as the plan finds it (a few compiles more).
 """
 
 import argparse
-from functools import partial
+from functools import cache, partial
 
 import jax
 import jax.numpy as jnp
@@ -136,6 +136,7 @@ def main() -> None:
     topology = absent(args.topology)
     network = ResNet50(args.num_classes)
 
+    @cache
     def figures(device_batch_size: int) -> Figures:
         num_images = device_batch_size * topology.num_devices
         step, shapes = make_step(network, topology.mesh, num_images, SIZE)
@@ -145,11 +146,10 @@ def main() -> None:
     for line in report(first, topology, args.device_batch_size, 0):
         print(line)
     if args.largest:
-        known = {args.device_batch_size: first.total_bytes}
 
         def total_bytes(size: int) -> float | None:
             try:
-                return known.get(size) or figures(size).total_bytes
+                return figures(size).total_bytes
             except DoesNotFit:
                 return None
 

@@ -170,11 +170,11 @@ def pictures_of(kind: str, folder: str | None) -> list[bytes]:
     files = [path.read_bytes() for path in sorted(Path(folder).glob("*.jpg"))]
     if kind == SMALL:
         return [recode(file) for file in files if min(size(file)) >= SHORT_SIDE]
-    large = [(file, size(file)) for file in files]
+    sides = [size(file) for file in files]
     return [
-        recode(file, short_side=round(LONG_SIDE * min(sides) / max(sides)))
-        for file, sides in large
-        if max(sides) >= LONG_SIDE
+        recode(file, short_side=round(LONG_SIDE * min(n) / max(n)))
+        for file, n in zip(files, sides, strict=True)
+        if max(n) >= LONG_SIDE
     ]
 
 
