@@ -17,7 +17,7 @@ import numpy as np
 from ml_collections import ConfigDict
 
 from jaxii.config import Config
-from jaxii.data import embedding, pipeline, prepared, recode, toy_regions
+from jaxii.data import embedding, folder, pipeline, prepared, recode, toy_regions
 from jaxii.data.images import EvalTransform, TrainTransform
 from jaxii.data.listing import Listing
 from jaxii.data.picture_files import PictureFiles
@@ -52,7 +52,7 @@ def data_directory(config: Config) -> AnyPath:
     if config.data.directory:
         return at(config.data.directory)
     if config.data.dataset == "toy_regions":
-        return data_root() / f"toy_regions_v{toy_regions.VERSION}"
+        return data_root() / f"toy_regions_v{toy_regions.VERSION}.{folder.FORMAT}"
     raise InputError(
         f"config.data.directory is empty and {config.data.dataset} is not drawn here; "
         "prepare the data once (python -m jaxii.main prepare --help) and give its "

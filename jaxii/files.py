@@ -4,6 +4,7 @@ On a disk they are written beside their place, then renamed; an object in a buck
 (gs://, through etils.epath and the extra `gcs`) appears when its upload is complete.
 """
 
+import contextlib
 import fcntl
 import json
 import os
@@ -71,6 +72,25 @@ def names_in(folder: AnyPath) -> set[str]:
         return {name.rpartition("/")[2] for name in system.ls(root, detail=False)}
     except FileNotFoundError:
         return set()
+
+
+def sizes_below(folder: AnyPath) -> dict[str, int]:
+    """Returns the bytes of each file below a folder, by its name relative to it.
+
+    Cost: one listing. A folder that is not there has no files.
+    """
+    if isinstance(folder, Path):
+        root, found = os.fspath(folder), {}
+        for directory, _, names in os.walk(root):
+            for name in names:
+                path = os.path.join(directory, name)  # noqa: PTH118 (text, and fast)
+                with contextlib.suppress(OSError):  # gone since, or a dangling link
+                    found[os.path.relpath(path, root)] = os.stat(path).st_size  # noqa: PTH116
+        return found
+    system, root = fsspec.url_to_fs(os.fspath(folder))
+    system.invalidate_cache()  # others may have written since
+    found = system.find(root, detail=True)
+    return {name[len(root) + 1 :]: int(facts["size"]) for name, facts in found.items()}
 
 
 def write_beside(

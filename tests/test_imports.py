@@ -16,10 +16,11 @@ MODULES = sorted(
     if path.name != "__init__.py"
 )
 # What each part may import of jaxii. These are leaves that anyone may.
-LEAVES = ("jaxii.errors", "jaxii.files", "jaxii.nearest")
+LEAVES = ("jaxii.errors", "jaxii.files", "jaxii.manifest", "jaxii.nearest")
 MAY_IMPORT = {
     "jaxii.errors": (),
     "jaxii.files": (),
+    "jaxii.manifest": (),
     "jaxii.config": (),
     "jaxii.console": (),
     "jaxii.data": ("jaxii.data",),

@@ -1,5 +1,6 @@
 import pickle
 from concurrent.futures import ThreadPoolExecutor
+from dataclasses import replace
 
 import grain
 import numpy as np
@@ -125,9 +126,7 @@ def test_carving_never_divides_a_group(dataset):
 def test_an_image_keeps_its_side_when_others_go(dataset):
     held_out = set(ids(dataset.carve(0.3)["validation"]))
     half = dataset.splits["train"].select(np.arange(0, NUM_TRAIN, 2))
-    smaller = Dataset(
-        dataset.directory, dataset.vocabulary, dataset.slices, {"train": half}
-    )
+    smaller = replace(dataset, splits={"train": half})
     kept = set(ids(smaller.carve(0.3)["validation"]))
     assert kept == held_out & set(ids(half))
 

@@ -1,29 +1,55 @@
-"""The folder of a prepared dataset: its file names, how it is begun and completed.
+"""The folder of a prepared dataset: its file names, how it is begun, completed, read.
 
 `open_images` begins it before it writes shards and completes it after them; `sources`
 reads the files named here. TFDS's `dataset_info.json` is written last: where it is, the
-dataset is whole.
+dataset is whole. `manifest.json` lists every file with its hash.
 """
 
 import json
 import os
+import re
 import tempfile
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import tensorflow_datasets as tfds
 from etils import epath
+from google.protobuf import json_format
 from tensorflow_datasets.core import splits as split_lib
+from tensorflow_datasets.core.proto import dataset_info_pb2
 
+from jaxii import manifest
 from jaxii.data import schema
 from jaxii.data.shards import Written
 from jaxii.errors import InputError
 from jaxii.files import AnyPath, names_in, write_beside, write_json
 
+# Of the files that are written; one of another format has to be prepared again.
+FORMAT = 2
 INFO_FILE = "dataset_info.json"
 LABELS_FILE = "labels.csv"
 COUNTS_FILE = "counts.json"
 INPUTS_FILE = "preparation.json"
+FEATURES_FILE = "features.json"
+DEFAULT_TEMPLATE = "{DATASET}-{SPLIT}.{FILEFORMAT}-{SHARD_X_OF_Y}"
+PREPARE_AGAIN = "prepare the dataset again, or copy all of it again"
+# Of the datasets that `prepare` writes and of TFDS's `open_images_v4`.
+FEATURE_TYPES = frozenset(
+    f"tensorflow_datasets.core.features.{name}"
+    for name in (
+        "bounding_boxes.BBoxFeature",
+        "class_label_feature.ClassLabel",
+        "features_dict.FeaturesDict",
+        "image_feature.Image",
+        "sequence_feature.Sequence",
+        "tensor_feature.Tensor",
+        "text_feature.Text",
+    )
+)
+# Protocol buffer classes are made at run time, out of a type checker's sight.
+_Info: Any = dataset_info_pb2.DatasetInfo  # pyright: ignore[reportAttributeAccessIssue]
 
 
 def index_path(directory: AnyPath, split: str) -> AnyPath:
@@ -45,7 +71,7 @@ def begin(output: AnyPath, fingerprint: str, short_side: int) -> bool:
     inputs = output / INPUTS_FILE
     output.mkdir(parents=True, exist_ok=True)
     if inputs.exists():
-        if json.loads(inputs.read_text()).get("fingerprint") != fingerprint:
+        if _read_json(inputs).get("fingerprint") != fingerprint:
             raise InputError(
                 f"{output} was prepared from other files or with other options; choose "
                 "another folder, or delete it"
@@ -63,7 +89,7 @@ def begin(output: AnyPath, fingerprint: str, short_side: int) -> bool:
 def short_side(directory: AnyPath) -> int | None:
     """Returns the pixels that pictures were reduced to; None where it is not known."""
     inputs = directory / INPUTS_FILE
-    return json.loads(inputs.read_text()).get("short_side") if inputs.exists() else None
+    return _read_json(inputs).get("short_side") if inputs.exists() else None
 
 
 def complete(
@@ -71,7 +97,35 @@ def complete(
     features: tfds.features.FeaturesDict,
     written: Mapping[str, Written],
 ) -> None:
-    """Writes TFDS's description of the dataset and removes what its making left."""
+    """Writes TFDS's description and the manifest; removes what preparation left."""
+    for pattern in ("*.part", "*.plan"):
+        for path in output.glob(pattern):
+            path.unlink()
+    names = [LABELS_FILE, COUNTS_FILE, INPUTS_FILE]
+    names += [index_path(output, split).name for split in written]
+    files = {name: manifest.describe(output / name) for name in names}
+    for result in written.values():
+        files |= result.files
+    with tempfile.TemporaryDirectory() as draft:
+        _tfds_info(output, features, written).write_to_directory(draft)
+        drafts = sorted(Path(draft).iterdir())
+        files |= {path.name: manifest.describe(path) for path in drafts}
+        manifest.Manifest(files).save(output / manifest.NAME)
+        # The file that says "complete" comes last.
+        for path in sorted(drafts, key=lambda p: p.name == INFO_FILE):
+            content = path.read_bytes()
+            write_beside(
+                output / path.name, lambda file, c=content: file.write(c), binary=True
+            )
+    for path in output.glob("*.array_record-*.json"):
+        path.unlink()
+
+
+def _tfds_info(
+    output: AnyPath,
+    features: tfds.features.FeaturesDict,
+    written: Mapping[str, Written],
+) -> tfds.core.DatasetInfo:
     identity = tfds.core.DatasetIdentity(
         name=schema.NAME,
         version=tfds.core.Version(schema.VERSION),
@@ -100,16 +154,141 @@ def complete(
             for name, result in written.items()
         )
     )
-    for pattern in ("*.part", "*.plan"):
-        for path in output.glob(pattern):
-            path.unlink()
-    with tempfile.TemporaryDirectory() as draft:
-        info.write_to_directory(draft)
-        # The file that says "complete" comes last.
-        for path in sorted(Path(draft).iterdir(), key=lambda p: p.name == INFO_FILE):
-            content = path.read_bytes()
-            write_beside(
-                output / path.name, lambda file, c=content: file.write(c), binary=True
+    return info
+
+
+@dataclass(frozen=True)
+class Shard:
+    """A file of records, as `ArrayRecordDataSource` takes it."""
+
+    filename: str
+    examples_in_shard: int
+    skip: int = 0
+
+    @property
+    def take(self) -> int:
+        return self.examples_in_shard
+
+
+@dataclass(frozen=True)
+class Info:
+    """TFDS's description of a dataset, as far as reading it needs.
+
+    Attributes:
+      features: names of the fields of a record.
+      splits: name -> shards in order; splits without an example are left out.
+      directory: of the dataset.
+    """
+
+    features: frozenset[str]
+    splits: Mapping[str, tuple[Shard, ...]]
+    directory: AnyPath
+
+    def names(self, feature: str) -> tuple[str, ...]:
+        """Returns the class names of a label feature, such as "label_ids".
+
+        Raises:
+          InputError: If they cannot be read.
+        """
+        path = self.directory / f"{feature}.labels.txt"
+        lines = _read_text(path).split("\n")
+        return tuple(line.strip() for line in lines if line.strip())
+
+
+def read_info(directory: AnyPath) -> Info:
+    """Reads `dataset_info.json` and `features.json`.
+
+    TFDS would import the module of every feature that `features.json` names: a file
+    from elsewhere could run any code. Here nothing is imported or built; a feature type
+    that is none of `FEATURE_TYPES` is refused.
+
+    Raises:
+      InputError: If a file is missing, damaged or of another format, or names a feature
+        type that is not known or a shard outside of the folder.
+    """
+    features = _read_json(directory / FEATURES_FILE)
+    unknown = set(_feature_types(features)) - FEATURE_TYPES
+    if unknown:
+        raise InputError(
+            f"{directory / FEATURES_FILE} names the feature type {min(unknown)}; only "
+            f"{', '.join(sorted(name.rpartition('.')[2] for name in FEATURE_TYPES))} "
+            f"of TFDS are read; {PREPARE_AGAIN}."
+        )
+    path, info = directory / INFO_FILE, _Info()
+    try:
+        fields = features["featuresDict"]["features"]
+        json_format.Parse(_read_text(path), info, ignore_unknown_fields=True)
+    except (KeyError, TypeError) as error:
+        raise InputError(
+            f"{directory / FEATURES_FILE} is damaged: it describes no fields; "
+            f"{PREPARE_AGAIN}."
+        ) from error
+    except json_format.ParseError as error:
+        raise InputError(
+            f"{path} is damaged: not a TFDS description; {PREPARE_AGAIN}."
+        ) from error
+    if info.file_format != "array_record":
+        raise InputError(
+            f"{path} says that records are stored as {info.file_format or 'tfrecord'}; "
+            "array_record is read: convert it with "
+            "`python -m tensorflow_datasets.scripts.convert_format "
+            "--to_file_format=array_record` or build it with that file_format"
+        )
+    splits = {split.name: _shards(path, info.name, split) for split in info.splits}
+    filled = {name: shards for name, shards in splits.items() if shards}
+    return Info(frozenset(fields), filled, directory)
+
+
+def _shards(path: AnyPath, dataset: str, split: Any) -> tuple[Shard, ...]:
+    """Returns the files of a split, with at least one record each."""
+    template = split.filepath_template or DEFAULT_TEMPLATE
+    number, found = len(split.shard_lengths), []
+    for i, length in enumerate(split.shard_lengths):
+        name = template
+        for key, value in {
+            "DATASET": dataset,
+            "SPLIT": split.name,
+            "FILEFORMAT": "array_record",
+            "SHARD_X_OF_Y": f"{i:05d}-of-{number:05d}",
+        }.items():
+            name = name.replace(f"{{{key}}}", value)
+        if not re.fullmatch(r"[\w.-]+", name) or name.startswith("."):
+            raise InputError(
+                f"{path} says that split {split.name!r} is in {name!r}, which is no "
+                f"plain name of a file beside it; {PREPARE_AGAIN}."
             )
-    for path in output.glob("*.array_record-*.json"):
-        path.unlink()
+        if length > 0:
+            found.append(Shard(os.fspath(path.parent / name), length))
+    return tuple(found)
+
+
+def _feature_types(tree: Any) -> Iterator[str]:
+    """Yields every `pythonClassName` in the JSON of a feature."""
+    if isinstance(tree, dict):
+        for key, value in tree.items():
+            if key == "pythonClassName":
+                yield str(value)
+            yield from _feature_types(value)
+    elif isinstance(tree, list):
+        for value in tree:
+            yield from _feature_types(value)
+
+
+def _read_json(path: AnyPath) -> dict[str, Any]:
+    try:
+        value = json.loads(_read_text(path))
+        if isinstance(value, dict):
+            return value
+        reason: object = f"it holds a {type(value).__name__}"
+    except (ValueError, RecursionError) as error:
+        reason = error
+    raise InputError(f"{path} is damaged: no JSON object ({reason}); {PREPARE_AGAIN}.")
+
+
+def _read_text(path: AnyPath) -> str:
+    try:
+        return path.read_bytes().decode()
+    except FileNotFoundError as error:
+        raise InputError(f"{path} is missing; {PREPARE_AGAIN}.") from error
+    except (OSError, UnicodeDecodeError) as error:
+        raise InputError(f"{path} is damaged ({error}); {PREPARE_AGAIN}.") from error

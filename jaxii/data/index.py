@@ -14,6 +14,7 @@ from pathlib import Path
 
 import numpy as np
 import polars as pl
+import xxhash
 from jaxtyping import Float, Int, Int64, Shaped, UInt8
 
 from jaxii.errors import InputError
@@ -46,6 +47,21 @@ class Index:
 
     def __len__(self) -> int:
         return len(self.image_ids)
+
+    def content_hash(self) -> str:
+        """Returns 32 hexadecimal digits that change with any image, label or order."""
+        digest = xxhash.xxh3_128()
+        for names in (self.image_ids, self.groups, self.domains):
+            digest.update("\x00".join(names).encode())
+        for column in (
+            self.slice_ids,
+            self.offsets,
+            self.label_ids,
+            self.confidences,
+            self.label_sources,
+        ):
+            digest.update(np.ascontiguousarray(column))
+        return digest.hexdigest()
 
     def select(self, rows: Int64[np.ndarray, " chosen"]) -> "Index":
         """Returns the index of these rows, in their order."""
@@ -136,8 +152,8 @@ def load(path: AnyPath) -> pl.DataFrame:
         return pl.read_parquet(io.BytesIO(path.read_bytes()))
     except (OSError, pl.exceptions.PolarsError) as error:
         raise InputError(
-            f"{path} cannot be read ({str(error).splitlines()[0]}); the dataset is "
-            "incomplete: prepare it again"
+            f"{path} cannot be read ({(str(error).splitlines() or ['empty'])[0]}); "
+            "the dataset is incomplete: prepare it again"
         ) from error
 
 

@@ -26,8 +26,6 @@ from jaxii.data.layout import Layout, Pictures, read_validation
 from jaxii.errors import InputError
 from jaxii.files import AnyPath, at
 
-_FORMAT = 1
-
 
 @dataclass(frozen=True)
 class Draft:
@@ -333,7 +331,7 @@ def fingerprint(
     drafts: Iterable[Draft], codes: label_files.Codes, short_side: int
 ) -> str:
     """Returns a hash of all that decides what is written, but for the pixels."""
-    digest = hashlib.sha256(f"{_FORMAT} {short_side}".encode())
+    digest = hashlib.sha256(f"{folder.FORMAT} {short_side}".encode())
     vocabulary = codes.vocabulary
     digest.update(json.dumps([vocabulary.codes, vocabulary.descriptions]).encode())
     for draft in drafts:

@@ -5,11 +5,10 @@ stored as 0 to 10, labels as positions in a list of 7,186 codes; Kaggle's 7,178 
 are another list in another order, so that everything goes by code.
 """
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import PurePosixPath
-from typing import Any
 
 import numpy as np
 import polars as pl
@@ -46,18 +45,18 @@ class StoredLabels:
 
 
 def read_mapping(
-    features: Any, vocabulary: Vocabulary | None
+    codes: Sequence[str], names: Sequence[str], vocabulary: Vocabulary | None
 ) -> tuple[StoredLabels, Vocabulary]:
     """Returns how to map the stored numbers, and the vocabulary that they map to.
 
     Args:
-      features: TFDS's description of the stored dataset.
+      codes: of the stored labels, by their stored number.
+      names: of the stored sources, by their stored number.
       vocabulary: the labels wanted; None: all that the dataset has, in its order.
 
     Raises:
       InputError: the dataset has none of the vocabulary's codes.
     """
-    codes = features[LABELS]["label"].names
     vocabulary = vocabulary or Vocabulary(tuple(codes), tuple(codes))
     position = vocabulary.index()
     labels = np.array([position.get(code, -1) for code in codes], np.int32)
@@ -67,7 +66,6 @@ def read_mapping(
             f") is among the dataset's (such as {codes[0]}); give a label file with "
             "Open Images codes"
         )
-    names = features[LABELS]["source"].names
     unknown = [name for name in names if name not in _SOURCES]
     if unknown:
         raise InputError(

@@ -8,9 +8,12 @@ from typing import Any, Protocol, SupportsIndex, runtime_checkable
 
 import numpy as np
 from array_record.python.array_record_data_source import ArrayRecordDataSource
-from jaxtyping import Int64
+from google.protobuf.message import DecodeError
+from jaxtyping import Int64, Shaped
 
 from jaxii.data import open_images_v4, schema
+from jaxii.data.folder import PREPARE_AGAIN
+from jaxii.errors import InputError
 
 
 @runtime_checkable
@@ -32,6 +35,8 @@ class Records:
     Args:
       raw: the stored bytes of a split.
       slices: the dataset's slices, for `slice_id`.
+      image_ids: of all stored records; one that has another id raises InputError.
+      name: of the split, for errors.
       rows: which records, in which order; None: all.
     """
 
@@ -39,21 +44,28 @@ class Records:
         self,
         raw: ArrayRecordDataSource,
         slices: tuple[str, ...],
+        image_ids: Shaped[np.ndarray, " stored"],
+        name: str,
         rows: Int64[np.ndarray, " row"] | None = None,
     ):
         self._raw = raw
         self._slices = slices
         self._slice_ids = {name: i for i, name in enumerate(slices)}
+        self._image_ids = image_ids
+        self._name = name
         self._rows = rows
 
     def __len__(self) -> int:
         return len(self._raw) if self._rows is None else len(self._rows)
 
     def __getitem__(self, row: SupportsIndex, /) -> dict[str, Any]:
-        fields = schema.parse(self._raw[_stored(row, self._rows, len(self))])
+        stored = _stored(row, self._rows, len(self))
+        fields = _fields(self._raw, stored, self._name)
+        image_id = schema.text(fields, "image_id")
+        _check_id(image_id, stored, self._image_ids, self._name)
         return {
             "image": fields["image"].bytes_list.value[0],
-            "image_id": schema.text(fields, "image_id"),
+            "image_id": image_id,
             "label_ids": np.array(fields["label_ids"].int64_list.value, np.int32),
             "label_confidences": np.array(
                 fields["label_confidences"].float_list.value, np.float32
@@ -66,10 +78,11 @@ class Records:
 
     def select(self, rows: Int64[np.ndarray, " chosen"]) -> "Records":
         """Returns these records only, in this order."""
-        return Records(self._raw, self._slices, _select(self._rows, rows))
+        chosen = _select(self._rows, rows)
+        return Records(self._raw, self._slices, self._image_ids, self._name, chosen)
 
     def __repr__(self) -> str:
-        return f"Records({self._raw!r}, num_records={len(self)})"
+        return f"Records({self._name}, num_records={len(self)})"
 
 
 class OpenImagesV4Records:
@@ -78,6 +91,8 @@ class OpenImagesV4Records:
     Args:
       raw: the stored bytes of a split.
       mapping: from the stored numbers to ours.
+      image_ids: of all stored records; one that has another id raises InputError.
+      name: of the split, for errors.
       rows: which records, in which order; None: all.
     """
 
@@ -85,21 +100,28 @@ class OpenImagesV4Records:
         self,
         raw: ArrayRecordDataSource,
         mapping: open_images_v4.StoredLabels,
+        image_ids: Shaped[np.ndarray, " stored"],
+        name: str,
         rows: Int64[np.ndarray, " row"] | None = None,
     ):
         self._raw = raw
         self._mapping = mapping
+        self._image_ids = image_ids
+        self._name = name
         self._rows = rows
 
     def __len__(self) -> int:
         return len(self._raw) if self._rows is None else len(self._rows)
 
     def __getitem__(self, row: SupportsIndex, /) -> dict[str, Any]:
-        fields = schema.parse(self._raw[_stored(row, self._rows, len(self))])
+        stored = _stored(row, self._rows, len(self))
+        fields = _fields(self._raw, stored, self._name)
+        image_id = open_images_v4.image_id(fields)
+        _check_id(image_id, stored, self._image_ids, self._name)
         ids, confidences, label_sources = open_images_v4.labels(fields, self._mapping)
         return {
             "image": fields["image"].bytes_list.value[0],
-            "image_id": open_images_v4.image_id(fields),
+            "image_id": image_id,
             "label_ids": ids,
             "label_confidences": confidences,
             "label_sources": label_sources,
@@ -108,10 +130,16 @@ class OpenImagesV4Records:
 
     def select(self, rows: Int64[np.ndarray, " chosen"]) -> "OpenImagesV4Records":
         """Returns these records only, in this order."""
-        return OpenImagesV4Records(self._raw, self._mapping, _select(self._rows, rows))
+        return OpenImagesV4Records(
+            self._raw,
+            self._mapping,
+            self._image_ids,
+            self._name,
+            _select(self._rows, rows),
+        )
 
     def __repr__(self) -> str:
-        return f"OpenImagesV4Records({self._raw!r}, num_records={len(self)})"
+        return f"OpenImagesV4Records({self._name}, num_records={len(self)})"
 
 
 def _stored(row: SupportsIndex, rows, length: int) -> int:
@@ -123,3 +151,22 @@ def _stored(row: SupportsIndex, rows, length: int) -> int:
 
 def _select(rows, chosen):
     return np.asarray(chosen, np.int64) if rows is None else rows[chosen]
+
+
+def _fields(raw: ArrayRecordDataSource, stored: int, name: str) -> schema.Fields:
+    try:
+        return schema.parse(raw[stored])
+    # Of ArrayRecord (a checksum that differs, a file cut short) and of the parser.
+    except (RuntimeError, ValueError, IndexError, OSError, DecodeError) as error:
+        reason = (str(error).splitlines() or [type(error).__name__])[0]
+        raise InputError(
+            f"{name}: record {stored} cannot be read ({reason}); {PREPARE_AGAIN}"
+        ) from error
+
+
+def _check_id(image_id: str, stored: int, image_ids: np.ndarray, name: str) -> None:
+    if image_id != image_ids[stored]:
+        raise InputError(
+            f"{name}: record {stored} is of image {image_id} and its index says "
+            f"{image_ids[stored]}; {PREPARE_AGAIN}"
+        )

@@ -13,16 +13,17 @@ import threading
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor, wait
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from pathlib import Path
 
 import cv2
 import numpy as np
 from array_record.python.array_record_module import ArrayRecordWriter
 
+from jaxii import manifest
 from jaxii.data import schema
 from jaxii.data.recode import recode
-from jaxii.files import AnyPath, local_draft, names_in, size_of, write_json
+from jaxii.files import AnyPath, local_draft, names_in, write_json
 
 SHARD_IMAGES = 1024
 MAX_SHARDS = 512
@@ -101,12 +102,14 @@ class Written:
       shard_lengths: records in each shard.
       num_bytes: of all shards.
       faults: row -> why its picture could not be used.
+      files: name of each shard -> its size and hash.
     """
 
     rows: np.ndarray
     shard_lengths: list[int]
     num_bytes: int
     faults: dict[int, str]
+    files: dict[str, manifest.File]
 
 
 def shard_paths(directory: AnyPath, plan: Plan) -> list[AnyPath]:
@@ -173,12 +176,18 @@ def write(
         finally:
             done.stop.set()
             pool.shutdown(wait=True, cancel_futures=True)
+    return _written(len(plan), [path for path, _ in shards], parts)
+
+
+def _written(num_rows: int, paths: Sequence[AnyPath], parts: Sequence[dict]) -> Written:
     faults = {row: why for part in parts for row, why in part["faults"]}
+    files = [manifest.File(**part["file"]) for part in parts]
     return Written(
-        rows=np.array([row for row in range(len(plan)) if row not in faults], np.int64),
+        rows=np.array([row for row in range(num_rows) if row not in faults], np.int64),
         shard_lengths=[part["num_records"] for part in parts],
-        num_bytes=sum(size_of(path) for path, _ in shards),
+        num_bytes=sum(file.size_bytes for file in files),
         faults=faults,
+        files={path.name: file for path, file in zip(paths, files, strict=True)},
     )
 
 
@@ -210,7 +219,8 @@ def write_shard(
       advance: called after each image; what it raises ends the work.
 
     Returns:
-      The account: num_records, and as faults pairs of a row and its reason.
+      The account: num_records, as faults pairs of a row and its reason, and as file
+      size and hash of the shard.
     """
     faults: list[tuple[int, str]] = []
     with local_draft(path) as draft:
@@ -227,7 +237,12 @@ def write_shard(
                 advance()
         finally:
             writer.close()
-        account = {"num_records": len(part) - len(faults), "faults": faults}
+        account = {
+            "num_records": len(part) - len(faults),
+            "faults": faults,
+            # Here, where the system still has its bytes in memory.
+            "file": asdict(manifest.describe(draft)),
+        }
         write_json(account_path(path), account)
     return account
 

@@ -7,25 +7,28 @@ the validation split.
 
 import hashlib
 import os
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, replace
-from typing import Any
 
 import numpy as np
 import polars as pl
-import tensorflow_datasets as tfds
+import xxhash
 from array_record.python.array_record_data_source import ArrayRecordDataSource
 from jaxtyping import Int64
 
+from jaxii import manifest
 from jaxii.data import folder, index, open_images_v4
 from jaxii.data.index import Index
 from jaxii.data.labels import Vocabulary
 from jaxii.data.records import OpenImagesV4Records, Records
 from jaxii.errors import InputError
-from jaxii.files import AnyPath, at, names_in, size_of
+from jaxii.files import AnyPath, at, names_in, sizes_below
 from jaxii.nearest import nearest, nearest_path
 
 Progress = Callable[[int, int, str], None]
+# A first record of each shard is read at opening; a bucket answers many at a time.
+_THREADS = 8
 
 
 @dataclass(frozen=True)
@@ -64,12 +67,15 @@ class Dataset:
       vocabulary: what its label ids mean.
       slices: names of slices over all splits, in order.
       splits: the stored splits, by name.
+      content_hash: 32 hexadecimal digits that change with any record, label or order;
+        not with the folder or the time of preparation.
     """
 
     directory: AnyPath
     vocabulary: Vocabulary
     slices: tuple[str, ...]
     splits: dict[str, Split]
+    content_hash: str
 
     @property
     def domains(self) -> tuple[str, ...]:
@@ -166,6 +172,7 @@ def open_dataset(
     directory: str | os.PathLike[str],
     vocabulary: Vocabulary | None = None,
     *,
+    verify: bool = False,
     on_progress: Progress | None = None,
 ) -> Dataset:
     """Opens a prepared dataset, or a prepared copy of TFDS's `open_images_v4`.
@@ -174,40 +181,32 @@ def open_dataset(
       directory: with `dataset_info.json` in it, or in the one folder below that has it.
       vocabulary: the labels expected. Of a dataset of ours they must be the same; the
         labels of `open_images_v4` are mapped to them by code. None: the dataset's own.
-      on_progress: called with (records, records in all, what) while an index is made,
-        which happens once for an `open_images_v4`.
+      verify: whether to read and hash every byte first; the manifest of a dataset of
+        ours has the hashes. Sizes, indexes and the first id of each shard are always
+        checked.
+      on_progress: called with (done, total, what) while an index is made, which happens
+        once for an `open_images_v4`, and while bytes are verified.
 
     Raises:
-      InputError: no dataset there, an unfinished one, one in another format, other
-        labels, or no training image.
+      InputError: If there is no dataset, or it is unfinished, damaged, in another
+        format, of other labels or without a training image.
     """
     path = _locate(at(directory))
-    try:
-        builder = tfds.builder_from_directory(os.fspath(path))
-    except (ValueError, OSError, KeyError) as error:
-        reason = (str(error).splitlines() or [type(error).__name__])[0]
-        raise InputError(
-            f"{path} is not a readable TFDS dataset ({reason}); prepare it again"
-        ) from error
-    features: Any = builder.info.features
-    stored_as: Any = builder.info.file_format
-    file_format = stored_as.value
-    if file_format != "array_record":
-        raise InputError(
-            f"{path} is stored as {file_format}; array_record is read: convert it with "
-            "`python -m tensorflow_datasets.scripts.convert_format "
-            "--to_file_format=array_record` or build it with that file_format"
-        )
-    if open_images_v4.LABELS in features:
-        dataset = _open_images_v4(path, builder, vocabulary, on_progress)
-    elif {"image", "label_ids", "slice"} <= set(features):
-        dataset = _ours(path, builder, vocabulary)
+    info = folder.read_info(path)
+
+    def report(what: str) -> Callable[[int, int], None]:
+        return lambda done, total: on_progress and on_progress(done, total, what)
+
+    if open_images_v4.LABELS in info.features:
+        dataset = _open_images_v4(info, vocabulary, report)
+    elif {"image", "label_ids", "slice"} <= info.features:
+        dataset = _ours(info, vocabulary, verify, report("files verified"))
     else:
         raise InputError(
-            f"{path} has the features {', '.join(sorted(features))}; it needs those "
-            f"that `prepare` writes, or {open_images_v4.LABELS} as open_images_v4 has"
+            f"{path} has the features {', '.join(sorted(info.features))}; it needs "
+            f"those that `prepare` writes, or open_images_v4's {open_images_v4.LABELS}"
         )
-    if "train" not in dataset.splits or not dataset.splits["train"].num_examples:
+    if "train" not in dataset.splits:
         raise InputError(
             f"{path} has no training image; prepare it from files with some"
         )
@@ -242,12 +241,27 @@ def _locate(directory: AnyPath) -> AnyPath:
     return below.pop()
 
 
-def _ours(path: AnyPath, builder, vocabulary: Vocabulary | None) -> Dataset:
+def _ours(
+    info: folder.Info,
+    vocabulary: Vocabulary | None,
+    verify: bool,
+    on_progress: Callable[[int, int], None],
+) -> Dataset:
+    path = info.directory
+    listed = manifest.Manifest.load(path / manifest.NAME, fix=folder.PREPARE_AGAIN)
+    indexes = {name: folder.index_path(path, name) for name in info.splits}
+    listed.check(
+        path,
+        fix=folder.PREPARE_AGAIN,
+        verify=verify,
+        hashed=[file.name for file in indexes.values()],
+        on_progress=on_progress if verify else lambda done, total: None,
+    )
     stored = Vocabulary.load(path / folder.LABELS_FILE)
-    if tuple(builder.info.features["label_ids"].names) != stored.codes:
+    if info.names("label_ids") != stored.codes:
         raise InputError(
             f"{path / folder.LABELS_FILE} does not match the labels of the records; "
-            "prepare the dataset again"
+            f"{folder.PREPARE_AGAIN}"
         )
     if vocabulary is not None and vocabulary.codes != stored.codes:
         raise InputError(
@@ -255,68 +269,100 @@ def _ours(path: AnyPath, builder, vocabulary: Vocabulary | None) -> Dataset:
             f" are {len(vocabulary)} (hash {vocabulary.content_hash()}); use the "
             "dataset that the labels belong to"
         )
-    names = [
-        name for name in builder.info.splits if builder.info.splits[name].num_examples
-    ]
-    tables = {name: index.load(folder.index_path(path, name)) for name in names}
+    tables = {name: index.load(file) for name, file in indexes.items()}
     slices = tuple(
         sorted({s for table in tables.values() for s in table["slice"].unique()})
     )
     splits = {}
     for name, table in tables.items():
-        raw = _raw(path, builder, name, len(table))
-        splits[name] = Split(name, index.columns(table, slices), Records(raw, slices))
-    return Dataset(path, stored, slices, splits)
+        columns = index.columns(table, slices)
+        raw = _raw(info, name)
+        records = Records(raw, slices, columns.image_ids, f"{name} of {path}")
+        _check_records(records, info.splits[name], len(columns), indexes[name])
+        splits[name] = Split(name, columns, records)
+    return Dataset(path, stored, slices, splits, _content_hash(info, listed))
 
 
-def _open_images_v4(path, builder, vocabulary, on_progress) -> Dataset:
-    mapping, vocabulary = open_images_v4.read_mapping(builder.info.features, vocabulary)
-    splits = {}
-    for name, info in builder.info.splits.items():
-        if not info.num_examples:
-            continue
-        raw = _raw(path, builder, name, info.num_examples)
-        table = _cached_index(path, name, vocabulary, raw, mapping, on_progress)
-        source = OpenImagesV4Records(raw, mapping)
-        splits[name] = Split(name, index.columns(table, ("all",)), source)
-    return Dataset(path, vocabulary, ("all",), splits)
+def _content_hash(info: folder.Info, listed: manifest.Manifest) -> str:
+    """Returns a hash of the labels and of every split's records and index."""
+    names = [folder.LABELS_FILE]
+    for split, shards in info.splits.items():
+        names.append(folder.index_path(info.directory, split).name)
+        names += [at(shard.filename).name for shard in shards]
+    lines = [f"{name} {listed.files[name].xxh3}" for name in sorted(names)]
+    return xxhash.xxh3_128("\n".join(lines).encode()).hexdigest()
 
 
-def _cached_index(path, name, vocabulary, raw, mapping, on_progress) -> pl.DataFrame:
-    # The sizes of the shards tell a rebuilt dataset from the one that was scanned.
-    sizes = [size_of(p) for p in sorted(path.glob(f"*-{name}.array_record*"))]
+def _open_images_v4(
+    info: folder.Info,
+    vocabulary: Vocabulary | None,
+    report: Callable[[str], Callable[[int, int], None]],
+) -> Dataset:
+    path = info.directory
+    mapping, vocabulary = open_images_v4.read_mapping(
+        info.names(f"{open_images_v4.LABELS}/label".replace("/", "-")),
+        info.names(f"{open_images_v4.LABELS}/source".replace("/", "-")),
+        vocabulary,
+    )
+    sizes = sizes_below(path)
+    splits, digest = {}, xxhash.xxh3_128("\n".join(vocabulary.codes).encode())
+    for name, shards in info.splits.items():
+        raw = _raw(info, name)
+        # The sizes of the shards tell a rebuilt dataset from the one that was scanned.
+        of_shards = [sizes[at(shard.filename).name] for shard in shards]
+        table = _cached_index(path, name, of_shards, vocabulary, raw, mapping, report)
+        columns = index.columns(table, ("all",))
+        records = OpenImagesV4Records(
+            raw, mapping, columns.image_ids, f"{name} of {path}"
+        )
+        _check_records(records, shards, len(columns), path / folder.INFO_FILE)
+        splits[name] = Split(name, columns, records)
+        digest.update(f"{name} {of_shards} {columns.content_hash()}".encode())
+    return Dataset(path, vocabulary, ("all",), splits, digest.hexdigest())
+
+
+def _cached_index(path, name, sizes, vocabulary, raw, mapping, report) -> pl.DataFrame:
     key = hashlib.sha256(f"{vocabulary.codes} {sizes}".encode()).hexdigest()[:16]
     cache = index.cache_path(path, f"index-{name}-{key}")
     if cache.exists():
         table = index.load(cache)
         if len(table) == len(raw):
             return table
-
-    def report(done: int, total: int) -> None:
-        if on_progress is not None:
-            on_progress(done, total, f"index of {name}")
-
-    table = open_images_v4.scan(raw, mapping, on_progress=report)
+    table = open_images_v4.scan(raw, mapping, on_progress=report(f"index of {name}"))
     index.save(table, cache)
     return table
 
 
-def _raw(path: AnyPath, builder, name: str, num_examples: int) -> ArrayRecordDataSource:
-    instructions = builder.info.splits[name].file_instructions
-    present = names_in(path)
-    absent = [i.filename for i in instructions if at(i.filename).name not in present]
+def _raw(info: folder.Info, name: str) -> ArrayRecordDataSource:
+    shards, present = info.splits[name], names_in(info.directory)
+    absent = [s.filename for s in shards if at(s.filename).name not in present]
     if absent:
         raise InputError(
-            f"{absent[0]} is missing ({len(absent)} of {len(instructions)} shards of "
-            f"{name}); copy the whole dataset or prepare it again"
+            f"{absent[0]} is missing ({len(absent)} of {len(shards)} shards of "
+            f"{name}); {folder.PREPARE_AGAIN}"
         )
-    raw = ArrayRecordDataSource(instructions)
-    if len(raw) != num_examples:
+    return ArrayRecordDataSource(list(shards))
+
+
+def _check_records(
+    records: Records | OpenImagesV4Records,
+    shards: Sequence[folder.Shard],
+    num_rows: int,
+    described_in: AnyPath,
+) -> None:
+    """Refuses shards that are not those of the index, by number and first ids.
+
+    Cost: one record a shard.
+    """
+    if len(records) != num_rows:
         raise InputError(
-            f"the index of {name} in {path} has {num_examples} images and its records "
-            f"are {len(raw)}; prepare the dataset again"
+            f"{described_in} is for {num_rows} images and {records} has {len(records)} "
+            f"records; {folder.PREPARE_AGAIN}"
         )
-    return raw
+    starts = np.cumsum([0, *(shard.examples_in_shard for shard in shards[:-1])])
+    with ThreadPoolExecutor(_THREADS) as pool:
+        for _ in pool.map(lambda row: records[int(row)], starts):
+            pass
 
 
 def _hash_below(groups: np.ndarray, fraction: float, salt: str) -> np.ndarray:

@@ -2,13 +2,15 @@
 
 `WORKDIR/checkpoints/<stage>/<step>/` through Orbax, in the background: `model`
 (parameters, their average, BatchNorm statistics: all that evaluation needs), `training`
-(optimizer and counters) and `metadata` (JSON). A step's folder appears under its name
-only when it is complete, and loses it before it is deleted. Kept are the last
-checkpoint of a stage and its best.
+(optimizer and counters), `metadata` (JSON) and `manifest.json`, which has the size and
+hash of every file. A step's folder appears under its name only when it is complete, and
+loses it before it is deleted. Kept are the last checkpoint of a stage and its best.
+What is restored is verified before, byte by byte.
 """
 
 import contextlib
 import json
+import os
 import sys
 import threading
 from collections.abc import Mapping, Sequence
@@ -21,8 +23,10 @@ import orbax.checkpoint as ocp
 from etils import epath
 from jax.sharding import Sharding
 
+from jaxii import manifest
 from jaxii.errors import InputError
-from jaxii.files import at
+from jaxii.files import at, names_in
+from jaxii.manifest import Manifest
 from jaxii.nearest import nearest
 from jaxii.train.failed_save import FailedSave
 from jaxii.train.saving import REPLACED, make_manager, save, split, start
@@ -56,6 +60,8 @@ class Checkpoints:
         self._label_hash = label_hash
         self._read_only = read_only
         self._managers: dict[str, ocp.CheckpointManager] = {}
+        # Stage, step and part of what has been read and found whole.
+        self._whole: set[tuple[str, int, str]] = set()
         # Stage and step of the save that was started last, until its end was noticed.
         self._started: tuple[str, int] | None = None
         # One process saves in a thread: even the start of a save takes Orbax a tenth
@@ -69,7 +75,7 @@ class Checkpoints:
 
         Raises:
           FailedSave: the save that was started last did not succeed.
-          InputError: they were made with other labels.
+          InputError: If they were made with other labels, or one is damaged.
         """
         self.wait()
         found = {}
@@ -78,6 +84,7 @@ class Checkpoints:
                 found[name] = [
                     self._describe(name, step)
                     for step in sorted(self._manager(name).all_steps())
+                    # A run that is going on elsewhere may have replaced it by now.
                     if self._record_file(name, step).exists()
                 ]
         return found
@@ -156,7 +163,11 @@ class Checkpoints:
         Args:
           saved: the checkpoint.
           like: shapes, dtypes and shardings of every leaf.
+
+        Raises:
+          InputError: If the checkpoint is damaged.
         """
+        self._verify(saved, ("model/", "training/"))
         model, training = split(like)
         restored = self._manager(saved.stage).restore(
             saved.step,
@@ -172,7 +183,11 @@ class Checkpoints:
         """Returns `params`, `batch_stats` and, where there is one, `average_params`.
 
         Works on any devices: only the shapes come from the checkpoint.
+
+        Raises:
+          InputError: If the checkpoint is damaged.
         """
+        self._verify(saved, ("model/",))
         like = self.model_shapes(saved, sharding)
         return self._manager(saved.stage).restore(
             saved.step, args=ocp.args.Composite(model=ocp.args.StandardRestore(like))
@@ -284,6 +299,58 @@ class Checkpoints:
             raise error
         ocp.multihost.get_barrier_sync_fn()(key=key, timeout_ms=timeout_ms)
 
+    def _verify(self, saved: Saved, parts: tuple[str, ...]) -> None:
+        """Reads every byte of parts of a checkpoint; refuses a damaged one."""
+        missing = {p for p in parts if (saved.stage, saved.step, p) not in self._whole}
+        if missing:
+            self._check_files(saved.stage, saved.step, parts=tuple(missing))
+            self._whole |= {(saved.stage, saved.step, part) for part in missing}
+
+    def _check_files(self, name: str, step: int, *, parts: tuple[str, ...]) -> None:
+        """Refuses a damaged checkpoint, by sizes, small files and parts read whole."""
+        folder = at(os.fspath(self.directory / name / str(step)))
+        fix = self._fix(name, step)
+        listed = Manifest.load(folder / manifest.NAME, fix=fix)
+        hashed = [file for file in listed.files if file.startswith(parts)]
+        listed.check(folder, fix=fix, hashed=hashed if parts else ())
+
+    def _fix(self, name: str, step: int) -> str:
+        """Returns what to do about a damaged checkpoint."""
+        before = [
+            f"step {other} of stage {stage}"
+            for stage in self._stage_names[: self._stage_names.index(name) + 1]
+            for other in self._steps(stage)
+            if (stage, other) != (name, step) and self._is_whole(stage, other)
+        ]
+        folder = self.directory / name / str(step)
+        if not before:
+            return f"restore {folder} from a copy, or train again in another workdir"
+        return (
+            f"restore {folder} from a copy, or remove it and train again with the same "
+            f"command, which goes on from {before[-1]}, which is whole"
+        )
+
+    def _is_whole(self, name: str, step: int) -> bool:
+        folder = at(os.fspath(self.directory / name / str(step)))
+        try:
+            Manifest.load(folder / manifest.NAME, fix="").check(
+                folder, fix="", verify=True
+            )
+        except InputError:
+            return False
+        return True
+
+    def _steps(self, name: str) -> list[int]:
+        """Returns the steps of a stage's complete checkpoints, damaged or not."""
+        folder = at(os.fspath(self.directory / name))
+        if not folder.is_dir():
+            return []
+        steps = sorted(int(n) for n in names_in(folder) if n.isdecimal())
+        if isinstance(folder, Path):
+            return steps
+        # In a bucket nothing is renamed: Orbax marks what is complete.
+        return [s for s in steps if (folder / str(s) / "commit_success.txt").exists()]
+
     def _describe(self, name: str, step: int) -> Saved:
         record = self._record(name, step)
         if record["label_hash"] != self._label_hash:
@@ -313,6 +380,14 @@ class Checkpoints:
 
     def _manager(self, name: str) -> ocp.CheckpointManager:
         if name not in self._managers:
+            # Before Orbax, which reads metrics and has an error of its own for each.
+            for step in self._steps(name):
+                try:
+                    self._check_files(name, step, parts=())
+                except InputError:
+                    # Unless a run that is going on elsewhere has just replaced it.
+                    if step in self._steps(name):
+                        raise
             self._delete_replaced(name)
             self._managers[name] = make_manager(
                 self.directory / name, read_only=self._read_only, meet=self._meet

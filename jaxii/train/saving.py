@@ -3,6 +3,8 @@
 `checkpoint` decides when, and what comes of a failure.
 """
 
+import asyncio
+import os
 from collections.abc import Callable, Mapping
 from typing import Any
 
@@ -10,11 +12,16 @@ import orbax.checkpoint as ocp
 from etils import epath
 from orbax.checkpoint import checkpoint_managers as managers
 
+from jaxii import manifest
+from jaxii.files import at, sizes_below
+from jaxii.manifest import Manifest, describe
 from jaxii.train.state import TrainState, Tree
 
 _MODEL_FIELDS = ("params", "batch_stats", "average_params")
 # Where a checkpoint that is no longer kept goes before its files are deleted.
 REPLACED = ".replaced"
+# Files of Orbax that are still written to when the manifest is.
+NOT_LISTED = {"_CHECKPOINT_METADATA", "commit_success.txt"}
 
 
 def make_manager(
@@ -38,6 +45,7 @@ def make_manager(
         cleanup_tmp_directories=not read_only,
         read_only=read_only,
         todelete_subdir=REPLACED,
+        temporary_path_class=_path_class(folder),
         async_options=ocp.AsyncOptions(barrier_sync_fn=meet),
     )
     return ocp.CheckpointManager(
@@ -51,6 +59,37 @@ def make_manager(
             "metadata": ocp.JsonCheckpointHandler(),
         },
     )
+
+
+class _WithManifest:
+    """Writes the manifest of a checkpoint when all else of it is on disk.
+
+    It is there before the checkpoint has its name, so that none is ever without it.
+    Only the lead process finalizes. Orbax writes `NOT_LISTED` after it.
+    """
+
+    async def finalize(self) -> None:
+        await asyncio.to_thread(_write_manifest, self.get())  # pyright: ignore[reportAttributeAccessIssue]
+        await super().finalize()  # pyright: ignore[reportAttributeAccessIssue]
+
+
+class _OnDisk(_WithManifest, ocp.path.atomicity.AtomicRenameTemporaryPath):
+    pass
+
+
+class _InBucket(_WithManifest, ocp.path.atomicity.CommitFileTemporaryPath):
+    pass
+
+
+def _path_class(folder: epath.Path) -> type[_OnDisk] | type[_InBucket]:
+    return _InBucket if "://" in os.fspath(folder) else _OnDisk
+
+
+def _write_manifest(folder: epath.Path) -> None:
+    path = at(os.fspath(folder))
+    names = sizes_below(path).keys() - NOT_LISTED
+    files = {name: describe(path / name) for name in sorted(names)}
+    Manifest(files).save(path / manifest.NAME)
 
 
 def start(

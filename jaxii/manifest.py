@@ -1,0 +1,180 @@
+"""Manifests: which files belong together, and what is in them.
+
+A manifest is a JSON file in a folder. It lists files with their sizes and hashes (XXH3,
+128 bits), facts about them, and a hash of itself. It is written when the files are
+whole and checked before they are used: it finds damaged, missing, stale and mixed-up
+files. It is not a signature: whoever can write the files can write their manifest.
+"""
+
+import json
+from collections.abc import Callable, Iterable, Mapping
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import asdict, dataclass, field
+from typing import Any
+
+import xxhash
+
+from jaxii.errors import InputError
+from jaxii.files import AnyPath, sizes_below, write_json
+
+NAME = "manifest.json"
+# Files up to this size are hashed at every check: metadata, label files and decoders,
+# but not shards and weights, which would delay each start by minutes.
+SMALL_BYTES = 1 << 20
+_CHUNK_BYTES = 1 << 22
+# xxhash releases the interpreter lock; a network disk answers many reads at a time.
+_THREADS = 8
+_SELF = "manifest_xxh3"
+
+
+@dataclass(frozen=True)
+class File:
+    """Size in bytes and XXH3 hash (32 hexadecimal digits) of a file."""
+
+    size_bytes: int
+    xxh3: str
+
+
+@dataclass(frozen=True)
+class Manifest:
+    """Files by name, relative to the folder of the manifest, and facts about them."""
+
+    files: Mapping[str, File]
+    facts: Mapping[str, Any] = field(default_factory=dict)
+
+    def save(self, path: AnyPath) -> None:
+        """Writes the manifest, whole or not at all."""
+        content = self._content()
+        write_json(path, {**content, _SELF: _hash_of(content)})
+
+    @classmethod
+    def load(cls, path: AnyPath, *, fix: str) -> "Manifest":
+        """Reads what `save` wrote.
+
+        Args:
+          path: of the manifest.
+          fix: what to do about a manifest that is missing or damaged, for the error.
+
+        Raises:
+          InputError: If there is no manifest or it was changed.
+        """
+        try:
+            stored = json.loads(path.read_bytes())
+            found = stored.pop(_SELF)
+            files = {name: File(**entry) for name, entry in stored["files"].items()}
+            manifest = cls(files, stored["facts"])
+        except FileNotFoundError as error:
+            raise InputError(f"{path} is missing; {fix}.") from error
+        except OSError as error:
+            raise InputError(
+                f"{path} cannot be read ({error.strerror or error}); {fix}."
+            ) from error
+        except (ValueError, KeyError, TypeError, AttributeError) as error:
+            raise InputError(f"{path} is damaged: not a manifest; {fix}.") from error
+        if found != _hash_of(manifest._content()):
+            raise InputError(f"{path} is damaged: its own hash differs; {fix}.")
+        return manifest
+
+    def check(
+        self,
+        folder: AnyPath,
+        *,
+        fix: str,
+        names: Iterable[str] | None = None,
+        verify: bool = False,
+        hashed: Iterable[str] = (),
+        on_progress: Callable[[int, int], None] = lambda done, total: None,
+    ) -> None:
+        """Refuses files that are not those of the manifest.
+
+        Sizes are always compared; hashes for files of at most `SMALL_BYTES`, for those
+        named in `hashed`, and with `verify` for all.
+
+        Args:
+          folder: of the files.
+          fix: what to do about a file that differs, for the error.
+          names: of the files to check; None for all.
+          verify: whether to read and hash every byte.
+          hashed: names of larger files to hash too.
+          on_progress: called with (files hashed, files to hash).
+
+        Raises:
+          InputError: If a file is missing or differs; it names the file.
+        """
+        files = {
+            name: file
+            for name, file in self.files.items()
+            if names is None or name in set(names)
+        }
+        fault, also = _wrong_size(folder, files), set(hashed)
+        to_hash = {
+            name: file
+            for name, file in files.items()
+            if verify or file.size_bytes <= SMALL_BYTES or name in also
+        }
+        if not fault:
+            with ThreadPoolExecutor(_THREADS) as pool:
+                faults = pool.map(
+                    lambda item: _wrong_hash(folder / item[0], item[1]), to_hash.items()
+                )
+                for done, fault in enumerate(faults, 1):
+                    on_progress(done, len(to_hash))
+                    if fault:
+                        pool.shutdown(wait=False, cancel_futures=True)
+                        break
+        if fault:
+            raise InputError(f"{fault}; {fix}.")
+
+    def _content(self) -> dict[str, Any]:
+        files = {name: asdict(file) for name, file in sorted(self.files.items())}
+        return {"files": files, "facts": dict(self.facts)}
+
+
+def describe(path: AnyPath, first_bytes: int | None = None) -> File:
+    """Returns size and hash of a file, or of its first bytes.
+
+    Cost: one read of them.
+
+    Raises:
+      OSError: If it cannot be read.
+    """
+    digest, size = xxhash.xxh3_128(), 0
+    with path.open("rb") as file:
+        while chunk := file.read(_left(first_bytes, size)):
+            digest.update(chunk)
+            size += len(chunk)
+    return File(size, digest.hexdigest())
+
+
+def _left(first_bytes: int | None, done: int) -> int:
+    return (
+        _CHUNK_BYTES if first_bytes is None else min(_CHUNK_BYTES, first_bytes - done)
+    )
+
+
+def _wrong_size(folder: AnyPath, files: Mapping[str, File]) -> str:
+    present = sizes_below(folder)
+    for name, file in files.items():
+        if name not in present:
+            return f"{folder / name} is missing"
+        if present[name] != file.size_bytes:
+            return (
+                f"{folder / name} is damaged or from elsewhere: it has "
+                f"{present[name]:,} bytes and its manifest says {file.size_bytes:,}"
+            )
+    return ""
+
+
+def _wrong_hash(path: AnyPath, file: File) -> str:
+    try:
+        found = describe(path)
+    except OSError as error:
+        return f"{path} cannot be read ({error.strerror or error})"
+    if found == file:
+        return ""
+    return f"{path} is damaged or from elsewhere: its manifest has another hash"
+
+
+def _hash_of(content: Mapping[str, Any]) -> str:
+    text = json.dumps(content, sort_keys=True, separators=(",", ":"))
+    return xxhash.xxh3_128(text.encode()).hexdigest()
