@@ -60,6 +60,7 @@ _QUICK = flags.DEFINE_bool("quick", False, "One compile.")
 _DECODER = flags.DEFINE_enum("decoder", None, DECODERS, "Decoder.")
 _CHANGE_BATCH_SIZE = flags.DEFINE_bool("change_batch_size", False, "Go on with it.")
 _PROFILE_STEPS = flags.DEFINE_string("profile_steps", "", "FIRST:LAST.")
+_VERIFY = flags.DEFINE_bool("verify", False, "Hash every byte of the data.")
 _REUSE_BATCH = flags.DEFINE_bool("reuse_batch", False, "One batch all the time.")
 # What the file of `predict` can be, by its ending.
 ANSWERS = (".csv", ".jsonl")
@@ -115,6 +116,7 @@ def _of_train() -> dict[str, Any]:
         "allow_tuning_labels": _ALLOW_TUNING.value,
         "change_batch_size": _CHANGE_BATCH_SIZE.value,
         "profile_steps": profile_steps(_PROFILE_STEPS.value),
+        "verify": _VERIFY.value,
         "recipe": recipe,
     }
 
@@ -163,6 +165,7 @@ def _of_evaluate() -> dict[str, Any]:
         "tune_on": _TUNE_ON.value,
         "decoder": _DECODER.value or "threshold",
         "variant": _variant(),
+        "verify": _VERIFY.value,
     }
 
 
@@ -171,6 +174,7 @@ def _of_hold_out() -> dict[str, Any]:
         "workdir": required("workdir", _WORKDIR.value),
         "config": config_of() if CONFIG.value is not None else None,
         "data_dir": _DATA_DIR.value,
+        "verify": _VERIFY.value,
     }
 
 
@@ -186,6 +190,7 @@ def _of_adapt() -> dict[str, Any]:
         "num_epochs": _NUM_EPOCHS.value,
         "peak_lr": _PEAK_LR.value,
         "data_dir": _DATA_DIR.value,
+        "verify": _VERIFY.value,
     }
 
 
@@ -226,6 +231,7 @@ def _of_export() -> dict[str, Any]:
         "decoder": _DECODER.value or "",
         "onnx": _ONNX.value,
         "data_dir": _DATA_DIR.value,
+        "verify": _VERIFY.value,
     }
 
 

@@ -60,11 +60,22 @@ def data_directory(config: Config) -> AnyPath:
     )
 
 
-def open_data(config: Config, on_progress: prepared.Progress | None = None) -> Data:
+def open_data(
+    config: Config,
+    on_progress: prepared.Progress | None = None,
+    *,
+    verify: bool = False,
+) -> Data:
     """Opens the prepared dataset; draws the embedded one first if need be.
 
+    Args:
+      config: checked.
+      on_progress: called with (done, total, what) during long work.
+      verify: whether to read and hash every byte first.
+
     Raises:
-      InputError: there is none, or a split that training needs is empty.
+      InputError: If there is none, or it is damaged, or a split that training needs is
+        empty.
     """
     directory = data_directory(config)
     if config.data.dataset == "toy_regions":
@@ -76,6 +87,7 @@ def open_data(config: Config, on_progress: prepared.Progress | None = None) -> D
         held_out_domain=config.data.held_out_domain,
         machine_labels=config.data.machine_labels,
         machine_threshold=config.data.machine_threshold,
+        verify=verify,
         on_progress=on_progress,
     )
 

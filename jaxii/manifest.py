@@ -130,6 +130,28 @@ class Manifest:
         return {"files": files, "facts": dict(self.facts)}
 
 
+class Digest:
+    """Size and hash of a file that grows, kept up to date as it does.
+
+    Args:
+      path: of what has been written before; None for nothing.
+    """
+
+    def __init__(self, path: AnyPath | None = None):
+        self._digest, self._size = xxhash.xxh3_128(), 0
+        if path is not None:
+            self.update(path.read_bytes())
+
+    def update(self, content: bytes) -> None:
+        """Adds what is appended to the file."""
+        self._digest.update(content)
+        self._size += len(content)
+
+    def file(self) -> File:
+        """Returns size and hash of what was written until now."""
+        return File(self._size, self._digest.hexdigest())
+
+
 def describe(path: AnyPath, first_bytes: int | None = None) -> File:
     """Returns size and hash of a file, or of its first bytes.
 

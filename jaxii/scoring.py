@@ -11,6 +11,7 @@ from functools import reduce
 from jax.sharding import Mesh
 
 from jaxii.console import say
+from jaxii.data.prepared import Data
 from jaxii.errors import InputError
 from jaxii.infer.decoders import Decoders
 from jaxii.infer.models import Batches, Model, Predict, make_predict, shift_of, shifted
@@ -46,12 +47,15 @@ class Variant:
         }
         return [name for name, is_done in done.items() if is_done]
 
-    def open_others(self, own: Trained, label_hash: str) -> tuple[Trained, ...]:
+    def open_others(
+        self, own: Trained, label_hash: str, data: Data | None = None
+    ) -> tuple[Trained, ...]:
         """Opens the other runs of the ensemble.
 
         Args:
           own: the run's own checkpoint.
           label_hash: content hash of its labels.
+          data: that the ensemble is measured on; None for images of any folder.
 
         Raises:
           InputError: one that cannot be averaged with it, or may not be.
@@ -60,11 +64,12 @@ class Variant:
         for other in others:
             other.check_same_data(own.config)
             other.check_same_view(own.config)
-            if other.provenance.weights.away("labels") and not self.allow_tuning_labels:
+            record = other.provenance if data is None else other.provenance_on(data)
+            if record.weights.away("labels") and not self.allow_tuning_labels:
                 raise InputError(
                     f"--ensemble: {other.name} has learnt from labels of the target "
-                    f"domain ({other.provenance.badge()}); add --allow_tuning_labels "
-                    "if that is meant."
+                    f"domain ({record.badge()}); add --allow_tuning_labels if that is "
+                    "meant."
                 )
         return others
 
@@ -115,9 +120,14 @@ class Variant:
         return record
 
 
-def union_of(members: Sequence[Trained]) -> Provenance:
-    """Returns what influenced the weights and the choice of any of the checkpoints."""
-    return reduce(Provenance.union, [member.provenance for member in members])
+def union_of(members: Sequence[Trained], data: Data) -> Provenance:
+    """Returns what influenced the weights and the choice of any of the checkpoints.
+
+    Args:
+      members: the checkpoints.
+      data: that they are measured on.
+    """
+    return reduce(Provenance.union, [member.provenance_on(data) for member in members])
 
 
 def say_first(record: Provenance) -> None:

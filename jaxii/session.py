@@ -3,7 +3,7 @@
 Comes after the configuration is checked and before anything is trained or measured.
 """
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -12,8 +12,9 @@ import numpy as np
 
 from jaxii import assemble, networks, processes
 from jaxii import config as configuration
-from jaxii.console import progress
+from jaxii.console import progress, say
 from jaxii.data import embedding
+from jaxii.data.seen import SeenImages, hashes_of
 from jaxii.errors import InputError
 from jaxii.infer import result
 from jaxii.infer.evaluate import Evaluator
@@ -22,6 +23,7 @@ from jaxii.model.pretrained import Trunk
 from jaxii.train.checkpoint import Checkpoints
 from jaxii.train.mesh import make_mesh, replicated
 from jaxii.train.run import StagePlan
+from jaxii.train.stages import Stage
 from jaxii.trained import Trained, open_trained
 from jaxii.workdir import Workdir
 
@@ -44,6 +46,7 @@ class Session:
       start: from which the first stage is to start: another run's checkpoint, or
         pretrained weights of its trunk.
       provenance: stage name -> what its checkpoints say, or will.
+      history_fault: why the figures by step cannot be shown; "" if they can.
     """
 
     workdir: Workdir
@@ -55,6 +58,7 @@ class Session:
     checkpoints: Checkpoints
     start: Trained | Trunk | None
     provenance: Mapping[str, Provenance]
+    history_fault: str
 
     def evaluator(self) -> Evaluator:
         """Returns the evaluator of the run's labels and slices."""
@@ -74,6 +78,24 @@ class Session:
     def plan(self, stage: str) -> StagePlan:
         """Returns a stage's plan by name."""
         return next(plan for plan in self.plans if plan.stage.name == stage)
+
+    def metadata(self, recipe: Mapping[str, Any]) -> dict[str, dict[str, Any]]:
+        """Returns stage name -> what its checkpoints say of the run they belong to.
+
+        Args:
+          recipe: what the configuration came of; see `train`.
+        """
+        run = {
+            "config_hash": configuration.content_hash(self.config),
+            "config": configuration.to_dict(self.config),
+            "recipe": dict(recipe),
+            "data_hash": self.data.content_hash,
+            "files": self.workdir.own_files(),
+        }
+        return {
+            stage: {"provenance": provenance.to_json(), **run}
+            for stage, provenance in self.provenance.items()
+        }
 
     def held_out_figures(self, stage: str) -> dict[str, Any]:
         """Returns domain -> figures of a stage on it, of the runs that held it out.
@@ -100,6 +122,7 @@ def open_session(
     claim: bool = True,
     allow_tuning_labels: bool = False,
     change_batch_size: bool = False,
+    verify: bool = False,
 ) -> Session:
     """Opens the data and assembles the run.
 
@@ -110,23 +133,23 @@ def open_session(
       allow_tuning_labels: let weights be trained that have learnt from labels of
         `tuning`, in this run or before it.
       change_batch_size: let a run go on with batches of another size.
+      verify: read and hash every byte of the data first.
 
     Raises:
       InputError: whatever cannot be opened, and labels of `tuning` not allowed.
     """
-    with progress() as on_progress:
-        data = assemble.open_data(config, on_progress)
+    data = _open_data(config, verify)
     plans = _plans(config, data)
     stages = [plan.stage for plan in plans]
-    needs_embedding = any(stage.embedding_head for stage in stages)
     workdir.check_labels(data.vocabulary)
     label_hash = data.vocabulary.content_hash()
     checkpoints = Checkpoints(
         workdir.path, [s.name for s in stages], label_hash, read_only=not claim
     )
     begun = checkpoints.saved().get(stages[0].name)
+    history_fault = _check_begun(workdir, checkpoints, data, claim)
     start = _start(config, plans[0], label_hash) if claim and not begun else None
-    record = _record(config, checkpoints, begun, start, label_hash)
+    record = _record(config, checkpoints, begun, start, data)
     provenance = result.provenance_by_stage(record, stages, data.choosing_split)
     if claim and not allow_tuning_labels:
         _refuse_tuning_labels(provenance[stages[-1].name])
@@ -137,21 +160,91 @@ def open_session(
         workdir.claim_labels(data.vocabulary)
         if claim:
             workdir.claim(config, change_batch_size=change_batch_size)
-        if needs_embedding:
-            _make_embedding(config, data, workdir)
-    processes.wait_for_all("workdir")
-    made = embedding.load(workdir.embedding_file) if needs_embedding else None
+            _save_seen(workdir, data, stages, start)
     return Session(
         workdir=workdir,
         config=config,
         data=data,
-        label_embedding=made,
+        label_embedding=_label_embedding(config, data, workdir, stages),
         plans=plans,
         mesh=make_mesh(),
         checkpoints=checkpoints,
         start=start,
         provenance=provenance,
+        history_fault=history_fault,
     )
+
+
+def _open_data(config: configuration.Config, verify: bool) -> assemble.Data:
+    with progress() as on_progress:
+
+        def open_verified() -> None:
+            assemble.open_data(config, on_progress, verify=True)
+
+        if verify:
+            # One process reads for all.
+            processes.check_on_lead(open_verified)
+        return assemble.open_data(config, on_progress)
+
+
+def _check_begun(
+    workdir: Workdir, checkpoints: Checkpoints, data: assemble.Data, claim: bool
+) -> str:
+    """Refuses to go on with what is not the run that was begun.
+
+    Returns:
+      Why the history cannot be shown; a run that goes on begins another one.
+
+    Raises:
+      InputError: If a file of the run is damaged, or it is to train on other data.
+    """
+    latest = checkpoints.latest()
+    if latest is None:
+        return ""
+    metadata = checkpoints.metadata(latest)
+    workdir.check_belongs(metadata)
+    if claim and metadata["data_hash"] != data.content_hash:
+        raise InputError(
+            f"{workdir.path} was trained on another dataset (hash "
+            f"{metadata['data_hash']}) than that of {data.directory} (hash "
+            f"{data.content_hash}); give the dataset it was trained on with "
+            "--data_dir, or another --workdir."
+        )
+    fault = workdir.history_fault(metadata)
+    if not fault or not claim:
+        return fault
+    if processes.is_lead():
+        aside = workdir.set_history_aside()
+        say(f"CAVEAT    {fault}: it is now {aside.name}, and curves begin anew")
+    return ""
+
+
+def _save_seen(
+    workdir: Workdir,
+    data: assemble.Data,
+    stages: Sequence[Stage],
+    start: Trained | Trunk | None,
+) -> None:
+    """Keeps which images the run learns from, and those of the run it starts from."""
+    if workdir.seen_file.exists():
+        return
+    splits = {
+        "weights": {stage.split for stage in stages},
+        "model_selection": {data.choosing_split},
+    }
+    seen = SeenImages(
+        {
+            part: hashes_of(
+                image_id
+                for name in sorted(names)
+                for image_id in data.split(name).index.image_ids
+            )
+            for part, names in splits.items()
+        }
+    )
+    if isinstance(start, Trained):
+        seen = seen.union(SeenImages.load(start.workdir.seen_file))
+    seen.save(workdir.seen_file)
 
 
 def _plans(config: configuration.Config, data: assemble.Data) -> tuple[StagePlan, ...]:
@@ -180,17 +273,18 @@ def _start(
     return start
 
 
-def _record(config, checkpoints, begun, start, label_hash) -> Provenance:
+def _record(config, checkpoints, begun, start, data) -> Provenance:
     """Returns what the run knew of its past before its first stage."""
     if begun:
         return Provenance.from_json(checkpoints.metadata(begun[0])["provenance"])
+    record = Provenance(
+        label_hash=data.vocabulary.content_hash(), datasets=(data.content_hash,)
+    )
     match start:
         case Trained():
-            record = start.provenance
+            record = start.provenance_on(data).union(record)
         case Trunk():
-            record = Provenance(label_hash=label_hash, pretrained=start.origin)
-        case _:
-            record = Provenance(label_hash=label_hash)
+            record = replace(record, pretrained=start.origin)
     return replace(record, one_batch=record.one_batch or config.data.reuse_batch)
 
 
@@ -202,11 +296,23 @@ def _refuse_tuning_labels(provenance: Provenance) -> None:
         )
 
 
+def _label_embedding(
+    config: configuration.Config,
+    data: assemble.Data,
+    workdir: Workdir,
+    stages: Sequence[Stage],
+) -> embedding.LabelEmbedding | None:
+    """Returns the run's label embedding; None where no stage has a head for it."""
+    needed = any(stage.embedding_head for stage in stages)
+    if needed and processes.is_lead() and not workdir.embedding_file.exists():
+        _make_embedding(config, data, workdir)
+    processes.wait_for_all("workdir")
+    return embedding.load(workdir.embedding_file) if needed else None
+
+
 def _make_embedding(
     config: configuration.Config, data: assemble.Data, workdir: Workdir
 ) -> None:
-    if workdir.embedding_file.exists():
-        return
     made = assemble.make_label_embedding(config, data)
     provenance = {
         "split": "train",

@@ -13,10 +13,12 @@ from typing import Any
 from jax.sharding import Mesh, Sharding
 
 from jaxii import config as configuration
+from jaxii.data.prepared import Data
+from jaxii.data.seen import SeenImages
 from jaxii.errors import InputError
 from jaxii.files import at
 from jaxii.infer.models import Model
-from jaxii.infer.provenance import Provenance
+from jaxii.infer.provenance import HOME_SPLITS, Provenance
 from jaxii.networks import Networks
 from jaxii.train.checkpoint import Checkpoints, evaluated_params
 from jaxii.train.loop import EMBEDDING_HEAD, inherit
@@ -58,6 +60,42 @@ class Trained:
     def provenance(self) -> Provenance:
         """What influenced the weights and the choice of this checkpoint."""
         return Provenance.from_json(self.checkpoints.metadata(self.saved)["provenance"])
+
+    @property
+    def data_hash(self) -> str:
+        """Content hash of the dataset that the run was trained on."""
+        return self.checkpoints.metadata(self.saved)["data_hash"]
+
+    def provenance_on(self, data: Data) -> Provenance:
+        """Returns the record for a result on a dataset, perhaps of other images.
+
+        Where that is not the one that the run was trained on, images of its test and
+        tuning splits that the run has seen, by their ids, influenced what they did.
+
+        Raises:
+          InputError: If the run was trained on images that are held out in the dataset
+            to choose thresholds.
+        """
+        record = self.provenance
+        if self.data_hash == data.content_hash:
+            return record
+        seen = SeenImages.load(self.workdir.seen_file)
+        for name in ("validation", "held_out", "tuning", "test"):
+            if not data.has_images(name):
+                continue
+            counts = seen.count(data.split(name).index.image_ids)
+            if name not in HOME_SPLITS:
+                for part in counts:
+                    record = record.with_(part, labels=[name])
+            elif "weights" in counts:
+                raise InputError(
+                    f"{self.name} was trained on {counts['weights']} of the "
+                    f"{data.split(name).num_examples} images of split {name} of "
+                    f"{data.directory}, so that thresholds would be chosen on images "
+                    "it knows; use the dataset it was trained on, or one with other "
+                    "images."
+                )
+        return record
 
     def model(self, mesh: Mesh, apply: Callable[..., Any] | None = None) -> Model:
         """Returns the network and what it is evaluated with.
@@ -187,9 +225,6 @@ def open_trained(reference: str, label_hash: str = "") -> Trained:
         )
     names = [stage["name"] for stage in config.stages]
     checkpoints = Checkpoints(workdir.path, names, found, read_only=True)
-    return Trained(
-        workdir=workdir,
-        config=config,
-        checkpoints=checkpoints,
-        saved=checkpoints.best_of(stage),
-    )
+    saved = checkpoints.best_of(stage)
+    workdir.check_belongs(checkpoints.metadata(saved))
+    return Trained(workdir=workdir, config=config, checkpoints=checkpoints, saved=saved)

@@ -30,6 +30,8 @@ report and a submission. The same command again goes on where it stopped.
                          that was reached, schedules at the same share of their stage
 --profile_steps=100:105  trace the updates after step 100 up to step 105 into
                          WORKDIR/profile, for TensorBoard's profile plugin or Perfetto
+--verify                 hash every byte of the dataset first; sizes, indexes and the
+                         checkpoint that is used are checked in any case
 --reuse_batch            train on the first batch again and again, in a --workdir of its
                          own: if that is faster, the input is what limits the run; its
                          figures are no result, and say so
@@ -90,6 +92,8 @@ and submission.csv.
 --workdir=DIR            a trained run
 --stage=NAME             the stage whose best checkpoint is measured [the last]
 --data_dir=DIR           the dataset, if it has moved
+--verify                 hash every byte of the dataset first; sizes, indexes and the
+                         checkpoint that is used are checked in any case
 --decoder=NAME           whose answers count and are submitted: threshold, per_class,
                          trimmed, top_k, embedding, expected_f2 or cardinality
                          [threshold]
@@ -99,8 +103,9 @@ and submission.csv.
 --ensemble=RUNS          average with other runs: WORKDIR or WORKDIR@STAGE, by commas
 --adapt_bn               BatchNorm statistics of each split's own images, without labels
 --label_shift            correct for how often labels occur, from images without labels
---allow_tuning_labels    needed with --tune_on=tuning, and with an ensemble of which a
-                         run has learnt from tuning labels; the results say so""",
+--allow_tuning_labels    needed with --tune_on=tuning, with an ensemble of which a run
+                         has learnt from tuning labels, and with a run that was trained
+                         on images of the test; the results say so""",
     "hold_out": """Trains a run's configuration once without each domain of its training
 data and measures it there: an estimate of F2 on new domains, and a threshold for them,
 without any target data. Interrupted, the same command goes on.
@@ -110,7 +115,9 @@ without any target data. Interrupted, the same command goes on.
 
 --workdir=DIR            the run on all domains; those without one lie in DIR/held_out
 --config=FILE[:DATASET]  its configuration, where it has not been trained yet
---data_dir=DIR           the dataset, if it has moved""",
+--data_dir=DIR           the dataset, if it has moved
+--verify                 hash every byte of the dataset first; sizes, indexes and the
+                         checkpoint that is used are checked in any case""",
     "adapt": """Goes on with a trained run on the labels of the tuning split, in a new
 workdir, and evaluates it there. Those labels are the target domain's: every figure and
 file that comes of it says so. Interrupted, the same command goes on.
@@ -125,6 +132,8 @@ file that comes of it says so. Interrupted, the same command goes on.
 --peak_lr=RATE           highest learning rate [a tenth of the run's; last_layer: it]
 --stage=NAME             the stage whose best checkpoint it starts from [the last]
 --data_dir=DIR           the dataset, if it has moved
+--verify                 hash every byte of the dataset first; sizes, indexes and the
+                         checkpoint that is used are checked in any case
 --allow_tuning_labels    needed: the weights learn from the target domain""",
     "predict": """Writes the labels of pictures: a submission, JSON lines with scores,
 or a contact sheet. Needs no dataset, only a workdir that has been evaluated.
@@ -180,7 +189,9 @@ has to give the checkpoint's probabilities on pictures of the validation split.
 --decoder=NAME           whose thresholds go with it: threshold or per_class [that of
                          the evaluation; the others are no threshold: no answers then]
 --stage=NAME             the stage to use [the one that was evaluated]
---data_dir=DIR           the dataset, if it has moved""",
+--data_dir=DIR           the dataset, if it has moved
+--verify                 hash every byte of the dataset first; sizes, indexes and the
+                         checkpoint that is used are checked in any case""",
     "plan": """Compiles the train step for a TPU slice that need not be there and says
 what it takes of each chip: memory, arithmetic, traffic, collectives; how fast it can be
 at best; the largest batch that fits. Trains nothing, writes nothing, needs no TPU, and

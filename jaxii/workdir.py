@@ -5,15 +5,18 @@ before a file is touched.
 """
 
 import json
-from collections.abc import Sequence
-from dataclasses import dataclass
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass
 from typing import Any
 from urllib.parse import quote
 
 from jaxii import config as configuration
+from jaxii import manifest
 from jaxii.data.labels import Vocabulary
 from jaxii.errors import InputError
 from jaxii.files import AnyPath, write_json
+from jaxii.infer.result import EVALUATION, check_evaluation
+from jaxii.manifest import File, Manifest
 
 MOST_SHOWN = 5
 # The one field in which a run with a domain held out differs from the run without.
@@ -35,11 +38,6 @@ class Workdir:
         return self.path / "config.json"
 
     @property
-    def recipe_file(self) -> AnyPath:
-        """The recipe's name, and its values of the fields that were changed."""
-        return self.path / "recipe.json"
-
-    @property
     def labels_file(self) -> AnyPath:
         """The vocabulary, in order."""
         return self.path / "labels.csv"
@@ -48,6 +46,11 @@ class Workdir:
     def embedding_file(self) -> AnyPath:
         """The label embedding, with its provenance."""
         return self.path / "label_embedding.npz"
+
+    @property
+    def seen_file(self) -> AnyPath:
+        """Hashes of the ids of the images that the run has learnt from."""
+        return self.path / "seen_images.npz"
 
     @property
     def history_file(self) -> AnyPath:
@@ -70,14 +73,63 @@ class Workdir:
         Raises:
           InputError: it has not been evaluated.
         """
+        same = "".join(f" and --{name}" for name in variants)
+        again = f"run evaluate with the same --workdir{same}"
         path = self.result_file("metrics.json", variants)
-        if not path.exists():
-            same = "".join(f" and --{name}" for name in variants)
+        listed = self.result_file(EVALUATION, variants)
+        if not path.exists() and not listed.exists():
             raise InputError(
-                f"{path} does not exist, so no threshold has been chosen; run evaluate "
-                f"with the same --workdir{same} first."
+                f"{path} does not exist, so no threshold has been chosen; {again} "
+                "first."
             )
+        decoders = self.result_file("decoders.npz", variants)
+        check_evaluation(listed, [path.name, decoders.name], again=f"{again} again")
         return json.loads(path.read_text(encoding="utf-8"))
+
+    def own_files(self) -> dict[str, dict[str, Any]]:
+        """Returns size and hash of the files that the run's checkpoints belong to."""
+        files = (self.labels_file, self.embedding_file, self.seen_file)
+        return {f.name: asdict(manifest.describe(f)) for f in files if f.exists()}
+
+    def check_belongs(self, metadata: Mapping[str, Any]) -> None:
+        """Refuses files and a configuration that are not those of a checkpoint.
+
+        Args:
+          metadata: of the checkpoint.
+
+        Raises:
+          InputError: If a file is missing or differs, or a field of the configuration.
+        """
+        fix = (
+            "restore it from a copy of the workdir, or train again in another --workdir"
+        )
+        files = {name: File(**entry) for name, entry in metadata["files"].items()}
+        Manifest(files).check(self.path, fix=fix, verify=True)
+        differing = _differing(
+            metadata["config"], configuration.to_dict(self.config()), *BATCH_SIZE
+        )
+        if differing:
+            raise InputError(
+                f"{self.config_file} is not the configuration that the checkpoint was "
+                f"trained with ({differing}); {fix}."
+            )
+
+    def history_fault(self, metadata: Mapping[str, Any]) -> str:
+        """Returns why `history.jsonl` is not what a checkpoint's run wrote, or ""."""
+        if metadata["history"] is None:
+            return ""
+        wanted = File(**metadata["history"])
+        if not self.history_file.exists():
+            return f"{self.history_file} is missing"
+        found = manifest.describe(self.history_file, wanted.size_bytes)
+        return "" if found == wanted else f"{self.history_file} is damaged"
+
+    def set_history_aside(self) -> AnyPath:
+        """Gives a damaged history another name, which it returns."""
+        aside = self.path / "history.damaged.jsonl"
+        if self.history_file.exists():
+            self.history_file.replace(aside)
+        return aside
 
     def held_out(self, domain: str) -> "Workdir":
         """Returns the folder of this run without a domain of its training data."""
@@ -153,12 +205,6 @@ class Workdir:
             return config
         except (ValueError, KeyError, TypeError) as error:
             raise InputError(f"{self.config_file}: {error}") from error
-
-    def recipe(self) -> dict[str, Any]:
-        """Returns what `recipe_file` holds; nothing for a run that no recipe made."""
-        if not self.recipe_file.exists():
-            return {}
-        return json.loads(self.recipe_file.read_text(encoding="utf-8"))
 
     def vocabulary(self) -> Vocabulary:
         """Returns the labels the run was trained on."""

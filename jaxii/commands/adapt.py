@@ -30,6 +30,7 @@ def adapt(
     peak_lr: float,
     data_dir: str,
     wanted_back: Callable[[int], bool],
+    verify: bool = False,
 ) -> None:
     """Fine-tunes a run on the tuning split's labels, evaluates and reports it.
 
@@ -42,13 +43,14 @@ def adapt(
       peak_lr: highest learning rate; 0 takes the default.
       data_dir: the dataset, if it has moved; "" otherwise.
       wanted_back: says, after a step, whether to save and leave.
+      verify: read and hash every byte of the data first.
     """
     start = open_trained(f"{workdir.path}@{stage}" if stage else str(workdir.path))
     config = adapted(start, trainable=trainable, num_epochs=num_epochs, peak_lr=peak_lr)
     start.close()
     if data_dir:
         config.data.directory = data_dir
-    train(config, Workdir(output), wanted_back, allow_tuning_labels=True)
+    train(config, Workdir(output), wanted_back, allow_tuning_labels=True, verify=verify)
 
 
 def adapted(

@@ -23,6 +23,7 @@ from jaxii.infer import result
 from jaxii.infer.estimates import estimate, pool
 from jaxii.infer.evaluate import OnBatch
 from jaxii.infer.metrics import Accumulators
+from jaxii.infer.provenance import Provenance
 from jaxii.infer.scores import Scores
 from jaxii.infer.summary import summarise
 from jaxii.infer.thresholds import choose
@@ -43,12 +44,13 @@ def evaluate(
     tune_on: str,
     decoder: str = "threshold",
     variant: Variant = AS_TRAINED,
+    verify: bool = False,
 ) -> None:
     """Measures a trained run again; nothing is trained."""
     config = workdir.config()
     if data_dir:
         config.data.directory = data_dir
-    session = open_session(config, workdir, claim=False)
+    session = open_session(config, workdir, claim=False, verify=verify)
     measure(session, stage=stage, tune_on=tune_on, decoder=decoder, variant=variant)
     session.checkpoints.close()
 
@@ -83,9 +85,9 @@ def measure(
         if session.data.has_images(split)
     ]
     away = [split for split in splits if split != "validation"]
-    provenance = variant.provenance(
-        union_of(members), away, [split for split in away if split != chooser]
-    )
+    record = _record_of(session, members, variant)
+    measured_on = [split for split in away if split != chooser]
+    provenance = variant.provenance(record, away, measured_on)
     provenance = provenance.with_("thresholds", labels=[tune_on, chooser])
     provenance = provenance.with_("calibration", labels=[chooser])
     say_first(provenance)
@@ -106,7 +108,7 @@ def measure(
     if processes.is_lead():
         elsewhere = tune_on != session.data.choosing_split
         variants = [f"tuned_on_{tune_on}"] * elsewhere + variant.names
-        results.write(session, metrics, decoders, measured, variants)
+        results.write(session, metrics, decoders, measured, variants, saved)
     processes.wait_for_all("results")
     for other in members[1:]:
         other.close()
@@ -137,7 +139,28 @@ def _members(session: Session, saved: Saved, variant: Variant) -> tuple[Trained,
         checkpoints=session.checkpoints,
         saved=saved,
     )
-    return own, *variant.open_others(own, session.data.vocabulary.content_hash())
+    label_hash = session.data.vocabulary.content_hash()
+    return own, *variant.open_others(own, label_hash, session.data)
+
+
+def _record_of(
+    session: Session, members: Sequence[Trained], variant: Variant
+) -> Provenance:
+    """Returns what influenced the models, where they may be measured on these data.
+
+    Raises:
+      InputError: If the run has seen images that it is to be measured on, and nobody
+        said that this is meant.
+    """
+    record, own = union_of(members, session.data), members[0]
+    seen = own.provenance_on(session.data)
+    if seen.badge() != own.provenance.badge() and not variant.allow_tuning_labels:
+        raise InputError(
+            f"{own.name} has learnt from images of {session.data.directory} that it is "
+            f"to be measured on ({seen.badge()}); add --allow_tuning_labels if that is "
+            "meant."
+        )
+    return record
 
 
 def _passes(
@@ -248,6 +271,7 @@ def _result(session, saved, summaries, decoder, chooser, provenance) -> dict[str
         facts={
             "config_hash": configuration.content_hash(config),
             "label_hash": data.vocabulary.content_hash(),
+            "data_hash": data.content_hash,
             "seed": config.seed,
             "dataset": f"{config.data.dataset} ({data.directory.name})",
             "short_side_pixels": folder.short_side(data.directory),

@@ -34,6 +34,7 @@ def export(
     stage: str,
     onnx: bool,
     data_dir: str,
+    verify: bool = False,
 ) -> None:
     """Writes a checkpoint as a StableHLO program with all that is needed to use it.
 
@@ -44,6 +45,7 @@ def export(
       stage: whose best checkpoint; "" for the one that was evaluated.
       onnx: write an ONNX model too.
       data_dir: the dataset, if it has moved.
+      verify: read and hash every byte of the data first.
     """
     if onnx:
         packages()
@@ -59,7 +61,7 @@ def export(
     vocabulary = workdir.vocabulary()
     with local_draft_folder(output) as folder:
         model = trained.model(make_mesh())
-        images, probs, record["check"] = _pictures(config, trained, model)
+        images, probs, record["check"] = _pictures(config, trained, model, verify)
         record["programs"] = exporting.write_programs(
             folder,
             trained.in_float32(model, portable=True),
@@ -119,14 +121,14 @@ def _record(
 
 
 def _pictures(
-    config: configuration.Config, trained: Trained, model: Model
+    config: configuration.Config, trained: Trained, model: Model, verify: bool
 ) -> tuple[exporting.Images, exporting.Probs, dict[str, Any]]:
     """Returns pictures, the checkpoint's probabilities in float32, and what they are.
 
     Thresholds were chosen on those of the run's own compute type, so it is told how far
     these are from them.
     """
-    data, mesh = assemble.open_data(config), make_mesh()
+    data, mesh = assemble.open_data(config, verify=verify), make_mesh()
     trained.workdir.check_labels(data.vocabulary)
     # That of training may be thousands.
     config.global_batch_size = BATCH_SIZE

@@ -24,6 +24,7 @@ def hold_out(
     config: configuration.Config,
     data_dir: str,
     wanted_back: Callable[[int], bool],
+    verify: bool = False,
 ) -> None:
     """Trains and evaluates without each domain in turn, then compares.
 
@@ -32,6 +33,7 @@ def hold_out(
       config: its configuration, checked; None reads it in the workdir.
       data_dir: the dataset, if it has moved; "" otherwise.
       wanted_back: says, after a step, whether to save and leave.
+      verify: read and hash every byte of the data first.
 
     Raises:
       InputError: nothing to hold out, or runs of another configuration are there.
@@ -46,7 +48,7 @@ def hold_out(
         )
     assemble.check_before_data(config)
     with progress() as on_progress:
-        data = assemble.open_data(config, on_progress)
+        data = assemble.open_data(config, on_progress, verify=verify)
     check_domains(data.directory, data.domains)
     workdir.check_labels(data.vocabulary)
     workdir.check(config)

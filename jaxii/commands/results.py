@@ -12,7 +12,7 @@ import numpy as np
 from jaxii import config as configuration
 from jaxii.console import say
 from jaxii.data.images import thumbnail
-from jaxii.files import write_json
+from jaxii.files import AnyPath, write_json
 from jaxii.infer import by_label, result
 from jaxii.infer import predict as prediction
 from jaxii.infer.decoders import Decoders
@@ -21,6 +21,7 @@ from jaxii.infer.label_map import label_map
 from jaxii.infer.scores import Scores
 from jaxii.session import Session
 from jaxii.train.history import read_history
+from jaxii.train.stages import Saved
 
 THUMBNAIL_PIXELS = 160
 
@@ -48,6 +49,7 @@ def write(
     decoders: Decoders,
     measured: Measured,
     variants: Sequence[str],
+    saved: Saved,
 ) -> None:
     """Writes figures, decoders, answers and report into the workdir, and says so.
 
@@ -57,6 +59,7 @@ def write(
       decoders: fitted.
       measured: what the passes left.
       variants: in what the result differs from the run's own.
+      saved: the checkpoint.
     """
     # Here and not above: matplotlib takes most of a second, and a run that starts to
     # train need not wait for it.
@@ -64,7 +67,11 @@ def write(
 
     workdir, data = session.workdir, session.data
     files = {"metrics.json": workdir.result_file("metrics.json", variants)}
-    decoders.save(workdir.result_file("decoders.npz", variants))
+    # Until the manifest is there again, no file of this evaluation is used.
+    listed = workdir.result_file(result.EVALUATION, variants)
+    listed.unlink(missing_ok=True)
+    decoders_file = workdir.result_file("decoders.npz", variants)
+    decoders.save(decoders_file)
     if measured.answers is not None:
         files["submission.csv"] = workdir.result_file("submission.csv", variants)
         prediction.write_submission(
@@ -81,15 +88,29 @@ def write(
     write_json(files["metrics.json"], metrics)
     origin = session.config.start_from or session.config.model.pretrained
     rows = result.stage_rows(session.plans, session.checkpoints, origin)
+    if session.history_fault:
+        say(f"CAVEAT     {session.history_fault}: the report has no curves")
     files["report.html"] = write_report(
         workdir.result_file("report.html", variants),
         metrics=metrics,
-        history=read_history(workdir.history_file),
+        history=[] if session.history_fault else read_history(workdir.history_file),
         config=configuration.to_dict(session.config),
         stages=rows,
         details=details,
-        recipe=_recipe(session),
+        recipe=_recipe(session, saved),
     )
+    others = decoders_file, workdir.config_file, workdir.history_file
+    result.write_evaluation(listed, [*files.values(), *others], metrics)
+    _say(session, metrics, rows, files)
+
+
+def _say(
+    session: Session,
+    metrics: Mapping[str, Any],
+    rows: Sequence[Mapping[str, Any]],
+    files: Mapping[str, AnyPath],
+) -> None:
+    """Prints figures, stages and where everything is."""
     for line in result.lines(metrics):
         say(line)
     for row in rows:
@@ -100,12 +121,13 @@ def write(
         )
     for name, path in files.items():
         say(f"{name:17} {path}")
-    say(f"{'checkpoints':17} {workdir.path / session.checkpoints.directory.name}")
+    folder = session.workdir.path / session.checkpoints.directory.name
+    say(f"{'checkpoints':17} {folder}")
 
 
-def _recipe(session: Session) -> dict[str, Any]:
+def _recipe(session: Session, saved: Saved) -> dict[str, Any]:
     """Returns what the configuration came of; an evaluation may have other data."""
-    recipe = session.workdir.recipe()
+    recipe = session.checkpoints.metadata(saved)["recipe"]
     directory = session.workdir.config().data.directory
     if recipe and directory != session.config.data.directory:
         recipe["own"].setdefault("data.directory", directory)

@@ -17,7 +17,6 @@ from jaxii import config as configuration
 from jaxii.commands.evaluate import measure
 from jaxii.console import say
 from jaxii.errors import InputError
-from jaxii.files import write_json
 from jaxii.infer.models import Model, make_predict
 from jaxii.infer.result import hardware
 from jaxii.model.pretrained import Trunk
@@ -57,6 +56,7 @@ def train(
     allow_tuning_labels: bool = False,
     change_batch_size: bool = False,
     profile_steps: tuple[int, int] = (0, 0),
+    verify: bool = False,
     recipe: Mapping[str, Any] | None = None,
 ) -> None:
     """Trains every stage that is left, then evaluates, reports and writes answers.
@@ -68,6 +68,7 @@ def train(
       allow_tuning_labels: let the weights learn from labels of `tuning`.
       change_batch_size: let a run go on with batches of another size.
       profile_steps: first and last step of a trace; equal ones for none.
+      verify: read and hash every byte of the data first.
       recipe: what the configuration came of, for the report: `name`, and `own`, its
         values of the fields that were changed.
 
@@ -82,12 +83,11 @@ def train(
         workdir,
         allow_tuning_labels=allow_tuning_labels,
         change_batch_size=change_batch_size,
+        verify=verify,
     )
-    if recipe and processes.is_lead():
-        write_json(workdir.recipe_file, recipe)
     for line in describe(session):
         say(line)
-    run = make_run(session, wanted_back, profiler)
+    run = make_run(session, wanted_back, profiler, recipe or {})
     saved = [s for found in session.checkpoints.saved().values() for s in found]
     start_step = max((s.step for s in saved), default=0)
     with _trackers(session, start_step) as trackers:
@@ -175,7 +175,10 @@ def _profiler(workdir: Workdir, steps: tuple[int, int]) -> Profiler:
 
 
 def make_run(
-    session: Session, wanted_back: Callable[[int], bool], profiler: Profiler
+    session: Session,
+    wanted_back: Callable[[int], bool],
+    profiler: Profiler,
+    recipe: Mapping[str, Any],
 ) -> Run:
     """Returns what the loop works on, from an open session."""
     config, data = session.config, session.data
@@ -210,13 +213,7 @@ def make_run(
         metric=f"{data.choosing_split}/f2",
         label_embeddings=session.vectors(),
         start=_start(session),
-        metadata={
-            stage: {
-                "provenance": provenance.to_json(),
-                "config_hash": configuration.content_hash(config),
-            }
-            for stage, provenance in session.provenance.items()
-        },
+        metadata=session.metadata(recipe),
         global_batch_size=config.global_batch_size,
         evaluate_every_steps=config.evaluate_every_steps,
         log_every_steps=config.log_every_steps,

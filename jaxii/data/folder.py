@@ -157,17 +157,14 @@ def _tfds_info(
     return info
 
 
-@dataclass(frozen=True)
+@dataclass
 class Shard:
     """A file of records, as `ArrayRecordDataSource` takes it."""
 
     filename: str
+    skip: int
+    take: int
     examples_in_shard: int
-    skip: int = 0
-
-    @property
-    def take(self) -> int:
-        return self.examples_in_shard
 
 
 @dataclass(frozen=True)
@@ -258,7 +255,7 @@ def _shards(path: AnyPath, dataset: str, split: Any) -> tuple[Shard, ...]:
                 f"plain name of a file beside it; {PREPARE_AGAIN}."
             )
         if length > 0:
-            found.append(Shard(os.fspath(path.parent / name), length))
+            found.append(Shard(os.fspath(path.parent / name), 0, length, length))
     return tuple(found)
 
 

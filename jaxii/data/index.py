@@ -60,7 +60,7 @@ class Index:
             self.confidences,
             self.label_sources,
         ):
-            digest.update(np.ascontiguousarray(column))
+            digest.update(column.tobytes())
         return digest.hexdigest()
 
     def select(self, rows: Int64[np.ndarray, " chosen"]) -> "Index":

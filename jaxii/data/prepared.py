@@ -58,6 +58,7 @@ class Data:
       domains: of the training data, whether held out or not.
       splits: train, validation and, where there are some, held_out, tuning and test.
       train_rows: labels of the training split as they train.
+      content_hash: of all records and labels, wherever they lie.
     """
 
     directory: AnyPath
@@ -66,6 +67,7 @@ class Data:
     domains: tuple[str, ...]
     splits: Mapping[str, sources.Split]
     train_rows: Rows
+    content_hash: str
     # Every evaluation asks again; of a copy with other splits nothing is kept.
     _verified: dict[str, Rows] = field(
         default_factory=dict, init=False, repr=False, compare=False
@@ -160,6 +162,7 @@ def open_prepared(
     held_out_domain: str = "",
     machine_labels: str,
     machine_threshold: float,
+    verify: bool = False,
     on_progress: Progress | None = None,
 ) -> Data:
     """Opens a prepared dataset.
@@ -173,8 +176,9 @@ def open_prepared(
       held_out_domain: domain of train that becomes the split `held_out`; "" for none.
       machine_labels: how the training split uses them; see `labels.resolve_labels`.
       machine_threshold: confidence from which a thresholded machine label is present.
+      verify: whether to read and hash every byte first.
       on_progress: called with (done, total, what) while a dataset without an index of
-        its own is scanned for the first time.
+        its own is scanned for the first time, and while bytes are verified.
 
     Raises:
       InputError: there is no dataset or no such domain, or a split that training needs
@@ -183,7 +187,9 @@ def open_prepared(
     vocabulary = None
     if labels_file:
         vocabulary = label_files.read_codes(Path(labels_file), None).vocabulary
-    dataset = sources.open_dataset(directory, vocabulary, on_progress=on_progress)
+    dataset = sources.open_dataset(
+        directory, vocabulary, verify=verify, on_progress=on_progress
+    )
     domains = dataset.domains
     if held_out_domain:
         dataset = dataset.hold_out(held_out_domain)
@@ -202,6 +208,7 @@ def open_prepared(
         domains=domains,
         splits=splits,
         train_rows=train,
+        content_hash=dataset.content_hash,
     )
     data.split("train")
     data.split("validation")

@@ -7,7 +7,7 @@ its labels come out; none comes out empty.
 
 import functools
 import zipfile
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -181,6 +181,7 @@ def load(
     try:
         # NumPy leaves a file open that it opened and could not read.
         with path.open("rb") as file, np.load(file, allow_pickle=False) as arrays:
+            _check_numbers(arrays)
             return Decoders(
                 choice=DecoderChoice(
                     threshold=float(arrays["threshold"]),
@@ -199,6 +200,23 @@ def load(
             f"{path} does not hold the decoders of a run ({error}); run evaluate with "
             "the same --workdir first."
         ) from error
+
+
+def _check_numbers(arrays: Mapping[str, np.ndarray]) -> None:
+    """Refuses parameters that no fit gives.
+
+    Raises:
+      ValueError: a threshold outside [0, 1], a number that is not finite, no label.
+    """
+    for name in ("slopes", "intercepts", "frequencies", "prior"):
+        if not np.all(np.isfinite(arrays[name])):
+            raise ValueError(f"{name} has a number that is not finite")
+    for name in ("threshold", "class_thresholds"):
+        # NaN is in no range.
+        if not np.all((arrays[name] >= 0.0) & (arrays[name] <= 1.0)):
+            raise ValueError(f"{name} is outside [0, 1]")
+    if arrays["top_k"] < 1 or arrays["embedding_k"] < 0:
+        raise ValueError("a number of labels is below 1")
 
 
 def fit(

@@ -75,6 +75,7 @@ class Provenance:
         pretrained: the files that the first weights came from, each with its SHA-256;
             empty for random ones.
         label_hash: content hash of the vocabulary; empty where not known.
+        datasets: content hashes of the datasets that trained the weights, sorted.
         one_batch: whether weights were trained on one batch again and again, to
             measure speed: no figure of theirs is a result.
     """
@@ -86,6 +87,7 @@ class Provenance:
     label_embedding: Influence = Influence()
     pretrained: str = ""
     label_hash: str = ""
+    datasets: tuple[str, ...] = ()
     one_batch: bool = False
 
     @property
@@ -154,6 +156,7 @@ class Provenance:
             record,
             pretrained=", ".join(pretrained),
             label_hash="".join(hashes),
+            datasets=tuple(sorted({*self.datasets, *other.datasets})),
             one_batch=self.one_batch or other.one_batch,
         )
 
@@ -203,6 +206,7 @@ class Provenance:
             **parts,
             "pretrained": self.pretrained,
             "label_hash": self.label_hash,
+            "datasets": list(self.datasets),
             **one_batch,
         }
 
@@ -233,6 +237,7 @@ class Provenance:
             values[part] = Influence(
                 **{k: _read_names(record[part][k], f"{part}.{k}") for k in _KINDS}
             )
+        values["datasets"] = _read_names(record["datasets"], "datasets")
         values["one_batch"] = record["one_batch"] is True
         result = cls(**values)
         if record["clean"] is not result.clean:
@@ -274,7 +279,7 @@ def _names(splits: Iterable[str]) -> tuple[str, ...]:
 def _read_names(value: Any, where: str) -> tuple[str, ...]:
     if not isinstance(value, list) or not all(isinstance(s, str) and s for s in value):
         raise InputError(
-            f"provenance.{where} is {value!r}; it must be a list of split names; "
+            f"provenance.{where} is {value!r}; it must be a list of names; "
             "evaluate the run again."
         )
     return _names(value)

@@ -6,7 +6,7 @@ Comes after `summary` (figures) and `provenance`; `report` and `compare` read it
 import datetime
 import os
 import platform
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -14,7 +14,10 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from jaxii import manifest
 from jaxii.data.labels import Vocabulary
+from jaxii.errors import InputError
+from jaxii.files import AnyPath
 from jaxii.infer import estimates
 from jaxii.infer.decode import best_constant, constant_f2
 from jaxii.infer.provenance import Provenance
@@ -22,7 +25,47 @@ from jaxii.train.checkpoint import Checkpoints
 from jaxii.train.run import StagePlan
 from jaxii.train.stages import Saved, Stage, choose
 
+# The manifest of an evaluation; written last, removed first.
+EVALUATION = "evaluation.json"
 Present = Callable[[str], tuple[np.ndarray, np.ndarray]]
+
+
+def write_evaluation(
+    path: AnyPath, files: Iterable[AnyPath], metrics: Mapping[str, Any]
+) -> None:
+    """Writes the manifest of an evaluation: the files that belong together.
+
+    Args:
+      path: of the manifest.
+      files: beside it; those that do not exist are left out.
+      metrics: the content of `metrics.json`.
+    """
+    listed = {file.name: manifest.describe(file) for file in files if file.exists()}
+    facts = {name: metrics[name] for name in ("stage", "step", "data_hash")}
+    manifest.Manifest(listed, facts).save(path)
+
+
+def check_evaluation(
+    path: AnyPath, names: Iterable[str], *, grown: str = "", again: str
+) -> None:
+    """Refuses files that are not those of one whole evaluation.
+
+    Args:
+      path: of the manifest.
+      names: of files beside it.
+      grown: name of a file that may be longer by now; "" for none.
+      again: how to evaluate again, for the error.
+
+    Raises:
+      InputError: If the evaluation was interrupted, or a file is missing or differs.
+    """
+    listed = manifest.Manifest.load(path, fix=again)
+    listed.check(path.parent, fix=again, names=names, verify=True)
+    wanted, file = listed.files.get(grown), path.parent / grown
+    if wanted is not None and not (
+        file.exists() and manifest.describe(file, wanted.size_bytes) == wanted
+    ):
+        raise InputError(f"{file} is missing or damaged; {again}.")
 
 
 @dataclass(frozen=True, kw_only=True)

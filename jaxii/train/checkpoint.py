@@ -107,6 +107,11 @@ class Checkpoints:
             raise InputError(f"--stage={stage}; {near}use one of {', '.join(trained)}.")
         return choose(found[stage or trained[-1]], "best")
 
+    def latest(self) -> Saved | None:
+        """Returns the checkpoint of the most steps; None before the first."""
+        every = [saved for found in self.saved().values() for saved in found]
+        return max(every, key=lambda saved: saved.step, default=None)
+
     def metadata(self, saved: Saved) -> dict[str, Any]:
         """Returns the JSON that was saved with a checkpoint."""
         return self._record(saved.stage, saved.step)

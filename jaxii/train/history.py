@@ -11,6 +11,7 @@ from typing import Any
 
 from jaxii.files import at
 
+HISTORY = "history.jsonl"
 RESUME = "resume"
 
 

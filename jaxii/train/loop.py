@@ -13,7 +13,7 @@ background is noticed after the next update.
 import collections
 import time
 from collections.abc import Callable, Mapping
-from dataclasses import replace
+from dataclasses import asdict, replace
 
 import jax
 import numpy as np
@@ -297,8 +297,12 @@ def _save(run, state, saved, telemetry, train_step, leave) -> None:
 
     Whoever goes on from the end needs it: what failed there is tried once more.
     """
-    compilations = {"train_step_compilations": train_step._cache_size()}
-    metadata = {**run.metadata[saved.stage], **compilations}
+    history = telemetry.history()
+    metadata = {
+        **run.metadata[saved.stage],
+        "train_step_compilations": train_step._cache_size(),
+        "history": None if history is None else asdict(history),
+    }
 
     def start():
         run.checkpoints.save(saved, state, metadata)

@@ -16,6 +16,7 @@ from os import PathLike
 from typing import Any
 
 from jaxii.files import Mirror, at
+from jaxii.manifest import Digest, File
 from jaxii.train.display import (
     STAGE_WIDTH,
     Bars,
@@ -26,7 +27,7 @@ from jaxii.train.display import (
     Standing,
     can_draw,
 )
-from jaxii.train.history import RESUME, drop_partial_line, read_history
+from jaxii.train.history import HISTORY, RESUME, drop_partial_line, read_history
 from jaxii.train.pictures import Pictures
 from jaxii.train.trackers import Tracker
 
@@ -113,8 +114,9 @@ class Telemetry:
         if not is_lead:
             return
         self._files = Mirror(at(workdir))
-        history_path = self._files.fetch("history.jsonl")
+        history_path = self._files.fetch(HISTORY)
         is_resumed = drop_partial_line(history_path)
+        self._history_digest = Digest(history_path if is_resumed else None)
         self._history = history_path.open("a", encoding="utf-8")
         if is_resumed:
             self._append({"kind": RESUME, "step": start_step})
@@ -254,6 +256,10 @@ class Telemetry:
             self._tracker.flush()
         self._files.push()
 
+    def history(self) -> File | None:
+        """Returns size and hash of `history.jsonl` now; None where none is written."""
+        return self._history_digest.file() if self._is_lead else None
+
     def saved(self, step: int | None, *, before: bool = False) -> None:
         """Notes the last checkpoint; None = there is none.
 
@@ -305,5 +311,7 @@ class Telemetry:
             self._tracker.scalars(step, finite)
 
     def _append(self, row: Mapping[str, Any]) -> None:
-        self._history.write(json.dumps(row) + "\n")
+        line = json.dumps(row) + "\n"
+        self._history.write(line)
         self._history.flush()
+        self._history_digest.update(line.encode())

@@ -18,7 +18,8 @@ from jaxii.files import AnyPath
 from jaxii.infer import by_label
 from jaxii.infer.by_label import LabelTable
 from jaxii.infer.provenance import Provenance
-from jaxii.train.history import read_history
+from jaxii.infer.result import EVALUATION, check_evaluation
+from jaxii.train.history import HISTORY, read_history
 
 SPLIT_ORDER = ("validation", "held_out", "tuning", "test")
 
@@ -68,6 +69,19 @@ def read_run(path: AnyPath) -> Run:
             f"{path} is not a folder; give the workdir of a finished run, or a file "
             "metrics_VARIANT.json in it."
         )
+    variant = file.stem.removeprefix("metrics")
+    of_labels = file.with_name(by_label.FILE.replace(".", f"{variant}.", 1))
+    if not file.is_file():
+        raise InputError(
+            f"{file} does not exist; the run is not finished; run `train` and "
+            "`evaluate` on this workdir first."
+        )
+    check_evaluation(
+        file.with_name(EVALUATION.replace(".", f"{variant}.", 1)),
+        [file.name, of_labels.name, "config.json"],
+        grown=HISTORY,
+        again="run `evaluate` on this workdir again",
+    )
     metrics = _read_object(file)
     lacking = [k for k in ("decoder", "provenance", "splits") if not metrics.get(k)]
     if lacking:
@@ -79,14 +93,12 @@ def read_run(path: AnyPath) -> Run:
         provenance = Provenance.from_json(metrics["provenance"])
     except InputError as error:
         raise InputError(f"{file}: {error}") from error
-    variant = file.stem.removeprefix("metrics")
-    of_labels = file.with_name(by_label.FILE.replace(".", f"{variant}.", 1))
     return Run(
         workdir=file.parent,
         variant=variant.removeprefix("_"),
         metrics=metrics,
         config=_read_object(file.parent / "config.json"),
-        history=read_history(file.parent / "history.jsonl"),
+        history=read_history(file.parent / HISTORY),
         provenance=provenance,
         labels=by_label.load(of_labels) if of_labels.is_file() else None,
     )
@@ -203,11 +215,6 @@ def is_list(value: Any) -> bool:
 
 
 def _read_object(path: AnyPath) -> dict[str, Any]:
-    if not path.is_file():
-        raise InputError(
-            f"{path} does not exist; the run is not finished; run `train` and "
-            "`evaluate` on this workdir first."
-        )
     try:
         value = json.loads(path.read_text(encoding="utf-8"))
     except (OSError, ValueError) as error:

@@ -111,7 +111,8 @@ def config_of(run: Run, ignored: Sequence[str]) -> dict[str, Any]:
 def _but_for_seed(run: Run, ignored: Sequence[str]) -> Any:
     """Returns what runs have in common that differ only by their seed."""
     decoder = run.metrics["decoder"]
-    others = [run.metrics.get(k) for k in ("stage", "dataset", "label_hash")]
+    facts = ("stage", "dataset", "data_hash", "label_hash")
+    others = [run.metrics.get(k) for k in facts]
     same = [
         config_of(run, [*ignored, "seed"]),
         run.variant,
