@@ -3,6 +3,7 @@
 import json
 
 from jaxii.infer.provenance import Provenance
+from jaxii.infer.result import write_evaluation
 
 CLEAN = Provenance().with_("thresholds", labels=["validation"])
 
@@ -60,4 +61,13 @@ def write_run(
     ]
     lines = "\n".join(json.dumps(row) for row in rows)
     (workdir / "history.jsonl").write_text(lines + "\n")
+    seal(workdir, file)
     return workdir
+
+
+def seal(workdir, file="metrics.json"):
+    """Writes the manifest of an evaluation, as if its files had always been so."""
+    names = file, file.replace("metrics", "label_figures").replace(".json", ".csv")
+    files = [workdir / name for name in (*names, "config.json", "history.jsonl")]
+    facts = dict.fromkeys(("stage", "step", "data_hash"))
+    write_evaluation(workdir / file.replace("metrics", "evaluation"), files, facts)

@@ -5,7 +5,7 @@ import statistics
 
 import numpy as np
 import pytest
-from small_runs import CLEAN, summary, write_run
+from small_runs import CLEAN, seal, summary, write_run
 
 from jaxii.commands.compare import compare
 from jaxii.errors import InputError
@@ -285,7 +285,7 @@ def test_a_file_that_holds_no_metrics_is_refused(tmp_path, name):
 def test_an_unfinished_run_is_refused(tmp_path, name):
     workdir = write_run(tmp_path / "one")
     (workdir / name).unlink()
-    with pytest.raises(InputError, match=f"{name} does not exist.*evaluate"):
+    with pytest.raises(InputError, match=f"{name} .*(exist|missing).*evaluate"):
         read_run(workdir)
 
 
@@ -310,8 +310,25 @@ def test_an_unreadable_provenance_names_its_file(tmp_path):
     metrics = json.loads((workdir / "metrics.json").read_text())
     metrics["provenance"]["extra"] = 1
     (workdir / "metrics.json").write_text(json.dumps(metrics))
+    seal(workdir)
     with pytest.raises(InputError, match=r"metrics.json: provenance .*extra"):
         read_run(workdir)
+
+
+@pytest.mark.parametrize("name", ["metrics.json", "config.json", "history.jsonl"])
+def test_an_edited_file_is_refused(tmp_path, name):
+    workdir = write_run(tmp_path / "one")
+    text = (workdir / name).read_text()
+    (workdir / name).write_text(text.replace("3", "4"))
+    with pytest.raises(InputError, match=f"{name} is (missing or )?damaged.*evaluate"):
+        read_run(workdir)
+
+
+def test_a_history_may_have_grown_since_the_evaluation(tmp_path):
+    workdir = write_run(tmp_path / "one")
+    with (workdir / "history.jsonl").open("a") as file:
+        file.write('{"kind": "train", "step": 4}\n')
+    assert read_run(workdir).history[-1]["step"] == 4
 
 
 def test_flattening_names_stages_by_position():

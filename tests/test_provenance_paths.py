@@ -28,6 +28,8 @@ from test_torch_pickle import hostile
 from jaxii import main, processes, session
 from jaxii.commands import predict
 from jaxii.data.open_images import Layout, prepare
+from jaxii.data.seen import SeenImages
+from jaxii.data.sources import open_dataset
 from jaxii.model import resnet
 from jaxii.train.mesh import make_mesh
 from jaxii.trained import open_trained
@@ -117,6 +119,19 @@ class Runs:
             code=code,
         )
         return said, json.loads(Path(f"{output}.provenance.json").read_text())
+
+    def predict_refused(self, name):
+        """Predicts with a run that is refused; returns what was said."""
+        images = self.folder / "first" / "files" / "stage_1_test_images"
+        words = f"--workdir={self.folder / name}", f"--images={images}"
+        return self("predict", *words, code=2)
+
+    def seen(self, name):
+        """Returns the ids of the images that trained a run."""
+        train = open_dataset(self.data).carve(0.4)["train"]
+        seen = SeenImages.load(self.folder / name / "seen_images.npz")
+        assert seen.count(train.index.image_ids)["weights"] == train.num_examples
+        return list(train.index.image_ids)
 
     def adapt(self, name, output, *words, code=0):
         return self(
@@ -403,6 +418,158 @@ def test_nothing_is_fitted_on_the_test(runs):
     )
 
 
+# Other datasets.
+
+
+def rearranged(root, rename, *, validation=()):
+    """Prepares the same pictures under other ids, by `rename` of the usual ones."""
+    files = small_layout.write(root / "files", num_train=24)
+    for path in (*files.rglob("*.jpg"),):
+        path.rename(path.with_name(f"{rename(path.stem)}.jpg"))
+    for path in files.glob("*.csv"):
+        ids = r"\b(train|test|tune)\d+\b"
+        text = re.sub(ids, lambda found: rename(found[0]), path.read_text())
+        path.write_text(text)
+    rows = [f"{rename(f'test{i}')},/m/cat" for i in range(3)]
+    solution = small_layout.lines(root / "solution.csv", "image_id,labels", *rows)
+    if validation:
+        small_layout.lines(files / "validation_ids.csv", "image_id", *validation)
+    prepare(Layout.find(files, test_labels=solution), root / "data", short_side=16)
+    return root / "data"
+
+
+def test_a_run_does_not_go_on_with_another_dataset(runs):
+    data = rearranged(runs.folder / "fourth", lambda name: f"new_{name}")
+    said = runs.train("clean", data=data, code=2)
+    assert re.search("clean was trained on another dataset .* with --data_dir", said)
+
+
+@pytest.fixture(scope="module")
+def exchanged(runs):
+    """A dataset whose test images are training images of `clean`, and the reverse."""
+    trained_on = runs.seen("clean")[:3]
+
+    def rename(name):
+        pairs = {f"test{i}": other for i, other in enumerate(trained_on)}
+        return {**pairs, **{v: k for k, v in pairs.items()}}.get(name, f"new_{name}")
+
+    return rearranged(runs.folder / "exchanged", rename)
+
+
+def test_a_run_measured_on_images_that_it_was_trained_on_is_not_clean(runs, exchanged):
+    words = "clean", f"--data_dir={exchanged}"
+    said = runs.evaluate(*words, code=2)
+    assert re.search("has learnt from images of .* test labels: weights.*add --a", said)
+    assert runs.provenance("clean")["clean"] is True
+    runs.train("measured_elsewhere")
+    words = "measured_elsewhere", f"--data_dir={exchanged}", "--allow_tuning_labels"
+    said = runs.evaluate(*words)
+    assert said.startswith("CAVEAT     Labels of the test split shaped the weights")
+    record = runs.provenance("measured_elsewhere")
+    assert (record["clean"], record["weights"]) == (False, influence(["test", "train"]))
+
+
+def test_a_member_of_an_ensemble_that_was_trained_on_the_test_is_not_clean(
+    runs, exchanged
+):
+    runs.train("knows_the_test", data=exchanged)
+    assert runs.provenance("knows_the_test")["clean"] is True
+    words = "clean", f"--ensemble={runs.folder / 'knows_the_test'}"
+    said = runs.evaluate(*words, code=2)
+    assert re.search(r"has learnt from labels .*\(test labels: weights\); add", said)
+    runs.evaluate(*words, "--allow_tuning_labels")
+    record = runs.provenance("clean", "metrics_ensemble.json")
+    assert (record["clean"], record["weights"]) == (False, influence(["test", "train"]))
+
+
+def test_a_run_that_starts_from_one_that_knows_the_test_is_not_clean(runs, exchanged):
+    runs.train("knows_the_test", data=exchanged)
+    start = f"--config.start_from={runs.folder / 'knows_the_test'}"
+    said = runs.train("heir_of_the_test", start, code=2)
+    assert "test labels: weights" in said
+    runs.train("heir_of_the_test", start, "--allow_tuning_labels")
+    assert runs.provenance("heir_of_the_test")["clean"] is False
+    assert len(runs.provenance("heir_of_the_test")["datasets"]) == 2
+
+
+def test_thresholds_are_not_chosen_on_images_that_trained_the_run(runs):
+    known = runs.seen("clean")[:4]
+    data = rearranged(runs.folder / "fifth", lambda name: name, validation=known)
+    said = runs.evaluate("clean", f"--data_dir={data}", code=2)
+    assert re.search("was trained on 4 of the 4 images of split validation", said)
+
+
+def test_another_dataset_of_new_images_is_clean(runs):
+    data = rearranged(runs.folder / "sixth", lambda name: f"new_{name}")
+    runs.train("elsewhere")
+    runs.evaluate("elsewhere", f"--data_dir={data}")
+    assert runs.provenance("elsewhere")["clean"] is True
+    assert runs.metrics("elsewhere")["data_hash"] != runs.metrics("clean")["data_hash"]
+
+
+# Files of the run that were changed.
+
+
+@pytest.mark.parametrize(
+    ("section", "field", "value"),
+    [
+        ("model", "stem", "imagenet"),
+        ("model", "width", 16),
+        ("data", "image_size_pixels", 24),
+        ("data", "central_share", 0.5),
+    ],
+)
+def test_an_edited_configuration_is_refused(runs, tmp_path, section, field, value):
+    copy = shutil.copytree(runs.folder / "clean", runs.folder / f"edited_{field}")
+    config = json.loads((copy / "config.json").read_text())
+    before, config[section][field] = config[section][field], value
+    (copy / "config.json").write_text(json.dumps(config))
+    for said in (runs.evaluate(copy.name, code=2), runs.predict_refused(copy.name)):
+        assert "config.json is not the config" in said
+        assert f"{section}.{field}: {before} -> {value}" in said
+    assert "config.json is damaged" in runs("compare", copy, code=2)
+
+
+def test_a_label_list_with_permuted_descriptions_is_refused(runs):
+    copy = shutil.copytree(runs.folder / "clean", runs.folder / "permuted")
+    text = (copy / "labels.csv").read_text()
+    swapped = text.replace("Cat", "?").replace("Dog", "Cat").replace("?", "Dog")
+    (copy / "labels.csv").write_text(swapped)
+    for said in (runs.evaluate("permuted", code=2), runs.predict_refused("permuted")):
+        assert "labels.csv is damaged" in said
+
+
+def test_decoders_of_another_evaluation_are_refused(runs):
+    copy = shutil.copytree(runs.folder / "clean", runs.folder / "mixed")
+    shutil.copy(runs.folder / "adapted" / "decoders.npz", copy / "decoders.npz")
+    assert "decoders.npz is damaged or from elsewhere" in runs.predict_refused("mixed")
+    runs.evaluate("mixed")
+    runs.predict("mixed")
+
+
+def test_an_interrupted_evaluation_is_not_used(runs):
+    copy = shutil.copytree(runs.folder / "clean", runs.folder / "interrupted")
+    (copy / "evaluation.json").unlink()
+    for said in (
+        runs.predict_refused("interrupted"),
+        runs("compare", copy, code=2),
+        runs("export", f"--workdir={copy}", f"--output={copy / 'out'}", code=2),
+    ):
+        assert re.search("evaluation.json is missing; run .?evaluate", said)
+
+
+def test_a_damaged_history_is_said_and_never_shown(runs):
+    copy = shutil.copytree(runs.folder / "clean", runs.folder / "history")
+    text = (copy / "history.jsonl").read_text()
+    (copy / "history.jsonl").write_text(text.replace('"step": 2', '"step": 1', 1))
+    assert "history.jsonl is missing or damaged" in runs("compare", copy, code=2)
+    said = runs.evaluate("history")
+    assert "history.jsonl is damaged: the report has no curves" in said
+    said = runs.train("history")
+    assert "history.jsonl is damaged: it is now history.damaged.jsonl" in said
+    assert runs.metrics("history")["splits"] == runs.metrics("clean")["splits"]
+
+
 # What cannot be, and what the others then are.
 
 
@@ -439,11 +606,9 @@ def test_a_start_with_other_labels_is_refused(runs):
 @pytest.mark.parametrize(
     ("field", "value"), [("image_size_pixels", 24), ("validation_fraction", 0.2)]
 )
-def test_runs_on_other_pixels_or_data_are_not_averaged(runs, tmp_path, field, value):
-    other = shutil.copytree(runs.folder / "clean", tmp_path / "other")
-    config = json.loads((other / "config.json").read_text())
-    config["data"][field] = value
-    (other / "config.json").write_text(json.dumps(config))
+def test_runs_on_other_pixels_or_data_are_not_averaged(runs, field, value):
+    other = runs.folder / f"other_{field}"
+    runs.train(other.name, f"--config.data.{field}={value}")
     said = runs.evaluate("clean", f"--ensemble={other}", code=2)
     assert f"has data.{field}={value} and this run" in said
 

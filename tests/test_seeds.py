@@ -66,3 +66,9 @@ def test_two_rows_never_share_a_stem(tmp_path):
     one = of_seeds(tmp_path, "base_0", "base_1")
     two = of_seeds(tmp_path, "base_2", "base_3", lr=0.2)
     assert names(*one, *two) == ["base_0 (2 seeds)", "base_2 (2 seeds)"]
+
+
+def test_runs_on_other_datasets_are_not_seeds_of_one(tmp_path):
+    one = write_run(tmp_path / "base_s0", seed=0, data_hash="a")
+    two = write_run(tmp_path / "base_s1", seed=1, data_hash="b")
+    assert names(one, two) == ["base_s0", "base_s1"]

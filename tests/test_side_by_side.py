@@ -2,7 +2,7 @@
 
 import numpy as np
 import pytest
-from small_runs import summary, write_run
+from small_runs import seal, summary, write_run
 from test_label_table import EVIL, labels_of
 from test_report import Reader
 
@@ -89,8 +89,10 @@ def test_runs_with_other_labels_or_without_figures_have_no_table(two, tmp_path):
 def test_a_variant_has_the_figures_of_its_own_labels(two):
     metrics = (two[0] / "metrics.json").read_text()
     (two[0] / "metrics_adabn.json").write_text(metrics)
+    seal(two[0], "metrics_adabn.json")
     assert read_run(two[0] / "metrics_adabn.json").labels is None
     labels_of(40).save(two[0] / "label_figures_adabn.csv")
+    seal(two[0], "metrics_adabn.json")
     assert read_run(two[0] / "metrics_adabn.json").labels is not None
 
 

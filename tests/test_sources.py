@@ -1,4 +1,8 @@
+import json
 import pickle
+import re
+import shutil
+import sys
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
 
@@ -8,6 +12,8 @@ import pytest
 import small_layout
 from small_layout import lines
 
+from jaxii import manifest
+from jaxii.data import index
 from jaxii.data.labels import Vocabulary
 from jaxii.data.layout import Layout
 from jaxii.data.open_images import prepare
@@ -219,3 +225,171 @@ def test_an_unknown_domain_is_refused_with_those_there_are(two_domains):
 def test_the_only_domain_is_not_held_out(dataset):
     with pytest.raises(InputError, match=r"has the domain 'eu'.*columns image_id and"):
         dataset.hold_out("eu")
+
+
+# Files that are not those of the dataset.
+
+
+@pytest.fixture
+def copies(prepared, tmp_path):
+    """A copy of the dataset, and one of other images with the same numbers of them."""
+    shutil.copytree(prepared, tmp_path / "copy")
+    other = small_layout.write(tmp_path / "kaggle", num_train=NUM_TRAIN)
+    for path in sorted((other / "train" / "part_0").iterdir(), reverse=True):
+        path.rename(path.with_name(f"x{path.name}"))
+    for name in ("train_human_labels.csv", "train_machine_labels.csv"):
+        text = (other / name).read_text().replace("train", "xtrain")
+        (other / name).write_text(text)
+    prepare(Layout.find(other), tmp_path / "other")
+    return tmp_path / "copy", tmp_path / "other"
+
+
+def shard(folder, split="train"):
+    (path,) = folder.glob(f"*-{split}.array_record*")
+    return path
+
+
+def accept(folder):
+    """Makes the manifest agree with the files: what else finds them is left."""
+    listed = manifest.Manifest.load(folder / manifest.NAME, fix="")
+    files = {name: manifest.describe(folder / name) for name in listed.files}
+    manifest.Manifest(files).save(folder / manifest.NAME)
+
+
+def test_shards_of_another_dataset_are_refused(copies):
+    copy, other = copies
+    shutil.copy(shard(other), shard(copy))
+    with pytest.raises(InputError, match=r"array_record.* is damaged or"):
+        open_dataset(copy)
+
+
+def test_shards_of_another_dataset_are_told_by_their_first_id(copies):
+    copy, other = copies
+    shutil.copy(shard(other), shard(copy))
+    accept(copy)
+    with pytest.raises(
+        InputError, match="record 0 is of image xtrain00 and its index says train00"
+    ):
+        open_dataset(copy)
+
+
+def test_an_index_of_another_dataset_is_refused(copies):
+    copy, other = copies
+    name = "index-train.parquet"
+    shutil.copy(other / name, copy / name)
+    with pytest.raises(InputError, match=r"index-train\.parquet is damaged"):
+        open_dataset(copy)
+
+
+def test_an_index_with_reversed_rows_is_refused(copies):
+    copy, _ = copies
+    path = copy / "index-train.parquet"
+    index.save(index.load(path).reverse(), path)
+    with pytest.raises(InputError, match=r"index-train\.parquet is damaged"):
+        open_dataset(copy)
+    accept(copy)
+    with pytest.raises(InputError, match="train00 and its index says train59"):
+        open_dataset(copy)
+
+
+def test_an_index_with_two_rows_exchanged_is_told_when_they_are_read(copies):
+    copy, _ = copies
+    path = copy / "index-train.parquet"
+    rows = np.arange(NUM_TRAIN)
+    rows[[4, 5]] = 5, 4
+    index.save(index.load(path)[rows], path)
+    accept(copy)
+    source = open_dataset(copy).splits["train"].source
+    with pytest.raises(InputError, match=r"record 4 is of .* says train05"):
+        source[4]
+
+
+def test_permuted_descriptions_of_labels_are_refused(copies):
+    copy, _ = copies
+    text = (copy / "labels.csv").read_text()
+    swapped = text.replace("Cat", "?").replace("Dog", "Cat").replace("?", "Dog")
+    (copy / "labels.csv").write_text(swapped)
+    with pytest.raises(InputError, match=r"labels\.csv is damaged"):
+        open_dataset(copy)
+
+
+def flip(path, places):
+    content = bytearray(path.read_bytes())
+    for place in places:
+        content[place] ^= 0x55
+    path.write_bytes(content)
+
+
+def test_flipped_bytes_of_a_large_shard_are_found_by_verify(copies, monkeypatch):
+    copy, _ = copies
+    monkeypatch.setattr(manifest, "SMALL_BYTES", 1000)
+    # In what is left of the last block, where no record is.
+    flip(shard(copy), [-1])
+    open_dataset(copy)
+    with pytest.raises(InputError, match=r"array_record.* is damaged"):
+        open_dataset(copy, verify=True)
+
+
+def test_a_record_with_flipped_bytes_is_an_error_where_it_is_read(copies):
+    copy, _ = copies
+    content = shard(copy).read_bytes()
+    flip(shard(copy), [content.index(b"train30") + 40])
+    accept(copy)
+    source = open_dataset(copy).splits["train"].source
+    with pytest.raises(InputError, match=r"record 30 cannot be read.*prepare"):
+        source[30]
+
+
+@pytest.mark.parametrize("content", ["", "{", "[]", '{"splits": 3}', "\x00"])
+@pytest.mark.parametrize("name", ["dataset_info.json", "features.json"])
+def test_a_description_that_cannot_be_parsed_is_one_line(copies, name, content):
+    copy, _ = copies
+    (copy / name).write_text(content)
+    with pytest.raises(InputError, match=re.escape(name)):
+        open_dataset(copy)
+
+
+@pytest.mark.parametrize("name", ["manifest.json", "index-test.parquet", "labels.csv"])
+def test_a_missing_file_is_named(copies, name):
+    copy, _ = copies
+    (copy / name).unlink()
+    with pytest.raises(InputError, match=f"{re.escape(name)} is missing"):
+        open_dataset(copy)
+
+
+def test_a_module_that_features_name_is_never_imported(copies, monkeypatch):
+    copy, _ = copies
+    (copy / "evil.py").write_text("import pathlib\npathlib.Path('ran').touch()\n")
+    monkeypatch.chdir(copy)
+    monkeypatch.syspath_prepend(copy)
+    path = copy / "features.json"
+    text = path.read_text().replace(
+        "tensorflow_datasets.core.features.text_feature.Text", "evil.Text", 1
+    )
+    path.write_text(text)
+    accept(copy)
+    with pytest.raises(InputError, match=r"feature type evil\.Text; only .*Text"):
+        open_dataset(copy)
+    assert not (copy / "ran").exists()
+    assert "evil" not in sys.modules
+
+
+@pytest.mark.parametrize(
+    "template", ["../other/{DATASET}-{SPLIT}.x", "/etc/passwd", "{SPLIT}/x", ".hidden"]
+)
+def test_a_shard_outside_of_the_folder_is_refused(copies, template):
+    copy, _ = copies
+    path = copy / "dataset_info.json"
+    stored = json.loads(path.read_text())
+    stored["splits"][0]["filepathTemplate"] = template
+    path.write_text(json.dumps(stored))
+    accept(copy)
+    with pytest.raises(InputError, match="no plain name of a file beside it"):
+        open_dataset(copy)
+
+
+def test_the_content_hash_is_that_of_the_content(copies, dataset):
+    copy, other = copies
+    assert open_dataset(copy).content_hash == dataset.content_hash
+    assert open_dataset(other).content_hash != dataset.content_hash
+    assert len(dataset.content_hash) == 32

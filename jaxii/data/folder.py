@@ -103,13 +103,13 @@ def complete(
             path.unlink()
     names = [LABELS_FILE, COUNTS_FILE, INPUTS_FILE]
     names += [index_path(output, split).name for split in written]
-    files = {name: manifest.describe(output / name) for name in names}
+    files = manifest.describe_all(output, names)
     for result in written.values():
         files |= result.files
     with tempfile.TemporaryDirectory() as draft:
         _tfds_info(output, features, written).write_to_directory(draft)
         drafts = sorted(Path(draft).iterdir())
-        files |= {path.name: manifest.describe(path) for path in drafts}
+        files |= manifest.describe_all(Path(draft), [path.name for path in drafts])
         manifest.Manifest(files).save(output / manifest.NAME)
         # The file that says "complete" comes last.
         for path in sorted(drafts, key=lambda p: p.name == INFO_FILE):

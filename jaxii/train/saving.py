@@ -14,7 +14,7 @@ from orbax.checkpoint import checkpoint_managers as managers
 
 from jaxii import manifest
 from jaxii.files import at, sizes_below
-from jaxii.manifest import Manifest, describe
+from jaxii.manifest import Manifest, describe_all
 from jaxii.train.state import TrainState, Tree
 
 _MODEL_FIELDS = ("params", "batch_stats", "average_params")
@@ -88,8 +88,7 @@ def _path_class(folder: epath.Path) -> type[_OnDisk] | type[_InBucket]:
 def _write_manifest(folder: epath.Path) -> None:
     path = at(os.fspath(folder))
     names = sizes_below(path).keys() - NOT_LISTED
-    files = {name: describe(path / name) for name in sorted(names)}
-    Manifest(files).save(path / manifest.NAME)
+    Manifest(describe_all(path, sorted(names))).save(path / manifest.NAME)
 
 
 def start(

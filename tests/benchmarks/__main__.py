@@ -32,6 +32,7 @@ NAMES = (
     "prepare",
     "start_up",
     "blocked_by_saves",
+    "manifest_cost",
     "compiled_step",
 )
 
