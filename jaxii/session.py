@@ -160,7 +160,10 @@ def open_session(
         workdir.claim_labels(data.vocabulary)
         if claim:
             workdir.claim(config, change_batch_size=change_batch_size)
-            _save_seen(workdir, data, stages, start)
+            if not begun:
+                # A start that came to no checkpoint may have had other data.
+                workdir.embedding_file.unlink(missing_ok=True)
+                _save_seen(workdir, data, stages, start)
     return Session(
         workdir=workdir,
         config=config,
@@ -226,8 +229,6 @@ def _save_seen(
     start: Trained | Trunk | None,
 ) -> None:
     """Keeps which images the run learns from, and those of the run it starts from."""
-    if workdir.seen_file.exists():
-        return
     splits = {
         "weights": {stage.split for stage in stages},
         "model_selection": {data.choosing_split},

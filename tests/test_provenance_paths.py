@@ -444,6 +444,17 @@ def test_a_run_does_not_go_on_with_another_dataset(runs):
     assert re.search("clean was trained on another dataset .* with --data_dir", said)
 
 
+def test_a_start_that_came_to_no_checkpoint_leaves_nothing_of_its_data(runs):
+    runs.train("first_start")
+    shutil.rmtree(runs.folder / "first_start" / "checkpoints")
+    data = rearranged(runs.folder / "seventh", lambda name: f"new_{name}")
+    runs.train("first_start", data=data)
+    seen = SeenImages.load(runs.folder / "first_start" / "seen_images.npz")
+    train = open_dataset(data).carve(0.4)["train"].index.image_ids
+    assert seen.count(train) == {"weights": len(train)}
+    assert "weights" not in seen.count(runs.seen("clean"))
+
+
 @pytest.fixture(scope="module")
 def exchanged(runs):
     """A dataset whose test images are training images of `clean`, and the reverse."""
