@@ -5,17 +5,20 @@ reads the files named here. TFDS's `dataset_info.json` is written last: where it
 dataset is whole.
 """
 
+import io
 import json
 import os
 import tempfile
 from collections.abc import Mapping
 from pathlib import Path
 
+import polars as pl
 import tensorflow_datasets as tfds
 from etils import epath
 from tensorflow_datasets.core import splits as split_lib
 
 from jaxii.data import schema
+from jaxii.data.counts import few
 from jaxii.data.shards import Written
 from jaxii.errors import InputError
 from jaxii.files import AnyPath, names_in, write_beside, write_json
@@ -24,6 +27,9 @@ INFO_FILE = "dataset_info.json"
 LABELS_FILE = "labels.csv"
 COUNTS_FILE = "counts.json"
 INPUTS_FILE = "preparation.json"
+IMAGES_FILE = "preparation.parquet"
+# Changes with what the files of an unfinished preparation mean.
+FORMAT = 2
 
 
 def index_path(directory: AnyPath, split: str) -> AnyPath:
@@ -31,13 +37,17 @@ def index_path(directory: AnyPath, split: str) -> AnyPath:
     return directory / f"index-{split}.parquet"
 
 
-def begin(output: AnyPath, fingerprint: str, short_side: int) -> bool:
+def begin(
+    output: AnyPath, fingerprint: str, short_side: int, images: pl.DataFrame
+) -> bool:
     """Claims the output folder; returns whether the dataset is complete already.
 
     Args:
       output: the folder.
       fingerprint: of everything the dataset is made from.
       short_side: pixels that larger pictures are reduced to.
+      images: the columns split, image_id, size_bytes and stamp (see
+        `image_files.FileFacts`) of the files; kept to name those that change.
 
     Raises:
       InputError: something else is in it.
@@ -45,19 +55,47 @@ def begin(output: AnyPath, fingerprint: str, short_side: int) -> bool:
     inputs = output / INPUTS_FILE
     output.mkdir(parents=True, exist_ok=True)
     if inputs.exists():
-        if json.loads(inputs.read_text()).get("fingerprint") != fingerprint:
+        begun = json.loads(inputs.read_text())
+        if begun.get("format") != FORMAT:
             raise InputError(
-                f"{output} was prepared from other files or with other options; choose "
-                "another folder, or delete it"
+                f"{output} was prepared by another version of jaxii; choose another "
+                "folder, or delete it"
             )
+        if begun.get("fingerprint") != fingerprint:
+            raise InputError(_difference(output, images))
         return (output / INFO_FILE).exists()
     if names_in(output):
         raise InputError(
             f"{output} is not empty and no preparation was begun in it; choose an "
             "empty or new folder"
         )
-    write_json(inputs, {"fingerprint": fingerprint, "short_side": short_side})
+    claim = {"format": FORMAT, "fingerprint": fingerprint, "short_side": short_side}
+    write_json(inputs, claim)
+    write_beside(output / IMAGES_FILE, images.write_parquet, binary=True)
     return False
+
+
+def _difference(output: AnyPath, images: pl.DataFrame) -> str:
+    """Returns why a folder is not that of these inputs."""
+    stored = output / IMAGES_FILE
+    if stored.exists():
+        before = pl.read_parquet(io.BytesIO(stored.read_bytes()))
+        both = images.join(before, on=("split", "image_id"), maintain_order="left")
+        changed = both.filter(
+            (pl.col("size_bytes") != pl.col("size_bytes_right"))
+            | (pl.col("stamp") != pl.col("stamp_right"))
+        )
+        if len(changed):
+            examples = ", ".join(few(changed["image_id"]))
+            return (
+                f"{output} was begun with other versions of {len(changed):,} image "
+                f"files ({examples}), by their size or time of change; choose another "
+                "folder, or delete it"
+            )
+    return (
+        f"{output} was prepared from other files or with other options; choose another "
+        "folder, or delete it"
+    )
 
 
 def short_side(directory: AnyPath) -> int | None:

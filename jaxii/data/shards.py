@@ -18,17 +18,16 @@ from pathlib import Path
 
 import cv2
 import numpy as np
+import xxhash
 from array_record.python.array_record_module import ArrayRecordWriter
 
-from jaxii.data import schema
+from jaxii.data import image_files, schema
+from jaxii.data.image_files import FileFacts
 from jaxii.data.recode import recode
 from jaxii.files import AnyPath, local_draft, names_in, size_of, write_json
 
 SHARD_IMAGES = 1024
 MAX_SHARDS = 512
-# Other I/O errors (a lost network disk) end the run, to be resumed: they are not the
-# picture's fault.
-_UNREADABLE = (FileNotFoundError, IsADirectoryError, PermissionError)
 Progress = Callable[[int, int, str], None]
 
 
@@ -40,7 +39,7 @@ class Plan:
       split: its name.
       image_ids: text; one an image, as are `paths`, `groups`, `domains` and `slices`.
       paths: where the picture is.
-      sizes: bytes of its file.
+      facts: of its file.
       groups: see `schema`.
       domains: see `schema`.
       slices: see `schema`.
@@ -53,7 +52,7 @@ class Plan:
     split: str
     image_ids: Sequence[str]
     paths: Sequence[AnyPath]
-    sizes: Sequence[int]
+    facts: Sequence[FileFacts]
     groups: Sequence[str]
     domains: Sequence[str]
     slices: Sequence[str]
@@ -81,7 +80,7 @@ class Plan:
             split=self.split,
             image_ids=self.image_ids[span],
             paths=self.paths[span],
-            sizes=self.sizes[span],
+            facts=self.facts[span],
             groups=self.groups[span],
             domains=self.domains[span],
             slices=self.slices[span],
@@ -101,12 +100,15 @@ class Written:
       shard_lengths: records in each shard.
       num_bytes: of all shards.
       faults: row -> why its picture could not be used.
+      digests: a hash of the bytes of the file of each row of the plan; "" where the
+        image could not be used.
     """
 
     rows: np.ndarray
     shard_lengths: list[int]
     num_bytes: int
     faults: dict[int, str]
+    digests: list[str]
 
 
 def shard_paths(directory: AnyPath, plan: Plan) -> list[AnyPath]:
@@ -179,6 +181,7 @@ def write(
         shard_lengths=[part["num_records"] for part in parts],
         num_bytes=sum(size_of(path) for path, _ in shards),
         faults=faults,
+        digests=[digest for part in parts for digest in part["digests"]],
     )
 
 
@@ -210,24 +213,33 @@ def write_shard(
       advance: called after each image; what it raises ends the work.
 
     Returns:
-      The account: num_records, and as faults pairs of a row and its reason.
+      The account: num_records; as faults pairs of a row and its reason; as digests one
+      text an image, as in `Written`.
     """
     faults: list[tuple[int, str]] = []
+    digests: list[str] = []
     with local_draft(path) as draft:
         # JPEG does not compress further: storing is faster to write and to read.
         writer = ArrayRecordWriter(os.fspath(draft), "group_size:1,uncompressed")
         try:
             for i, picture in enumerate(part.paths):
                 try:
-                    data = recode(picture.read_bytes(), short_side=short_side)
-                except (ValueError, *_UNREADABLE) as error:
+                    source = image_files.read(picture, part.facts[i].size_bytes)
+                    data = recode(source, short_side=short_side)
+                except ValueError as error:
                     faults.append((first_row + i, str(error)))
+                    digests.append("")
                 else:
+                    digests.append(xxhash.xxh3_128_hexdigest(source))
                     writer.write(_record(part, i, data))
                 advance()
         finally:
             writer.close()
-        account = {"num_records": len(part) - len(faults), "faults": faults}
+        account = {
+            "num_records": len(part) - len(faults),
+            "faults": faults,
+            "digests": digests,
+        }
         write_json(account_path(path), account)
     return account
 
