@@ -160,10 +160,8 @@ def open_session(
         workdir.claim_labels(data.vocabulary)
         if claim:
             workdir.claim(config, change_batch_size=change_batch_size)
-            if not begun:
-                # A start that came to no checkpoint may have had other data.
-                workdir.embedding_file.unlink(missing_ok=True)
-                _save_seen(workdir, data, stages, start)
+        if claim and not begun:
+            _begin(workdir, data, stages, start)
     return Session(
         workdir=workdir,
         config=config,
@@ -222,13 +220,17 @@ def _check_begun(
     return ""
 
 
-def _save_seen(
+def _begin(
     workdir: Workdir,
     data: assemble.Data,
     stages: Sequence[Stage],
     start: Trained | Trunk | None,
 ) -> None:
-    """Keeps which images the run learns from, and those of the run it starts from."""
+    """Keeps which images the run learns from, and those of the run it starts from.
+
+    What an earlier start left that came to no checkpoint, perhaps on other data, goes.
+    """
+    workdir.embedding_file.unlink(missing_ok=True)
     splits = {
         "weights": {stage.split for stage in stages},
         "model_selection": {data.choosing_split},

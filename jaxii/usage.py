@@ -74,6 +74,9 @@ pass over all cores; interrupted, the same command goes on.
 
   python -m jaxii.main prepare --input_dir=kaggle --data_dir=data/inclusive_images
 
+CSV files name images by id: the file name without folder and suffix. Case matters,
+white space around an id does not, and an image suffix is removed where no id has it.
+
 --input_dir=DIR          train_human_labels.csv, classes-trainable.csv and the rest
 --data_dir=DIR           where the dataset goes; both may be gs://BUCKET/...
 --short_side=PIXELS      larger pictures are reduced to it [256]

@@ -50,7 +50,7 @@ def test_a_part_of_a_plan_has_the_labels_of_its_images(root, tmp_path, monkeypat
     assert part.image_ids == ["train01", "train02"]
     assert part.offsets.tolist() == [0, 2, 3]
     assert part.label_ids.tolist() == [1, 1, 2]
-    assert len(part.paths) == len(part.sizes) == len(part.groups) == 2
+    assert len(part.paths) == len(part.facts) == len(part.groups) == 2
 
 
 def test_beam_writes_the_very_files_of_the_local_path(beam, root, tmp_path):

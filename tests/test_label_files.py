@@ -1,3 +1,5 @@
+import re
+
 import polars as pl
 import pytest
 from small_layout import lines
@@ -161,12 +163,32 @@ def test_an_unexpected_header_is_refused(tmp_path):
 
 def test_metadata_keeps_the_first_row_of_an_image(tmp_path):
     path = lines(tmp_path / "m.csv", "image_id,slice,source", "a,x,1", "a,y,2", "b,,3")
-    table, tally = label_files.read_metadata(path)
-    assert table.rows() == [("a", None, None, "x"), ("b", None, None, None)]
+    table, tally = label_files.read_metadata(path, IMAGES)
+    nothing = (None, None, None)
+    assert table.rows() == [(None, None, "x"), nothing, nothing]
     assert tally.dropped["repeated"] == 1
 
 
 def test_metadata_without_a_known_column_is_refused(tmp_path):
     path = lines(tmp_path / "m.csv", "image_id,colour", "a,x")
     with pytest.raises(InputError, match="at least one of group, domain, slice"):
-        label_files.read_metadata(path)
+        label_files.read_metadata(path, IMAGES)
+
+
+@pytest.mark.parametrize(
+    ("rows", "line", "code"),
+    [
+        (["/m/1", "people & body"], 3, "people & body"),
+        (["/m/1 "], 2, "/m/1 "),
+        (["/m/1", "/m/2", "a\u00a0b"], 4, "a\u00a0b"),
+        (["a\tb"], 2, "a\tb"),
+        (["/m/1", "a\x07b"], 3, "a\x07b"),
+        (["/m/1", "", "/m/2"], 3, ""),
+        (['"a\nb"'], 2, "a\nb"),
+    ],
+)
+def test_a_code_that_a_submission_cannot_hold_is_refused(tmp_path, rows, line, code):
+    path = lines(tmp_path / "c.csv", "label_code", *rows)
+    words = re.escape(f"c.csv line {line}: the label_code {code!r} is empty, or has")
+    with pytest.raises(InputError, match=words):
+        label_files.read_codes(path, None)

@@ -60,7 +60,7 @@ def test_pictures_are_found_in_folders_of_folders_by_id(root):
     pictures = find_pictures((root / "train",))
     assert pictures.ids == ["aa", *(f"train{i:02d}" for i in range(6))]
     assert pictures.paths[1] == root / "train" / "part_0" / "train00.jpg"
-    assert pictures.sizes[0] == 1
+    assert pictures.facts[0].size_bytes == 1
 
 
 def test_a_second_file_of_an_id_is_told(root):
@@ -82,7 +82,7 @@ def test_a_list_of_pictures_stands_in_for_folders(tmp_path):
     pictures, _ = Layout.find(root).pictures()
     assert pictures.ids == ["a/1", "b/1", "c/1"]
     assert [path.name for path in pictures.paths][:2] == ["train00.jpg", "train01.jpg"]
-    assert [size > 0 for size in pictures.sizes] == [True, True, False]
+    assert [f.size_bytes > 0 for f in pictures.facts] == [True, True, False]
     listed.write_text("image_id,path\na,x\na,y\n")
     with pytest.raises(InputError, match="the image_id 'a' 2 times"):
         Layout.find(root).pictures()

@@ -1,5 +1,7 @@
 """`new`: plain data in, what was assumed in words, and a recipe that trains."""
 
+import csv
+import io
 import json
 import re
 import runpy
@@ -8,15 +10,19 @@ import unicodedata
 import cv2
 import numpy as np
 import plain_data
+import polars as pl
 import pytest
 import small_layout
 
 from jaxii import config as configuration
 from jaxii import recipe as recipes
 from jaxii.commands.new import new
+from jaxii.data import label_files
 from jaxii.data.open_images import Layout, prepare
 from jaxii.data.prepared import open_prepared
+from jaxii.data.sources import open_dataset
 from jaxii.errors import InputError
+from jaxii.infer.predict import write_submission
 from jaxii.look import cells, labelled, pictures, rows
 from jaxii.look.notes import Notes, shown
 from jaxii.look.paths import NOWHERE, Matcher
@@ -554,3 +560,38 @@ def test_a_refusal_leaves_nothing_and_says_what_was_found(tmp_path, capsys):
         new(tmp_path / "mine", images=root, labels=file, **OPTIONS)
     assert not (tmp_path / "mine").exists()
     assert "column 'path' names the pictures" in capsys.readouterr().out
+
+
+def test_codes_of_labels_with_spaces_can_be_submitted_and_read_back(tmp_path):
+    names = ("people & body", "a, b", 'say "x"', "bell\x07", "é\u00a0é", "plain")
+    rows = [[f"{i}.jpg", name] for i, name in enumerate(names)]
+    text = io.StringIO()
+    csv.writer(text, lineterminator="\n").writerows([["path", "label"], *rows])
+    images, file = label_file(tmp_path, text.getvalue(), [row[0] for row in rows])
+    options = OPTIONS | {"label_separator": "none"}
+    new(tmp_path / "mine", images=images, labels=file, **options)
+    layout = Layout.find(tmp_path / "mine" / "files")
+    codes = label_files.read_codes(layout.classes, layout.descriptions)
+    assert set(codes.vocabulary.descriptions) >= {"people & body", "plain"}
+    prepare(layout, tmp_path / "data", short_side=16)
+    index = open_dataset(tmp_path / "data").splits["train"].index
+    answers = [index.label_ids[i : i + 1] for i in range(len(names))]
+    path = tmp_path / "submission.csv"
+    ids = index.image_ids.tolist()
+    write_submission(path, ids, answers, codes.vocabulary, {})
+    entries, tally, listed = label_files.read_image_labels(
+        path, codes, pl.Series(ids), header=True
+    )
+    assert listed.to_list() == ids
+    assert entries.labels.tolist() == [int(answer[0]) for answer in answers]
+    assert tally.kept == tally.read == len(names)
+    with path.open(newline="") as opened:
+        assert all(len(row["labels"].split()) == 1 for row in csv.DictReader(opened))
+
+
+def test_ids_that_differ_by_case_alone_are_said_and_kept_apart(tmp_path):
+    names = ("a.jpg", "A.jpg", "007.jpg", "7.jpg")
+    text = "path,label\na,x\nA,y\n007,x\n7,y\n"
+    found, said = look(*label_file(tmp_path, text, names))
+    assert named(found) == {"a": ["x"], "A": ["y"], "007": ["x"], "7": ["y"]}
+    assert "2 ids that differ by case alone" in said

@@ -1,5 +1,7 @@
 import io
 import json
+import os
+import shutil
 
 import numpy as np
 import pytest
@@ -293,7 +295,7 @@ def test_a_second_file_of_an_image_is_told(root, out):
 
 def test_a_list_of_other_validation_images_is_refused(tmp_path):
     root = small_layout.write(tmp_path / "kaggle")
-    small_layout.lines(root / "validation_ids.csv", "image_id", "train01.jpg")
+    small_layout.lines(root / "validation_ids.csv", "image_id", "other01.jpg")
     with pytest.raises(InputError, match="lists no training image"):
         prepare(Layout.find(root), tmp_path / "out")
 
@@ -305,3 +307,56 @@ def test_listed_validation_images_are_a_split_of_their_own(tmp_path):
     assert counts.split("train").kept == 4
     assert counts.split("validation").kept == 2
     assert counts.split("train").read == 4
+
+
+def test_a_label_file_of_people_without_a_row_is_refused(root, out):
+    lines(root / "train_human_labels.csv", "ImageID,Source,LabelName,Confidence")
+    with pytest.raises(InputError, match=r"human_labels.csv has no label row"):
+        prepare(Layout.find(root), out)
+    assert not out.exists()
+
+
+def test_a_machine_label_file_without_a_row_is_no_error_and_said(root, out):
+    lines(root / "train_machine_labels.csv", "ImageID,Source,LabelName,Confidence")
+    counts = prepare(Layout.find(root), out)
+    assert "train_machine_labels.csv: 0 rows read, 0 kept" in counts.lines()
+    assert counts.split("train").kept == 6
+
+
+def test_a_file_that_changed_at_the_same_size_is_named(root, out):
+    layout = Layout.find(root)
+    prepare(layout, out)
+    path = root / "train" / "part_0" / "train03.jpg"
+    data = bytearray(path.read_bytes())
+    data[-10] ^= 1
+    path.write_bytes(data)
+    words = r"other versions of 1 image files \(train03\), by their size or time"
+    with pytest.raises(InputError, match=words):
+        prepare(layout, out)
+
+
+def test_a_file_that_changed_before_an_interrupted_run_goes_on_is_named(root, out):
+    def interrupt(done, total, what):
+        if what == "tuning":
+            raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        prepare(Layout.find(root), out, on_progress=interrupt)
+    os.utime(root / "train" / "part_0" / "train03.jpg")
+    with pytest.raises(InputError, match=r"1 image files \(train03\)"):
+        prepare(Layout.find(root), out)
+
+
+def test_a_copy_of_the_files_with_their_times_is_the_same_input(root, out, tmp_path):
+    counts = prepare(Layout.find(root), out)
+    shutil.copytree(root, tmp_path / "copy")
+    assert prepare(Layout.find(tmp_path / "copy"), out) == counts
+
+
+def test_a_dataset_of_another_version_of_jaxii_is_told_as_that(root, out):
+    prepare(Layout.find(root), out)
+    stored = json.loads((out / "preparation.json").read_text())
+    del stored["format"]
+    (out / "preparation.json").write_text(json.dumps(stored))
+    with pytest.raises(InputError, match="by another version of jaxii"):
+        prepare(Layout.find(root), out)

@@ -1,10 +1,12 @@
 """Resolved labels of whole splits, and the validation split that is carved out."""
 
+import shutil
+
 import numpy as np
 import pytest
 import small_layout
 
-from jaxii.data import open_images, sources
+from jaxii.data import open_images, sources, toy_regions
 from jaxii.data.labels import BOX, HUMAN, MACHINE
 from jaxii.data.prepared import Rows, open_prepared, prepare_toy_regions
 from jaxii.errors import InputError
@@ -225,3 +227,23 @@ def test_a_held_out_domain_chooses_and_trains_nothing(with_domains):
     assert data.split("held_out").num_examples == 10
     assert len(data.train_rows.offsets) == data.split("train").num_examples + 1
     assert len(data.verified_rows("held_out").label_ids) == 10
+
+
+def test_toy_regions_that_are_drawn_again_go_on_being_prepared(tmp_path, monkeypatch):
+    draw = toy_regions.write
+    small = {"num_train": 30, "num_tuning": 2, "num_test": 2}
+    monkeypatch.setattr(
+        toy_regions,
+        "write",
+        lambda directory, on_progress=None: draw(directory, **small),
+    )
+
+    def interrupt(done, total, what):
+        if what == "tuning":
+            raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        prepare_toy_regions(tmp_path / "toy", interrupt)
+    shutil.rmtree(tmp_path / "toy_files")
+    prepare_toy_regions(tmp_path / "toy")
+    assert (tmp_path / "toy" / "dataset_info.json").exists()

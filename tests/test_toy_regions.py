@@ -264,3 +264,12 @@ def test_a_drawing_stays_in_its_frame(name):
 def test_every_object_appears_in_some_table():
     tables = (*toy_scenes.ON_GROUND.values(), *toy_scenes.IN_SKY.values())
     assert set().union(*tables) == set(toy_shapes.NAMES)
+
+
+def test_files_that_are_drawn_again_have_the_same_times(small, tmp_path):
+    again = toy_regions.write(tmp_path / "again", **SMALL)
+    times = [
+        [path.stat().st_mtime_ns for path in sorted(folder.rglob("*.jpg"))]
+        for folder in (small, again)
+    ]
+    assert times[0] and times[0] == times[1]

@@ -2,7 +2,7 @@
 
 import json
 from collections.abc import Iterable, Mapping
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, replace
 from typing import Any
 
 from jaxii.files import AnyPath, write_json
@@ -20,7 +20,7 @@ class Tally:
       read: how many there were.
       kept: how many of them are in the dataset.
       dropped: reason -> how many; `read` = `kept` + all of these.
-      examples: reason -> the first few that it met.
+      examples: reason or note -> the first few that it met.
       notes: further figures, such as labels kept by source.
     """
 
@@ -37,10 +37,30 @@ class Tally:
         parts = [f"{self.name}: {self.read:,} {self.unit} read, {self.kept:,} kept"]
         for reason, number in self.dropped.items():
             if number:
-                ids = ", ".join(self.examples.get(reason, ()))
-                parts.append(f"{number:,} {reason}" + (f" ({ids})" if ids else ""))
-        parts += [f"{what} {number:,}" for what, number in self.notes.items()]
+                parts.append(f"{number:,} {reason}{self._shown(reason)}")
+        parts += [
+            f"{what} {number:,}{self._shown(what)}"
+            for what, number in self.notes.items()
+        ]
         return "; ".join(parts)
+
+    def with_note(
+        self, what: str, number: int, examples: Iterable[str] = ()
+    ) -> "Tally":
+        """Returns the account with a further figure and the first few examples of it;
+        unchanged where the figure is 0."""
+        if not number:
+            return self
+        examples = few(examples)
+        return replace(
+            self,
+            notes={**self.notes, what: number},
+            examples={**self.examples, **({what: examples} if examples else {})},
+        )
+
+    def _shown(self, reason: str) -> str:
+        examples = ", ".join(self.examples.get(reason, ()))
+        return f" ({examples})" if examples else ""
 
 
 @dataclass(frozen=True)

@@ -14,6 +14,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import polars as pl
 import tensorflow_datasets as tfds
 from etils import epath
 from google.protobuf import json_format
@@ -21,12 +22,13 @@ from tensorflow_datasets.core import splits as split_lib
 from tensorflow_datasets.core.proto import dataset_info_pb2
 
 from jaxii import manifest
-from jaxii.data import schema
+from jaxii.data import index, schema
+from jaxii.data.counts import few
 from jaxii.data.shards import Written
 from jaxii.errors import InputError
 from jaxii.files import AnyPath, names_in, write_beside, write_json
 
-# Of the files that are written; one of another format has to be prepared again.
+# Of the files that are written, also by a preparation that is not finished.
 FORMAT = 2
 INFO_FILE = "dataset_info.json"
 LABELS_FILE = "labels.csv"
@@ -34,7 +36,7 @@ COUNTS_FILE = "counts.json"
 INPUTS_FILE = "preparation.json"
 FEATURES_FILE = "features.json"
 DEFAULT_TEMPLATE = "{DATASET}-{SPLIT}.{FILEFORMAT}-{SHARD_X_OF_Y}"
-PREPARE_AGAIN = "prepare the dataset again, or copy all of it again"
+PREPARE_AGAIN = "delete the folder and prepare it again, or restore it from a copy"
 # Of the datasets that `prepare` writes and of TFDS's `open_images_v4`.
 FEATURE_TYPES = frozenset(
     f"tensorflow_datasets.core.features.{name}"
@@ -50,6 +52,7 @@ FEATURE_TYPES = frozenset(
 )
 # Protocol buffer classes are made at run time, out of a type checker's sight.
 _Info: Any = dataset_info_pb2.DatasetInfo  # pyright: ignore[reportAttributeAccessIssue]
+IMAGES_FILE = "preparation.parquet"
 
 
 def index_path(directory: AnyPath, split: str) -> AnyPath:
@@ -57,33 +60,69 @@ def index_path(directory: AnyPath, split: str) -> AnyPath:
     return directory / f"index-{split}.parquet"
 
 
-def begin(output: AnyPath, fingerprint: str, short_side: int) -> bool:
+def begin(
+    output: AnyPath, fingerprint: str, short_side: int, images: pl.DataFrame
+) -> bool:
     """Claims the output folder; returns whether the dataset is complete already.
 
     Args:
       output: the folder.
       fingerprint: of everything the dataset is made from.
       short_side: pixels that larger pictures are reduced to.
+      images: the columns split, image_id, size_bytes and stamp (see
+        `image_files.FileFacts`) of the files; kept to name those that change.
 
     Raises:
-      InputError: something else is in it.
+      InputError: If something else is in it, or the dataset there is damaged.
     """
     inputs = output / INPUTS_FILE
     output.mkdir(parents=True, exist_ok=True)
     if inputs.exists():
-        if _read_json(inputs).get("fingerprint") != fingerprint:
+        begun = _read_json(inputs)
+        if begun.get("format") != FORMAT:
             raise InputError(
-                f"{output} was prepared from other files or with other options; choose "
-                "another folder, or delete it"
+                f"{output} was prepared by another version of jaxii; choose another "
+                "folder, or delete it"
             )
-        return (output / INFO_FILE).exists()
-    if names_in(output):
+        if begun.get("fingerprint") != fingerprint:
+            raise InputError(_difference(output, images))
+        if (output / INFO_FILE).exists():
+            listed = manifest.Manifest.load(output / manifest.NAME, fix=PREPARE_AGAIN)
+            listed.check(output, fix=PREPARE_AGAIN)
+            return True
+    elif names_in(output):
         raise InputError(
             f"{output} is not empty and no preparation was begun in it; choose an "
             "empty or new folder"
         )
-    write_json(inputs, {"fingerprint": fingerprint, "short_side": short_side})
+    claim = {"format": FORMAT, "fingerprint": fingerprint, "short_side": short_side}
+    if not inputs.exists():
+        write_json(inputs, claim)
+    write_beside(output / IMAGES_FILE, images.write_parquet, binary=True)
     return False
+
+
+def _difference(output: AnyPath, images: pl.DataFrame) -> str:
+    """Returns why a folder is not that of these inputs."""
+    stored = output / IMAGES_FILE
+    if stored.exists():
+        before = index.load(stored)
+        both = images.join(before, on=("split", "image_id"), maintain_order="left")
+        changed = both.filter(
+            (pl.col("size_bytes") != pl.col("size_bytes_right"))
+            | (pl.col("stamp") != pl.col("stamp_right"))
+        )
+        if len(changed):
+            examples = ", ".join(few(changed["image_id"]))
+            return (
+                f"{output} was begun with other versions of {len(changed):,} image "
+                f"files ({examples}), by their size or time of change; choose another "
+                "folder, or delete it"
+            )
+    return (
+        f"{output} was prepared from other files or with other options; choose another "
+        "folder, or delete it"
+    )
 
 
 def short_side(directory: AnyPath) -> int | None:
@@ -101,7 +140,7 @@ def complete(
     for pattern in ("*.part", "*.plan"):
         for path in output.glob(pattern):
             path.unlink()
-    names = [LABELS_FILE, COUNTS_FILE, INPUTS_FILE]
+    names = [LABELS_FILE, COUNTS_FILE, INPUTS_FILE, IMAGES_FILE]
     names += [index_path(output, split).name for split in written]
     files = manifest.describe_all(output, names)
     for result in written.values():

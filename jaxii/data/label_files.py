@@ -6,6 +6,7 @@ counted with the reason. `open_images` decides which files belong to which split
 """
 
 import os
+import unicodedata
 from collections.abc import Sequence
 from dataclasses import dataclass
 
@@ -13,12 +14,14 @@ import numpy as np
 import polars as pl
 
 from jaxii.data.counts import Tally, few
+from jaxii.data.image_ids import SUFFIX_NOTE, find_rows, numbered, without_suffix
 from jaxii.data.labels import Vocabulary, largest_by_key
 from jaxii.errors import InputError
 from jaxii.files import AnyPath
 
 MAX_UNKNOWN_SHARE = 0.05
 LABEL_COLUMNS = ("ImageID", "LabelName", "Confidence")
+METADATA = ("group", "domain", "slice")
 _NOT_TRAINABLE, _UNKNOWN = -1, -2
 
 
@@ -73,11 +76,13 @@ def read_codes(trainable: AnyPath, descriptions: AnyPath | None) -> Codes:
         trainable ones are fine.
 
     Raises:
-      InputError: a wrong header, no class, or a class listed twice.
+      InputError: a wrong header, no class, a class listed twice, or a code that a
+        submission cannot hold.
     """
-    codes = _read(trainable, ("label_code",))["label_code"].to_list()
+    codes = _read(trainable, ("label_code",))["label_code"].fill_null("").to_list()
     if not codes:
         raise InputError(f"{trainable} lists no class; it needs one label_code a row")
+    _check_codes(trainable, codes)
     names: dict[str, str] = {}
     if descriptions is not None:
         table = _read(descriptions, ("label_code", "description"))
@@ -88,6 +93,18 @@ def read_codes(trainable: AnyPath, descriptions: AnyPath | None) -> Codes:
         raise InputError(f"{trainable}: {error}") from error
     described_in = descriptions.name if descriptions else trainable.name
     return Codes(vocabulary, frozenset(names) | set(codes), described_in)
+
+
+def _check_codes(path: AnyPath, codes: Sequence[str]) -> None:
+    # A submission has the codes of an image in one cell, with spaces between them.
+    for line, code in enumerate(codes, start=2):
+        unfit = (c.isspace() or unicodedata.category(c) == "Cc" for c in code)
+        if not code or any(unfit):
+            raise InputError(
+                f"{path} line {line}: the label_code {code!r} is empty, or has white "
+                "space or a control character in it; codes are separated by spaces in "
+                "a submission: replace such characters, for example by _"
+            )
 
 
 def read_labels(
@@ -101,6 +118,7 @@ def read_labels(
       path: the CSV file.
       codes: what LabelName may be.
       image_ids: text, unique; the images there are, in the order of their row numbers.
+        See the module `image_ids` for which of them an ImageID means.
 
     Returns:
       One entry for each (image, label), with the largest of its confidences; and the
@@ -178,33 +196,57 @@ def read_rows(path: AnyPath, *, header: bool) -> pl.DataFrame:
     return table.filter(pl.col("image_id").fill_null("") != "")
 
 
-def read_metadata(path: AnyPath) -> tuple[pl.DataFrame, Tally]:
-    """Reads image_id and whichever of group, domain, slice a metadata file has.
+def read_metadata(path: AnyPath, image_ids: pl.Series) -> tuple[pl.DataFrame, Tally]:
+    """Reads group, domain and slice of images, as far as a metadata file has them.
+
+    Args:
+      path: CSV with the column image_id and any of group, domain and slice. White space
+        around a value is no part of it.
+      image_ids: as in `read_labels`.
 
     Returns:
-      A table with image_id (each once, the first row wins) and the three columns, null
-      where absent or empty; and the account of the rows.
+      A table with the three columns and one row an image, null where the file has
+      nothing (the first row of an image wins); and the account of the rows.
 
     Raises:
-      InputError: no column image_id, or none of the three.
+      InputError: no column image_id, none of the three, or no row names an image.
     """
     table = _read(path, ("image_id",))
-    known = ("group", "domain", "slice")
-    if not set(known) & set(table.columns):
+    if not set(METADATA) & set(table.columns):
         raise InputError(
             f"{path} has the columns {','.join(table.columns)}; it needs image_id and "
             "at least one of group, domain, slice"
         )
-    columns = [
-        pl.when(pl.col(name) != "").then(pl.col(name)).alias(name)
-        if name in table.columns
-        else pl.lit(None, pl.String).alias(name)
-        for name in known
+    columns = [_text(name) for name in METADATA if name in table.columns]
+    columns += [
+        pl.lit(None, pl.String).alias(name)
+        for name in METADATA
+        if name not in table.columns
     ]
-    chosen = table.select("image_id", *columns)
-    once = chosen.unique("image_id", keep="first", maintain_order=True)
-    twice = len(chosen) - len(once)
-    return once, Tally(path.name, "rows", len(chosen), len(once), {"repeated": twice})
+    rows, num_suffixed = find_rows(table["image_id"], image_ids)
+    chosen = table.select("image_id", *columns).with_columns(row=rows)
+    missing = chosen.filter(pl.col("row").is_null())["image_id"].fill_null("")
+    found = chosen.filter(pl.col("row").is_not_null())
+    once = found.unique("row", keep="first", maintain_order=True)
+    dropped = {"image missing": len(missing), "repeated": len(found) - len(once)}
+    examples = {"image missing": few(missing)} if len(missing) else {}
+    tally = Tally(path.name, "rows", len(chosen), len(once), dropped, examples)
+    tally = tally.with_note(SUFFIX_NOTE, num_suffixed)
+    if len(chosen) and len(image_ids) and not len(once):
+        raise InputError(
+            f"{path} names no image ({tally.line()}); give ids as the image files are "
+            "named, without folder and suffix"
+        )
+    aligned = numbered(image_ids).join(
+        once, on="row", how="left", maintain_order="left"
+    )
+    return aligned.select(METADATA), tally
+
+
+def _text(name: str) -> pl.Expr:
+    """Returns a column without white space around its values, null where empty."""
+    text = pl.col(name).str.strip_chars()
+    return pl.when(text != "").then(text).alias(name)
 
 
 def _collect(
@@ -214,44 +256,41 @@ def _collect(
     image_ids: pl.Series,
     unit: str = "rows",
 ) -> tuple[Entries, Tally]:
-    images = pl.DataFrame({"image": image_ids}).with_row_index("row").lazy()
-    joined = lazy.join(images, on="image", how="left").join(
-        codes.table().lazy(), on="code", how="left"
-    )
-    numbers = joined.select(
-        "row",
-        pl.col("label").fill_null(_UNKNOWN),
-        confidence=pl.col("confidence")
-        .str.strip_chars()
-        .cast(pl.Float32, strict=False),
-    )
-    table = _run(path, numbers)
+    images = numbered(image_ids)
+    table = _numbers(path, lazy, codes, images)
     _check_confidences(path, lazy, table["confidence"])
     unknown = int((table["label"] == _UNKNOWN).sum())
     if unknown > MAX_UNKNOWN_SHARE * len(table):
         raise _unknown_codes(path, lazy, codes, unknown, len(table))
-    dropped = {
-        "label not trainable": int((table["label"] == _NOT_TRAINABLE).sum()),
-        "unknown label code": unknown,
-    }
-    usable = table.filter(pl.col("label") >= 0)
-    dropped["image missing"] = int(usable["row"].null_count())
-    usable = usable.filter(pl.col("row").is_not_null())
+    examples: dict[str, tuple[str, ...]] = {}
+    notes: dict[str, int] = {}
+    if table.filter(pl.col("label") >= 0)["row"].null_count():
+        # The file is read again, and only where an image is missing.
+        missing = _missing(path, lazy, codes, images)
+        suffixed = without_suffix(missing, images)
+        if len(suffixed):
+            table = _numbers(path, lazy, codes, pl.concat([images, suffixed]))
+            missing = missing.filter(~missing.is_in(suffixed["image"].implode()))
+            notes[SUFFIX_NOTE] = len(suffixed)
+        if len(missing):
+            examples["image missing"] = few(missing)
+            notes["distinct missing images"] = len(missing)
+    if unknown:
+        examples["unknown label code"] = few(_first_unknown(path, lazy, codes))
+    usable = table.filter(pl.col("label") >= 0, pl.col("row").is_not_null())
     num_labels = len(codes.vocabulary)
     keys, confidences = largest_by_key(
         usable["row"].to_numpy().astype(np.int64) * num_labels
         + usable["label"].to_numpy(),
         usable["confidence"].to_numpy(),
     )
-    dropped["repeated"] = len(usable) - len(keys)
-    examples: dict[str, tuple[str, ...]] = {}
-    notes: dict[str, int] = {}
-    if dropped["unknown label code"]:
-        examples["unknown label code"] = few(_first_unknown(path, lazy, codes))
-    if dropped["image missing"]:
-        missing = _missing(path, lazy, codes, image_ids)
-        examples["image missing"] = few(missing)
-        notes["distinct missing images"] = len(missing)
+    not_trainable = int((table["label"] == _NOT_TRAINABLE).sum())
+    dropped = {
+        "label not trainable": not_trainable,
+        "unknown label code": unknown,
+        "image missing": len(table) - not_trainable - unknown - len(usable),
+        "repeated": len(usable) - len(keys),
+    }
     entries = Entries(
         rows=keys // num_labels,
         labels=(keys % num_labels).astype(np.int32),
@@ -261,17 +300,32 @@ def _collect(
     return entries, tally
 
 
+def _numbers(
+    path: AnyPath, lazy: pl.LazyFrame, codes: Codes, images: pl.DataFrame
+) -> pl.DataFrame:
+    """Returns image row (null where missing), label and confidence of each row."""
+    joined = lazy.join(images.lazy(), on="image", how="left").join(
+        codes.table().lazy(), on="code", how="left"
+    )
+    numbers = joined.select(
+        "row",
+        pl.col("label").fill_null(_UNKNOWN),
+        confidence=pl.col("confidence")
+        .str.strip_chars()
+        .cast(pl.Float32, strict=False),
+    )
+    return _run(path, numbers)
+
+
 def _missing(
-    path: AnyPath, lazy: pl.LazyFrame, codes: Codes, image_ids: pl.Series
-) -> list[str]:
-    # A second reading of the file, and only where an image is missing.
-    images = pl.DataFrame({"image": image_ids}).lazy()
+    path: AnyPath, lazy: pl.LazyFrame, codes: Codes, images: pl.DataFrame
+) -> pl.Series:
     trainable = pl.DataFrame({"code": codes.vocabulary.codes}).lazy()
     missing = lazy.join(trainable, on="code", how="semi").join(
-        images, on="image", how="anti"
+        images.lazy(), on="image", how="anti"
     )
     ids = _run(path, missing.select(pl.col("image").fill_null("")).unique())
-    return sorted(ids["image"])
+    return ids["image"].sort()
 
 
 def _first_unknown(path: AnyPath, lazy: pl.LazyFrame, codes: Codes) -> list[str]:

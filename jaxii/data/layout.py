@@ -7,6 +7,7 @@ given by hand. `open_images.prepare` reads what it finds.
 import os
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, fields, replace
+from functools import partial
 from pathlib import Path
 
 import fsspec
@@ -14,11 +15,12 @@ import numpy as np
 import polars as pl
 from jaxtyping import Bool
 
+from jaxii.data import image_files, image_ids
 from jaxii.data.counts import Tally, few
+from jaxii.data.image_files import IMAGE_SUFFIXES, FileFacts
 from jaxii.errors import InputError
-from jaxii.files import AnyPath, at, size_of
+from jaxii.files import AnyPath, at
 
-IMAGE_SUFFIXES = (".jpg", ".jpeg", ".png", ".webp")
 TEST_IMAGES = "stage_1_test_images"
 
 
@@ -163,16 +165,19 @@ class Pictures:
     """The picture files of a set of folders, by image id, ascending.
 
     Args:
-      ids: the file names without their suffix; unique.
+      ids: the file names without their suffix and without white space around; unique.
       paths: one an id.
-      sizes: bytes.
+      facts: one an id.
       repeated: ids that have more than one file; the first by path is taken.
+      unnamed: paths of files whose name is not UTF-8, escaped. An id is text, so that
+        they are left out.
     """
 
     ids: list[str]
     paths: list[AnyPath]
-    sizes: list[int]
-    repeated: tuple[str, ...]
+    facts: list[FileFacts]
+    repeated: tuple[str, ...] = ()
+    unnamed: tuple[str, ...] = ()
 
     def by_id(self) -> dict[str, int]:
         """Returns the position of each id."""
@@ -184,20 +189,22 @@ def _pictures(listed: AnyPath | None, folders: tuple[AnyPath, ...]) -> Pictures:
         return find_pictures(folders)
     table = read_listed(listed, ("image_id", "path")).sort("image_id")
     ids = table["image_id"].to_list()
-    paths = [at(path) for path in table["path"]]
-    # What is gone since then is named when it is to be read.
-    sizes = [size_of(path) if path.exists() else 0 for path in paths]
-    return Pictures(ids, paths, sizes, repeated=())
+    paths = [image_files.locate(path) for path in table["path"]]
+    # What cannot be read is named when it is to be read.
+    return Pictures(ids, paths, [image_files.facts(path) for path in paths])
 
 
 def read_validation(
-    path: AnyPath, ids: pl.Series
+    path: AnyPath, ids: pl.Series, groups: pl.Series
 ) -> tuple[Bool[np.ndarray, " image"], Tally]:
     """Reads which of the training images are to be the validation split.
 
+    A group is never divided: where a part of one is listed, all of it is taken.
+
     Args:
-      path: a CSV file with a column image_id.
+      path: a CSV file with a column image_id; see `image_ids` for what an id means.
       ids: of the training images.
+      groups: of the training images; an image without one has its id.
 
     Returns:
       Whether each is, and an account of the file.
@@ -206,13 +213,18 @@ def read_validation(
       InputError: none of them is, or it is another file.
     """
     listed = read_listed(path, ("image_id",))["image_id"]
-    absent = listed.filter(~listed.is_in(ids.implode())).to_list()
+    rows, num_suffixed = image_ids.find_rows(listed, ids)
+    absent = listed.filter(rows.is_null()).to_list()
+    found = rows.drop_nulls().unique().to_numpy()
     tally = Tally(
         path.name,
         "images",
         read=len(listed),
-        kept=len(listed) - len(absent),
-        dropped={"listed but missing": len(absent)},
+        kept=len(found),
+        dropped={
+            "listed but missing": len(absent),
+            "repeated": len(listed) - len(absent) - len(found),
+        },
         examples={"listed but missing": few(absent)},
     )
     if not tally.kept:
@@ -220,19 +232,26 @@ def read_validation(
             f"{path} lists no training image ({tally.line()}); give ids as the label "
             "file has them"
         )
-    return ids.is_in(listed.implode()).to_numpy(), tally
+    is_listed = np.zeros(len(ids), bool)
+    is_listed[found] = True
+    chosen = groups.is_in(groups.filter(is_listed).unique().implode()).to_numpy()
+    added = ids.filter(chosen & ~is_listed)
+    note = "other images of a listed group, also taken"
+    tally = tally.with_note(image_ids.SUFFIX_NOTE, num_suffixed)
+    return chosen, tally.with_note(note, len(added), added)
 
 
 def read_listed(path: AnyPath, columns: tuple[str, ...]) -> pl.DataFrame:
     """Reads a list of images: a CSV file whose image_id is there once and never empty.
 
+    White space around an image_id is no part of it.
+
     Raises:
       InputError: it is another file.
     """
     try:
-        table = pl.read_csv(
-            os.fspath(path), columns=list(columns), infer_schema=False
-        ).fill_null("")
+        table = pl.read_csv(os.fspath(path), columns=list(columns), infer_schema=False)
+        table = table.fill_null("").with_columns(pl.col("image_id").str.strip_chars())
     except (OSError, pl.exceptions.PolarsError) as error:
         reason = (str(error).strip().splitlines() or [type(error).__name__])[0]
         raise InputError(
@@ -250,56 +269,81 @@ def read_listed(path: AnyPath, columns: tuple[str, ...]) -> pl.DataFrame:
 
 
 def find_pictures(folders: tuple[AnyPath, ...]) -> Pictures:
-    """Finds the pictures in folders and in all folders inside them."""
-    found: dict[str, tuple[str, int]] = {}
+    """Finds the pictures in folders and in all folders inside them.
+
+    Raises:
+      InputError: a folder cannot be listed.
+    """
+    found: dict[str, tuple[str, FileFacts]] = {}
     repeated: set[str] = set()
-    for path, name, size in files_below(folders):
+    unnamed = []
+    for path, name, facts in files_below(folders):
         stem, suffix = os.path.splitext(name)  # noqa: PTH122 (10x faster)
         if suffix.lower() not in IMAGE_SUFFIXES:
             continue
+        if not image_ids.is_text(stem):
+            unnamed.append(ascii(path))
+            continue
+        stem = stem.strip() or stem
         before = found.get(stem)
         if before is not None:
             repeated.add(stem)
         if before is None or path < before[0]:
-            found[stem] = (path, size())
+            found[stem] = (path, facts())
     ids = sorted(found)
     return Pictures(
         ids=ids,
         paths=[at(found[i][0]) for i in ids],
-        sizes=[found[i][1] for i in ids],
+        facts=[found[i][1] for i in ids],
         repeated=tuple(sorted(repeated)),
+        unnamed=tuple(sorted(unnamed)),
     )
 
 
 def files_below(
     folders: tuple[AnyPath, ...],
-) -> Iterator[tuple[str, str, Callable[[], int]]]:
-    """Yields path, name and a function for the size of each file below folders.
+) -> Iterator[tuple[str, str, Callable[[], FileFacts]]]:
+    """Yields path, name and a function for the facts of each file below folders.
 
     Links to folders are followed; a folder that is reached twice is read once, so that
     a link upwards ends.
+
+    Raises:
+      InputError: a folder cannot be listed.
     """
     pending = [os.fspath(folder) for folder in folders]
     seen: set[tuple[int, int]] = set()
     while pending:
         folder = pending.pop()
         if "://" in folder:
-            # One listing of the bucket, sizes included; a request a file takes hours.
+            # One listing of the bucket, facts included; a request a file takes hours.
             system, root = fsspec.url_to_fs(folder)
-            for name, facts in system.find(root, detail=True).items():
+            system.invalidate_cache()  # others may have written since
+            for name, info in system.find(root, detail=True).items():
                 path = str(system.unstrip_protocol(name))
-                yield path, path.rpartition("/")[2], lambda f=facts: int(f["size"])
+                yield (
+                    path,
+                    path.rpartition("/")[2],
+                    partial(image_files.facts_listed, info),
+                )
             continue
-        facts = os.stat(folder)  # noqa: PTH116 (the folder is text here)
-        if (facts.st_dev, facts.st_ino) in seen:
-            continue
-        seen.add((facts.st_dev, facts.st_ino))
-        with os.scandir(folder) as entries:
+        try:
+            place = os.stat(folder)  # noqa: PTH116 (the folder is text here)
+            if (place.st_dev, place.st_ino) in seen:
+                continue
+            seen.add((place.st_dev, place.st_ino))
+            entries = os.scandir(folder)
+        except OSError as error:
+            raise InputError(
+                f"{folder} cannot be listed ({error.strerror}); give a folder that "
+                "can be read."
+            ) from error
+        with entries:
             for entry in entries:
                 if _is_folder(entry):
                     pending.append(entry.path)
                 else:
-                    yield entry.path, entry.name, lambda e=entry: e.stat().st_size
+                    yield entry.path, entry.name, partial(image_files.facts, entry)
 
 
 def _is_folder(entry: os.DirEntry) -> bool:

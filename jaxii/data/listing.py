@@ -14,7 +14,9 @@ from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from pathlib import Path
 
-from jaxii.data.layout import IMAGE_SUFFIXES, files_below
+from jaxii.data.image_files import IMAGE_SUFFIXES
+from jaxii.data.image_ids import meant
+from jaxii.data.layout import files_below
 from jaxii.errors import InputError
 from jaxii.files import AnyPath, at
 
@@ -72,12 +74,14 @@ class Listing:
     def select(self, image_ids: Sequence[str]) -> "Listing":
         """Returns the pictures of these ids, in their order; some may have no file.
 
+        See `data.image_ids` for what an id means; answers have it as it is given.
+
         Raises:
           InputError: two pictures have one id.
         """
         self.check_ids()
         by_id = dict(zip(self.image_ids, self.names, strict=True))
-        names = [by_id.get(image_id, "") for image_id in image_ids]
+        names = [by_id.get(meant(image_id, by_id), "") for image_id in image_ids]
         return replace(self, names=names, image_ids=list(image_ids))
 
 
@@ -129,7 +133,7 @@ def read_ids(path: AnyPath) -> list[str]:
                 f"{path} starts with {','.join(header) or 'nothing'!r}; its header has "
                 "to be image_id,labels."
             )
-        ids = [row[0] for row in rows if row]
+        ids = [row[0].strip() for row in rows if row]
     if not ids:
         raise InputError(f"--ids={path} lists no image; give one id a row.")
     _check_once(f"--ids={path}", ids)
@@ -138,13 +142,7 @@ def read_ids(path: AnyPath) -> list[str]:
 
 def _of_folder(folder: AnyPath) -> Listing:
     root = os.fspath(folder).rstrip("/")
-    try:
-        below = [path[len(root) + 1 :] for path, _, _ in files_below((folder,))]
-    except OSError as error:
-        raise InputError(
-            f"--images={folder} cannot be listed ({error.strerror}: {error.filename}); "
-            "give a folder that can be read."
-        ) from error
+    below = [path[len(root) + 1 :] for path, _, _ in files_below((folder,))]
     names = [name for name in below if _has_picture_suffix(name) and not _hidden(name)]
     if not names:
         raise InputError(
@@ -172,14 +170,14 @@ def _of_csv(path: AnyPath) -> Listing:
             if not row:
                 continue
             if len(row) <= max(column, id_column) or not (
-                row[column] and row[id_column]
+                row[column] and row[id_column].strip()
             ):
                 raise InputError(
                     f"--images={path}: row {number} has no path or no id; give both."
                 )
             _located(row[column])
             names.append(row[column])
-            ids.append(row[id_column])
+            ids.append(row[id_column].strip() if has_ids else row[id_column])
     if not names:
         raise InputError(f"--images={path} lists no picture; give one path a row.")
     _check_once(f"--images={path}", names)
@@ -236,7 +234,8 @@ def _hidden(name: str) -> bool:
 
 def _stem(name: str) -> str:
     # os.path: a million of pathlib's take seconds.
-    return os.path.splitext(name.rpartition("/")[2])[0]  # noqa: PTH122
+    stem = os.path.splitext(name.rpartition("/")[2])[0]  # noqa: PTH122
+    return stem.strip() or stem
 
 
 @contextmanager

@@ -18,7 +18,16 @@ from typing import Any
 import numpy as np
 import polars as pl
 
-from jaxii.data import beam_shards, folder, index, label_files, schema, shards
+from jaxii.data import (
+    beam_shards,
+    duplicates,
+    folder,
+    image_ids,
+    index,
+    label_files,
+    schema,
+    shards,
+)
 from jaxii.data.beam_shards import Beam
 from jaxii.data.counts import Counts, Tally, few
 from jaxii.data.labels import BOX, HUMAN, MACHINE
@@ -79,7 +88,8 @@ def prepare(
             codes,
             *layout.pictures(),
         )
-    if folder.begin(output, fingerprint(drafts, codes, short_side), short_side):
+    made_of = fingerprint(drafts, codes, short_side)
+    if folder.begin(output, made_of, short_side, _image_files(drafts)):
         return Counts.load(output / folder.COUNTS_FILE)
     options = {"short_side": short_side, "on_progress": on_progress}
     if beam is not None:
@@ -98,18 +108,25 @@ def _write(
 ) -> tuple[list[Tally], dict[str, shards.Written]]:
     """Writes shards that are not there, and indexes; returns what became of splits."""
     splits, written = [], {}
+    stored: dict[str, duplicates.Stored] = {}
     for draft in drafts:
         plan = draft.plan
         result = shards.write(output, plan, **options)
         splits.append(_account(draft, result))
         if plan.split == "train" and not len(result.rows):
             raise InputError(_nothing_left(splits[-1]))
+        rows: list[int] = result.rows.tolist()
+        stored[plan.split] = duplicates.Stored(
+            image_ids=[plan.image_ids[row] for row in rows],
+            groups=[plan.groups[row] for row in rows],
+            digests=[result.digests[row] for row in rows],
+        )
         if len(result.rows):
             written[plan.split] = result
             index.save(
                 _index_table(plan, result.rows), folder.index_path(output, plan.split)
             )
-    return splits, written
+    return duplicates.note(stored, splits), written
 
 
 def draft_splits(
@@ -133,25 +150,51 @@ def draft_splits(
     Raises:
       InputError: a file that cannot be used, or no training image with a label.
     """
-    drafts, tallies = _train(layout, codes, train_pictures)
-    tuning_ids: list[str] = []
-    metadata = _metadata(layout.test_metadata, tallies)
-    if layout.tuning_labels is not None:
-        labels = _listed(layout.tuning_labels, codes, test_pictures, tallies, False)
-        tuning_ids = labels[1]
-        drafts.append(
-            _evaluation("tuning", tuning_ids, labels, test_pictures, metadata)
-        )
-    test_ids, labels = _test_ids(layout, codes, test_pictures, tallies, tuning_ids)
-    if test_ids:
-        drafts.append(_evaluation("test", test_ids, labels, test_pictures, metadata))
-    return drafts, tallies
+    later, later_tallies, listed = _evaluations(layout, codes, test_pictures)
+    drafts, tallies = _train(layout, codes, train_pictures, listed)
+    return [*drafts, *later], [*tallies, *later_tallies]
 
 
 def _train(
-    layout: Layout, codes: label_files.Codes, pictures: Pictures
+    layout: Layout,
+    codes: label_files.Codes,
+    pictures: Pictures,
+    listed: Mapping[str, Sequence[str]],
 ) -> tuple[list[Draft], list[Tally]]:
+    """Drafts train and a listed validation, without the images that others list."""
     ids = pl.Series(pictures.ids, dtype=pl.String)
+    parts, tallies = _train_labels(layout, codes, ids)
+    columns = _columns(parts, len(ids))
+    labelled = np.flatnonzero(np.diff(columns[0]))
+    metadata = _metadata(layout.train_metadata, ids, tallies)
+    splits = {"train": np.ones(len(ids), bool)}
+    if layout.validation_ids is not None:
+        groups = metadata.select(pl.coalesce("group", pl.lit(ids))).to_series()
+        splits["validation"], tally = read_validation(
+            layout.validation_ids, ids, groups
+        )
+        tallies.append(tally)
+        splits["train"] = ~splits["validation"]
+    drafts = []
+    for split, is_in in splits.items():
+        rows, read = labelled[is_in[labelled]], int(is_in.sum())
+        dropped = {"without a label": read - len(rows)}
+        rows, also = _without_listed(rows, ids, listed)
+        dropped |= {reason: len(found) for reason, found in also.items()}
+        examples = {reason: few(found) for reason, found in also.items()}
+        tally = Tally(split, "images", read, len(rows), dropped, examples)
+        if split == "train":
+            tally = _with_file_notes(tally, pictures)
+            if not len(rows):
+                raise InputError(_nothing_left(tally))
+        plan = _make_plan(split, rows, pictures, columns, metadata)
+        drafts.append(Draft(plan, tally))
+    return drafts, tallies
+
+
+def _train_labels(
+    layout: Layout, codes: label_files.Codes, ids: pl.Series
+) -> tuple[list[tuple[label_files.Entries, int]], list[Tally]]:
     parts, tallies = [], []
     files = (
         (layout.human_labels, HUMAN),
@@ -159,74 +202,131 @@ def _train(
         (layout.bounding_boxes, BOX),
     )
     for path, source in files:
-        if path is not None:
-            entries, tally = label_files.read_labels(path, codes, ids)
-            parts.append((entries, source))
-            tallies.append(tally)
-    columns = _columns(parts, len(pictures.ids))
-    labelled = np.flatnonzero(np.diff(columns[0]))
-    metadata = _metadata(layout.train_metadata, tallies)
-    splits = {"train": np.ones(len(ids), bool)}
-    if layout.validation_ids is not None:
-        splits["validation"], tally = read_validation(layout.validation_ids, ids)
+        if path is None:
+            continue
+        entries, tally = label_files.read_labels(path, codes, ids)
+        if source == HUMAN and not tally.read:
+            raise InputError(
+                f"{path} has no label row, only a header; give one row a label of an "
+                "image"
+            )
+        parts.append((entries, source))
         tallies.append(tally)
-        splits["train"] = ~splits["validation"]
-    drafts = []
-    for split, is_in in splits.items():
-        rows, read = labelled[is_in[labelled]], int(is_in.sum())
-        dropped = {"without a label": read - len(rows)}
-        notes = _second_files(pictures) if split == "train" else {}
-        tally = Tally(split, "images", read, len(rows), dropped, notes=notes)
-        if split == "train" and not len(rows):
-            raise InputError(_nothing_left(tally))
-        plan = _make_plan(split, rows, pictures, columns, metadata)
-        drafts.append(Draft(plan, tally))
-    return drafts, tallies
+    return parts, tallies
 
 
-def _listed(path, codes, pictures, tallies, header):
+def _without_listed(
+    rows: np.ndarray, ids: pl.Series, listed: Mapping[str, Sequence[str]]
+) -> tuple[np.ndarray, dict[str, list[str]]]:
+    """Leaves out the rows of images that tuning or test list.
+
+    Args:
+      rows: of training images.
+      ids: of all training images.
+      listed: split -> the images it lists, whether they are there or not.
+
+    Returns:
+      The rows that are left; reason -> ids of those that are not.
+    """
+    also = {}
+    for split, names in listed.items():
+        found, _ = image_ids.find_rows(pl.Series(names, dtype=pl.String), ids)
+        is_listed = np.isin(rows, found.drop_nulls().to_numpy())
+        if is_listed.any():
+            also[f"also in {split}"] = ids.gather(rows[is_listed]).to_list()
+            rows = rows[~is_listed]
+    return rows, also
+
+
+def _evaluations(
+    layout: Layout, codes: label_files.Codes, pictures: Pictures
+) -> tuple[list[Draft], list[Tally], dict[str, list[str]]]:
+    """Drafts tuning and test; the third is the images that each of them lists."""
     ids = pl.Series(pictures.ids, dtype=pl.String)
-    entries, tally, listed = label_files.read_image_labels(
+    drafts: list[Draft] = []
+    tallies: list[Tally] = []
+    listed: dict[str, list[str]] = {}
+    metadata = _metadata(layout.test_metadata, ids, tallies)
+    if layout.tuning_labels is not None:
+        labels, names = _listed(layout.tuning_labels, codes, ids, tallies, False)
+        listed["tuning"] = names
+        drafts.append(_evaluation("tuning", names, labels, pictures, metadata))
+    names, labels = _test_names(layout, codes, ids, tallies)
+    tuning = set(listed.get("tuning", ()))
+    names = [name for name in names if name not in tuning]
+    if names:
+        listed["test"] = names
+        drafts.append(_evaluation("test", names, labels, pictures, metadata))
+    return drafts, tallies, listed
+
+
+def _listed(
+    path: AnyPath,
+    codes: label_files.Codes,
+    ids: pl.Series,
+    tallies: list[Tally],
+    header: bool,
+) -> tuple[label_files.Entries, list[str]]:
+    entries, tally, names = label_files.read_image_labels(
         path, codes, ids, header=header
     )
     tallies.append(tally)
-    return entries, listed.to_list()
+    return entries, _meant(names, image_ids.find_rows(names, ids).rows, ids)
 
 
-def _test_ids(layout, codes, pictures, tallies, tuning_ids):
+def _meant(names: pl.Series, rows: pl.Series, ids: pl.Series) -> list[str]:
+    """Returns the ids of images that names mean, each once; a name of none stays."""
+    table = pl.DataFrame({"name": names.str.strip_chars(), "row": rows}).join(
+        image_ids.numbered(ids), on="row", how="left", maintain_order="left"
+    )
+    meant = table.select(pl.coalesce("image", "name")).to_series()
+    return meant.unique(maintain_order=True).to_list()
+
+
+def _test_names(
+    layout: Layout, codes: label_files.Codes, ids: pl.Series, tallies: list[Tally]
+) -> tuple[list[str], label_files.Entries | None]:
     # Who is in the test: the submission's rows; without one, the labelled images;
-    # without those, every picture that is not tuning.
+    # without those, every image that is not tuning.
     labels = None
-    ids: list[str] = pictures.ids
+    names: list[str] = ids.to_list()
     if layout.test_labels is not None:
-        labels = _listed(layout.test_labels, codes, pictures, tallies, True)
-        ids = labels[1]
+        labels, names = _listed(layout.test_labels, codes, ids, tallies, True)
     if layout.sample_submission is not None:
-        rows = label_files.read_rows(layout.sample_submission, header=True)
-        ids = rows["image_id"].unique(maintain_order=True).to_list()
-        name = layout.sample_submission.name
-        twice = len(rows) - len(ids)
-        tallies.append(Tally(name, "rows", len(rows), len(ids), {"repeated": twice}))
-    tuning = set(tuning_ids)
-    return [image_id for image_id in ids if image_id not in tuning], labels
+        given = label_files.read_rows(layout.sample_submission, header=True)["image_id"]
+        rows, num_suffixed = image_ids.find_rows(given, ids)
+        names = _meant(given, rows, ids)
+        repeated = {"repeated": len(given) - len(names)}
+        tally = Tally(
+            layout.sample_submission.name, "rows", len(given), len(names), repeated
+        )
+        tallies.append(tally.with_note(image_ids.SUFFIX_NOTE, num_suffixed))
+    return names, labels
 
 
-def _evaluation(name, ids, labels, pictures: Pictures, metadata) -> Draft:
+def _evaluation(
+    split: str,
+    names: Sequence[str],
+    labels: label_files.Entries | None,
+    pictures: Pictures,
+    metadata: pl.DataFrame,
+) -> Draft:
     position = pictures.by_id()
-    rows = np.array(sorted(position[i] for i in ids if i in position), np.int64)
-    missing = sorted(i for i in ids if i not in position)
-    columns = _columns([(labels[0], HUMAN)] if labels else [], len(pictures.ids))
+    rows = np.array(sorted(position[i] for i in names if i in position), np.int64)
+    missing = sorted(i for i in names if i not in position)
+    columns = _columns([(labels, HUMAN)] if labels else [], len(pictures.ids))
     reason = "listed but missing"
     tally = Tally(
-        name,
+        split,
         "images",
-        read=len(ids),
+        read=len(names),
         kept=len(rows),
         dropped={reason: len(missing)},
         examples={reason: few(missing)},
-        notes=_second_files(pictures) if name == "test" else {},
     )
-    return Draft(_make_plan(name, rows, pictures, columns, metadata), tally)
+    if split == "test":
+        tally = _with_file_notes(tally, pictures)
+    return Draft(_make_plan(split, rows, pictures, columns, metadata), tally)
 
 
 def _columns(
@@ -253,7 +353,13 @@ def _columns(
     return offsets, labels[order], confidences[order], sources[order]
 
 
-def _make_plan(split, rows, pictures, columns, metadata: Mapping) -> shards.Plan:
+def _make_plan(
+    split: str,
+    rows: np.ndarray,
+    pictures: Pictures,
+    columns: tuple[np.ndarray, np.ndarray, np.ndarray, np.ndarray],
+    metadata: pl.DataFrame,
+) -> shards.Plan:
     offsets, labels, confidences, sources = columns
     lengths = np.diff(offsets)[rows]
     new_offsets = np.zeros(len(rows) + 1, np.int64)
@@ -261,15 +367,15 @@ def _make_plan(split, rows, pictures, columns, metadata: Mapping) -> shards.Plan
     chosen = np.repeat(offsets[:-1][rows] - new_offsets[:-1], lengths)
     chosen += np.arange(new_offsets[-1], dtype=np.int64)
     ids = [pictures.ids[row] for row in rows]
-    facts = [metadata.get(image_id, (None, None, None)) for image_id in ids]
+    known = metadata[rows]
     return shards.Plan(
         split=split,
         image_ids=ids,
         paths=[pictures.paths[row] for row in rows],
-        sizes=[pictures.sizes[row] for row in rows],
-        groups=[fact[0] or i for fact, i in zip(facts, ids, strict=True)],
-        domains=[fact[1] or "all" for fact in facts],
-        slices=[fact[2] or "all" for fact in facts],
+        facts=[pictures.facts[row] for row in rows],
+        groups=[group or i for group, i in zip(known["group"], ids, strict=True)],
+        domains=[domain or "all" for domain in known["domain"]],
+        slices=[name or "all" for name in known["slice"]],
         offsets=new_offsets,
         label_ids=labels[chosen],
         confidences=confidences[chosen],
@@ -277,17 +383,28 @@ def _make_plan(split, rows, pictures, columns, metadata: Mapping) -> shards.Plan
     )
 
 
-def _metadata(path: AnyPath | None, tallies: list[Tally]) -> Mapping:
+def _metadata(
+    path: AnyPath | None, ids: pl.Series, tallies: list[Tally]
+) -> pl.DataFrame:
+    """Returns group, domain and slice, one row an image; null where not known."""
     if path is None:
-        return {}
-    table, tally = label_files.read_metadata(path)
+        nothing = pl.repeat(None, len(ids), dtype=pl.String, eager=True)
+        return pl.DataFrame(dict.fromkeys(label_files.METADATA, nothing))
+    table, tally = label_files.read_metadata(path, ids)
     tallies.append(tally)
-    return {row[0]: row[1:] for row in table.iter_rows()}
+    return table
 
 
-def _second_files(pictures: Pictures) -> dict[str, int]:
-    number = len(pictures.repeated)
-    return {"ids with a second file (not read)": number} if number else {}
+def _with_file_notes(tally: Tally, pictures: Pictures) -> Tally:
+    """Returns the account of a split with what is odd about the names of its files."""
+    notes = (
+        ("ids with a second file (not read)", pictures.repeated),
+        ("files whose name is not UTF-8 (not read)", pictures.unnamed),
+        (image_ids.CASE_NOTE, image_ids.case_twins(pictures.ids)),
+    )
+    for what, found in notes:
+        tally = tally.with_note(what, len(found), found)
+    return tally
 
 
 def _account(draft: Draft, result: shards.Written) -> Tally:
@@ -336,7 +453,7 @@ def fingerprint(
     digest.update(json.dumps([vocabulary.codes, vocabulary.descriptions]).encode())
     for draft in drafts:
         plan = draft.plan
-        texts = (plan.image_ids, plan.groups, plan.domains, plan.slices, plan.sizes)
+        texts = (plan.image_ids, plan.groups, plan.domains, plan.slices, plan.facts)
         digest.update(json.dumps([plan.split, *texts]).encode())
         for column in (
             plan.offsets,
@@ -346,3 +463,18 @@ def fingerprint(
         ):
             digest.update(np.ascontiguousarray(column).tobytes())
     return digest.hexdigest()
+
+
+def _image_files(drafts: Iterable[Draft]) -> pl.DataFrame:
+    """Returns the versions of the image files, as `folder.begin` takes them."""
+    return pl.concat(
+        pl.DataFrame(
+            {
+                "image_id": draft.plan.image_ids,
+                "size_bytes": [facts.size_bytes for facts in draft.plan.facts],
+                "stamp": [facts.stamp for facts in draft.plan.facts],
+            },
+            schema={"image_id": pl.String, "size_bytes": pl.Int64, "stamp": pl.String},
+        ).with_columns(split=pl.lit(draft.plan.split))
+        for draft in drafts
+    )

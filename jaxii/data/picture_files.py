@@ -5,28 +5,17 @@ Comes after `listing`; the pipeline reads it. Each file goes through `recode`, a
 refused where it is damaged. A model sees a picture alike in training and here.
 """
 
-import errno
 from dataclasses import dataclass
 from typing import Any, SupportsIndex
 
 import numpy as np
 import simplejpeg
 
+from jaxii.data import image_files
 from jaxii.data.images import EvalTransform, read
 from jaxii.data.listing import Listing
 from jaxii.data.recode import recode
 
-# What is wrong with one file. Other I/O errors (a lost network disk) end the run: they
-# are not the picture's fault, and no answer should be made up for them.
-_FAULTS = {
-    errno.ENOENT: "no such file",
-    errno.EISDIR: "a folder",
-    errno.EACCES: "no permission to read it",
-    errno.EPERM: "no permission to read it",
-    errno.ENOTDIR: "no such file",
-    errno.ENAMETOOLONG: "a name too long for a file",
-    errno.ELOOP: "a link to itself",
-}
 THUMBNAIL_PIXELS = 240
 _THUMBNAIL_QUALITY = 80
 
@@ -65,14 +54,7 @@ class PictureFiles:
         """
         if not self.listing.names[row]:
             raise ValueError("no file of this id")
-        try:
-            encoded = self.listing.path(row).read_bytes()
-        except FileNotFoundError as error:
-            raise ValueError(_FAULTS[errno.ENOENT]) from error
-        except OSError as error:
-            if error.errno not in _FAULTS:
-                raise
-            raise ValueError(_FAULTS[error.errno]) from error
+        encoded = image_files.read(self.listing.path(row))
         return recode(encoded, short_side=self.short_side)
 
     def fault(self, row: int) -> str:

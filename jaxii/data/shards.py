@@ -18,18 +18,18 @@ from pathlib import Path
 
 import cv2
 import numpy as np
+import xxhash
 from array_record.python.array_record_module import ArrayRecordWriter
 
 from jaxii import manifest
-from jaxii.data import schema
+from jaxii.data import image_files, schema
+from jaxii.data.image_files import FileFacts
 from jaxii.data.recode import recode
 from jaxii.files import AnyPath, local_draft, names_in, write_json
 
 SHARD_IMAGES = 1024
+ACCOUNT_KEYS = {"num_records", "faults", "digests", "file"}
 MAX_SHARDS = 512
-# Other I/O errors (a lost network disk) end the run, to be resumed: they are not the
-# picture's fault.
-_UNREADABLE = (FileNotFoundError, IsADirectoryError, PermissionError)
 Progress = Callable[[int, int, str], None]
 
 
@@ -41,7 +41,7 @@ class Plan:
       split: its name.
       image_ids: text; one an image, as are `paths`, `groups`, `domains` and `slices`.
       paths: where the picture is.
-      sizes: bytes of its file.
+      facts: of its file.
       groups: see `schema`.
       domains: see `schema`.
       slices: see `schema`.
@@ -54,7 +54,7 @@ class Plan:
     split: str
     image_ids: Sequence[str]
     paths: Sequence[AnyPath]
-    sizes: Sequence[int]
+    facts: Sequence[FileFacts]
     groups: Sequence[str]
     domains: Sequence[str]
     slices: Sequence[str]
@@ -82,7 +82,7 @@ class Plan:
             split=self.split,
             image_ids=self.image_ids[span],
             paths=self.paths[span],
-            sizes=self.sizes[span],
+            facts=self.facts[span],
             groups=self.groups[span],
             domains=self.domains[span],
             slices=self.slices[span],
@@ -103,6 +103,8 @@ class Written:
       num_bytes: of all shards.
       faults: row -> why its picture could not be used.
       files: name of each shard -> its size and hash.
+      digests: a hash of the bytes of the file of each row of the plan; "" where the
+        image could not be used.
     """
 
     rows: np.ndarray
@@ -110,6 +112,7 @@ class Written:
     num_bytes: int
     faults: dict[int, str]
     files: dict[str, manifest.File]
+    digests: list[str]
 
 
 def shard_paths(directory: AnyPath, plan: Plan) -> list[AnyPath]:
@@ -153,10 +156,11 @@ def write(
     present = names_in(directory)
 
     def work(path: AnyPath, rows: range) -> dict:
-        account = account_path(path)
-        if {path.name, account.name} <= present:
-            done.add(len(rows))
-            return json.loads(account.read_text())
+        if {path.name, account_path(path).name} <= present:
+            account = _finished(path)
+            if account is not None:
+                done.add(len(rows))
+                return account
         return write_shard(
             path,
             plan.part(rows),
@@ -179,6 +183,20 @@ def write(
     return _written(len(plan), [path for path, _ in shards], parts)
 
 
+def _finished(path: AnyPath) -> dict | None:
+    """Returns the account of a shard that is there; None where it has to be made anew.
+
+    Size and hash are compared: an interruption of the machine, not of the program, may
+    have left less than what was written.
+    """
+    try:
+        account = json.loads(account_path(path).read_text())
+        whole = manifest.File(**account["file"]) == manifest.describe(path)
+        return account if whole and account.keys() == ACCOUNT_KEYS else None
+    except (OSError, ValueError, KeyError, TypeError):
+        return None
+
+
 def _written(num_rows: int, paths: Sequence[AnyPath], parts: Sequence[dict]) -> Written:
     faults = {row: why for part in parts for row, why in part["faults"]}
     files = [manifest.File(**part["file"]) for part in parts]
@@ -188,6 +206,7 @@ def _written(num_rows: int, paths: Sequence[AnyPath], parts: Sequence[dict]) -> 
         num_bytes=sum(file.size_bytes for file in files),
         faults=faults,
         files={path.name: file for path, file in zip(paths, files, strict=True)},
+        digests=[digest for part in parts for digest in part["digests"]],
     )
 
 
@@ -219,20 +238,24 @@ def write_shard(
       advance: called after each image; what it raises ends the work.
 
     Returns:
-      The account: num_records, as faults pairs of a row and its reason, and as file
-      size and hash of the shard.
+      The account: num_records; as faults pairs of a row and its reason; as digests one
+      text an image, as in `Written`; as file size and hash of the shard.
     """
     faults: list[tuple[int, str]] = []
+    digests: list[str] = []
     with local_draft(path) as draft:
         # JPEG does not compress further: storing is faster to write and to read.
         writer = ArrayRecordWriter(os.fspath(draft), "group_size:1,uncompressed")
         try:
             for i, picture in enumerate(part.paths):
                 try:
-                    data = recode(picture.read_bytes(), short_side=short_side)
-                except (ValueError, *_UNREADABLE) as error:
+                    source = image_files.read(picture, part.facts[i].size_bytes)
+                    data = recode(source, short_side=short_side)
+                except ValueError as error:
                     faults.append((first_row + i, str(error)))
+                    digests.append("")
                 else:
+                    digests.append(xxhash.xxh3_128_hexdigest(source))
                     writer.write(_record(part, i, data))
                 advance()
         finally:
@@ -240,6 +263,7 @@ def write_shard(
         account = {
             "num_records": len(part) - len(faults),
             "faults": faults,
+            "digests": digests,
             # Here, where the system still has its bytes in memory.
             "file": asdict(manifest.describe(draft)),
         }

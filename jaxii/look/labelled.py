@@ -13,6 +13,7 @@ from pathlib import Path, PurePath
 
 import numpy as np
 
+from jaxii.data import image_ids
 from jaxii.errors import InputError
 from jaxii.look import cells, pictures
 from jaxii.look.notes import Notes, shown
@@ -21,6 +22,8 @@ from jaxii.look.rows import Rows
 
 # Fewer pictures of a label than these teach it to no network.
 FEW_PICTURES = 10
+# White space and control characters: a submission has spaces between codes.
+_UNFIT = re.compile(r"[\s\x00-\x1f\x7f-\x9f]")
 NO_VALUES = ("nan", "none", "null", "n/a", "na", "<na>", "-")
 
 
@@ -193,6 +196,12 @@ def _ids(below: Sequence[str], notes: Notes) -> list[str]:
     ids, why = next(
         (c for c in choices if len(set(c[0])) == len(below) and all(c[0])), choices[-1]
     )
+    twins = image_ids.case_twins(ids)
+    if twins:
+        notes.mind(
+            f"{len(twins):,} {image_ids.CASE_NOTE} are different images; they cannot "
+            f"be files of one folder where case is ignored: {shown(twins)}"
+        )
     if why:
         names = Counter(choices[0][0])
         twice = [name for name, number in names.items() if number > 1]
@@ -299,12 +308,12 @@ def _labels(
 
 
 def _codes(labels: Sequence[str]) -> list[str]:
-    """Returns labels without white space: a submission has spaces between labels."""
+    """Returns labels as codes that `label_files.read_codes` takes."""
     # A label that is a code already keeps its own.
     codes: dict[str, None] = {}
-    taken = {label for label in labels if not re.search(r"\s", label)}
+    taken = {label for label in labels if not _UNFIT.search(label)}
     for label in labels:
-        code = plain = re.sub(r"\s", "_", label)
+        code = plain = _UNFIT.sub("_", label)
         number = 2
         while code in codes or (code in taken and code != label):
             code, number = f"{plain}_{number}", number + 1

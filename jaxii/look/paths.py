@@ -12,7 +12,7 @@ from dataclasses import dataclass
 from functools import partial
 from pathlib import Path, PurePosixPath
 
-from jaxii.data.layout import IMAGE_SUFFIXES
+from jaxii.data.image_files import IMAGE_SUFFIXES
 
 NOWHERE = -1
 # Folders that cells may name before those below the folder of pictures.

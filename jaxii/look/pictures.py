@@ -13,7 +13,9 @@ from pathlib import Path, PurePath
 
 import numpy as np
 
-from jaxii.data.layout import IMAGE_SUFFIXES, files_below
+from jaxii.data import image_files, image_ids
+from jaxii.data.image_files import IMAGE_SUFFIXES
+from jaxii.data.layout import files_below
 from jaxii.data.recode import probe, recode, size
 from jaxii.data.shards import one_thread_each
 from jaxii.errors import InputError
@@ -56,7 +58,7 @@ def find(root: Path, notes: Notes) -> list[str]:
             others["hidden"] += 1
         elif not name.lower().endswith(IMAGE_SUFFIXES):
             others[PurePath(name).suffix.lower() or "no suffix"] += 1
-        elif not _is_text(path):
+        elif not image_ids.is_text(path):
             unnamed.append(ascii(path))
         else:
             found.append(path)
@@ -110,16 +112,16 @@ def _look(look: Callable, files: Sequence[str], start: int):
 
 
 def _decode(file: str) -> tuple[int, int]:
-    data = Path(file).read_bytes()
+    data = image_files.read(Path(file))
     # As `prepare` will, so that it finds nothing more.
     recode(data, short_side=64)
     return size(data)
 
 
 def _read_ends(file: str) -> tuple[int, int]:
+    size_bytes = image_files.check(Path(file))
     with Path(file).open("rb") as opened:
         data = opened.read(HEAD_BYTES)
-        size_bytes = os.fstat(opened.fileno()).st_size
         if size_bytes > HEAD_BYTES:
             opened.seek(max(HEAD_BYTES, size_bytes - TAIL_BYTES))
             data += opened.read()
@@ -128,11 +130,3 @@ def _read_ends(file: str) -> tuple[int, int]:
     except ValueError:
         # A long profile before the header, a film after the end: few enough to decode.
         return _decode(file)
-
-
-def _is_text(path: str) -> bool:
-    try:
-        path.encode()
-    except UnicodeEncodeError:
-        return False
-    return True

@@ -11,7 +11,7 @@ from pathlib import Path
 
 import polars as pl
 
-from jaxii.data.layout import IMAGE_SUFFIXES
+from jaxii.data.image_files import IMAGE_SUFFIXES
 from jaxii.errors import InputError
 from jaxii.look.notes import Notes
 

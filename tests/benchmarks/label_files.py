@@ -22,6 +22,7 @@ import numpy as np
 import polars as pl
 
 from jaxii.data import label_files, open_images, sources
+from jaxii.data.image_files import FileFacts
 from jaxii.data.index import Index
 from jaxii.data.layout import Layout, Pictures
 from tests.benchmarks import apart
@@ -110,8 +111,7 @@ def pictures(path: Path) -> Pictures:
     return Pictures(
         ids=ids,
         paths=[folder / f"{image_id}.jpg" for image_id in ids],
-        sizes=[45_000] * len(ids),
-        repeated=(),
+        facts=[FileFacts(45_000, "1538352000000000000")] * len(ids),
     )
 
 

@@ -1,0 +1,109 @@
+"""Files that are called like images and cannot be read as such; a program that tries.
+
+    python tests/odd_files.py FOLDER
+
+reads FOLDER, as `write` made it, with `prepare`, `new` and `predict`'s reader, and
+prints what each of them says of the files as JSON. A process of its own, since code
+that opens a pipe waits for ever and cannot be stopped in a thread.
+"""
+
+import contextlib
+import io
+import json
+import os
+import stat
+import sys
+from pathlib import Path
+
+import small_layout
+
+# Name -> what is said of it.
+FAULTS = {
+    "a_pipe.jpg": "not a regular file",
+    "a_socket.jpg": "not a regular file",
+    "endless.jpg": "not a regular file",
+    "random.jpg": "not a regular file",
+    "sparse.jpg": "40,000,000,000 bytes; at most 256 MiB are read",
+    "dangling.jpg": "no such file",
+    "looping.jpg": "a link to itself",
+}
+# In a list of paths there may be more.
+LISTED_FAULTS = {
+    "http://x.org/a.jpg": "an address; images are read from disks and gs:// buckets",
+    "s3://x/a.jpg": "an address; images are read from disks and gs:// buckets",
+    "x" * 5000 + ".jpg": "a name too long for a file",
+    "a_folder.jpg": "a folder",
+    "nowhere/a.jpg": "no such file",
+}
+NOT_UTF8 = b"not_utf8_\xff.jpg"
+
+
+def make(folder: Path) -> None:
+    """Makes the files of `FAULTS`, and one whose name is not UTF-8."""
+    os.mkfifo(folder / "a_pipe.jpg")
+    os.mknod(folder / "a_socket.jpg", stat.S_IFSOCK | 0o600)
+    (folder / "endless.jpg").symlink_to("/dev/zero")
+    (folder / "random.jpg").symlink_to("/dev/urandom")
+    (folder / "sparse.jpg").touch()
+    os.truncate(folder / "sparse.jpg", 40_000_000_000)
+    (folder / "dangling.jpg").symlink_to("gone.jpg")
+    (folder / "looping.jpg").symlink_to("looping.jpg")
+    with open(os.fsencode(folder) + b"/" + NOT_UTF8, "wb") as file:  # noqa: PTH123
+        file.write(small_layout.picture(99))
+
+
+def write(root: Path) -> Path:
+    """Writes a small layout with odd files among the training and test images."""
+    small_layout.write(root)
+    make(root / "train" / "part_0")
+    (root / "stage_1_test_images" / "dangling_test.jpg").symlink_to("gone.jpg")
+    os.mkfifo(root / "stage_1_test_images" / "pipe_test.jpg")
+    with (root / "train_human_labels.csv").open("a") as file:
+        file.writelines(f"{Path(n).stem},verification,/m/cat,1\n" for n in FAULTS)
+    names = [f"train{i:02d}.jpg" for i in range(6)]
+    rows = [f"{name},{'cat' if i % 2 else 'dog'}" for i, name in enumerate(names)]
+    rows += [f"{name},cat" for name in FAULTS]
+    small_layout.lines(root / "rows.csv", "path,label", *rows)
+    return root
+
+
+def main(root: Path) -> None:
+    from jaxii.data import listing
+    from jaxii.data.layout import Layout
+    from jaxii.data.open_images import prepare
+    from jaxii.data.picture_files import PictureFiles
+    from jaxii.look import pictures
+
+    layout = Layout.find(root, sample_submission=None)
+    counts = prepare(layout, root / "prepared")
+    folder = root / "train" / "part_0"
+    files = PictureFiles(listing.find(str(folder)), 64)
+    found = {"counts": counts.lines(), "new": _new(root), "headers": {}, "predict": {}}
+    pictures.MOST_DECODED = 0
+    paths = [str(folder / name) for name in FAULTS]
+    found["headers"] = pictures.check(paths).broken
+    for row, name in enumerate(files.listing.names):
+        found["predict"][ascii(name)] = files.fault(row)
+    print(json.dumps(found))
+
+
+def _new(root: Path) -> str:
+    from jaxii.commands.new import new
+
+    said = io.StringIO()
+    with contextlib.redirect_stdout(said):
+        new(
+            root / "mine",
+            images=root / "train",
+            labels=root / "rows.csv",
+            path_column="",
+            label_column="",
+            label_separator="",
+            fold_case=False,
+            min_pictures=1,
+        )
+    return said.getvalue()
+
+
+if __name__ == "__main__":
+    main(Path(sys.argv[1]))

@@ -1,0 +1,154 @@
+"""What is in two splits, or in two groups, is counted and named."""
+
+import json
+
+import pytest
+import small_layout
+from small_layout import lines
+
+from jaxii.data import shards
+from jaxii.data.duplicates import IN_OTHER_GROUPS
+from jaxii.data.layout import Layout
+from jaxii.data.open_images import prepare
+from jaxii.data.sources import open_dataset
+from jaxii.errors import InputError
+
+
+@pytest.fixture
+def root(tmp_path):
+    return small_layout.write(tmp_path / "kaggle")
+
+
+@pytest.fixture
+def out(tmp_path):
+    return tmp_path / "prepared"
+
+
+def copy(root, source, *names):
+    """Gives images the file of another."""
+    for name in names:
+        folder = "train/part_0" if name.startswith("train") else "stage_1_test_images"
+        (root / folder / f"{name}.jpg").write_bytes(source)
+
+
+def ids(out, split):
+    return open_dataset(out).splits[split].index.image_ids.tolist()
+
+
+# The same id.
+
+
+def test_a_training_image_that_is_also_in_test_or_tuning_is_dropped_and_counted(
+    root, out
+):
+    copy(root, small_layout.picture(1), "train00", "train03")
+    lines(root / "tuning_labels.csv", "tune0,/m/cat", "train03,/m/boat")
+    rows = "test0,", "train00.jpg,", "train01,"
+    lines(root / "stage_1_sample_submission.csv", "image_id,labels", *rows)
+    (root / "stage_1_test_images" / "train00.jpg").write_bytes(small_layout.picture(2))
+    tally = prepare(Layout.find(root), out).split("train")
+    assert tally.dropped == {
+        "without a label": 0,
+        "also in tuning": 1,
+        "also in test": 2,
+    }
+    assert tally.examples["also in test"] == ("train00", "train01")
+    assert tally.read == tally.kept + sum(tally.dropped.values())
+    assert ids(out, "train") == ["train02", "train04", "train05"]
+    assert ids(out, "test") == ["test0", "train00"]
+
+
+def test_a_listed_validation_image_that_is_also_in_test_is_dropped(root, out):
+    lines(root / "validation_ids.csv", "image_id", "train00", "train01")
+    lines(root / "stage_1_sample_submission.csv", "image_id,labels", "train01,")
+    tally = prepare(Layout.find(root), out).split("validation")
+    assert (tally.kept, tally.dropped["also in test"]) == (1, 1)
+
+
+def test_a_test_of_all_training_images_is_refused(root, out):
+    rows = [f"train{i:02d}," for i in range(6)]
+    lines(root / "stage_1_sample_submission.csv", "image_id,labels", *rows)
+    with pytest.raises(InputError, match=r"no training image is left .*6 also in test"):
+        prepare(Layout.find(root), out)
+
+
+# Groups.
+
+
+def test_a_group_that_is_listed_in_part_is_validation_as_a_whole(root, out):
+    rows = "train00,one", "train01,one", "train02,two", "train03,one"
+    lines(root / "train_meta.csv", "image_id,group", *rows)
+    path = lines(root / "validation_ids.csv", "image_id", "train01", "train05")
+    tally = prepare(Layout.find(root), out).file(path.name)
+    assert (tally.read, tally.kept) == (2, 2)
+    note = "other images of a listed group, also taken"
+    assert tally.notes[note] == 2
+    assert tally.examples[note] == ("train00", "train03")
+    assert ids(out, "validation") == ["train00", "train01", "train03", "train05"]
+    assert ids(out, "train") == ["train02", "train04"]
+
+
+# The same file.
+
+
+def test_a_training_image_with_a_file_of_the_test_is_counted_and_named(root, out):
+    copy(root, small_layout.picture(3), "train01", "train04", "test2", "tune0")
+    counts = prepare(Layout.find(root), out)
+    tally = counts.split("train")
+    assert tally.kept == 6
+    assert tally.notes["identical to a file of test"] == 2
+    assert tally.notes["identical to a file of tuning"] == 2
+    assert tally.examples["identical to a file of test"] == (
+        "train01 = test2",
+        "train04 = test2",
+    )
+    assert counts.split("tuning").notes["identical to a file of test"] == 1
+    line = next(line for line in counts.lines() if line.startswith("train:"))
+    assert "identical to a file of test 2 (train01 = test2, train04 = test2)" in line
+
+
+def test_a_training_image_with_a_file_of_a_listed_validation_is_counted(root, out):
+    copy(root, small_layout.picture(3), "train01", "train04")
+    lines(root / "validation_ids.csv", "image_id", "train04")
+    tally = prepare(Layout.find(root), out).split("train")
+    assert tally.examples["identical to a file of validation"] == ("train01 = train04",)
+
+
+def test_identical_files_in_different_groups_are_counted_and_others_are_not(root, out):
+    copy(root, small_layout.picture(3), "train01", "train04")
+    copy(root, small_layout.picture(4), "train02", "train05")
+    lines(root / "train_meta.csv", "image_id,group", "train02,one", "train05,one")
+    tally = prepare(Layout.find(root), out).split("train")
+    assert tally.notes[IN_OTHER_GROUPS] == 2
+    assert tally.examples[IN_OTHER_GROUPS] == ("train04 = train01",)
+
+
+def test_different_files_are_not_counted(root, out):
+    counts = prepare(Layout.find(root), out)
+    assert [set(tally.notes) for tally in counts.splits] == [{"labels"}] * 3
+
+
+def test_unreadable_files_are_identical_to_none(root, out):
+    copy(root, b"", "train01", "train04", "test2")
+    counts = prepare(Layout.find(root), out)
+    assert [set(tally.notes) for tally in counts.splits] == [{"labels"}] * 3
+
+
+def test_an_interrupted_preparation_counts_identical_files_as_a_whole_one(
+    root, out, tmp_path, monkeypatch
+):
+    monkeypatch.setattr(shards, "SHARD_IMAGES", 2)
+    copy(root, small_layout.picture(3), "train01", "test2")
+    copy(root, b"", "train02")
+
+    def interrupt(done, total, what):
+        if what == "tuning":
+            raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        prepare(Layout.find(root), out, on_progress=interrupt)
+    account = next(out.glob("*train.array_record-00001-of-00003.json"))
+    assert [len(d) for d in json.loads(account.read_text())["digests"]] == [0, 32]
+    counts = prepare(Layout.find(root), out)
+    assert counts == prepare(Layout.find(root), tmp_path / "undisturbed")
+    assert counts.split("train").notes["identical to a file of test"] == 1

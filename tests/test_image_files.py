@@ -1,0 +1,143 @@
+"""One function reads image files; what cannot be read has a fault and never hangs."""
+
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import odd_files
+import pytest
+import small_layout
+from etils import epath
+
+from jaxii.data import image_files, shards
+from jaxii.data.image_files import FileFacts
+from jaxii.data.layout import Layout
+from jaxii.data.open_images import prepare
+
+ROOT = Path(__file__).parent.parent
+
+
+@pytest.fixture(scope="module")
+def said(tmp_path_factory):
+    """What `prepare`, `new` and `predict` say of odd files, in a process of its own."""
+    root = odd_files.write(tmp_path_factory.mktemp("odd") / "kaggle")
+    done = subprocess.run(
+        [sys.executable, ROOT / "tests" / "odd_files.py", root],
+        env={**os.environ, "PYTHONPATH": f"{ROOT}", "JAX_PLATFORMS": "cpu"},
+        capture_output=True,
+        text=True,
+        timeout=60,
+    )
+    assert done.returncode == 0, done.stderr
+    return json.loads(done.stdout.splitlines()[-1])
+
+
+def test_prepare_counts_files_that_are_no_images_and_names_them(said):
+    train = next(line for line in said["counts"] if line.startswith("train:"))
+    assert "13 images read, 6 kept; 7 unreadable" in train
+    assert "a_pipe: not a regular file" in train
+    assert "dangling: no such file" in train
+    test = next(line for line in said["counts"] if line.startswith("test:"))
+    assert "5 images read, 3 kept; 2 unreadable" in test
+
+
+def test_prepare_leaves_out_names_that_are_not_utf8_and_counts_them(said):
+    train = next(line for line in said["counts"] if line.startswith("train:"))
+    assert "files whose name is not UTF-8 (not read) 1 (" in train
+    assert "not_utf8_\\udcff.jpg" in train
+
+
+def test_new_names_files_that_are_no_images(said):
+    assert "7 broken pictures" in said["new"]
+    assert "'part_0/a_pipe.jpg: not a regular file'" in said["new"]
+    assert "1 pictures whose names are not UTF-8" in said["new"]
+
+
+def test_reading_headers_alone_finds_the_same_faults(said):
+    assert list(said["headers"].values()) == list(odd_files.FAULTS.values())
+
+
+def test_predict_names_files_that_are_no_images(said):
+    found = {name: said["predict"][f"'{name}'"] for name in odd_files.FAULTS}
+    assert found == odd_files.FAULTS
+
+
+def test_predict_reads_a_name_that_is_not_utf8(said):
+    assert said["predict"]["'not_utf8_\\udcff.jpg'"].startswith("could not be read at")
+
+
+def test_listed_paths_without_an_image_file_are_counted_and_named(tmp_path):
+    root = small_layout.write(tmp_path)
+    (root / "a_folder.jpg").mkdir()
+    paths = [str(root / "train/part_0/train00.jpg"), *odd_files.LISTED_FAULTS]
+    paths[4] = str(root / paths[4])
+    rows = [f"train{i:02d},{path}" for i, path in enumerate(paths)]
+    small_layout.lines(root / "train_pictures.csv", "image_id,path", *rows)
+    tally = prepare(Layout.find(root), tmp_path / "out").split("train")
+    assert tally.kept == 1
+    faults = list(odd_files.LISTED_FAULTS.values())
+    assert list(tally.examples["unreadable"]) == [
+        f"train{i:02d}: {fault}" for i, fault in enumerate(faults, start=1)
+    ]
+
+
+def test_a_file_is_too_large_by_its_size_alone(tmp_path, monkeypatch):
+    monkeypatch.setattr(image_files, "MAX_FILE_BYTES", 2**20)
+    path = tmp_path / "a.jpg"
+    path.write_bytes(b"x" * 2**20)
+    assert len(image_files.read(path)) == 2**20
+    path.write_bytes(b"x" * (2**20 + 1))
+    with pytest.raises(ValueError, match="1,048,577 bytes; at most 1 MiB are read"):
+        image_files.read(path)
+
+
+def test_an_object_in_a_bucket_is_refused_by_its_listed_size():
+    with pytest.raises(ValueError, match="at most 256 MiB"):
+        image_files.read(epath.Path("gs://nobody/a.jpg"), 10**12)
+
+
+def test_a_storage_that_fails_is_not_the_fault_of_a_file(tmp_path, monkeypatch):
+    def fail(path):
+        raise OSError(5, "Input/output error")
+
+    (tmp_path / "a.jpg").write_bytes(b"")
+    monkeypatch.setattr(Path, "read_bytes", fail)
+    with pytest.raises(OSError, match="Input/output"):
+        image_files.read(tmp_path / "a.jpg")
+
+
+def test_facts_change_with_the_time_of_a_file_and_are_empty_for_none(tmp_path):
+    path = tmp_path / "a.jpg"
+    path.write_bytes(b"abc")
+    os.utime(path, ns=(0, 1_234_567_891))
+    assert image_files.facts(path) == FileFacts(3, "1234567891")
+    assert image_files.facts(tmp_path / "gone.jpg") == FileFacts(0, "")
+    assert image_files.facts(Path("x" * 5000)) == FileFacts(0, "")
+    assert image_files.facts(Path("a\0b")) == FileFacts(0, "")
+
+
+@pytest.mark.parametrize(
+    ("info", "stamp"),
+    [
+        ({"generation": "7", "etag": "e"}, "7"),
+        ({"etag": "e", "md5Hash": "m"}, "e"),
+        ({"md5Hash": "m"}, "m"),
+        ({"mtime": 12}, "12"),
+        ({}, ""),
+    ],
+)
+def test_the_facts_of_a_listed_object_are_its_size_and_what_changes(info, stamp):
+    assert image_files.facts_listed({"size": 5, **info}) == FileFacts(5, stamp)
+
+
+def test_shards_are_written_from_what_this_module_reads(tmp_path, monkeypatch):
+    read = []
+    monkeypatch.setattr(
+        shards.image_files, "read", lambda path, size: read.append(size) or b""
+    )
+    root = small_layout.write(tmp_path)
+    with pytest.raises(Exception, match="no training image is left"):
+        prepare(Layout.find(root), tmp_path / "out")
+    assert len(read) == 6 and all(read)
