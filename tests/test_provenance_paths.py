@@ -470,7 +470,7 @@ def exchanged(runs):
 def test_a_run_measured_on_images_that_it_was_trained_on_is_not_clean(runs, exchanged):
     words = "clean", f"--data_dir={exchanged}"
     said = runs.evaluate(*words, code=2)
-    assert re.search("has learnt from images of .* test labels: weights.*add --a", said)
+    assert re.search("has learnt from images of .*test labels: weights.*add --a", said)
     assert runs.provenance("clean")["clean"] is True
     runs.train("measured_elsewhere")
     words = "measured_elsewhere", f"--data_dir={exchanged}", "--allow_tuning_labels"
@@ -487,7 +487,7 @@ def test_a_member_of_an_ensemble_that_was_trained_on_the_test_is_not_clean(
     assert runs.provenance("knows_the_test")["clean"] is True
     words = "clean", f"--ensemble={runs.folder / 'knows_the_test'}"
     said = runs.evaluate(*words, code=2)
-    assert re.search(r"has learnt from labels .*\(test labels: weights\); add", said)
+    assert re.search(r"has learnt from labels .*\(test labels: weights, model.*add", said)
     runs.evaluate(*words, "--allow_tuning_labels")
     record = runs.provenance("clean", "metrics_ensemble.json")
     assert (record["clean"], record["weights"]) == (False, influence(["test", "train"]))
