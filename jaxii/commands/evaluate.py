@@ -74,7 +74,7 @@ def measure(
     # Domains that other runs held out give a threshold; all else is chosen on images.
     by_runs = tune_on == "held_out" and not session.data.has_images("held_out")
     chooser = "validation" if by_runs else tune_on
-    session.data.split(chooser)
+    session.data.check_truth(chooser)
     saved = session.checkpoints.best_of(stage)
     members = _members(session, saved, variant)
     splits = [
@@ -170,7 +170,7 @@ def _passes(
 
 
 def _fit(session, split, sums, choice) -> decoding.Decoders:
-    offsets, _ = session.data.verified_rows(split).present()
+    offsets, _ = session.data.verified_rows(split).of_scored().present()
     made = session.label_embedding
     return decoding.fit(
         sums,
@@ -184,7 +184,8 @@ def _scores(session, split, decoders, names, in_use) -> Scores | None:
     # A test whose labels nobody has is answered, and not scored.
     if not session.data.has_truth(split):
         return None
-    offsets, label_ids = session.data.verified_rows(split).present()
+    verified = session.data.verified_rows(split)
+    offsets, label_ids = verified.present()
     index = session.data.split(split).index
     return Scores(
         decoders,
@@ -192,6 +193,7 @@ def _scores(session, split, decoders, names, in_use) -> Scores | None:
         in_use=in_use,
         offsets=offsets,
         label_ids=label_ids,
+        scored=verified.scored(),
         slice_ids=index.slice_ids,
         slices=session.data.slices,
         groups=index.groups,
@@ -234,7 +236,7 @@ def _result(session, saved, summaries, decoder, chooser, provenance) -> dict[str
     counts = data.train_rows.class_counts(len(data.vocabulary))
     constant = result.best_constant_of(
         counts,
-        lambda split: data.verified_rows(split).present(),
+        lambda split: data.verified_rows(split).of_scored().present(),
         list(summaries),
         chooser,
     )

@@ -303,6 +303,8 @@ def _account(draft: Draft, result: shards.Written) -> Tally:
         )
     entries = np.diff(plan.offsets)[result.rows]
     notes = {"labels": int(entries.sum()), **tally.notes}
+    if entries.any() and not entries.all():
+        notes["without a label (not scored)"] = int(np.sum(entries == 0))
     return replace(
         tally, kept=len(result.rows), dropped=dropped, examples=examples, notes=notes
     )
