@@ -12,7 +12,8 @@ import numpy as np
 from jaxii import config as configuration
 from jaxii.console import say
 from jaxii.data.images import thumbnail
-from jaxii.files import write_json
+from jaxii.data.prepared import Data
+from jaxii.files import AnyPath, write_json
 from jaxii.infer import by_label, result
 from jaxii.infer import predict as prediction
 from jaxii.infer.decoders import Decoders
@@ -33,13 +34,14 @@ class Measured:
       summaries: split name -> figures.
       scores: split name -> those of its images' answers, of splits with labels.
       labels: split name -> figures of each label.
-      answers: for the test; None without one.
+      answers: image id -> label ids, of the images of the submission that can be
+        used; empty without a test.
     """
 
     summaries: Mapping[str, Mapping[str, Any]]
     scores: Mapping[str, Scores]
     labels: Mapping[str, by_label.SplitFigures]
-    answers: prediction.Answers | None
+    answers: Mapping[str, np.ndarray]
 
 
 def write(
@@ -65,15 +67,9 @@ def write(
     workdir, data = session.workdir, session.data
     files = {"metrics.json": workdir.result_file("metrics.json", variants)}
     decoders.save(workdir.result_file("decoders.npz", variants))
-    if measured.answers is not None:
+    if measured.answers:
         files["submission.csv"] = workdir.result_file("submission.csv", variants)
-        prediction.write_submission(
-            files["submission.csv"],
-            list(data.split("test").index.image_ids),
-            measured.answers.labels,
-            data.vocabulary,
-            metrics["provenance"],
-        )
+        _write_submission(files["submission.csv"], data, metrics, measured.answers)
     details = _details(session, decoders, measured)
     if details.labels is not None:
         files[by_label.FILE] = workdir.result_file(by_label.FILE, variants)
@@ -101,6 +97,31 @@ def write(
     for name, path in files.items():
         say(f"{name:17} {path}")
     say(f"{'checkpoints':17} {workdir.path / session.checkpoints.directory.name}")
+
+
+def _write_submission(
+    path: AnyPath,
+    data: Data,
+    metrics: Mapping[str, Any],
+    answers: Mapping[str, np.ndarray],
+) -> None:
+    """Writes a row for each id of the submission, as `predict --ids` does."""
+    image_ids = data.submission_ids or tuple(answers)
+    constant = metrics["constant"]
+    fallback = prediction.fallback_labels(constant["labels"], data.vocabulary)
+    prediction.write_submission(
+        path,
+        image_ids,
+        [answers.get(image_id, fallback) for image_id in image_ids],
+        data.vocabulary,
+        metrics["provenance"],
+    )
+    unanswered = sum(image_id not in answers for image_id in image_ids)
+    if unanswered:
+        say(
+            f"submission {unanswered} of {len(image_ids)} images are missing or cannot "
+            f"be read: given the most frequent labels ({', '.join(constant['names'])})"
+        )
 
 
 def _recipe(session: Session) -> dict[str, Any]:

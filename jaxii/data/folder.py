@@ -8,9 +8,10 @@ dataset is whole.
 import json
 import os
 import tempfile
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 
+import polars as pl
 import tensorflow_datasets as tfds
 from etils import epath
 from tensorflow_datasets.core import splits as split_lib
@@ -24,6 +25,7 @@ INFO_FILE = "dataset_info.json"
 LABELS_FILE = "labels.csv"
 COUNTS_FILE = "counts.json"
 INPUTS_FILE = "preparation.json"
+SUBMISSION_FILE = "submission_ids.csv"
 
 
 def index_path(directory: AnyPath, split: str) -> AnyPath:
@@ -64,6 +66,24 @@ def short_side(directory: AnyPath) -> int | None:
     """Returns the pixels that pictures were reduced to; None where it is not known."""
     inputs = directory / INPUTS_FILE
     return json.loads(inputs.read_text()).get("short_side") if inputs.exists() else None
+
+
+def save_submission_ids(directory: AnyPath, image_ids: Sequence[str]) -> None:
+    """Writes the ids that a submission answers for, in its order.
+
+    Images that are missing or cannot be read are among them, and no split has those.
+    """
+    if tuple(image_ids) != submission_ids(directory):
+        table = pl.DataFrame({"image_id": image_ids}, schema={"image_id": pl.String})
+        write_beside(directory / SUBMISSION_FILE, table.write_csv, binary=True)
+
+
+def submission_ids(directory: AnyPath) -> tuple[str, ...]:
+    """Returns what `save_submission_ids` wrote; empty where it never did."""
+    path = directory / SUBMISSION_FILE
+    if not path.exists():
+        return ()
+    return tuple(pl.read_csv(path.read_bytes(), infer_schema=False)["image_id"])
 
 
 def complete(

@@ -36,10 +36,12 @@ class Draft:
     Args:
       plan: images and labels to write.
       tally: images kept and left out so far.
+      submission_ids: of the test: the ids that a submission answers for, in its order.
     """
 
     plan: shards.Plan
     tally: Tally
+    submission_ids: Sequence[str] = ()
 
 
 def prepare(
@@ -81,7 +83,10 @@ def prepare(
             codes,
             *layout.pictures(),
         )
-    if folder.begin(output, fingerprint(drafts, codes, short_side), short_side):
+    complete = folder.begin(output, fingerprint(drafts, codes, short_side), short_side)
+    answered = [image_id for draft in drafts for image_id in draft.submission_ids]
+    folder.save_submission_ids(output, answered)
+    if complete:
         return Counts.load(output / folder.COUNTS_FILE)
     options = {"short_side": short_side, "on_progress": on_progress}
     if beam is not None:
@@ -144,9 +149,12 @@ def draft_splits(
         drafts.append(
             _evaluation("tuning", tuning_ids, labels, test_pictures, metadata)
         )
-    test_ids, labels = _test_ids(layout, codes, test_pictures, tallies, tuning_ids)
+    test_ids, labels, answered = _test_ids(
+        layout, codes, test_pictures, tallies, tuning_ids
+    )
     if test_ids:
-        drafts.append(_evaluation("test", test_ids, labels, test_pictures, metadata))
+        draft = _evaluation("test", test_ids, labels, test_pictures, metadata)
+        drafts.append(replace(draft, submission_ids=answered))
     return drafts, tallies
 
 
@@ -197,7 +205,8 @@ def _listed(path, codes, pictures, tallies, header):
 
 def _test_ids(layout, codes, pictures, tallies, tuning_ids):
     # Who is in the test: the submission's rows; without one, the labelled images;
-    # without those, every picture that is not tuning.
+    # without those, every picture that is not tuning. A submission answers for all rows
+    # of the sample, in their order.
     labels = None
     ids: list[str] = pictures.ids
     if layout.test_labels is not None:
@@ -210,7 +219,9 @@ def _test_ids(layout, codes, pictures, tallies, tuning_ids):
         twice = len(rows) - len(ids)
         tallies.append(Tally(name, "rows", len(rows), len(ids), {"repeated": twice}))
     tuning = set(tuning_ids)
-    return [image_id for image_id in ids if image_id not in tuning], labels
+    test_ids = [image_id for image_id in ids if image_id not in tuning]
+    answered = sorted(test_ids) if layout.sample_submission is None else ids
+    return test_ids, labels, answered
 
 
 def _evaluation(name, ids, labels, pictures: Pictures, metadata) -> Draft:

@@ -73,6 +73,8 @@ class Data:
       domains: of the training data, whether held out or not.
       splits: train, validation and, where there are some, held_out, tuning and test.
       train_rows: labels of the training split as they train.
+      submission_ids: the ids that a submission answers for, in its order; missing and
+        unreadable images are among them. Empty where the dataset does not have them.
     """
 
     directory: AnyPath
@@ -81,6 +83,7 @@ class Data:
     domains: tuple[str, ...]
     splits: Mapping[str, sources.Split]
     train_rows: Rows
+    submission_ids: tuple[str, ...]
     # Every evaluation asks again; of a copy with other splits nothing is kept.
     _verified: dict[str, Rows] = field(
         default_factory=dict, init=False, repr=False, compare=False
@@ -242,6 +245,7 @@ def open_prepared(
         domains=domains,
         splits=splits,
         train_rows=train,
+        submission_ids=folder.submission_ids(dataset.directory),
     )
     data.split("train")
     data.split("validation")
