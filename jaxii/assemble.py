@@ -129,9 +129,20 @@ def share(config: Config, global_batch_size: int) -> pipeline.Share:
 
 
 def slots(config: Config, rows: Rows) -> int:
-    """Returns the slots a batch needs an image: the most labels, in eights."""
-    most = max(rows.most_labels(), 1)
-    return min(math.ceil(most / 8) * 8, config.data.most_labels)
+    """Returns the label slots of an image in a training batch.
+
+    They hold the image with most labels, in multiples of 8, up to `data.most_labels`.
+    """
+    return min(eval_slots(rows), config.data.most_labels)
+
+
+def eval_slots(rows: Rows) -> int:
+    """Returns the label slots of an image in an evaluation batch.
+
+    They hold every label of every image, in multiples of 8: a label without a slot
+    would be missing from the truth.
+    """
+    return math.ceil(max(rows.most_labels(), 1) / 8) * 8
 
 
 def train_batches(
@@ -141,9 +152,8 @@ def train_batches(
 
     With `data.reuse_batch` that is the split's first batch each time.
     """
-    rows = data.train_rows if split == "train" else data.verified_rows(split)
     policy = pipeline.LabelPolicy(
-        num_slots=slots(config, rows),
+        num_slots=slots(config, data.training_rows(split)),
         machine_labels=config.data.machine_labels,
         machine_threshold=config.data.machine_threshold,
     )
@@ -175,24 +185,31 @@ def eval_batch_size(config: Config) -> int:
 def eval_batches(
     config: Config, data: Data, split: str, num_images: int = 0
 ) -> Batches:
-    """Yields every image of a split once, or only some that lie evenly in its order.
+    """Yields every image of a split once, or some of those that are scored.
+
+    An image that is not scored (see `Rows.scored`) has mask 0, so that no sum counts
+    it, and its own index, so that it is answered.
 
     Args:
       config: checked.
       data: opened.
       split: by name.
-      num_images: how many; 0 or more than there are: all.
+      num_images: number of scored images, evenly spaced in the split's order; more than
+        there are: all of them. 0: every image of the split, scored or not.
     """
-    policy = pipeline.LabelPolicy(num_slots=slots(config, data.verified_rows(split)))
-    images = data.split(split)
-    if 0 < num_images < images.num_examples:
-        rows = np.arange(num_images) * images.num_examples // num_images
-        images = images.select(rows)
+    verified = data.verified_rows(split)
+    images, scored = data.split(split), verified.scored()
+    if num_images > 0:
+        rows = np.flatnonzero(scored)
+        number = min(num_images, len(rows))
+        rows = rows[np.arange(number) * len(rows) // max(number, 1)]
+        images, scored = images.select(rows), scored[rows]
     return pipeline.eval_batches(
         images.source,
         transform=eval_transform(config),
-        policy=policy,
+        policy=pipeline.LabelPolicy(num_slots=eval_slots(verified)),
         share=share(config, eval_batch_size(config)),
+        scored=scored,
     )
 
 

@@ -114,7 +114,8 @@ def _data() -> Config:
     section.machine_threshold = 0.5
     # How labels that are not listed for an image train: negative or ignored.
     section.unknown = "negative"
-    # Labels an image can carry to the device; the least confident are cut beyond it.
+    # Most labels of an image that train; the least confident are cut beyond it.
+    # Evaluation uses all labels.
     section.most_labels = MOST_LABELS
     # Threads that read and decode pictures, in each process.
     section.num_threads = 4

@@ -177,6 +177,7 @@ def open_session(
 
 
 def _open_data(config: configuration.Config, verify: bool) -> assemble.Data:
+    """Opens the data; refuses it where evaluation has no image to score."""
     with progress() as on_progress:
 
         def open_verified() -> None:
@@ -185,7 +186,10 @@ def _open_data(config: configuration.Config, verify: bool) -> assemble.Data:
         if verify:
             # One process reads for all.
             processes.check_on_lead(open_verified)
-        return assemble.open_data(config, on_progress)
+        data = assemble.open_data(config, on_progress)
+    for split in (data.choosing_split, "validation"):
+        data.check_truth(split)
+    return data
 
 
 def _check_begun(
@@ -333,12 +337,7 @@ def describe(session: Session) -> list[str]:
     rows = [
         f"data      {data.directory}: {len(data.vocabulary)} labels; images: {counts}"
     ]
-    most = config.data.most_labels
-    cut = int(np.sum(np.diff(data.train_rows.offsets) > most))
-    if cut:
-        rows.append(
-            f"          {cut} training images have over {most} labels: the rest is cut"
-        )
+    rows += [f"          {line}" for line in _left_out(session)]
     made = session.label_embedding
     if made is not None:
         rows.append(
@@ -360,6 +359,27 @@ def describe(session: Session) -> list[str]:
             )
     caveats = session.provenance[session.plans[-1].stage.name].caveats()
     return [f"CAVEAT    {caveat}" for caveat in caveats] + rows
+
+
+def _left_out(session: Session) -> list[str]:
+    """Returns the labels that do not train and the images that are not scored."""
+    data, most = session.data, session.config.data.most_labels
+    rows = []
+    for split in dict.fromkeys(plan.stage.split for plan in session.plans):
+        cut = int(np.sum(np.diff(data.training_rows(split).offsets) > most))
+        if cut:
+            rows.append(
+                f"{cut} training images of {split} have over {most} labels: the rest "
+                "is cut in training; evaluation uses all"
+            )
+    for split in dict.fromkeys((data.choosing_split, "validation", "test")):
+        without = data.without_truth(split) if data.has_truth(split) else 0
+        if without:
+            rows.append(
+                f"{without} of {data.split(split).num_examples} images of {split} have "
+                "no verified label: they are left out of all figures"
+            )
+    return rows
 
 
 def _neighbours(session: Session, made: embedding.LabelEmbedding) -> list[str]:

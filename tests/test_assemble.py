@@ -1,5 +1,6 @@
 """From configurations to parts: what every recipe builds, without allocating it."""
 
+import dataclasses
 import runpy
 from pathlib import Path
 
@@ -177,6 +178,16 @@ def test_slots_fit_the_fullest_image_in_eights_up_to_the_limit(most, expected):
     assert assemble.slots(load(), rows) == expected
 
 
+@pytest.mark.parametrize(("most", "expected"), [(0, 8), (9, 16), (500, 504)])
+def test_evaluation_has_a_slot_for_every_label_whatever_the_limit(most, expected):
+    rows = Rows(
+        offsets=np.array([0, most]),
+        label_ids=np.arange(most, dtype=np.int32),
+        confidences=np.ones(most, np.float32),
+    )
+    assert assemble.eval_slots(rows) == expected
+
+
 def test_the_batch_of_evaluation_fits_the_devices():
     config = load()
     config.global_batch_size = 13
@@ -231,3 +242,27 @@ def test_some_images_of_a_split_lie_evenly_in_its_order(few_images):
     np.testing.assert_array_equal(some["images"][:3], every["images"][rows])
     (whole,) = assemble.eval_batches(config, data, "train", num_images=1000)
     assert whole["mask"].sum() == count
+
+
+def test_some_images_of_a_split_are_taken_from_the_scored_ones(few_images):
+    config, data = few_images
+    config = config.copy_and_resolve_references()
+    config.global_batch_size = 64
+    (every,) = assemble.eval_batches(config, data, "train")
+    # Of the first half of the images nobody knows the truth.
+    rows = data.verified_rows("train")
+    half = data.split("train").num_examples // 2
+    offsets = np.maximum(rows.offsets, rows.offsets[half])
+    known = dataclasses.replace(rows, offsets=offsets)
+    data = dataclasses.replace(data)
+    data._verified["train"] = known
+    (masked,) = assemble.eval_batches(config, data, "train")
+    count = data.split("train").num_examples
+    np.testing.assert_array_equal(masked["mask"][:count], np.arange(count) >= half)
+    np.testing.assert_array_equal(masked["index"], every["index"])
+    (some,) = assemble.eval_batches(config, data, "train", num_images=2)
+    rows = [half, half + (count - half) // 2]
+    np.testing.assert_array_equal(some["images"][:2], every["images"][rows])
+    assert some["mask"].sum() == 2
+    (all_known,) = assemble.eval_batches(config, data, "train", num_images=1000)
+    assert all_known["mask"].sum() == count - half

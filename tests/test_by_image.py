@@ -62,3 +62,9 @@ def test_where_nearly_all_are_perfect_the_worst_are_not_among_the_best():
     assert len(best) == len(worst) == MOST_SHOWN
     assert worst[:3] == [0, 1, 2]
     assert not set(best) & set(worst)
+
+
+def test_the_worst_are_at_most_half_of_the_images_taken():
+    images, rows = ImageScores(50), np.arange(4) + 20
+    images.add(rows, F2[:4], NUM_TRUE[:4], CHOSEN[:4], PROBS[:4])
+    assert len(images.worst()) == len(images.best()) == 2

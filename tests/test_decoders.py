@@ -168,6 +168,7 @@ def scores(decoders):
         in_use="per_class",
         offsets=offsets,
         label_ids=np.nonzero(targets)[1].astype(np.int32),
+        scored=np.ones(400, bool),
         slice_ids=slices,
         slices=SLICES,
         groups=np.arange(400) // 2,
@@ -213,3 +214,52 @@ def test_the_summary_is_of_the_decoder_in_use(decoders, scores):
             assert summary["slices"][name]["num_images"] == rows.sum()
     f2s = {name: s["f2"] for name, s in summary["slices"].items()}
     assert summary["worst_slice"] == min(f2s, key=f2s.get)
+
+
+def test_images_without_truth_change_no_score(decoders):
+    probs, embedding, targets, slices = split(400, 2)
+    scored = np.random.default_rng(4).random(400) < 0.5
+    targets &= scored[:, None]
+
+    def scores_of(rows, scored):
+        found = Scores(
+            decoders,
+            decoders.names(has_head=True),
+            in_use="threshold",
+            offsets=np.concatenate([[0], np.cumsum(targets[rows].sum(axis=1))]),
+            label_ids=np.nonzero(targets[rows])[1].astype(np.int32),
+            scored=scored,
+            slice_ids=slices[rows],
+            slices=SLICES,
+            groups=rows // 2,
+        )
+        found.add(probs[rows], embedding[rows], np.arange(len(rows)))
+        return found
+
+    some = np.flatnonzero(scored)
+    mixed = scores_of(np.arange(400), scored)
+    alone = scores_of(some, np.ones(len(some), bool))
+    summary, expected = mixed.summary(), alone.summary()
+    assert summary.pop("num_images_without_truth") == 400 - len(some)
+    assert expected.pop("num_images_without_truth") == 0
+    assert summary == expected
+    for kind in ("best", "worst"):
+        shown, only = (getattr(s.images, kind)() for s in (mixed, alone))
+        assert [i.row for i in shown] == [some[i.row] for i in only]
+
+
+def test_a_batch_without_any_truth_scores_nothing(decoders):
+    probs, embedding, _, slices = split(3, 2)
+    found = Scores(
+        decoders,
+        ["threshold"],
+        in_use="threshold",
+        offsets=np.zeros(4, np.int64),
+        label_ids=np.zeros(0, np.int32),
+        scored=np.zeros(3, bool),
+        slice_ids=slices,
+        slices=SLICES,
+        groups=np.arange(3),
+    )
+    found.add(probs, embedding, np.arange(3))
+    assert not found.images.worst()

@@ -218,3 +218,26 @@ def test_labels_of_a_full_size_vocabulary_send_less_than_a_kilobyte_an_image():
     )
     beyond = sum(v.nbytes for k, v in batch.items() if k not in ("images", "index"))
     assert beyond / 8 <= 1024
+
+
+def test_verified_absences_are_cut_before_labels_that_are_present():
+    record = {
+        "label_ids": np.arange(5, dtype=np.int32),
+        "label_confidences": np.array([0.0, 0.0, 1.0, 0.3, 1.0], np.float32),
+        "label_sources": np.array([0, 0, 0, 1, 0], np.uint8),
+    }
+    ids, _ = LabelPolicy(num_slots=3, machine_labels="soft").slots(record)
+    assert sorted(ids.tolist()) == [2, 3, 4]
+
+
+def test_a_record_that_is_not_scored_has_mask_0_and_its_own_index():
+    (batch,) = eval_batches(
+        Source(3),
+        transform=EvalTransform(size_pixels=SIZE),
+        policy=POLICY,
+        share=Share(global_batch_size=4),
+        scored=np.array([True, False, True]),
+    )
+    assert batch["mask"].tolist() == [1.0, 0.0, 1.0, 0.0]
+    assert batch["index"].tolist() == [0, 1, 2, -1]
+    assert (batch["images"][1] == 1).all()

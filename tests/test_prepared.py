@@ -1,5 +1,6 @@
 """Resolved labels of whole splits, and the validation split that is carved out."""
 
+import dataclasses
 import shutil
 
 import numpy as np
@@ -75,6 +76,37 @@ def test_most_labels_is_that_of_the_fullest_image():
         offsets=np.array([0]), label_ids=none.astype(np.int32), confidences=none
     )
     assert empty.most_labels() == 0
+
+
+def test_an_image_is_scored_that_has_an_entry_though_of_an_absence():
+    rows = Rows(
+        offsets=np.array([0, 0, 2, 2, 3, 3]),
+        label_ids=np.array([0, 2, 1], np.int32),
+        confidences=np.array([1.0, 0.0, 0.0], np.float32),
+    )
+    assert rows.scored().tolist() == [False, True, False, True, False]
+    kept = rows.of_scored()
+    assert kept.offsets.tolist() == [0, 2, 3]
+    starts, label_ids = kept.present()
+    assert (starts.tolist(), label_ids.tolist()) == ([0, 1, 1], [0])
+
+
+def test_machine_labels_alone_are_no_truth(tmp_path):
+    def machine_only(files):
+        (files / "train" / "extra.jpg").write_bytes(small_layout.picture(9))
+        with (files / "train_machine_labels.csv").open("a") as file:
+            file.write("extra,machine,/m/cat,0.9\n")
+        rows = "image_id", "extra", "train01"
+        small_layout.lines(files / "validation_ids.csv", *rows)
+
+    data = opened(prepared(tmp_path, edit=machine_only))
+    assert data.without_truth("validation") == 1
+    data.check_truth("validation")
+    alone = data.split("validation").select(np.array([0]))
+    data = dataclasses.replace(data, splits={**data.splits, "validation": alone})
+    assert not data.has_truth("validation")
+    with pytest.raises(InputError, match="none of the 1 images of split 'validation'"):
+        data.check_truth("validation")
 
 
 def test_validation_is_carved_out_of_train_and_nothing_is_lost(directory):

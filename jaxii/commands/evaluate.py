@@ -16,6 +16,7 @@ from jaxii import config as configuration
 from jaxii.commands import results
 from jaxii.commands.results import Measured
 from jaxii.data import folder
+from jaxii.data.prepared import Data
 from jaxii.errors import InputError
 from jaxii.infer import decoders as decoding
 from jaxii.infer import predict as prediction
@@ -76,7 +77,7 @@ def measure(
     # Domains that other runs held out give a threshold; all else is chosen on images.
     by_runs = tune_on == "held_out" and not session.data.has_images("held_out")
     chooser = "validation" if by_runs else tune_on
-    session.data.split(chooser)
+    session.data.check_truth(chooser)
     saved = session.checkpoints.best_of(stage)
     members = _members(session, saved, variant)
     splits = [
@@ -116,19 +117,40 @@ def measure(
 
 
 def _answer(session, splits, sums_of, decoders, names, decoder) -> Measured:
-    """Passes over every split: its figures, and the answers for the test."""
-    summaries, scored, labels, answers = {}, {}, {}, None
+    """Passes over every split: its figures, and the answers for the submission."""
+    data, summaries, scored, labels = session.data, {}, {}, {}
+    answers: dict[str, np.ndarray] = {}
     for split in splits:
         scores = _scores(session, split, decoders, names, decoder)
+        taker = None
         if split == "test":
-            rows = session.data.split(split).num_examples
-            answers = prediction.Answers(rows, decoders.answer(decoder))
-        sums = sums_of(split, decoders, _each(scores, answers))
+            rows = data.split(split).num_examples
+            taker = prediction.Answers(rows, decoders.answer(decoder))
+        sums = sums_of(split, decoders, _each(scores, taker))
+        if taker is not None:
+            answers |= zip(data.split(split).index.image_ids, taker.labels, strict=True)
         if scores is not None:
-            summary = summarise(sums, session.data.slices, choice=decoders.choice)
+            summary = summarise(sums, data.slices, choice=decoders.choice)
             summaries[split] = summary | scores.summary()
             scored[split], labels[split] = scores, scores.by_label(sums)
+    if answers:
+        answers |= _answer_tuning(data, sums_of, decoders, decoder)
     return Measured(summaries=summaries, scores=scored, labels=labels, answers=answers)
+
+
+def _answer_tuning(data: Data, sums_of, decoders, decoder) -> dict[str, np.ndarray]:
+    """Returns the answers for tuning images, where the submission has rows for them.
+
+    The model answers them as it answers the test: what it adapts to is the test.
+    """
+    if not data.has_images("tuning"):
+        return {}
+    image_ids = data.split("tuning").index.image_ids
+    if set(image_ids).isdisjoint(data.submission_ids):
+        return {}
+    taker = prediction.Answers(len(image_ids), decoders.answer(decoder))
+    sums_of("tuning", decoders, taker.add, target="test")
+    return dict(zip(image_ids, taker.labels, strict=True))
 
 
 def _members(session: Session, saved: Saved, variant: Variant) -> tuple[Trained, ...]:
@@ -166,7 +188,10 @@ def _record_of(
 def _passes(
     session: Session, members: Sequence[Trained], variant: Variant, chooser: str
 ) -> Callable[..., Accumulators]:
-    """Returns the function that sums a split, and shows each batch to a taker."""
+    """Returns the function that sums a split, and shows each batch to a taker.
+
+    The model adapts to the images of `target`, by default those of the split itself.
+    """
     own, *others = members
     models = [other.model(session.mesh) for other in others]
     # The network of the plan: for it the prediction may have been compiled already.
@@ -174,16 +199,18 @@ def _passes(
     models.insert(0, own.model(session.mesh, apply))
     evaluator, data = session.evaluator(), session.data
 
-    def sums_of(split, decoders=None, on_batch=None):
-        def target():
-            source = data.split(split).source
+    def sums_of(split, decoders=None, on_batch=None, target=""):
+        target = target or split
+
+        def images():
+            source = data.split(target).source
             return assemble.unlabelled_batches(session.config, source)
 
-        adapts = variant if split != "validation" else AS_TRAINED
+        adapts = variant if target != "validation" else AS_TRAINED
         # What calibrates is at home where it was fitted.
-        home = decoders if split != chooser else None
+        home = decoders if target != chooser else None
         return evaluator.run(
-            adapts.predict_on(models, session.mesh, target, home),
+            adapts.predict_on(models, session.mesh, images, home),
             assemble.eval_batches(session.config, data, split),
             verified_absent=session.verified_absent(split),
             on_batch=on_batch,
@@ -193,7 +220,7 @@ def _passes(
 
 
 def _fit(session, split, sums, choice) -> decoding.Decoders:
-    offsets, _ = session.data.verified_rows(split).present()
+    offsets, _ = session.data.verified_rows(split).of_scored().present()
     made = session.label_embedding
     return decoding.fit(
         sums,
@@ -207,7 +234,8 @@ def _scores(session, split, decoders, names, in_use) -> Scores | None:
     # A test whose labels nobody has is answered, and not scored.
     if not session.data.has_truth(split):
         return None
-    offsets, label_ids = session.data.verified_rows(split).present()
+    verified = session.data.verified_rows(split)
+    offsets, label_ids = verified.present()
     index = session.data.split(split).index
     return Scores(
         decoders,
@@ -215,6 +243,7 @@ def _scores(session, split, decoders, names, in_use) -> Scores | None:
         in_use=in_use,
         offsets=offsets,
         label_ids=label_ids,
+        scored=verified.scored(),
         slice_ids=index.slice_ids,
         slices=session.data.slices,
         groups=index.groups,
@@ -257,7 +286,7 @@ def _result(session, saved, summaries, decoder, chooser, provenance) -> dict[str
     counts = data.train_rows.class_counts(len(data.vocabulary))
     constant = result.best_constant_of(
         counts,
-        lambda split: data.verified_rows(split).present(),
+        lambda split: data.verified_rows(split).of_scored().present(),
         list(summaries),
         chooser,
     )

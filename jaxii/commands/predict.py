@@ -7,8 +7,6 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
-import numpy as np
-
 from jaxii import assemble, processes
 from jaxii.console import progress, say, warn
 from jaxii.data import embedding, listing
@@ -186,8 +184,7 @@ def _write(
         for _ in answers:
             pass
     elif request.is_submission:
-        index = vocabulary.index()
-        constant = np.array([index[code] for code in facts.constant])
+        constant = prediction.fallback_labels(facts.constant, vocabulary)
         labels = (constant if given.fault else given.label_ids for given in answers)
         provenance = facts.provenance.to_json()
         prediction.write_submission(output, image_ids, labels, vocabulary, provenance)

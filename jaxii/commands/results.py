@@ -11,7 +11,9 @@ import numpy as np
 
 from jaxii import config as configuration
 from jaxii.console import say
+from jaxii.data.image_ids import meant
 from jaxii.data.images import thumbnail
+from jaxii.data.prepared import Data
 from jaxii.files import AnyPath, write_json
 from jaxii.infer import by_label, result
 from jaxii.infer import predict as prediction
@@ -34,13 +36,14 @@ class Measured:
       summaries: split name -> figures.
       scores: split name -> those of its images' answers, of splits with labels.
       labels: split name -> figures of each label.
-      answers: for the test; None without one.
+      answers: image id -> label ids, of the images of the submission that can be
+        used; empty without a test.
     """
 
     summaries: Mapping[str, Mapping[str, Any]]
     scores: Mapping[str, Scores]
     labels: Mapping[str, by_label.SplitFigures]
-    answers: prediction.Answers | None
+    answers: Mapping[str, np.ndarray]
 
 
 def write(
@@ -72,15 +75,9 @@ def write(
     listed.unlink(missing_ok=True)
     decoders_file = workdir.result_file("decoders.npz", variants)
     decoders.save(decoders_file)
-    if measured.answers is not None:
+    if measured.answers:
         files["submission.csv"] = workdir.result_file("submission.csv", variants)
-        prediction.write_submission(
-            files["submission.csv"],
-            list(data.split("test").index.image_ids),
-            measured.answers.labels,
-            data.vocabulary,
-            metrics["provenance"],
-        )
+        _write_submission(files["submission.csv"], data, metrics, measured.answers)
     details = _details(session, decoders, measured)
     if details.labels is not None:
         files[by_label.FILE] = workdir.result_file(by_label.FILE, variants)
@@ -123,6 +120,32 @@ def _say(
         say(f"{name:17} {path}")
     folder = session.workdir.path / session.checkpoints.directory.name
     say(f"{'checkpoints':17} {folder}")
+
+
+def _write_submission(
+    path: AnyPath,
+    data: Data,
+    metrics: Mapping[str, Any],
+    answers: Mapping[str, np.ndarray],
+) -> None:
+    """Writes a row for each id of the submission, as `predict --ids` does."""
+    image_ids = data.submission_ids or tuple(answers)
+    answered = [meant(image_id, answers) for image_id in image_ids]
+    constant = metrics["constant"]
+    fallback = prediction.fallback_labels(constant["labels"], data.vocabulary)
+    prediction.write_submission(
+        path,
+        image_ids,
+        [answers.get(image_id, fallback) for image_id in answered],
+        data.vocabulary,
+        metrics["provenance"],
+    )
+    unanswered = sum(image_id not in answers for image_id in answered)
+    if unanswered:
+        say(
+            f"submission {unanswered} of {len(image_ids)} images are missing or cannot "
+            f"be read: given the most frequent labels ({', '.join(constant['names'])})"
+        )
 
 
 def _recipe(session: Session, saved: Saved) -> dict[str, Any]:

@@ -185,7 +185,7 @@ def make_run(
     evaluator = session.evaluator()
     # In this order: the first figures are printed.
     splits = dict.fromkeys((data.choosing_split, "validation"), 0)
-    if config.evaluate_train_images:
+    if config.evaluate_train_images and data.has_truth("train"):
         splits["train"] = config.evaluate_train_images
     verified = {split: session.verified_absent(split) for split in splits}
 

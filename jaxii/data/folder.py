@@ -9,7 +9,7 @@ import json
 import os
 import re
 import tempfile
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -53,6 +53,7 @@ FEATURE_TYPES = frozenset(
 # Protocol buffer classes are made at run time, out of a type checker's sight.
 _Info: Any = dataset_info_pb2.DatasetInfo  # pyright: ignore[reportAttributeAccessIssue]
 IMAGES_FILE = "preparation.parquet"
+SUBMISSION_FILE = "submission_ids.csv"
 
 
 def index_path(directory: AnyPath, split: str) -> AnyPath:
@@ -131,6 +132,23 @@ def short_side(directory: AnyPath) -> int | None:
     return _read_json(inputs).get("short_side") if inputs.exists() else None
 
 
+def save_submission_ids(directory: AnyPath, image_ids: Sequence[str]) -> None:
+    """Writes the ids that a submission answers for, in its order.
+
+    Images that are missing or cannot be read are among them, and no split has those.
+    """
+    table = pl.DataFrame({"image_id": image_ids}, schema={"image_id": pl.String})
+    write_beside(directory / SUBMISSION_FILE, table.write_csv, binary=True)
+
+
+def submission_ids(directory: AnyPath) -> tuple[str, ...]:
+    """Returns what `save_submission_ids` wrote; empty for TFDS's `open_images_v4`."""
+    path = directory / SUBMISSION_FILE
+    if not path.exists():
+        return ()
+    return tuple(pl.read_csv(path.read_bytes(), infer_schema=False)["image_id"])
+
+
 def complete(
     output: AnyPath,
     features: tfds.features.FeaturesDict,
@@ -140,7 +158,7 @@ def complete(
     for pattern in ("*.part", "*.plan"):
         for path in output.glob(pattern):
             path.unlink()
-    names = [LABELS_FILE, COUNTS_FILE, INPUTS_FILE, IMAGES_FILE]
+    names = [LABELS_FILE, COUNTS_FILE, INPUTS_FILE, IMAGES_FILE, SUBMISSION_FILE]
     names += [index_path(output, split).name for split in written]
     files = manifest.describe_all(output, names)
     for result in written.values():

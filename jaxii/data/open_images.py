@@ -10,7 +10,7 @@ import hashlib
 import json
 import os
 import tempfile
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Container, Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -43,10 +43,12 @@ class Draft:
     Args:
       plan: images and labels to write.
       tally: images kept and left out so far.
+      submission_ids: of the test: the ids that a submission answers for, in its order.
     """
 
     plan: shards.Plan
     tally: Tally
+    submission_ids: Sequence[str] = ()
 
 
 def prepare(
@@ -99,6 +101,8 @@ def prepare(
     counts = Counts(tuple(tallies), tuple(splits))
     counts.save(output / folder.COUNTS_FILE)
     codes.vocabulary.save(output / folder.LABELS_FILE)
+    answered = [image_id for draft in drafts for image_id in draft.submission_ids]
+    folder.save_submission_ids(output, answered)
     folder.complete(output, schema.features(codes.vocabulary), written)
     return counts
 
@@ -251,12 +255,12 @@ def _evaluations(
         labels, names = _listed(layout.tuning_labels, codes, ids, tallies, False)
         listed["tuning"] = names
         drafts.append(_evaluation("tuning", names, labels, pictures, metadata))
-    names, labels = _test_names(layout, codes, ids, tallies)
     tuning = set(listed.get("tuning", ()))
-    names = [name for name in names if name not in tuning]
+    names, labels, answered = _test_names(layout, codes, ids, tallies, tuning)
     if names:
         listed["test"] = names
-        drafts.append(_evaluation("test", names, labels, pictures, metadata))
+        draft = _evaluation("test", names, labels, pictures, metadata)
+        drafts.append(replace(draft, submission_ids=answered))
     return drafts, tallies, listed
 
 
@@ -284,24 +288,33 @@ def _meant(names: pl.Series, rows: pl.Series, ids: pl.Series) -> list[str]:
 
 
 def _test_names(
-    layout: Layout, codes: label_files.Codes, ids: pl.Series, tallies: list[Tally]
-) -> tuple[list[str], label_files.Entries | None]:
+    layout: Layout,
+    codes: label_files.Codes,
+    ids: pl.Series,
+    tallies: list[Tally],
+    tuning: Container[str],
+) -> tuple[list[str], label_files.Entries | None, list[str]]:
+    """Returns the ids of the test, its labels, and the ids that a submission has."""
     # Who is in the test: the submission's rows; without one, the labelled images;
-    # without those, every image that is not tuning.
+    # without those, every image that is not tuning. A submission answers for all rows
+    # of the sample, in their order.
     labels = None
     names: list[str] = ids.to_list()
+    answered: list[str] = []
     if layout.test_labels is not None:
         labels, names = _listed(layout.test_labels, codes, ids, tallies, True)
     if layout.sample_submission is not None:
         given = label_files.read_rows(layout.sample_submission, header=True)["image_id"]
         rows, num_suffixed = image_ids.find_rows(given, ids)
         names = _meant(given, rows, ids)
+        answered = given.str.strip_chars().unique(maintain_order=True).to_list()
         repeated = {"repeated": len(given) - len(names)}
         tally = Tally(
             layout.sample_submission.name, "rows", len(given), len(names), repeated
         )
         tallies.append(tally.with_note(image_ids.SUFFIX_NOTE, num_suffixed))
-    return names, labels
+    names = [name for name in names if name not in tuning]
+    return names, labels, answered or sorted(names)
 
 
 def _evaluation(
@@ -418,6 +431,8 @@ def _account(draft: Draft, result: shards.Written) -> Tally:
         )
     entries = np.diff(plan.offsets)[result.rows]
     notes = {"labels": int(entries.sum()), **tally.notes}
+    if entries.any() and not entries.all():
+        notes["without a label (not scored)"] = int(np.sum(entries == 0))
     return replace(
         tally, kept=len(result.rows), dropped=dropped, examples=examples, notes=notes
     )
@@ -454,7 +469,8 @@ def fingerprint(
     for draft in drafts:
         plan = draft.plan
         texts = (plan.image_ids, plan.groups, plan.domains, plan.slices, plan.facts)
-        digest.update(json.dumps([plan.split, *texts]).encode())
+        answered = draft.submission_ids
+        digest.update(json.dumps([plan.split, *texts, answered]).encode())
         for column in (
             plan.offsets,
             plan.label_ids,

@@ -12,7 +12,7 @@ from typing import Any, SupportsIndex, cast
 import cv2
 import grain
 import numpy as np
-from jaxtyping import Float32, Int, Int32
+from jaxtyping import Bool, Float32, Int, Int32
 
 from jaxii.data import batching
 from jaxii.data.batching import Example
@@ -31,8 +31,12 @@ PADDING = -1
 class LabelPolicy:
     """How the labels of a record become the slots of a batch.
 
+    An image with more labels than slots keeps those of highest confidence: present
+    labels first, then machine labels, then verified absences; of equal confidence, the
+    lower ids.
+
     Attributes:
-      num_slots: labels an image can carry; the least confident are cut beyond it.
+      num_slots: the most labels an image keeps.
       machine_labels: "ignored", "soft" (the confidence is the target) or "thresholded".
       machine_threshold: confidence from which a thresholded machine label is present.
     """
@@ -150,6 +154,7 @@ def eval_batches(
     transform: EvalTransform,
     policy: LabelPolicy,
     share: Share,
+    scored: Bool[np.ndarray, " row"] | None = None,
     mask_damaged: bool = False,
 ) -> Iterator[dict[str, np.ndarray]]:
     """Yields every record once, in order; the last batch is padded and masked.
@@ -159,6 +164,8 @@ def eval_batches(
       transform: encoded picture to pixels.
       policy: labels to slots.
       share: this process's part; all processes yield the same number of batches.
+      scored: whether each record counts in figures; one that does not has mask 0 and
+        its own index. None: all count.
       mask_damaged: give a picture that cannot be read or decoded mask 0 and its own
         index, instead of raising its ValueError.
 
@@ -179,7 +186,9 @@ def eval_batches(
             if not mask_damaged:
                 raise
             return {**blank, INDEX: np.int32(position)}
-        return _example(position, record, pixels, policy)
+        counts = scored is None or scored[position]
+        mask = {"mask": np.float32(counts)}
+        return _example(position, record, pixels, policy) | mask
 
     return _batches(example, num_eval_batches(length, share), share)
 

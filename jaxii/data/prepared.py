@@ -5,12 +5,12 @@ drawn and prepared here at its first use.
 """
 
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
 import numpy as np
-from jaxtyping import Float, Int, Int64
+from jaxtyping import Bool, Float, Int, Int64
 
 from jaxii.data import folder, label_files, open_images, sources, toy_regions
 from jaxii.data.labels import Vocabulary, resolve_rows
@@ -46,6 +46,21 @@ class Rows:
         """Returns the number of labels of the image that has most of them."""
         return int(np.diff(self.offsets).max(initial=0))
 
+    def scored(self) -> Bool[np.ndarray, " row"]:
+        """Returns whether the truth of each image is known, so that it can be scored.
+
+        It is known where the image has at least one label, present or absent. Of an
+        image without any, nobody has said that it shows nothing. An image with an empty
+        row in a truth file has none either: preparation keeps labels, not rows.
+        """
+        return np.diff(self.offsets) > 0
+
+    def of_scored(self) -> "Rows":
+        """Returns the rows of the scored images alone, in their order."""
+        # The others have no entry, so only the offsets change.
+        starts = np.append(self.scored(), True)
+        return replace(self, offsets=self.offsets[starts])
+
 
 @dataclass(frozen=True, kw_only=True)
 class Data:
@@ -59,6 +74,8 @@ class Data:
       splits: train, validation and, where there are some, held_out, tuning and test.
       train_rows: labels of the training split as they train.
       content_hash: of all records and labels, wherever they lie.
+      submission_ids: the ids that a submission answers for, in its order; missing and
+        unreadable images are among them. Empty where the dataset does not have them.
     """
 
     directory: AnyPath
@@ -68,6 +85,7 @@ class Data:
     splits: Mapping[str, sources.Split]
     train_rows: Rows
     content_hash: str
+    submission_ids: tuple[str, ...]
     # Every evaluation asks again; of a copy with other splits nothing is kept.
     _verified: dict[str, Rows] = field(
         default_factory=dict, init=False, repr=False, compare=False
@@ -100,11 +118,36 @@ class Data:
         return name in self.splits and self.splits[name].num_examples > 0
 
     def has_truth(self, name: str) -> bool:
-        """Says whether a split is there and labelled, so that it can be scored."""
-        return self.has_images(name) and len(self.splits[name].index.label_ids) > 0
+        """Says whether a split is there and has an image that can be scored."""
+        return self.has_images(name) and bool(self.verified_rows(name).scored().any())
+
+    def check_truth(self, name: str) -> None:
+        """Refuses a split that cannot be scored.
+
+        Raises:
+          InputError: there is none, or no image of it has a verified label.
+        """
+        count = self.split(name).num_examples
+        if not self.has_truth(name):
+            raise InputError(
+                f"none of the {count} images of split {name!r} of {self.directory} has "
+                "a label verified by a person or a box, and machine labels are not "
+                "used for evaluation; prepare the data with human labels for it."
+            )
+
+    def without_truth(self, name: str) -> int:
+        """Returns the number of images of a split that are not scored."""
+        return int(np.count_nonzero(~self.verified_rows(name).scored()))
+
+    def training_rows(self, name: str) -> Rows:
+        """Returns a split's labels as a stage trains on them."""
+        return self.train_rows if name == "train" else self.verified_rows(name)
 
     def verified_rows(self, name: str) -> Rows:
-        """Returns a split's labels as people verified them, resolved once."""
+        """Returns a split's labels as people verified them, resolved once.
+
+        They are the truth that evaluation uses: machine labels are not among them.
+        """
         if name not in self._verified:
             self._verified[name] = _resolve(
                 self.split(name), machine_labels="ignored", machine_threshold=0.5
@@ -209,6 +252,7 @@ def open_prepared(
         splits=splits,
         train_rows=train,
         content_hash=dataset.content_hash,
+        submission_ids=folder.submission_ids(dataset.directory),
     )
     data.split("train")
     data.split("validation")

@@ -41,6 +41,7 @@ class ImageScores:
 
     def __init__(self, num_images: int):
         self.f2 = np.zeros(num_images)
+        self._num_taken = 0
         self._best: list[Answered] = []
         self._worst: list[Answered] = []
 
@@ -54,6 +55,7 @@ class ImageScores:
     ) -> None:
         """Takes a batch without padding."""
         self.f2[rows] = f2
+        self._num_taken += len(rows)
         # Of equal F2 those with more labels say more; row last, so that neither the
         # order of batches nor the number of processes decides.
         best = np.lexsort((rows, -num_true, -f2))[: 2 * MOST_SHOWN]
@@ -78,8 +80,8 @@ class ImageScores:
         return best[:MOST_SHOWN]
 
     def worst(self) -> list[Answered]:
-        """Returns the worst, worst first."""
-        return self._worst[: min(MOST_SHOWN, -(-len(self.f2) // 2))]
+        """Returns the worst, worst first; at most half of the images taken."""
+        return self._worst[: min(MOST_SHOWN, -(-self._num_taken // 2))]
 
 
 def _best_first(image: Answered) -> tuple[float, int, int]:

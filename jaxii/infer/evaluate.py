@@ -68,7 +68,7 @@ class Evaluator:
 
         Args:
           predict: images to probabilities and embedding.
-          batches: as `eval_batches` yields them.
+          batches: as `eval_batches` yields them; what has mask 0 is in no sum.
           verified_absent: whether the split's labels say what is *not* in an image;
             then average precision counts annotated entries only.
           on_batch: gets probabilities, embeddings and rows of every batch on the host;

@@ -155,6 +155,19 @@ def answer(
         on_progress(done, num_rows, "predict")
 
 
+def fallback_labels(
+    codes: Sequence[str], vocabulary: Vocabulary
+) -> Int[np.ndarray, " label"]:
+    """Returns the label ids that a submission gives an image that cannot be used.
+
+    Args:
+      codes: of the best constant prediction.
+      vocabulary: gives the ids.
+    """
+    index = vocabulary.index()
+    return np.array([index[code] for code in codes])
+
+
 def write_submission(
     path: AnyPath,
     image_ids: Sequence[str],

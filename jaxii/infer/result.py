@@ -230,6 +230,12 @@ def lines(metrics: Mapping[str, Any]) -> list[str]:
             f"{constant['f2'][split]:.4f})  mAP {figures['map']:.4f}  coverage "
             f"{figures['coverage']}  worst slice {figures['worst_slice']}"
         )
+        without = figures["num_images_without_truth"]
+        if without:
+            rows.append(
+                f"{'':11}{without} of {figures['num_images'] + without} images have no "
+                "verified label: they are left out of all figures"
+            )
     rows += _decoder_lines(metrics["splits"], decoder["name"])
     rows.append(
         f"decoder    {decoder['name']}, fitted on {decoder['chosen_on']} (threshold "

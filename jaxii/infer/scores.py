@@ -37,6 +37,7 @@ class Scores:
       in_use: the one whose answers are the result; its images are kept apart too.
       offsets: n + 1 starts of the split's images (CSR).
       label_ids: the labels present, without duplicates within an image.
+      scored: whether the truth of each image is known; the others count nowhere.
       slice_ids: of each image.
       slices: their names.
       groups: of each image, the pictures of one thing; intervals draw whole ones.
@@ -50,12 +51,13 @@ class Scores:
         in_use: str,
         offsets: Int[np.ndarray, " row"],
         label_ids: Int[np.ndarray, " entry"],
+        scored: Bool[np.ndarray, " image"],
         slice_ids: Int[np.ndarray, " image"],
         slices: Sequence[str],
         groups: Shaped[np.ndarray, " image"],
     ):
         self._decoders = decoders
-        self._offsets, self._label_ids = offsets, label_ids
+        self._offsets, self._label_ids, self._scored = offsets, label_ids, scored
         self._slice_ids, self._slices = slice_ids, tuple(slices)
         self._in_use, self._groups = in_use, groups
         self.images = ImageScores(len(offsets) - 1)
@@ -77,8 +79,10 @@ class Scores:
         embedding: Float[np.ndarray, "batch embed"] | None,
         rows: Int[np.ndarray, " batch"],
     ) -> None:
-        """Takes a batch; row -1 is padding."""
-        kept = np.flatnonzero(rows >= 0)
+        """Takes a batch; row -1 is padding, and images not scored are skipped."""
+        kept = np.flatnonzero((rows >= 0) & self._scored[rows])
+        if not len(kept):
+            return
         probs, rows = probs[kept], rows[kept]
         embedding = None if embedding is None else embedding[kept]
         present = self._present(rows, probs.shape[1])
@@ -113,13 +117,15 @@ class Scores:
         return found
 
     def summary(self) -> dict[str, Any]:
-        """Returns the figures of a split that the answers of the decoder in use decide.
+        """Returns the figures of a split that the answers of the decoder in use decide,
+        and how many of its images have no known truth and are in none of them.
 
         Intervals are bootstrapped over groups, which are images where each image is a
         group of its own; `bootstrap` of the figures says so.
         """
         in_use = self._in_use
         sums, all_figures = self._sums[in_use], self.figures()
+        scored_groups = self._groups[self._scored]
         by_slice = {}
         for i in np.flatnonzero(self._num_images):
             count = int(self._num_images[i])
@@ -128,12 +134,13 @@ class Scores:
                 "num_images": count,
                 "f2": f2,
                 "standard_error": error,
-                "interval": self._interval(np.flatnonzero(self._slice_ids == i)),
+                "interval": self._interval(self._slice_ids == i),
             }
-        are_alone = len(set(self._groups)) == len(self._groups)
+        are_alone = len(set(scored_groups)) == len(scored_groups)
         return {
+            "num_images_without_truth": int(np.count_nonzero(~self._scored)),
             "f2": all_figures[in_use]["f2"],
-            "interval": self._interval(np.arange(len(self._groups))),
+            "interval": self._interval(self._scored),
             "bootstrap": {
                 "by": "image" if are_alone else "group",
                 "level": bootstrap.LEVEL,
@@ -168,7 +175,8 @@ class Scores:
         """Returns the name of an image's slice."""
         return self._slices[self._slice_ids[row]]
 
-    def _interval(self, rows: Int[np.ndarray, " image"]) -> list[float] | None:
+    def _interval(self, among: Bool[np.ndarray, " image"]) -> list[float] | None:
+        rows = np.flatnonzero(among & self._scored)
         found = bootstrap.interval(self.images.f2[rows], self._groups[rows])
         return None if found is None else list(found)
 

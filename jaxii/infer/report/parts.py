@@ -110,6 +110,7 @@ def quality(splits: Mapping[str, Any]) -> dict[str, Any]:
     """Returns one row per figure and one column per split."""
     rows = (
         ("Images", "num_images", count),
+        ("Images left out, no verified label", "num_images_without_truth", count),
         ("Mean F2", "f2", number),
         ("Best F2 at any threshold", "best_f2", number),
         ("Threshold of the best F2", "best_threshold", short),

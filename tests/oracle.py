@@ -1,0 +1,54 @@
+"""A network that knows the truth: the shade of a picture says which labels it has."""
+
+from collections.abc import Callable, Sequence
+
+import jax.numpy as jnp
+import numpy as np
+import small_layout
+
+from jaxii import config as configuration
+from jaxii.model.multitask import Network, Outputs
+
+DARKEST, LIGHTEST = 10, 230
+
+
+def picture(kind: int, num_kinds: int) -> bytes:
+    """Returns a JPEG whose shade is that of a kind."""
+    step = (LIGHTEST - DARKEST) / (num_kinds - 1)
+    return small_layout.picture(round(DARKEST + kind * step), 40, 40)
+
+
+def network(truths: Sequence[Sequence[int]]) -> Callable[..., Network]:
+    """Returns a stand-in for `make_network` that answers kind k with `truths[k]`."""
+
+    def make_network(*, num_classes, **_):
+        table = np.full((len(truths), num_classes), -10, np.float32)
+        for kind, label_ids in enumerate(truths):
+            table[kind, list(label_ids)] = 10
+
+        def init(key):
+            return {"classifier": jnp.ones(())}, {}
+
+        def apply(params, batch_stats, images, *, train, key):
+            shade = jnp.mean(images.astype(jnp.float32), axis=(1, 2, 3))
+            share = (shade - DARKEST) / (LIGHTEST - DARKEST)
+            kind = jnp.round(share * (len(truths) - 1)).astype(jnp.int32)
+            # The gradient of a parameter that changes nothing.
+            logits = jnp.asarray(table)[kind] + 0 * params["classifier"]
+            return Outputs(logits, None, logits), batch_stats
+
+        return Network(init=init, apply=apply)
+
+    return make_network
+
+
+def make_config(data, **changes) -> configuration.Config:
+    """Returns a configuration of two steps on a prepared dataset."""
+    config = configuration.default_config()
+    config.data.dataset, config.data.directory = "kaggle", str(data)
+    config.data.image_size_pixels, config.data.validation_fraction = 16, 0.4
+    config.data.augmentation, config.data.num_threads = 0.0, 1
+    config.global_batch_size = 8
+    config.stages = ({"name": "only", "terms": {"bce": 1.0}, "num_steps": 2},)
+    config.data.update(changes)
+    return config
