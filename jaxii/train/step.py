@@ -119,7 +119,12 @@ def gradients_of(
     """
     objective = settings.objective
     images, targets, known = examples(settings, batch)
-    example_weights = objective.example_weights(targets, batch["mask"])
+    example_weights = objective.example_weights(
+        targets=targets,
+        known=known,
+        mask=batch["mask"],
+        label_embeddings=label_embeddings,
+    )
     totals = jax.lax.psum(
         {name: jnp.sum(weight) for name, weight in example_weights.items()}, DATA_AXIS
     )
