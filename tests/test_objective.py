@@ -10,6 +10,7 @@ from jaxii.objective import losses
 from jaxii.objective.multitask import make_objective, targets_from_labels
 
 NUM_CLASSES = 7
+VECTORS = np.eye(NUM_CLASSES)
 
 
 def sparse(*rows, slots=4):
@@ -44,7 +45,7 @@ def objective_of(terms, num_steps=100, unknown="negative"):
     )
 
 
-def weights_of(objective, *rows, mask=None, vectors=np.eye(NUM_CLASSES)):
+def weights_of(objective, *rows, mask=None, vectors=VECTORS):
     """Returns the weights of images with these rows of (label, confidence) pairs."""
     targets, known = objective.targets(*sparse(*rows))
     return objective.example_weights(

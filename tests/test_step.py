@@ -15,6 +15,7 @@ from jaxii.objective.losses import bce_loss
 from jaxii.objective.multitask import make_objective
 from jaxii.train.average import ema_rate
 from jaxii.train.mesh import DATA_AXIS, divided, make_mesh, replicated, to_devices
+from jaxii.train.optimizer import OPTIMIZERS, make_optimizer
 from jaxii.train.state import derive_key, new_state
 from jaxii.train.step import StepSettings, examples, gradients_of, make_train_step
 
@@ -276,6 +277,36 @@ def test_a_gradient_that_is_not_finite_changes_nothing_and_is_counted():
     assert_close(state.params, params, 0.0)
     assert_close(state.average_params, params, 1e-7)
     assert int(state.step) == 2
+
+
+@pytest.mark.parametrize("name", OPTIMIZERS)
+def test_after_skipped_updates_the_rate_that_is_applied_is_the_one_that_is_logged(name):
+    def schedule(step):
+        return jnp.float32(0.01) * (step.astype(jnp.float32) + 1)
+
+    def trained(schedule, *batches):
+        optimizer = make_optimizer(
+            name=name, schedule=schedule, weight_decay=0.0, clip_norm=10.0
+        )
+        settings = make_settings(optimizer=optimizer, learning_rate=schedule)
+        mesh = make_mesh()
+        state = start(linear_params(), {}, settings, mesh)
+        train_step = make_train_step(settings, mesh)
+        for batch in batches:
+            vectors = jnp.asarray(LABEL_EMBEDDINGS, jnp.float32)
+            state, metrics = train_step(
+                state, to_devices(batch, divided(mesh)), vectors
+            )
+        return state, metrics
+
+    good = make_batch()
+    broken = good | {"label_confidences": good["label_confidences"] * np.float32("nan")}
+    state, metrics = trained(schedule, broken, broken, good)
+    assert (int(metrics["skipped_steps"]), int(state.stage_step)) == (2, 3)
+    logged = float(metrics["learning_rate"])
+    assert logged == pytest.approx(0.03)
+    expected, _ = trained(lambda step: jnp.float32(logged), good)
+    assert_close(state.params, expected.params, 1e-6)
 
 
 def test_the_average_lies_between_start_and_newest_params():
