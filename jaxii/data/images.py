@@ -12,7 +12,18 @@ import numpy as np
 import simplejpeg
 from jaxtyping import UInt8
 
-Pixels = UInt8[np.ndarray, "height width channel"]
+from jaxii.data.formats import (
+    TRANSPOSED,
+    Pixels,
+    damage_as_value_error,
+    decode_jpeg,
+    decode_other,
+    orientation,
+    read_exif,
+    read_header,
+    sniff,
+    turned,
+)
 
 # At strength 1; a crop of this share of the picture at least, and of this shape, as
 # Szegedy et al. 2015 (section 6) and every ImageNet recipe since.
@@ -198,18 +209,24 @@ class Picture:
 
     Attributes:
       encoded: its bytes.
-      height: rows.
-      width: columns.
+      height: rows, once it is upright.
+      width: columns, once it is upright.
+      color: colour space of a JPEG.
+      turn: EXIF orientation of a JPEG.
       pixels: all of it, where the format cannot be decoded at a smaller scale.
     """
 
     encoded: bytes
     height: int
     width: int
+    color: str
+    turn: int
     pixels: Pixels | None
 
     def decode(self, height: float, width: float) -> Pixels:
-        """Decodes to RGB at a small scale that is large enough, see `decoded_size`.
+        """Decodes to upright RGB at a small scale that is large enough.
+
+        The scale is that of `decoded_size`.
 
         Args:
           height: fewest rows that are of use.
@@ -225,9 +242,10 @@ class Picture:
         if self.pixels is not None:
             return self.pixels
         rows, columns = decoded_size(self.height, self.width, int(height), int(width))
-        return simplejpeg.decode_jpeg(
-            self.encoded, "RGB", min_height=rows, min_width=columns
-        )
+        stored = (columns, rows) if self.turn in TRANSPOSED else (rows, columns)
+        pixels, _ = decode_jpeg(self.encoded, self.color, stored)
+        # OpenCV takes no negative strides.
+        return np.ascontiguousarray(turned(pixels, self.turn))
 
 
 def decoded_size(
@@ -252,21 +270,25 @@ def decoded_size(
 
 
 def read(encoded: bytes) -> Picture:
-    """Reads the size of a picture; of anything but a plain JPEG also the pixels.
+    """Reads the size of a picture; of anything but a JPEG also the pixels.
+
+    Colours, transparency and EXIF orientation are resolved as `recode` resolves them,
+    so that an image looks the same whether it was recoded or not.
 
     Raises:
-      ValueError: the bytes are no picture.
+      ValueError: the bytes are no picture, or a damaged one.
     """
-    if simplejpeg.is_jpeg(encoded):
-        height, width, colorspace, _ = simplejpeg.decode_jpeg_header(encoded)
-        if colorspace not in ("CMYK", "YCCK"):
-            return Picture(encoded, int(height), int(width), None)
-    pixels = None
-    if encoded:
-        pixels = cv2.imdecode(np.frombuffer(encoded, np.uint8), cv2.IMREAD_COLOR_RGB)
-    if pixels is None:
-        raise ValueError("not a picture that can be decoded")
-    return Picture(encoded, pixels.shape[0], pixels.shape[1], pixels)
+    kind = sniff(encoded)
+    with damage_as_value_error(kind):
+        turn = orientation(read_exif(encoded, kind))
+        if kind != "jpeg":
+            pixels = np.ascontiguousarray(turned(decode_other(encoded, kind), turn))
+            height, width, _ = pixels.shape
+            return Picture(encoded, height, width, "", turn, pixels)
+        height, width, color = read_header(encoded, kind)
+        if turn in TRANSPOSED:
+            height, width = width, height
+        return Picture(encoded, height, width, color, turn, None)
 
 
 def resize(

@@ -97,8 +97,8 @@ def _clip(clip_norm: float):
 def _scale_by_learning_rate(schedule: optax.Schedule):
     """Scales updates by minus the learning rate at the `stage_step` that is given."""
 
-    def update(updates, state, params=None, *, stage_step, **_):
-        size = -1 * schedule(stage_step)
+    def update(updates, state, params=None, **extra):
+        size = -1 * schedule(extra["stage_step"])
         return jax.tree.map(lambda u: jnp.asarray(size, u.dtype) * u, updates), state
 
     return optax.GradientTransformationExtraArgs(optax.init_empty_state, update)
