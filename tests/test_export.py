@@ -418,15 +418,19 @@ def test_provenance_and_its_caveats_go_with_the_folder(workdir, tmp_path, capsys
         assert json.loads(kept["labels"]) == list(workdir.vocabulary().codes)
 
 
-def test_thresholds_of_another_stage_are_a_caveat(workdir, tmp_path, capsys):
+@pytest.mark.parametrize("fitted_on", [{"stage": "earlier"}, {"step": 1}])
+def test_thresholds_of_another_checkpoint_are_refused(
+    workdir, tmp_path, capsys, fitted_on
+):
     copy = Workdir(shutil.copytree(workdir.path, tmp_path / "copy"))
-    metrics = copy.metrics() | {"stage": "earlier"}
+    metrics = copy.metrics() | fitted_on
     (copy.path / "metrics.json").write_text(json.dumps(metrics))
-    exported(copy, tmp_path / "folder", "--stage=only")
-    assert (
-        "Thresholds and calibration are those of stage earlier"
-        in capsys.readouterr()[0]
-    )
+    words = f"--workdir={copy.path}", f"--output={tmp_path / 'folder'}", "--stage=only"
+    assert run("export", *words) == 2
+    errors = capsys.readouterr().err
+    assert re.search(r"fitted on step \d of stage \w+, and the .* step 2 of", errors)
+    assert f"run evaluate --workdir={copy.path} --stage=only again first" in errors
+    assert not (tmp_path / "folder").exists()
 
 
 @pytest.mark.parametrize(
