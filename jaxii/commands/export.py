@@ -10,6 +10,7 @@ import numpy as np
 from jaxii import assemble
 from jaxii import config as configuration
 from jaxii.console import say
+from jaxii.data import recode
 from jaxii.data.labels import Vocabulary
 from jaxii.files import AnyPath, local_draft_folder, write_json
 from jaxii.infer import decoders as decoding
@@ -89,6 +90,10 @@ def _record(
     provenance = Provenance.from_json(metrics["provenance"]).union(trained.provenance)
     data = trained.config.data
     size = data.image_size_pixels
+    short_side = assemble.stored_short_side(
+        trained.config, metrics.get("short_side_pixels")
+    )
+    as_found = {"how": ["Files are stored as they were found."]}
     return {
         "checkpoint": {
             "stage": trained.saved.stage,
@@ -99,13 +104,9 @@ def _record(
         "badge": provenance.badge(),
         "caveats": provenance.caveats(),
         "images": {
-            "side_pixels": size,
-            "central_share": data.central_share,
             "type": f"uint8 [batch, {size}, {size}, 3], RGB, 0 to 255",
-            "how": f"upright; the central square of {data.central_share:g} times the "
-            f"short side; resized to {size} x {size} pixels, linearly, or by the mean "
-            "over areas where it shrinks to less than two thirds; nothing else: the "
-            "program normalises (jaxii.data.images.EvalTransform)",
+            "stored": recode.describe(short_side) if short_side else as_found,
+            "view": assemble.eval_transform(trained.config).describe(),
         },
         "probabilities": f"float32 [batch, {len(decoders.class_thresholds)}], in the "
         "order of labels.csv; calibrated: sigmoid(slope * logit + intercept), with the "

@@ -17,6 +17,12 @@ from jaxtyping import Shaped, UInt8
 
 Pixels = UInt8[np.ndarray, "height width 3"]
 
+# What `decode_jpeg`, `decode_other` and `turned` do, in words.
+COLOURS = (
+    "It is turned as its EXIF orientation says; grey is repeated; of 16 bits the upper "
+    "8 are kept; what is transparent is composed on white; the inks of a CMYK JPEG are "
+    "stored inverted, so that RGB = CMY * K / 255."
+)
 _ORIENTATION_TAG = 0x0112
 # The orientations in which rows and columns change places.
 TRANSPOSED = (5, 6, 7, 8)

@@ -7,12 +7,14 @@ decodes the file, and refuses a damaged one by name.
 
 import struct
 import threading
+from typing import Any
 
 import cv2
 import numpy as np
 import simplejpeg
 
 from jaxii.data.formats import (
+    COLOURS,
     damage_as_value_error,
     decode_jpeg,
     decode_other,
@@ -22,7 +24,7 @@ from jaxii.data.formats import (
     sniff,
     turned,
 )
-from jaxii.data.images import decoded_size
+from jaxii.data.images import JPEG_SHRINKS, decoded_size
 
 # Pixels; what `prepare` reduces to unless it is told otherwise.
 SHORT_SIDE = 256
@@ -32,12 +34,15 @@ LARGE_PIXELS = 24_000_000
 # At 1.5 linear interpolation is within 1 dB of the area average in its distance from
 # a Lanczos filter, in a sixth of the time; at 1.75 it is 3 dB behind on noise.
 LINEAR_SHRINK = 1.55
+JPEG_QUALITY = 92
 _LARGE = threading.Semaphore(1)
 # What a file that is whole ends with.
 _LAST = {"jpeg": b"\xff\xd9", "png": b"IEND"}
 
 
-def recode(data: bytes, *, short_side: int = SHORT_SIDE, quality: int = 92) -> bytes:
+def recode(
+    data: bytes, *, short_side: int = SHORT_SIDE, quality: int = JPEG_QUALITY
+) -> bytes:
     """Returns the picture as an upright RGB JPEG.
 
     Args:
@@ -67,6 +72,40 @@ def recode(data: bytes, *, short_side: int = SHORT_SIDE, quality: int = 92) -> b
             with _LARGE:
                 return _recode(data, kind, height, width, color, short_side, quality)
         return _recode(data, kind, height, width, color, short_side, quality)
+
+
+def describe(short_side: int) -> dict[str, Any]:
+    """Returns the numbers of `recode`, and its steps in words.
+
+    Args:
+      short_side: pixels.
+    """
+    scales = ", ".join(f"1/{shrink}" for shrink in JPEG_SHRINKS)
+    return {
+        "short_side_pixels": short_side,
+        "jpeg_shrinks": JPEG_SHRINKS,
+        "linear_shrink": LINEAR_SHRINK,
+        "jpeg_quality": JPEG_QUALITY,
+        "how": [
+            "This is done once, to an original file, and the view is one of the JPEG "
+            "that comes out.",
+            f"A JPEG that is upright, is neither grey nor CMYK, and has a short side "
+            f"of at most {short_side} pixels stays as it is.",
+            "Any other image becomes upright RGB of 8 bits, with H rows and W columns. "
+            f"{COLOURS}",
+            f"Where S = min(H, W) is above {short_side}, it is reduced: a JPEG is "
+            f"decoded at the smallest of the scales {scales} and 1 that leaves at "
+            f"least {short_side} rows and columns, other formats whole. The result, of "
+            f"h rows and w columns, is resized to round(W * {short_side} / S) columns "
+            f"and round(H * {short_side} / S) rows: averaged over areas (OpenCV: "
+            f"INTER_AREA) where min(h, w) / {short_side} is above {LINEAR_SHRINK:g}, "
+            "else interpolated linearly (OpenCV: INTER_LINEAR).",
+            f"It is saved as JPEG of quality {JPEG_QUALITY}, with chroma at 4:2:0 "
+            "where it was reduced and at 4:4:4 where it was not, by libjpeg-turbo with "
+            "its fast DCT (simplejpeg). Other encoders change a level or two of 255 in "
+            "the mean.",
+        ],
+    }
 
 
 def size(data: bytes) -> tuple[int, int]:
