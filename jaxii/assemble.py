@@ -223,13 +223,26 @@ def picture_files(
       listing: the files.
       short_side: pixels that its pictures were reduced to; None: the usual.
     """
+    stored = stored_short_side(config, short_side) or recode.MAX_PIXELS
+    return PictureFiles(listing, stored, config.data.central_share)
+
+
+def stored_short_side(config: Config, short_side: int | None = None) -> int | None:
+    """Returns the short side that a run's own pictures were reduced to, in pixels.
+
+    Args:
+      config: of the run.
+      short_side: what the dataset says of it; None: nothing.
+
+    Returns:
+      Pixels; None where pictures are stored as they were found.
+    """
     data = config.data
-    seen = math.ceil(data.image_size_pixels / data.central_share)
     # TFDS stores the pictures of open_images_v4 as they are: not reduced.
     if data.dataset == "open_images_v4":
-        return PictureFiles(listing, recode.MAX_PIXELS, data.central_share)
-    stored = short_side or max(recode.SHORT_SIDE, seen)
-    return PictureFiles(listing, stored, data.central_share)
+        return None
+    seen = math.ceil(data.image_size_pixels / data.central_share)
+    return short_side or max(recode.SHORT_SIDE, seen)
 
 
 def file_batches(config: Config, files: pipeline.RandomAccess) -> Batches:

@@ -6,7 +6,7 @@ What another run starts from (`start_from`), what an ensemble averages, and what
 
 import functools
 import json
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -138,6 +138,24 @@ class Trained:
     def restored(self, sharding: Sharding) -> dict[str, Tree]:
         """Returns parameters, their average and statistics, laid out as asked."""
         return self.checkpoints.restore_model(self.saved, sharding)
+
+    def check_evaluated(self, metrics: Mapping[str, Any]) -> None:
+        """Refuses figures of another checkpoint: their decoders do not fit this one.
+
+        Args:
+          metrics: what `evaluate` left, with the decoders that it fitted.
+
+        Raises:
+          InputError: they are those of another step or stage.
+        """
+        stage, step = self.saved.stage, self.saved.step
+        if (stage, step) != (metrics["stage"], metrics["step"]):
+            raise InputError(
+                f"the thresholds and the calibration of {self.workdir.path} were "
+                f"fitted on step {metrics['step']} of stage {metrics['stage']}, and "
+                f"the checkpoint to use is step {step} of stage {stage}; run evaluate "
+                f"--workdir={self.workdir.path} --stage={stage} again first."
+            )
 
     def check_start_of(self, like: Tree) -> None:
         """Refuses to be the start of a network that it does not fit.

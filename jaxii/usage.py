@@ -164,7 +164,7 @@ or a contact sheet. Needs no dataset, only a workdir that has been evaluated.
 --sheet=HTML             a contact sheet: one page with small pictures and their labels;
                          of more than 500 pictures it shows 500, evenly spaced
 --decoder=NAME           another decoder than the evaluation's, as in evaluate
---stage=NAME             the stage to use [the one that was evaluated]
+--stage=NAME             the stage that was evaluated last; no other is taken
 --ensemble=RUNS          average with other runs, as in an evaluate before
 --adapt_bn               BatchNorm statistics of these very pictures
 --label_shift            correct for how often labels occur among them
@@ -191,7 +191,7 @@ has to give the checkpoint's probabilities on pictures of the validation split.
 --onnx                   model.onnx too; pip install 'jaxii[onnx]'
 --decoder=NAME           whose thresholds go with it: threshold or per_class [that of
                          the evaluation; the others are no threshold: no answers then]
---stage=NAME             the stage to use [the one that was evaluated]
+--stage=NAME             the stage that was evaluated last; no other is taken
 --data_dir=DIR           the dataset, if it has moved
 --verify                 hash every byte of the dataset first; sizes, indexes and the
                          checkpoint that is used are checked in any case""",

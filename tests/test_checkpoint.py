@@ -1,5 +1,6 @@
 """What Orbax keeps, gives back, and refuses."""
 
+import math
 import threading
 import time
 
@@ -16,7 +17,7 @@ from jaxii.train.checkpoint import Checkpoints, evaluated_params
 from jaxii.train.failed_save import FailedSave
 from jaxii.train.mesh import make_mesh, replicated
 from jaxii.train.optimizer import OPTIMIZERS, make_optimizer
-from jaxii.train.stages import Saved
+from jaxii.train.stages import ENTERS_FROM, Saved, choose
 from jaxii.train.state import new_state
 
 
@@ -101,6 +102,29 @@ def test_the_best_and_the_last_are_kept(checkpoints):
     for step, metric in metrics.items():
         checkpoints.save(saved(step, metric), make_state(), {})
     assert [s.step for s in checkpoints.saved()["first"]] == [2, 4]
+
+
+@pytest.mark.parametrize(
+    "metrics",
+    [
+        (0.5, 0.5, 0.4),
+        (0.5, 0.4, 0.5, 0.3),
+        (0.0, 0.0, 0.0),
+        (0.3, None, 0.3, None),
+        (None, None),
+        (0.2, 0.6, 0.6, None, 0.6, 0.1),
+        (0.5, math.nan, 0.4),
+        (math.nan, 0.5, 0.4),
+        (math.nan, math.nan),
+    ],
+)
+def test_what_would_be_chosen_of_all_checkpoints_is_still_on_disk(checkpoints, metrics):
+    everything = [saved(step, metric) for step, metric in enumerate(metrics, start=1)]
+    for number, one in enumerate(everything, start=1):
+        checkpoints.save(one, make_state(), {})
+        chosen = {choose(everything[:number], which) for which in ENTERS_FROM}
+        steps = {one.step for one in chosen}
+        assert {one.step for one in checkpoints.saved()["first"]} == steps
 
 
 def test_the_best_is_kept_when_the_run_goes_on_in_another_process(

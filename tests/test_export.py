@@ -11,11 +11,13 @@ from importlib.util import find_spec
 from pathlib import Path
 from typing import NamedTuple
 
+import cv2
 import jax
 import jax.export
 import jax.numpy as jnp
 import numpy as np
 import pytest
+import simplejpeg
 import small_layout
 from absl import flags
 from absl.testing import flagsaver
@@ -23,7 +25,9 @@ from absl.testing import flagsaver
 from jaxii import main
 from jaxii.commands import evaluate
 from jaxii.config import default_config
+from jaxii.data.images import EvalTransform
 from jaxii.data.open_images import Layout, prepare
+from jaxii.data.recode import recode
 from jaxii.errors import InputError
 from jaxii.infer import decoders as decoding
 from jaxii.infer import export
@@ -393,6 +397,149 @@ def test_how_far_the_runs_own_compute_type_is_is_told(folder):
     assert 1e-5 < check["compute_dtype_difference"] < 0.2
 
 
+# Preprocessing by the words of export.json alone, with NumPy and OpenCV.
+
+
+def decoded(data, shrink=1):
+    flag = {
+        1: cv2.IMREAD_COLOR_RGB,
+        2: cv2.IMREAD_REDUCED_COLOR_2,
+        4: cv2.IMREAD_REDUCED_COLOR_4,
+        8: cv2.IMREAD_REDUCED_COLOR_8,
+    }[shrink]
+    pixels = cv2.imdecode(np.frombuffer(data, np.uint8), flag)
+    return pixels if shrink == 1 else pixels[..., ::-1]
+
+
+def reduced(data, shrinks, rows, columns):
+    """Decodes a JPEG at the smallest scale that is large enough, other formats whole"""
+    height, width = decoded(data).shape[:2]
+    if data.startswith(b"\xff\xd8"):
+        for shrink in shrinks:
+            if -(-height // shrink) >= rows and -(-width // shrink) >= columns:
+                return decoded(data, shrink)
+    return decoded(data)
+
+
+def view_by_the_words(told, data):
+    size, share = told["side_pixels"], told["central_share"]
+    height, width = decoded(data).shape[:2]
+    shrink = max(1.0, share * min(height, width) / size)
+    least = int(height / shrink), int(width / shrink)
+    pixels = reduced(data, told["jpeg_shrinks"], *least)
+    height, width = pixels.shape[:2]
+    side = max(1, round(share * min(height, width)))
+    top, left = (height - side) // 2, (width - side) // 2
+    square = np.ascontiguousarray(pixels[top : top + side, left : left + side])
+    r = side / size
+    if r == 1:
+        return square
+    if r > told["blurred_shrink"]:
+        return cv2.resize(square, (size, size), interpolation=cv2.INTER_AREA)
+    if r > told["linear_shrink"]:
+        is_few = r <= told["few_taps_shrink"]
+        taps = told["few_taps"] if is_few else told["many_taps"]
+        spread = np.sqrt(max(r**2 - 1, 0.001) / 6)
+        square = cv2.GaussianBlur(square, (taps, taps), spread)
+    return cv2.resize(square, (size, size), interpolation=cv2.INTER_LINEAR)
+
+
+def by_opencv(pixels, quality, chroma):
+    factors = {
+        "420": cv2.IMWRITE_JPEG_SAMPLING_FACTOR_420,
+        "444": cv2.IMWRITE_JPEG_SAMPLING_FACTOR_444,
+    }
+    options = [cv2.IMWRITE_JPEG_QUALITY, quality]
+    options += [cv2.IMWRITE_JPEG_SAMPLING_FACTOR, factors[chroma]]
+    return cv2.imencode(".jpg", pixels[..., ::-1], options)[1].tobytes()
+
+
+def by_simplejpeg(pixels, quality, chroma):
+    pixels = np.ascontiguousarray(pixels)
+    return simplejpeg.encode_jpeg(
+        pixels, quality=quality, colorsubsampling=chroma, fastdct=True
+    )
+
+
+def stored_by_the_words(told, data, encode):
+    short, (height, width) = told["short_side_pixels"], decoded(data).shape[:2]
+    whole = min(height, width)
+    if whole <= short and data.startswith(b"\xff\xd8"):
+        return data
+    pixels, chroma = decoded(data), "444"
+    if whole > short:
+        pixels = reduced(data, told["jpeg_shrinks"], short, short)
+        is_area = min(pixels.shape[:2]) / short > told["linear_shrink"]
+        method = cv2.INTER_AREA if is_area else cv2.INTER_LINEAR
+        size = round(width * short / whole), round(height * short / whole)
+        pixels = cv2.resize(np.ascontiguousarray(pixels), size, interpolation=method)
+        chroma = "420"
+    return encode(pixels, told["jpeg_quality"], chroma)
+
+
+def original(height, width, suffix):
+    """Returns a file of smooth colours and noise."""
+    rng = np.random.default_rng(height + width)
+    coarse = rng.integers(0, 256, (height // 12, width // 12, 3)).astype(np.uint8)
+    pixels = cv2.resize(coarse, (width, height), interpolation=cv2.INTER_CUBIC)
+    noise = rng.integers(-20, 21, pixels.shape)
+    pixels = np.clip(pixels + noise, 0, 255).astype(np.uint8)
+    return cv2.imencode(suffix, pixels)[1].tobytes()
+
+
+@pytest.mark.parametrize("suffix", [".jpg", ".png"])
+@pytest.mark.parametrize(
+    "shape",
+    [(128, 128), (300, 200), (70, 70), (64, 64), (50, 40), (90, 160), (640, 480)],
+)
+@pytest.mark.parametrize(("side", "share"), [(16, 1.0), (64, 1.0), (64, 0.875)])
+def test_the_words_of_export_json_alone_give_the_pixels_of_evaluation(
+    folder, shape, suffix, side, share
+):
+    transform = EvalTransform(size_pixels=side, central_share=share)
+    told = json.loads((folder / "export.json").read_text())["images"]["view"]
+    # Those of this run, but for what is given here.
+    own = json.loads(json.dumps(transform.describe()))
+    assert {k for k in told if told[k] != own[k]} <= {
+        "side_pixels",
+        "central_share",
+        "how",
+    }
+    data = original(*shape, suffix)
+    view = view_by_the_words(own, data).astype(int)
+    assert np.abs(view - transform(data)).max() <= 1
+
+
+@pytest.mark.parametrize("suffix", [".jpg", ".png"])
+@pytest.mark.parametrize("shape", [(600, 400), (300, 330), (1200, 900), (60, 200)])
+def test_the_words_of_export_json_alone_give_the_image_that_is_stored(
+    folder, shape, suffix
+):
+    told = json.loads((folder / "export.json").read_text())["images"]
+    data, view = original(*shape, suffix), EvalTransform(size_pixels=64)
+    recoded = recode(data, short_side=told["stored"]["short_side_pixels"])
+    differences = []
+    for encode in (by_simplejpeg, by_opencv):
+        stored = stored_by_the_words(told["stored"], data, encode)
+        assert decoded(stored).shape == decoded(recoded).shape
+        differences.append(np.abs(view(stored).astype(int) - view(recoded)))
+    assert differences[0].max() <= 1
+    assert differences[1].mean() <= 2
+
+
+def test_the_words_name_the_numbers_that_go_with_them(folder):
+    told = json.loads((folder / "export.json").read_text())["images"]
+    assert told["stored"]["short_side_pixels"] == 256
+    assert told["view"]["side_pixels"] == 16
+    for part, names in (
+        ("stored", ("short_side_pixels", "linear_shrink", "jpeg_quality")),
+        ("view", ("side_pixels", "blurred_shrink", "linear_shrink", "many_taps")),
+    ):
+        words = " ".join(told[part]["how"])
+        for name in names:
+            assert re.search(rf"\b{told[part][name]:g}\b", words), name
+
+
 def test_provenance_and_its_caveats_go_with_the_folder(workdir, tmp_path, capsys):
     copy = Workdir(shutil.copytree(workdir.path, tmp_path / "copy"))
     metrics = copy.metrics()
@@ -418,15 +565,19 @@ def test_provenance_and_its_caveats_go_with_the_folder(workdir, tmp_path, capsys
         assert json.loads(kept["labels"]) == list(workdir.vocabulary().codes)
 
 
-def test_thresholds_of_another_stage_are_a_caveat(workdir, tmp_path, capsys):
+@pytest.mark.parametrize("fitted_on", [{"stage": "earlier"}, {"step": 1}])
+def test_thresholds_of_another_checkpoint_are_refused(
+    workdir, tmp_path, capsys, fitted_on
+):
     copy = Workdir(shutil.copytree(workdir.path, tmp_path / "copy"))
-    metrics = copy.metrics() | {"stage": "earlier"}
+    metrics = copy.metrics() | fitted_on
     (copy.path / "metrics.json").write_text(json.dumps(metrics))
-    exported(copy, tmp_path / "folder", "--stage=only")
-    assert (
-        "Thresholds and calibration are those of stage earlier"
-        in capsys.readouterr()[0]
-    )
+    words = f"--workdir={copy.path}", f"--output={tmp_path / 'folder'}", "--stage=only"
+    assert run("export", *words) == 2
+    errors = capsys.readouterr().err
+    assert re.search(r"fitted on step \d of stage \w+, and the .* step 2 of", errors)
+    assert f"run evaluate --workdir={copy.path} --stage=only again first" in errors
+    assert not (tmp_path / "folder").exists()
 
 
 @pytest.mark.parametrize(

@@ -228,6 +228,13 @@ def test_left_at_any_step_and_resumed_it_is_the_same_run_bit_for_bit(
     assert steps == list(range(1, 11))
 
 
+def test_a_state_of_another_structure_cannot_be_resumed_and_says_so(folder):
+    with pytest.raises(Preempted):
+        folder.run(leave_after=3)
+    with pytest.raises(InputError, match="step 3 of stage both cannot be resumed"):
+        folder.run(average="none")
+
+
 @pytest.mark.parametrize("leave_after", [5, 9])
 def test_swa_with_statistics_of_its_own_is_the_same_run_when_left_and_resumed(
     folder, tmp_path, leave_after

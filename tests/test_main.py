@@ -838,13 +838,26 @@ def test_predict_closes_the_checkpoints_that_it_opens(
     assert opened == closed
 
 
-def test_another_checkpoint_than_the_evaluated_one_is_told(
-    run, evaluated, photos, tmp_path
+def test_predict_refuses_another_checkpoint_than_the_evaluated_one(
+    refused, evaluated, photos, tmp_path
 ):
     words = f"--output={tmp_path / 'a.csv'}", "--stage=classifier"
-    code, text, _ = run(*predict_words(evaluated, photos, *words))
-    assert code == 0
-    assert "CAVEAT     The decoders were fitted on step 1 of stage multitask" in text
+    refused(
+        predict_words(evaluated, photos, *words),
+        "fitted on step 1 of stage multitask, and the checkpoint to use is step 3 of "
+        "stage classifier; run evaluate .*--stage=classifier again first",
+        folder=evaluated,
+    )
+
+
+def test_predict_refuses_decoders_from_before_training_went_on(
+    refused, evaluated, photos, tmp_path
+):
+    copy = shutil.copytree(evaluated, tmp_path / "copy")
+    metrics = json.loads((copy / "metrics.json").read_text()) | {"step": 0}
+    (copy / "metrics.json").write_text(json.dumps(metrics))
+    words = predict_words(copy, photos, f"--output={tmp_path / 'a.csv'}")
+    refused(words, "fitted on step 0 of stage multitask.* run evaluate")
 
 
 def test_the_decoder_in_use_makes_the_result_and_later_answers(
@@ -863,11 +876,15 @@ def test_the_decoder_in_use_makes_the_result_and_later_answers(
     assert "decoder expected_f2;" in text
 
 
-def test_the_embedding_decoder_needs_a_stage_with_the_head(refused, evaluated, photos):
-    words = predict_words(
-        evaluated, photos, "--decoder=embedding", "--stage=classifier"
-    )
-    refused(words, "needs the embedding head.*earlier --stage", folder=evaluated)
+def test_the_embedding_decoder_needs_a_stage_with_the_head(
+    refused, evaluated, photos, tmp_path
+):
+    copy = shutil.copytree(evaluated, tmp_path / "copy")
+    metrics = json.loads((copy / "metrics.json").read_text())
+    metrics |= {"stage": "classifier", "step": 3}
+    (copy / "metrics.json").write_text(json.dumps(metrics))
+    words = predict_words(copy, photos, "--decoder=embedding")
+    refused(words, "needs the embedding head.*earlier --stage", folder=copy)
 
 
 @pytest.mark.parametrize(

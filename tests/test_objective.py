@@ -10,6 +10,7 @@ from jaxii.objective import losses
 from jaxii.objective.multitask import make_objective, targets_from_labels
 
 NUM_CLASSES = 7
+VECTORS = np.eye(NUM_CLASSES)
 
 
 def sparse(*rows, slots=4):
@@ -41,6 +42,17 @@ def by_loop(ids, confidences, unknown):
 def objective_of(terms, num_steps=100, unknown="negative"):
     return make_objective(
         terms, num_steps=num_steps, num_classes=NUM_CLASSES, unknown=unknown
+    )
+
+
+def weights_of(objective, *rows, mask=None, vectors=VECTORS):
+    """Returns the weights of images with these rows of (label, confidence) pairs."""
+    targets, known = objective.targets(*sparse(*rows))
+    return objective.example_weights(
+        targets=targets,
+        known=known,
+        mask=jnp.asarray(mask or [1.0] * len(rows), jnp.float32),
+        label_embeddings=None if vectors is None else jnp.asarray(vectors, jnp.float32),
     )
 
 
@@ -96,8 +108,7 @@ def test_verified_absent_is_known_and_zero():
 
 def test_without_a_positive_label_an_image_counts_in_cross_entropy_alone():
     objective = objective_of({"bce": 1.0, "soft_f": 1.0, "embedding": 1.0})
-    targets, _ = objective.targets(*sparse([(1, 1.0)], [(2, 0.0)], []))
-    weights = objective.example_weights(targets, jnp.ones(3, jnp.float32))
+    weights = weights_of(objective, [(1, 1.0)], [(2, 0.0)], [])
     np.testing.assert_array_equal(weights["bce"], [1.0, 1.0, 1.0])
     np.testing.assert_array_equal(weights["soft_f"], [1.0, 0.0, 0.0])
     np.testing.assert_array_equal(weights["embedding"], [1.0, 0.0, 0.0])
@@ -105,10 +116,44 @@ def test_without_a_positive_label_an_image_counts_in_cross_entropy_alone():
 
 def test_padding_counts_in_no_term():
     objective = objective_of({"bce": 1.0, "focal": 1.0, "soft_f": 1.0, "embedding": 1})
-    targets, _ = objective.targets(*sparse([(1, 1.0)], [(1, 1.0)]))
-    weights = objective.example_weights(targets, jnp.asarray([1.0, 0.0], jnp.float32))
+    weights = weights_of(objective, [(1, 1.0)], [(1, 1.0)], mask=[1.0, 0.0])
     for name, weight in weights.items():
         np.testing.assert_array_equal(weight, [1.0, 0.0], err_msg=name)
+
+
+@pytest.mark.parametrize("name", ["bce", "focal", "asl"])
+def test_an_image_without_a_known_class_has_weight_zero_in_terms_over_classes(name):
+    objective = objective_of({name: 1.0}, unknown="ignored")
+    weights = weights_of(objective, [(1, 1.0)], [(2, 0.0)], [])
+    np.testing.assert_array_equal(weights[name], [1.0, 1.0, 0.0])
+
+
+def test_a_positive_label_that_is_not_known_gives_no_weight_to_soft_f():
+    objective = objective_of({"soft_f": 1.0}, unknown="ignored")
+    targets = jnp.eye(2, NUM_CLASSES)
+    weights = objective.example_weights(
+        targets=targets,
+        known=targets.at[1].set(0.0),
+        mask=jnp.ones(2),
+        label_embeddings=None,
+    )
+    np.testing.assert_array_equal(weights["soft_f"], [1.0, 0.0])
+
+
+def test_an_image_whose_label_embeddings_sum_to_zero_has_no_embedding_weight():
+    objective = objective_of({"bce": 1.0, "embedding": 1.0})
+    vectors = np.eye(NUM_CLASSES, 3, dtype=np.float32)
+    vectors[5], vectors[6] = 0.0, -vectors[1]
+    weights = weights_of(
+        objective,
+        [(1, 1.0)],
+        [(5, 1.0)],
+        [(1, 1.0), (6, 1.0)],
+        [(1, 1.0), (5, 1.0)],
+        vectors=vectors,
+    )
+    np.testing.assert_array_equal(weights["bce"], [1.0, 1.0, 1.0, 1.0])
+    np.testing.assert_array_equal(weights["embedding"], [1.0, 0.0, 0.0, 1.0])
 
 
 def test_each_term_is_its_loss_for_every_image():
@@ -150,6 +195,11 @@ def test_the_embedding_aims_at_the_sum_of_embeddings_by_confidence():
             stage_step=step(0),
         )
         np.testing.assert_allclose(values["embedding"], [expected], atol=1e-5)
+
+
+def test_an_embedding_term_without_label_embeddings_is_an_error():
+    with pytest.raises(ValueError, match="needs label embeddings"):
+        weights_of(objective_of({"embedding": 1.0}), [(1, 1.0)], vectors=None)
 
 
 def test_an_embedding_term_without_a_head_is_an_error():

@@ -1,3 +1,5 @@
+import functools
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -36,13 +38,13 @@ def run(optimizer, params, num_steps=3, grads=None):
     state = optimizer.init(params)
 
     @jax.jit
-    def step(params, state, grads):
-        updates, state = optimizer.update(grads, state, params)
+    def step(params, state, grads, stage_step):
+        updates, state = optimizer.update(grads, state, params, stage_step=stage_step)
         return optax.apply_updates(params, updates), state
 
     for index in range(num_steps):
         given = tree(100 + index) if grads is None else grads
-        params, state = step(params, state, given)
+        params, state = step(params, state, given, jnp.int32(index))
     return params
 
 
@@ -91,7 +93,8 @@ def test_a_compiled_update_keeps_float32_params_finite(name):
 def test_an_optimizer_state_keeps_its_types_so_that_nothing_compiles_again(name):
     optimizer, params = build(name, weight_decay=1e-4, clip_norm=1.0), tree(0)
     state = optimizer.init(params)
-    _, after = jax.eval_shape(optimizer.update, tree(1), state, params)
+    update = functools.partial(optimizer.update, stage_step=jnp.int32(0))
+    _, after = jax.eval_shape(update, tree(1), state, params)
     assert jax.tree.structure(after) == jax.tree.structure(state)
     kinds = [(leaf.dtype, leaf.shape) for leaf in jax.tree.leaves(state)]
     assert [(leaf.dtype, leaf.shape) for leaf in jax.tree.leaves(after)] == kinds
@@ -208,6 +211,17 @@ def test_the_schedule_scales_each_update(name):
     at_rate = run(build(name, schedule=lambda step: schedule(0)), params, 1, grads)
     assert float(schedule(0)) == pytest.approx(0.1)
     assert_trees_close(first, at_rate)
+
+
+@pytest.mark.parametrize("name", ALL)
+def test_the_learning_rate_is_that_of_the_stage_step_and_not_of_a_count(name):
+    params, schedule = tree(0), warmup_cosine(0.4, 3, 10)
+    optimizer = build(name, schedule=schedule)
+    later = jax.jit(optimizer.update)(
+        tree(1), optimizer.init(params), params, stage_step=jnp.int32(7)
+    )[0]
+    at_rate = run(build(name, schedule=lambda step: schedule(7)), params, 1, tree(1))
+    assert_trees_close(optax.apply_updates(params, later), at_rate)
 
 
 def test_the_optimizers_are_a_visible_table():

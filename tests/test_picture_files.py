@@ -12,7 +12,7 @@ import simplejpeg
 import small_layout
 from PIL import Image
 
-from jaxii.data import listing
+from jaxii.data import listing, recode
 from jaxii.data.images import EvalTransform
 from jaxii.data.open_images import Layout, prepare
 from jaxii.data.picture_files import THUMBNAIL_PIXELS, PictureFiles
@@ -57,6 +57,20 @@ def test_every_encoding_is_seen_upright_and_in_its_colours(mixed):
             want = np.float32(want) @ weights
         np.testing.assert_allclose(np.int32(inner), want, atol=9, err_msg=kind)
     assert seen == set(mixed_pictures.WHOLE)
+
+
+@pytest.mark.parametrize("kind", mixed_pictures.WHOLE)
+def test_a_stored_file_is_seen_as_the_same_file_is_when_it_is_predicted(tmp_path, kind):
+    suffix, encode, _ = mixed_pictures.WHOLE[kind]
+    stored = encode(scene())
+    (tmp_path / f"a{suffix}").write_bytes(stored)
+    # `open_images_v4` stores files as they are, and `predict` then reduces none.
+    recoded = files_of(tmp_path, short_side=recode.MAX_PIXELS)[0]["image"]
+    for size in (300, 70, 16):
+        view = EvalTransform(size_pixels=size)
+        difference = np.abs(view(stored).astype(float) - view(recoded))
+        # Other formats become JPEG, which is then decoded at a smaller scale.
+        assert difference.mean() < (1.5 if kind.startswith("JPEG") else 5)
 
 
 def test_damaged_files_raise_and_say_why_and_no_others(mixed):

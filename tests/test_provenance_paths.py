@@ -487,9 +487,7 @@ def test_a_member_of_an_ensemble_that_was_trained_on_the_test_is_not_clean(
     assert runs.provenance("knows_the_test")["clean"] is True
     words = "clean", f"--ensemble={runs.folder / 'knows_the_test'}"
     said = runs.evaluate(*words, code=2)
-    assert re.search(
-        r"learnt from labels .*\(test labels: weights, model.*add", said
-    )
+    assert re.search(r"learnt from labels .*\(test labels: weights, model.*add", said)
     runs.evaluate(*words, "--allow_tuning_labels")
     record = runs.provenance("clean", "metrics_ensemble.json")
     assert (record["clean"], record["weights"]) == (False, influence(["test", "train"]))

@@ -74,6 +74,12 @@ def test_the_best_of_checkpoints_without_a_metric_is_the_last():
     assert choose([saved("first", 1), saved("first", 2)], "best").step == 2
 
 
+def test_a_metric_that_is_nan_is_no_measurement():
+    broken = saved("first", 1, metric=float("nan"))
+    assert choose([broken, HALF], "best") == HALF
+    assert choose([HALF, broken], "best") == HALF
+
+
 def test_a_stage_ends_after_its_steps():
     assert not has_ended(FIRST, 99, [])
     assert has_ended(FIRST, 100, [])

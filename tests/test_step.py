@@ -11,11 +11,13 @@ import pytest
 from jax.sharding import PartitionSpec
 
 from jaxii.model.multitask import make_network
+from jaxii.objective.losses import bce_loss
 from jaxii.objective.multitask import make_objective
 from jaxii.train.average import ema_rate
 from jaxii.train.mesh import DATA_AXIS, divided, make_mesh, replicated, to_devices
+from jaxii.train.optimizer import OPTIMIZERS, make_optimizer
 from jaxii.train.state import derive_key, new_state
-from jaxii.train.step import StepSettings, gradients_of, make_train_step
+from jaxii.train.step import StepSettings, examples, gradients_of, make_train_step
 
 NUM_CLASSES, BATCH, SIZE, DIM = 5, 16, 16, 4
 TERMS = {"bce": 1.0, "soft_f": 2.0, "embedding": 0.5}
@@ -177,6 +179,68 @@ def test_gradients_of_four_micro_batches_are_those_of_one_batch():
     np.testing.assert_allclose(pieces[2]["objective"], whole[2]["objective"], rtol=1e-5)
 
 
+def sparse_batch():
+    """Returns a batch of which every other image has no label at all."""
+    batch = make_batch(masked=0)
+    batch["label_ids"][::2] = -1
+    batch["label_confidences"][::2] = 0.0
+    return batch | {"positions": np.arange(BATCH, dtype=np.int32)}
+
+
+def ignoring_unknown(**more):
+    objective = make_objective(
+        TERMS, num_steps=10, num_classes=NUM_CLASSES, unknown="ignored"
+    )
+    return make_settings(objective=objective, **more)
+
+
+def test_images_without_a_known_class_count_as_padding_does():
+    settings, batch = ignoring_unknown(), sparse_batch()
+    masked = batch | {"mask": np.tile(np.float32([0, 1]), BATCH // 2)}
+    one = global_gradients(settings, linear_params(), {}, 4, batch)
+    two = global_gradients(settings, linear_params(), {}, 4, masked)
+    assert_close(one[0], two[0], 1e-6)
+    np.testing.assert_allclose(one[2]["loss/bce"], two[2]["loss/bce"], rtol=1e-6)
+
+
+def test_mixed_images_without_a_class_known_in_both_leave_the_mean_alone():
+    settings = ignoring_unknown(mix_probability=0.7)
+    batch, params = sparse_batch(), linear_params()
+    images, targets, known = examples(settings, jax.tree.map(jnp.asarray, batch))
+    logits = linear_apply(params, {}, images, train=True, key=None)[0].logits
+    each = bce_loss(logits, targets, known)
+    says_something = np.asarray(known).any(axis=1)
+    assert 0 < says_something.sum() < (batch["label_ids"] >= 0).any(axis=1).sum()
+    _, _, metrics = global_gradients(settings, params, {}, 1, batch)
+    np.testing.assert_allclose(
+        metrics["loss/bce"], each[says_something].mean(), rtol=1e-5
+    )
+
+
+@pytest.mark.parametrize("mix_probability", [0.0, 0.7])
+def test_micro_batches_add_up_where_some_images_say_nothing(mix_probability):
+    params, batch = linear_params(), sparse_batch()
+    one, four = (
+        global_gradients(
+            ignoring_unknown(mix_probability=mix_probability, micro_batches=number),
+            params,
+            {},
+            2,
+            batch,
+        )
+        for number in (1, 4)
+    )
+    assert_close(four[0], one[0], 1e-5)
+    np.testing.assert_allclose(four[2]["objective"], one[2]["objective"], rtol=1e-5)
+
+
+def test_gradients_of_eight_devices_are_those_of_one_where_some_images_say_nothing():
+    settings, params, batch = ignoring_unknown(), linear_params(), sparse_batch()
+    one = global_gradients(settings, params, {}, 1, batch)
+    eight = global_gradients(settings, params, {}, 8, batch)
+    assert_close(eight[0], one[0], 1e-5)
+
+
 def test_a_term_moves_in_and_out_without_compiling_again():
     terms = {
         "bce": ((0.0, 1.0), (0.5, 1.0), (0.5, 0.0)),
@@ -213,6 +277,36 @@ def test_a_gradient_that_is_not_finite_changes_nothing_and_is_counted():
     assert_close(state.params, params, 0.0)
     assert_close(state.average_params, params, 1e-7)
     assert int(state.step) == 2
+
+
+@pytest.mark.parametrize("name", OPTIMIZERS)
+def test_after_skipped_updates_the_rate_that_is_applied_is_the_one_that_is_logged(name):
+    def schedule(step):
+        return jnp.float32(0.01) * (step.astype(jnp.float32) + 1)
+
+    def trained(schedule, *batches):
+        optimizer = make_optimizer(
+            name=name, schedule=schedule, weight_decay=0.0, clip_norm=10.0
+        )
+        settings = make_settings(optimizer=optimizer, learning_rate=schedule)
+        mesh = make_mesh()
+        state = start(linear_params(), {}, settings, mesh)
+        train_step = make_train_step(settings, mesh)
+        for batch in batches:
+            vectors = jnp.asarray(LABEL_EMBEDDINGS, jnp.float32)
+            state, metrics = train_step(
+                state, to_devices(batch, divided(mesh)), vectors
+            )
+        return state, metrics
+
+    good = make_batch()
+    broken = good | {"label_confidences": good["label_confidences"] * np.float32("nan")}
+    state, metrics = trained(schedule, broken, broken, good)
+    assert (int(metrics["skipped_steps"]), int(state.stage_step)) == (2, 3)
+    logged = float(metrics["learning_rate"])
+    assert logged == pytest.approx(0.03)
+    expected, _ = trained(lambda step: jnp.float32(logged), good)
+    assert_close(state.params, expected.params, 1e-6)
 
 
 def test_the_average_lies_between_start_and_newest_params():

@@ -1,6 +1,7 @@
 """`export`: a folder from which a checkpoint answers without jaxii."""
 
 import json
+from contextlib import closing
 from typing import Any
 
 import jax
@@ -9,6 +10,7 @@ import numpy as np
 from jaxii import assemble
 from jaxii import config as configuration
 from jaxii.console import say
+from jaxii.data import recode
 from jaxii.data.labels import Vocabulary
 from jaxii.files import AnyPath, local_draft_folder, write_json
 from jaxii.infer import decoders as decoding
@@ -42,10 +44,13 @@ def export(
       workdir: of an evaluated run.
       output: a folder that is not there yet.
       decoder: whose thresholds go with it; "" for the one that `evaluate` used.
-      stage: whose best checkpoint; "" for the one that was evaluated.
+      stage: whose best checkpoint, which has to be the evaluated one; "" for that.
       onnx: write an ONNX model too.
       data_dir: the dataset, if it has moved.
       verify: read and hash every byte of the data first.
+
+    Raises:
+      InputError: the decoders were fitted on another checkpoint.
     """
     if onnx:
         packages()
@@ -53,26 +58,30 @@ def export(
     if data_dir:
         config.data.directory = data_dir
     decoders = decoding.load(workdir.result_file("decoders.npz"), None)
-    trained = open_trained(f"{workdir.path}@{stage or metrics['stage']}")
     name = decoder or metrics["decoder"]["name"]
-    record = _record(trained, metrics, decoders, name)
-    for caveat in record["caveats"]:
-        say(f"CAVEAT     {caveat}")
     vocabulary = workdir.vocabulary()
-    with local_draft_folder(output) as folder:
-        model = trained.model(make_mesh())
-        images, probs, record["check"] = _pictures(config, trained, model, verify)
-        record["programs"] = exporting.write_programs(
-            folder,
-            trained.in_float32(model, portable=True),
-            images,
-            probs,
-            onnx_metadata=_for_onnx(record, vocabulary) if onnx else None,
-        )
-        exporting.write_labels(folder / exporting.LABELS, vocabulary, decoders, name)
-        exporting.write_loader(folder)
-        write_json(folder / "export.json", record)
-    trained.close()
+    with closing(
+        open_trained(f"{workdir.path}@{stage or metrics['stage']}")
+    ) as trained:
+        trained.check_evaluated(metrics)
+        record = _record(trained, metrics, decoders, name)
+        for caveat in record["caveats"]:
+            say(f"CAVEAT     {caveat}")
+        with local_draft_folder(output) as folder:
+            model = trained.model(make_mesh())
+            images, probs, record["check"] = _pictures(config, trained, model, verify)
+            record["programs"] = exporting.write_programs(
+                folder,
+                trained.in_float32(model, portable=True),
+                images,
+                probs,
+                onnx_metadata=_for_onnx(record, vocabulary) if onnx else None,
+            )
+            exporting.write_labels(
+                folder / exporting.LABELS, vocabulary, decoders, name
+            )
+            exporting.write_loader(folder)
+            write_json(folder / "export.json", record)
     _tell(output, record)
 
 
@@ -81,32 +90,25 @@ def _record(
 ) -> dict[str, Any]:
     """Returns what can be said before anything is computed, for `export.json`."""
     provenance = Provenance.from_json(metrics["provenance"]).union(trained.provenance)
-    caveats = provenance.caveats()
-    stage = trained.saved.stage
-    if stage != metrics["stage"]:
-        caveats.append(
-            f"Thresholds and calibration are those of stage {metrics['stage']}, and "
-            f"the weights those of stage {stage}; evaluate it first."
-        )
     data = trained.config.data
     size = data.image_size_pixels
+    short_side = assemble.stored_short_side(
+        trained.config, metrics.get("short_side_pixels")
+    )
+    as_found = {"how": ["Files are stored as they were found."]}
     return {
         "checkpoint": {
-            "stage": stage,
+            "stage": trained.saved.stage,
             "step": trained.saved.step,
             **{name: metrics[name] for name in ("config_hash", "seed", "dataset")},
         },
         "provenance": provenance.to_json(),
         "badge": provenance.badge(),
-        "caveats": caveats,
+        "caveats": provenance.caveats(),
         "images": {
-            "side_pixels": size,
-            "central_share": data.central_share,
             "type": f"uint8 [batch, {size}, {size}, 3], RGB, 0 to 255",
-            "how": f"upright; the central square of {data.central_share:g} times the "
-            f"short side; resized to {size} x {size} pixels, linearly, or by the mean "
-            "over areas where it shrinks to less than two thirds; nothing else: the "
-            "program normalises (jaxii.data.images.EvalTransform)",
+            "stored": recode.describe(short_side) if short_side else as_found,
+            "view": assemble.eval_transform(trained.config).describe(),
         },
         "probabilities": f"float32 [batch, {len(decoders.class_thresholds)}], in the "
         "order of labels.csv; calibrated: sigmoid(slope * logit + intercept), with the "

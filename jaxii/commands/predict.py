@@ -122,7 +122,7 @@ def predict(
       workdir: of an evaluated run.
       request: which pictures, and where to.
       decoder: whose answers; "" for the one that `evaluate` used.
-      stage: whose best checkpoint; "" for the one that was evaluated.
+      stage: whose best checkpoint, which has to be the evaluated one; "" for that.
       variant: what is done to the model before; of the pictures themselves.
     """
     config, mesh = workdir.config(), make_mesh()
@@ -240,6 +240,7 @@ def _members(
             f"and not of {'; '.join(names)}; run evaluate with the same --ensemble "
             "first."
         )
+    own.check_evaluated(metrics)
     return members
 
 
@@ -257,21 +258,13 @@ def _facts(
 ) -> Facts:
     """Returns what is said of all answers; the decoder is yet to be named."""
     own = members[0]
-    # That of the figures, and of another stage where one answers.
     record = Provenance.from_json(metrics["provenance"]).union(own.provenance)
     record = variant.provenance(record, [PICTURES], [PICTURES])
-    caveats = record.caveats()
-    if (own.saved.stage, own.saved.step) != (metrics["stage"], metrics["step"]):
-        caveats.append(
-            f"The decoders were fitted on step {metrics['step']} of stage "
-            f"{metrics['stage']}, and here answers {own.name}; evaluate "
-            f"--stage={own.saved.stage} fits them to it."
-        )
     return Facts(
         source=files.listing.source,
         run="; ".join(member.name for member in members),
         provenance=record,
-        caveats=tuple(caveats),
+        caveats=tuple(record.caveats()),
         constant=metrics["constant"]["labels"],
         constant_names=metrics["constant"]["names"],
     )

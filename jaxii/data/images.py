@@ -6,13 +6,26 @@ threads: the decoders and OpenCV release the interpreter lock).
 
 import math
 from dataclasses import dataclass
+from typing import Any
 
 import cv2
 import numpy as np
 import simplejpeg
 from jaxtyping import UInt8
 
-Pixels = UInt8[np.ndarray, "height width channel"]
+from jaxii.data.formats import (
+    COLOURS,
+    TRANSPOSED,
+    Pixels,
+    damage_as_value_error,
+    decode_jpeg,
+    decode_other,
+    orientation,
+    read_exif,
+    read_header,
+    sniff,
+    turned,
+)
 
 # At strength 1; a crop of this share of the picture at least, and of this shape, as
 # Szegedy et al. 2015 (section 6) and every ImageNet recipe since.
@@ -31,10 +44,14 @@ JPEG_QUALITIES = (20, 80)
 # Shrinking by up to this factor linear interpolation is as exact as the area average,
 # and five to ten times as fast in OpenCV; beyond, it is up to 8 dB less exact.
 LINEAR_SHRINK = 1.5
+# The scales that libjpeg-turbo has fast code for are 1 and one by each of these.
+JPEG_SHRINKS = (8, 4, 2)
 # Up to this one a blur before it is nearer to the antialiasing of Pillow and of
 # torchvision than the area average is (46 dB for 42 at 1.7, 51 for 40 at 2.5), in half
 # of its time.
 BLURRED_SHRINK = 3.0
+# Taps of that blur up to a shrink, and beyond it.
+FEW_TAPS, FEW_TAPS_SHRINK, MANY_TAPS = 3, 2.0, 5
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -166,6 +183,47 @@ class EvalTransform:
         view = pixels[top : top + side, left : left + side]
         return np.ascontiguousarray(resize(view, self.size_pixels, self.size_pixels))
 
+    def describe(self) -> dict[str, Any]:
+        """Returns the numbers of this view, and its steps in words.
+
+        Whoever follows the words with OpenCV gets the same pixels.
+        """
+        size, share = self.size_pixels, self.central_share
+        scales = ", ".join(f"1/{shrink}" for shrink in JPEG_SHRINKS)
+        return {
+            "side_pixels": size,
+            "central_share": share,
+            "jpeg_shrinks": JPEG_SHRINKS,
+            "linear_shrink": LINEAR_SHRINK,
+            "blurred_shrink": BLURRED_SHRINK,
+            "few_taps": FEW_TAPS,
+            "few_taps_shrink": FEW_TAPS_SHRINK,
+            "many_taps": MANY_TAPS,
+            "how": [
+                "The image is upright RGB of 8 bits, with H rows and W columns. "
+                f"{COLOURS}",
+                f"shrink = max(1, {share:g} * min(H, W) / {size}).",
+                f"A JPEG is decoded at the smallest of the scales {scales} and 1 that "
+                "leaves ceil(H * scale) >= floor(H / shrink) rows and ceil(W * scale) "
+                ">= floor(W / shrink) columns (OpenCV: IMREAD_REDUCED_COLOR_8 and so "
+                "on; libjpeg: scale_denom). Other formats are decoded whole. The "
+                "result has h rows and w columns.",
+                "The central square is cut out: side = max(1, round("
+                f"{share:g} * min(h, w))), halves to even; its first row is "
+                "floor((h - side) / 2) and its first column floor((w - side) / 2).",
+                f"It is resized to {size} x {size}; r = side / {size}. Where r = 1 it "
+                f"stays. Above r = {BLURRED_SHRINK:g} it is averaged over areas "
+                f"(OpenCV: INTER_AREA). Between r = {LINEAR_SHRINK:g} and r = "
+                f"{BLURRED_SHRINK:g}, the latter included, it is blurred by a Gaussian "
+                "of the standard deviation sqrt(max(r^2 - 1, 0.001) / 6) pixels, of "
+                f"{FEW_TAPS} taps up to r = {FEW_TAPS_SHRINK:g} and {MANY_TAPS} "
+                "beyond, edges mirrored (OpenCV: GaussianBlur), and then interpolated "
+                f"linearly. Up to r = {LINEAR_SHRINK:g} it is interpolated linearly "
+                "(OpenCV: INTER_LINEAR).",
+                "Nothing else: the program normalises.",
+            ],
+        }
+
 
 def thumbnail(encoded: bytes, longest_side: int) -> bytes:
     """Returns a small JPEG of a whole picture.
@@ -198,18 +256,24 @@ class Picture:
 
     Attributes:
       encoded: its bytes.
-      height: rows.
-      width: columns.
+      height: rows, once it is upright.
+      width: columns, once it is upright.
+      color: colour space of a JPEG.
+      turn: EXIF orientation of a JPEG.
       pixels: all of it, where the format cannot be decoded at a smaller scale.
     """
 
     encoded: bytes
     height: int
     width: int
+    color: str
+    turn: int
     pixels: Pixels | None
 
     def decode(self, height: float, width: float) -> Pixels:
-        """Decodes to RGB at a small scale that is large enough, see `decoded_size`.
+        """Decodes to upright RGB at a small scale that is large enough.
+
+        The scale is that of `decoded_size`.
 
         Args:
           height: fewest rows that are of use.
@@ -225,9 +289,10 @@ class Picture:
         if self.pixels is not None:
             return self.pixels
         rows, columns = decoded_size(self.height, self.width, int(height), int(width))
-        return simplejpeg.decode_jpeg(
-            self.encoded, "RGB", min_height=rows, min_width=columns
-        )
+        stored = (columns, rows) if self.turn in TRANSPOSED else (rows, columns)
+        pixels, _ = decode_jpeg(self.encoded, self.color, stored)
+        # OpenCV takes no negative strides.
+        return np.ascontiguousarray(turned(pixels, self.turn))
 
 
 def decoded_size(
@@ -235,8 +300,7 @@ def decoded_size(
 ) -> tuple[int, int]:
     """Returns the size of a JPEG at the smallest of 1/8, 1/4, 1/2, 1 that is enough.
 
-    libjpeg-turbo has fast code for these scales; the other eighths, though smaller,
-    take it longer than the next of these.
+    The other eighths, though smaller, take libjpeg-turbo longer than the next of these.
 
     Args:
       height: rows of the whole picture; `width` its columns.
@@ -244,7 +308,7 @@ def decoded_size(
       fewest_rows: that are of use; `fewest_columns` likewise.
       fewest_columns: see `fewest_rows`.
     """
-    for shrink in (8, 4, 2):
+    for shrink in JPEG_SHRINKS:
         rows, columns = -(-height // shrink), -(-width // shrink)
         if rows >= fewest_rows and columns >= fewest_columns:
             return rows, columns
@@ -252,21 +316,25 @@ def decoded_size(
 
 
 def read(encoded: bytes) -> Picture:
-    """Reads the size of a picture; of anything but a plain JPEG also the pixels.
+    """Reads the size of a picture; of anything but a JPEG also the pixels.
+
+    Colours, transparency and EXIF orientation are resolved as `recode` resolves them,
+    so that an image looks the same whether it was recoded or not.
 
     Raises:
-      ValueError: the bytes are no picture.
+      ValueError: the bytes are no picture, or a damaged one.
     """
-    if simplejpeg.is_jpeg(encoded):
-        height, width, colorspace, _ = simplejpeg.decode_jpeg_header(encoded)
-        if colorspace not in ("CMYK", "YCCK"):
-            return Picture(encoded, int(height), int(width), None)
-    pixels = None
-    if encoded:
-        pixels = cv2.imdecode(np.frombuffer(encoded, np.uint8), cv2.IMREAD_COLOR_RGB)
-    if pixels is None:
-        raise ValueError("not a picture that can be decoded")
-    return Picture(encoded, pixels.shape[0], pixels.shape[1], pixels)
+    kind = sniff(encoded)
+    with damage_as_value_error(kind):
+        turn = orientation(read_exif(encoded, kind))
+        if kind != "jpeg":
+            pixels = np.ascontiguousarray(turned(decode_other(encoded, kind), turn))
+            height, width, _ = pixels.shape
+            return Picture(encoded, height, width, "", turn, pixels)
+        height, width, color = read_header(encoded, kind)
+        if turn in TRANSPOSED:
+            height, width = width, height
+        return Picture(encoded, height, width, color, turn, None)
 
 
 def resize(
@@ -284,7 +352,7 @@ def resize(
     shrink = max(down, across)
     method = cv2.INTER_AREA if shrink > BLURRED_SHRINK else cv2.INTER_LINEAR
     if LINEAR_SHRINK < shrink <= BLURRED_SHRINK:
-        taps = 3 if shrink <= 2.0 else 5
+        taps = FEW_TAPS if shrink <= FEW_TAPS_SHRINK else MANY_TAPS
         # OpenCV takes a deviation of 0 for "as the other".
         x, y = (math.sqrt(max(s * s - 1.0, 1e-3) / 6.0) for s in (across, down))
         pixels = cv2.GaussianBlur(pixels, (taps, taps), sigmaX=x, sigmaY=y)

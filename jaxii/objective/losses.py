@@ -134,8 +134,8 @@ def soft_f_loss(
     """Returns 1 - soft F-beta of each example.
 
     `1 - (1 + b^2) sum(p y) / (b^2 sum(y) + sum(p))`, sums over known classes: F-beta
-    with the 0/1 prediction replaced by its probability. Without a positive label it is
-    1 and says nothing: give such an example the weight 0 (`has_positive`).
+    with the 0/1 prediction replaced by its probability. Without a known positive label
+    it is 1 and says nothing: give such an example the weight 0 (`has_positive`).
 
     Args:
       logits: any range.
@@ -162,8 +162,9 @@ def embedding_loss(
 
     Args:
       predicted: any length; the loss does not depend on it above 1e-4.
-      target: the sum of the image's label embeddings weighted by confidence; a zero
-        vector gives 1 with gradient 0 (weight it 0 with `has_positive`).
+      target: the sum of the image's label embeddings weighted by confidence. A zero
+        vector gives 1 with gradient 0: give such an example the weight 0
+        (`has_direction`).
 
     Returns:
       float32 in [0, 2].
@@ -179,9 +180,20 @@ def embedding_loss(
     return 1.0 - (dot * scale) * target_scale
 
 
+def has_known(known: Float[Array, "batch class"]) -> Float[Array, " batch"]:
+    """Returns 1 for an example with any known class, else 0: [batch], float32."""
+    return jnp.any(known > 0, axis=-1).astype(jnp.float32)
+
+
 def has_positive(targets: Float[Array, "batch class"]) -> Float[Array, " batch"]:
     """Returns 1 for an example with any label above 0, else 0: [batch], float32."""
     return jnp.any(targets > 0, axis=-1).astype(jnp.float32)
+
+
+def has_direction(target: Float[Array, "batch embed"]) -> Float[Array, " batch"]:
+    """Returns 1 for an embedding that a cosine can be taken with, else 0: [batch]."""
+    square = jnp.sum(jnp.square(target.astype(jnp.float32)), axis=-1)
+    return (square >= MIN_TARGET_NORM**2).astype(jnp.float32)
 
 
 LOSSES: dict[str, Callable[..., Float[Array, " batch"]]] = {

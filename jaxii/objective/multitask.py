@@ -84,19 +84,35 @@ class Objective:
         )
 
     def example_weights(
-        self, targets: Float[Array, "batch class"], mask: Float[Array, " batch"]
+        self,
+        *,
+        targets: Float[Array, "batch class"],
+        known: Float[Array, "batch class"],
+        mask: Float[Array, " batch"],
+        label_embeddings: Float[Array, "class embed"] | None,
     ) -> dict[str, Float[Array, " batch"]]:
         """Returns how much each image counts in each term, [batch].
 
-        Padding counts nowhere; an image without a positive label has no F score and no
-        embedding to aim at. Depends on labels alone, so that the global denominators
-        are known before the forward pass and micro-batches add up exactly.
+        The weight is 1 where the labels say something to the term, else 0. Every term
+        over classes needs a known class, `soft_f` a known positive label, and the
+        embedding a target that is not the zero vector. Padding counts nowhere.
+
+        The weights depend on labels alone, so that the global denominators are known
+        before the forward pass and micro-batches add up exactly.
+
+        Raises:
+          ValueError: there is an embedding term and no `label_embeddings`.
         """
-        positive = mask * losses.has_positive(targets)
-        return {
-            term.name: positive if term.name in ("soft_f", EMBEDDING) else mask
-            for term in self.terms
-        }
+        weights = {}
+        for term in self.terms:
+            if term.name == EMBEDDING:
+                goal = _embedding_goal(targets, label_embeddings)
+                weights[term.name] = mask * losses.has_direction(goal)
+            elif term.name == "soft_f":
+                weights[term.name] = mask * losses.has_positive(known * targets)
+            else:
+                weights[term.name] = mask * losses.has_known(known)
+        return weights
 
     def losses(
         self,
@@ -108,13 +124,17 @@ class Objective:
         label_embeddings: Float[Array, "class embed"] | None,
         stage_step: Num[Array, ""],
     ) -> dict[str, Float[Array, " batch"]]:
-        """Returns each term's loss, one number per image, [batch]."""
+        """Returns each term's loss, one number per image, [batch].
+
+        Raises:
+          ValueError: there is an embedding term and no embedding head.
+        """
         values = {}
         for term in self.terms:
             if term.name == EMBEDDING:
-                if embedding is None or label_embeddings is None:
+                if embedding is None:
                     raise ValueError("the embedding term needs an embedding head")
-                goal = targets @ label_embeddings
+                goal = _embedding_goal(targets, label_embeddings)
                 values[term.name] = losses.embedding_loss(embedding, goal)
                 continue
             params = {
@@ -172,6 +192,19 @@ def make_objective(
             f"{', '.join(allowed)}."
         )
     return Objective(terms=tuple(built), num_classes=num_classes, unknown=unknown)
+
+
+def _embedding_goal(
+    targets: Float[Array, "batch class"],
+    label_embeddings: Float[Array, "class embed"] | None,
+) -> Float[Array, "batch embed"]:
+    """Returns the sum of each image's label embeddings, weighted by its targets.
+
+    Absent and unknown labels both add nothing, so `known` is not needed.
+    """
+    if label_embeddings is None:
+        raise ValueError("the embedding term needs label embeddings")
+    return targets @ label_embeddings
 
 
 def _make_term(name: str, spec: object, num_steps: int) -> Term | None:

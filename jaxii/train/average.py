@@ -2,7 +2,8 @@
 
 The train step moves the average after every update: by `rate` of the way from where it
 is to the parameters. A rate is a schedule of the stage's step alone, so that a run
-which is resumed goes on with the same average.
+which is resumed goes on with the same average. After an update that was skipped the
+average moves as well, towards the parameters as they stayed.
 """
 
 from collections.abc import Callable
@@ -13,7 +14,7 @@ from jaxtyping import Array, Float, Int
 
 from jaxii.train.state import Tree
 
-# Of the updates done in the stage before this one.
+# Of `stage_step`: the steps of the stage before this one.
 Rate = Callable[[Int[Array, ""]], Float[Array, ""]]
 
 

@@ -158,7 +158,7 @@ def _begin(
     if isinstance(action, Resume):
         shapes = jax.eval_shape(fresh, key)
         like = state_shapes(shapes, run.mesh, plan.settings.shard_state)
-        state = run.checkpoints.restore_state(action.start, like)
+        state = _restored(run, action.start, like)
         return at_stage_step(state, _stage_step(run, action.start)), action.start
     saved = Saved(
         stage=plan.stage.name,
@@ -179,6 +179,18 @@ def _begin(
         return jax.jit(fresh, out_shardings=layout(fresh, key))(key), saved
     shardings = layout(started, params, batch_stats)
     return jax.jit(started, out_shardings=shardings)(params, batch_stats), saved
+
+
+def _restored(run: Run, saved: Saved, like: TrainState) -> TrainState:
+    try:
+        return run.checkpoints.restore_state(saved, like)
+    except ValueError as error:
+        reason = str(error).splitlines()[0].rstrip(":")
+        raise InputError(
+            f"step {saved.step} of stage {saved.stage} cannot be resumed ({reason}); "
+            "go on with the version of jaxii that began the run, or train in another "
+            "workdir."
+        ) from error
 
 
 def inherit(model: Mapping[str, Tree], like: Tree, origin: str) -> tuple[Tree, Tree]:

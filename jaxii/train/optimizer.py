@@ -1,11 +1,16 @@
 """The optimizers: what turns gradients into an update of the params.
 
 The gradients of the objective come in from the train step, which applies the updates,
-keeps the moving average and accumulates micro-batches. The learning rate is a schedule
-of the updates done in the stage; evaluate the same schedule to log it.
+keeps the moving average and accumulates micro-batches.
+
+The learning rate is a schedule of `stage_step`, which the train step gives to `update`.
+No optimizer here counts steps for its schedule: a count of its own would miss the
+updates that are skipped for non-finite gradients, and fall behind the stage and the
+log. Adam's moments do keep their own count, of the gradients that they average, because
+their bias correction depends on it.
 
 Where a device holds but a slice of every array, the lengths that clipping and trust
-ratios need are given to `update` by the train step: `gradient_norm`, `squared_norms`.
+ratios need are given to `update` too: `gradient_norm`, `squared_norms`.
 """
 
 import math
@@ -89,22 +94,31 @@ def _clip(clip_norm: float):
     return optax.GradientTransformationExtraArgs(optax.init_empty_state, update)
 
 
+def _scale_by_learning_rate(schedule: optax.Schedule):
+    """Scales updates by minus the learning rate at the `stage_step` that is given."""
+
+    def update(updates, state, params=None, **extra):
+        size = -1 * schedule(extra["stage_step"])
+        return jax.tree.map(lambda u: jnp.asarray(size, u.dtype) * u, updates), state
+
+    return optax.GradientTransformationExtraArgs(optax.init_empty_state, update)
+
+
 def _sgd(schedule: optax.Schedule, hyper: Hyperparameters):
     """SGD with Nesterov momentum; decay is classic L2: added to the gradient first."""
     return optax.chain(
         optax.add_decayed_weights(hyper.weight_decay, decay_mask),
-        optax.sgd(schedule, hyper.momentum, nesterov=True),
+        optax.trace(hyper.momentum, nesterov=True),
+        _scale_by_learning_rate(schedule),
     )
 
 
 def _adamw(schedule: optax.Schedule, hyper: Hyperparameters):
     """AdamW (Loshchilov and Hutter 2019): decoupled decay, scaled by the rate only."""
-    return optax.adamw(
-        schedule,
-        b1=hyper.b1,
-        b2=hyper.b2,
-        weight_decay=hyper.weight_decay,
-        mask=decay_mask,
+    return optax.chain(
+        optax.scale_by_adam(b1=hyper.b1, b2=hyper.b2),
+        optax.add_decayed_weights(hyper.weight_decay, decay_mask),
+        _scale_by_learning_rate(schedule),
     )
 
 
@@ -113,7 +127,7 @@ def _lars(schedule: optax.Schedule, hyper: Hyperparameters):
     return optax.chain(
         optax.add_decayed_weights(hyper.weight_decay, decay_mask),
         _scale_by_trust_ratio(hyper.trust_coefficient),
-        optax.scale_by_learning_rate(schedule),
+        _scale_by_learning_rate(schedule),
         optax.trace(hyper.momentum, nesterov=True),
     )
 
@@ -124,7 +138,7 @@ def _lamb(schedule: optax.Schedule, hyper: Hyperparameters):
         optax.scale_by_adam(b1=hyper.b1, b2=hyper.b2, eps=1e-6),
         optax.add_decayed_weights(hyper.weight_decay, decay_mask),
         _scale_by_trust_ratio(1.0),
-        optax.scale_by_learning_rate(schedule),
+        _scale_by_learning_rate(schedule),
     )
 
 
@@ -148,7 +162,7 @@ def make_optimizer(
 
     Args:
       name: a key of `OPTIMIZERS`.
-      schedule: learning rate of the number of updates done.
+      schedule: learning rate of the stage's step.
       weight_decay: at least 0.
       momentum: in [0, 1); sgd and lars.
       b1: in [0, 1); adamw and lamb.
@@ -157,7 +171,8 @@ def make_optimizer(
       clip_norm: largest global norm of the gradient, above 0; None = no clipping.
 
     Returns:
-      The transformation; its `update` needs the params.
+      The transformation; its `update` needs the params and `stage_step`, an int32
+      scalar: the batches of the stage before this one.
 
     Raises:
       InputError: an unknown name or a number outside its range.

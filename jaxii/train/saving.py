@@ -5,7 +5,7 @@
 
 import asyncio
 import os
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import orbax.checkpoint as ocp
@@ -15,6 +15,7 @@ from orbax.checkpoint import checkpoint_managers as managers
 from jaxii import manifest
 from jaxii.files import at, sizes_below
 from jaxii.manifest import Manifest, describe_all
+from jaxii.train.stages import ENTERS_FROM, Saved, choose
 from jaxii.train.state import TrainState, Tree
 
 _MODEL_FIELDS = ("params", "batch_stats", "average_params")
@@ -34,11 +35,8 @@ def make_manager(
       read_only: leave alone what a save that is going on elsewhere has half written.
       meet: waits for the other processes, `meet(key=, timeout_ms=)`.
     """
-    best = managers.BestN(
-        get_metric_fn=_metric, n=1, keep_checkpoints_without_metrics=False
-    )
     options = ocp.CheckpointManagerOptions(
-        preservation_policy=managers.AnyPreservationPolicy([managers.LatestN(1), best]),
+        preservation_policy=_LastAndBest(),
         # Without it the metrics are not written, and a run that is resumed forgets
         # which checkpoint is its best.
         best_fn=_metric,
@@ -122,6 +120,29 @@ def split(state: TrainState) -> tuple[dict[str, Tree], dict[str, Tree]]:
     fields = {name: value for name, value in vars(state).items() if value is not None}
     model = {name: fields.pop(name) for name in _MODEL_FIELDS if name in fields}
     return model, fields
+
+
+class _LastAndBest(managers.PreservationPolicy):
+    """Keeps what `choose` picks, by its own rule for equal and missing metrics."""
+
+    def should_preserve(
+        self,
+        # Of `PolicyCheckpointInfo`, a protocol that cannot be checked at run time.
+        checkpoints: Sequence[Any],
+        *,
+        context: managers.PreservationContext,
+    ) -> list[bool]:
+        saved = [
+            Saved(
+                stage="",
+                step=info.step,
+                first_step=0,
+                metric=None if info.metrics is None else _metric(info.metrics),
+            )
+            for info in checkpoints
+        ]
+        kept = {choose(saved, which).step for which in ENTERS_FROM} if saved else ()
+        return [info.step in kept for info in checkpoints]
 
 
 def _metric(metrics: Mapping[str, float]) -> float:

@@ -5,6 +5,7 @@ Comes between the configuration (a tuple of stage dicts) and the loop, which ask
 """
 
 import itertools
+import math
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, fields
 from typing import Any
@@ -217,9 +218,13 @@ def next_action(
 
 
 def choose(checkpoints: Sequence[Saved], which: str) -> Saved:
-    """Returns the "best" (highest metric, the latest of equals) or the "last" one."""
+    """Returns the "best" (highest metric, the latest of equals) or the "last" one.
+
+    A metric that is None or NaN is no measurement. The checkpoints that are kept on
+    disk are chosen by this rule too.
+    """
     ordered = sorted(checkpoints, key=lambda s: s.step)
-    measured = [s for s in ordered if s.metric is not None]
+    measured = [s for s in ordered if s.metric is not None and not math.isnan(s.metric)]
     if which == "last" or not measured:
         return ordered[-1]
     return max(measured, key=lambda s: (s.metric, s.step))

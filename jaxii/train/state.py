@@ -25,8 +25,8 @@ class TrainState:
     """Everything the next step depends on, apart from the batch and the configuration.
 
     Attributes:
-      step: updates done in the whole run.
-      stage_step: updates done in this stage.
+      step: updates done in the whole run, those that were skipped included.
+      stage_step: the same in this stage. Every schedule is a function of it.
       params: float32 parameters, a nested dict.
       batch_stats: BatchNorm's running statistics, the mean over devices.
       opt_state: the optimizer's state; fresh at the start of a stage.
@@ -81,19 +81,7 @@ def at_stage_step(state: TrainState, stage_step: int) -> TrainState:
     That is where they stand already, unless the batch has another size than when it was
     saved: then so many of the new steps have been done. Moments keep their own counts.
     """
-    if int(state.stage_step) == stage_step:
-        return state
-
-    def is_schedule(path: Any, _: object) -> bool:
-        return (
-            getattr(path[-1], "tuple_name", "") == optax.ScaleByScheduleState.__name__
-        )
-
-    count = jnp.full_like(state.stage_step, stage_step)
-    opt_state = optax.tree.set(state.opt_state, is_schedule, count=count)
-    # Copies: the step gives away the buffers of its state, each of them once.
-    opt_state = jax.tree.map(jnp.copy, opt_state)
-    return replace(state, stage_step=count, opt_state=opt_state)
+    return replace(state, stage_step=jnp.full_like(state.stage_step, stage_step))
 
 
 def derive_key(seed: int, purpose: str, step: int | Int[Array, ""] = 0) -> jax.Array:

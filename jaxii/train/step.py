@@ -36,7 +36,7 @@ class StepSettings:
       apply: the network, `(params, batch_stats, images, train=, key=)` to outputs and
         new batch_stats.
       objective: the stage's objective.
-      optimizer: the stage's optimizer.
+      optimizer: the stage's optimizer; its `update` is given `stage_step`.
       learning_rate: the schedule inside `optimizer`, for the log.
       augmentation: strength of `augment`; 0 leaves the pixels alone.
       mix_probability: share of the examples that `mix` mixes.
@@ -119,7 +119,12 @@ def gradients_of(
     """
     objective = settings.objective
     images, targets, known = examples(settings, batch)
-    example_weights = objective.example_weights(targets, batch["mask"])
+    example_weights = objective.example_weights(
+        targets=targets,
+        known=known,
+        mask=batch["mask"],
+        label_embeddings=label_embeddings,
+    )
     totals = jax.lax.psum(
         {name: jnp.sum(weight) for name, weight in example_weights.items()}, DATA_AXIS
     )
@@ -253,7 +258,11 @@ def _accumulate(local_objective, state, pieces, key, micro_batches):
 
 
 def _update(settings, state, gradients, batch_stats, metrics):
-    """Applies the optimizer, unless a gradient is not finite: then nothing moves."""
+    """Applies the optimizer, unless a gradient is not finite: then nothing moves.
+
+    `stage_step` goes on either way, because the batch is used up, and it alone decides
+    the learning rate, the objective's weights and the rate of the average.
+    """
     norm = optax.tree.norm(gradients)
     finite = jnp.isfinite(norm) & jnp.isfinite(metrics["objective"])
     num_shards = jax.lax.axis_size(DATA_AXIS) if settings.shard_state else 1
@@ -263,6 +272,7 @@ def _update(settings, state, gradients, batch_stats, metrics):
         shards.own(gradients),
         state.opt_state,
         own,
+        stage_step=state.stage_step,
         gradient_norm=norm,
         squared_norms=shards.squared_norms,
     )

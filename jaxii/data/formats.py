@@ -1,0 +1,291 @@
+"""JPEG, PNG and WebP files as upright RGB pixels.
+
+Every image is decoded here, whether it is recoded first (`recode`) or stored as it was
+found (`images`). A damaged file is refused by name: OpenCV fills the missing half of a
+truncated JPEG with grey in silence, so that JPEG files are decoded by libjpeg-turbo and
+its warnings are read.
+"""
+
+import struct
+from collections.abc import Iterator
+from contextlib import contextmanager
+
+import cv2
+import numpy as np
+import simplejpeg
+from jaxtyping import Shaped, UInt8
+
+Pixels = UInt8[np.ndarray, "height width 3"]
+
+# What `decode_jpeg`, `decode_other` and `turned` do, in words.
+COLOURS = (
+    "It is turned as its EXIF orientation says; grey is repeated; of 16 bits the upper "
+    "8 are kept; what is transparent is composed on white; the inks of a CMYK JPEG are "
+    "stored inverted, so that RGB = CMY * K / 255."
+)
+_ORIENTATION_TAG = 0x0112
+# The orientations in which rows and columns change places.
+TRANSPOSED = (5, 6, 7, 8)
+# libjpeg warns of these too, and the image is whole.
+_HARMLESS_WARNINGS = ("extraneous bytes before marker", "unknown JFIF revision")
+
+
+@contextmanager
+def damage_as_value_error(kind: str) -> Iterator[None]:
+    """Raises ValueError for what the decoders and parsers raise of a damaged file."""
+    try:
+        yield
+    except (cv2.error, struct.error, IndexError, MemoryError) as error:
+        reason = str(error).strip().splitlines()
+        raise ValueError(
+            f"damaged {kind.upper()} ({reason[-1] if reason else type(error).__name__})"
+        ) from error
+
+
+def sniff(data: bytes) -> str:
+    """Returns "jpeg", "png" or "webp".
+
+    Raises:
+      ValueError: the bytes are none of them; says what they look like.
+    """
+    if data[:3] == b"\xff\xd8\xff":
+        return "jpeg"
+    if data[:8] == b"\x89PNG\r\n\x1a\n":
+        return "png"
+    if data[:4] == b"RIFF" and data[8:12] == b"WEBP":
+        return "webp"
+    others = {
+        b"GIF8": "a GIF",
+        b"BM": "a BMP",
+        b"II*\x00": "a TIFF",
+        b"MM\x00*": "a TIFF",
+        b"<": "HTML or XML text",
+        b"version https://git-lfs": "a Git LFS pointer",
+    }
+    found = next((v for k, v in others.items() if data.startswith(k)), "no picture")
+    if data[4:12] in (b"ftypavif", b"ftypheic", b"ftypmif1"):
+        found = "an AVIF or HEIC"
+    found = found if data else "an empty file"
+    raise ValueError(f"{found}; JPEG, PNG and WebP are read")
+
+
+def orientation(exif: bytes) -> int:
+    """Returns the EXIF orientation, 1 to 8, of a TIFF structure; 1 if it has none.
+
+    Source: EXIF 2.32, section 4.6.4 (tag 0x0112), in TIFF 6.0 byte order.
+    """
+    order = {b"II": "<", b"MM": ">"}.get(exif[:2])
+    if order is None or len(exif) < 8:
+        return 1
+    (start,) = struct.unpack_from(order + "I", exif, 4)
+    if start + 2 > len(exif):
+        return 1
+    (count,) = struct.unpack_from(order + "H", exif, start)
+    for i in range(count):
+        entry = start + 2 + 12 * i
+        if entry + 12 > len(exif):
+            break
+        tag, _, _, value = struct.unpack_from(order + "HHIH", exif, entry)
+        if tag == _ORIENTATION_TAG:
+            return value if 1 <= value <= 8 else 1
+    return 1
+
+
+def read_header(data: bytes, kind: str) -> tuple[int, int, str]:
+    """Returns height and width as they are stored, and of a JPEG the colour space.
+
+    Args:
+      data: the file, or its start.
+      kind: from `sniff`.
+
+    Raises:
+      ValueError: a JPEG without a header; of other kinds see `damage_as_value_error`.
+    """
+    if kind == "jpeg":
+        try:
+            height, width, color, _ = simplejpeg.decode_jpeg_header(data, strict=False)
+        except KeyError as error:  # how simplejpeg says that it found no colour space
+            raise ValueError("truncated or damaged JPEG (no image header)") from error
+        except ValueError as error:
+            raise ValueError(f"truncated or damaged JPEG ({error})") from error
+        return int(height), int(width), str(color)
+    if kind == "png":
+        width, height = struct.unpack_from(">II", data, 16)
+        return height, width, ""
+    chunk = data[12:16]
+    if chunk == b"VP8X":
+        width = int.from_bytes(data[24:27], "little") + 1
+        height = int.from_bytes(data[27:30], "little") + 1
+    elif chunk == b"VP8L":
+        (bits,) = struct.unpack_from("<I", data, 21)
+        width, height = (bits & 0x3FFF) + 1, ((bits >> 14) & 0x3FFF) + 1
+    else:
+        width, height = struct.unpack_from("<HH", data, 26)
+        width, height = width & 0x3FFF, height & 0x3FFF
+    return height, width, ""
+
+
+def read_exif(data: bytes, kind: str) -> bytes:
+    """Returns the TIFF structure of a file's EXIF data; b"" if it has none.
+
+    Args:
+      data: the file.
+      kind: from `sniff`.
+    """
+    if kind == "jpeg":
+        # A few microseconds, where there is none; a search of the bytes takes longer.
+        position, last = 2, len(data) - 4
+        while position <= last and data[position] == 0xFF:
+            marker = data[position + 1]
+            if marker == 0xFF:
+                position += 1
+                continue
+            if marker == 0xDA:
+                break
+            end = position + 2 + (data[position + 2] << 8 | data[position + 3])
+            if marker == 0xE1 and data.startswith(b"Exif\x00\x00", position + 4):
+                return data[position + 10 : end]
+            position = end
+        return b""
+    for name, body in _chunks(data, kind):
+        if name in (b"eXIf", b"EXIF"):
+            return body.removeprefix(b"Exif\x00\x00")
+    return b""
+
+
+def _chunks(data: bytes, kind: str):
+    """Yields (name, body) of a PNG or WebP file; ValueError where it ends early."""
+    position = 8 if kind == "png" else 12
+    end = len(data)
+    if kind == "webp":
+        (size,) = struct.unpack_from("<I", data, 4)
+        if size + 8 > len(data):
+            raise ValueError("truncated WEBP")
+        end = size + 8
+    while position + 8 <= end:
+        if kind == "png":
+            length, name = struct.unpack_from(">I4s", data, position)
+            step = 12 + length
+        else:
+            name, length = struct.unpack_from("<4sI", data, position)
+            step = 8 + length + length % 2
+        if position + step - (kind == "webp" and length % 2) > len(data):
+            raise ValueError(f"truncated {kind.upper()}")
+        yield name, data[position + 8 : position + 8 + length]
+        if name == b"IEND":
+            return
+        position += step
+    if kind == "png":
+        raise ValueError("truncated PNG")
+
+
+def decode_jpeg(data: bytes, color: str, size: tuple[int, int]) -> tuple[Pixels, bool]:
+    """Decodes a JPEG at the smallest scale that has so many rows and columns.
+
+    Args:
+      data: the file.
+      color: its colour space, from `read_header`.
+      size: fewest rows and columns, as they are stored.
+
+    Returns:
+      The pixels as they are stored, and whether the decoder had nothing to complain of.
+
+    Raises:
+      ValueError: truncated or damaged.
+    """
+    clean = True
+    space = "CMYK" if color in ("CMYK", "YCCK") else "RGB"
+    kwargs = {"colorspace": space, "min_height": size[0], "min_width": size[1]}
+    try:
+        image = simplejpeg.decode_jpeg(data, strict=True, **kwargs)
+    except ValueError as error:
+        if not any(warning in str(error) for warning in _HARMLESS_WARNINGS):
+            word = "truncated" if "remature end" in str(error) else "damaged"
+            raise ValueError(f"{word} JPEG ({error})") from error
+        # Only the last warning is told: a harmless one may hide a missing end.
+        if b"\xff\xd9" not in data[-4096:]:
+            raise ValueError("truncated JPEG (no end marker)") from error
+        image, clean = simplejpeg.decode_jpeg(data, strict=False, **kwargs), False
+    if space == "CMYK":
+        # Adobe's convention, the one in use: stored inverted.
+        ink = image[..., :3].astype(np.uint16) * image[..., 3:]
+        image = (ink // 255).astype(np.uint8)
+    return image, clean
+
+
+def decode_other(data: bytes, kind: str) -> Pixels:
+    """Decodes a PNG or WebP file; what is transparent becomes white, as on a page.
+
+    Args:
+      data: the file.
+      kind: from `sniff`.
+
+    Returns:
+      The pixels as they are stored.
+
+    Raises:
+      ValueError: truncated or damaged, see also `damage_as_value_error`.
+    """
+    transparent = b""
+    # To the end, because a missing one is an error.
+    for name, body in _chunks(data, kind):
+        if name == b"tRNS":
+            transparent = body
+    image = cv2.imdecode(np.frombuffer(data, np.uint8), cv2.IMREAD_UNCHANGED)
+    if image is None:
+        raise ValueError(f"damaged {kind.upper()} (its pixels cannot be decoded)")
+    image = np.asarray(image).reshape(*image.shape[:2], -1)
+    if kind == "png" and image.shape[-1] == 1 and len(transparent) == 2:
+        image = np.concatenate([image, _grey_alpha(data, image, transparent)], axis=-1)
+    if image.dtype == np.uint16:
+        image = (image // 256).astype(np.uint8)
+    channels = image.shape[-1]
+    if channels in (2, 4):
+        alpha = image[..., -1:].astype(np.uint16)
+        ink = image[..., :-1] * alpha + 255 * (255 - alpha)
+        image = ((ink + 127) // 255).astype(np.uint8)
+    if image.shape[-1] == 1:
+        return np.repeat(image, 3, axis=-1)
+    return image[..., ::-1]
+
+
+def _grey_alpha(
+    data: bytes,
+    grey: Shaped[np.ndarray, "height width 1"],
+    transparent: bytes,
+) -> Shaped[np.ndarray, "height width 1"]:
+    """Returns the alpha channel of a grey PNG of which one value is transparent.
+
+    OpenCV applies such a value where it is a colour or a palette's, and not here.
+
+    Args:
+      data: the file.
+      grey: its pixels, uint8 or uint16.
+      transparent: the body of its tRNS chunk.
+
+    Source: PNG specification, third edition, section 11.3.1.1.
+    """
+    depth = data[24]
+    value = int.from_bytes(transparent, "big") % (1 << depth)
+    # OpenCV stretches 1, 2 and 4 bits to 8.
+    stretch = 255 // ((1 << depth) - 1) if depth < 8 else 1
+    opaque = np.iinfo(grey.dtype).max
+    return np.where(grey == value * stretch, 0, opaque).astype(grey.dtype)
+
+
+def turned(
+    image: Pixels, turn: int
+) -> UInt8[np.ndarray, "upright_height upright_width 3"]:
+    """Returns an image upright.
+
+    Args:
+      image: the pixels as they are stored.
+      turn: EXIF orientation, from `orientation`.
+    """
+    if turn in TRANSPOSED:
+        image = image.swapaxes(0, 1)
+    if turn in (3, 4, 7, 8):
+        image = image[::-1]
+    if turn in (2, 3, 6, 7):
+        image = image[:, ::-1]
+    return image

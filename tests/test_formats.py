@@ -1,0 +1,30 @@
+"""What a file is, and which way up."""
+
+import pytest
+
+from jaxii.data.formats import orientation, sniff
+
+
+def test_big_endian_exif_is_read():
+    header = b"MM\x00*\x00\x00\x00\x08\x00\x01"
+    entry = b"\x01\x12\x00\x03\x00\x00\x00\x01\x00\x08\x00\x00"
+    assert orientation(header + entry) == 8
+
+
+@pytest.mark.parametrize("exif", [b"", b"II*\x00", b"II*\x00\xff\xff\xff\xff", b"xx"])
+def test_damaged_exif_counts_as_upright(exif):
+    assert orientation(exif) == 1
+
+
+@pytest.mark.parametrize(
+    ("data", "what"),
+    [
+        (b"", "an empty file"),
+        (b"GIF89a...", "a GIF"),
+        (b"<html>", "HTML"),
+        (b"hello", "no picture"),
+    ],
+)
+def test_other_files_are_told_by_name(data, what):
+    with pytest.raises(ValueError, match=what):
+        sniff(data)
