@@ -1,18 +1,19 @@
-"""Damages every file of a dataset and of a run, and checks what each command makes of it.
+"""Damages each file of a dataset and of a run, and checks what every command does.
 
   python -m tests.damage --json=cases.json
   python -m tests.damage --only=checkpoints --damage=flipped --command=evaluate,predict
 
 Each file of a prepared dataset, of a trained workdir and of one stopped half-way is in
 turn deleted, emptied, cut to half, given flipped bytes, or replaced by its like of
-another run on other images. A command on a fresh copy then has to end with one line
-that names the file (exit code 2), or with the results of the undamaged copy. Anything
-else is BAD: a traceback, a hang, other results, another exit code, or a line that does
-not name the file. The exit code is 1 if there is a BAD case.
+another run on other images (a list of labels: by the same labels in another order). A
+command on a fresh copy then has to end with one line that names the file and exit code
+2, or with the results of the undamaged copy. Anything else is BAD: a traceback, a hang,
+other results, another exit code, or a line that does not name the file. The exit code
+is 1 if there is a BAD case.
 
-A case whose file the command does not open, as seen on the undamaged copy, is counted
-as `unread` without being run; deleting is left out so only for files whose names are
-random. Linux only.
+A case is `unread`, and not run, if the command does not open the file of an undamaged
+copy. A deleted file may be missed without being opened, so those cases are run all the
+same, except for files whose names are random. Linux only.
 """
 
 import argparse
@@ -33,37 +34,24 @@ from pathlib import Path
 from typing import Any
 
 from tests import forked
+from tests.damaged_copies import (
+    BUILDING_SECONDS,
+    COMMANDS,
+    DAMAGES,
+    DONE,
+    MISUSED,
+    RUN,
+    UNDAMAGED,
+    Built,
+    Case,
+)
 
 MOST_SECONDS = 120
 SECONDS_BETWEEN_LINES = 10.0
-DONE, MISUSED, PREEMPTED = 0, 2, 75
-
-DATA, RUN, STOPPED = "prepared_data", "trained_run", "stopped_run"
-OTHER, IMAGES, RECIPE = "other_run", "images", "recipe.py"
-WORKDIR = f"--workdir={RUN}"
-TRAIN = ("train", f"--config={RECIPE}", f"--data_dir={DATA}", WORKDIR)
-# In the folder of a case; a run that has to resume bears the name of a trained one.
-COMMANDS = {
-    "train": TRAIN,
-    "resume": TRAIN,
-    "evaluate": ("evaluate", WORKDIR),
-    "predict": ("predict", WORKDIR, f"--images={IMAGES}", "--output=answers.jsonl"),
-    "export": ("export", WORKDIR, "--output=exported"),
-    "compare": ("compare", RUN, OTHER, "--markdown"),
-}
-COMMANDS_OF = {
-    DATA: tuple(COMMANDS),
-    RUN: tuple(name for name in COMMANDS if name != "resume"),
-    STOPPED: ("resume",),
-}
-DAMAGES = ("deleted", "emptied", "truncated", "flipped", "replaced")
-FLIPPED_BYTES = 64
-# The first turns digits into digits, the second into letters; neither leaves ASCII.
-PATTERN = (0x01, 0x5A)
 
 GOOD = ("detected", "harmless", "repaired", "unread")
 BAD = ("traceback", "hang", "changed", "changed shard", "wrong exit", "unclear")
-# What a command leaves; "results" names the files that must not differ.
+# What a command leaves that must not differ.
 EVALUATED = tuple(
     f"{RUN}/{name}"
     for name in (
@@ -85,68 +73,6 @@ RESULTS = {
     "compare": (forked.STDOUT,),
 }
 
-RECIPE_TEXT = """
-from jaxii.config import default_config
-
-def get_config(name=""):
-    config = default_config()
-    config.data.dataset = "kaggle"
-    config.data.image_size_pixels = 32
-    config.data.validation_fraction = 0.3
-    config.data.machine_labels = "soft"
-    config.data.augmentation = 0.0
-    config.data.num_threads = 1
-    config.model.depth = 18
-    config.model.width = 8
-    config.model.stem = "small"
-    config.model.compute_dtype = "float32"
-    config.global_batch_size = 8
-    config.label_embedding.dim = 8
-    config.optimizer.average = "ema"
-    config.optimizer.ema_decay = 0.5
-    config.evaluate_every_steps = 2
-    config.evaluate_train_images = 8
-    config.log_every_steps = 1
-    config.stages = (
-        {
-            "name": "multitask",
-            "num_steps": 4,
-            "embedding_head": True,
-            "terms": {"bce": 1.0, "embedding": 1.0},
-        },
-        {"name": "classifier", "num_steps": 4, "terms": {"bce": 1.0, "soft_f": 1.0}},
-    )
-    return config
-"""
-STOPPED_AFTER_STEP = 6
-
-
-@dataclass(frozen=True)
-class Case:
-    """One damage to one file, and the command that meets it.
-
-    Attributes:
-      root: `DATA`, `RUN` or `STOPPED`.
-      file: path below it; "" for the undamaged copy.
-      damage: one of `DAMAGES`, or "none".
-      command: one of `COMMANDS`.
-    """
-
-    root: str
-    file: str
-    damage: str
-    command: str
-
-    @property
-    def place(self) -> str:
-        """The damaged file in the folder of the case."""
-        return f"{RUN if self.root == STOPPED else self.root}/{self.file}"
-
-    @property
-    def name(self) -> str:
-        """The case in words."""
-        return f"{self.root}/{self.file} {self.damage}, {self.command}"
-
 
 @dataclass(frozen=True)
 class Verdict:
@@ -157,6 +83,7 @@ class Verdict:
       outcome: one of `GOOD` or `BAD`.
       printed: for a BAD case the last line on stderr, or the results that differ.
       where: the last line of jaxii's own code in a traceback.
+      folder: of the case, where it was kept.
       code: exit code.
       cpu_seconds, wall_seconds: that it took.
     """
@@ -165,226 +92,10 @@ class Verdict:
     outcome: str
     printed: str = ""
     where: str = ""
+    folder: str = ""
     code: int = 0
     cpu_seconds: float = 0.0
     wall_seconds: float = 0.0
-
-
-# Damage.
-
-
-def damage_bytes(content: bytes, damage: str, like: bytes | None) -> bytes | None:
-    """Returns what damage leaves of a file; None for no file.
-
-    Args:
-      content: of the file.
-      damage: one of `DAMAGES`.
-      like: the content that it is replaced by.
-    """
-    match damage:
-        case "deleted":
-            return None
-        case "emptied":
-            return b""
-        case "truncated":
-            return content[: len(content) // 2]
-        case "flipped":
-            changed = bytearray(content)
-            count = min(FLIPPED_BYTES, len(content))
-            for i in range(count):
-                changed[i * len(content) // count] ^= PATTERN[i % len(PATTERN)]
-            return bytes(changed)
-        case _:
-            return like
-
-
-def kind_of(file: str) -> str:
-    """Returns a path without the parts in which files of one kind differ."""
-    file = re.sub(r"\b[0-9a-f]{32}\b", "*", file)
-    file = re.sub(r"^checkpoints/\w+/\d+/", "checkpoints/*/*/", file)
-    file = re.sub(r"events\.out\..*", "events.*", file)
-    return re.sub(r"-(train|validation|tuning|test)\b", "-*", file)
-
-
-def files_of(root: Path) -> list[str]:
-    """Returns the files below a folder, relative to it."""
-    found = (path for path in root.rglob("*") if path.is_file())
-    return sorted(path.relative_to(root).as_posix() for path in found)
-
-
-def like_of(root: Path, file: str, other: Path) -> bytes | None:
-    """Returns the like of a file in another folder; None where there is none.
-
-    That of the same path; of a file with a random name the one in the same folder,
-    or in a folder of the same kind, that has its rank by size.
-    """
-    if (other / file).is_file():
-        return (other / file).read_bytes()
-    kind, folder = kind_of(file), Path(file).parent
-
-    def ranked(of: Path) -> list[str]:
-        likes = [name for name in files_of(of) if kind_of(name) == kind]
-        near = [name for name in likes if Path(name).parent == folder]
-        return sorted(near or likes, key=lambda name: (of / name).stat().st_size)
-
-    others = ranked(other)
-    if not others:
-        return None
-    rank = ranked(root).index(file)
-    return (other / others[min(rank, len(others) - 1)]).read_bytes()
-
-
-# The folders that are damaged.
-
-
-class Built:
-    """Two datasets of the same sizes, and on each a trained and a stopped run.
-
-    Args:
-      folder: where they are, in `one` and `other`.
-      extra: words for every command.
-    """
-
-    def __init__(self, folder: Path, extra: Sequence[str]):
-        self.one, self.other = folder / "one", folder / "other"
-        self._cases = folder / "cases"
-        self._extra = extra
-        self._count = 0
-        self._likes: dict[tuple[str, str], bytes | None] = {}
-
-    def build(self, *, at_once: int, stopped: bool) -> None:
-        """Draws, prepares and trains; `stopped`: what has to resume too."""
-        shutil.rmtree(self._cases, ignore_errors=True)
-        for folder in (self.one, self.other):
-            shutil.rmtree(folder, ignore_errors=True)
-            folder.mkdir(parents=True)
-            (folder / RECIPE).write_text(RECIPE_TEXT)
-        steps: list[Callable[[int], Callable[[], int]]] = [
-            lambda seed: partial(_prepare, seed),
-            lambda seed: forked.command(*TRAIN, f"--config.seed={seed}"),
-        ]
-        if stopped:
-            steps.append(lambda seed: partial(_train_half, seed))
-        for step in steps:
-            jobs = [
-                (seed, step(seed), lambda folder=folder: folder)
-                for seed, folder in enumerate((self.one, self.other))
-            ]
-            ends = forked.run_all(jobs, at_once=at_once, most_seconds=600)
-            for _, folder, ended in ends:
-                if ended.code not in (DONE, PREEMPTED):
-                    raise SystemExit(
-                        f"building failed with code {ended.code}:\n{_said(folder)}"
-                    )
-
-    def cases(self) -> list[Case]:
-        """Returns every case, of the dataset first."""
-        found = []
-        for root, commands in COMMANDS_OF.items():
-            if not (self.one / root).exists():
-                continue
-            for file in files_of(self.one / root):
-                content = (self.one / root / file).read_bytes()
-                found += [
-                    Case(root, file, damage, command)
-                    for damage in DAMAGES
-                    # Damage that changes nothing is none.
-                    if damage_bytes(content, damage, self._like(root, file))
-                    not in (content, *([None] if damage == "replaced" else []))
-                    for command in commands
-                ]
-        return found
-
-    def make_folder(self, case: Case) -> Path:
-        """Returns a fresh copy of everything, damaged as the case says."""
-        self._count += 1
-        folder = self._cases / f"{self._count:06d}"
-        run = STOPPED if case.command == "resume" else RUN
-        shutil.copytree(self.one / DATA, folder / DATA)
-        shutil.copytree(self.one / run, folder / RUN)
-        (folder / OTHER).symlink_to(self.other / RUN)
-        for name in (IMAGES, RECIPE):
-            (folder / name).symlink_to(self.one / name)
-        if case.file:
-            left = self.damaged(case)
-            path = folder / case.place
-            path.unlink()
-            if left is not None:
-                path.write_bytes(left)
-        return folder
-
-    def damaged(self, case: Case) -> bytes | None:
-        """Returns the content of a case's file after the damage; None for no file."""
-        content = (self.one / case.root / case.file).read_bytes()
-        return damage_bytes(content, case.damage, self._like(case.root, case.file))
-
-    def act(self, case: Case) -> Callable[[], int]:
-        """Returns the command of a case as a call."""
-        call = forked.command(*COMMANDS[case.command], *self._extra)
-        return partial(_export, call, self.one) if case.command == "export" else call
-
-    def _like(self, root: str, file: str) -> bytes | None:
-        if (root, file) not in self._likes:
-            like = like_of(self.one / root, file, self.other / root)
-            self._likes[root, file] = like
-        return self._likes[root, file]
-
-
-def _prepare(seed: int) -> int:
-    """Draws a small challenge with all the files there can be, and prepares it."""
-    from jaxii.data import toy_regions
-
-    drawn = toy_regions.write(
-        Path("files"), seed=seed, num_train=40, num_tuning=8, num_test=12
-    )
-    test = sorted((drawn / "stage_1_test_images").iterdir())
-    Path(IMAGES).mkdir()
-    for path in test[:6]:
-        shutil.copy(path, IMAGES)
-    truth = drawn / "truth"
-    return forked.command(
-        "prepare",
-        f"--input_dir={drawn}",
-        f"--data_dir={DATA}",
-        "--short_side=48",
-        f"--test_labels={truth / 'solution.csv'}",
-        f"--test_metadata={truth / 'test_meta.csv'}",
-    )()
-
-
-def _train_half(seed: int) -> int:
-    from jaxii import processes
-
-    processes.wanted_back = lambda: lambda step: step >= STOPPED_AFTER_STEP
-    words = [word for word in TRAIN if word != WORKDIR]
-    return forked.command(*words, f"--workdir={STOPPED}", f"--config.seed={seed}")()
-
-
-def _export(call: Callable[[], int], reference: Path) -> int:
-    """Exports, and applies the program unless it is that of the undamaged run."""
-    code = call()
-    if code != DONE:
-        return code
-    program, answers = Path("exported/model.stablehlo"), "probabilities.npy"
-    known = reference / answers
-    if known.exists() and program.read_bytes() == (
-        (reference / program.name).read_bytes()
-    ):
-        shutil.copy(known, program.parent)
-        return code
-    import numpy as np
-
-    from jaxii.infer.export import read_stablehlo
-
-    images = np.random.default_rng(0).integers(0, 256, (4, 32, 32, 3), np.uint8)
-    np.save(program.parent / answers, read_stablehlo(program)(images))
-    if not known.exists():
-        shutil.copy(program, reference)
-        shutil.copy(program.parent / answers, known)
-    return code
-
-
-# Verdicts.
 
 
 @dataclass
@@ -401,13 +112,12 @@ class Baseline:
 
     def reads(self, case: Case) -> bool:
         """Says whether damage to a file can reach the command."""
-        if case.place in self.opened or not self.opened:
+        if not case.file or case.place in self.opened or not self.opened:
             return True
         if case.damage != "deleted":
             return False
         # A file can be asked for by its name and not be opened.
-        random = "*" in Path(kind_of(case.file)).name
-        return not random or str(Path(case.place).parent) in self.opened
+        return not case.named_at_random or str(Path(case.place).parent) in self.opened
 
 
 def results_of(folder: Path, command: str) -> dict[str, Any]:
@@ -438,7 +148,7 @@ def judge(case: Case, folder: Path, ended: forked.Ended, built: Built, base) -> 
     lines = [line for line in errors.splitlines() if line.strip()]
     printed, where = (lines[-1] if lines else ""), ""
     if ended.hung:
-        outcome = "hang"
+        outcome, where = "hang", _last_frame(errors)
     elif "Traceback (most recent call last)" in errors:
         outcome, where = "traceback", _last_frame(errors)
         printed = _raised(lines)
@@ -461,11 +171,11 @@ def judge(case: Case, folder: Path, ended: forked.Ended, built: Built, base) -> 
     return Verdict(
         case,
         outcome,
-        printed[:600],
-        where,
-        ended.code,
-        round(ended.cpu_seconds, 3),
-        round(ended.wall_seconds, 3),
+        printed=printed[:600],
+        where=where,
+        code=ended.code,
+        cpu_seconds=round(ended.cpu_seconds, 3),
+        wall_seconds=round(ended.wall_seconds, 3),
     )
 
 
@@ -509,8 +219,11 @@ def _rewritten(path: Path, left: bytes | None) -> bool:
 
 
 def _last_frame(errors: str) -> str:
+    """Returns the innermost line of jaxii in a traceback, or in one of a hang."""
     frames = re.findall(r'File ".*?/(jaxii/[\w/]+\.py)", line (\d+)', errors)
-    return ":".join(frames[-1]) if frames else ""
+    if not frames:
+        return ""
+    return ":".join(frames[0 if "(most recent call first)" in errors else -1])
 
 
 def _raised(lines: Sequence[str]) -> str:
@@ -522,20 +235,13 @@ def _raised(lines: Sequence[str]) -> str:
     return lines[-1]
 
 
-def _said(folder: Path) -> str:
-    return (folder / forked.STDERR).read_text(errors="replace")[-4000:]
-
-
-# The whole.
-
-
 def baselines(built: Built, commands: Iterable[str], at_once: int) -> dict:
-    """Runs every command twice on undamaged copies.
+    """Runs every command on an undamaged copy; returns its name -> `Baseline`.
 
     Raises:
-      SystemExit: one fails, or gives other results the second time.
+      SystemExit: one fails.
     """
-    found = {command: Baseline() for command in commands}
+    found: dict[str, Baseline] = {}
     watches: dict[str, forked.Watch] = {}
 
     def make(case: Case) -> Path:
@@ -543,31 +249,26 @@ def baselines(built: Built, commands: Iterable[str], at_once: int) -> dict:
         watches[case.command] = forked.Watch(folder)
         return folder
 
-    for repeated in (False, True):
-        cases = [Case(RUN, "", "none", command) for command in found]
-        jobs = [(case, built.act(case), partial(make, case)) for case in cases]
-        ends = forked.run_all(jobs, at_once=at_once, most_seconds=600)
-        for case, folder, ended in ends:
-            opened = frozenset(watches.pop(case.command).opened())
-            base = Baseline(results_of(folder, case.command), opened)
-            if ended.code != DONE or None in base.results.values():
-                raise SystemExit(
-                    f"{case.command} of an undamaged copy ends with code {ended.code}"
-                    f":\n{_said(folder)}"
-                )
-            before = found[case.command]
-            found[case.command] = base
-            if repeated:
-                differing = differences(before.results, base.results)
-                if differing:
-                    raise SystemExit(
-                        f"{case.command} of an undamaged copy gives other results the "
-                        f"second time: {'; '.join(differing)}"
-                    )
-                opened |= before.opened
-                found[case.command] = Baseline(base.results, opened)
-            shutil.rmtree(folder)
+    cases = undamaged(commands)
+    jobs = [(case, built.act(case), partial(make, case)) for case in cases]
+    for case, folder, ended in forked.run_all(
+        jobs, at_once=at_once, most_seconds=BUILDING_SECONDS
+    ):
+        opened = frozenset(watches.pop(case.command).opened())
+        base = Baseline(results_of(folder, case.command), opened)
+        if ended.code != DONE or None in base.results.values():
+            raise SystemExit(
+                f"{case.command} of an undamaged copy ends with code {ended.code}:\n"
+                f"{forked.said(folder)}"
+            )
+        found[case.command] = base
+        shutil.rmtree(folder)
     return found
+
+
+def undamaged(commands: Iterable[str]) -> list[Case]:
+    """Returns a case without damage for each command."""
+    return [Case(RUN, "", UNDAMAGED, command) for command in commands]
 
 
 def run_cases(
@@ -599,7 +300,9 @@ def run_cases(
         shard = ".array_record" in case.file and not verify
         if verdict.outcome == "changed" and shard:
             verdict = dataclasses.replace(verdict, outcome="changed shard")
-        if not (keep and verdict.outcome in BAD):
+        if keep and verdict.outcome in BAD:
+            verdict = dataclasses.replace(verdict, folder=str(folder))
+        else:
             shutil.rmtree(folder)
         yield verdict
 
@@ -609,12 +312,13 @@ def table(verdicts: Sequence[Verdict]) -> list[str]:
     counts: dict[tuple[str, str], collections.Counter] = {}
     for verdict in verdicts:
         case = verdict.case
-        key = f"{case.root}/{kind_of(case.file)}", case.damage
+        key = case.kind, case.damage
         counts.setdefault(key, collections.Counter())[verdict.outcome] += 1
     total = sum(counts.values(), collections.Counter())
     columns = [name for name in (*GOOD, *BAD) if total[name]]
     rows = [("file", "damage", *columns)]
-    keys = sorted(counts, key=lambda key: (key[0], DAMAGES.index(key[1])))
+    order = (UNDAMAGED, *DAMAGES)
+    keys = sorted(counts, key=lambda key: (key[0], order.index(key[1])))
     rows += [(*key, *(str(counts[key][c] or "") for c in columns)) for key in keys]
     rows.append(("all", "", *(str(total[c]) for c in columns)))
     widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
@@ -633,7 +337,7 @@ def causes(verdicts: Iterable[Verdict]) -> list[str]:
     for verdict in verdicts:
         if verdict.outcome in BAD:
             error = verdict.printed.partition(":")[0][:60]
-            of = verdict.where or f"{kind_of(verdict.case.file)}, {error}"
+            of = verdict.where or f"{verdict.case.kind}: {error}"
             error = error if verdict.where else ""
             groups.setdefault((verdict.outcome, of, error), []).append(verdict)
     ordered = sorted(groups.items(), key=lambda group: -len(group[1]))
@@ -650,8 +354,8 @@ def report(verdicts: Sequence[Verdict], seconds: float) -> None:
     if bad:
         print("\nBAD by cause:\n" + "\n".join(causes(bad)) + "\n")
     for verdict in bad:
-        where = f" [{verdict.where}]" if verdict.where else ""
-        print(f"BAD {verdict.outcome}: {verdict.case.name}: {verdict.printed}{where}")
+        notes = "".join(f" [{n}]" for n in (verdict.where, verdict.folder) if n)
+        print(f"BAD {verdict.outcome}: {verdict.case.name}: {verdict.printed}{notes}")
     run = [verdict for verdict in verdicts if verdict.outcome != "unread"]
     cpu = sum(verdict.cpu_seconds for verdict in run) / max(len(run), 1)
     print(
@@ -663,17 +367,19 @@ def report(verdicts: Sequence[Verdict], seconds: float) -> None:
 def _progress(total: int) -> Callable[[Verdict], None]:
     """Returns what prints how far it is, and how long it still takes."""
     begun = last = time.monotonic()
-    done = bad = 0
+    done = ran = bad = 0
 
     def line(verdict: Verdict) -> None:
-        nonlocal done, bad, last
+        nonlocal done, ran, bad, last
         done += 1
         bad += verdict.outcome in BAD
+        ran += verdict.outcome != "unread"
         now = time.monotonic()
         if now - last < SECONDS_BETWEEN_LINES:
             return
         last = now
-        rate = (now - begun) / done
+        # Those that are not run come first, and take no time.
+        rate = (now - begun) / max(ran, 1)
         left = timedelta(seconds=round(rate * (total - done)))
         print(f"cases  {done}/{total}  {bad} BAD  {rate:.2f} s each  {left} left")
         sys.stdout.flush()
@@ -686,7 +392,7 @@ def chosen(cases: Sequence[Case], options: argparse.Namespace) -> list[Case]:
     found = [
         case
         for case in cases
-        if options.only in f"{case.root}/{case.file}"
+        if any(text in f"{case.root}/{case.file}" for text in options.only.split(","))
         and case.damage in options.damage
         and case.command in options.command
     ]
@@ -694,27 +400,22 @@ def chosen(cases: Sequence[Case], options: argparse.Namespace) -> list[Case]:
 
 
 def _options(words: Sequence[str] | None) -> argparse.Namespace:
-    def some(allowed: Sequence[str]) -> Callable[[str], list[str]]:
+    def some(allowed: Iterable[str]) -> dict[str, Any]:
         def parse(text: str) -> list[str]:
             names = text.split(",")
             if set(names) - set(allowed):
                 raise argparse.ArgumentTypeError(f"use some of {','.join(allowed)}")
             return names
 
-        return parse
+        return {"type": parse, "default": list(allowed), "metavar": "NAME,..."}
 
     parser = argparse.ArgumentParser(
         prog="python -m tests.damage", description=(__doc__ or "").partition("\n")[0]
     )
     add = parser.add_argument
-    add("--only", default="", metavar="TEXT", help="files whose path has it")
-    add("--damage", type=some(DAMAGES), default=list(DAMAGES), metavar="KIND,...")
-    add(
-        "--command",
-        type=some(list(COMMANDS)),
-        default=list(COMMANDS),
-        metavar="NAME,...",
-    )
+    add("--only", default="", metavar="TEXT,...", help="files with it in their path")
+    add("--damage", **some(DAMAGES), help=f"some of {', '.join(DAMAGES)}")
+    add("--command", **some(COMMANDS), help=f"some of {', '.join(COMMANDS)}")
     add("--sample", type=int, default=1, metavar="N", help="every N-th case")
     add("--limit", type=int, default=0, metavar="N", help="the first N cases")
     add("--jobs", type=int, default=2, metavar="N", help="commands at a time")
@@ -737,36 +438,40 @@ def main(words: Sequence[str] | None = None) -> int:
         forked.prepare_imports(folder / "compiled")
         built = Built(folder, ["--verify"] if options.verify else [])
         built.build(at_once=options.jobs, stopped="resume" in options.command)
-        print(f"built  {time.monotonic() - begun:.0f} s", flush=True)
+        print(f"built in {time.monotonic() - begun:.0f} s", flush=True)
         bases = baselines(built, options.command, options.jobs)
         if options.unread:
             bases = {name: Baseline(base.results) for name, base in bases.items()}
-        cases = chosen(built.cases(), options)
-        print(f"undamaged copies  {time.monotonic() - begun:.0f} s", flush=True)
-        verdicts, show = [], _progress(len(cases))
-        for verdict in run_cases(
+        print(f"undamaged copies in {time.monotonic() - begun:.0f} s", flush=True)
+        run = partial(
+            run_cases,
             built,
-            cases,
-            bases,
+            bases=bases,
             at_once=options.jobs,
             keep=options.folder is not None,
             verify=options.verify,
-        ):
-            verdicts.append(verdict)
-            show(verdict)
-    seconds = time.monotonic() - begun
+        )
+        verdicts = list(run(undamaged(options.command)))
+        cases = chosen(built.cases(), options)
+        # Without results that can be repeated no difference says anything.
+        if all(verdict.outcome in GOOD for verdict in verdicts):
+            show = _progress(len(cases))
+            for verdict in run(cases):
+                verdicts.append(verdict)
+                show(verdict)
     order = {case: i for i, case in enumerate(cases)}
-    verdicts.sort(key=lambda verdict: order[verdict.case])
+    verdicts.sort(key=lambda verdict: order.get(verdict.case, -1))
+    seconds = time.monotonic() - begun
     report(verdicts, seconds)
     if options.json:
         rows = [
             dataclasses.asdict(verdict.case)
-            | {"kind": kind_of(verdict.case.file)}
-            | {k: v for k, v in vars(verdict).items() if k != "case"}
+            | {"kind": verdict.case.kind}
+            | {name: value for name, value in vars(verdict).items() if name != "case"}
             for verdict in verdicts
         ]
-        found = {"seconds": round(seconds), "cases": rows}
-        options.json.write_text(json.dumps(found, indent=1))
+        content = {"seconds": round(seconds), "cases": rows}
+        options.json.write_text(json.dumps(content, indent=1))
     return int(any(verdict.outcome in BAD for verdict in verdicts))
 
 

@@ -6,6 +6,7 @@ parent never touches a device: XLA's threads would not survive the fork.
 
 import contextlib
 import ctypes
+import faulthandler
 import gc
 import os
 import signal
@@ -22,7 +23,7 @@ from typing import Any
 
 # What a child says on the two streams, in its folder.
 STDOUT, STDERR = "stdout.txt", "stderr.txt"
-_OPENED, _IS_FOLDER = 0x20, 0x40000000
+_OPENED = 0x20
 _EVENT = struct.Struct("iIII")
 
 
@@ -113,6 +114,7 @@ def start(act: Callable[[], int], folder: Path, most_seconds: int) -> int:
         for name, number in ((STDOUT, 1), (STDERR, 2)):
             os.dup2(os.open(name, os.O_WRONLY | os.O_CREAT | os.O_TRUNC), number)
         os.dup2(os.open(os.devnull, os.O_RDONLY), 0)
+        faulthandler.dump_traceback_later(most_seconds - 1, file=2)
         code = act()
     except BaseException:
         traceback.print_exc()
@@ -176,6 +178,11 @@ def run_all(
             os.waitpid(pid, 0)
 
 
+def said(folder: Path) -> str:
+    """Returns the end of what a child wrote to stderr."""
+    return (folder / STDERR).read_text(errors="replace")[-4000:]
+
+
 class Watch:
     """Notes which files below a folder are opened, by whichever process (Linux).
 
@@ -201,7 +208,7 @@ class Watch:
             while True:
                 events = os.read(self._handle, 1 << 20)
                 while events:
-                    place, mask, _, length = _EVENT.unpack_from(events)
+                    place, _, _, length = _EVENT.unpack_from(events)
                     name = events[_EVENT.size : _EVENT.size + length].rstrip(b"\0")
                     events = events[_EVENT.size + length :]
                     if place in self._places:
