@@ -35,6 +35,7 @@ from typing import Any
 
 from tests import forked
 from tests.damaged_copies import (
+    ALTERED,
     BUILDING_SECONDS,
     COMMANDS,
     DAMAGES,
@@ -317,7 +318,7 @@ def table(verdicts: Sequence[Verdict]) -> list[str]:
     total = sum(counts.values(), collections.Counter())
     columns = [name for name in (*GOOD, *BAD) if total[name]]
     rows = [("file", "damage", *columns)]
-    order = (UNDAMAGED, *DAMAGES)
+    order = (UNDAMAGED, *DAMAGES, ALTERED)
     keys = sorted(counts, key=lambda key: (key[0], order.index(key[1])))
     rows += [(*key, *(str(counts[key][c] or "") for c in columns)) for key in keys]
     rows.append(("all", "", *(str(total[c]) for c in columns)))
@@ -333,16 +334,21 @@ def table(verdicts: Sequence[Verdict]) -> list[str]:
 
 def causes(verdicts: Iterable[Verdict]) -> list[str]:
     """Returns a line for the BAD cases that end alike, the most frequent first."""
-    groups: dict[tuple[str, ...], list[Verdict]] = {}
+    groups: dict[tuple[str, str], list[Verdict]] = {}
     for verdict in verdicts:
-        if verdict.outcome in BAD:
-            error = verdict.printed.partition(":")[0][:60]
-            of = verdict.where or f"{verdict.case.kind}: {error}"
-            error = error if verdict.where else ""
-            groups.setdefault((verdict.outcome, of, error), []).append(verdict)
+        if verdict.outcome not in BAD:
+            continue
+        error = verdict.printed.partition(":")[0]
+        if verdict.outcome in ("unclear", "wrong exit"):
+            # The same message of other files and numbers.
+            error = re.sub(r"\S*[/\d]\S*", "*", verdict.printed)[:80]
+        cause = f"{verdict.where} {error}" if verdict.where else error
+        if verdict.outcome.startswith("changed"):
+            cause = verdict.case.kind
+        groups.setdefault((verdict.outcome, cause), []).append(verdict)
     ordered = sorted(groups.items(), key=lambda group: -len(group[1]))
     return [
-        f"{len(group):5}  {' '.join(key).rstrip()}  (as {group[0].case.name})"
+        f"{len(group):5}  {': '.join(key)}  (as {group[0].case.name})"
         for key, group in ordered
     ]
 
@@ -393,29 +399,36 @@ def chosen(cases: Sequence[Case], options: argparse.Namespace) -> list[Case]:
         case
         for case in cases
         if any(text in f"{case.root}/{case.file}" for text in options.only.split(","))
-        and case.damage in options.damage
         and case.command in options.command
     ]
     return found[:: options.sample][: options.limit or None]
 
 
 def _options(words: Sequence[str] | None) -> argparse.Namespace:
-    def some(allowed: Iterable[str]) -> dict[str, Any]:
+    def some(allowed: Iterable[str], default: Iterable[str]) -> dict[str, Any]:
         def parse(text: str) -> list[str]:
             names = text.split(",")
             if set(names) - set(allowed):
                 raise argparse.ArgumentTypeError(f"use some of {','.join(allowed)}")
             return names
 
-        return {"type": parse, "default": list(allowed), "metavar": "NAME,..."}
+        return {"type": parse, "default": list(default), "metavar": "NAME,..."}
 
     parser = argparse.ArgumentParser(
         prog="python -m tests.damage", description=(__doc__ or "").partition("\n")[0]
     )
     add = parser.add_argument
     add("--only", default="", metavar="TEXT,...", help="files with it in their path")
-    add("--damage", **some(DAMAGES), help=f"some of {', '.join(DAMAGES)}")
-    add("--command", **some(COMMANDS), help=f"some of {', '.join(COMMANDS)}")
+    add(
+        "--damage",
+        **some((*DAMAGES, ALTERED), default=DAMAGES),
+        help=f"some of {', '.join(DAMAGES)} (all), and {ALTERED}",
+    )
+    add(
+        "--command",
+        **some(COMMANDS, default=COMMANDS),
+        help=f"some of {', '.join(COMMANDS)} (all)",
+    )
     add("--sample", type=int, default=1, metavar="N", help="every N-th case")
     add("--limit", type=int, default=0, metavar="N", help="the first N cases")
     add("--jobs", type=int, default=2, metavar="N", help="commands at a time")
@@ -452,7 +465,7 @@ def main(words: Sequence[str] | None = None) -> int:
             verify=options.verify,
         )
         verdicts = list(run(undamaged(options.command)))
-        cases = chosen(built.cases(), options)
+        cases = chosen(built.cases(options.damage), options)
         # Without results that can be repeated no difference says anything.
         if all(verdict.outcome in GOOD for verdict in verdicts):
             show = _progress(len(cases))

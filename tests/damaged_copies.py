@@ -37,8 +37,12 @@ COMMANDS_OF = {
 }
 UNDAMAGED = "none"
 DAMAGES = ("deleted", "emptied", "truncated", "flipped", "replaced")
+# Only where it is asked for: no file system does it, but a person may.
+ALTERED = "altered"
 LABEL_LISTS = ("labels.csv", "label_ids.labels.txt", "label_sources.labels.txt")
 FLIPPED_BYTES = 64
+# How Orbax names what it stores.
+RANDOM = "[0-9a-f]{32}"
 # The first turns digits into digits, the second into letters; neither leaves ASCII.
 PATTERN = (0x01, 0x5A)
 
@@ -110,7 +114,7 @@ class Case:
     @property
     def named_at_random(self) -> bool:
         """Whether the file has another name in each run."""
-        return "*" in Path(kind_of(self.file)).name
+        return re.fullmatch(RANDOM, Path(self.file).name) is not None
 
     @property
     def kind(self) -> str:
@@ -123,7 +127,8 @@ def damage_bytes(content: bytes, damage: str, like: bytes | None) -> bytes | Non
 
     Args:
       content: of the file.
-      damage: one of `DAMAGES`.
+      damage: one of `DAMAGES`, or `ALTERED`: of a text, the digit that is nearest to
+        its middle is another one.
       like: the content that it is replaced by.
     """
     match damage:
@@ -137,15 +142,29 @@ def damage_bytes(content: bytes, damage: str, like: bytes | None) -> bytes | Non
             changed = bytearray(content)
             count = min(FLIPPED_BYTES, len(content))
             for i in range(count):
-                changed[i * len(content) // count] ^= PATTERN[i % len(PATTERN)]
+                # In the middle of each part: a first byte gives many formats away.
+                place = (2 * i + 1) * len(content) // (2 * count)
+                changed[place] ^= PATTERN[i % len(PATTERN)]
             return bytes(changed)
+        case "altered":
+            return _other_digit(content)
         case _:
             return like
 
 
+def _other_digit(content: bytes) -> bytes:
+    middle = len(content) // 2
+    digits = [found.start() for found in re.finditer(rb"[0-9]", content)]
+    if b"\0" in content or not digits:
+        return content
+    changed = bytearray(content)
+    changed[min(digits, key=lambda place: abs(place - middle))] ^= 1
+    return bytes(changed)
+
+
 def kind_of(file: str) -> str:
     """Returns a path without the parts in which files of one kind differ."""
-    file = re.sub(r"\b[0-9a-f]{32}\b", "*", file)
+    file = re.sub(rf"\b{RANDOM}\b", "*", file)
     file = re.sub(r"^checkpoints/\w+/\d+/", "checkpoints/*/*/", file)
     file = re.sub(r"events\.out\..*", "events.*", file)
     return re.sub(r"-(train|validation|tuning|test)\b", "-*", file)
@@ -220,19 +239,18 @@ class Built:
             ends = forked.run_all(jobs, at_once=at_once, most_seconds=BUILDING_SECONDS)
             for _, folder, ended in ends:
                 if ended.code not in (DONE, PREEMPTED):
-                    raise SystemExit(
-                        f"building failed with code {ended.code}:\n{forked.said(folder)}"
-                    )
+                    said = forked.said(folder)
+                    raise SystemExit(f"building ends with code {ended.code}:\n{said}")
 
-    def cases(self) -> list[Case]:
-        """Returns every case, of the dataset first."""
+    def cases(self, damages: Sequence[str]) -> list[Case]:
+        """Returns every case with some kinds of damage, of the dataset first."""
         found = []
         for root, commands in COMMANDS_OF.items():
             if not (self.one / root).exists():
                 continue
             for file in files_of(self.one / root):
                 content = (self.one / root / file).read_bytes()
-                for damage in DAMAGES:
+                for damage in damages:
                     left = damage_bytes(content, damage, self._like(root, file))
                     # Damage that changes nothing is none, and some have no like.
                     if left == content or (left is None and damage != "deleted"):
