@@ -1,4 +1,4 @@
-"""What is in two splits, or in two groups, is counted and named."""
+"""What is in two splits is left out of one, what is in two groups joins them."""
 
 import json
 
@@ -6,7 +6,7 @@ import pytest
 import small_layout
 from small_layout import lines
 
-from jaxii.data import shards
+from jaxii.data import folder, shards
 from jaxii.data.duplicates import IN_OTHER_GROUPS
 from jaxii.data.layout import Layout
 from jaxii.data.open_images import prepare
@@ -91,36 +91,63 @@ def test_a_group_that_is_listed_in_part_is_validation_as_a_whole(root, out):
 # The same file.
 
 
-def test_a_training_image_with_a_file_of_the_test_is_counted_and_named(root, out):
+def test_a_training_image_with_a_file_of_the_test_is_dropped_and_named(root, out):
     copy(root, small_layout.picture(3), "train01", "train04", "test2", "tune0")
     counts = prepare(Layout.find(root), out)
     tally = counts.split("train")
-    assert tally.kept == 6
-    assert tally.notes["identical to a file of test"] == 2
-    assert tally.notes["identical to a file of tuning"] == 2
+    assert (tally.read, tally.kept) == (6, 4)
+    assert tally.dropped["identical to a file of test"] == 2
     assert tally.examples["identical to a file of test"] == (
         "train01 = test2",
         "train04 = test2",
     )
     assert counts.split("tuning").notes["identical to a file of test"] == 1
     line = next(line for line in counts.lines() if line.startswith("train:"))
-    assert "identical to a file of test 2 (train01 = test2, train04 = test2)" in line
+    assert "2 identical to a file of test (train01 = test2, train04 = test2)" in line
+    assert ids(out, "train") == ["train00", "train02", "train03", "train05"]
+    dataset = open_dataset(out)
+    records = dataset.splits["train"].source
+    assert [records[i]["image_id"] for i in range(4)] == ids(out, "train")
+    assert ids(out, "test") == ["test0", "test1", "test2"]
 
 
-def test_a_training_image_with_a_file_of_a_listed_validation_is_counted(root, out):
+def test_a_training_image_with_a_file_of_a_listed_validation_is_dropped(root, out):
     copy(root, small_layout.picture(3), "train01", "train04")
     lines(root / "validation_ids.csv", "image_id", "train04")
     tally = prepare(Layout.find(root), out).split("train")
     assert tally.examples["identical to a file of validation"] == ("train01 = train04",)
+    assert "train01" not in ids(out, "train")
+    assert ids(out, "validation") == ["train04"]
 
 
-def test_identical_files_in_different_groups_are_counted_and_others_are_not(root, out):
+def test_a_validation_image_with_a_file_of_the_test_is_dropped(root, out):
+    copy(root, small_layout.picture(3), "train04", "test0")
+    lines(root / "validation_ids.csv", "image_id", "train03", "train04")
+    prepare(Layout.find(root), out)
+    assert ids(out, "validation") == ["train03"]
+
+
+def test_a_training_set_that_is_all_in_the_test_is_refused(root, out):
+    names = [f"train{i:02d}" for i in range(6)]
+    copy(root, small_layout.picture(3), *names, "test0")
+    with pytest.raises(InputError, match="no training image is left.*6 identical"):
+        prepare(Layout.find(root), out)
+
+
+def test_identical_files_are_in_one_group_so_that_no_split_divides_them(root, out):
     copy(root, small_layout.picture(3), "train01", "train04")
     copy(root, small_layout.picture(4), "train02", "train05")
-    lines(root / "train_meta.csv", "image_id,group", "train02,one", "train05,one")
+    copy(root, small_layout.picture(5), "train00", "train03")
+    rows = "train02,one", "train05,one", "train04,b", "train00,b", "train03,a"
+    lines(root / "train_meta.csv", "image_id,group", *rows)
     tally = prepare(Layout.find(root), out).split("train")
     assert tally.notes[IN_OTHER_GROUPS] == 2
-    assert tally.examples[IN_OTHER_GROUPS] == ("train04 = train01",)
+    assert tally.examples[IN_OTHER_GROUPS] == (
+        "train03 = train00",
+        "train04 = train01",
+    )
+    groups = open_dataset(out).splits["train"].index.groups.tolist()
+    assert groups == ["a", "a", "one", "a", "a", "one"]
 
 
 def test_different_files_are_not_counted(root, out):
@@ -132,9 +159,10 @@ def test_unreadable_files_are_identical_to_none(root, out):
     copy(root, b"", "train01", "train04", "test2")
     counts = prepare(Layout.find(root), out)
     assert [set(tally.notes) for tally in counts.splits] == [{"labels"}] * 3
+    assert counts.split("train").dropped["unreadable"] == 2
 
 
-def test_an_interrupted_preparation_counts_identical_files_as_a_whole_one(
+def test_an_interrupted_preparation_leaves_out_what_a_whole_one_does(
     root, out, tmp_path, monkeypatch
 ):
     monkeypatch.setattr(shards, "SHARD_IMAGES", 2)
@@ -149,6 +177,19 @@ def test_an_interrupted_preparation_counts_identical_files_as_a_whole_one(
         prepare(Layout.find(root), out, on_progress=interrupt)
     account = next(out.glob("*train.array_record-00001-of-00003.json"))
     assert [len(d) for d in json.loads(account.read_text())["digests"]] == [0, 32]
+    # And once more, when images have been left out already.
+    with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt):
+        patch.setattr(folder, "complete", raise_interrupt)
+        prepare(Layout.find(root), out)
     counts = prepare(Layout.find(root), out)
     assert counts == prepare(Layout.find(root), tmp_path / "undisturbed")
-    assert counts.split("train").notes["identical to a file of test"] == 1
+    assert counts.split("train").dropped["identical to a file of test"] == 1
+    assert counts.split("train").dropped["unreadable"] == 1
+    hashes = [
+        open_dataset(each).content_hash for each in (out, tmp_path / "undisturbed")
+    ]
+    assert hashes[0] == hashes[1]
+
+
+def raise_interrupt(*args):
+    raise KeyboardInterrupt

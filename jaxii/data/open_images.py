@@ -13,7 +13,6 @@ import tempfile
 from collections.abc import Container, Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import polars as pl
@@ -108,29 +107,63 @@ def prepare(
 
 
 def _write(
-    output: AnyPath, drafts: Sequence[Draft], **options: Any
+    output: AnyPath,
+    drafts: Sequence[Draft],
+    *,
+    short_side: int,
+    num_workers: int | None,
+    on_progress: shards.Progress | None,
 ) -> tuple[list[Tally], dict[str, shards.Written]]:
-    """Writes shards that are not there, and indexes; returns what became of splits."""
-    splits, written = [], {}
-    stored: dict[str, duplicates.Stored] = {}
+    """Writes shards that are not there, and indexes; returns what became of splits.
+
+    An image of train or validation whose file a later split has is left out.
+    """
+    results, stored = {}, {}
     for draft in drafts:
         plan = draft.plan
-        result = shards.write(output, plan, **options)
-        splits.append(_account(draft, result))
-        if plan.split == "train" and not len(result.rows):
-            raise InputError(_nothing_left(splits[-1]))
-        rows: list[int] = result.rows.tolist()
-        stored[plan.split] = duplicates.Stored(
-            image_ids=[plan.image_ids[row] for row in rows],
-            groups=[plan.groups[row] for row in rows],
-            digests=[result.digests[row] for row in rows],
+        results[plan.split] = shards.write(
+            output,
+            plan,
+            short_side=short_side,
+            num_workers=num_workers,
+            on_progress=on_progress,
         )
+        stored[plan.split] = _stored(plan, results[plan.split].digests)
+    leaks, splits, written = duplicates.leaks(stored), [], {}
+    for draft in drafts:
+        plan, twins = draft.plan, leaks.get(draft.plan.split, {})
+        reasons = {row: f"{t.reason} ({t.image_id})" for row, t in twins.items()}
+        result = shards.leave_out(
+            output, plan, results[plan.split], reasons, short_side=short_side
+        )
+        tally, table = _account(draft, result, twins), _index_table(plan, result.rows)
+        if plan.split == "train":
+            if not len(result.rows):
+                raise InputError(_nothing_left(tally))
+            groups, shown = duplicates.merged_groups(
+                _stored(plan, result.digests, result.rows.tolist())
+            )
+            table = table.with_columns(group=pl.Series(groups, dtype=pl.String))
+            tally = tally.with_note(duplicates.IN_OTHER_GROUPS, len(shown), shown)
+        splits.append(tally)
         if len(result.rows):
             written[plan.split] = result
-            index.save(
-                _index_table(plan, result.rows), folder.index_path(output, plan.split)
-            )
+            index.save(table, folder.index_path(output, plan.split))
     return duplicates.note(stored, splits), written
+
+
+def _stored(
+    plan: shards.Plan, digests: Sequence[str], rows: Sequence[int] | None = None
+) -> duplicates.Stored:
+    """Returns some images of a split, or all that can be records."""
+    if rows is None:
+        rows = [row for row, digest in enumerate(digests) if digest]
+    return duplicates.Stored(
+        rows=rows,
+        image_ids=[plan.image_ids[row] for row in rows],
+        groups=[plan.groups[row] for row in rows],
+        digests=[digests[row] for row in rows],
+    )
 
 
 def draft_splits(
@@ -420,15 +453,19 @@ def _with_file_notes(tally: Tally, pictures: Pictures) -> Tally:
     return tally
 
 
-def _account(draft: Draft, result: shards.Written) -> Tally:
+def _account(
+    draft: Draft, result: shards.Written, twins: Mapping[int, duplicates.Twin]
+) -> Tally:
     plan, tally = draft.plan, draft.tally
-    dropped, examples = dict(tally.dropped), dict(tally.examples)
-    if result.faults:
-        reason = "unreadable"
-        dropped[reason] = len(result.faults)
-        examples[reason] = few(
-            f"{plan.image_ids[row]}: {why}" for row, why in result.faults.items()
-        )
+    dropped, named = dict(tally.dropped), dict[str, list[str]]()
+    for row, why in result.faults.items():
+        image_id, twin = plan.image_ids[row], twins.get(row)
+        if twin is None:
+            named.setdefault("unreadable", []).append(f"{image_id}: {why}")
+        else:
+            named.setdefault(twin.reason, []).append(f"{image_id} = {twin.image_id}")
+    dropped |= {reason: len(images) for reason, images in named.items()}
+    examples = {**tally.examples, **{r: few(images) for r, images in named.items()}}
     entries = np.diff(plan.offsets)[result.rows]
     notes = {"labels": int(entries.sum()), **tally.notes}
     if entries.any() and not entries.all():

@@ -10,11 +10,12 @@ shards.
 import json
 import os
 import threading
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor, wait
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass
 from pathlib import Path
+from types import MappingProxyType
 
 import cv2
 import numpy as np
@@ -104,7 +105,8 @@ class Written:
       faults: row -> why its picture could not be used.
       files: name of each shard -> its size and hash.
       digests: a hash of the bytes of the file of each row of the plan; "" where the
-        image could not be used.
+        image cannot be a record.
+      accounts: what was written beside each shard; see `write_shard`.
     """
 
     rows: np.ndarray
@@ -113,6 +115,7 @@ class Written:
     faults: dict[int, str]
     files: dict[str, manifest.File]
     digests: list[str]
+    accounts: list[dict]
 
 
 def shard_paths(directory: AnyPath, plan: Plan) -> list[AnyPath]:
@@ -207,7 +210,44 @@ def _written(num_rows: int, paths: Sequence[AnyPath], parts: Sequence[dict]) -> 
         faults=faults,
         files={path.name: file for path, file in zip(paths, files, strict=True)},
         digests=[digest for part in parts for digest in part["digests"]],
+        accounts=list(parts),
     )
+
+
+def leave_out(
+    directory: AnyPath,
+    plan: Plan,
+    written: Written,
+    rows: Mapping[int, str],
+    *,
+    short_side: int,
+) -> Written:
+    """Writes the shards of some images again, without these.
+
+    Args:
+      directory: of the shards.
+      plan: the images.
+      written: what was written before.
+      rows: row of the plan -> why it is left out; kept among the faults.
+      short_side: pixels, see `recode`.
+
+    Returns:
+      What is written now. Shards that have none of the images are as they were.
+    """
+    paths, accounts = shard_paths(directory, plan), list(written.accounts)
+    for number, span in enumerate(plan.shards()):
+        leaving = {row: why for row, why in rows.items() if row in span}
+        if leaving.keys() <= written.faults.keys():
+            continue
+        accounts[number] = write_shard(
+            paths[number],
+            plan.part(span),
+            first_row=span.start,
+            short_side=short_side,
+            advance=lambda: None,
+            left_out=leaving,
+        )
+    return _written(len(plan), paths, accounts)
 
 
 def _until_done(futures: Sequence[Future]) -> Iterator[None]:
@@ -227,6 +267,7 @@ def write_shard(
     first_row: int,
     short_side: int,
     advance: Callable[[], None],
+    left_out: Mapping[int, str] = MappingProxyType({}),
 ) -> dict:
     """Writes one shard, then its account; neither is there unless both are whole.
 
@@ -236,6 +277,7 @@ def write_shard(
       first_row: the row of the first of them in the plan of the split.
       short_side: pixels, see `recode`.
       advance: called after each image; what it raises ends the work.
+      left_out: row of the split -> why its image gets no record.
 
     Returns:
       The account: num_records; as faults pairs of a row and its reason; as digests one
@@ -248,15 +290,19 @@ def write_shard(
         writer = ArrayRecordWriter(os.fspath(draft), "group_size:1,uncompressed")
         try:
             for i, picture in enumerate(part.paths):
+                row, data, digest = first_row + i, b"", ""
                 try:
                     source = image_files.read(picture, part.facts[i].size_bytes)
                     data = recode(source, short_side=short_side)
+                    digest = xxhash.xxh3_128_hexdigest(source)
+                    fault = left_out.get(row, "")
                 except ValueError as error:
-                    faults.append((first_row + i, str(error)))
-                    digests.append("")
+                    fault = str(error)
+                if fault:
+                    faults.append((row, fault))
                 else:
-                    digests.append(xxhash.xxh3_128_hexdigest(source))
                     writer.write(_record(part, i, data))
+                digests.append(digest)
                 advance()
         finally:
             writer.close()
