@@ -163,7 +163,8 @@ def describe(path: AnyPath, first_bytes: int | None = None) -> File:
     digest, size = xxhash.xxh3_128(), 0
     # Small enough to stay in the processor's cache between reading and hashing.
     buffer = memoryview(bytearray(_CHUNK_BYTES))
-    with path.open("rb") as file:
+    opened: Any = path.open("rb")
+    with opened as file:
         while True:
             left = _CHUNK_BYTES if first_bytes is None else first_bytes - size
             count = file.readinto(buffer[: min(left, _CHUNK_BYTES)])

@@ -130,7 +130,7 @@ def test_a_validation_image_with_a_file_of_the_test_is_dropped(root, out):
 def test_a_training_set_that_is_all_in_the_test_is_refused(root, out):
     names = [f"train{i:02d}" for i in range(6)]
     copy(root, small_layout.picture(3), *names, "test0")
-    with pytest.raises(InputError, match="no training image is left.*6 identical"):
+    with pytest.raises(InputError, match=r"no training image is left.*6 identical"):
         prepare(Layout.find(root), out)
 
 
