@@ -170,7 +170,8 @@ def test_it_says_where_everything_is(undisturbed):
 
 def test_the_report_says_what_differs_from_the_recipe(undisturbed):
     workdir, _ = undisturbed
-    recipe = json.loads((workdir / "recipe.json").read_text())
+    (record, *_) = (workdir / "checkpoints" / STAGES[-1]).glob("*/metadata/metadata")
+    recipe = json.loads(record.read_text())["recipe"]
     assert recipe["name"] == "configs/f2_multitask.py"
     assert recipe["own"]["model.width"] == 32
     assert recipe["own"]["data.directory"] == ""

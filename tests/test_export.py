@@ -21,6 +21,7 @@ import simplejpeg
 import small_layout
 from absl import flags
 from absl.testing import flagsaver
+from small_runs import seal
 
 from jaxii import main
 from jaxii.commands import evaluate
@@ -270,8 +271,9 @@ def workdir(tmp_path_factory):
         finished=True,
     )
     metadata = {
+        **session.metadata({})["only"],
         "train_step_compilations": 1,
-        "provenance": session.provenance["only"].to_json(),
+        "history": None,
     }
     session.checkpoints.save(
         saved, jax.device_put(state, replicated(session.mesh)), metadata
@@ -547,6 +549,7 @@ def test_provenance_and_its_caveats_go_with_the_folder(workdir, tmp_path, capsys
     record = record.with_("thresholds", labels=["tuning"])
     metrics["provenance"] = record.to_json()
     (copy.path / "metrics.json").write_text(json.dumps(metrics))
+    seal(copy.path)
     has_onnx = "onnx" in sys.modules or find_spec("onnx") is not None
     folder = exported(copy, tmp_path / "folder", *["--onnx"] * has_onnx)
     caveat = "Labels of the tuning split chose the thresholds"
@@ -572,6 +575,7 @@ def test_thresholds_of_another_checkpoint_are_refused(
     copy = Workdir(shutil.copytree(workdir.path, tmp_path / "copy"))
     metrics = copy.metrics() | fitted_on
     (copy.path / "metrics.json").write_text(json.dumps(metrics))
+    seal(copy.path)
     words = f"--workdir={copy.path}", f"--output={tmp_path / 'folder'}", "--stage=only"
     assert run("export", *words) == 2
     errors = capsys.readouterr().err
@@ -587,12 +591,9 @@ def test_thresholds_of_another_checkpoint_are_refused(
         (None, ["--output={taken}"], "is there already; give the name of a new folder"),
         (None, ["--output={taken}/file/new"], "cannot be made"),
         (None, ["--output={new}", "--stage=bonus"], "--stage=bonus; use one of only"),
-        (
-            "metrics.json",
-            ["--output={new}"],
-            "no threshold has been chosen; run evaluate",
-        ),
-        ("decoders.npz", ["--output={new}"], "does not hold the decoders of a run"),
+        ("metrics.json", ["--output={new}"], "metrics.json is missing; run evaluate"),
+        ("decoders.npz", ["--output={new}"], "decoders.npz is missing; run evaluate"),
+        ("evaluation.json", ["--output={new}"], "is missing; run evaluate"),
     ],
 )
 def test_an_export_that_cannot_be_is_refused_and_leaves_nothing(

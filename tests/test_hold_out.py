@@ -8,6 +8,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 import small_layout
+from small_runs import seal
 
 from jaxii import config as configuration
 from jaxii.commands.evaluate import evaluate
@@ -190,6 +191,7 @@ def test_figures_of_another_moment_are_made_again(done, tmp_path, monkeypatch):
     copy = Workdir(shutil.copytree(done.path, tmp_path / "copy"))
     file = copy.held_out("asia").result_file("metrics.json")
     file.write_text(json.dumps(json.loads(file.read_text()) | {"step": 1}))
+    seal(file.parent)
     trained = []
     monkeypatch.setattr(
         "jaxii.commands.hold_out.train", lambda config, run, _: trained.append(run)

@@ -20,6 +20,7 @@ from absl import flags
 from absl.testing import flagsaver
 from etils import epath
 from PIL import Image
+from small_runs import seal
 
 from jaxii import arguments, main, processes
 from jaxii.commands import doctor
@@ -856,6 +857,7 @@ def test_predict_refuses_decoders_from_before_training_went_on(
     copy = shutil.copytree(evaluated, tmp_path / "copy")
     metrics = json.loads((copy / "metrics.json").read_text()) | {"step": 0}
     (copy / "metrics.json").write_text(json.dumps(metrics))
+    seal(copy)
     words = predict_words(copy, photos, f"--output={tmp_path / 'a.csv'}")
     refused(words, "fitted on step 0 of stage multitask.* run evaluate")
 
@@ -883,6 +885,7 @@ def test_the_embedding_decoder_needs_a_stage_with_the_head(
     metrics = json.loads((copy / "metrics.json").read_text())
     metrics |= {"stage": "classifier", "step": 3}
     (copy / "metrics.json").write_text(json.dumps(metrics))
+    seal(copy)
     words = predict_words(copy, photos, "--decoder=embedding")
     refused(words, "needs the embedding head.*earlier --stage", folder=copy)
 

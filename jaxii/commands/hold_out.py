@@ -76,7 +76,10 @@ def _is_done(run: Workdir, config: configuration.Config) -> bool:
     if not run.result_file("metrics.json").exists():
         return False
     run.check(config)
-    metrics, last = run.metrics(), config.stages[-1]["name"]
+    try:
+        metrics, last = run.metrics(), config.stages[-1]["name"]
+    except InputError:  # its evaluation was interrupted, or is damaged
+        return False
     checkpoints = Checkpoints(
         run.path, [last], run.vocabulary().content_hash(), read_only=True
     )
