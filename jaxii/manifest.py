@@ -69,7 +69,13 @@ class Manifest:
             raise InputError(
                 f"{path} cannot be read ({error.strerror or error}); {fix}."
             ) from error
-        except (ValueError, KeyError, TypeError, AttributeError) as error:
+        except (
+            ValueError,
+            KeyError,
+            TypeError,
+            AttributeError,
+            RecursionError,
+        ) as error:
             raise InputError(f"{path} is damaged: not a manifest; {fix}.") from error
         if found != _hash_of(manifest._content()):
             raise InputError(f"{path} is damaged: its own hash differs; {fix}.")
@@ -79,6 +85,7 @@ class Manifest:
         self,
         folder: AnyPath,
         *,
+        by: object,
         fix: str,
         names: Iterable[str] | None = None,
         verify: bool = False,
@@ -92,6 +99,7 @@ class Manifest:
 
         Args:
           folder: of the files.
+          by: what lists them: the path of the manifest, for the error.
           fix: what to do about a file that differs, for the error.
           names: of the files to check; None for all.
           verify: whether to read and hash every byte.
@@ -101,11 +109,8 @@ class Manifest:
         Raises:
           InputError: If a file is missing or differs; it names the file.
         """
-        files = {
-            name: file
-            for name, file in self.files.items()
-            if names is None or name in set(names)
-        }
+        wanted = self.files.keys() if names is None else set(names)
+        files = {name: file for name, file in self.files.items() if name in wanted}
         fault, also = _wrong_size(folder, files), set(hashed)
         to_hash = {
             name: file
@@ -123,7 +128,7 @@ class Manifest:
                         pool.shutdown(wait=False, cancel_futures=True)
                         break
         if fault:
-            raise InputError(f"{fault}; {fix}.")
+            raise InputError(f"{fault}; it is listed by {by}; {fix}.")
 
     def _content(self) -> dict[str, Any]:
         files = {name: asdict(file) for name, file in sorted(self.files.items())}
@@ -194,7 +199,7 @@ def _wrong_size(folder: AnyPath, files: Mapping[str, File]) -> str:
         if present[name] != file.size_bytes:
             return (
                 f"{folder / name} is damaged or from elsewhere: it has "
-                f"{present[name]:,} bytes and its manifest says {file.size_bytes:,}"
+                f"{present[name]:,} bytes in place of {file.size_bytes:,}"
             )
     return ""
 
@@ -206,7 +211,7 @@ def _wrong_hash(path: AnyPath, file: File) -> str:
         return f"{path} cannot be read ({error.strerror or error})"
     if found == file:
         return ""
-    return f"{path} is damaged or from elsewhere: its manifest has another hash"
+    return f"{path} is damaged or from elsewhere: it has another hash"
 
 
 def _hash_of(content: Mapping[str, Any]) -> str:

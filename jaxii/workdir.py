@@ -104,7 +104,8 @@ class Workdir:
             "restore it from a copy of the workdir, or train again in another --workdir"
         )
         files = {name: File(**entry) for name, entry in metadata["files"].items()}
-        Manifest(files).check(self.path, fix=fix, verify=True)
+        by = f"step {metadata['step']} of stage {metadata['stage']}"
+        Manifest(files).check(self.path, by=by, fix=fix, verify=True)
         differing = _differing(
             metadata["config"], configuration.to_dict(self.config()), *BATCH_SIZE
         )

@@ -3,6 +3,7 @@
 import math
 import threading
 import time
+from pathlib import Path
 
 import jax
 import jax.numpy as jnp
@@ -11,7 +12,9 @@ import optax
 import orbax.checkpoint as ocp
 import pytest
 
+from jaxii import manifest
 from jaxii.errors import InputError
+from jaxii.manifest import Manifest
 from jaxii.train import saving
 from jaxii.train.checkpoint import Checkpoints, evaluated_params
 from jaxii.train.failed_save import FailedSave
@@ -278,3 +281,100 @@ def test_there_is_nothing_before_the_first_save(checkpoints):
 def test_the_average_is_what_is_evaluated_also_of_a_first_versions_checkpoint(name):
     assert evaluated_params({"params": 1, name: 2, "batch_stats": 3}) == 2
     assert evaluated_params({"params": 1, "batch_stats": 3}) == 1
+
+
+# Damage.
+
+
+def weights_file(folder, step):
+    """Returns the largest file of the arrays that evaluation needs."""
+    files = (folder / "checkpoints" / "first" / str(step) / "model").rglob("*")
+    return max(filter(Path.is_file, files), key=lambda path: path.stat().st_size)
+
+
+def flip(path):
+    content = np.frombuffer(path.read_bytes(), np.uint8).copy()
+    content[np.linspace(0, len(content) - 1, 64).astype(int)] ^= 0x55
+    path.write_bytes(content.tobytes())
+
+
+@pytest.fixture
+def two(checkpoints, tmp_path):
+    """Checkpoints at the steps 2 (the best) and 4, closed; returns the workdir."""
+    for step, metric in {2: 0.6, 4: 0.4}.items():
+        checkpoints.save(saved(step, metric), make_state(), {})
+    checkpoints.close()
+    return tmp_path
+
+
+def opened(workdir):
+    return Checkpoints(workdir, ["first"], "0123456789abcdef", read_only=True)
+
+
+def test_flipped_bytes_of_weights_are_found_before_they_are_used(two, monkeypatch):
+    # As if the file were large: not read at opening.
+    monkeypatch.setattr(manifest, "SMALL_BYTES", 0)
+    path = weights_file(two, 4)
+    flip(path)
+    found = opened(two)
+    last = found.saved()["first"][-1]
+    pattern = f"{path.name} is damaged.*remove it.*from step 2 of stage first.*whole"
+    with pytest.raises(InputError, match=pattern):
+        found.restore_model(last, replicated(make_mesh()))
+    found.restore_model(found.best_of(), replicated(make_mesh()))
+    found.close()
+
+
+def test_a_damaged_checkpoint_that_no_whole_one_precedes_says_so(two, monkeypatch):
+    monkeypatch.setattr(manifest, "SMALL_BYTES", 0)
+    for step in (2, 4):
+        flip(weights_file(two, step))
+    found = opened(two)
+    with pytest.raises(InputError, match="from a copy, or train again in another"):
+        found.restore_model(found.best_of(), replicated(make_mesh()))
+    found.close()
+
+
+@pytest.mark.parametrize("part", ["model", "training", "metadata", "metrics"])
+def test_a_file_that_is_missing_from_a_checkpoint_is_named(two, part):
+    folder = two / "checkpoints" / "first" / "4" / part
+    path = min(filter(Path.is_file, folder.rglob("*")))
+    path.unlink()
+    with pytest.raises(InputError, match=f"{path.name} is missing"):
+        opened(two).saved()
+
+
+def test_metadata_of_another_checkpoint_is_refused(two):
+    steps = two / "checkpoints" / "first"
+    name = "metadata/metadata"
+    (steps / "4" / name).write_bytes((steps / "2" / name).read_bytes())
+    with pytest.raises(InputError, match="metadata/metadata is damaged or from"):
+        opened(two).saved()
+
+
+def test_whole_checkpoints_are_opened_without_reading_the_others(two, monkeypatch):
+    monkeypatch.setattr(manifest, "SMALL_BYTES", 0)
+    read = []
+    describe = manifest.describe
+    monkeypatch.setattr(
+        manifest, "describe", lambda path: read.append(str(path)) or describe(path)
+    )
+    found = opened(two)
+    found.restore_model(found.best_of(), replicated(make_mesh()))
+    found.close()
+    assert read and all("/first/2/model/" in path for path in read)
+
+
+def test_a_checkpoint_has_its_manifest_before_it_has_its_name(two):
+    for step in ("2", "4"):
+        folder = two / "checkpoints" / "first" / step
+        listed = Manifest.load(folder / manifest.NAME, fix="")
+        files = {
+            path.relative_to(folder).as_posix()
+            for path in filter(Path.is_file, folder.rglob("*"))
+        }
+        assert files - {manifest.NAME} - saving.NOT_LISTED == set(listed.files)
+        times = [(folder / name).stat().st_mtime_ns for name in listed.files]
+        assert max(times) <= (folder / manifest.NAME).stat().st_mtime_ns
+        renamed = (folder / "commit_success.txt").stat().st_mtime_ns
+        assert (folder / manifest.NAME).stat().st_mtime_ns <= renamed

@@ -9,7 +9,7 @@ import json
 import os
 import re
 import tempfile
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -88,8 +88,7 @@ def begin(
         if begun.get("fingerprint") != fingerprint:
             raise InputError(_difference(output, images))
         if (output / INFO_FILE).exists():
-            listed = manifest.Manifest.load(output / manifest.NAME, fix=PREPARE_AGAIN)
-            listed.check(output, fix=PREPARE_AGAIN)
+            check_manifest(output)
             return True
     elif names_in(output):
         raise InputError(
@@ -212,6 +211,37 @@ def _tfds_info(
         )
     )
     return info
+
+
+def check_manifest(
+    directory: AnyPath,
+    *,
+    verify: bool = False,
+    on_progress: Callable[[int, int], None] = lambda done, total: None,
+) -> manifest.Manifest:
+    """Refuses a dataset whose files are not those of its manifest, which it returns.
+
+    Indexes are hashed in any case: they are read whole.
+
+    Args:
+      directory: of the dataset.
+      verify: whether to hash every byte.
+      on_progress: called with (files hashed, files to hash).
+
+    Raises:
+      InputError: If a file is missing or differs.
+    """
+    path = directory / manifest.NAME
+    listed = manifest.Manifest.load(path, fix=PREPARE_AGAIN)
+    listed.check(
+        directory,
+        by=path,
+        fix=PREPARE_AGAIN,
+        verify=verify,
+        hashed=[name for name in listed.files if name.endswith(".parquet")],
+        on_progress=on_progress,
+    )
+    return listed
 
 
 @dataclass

@@ -248,15 +248,9 @@ def _ours(
     on_progress: Callable[[int, int], None],
 ) -> Dataset:
     path = info.directory
-    listed = manifest.Manifest.load(path / manifest.NAME, fix=folder.PREPARE_AGAIN)
+    reported = on_progress if verify else lambda done, total: None
+    listed = folder.check_manifest(path, verify=verify, on_progress=reported)
     indexes = {name: folder.index_path(path, name) for name in info.splits}
-    listed.check(
-        path,
-        fix=folder.PREPARE_AGAIN,
-        verify=verify,
-        hashed=[file.name for file in indexes.values()],
-        on_progress=on_progress if verify else lambda done, total: None,
-    )
     stored = Vocabulary.load(path / folder.LABELS_FILE)
     if info.names("label_ids") != stored.codes:
         raise InputError(

@@ -60,7 +60,7 @@ def check_evaluation(
       InputError: If the evaluation was interrupted, or a file is missing or differs.
     """
     listed = manifest.Manifest.load(path, fix=again)
-    listed.check(path.parent, fix=again, names=names, verify=True)
+    listed.check(path.parent, by=path, fix=again, names=names, verify=True)
     wanted, file = listed.files.get(grown), path.parent / grown
     if wanted is not None and not (
         file.exists() and manifest.describe(file, wanted.size_bytes) == wanted

@@ -25,7 +25,7 @@ from jax.sharding import Sharding
 
 from jaxii import manifest
 from jaxii.errors import InputError
-from jaxii.files import at, names_in
+from jaxii.files import AnyPath, at, names_in
 from jaxii.manifest import Manifest
 from jaxii.nearest import nearest
 from jaxii.train.failed_save import FailedSave
@@ -314,10 +314,11 @@ class Checkpoints:
     def _check_files(self, name: str, step: int, *, parts: tuple[str, ...]) -> None:
         """Refuses a damaged checkpoint, by sizes, small files and parts read whole."""
         folder = at(os.fspath(self.directory / name / str(step)))
-        fix = self._fix(name, step)
-        listed = Manifest.load(folder / manifest.NAME, fix=fix)
-        hashed = [file for file in listed.files if file.startswith(parts)]
-        listed.check(folder, fix=fix, hashed=hashed if parts else ())
+        try:
+            _check(folder, parts, fix="")
+        except InputError:
+            # What to do takes reading other checkpoints to say.
+            _check(folder, parts, fix=self._fix(name, step))
 
     def _fix(self, name: str, step: int) -> str:
         """Returns what to do about a damaged checkpoint."""
@@ -338,9 +339,7 @@ class Checkpoints:
     def _is_whole(self, name: str, step: int) -> bool:
         folder = at(os.fspath(self.directory / name / str(step)))
         try:
-            Manifest.load(folder / manifest.NAME, fix="").check(
-                folder, fix="", verify=True
-            )
+            _check(folder, ("",), fix="")
         except InputError:
             return False
         return True
@@ -398,6 +397,20 @@ class Checkpoints:
                 self.directory / name, read_only=self._read_only, meet=self._meet
             )
         return self._managers[name]
+
+
+def _check(folder: AnyPath, parts: tuple[str, ...], *, fix: str) -> None:
+    """Refuses a damaged checkpoint.
+
+    Args:
+      folder: of the checkpoint.
+      parts: beginnings of the names of files to read whole; () for none.
+      fix: what to do, for the error.
+    """
+    path = folder / manifest.NAME
+    listed = Manifest.load(path, fix=fix)
+    hashed = [name for name in listed.files if name.startswith(parts)]
+    listed.check(folder, by=path, fix=fix, hashed=hashed)
 
 
 def evaluated_params(model: Mapping[str, Tree]) -> Tree:
