@@ -147,6 +147,29 @@ def test_a_file_that_holds_no_decoders_is_refused(tmp_path, text):
         load(path, None)
 
 
+@pytest.mark.parametrize(
+    ("name", "value", "reason"),
+    [
+        ("threshold", np.nan, "threshold is outside"),
+        ("threshold", 1.5, "threshold is outside"),
+        ("class_thresholds", np.full(NUM_CLASSES, np.nan), "class_thresholds is out"),
+        ("slopes", np.full(NUM_CLASSES, np.inf), "slopes has a number"),
+        ("top_k", 0, "a number of labels is below 1"),
+    ],
+)
+def test_parameters_that_no_fit_gives_are_refused(
+    decoders, tmp_path, name, value, reason
+):
+    path = tmp_path / "decoders.npz"
+    decoders.save(path)
+    with np.load(path) as stored:
+        arrays = dict(stored)
+    arrays[name] = np.asarray(value, arrays[name].dtype)
+    np.savez(path, **arrays)
+    with pytest.raises(InputError, match=reason):
+        load(path, None)
+
+
 def test_a_decoder_tells_its_parameter(decoders):
     choice = decoders.choice
     assert decoders.parameter("threshold") == {"threshold": choice.threshold}

@@ -360,3 +360,30 @@ def test_a_dataset_of_another_version_of_jaxii_is_told_as_that(root, out):
     (out / "preparation.json").write_text(json.dumps(stored))
     with pytest.raises(InputError, match="by another version of jaxii"):
         prepare(Layout.find(root), out)
+
+
+@pytest.mark.parametrize("name", ["preparation.json", "counts.json", "labels.csv"])
+@pytest.mark.parametrize("content", [b"", b"{", b"\xff"])
+def test_a_finished_dataset_that_is_damaged_is_refused(root, out, name, content):
+    prepare(Layout.find(root), out)
+    (out / name).write_bytes(content)
+    with pytest.raises(InputError, match=f"{name} is damaged.*prepare it again"):
+        prepare(Layout.find(root), out)
+
+
+@pytest.mark.parametrize("damaged", ["shard", "account"])
+def test_an_interrupted_run_writes_damaged_shards_anew(root, out, tmp_path, damaged):
+    prepare(Layout.find(root), tmp_path / "undisturbed")
+
+    def interrupt(done, total, what):
+        if what == "test":
+            raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        prepare(Layout.find(root), out, on_progress=interrupt)
+    (shard,) = out.glob("*-train.array_record-00000-of-00001")
+    path = shard if damaged == "shard" else shards.account_path(shard)
+    path.write_bytes(path.read_bytes()[:100])
+    prepare(Layout.find(root), out)
+    hashes = [open_dataset(f, verify=True) for f in (out, tmp_path / "undisturbed")]
+    assert hashes[0].content_hash == hashes[1].content_hash
