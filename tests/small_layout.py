@@ -15,17 +15,24 @@ def picture(shade: int, height: int = 24, width: int = 32) -> bytes:
     return simplejpeg.encode_jpeg(image, quality=95)
 
 
+def named(encoded: bytes, text: str) -> bytes:
+    """Returns a JPEG with a comment: other bytes than those of a like with another."""
+    comment = text.encode()
+    segment = b"\xff\xfe" + (len(comment) + 2).to_bytes(2, "big") + comment
+    return encoded[:2] + segment + encoded[2:]
+
+
 def write(root: Path, *, num_train: int = 6) -> Path:
     """Writes `num_train` training images, 2 tuning images and 3 test images."""
     train, test = root / "train" / "part_0", root / "stage_1_test_images"
     train.mkdir(parents=True)
     test.mkdir()
     for i in range(num_train):
-        (train / f"train{i:02d}.jpg").write_bytes(picture(20 + 7 * (i % 20)))
+        put(train, f"train{i:02d}", picture(20 + 7 * (i % 20)))
     for i in range(2):
-        (test / f"tune{i}.jpg").write_bytes(picture(120 + i))
+        put(test, f"tune{i}", picture(120 + i))
     for i in range(3):
-        (test / f"test{i}.jpg").write_bytes(picture(180 + i))
+        put(test, f"test{i}", picture(180 + i))
     rows = [f"train{i:02d},verification,{CODES[i % 3]},1" for i in range(num_train)]
     header = "ImageID,Source,LabelName,Confidence"
     lines(root / "train_human_labels.csv", header, *rows)
@@ -38,6 +45,11 @@ def write(root: Path, *, num_train: int = 6) -> Path:
     submission = "test0,", "test1,", "test2,"
     lines(root / "stage_1_sample_submission.csv", "image_id,labels", *submission)
     return root
+
+
+def put(folder: Path, image_id: str, encoded: bytes) -> None:
+    """Writes an image whose bytes no image of another id has."""
+    (folder / f"{image_id}.jpg").write_bytes(named(encoded, image_id))
 
 
 def lines(path: Path, *rows: str) -> Path:

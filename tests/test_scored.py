@@ -36,8 +36,7 @@ def write(root, *, num_train=36, unknown_validation=0, unknown_test=0):
         (files / folder).mkdir(parents=True)
 
     def save(folder, image_id, kind):
-        encoded = oracle.picture(kind, len(TRUTHS))
-        (files / folder / f"{image_id}.jpg").write_bytes(encoded)
+        small_layout.put(files / folder, image_id, oracle.picture(kind, len(TRUTHS)))
 
     human, machine, validation, truth, meta = [], [], [], [], []
     for i in range(num_train + unknown_validation):

@@ -25,12 +25,13 @@ def write(root):
     """Writes a layout whose test has a damaged and a missing image."""
     files = small_layout.write(root / "files", num_train=24)
     for i in range(24):
-        path = files / "train" / "part_0" / f"train{i:02d}.jpg"
-        path.write_bytes(oracle.picture(i % 3, 3))
+        small_layout.put(
+            files / "train" / "part_0", f"train{i:02d}", oracle.picture(i % 3, 3)
+        )
     images = files / "stage_1_test_images"
     names = [f"test{i}" for i in range(NUM_TEST)] + ["tune0", "tune1"]
     for i, name in enumerate(names):
-        encoded = oracle.picture(i % 3, 3)
+        encoded = small_layout.named(oracle.picture(i % 3, 3), name)
         encoded = encoded[: len(encoded) // 2] if name == DAMAGED else encoded
         (images / f"{name}.jpg").write_bytes(encoded)
     (images / f"{MISSING}.jpg").unlink()
