@@ -242,7 +242,8 @@ def open_trained(reference: str, label_hash: str = "") -> Trained:
             f"{label_hash}; use a run on the same labels in the same order."
         )
     names = [stage["name"] for stage in config.stages]
-    checkpoints = Checkpoints(workdir.path, names, found, read_only=True)
+    # That the labels are the checkpoint's is checked with its other files.
+    checkpoints = Checkpoints(workdir.path, names, "", read_only=True)
     saved = checkpoints.best_of(stage)
     workdir.check_belongs(checkpoints.metadata(saved))
     return Trained(workdir=workdir, config=config, checkpoints=checkpoints, saved=saved)

@@ -128,6 +128,8 @@ def _write(
             num_workers=num_workers,
             on_progress=on_progress,
         )
+        if plan.split == "train":
+            _check_left(_account(draft, results["train"], {}))
         stored[plan.split] = _stored(plan, results[plan.split].digests)
     leaks, splits, written = duplicates.leaks(stored), [], {}
     for draft in drafts:
@@ -138,8 +140,7 @@ def _write(
         )
         tally, table = _account(draft, result, twins), _index_table(plan, result.rows)
         if plan.split == "train":
-            if not len(result.rows):
-                raise InputError(_nothing_left(tally))
+            _check_left(tally)
             groups, shown = duplicates.merged_groups(
                 _stored(plan, result.digests, result.rows.tolist())
             )
@@ -222,8 +223,7 @@ def _train(
         tally = Tally(split, "images", read, len(rows), dropped, examples)
         if split == "train":
             tally = _with_file_notes(tally, pictures)
-            if not len(rows):
-                raise InputError(_nothing_left(tally))
+            _check_left(tally)
         plan = _make_plan(split, rows, pictures, columns, metadata)
         drafts.append(Draft(plan, tally))
     return drafts, tallies
@@ -475,11 +475,14 @@ def _account(
     )
 
 
-def _nothing_left(tally: Tally) -> str:
-    return (
-        f"no training image is left ({tally.line()}); at least one must be readable "
-        "and have a label: check that pictures are named by the ids of the label file"
-    )
+def _check_left(train: Tally) -> None:
+    """Refuses a training split without an image."""
+    if not train.kept:
+        raise InputError(
+            f"no training image is left ({train.line()}); at least one must be "
+            "readable and have a label: check that images are named by the ids of the "
+            "label file"
+        )
 
 
 def _index_table(plan: shards.Plan, rows: np.ndarray) -> pl.DataFrame:

@@ -41,6 +41,7 @@ class Checkpoints:
       workdir: folder of the run.
       stage_names: names of the run's stages, in order.
       label_hash: content hash of the vocabulary; checkpoints of another are refused.
+        "" refuses none, where nothing is saved.
       read_only: leave alone what a save that is going on elsewhere has half written.
     """
 
@@ -357,7 +358,7 @@ class Checkpoints:
 
     def _describe(self, name: str, step: int) -> Saved:
         record = self._record(name, step)
-        if record["label_hash"] != self._label_hash:
+        if self._label_hash not in ("", record["label_hash"]):
             raise InputError(
                 f"the checkpoint {self.directory / name / str(step)} was made with "
                 f"labels {record['label_hash']} and the data has labels "
