@@ -33,14 +33,12 @@ SHARD = f"{DATA}/shard.array_record-00000-of-00001"
 
 @pytest.fixture(scope="module")
 def outcomes(tmp_path_factory):
-    """Outcome of (file, damage, command); 20 cases and the undamaged copies."""
+    """Outcome of (file, damage, command) of a sample, and of the undamaged copies."""
     found = tmp_path_factory.mktemp("damage") / "cases.json"
     words = (
-        # With the manifest: f"{RUN}/metrics.json", f"{DATA}/dataset_info.json" and
-        # "labelled_images-test", whose `emptied` are tracebacks now; then `replaced`,
-        # which changes results now.
-        f"--only={RUN}/config.json,{DATA}/index-test",
-        "--damage=deleted,emptied",
+        f"--only={RUN}/config.json,{RUN}/metrics.json,{DATA}/index-test,"
+        f"{DATA}/dataset_info.json,{DATA}/manifest.json,labelled_images-test",
+        "--damage=deleted,emptied,replaced",
         f"--command={','.join(NO_RESUME)}",
         f"--json={found}",
     )
@@ -73,6 +71,25 @@ def test_a_run_without_a_whole_configuration_is_refused(outcomes, damage, comman
 @pytest.mark.parametrize("command", ["train", "evaluate", "export"])
 def test_an_empty_index_is_refused_by_what_reads_the_data(outcomes, command):
     assert outcomes["index-test.parquet", "emptied", command] == "detected"
+
+
+@pytest.mark.parametrize("command", ["train", "evaluate", "export"])
+@pytest.mark.parametrize(
+    "file",
+    [
+        "manifest.json",
+        "index-test.parquet",
+        "labelled_images-test.array_record-00000-of-00001",
+    ],
+)
+def test_a_file_of_another_dataset_is_refused(outcomes, file, command):
+    assert outcomes[file, "replaced", command] == "detected"
+
+
+@pytest.mark.parametrize("command", ["predict", "export", "compare"])
+@pytest.mark.parametrize("damage", ["deleted", "emptied", "replaced"])
+def test_figures_that_are_not_the_runs_are_refused(outcomes, damage, command):
+    assert outcomes["metrics.json", damage, command] == "detected"
 
 
 @pytest.mark.parametrize("command", ["predict", "compare"])
