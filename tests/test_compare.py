@@ -134,6 +134,13 @@ def test_runs_of_different_labels_are_said_not_to_compare(tmp_path, capsys):
     assert "different label lists" in printed(capsys, one, two)
 
 
+def test_runs_on_other_content_of_a_dataset_are_said_not_to_compare(tmp_path, capsys):
+    one = write_run(tmp_path / "one", data_hash="a")
+    two = write_run(tmp_path / "two", data_hash="b")
+    assert "different datasets" in printed(capsys, one, two)
+    assert "different" not in printed(capsys, one, one)
+
+
 def test_the_best_constant_prediction_is_told_where_runs_agree_on_it(tmp_path):
     one = write_run(tmp_path / "one")
     said = "Mean F2 of the best constant prediction: validation 0.2000"

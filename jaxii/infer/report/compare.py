@@ -238,8 +238,9 @@ def _notes(entries: Sequence[Entry]) -> list[str]:
         "held_out": "F2 held out is of training domains that a model never saw.",
     }
     notes += [said[split] for split in splits_of(entries) if split in said]
-    for key, what in (("dataset", "datasets"), ("label_hash", "label lists")):
-        if len({as_text(run.metrics.get(key)) for run in runs}) > 1:
+    facts = {"datasets": ("dataset", "data_hash"), "label lists": ("label_hash",)}
+    for what, keys in facts.items():
+        if len({tuple(as_text(run.metrics.get(k)) for k in keys) for run in runs}) > 1:
             notes.append(f"The runs have different {what}: their F2 do not compare.")
     if any(not run.provenance.clean for run in runs):
         notes.append(

@@ -33,6 +33,7 @@ def facts(metrics: Mapping[str, Any]) -> list[tuple[str, str]]:
         "hardware": "Hardware",
         "created": "Created",
         "config_hash": "Config hash",
+        "data_hash": "Dataset hash",
         "label_hash": "Label hash",
     }
     forms = {"step": count, "num_params": count, "created": _moment}
