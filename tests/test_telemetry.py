@@ -6,6 +6,7 @@ import re
 import numpy as np
 import pytest
 
+from jaxii.manifest import describe
 from jaxii.train.history import read_history
 from jaxii.train.pictures import Pictures
 from jaxii.train.telemetry import Telemetry, ThroughputMeter
@@ -438,3 +439,22 @@ def test_closing_twice_and_logging_after_it_do_no_harm(tmp_path):
     telemetry.close()
     telemetry.log_train(10, {"objective": 1.0})
     assert history(tmp_path) == []
+
+
+def test_what_is_said_of_the_history_is_what_is_on_disk(tmp_path):
+    path = tmp_path / "history.jsonl"
+    with open_telemetry(tmp_path) as telemetry:
+        start(telemetry)
+        telemetry.log_train(20, {"objective": 1.0})
+        first = telemetry.history()
+        assert first == describe(path)
+        telemetry.log_train(40, {"objective": 0.5})
+    with path.open("a") as file:
+        file.write('{"kind": "tra')
+    with open_telemetry(tmp_path, start_step=20) as telemetry:
+        start(telemetry)
+        telemetry.log_train(40, {"objective": 0.5})
+        assert telemetry.history() == describe(path)
+    assert describe(path, first.size_bytes) == first
+    with open_telemetry(tmp_path, is_lead=False) as telemetry:
+        assert telemetry.history() is None

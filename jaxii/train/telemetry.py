@@ -257,8 +257,14 @@ class Telemetry:
         self._files.push()
 
     def history(self) -> File | None:
-        """Returns size and hash of `history.jsonl` now; None where none is written."""
-        return self._history_digest.file() if self._is_lead else None
+        """Returns size and hash of `history.jsonl` now; None where none is written.
+
+        A bucket has all of it then: a checkpoint that names more would find it cut.
+        """
+        if not self._is_lead:
+            return None
+        self._files.push()
+        return self._history_digest.file()
 
     def saved(self, step: int | None, *, before: bool = False) -> None:
         """Notes the last checkpoint; None = there is none.
