@@ -191,7 +191,9 @@ def test_metadata_of_tests_without_images_is_no_error(tmp_path):
     root = small_layout.write(tmp_path / "kaggle")
     lines(root / "test_meta.csv", "image_id,slice", "test0,dark")
     files = dict.fromkeys(("test_images", "tuning_labels", "sample_submission"))
-    prepare(Layout.find(root, **files), tmp_path / "out")
+    counts = prepare(Layout.find(root, **files), tmp_path / "out")
+    assert [(tally.name, tally.kept) for tally in counts.splits] == [("train", 6)]
+    assert counts.file("test_meta.csv").kept == 0
 
 
 def test_white_space_around_a_group_is_no_part_of_it(tmp_path):
