@@ -12,8 +12,8 @@ from ml_collections import config_flags
 
 from jaxii import config as configuration
 from jaxii.errors import InputError
-from jaxii.files import AnyPath, at
 from jaxii.given import existing, file_to_write, local, profile_steps, required
+from jaxii.storage import AnyPath, at
 from jaxii.usage import DECODERS, LABEL_SEPARATORS
 
 CONFIG = config_flags.DEFINE_config_file("config", None, "Recipe and preset.")

@@ -2,7 +2,7 @@
 
 The start of the flow. A file in `configs/` takes `default_config()`, changes what its
 recipe changes and returns it; `check` refuses combinations that cannot work, before
-anything is read or allocated; `jaxii.assemble` is the only reader of the fields.
+anything is read or allocated; `jaxii.runs.assemble` is the only reader of the fields.
 """
 
 import difflib

@@ -7,8 +7,8 @@ import re
 from pathlib import Path
 
 from jaxii.errors import InputError
-from jaxii.files import AnyPath, at
 from jaxii.nearest import nearest_path
+from jaxii.storage import AnyPath, at
 
 
 def required(name: str, value: str) -> AnyPath:

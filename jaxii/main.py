@@ -18,11 +18,11 @@ from ml_collections import ConfigDict
 
 from jaxii import config as configuration
 from jaxii.arguments import CONFIG, arguments_of
-from jaxii.clusters import Place
+from jaxii.distributed.cluster import Place
 from jaxii.errors import InputError
-from jaxii.files import user_cache
 from jaxii.nearest import nearest, nearest_path
 from jaxii.place_flags import place_of, start_timeout
+from jaxii.storage import user_cache
 from jaxii.usage import COMMANDS, help_text
 
 DONE, FAILED, MISUSED, PREEMPTED = 0, 1, 2, 75
@@ -135,7 +135,7 @@ def _dispatch(command: str, rest: list[str], argv: list[str]) -> int:
     _keep_compiled_programs()
     # Here and not above: importing jax takes seconds, and neither help nor a message
     # about the command line should.
-    from jaxii.commands import (
+    from jaxii.cli import (
         adapt,
         compare,
         doctor,
@@ -148,8 +148,8 @@ def _dispatch(command: str, rest: list[str], argv: list[str]) -> int:
         prepare,
         train,
     )
-    from jaxii.scoring import Variant
-    from jaxii.workdir import Workdir
+    from jaxii.runs.scoring import Variant
+    from jaxii.runs.workdir import Workdir
 
     if "workdir" in given:
         given["workdir"] = Workdir(given["workdir"])
@@ -177,7 +177,7 @@ def _run(
     act: Callable[..., object], command: str, place: Place | None, argv: list[str]
 ) -> int:
     """Runs a command and says how it ended; several processes meet before and part."""
-    from jaxii import processes
+    from jaxii.distributed import processes
     from jaxii.doctor.finding import Unwell
     from jaxii.train.failed_save import FailedSave
     from jaxii.train.loop import Diverged, Preempted

@@ -15,7 +15,7 @@ from typing import Any
 import xxhash
 
 from jaxii.errors import InputError
-from jaxii.files import AnyPath, sizes_below, write_json
+from jaxii.storage import AnyPath, sizes_below, write_json
 
 NAME = "manifest.json"
 # Files up to this size are hashed at every check: metadata, label files and decoders,

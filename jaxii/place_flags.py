@@ -5,7 +5,7 @@ Read by `main`, beside `arguments`; `clusters` finds the place where no flag say
 
 from absl import flags
 
-from jaxii import clusters
+from jaxii.distributed import cluster
 from jaxii.errors import InputError
 
 _COORDINATOR = flags.DEFINE_string("coordinator", "", "HOST:PORT of process 0.")
@@ -18,17 +18,17 @@ _START_TIMEOUT = flags.DEFINE_integer(
 TOGETHER = ("train", "evaluate", "hold_out", "adapt", "predict")
 
 
-def place_of(command: str) -> clusters.Place | None:
+def place_of(command: str) -> cluster.Place | None:
     """Returns which process of several this one is; None where it is the only one.
 
     Raises:
       InputError: flags that do not fit together, or a command that runs alone.
     """
-    place = clusters.from_flags(
+    place = cluster.from_flags(
         _COORDINATOR.value, _NUM_PROCESSES.value, _PROCESS_ID.value
     )
     if command in TOGETHER:
-        return place or clusters.detected()
+        return place or cluster.detected()
     if place is not None:
         raise InputError(
             f"{command} runs in one process; --coordinator, --num_processes and "

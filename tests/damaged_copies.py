@@ -295,9 +295,9 @@ class Built:
 
 def _prepare(seed: int) -> int:
     """Draws a small challenge with all the files there can be, and prepares it."""
-    from jaxii.data import toy_regions
+    from jaxii.prepare.toy_regions import writer
 
-    drawn = toy_regions.write(
+    drawn = writer.write(
         Path("files"), seed=seed, num_train=40, num_tuning=8, num_test=12
     )
     test = sorted((drawn / "stage_1_test_images").iterdir())
@@ -316,7 +316,7 @@ def _prepare(seed: int) -> int:
 
 
 def _train_half(seed: int) -> int:
-    from jaxii import processes
+    from jaxii.distributed import processes
 
     processes.wanted_back = lambda: lambda step: step >= STOPPED_AFTER_STEP
     words = [word for word in TRAIN if word != WORKDIR]
@@ -336,7 +336,7 @@ def _export(call: Callable[[], int], reference: Path) -> int:
         return code
     import numpy as np
 
-    from jaxii.infer.export import read_stablehlo
+    from jaxii.export.programs import read_stablehlo
 
     images = np.random.default_rng(0).integers(0, 256, (4, 32, 32, 3), np.uint8)
     np.save(program.parent / answers, read_stablehlo(program)(images))

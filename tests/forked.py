@@ -50,14 +50,7 @@ def prepare_imports(cache: Path) -> None:
     # JAX warns of every fork, as it cannot know that no device was touched.
     warnings.filterwarnings("ignore", message=".*fork.*")
     from jaxii import main  # noqa: F401
-    from jaxii.commands import (  # noqa: F401
-        compare,
-        evaluate,
-        export,
-        predict,
-        train,
-    )
-    from jaxii.infer.report import comparison_page, page  # noqa: F401
+    from jaxii.report import comparison_page, page  # noqa: F401
 
     gc.collect()
     # The children copy no page only because the collector looked at it.

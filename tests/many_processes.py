@@ -17,11 +17,11 @@ from pathlib import Path
 import jax
 import orbax.checkpoint as ocp
 
-from jaxii.data import toy_regions
-from jaxii.data.open_images import Layout, prepare
+from jaxii.distributed.mesh import make_mesh, replicated
+from jaxii.prepare.kaggle import Layout, prepare
+from jaxii.prepare.toy_regions import writer
+from jaxii.runs.workdir import Workdir
 from jaxii.train.checkpoint import Checkpoints
-from jaxii.train.mesh import make_mesh, replicated
-from jaxii.workdir import Workdir
 
 ROOT = Path(__file__).parent.parent
 STAGE = "only"
@@ -59,7 +59,7 @@ def get_config(name=""):
 def prepare_folder(folder, *, num_train=120, num_test=29):
     """Writes recipe and data that the runs in a folder share."""
     (folder / "recipe.py").write_text(RECIPE)
-    files = toy_regions.write(
+    files = writer.write(
         folder / "files", num_train=num_train, num_tuning=10, num_test=num_test
     )
     truth = files / "truth"

@@ -68,11 +68,11 @@ def write(root: Path) -> Path:
 
 
 def main(root: Path) -> None:
-    from jaxii.data import listing
-    from jaxii.data.layout import Layout
-    from jaxii.data.open_images import prepare
-    from jaxii.data.picture_files import PictureFiles
-    from jaxii.look import pictures
+    from jaxii.evaluation import listing
+    from jaxii.evaluation.image_records import PictureFiles
+    from jaxii.prepare.kaggle import prepare
+    from jaxii.prepare.layout import Layout
+    from jaxii.prepare.tables import pictures
 
     layout = Layout.find(root, sample_submission=None)
     counts = prepare(layout, root / "prepared")
@@ -88,7 +88,7 @@ def main(root: Path) -> None:
 
 
 def _new(root: Path) -> str:
-    from jaxii.commands.new import new
+    from jaxii.cli.new import new
 
     said = io.StringIO()
     with contextlib.redirect_stdout(said):

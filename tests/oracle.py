@@ -7,7 +7,7 @@ import numpy as np
 import small_layout
 
 from jaxii import config as configuration
-from jaxii.model.multitask import Network, Outputs
+from jaxii.models.multitask import Network, Outputs
 
 DARKEST, LIGHTEST = 10, 230
 

@@ -3,7 +3,7 @@
 import jax.numpy as jnp
 from flax import nnx
 
-from jaxii.model.layers import BatchNorm, Conv
+from jaxii.models.layers import BatchNorm, Conv
 
 
 def norm_of(num_channels=3, **kwargs):

@@ -2,8 +2,8 @@
 
 import json
 
-from jaxii.infer.provenance import Provenance
-from jaxii.infer.result import write_evaluation
+from jaxii.evaluation.provenance import Provenance
+from jaxii.evaluation.result import write_evaluation
 
 CLEAN = Provenance().with_("thresholds", labels=["validation"])
 

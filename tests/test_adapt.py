@@ -2,7 +2,7 @@
 
 import pytest
 
-from jaxii.commands.adapt import final_terms
+from jaxii.cli.adapt import final_terms
 
 
 @pytest.mark.parametrize(

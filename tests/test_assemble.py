@@ -8,12 +8,12 @@ import jax
 import numpy as np
 import pytest
 
-from jaxii import assemble
-from jaxii.data import toy_regions
-from jaxii.data.open_images import Layout, prepare
 from jaxii.data.prepared import Rows
 from jaxii.errors import InputError
-from jaxii.networks import Networks, prior_bias
+from jaxii.prepare.kaggle import Layout, prepare
+from jaxii.prepare.toy_regions import writer
+from jaxii.runs import assemble
+from jaxii.runs.networks import Networks, prior_bias
 from jaxii.train.state import new_state
 
 CONFIGS = Path(__file__).parent.parent / "configs"
@@ -207,7 +207,7 @@ def test_the_prior_bias_gives_each_label_its_frequency():
 @pytest.fixture(scope="module")
 def few_images(tmp_path_factory):
     folder = tmp_path_factory.mktemp("few")
-    files = toy_regions.write(folder / "drawn", num_train=20, num_tuning=1)
+    files = writer.write(folder / "drawn", num_train=20, num_tuning=1)
     prepare(Layout.find(files), folder / "data")
     config = load()
     config.data.directory = str(folder / "data")

@@ -5,9 +5,9 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from jaxii.model.multitask import make_network
+from jaxii.distributed.mesh import make_mesh, replicated
+from jaxii.models.multitask import make_network
 from jaxii.train.batch_norm import reestimate
-from jaxii.train.mesh import make_mesh, replicated
 
 SIZE, BATCH = 16, 16
 

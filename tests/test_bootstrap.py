@@ -3,7 +3,7 @@
 import numpy as np
 import pytest
 
-from jaxii.infer.bootstrap import interval
+from jaxii.metrics.bootstrap import interval
 
 
 def f2s(count, seed=0):
@@ -45,5 +45,5 @@ def test_one_group_has_no_interval():
 
 def test_draws_in_several_parts_are_the_draws_in_one(monkeypatch):
     whole = interval(f2s(30), np.arange(30))
-    monkeypatch.setattr("jaxii.infer.bootstrap._DRAWS", 7 * 30)
+    monkeypatch.setattr("jaxii.metrics.bootstrap._DRAWS", 7 * 30)
     assert interval(f2s(30), np.arange(30)) == whole

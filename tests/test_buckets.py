@@ -14,14 +14,14 @@ import numpy as np
 import pytest
 import small_layout
 
-from jaxii.data import shards
-from jaxii.data.beam_shards import Beam
-from jaxii.data.layout import Layout
-from jaxii.data.open_images import prepare
-from jaxii.data.sources import open_dataset
+from jaxii.data.dataset import open_dataset
 from jaxii.errors import InputError
-from jaxii.files import at, local_draft, names_in, size_of, write_beside
-from jaxii.train.history import read_history
+from jaxii.prepare import shards
+from jaxii.prepare.beam import Beam
+from jaxii.prepare.kaggle import prepare
+from jaxii.prepare.layout import Layout
+from jaxii.storage import at, local_draft, names_in, size_of, write_beside
+from jaxii.train.telemetry.history import read_history
 
 ROOT = Path(__file__).parent.parent
 

@@ -2,7 +2,7 @@
 
 import numpy as np
 
-from jaxii.infer.by_image import MOST_SHOWN, ImageScores
+from jaxii.metrics.by_image import MOST_SHOWN, ImageScores
 
 NUM, CLASSES = 60, 7
 RNG = np.random.default_rng(5)

@@ -7,7 +7,8 @@ from sklearn.metrics import average_precision_score, fbeta_score
 
 from jaxii.data.labels import Vocabulary
 from jaxii.errors import InputError
-from jaxii.infer import by_label, metrics
+from jaxii.evaluation import by_label
+from jaxii.metrics import streaming
 
 CLASSES, NUM = 4, 80
 RNG = np.random.default_rng(2)
@@ -23,8 +24,8 @@ VOCABULARY = Vocabulary(("/m/a", "/m/,", "/m/c", "007"), ("Cat", EVIL, "", "12")
 
 @pytest.fixture(scope="module")
 def figures():
-    sums = metrics.update(
-        metrics.empty(CLASSES, 1, (0.5,)),
+    sums = streaming.update(
+        streaming.empty(CLASSES, 1, (0.5,)),
         jnp.asarray(PROBS),
         jnp.asarray(TARGETS),
         None,

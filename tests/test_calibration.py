@@ -6,9 +6,9 @@ from scipy.special import expit, logit
 from sklearn.calibration import calibration_curve
 from sklearn.linear_model import LogisticRegression
 
-from jaxii.infer.calibration import Calibration, calibrate
-from jaxii.infer.histogram import PRESENT, UNKNOWN, bin_edges
-from jaxii.infer.thresholds import DEFAULT_THRESHOLDS
+from jaxii.decoding.calibration import Calibration, calibrate
+from jaxii.decoding.thresholds import DEFAULT_THRESHOLDS
+from jaxii.metrics.histogram import PRESENT, UNKNOWN, bin_edges
 
 SLOPES = np.array([0.5, 1.0, 2.0, 1.5])
 INTERCEPTS = np.array([1.0, 0.0, -1.0, -2.0])

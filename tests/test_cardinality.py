@@ -3,13 +3,13 @@ import itertools
 import numpy as np
 import pytest
 
-from jaxii.infer.cardinality import (
+from jaxii.decoding.cardinality import (
     MOST_CHOSEN,
     MOST_PRESENT,
     cardinality_decoder,
     count_prior,
 )
-from jaxii.infer.expected_f2 import expected_f2_decoder
+from jaxii.decoding.expected_f import expected_f2_decoder
 
 EVEN = np.full(MOST_PRESENT + 1, 1 / (MOST_PRESENT + 1))
 

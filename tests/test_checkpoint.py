@@ -13,12 +13,12 @@ import orbax.checkpoint as ocp
 import pytest
 
 from jaxii import manifest
+from jaxii.distributed.mesh import make_mesh, replicated
 from jaxii.errors import InputError
 from jaxii.manifest import Manifest
 from jaxii.train import saving
 from jaxii.train.checkpoint import Checkpoints, evaluated_params
 from jaxii.train.failed_save import FailedSave
-from jaxii.train.mesh import make_mesh, replicated
 from jaxii.train.optimizer import OPTIMIZERS, make_optimizer
 from jaxii.train.stages import ENTERS_FROM, Saved, choose
 from jaxii.train.state import new_state

@@ -3,7 +3,7 @@
 import pytest
 
 from jaxii.errors import InputError
-from jaxii.plan.chips import CHIPS, parse, peak_flops
+from jaxii.planner.chips import CHIPS, parse, peak_flops
 
 
 def test_a_slice_is_a_chip_and_its_sides():

@@ -5,9 +5,9 @@ import jax.numpy as jnp
 import pytest
 from jax.sharding import PartitionSpec
 
-from jaxii.plan.collectives import Collective, collectives
-from jaxii.plan.hlo import parse
-from jaxii.train.mesh import DATA_AXIS, make_mesh
+from jaxii.distributed.mesh import DATA_AXIS, make_mesh
+from jaxii.planner.collectives import Collective, collectives
+from jaxii.planner.hlo import parse
 
 # From a program for v5e:4x4 (libtpu 0.0.52), shortened where it says nothing.
 TPU_LOOP = """\

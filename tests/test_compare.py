@@ -7,10 +7,10 @@ import numpy as np
 import pytest
 from small_runs import CLEAN, seal, summary, write_run
 
-from jaxii.commands.compare import compare
+from jaxii.cli.compare import compare
 from jaxii.errors import InputError
-from jaxii.infer.report.compare import build_comparison
-from jaxii.infer.report.runs import flatten, read_run, standard_error
+from jaxii.report.compare import build_comparison
+from jaxii.report.runs import flatten, read_run, standard_error
 
 
 def compared(*paths, **options):

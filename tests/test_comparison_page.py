@@ -7,10 +7,10 @@ import pytest
 from small_runs import CLEAN, summary, write_run
 from test_report import Reader
 
-from jaxii.infer.report import comparison_figures as figures
-from jaxii.infer.report.compare import build_comparison
-from jaxii.infer.report.comparison_page import render_comparison
-from jaxii.infer.report.runs import read_run
+from jaxii.report import comparison_figures as figures
+from jaxii.report.compare import build_comparison
+from jaxii.report.comparison_page import render_comparison
+from jaxii.report.runs import read_run
 
 EVIL = "<script>alert('$x_1$')</script>"
 GAP = [

@@ -7,10 +7,10 @@ import jax.numpy as jnp
 import optax
 import pytest
 
-from jaxii.objective.multitask import make_objective
-from jaxii.plan import compiled
-from jaxii.plan.compiled import DoesNotFit, step_compiler
-from jaxii.train.mesh import make_mesh
+from jaxii.distributed.mesh import make_mesh
+from jaxii.objective.objective import make_objective
+from jaxii.planner import compiled
+from jaxii.planner.compiled import DoesNotFit, step_compiler
 from jaxii.train.run import StagePlan
 from jaxii.train.stages import Stage
 from jaxii.train.step import StepSettings

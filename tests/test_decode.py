@@ -2,8 +2,7 @@ import numpy as np
 import pytest
 from sklearn.metrics import fbeta_score
 
-from jaxii.errors import InputError
-from jaxii.infer.decode import (
+from jaxii.decoding.decode import (
     best_constant,
     constant_f2,
     embedding_decoder,
@@ -11,6 +10,7 @@ from jaxii.infer.decode import (
     threshold_decoder,
     top_k_decoder,
 )
+from jaxii.errors import InputError
 
 
 def scores_of(*rows):

@@ -8,16 +8,16 @@ import numpy as np
 import pytest
 from sklearn.metrics import fbeta_score
 
+from jaxii.decoding.calibration import calibrate
+from jaxii.decoding.cardinality import cardinality_decoder, count_prior
+from jaxii.decoding.decode import threshold_decoder
+from jaxii.decoding.decoders import NAMES, fit, load
+from jaxii.decoding.expected_f import expected_f2_decoder
+from jaxii.decoding.thresholds import DEFAULT_THRESHOLDS, choose, class_thresholds
+from jaxii.decoding.trimming import trim
 from jaxii.errors import InputError
-from jaxii.infer import metrics
-from jaxii.infer.calibration import calibrate
-from jaxii.infer.cardinality import cardinality_decoder, count_prior
-from jaxii.infer.decode import threshold_decoder
-from jaxii.infer.decoders import NAMES, fit, load
-from jaxii.infer.expected_f2 import expected_f2_decoder
-from jaxii.infer.scores import Scores
-from jaxii.infer.thresholds import DEFAULT_THRESHOLDS, choose, class_thresholds
-from jaxii.infer.trimming import trim
+from jaxii.evaluation.decoder_scores import Scores
+from jaxii.metrics import streaming
 
 NUM_CLASSES = 12
 SLICES = ("light", "none of these", "dark")
@@ -39,9 +39,9 @@ def split(num_images, seed):
 @pytest.fixture(scope="module")
 def sums():
     probs, embedding, targets, slices = split(600, 1)
-    acc = metrics.empty(NUM_CLASSES, 3, DEFAULT_THRESHOLDS)
+    acc = streaming.empty(NUM_CLASSES, 3, DEFAULT_THRESHOLDS)
     return jax.device_get(
-        jax.jit(metrics.update)(
+        jax.jit(streaming.update)(
             acc,
             jnp.asarray(probs),
             jnp.asarray(targets),

@@ -1,6 +1,6 @@
 """Of two configurations, only what differs is shown, in its smallest part."""
 
-from jaxii.infer.report.differences import MAX_VALUE, differences, shorten
+from jaxii.report.differences import MAX_VALUE, differences, shorten
 
 
 def stages(*terms):

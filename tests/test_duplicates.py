@@ -6,12 +6,13 @@ import pytest
 import small_layout
 from small_layout import lines
 
-from jaxii.data import folder, shards
-from jaxii.data.duplicates import IN_OTHER_GROUPS
-from jaxii.data.layout import Layout
-from jaxii.data.open_images import prepare
-from jaxii.data.sources import open_dataset
+from jaxii.data import folder
+from jaxii.data.dataset import open_dataset
 from jaxii.errors import InputError
+from jaxii.prepare import shards
+from jaxii.prepare.duplicates import IN_OTHER_GROUPS
+from jaxii.prepare.kaggle import prepare
+from jaxii.prepare.layout import Layout
 
 
 @pytest.fixture

@@ -18,12 +18,13 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from jaxii.data import prepared, toy_regions
+from jaxii.data import prepared
 from jaxii.data.labels import Vocabulary
-from jaxii.data.open_images import Layout, prepare
+from jaxii.distributed.mesh import make_mesh, replicated
+from jaxii.prepare.kaggle import Layout, prepare
+from jaxii.prepare.toy_regions import writer
 from jaxii.train.checkpoint import Checkpoints
-from jaxii.train.history import read_history
-from jaxii.train.mesh import make_mesh, replicated
+from jaxii.train.telemetry.history import read_history
 
 ROOT = Path(__file__).parent.parent
 STAGES = ("multitask", "f2", "classifier")
@@ -50,9 +51,7 @@ def folder(tmp_path_factory):
 @pytest.fixture(scope="module")
 def data(folder):
     """A drawn and prepared dataset: the layout's folder and the dataset's."""
-    files = toy_regions.write(
-        folder / "files", num_train=60, num_tuning=10, num_test=29
-    )
+    files = writer.write(folder / "files", num_train=60, num_tuning=10, num_test=29)
     layout = Layout.find(
         files,
         test_labels=files / "truth" / "solution.csv",

@@ -3,8 +3,8 @@
 import json
 
 from jaxii import config as configuration
-from jaxii.commands.train import COMPARED
-from jaxii.train.facts import flat
+from jaxii.cli.train import COMPARED
+from jaxii.train.telemetry.facts import flat
 
 FIELDS = {
     "seed": 3,

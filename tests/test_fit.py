@@ -2,7 +2,7 @@
 
 import pytest
 
-from jaxii.plan.fit import largest_batch
+from jaxii.planner.fit import largest_batch
 
 
 class Compiler:

@@ -11,14 +11,14 @@ import small_layout
 from small_runs import seal
 
 from jaxii import config as configuration
-from jaxii.commands.evaluate import evaluate
-from jaxii.commands.hold_out import hold_out
-from jaxii.commands.train import train
-from jaxii.data.open_images import Layout, prepare
+from jaxii.cli.evaluate import evaluate
+from jaxii.cli.hold_out import hold_out
+from jaxii.cli.train import train
 from jaxii.errors import InputError
-from jaxii.model.multitask import Network, Outputs
+from jaxii.models.multitask import Network, Outputs
+from jaxii.prepare.kaggle import Layout, prepare
+from jaxii.runs.workdir import Workdir
 from jaxii.train.loop import Preempted
-from jaxii.workdir import Workdir
 
 DOMAINS = ("asia", "eu/west")
 
@@ -65,7 +65,7 @@ def linear(*, num_classes, **_):
 @pytest.fixture(scope="module", autouse=True)
 def linear_network():
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr("jaxii.networks.make_network", linear)
+        patch.setattr("jaxii.runs.networks.make_network", linear)
         yield
 
 
@@ -194,7 +194,7 @@ def test_figures_of_another_moment_are_made_again(done, tmp_path, monkeypatch):
     seal(file.parent)
     trained = []
     monkeypatch.setattr(
-        "jaxii.commands.hold_out.train", lambda config, run, _: trained.append(run)
+        "jaxii.cli.hold_out.train", lambda config, run, _: trained.append(run)
     )
     hold_out(copy, config=None, data_dir="", wanted_back=never)
     assert trained == [copy.held_out("asia")]

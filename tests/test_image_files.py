@@ -11,10 +11,10 @@ import pytest
 import small_layout
 from etils import epath
 
-from jaxii.data import image_files, shards
-from jaxii.data.image_files import FileFacts
-from jaxii.data.layout import Layout
-from jaxii.data.open_images import prepare
+from jaxii.prepare import image_files, shards
+from jaxii.prepare.image_files import FileFacts
+from jaxii.prepare.kaggle import prepare
+from jaxii.prepare.layout import Layout
 
 ROOT = Path(__file__).parent.parent
 

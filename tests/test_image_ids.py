@@ -5,11 +5,12 @@ import pytest
 import small_layout
 from small_layout import lines
 
-from jaxii.data import image_ids, label_files, listing
-from jaxii.data.layout import Layout
-from jaxii.data.open_images import prepare
-from jaxii.data.sources import open_dataset
+from jaxii.data.dataset import open_dataset
 from jaxii.errors import InputError
+from jaxii.evaluation import listing
+from jaxii.prepare import image_ids, label_files
+from jaxii.prepare.kaggle import prepare
+from jaxii.prepare.layout import Layout
 
 IDS = ["007", "A", "a", "b", "c.jpg", "c", "d.PNG"]
 # An id in a file -> the image it means.

@@ -1,295 +1,82 @@
-"""Pixels that come out are the right ones."""
+"""The pictures that are shown are those that a step trains on."""
 
-import io
-
-import cv2
-import mixed_pictures
+import jax
 import numpy as np
-import PIL.Image
+import optax
 import pytest
-import simplejpeg
 
-from jaxii.data import images
-from jaxii.data.images import (
-    EvalTransform,
-    TrainTransform,
-    central_square,
-    decoded_size,
-    read,
-    thumbnail,
-)
+from jaxii.objective.objective import make_objective
+from jaxii.train.step import StepSettings, examples
+from jaxii.train.telemetry.images import grid, make_pictures
+
+NAMES = ("dog", "<script>", "שלום")
+SIZE = 8
 
 
-def quarters(height=80, width=120):
-    """Four plain quarters, so that a place in the picture is known by its colour."""
-    pixels = np.zeros((height, width, 3), np.uint8)
-    pixels[: height // 2, : width // 2] = (200, 0, 0)
-    pixels[: height // 2, width // 2 :] = (0, 200, 0)
-    pixels[height // 2 :, : width // 2] = (0, 0, 200)
-    pixels[height // 2 :, width // 2 :] = (200, 200, 200)
-    return pixels
-
-
-def png(pixels):
-    return cv2.imencode(".png", pixels[..., ::-1])[1].tobytes()
-
-
-def jpeg(pixels):
-    return simplejpeg.encode_jpeg(pixels, quality=95, colorspace="RGB")
-
-
-ENCODERS = {"png": png, "jpeg": jpeg}
-
-
-@pytest.mark.parametrize("encode", ENCODERS.values(), ids=ENCODERS)
-def test_the_evaluation_view_is_the_central_square(encode):
-    view = EvalTransform(size_pixels=80)(encode(quarters()))
-    assert view.shape == (80, 80, 3)
-    # The middle 80 of 120 columns: the border between quarters stays in the middle.
-    for (row, column), colour in {
-        (10, 10): (200, 0, 0),
-        (10, 70): (0, 200, 0),
-        (70, 10): (0, 0, 200),
-        (70, 70): (200, 200, 200),
-    }.items():
-        np.testing.assert_allclose(view[row, column], colour, atol=12)
-
-
-def test_a_smaller_central_share_cuts_closer():
-    pixels = np.zeros((100, 100, 3), np.uint8)
-    pixels[25:75, 25:75] = 255
-    view = EvalTransform(size_pixels=50, central_share=0.5)(png(pixels))
-    assert (view == 255).all()
-
-
-@pytest.mark.parametrize("encode", ENCODERS.values(), ids=ENCODERS)
-def test_a_picture_is_scaled_to_the_size_asked_for(encode):
-    for size in (16, 64, 224):
-        assert EvalTransform(size_pixels=size)(encode(quarters())).shape == (
-            size,
-            size,
-            3,
-        )
-
-
-@pytest.mark.parametrize("shape", [(96, 96), (128, 96), (96, 200)])
-def test_strength_zero_is_the_view_of_evaluation(shape):
-    encoded = png(quarters(*shape))
-    transform = TrainTransform(size_pixels=96, strength=0.0, mirror=False)
-    view = transform(encoded, np.random.default_rng(0))
-    np.testing.assert_array_equal(view, EvalTransform(size_pixels=96)(encoded))
-
-
-def test_a_crop_of_a_gradient_has_the_pixels_of_its_place(monkeypatch):
-    for name in ("ROTATION_DEGREES", "SHEAR", "DEGRADED_PROBABILITY"):
-        monkeypatch.setattr(images, name, 0.0)
-    monkeypatch.setattr(images, "ZOOM_OUT", 1.0)
-    rows, columns = np.mgrid[0:128, 0:128].astype(np.uint8)
-    pixels = np.stack([rows * 2, columns * 2, np.zeros_like(rows)], axis=-1)
-    transform = TrainTransform(size_pixels=32, strength=1.5, mirror=False)
-    for seed in range(20):
-        top, left, height, width = transform._crop(
-            128, 128, np.random.default_rng(seed)
-        )
-        view = transform(png(pixels), np.random.default_rng(seed)).astype(int)
-        expected_rows = 2 * (top + (np.arange(32) + 0.5) * height / 32 - 0.5)
-        expected_columns = 2 * (left + (np.arange(32) + 0.5) * width / 32 - 0.5)
-        np.testing.assert_allclose(view[:, 16, 0], expected_rows, atol=3)
-        np.testing.assert_allclose(view[16, :, 1], expected_columns, atol=3)
-
-
-def test_half_of_the_views_are_mirrored():
-    pixels = quarters(64, 64)
-    transform = TrainTransform(size_pixels=64, strength=0.0)
-    first = [
-        transform(png(pixels), np.random.default_rng(seed))[5, 5].tolist()
-        for seed in range(200)
-    ]
-    assert 70 < first.count([0, 200, 0]) < 130
-    assert first.count([0, 200, 0]) + first.count([200, 0, 0]) == 200
-
-
-def gradient(side=64):
-    rows, columns = np.mgrid[0:side, 0:side].astype(np.uint8)
-    return np.stack([rows, columns, np.full_like(rows, 9)], axis=-1)
-
-
-def test_a_warped_gradient_has_the_pixels_of_its_place():
-    transform = TrainTransform(size_pixels=64)
-    for seed in range(20):
-        view = transform._warp(gradient(), np.random.default_rng(seed)).astype(float)
-        numbers = np.random.default_rng(seed).uniform((-1, -1, 0), (1, 1, 1))
-        angle = np.deg2rad(images.ROTATION_DEGREES * numbers[0])
-        zoom = images.ZOOM_OUT ** numbers[2]
-        # In the middle third nothing comes from beyond the border.
-        for row, column in ((31, 31), (22, 40), (40, 24)):
-            y, x = row - 31.5, column - 31.5
-            x = x + images.SHEAR * numbers[1] * y
-            source_row = zoom * (np.sin(angle) * x + np.cos(angle) * y) + 31.5
-            source_column = zoom * (np.cos(angle) * x - np.sin(angle) * y) + 31.5
-            np.testing.assert_allclose(
-                view[row, column], (source_row, source_column, 9), atol=0.75
-            )
-
-
-def test_a_degraded_picture_is_smoother_and_about_half_of_them_are_degraded():
-    noise = np.random.default_rng(0).integers(0, 256, (32, 32, 3), np.uint8)
-    transform = TrainTransform(size_pixels=32)
-    views = [transform._degrade(noise, np.random.default_rng(i)) for i in range(200)]
-    changed = [view for view in views if not np.array_equal(view, noise)]
-    # 1 - 0.75 ** 2 of them, less those that are scaled by next to nothing.
-    assert 65 < len(changed) < 105
-    assert np.mean([np.std(view) for view in changed]) < 0.9 * np.std(noise)
-
-
-@pytest.mark.parametrize("strength", [0.5, 1.0, 2.5])
-def test_every_strength_gives_a_square_of_bytes(strength):
-    transform = TrainTransform(size_pixels=48, strength=strength)
-    for seed in range(20):
-        view = transform(jpeg(quarters(70, 130)), np.random.default_rng(seed))
-        assert view.shape == (48, 48, 3)
-        assert view.dtype == np.uint8
-
-
-def test_the_same_rng_gives_the_same_view():
-    transform = TrainTransform(size_pixels=32)
-    views = [transform(jpeg(quarters()), np.random.default_rng(3)) for _ in range(2)]
-    np.testing.assert_array_equal(*views)
-
-
-def test_a_jpeg_is_decoded_no_larger_than_needed():
-    big = jpeg(np.full((512, 512, 3), 100, np.uint8))
-    assert read(big).decode(60, 60).shape == (64, 64, 3)
-    assert read(big).decode(65, 65).shape[0] >= 65
-
-
-def test_a_jpeg_is_decoded_at_one_of_the_fast_scales():
-    big = jpeg(np.full((300, 401, 3), 100, np.uint8))
-    # 3/8 to 7/8 take longer than the next power of two.
-    for fewest, shape in {
-        1: (38, 51),
-        38: (38, 51),
-        39: (75, 101),
-        76: (150, 201),
-        151: (300, 401),
-        900: (300, 401),
-    }.items():
-        assert read(big).decode(fewest, 1).shape == (*shape, 3)
-        assert decoded_size(300, 401, fewest, 1) == shape
-
-
-def test_a_crop_is_the_view_without_warp_and_loss_of_quality(monkeypatch):
-    transform = TrainTransform(size_pixels=48)
-    crop = transform.crop(jpeg(quarters()), np.random.default_rng(5))
-    monkeypatch.setattr(TrainTransform, "_warp", lambda self, view, rng: view)
-    monkeypatch.setattr(TrainTransform, "_degrade", lambda self, view, rng: view)
-    view = transform(jpeg(quarters()), np.random.default_rng(5))
-    np.testing.assert_array_equal(view, crop)
-
-
-@pytest.mark.parametrize(
-    ("shape", "most"),
-    [((102, 102), 12), ((128, 128), 4), ((160, 70), 6), ((66, 190), 5)],
-)
-def test_shrinking_down_to_a_third_is_antialiased_as_by_pillow(shape, most):
-    noise = np.random.default_rng(0).integers(0, 256, (*shape, 3), np.uint8)
-    want = PIL.Image.fromarray(noise).resize((64, 64), PIL.Image.Resampling.BILINEAR)
-
-    def error(got):
-        return np.sqrt(np.mean((got.astype(float) - np.asarray(want)) ** 2))
-
-    # White noise, the hardest there is: its own deviation is 74.
-    assert error(images.resize(noise, 64, 64)) < most
-    assert error(cv2.resize(noise, (64, 64), interpolation=cv2.INTER_LINEAR)) > 18
-
-
-def test_shrinking_to_less_than_a_third_gives_the_mean_of_the_area():
-    noise = np.random.default_rng(0).integers(0, 256, (96, 96, 3), np.uint8)
-    for shrink in (4, 6):
-        side = 96 // shrink
-        means = noise.reshape(side, shrink, side, shrink, 3).mean(axis=(1, 3))
-        resized = images.resize(noise, side, side).astype(float)
-        np.testing.assert_allclose(resized, means, atol=1)
-
-
-def test_a_grey_jpeg_has_three_channels():
-    grey = simplejpeg.encode_jpeg(
-        np.full((40, 40, 1), 77, np.uint8), colorspace="GRAY", quality=95
+def settings(**changes):
+    return StepSettings(
+        apply=lambda *given, **more: None,
+        objective=make_objective({"bce": 1.0}, num_steps=1, num_classes=len(NAMES)),
+        optimizer=optax.sgd(0.1),
+        learning_rate=lambda step: step,
+        seed=3,
+        **changes,
     )
-    view = EvalTransform(size_pixels=20)(grey)
-    np.testing.assert_allclose(view, 77, atol=2)
 
 
-@pytest.mark.parametrize("encoded", [b"", b"no picture", jpeg(quarters())[:40]])
-def test_what_is_no_picture_raises_a_value_error(encoded):
-    with pytest.raises(ValueError, match=r"."):
-        EvalTransform(size_pixels=16)(encoded)
+def batch(rows):
+    rng = np.random.default_rng(0)
+    label_ids = np.full((rows, 2), -1, np.int32)
+    label_ids[:, 0] = np.arange(rows) % len(NAMES)
+    label_ids[0] = (0, 2)
+    label_ids[1] = -1
+    confidences = np.ones((rows, 2), np.float32)
+    confidences[0, 0] = 0.4
+    return {
+        "images": rng.integers(0, 256, (rows, SIZE, SIZE, 3), np.uint8),
+        "label_ids": label_ids,
+        "label_confidences": confidences,
+        "mask": np.ones(rows, np.float32),
+        "positions": np.arange(rows, dtype=np.int32) + 50,
+    }
 
 
-def test_a_truncated_jpeg_raises_a_value_error():
-    encoded = jpeg(np.random.default_rng(0).integers(0, 255, (64, 64, 3), np.uint8))
-    with pytest.raises(ValueError, match=r"."):
-        EvalTransform(size_pixels=64)(encoded[: len(encoded) // 2])
+def tiles(pixels):
+    step = SIZE + 2
+    rows, columns = (pixels.shape[0] + 2) // step, (pixels.shape[1] + 2) // step
+    return [
+        pixels[y * step : y * step + SIZE, x * step : x * step + SIZE]
+        for y in range(rows)
+        for x in range(columns)
+    ]
 
 
-@pytest.mark.parametrize("size", [120, 30, 10])
-@pytest.mark.parametrize("turn", mixed_pictures.STORED)
-@pytest.mark.parametrize("kind", ["JPEG", "PNG"])
-def test_views_are_upright_as_exif_says(kind, turn, size):
-    upright = PIL.Image.fromarray(quarters(120, 160))
-    encoded = mixed_pictures.turned(upright, turn, kind)
-    plain = mixed_pictures.turned(upright, 1, kind)
-    want = EvalTransform(size_pixels=size)(plain).astype(float)
-    still = TrainTransform(size_pixels=size, strength=0.0, mirror=False)
-    for view in (
-        EvalTransform(size_pixels=size)(encoded),
-        still(encoded, np.random.default_rng(0)),
-    ):
-        assert np.abs(view - want).mean() < 4
+@pytest.mark.parametrize("mix_probability", [0.0, 1.0])
+def test_what_is_shown_is_what_the_first_device_trains_on(mix_probability):
+    chosen = settings(augmentation=1.0, mix_probability=mix_probability)
+    per_device = 20
+    given = batch(per_device * jax.local_device_count())
+    shown = make_pictures(chosen, NAMES)(given)
+    share = {name: value[:per_device] for name, value in given.items()}
+    images, _, _ = jax.jit(lambda b: examples(chosen, b))(share)
+    for tile, image in zip(tiles(shown.pixels), np.asarray(images)[:16], strict=True):
+        # One level: compiled for another number of rows, sums may round elsewhere.
+        np.testing.assert_allclose(tile.astype(int), image.astype(int), atol=1)
+        assert np.abs(tile.astype(int) - given["images"][0].astype(int)).max() > 1
 
 
-def test_the_size_of_a_turned_picture_is_that_of_the_upright_one():
-    upright = PIL.Image.fromarray(quarters(40, 60))
-    for kind in ("JPEG", "PNG"):
-        picture = read(mixed_pictures.turned(upright, 6, kind))
-        assert (picture.height, picture.width) == (40, 60)
-        assert picture.decode(40, 60).shape == (40, 60, 3)
+def test_captions_name_the_labels_and_how_sure_they_are():
+    given = batch(4 * jax.local_device_count())
+    shown = make_pictures(settings(), NAMES)(given)
+    assert shown.captions == ("שלום, dog 40%", "no label", "שלום", "dog")
+    assert len(tiles(shown.pixels)) == 4
 
 
-def test_a_jpeg_that_libjpeg_warns_of_without_harm_is_read():
-    encoded = jpeg(quarters())
-    warned = encoded[:-2] + bytes(20) + encoded[-2:]
-    views = [EvalTransform(size_pixels=40)(given) for given in (encoded, warned)]
-    np.testing.assert_allclose(*(view.astype(float) for view in views), atol=4)
-
-
-def test_what_is_transparent_is_white():
-    image = PIL.Image.new("RGBA", (20, 20), (255, 0, 0, 0))
-    file = io.BytesIO()
-    image.save(file, "PNG")
-    assert (EvalTransform(size_pixels=20)(file.getvalue()) == 255).all()
-
-
-def test_the_size_of_a_picture_is_height_then_width():
-    for encode in ENCODERS.values():
-        picture = read(encode(quarters(40, 60)))
-        assert (picture.height, picture.width) == (40, 60)
-
-
-def test_the_central_square_is_in_the_middle():
-    assert central_square(80, 120) == (0, 20, 80, 80)
-    assert central_square(80, 120, 0.5) == (20, 40, 40, 40)
-
-
-@pytest.mark.parametrize("encode", ENCODERS.values(), ids=ENCODERS)
-def test_a_thumbnail_is_the_whole_picture_in_small(encode):
-    small = simplejpeg.decode_jpeg(thumbnail(encode(quarters(300, 450)), 90))
-    assert small.shape == (60, 90, 3)
-    np.testing.assert_allclose(small[15, 20], (200, 0, 0), atol=12)
-    np.testing.assert_allclose(small[45, 70], (200, 200, 200), atol=12)
-
-
-def test_a_small_picture_is_not_enlarged_and_what_is_no_picture_raises():
-    assert read(thumbnail(png(quarters(10, 20)), 90)).width == 20
-    with pytest.raises(ValueError, match="no picture"):
-        thumbnail(b"no picture", 90)
+def test_pictures_lie_in_rows_of_four():
+    images = np.arange(6, dtype=np.uint8)[:, None, None, None] + np.zeros(
+        (6, SIZE, SIZE, 3), np.uint8
+    )
+    pixels = grid(images)
+    assert pixels.shape == (2 * SIZE + 2, 4 * SIZE + 6, 3)
+    values = [tile[0, 0, 0] for tile in tiles(pixels)]
+    assert values == [0, 1, 2, 3, 4, 5, 0, 0]

@@ -15,63 +15,25 @@ MODULES = sorted(
     for path in PACKAGE.rglob("*.py")
     if path.name != "__init__.py"
 )
-# What each part may import of jaxii. These are leaves that anyone may.
-LEAVES = ("jaxii.errors", "jaxii.files", "jaxii.manifest", "jaxii.nearest")
-MAY_IMPORT = {
-    "jaxii.errors": (),
-    "jaxii.files": (),
-    "jaxii.manifest": (),
-    "jaxii.config": (),
-    "jaxii.console": (),
-    "jaxii.data": ("jaxii.data",),
-    "jaxii.model": ("jaxii.model",),
-    "jaxii.objective": ("jaxii.objective",),
-    "jaxii.train": ("jaxii.train", "jaxii.objective"),
-    "jaxii.plan": ("jaxii.plan", "jaxii.train"),
-    "jaxii.infer": (
-        "jaxii.infer",
-        "jaxii.train",
-        "jaxii.objective",
-        "jaxii.data.labels",
-    ),
-    "jaxii.nearest": (),
-    "jaxii.look": ("jaxii.look", "jaxii.data"),
-    "jaxii.recipe": (),
-    "jaxii.doctor": ("jaxii.doctor", "jaxii.data"),
-    "jaxii.clusters": (),
-    "jaxii.roll_call": (),
-    "jaxii.processes": ("jaxii.clusters", "jaxii.console", "jaxii.roll_call"),
-    "jaxii.networks": ("jaxii.config", "jaxii.data", "jaxii.model", "jaxii.train"),
-    "jaxii.assemble": (
-        "jaxii.config",
-        "jaxii.data",
-        "jaxii.model",
-        "jaxii.networks",
-        "jaxii.objective",
-        "jaxii.train",
-    ),
-    "jaxii.workdir": ("jaxii.config", "jaxii.data.labels", "jaxii.infer.result"),
-    "jaxii.trained": (
-        "jaxii.config",
-        "jaxii.data",
-        "jaxii.infer",
-        "jaxii.networks",
-        "jaxii.train",
-        "jaxii.workdir",
-    ),
-    "jaxii.scoring": ("jaxii.console", "jaxii.data", "jaxii.infer", "jaxii.trained"),
-    "jaxii.session": ("jaxii",),
-    "jaxii.commands": ("jaxii",),
-    "jaxii.usage": (),
-    "jaxii.given": (),
-    "jaxii.place_flags": ("jaxii.clusters",),
-    "jaxii.arguments": (
-        "jaxii.config",
-        "jaxii.given",
-        "jaxii.usage",
-    ),
-    "jaxii.main": ("jaxii",),
-}
+# The order of the parts: a module imports from its own part and from those before it.
+# Parts on one line are strangers to each other.
+ORDER = (
+    ("errors", "nearest"),
+    ("storage",),
+    ("manifest", "config", "console"),
+    ("data", "models", "objective", "metrics"),
+    ("prepare", "decoding", "distributed"),
+    ("train",),
+    ("evaluation",),
+    ("report", "export", "planner", "doctor"),
+    ("runs",),
+    ("usage", "given"),
+    ("place_flags", "arguments"),
+    ("cli",),
+    ("main",),
+)
+RANK = {f"jaxii.{part}": i for i, parts in enumerate(ORDER) for part in parts}
+WITHOUT_JAX = ("jaxii.config", "jaxii.data", "jaxii.prepare")
 FORBIDDEN = {"tensorflow", "torch", "importlib"}
 
 
@@ -89,32 +51,48 @@ def starts_with(name, prefix):
     return name == prefix or name.startswith(prefix + ".")
 
 
+def part_of(module):
+    return ".".join(module.split(".")[:2])
+
+
 @pytest.mark.parametrize("module", MODULES)
 def test_imports_point_one_way(module):
-    part = max((p for p in MAY_IMPORT if starts_with(module, p)), key=len)
-    allowed = (*MAY_IMPORT[part], *LEAVES)
+    part = part_of(module)
     for name in imports_of(module):
         assert name.split(".")[0] not in FORBIDDEN, name
-        if starts_with(name, "jaxii") and name != "jaxii":
-            # `from jaxii.data import labels` names the package first: fine if the
-            # module named with it is.
-            parents = any(starts_with(prefix, name) for prefix in allowed)
-            assert parents or any(starts_with(name, prefix) for prefix in allowed), name
+        other = part_of(name)
+        if other in RANK and other != part:
+            assert RANK[other] < RANK[part], name
 
 
-@pytest.mark.parametrize(
-    "module", [m for m in MODULES if starts_with(m, "jaxii.data")] + ["jaxii.config"]
-)
-def test_data_and_config_never_import_jax(module):
+def test_no_two_modules_import_each_other():
+    names = {m: {n for n in imports_of(m) if n in MODULES} for m in MODULES}
+    done, open_ = set(), []
+
+    def visit(module):
+        assert module not in open_, f"cycle: {open_[open_.index(module) :]}"
+        if module in done:
+            return
+        open_.append(module)
+        for other in names[module]:
+            visit(other)
+        done.add(open_.pop())
+
+    for module in MODULES:
+        visit(module)
+
+
+@pytest.mark.parametrize("module", [m for m in MODULES if part_of(m) in WITHOUT_JAX])
+def test_config_data_and_prepare_never_import_jax(module):
     for name in imports_of(module):
         assert name.split(".")[0] not in {"jax", "jaxlib", "flax", "optax"}, name
 
 
-def test_nothing_imports_main_or_commands_but_main():
+def test_nothing_imports_main_or_cli_but_main():
     for module in MODULES:
         for name in imports_of(module):
-            if starts_with(name, "jaxii.commands"):
-                assert module == "jaxii.main" or starts_with(module, "jaxii.commands")
+            if starts_with(name, "jaxii.cli"):
+                assert module == "jaxii.main" or starts_with(module, "jaxii.cli")
             assert not starts_with(name, "jaxii.main")
 
 

@@ -4,8 +4,8 @@ import polars as pl
 import pytest
 from small_layout import lines
 
-from jaxii.data import label_files
 from jaxii.errors import InputError
+from jaxii.prepare import label_files
 
 HEADER = "ImageID,Source,LabelName,Confidence"
 IMAGES = pl.Series(["a", "b", "c"])

@@ -2,8 +2,8 @@
 
 import numpy as np
 
-from jaxii.data import embedding
-from jaxii.infer.label_map import NUM_NEAREST, label_map
+from jaxii.data import label_embedding
+from jaxii.evaluation.label_map import NUM_NEAREST, label_map
 
 VECTORS = np.random.default_rng(0).normal(size=(700, 6)).astype(np.float32)
 VECTORS[:, 0] *= 3
@@ -14,7 +14,7 @@ def test_nearest_labels_are_those_that_the_embedding_says():
     found = label_map(VECTORS)
     for label in (0, 5, 511, 512, 699):
         (at,) = np.flatnonzero(found.class_ids == label)
-        wanted = embedding.nearest(VECTORS, label, NUM_NEAREST)
+        wanted = label_embedding.nearest(VECTORS, label, NUM_NEAREST)
         assert [near for near, _ in wanted] == found.nearest[at].tolist()
         cosines = [cosine for _, cosine in wanted]
         np.testing.assert_allclose(found.cosines[at], cosines, rtol=1e-5)

@@ -5,15 +5,15 @@ import numpy as np
 import pytest
 from scipy.special import expit, logit
 
-from jaxii.infer.calibration import Calibration
-from jaxii.infer.histogram import UNKNOWN, bin_edges
-from jaxii.infer.label_shift import (
+from jaxii.decoding.calibration import Calibration
+from jaxii.decoding.label_shift import (
     corrected,
     frequencies,
     logit_shift,
     target_frequencies,
 )
-from jaxii.infer.thresholds import DEFAULT_THRESHOLDS
+from jaxii.decoding.thresholds import DEFAULT_THRESHOLDS
+from jaxii.metrics.histogram import UNKNOWN, bin_edges
 
 HOME = np.array([0.05, 0.2, 0.5, 0.1])
 TARGET = np.array([0.2, 0.05, 0.7, 0.1])

@@ -7,10 +7,10 @@ import numpy as np
 import pytest
 
 from jaxii.data.labels import Vocabulary
-from jaxii.infer.by_label import LabelTable, SplitFigures
-from jaxii.infer.label_map import label_map
-from jaxii.infer.report import label_map_figure, label_table
-from jaxii.infer.report.label_table import ENDS
+from jaxii.evaluation.by_label import LabelTable, SplitFigures
+from jaxii.evaluation.label_map import label_map
+from jaxii.report import label_map_figure, label_table
+from jaxii.report.label_table import ENDS
 
 EVIL = "</script><script>alert('x')</script>"
 

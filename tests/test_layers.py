@@ -6,11 +6,7 @@ from flax import nnx
 from jax.sharding import AxisType, PartitionSpec
 from small_layers import conv_of, norm_of
 
-from jaxii.model.layers import (
-    SqueezeExcite,
-    average_pool,
-    max_pool,
-)
+from jaxii.models.layers import SqueezeExcite, average_pool, max_pool
 
 
 def activations(batch=8):

@@ -2,8 +2,8 @@ import pytest
 import small_layout
 from small_layout import lines
 
-from jaxii.data.layout import Layout, find_pictures
 from jaxii.errors import InputError
+from jaxii.prepare.layout import Layout, find_pictures
 
 
 @pytest.fixture

@@ -5,8 +5,8 @@ import os
 import pytest
 import small_layout
 
-from jaxii.data import listing
 from jaxii.errors import InputError
+from jaxii.evaluation import listing
 
 
 @pytest.fixture(autouse=True)

@@ -14,25 +14,20 @@ import optax
 import orbax.checkpoint as ocp
 import pytest
 
+from jaxii.distributed.mesh import make_mesh, replicated
 from jaxii.errors import InputError
-from jaxii.objective.multitask import make_objective
-from jaxii.train.average import ema_rate, swa_rate
+from jaxii.objective.objective import make_objective
+from jaxii.train.averaging import ema_rate, swa_rate
 from jaxii.train.checkpoint import Checkpoints, evaluated_params
 from jaxii.train.failed_save import FailedSave
-from jaxii.train.history import read_history
-from jaxii.train.loop import (
-    Diverged,
-    Preempted,
-    inherit,
-    train,
-)
-from jaxii.train.mesh import make_mesh, replicated
+from jaxii.train.loop import Diverged, Preempted, inherit, train
 from jaxii.train.optimizer import make_optimizer
-from jaxii.train.profile import Profiler
 from jaxii.train.run import Pretrained, Run, StagePlan, Start
 from jaxii.train.stages import Stage
 from jaxii.train.step import StepSettings
-from jaxii.train.telemetry import Telemetry
+from jaxii.train.telemetry.history import read_history
+from jaxii.train.telemetry.profile import Profiler
+from jaxii.train.telemetry.telemetry import Telemetry
 
 RATES = {
     "none": lambda num_steps: None,

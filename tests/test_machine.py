@@ -4,7 +4,7 @@ import jax
 import jax.numpy as jnp
 import pytest
 
-from jaxii.train import machine
+from jaxii.train.telemetry import machine
 
 
 def test_the_memory_of_this_process_is_told():

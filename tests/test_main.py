@@ -22,20 +22,21 @@ from etils import epath
 from PIL import Image
 from small_runs import seal
 
-from jaxii import arguments, main, processes
-from jaxii.commands import doctor
-from jaxii.commands import evaluate as evaluation
-from jaxii.data.open_images import Layout, prepare
+from jaxii import arguments, main
+from jaxii.cli import doctor
+from jaxii.cli import evaluate as evaluation
+from jaxii.decoding.decoders import NAMES
+from jaxii.distributed import processes
+from jaxii.distributed.mesh import replicated
 from jaxii.doctor.finding import Unwell
-from jaxii.infer import by_label
-from jaxii.infer.decoders import NAMES
-from jaxii.session import open_session
+from jaxii.evaluation import by_label
+from jaxii.prepare.kaggle import Layout, prepare
+from jaxii.runs.session import open_session
+from jaxii.runs.workdir import Workdir
 from jaxii.train.checkpoint import Checkpoints
 from jaxii.train.failed_save import FailedSave
-from jaxii.train.mesh import replicated
 from jaxii.train.stages import Saved
 from jaxii.train.state import new_state
-from jaxii.workdir import Workdir
 
 ROOT = Path(__file__).parent.parent
 RECIPE = "--config=configs/f2_multitask.py"
@@ -285,7 +286,7 @@ def test_a_cache_that_cannot_be_made_is_done_without(environment, tmp_path):
 
 def test_starting_to_train_loads_no_library_that_only_the_report_needs():
     script = (
-        "import sys; from jaxii.commands import adapt, compare, evaluate, hold_out, "
+        "import sys; from jaxii.cli import adapt, compare, evaluate, hold_out, "
         "plan, predict, prepare, train; "
         "sys.exit(' '.join({'matplotlib', 'scipy.stats', 'sklearn', 'apache_beam'} "
         "& set(sys.modules)))"
@@ -300,7 +301,7 @@ def test_a_failed_save_ends_with_1_and_one_line(run, monkeypatch, tmp_path):
     def fail(*args, **more):
         raise FailedSave(epath.Path(tmp_path), 7, OSError(28, "No space left"))
 
-    monkeypatch.setattr("jaxii.commands.train.train", fail)
+    monkeypatch.setattr("jaxii.cli.train.train", fail)
     code, _, err = run("train", f"{RECIPE}:emoji", f"--workdir={tmp_path}")
     assert code == 1
     assert re.fullmatch(r"jaxii: saving the checkpoint of step 7 .*\n", err)
@@ -513,7 +514,7 @@ def test_what_needs_no_data_is_refused_before_any_is_drawn(
     refused, monkeypatch, tmp_path, change, pattern
 ):
     monkeypatch.setenv("JAXII_DATA_DIR", str(tmp_path / "drawn"))
-    monkeypatch.setattr("jaxii.data.toy_regions.write", never)
+    monkeypatch.setattr("jaxii.prepare.toy_regions.writer.write", never)
     refused([RECIPE, f"--workdir={tmp_path / 'run'}", *change], pattern)
 
 

@@ -9,11 +9,11 @@ import pytest
 from scipy.special import expit, logit
 from test_label_shift import histogram_of
 
-from jaxii.infer.calibration import Calibration
-from jaxii.infer.label_shift import logit_shift, target_frequencies
-from jaxii.infer.models import Model, make_predict, shift_of, shifted
-from jaxii.infer.thresholds import DEFAULT_THRESHOLDS
-from jaxii.train.mesh import divided, make_mesh, to_devices
+from jaxii.decoding.calibration import Calibration
+from jaxii.decoding.label_shift import logit_shift, target_frequencies
+from jaxii.decoding.thresholds import DEFAULT_THRESHOLDS
+from jaxii.distributed.mesh import divided, make_mesh, to_devices
+from jaxii.evaluation.models import Model, make_predict, shift_of, shifted
 
 NUM_CLASSES, BATCH = 3, 16
 HOME = np.array([0.1, 0.3, 0.5])

@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 
 from jaxii.errors import InputError
-from jaxii.model.multitask import EMBEDDING_HEAD, make_network
+from jaxii.models.multitask import EMBEDDING_HEAD, make_network
 
 
 def network_of(**kwargs):

@@ -15,18 +15,18 @@ import pytest
 import small_layout
 
 from jaxii import config as configuration
-from jaxii import recipe as recipes
-from jaxii.commands.new import new
-from jaxii.data import label_files
-from jaxii.data.open_images import Layout, prepare
+from jaxii.cli.new import new
+from jaxii.data.dataset import open_dataset
 from jaxii.data.prepared import open_prepared
-from jaxii.data.sources import open_dataset
 from jaxii.errors import InputError
-from jaxii.infer.predict import write_submission
-from jaxii.look import cells, labelled, pictures, rows
-from jaxii.look.notes import Notes, shown
-from jaxii.look.paths import NOWHERE, Matcher
-from jaxii.look.table import read_table
+from jaxii.evaluation.predictor import write_submission
+from jaxii.prepare import label_files
+from jaxii.prepare import recipe as recipes
+from jaxii.prepare.kaggle import Layout, prepare
+from jaxii.prepare.tables import cells, labelled, pictures, rows
+from jaxii.prepare.tables.notes import Notes, shown
+from jaxii.prepare.tables.paths import NOWHERE, Matcher
+from jaxii.prepare.tables.table import read_table
 
 LABELS = (
     ["Dog", "Grass"],

@@ -7,7 +7,7 @@ import pytest
 
 from jaxii.errors import InputError
 from jaxii.objective import losses
-from jaxii.objective.multitask import make_objective, targets_from_labels
+from jaxii.objective.objective import make_objective, targets_from_labels
 
 NUM_CLASSES = 7
 VECTORS = np.eye(NUM_CLASSES)

@@ -11,8 +11,8 @@ from tensorflow_datasets.datasets.open_images_v4 import (
 )
 
 from jaxii.data import open_images_v4
+from jaxii.data.dataset import open_dataset
 from jaxii.data.labels import Vocabulary
-from jaxii.data.sources import open_dataset
 from jaxii.errors import InputError
 
 

@@ -6,7 +6,6 @@ import pytest
 
 from jaxii.config import MOST_LABELS
 from jaxii.data import batching
-from jaxii.data.images import EvalTransform, TrainTransform
 from jaxii.data.pipeline import (
     LabelPolicy,
     Share,
@@ -14,6 +13,7 @@ from jaxii.data.pipeline import (
     num_eval_batches,
     train_batches,
 )
+from jaxii.data.transforms import EvalTransform, TrainTransform
 
 SIZE = 16
 POLICY = LabelPolicy(num_slots=4)

@@ -7,10 +7,14 @@ import numpy as np
 import pytest
 import small_layout
 
-from jaxii.data import open_images, sources, toy_regions
+from jaxii.data import dataset
 from jaxii.data.labels import BOX, HUMAN, MACHINE
-from jaxii.data.prepared import Rows, open_prepared, prepare_toy_regions
+from jaxii.data.prepared import Rows, open_prepared
 from jaxii.errors import InputError
+from jaxii.prepare import kaggle
+from jaxii.prepare.label_files import read_codes
+from jaxii.prepare.toy_regions import writer
+from jaxii.prepare.toy_regions.writer import prepare_toy_regions
 
 # 3 images: {0: present, 2: absent}, nothing, {1: machine says 0.5, 2: 0.3, 0: present}
 ROWS = Rows(
@@ -25,7 +29,7 @@ def prepared(root, *, num_train=24, edit=None):
     files = small_layout.write(root / "files", num_train=num_train)
     if edit is not None:
         edit(files)
-    open_images.prepare(open_images.Layout.find(files), root / "data", num_workers=1)
+    kaggle.prepare(kaggle.Layout.find(files), root / "data", num_workers=1)
     return root / "data"
 
 
@@ -110,7 +114,7 @@ def test_machine_labels_alone_are_no_truth(tmp_path):
 
 
 def test_validation_is_carved_out_of_train_and_nothing_is_lost(directory):
-    whole = sources.open_dataset(directory).splits["train"]
+    whole = dataset.open_dataset(directory).splits["train"]
     data = opened(directory)
     parts = [set(data.split(n).index.image_ids) for n in ("train", "validation")]
     assert not parts[0] & parts[1]
@@ -150,13 +154,16 @@ def test_another_image_moves_none_from_one_side_to_the_other(tmp_path, directory
 
 
 def test_labels_in_another_order_than_the_dataset_has_are_refused(directory, tmp_path):
-    codes = sources.open_dataset(directory).vocabulary.codes
+    codes = dataset.open_dataset(directory).vocabulary.codes
     file = tmp_path / "labels.csv"
     small_layout.lines(file, "label_code", *codes)
-    assert opened(directory, labels_file=str(file)).vocabulary.codes == codes
+    assert (
+        opened(directory, vocabulary=read_codes(file, None).vocabulary).vocabulary.codes
+        == codes
+    )
     small_layout.lines(file, "label_code", *reversed(codes))
     with pytest.raises(InputError, match="use the dataset that the labels belong to"):
-        opened(directory, labels_file=str(file))
+        opened(directory, vocabulary=read_codes(file, None).vocabulary)
 
 
 @pytest.mark.parametrize(
@@ -262,10 +269,10 @@ def test_a_held_out_domain_chooses_and_trains_nothing(with_domains):
 
 
 def test_toy_regions_that_are_drawn_again_go_on_being_prepared(tmp_path, monkeypatch):
-    draw = toy_regions.write
+    draw = writer.write
     small = {"num_train": 30, "num_tuning": 2, "num_test": 2}
     monkeypatch.setattr(
-        toy_regions,
+        writer,
         "write",
         lambda directory, on_progress=None: draw(directory, **small),
     )

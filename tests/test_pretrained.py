@@ -12,9 +12,9 @@ from make_torchvision_golden import (
 from torch_files import save, save_legacy
 
 from jaxii.errors import InputError
-from jaxii.model.multitask import make_network
-from jaxii.model.pretrained import fit_trunk, load_trunk
-from jaxii.model.weight_files import read_state_dict
+from jaxii.models.multitask import make_network
+from jaxii.models.pretrained import fit_trunk, load_trunk
+from jaxii.models.weight_files import read_state_dict
 
 
 def zeros_of(network):

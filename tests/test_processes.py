@@ -12,7 +12,7 @@ import pytest
 from jax.experimental import multihost_utils
 from many_processes import PREEMPTED, Run, prepare_folder
 
-from jaxii import processes
+from jaxii.distributed import processes
 from jaxii.errors import InputError
 
 

@@ -4,7 +4,7 @@ import jax
 import jax.numpy as jnp
 import pytest
 
-from jaxii.train.profile import Profiler
+from jaxii.train.telemetry.profile import Profiler
 
 
 @pytest.fixture

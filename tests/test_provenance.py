@@ -6,7 +6,7 @@ from dataclasses import replace
 import pytest
 
 from jaxii.errors import InputError
-from jaxii.infer.provenance import PARTS, Influence, Provenance
+from jaxii.evaluation.provenance import PARTS, Influence, Provenance
 
 HOME = (
     Provenance(label_hash="0123456789abcdef")

@@ -25,14 +25,16 @@ from absl.testing import flagsaver
 from jax.experimental.compilation_cache import compilation_cache
 from test_torch_pickle import hostile
 
-from jaxii import main, processes, session
-from jaxii.commands import predict
-from jaxii.data.open_images import Layout, prepare
+from jaxii import main
+from jaxii.cli import predict
+from jaxii.data.dataset import open_dataset
 from jaxii.data.seen import SeenImages
-from jaxii.data.sources import open_dataset
-from jaxii.model import resnet
-from jaxii.train.mesh import make_mesh
-from jaxii.trained import open_trained
+from jaxii.distributed import processes
+from jaxii.distributed.mesh import make_mesh
+from jaxii.models import resnet
+from jaxii.prepare.kaggle import Layout, prepare
+from jaxii.runs import session
+from jaxii.runs.trained import open_trained
 
 RECIPE = """
 from jaxii.config import default_config

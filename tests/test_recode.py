@@ -8,7 +8,7 @@ import pytest
 import simplejpeg
 from PIL import Image, ImageOps
 
-from jaxii.data.recode import recode
+from jaxii.prepare.recode import recode
 
 
 def scene(height=60, width=80):

@@ -11,9 +11,9 @@ import numpy as np
 import pytest
 
 from jaxii.errors import InputError
-from jaxii.infer.provenance import Provenance
-from jaxii.infer.report import figures
-from jaxii.infer.report.page import render, write_report
+from jaxii.evaluation.provenance import Provenance
+from jaxii.report import figures
+from jaxii.report.page import render, write_report
 
 EVIL = "<script>alert('$x_1$')</script>"
 VOID = {"meta", "link", "br", "img", "hr", "input"}

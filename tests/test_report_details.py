@@ -8,9 +8,9 @@ import pytest
 from test_label_table import EVIL, labels_of, map_of
 from test_report import CONFIG, HISTORY, STAGES, Reader, make_metrics, summary
 
-from jaxii.infer.details import Details, Gallery, ShownImage
-from jaxii.infer.report.page import render, write_report
-from jaxii.infer.report.templates import templates
+from jaxii.evaluation.details import Details, Gallery, ShownImage
+from jaxii.report.page import render, write_report
+from jaxii.report.templates import templates
 
 JPEG = b"\xff\xd8 not really a picture"
 RTL = "\u202egpj.exe"

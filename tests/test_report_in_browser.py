@@ -4,7 +4,7 @@ import pytest
 from test_report import CONFIG, HISTORY, STAGES, make_metrics
 from test_report_details import details
 
-from jaxii.infer.report.page import write_report
+from jaxii.report.page import write_report
 
 pytest.importorskip("playwright")
 pytest.importorskip("axe_playwright_python")

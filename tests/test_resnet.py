@@ -9,9 +9,9 @@ from jax.sharding import AxisType, PartitionSpec
 from small_layers import conv_of, norm_of
 
 from jaxii.errors import InputError
-from jaxii.model.layers import SqueezeExcite, max_pool
-from jaxii.model.multitask import make_network
-from jaxii.model.resnet import VARIANTS, Block, ResNet
+from jaxii.models.layers import SqueezeExcite, max_pool
+from jaxii.models.multitask import make_network
+from jaxii.models.resnet import VARIANTS, Block, ResNet
 
 
 def network_of(depth=18, *, width=4, dtype=jnp.float32, **kwargs):

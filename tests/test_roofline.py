@@ -4,12 +4,12 @@ from dataclasses import replace
 
 import pytest
 
-from jaxii.plan.chips import CHIPS
-from jaxii.plan.collectives import Collective
-from jaxii.plan.compiled import Figures
-from jaxii.plan.roofline import roofline, sent_bytes
-from jaxii.plan.topology import Topology
-from jaxii.train.mesh import make_mesh
+from jaxii.distributed.mesh import make_mesh
+from jaxii.planner.chips import CHIPS
+from jaxii.planner.collectives import Collective
+from jaxii.planner.compiled import Figures
+from jaxii.planner.roofline import roofline, sent_bytes
+from jaxii.planner.topology import Topology
 
 FIGURES = Figures(
     argument_bytes=1.0,

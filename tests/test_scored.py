@@ -11,10 +11,10 @@ import oracle
 import pytest
 import small_layout
 
-from jaxii.commands.train import train
-from jaxii.data.open_images import Layout, prepare
+from jaxii.cli.train import train
 from jaxii.errors import InputError
-from jaxii.workdir import Workdir
+from jaxii.prepare.kaggle import Layout, prepare
+from jaxii.runs.workdir import Workdir
 
 CODES = tuple(f"/m/{i}" for i in range(12))
 # Kinds of pictures, by their labels; the last has more than a multiple of eight.
@@ -78,7 +78,7 @@ def write(root, *, num_train=36, unknown_validation=0, unknown_test=0):
 @pytest.fixture(scope="module", autouse=True)
 def knows_the_truth():
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr("jaxii.networks.make_network", oracle.network(TRUTHS))
+        patch.setattr("jaxii.runs.networks.make_network", oracle.network(TRUTHS))
         yield
 
 
@@ -156,7 +156,7 @@ def test_figures_and_decoders_are_those_of_the_data_without_such_images(
 ):
     # It errs, so that no figure is trivial; and differently in each slice.
     monkeypatch.setattr(
-        "jaxii.networks.make_network", oracle.network(((0, 5), (3,), (1, 2, 3)))
+        "jaxii.runs.networks.make_network", oracle.network(((0, 5), (3,), (1, 2, 3)))
     )
     _, data = write(tmp_path)
     run = Result(tmp_path / "a", capfd, data)

@@ -3,8 +3,8 @@
 import pytest
 from small_runs import write_run
 
-from jaxii.infer.report.runs import read_run
-from jaxii.infer.report.seeds import entries
+from jaxii.report.runs import read_run
+from jaxii.report.seeds import entries
 
 
 def names(*paths):

@@ -10,10 +10,10 @@ import pytest
 import small_layout
 
 from jaxii.data.labels import Vocabulary
-from jaxii.infer.predict import Answer, Facts
-from jaxii.infer.provenance import Provenance
-from jaxii.infer.report import sheet
-from jaxii.infer.report.sheet import Sheet
+from jaxii.evaluation.predictor import Answer, Facts
+from jaxii.evaluation.provenance import Provenance
+from jaxii.report import sheet
+from jaxii.report.sheet import Sheet
 
 ODD = (*mixed_pictures.NAMES, mixed_pictures.NO_UTF8)
 VOCABULARY = Vocabulary(tuple(f"/m/{i}" for i in range(len(ODD))), ODD)

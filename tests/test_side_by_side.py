@@ -6,11 +6,11 @@ from small_runs import seal, summary, write_run
 from test_label_table import EVIL, labels_of
 from test_report import Reader
 
-from jaxii.infer import by_label
-from jaxii.infer.report import side_by_side
-from jaxii.infer.report.compare import build_comparison
-from jaxii.infer.report.comparison_page import render_comparison
-from jaxii.infer.report.runs import read_run
+from jaxii.evaluation import by_label
+from jaxii.report import side_by_side
+from jaxii.report.compare import build_comparison
+from jaxii.report.comparison_page import render_comparison
+from jaxii.report.runs import read_run
 
 
 def entries(*paths):

@@ -10,11 +10,17 @@ import optax
 import pytest
 from jax.sharding import PartitionSpec
 
-from jaxii.model.multitask import make_network
+from jaxii.distributed.mesh import (
+    DATA_AXIS,
+    divided,
+    make_mesh,
+    replicated,
+    to_devices,
+)
+from jaxii.models.multitask import make_network
 from jaxii.objective.losses import bce_loss
-from jaxii.objective.multitask import make_objective
-from jaxii.train.average import ema_rate
-from jaxii.train.mesh import DATA_AXIS, divided, make_mesh, replicated, to_devices
+from jaxii.objective.objective import make_objective
+from jaxii.train.averaging import ema_rate
 from jaxii.train.optimizer import OPTIMIZERS, make_optimizer
 from jaxii.train.state import derive_key, new_state
 from jaxii.train.step import StepSettings, examples, gradients_of, make_train_step

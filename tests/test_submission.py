@@ -6,14 +6,14 @@ import oracle
 import pytest
 import small_layout
 
-from jaxii.commands import predict
-from jaxii.commands.evaluate import evaluate
-from jaxii.commands.train import train
+from jaxii.cli import predict
+from jaxii.cli.evaluate import evaluate
+from jaxii.cli.train import train
 from jaxii.data import folder
-from jaxii.data.open_images import Layout, prepare
 from jaxii.errors import InputError
-from jaxii.scoring import Variant
-from jaxii.workdir import Workdir
+from jaxii.prepare.kaggle import Layout, prepare
+from jaxii.runs.scoring import Variant
+from jaxii.runs.workdir import Workdir
 
 NUM_TEST = 9
 DAMAGED, MISSING = "test2", "test5"
@@ -46,7 +46,7 @@ def write(root):
 def knows_the_truth():
     with pytest.MonkeyPatch.context() as patch:
         truths = ((0,), (1,), (2,))
-        patch.setattr("jaxii.networks.make_network", oracle.network(truths))
+        patch.setattr("jaxii.runs.networks.make_network", oracle.network(truths))
         yield
 
 

@@ -7,9 +7,9 @@ import numpy as np
 import pytest
 
 from jaxii.manifest import describe
-from jaxii.train.history import read_history
-from jaxii.train.pictures import Pictures
-from jaxii.train.telemetry import Telemetry, ThroughputMeter
+from jaxii.train.telemetry.history import read_history
+from jaxii.train.telemetry.images import Pictures
+from jaxii.train.telemetry.telemetry import Telemetry, ThroughputMeter
 
 
 class Clock:

@@ -6,22 +6,22 @@ import numpy as np
 import pytest
 from sklearn.metrics import fbeta_score
 
-from jaxii.errors import InputError
-from jaxii.infer import metrics
-from jaxii.infer.thresholds import (
+from jaxii.decoding.thresholds import (
     DEFAULT_THRESHOLDS,
     best_threshold,
     choose,
     class_thresholds,
     f2_by_threshold,
 )
+from jaxii.errors import InputError
+from jaxii.metrics import streaming
 
-update = jax.jit(metrics.update)
+update = jax.jit(streaming.update)
 
 
 def sums_of(probs, targets, grid=DEFAULT_THRESHOLDS, **embeddings):
     probs = jnp.asarray(probs, jnp.float32)
-    acc = metrics.empty(probs.shape[1], 1, grid)
+    acc = streaming.empty(probs.shape[1], 1, grid)
     mask, slices = jnp.ones(len(probs)), jnp.zeros(len(probs), jnp.int32)
     targets = jnp.asarray(targets, bool)
     return update(acc, probs, targets, None, mask, slices, **embeddings)
@@ -118,4 +118,4 @@ def test_a_choice_cannot_be_changed():
 
 def test_choosing_on_no_image_is_refused():
     with pytest.raises(InputError, match="0 images"):
-        choose(metrics.empty(3, 1, DEFAULT_THRESHOLDS))
+        choose(streaming.empty(3, 1, DEFAULT_THRESHOLDS))

@@ -8,13 +8,13 @@ import jax
 import pytest
 
 from jaxii.errors import InputError
-from jaxii.plan import topology
-from jaxii.plan.chips import CHIPS, GIB
+from jaxii.planner import topology
+from jaxii.planner.chips import CHIPS, GIB
 
 # Each slice is opened in a process of its own: `absent` turns it away from its devices.
 OPEN = """
 import re, sys, jax, jax.numpy as jnp
-from jaxii.plan.topology import absent
+from jaxii.planner.topology import absent
 from jaxii.train.mesh import replicated
 found = absent(sys.argv[1])
 whole = replicated(found.mesh)

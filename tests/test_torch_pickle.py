@@ -21,7 +21,7 @@ from torch_files import (
     tensor,
 )
 
-from jaxii.model.torch_pickle import Storage, Tensor, read_pickle
+from jaxii.models.torch_pickle import Storage, Tensor, read_pickle
 
 
 def read(content):

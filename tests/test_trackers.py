@@ -9,9 +9,14 @@ import pytest
 
 from jaxii import config as configuration
 from jaxii.errors import InputError
-from jaxii.train import trackers as tracking
-from jaxii.train.facts import Facts
-from jaxii.train.trackers import SERVICES, Trackers, check_tracker, open_trackers
+from jaxii.train.telemetry import trackers as tracking
+from jaxii.train.telemetry.facts import Facts
+from jaxii.train.telemetry.trackers import (
+    SERVICES,
+    Trackers,
+    check_tracker,
+    open_trackers,
+)
 
 PIXELS = np.zeros((2, 3, 3), np.uint8)
 

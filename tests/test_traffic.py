@@ -4,8 +4,8 @@ import jax
 import jax.numpy as jnp
 import pytest
 
-from jaxii.plan.hlo import parse
-from jaxii.plan.traffic import memory_bytes
+from jaxii.planner.hlo import parse
+from jaxii.planner.traffic import memory_bytes
 
 # Shapes and layouts of a program for v5e (libtpu 0.0.52); S(1) is memory on the chip.
 PROGRAM = """\

@@ -1,6 +1,6 @@
 import numpy as np
 
-from jaxii.infer.trimming import cluster_labels, trim
+from jaxii.decoding.trimming import cluster_labels, trim
 
 
 def test_labels_that_point_the_same_way_are_one_cluster():

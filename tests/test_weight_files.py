@@ -27,7 +27,7 @@ from torch_files import (
 )
 
 from jaxii.errors import InputError
-from jaxii.model.weight_files import read_state_dict
+from jaxii.models.weight_files import read_state_dict
 
 ARRAYS = {
     "conv1.weight": np.arange(24, dtype=np.float32).reshape(2, 3, 2, 2),

@@ -7,7 +7,7 @@ import pytest
 from jaxii import config as configuration
 from jaxii.data.labels import Vocabulary
 from jaxii.errors import InputError
-from jaxii.workdir import Workdir
+from jaxii.runs.workdir import Workdir
 
 LABELS = Vocabulary(("/m/a", "/m/b"), ("A", "B"))
 OTHER_LABELS = Vocabulary(("/m/b", "/m/a"), ("B", "A"))

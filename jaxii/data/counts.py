@@ -5,7 +5,7 @@ from collections.abc import Iterable, Mapping
 from dataclasses import asdict, dataclass, field, replace
 from typing import Any
 
-from jaxii.files import AnyPath, write_json
+from jaxii.storage import AnyPath, write_json
 
 NUM_EXAMPLES = 5
 

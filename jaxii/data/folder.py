@@ -14,6 +14,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import polars as pl
 import tensorflow_datasets as tfds
 from etils import epath
@@ -24,9 +25,8 @@ from tensorflow_datasets.core.proto import dataset_info_pb2
 from jaxii import manifest
 from jaxii.data import index, schema
 from jaxii.data.counts import few
-from jaxii.data.shards import Written
 from jaxii.errors import InputError
-from jaxii.files import AnyPath, names_in, write_beside, write_json
+from jaxii.storage import AnyPath, names_in, write_beside, write_json
 
 # Of the files that are written, also by a preparation that is not finished.
 FORMAT = 2
@@ -54,6 +54,30 @@ FEATURE_TYPES = frozenset(
 _Info: Any = dataset_info_pb2.DatasetInfo  # pyright: ignore[reportAttributeAccessIssue]
 IMAGES_FILE = "preparation.parquet"
 SUBMISSION_FILE = "submission_ids.csv"
+
+
+@dataclass(frozen=True)
+class Written:
+    """What became of a split.
+
+    Args:
+      rows: rows of the plan that became records, ascending.
+      shard_lengths: records in each shard.
+      num_bytes: of all shards.
+      faults: row -> why its picture could not be used.
+      files: name of each shard -> its size and hash.
+      digests: a hash of the bytes of the file of each row of the plan; "" where the
+        image cannot be a record.
+      accounts: what was written beside each shard; see `write_shard`.
+    """
+
+    rows: np.ndarray
+    shard_lengths: list[int]
+    num_bytes: int
+    faults: dict[int, str]
+    files: dict[str, manifest.File]
+    digests: list[str]
+    accounts: list[dict]
 
 
 def index_path(directory: AnyPath, split: str) -> AnyPath:

@@ -18,7 +18,7 @@ import xxhash
 from jaxtyping import Float, Int, Int64, Shaped, UInt8
 
 from jaxii.errors import InputError
-from jaxii.files import AnyPath, write_beside
+from jaxii.storage import AnyPath, write_beside
 
 
 @dataclass(frozen=True)

@@ -19,7 +19,7 @@ import polars as pl
 from jaxtyping import Float, Int, UInt8
 
 from jaxii.errors import InputError
-from jaxii.files import at, write_beside
+from jaxii.storage import at, write_beside
 
 HUMAN, MACHINE, BOX = 0, 1, 2
 MACHINE_LABELS = ("ignored", "soft", "thresholded")

@@ -16,9 +16,9 @@ from jaxtyping import Bool, Float32, Int, Int32
 
 from jaxii.data import batching
 from jaxii.data.batching import Example
-from jaxii.data.images import EvalTransform, Pixels
 from jaxii.data.labels import resolve_labels
 from jaxii.data.records import RandomAccess
+from jaxii.data.transforms import EvalTransform, Pixels
 
 # Which rows of the split a batch holds; the train step has no use for them.
 INDEX = "index"

@@ -1,21 +1,17 @@
-"""A prepared dataset, opened: splits are made of train and labels are resolved.
-
-Comes after `sources` (what is on disk) and before `pipeline`; the embedded dataset is
-drawn and prepared here at its first use.
-"""
+"""A prepared dataset, opened: splits are made of train and labels are resolved."""
 
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field, replace
-from pathlib import Path
 from typing import Any
 
 import numpy as np
 from jaxtyping import Bool, Float, Int, Int64
 
-from jaxii.data import folder, label_files, open_images, sources, toy_regions
+from jaxii.data import folder
+from jaxii.data.dataset import Split, open_dataset
 from jaxii.data.labels import Vocabulary, resolve_rows
 from jaxii.errors import InputError
-from jaxii.files import AnyPath, locked
+from jaxii.storage import AnyPath
 
 Progress = Callable[[int, int, str], None]
 
@@ -82,7 +78,7 @@ class Data:
     vocabulary: Vocabulary
     slices: tuple[str, ...]
     domains: tuple[str, ...]
-    splits: Mapping[str, sources.Split]
+    splits: Mapping[str, Split]
     train_rows: Rows
     content_hash: str
     submission_ids: tuple[str, ...]
@@ -99,7 +95,7 @@ class Data:
         """
         return "held_out" if "held_out" in self.splits else "validation"
 
-    def split(self, name: str) -> sources.Split:
+    def split(self, name: str) -> Split:
         """Returns a split by name.
 
         Raises:
@@ -155,52 +151,10 @@ class Data:
         return self._verified[name]
 
 
-def prepare_toy_regions(
-    directory: AnyPath, on_progress: Progress | None = None
-) -> None:
-    """Draws the embedded dataset and prepares it, unless that has been done.
-
-    Raises:
-      InputError: the folder holds something else.
-    """
-    if (directory / folder.INFO_FILE).exists():
-        return
-    if not isinstance(directory, Path):
-        raise InputError(
-            f"{directory} is not on this machine, where toy_regions is drawn; give a "
-            "local folder"
-        )
-    # Two runs, or two processes of one, may want it at the same time.
-    with locked(directory.parent):
-        _prepare_toy_regions(directory, on_progress)
-
-
-def _prepare_toy_regions(directory: Path, on_progress: Progress | None) -> None:
-    if (directory / folder.INFO_FILE).exists():
-        return
-    # Asked before minutes of drawing, not by `prepare` after them.
-    begun = (directory / folder.INPUTS_FILE).exists()
-    if directory.is_file() or (
-        directory.is_dir() and any(directory.iterdir()) and not begun
-    ):
-        raise InputError(
-            f"{directory} holds something else than toy_regions; give an empty or new "
-            "folder to draw it in, or the recipe's preset for the data that is there."
-        )
-    drawn = directory.parent / f"{directory.name}_files"
-    toy_regions.write(drawn, on_progress=on_progress)
-    layout = open_images.Layout.find(
-        drawn,
-        test_labels=drawn / "truth" / "solution.csv",
-        test_metadata=drawn / "truth" / "test_meta.csv",
-    )
-    open_images.prepare(layout, directory, on_progress=on_progress)
-
-
 def open_prepared(
     directory: AnyPath,
     *,
-    labels_file: str = "",
+    vocabulary: Vocabulary | None = None,
     validation_fraction: float,
     held_out_domain: str = "",
     machine_labels: str,
@@ -212,8 +166,7 @@ def open_prepared(
 
     Args:
       directory: as `prepare` or TFDS left it.
-      labels_file: CSV with the column label_code: the labels and their order; "" takes
-        the dataset's own.
+      vocabulary: the labels and their order; None takes the dataset's own.
       validation_fraction: share of the groups of train that become `validation`, where
         the dataset has no such split of its own.
       held_out_domain: domain of train that becomes the split `held_out`; "" for none.
@@ -227,18 +180,13 @@ def open_prepared(
       InputError: there is no dataset or no such domain, or a split that training needs
         is empty.
     """
-    vocabulary = None
-    if labels_file:
-        vocabulary = label_files.read_codes(Path(labels_file), None).vocabulary
-    dataset = sources.open_dataset(
-        directory, vocabulary, verify=verify, on_progress=on_progress
-    )
-    domains = dataset.domains
+    opened = open_dataset(directory, vocabulary, verify=verify, on_progress=on_progress)
+    domains = opened.domains
     if held_out_domain:
-        dataset = dataset.hold_out(held_out_domain)
-    splits = dataset.splits
+        opened = opened.hold_out(held_out_domain)
+    splits = opened.splits
     if "validation" not in splits:
-        splits = dataset.carve(validation_fraction)
+        splits = opened.carve(validation_fraction)
     train = _resolve(
         splits["train"],
         machine_labels=machine_labels,
@@ -246,20 +194,20 @@ def open_prepared(
     )
     data = Data(
         directory=directory,
-        vocabulary=dataset.vocabulary,
-        slices=dataset.slices,
+        vocabulary=opened.vocabulary,
+        slices=opened.slices,
         domains=domains,
         splits=splits,
         train_rows=train,
-        content_hash=dataset.content_hash,
-        submission_ids=folder.submission_ids(dataset.directory),
+        content_hash=opened.content_hash,
+        submission_ids=folder.submission_ids(opened.directory),
     )
     data.split("train")
     data.split("validation")
     return data
 
 
-def _resolve(split: sources.Split, **choice: Any) -> Rows:
+def _resolve(split: Split, **choice: Any) -> Rows:
     index = split.index
     offsets, label_ids, confidences = resolve_rows(
         index.offsets, index.label_ids, index.confidences, index.label_sources, **choice

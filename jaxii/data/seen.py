@@ -16,7 +16,7 @@ import xxhash
 from jaxtyping import UInt64
 
 from jaxii.errors import InputError
-from jaxii.files import AnyPath, write_beside
+from jaxii.storage import AnyPath, write_beside
 
 Hashes = UInt64[np.ndarray, " image"]
 

@@ -7,10 +7,10 @@ from typing import Any, SupportsIndex
 import numpy as np
 import simplejpeg
 
-from jaxii.data.images import TrainTransform
 from jaxii.data.labels import HUMAN
 from jaxii.data.pipeline import LabelPolicy, Share, train_batches
 from jaxii.data.records import RandomAccess
+from jaxii.data.transforms import TrainTransform
 
 # As `prepare` stores photos: a short side of 256, sides of 4 to 3, quality 92.
 HEIGHT, WIDTH, QUALITY = 256, 341, 92

@@ -1,7 +1,7 @@
 """Augmentation on the device, inside the train step: blur, colours, noise, mixing.
 
 Comes before the forward pass. Crop, geometry and compression are done by the input
-workers (`jaxii.data.images`), which must touch the pixels anyway. What happens to an
+workers (`data.transforms`), which must touch the pixels anyway. What happens to an
 example depends on (seed, its position in the run) alone, not on the devices it lands
 on; only whom it is mixed with depends on its neighbours there.
 """

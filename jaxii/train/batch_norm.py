@@ -13,7 +13,7 @@ import jax.numpy as jnp
 import numpy as np
 from jax.sharding import Mesh, PartitionSpec
 
-from jaxii.train.mesh import DATA_AXIS, divided, replicated, to_devices
+from jaxii.distributed.mesh import DATA_AXIS, divided, replicated, to_devices
 from jaxii.train.state import Tree
 
 

@@ -25,9 +25,9 @@ from jax.sharding import Sharding
 
 from jaxii import manifest
 from jaxii.errors import InputError
-from jaxii.files import AnyPath, at, names_in
 from jaxii.manifest import Manifest
 from jaxii.nearest import nearest
+from jaxii.storage import AnyPath, at, names_in
 from jaxii.train.failed_save import FailedSave
 from jaxii.train.saving import REPLACED, make_manager, save, split, start
 from jaxii.train.stages import Saved, choose

@@ -18,13 +18,12 @@ from dataclasses import asdict, replace
 import jax
 import numpy as np
 
+from jaxii.distributed.mesh import divided, replicated, to_devices
 from jaxii.errors import InputError
 from jaxii.train.checkpoint import evaluated_params
 from jaxii.train.failed_save import FailedSave
-from jaxii.train.machine import step_flops
-from jaxii.train.mesh import divided, replicated, to_devices
 from jaxii.train.run import Pretrained, Run, StagePlan, Start
-from jaxii.train.shards import state_shapes, state_shardings
+from jaxii.train.sharding import state_shapes, state_shardings
 from jaxii.train.stages import (
     Done,
     Enter,
@@ -34,14 +33,10 @@ from jaxii.train.stages import (
     has_ended,
     next_action,
 )
-from jaxii.train.state import (
-    TrainState,
-    Tree,
-    at_stage_step,
-    derive_key,
-)
+from jaxii.train.state import TrainState, Tree, at_stage_step, derive_key
 from jaxii.train.step import make_train_step
-from jaxii.train.telemetry import Telemetry
+from jaxii.train.telemetry.machine import step_flops
+from jaxii.train.telemetry.telemetry import Telemetry
 
 # Steps the host may be ahead of the device: enough to hide dispatch and transfer.
 STEPS_AHEAD = 2

@@ -13,10 +13,10 @@ from jax.sharding import Mesh, Sharding
 from jaxtyping import Array, Float
 
 from jaxii.train.checkpoint import Checkpoints
-from jaxii.train.profile import Profiler
 from jaxii.train.stages import Stage
 from jaxii.train.state import TrainState, Tree, new_state
 from jaxii.train.step import StepSettings
+from jaxii.train.telemetry.profile import Profiler
 
 
 @dataclass(frozen=True, kw_only=True)

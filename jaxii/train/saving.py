@@ -13,8 +13,8 @@ from etils import epath
 from orbax.checkpoint import checkpoint_managers as managers
 
 from jaxii import manifest
-from jaxii.files import at, sizes_below
 from jaxii.manifest import Manifest, describe_all
+from jaxii.storage import at, sizes_below
 from jaxii.train.stages import ENTERS_FROM, Saved, choose
 from jaxii.train.state import TrainState, Tree
 

@@ -24,7 +24,7 @@ class Stage:
 
     Attributes:
       name: names its folder of checkpoints; unique.
-      terms: objective, as `jaxii.objective.multitask.make_objective` takes it.
+      terms: objective, as `jaxii.objective.objective.make_objective` takes it.
       num_epochs: length in passes over `split`; or
       num_steps: length in updates. Exactly one of the two is above 0.
       embedding_head: whether the label-embedding head exists. A stage that starts from

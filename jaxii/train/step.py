@@ -17,11 +17,11 @@ import optax
 from jax.sharding import Mesh, PartitionSpec
 from jaxtyping import Array, Bool, Float, UInt8
 
-from jaxii.objective.multitask import Objective
+from jaxii.distributed.mesh import DATA_AXIS, divided, replicated
+from jaxii.objective.objective import Objective
 from jaxii.train.augment import augment, mix
-from jaxii.train.average import Rate, move
-from jaxii.train.mesh import DATA_AXIS, divided, replicated
-from jaxii.train.shards import Shards, state_specs
+from jaxii.train.averaging import Rate, move
+from jaxii.train.sharding import Shards, state_specs
 from jaxii.train.state import TrainState, Tree, derive_key
 
 Batch = dict[str, jax.Array]

@@ -28,9 +28,9 @@ import jax.numpy as jnp
 import numpy as np
 from sklearn.metrics import fbeta_score
 
-from jaxii.infer import metrics
-from jaxii.infer.thresholds import DEFAULT_THRESHOLDS, f2_by_threshold
-from jaxii.model.multitask import make_network
+from jaxii.decoding.thresholds import DEFAULT_THRESHOLDS, f2_by_threshold
+from jaxii.metrics import streaming
+from jaxii.models.multitask import make_network
 from tests.benchmarks.decoding import probabilities
 from tests.benchmarks.table import Row, emit
 
@@ -76,8 +76,8 @@ class Update:
         mask = np.ones(BATCH, np.float32)
         arrays = (self.probs, self.present, known, mask, groups)
         self.inputs = jax.tree.map(jnp.asarray, arrays)
-        self.sums = metrics.empty(NUM_CLASSES, NUM_GROUPS, DEFAULT_THRESHOLDS)
-        jitted = jax.jit(metrics.update, donate_argnums=0)
+        self.sums = streaming.empty(NUM_CLASSES, NUM_GROUPS, DEFAULT_THRESHOLDS)
+        jitted = jax.jit(streaming.update, donate_argnums=0)
         self.compiled = jitted.lower(self.sums, *self.inputs).compile()
 
     def __call__(self) -> None:

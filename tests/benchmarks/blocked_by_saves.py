@@ -25,9 +25,9 @@ import numpy as np
 import optax
 from absl import logging as absl_logging
 
-from jaxii.model.multitask import make_network
+from jaxii.distributed.mesh import make_mesh, replicated
+from jaxii.models.multitask import make_network
 from jaxii.train.checkpoint import Checkpoints
-from jaxii.train.mesh import make_mesh, replicated
 from jaxii.train.optimizer import make_optimizer
 from jaxii.train.stages import Saved
 from jaxii.train.state import new_state

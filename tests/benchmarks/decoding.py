@@ -26,9 +26,10 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from jaxii.infer import metrics, thresholds
-from jaxii.infer.decode import embedding_decoder
-from jaxii.infer.expected_f2 import expected_f2_decoder
+from jaxii.decoding import thresholds
+from jaxii.decoding.decode import embedding_decoder
+from jaxii.decoding.expected_f import expected_f2_decoder
+from jaxii.metrics import streaming
 from tests.benchmarks import apart
 
 NUM_IMAGES, NUM_CLASSES = 40_000, 7_178
@@ -89,8 +90,8 @@ def expected_f2(num_images: int, expected_count: float) -> tuple[Clock, str]:
 def search(num_images: int) -> tuple[Clock, str]:
     """Sums the figures of a split and chooses the decoders' parameters."""
     rng, clock = np.random.default_rng(2018), Clock()
-    acc = metrics.empty(NUM_CLASSES, 1, thresholds.DEFAULT_THRESHOLDS)
-    update = jax.jit(metrics.update, donate_argnums=0)
+    acc = streaming.empty(NUM_CLASSES, 1, thresholds.DEFAULT_THRESHOLDS)
+    update = jax.jit(streaming.update, donate_argnums=0)
     for size in sizes(num_images, DEVICE_BATCH):
         probs = np.zeros((DEVICE_BATCH, NUM_CLASSES), np.float32)
         probs[:size] = probabilities(rng, size, NUM_CLASSES, 4)

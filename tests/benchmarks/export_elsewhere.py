@@ -21,14 +21,14 @@ import jax
 import numpy as np
 from absl import logging
 
-from jaxii import assemble
-from jaxii.files import at
-from jaxii.infer import decoders as decoding
-from jaxii.infer import export
-from jaxii.infer.models import make_predict
-from jaxii.train.mesh import make_mesh
-from jaxii.trained import open_trained
-from jaxii.workdir import Workdir
+from jaxii.decoding import decoders as decoding
+from jaxii.distributed.mesh import make_mesh
+from jaxii.evaluation.models import make_predict
+from jaxii.export import programs
+from jaxii.runs import assemble
+from jaxii.runs.trained import open_trained
+from jaxii.runs.workdir import Workdir
+from jaxii.storage import at
 from tests.benchmarks.apart import run
 from tests.benchmarks.table import Row, emit
 
@@ -54,7 +54,7 @@ print(json.dumps(result))
 """
 WITH_ONNX = f"""
 import json, numpy as np, onnxruntime
-session = onnxruntime.InferenceSession("exported/{export.ONNX}")
+session = onnxruntime.InferenceSession("exported/{programs.ONNX}")
 def program(images):
     return session.run(["probabilities"], {{"images": images}})[0]
 {COMPARE}
@@ -72,8 +72,8 @@ def checkpoint_answers(workdir: Workdir, data_dir: str, folder: Path) -> None:
     predict = make_predict([trained.in_float32(trained.model(mesh))], mesh)
     data = assemble.open_data(config)
     batches = assemble.eval_batches(config, data, "test", NUM_IMAGES)
-    with jax.default_matmul_precision(export.PRECISION):
-        images, probs = export.checkpoint_answers(predict, batches, mesh)
+    with jax.default_matmul_precision(programs.PRECISION):
+        images, probs = programs.checkpoint_answers(predict, batches, mesh)
     decoders = decoding.load(workdir.result_file("decoders.npz"), None)
     codes = workdir.vocabulary().codes
     answers = decoders.answer("threshold")(probs, None)
@@ -127,11 +127,13 @@ def main() -> int:
             what = (
                 f"probabilities with {package} and numpy alone, {NUM_IMAGES} pictures"
             )
-            emit(Row(what, f"{difference:.1e}", "", difference, "<=", export.TOLERANCE))
+            emit(
+                Row(what, f"{difference:.1e}", "", difference, "<=", programs.TOLERANCE)
+            )
             differing = found["labels_that_differ"]
             if package == "jax":
                 print(f"labels of the loader's answers that differ: {differing}")
-            if differing or not difference <= export.TOLERANCE:
+            if differing or not difference <= programs.TOLERANCE:
                 return 1
     return 0
 

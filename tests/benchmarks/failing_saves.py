@@ -30,17 +30,17 @@ import jax
 import numpy as np
 import optax
 
-from jaxii.model.multitask import make_network
+from jaxii.distributed.mesh import make_mesh, replicated
+from jaxii.models.multitask import make_network
 from jaxii.train.checkpoint import Checkpoints
 from jaxii.train.failed_save import FailedSave
-from jaxii.train.mesh import make_mesh, replicated
 from jaxii.train.optimizer import make_optimizer
 from jaxii.train.stages import Saved
 from jaxii.train.state import new_state
 
 STAGE, LABEL_HASH = "only", "0123456789abcdef"
 KINDS = ("none", "disk full", "permission", "kill")
-PRELOADED = ["jaxii.model.multitask", "jaxii.train.checkpoint", "optax"]
+PRELOADED = ["jaxii.models.multitask", "jaxii.train.checkpoint", "optax"]
 DISK_BYTES = 32 << 20
 CAPABILITIES_TO_IGNORE_PERMISSIONS = 0b110
 MOST_SECONDS = 120.0

@@ -21,11 +21,11 @@ from flax import linen as nn
 from jax.sharding import Mesh, PartitionSpec
 from jax.typing import DTypeLike
 
-from jaxii.plan.compiled import DoesNotFit, Figures, figures_of
-from jaxii.plan.fit import largest_batch
-from jaxii.plan.topology import absent
-from jaxii.plan.words import found, report
-from jaxii.train.mesh import DATA_AXIS
+from jaxii.distributed.mesh import DATA_AXIS
+from jaxii.planner.compiled import DoesNotFit, Figures, figures_of
+from jaxii.planner.fit import largest_batch
+from jaxii.planner.topology import absent
+from jaxii.planner.words import found, report
 
 BLOCKS = (3, 4, 6, 3)
 SIZE = 224

@@ -17,11 +17,11 @@ from pathlib import Path
 
 import numpy as np
 
-from jaxii.data.images import TrainTransform
-from jaxii.data.open_images import prepare
+from jaxii.data.dataset import open_dataset
 from jaxii.data.pipeline import LabelPolicy, Share, train_batches
-from jaxii.data.recode import recode
-from jaxii.data.sources import open_dataset
+from jaxii.data.transforms import TrainTransform
+from jaxii.prepare.kaggle import prepare
+from jaxii.prepare.recode import recode
 from tests.benchmarks import apart
 from tests.benchmarks.pictures import picture, write_layout
 from tests.benchmarks.table import Row, emit

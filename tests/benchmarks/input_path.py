@@ -29,11 +29,11 @@ import cv2
 import numpy as np
 import simplejpeg
 
-from jaxii.data.images import CROP_MIN_AREA, Picture, TrainTransform, read
-from jaxii.data.open_images import prepare
+from jaxii.data.dataset import open_dataset
 from jaxii.data.pipeline import LabelPolicy, Share, train_batches
-from jaxii.data.recode import SHORT_SIDE, recode, size
-from jaxii.data.sources import open_dataset
+from jaxii.data.transforms import CROP_MIN_AREA, Picture, TrainTransform, read
+from jaxii.prepare.kaggle import prepare
+from jaxii.prepare.recode import SHORT_SIDE, recode, size
 from tests.benchmarks import peers
 from tests.benchmarks.pictures import picture, write_layout
 from tests.benchmarks.table import Row, emit

@@ -21,10 +21,11 @@ from pathlib import Path
 import numpy as np
 import polars as pl
 
-from jaxii.data import label_files, open_images, sources
-from jaxii.data.image_files import FileFacts
+from jaxii.data import dataset
 from jaxii.data.index import Index
-from jaxii.data.layout import Layout, Pictures
+from jaxii.prepare import kaggle, label_files
+from jaxii.prepare.image_files import FileFacts
+from jaxii.prepare.layout import Layout, Pictures
 from tests.benchmarks import apart
 
 NUM_IMAGES = 1_743_042
@@ -129,8 +130,8 @@ def work(root: Path) -> dict:
     test = pictures(root / "test_ids.parquet")
     begin = time.perf_counter(), time.process_time()
     codes = label_files.read_codes(layout.classes, layout.descriptions)
-    drafts, tallies = open_images.draft_splits(layout, codes, train, test)
-    open_images.fingerprint(drafts, codes, 256)
+    drafts, tallies = kaggle.draft_splits(layout, codes, train, test)
+    kaggle.fingerprint(drafts, codes, 256)
     drafted = time.perf_counter() - begin[0]
     plan = drafts[0].plan
     index = Index(
@@ -143,9 +144,9 @@ def work(root: Path) -> dict:
         confidences=plan.confidences,
         label_sources=plan.label_sources,
     )
-    split = sources.Split("train", index, Nowhere())
-    dataset = sources.Dataset(root, codes.vocabulary, ("all",), {"train": split})
-    splits = dataset.carve(VALIDATION_FRACTION)
+    split = dataset.Split("train", index, Nowhere())
+    opened = dataset.Dataset(root, codes.vocabulary, ("all",), {"train": split})
+    splits = opened.carve(VALIDATION_FRACTION)
     return {
         "lines": [t.line() for t in (*tallies, *(draft.tally for draft in drafts))],
         "validation": splits["validation"].num_examples,

@@ -30,16 +30,16 @@ from pathlib import Path
 
 import jax
 
-from jaxii import assemble
-from jaxii.commands.train import make_run
-from jaxii.files import user_cache
-from jaxii.session import open_session
+from jaxii.cli.train import make_run
+from jaxii.distributed.mesh import divided, replicated, to_devices
+from jaxii.runs import assemble
+from jaxii.runs.session import open_session
+from jaxii.runs.workdir import Workdir
+from jaxii.storage import user_cache
 from jaxii.train.loop import Preempted, train
-from jaxii.train.mesh import divided, replicated, to_devices
-from jaxii.train.profile import Profiler
 from jaxii.train.step import make_train_step
-from jaxii.train.telemetry import Telemetry
-from jaxii.workdir import Workdir
+from jaxii.train.telemetry.profile import Profiler
+from jaxii.train.telemetry.telemetry import Telemetry
 from tests.benchmarks.table import Row, emit
 
 CONFIG = Path(__file__).parents[2] / "configs" / "f2_multitask.py"

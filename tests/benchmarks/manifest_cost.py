@@ -27,11 +27,11 @@ import numpy as np
 from absl import logging as absl_logging
 
 from jaxii import manifest
-from jaxii.data.open_images import prepare
-from jaxii.model.multitask import make_network
+from jaxii.distributed.mesh import make_mesh, replicated
+from jaxii.models.multitask import make_network
+from jaxii.prepare.kaggle import prepare
 from jaxii.train import saving
 from jaxii.train.checkpoint import Checkpoints
-from jaxii.train.mesh import make_mesh, replicated
 from jaxii.train.stages import Saved
 from tests.benchmarks.blocked_by_saves import STAGE, make_state
 from tests.benchmarks.pictures import picture, write_layout

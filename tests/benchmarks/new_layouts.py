@@ -21,7 +21,7 @@ import time
 from collections import defaultdict
 from pathlib import Path
 
-from jaxii.data import toy_regions
+from jaxii.prepare.toy_regions import writer
 from tests import plain_data
 
 NUM_IMAGES = 900
@@ -47,7 +47,7 @@ def main() -> int:
 
 def _examples(folder: Path, number: int) -> list[plain_data.Example]:
     """Draws scenes; returns their pictures and the labels that people gave them."""
-    files = toy_regions.write(folder, num_train=number, num_tuning=1, num_test=1)
+    files = writer.write(folder, num_train=number, num_tuning=1, num_test=1)
     described = dict(_read(files / "class-descriptions.csv"))
     labels = defaultdict(list)
     for image, _, code, confidence in _read(files / "train_human_labels.csv"):

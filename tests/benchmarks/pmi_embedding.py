@@ -22,9 +22,9 @@ import numpy as np
 import polars as pl
 import scipy.linalg
 
-from jaxii.data import embedding, pmi
-from jaxii.data.label_files import Codes, read_labels
+from jaxii.data import label_embedding, pmi
 from jaxii.data.labels import Vocabulary
+from jaxii.prepare.label_files import Codes, read_labels
 from tests.benchmarks import apart
 from tests.benchmarks.table import Row, emit
 
@@ -83,10 +83,10 @@ def work(csv: Path, num_classes: int, dim: int) -> dict[str, float | int]:
     per_image = np.bincount(entries.rows, minlength=len(image_ids))
     offsets = np.concatenate([[0], np.cumsum(per_image)])
     read = time.perf_counter()
-    made = embedding.label_embedding(
+    made = label_embedding.label_embedding(
         offsets, entries.labels[order], num_classes, dim=dim
     )
-    embedding.save(
+    label_embedding.save(
         out, made, {"split": "train", "label_hash": vocabulary.content_hash()}
     )
     done = time.perf_counter()

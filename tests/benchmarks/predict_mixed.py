@@ -29,7 +29,7 @@ from pathlib import Path
 import numpy as np
 from PIL import Image
 
-from jaxii.data import toy_regions
+from jaxii.prepare.toy_regions import writer
 from tests import mixed_pictures
 from tests.benchmarks.table import Row, emit
 
@@ -56,7 +56,7 @@ def main() -> int:
 
 
 def drawn(folder: Path) -> Path:
-    files = toy_regions.write(folder, num_train=NUM_SCENES, num_tuning=1, num_test=1)
+    files = writer.write(folder, num_train=NUM_SCENES, num_tuning=1, num_test=1)
     return files / "train"
 
 

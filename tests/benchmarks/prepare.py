@@ -20,7 +20,7 @@ from pathlib import Path
 
 import numpy as np
 
-from jaxii.data.open_images import prepare
+from jaxii.prepare.kaggle import prepare
 from tests.benchmarks import peers
 from tests.benchmarks.pictures import picture, write_layout
 from tests.benchmarks.table import Row, emit

@@ -20,7 +20,7 @@ import tempfile
 import time
 from pathlib import Path
 
-from jaxii.assemble import data_root, open_data
+from jaxii.runs.assemble import data_root, open_data
 from tests.benchmarks.table import Row, emit
 
 ROOT = Path(__file__).parents[2]

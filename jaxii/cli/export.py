@@ -1,0 +1,178 @@
+"""`export`: a folder from which a checkpoint answers without jaxii."""
+
+import json
+from contextlib import closing
+from typing import Any
+
+import jax
+import numpy as np
+
+from jaxii import config as configuration
+from jaxii.console import say
+from jaxii.data.labels import Vocabulary
+from jaxii.decoding import decoders as decoding
+from jaxii.decoding.calibration import HIGHEST_LOGIT, LOWEST_LOGIT
+from jaxii.distributed.mesh import make_mesh
+from jaxii.evaluation.models import Model, make_predict
+from jaxii.evaluation.provenance import Provenance
+from jaxii.export import programs as exporting
+from jaxii.export.onnx_graph import packages
+from jaxii.prepare import recode
+from jaxii.runs import assemble
+from jaxii.runs.trained import Trained, open_trained
+from jaxii.runs.workdir import Workdir
+from jaxii.storage import AnyPath, local_draft_folder, write_json
+
+# Pictures of the validation split that the written files are checked on, and how many
+# of them the checkpoint answers at a time.
+NUM_IMAGES, BATCH_SIZE = 64, 16
+
+
+def export(
+    workdir: Workdir,
+    *,
+    output: AnyPath,
+    decoder: str,
+    stage: str,
+    onnx: bool,
+    data_dir: str,
+    verify: bool = False,
+) -> None:
+    """Writes a checkpoint as a StableHLO program with all that is needed to use it.
+
+    Args:
+      workdir: of an evaluated run.
+      output: a folder that is not there yet.
+      decoder: whose thresholds go with it; "" for the one that `evaluate` used.
+      stage: whose best checkpoint, which has to be the evaluated one; "" for that.
+      onnx: write an ONNX model too.
+      data_dir: the dataset, if it has moved.
+      verify: read and hash every byte of the data first.
+
+    Raises:
+      InputError: the decoders were fitted on another checkpoint.
+    """
+    if onnx:
+        packages()
+    config, metrics = workdir.config(), workdir.metrics()
+    if data_dir:
+        config.data.directory = data_dir
+    decoders = decoding.load(workdir.result_file("decoders.npz"), None)
+    name = decoder or metrics["decoder"]["name"]
+    vocabulary = workdir.vocabulary()
+    with closing(
+        open_trained(f"{workdir.path}@{stage or metrics['stage']}")
+    ) as trained:
+        trained.check_evaluated(metrics)
+        record = _record(trained, metrics, decoders, name)
+        for caveat in record["caveats"]:
+            say(f"CAVEAT     {caveat}")
+        with local_draft_folder(output) as folder:
+            model = trained.model(make_mesh())
+            images, probs, record["check"] = _pictures(config, trained, model, verify)
+            record["programs"] = exporting.write_programs(
+                folder,
+                trained.in_float32(model, portable=True),
+                images,
+                probs,
+                onnx_metadata=_for_onnx(record, vocabulary) if onnx else None,
+            )
+            exporting.write_labels(
+                folder / exporting.LABELS, vocabulary, decoders, name
+            )
+            exporting.write_loader(folder)
+            write_json(folder / "export.json", record)
+    _tell(output, record)
+
+
+def _record(
+    trained: Trained, metrics: dict[str, Any], decoders: decoding.Decoders, name: str
+) -> dict[str, Any]:
+    """Returns what can be said before anything is computed, for `export.json`."""
+    provenance = Provenance.from_json(metrics["provenance"]).union(trained.provenance)
+    data = trained.config.data
+    size = data.image_size_pixels
+    short_side = assemble.stored_short_side(
+        trained.config, metrics.get("short_side_pixels")
+    )
+    as_found = {"how": ["Files are stored as they were found."]}
+    return {
+        "checkpoint": {
+            "stage": trained.saved.stage,
+            "step": trained.saved.step,
+            **{name: metrics[name] for name in ("config_hash", "seed", "dataset")},
+        },
+        "provenance": provenance.to_json(),
+        "badge": provenance.badge(),
+        "caveats": provenance.caveats(),
+        "images": {
+            "type": f"uint8 [batch, {size}, {size}, 3], RGB, 0 to 255",
+            "stored": recode.describe(short_side) if short_side else as_found,
+            "view": assemble.eval_transform(trained.config).describe(),
+        },
+        "probabilities": f"float32 [batch, {len(decoders.class_thresholds)}], in the "
+        "order of labels.csv; calibrated: sigmoid(slope * logit + intercept), with the "
+        f"logit kept within {LOWEST_LOGIT:g} and {HIGHEST_LOGIT:g}",
+        "decoder": {
+            "name": name,
+            **decoders.parameter(name),
+            "chosen_on": metrics["decoder"]["chosen_on"],
+            "note": exporting.note(name),
+        },
+    }
+
+
+def _pictures(
+    config: configuration.Config, trained: Trained, model: Model, verify: bool
+) -> tuple[exporting.Images, exporting.Probs, dict[str, Any]]:
+    """Returns pictures, the checkpoint's probabilities in float32, and what they are.
+
+    Thresholds were chosen on those of the run's own compute type, so it is told how far
+    these are from them.
+    """
+    data, mesh = assemble.open_data(config, verify=verify), make_mesh()
+    trained.workdir.check_labels(data.vocabulary)
+    # That of training may be thousands.
+    config.global_batch_size = BATCH_SIZE
+
+    def answers(model):
+        batches = assemble.eval_batches(config, data, "validation", NUM_IMAGES)
+        return exporting.checkpoint_answers(make_predict([model], mesh), batches, mesh)
+
+    with jax.default_matmul_precision(exporting.PRECISION):
+        images, probs = answers(trained.in_float32(model))
+    _, own = answers(model)
+    return (
+        images,
+        probs,
+        {
+            "num_images": len(images),
+            "split": "validation",
+            "tolerance": exporting.TOLERANCE,
+            "compute_dtype": config.model.compute_dtype,
+            "compute_dtype_difference": float(np.abs(own - probs).max()),
+        },
+    )
+
+
+def _for_onnx(record: dict[str, Any], vocabulary: Vocabulary) -> dict[str, str]:
+    """Returns what a lone ONNX file tells of itself."""
+    kept = {name: record[name] for name in ("provenance", "images", "decoder")}
+    kept["labels"] = vocabulary.codes
+    return {name: json.dumps(value) for name, value in kept.items()}
+
+
+def _tell(output: AnyPath, record: dict[str, Any]) -> None:
+    check, decoder = record["check"], record["decoder"]
+    for name, facts in record["programs"].items():
+        say(
+            f"{name:16} {facts['largest_difference']:.1e} from the checkpoint at most, "
+            f"on {check['num_images']} pictures of {check['split']}"
+        )
+    if check["compute_dtype"] != "float32":
+        say(
+            f"{'':16} (in float32; the run evaluates in {check['compute_dtype']}, "
+            f"which is {check['compute_dtype_difference']:.1e} from it)"
+        )
+    say(f"decoder {decoder['name']}: {decoder['note']}; provenance: {record['badge']}")
+    say(f"export {output}")

@@ -1,0 +1,94 @@
+"""`hold_out`: one configuration trained once without each domain of its data.
+
+What a model makes of a domain that it never saw foresees a shift, which a validation
+split of the same domains cannot. The runs lie below the workdir of the run that they
+speak for; its `evaluate` reads their figures.
+"""
+
+from collections.abc import Callable
+
+from jaxii import config as configuration
+from jaxii.cli.train import train
+from jaxii.console import progress, say
+from jaxii.data.dataset import check_domains
+from jaxii.distributed import processes
+from jaxii.errors import InputError
+from jaxii.evaluation import domain_shift
+from jaxii.runs import assemble
+from jaxii.runs.workdir import Workdir
+from jaxii.train.checkpoint import Checkpoints
+
+
+def hold_out(
+    workdir: Workdir,
+    *,
+    config: configuration.Config,
+    data_dir: str,
+    wanted_back: Callable[[int], bool],
+    verify: bool = False,
+) -> None:
+    """Trains and evaluates without each domain in turn, then compares.
+
+    Args:
+      workdir: of the run that is trained on all domains, before or after.
+      config: its configuration, checked; None reads it in the workdir.
+      data_dir: the dataset, if it has moved; "" otherwise.
+      wanted_back: says, after a step, whether to save and leave.
+      verify: read and hash every byte of the data first.
+
+    Raises:
+      InputError: nothing to hold out, or runs of another configuration are there.
+    """
+    config = workdir.config() if config is None else config
+    if data_dir:
+        config.data.directory = data_dir
+    if config.data.held_out_domain:
+        raise InputError(
+            f"config.data.held_out_domain={config.data.held_out_domain!r} is given and "
+            "hold_out sets it to each domain in turn; leave it empty."
+        )
+    assemble.check_before_data(config)
+    with progress() as on_progress:
+        data = assemble.open_data(config, on_progress, verify=verify)
+    check_domains(data.directory, data.domains)
+    workdir.check_labels(data.vocabulary)
+    workdir.check(config)
+    if processes.is_lead():
+        workdir.claim_labels(data.vocabulary)
+        workdir.claim(config)
+    for number, domain in enumerate(data.domains, 1):
+        run = workdir.held_out(domain)
+        without = configuration.from_dict(configuration.to_dict(config))
+        without.data.held_out_domain = domain
+        done = _is_done(run, without)
+        say(
+            f"held out  {domain} ({number} of {len(data.domains)}): {run.path}"
+            f"{', done before' if done else ''}"
+        )
+        if not done:
+            train(without, run, wanted_back)
+    for line in domain_shift.table(workdir.held_out_metrics()):
+        say(line)
+    say(f"`evaluate --workdir={workdir.path} --tune_on=held_out` takes this threshold")
+
+
+def _is_done(run: Workdir, config: configuration.Config) -> bool:
+    """Says whether a run has ended and its figures are those of its end."""
+    if not run.result_file("metrics.json").exists():
+        return False
+    run.check(config)
+    try:
+        metrics, last = run.metrics(), config.stages[-1]["name"]
+    except InputError:  # its evaluation was interrupted, or is damaged
+        return False
+    checkpoints = Checkpoints(
+        run.path, [last], run.vocabulary().content_hash(), read_only=True
+    )
+    saved = checkpoints.saved().get(last)
+    done = (
+        bool(saved)
+        and saved[-1].finished
+        and (metrics["stage"], metrics["step"]) == (last, checkpoints.best_of().step)
+    )
+    checkpoints.close()
+    return done

@@ -1,0 +1,272 @@
+"""`predict`: the labels of pictures on disk, with nothing but a workdir."""
+
+import os
+from collections.abc import Iterable, Iterator, Sequence
+from contextlib import ExitStack, closing
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+from typing import Any
+
+from jaxii.console import progress, say, warn
+from jaxii.data import label_embedding
+from jaxii.data.labels import Vocabulary
+from jaxii.decoding import decoders as decoding
+from jaxii.distributed import processes
+from jaxii.distributed.mesh import make_mesh
+from jaxii.errors import InputError
+from jaxii.evaluation import listing
+from jaxii.evaluation import predictor as prediction
+from jaxii.evaluation.image_records import PictureFiles
+from jaxii.evaluation.predictor import Answer, Facts, visible
+from jaxii.evaluation.provenance import Provenance
+from jaxii.runs import assemble
+from jaxii.runs.scoring import Variant
+from jaxii.runs.trained import Trained, open_trained
+from jaxii.runs.workdir import Workdir
+from jaxii.storage import AnyPath
+from jaxii.train import loop
+
+# What the pictures are called in a provenance.
+PICTURES = "predicted"
+# Damaged pictures that are named on stderr.
+MOST_NAMED = 20
+
+
+@dataclass(frozen=True, kw_only=True)
+class Request:
+    """Which pictures are to be answered for, and where to.
+
+    Attributes:
+      images: a folder, a CSV, or pictures; see `listing.find`.
+      more: further pictures.
+      ids: a sample submission that says which ids, in which order; None for all.
+      output: the CSV or JSON lines to write; None for none.
+      sheet: the contact sheet to write; None for none.
+    """
+
+    images: str
+    more: tuple[str, ...] = ()
+    ids: AnyPath | None = None
+    output: AnyPath | None = None
+    sheet: AnyPath | None = None
+
+    @property
+    def is_submission(self) -> bool:
+        """Whether rows are told apart by their ids alone."""
+        return self.output is not None and self.output.suffix == ".csv"
+
+    def pictures(self) -> listing.Listing:
+        """Finds the pictures.
+
+        Raises:
+          InputError: what cannot be used, or two pictures with one id.
+        """
+        found = listing.find(self.images, self.more)
+        if self.ids is not None:
+            return found.select(listing.read_ids(self.ids))
+        if self.is_submission:
+            found.check_ids()
+        return found
+
+    def check_places(self) -> None:
+        """Refuses files that cannot be written, before the work and not after it."""
+        for path in filter(None, (self.output, self.sheet)):
+            try:
+                path.parent.mkdir(parents=True, exist_ok=True)
+                reason = ""
+            except OSError as error:
+                reason = str(error.strerror)
+            if isinstance(path, Path) and not os.access(path.parent, os.W_OK):
+                reason = reason or "its folder is read-only"
+            if reason:
+                raise InputError(
+                    f"{path} cannot be written ({reason}); name a file in a folder "
+                    "that can be."
+                )
+
+
+@dataclass
+class Damaged:
+    """The pictures that could not be used: how many, and the first of them."""
+
+    count: int = 0
+    first: list[Answer] = field(default_factory=list)
+
+    def watch(self, answers: Iterable[Answer]) -> Iterator[Answer]:
+        """Passes answers on; refuses to end where no picture could be used."""
+        total = 0
+        for given in answers:
+            total += 1
+            if given.fault:
+                self.count += 1
+                if len(self.first) < MOST_NAMED:
+                    self.first.append(given)
+            yield given
+        if self.count == total:
+            raise InputError(
+                f"none of the {total} pictures can be used (the first: "
+                f"{self.first[0].fault}); nothing was written: give pictures that can "
+                "be read."
+            )
+
+
+def predict(
+    workdir: Workdir,
+    *,
+    request: Request,
+    decoder: str,
+    stage: str,
+    variant: Variant,
+) -> None:
+    """Writes the labels of every picture.
+
+    Args:
+      workdir: of an evaluated run.
+      request: which pictures, and where to.
+      decoder: whose answers; "" for the one that `evaluate` used.
+      stage: whose best checkpoint, which has to be the evaluated one; "" for that.
+      variant: what is done to the model before; of the pictures themselves.
+    """
+    config, mesh = workdir.config(), make_mesh()
+    # An adaptation is to these pictures; what `evaluate` adapted to does not matter.
+    averaged = ["ensemble"] if variant.ensemble else []
+    metrics = workdir.metrics(averaged)
+    files = assemble.picture_files(
+        config, request.pictures(), metrics.get("short_side_pixels")
+    )
+    with ExitStack() as opened:
+        members = _members(workdir, stage or metrics["stage"], variant, metrics, opened)
+        models = [member.model(mesh) for member in members]
+        facts = _facts(files, members, metrics, variant)
+    decoders = _decoders(workdir, averaged)
+    decoder = decoder or metrics["decoder"]["name"]
+    has_head = loop.EMBEDDING_HEAD in models[0].params and len(models) == 1
+    decoders.check(decoder, decoders.names(has_head=has_head))
+    facts = replace(facts, decoder=decoder, parameter=decoders.parameter(decoder))
+    request.check_places()
+    for caveat in facts.caveats:
+        say(f"CAVEAT     {caveat}")
+
+    def target():
+        return assemble.unlabelled_batches(config, files)
+
+    damaged = Damaged()
+    with progress() as on_progress:
+        answers = prediction.answer(
+            variant.predict_on(models, mesh, target, decoders),
+            assemble.file_batches(config, files),
+            num_rows=len(files),
+            decode=decoders.answer(decoder),
+            # Told by the lead process alone, which looks at the file again.
+            fault=files.fault if processes.is_lead() else lambda row: "damaged",
+            mesh=mesh,
+            on_progress=on_progress,
+        )
+        _write(request, files, damaged.watch(answers), workdir.vocabulary(), facts)
+    _say(request, files, damaged, facts)
+
+
+def _write(
+    request: Request,
+    files: PictureFiles,
+    answers: Iterable[Answer],
+    vocabulary: Vocabulary,
+    facts: Facts,
+) -> None:
+    """Writes what is asked for, in one pass over the answers."""
+    output, image_ids = request.output, files.listing.image_ids
+    sheet = None
+    if request.sheet is not None and processes.is_lead():
+        # Here and not above: the pages take most of a second to import.
+        from jaxii.report.sheet import Sheet
+
+        sheet = Sheet(len(files), files.listing.shown, vocabulary, files.thumbnail)
+        answers = sheet.watch(answers)
+    if output is None or not processes.is_lead():
+        for _ in answers:
+            pass
+    elif request.is_submission:
+        constant = prediction.fallback_labels(facts.constant, vocabulary)
+        labels = (constant if given.fault else given.label_ids for given in answers)
+        provenance = facts.provenance.to_json()
+        prediction.write_submission(output, image_ids, labels, vocabulary, provenance)
+    else:
+        names = files.listing.names
+        prediction.write_json_lines(
+            output, image_ids, names, answers, vocabulary, facts
+        )
+    if request.sheet is not None and sheet is not None:
+        sheet.write(request.sheet, facts)
+
+
+def _say(request: Request, files: PictureFiles, damaged: Damaged, facts: Facts) -> None:
+    for given in damaged.first:
+        warn(f"damaged  {visible(files.listing.shown(given.row))}: {given.fault}")
+    told_all = request.output is not None and not request.is_submission
+    if damaged.count > len(damaged.first):
+        where = (
+            f"{request.output} has" if told_all else "--output=FILE.jsonl would have"
+        )
+        more = damaged.count - len(damaged.first)
+        warn(f"damaged  and {more} more; {where} all of them, with their reasons")
+    said = f"{len(files)} pictures, {damaged.count} of them damaged"
+    if damaged.count and request.is_submission:
+        said += (
+            f" and given the most frequent labels ({', '.join(facts.constant_names)})"
+        )
+    say(
+        f"{said}; decoder {facts.decoder_words}; provenance: {facts.provenance.badge()}"
+    )
+    for what, path in (("answers", request.output), ("sheet", request.sheet)):
+        if path is not None:
+            say(f"{what:8} {path}")
+
+
+def _members(
+    workdir: Workdir,
+    stage: str,
+    variant: Variant,
+    metrics: dict[str, Any],
+    opened: ExitStack,
+) -> tuple[Trained, ...]:
+    """Returns the checkpoint, and after it those of the other runs of an ensemble."""
+    own = opened.enter_context(closing(open_trained(f"{workdir.path}@{stage}")))
+    others = variant.open_others(own, workdir.vocabulary().content_hash())
+    for other in others:
+        opened.callback(other.close)
+    members = (own, *others)
+    names = [member.name for member in members]
+    if variant.ensemble and names != metrics["members"]:
+        raise InputError(
+            f"thresholds were chosen for the mean of {'; '.join(metrics['members'])} "
+            f"and not of {'; '.join(names)}; run evaluate with the same --ensemble "
+            "first."
+        )
+    own.check_evaluated(metrics)
+    return members
+
+
+def _decoders(workdir: Workdir, averaged: list[str]) -> decoding.Decoders:
+    made = workdir.embedding_file
+    vectors = label_embedding.load(made).vectors if made.exists() else None
+    return decoding.load(workdir.result_file("decoders.npz", averaged), vectors)
+
+
+def _facts(
+    files: PictureFiles,
+    members: Sequence[Trained],
+    metrics: dict[str, Any],
+    variant: Variant,
+) -> Facts:
+    """Returns what is said of all answers; the decoder is yet to be named."""
+    own = members[0]
+    record = Provenance.from_json(metrics["provenance"]).union(own.provenance)
+    record = variant.provenance(record, [PICTURES], [PICTURES])
+    return Facts(
+        source=files.listing.source,
+        run="; ".join(member.name for member in members),
+        provenance=record,
+        caveats=tuple(record.caveats()),
+        constant=metrics["constant"]["labels"],
+        constant_names=metrics["constant"]["names"],
+    )

@@ -1,0 +1,256 @@
+"""`train`: every stage that is left, then figures, report and answers.
+
+Called by `main` with a checked configuration; returns when all files are on disk.
+"""
+
+import itertools
+from collections.abc import Callable, Mapping
+from dataclasses import replace
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import jax
+
+from jaxii import config as configuration
+from jaxii.cli.evaluate import measure
+from jaxii.console import say
+from jaxii.distributed import processes
+from jaxii.errors import InputError
+from jaxii.evaluation.models import Model, make_predict
+from jaxii.evaluation.result import hardware
+from jaxii.models.pretrained import Trunk
+from jaxii.planner.chips import peak_flops
+from jaxii.runs import assemble
+from jaxii.runs.session import Session, describe, open_session
+from jaxii.runs.trained import Trained
+from jaxii.runs.workdir import Workdir
+from jaxii.train import loop
+from jaxii.train.batch_norm import reestimate
+from jaxii.train.run import Pretrained, Run, StagePlan, Start
+from jaxii.train.state import TrainState, Tree
+from jaxii.train.telemetry.facts import Facts, flat, result_name
+from jaxii.train.telemetry.images import make_pictures
+from jaxii.train.telemetry.machine import memory_bytes
+from jaxii.train.telemetry.profile import Profiler
+from jaxii.train.telemetry.telemetry import Telemetry
+from jaxii.train.telemetry.trackers import Trackers, check_tracker, open_trackers
+
+# Training images over which BatchNorm is measured for averaged parameters (SWA).
+BATCH_NORM_IMAGES = 2048
+
+# By what runs are told apart most often.
+COMPARED = (
+    "optimizer.peak_lr",
+    "global_batch_size",
+    "model.variant",
+    "model.depth",
+    "data.image_size_pixels",
+)
+
+
+def train(
+    config: configuration.Config,
+    workdir: Workdir,
+    wanted_back: Callable[[int], bool],
+    *,
+    allow_tuning_labels: bool = False,
+    change_batch_size: bool = False,
+    profile_steps: tuple[int, int] = (0, 0),
+    verify: bool = False,
+    recipe: Mapping[str, Any] | None = None,
+) -> None:
+    """Trains every stage that is left, then evaluates, reports and writes answers.
+
+    Args:
+      config: checked.
+      workdir: of the run.
+      wanted_back: says, after a step, whether to save and leave.
+      allow_tuning_labels: let the weights learn from labels of `tuning`.
+      change_batch_size: let a run go on with batches of another size.
+      profile_steps: first and last step of a trace; equal ones for none.
+      verify: read and hash every byte of the data first.
+      recipe: what the configuration came of, for the report: `name`, and `own`, its
+        values of the fields that were changed.
+
+    Raises:
+      InputError: whatever cannot be used.
+    """
+    assemble.check_before_data(config)
+    processes.check_on_lead(lambda: check_tracker(config.track))
+    profiler = _profiler(workdir, profile_steps)
+    session = open_session(
+        config,
+        workdir,
+        allow_tuning_labels=allow_tuning_labels,
+        change_batch_size=change_batch_size,
+        verify=verify,
+    )
+    for line in describe(session):
+        say(line)
+    run = make_run(session, wanted_back, profiler, recipe or {})
+    saved = [s for found in session.checkpoints.saved().values() for s in found]
+    start_step = max((s.step for s in saved), default=0)
+    with _trackers(session, start_step) as trackers:
+        _train(run, session, start_step, trackers)
+        metrics = measure(session)
+        f2s = {result_name(k): v["f2"] for k, v in metrics["splits"].items()}
+        trackers.result(metrics["step"], f2s)
+    session.checkpoints.close()
+
+
+def _train(run: Run, session: Session, start_step: int, trackers: Trackers) -> None:
+    """Goes through the stages, from `start_step` on."""
+    telemetry = Telemetry(
+        session.workdir.path,
+        total_steps=sum(plan.stage.num_steps for plan in session.plans),
+        start_step=start_step,
+        is_lead=processes.is_lead(),
+        tracker=trackers,
+        memory=memory_bytes,
+        peak_flops=peak_flops(jax.devices()[0].device_kind),
+    )
+    with telemetry:
+        try:
+            loop.train(_shown(run, session, telemetry), telemetry)
+        finally:
+            session.checkpoints.finish()
+
+
+def _trackers(session: Session, start_step: int) -> Trackers:
+    """Opens what a run can be followed in; only the lead process has any."""
+    if not processes.is_lead():
+        return Trackers({}, say)
+    data, config = session.data, session.config
+    counts = ", ".join(f"{n} {s.num_examples}" for n, s in data.splits.items())
+    about = {
+        "workdir": str(session.workdir.path),
+        "data": f"{data.directory}: {len(data.vocabulary)} labels; images: {counts}",
+        "hardware": hardware(),
+        "configuration": configuration.content_hash(config),
+    }
+    for stage, provenance in session.provenance.items():
+        about[f"provenance {stage}"] = provenance.badge()
+    last = session.provenance[session.plans[-1].stage.name]
+    if last.caveats():
+        about["caveats"] = " ".join(last.caveats())
+    facts = Facts(
+        name=session.workdir.path.name,
+        settings=flat(configuration.to_dict(config), COMPARED),
+        about=about,
+    )
+    return open_trackers(
+        session.workdir.path,
+        facts,
+        track=config.track,
+        start_step=start_step,
+        warn=say,
+    )
+
+
+def _shown(run: Run, session: Session, telemetry: Telemetry) -> Run:
+    """Returns the run; the first batch of each of its stages is shown as pictures."""
+    if not processes.is_lead():
+        return run
+    # Augmentation is the same in all stages: compiled once.
+    show = make_pictures(run.plans[0].settings, session.data.vocabulary.descriptions)
+
+    def batches(split, start_example):
+        inner = run.batches(split, start_example)
+        first = next(inner)
+        telemetry.pictures(show(first))
+        return itertools.chain([first], inner)
+
+    return replace(run, batches=batches)
+
+
+def _profiler(workdir: Workdir, steps: tuple[int, int]) -> Profiler:
+    if steps[0] >= steps[1]:
+        return Profiler()
+    if not isinstance(workdir.path, Path):
+        raise InputError(
+            f"--profile_steps writes its trace into {workdir.path}, and that has to be "
+            "a folder of this machine; use another --workdir for it."
+        )
+    return Profiler(workdir.path / "profile", *steps)
+
+
+def make_run(
+    session: Session,
+    wanted_back: Callable[[int], bool],
+    profiler: Profiler,
+    recipe: Mapping[str, Any],
+) -> Run:
+    """Returns what the loop works on, from an open session."""
+    config, data = session.config, session.data
+    evaluator = session.evaluator()
+    # In this order: the first figures are printed.
+    splits = dict.fromkeys((data.choosing_split, "validation"), 0)
+    if config.evaluate_train_images and data.has_truth("train"):
+        splits["train"] = config.evaluate_train_images
+    verified = {split: session.verified_absent(split) for split in splits}
+
+    def evaluate(settings, params, batch_stats):
+        model = Model(apply=settings.apply, params=params, batch_stats=batch_stats)
+        predict = make_predict([model], session.mesh)
+        figures = {}
+        for split, num_images in splits.items():
+            sums = evaluator.run(
+                predict,
+                assemble.eval_batches(config, data, split, num_images),
+                verified_absent=verified[split],
+            )
+            figures |= evaluator.figures(sums, split)
+        f2s = {name: figures[name] for name in (f"{split}/f2" for split in splits)}
+        return f2s | figures
+
+    return Run(
+        plans=session.plans,
+        mesh=session.mesh,
+        checkpoints=session.checkpoints,
+        batches=partial(assemble.train_batches, config, data),
+        statistics=partial(_statistics, session),
+        evaluate=evaluate,
+        metric=f"{data.choosing_split}/f2",
+        label_embeddings=session.vectors(),
+        start=_start(session),
+        metadata=session.metadata(recipe),
+        global_batch_size=config.global_batch_size,
+        evaluate_every_steps=config.evaluate_every_steps,
+        log_every_steps=config.log_every_steps,
+        most_skipped_steps=config.most_skipped_steps,
+        go_on_after_failed_save=(
+            config.on_failed_save == "go_on" and jax.process_count() == 1
+        ),
+        seed=config.seed,
+        wanted_back=wanted_back,
+        profiler=profiler,
+    )
+
+
+def _start(session: Session) -> Start | Pretrained | None:
+    match session.start:
+        case Trained() as run:
+            return Start(name=run.name, model=run.restored)
+        case Trunk() as trunk:
+            return Pretrained(name=trunk.origin, into=trunk.into)
+        case _:
+            return None
+
+
+def _statistics(session: Session, plan: StagePlan, state: TrainState) -> Tree:
+    """Returns the BatchNorm statistics to evaluate a state with.
+
+    An average of weights never saw a batch: its own are measured on training images,
+    except where the stage trains no layer before a BatchNorm.
+    """
+    if session.config.optimizer.average != "swa" or plan.settings.frozen:
+        return state.batch_stats
+    source = session.data.split(plan.stage.split).source
+    return reestimate(
+        plan.settings.apply,
+        state.average_params,
+        state.batch_stats,
+        assemble.unlabelled_batches(session.config, source, BATCH_NORM_IMAGES),
+        session.mesh,
+    )

@@ -1,0 +1,372 @@
+"""A prepared dataset -> random-access sources and their indexes, one pair a split.
+
+Comes after preparation (or TFDS, for its `open_images_v4`) and before `pipeline`, which
+gives a split's source to grain. `hold_out` takes a whole domain out of train, `carve`
+the validation split.
+"""
+
+import hashlib
+import os
+from collections.abc import Callable, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass, replace
+
+import numpy as np
+import polars as pl
+import xxhash
+from array_record.python.array_record_data_source import ArrayRecordDataSource
+from jaxtyping import Int64
+
+from jaxii import manifest
+from jaxii.data import folder, index, open_images_v4
+from jaxii.data.index import Index
+from jaxii.data.labels import Vocabulary
+from jaxii.data.records import OpenImagesV4Records, Records
+from jaxii.errors import InputError
+from jaxii.nearest import nearest, nearest_path
+from jaxii.storage import AnyPath, at, names_in, sizes_below
+
+Progress = Callable[[int, int, str], None]
+# A first record of each shard is read at opening; a bucket answers many at a time.
+_THREADS = 8
+
+
+@dataclass(frozen=True)
+class Split:
+    """A set of images: their records, and the columns of their index.
+
+    Args:
+      name: train, validation, held_out, tuning or test.
+      index: one row a record, in the same order.
+      source: the records.
+    """
+
+    name: str
+    index: Index
+    source: Records | OpenImagesV4Records
+
+    @property
+    def num_examples(self) -> int:
+        return len(self.index)
+
+    def select(self, rows: Int64[np.ndarray, " chosen"]) -> "Split":
+        """Returns the split of these rows, in their order; nothing is copied but the
+        index."""
+        rows = np.asarray(rows, np.int64)
+        return replace(
+            self, index=self.index.select(rows), source=self.source.select(rows)
+        )
+
+
+@dataclass(frozen=True)
+class Dataset:
+    """A prepared dataset.
+
+    Args:
+      directory: where it is.
+      vocabulary: what its label ids mean.
+      slices: names of slices over all splits, in order.
+      splits: the stored splits, by name.
+      content_hash: 32 hexadecimal digits that change with any record, label or order;
+        not with the folder or the time of preparation.
+    """
+
+    directory: AnyPath
+    vocabulary: Vocabulary
+    slices: tuple[str, ...]
+    splits: dict[str, Split]
+    content_hash: str
+
+    @property
+    def domains(self) -> tuple[str, ...]:
+        """The domains of the training data, sorted."""
+        return tuple(sorted(set(self.splits["train"].index.domains)))
+
+    def hold_out(self, domain: str) -> "Dataset":
+        """Returns the dataset with a domain of train as the split `held_out`.
+
+        No image of it is left in train, nor in a validation split that is stored; what
+        `carve` makes afterwards has none either, and its sides are as they were.
+
+        Args:
+          domain: one of `domains`.
+
+        Raises:
+          InputError: there is no such domain, or no other.
+        """
+        check_domains(self.directory, self.domains)
+        if domain not in self.domains:
+            raise InputError(
+                f"{self.directory} has no domain {domain!r} in its training data; "
+                f"{nearest(domain, self.domains)}use one of {', '.join(self.domains)}"
+            )
+        train = self.splits["train"]
+        held_out = train.select(np.flatnonzero(train.index.domains == domain))
+        others = {
+            name: split.select(np.flatnonzero(split.index.domains != domain))
+            for name, split in self.splits.items()
+            if name in ("train", "validation")
+        }
+        splits = {
+            **self.splits,
+            **others,
+            "held_out": replace(held_out, name="held_out"),
+        }
+        return replace(self, splits=splits)
+
+    def carve(
+        self, validation_fraction: float, seed_salt: str = ""
+    ) -> dict[str, Split]:
+        """Returns the splits with a validation split taken out of train.
+
+        A group goes to validation by a hash of its own name, so that an image never
+        changes sides when others are added. A validation split that is stored is used
+        as it is, and train stays whole.
+
+        Args:
+          validation_fraction: expected share of the groups, in [0, 1); 0: none.
+          seed_salt: another salt makes another choice.
+
+        Raises:
+          InputError: a fraction outside [0, 1), or one that leaves a side empty.
+        """
+        if not 0.0 <= validation_fraction < 1.0:
+            raise InputError(
+                f"validation_fraction={validation_fraction}; give at least 0 and less "
+                "than 1"
+            )
+        if validation_fraction == 0.0 or "validation" in self.splits:
+            return dict(self.splits)
+        train = self.splits["train"]
+        held_out = _hash_below(train.index.groups, validation_fraction, seed_salt)
+        if held_out.all() or not held_out.any():
+            raise InputError(
+                f"validation_fraction={validation_fraction} of the "
+                f"{len(set(train.index.groups))} groups of train leaves "
+                f"{'no training' if held_out.all() else 'no validation'} image; choose "
+                "a fraction nearer to one half, or add images"
+            )
+        validation = train.select(np.flatnonzero(held_out))
+        return {
+            **self.splits,
+            "train": train.select(np.flatnonzero(~held_out)),
+            "validation": replace(validation, name="validation"),
+        }
+
+
+def check_domains(directory: AnyPath, domains: tuple[str, ...]) -> None:
+    """Refuses to hold out the only domain there is.
+
+    Raises:
+      InputError: how to give the training images domains.
+    """
+    if len(domains) == 1:
+        raise InputError(
+            f"every training image of {directory} has the domain {domains[0]!r}, so "
+            "that none can be held out; prepare it again with a train metadata CSV "
+            "(--train_metadata) that has the columns image_id and domain"
+        )
+
+
+def open_dataset(
+    directory: str | os.PathLike[str],
+    vocabulary: Vocabulary | None = None,
+    *,
+    verify: bool = False,
+    on_progress: Progress | None = None,
+) -> Dataset:
+    """Opens a prepared dataset, or a prepared copy of TFDS's `open_images_v4`.
+
+    Args:
+      directory: with `dataset_info.json` in it, or in the one folder below that has it.
+      vocabulary: the labels expected. Of a dataset of ours they must be the same; the
+        labels of `open_images_v4` are mapped to them by code. None: the dataset's own.
+      verify: whether to read and hash every byte first; the manifest of a dataset of
+        ours has the hashes. Sizes, indexes and the first id of each shard are always
+        checked.
+      on_progress: called with (done, total, what) while an index is made, which happens
+        once for an `open_images_v4`, and while bytes are verified.
+
+    Raises:
+      InputError: If there is no dataset, or it is unfinished, damaged, in another
+        format, of other labels or without a training image.
+    """
+    path = _locate(at(directory))
+    info = folder.read_info(path)
+
+    def report(what: str) -> Callable[[int, int], None]:
+        return lambda done, total: on_progress and on_progress(done, total, what)
+
+    if open_images_v4.LABELS in info.features:
+        dataset = _open_images_v4(info, vocabulary, report)
+    elif {"image", "label_ids", "slice"} <= info.features:
+        dataset = _ours(info, vocabulary, verify, report("files verified"))
+    else:
+        raise InputError(
+            f"{path} has the features {', '.join(sorted(info.features))}; it needs "
+            f"those that `prepare` writes, or open_images_v4's {open_images_v4.LABELS}"
+        )
+    if "train" not in dataset.splits:
+        raise InputError(
+            f"{path} has no training image; prepare it from files with some"
+        )
+    return dataset
+
+
+def _locate(directory: AnyPath) -> AnyPath:
+    if (directory / folder.INFO_FILE).is_file():
+        return directory
+    if not directory.is_dir():
+        near = nearest_path(directory)
+        raise InputError(
+            f"{directory} is not a folder; {near or 'prepare a dataset there first'}"
+        )
+    if (directory / folder.INPUTS_FILE).exists():
+        raise InputError(
+            f"the preparation of {directory} did not finish; run it again, it goes on "
+            "where it was"
+        )
+    # TFDS puts NAME/CONFIG/VERSION below its data_dir.
+    below = sorted(
+        path.parent
+        for depth in (1, 2, 3)
+        for path in directory.glob("*/" * depth + folder.INFO_FILE)
+    )
+    if len(below) != 1:
+        found = ", ".join(str(path) for path in below) or "none"
+        raise InputError(
+            f"{directory} has no {folder.INFO_FILE} (in folders below: {found}); give "
+            "the folder of one prepared dataset"
+        )
+    return below.pop()
+
+
+def _ours(
+    info: folder.Info,
+    vocabulary: Vocabulary | None,
+    verify: bool,
+    on_progress: Callable[[int, int], None],
+) -> Dataset:
+    path = info.directory
+    reported = on_progress if verify else lambda done, total: None
+    listed = folder.check_manifest(path, verify=verify, on_progress=reported)
+    indexes = {name: folder.index_path(path, name) for name in info.splits}
+    stored = Vocabulary.load(path / folder.LABELS_FILE)
+    if info.names("label_ids") != stored.codes:
+        raise InputError(
+            f"{path / folder.LABELS_FILE} does not match the labels of the records; "
+            f"{folder.PREPARE_AGAIN}"
+        )
+    if vocabulary is not None and vocabulary.codes != stored.codes:
+        raise InputError(
+            f"{path} has {len(stored)} labels (hash {stored.content_hash()}), expected"
+            f" are {len(vocabulary)} (hash {vocabulary.content_hash()}); use the "
+            "dataset that the labels belong to"
+        )
+    tables = {name: index.load(file) for name, file in indexes.items()}
+    slices = tuple(
+        sorted({s for table in tables.values() for s in table["slice"].unique()})
+    )
+    splits = {}
+    for name, table in tables.items():
+        columns = index.columns(table, slices)
+        raw = _raw(info, name)
+        records = Records(raw, slices, columns.image_ids, f"{name} of {path}")
+        _check_records(records, info.splits[name], len(columns), indexes[name])
+        splits[name] = Split(name, columns, records)
+    return Dataset(path, stored, slices, splits, _content_hash(info, listed))
+
+
+def _content_hash(info: folder.Info, listed: manifest.Manifest) -> str:
+    """Returns a hash of the labels and of every split's records and index."""
+    names = [folder.LABELS_FILE]
+    for split, shards in info.splits.items():
+        names.append(folder.index_path(info.directory, split).name)
+        names += [at(shard.filename).name for shard in shards]
+    lines = [f"{name} {listed.files[name].xxh3}" for name in sorted(names)]
+    return xxhash.xxh3_128("\n".join(lines).encode()).hexdigest()
+
+
+def _open_images_v4(
+    info: folder.Info,
+    vocabulary: Vocabulary | None,
+    report: Callable[[str], Callable[[int, int], None]],
+) -> Dataset:
+    path = info.directory
+    mapping, vocabulary = open_images_v4.read_mapping(
+        info.names(f"{open_images_v4.LABELS}/label".replace("/", "-")),
+        info.names(f"{open_images_v4.LABELS}/source".replace("/", "-")),
+        vocabulary,
+    )
+    sizes = sizes_below(path)
+    splits, digest = {}, xxhash.xxh3_128("\n".join(vocabulary.codes).encode())
+    for name, shards in info.splits.items():
+        raw = _raw(info, name)
+        # The sizes of the shards tell a rebuilt dataset from the one that was scanned.
+        of_shards = [sizes[at(shard.filename).name] for shard in shards]
+        table = _cached_index(path, name, of_shards, vocabulary, raw, mapping, report)
+        columns = index.columns(table, ("all",))
+        records = OpenImagesV4Records(
+            raw, mapping, columns.image_ids, f"{name} of {path}"
+        )
+        _check_records(records, shards, len(columns), path / folder.INFO_FILE)
+        splits[name] = Split(name, columns, records)
+        digest.update(f"{name} {of_shards} {columns.content_hash()}".encode())
+    return Dataset(path, vocabulary, ("all",), splits, digest.hexdigest())
+
+
+def _cached_index(path, name, sizes, vocabulary, raw, mapping, report) -> pl.DataFrame:
+    key = hashlib.sha256(f"{vocabulary.codes} {sizes}".encode()).hexdigest()[:16]
+    cache = index.cache_path(path, f"index-{name}-{key}")
+    if cache.exists():
+        table = index.load(cache)
+        if len(table) == len(raw):
+            return table
+    table = open_images_v4.scan(raw, mapping, on_progress=report(f"index of {name}"))
+    index.save(table, cache)
+    return table
+
+
+def _raw(info: folder.Info, name: str) -> ArrayRecordDataSource:
+    shards, present = info.splits[name], names_in(info.directory)
+    absent = [s.filename for s in shards if at(s.filename).name not in present]
+    if absent:
+        raise InputError(
+            f"{absent[0]} is missing ({len(absent)} of {len(shards)} shards of "
+            f"{name}); {folder.PREPARE_AGAIN}"
+        )
+    return ArrayRecordDataSource(list(shards))
+
+
+def _check_records(
+    records: Records | OpenImagesV4Records,
+    shards: Sequence[folder.Shard],
+    num_rows: int,
+    described_in: AnyPath,
+) -> None:
+    """Refuses shards that are not those of the index, by number and first ids.
+
+    Cost: one record a shard.
+    """
+    if len(records) != num_rows:
+        raise InputError(
+            f"{described_in} is for {num_rows} images and {records} has {len(records)} "
+            f"records; {folder.PREPARE_AGAIN}"
+        )
+    starts = np.cumsum([0, *(shard.examples_in_shard for shard in shards[:-1])])
+    with ThreadPoolExecutor(_THREADS) as pool:
+        for _ in pool.map(lambda row: records[int(row)], starts):
+            pass
+
+
+def _hash_below(groups: np.ndarray, fraction: float, salt: str) -> np.ndarray:
+    # Digests are compared as the big-endian numbers that their bytes are.
+    limit = int(fraction * 2**64).to_bytes(8, "big")
+    salted = hashlib.blake2b(salt.encode() + b"\x00", digest_size=8)
+
+    def below(group: str) -> bool:
+        hashed = salted.copy()
+        hashed.update(group.encode())
+        return hashed.digest() < limit
+
+    return np.fromiter(map(below, groups), bool, len(groups))

@@ -1,0 +1,1 @@
+"""Chooses the labels of an image from its scores."""

@@ -1,0 +1,164 @@
+"""Probabilities that say how often a label is present: Platt scaling by class.
+
+Before it: the histogram of (class, probability) entries that `metrics` sums over the
+split the fit may see. After it: the decoders that compute with probabilities. A label
+that nobody verified counts as absent, as it does in F2.
+"""
+
+from typing import NamedTuple
+
+import numpy as np
+from jaxtyping import Float, Float64, Int
+from scipy.special import expit, logit
+
+from jaxii.decoding.thresholds import PRIOR_POSITIVES
+from jaxii.metrics.histogram import PRESENT, bin_edges
+
+# Beyond these logits a float32 probability cannot tell, and the histogram does not.
+LOWEST_LOGIT, HIGHEST_LOGIT = -16.0, 14.0
+MOST_BINS = 256
+MOST_STEPS, SMALLEST_STEP = 100, 1e-7
+
+
+class Calibration(NamedTuple):
+    """What turns a class's logit z into a calibrated one: slope z + intercept."""
+
+    slopes: Float64[np.ndarray, " class"]
+    intercepts: Float64[np.ndarray, " class"]
+
+    def __call__(
+        self, probs: Float[np.ndarray, "batch class"]
+    ) -> Float[np.ndarray, "batch class"]:
+        """Returns calibrated probabilities; NaN counts as 0."""
+        scores = np.nan_to_num(probs.astype(np.float32), nan=0.0)
+        logits = np.clip(logit(scores), LOWEST_LOGIT, HIGHEST_LOGIT)
+        slopes, intercepts = (x.astype(np.float32)[None, :] for x in self)
+        return expit(slopes * logits + intercepts)
+
+
+def calibrate(
+    histogram: Int[np.ndarray, "kind class bin"],
+    thresholds: tuple[float, ...],
+    *,
+    prior_positives: float = PRIOR_POSITIVES,
+) -> Calibration:
+    """Fits slope and intercept of each class by penalised maximum likelihood.
+
+    First one slope and intercept for all classes; then each class's own, with a
+    Gaussian prior around them. The prior's precision is the information that
+    `prior_positives` positives of the average class hold, so that a class keeps its own
+    values as far as its number of positives allows. Memory: a few numbers for each used
+    pair of class and bin, of at most 256 bins.
+
+    Args:
+        histogram: counts of `metrics`, of the split the fit may see.
+        thresholds: the grid it was summed with.
+        prior_positives: above 0; without limit, all classes get the same values.
+
+    Returns:
+        The calibration; the identity, nearly, where there is nothing to learn from.
+
+    Source: Platt 1999, section 2; Guo et al. 2017, section 4 (temperature scaling, one
+        slope for all).
+    """
+    classes, entries = entries_of(histogram, thresholds)
+    # Worth one positive: it decides only where a handful of images were seen.
+    start, precision = np.array([[1.0, 0.0]]), np.eye(2)[None]
+    everything = _fit(np.zeros_like(classes), entries, start, precision)
+    _, _, information = _at(np.zeros_like(classes), entries, everything)
+    positives = max(float(entries.present.sum()), 1.0)
+    precision = precision + information * prior_positives / positives
+    num_classes = histogram.shape[1]
+    own = _fit(classes, entries, np.repeat(everything, num_classes, axis=0), precision)
+    return Calibration(slopes=own[:, 0], intercepts=own[:, 1])
+
+
+class Entries(NamedTuple):
+    """Images of one class in one bin: their logit, how many, how many with it."""
+
+    logits: Float64[np.ndarray, " entry"]
+    images: Int[np.ndarray, " entry"]
+    present: Int[np.ndarray, " entry"]
+
+
+def entries_of(
+    histogram: Int[np.ndarray, "kind class bin"], thresholds: tuple[float, ...]
+) -> tuple[Int[np.ndarray, " entry"], Entries]:
+    """Returns the used pairs of class and bin, neighbouring bins taken together."""
+    _, num_classes, num_bins = histogram.shape
+    edges = logit(bin_edges(thresholds, num_classes).astype(np.float64))
+    edges = np.clip(edges, LOWEST_LOGIT, HIGHEST_LOGIT)
+    edges = np.concatenate([[LOWEST_LOGIT], edges, [HIGHEST_LOGIT]])
+    starts = np.arange(0, num_bins, -(-num_bins // MOST_BINS))
+    middles = (edges[starts] + edges[np.append(starts[1:], num_bins)]) / 2
+    present = np.add.reduceat(histogram[PRESENT], starts, axis=1, dtype=np.int64)
+    images = np.add.reduceat(
+        histogram.sum(axis=0, dtype=np.int64), starts, axis=1, dtype=np.int64
+    )
+    classes, bins = np.nonzero(images)
+    found = Entries(middles[bins], images[classes, bins], present[classes, bins])
+    return classes, found
+
+
+def _fit(
+    groups: Int[np.ndarray, " entry"],
+    entries: Entries,
+    start: Float64[np.ndarray, "group 2"],
+    precision: Float64[np.ndarray, "1 2 2"],
+) -> Float64[np.ndarray, "group 2"]:
+    """Returns each group's slope and intercept, by Newton's method with halved steps.
+
+    Args:
+        groups: of each entry.
+        entries: the data.
+        start: also the centre of the prior.
+        precision: of the prior.
+    """
+
+    def at(values):
+        loss, gradient, information = _at(groups, entries, values)
+        away = values - start
+        pull = away @ precision[0]
+        loss = loss + np.sum(pull * away, axis=1) / 2
+        return loss, gradient + pull, information + precision
+
+    values, scale = start, np.ones(len(start))
+    loss, gradient, information = at(values)
+    for _ in range(MOST_STEPS):
+        step = np.linalg.solve(information, gradient[:, :, None])[:, :, 0]
+        if np.abs(step).max() < SMALLEST_STEP:
+            break
+        tried = values - scale[:, None] * step
+        found = at(tried)
+        better = found[0] <= loss + 1e-12 * np.abs(loss)
+        values = np.where(better[:, None], tried, values)
+        gradient = np.where(better[:, None], found[1], gradient)
+        information = np.where(better[:, None, None], found[2], information)
+        loss = np.where(better, found[0], loss)
+        scale = np.where(better, 1.0, scale / 2)
+    return values
+
+
+def _at(
+    groups: Int[np.ndarray, " entry"],
+    entries: Entries,
+    values: Float64[np.ndarray, "group 2"],
+) -> tuple[
+    Float64[np.ndarray, " group"],
+    Float64[np.ndarray, "group 2"],
+    Float64[np.ndarray, "group 2 2"],
+]:
+    """Returns loss, gradient and information of each group's logistic regression."""
+    z, images, present = entries
+    logits = values[groups, 0] * z + values[groups, 1]
+    probs = expit(logits)
+
+    def sums(amounts):
+        return np.bincount(groups, amounts, minlength=len(values))
+
+    loss = sums(images * np.logaddexp(0, logits) - present * logits)
+    rest = images * probs - present
+    weight = images * probs * (1 - probs)
+    zz, zo, oo = sums(weight * z * z), sums(weight * z), sums(weight)
+    information = np.stack([zz, zo, zo, oo], axis=1).reshape(-1, 2, 2)
+    return loss, np.stack([sums(rest * z), sums(rest)], axis=1), information

@@ -1,0 +1,129 @@
+"""What an evaluation says of each label, as a table that is also a file.
+
+Before it: the sums of every split, and `scores` with the answers of the decoder in use.
+After it: the report shows the table, `compare` reads it back, and a person opens
+`label_figures.csv`.
+"""
+
+import io
+from collections.abc import Mapping
+from dataclasses import dataclass
+
+import numpy as np
+import polars as pl
+from jaxtyping import Float64, Int
+
+from jaxii.data.labels import Vocabulary
+from jaxii.errors import InputError
+from jaxii.metrics.histogram import average_precision
+from jaxii.metrics.streaming import BETA_SQUARED, Accumulators
+from jaxii.storage import AnyPath, write_beside
+
+FILE = "label_figures.csv"
+_FIGURES = ("support", "average_precision", "f2")
+
+
+@dataclass(frozen=True, kw_only=True)
+class SplitFigures:
+    """Figures of each label on one split.
+
+    Attributes:
+      support: images that have the label.
+      average_precision: NaN where no image has it.
+      f2: of the decoder in use over the images; NaN where no image has the label and
+        none was given it.
+    """
+
+    support: Float64[np.ndarray, " class"]
+    average_precision: Float64[np.ndarray, " class"]
+    f2: Float64[np.ndarray, " class"]
+
+
+@dataclass(frozen=True, kw_only=True)
+class LabelTable:
+    """Figures of each label.
+
+    Attributes:
+      vocabulary: the labels.
+      train_images: training images that have the label, machines' by confidence.
+      thresholds: of the decoder `per_class`.
+      splits: split name -> figures.
+    """
+
+    vocabulary: Vocabulary
+    train_images: Float64[np.ndarray, " class"]
+    thresholds: Float64[np.ndarray, " class"]
+    splits: Mapping[str, SplitFigures]
+
+    def save(self, path: AnyPath) -> None:
+        """Writes a CSV with one row a label, whole or not at all."""
+        columns = {
+            "label_code": self.vocabulary.codes,
+            "description": self.vocabulary.descriptions,
+            "train_images": self.train_images,
+            "threshold": self.thresholds.round(6),
+        }
+        for split, figures in self.splits.items():
+            for name in _FIGURES:
+                columns[f"{split}/{name}"] = getattr(figures, name).round(6)
+        table = pl.DataFrame(columns).fill_nan(None)
+        write_beside(path, table.write_csv, binary=True)
+
+
+def split_figures(
+    sums: Accumulators,
+    *,
+    hits: Int[np.ndarray, " class"],
+    predicted: Int[np.ndarray, " class"],
+    support: Int[np.ndarray, " class"],
+) -> SplitFigures:
+    """Returns the figures of each label on a split.
+
+    Args:
+      sums: of the split.
+      hits: images that have the label and were given it.
+      predicted: images that were given it.
+      support: images that have it.
+    """
+    both = BETA_SQUARED * support + predicted
+    return SplitFigures(
+        support=support.astype(np.float64),
+        average_precision=average_precision(np.asarray(sums.sums.histogram)),
+        f2=np.where(both > 0, (1 + BETA_SQUARED) * hits / np.maximum(both, 1), np.nan),
+    )
+
+
+def load(path: AnyPath) -> LabelTable:
+    """Reads what `save` wrote.
+
+    Raises:
+      InputError: the file is absent or something else.
+    """
+    try:
+        table = pl.read_csv(
+            io.BytesIO(path.read_bytes()),
+            schema_overrides={"label_code": pl.String, "description": pl.String},
+            infer_schema_length=None,
+        )
+
+        def column(name: str) -> Float64[np.ndarray, " class"]:
+            return table[name].cast(pl.Float64).fill_null(np.nan).to_numpy()
+
+        names = dict.fromkeys(n.rpartition("/")[0] for n in table.columns if "/" in n)
+        codes, descriptions = (
+            table[name].fill_null("") for name in ("label_code", "description")
+        )
+        return LabelTable(
+            vocabulary=Vocabulary(tuple(codes), tuple(descriptions)),
+            train_images=column("train_images"),
+            thresholds=column("threshold"),
+            splits={
+                split: SplitFigures(**{n: column(f"{split}/{n}") for n in _FIGURES})
+                for split in names
+            },
+        )
+    except (OSError, pl.exceptions.PolarsError, TypeError) as error:
+        raise InputError(
+            f"{path} is not a table of label figures ({str(error).splitlines()[0]}); "
+            "run evaluate on its workdir again"
+        ) from error

@@ -1,0 +1,149 @@
+"""From images to probabilities: one network, or the mean of several.
+
+Comes after checkpoints are restored; `evaluate` sums what it gives over a split,
+`predict` decodes it for a folder of pictures.
+"""
+
+import functools
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import dataclass, replace
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jax.sharding import Mesh, PartitionSpec
+from jaxtyping import Array, Float
+
+from jaxii.decoding import label_shift
+from jaxii.decoding.calibration import Calibration
+from jaxii.decoding.thresholds import DEFAULT_THRESHOLDS
+from jaxii.distributed.mesh import DATA_AXIS, divided, replicated, to_devices
+from jaxii.metrics.histogram import NUM_KINDS, add_entries, bin_edges
+from jaxii.train.batch_norm import reestimate
+from jaxii.train.state import Tree
+
+Batches = Iterable[Mapping[str, np.ndarray]]
+# Images [batch, height, width, 3] on the devices to float32 probabilities
+# [batch, class] and the embedding [batch, embed] or None.
+Predict = Callable[[Array], tuple[Float[Array, "batch class"], Any]]
+
+
+@dataclass(frozen=True, kw_only=True)
+class Model:
+    """A network and what it is evaluated with.
+
+    Attributes:
+      apply: the network; what is compiled for it is kept.
+      params: its parameters.
+      batch_stats: its BatchNorm statistics.
+    """
+
+    apply: Callable[..., tuple[Any, Tree]]
+    params: Tree
+    batch_stats: Tree
+
+    def adapted(self, batches: Batches, mesh: Mesh) -> "Model":
+        """Returns the model with BatchNorm statistics of these images (AdaBN)."""
+        stats = reestimate(self.apply, self.params, self.batch_stats, batches, mesh)
+        return replace(self, batch_stats=stats)
+
+
+def make_predict(models: Sequence[Model], mesh: Mesh) -> Predict:
+    """Returns the mean of the models' probabilities, and a lone model's embedding.
+
+    Args:
+      models: at least one, of the same labels and the same view of an image.
+      mesh: the devices; images are divided over them.
+    """
+    forwards = [
+        functools.partial(_forward(model.apply, mesh), model.params, model.batch_stats)
+        for model in models
+    ]
+    if len(forwards) == 1:
+        return forwards[0]
+
+    def predict(images):
+        return _mean([forward(images)[0] for forward in forwards]), None
+
+    return predict
+
+
+def shifted(predict: Predict, shift: Float[np.ndarray, " class"]) -> Predict:
+    """Returns the prediction with its probabilities corrected by `label_shift`."""
+
+    def corrected(images):
+        probs, embedding = predict(images)
+        return _corrected(probs, shift), embedding
+
+    return corrected
+
+
+def shift_of(
+    predict: Predict,
+    batches: Batches,
+    mesh: Mesh,
+    *,
+    calibration: Calibration,
+    home: Float[np.ndarray, " class"],
+) -> Float[np.ndarray, " class"]:
+    """Returns the shift of each label's logit that a target's images tell.
+
+    Memory: a histogram of class x bin, whatever the number of images.
+
+    Args:
+      predict: uncorrected.
+      batches: `images` and `mask` of the target; labels are not looked at.
+      mesh: the devices.
+      calibration: of the probabilities.
+      home: how often each label occurs where it was fitted.
+    """
+    sharding, num_classes = divided(mesh), len(home)
+    thresholds = DEFAULT_THRESHOLDS
+    edges = bin_edges(thresholds, num_classes)
+    shape = (NUM_KINDS, num_classes, len(edges) + 1)
+    counts, count = jnp.zeros(shape, jnp.int32, device=replicated(mesh)), _counter(mesh)
+    for batch in batches:
+        sent = to_devices({k: batch[k] for k in ("images", "mask")}, sharding)
+        counts = count(counts, predict(sent["images"])[0], sent["mask"])
+    histogram = np.asarray(counts)
+    if not histogram.any():
+        return np.zeros(num_classes, np.float32)
+    target = label_shift.target_frequencies(histogram, thresholds, calibration, home)
+    return label_shift.logit_shift(calibration, home, target)
+
+
+@functools.cache
+def _forward(apply: Callable[..., tuple[Any, Tree]], mesh: Mesh):
+    """Compiles the network for inference: `forward(params, batch_stats, images)`."""
+
+    def forward(params, batch_stats, images):
+        outputs, _ = apply(params, batch_stats, images, train=False, key=None)
+        return jax.nn.sigmoid(outputs.logits), outputs.embedding
+
+    whole, parts = replicated(mesh), divided(mesh)
+    everywhere, share = PartitionSpec(), PartitionSpec(DATA_AXIS)
+    parallel = jax.shard_map(
+        forward, mesh=mesh, in_specs=(everywhere, everywhere, share), out_specs=share
+    )
+    return jax.jit(parallel, in_shardings=(whole, whole, parts))
+
+
+@jax.jit
+def _mean(probs):
+    return sum(probs[1:], probs[0]) / len(probs)
+
+
+_corrected = jax.jit(label_shift.corrected)
+
+
+@functools.cache
+def _counter(mesh: Mesh):
+    """Compiles the addition of a batch to a histogram, without its labels."""
+
+    def count(counts, probs, mask):
+        nowhere = jnp.zeros(probs.shape, bool)
+        edges = bin_edges(DEFAULT_THRESHOLDS, probs.shape[1])
+        return add_entries(counts, probs, nowhere, None, mask > 0, edges)
+
+    return jax.jit(count, donate_argnums=0, out_shardings=replicated(mesh))

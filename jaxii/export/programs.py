@@ -1,0 +1,254 @@
+"""A checkpoint as files that run without jaxii: StableHLO for JAX, and ONNX.
+
+Comes after `evaluate` has fitted the decoders. What is written is read back and has to
+give the probabilities that the checkpoint gives where it is evaluated.
+"""
+
+import csv
+import zipfile
+from collections.abc import Callable, Iterable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import jax
+import jax.export
+import jax.numpy as jnp
+import numpy as np
+from jaxtyping import Float, UInt8
+
+from jaxii.data.labels import Vocabulary
+from jaxii.decoding.decoders import Decoders
+from jaxii.distributed.mesh import divided, to_devices
+from jaxii.errors import InputError
+from jaxii.evaluation.evaluator import gather
+from jaxii.evaluation.models import Batches, Model, Predict
+from jaxii.export.onnx_graph import INPUT, OPSET, OUTPUT, packages, to_onnx
+from jaxii.storage import write_beside
+
+PROGRAM, ONNX, LABELS, LOADER = "model.stablehlo", "model.onnx", "labels.csv", "load.py"
+RUNTIME = "flatbuffers.zip"
+PLATFORMS = ("cpu", "cuda", "rocm", "tpu")
+# The largest difference of a probability between a written program and the checkpoint.
+TOLERANCE = 1e-4
+# Accelerators multiply float32 in fewer bits unless told otherwise.
+PRECISION = "highest"
+BATCH_SIZES = (1, 3)
+# Decoders that are a threshold a label, which the loader can apply.
+WITH_THRESHOLDS = ("threshold", "per_class")
+
+Images = UInt8[np.ndarray, "batch height width 3"]
+Probs = Float[np.ndarray, "batch class"]
+Run = Callable[[Images], Probs]
+
+
+def checkpoint_answers(
+    predict: Predict, batches: Batches, mesh: jax.sharding.Mesh
+) -> tuple[Images, Probs]:
+    """Returns pictures and the probabilities that evaluation gives them.
+
+    Args:
+      predict: of the checkpoint.
+      batches: as `eval_batches` yields them; padding is left out.
+      mesh: the devices.
+    """
+    images, probs = [], []
+    for batch in batches:
+        sent = to_devices({"images": batch["images"]}, divided(mesh))
+        kept = batch["mask"] > 0
+        images.append(batch["images"][kept])
+        probs.append(gather(predict(sent["images"])[0])[kept])
+    return np.concatenate(images), np.concatenate(probs)
+
+
+def stablehlo(model: Model, size_pixels: int) -> bytes:
+    """Returns a serialised `jax.export` program for batches of any size.
+
+    Args:
+      model: whose parameters the program holds.
+      size_pixels: side of a picture.
+    """
+    exported = jax.export.export(jax.jit(_forward(model)), platforms=PLATFORMS)
+    with jax.default_matmul_precision(PRECISION), _without_paths():
+        return bytes(exported(_any_batch(size_pixels)).serialize())
+
+
+def onnx(model: Model, size_pixels: int, metadata: dict[str, str]) -> bytes:
+    """Returns an ONNX model for batches of any size.
+
+    Args:
+      model: whose parameters it holds.
+      size_pixels: side of a picture.
+      metadata: texts that are kept in it.
+    """
+    program = jax.make_jaxpr(_forward(model))(_any_batch(size_pixels))
+    return to_onnx(program, metadata)
+
+
+def read_stablehlo(path: Path) -> Run:
+    """Returns what a written program does to images."""
+    exported = jax.export.deserialize(bytearray(path.read_bytes()))
+    call = jax.jit(exported.call)
+    return lambda images: np.asarray(call(images))
+
+
+def read_onnx(path: Path) -> Run:
+    """Returns what a written ONNX model does to images, on this machine's CPU."""
+    _, onnxruntime = packages()
+    session = onnxruntime.InferenceSession(path, providers=["CPUExecutionProvider"])
+    return lambda images: session.run(None, {INPUT: images})[0]
+
+
+def largest_difference(run: Run, images: Images, probs: Probs) -> float:
+    """Returns how far a program is from the probabilities, in batches of each size.
+
+    Args:
+      run: the program.
+      images: at least 1.
+      probs: what it should give.
+    """
+    sizes = [min(size, len(images)) for size in BATCH_SIZES] + [len(images)]
+    found = [np.abs(run(images[:size]) - probs[:size]).max() for size in sizes]
+    # NaN, should there be one, is the largest.
+    return float(np.max(found))
+
+
+def write_programs(
+    folder: Path,
+    model: Model,
+    images: Images,
+    probs: Probs,
+    *,
+    onnx_metadata: dict[str, str] | None,
+) -> dict[str, dict[str, Any]]:
+    """Writes the programs, reads them back and compares them with the checkpoint.
+
+    Args:
+      folder: where to.
+      model: whose parameters they hold.
+      images: to compare on, at least 1.
+      probs: what the checkpoint says of them.
+      onnx_metadata: texts that are kept in an ONNX model; None writes none.
+
+    Returns:
+      File name to what it is and the largest difference of a probability.
+
+    Raises:
+      InputError: a difference above `TOLERANCE`, or what ONNX needs is missing.
+    """
+    size = images.shape[1]
+    (folder / PROGRAM).write_bytes(stablehlo(model, size))
+    written: dict[str, dict[str, Any]] = {
+        PROGRAM: {"platforms": PLATFORMS, "jax": jax.__version__}
+    }
+    programs = {PROGRAM: read_stablehlo(folder / PROGRAM)}
+    if onnx_metadata is not None:
+        (folder / ONNX).write_bytes(onnx(model, size, onnx_metadata))
+        written[ONNX] = {"opset": OPSET, "input": INPUT, "output": OUTPUT}
+        programs[ONNX] = read_onnx(folder / ONNX)
+    for name, run in programs.items():
+        difference = largest_difference(run, images, probs)
+        if not difference <= TOLERANCE:
+            raise InputError(
+                f"{name} differs from the checkpoint by {difference:.2g} in a "
+                f"probability; at most {TOLERANCE} is allowed, so nothing was written. "
+                "Another version of jax or onnxruntime may be right."
+            )
+        written[name] |= {"compute_dtype": "float32", "largest_difference": difference}
+    return written
+
+
+def write_labels(
+    path: Path, vocabulary: Vocabulary, decoders: Decoders, name: str
+) -> None:
+    """Writes a row a label: threshold of the decoder, if it has one, and calibration.
+
+    Args:
+      path: the CSV file.
+      vocabulary: codes and names.
+      decoders: fitted.
+      name: of the decoder in use.
+    """
+    thresholds = thresholds_of(decoders, name, len(vocabulary))
+    slopes, intercepts = decoders.calibration
+    columns = (
+        vocabulary.codes,
+        vocabulary.descriptions,
+        thresholds,
+        slopes,
+        intercepts,
+    )
+
+    def rows(file):
+        writer = csv.writer(file, lineterminator="\n")
+        writer.writerow(("index", "code", "name", "threshold", "slope", "intercept"))
+        writer.writerows(
+            (i, code, text, *map(str, numbers))
+            for i, (code, text, *numbers) in enumerate(zip(*columns, strict=True))
+        )
+
+    write_beside(path, rows)
+
+
+def thresholds_of(decoders: Decoders, name: str, num_classes: int) -> Iterable[Any]:
+    """Returns a threshold a class, or empty texts for a decoder that has none."""
+    if name == "threshold":
+        return [decoders.choice.threshold] * num_classes
+    if name == "per_class":
+        return decoders.class_thresholds
+    return [""] * num_classes
+
+
+def note(name: str) -> str:
+    """Returns what the loader makes of a decoder, in words."""
+    if name in WITH_THRESHOLDS:
+        return "load.py answers with the thresholds of labels.csv"
+    return (
+        f"{name} is no threshold, so load.py gives probabilities and no answers; for "
+        f"those, export with --decoder={' or '.join(WITH_THRESHOLDS)}"
+    )
+
+
+def write_loader(folder: Path) -> None:
+    """Writes the loader, and what `jax.export` needs to read a program.
+
+    JAX reads its files with the Python package flatbuffers, which it does not install.
+    """
+    text = Path(__file__).with_name("loader.py.txt").read_text(encoding="utf-8")
+    (folder / LOADER).write_text(text, encoding="utf-8")
+    # Here and not above: no other command needs it.
+    import flatbuffers
+
+    (package,) = map(Path, flatbuffers.__path__)
+    with zipfile.ZipFile(folder / RUNTIME, "w", zipfile.ZIP_DEFLATED) as archive:
+        for file in sorted(package.rglob("*.py")):
+            archive.write(file, file.relative_to(package.parent))
+
+
+def _forward(model: Model) -> Callable[[Any], Any]:
+    # From the host, or the program would be one for this mesh of devices.
+    held = jax.device_get((model.params, model.batch_stats))
+    params, batch_stats = jax.tree.map(jnp.asarray, held)
+
+    def forward(images):
+        outputs, _ = model.apply(params, batch_stats, images, train=False, key=None)
+        return jax.nn.sigmoid(outputs.logits)
+
+    return forward
+
+
+@contextmanager
+def _without_paths() -> Iterator[None]:
+    """Keeps the paths of this machine's source files out of a program."""
+    name = "jax_traceback_in_locations_limit"
+    before = getattr(jax.config, name)
+    jax.config.update(name, 0)
+    try:
+        yield
+    finally:
+        jax.config.update(name, before)
+
+
+def _any_batch(size_pixels: int) -> jax.ShapeDtypeStruct:
+    (batch,) = jax.export.symbolic_shape("batch")
+    return jax.ShapeDtypeStruct((batch, size_pixels, size_pixels, 3), jnp.uint8)

@@ -1,0 +1,304 @@
+"""The image trunk: ResNet v1.5 or a variant, from normalised pixels to features.
+
+Before it comes the batch, normalised on the device; after it the heads of `multitask`.
+With torchvision's or timm's weights (`pretrained`) it gives their numbers: batch norm
+epsilon 1e-5, symmetric padding written out, the stride on the 3x3 convolution. Modules
+here are Flax NNX; `multitask` splits them once, so nothing else sees NNX.
+"""
+
+from functools import partial
+from typing import NamedTuple
+
+import jax
+import jax.numpy as jnp
+from flax import nnx
+from jax.typing import DTypeLike
+from jaxtyping import Array, Float
+
+from jaxii.errors import InputError
+from jaxii.models.cpu import can_fold, normalised_convolution
+from jaxii.models.layers import (
+    BatchNorm,
+    Conv,
+    SqueezeExcite,
+    average_pool,
+    global_average,
+    max_pool,
+)
+
+# depth -> (blocks of each of the four stages, whether they are bottlenecks)
+DEPTHS: dict[int, tuple[tuple[int, int, int, int], bool]] = {
+    18: ((2, 2, 2, 2), False),
+    26: ((2, 2, 2, 2), True),
+    34: ((3, 4, 6, 3), False),
+    50: ((3, 4, 6, 3), True),
+    101: ((3, 4, 23, 3), True),
+    152: ((3, 8, 36, 3), True),
+}
+STEMS = ("imagenet", "small")
+EXPANSION = 4  # a bottleneck's output channels over the plain network's inner ones
+
+
+class Variant(NamedTuple):
+    """What a variant changes of the plain network.
+
+    Attributes:
+        deep_stem: three 3x3 convolutions in the stem, and an average pool before the
+            1x1 convolution of a strided shortcut.
+        squeeze_excite: gates on a block's channels before they are added.
+        inner_factor: a bottleneck's 3x3 convolution has so many times the channels.
+        grouped: that convolution has a group for every two of the network's width.
+    """
+
+    deep_stem: bool = False
+    squeeze_excite: bool = False
+    inner_factor: int = 1
+    grouped: bool = False
+
+    @property
+    def needs_bottleneck(self) -> bool:
+        return self.inner_factor > 1
+
+
+VARIANTS = {
+    "resnet": Variant(),
+    # He et al. 2018, "Bag of Tricks", https://arxiv.org/abs/1812.01187, section 4
+    "resnet_d": Variant(deep_stem=True),
+    # Hu et al. 2017, https://arxiv.org/abs/1709.01507
+    "se_resnet": Variant(squeeze_excite=True),
+    # Xie et al. 2016, https://arxiv.org/abs/1611.05431: 32 groups of 4 at width 64
+    "resnext": Variant(inner_factor=2, grouped=True),
+    # Zagoruyko and Komodakis 2016, https://arxiv.org/abs/1605.07146, as torchvision's
+    "wide_resnet": Variant(inner_factor=2),
+}
+
+
+class Block(nnx.Module):
+    """A residual block: two 3x3 convolutions, or a 1x1, 3x3, 1x1 bottleneck.
+
+    The skip is the identity, or a strided 1x1 convolution where the shape changes.
+
+    Source: He et al. 2015, https://arxiv.org/abs/1512.03385; stride on the 3x3 ("v1.5")
+    as in torchvision; the variants as in torchvision or timm.
+    """
+
+    def __init__(
+        self,
+        in_channels: int,
+        channels: int,
+        *,
+        stride: int,
+        bottleneck: bool,
+        variant: Variant,
+        groups: int,
+        last_scale: float,
+        folds_norms: bool = False,
+        conv,
+        norm,
+        squeeze_excite,
+    ):
+        self.bottleneck, self.folds_norms = bottleneck, folds_norms
+        out_channels = channels * EXPANSION if bottleneck else channels
+        self.out_channels = out_channels
+        if bottleneck:
+            inner = channels * variant.inner_factor
+            self.conv1 = conv(in_channels, inner, 1)
+            self.norm1 = norm(inner)
+            self.conv2 = conv(inner, inner, 3, stride=stride, groups=groups)
+            self.norm2 = norm(inner)
+            self.conv3 = conv(inner, out_channels, 1)
+            self.norm3 = norm(out_channels, initial_scale=last_scale)
+        else:
+            self.conv1 = conv(in_channels, channels, 3, stride=stride)
+            self.norm1 = norm(channels)
+            self.conv2 = conv(channels, out_channels, 3)
+            self.norm2 = norm(out_channels, initial_scale=last_scale)
+        self.has_gates = variant.squeeze_excite
+        if self.has_gates:
+            self.gates = squeeze_excite(out_channels)
+        self.has_shortcut = stride != 1 or in_channels != out_channels
+        self.has_pool = variant.deep_stem and stride != 1
+        if self.has_shortcut:
+            stride = 1 if self.has_pool else stride
+            self.shortcut_conv = conv(in_channels, out_channels, 1, stride=stride)
+            self.shortcut_norm = norm(out_channels)
+
+    def __call__(
+        self, x: Float[Array, "batch height width channel"], train: bool
+    ) -> Float[Array, "batch out_height out_width out_channel"]:
+        y = jax.nn.relu(self.norm1(self.conv1(x), train))
+        y = self.norm2(self.conv2(y), train)
+        if self.bottleneck:
+            y = self._normalised(self.conv3, self.norm3, jax.nn.relu(y), train)
+        if self.has_gates:
+            y = self.gates(y)
+        if self.has_pool:
+            x = average_pool(x)
+        if self.has_shortcut:
+            x = self._normalised(self.shortcut_conv, self.shortcut_norm, x, train)
+        return jax.nn.relu(x + y)
+
+    def _normalised(self, conv, norm, x, train):
+        if train and self.folds_norms and can_fold(conv, norm):
+            return normalised_convolution(conv, norm, x)
+        return norm(conv(x), train)
+
+
+class ResNet(nnx.Module):
+    """ResNet v1.5 without its classifier: normalised images to pooled features.
+
+    Args:
+        depth: a key of `DEPTHS`.
+        variant: a key of `VARIANTS`; "resnext" and "wide_resnet" need a bottleneck.
+        width: channels of the first stage, >= 1; 64 is the standard network.
+        stem: "imagenet" (7x7 stride 2, then 3x3 max-pool stride 2) or "small" (3x3,
+            stride 1, no pool: for images of up to about 64 pixels).
+        zero_init_residual: start the last scale of each block at 0, so that every block
+            starts as the identity (Goyal et al. 2017, https://arxiv.org/abs/1706.02677).
+        dtype: what convolutions compute in; parameters are float32.
+        bn_momentum: the share that a step keeps of the running statistics, in [0, 1).
+        bn_axis: mesh axis over which batch statistics are averaged; None: per device.
+        bn_group: neighbours on `bn_axis` that share statistics; None: all of it.
+        cpu_forms: write 1x1 and grouped convolutions, those to tiny maps, and the
+            max-pool in the forms that XLA's CPU backend runs fastest. Equal up to
+            rounding.
+        folds_norms: in training, make one of a widening 1x1 convolution and its norm,
+            which moves a quarter less to and from a TPU's memory. Equal up to rounding.
+        rngs: `params` stream for the initial weights.
+
+    Raises:
+        InputError: an unknown depth, variant or stem, or two that do not go together.
+    """
+
+    def __init__(
+        self,
+        *,
+        depth: int,
+        variant: str = "resnet",
+        width: int = 64,
+        stem: str = "imagenet",
+        zero_init_residual: bool = True,
+        dtype: DTypeLike = jnp.bfloat16,
+        bn_momentum: float = 0.9,
+        bn_axis: str | None = None,
+        bn_group: int | None = None,
+        cpu_forms: bool = False,
+        folds_norms: bool = False,
+        rngs: nnx.Rngs,
+    ):
+        check_shape(depth, width, stem, variant)
+        stage_blocks, bottleneck = DEPTHS[depth]
+        changes = VARIANTS[variant]
+
+        conv = partial(Conv, dtype=dtype, cpu_forms=cpu_forms, rngs=rngs)
+        norm = partial(
+            BatchNorm,
+            dtype=dtype,
+            momentum=bn_momentum,
+            axis_name=bn_axis,
+            group=bn_group,
+        )
+        self.stem, self.dtype, self.cpu_forms = stem, dtype, cpu_forms
+        self.add_stem(width, changes.deep_stem, conv, norm)
+        # Blocks are named attributes, not a list: a list would give integer keys.
+        self.block_names: tuple[str, ...] = ()
+        self.num_features = width
+        for stage, num_blocks in enumerate(stage_blocks):
+            for block in range(num_blocks):
+                new_block = Block(
+                    self.num_features,
+                    width * 2**stage,
+                    stride=2 if stage > 0 and block == 0 else 1,
+                    bottleneck=bottleneck,
+                    variant=changes,
+                    groups=width // 2 if changes.grouped else 1,
+                    last_scale=0.0 if zero_init_residual else 1.0,
+                    folds_norms=folds_norms,
+                    conv=conv,
+                    norm=norm,
+                    squeeze_excite=partial(SqueezeExcite, rngs=rngs),
+                )
+                name = f"stage{stage + 1}_block{block + 1}"
+                setattr(self, name, new_block)
+                self.block_names += (name,)
+                self.num_features = new_block.out_channels
+
+    def add_stem(self, width: int, deep: bool, conv, norm) -> None:
+        """Makes one convolution and norm, or three of each in a deep stem."""
+        stride = 2 if self.stem == "imagenet" else 1
+        self.stem_names = ("",)
+        if not deep:
+            self.stem_conv = conv(3, width, 7 if stride == 2 else 3, stride=stride)
+            self.stem_norm = norm(width)
+            return
+        half = max(1, width // 2)
+        self.stem_names = ("1", "2", "3")
+        self.stem_conv1, self.stem_norm1 = conv(3, half, 3, stride=stride), norm(half)
+        self.stem_conv2, self.stem_norm2 = conv(half, half, 3), norm(half)
+        self.stem_conv3, self.stem_norm3 = conv(half, width, 3), norm(width)
+
+    def __call__(
+        self, images: Float[Array, "batch height width 3"], train: bool
+    ) -> Float[Array, "batch feature"]:
+        x = self.run_stem(images, train)
+        for name in self.block_names:
+            x = getattr(self, name)(x, train)
+        return global_average(x)
+
+    def run_stem(
+        self, images: Float[Array, "batch height width 3"], train: bool
+    ) -> Float[Array, "batch out_height out_width channel"]:
+        """Returns what the first stage is given."""
+        x = images.astype(self.dtype)
+        for name in self.stem_names:
+            x = getattr(self, f"stem_conv{name}")(x)
+            norm = getattr(self, f"stem_norm{name}")
+            if self.stem == "imagenet" and name == self.stem_names[-1]:
+                return self.norm_of_pooled(x, norm, train)
+            x = jax.nn.relu(norm(x, train))
+        return x
+
+    def norm_of_pooled(
+        self, x: Float[Array, "batch height width channel"], norm, train: bool
+    ) -> Float[Array, "batch out_height out_width channel"]:
+        """Returns the max-pool of the norm's ReLU, the pool taken first.
+
+        Norm, rounding and ReLU rise with x, or fall where the norm's scale is negative:
+        their largest value is that of the largest, or smallest, x. The norm's output on
+        the network's largest map, four times the pooled one, is then never made.
+        """
+        sign = jnp.where(norm.scale[...] < 0, -1.0, 1.0).astype(x.dtype)
+        x = x * sign[None, None, None]
+        pooled = max_pool(x, self.cpu_forms) * sign[None, None, None]
+        x = x * sign[None, None, None]
+        return jax.nn.relu(norm(pooled, train, moments_of=x))
+
+
+def check_shape(depth: int, width: int, stem: str, variant: str) -> None:
+    """Refuses a network that cannot be built.
+
+    Raises:
+        InputError: an unknown depth, variant or stem, a variant without a bottleneck to
+            change, a width under 1, or an odd one to be divided into groups.
+    """
+    if variant not in VARIANTS:
+        allowed = ", ".join(VARIANTS)
+        raise InputError(f"variant={variant!r} is unknown; use one of {allowed}")
+    if depth not in DEPTHS:
+        allowed = ", ".join(str(known) for known in DEPTHS)
+        raise InputError(f"depth={depth} is not a ResNet here; use one of {allowed}")
+    if VARIANTS[variant].needs_bottleneck and not DEPTHS[depth][1]:
+        allowed = ", ".join(str(d) for d, (_, inner) in DEPTHS.items() if inner)
+        raise InputError(
+            f"depth={depth} has no bottleneck for variant={variant!r} to change; use "
+            f"depth {allowed}, or another variant"
+        )
+    if stem not in STEMS:
+        raise InputError(f"stem={stem!r} is unknown; use one of {', '.join(STEMS)}")
+    if width < 1:
+        raise InputError(f"width={width} is below 1; 64 is the standard network")
+    if VARIANTS[variant].grouped and width % 2:
+        raise InputError(
+            f"width={width} cannot be divided into the groups of variant={variant!r}; "
+            f"use an even width, as {width + 1}"
+        )

@@ -1,0 +1,1 @@
+"""Reads label files and images and writes a prepared dataset; no JAX."""

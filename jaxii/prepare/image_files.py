@@ -1,0 +1,146 @@
+"""Reads the bytes of one image file; the only place that decides what can be read.
+
+`prepare`, `new` and `predict` all read through this module, so that a pipe, a device, a
+file without end or a link to nothing has the same named fault in each of them.
+"""
+
+import errno
+import os
+import stat
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any, NamedTuple
+
+from jaxii.storage import AnyPath, at, size_of
+
+IMAGE_SUFFIXES = (".jpg", ".jpeg", ".png", ".webp")
+# An image of 120 megapixels, the most that `recode` takes, is about 100 MB as a JPEG
+# and 200 MB as a PNG of a photo. Each thread may hold one file of this size.
+MAX_FILE_BYTES = 256 * 2**20
+# What a listing of a bucket may have that changes with the content of an object.
+_STAMPS = ("generation", "etag", "ETag", "md5Hash", "mtime", "LastModified")
+_ADDRESS = "an address; images are read from disks and gs:// buckets"
+_NO_FILE = "no such file"
+# What is wrong with one file. Other I/O errors (a lost network disk) end the run: they
+# are not the image's fault, and no answer should be made up for them.
+_FAULTS = {
+    errno.ENOENT: _NO_FILE,
+    errno.ENOTDIR: _NO_FILE,
+    errno.EISDIR: "a folder",
+    errno.EACCES: "no permission to read it",
+    errno.EPERM: "no permission to read it",
+    errno.ENAMETOOLONG: "a name too long for a file",
+    errno.ELOOP: "a link to itself",
+}
+# fsspec raises these without an errno.
+_KINDS = {
+    FileNotFoundError: errno.ENOENT,
+    IsADirectoryError: errno.EISDIR,
+    PermissionError: errno.EACCES,
+}
+
+
+class FileFacts(NamedTuple):
+    """What tells one version of a file from another without reading it.
+
+    Attributes:
+      size_bytes: 0 where there is no such file.
+      stamp: of a local file the time of its last change in nanoseconds; of an object in
+        a bucket its generation, or what its storage has instead; "" where unknown.
+    """
+
+    size_bytes: int
+    stamp: str
+
+
+def locate(text: str) -> AnyPath:
+    """Returns the path that a list of images gives.
+
+    An address such as http://... gives a path without a file; `read` then says so.
+    """
+    return at(text) if text.startswith("gs://") else Path(text)
+
+
+def facts(file: AnyPath | os.DirEntry) -> FileFacts:
+    """Returns the facts of a file; those of no file where it cannot be looked at."""
+    try:
+        found = file.stat()
+    except (OSError, ValueError):  # ValueError: a zero byte in the name
+        return FileFacts(0, "")
+    if isinstance(found, os.stat_result):
+        return FileFacts(found.st_size, str(found.st_mtime_ns))
+    return FileFacts(found.length, str(found.mtime))
+
+
+def facts_listed(info: Mapping[str, Any]) -> FileFacts:
+    """Returns the facts of an object as fsspec lists it."""
+    stamps = (info.get(name) for name in _STAMPS)
+    return FileFacts(int(info["size"]), str(next(filter(None, stamps), "")))
+
+
+def read(path: AnyPath, size_bytes: int | None = None) -> bytes:
+    """Returns the bytes of an image file.
+
+    Args:
+      path: of the file.
+      size_bytes: of an object in a bucket, where a listing has told it; None: asked
+        for. The size of a local file is always asked for.
+
+    Raises:
+      ValueError: the fault of the file, in a few words.
+      OSError: the storage failed, and not this file.
+    """
+    check(path, size_bytes)
+    with _named_faults(path):
+        return path.read_bytes()
+
+
+def check(path: AnyPath, size_bytes: int | None = None) -> int:
+    """Returns the size of an image file that can be read, in bytes.
+
+    A local file must be a regular one: reading a pipe waits for a writer, and a device
+    may have no end.
+
+    Args:
+      path: of the file.
+      size_bytes: as for `read`.
+
+    Raises:
+      ValueError: as `read`.
+      OSError: as `read`.
+    """
+    with _named_faults(path):
+        if isinstance(path, Path):
+            found = path.stat()
+            size_bytes = found.st_size
+            if stat.S_ISDIR(found.st_mode):
+                raise ValueError(_FAULTS[errno.EISDIR])
+            if not stat.S_ISREG(found.st_mode):
+                raise ValueError("not a regular file")
+        elif size_bytes is None:
+            size_bytes = size_of(path)
+    if size_bytes > MAX_FILE_BYTES:
+        raise ValueError(
+            f"{size_bytes:,} bytes; at most {MAX_FILE_BYTES // 2**20} MiB are read"
+        )
+    return size_bytes
+
+
+@contextmanager
+def _named_faults(path: AnyPath) -> Iterator[None]:
+    """Turns an error of the storage into ValueError where the file is at fault."""
+    try:
+        yield
+    except OSError as error:
+        number = error.errno or next(
+            (code for kind, code in _KINDS.items() if isinstance(error, kind)), None
+        )
+        if number not in _FAULTS:
+            raise
+        # pathlib makes http:/x of http://x.
+        is_address = isinstance(path, Path) and path.parts[0].endswith(":")
+        fault = _FAULTS[number]
+        raise ValueError(
+            _ADDRESS if fault == _NO_FILE and is_address else fault
+        ) from error

@@ -1,0 +1,103 @@
+"""Which image an id in a file means: one rule for every file that names images.
+
+The files are label files, metadata, lists of validation images and sample submissions.
+
+* Ids are text, and case matters: 007 is not 7, and a is not A.
+* White space around an id is no part of it.
+* An image suffix (.jpg, .jpeg, .png or .webp, in any case) is removed only where no
+  image has the id with it and one has the id without it.
+"""
+
+from collections.abc import Container, Sequence
+from typing import NamedTuple
+
+import polars as pl
+
+from jaxii.prepare.image_files import IMAGE_SUFFIXES
+
+_SUFFIX = rf"(?i)\.({'|'.join(suffix[1:] for suffix in IMAGE_SUFFIXES)})$"
+# A note of a tally: how many ids were found by the last part of the rule.
+SUFFIX_NOTE = "ids found without their image suffix"
+CASE_NOTE = "ids that differ by case alone"
+
+
+def numbered(ids: pl.Series) -> pl.DataFrame:
+    """Returns the columns image and row: each id and its position."""
+    return pl.DataFrame({"image": ids}).with_row_index("row").select("image", "row")
+
+
+def without_suffix(names: pl.Series, images: pl.DataFrame) -> pl.DataFrame:
+    """Returns the names that mean an image without their suffix, as `numbered` does.
+
+    Args:
+      names: without white space around them; none is the id of an image.
+      images: of `numbered`.
+    """
+    stems = pl.DataFrame({"image": names.drop_nulls().unique(maintain_order=True)})
+    stems = stems.filter(pl.col("image").str.contains(_SUFFIX)).with_columns(
+        stem=pl.col("image").str.replace(_SUFFIX, "").str.strip_chars()
+    )
+    found = stems.join(
+        images.rename({"image": "stem"}), on="stem", maintain_order="left"
+    )
+    return found.select("image", "row")
+
+
+class Found(NamedTuple):
+    """What names mean.
+
+    Attributes:
+      rows: for each name the position of its image; null for none.
+      num_suffixed: names that mean an image only without their suffix.
+    """
+
+    rows: pl.Series
+    num_suffixed: int
+
+
+def find_rows(names: pl.Series, ids: pl.Series) -> Found:
+    """Returns which image each name means.
+
+    Args:
+      names: as a file has them.
+      ids: of the images; unique.
+    """
+    images = numbered(ids)
+    asked = pl.DataFrame({"image": names.cast(pl.String).str.strip_chars()})
+    found = asked.join(images, on="image", how="left", maintain_order="left")["row"]
+    more = without_suffix(asked["image"].filter(found.is_null()), images)
+    if not len(more):
+        return Found(found, 0)
+    known = pl.concat([images, more])
+    again = asked.join(known, on="image", how="left", maintain_order="left")["row"]
+    return Found(again, found.null_count() - again.null_count())
+
+
+def meant(name: str, ids: Container[str]) -> str:
+    """Returns the id that a name means, by the same rule; the name itself for none.
+
+    For few names and for ids that are no UTF-8, which polars does not hold.
+    """
+    name = name.strip()
+    if name in ids or not name.lower().endswith(IMAGE_SUFFIXES):
+        return name
+    stem = name.rpartition(".")[0].strip()
+    return stem if stem in ids else name
+
+
+def case_twins(ids: Sequence[str]) -> list[str]:
+    """Returns the ids that another id equals but for the case of its letters.
+
+    They cannot both be files of one folder where the file system ignores case.
+    """
+    names = pl.Series(ids, dtype=pl.String)
+    return names.filter(names.str.to_lowercase().is_duplicated()).to_list()
+
+
+def is_text(name: str) -> bool:
+    """Says whether a file name is UTF-8, as an id has to be."""
+    try:
+        name.encode()
+    except UnicodeEncodeError:
+        return False
+    return True

@@ -1,0 +1,398 @@
+"""Reads the CSV files of a labelled image collection into tables of whole numbers.
+
+Codes become positions in the vocabulary and image ids become row numbers while polars
+streams a file, so that 15 million rows take seconds; every row that is left out is
+counted with the reason. `open_images` decides which files belong to which split.
+"""
+
+import os
+import unicodedata
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import numpy as np
+import polars as pl
+
+from jaxii.data.counts import Tally, few
+from jaxii.data.labels import Vocabulary, largest_by_key
+from jaxii.errors import InputError
+from jaxii.prepare.image_ids import SUFFIX_NOTE, find_rows, numbered, without_suffix
+from jaxii.storage import AnyPath
+
+MAX_UNKNOWN_SHARE = 0.05
+LABEL_COLUMNS = ("ImageID", "LabelName", "Confidence")
+METADATA = ("group", "domain", "slice")
+_NOT_TRAINABLE, _UNKNOWN = -1, -2
+
+
+@dataclass(frozen=True)
+class Codes:
+    """The label codes that files may use.
+
+    Args:
+      vocabulary: the trainable ones, in their official order.
+      known: all described codes, trainable or not.
+      described_in: the name of the file with the known ones, for messages.
+    """
+
+    vocabulary: Vocabulary
+    known: frozenset[str]
+    described_in: str
+
+    def table(self) -> pl.DataFrame:
+        """Returns code -> label, -1 where it is known but not trainable."""
+        trainable = self.vocabulary.index()
+        others = sorted(self.known - trainable.keys())
+        return pl.DataFrame(
+            {
+                "code": [*trainable, *others],
+                "label": [*trainable.values(), *[_NOT_TRAINABLE] * len(others)],
+            },
+            schema={"code": pl.String, "label": pl.Int32},
+        )
+
+
+@dataclass(frozen=True)
+class Entries:
+    """Labels read from one file: equal-length columns, one entry a row.
+
+    Args:
+      rows: row number of the image.
+      labels: vocabulary index.
+      confidences: in [0, 1].
+    """
+
+    rows: np.ndarray
+    labels: np.ndarray
+    confidences: np.ndarray
+
+
+def read_codes(trainable: AnyPath, descriptions: AnyPath | None) -> Codes:
+    """Reads the class files.
+
+    Args:
+      trainable: CSV with the column label_code; its order is the order of the classes.
+      descriptions: CSV with the columns label_code,description; more codes than the
+        trainable ones are fine.
+
+    Raises:
+      InputError: a wrong header, no class, a class listed twice, or a code that a
+        submission cannot hold.
+    """
+    codes = _read(trainable, ("label_code",))["label_code"].fill_null("").to_list()
+    if not codes:
+        raise InputError(f"{trainable} lists no class; it needs one label_code a row")
+    _check_codes(trainable, codes)
+    names: dict[str, str] = {}
+    if descriptions is not None:
+        table = _read(descriptions, ("label_code", "description"))
+        names = dict(zip(table["label_code"], table["description"], strict=True))
+    try:
+        vocabulary = Vocabulary(tuple(codes), tuple(names.get(c) or c for c in codes))
+    except InputError as error:
+        raise InputError(f"{trainable}: {error}") from error
+    described_in = descriptions.name if descriptions else trainable.name
+    return Codes(vocabulary, frozenset(names) | set(codes), described_in)
+
+
+def _check_codes(path: AnyPath, codes: Sequence[str]) -> None:
+    # A submission has the codes of an image in one cell, with spaces between them.
+    for line, code in enumerate(codes, start=2):
+        unfit = (c.isspace() or unicodedata.category(c) == "Cc" for c in code)
+        if not code or any(unfit):
+            raise InputError(
+                f"{path} line {line}: the label_code {code!r} is empty, or has white "
+                "space or a control character in it; codes are separated by spaces in "
+                "a submission: replace such characters, for example by _"
+            )
+
+
+def read_labels(
+    path: AnyPath, codes: Codes, image_ids: pl.Series
+) -> tuple[Entries, Tally]:
+    """Reads a file with one label a row: ImageID,Source,LabelName,Confidence.
+
+    Columns beyond these (the corners of boxes, say) are not looked at.
+
+    Args:
+      path: the CSV file.
+      codes: what LabelName may be.
+      image_ids: text, unique; the images there are, in the order of their row numbers.
+        See the module `image_ids` for which of them an ImageID means.
+
+    Returns:
+      One entry for each (image, label), with the largest of its confidences; and the
+      account of the rows.
+
+    Raises:
+      InputError: a wrong header, a confidence that is no number from 0 to 1, or more
+        than one row in twenty with an unknown code.
+    """
+    _check_header(path, LABEL_COLUMNS)
+    lazy = pl.scan_csv(os.fspath(path), infer_schema=False).select(
+        image=pl.col("ImageID").str.strip_chars(),
+        code=pl.col("LabelName").str.strip_chars(),
+        confidence=pl.col("Confidence"),
+    )
+    return _collect(path, lazy, codes, image_ids)
+
+
+def read_image_labels(
+    path: AnyPath, codes: Codes, image_ids: pl.Series, *, header: bool
+) -> tuple[Entries, Tally, pl.Series]:
+    """Reads a file with one image a row: image_id,labels (codes between spaces).
+
+    Args:
+      path: the CSV file.
+      codes: what labels may be.
+      image_ids: as in `read_labels`.
+      header: whether the first line is "image_id,labels"; without one, the first two
+        columns are taken.
+
+    Returns:
+      One entry for each (image, label), confidence 1; the account, in labels; the ids
+      that the file lists, in its order, each once.
+
+    Raises:
+      InputError: as in `read_labels`.
+    """
+    table = read_rows(path, header=header)
+    lazy = table.lazy().select(
+        image="image_id",
+        code=pl.col("labels").fill_null("").str.strip_chars().str.split(" "),
+        confidence=pl.lit("1"),
+    )
+    lazy = lazy.explode("code").filter(pl.col("code") != "")
+    entries, tally = _collect(path, lazy, codes, image_ids, unit="labels")
+    return entries, tally, table["image_id"].unique(maintain_order=True)
+
+
+def read_rows(path: AnyPath, *, header: bool) -> pl.DataFrame:
+    """Reads the text columns image_id,labels of a submission-like file.
+
+    Args:
+      path: the CSV file.
+      header: as in `read_image_labels`.
+
+    Raises:
+      InputError: no such columns.
+    """
+    if header:
+        table = _read(path, ("image_id", "labels"))
+    else:
+        table = _read(path, None)
+        if table.width < 2:
+            raise InputError(
+                f"{path} has one column; it needs two without a header: an image id, "
+                "and label codes separated by spaces"
+            )
+        table = table.select(image_id=table.columns[0], labels=table.columns[1])
+        if len(table) and table["image_id"][0] in ("image_id", "ImageID"):
+            raise InputError(
+                f"{path} starts with a header ({','.join(table.row(0))}); it must have "
+                "none: delete its first line"
+            )
+    table = table.with_columns(pl.col("image_id").str.strip_chars())
+    return table.filter(pl.col("image_id").fill_null("") != "")
+
+
+def read_metadata(path: AnyPath, image_ids: pl.Series) -> tuple[pl.DataFrame, Tally]:
+    """Reads group, domain and slice of images, as far as a metadata file has them.
+
+    Args:
+      path: CSV with the column image_id and any of group, domain and slice. White space
+        around a value is no part of it.
+      image_ids: as in `read_labels`.
+
+    Returns:
+      A table with the three columns and one row an image, null where the file has
+      nothing (the first row of an image wins); and the account of the rows.
+
+    Raises:
+      InputError: no column image_id, none of the three, or no row names an image.
+    """
+    table = _read(path, ("image_id",))
+    if not set(METADATA) & set(table.columns):
+        raise InputError(
+            f"{path} has the columns {','.join(table.columns)}; it needs image_id and "
+            "at least one of group, domain, slice"
+        )
+    columns = [_text(name) for name in METADATA if name in table.columns]
+    columns += [
+        pl.lit(None, pl.String).alias(name)
+        for name in METADATA
+        if name not in table.columns
+    ]
+    rows, num_suffixed = find_rows(table["image_id"], image_ids)
+    chosen = table.select("image_id", *columns).with_columns(row=rows)
+    missing = chosen.filter(pl.col("row").is_null())["image_id"].fill_null("")
+    found = chosen.filter(pl.col("row").is_not_null())
+    once = found.unique("row", keep="first", maintain_order=True)
+    dropped = {"image missing": len(missing), "repeated": len(found) - len(once)}
+    examples = {"image missing": few(missing)} if len(missing) else {}
+    tally = Tally(path.name, "rows", len(chosen), len(once), dropped, examples)
+    tally = tally.with_note(SUFFIX_NOTE, num_suffixed)
+    if len(chosen) and len(image_ids) and not len(once):
+        raise InputError(
+            f"{path} names no image ({tally.line()}); give ids as the image files are "
+            "named, without folder and suffix"
+        )
+    aligned = numbered(image_ids).join(
+        once, on="row", how="left", maintain_order="left"
+    )
+    return aligned.select(METADATA), tally
+
+
+def _text(name: str) -> pl.Expr:
+    """Returns a column without white space around its values, null where empty."""
+    text = pl.col(name).str.strip_chars()
+    return pl.when(text != "").then(text).alias(name)
+
+
+def _collect(
+    path: AnyPath,
+    lazy: pl.LazyFrame,
+    codes: Codes,
+    image_ids: pl.Series,
+    unit: str = "rows",
+) -> tuple[Entries, Tally]:
+    images = numbered(image_ids)
+    table = _numbers(path, lazy, codes, images)
+    _check_confidences(path, lazy, table["confidence"])
+    unknown = int((table["label"] == _UNKNOWN).sum())
+    if unknown > MAX_UNKNOWN_SHARE * len(table):
+        raise _unknown_codes(path, lazy, codes, unknown, len(table))
+    examples: dict[str, tuple[str, ...]] = {}
+    notes: dict[str, int] = {}
+    if table.filter(pl.col("label") >= 0)["row"].null_count():
+        # The file is read again, and only where an image is missing.
+        missing = _missing(path, lazy, codes, images)
+        suffixed = without_suffix(missing, images)
+        if len(suffixed):
+            table = _numbers(path, lazy, codes, pl.concat([images, suffixed]))
+            missing = missing.filter(~missing.is_in(suffixed["image"].implode()))
+            notes[SUFFIX_NOTE] = len(suffixed)
+        if len(missing):
+            examples["image missing"] = few(missing)
+            notes["distinct missing images"] = len(missing)
+    if unknown:
+        examples["unknown label code"] = few(_first_unknown(path, lazy, codes))
+    usable = table.filter(pl.col("label") >= 0, pl.col("row").is_not_null())
+    num_labels = len(codes.vocabulary)
+    keys, confidences = largest_by_key(
+        usable["row"].to_numpy().astype(np.int64) * num_labels
+        + usable["label"].to_numpy(),
+        usable["confidence"].to_numpy(),
+    )
+    not_trainable = int((table["label"] == _NOT_TRAINABLE).sum())
+    dropped = {
+        "label not trainable": not_trainable,
+        "unknown label code": unknown,
+        "image missing": len(table) - not_trainable - unknown - len(usable),
+        "repeated": len(usable) - len(keys),
+    }
+    entries = Entries(
+        rows=keys // num_labels,
+        labels=(keys % num_labels).astype(np.int32),
+        confidences=confidences,
+    )
+    tally = Tally(path.name, unit, len(table), len(keys), dropped, examples, notes)
+    return entries, tally
+
+
+def _numbers(
+    path: AnyPath, lazy: pl.LazyFrame, codes: Codes, images: pl.DataFrame
+) -> pl.DataFrame:
+    """Returns image row (null where missing), label and confidence of each row."""
+    joined = lazy.join(images.lazy(), on="image", how="left").join(
+        codes.table().lazy(), on="code", how="left"
+    )
+    numbers = joined.select(
+        "row",
+        pl.col("label").fill_null(_UNKNOWN),
+        confidence=pl.col("confidence")
+        .str.strip_chars()
+        .cast(pl.Float32, strict=False),
+    )
+    return _run(path, numbers)
+
+
+def _missing(
+    path: AnyPath, lazy: pl.LazyFrame, codes: Codes, images: pl.DataFrame
+) -> pl.Series:
+    trainable = pl.DataFrame({"code": codes.vocabulary.codes}).lazy()
+    missing = lazy.join(trainable, on="code", how="semi").join(
+        images.lazy(), on="image", how="anti"
+    )
+    ids = _run(path, missing.select(pl.col("image").fill_null("")).unique())
+    return ids["image"].sort()
+
+
+def _first_unknown(path: AnyPath, lazy: pl.LazyFrame, codes: Codes) -> list[str]:
+    known = codes.table().lazy()
+    strange = lazy.join(known, on="code", how="anti", maintain_order="left")
+    table = _run(path, strange.select("code").head(1000))
+    return [str(code) for code in table["code"].unique(maintain_order=True)]
+
+
+def _unknown_codes(
+    path: AnyPath, lazy: pl.LazyFrame, codes: Codes, unknown: int, total: int
+) -> InputError:
+    first = _first_unknown(path, lazy, codes)[0]
+    return InputError(
+        f"{path}: {unknown:,} of {total:,} rows have an unknown label code, the first "
+        f"is {first!r}; codes must be listed in {codes.described_in} (at most "
+        f"{MAX_UNKNOWN_SHARE:.0%} may be unknown): check that the files belong together"
+    )
+
+
+def _check_confidences(path: AnyPath, lazy: pl.LazyFrame, values: pl.Series) -> None:
+    if bool(values.is_between(0.0, 1.0).fill_null(False).all()):
+        return
+    number = pl.col("confidence").str.strip_chars().cast(pl.Float32, strict=False)
+    wrong = lazy.filter(~number.is_between(0.0, 1.0).fill_null(False)).head(1)
+    image, code, text = _run(path, wrong).row(0)
+    raise InputError(
+        f"{path}: the confidence of label {code} of image {image} is {text!r}; it must "
+        "be a number from 0 to 1"
+    )
+
+
+def _check_header(path: AnyPath, expected: Sequence[str]) -> None:
+    _read(path, tuple(expected), rows=0)
+
+
+def _read(
+    path: AnyPath, expected: tuple[str, ...] | None, rows: int | None = None
+) -> pl.DataFrame:
+    try:
+        table = pl.read_csv(
+            os.fspath(path),
+            infer_schema=False,
+            n_rows=rows,
+            has_header=expected is not None,
+        )
+    except (OSError, pl.exceptions.PolarsError) as error:
+        raise _unreadable(path, error) from error
+    if expected is not None and not set(expected) <= set(table.columns):
+        found = ",".join(table.columns)
+        found = found if len(found) <= 120 else found[:120] + "..."
+        raise InputError(
+            f"{path} has the header {found}; it needs the columns {','.join(expected)}"
+        )
+    return table
+
+
+def _run(path: AnyPath, lazy: pl.LazyFrame) -> pl.DataFrame:
+    try:
+        return lazy.collect(engine="streaming")
+    except (OSError, pl.exceptions.PolarsError) as error:
+        raise _unreadable(path, error) from error
+
+
+def _unreadable(path: AnyPath, error: Exception) -> InputError:
+    reason = (str(error).strip().splitlines() or [type(error).__name__])[0]
+    return InputError(
+        f"{path} cannot be read as CSV ({reason}); it must be UTF-8 text with commas "
+        "between the columns"
+    )

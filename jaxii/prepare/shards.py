@@ -1,0 +1,345 @@
+"""Writes the ArrayRecord shards of a split: read, recode, serialize, one pass.
+
+Threads share the work a shard at a time (decoding, resizing and encoding release the
+interpreter lock). A finished shard is final: it appears under its name only when whole,
+and a later run skips it; where other machines have written it (`beam_shards`), too.
+`open_images` plans the images and their labels, and completes the dataset around the
+shards.
+"""
+
+import json
+import os
+import threading
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor, wait
+from contextlib import contextmanager
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from types import MappingProxyType
+
+import cv2
+import numpy as np
+import xxhash
+from array_record.python.array_record_module import ArrayRecordWriter
+
+from jaxii import manifest
+from jaxii.data import schema
+from jaxii.data.folder import Written
+from jaxii.prepare import image_files
+from jaxii.prepare.image_files import FileFacts
+from jaxii.prepare.recode import recode
+from jaxii.storage import AnyPath, local_draft, names_in, write_json
+
+SHARD_IMAGES = 1024
+ACCOUNT_KEYS = {"num_records", "faults", "digests", "file"}
+MAX_SHARDS = 512
+Progress = Callable[[int, int, str], None]
+
+
+@dataclass(frozen=True)
+class Plan:
+    """The images of a split, in the order of their records.
+
+    Args:
+      split: its name.
+      image_ids: text; one an image, as are `paths`, `groups`, `domains` and `slices`.
+      paths: where the picture is.
+      facts: of its file.
+      groups: see `schema`.
+      domains: see `schema`.
+      slices: see `schema`.
+      offsets: int64; entries offsets[i]:offsets[i + 1] are the labels of image i.
+      label_ids: int32.
+      confidences: float32.
+      label_sources: uint8.
+    """
+
+    split: str
+    image_ids: Sequence[str]
+    paths: Sequence[AnyPath]
+    facts: Sequence[FileFacts]
+    groups: Sequence[str]
+    domains: Sequence[str]
+    slices: Sequence[str]
+    offsets: np.ndarray
+    label_ids: np.ndarray
+    confidences: np.ndarray
+    label_sources: np.ndarray
+
+    def __len__(self) -> int:
+        return len(self.image_ids)
+
+    def shards(self) -> list[range]:
+        """Returns the rows of each shard: 1,024 images, more where there are many."""
+        # Every open shard costs a file handle for as long as training runs.
+        size = max(SHARD_IMAGES, -(-len(self) // MAX_SHARDS))
+        rows = range(len(self))
+        return [rows[i : i + size] for i in range(0, len(self), size)]
+
+    def part(self, rows: range) -> "Plan":
+        """Returns the plan of these rows alone."""
+        span = slice(rows.start, rows.stop)
+        offsets = self.offsets[rows.start : rows.stop + 1]
+        entries = slice(offsets[0], offsets[-1])
+        return Plan(
+            split=self.split,
+            image_ids=self.image_ids[span],
+            paths=self.paths[span],
+            facts=self.facts[span],
+            groups=self.groups[span],
+            domains=self.domains[span],
+            slices=self.slices[span],
+            offsets=offsets - offsets[0],
+            label_ids=self.label_ids[entries],
+            confidences=self.confidences[entries],
+            label_sources=self.label_sources[entries],
+        )
+
+
+def shard_paths(directory: AnyPath, plan: Plan) -> list[AnyPath]:
+    """Returns where TFDS looks for the shards of a plan."""
+    number = len(plan.shards())
+    name = f"{schema.NAME}-{plan.split}.array_record"
+    return [directory / f"{name}-{i:05d}-of-{number:05d}" for i in range(number)]
+
+
+def account_path(shard: AnyPath) -> AnyPath:
+    """Returns where a shard's account is kept until the dataset is complete."""
+    return shard.with_name(shard.name + ".json")
+
+
+def write(
+    directory: AnyPath,
+    plan: Plan,
+    *,
+    short_side: int,
+    num_workers: int | None = None,
+    on_progress: Progress | None = None,
+) -> Written:
+    """Writes the shards of a split that are not there yet.
+
+    Args:
+      directory: exists; holds shards of the same plan or none.
+      plan: the images.
+      short_side: pixels, see `recode`.
+      num_workers: threads; default: the processor cores this process may use, more of
+        them where pictures come from a bucket.
+      on_progress: called from this thread with (images done, images in all, split).
+
+    Returns:
+      What was written, now or before.
+    """
+    shards = list(zip(shard_paths(directory, plan), plan.shards(), strict=True))
+    # Pictures in a bucket are waited for, not worked on.
+    is_local = all(isinstance(path, Path) for path in plan.paths[:1])
+    workers = num_workers or _num_cores() * (1 if is_local else 8)
+    done = _Counter()
+    present = names_in(directory)
+
+    def work(path: AnyPath, rows: range) -> dict:
+        if {path.name, account_path(path).name} <= present:
+            account = _finished(path)
+            if account is not None:
+                done.add(len(rows))
+                return account
+        return write_shard(
+            path,
+            plan.part(rows),
+            first_row=rows.start,
+            short_side=short_side,
+            advance=lambda: done.add(1),
+        )
+
+    pool = ThreadPoolExecutor(max_workers=max(1, min(workers, len(shards))))
+    with one_thread_each():
+        try:
+            futures = [pool.submit(work, path, rows) for path, rows in shards]
+            for _ in _until_done(futures):
+                if on_progress is not None:
+                    on_progress(done.value, len(plan), plan.split)
+            parts = [future.result() for future in futures]
+        finally:
+            done.stop.set()
+            pool.shutdown(wait=True, cancel_futures=True)
+    return _written(len(plan), [path for path, _ in shards], parts)
+
+
+def _finished(path: AnyPath) -> dict | None:
+    """Returns the account of a shard that is there; None where it has to be made anew.
+
+    Size and hash are compared: an interruption of the machine, not of the program, may
+    have left less than what was written.
+    """
+    try:
+        account = json.loads(account_path(path).read_text())
+        whole = manifest.File(**account["file"]) == manifest.describe(path)
+        return account if whole and account.keys() == ACCOUNT_KEYS else None
+    except (OSError, ValueError, KeyError, TypeError):
+        return None
+
+
+def _written(num_rows: int, paths: Sequence[AnyPath], parts: Sequence[dict]) -> Written:
+    faults = {row: why for part in parts for row, why in part["faults"]}
+    files = [manifest.File(**part["file"]) for part in parts]
+    return Written(
+        rows=np.array([row for row in range(num_rows) if row not in faults], np.int64),
+        shard_lengths=[part["num_records"] for part in parts],
+        num_bytes=sum(file.size_bytes for file in files),
+        faults=faults,
+        files={path.name: file for path, file in zip(paths, files, strict=True)},
+        digests=[digest for part in parts for digest in part["digests"]],
+        accounts=list(parts),
+    )
+
+
+def leave_out(
+    directory: AnyPath,
+    plan: Plan,
+    written: Written,
+    rows: Mapping[int, str],
+    *,
+    short_side: int,
+) -> Written:
+    """Writes the shards of some images again, without these.
+
+    Args:
+      directory: of the shards.
+      plan: the images.
+      written: what was written before.
+      rows: row of the plan -> why it is left out; kept among the faults.
+      short_side: pixels, see `recode`.
+
+    Returns:
+      What is written now. Shards that have none of the images are as they were.
+    """
+    paths, accounts = shard_paths(directory, plan), list(written.accounts)
+    for number, span in enumerate(plan.shards()):
+        leaving = {row: why for row, why in rows.items() if row in span}
+        if leaving.keys() <= written.faults.keys():
+            continue
+        accounts[number] = write_shard(
+            paths[number],
+            plan.part(span),
+            first_row=span.start,
+            short_side=short_side,
+            advance=lambda: None,
+            left_out=leaving,
+        )
+    return _written(len(plan), paths, accounts)
+
+
+def _until_done(futures: Sequence[Future]) -> Iterator[None]:
+    """Yields five times a second until all are done; raises what one raises."""
+    pending = set(futures)
+    while pending:
+        finished, pending = wait(pending, timeout=0.2)
+        for future in finished:
+            future.result()
+        yield
+
+
+def write_shard(
+    path: AnyPath,
+    part: Plan,
+    *,
+    first_row: int,
+    short_side: int,
+    advance: Callable[[], None],
+    left_out: Mapping[int, str] = MappingProxyType({}),
+) -> dict:
+    """Writes one shard, then its account; neither is there unless both are whole.
+
+    Args:
+      path: of the shard.
+      part: the plan of its images alone.
+      first_row: the row of the first of them in the plan of the split.
+      short_side: pixels, see `recode`.
+      advance: called after each image; what it raises ends the work.
+      left_out: row of the split -> why its image gets no record.
+
+    Returns:
+      The account: num_records; as faults pairs of a row and its reason; as digests one
+      text an image, as in `Written`; as file size and hash of the shard.
+    """
+    faults: list[tuple[int, str]] = []
+    digests: list[str] = []
+    with local_draft(path) as draft:
+        # JPEG does not compress further: storing is faster to write and to read.
+        writer = ArrayRecordWriter(os.fspath(draft), "group_size:1,uncompressed")
+        try:
+            for i, picture in enumerate(part.paths):
+                row, data, digest = first_row + i, b"", ""
+                try:
+                    source = image_files.read(picture, part.facts[i].size_bytes)
+                    data = recode(source, short_side=short_side)
+                    digest = xxhash.xxh3_128_hexdigest(source)
+                    fault = left_out.get(row, "")
+                except ValueError as error:
+                    fault = str(error)
+                if fault:
+                    faults.append((row, fault))
+                else:
+                    writer.write(_record(part, i, data))
+                digests.append(digest)
+                advance()
+        finally:
+            writer.close()
+        account = {
+            "num_records": len(part) - len(faults),
+            "faults": faults,
+            "digests": digests,
+            # Here, where the system still has its bytes in memory.
+            "file": asdict(manifest.describe(draft)),
+        }
+        write_json(account_path(path), account)
+    return account
+
+
+@contextmanager
+def one_thread_each() -> Iterator[None]:
+    """Keeps OpenCV to the thread that calls it; it would start one a core for each."""
+    before = cv2.getNumThreads()
+    cv2.setNumThreads(1)
+    try:
+        yield
+    finally:
+        cv2.setNumThreads(before)
+
+
+def _num_cores() -> int:
+    if hasattr(os, "sched_getaffinity"):
+        return len(os.sched_getaffinity(0))
+    return os.cpu_count() or 1
+
+
+class _Counter:
+    """Images done, counted by all threads; and the sign to stop."""
+
+    def __init__(self):
+        self.value = 0
+        self.lock = threading.Lock()
+        self.stop = threading.Event()
+
+    def add(self, number: int) -> None:
+        if self.stop.is_set():
+            raise _Stopped
+        with self.lock:
+            self.value += number
+
+
+class _Stopped(Exception):
+    pass
+
+
+def _record(plan: Plan, row: int, image: bytes) -> bytes:
+    labels = slice(plan.offsets[row], plan.offsets[row + 1])
+    return schema.serialize(
+        image=image,
+        image_id=plan.image_ids[row],
+        label_ids=plan.label_ids[labels],
+        label_confidences=plan.confidences[labels],
+        label_sources=plan.label_sources[labels],
+        group=plan.groups[row],
+        domain=plan.domains[row],
+        slice_name=plan.slices[row],
+    )

@@ -1,0 +1,195 @@
+"""What each column of a label file is: paths, labels, confidence, group and so on.
+
+Comes after `table`. The column of paths is the one whose cells name pictures; where
+several could be it, their names decide.
+"""
+
+import re
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import polars as pl
+
+from jaxii.errors import InputError
+from jaxii.nearest import nearest
+from jaxii.prepare.tables.notes import Notes, shown
+from jaxii.prepare.tables.paths import Match, Matcher
+from jaxii.prepare.tables.table import is_picture
+
+PATH_NAMES = (
+    *("path", "file_path", "filepath", "file", "file_name", "filename"),
+    *("image_path", "image", "image_id", "imageid", "img", "picture", "id", "name"),
+)
+LABEL_NAMES = (
+    *("labels", "label", "tags", "tag", "classes", "class", "categories", "category"),
+    *("label_name", "labelname", "class_name", "classname", "targets", "target"),
+)
+# Columns that are taken by their very names.
+EXTRA = ("confidence", "split", "group", "domain", "slice")
+# Cells of which the path column is found out.
+SAMPLE_ROWS = 2_000
+_ONE_HOT = {"0", "1", "0.0", "1.0", "true", "false", ""}
+PRESENT = {"1", "1.0", "true"}
+
+
+@dataclass(frozen=True)
+class Columns:
+    """Names of columns.
+
+    Attributes:
+      path: names the pictures.
+      labels: the one with labels in its cells, or one a label (`one_hot`).
+      one_hot: whether cells say 1 or 0 and the header is the label.
+      extra: of `EXTRA`, those there are -> their names in the file.
+    """
+
+    path: str
+    labels: tuple[str, ...]
+    one_hot: bool
+    extra: dict[str, str]
+
+
+def find(
+    table: pl.DataFrame,
+    matcher: Matcher,
+    notes: Notes,
+    *,
+    path_column: str = "",
+    label_column: str = "",
+) -> tuple[Columns, Match]:
+    """Says what the columns are, and which picture each row names.
+
+    Args:
+      table: as `table.read_table` gives it.
+      matcher: of the pictures.
+      notes: are told what was assumed.
+      path_column: its name where it is given; "" finds it.
+      label_column: likewise.
+
+    Raises:
+      InputError: no column names pictures, or none is sure to be labels.
+    """
+    for flag, name in (("path_column", path_column), ("label_column", label_column)):
+        if name and name not in table.columns:
+            near = nearest(name, table.columns)
+            raise InputError(
+                f"--{flag}={name} is not a column; {near}there are "
+                f"{', '.join(table.columns)}."
+            )
+    path, match = _paths(table, matcher, notes, path_column, label_column)
+    others = [name for name in table.columns if name not in (path, label_column)]
+    extra = {plain_name(name): name for name in others if plain_name(name) in EXTRA}
+    if not label_column:
+        extra = _without_labels(table, others, extra, notes)
+    rest = [name for name in table.columns if name not in (path, *extra.values())]
+    labels, one_hot = _labels(table, rest, notes, label_column)
+    for kind, name in extra.items():
+        notes.assumed(f"column {name!r} is the {kind} of each picture, as it is called")
+    unused = [name for name in rest if name not in labels]
+    if unused:
+        notes.found(f"columns that are not used: {shown(unused)}")
+    return Columns(path, labels, one_hot, extra), match
+
+
+def _without_labels(
+    table: pl.DataFrame, others: Sequence[str], extra: dict[str, str], notes: Notes
+) -> dict[str, str]:
+    """Returns the extra columns but for those that look like a label among others."""
+    one_hot = [name for name in others if _is_one_hot(table[name])]
+    has_labels = any(_is_called_label(n) for n in others if n not in one_hot)
+    if has_labels or len(set(one_hot) - set(extra.values())) < 2:
+        return extra
+    labels = [name for name in extra.values() if name in one_hot]
+    if labels:
+        notes.mind(f"columns that are labels as those beside them: {shown(labels)}")
+    return {kind: name for kind, name in extra.items() if name not in labels}
+
+
+def plain_name(name: str) -> str:
+    """Returns a column's name as it is compared."""
+    return re.sub(r"[\s\-]+", "_", name.strip().lower())
+
+
+def _paths(
+    table: pl.DataFrame, matcher: Matcher, notes: Notes, given: str, not_this: str
+) -> tuple[str, Match]:
+    names = [given] if given else [n for n in table.columns if n != not_this]
+    sample = table.gather_every(max(1, len(table) // SAMPLE_ROWS))
+    shares = {name: matcher.match(sample[name].to_list()).share for name in names}
+    # The first of those that are equally good by the order of the usual names.
+    best = max(
+        names,
+        key=lambda n: (
+            round(shares[n], 1),
+            # 7 is a row's number as likely as 7.jpg; what ends so is a picture.
+            round(sum(map(is_picture, sample[n])) / len(sample), 1),
+            not _is_called_label(n),
+            -_rank(n, PATH_NAMES),
+            shares[n],
+        ),
+    )
+    match = matcher.match(table[best].to_list())
+    if match.share == 0:
+        raise InputError(
+            f"no cell of {'column ' if given else 'any column, as '}{best!r} (such as "
+            f"{table[best][0]!r}) names a picture below --images (such as "
+            f"{matcher.example!r}); give the folder that the paths start from."
+        )
+    others = [n for n in names if n != best and shares[n] >= max(0.5, shares[best] / 2)]
+    if given:
+        notes.found(f"column {best!r} names the pictures, as was said")
+    else:
+        notes.assumed(
+            f"column {best!r} names the pictures: {match.share:.1%} of its cells do"
+            + (f"; {shown(others)} would too (--path_column)" if others else "")
+        )
+    notes.assumed(f"paths are read {match.rule}")
+    return best, match
+
+
+def _labels(
+    table: pl.DataFrame, rest: Sequence[str], notes: Notes, given: str
+) -> tuple[tuple[str, ...], bool]:
+    if given:
+        notes.found(f"column {given!r} has the labels, as was said")
+        return (given,), False
+    named = sorted(
+        (name for name in rest if _is_called_label(name)),
+        key=lambda name: _rank(name, LABEL_NAMES),
+    )
+    one_hot = tuple(name for name in rest if _is_one_hot(table[name]))
+    if len(one_hot) > 1 and not set(named) - set(one_hot):
+        notes.assumed(
+            f"columns of 0 and 1 are labels, called as their headers say: "
+            f"{len(one_hot)} of them, {shown(one_hot)}"
+        )
+        return one_hot, True
+    # With a column that is called so, those of 0 and 1 are something else.
+    named = [name for name in named if len(one_hot) < 2 or name not in one_hot]
+    if named:
+        others = f"; {shown(named[1:])} would do too (--label_column)"
+        notes.assumed(
+            f"column {named[0]!r} has the labels" + (others if named[1:] else "")
+        )
+        return (named[0],), False
+    if len(rest) == 1:
+        notes.assumed(f"column {rest[0]!r} has the labels: no other is left")
+        return (rest[0],), False
+    raise InputError(
+        f"which column has the labels? There are {', '.join(rest) or 'none'} beside "
+        "the paths; give one with --label_column."
+    )
+
+
+def _is_called_label(name: str) -> bool:
+    return plain_name(name) in LABEL_NAMES
+
+
+def _rank(name: str, names: tuple[str, ...]) -> int:
+    plain = plain_name(name)
+    return names.index(plain) if plain in names else len(names)
+
+
+def _is_one_hot(cells: pl.Series) -> bool:
+    values = set(cells.unique().str.to_lowercase())
+    return values <= _ONE_HOT and bool(values & PRESENT)

@@ -1,0 +1,334 @@
+"""The rows of each picture put together: its labels, its split, its group.
+
+Comes after `rows` and before what `new` writes. Names every label that is not used, and
+whatever may be a mistake and is used as it stands.
+"""
+
+import os
+import re
+from collections import Counter, defaultdict
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path, PurePath
+
+import numpy as np
+
+from jaxii.errors import InputError
+from jaxii.prepare import image_ids
+from jaxii.prepare.tables import cells, pictures
+from jaxii.prepare.tables.notes import Notes, shown
+from jaxii.prepare.tables.paths import absolute
+from jaxii.prepare.tables.rows import Rows
+
+# Fewer pictures of a label than these teach it to no network.
+FEW_PICTURES = 10
+# White space and control characters: a submission has spaces between codes.
+_UNFIT = re.compile(r"[\s\x00-\x1f\x7f-\x9f]")
+NO_VALUES = ("nan", "none", "null", "n/a", "na", "<na>", "-")
+
+
+@dataclass(frozen=True)
+class Labelled:
+    """Pictures and their labels, all of them of use.
+
+    Attributes:
+      files: paths of the pictures.
+      ids: a name each, as reports and answers call it.
+      labels: every label there is, sorted.
+      codes: a name each without white space.
+      entries: for each picture label number -> confidence.
+      extra: split, group, domain, slice, where given; a text a picture, "" for none.
+      short_side: of the median picture, in pixels; 0 before it was looked at.
+    """
+
+    files: Sequence[str]
+    ids: Sequence[str]
+    labels: Sequence[str]
+    codes: Sequence[str]
+    entries: Sequence[Mapping[int, float]]
+    extra: Mapping[str, Sequence[str]]
+    short_side: int = 0
+
+    def split(self, name: str) -> list[int]:
+        """Returns the numbers of the pictures of a split."""
+        splits = self.extra.get("split")
+        if splits is None:
+            return list(range(len(self.files))) if name == "train" else []
+        return [i for i, split in enumerate(splits) if split == name]
+
+    def num_pairs(self) -> int:
+        """Returns how many training pictures have two labels or more."""
+        return sum(len(self.entries[i]) > 1 for i in self.split("train"))
+
+
+def put_together(
+    rows: Rows,
+    files: Sequence[str],
+    root: Path,
+    notes: Notes,
+    *,
+    fold_case: bool,
+    min_pictures: int,
+    on_progress: pictures.Progress | None = None,
+) -> Labelled:
+    """Makes one entry a picture of its rows, and looks into the pictures.
+
+    Args:
+      rows: of labels.
+      files: all pictures; `rows` have their numbers.
+      root: their folder.
+      notes: are told.
+      fold_case: whether "Dog" and "dog" are one label.
+      min_pictures: labels with fewer training pictures are left out.
+      on_progress: as in `pictures.check`.
+
+    Raises:
+      InputError: no picture or fewer than two labels are left.
+    """
+    spelling = _spellings(rows, notes, fold_case)
+    entries = _entries(rows, spelling, notes)
+    below = [os.path.relpath(file, root) for file in files]
+    names = _ids(below, notes)
+    no_label = sorted(set(rows.numbers) - entries.keys())
+    notes.left_out(
+        "pictures",
+        [below[i] for i in no_label],
+        " without a label; to keep them as examples of nothing, give them a label of "
+        "their own, such as none",
+    )
+    used, short_side = _whole(sorted(entries), files, below, notes, on_progress)
+    extra = {kind: _one_each(kind, rows, used, notes) for kind in rows.extra}
+    if "split" in extra:
+        extra["split"] = [split or "train" for split in extra["split"]]
+    splits = extra.get("split") or ["train"] * len(used)
+    _mind_divided(extra.get("group", []), splits, notes)
+    taught = [number for number, s in zip(used, splits, strict=True) if s == "train"]
+    if not taught:
+        raise InputError("no picture with a label is of the split train; see above.")
+    labels = _labels(entries, taught, used, notes, min_pictures)
+    index = {label: i for i, label in enumerate(labels)}
+    found = Labelled(
+        files=[absolute(files[i]) for i in used],
+        ids=[names[i] for i in used],
+        labels=labels,
+        codes=_codes(labels),
+        entries=[
+            {index[label]: c for label, c in entries[i].items() if label in index}
+            for i in used
+        ],
+        extra=extra,
+        short_side=short_side,
+    )
+    return _without_empty(found, notes)
+
+
+def _spellings(rows: Rows, notes: Notes, fold_case: bool) -> dict[str, str]:
+    """Returns for each label as it is written the label that is meant."""
+    counts = Counter(label for labels in rows.labels for label in labels)
+    spelling = {written: cells.clean(written) for written in counts}
+    changed = [w for w, label in spelling.items() if label != w and label]
+    if changed:
+        notes.assumed(
+            f"spaces around and between words, and how accents are stored, are no part "
+            f"of a label: {len(changed):,} were written so: {shown(changed)}"
+        )
+    by_folded: dict[str, Counter[str]] = defaultdict(Counter)
+    for written, label in spelling.items():
+        by_folded[label.casefold()][label] += counts[written]
+    several = {key: found for key, found in by_folded.items() if len(found) > 1}
+    if several:
+        texts = [" ".join(f"{k} ({n})" for k, n in c.items()) for c in several.values()]
+        if fold_case:
+            notes.assumed(f"upper and lower case are one, as was said: {shown(texts)}")
+            usual = {key: c.most_common(1)[0][0] for key, c in several.items()}
+            spelling = {w: usual.get(s.casefold(), s) for w, s in spelling.items()}
+        else:
+            notes.mind(
+                f"{len(several):,} labels are written in more than one case, and are "
+                f"different labels (--fold_case makes them one): {shown(texts)}"
+            )
+    absent = [label for label in by_folded if label in NO_VALUES]
+    if absent:
+        notes.mind(f"labels that may mean that there is none: {shown(absent)}")
+    return spelling
+
+
+def _entries(
+    rows: Rows, spelling: Mapping[str, str], notes: Notes
+) -> dict[int, dict[str, float]]:
+    entries: dict[int, dict[str, float]] = {}
+    repeated, contradictions = 0, []
+    for number, labels, confidence in zip(
+        rows.numbers, rows.labels, rows.confidences, strict=True
+    ):
+        for written in labels:
+            label = spelling[written]
+            if not label:
+                continue
+            before = entries.setdefault(number, {})
+            if before.get(label, confidence) != confidence:
+                contradictions.append(label)
+            elif label in before:
+                repeated += 1
+            before[label] = max(confidence, before.get(label, 0.0))
+    if repeated:
+        notes.found(f"{repeated:,} labels are there again for the same picture")
+    if contradictions:
+        notes.assumed(
+            f"the larger confidence is right where a picture has two for a label, "
+            f"{len(contradictions):,} times: {shown(contradictions)}"
+        )
+    return entries
+
+
+def _ids(below: Sequence[str], notes: Notes) -> list[str]:
+    choices = (
+        ([PurePath(path).stem.strip() for path in below], ""),
+        (
+            [os.fspath(PurePath(path).with_suffix("")).strip() for path in below],
+            "path below --images without its ending, for some names are in two folders",
+        ),
+        (
+            list(below),
+            "path below --images, for some names differ by their ending alone",
+        ),
+    )
+    ids, why = next(
+        (c for c in choices if len(set(c[0])) == len(below) and all(c[0])), choices[-1]
+    )
+    twins = image_ids.case_twins(ids)
+    if twins:
+        notes.mind(
+            f"{len(twins):,} {image_ids.CASE_NOTE} are different images; they cannot "
+            f"be files of one folder where case is ignored: {shown(twins)}"
+        )
+    if why:
+        names = Counter(choices[0][0])
+        twice = [name for name, number in names.items() if number > 1]
+        notes.assumed(f"the id of a picture is its {why}: {shown(twice)}")
+    return ids
+
+
+def _whole(
+    used: Sequence[int],
+    files: Sequence[str],
+    below: Sequence[str],
+    notes: Notes,
+    on_progress: pictures.Progress | None,
+) -> tuple[list[int], int]:
+    """Returns the pictures that are whole, and the median of their short sides."""
+    checked = pictures.check([files[i] for i in used], on_progress)
+    notes.left_out(
+        "broken pictures",
+        [f"{below[used[i]]}: {why}" for i, why in checked.broken.items()],
+        "" if checked.decoded else " by their headers alone; prepare decodes them all",
+    )
+    whole = [number for i, number in enumerate(used) if i not in checked.broken]
+    if not whole:
+        raise InputError("no picture that can be read has a label; see what is above.")
+    sides = checked.short_sides
+    how = "all decoded" if checked.decoded else "by their headers"
+    notes.found(
+        f"{len(sides):,} whole pictures with labels, {how}; short side "
+        f"{sides.min()} to {sides.max()} pixels, median {int(np.median(sides))}"
+    )
+    return whole, int(np.median(sides))
+
+
+def _mind_divided(groups: Sequence[str], splits: Sequence[str], notes: Notes) -> None:
+    sides: dict[str, set[str]] = defaultdict(set)
+    for group, split in zip(groups, splits, strict=False):
+        sides[group].add(split)
+    divided = [group for group, found in sides.items() if group and len(found) > 1]
+    if divided:
+        notes.mind(
+            f"{len(divided):,} groups have pictures in more than one split, so that "
+            f"figures will be too good: {shown(divided)}"
+        )
+
+
+def _one_each(kind: str, rows: Rows, used: Sequence[int], notes: Notes) -> list[str]:
+    """Returns the first value of each picture."""
+    first: dict[int, str] = {}
+    others = []
+    for number, text in zip(rows.numbers, rows.extra[kind], strict=True):
+        if text and first.setdefault(number, text) != text:
+            others.append(text)
+    if others:
+        notes.mind(
+            f"{len(others):,} rows have another {kind} than the first of their "
+            f"picture, which counts: {shown(others)}"
+        )
+    values = [first.get(number, "") for number in used]
+    counts = Counter(values)
+    few = ", ".join(f"{value or 'none'} {n:,}" for value, n in counts.most_common(5))
+    notes.found(f"{kind}: {len(counts):,} different ({few})")
+    return values
+
+
+def _labels(
+    entries: Mapping[int, Mapping[str, float]],
+    taught: Sequence[int],
+    used: Sequence[int],
+    notes: Notes,
+    min_pictures: int,
+) -> list[str]:
+    counts = Counter(
+        label for i in taught for label, c in entries[i].items() if c >= 0.5
+    )
+    everywhere = {label for i in used for label in entries[i]}
+    notes.left_out(
+        "labels",
+        sorted(everywhere - counts.keys()),
+        " that no training picture has",
+    )
+    rare = sorted(label for label, n in counts.items() if n < min_pictures)
+    notes.left_out("labels", rare, f" of fewer than {min_pictures} training pictures")
+    labels = sorted(counts.keys() - set(rare))
+    if len(labels) < 2:
+        raise InputError(
+            f"{len(labels)} labels are left ({shown(labels)}); training needs two. If "
+            "they were split or joined wrongly, see --label_separator."
+        )
+    common = counts.most_common()
+    most, middle, least = common[0], common[len(common) // 2], common[len(labels) - 1]
+    notes.found(
+        f"{len(labels):,} labels, {sum(counts[k] for k in labels) / len(taught):.1f} a "
+        f"training picture; most {most[0]!r} {most[1]:,} pictures, the middle one "
+        f"{middle[1]:,}, least {least[0]!r} {least[1]:,}"
+    )
+    tail = [label for label in labels if counts[label] < FEW_PICTURES]
+    if tail:
+        notes.mind(
+            f"{len(tail):,} labels have fewer than {FEW_PICTURES} pictures and will "
+            f"hardly be learnt; they stay (--min_pictures={FEW_PICTURES} leaves them "
+            f"out): {shown(tail)}"
+        )
+    return labels
+
+
+def _codes(labels: Sequence[str]) -> list[str]:
+    """Returns labels as codes that `label_files.read_codes` takes."""
+    # A label that is a code already keeps its own.
+    codes: dict[str, None] = {}
+    taken = {label for label in labels if not _UNFIT.search(label)}
+    for label in labels:
+        code = plain = _UNFIT.sub("_", label)
+        number = 2
+        while code in codes or (code in taken and code != label):
+            code, number = f"{plain}_{number}", number + 1
+        codes[code] = None
+    return list(codes)
+
+
+def _without_empty(found: Labelled, notes: Notes) -> Labelled:
+    kept = [i for i, entry in enumerate(found.entries) if entry]
+    emptied = [found.files[i] for i, entry in enumerate(found.entries) if not entry]
+    notes.left_out("pictures", emptied, " all of whose labels are left out")
+    return replace(
+        found,
+        files=[found.files[i] for i in kept],
+        ids=[found.ids[i] for i in kept],
+        entries=[found.entries[i] for i in kept],
+        extra={kind: [each[i] for i in kept] for kind, each in found.extra.items()},
+    )

@@ -1,0 +1,1 @@
+"""The embedded dataset, drawn at first use."""

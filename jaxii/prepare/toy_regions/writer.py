@@ -1,0 +1,344 @@
+"""Writes the embedded dataset: a drawn Inclusive Images challenge in Kaggle's layout.
+
+Training pictures come from three regions, tuning and test pictures from two others
+with poorer cameras and annotators who write down less. `open_images` prepares the
+result like any other copy of the challenge; `toy_scenes`, `toy_paint` and
+`toy_annotators` make what is written here.
+"""
+
+import csv
+import hashlib
+import json
+import os
+import shutil
+import tempfile
+from collections.abc import Callable, Iterable
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
+from pathlib import Path
+
+import cv2
+import numpy as np
+
+from jaxii.data.folder import INFO_FILE, INPUTS_FILE
+from jaxii.errors import InputError
+from jaxii.prepare import kaggle
+from jaxii.prepare.toy_regions import annotators, paint, scenes
+from jaxii.prepare.toy_regions.annotators import UNTRAINABLE, label_code
+from jaxii.prepare.toy_regions.paint import Quality
+from jaxii.prepare.toy_regions.scenes import LABELS, Scene
+from jaxii.storage import AnyPath, locked
+
+Progress = Callable[[int, int, str], None]
+VERSION = 1
+MARKER = "toy_regions.json"
+# Of the last change of every drawn file, since 1970.
+_TIME_SECONDS = 1_500_000_000
+_SPLITS = ("train", "tuning", "test")
+_SIZES = ((96, 96), (112, 96), (96, 112), (128, 96))
+_SECOND_VIEW = 0.2
+_BOXED_PICTURES = 0.35
+
+
+@dataclass(frozen=True)
+class _Picture:
+    """One picture to draw: `scene_number` and `view` decide everything in it."""
+
+    split: str
+    scene_number: int
+    view: int
+    image_id: str
+    scene: Scene
+    quality_name: str
+    width: int
+    height: int
+
+
+def write(
+    directory: str | os.PathLike[str],
+    *,
+    seed: int = 0,
+    num_train: int = 4000,
+    num_tuning: int = 200,
+    num_test: int = 1000,
+    on_progress: Progress | None = None,
+) -> Path:
+    """Draws the dataset, unless it is there already.
+
+    The files appear under their final name only when all of them are complete. The same
+    arguments give the same files, and a larger dataset begins with the pictures of a
+    smaller one.
+
+    Args:
+      directory: where to; it must not exist yet, be empty, or hold this very dataset.
+      seed: decides everything that is drawn; not negative.
+      num_train, num_tuning, num_test: pictures of each split, at least 1.
+      on_progress: called with (pictures done, pictures in all, what is being done).
+
+    Returns:
+      The directory, with train/images, stage_1_test_images and Kaggle's label files.
+
+    Raises:
+      InputError: a number out of range, or a directory that holds something else.
+    """
+    directory = Path(directory)
+    counts = {"train": num_train, "tuning": num_tuning, "test": num_test}
+    for split, count in counts.items():
+        if count < 1:
+            raise InputError(f"num_{split}={count} pictures; use 1 or more")
+    if seed < 0:
+        raise InputError(f"seed={seed}; use 0 or more")
+    made_with = {"version": VERSION, "seed": seed, "num_pictures": counts}
+    if _is_complete(directory, made_with):
+        return directory
+    directory.parent.mkdir(parents=True, exist_ok=True)
+    draft = Path(tempfile.mkdtemp(prefix=f".{directory.name}.", dir=directory.parent))
+    try:
+        _write_all(draft, seed, counts, on_progress or (lambda done, total, what: None))
+        (draft / MARKER).write_text(json.dumps(made_with, indent=1) + "\n")
+        # A private temporary folder becomes an ordinary one.
+        draft.chmod(0o755)
+        try:
+            draft.rename(directory)
+        except OSError:
+            # Another process may have finished the same dataset first.
+            if not _is_complete(directory, made_with):
+                raise
+    finally:
+        shutil.rmtree(draft, ignore_errors=True)
+    return directory
+
+
+def _is_complete(directory: Path, made_with: dict) -> bool:
+    if not directory.exists() or (directory.is_dir() and not any(directory.iterdir())):
+        return False
+    marker = directory / MARKER
+    if not marker.is_file():
+        raise InputError(
+            f"{directory} holds something else than a complete toy_regions dataset; "
+            "give a new or an empty directory"
+        )
+    try:
+        found = json.loads(marker.read_text())
+    except ValueError:
+        found = "an unreadable marker"
+    if found != made_with:
+        raise InputError(
+            f"{directory} was drawn with {json.dumps(found)}, asked for is "
+            f"{json.dumps(made_with)}; give another directory or delete this one"
+        )
+    return True
+
+
+def _write_all(
+    draft: Path,
+    seed: int,
+    counts: dict[str, int],
+    on_progress: Callable[[int, int, str], None],
+) -> None:
+    folders = {"train": draft / "train" / "images"}
+    folders |= dict.fromkeys(("tuning", "test"), draft / "stage_1_test_images")
+    for folder in (*folders.values(), draft / "truth"):
+        folder.mkdir(parents=True, exist_ok=True)
+    pictures = {split: _plan(split, count, seed) for split, count in counts.items()}
+    _write_labels(draft, pictures, seed)
+    everything = [picture for split in pictures.values() for picture in split]
+
+    def draw(picture: _Picture) -> None:
+        path = folders[picture.split] / f"{picture.image_id}.jpg"
+        path.write_bytes(_draw(picture, seed))
+        # `prepare` tells versions of a file by its time; drawn again, it is the same.
+        os.utime(path, (_TIME_SECONDS, _TIME_SECONDS))
+
+    with ThreadPoolExecutor(os.cpu_count() or 1) as pool:
+        # Consumed in order, so that a failed picture raises here.
+        for done, _ in enumerate(pool.map(draw, everything), start=1):
+            on_progress(done, len(everything), "drawing toy_regions")
+
+
+def _rng(seed: int, split: str, scene_number: int, purpose: int) -> np.random.Generator:
+    return np.random.default_rng(
+        (seed, VERSION, _SPLITS.index(split), scene_number, purpose)
+    )
+
+
+def _plan(split: str, count: int, seed: int) -> list[_Picture]:
+    """The pictures of a split; some scenes are seen twice, from two places."""
+    regions = scenes.SEEN if split == "train" else scenes.UNSEEN
+    pictures: list[_Picture] = []
+    scene_number = 0
+    while len(pictures) < count:
+        rng = _rng(seed, split, scene_number, 0)
+        region = regions[int(rng.integers(len(regions)))]
+        views = [scenes.compose(region, rng)]
+        if split == "train" and rng.random() < _SECOND_VIEW:
+            views.append(scenes.another_view(views[0], rng))
+        quality = "good"
+        if split != "train":
+            quality = ("blurred", "dark", "grainy")[int(rng.integers(3))]
+        size = _SIZES[int(rng.integers(len(_SIZES)))]
+        for view, scene in enumerate(views[: count - len(pictures)]):
+            name = f"{seed} {split} {scene_number} {view}"
+            image_id = hashlib.blake2b(name.encode(), digest_size=8).hexdigest()
+            pictures.append(
+                _Picture(split, scene_number, view, image_id, scene, quality, *size)
+            )
+        scene_number += 1
+    return pictures
+
+
+def _quality(name: str, rng: np.random.Generator) -> Quality:
+    """A camera: what it is named for is bad, the rest is mediocre."""
+    if name == "good":
+        return Quality()
+    blur, noise, exposure = (0.2, 0.6), (3.0, 7.0), (0.75, 1.05)
+    if name == "blurred":
+        blur = (0.9, 1.4)
+    elif name == "grainy":
+        noise = (11.0, 20.0)
+    elif name == "dark":
+        exposure = (0.38, 0.58)
+    return Quality(
+        blur_pixels=rng.uniform(*blur),
+        noise=rng.uniform(*noise),
+        exposure=rng.uniform(*exposure),
+        jpeg=int(rng.integers(22, 50)),
+    )
+
+
+def _draw(picture: _Picture, seed: int) -> bytes:
+    rng = _rng(seed, picture.split, picture.scene_number, 1 + picture.view)
+    image = paint.paint(picture.scene, picture.width, picture.height, rng)
+    quality = _quality(picture.quality_name, rng)
+    image = paint.spoil(image, quality, rng)
+    options = [cv2.IMWRITE_JPEG_QUALITY, quality.jpeg]
+    _, encoded = cv2.imencode(".jpg", image[..., ::-1], options)
+    return encoded.tobytes()
+
+
+def _write_labels(draft: Path, pictures: dict[str, list[_Picture]], seed: int) -> None:
+    human, machine, boxes = [], [], []
+    code = {label: label_code(label) for label in LABELS}
+    spare = {label: label_code(f"not trainable {label}") for label in UNTRAINABLE}
+    for picture in pictures["train"]:
+        rng = _annotator(picture, seed)
+        how = "verification" if rng.random() < 0.7 else "crowdsource-verification"
+        verified = annotators.verified(picture.scene, rng, thorough=True)
+        names = [code[name] for name in verified]
+        if rng.random() < 0.1:
+            names.append(spare[UNTRAINABLE[int(rng.integers(len(UNTRAINABLE)))]])
+        human += [(picture.image_id, how, name, 1) for name in names]
+        guesses = annotators.guessed(picture.scene, rng)
+        machine += [(picture.image_id, "machine", code[n], p) for n, p in guesses]
+        if rng.random() < _BOXED_PICTURES:
+            boxes += [
+                (picture.image_id, "xclick", code[name], 1, *numbers)
+                for name, *numbers in annotators.boxes(
+                    picture.scene, picture.width, picture.height
+                )
+            ]
+    heading = ("ImageID", "Source", "LabelName", "Confidence")
+    _csv(draft / "train_human_labels.csv", heading, human)
+    _csv(draft / "train_machine_labels.csv", heading, machine)
+    box_heading = (*heading, *annotators.BOX_COLUMNS)
+    _csv(draft / "train_bounding_boxes.csv", box_heading, boxes)
+    described = [(code[label], label) for label in LABELS]
+    described += [(spare[label], label) for label in UNTRAINABLE]
+    heading = ("label_code", "description")
+    _csv(draft / "class-descriptions.csv", heading, sorted(described))
+    trainable = [(name,) for name in sorted(code.values())]
+    _csv(draft / "classes-trainable.csv", ("label_code",), trainable)
+    _write_truth(draft, pictures["tuning"], pictures["test"], seed)
+    _write_metadata(draft, pictures)
+
+
+def _annotator(picture: _Picture, seed: int) -> np.random.Generator:
+    """One annotator a picture: two views of a scene are labelled apart."""
+    return _rng(seed, picture.split, picture.scene_number, 3 + picture.view)
+
+
+def _write_truth(
+    draft: Path, tuning: list[_Picture], test: list[_Picture], seed: int
+) -> None:
+    def rows(pictures: list[_Picture]) -> list[tuple[str, str]]:
+        verified = (
+            annotators.verified(p.scene, _annotator(p, seed), thorough=False)
+            for p in pictures
+        )
+        return [
+            (p.image_id, " ".join(sorted(map(label_code, names))))
+            for p, names in zip(pictures, verified, strict=True)
+        ]
+
+    heading = ("image_id", "labels")
+    _csv(draft / "tuning_labels.csv", None, rows(tuning))
+    _csv(draft / "truth" / "solution.csv", heading, rows(test))
+    empty = [(picture.image_id, "") for picture in test]
+    _csv(draft / "stage_1_sample_submission.csv", heading, empty)
+
+
+def _write_metadata(draft: Path, pictures: dict[str, list[_Picture]]) -> None:
+    heading = ("image_id", "group", "domain", "slice")
+    train = [
+        (p.image_id, f"scene-{p.scene_number:06d}", region, region)
+        for p in pictures["train"]
+        for region in (p.scene.region.name,)
+    ]
+    _csv(draft / "train_meta.csv", heading, train)
+    unseen = [
+        (p.image_id, region, f"{region}/{p.quality_name}")
+        for p in (*pictures["tuning"], *pictures["test"])
+        for region in (p.scene.region.name,)
+    ]
+    heading = ("image_id", "domain", "slice")
+    _csv(draft / "truth" / "test_meta.csv", heading, unseen)
+
+
+def _csv(path: Path, heading: tuple[str, ...] | None, rows: Iterable[tuple]) -> None:
+    with path.open("w", newline="", encoding="utf-8") as file:
+        writer = csv.writer(file, lineterminator="\n")
+        if heading:
+            writer.writerow(heading)
+        writer.writerows(rows)
+
+
+def prepare_toy_regions(
+    directory: AnyPath, on_progress: Progress | None = None
+) -> None:
+    """Draws the embedded dataset and prepares it, unless that has been done.
+
+    Raises:
+      InputError: the folder holds something else.
+    """
+    if (directory / INFO_FILE).exists():
+        return
+    if not isinstance(directory, Path):
+        raise InputError(
+            f"{directory} is not on this machine, where toy_regions is drawn; give a "
+            "local folder"
+        )
+    # Two runs, or two processes of one, may want it at the same time.
+    with locked(directory.parent):
+        _prepare_toy_regions(directory, on_progress)
+
+
+def _prepare_toy_regions(directory: Path, on_progress: Progress | None) -> None:
+    if (directory / INFO_FILE).exists():
+        return
+    # Asked before minutes of drawing, not by `prepare` after them.
+    begun = (directory / INPUTS_FILE).exists()
+    if directory.is_file() or (
+        directory.is_dir() and any(directory.iterdir()) and not begun
+    ):
+        raise InputError(
+            f"{directory} holds something else than toy_regions; give an empty or new "
+            "folder to draw it in, or the recipe's preset for the data that is there."
+        )
+    drawn = directory.parent / f"{directory.name}_files"
+    write(drawn, on_progress=on_progress)
+    layout = kaggle.Layout.find(
+        drawn,
+        test_labels=drawn / "truth" / "solution.csv",
+        test_metadata=drawn / "truth" / "test_meta.csv",
+    )
+    kaggle.prepare(layout, directory, on_progress=on_progress)

@@ -1,0 +1,268 @@
+"""The parts of a run's page that are text: numbers become words a template can place.
+
+Before it: the evaluation result and the stage table. After it: `page` hands them to the
+template.
+"""
+
+import base64
+import math
+from collections.abc import Mapping
+from datetime import datetime
+from typing import Any
+
+from jaxii.evaluation.details import Gallery, ShownImage
+from jaxii.evaluation.label_map import LabelMap
+from jaxii.evaluation.provenance import PARTS, Provenance
+from jaxii.report.runs import Row, as_text, flatten, number_or_none
+from jaxii.report.words import ABSENT, count, interval, number, short
+
+# Decoders whose answers are made by the one threshold of a split.
+ONE_THRESHOLD = ("threshold", "trimmed")
+MOST_LABELS = 8
+"""Labels of an image that are shown, of each kind."""
+
+
+def facts(metrics: Mapping[str, Any]) -> list[tuple[str, str]]:
+    """Returns what identifies the run, as titles and texts."""
+    plain = {
+        "dataset": "Dataset",
+        "stage": "Stage",
+        "step": "Step",
+        "num_params": "Parameters",
+        "seed": "Seed",
+        "hardware": "Hardware",
+        "created": "Created",
+        "config_hash": "Config hash",
+        "data_hash": "Dataset hash",
+        "label_hash": "Label hash",
+    }
+    forms = {"step": count, "num_params": count, "created": _moment}
+    return [
+        (title, forms.get(key, as_text)(metrics[key]))
+        for key, title in plain.items()
+        if metrics.get(key) is not None
+    ]
+
+
+def _moment(value: Any) -> str:
+    try:
+        moment = datetime.fromisoformat(str(value))
+    except ValueError:
+        return as_text(value)
+    return f"{moment:%Y-%m-%d %H:%M %Z}".strip()
+
+
+def provenance(metrics: Mapping[str, Any]) -> dict[str, Any]:
+    """Returns the badge, its caveats, and the splits that influenced each part."""
+    if not metrics.get("provenance"):
+        return {"badge": "not recorded", "clean": False, "caveats": [], "parts": []}
+    record = Provenance.from_json(metrics["provenance"])
+    parts = [
+        {
+            "name": part.replace("_", " "),
+            "labels": ", ".join(getattr(record, part).labels) or ABSENT,
+            "images": ", ".join(getattr(record, part).images) or ABSENT,
+        }
+        for part in PARTS
+    ]
+    return {
+        "badge": record.badge(),
+        "clean": record.clean,
+        "caveats": record.caveats(),
+        "parts": parts,
+    }
+
+
+def headlines(
+    splits: Mapping[str, Any], floors: Mapping[str, Any]
+) -> list[dict[str, Any]]:
+    """Returns the large figures: test first, as it is what a run is judged by."""
+    order = ["test", *(n for n in splits if n != "test")]
+    cards = []
+    for name in (n for n in order if n in splits):
+        f2, floor = number_or_none(splits[name].get("f2")), floors.get(name)
+        floor = number_or_none(floor)
+        card = {
+            "split": name,
+            "f2": number(f2),
+            "floor": number(floor),
+            "gain": "",
+            "images": count(splits[name].get("num_images")),
+            "interval": interval(splits[name].get("interval")),
+        }
+        if f2 is not None and floor is not None:
+            card["gain"] = f"{f2 - floor:+.4f}".replace("-", "−")
+        cards.append(card)
+    return cards
+
+
+def decoder(chosen: Mapping[str, Any]) -> dict[str, Any]:
+    """Returns name and threshold of the decoder in use, and where it was chosen."""
+    threshold = number_or_none(chosen.get("threshold"))
+    return {
+        "name": as_text(chosen.get("name") or ABSENT),
+        "threshold": "" if threshold is None else f"{threshold:.3g}",
+        "uses_threshold": threshold is not None and chosen.get("name") in ONE_THRESHOLD,
+        "chosen_on": as_text(chosen.get("chosen_on") or ""),
+    }
+
+
+def quality(splits: Mapping[str, Any]) -> dict[str, Any]:
+    """Returns one row per figure and one column per split."""
+    rows = (
+        ("Images", "num_images", count),
+        ("Images left out, no verified label", "num_images_without_truth", count),
+        ("Mean F2", "f2", number),
+        ("Best F2 at any threshold", "best_f2", number),
+        ("Threshold of the best F2", "best_threshold", short),
+        ("Micro F2", "micro_f2", number),
+        ("Macro F2", "macro_f2", number),
+        ("Mean average precision", "map", number),
+        ("Classes in the mean average precision", "map_num_classes", count),
+        ("Recall in the first 5 labels", "recall_at_5", number),
+        ("Labels ever predicted rightly", "coverage", count),
+        ("Labels an image, predicted", "labels_per_image_predicted", short),
+        ("Labels an image, true", "labels_per_image_true", short),
+        ("Cross-entropy of an image", "bce", short),
+        ("Calibration error", "calibration_error", number),
+    )
+    table = [
+        (title, [form(s.get(key)) for s in splits.values()])
+        for title, key, form in rows
+        if any(number_or_none(s.get(key)) is not None for s in splits.values())
+    ]
+    return {"columns": list(splits), "rows": table} if table else {}
+
+
+def slices(split: str, summary: Mapping[str, Any]) -> dict[str, Any]:
+    """Returns the slices of a split, the worst first, and how they are drawn.
+
+    Args:
+        split: its name.
+        summary: its figures, with slices.
+    """
+
+    def f2(item: tuple[str, Any]) -> float:
+        known = number_or_none(item[1].get("f2"))
+        return 2.0 if known is None else known
+
+    def percent(value: float) -> float:
+        return round(100 * (value - left) / (right - left), 2)
+
+    rows, draws = [], summary.get("bootstrap") or {}
+    left, right = _scale(summary)
+    for name, entry in sorted(summary["slices"].items(), key=f2):
+        mean = number_or_none(entry.get("f2"))
+        row = {
+            "name": name,
+            "worst": name == summary.get("worst_slice"),
+            "images": count(entry.get("num_images")),
+            "f2": number(mean),
+            "error": number(entry.get("standard_error")),
+            "interval": interval(entry.get("interval")),
+            "mark": None,
+        }
+        if mean is not None:
+            low, high = map(percent, entry.get("interval") or (mean, mean))
+            width = round(high - low, 2)
+            row["mark"] = {"mean": percent(mean), "low": low, "width": width}
+        rows.append(row)
+    mean = number_or_none(summary.get("f2"))
+    return {
+        "split": split,
+        "rows": rows,
+        "mean": None if mean is None else percent(mean),
+        "scale": (f"{left:.1f}", f"{right:.1f}"),
+        "mean_text": number(mean),
+        "bootstrap": draws and _bootstrap(draws),
+        "has_intervals": any(row["interval"] for row in rows),
+    }
+
+
+def _scale(summary: Mapping[str, Any]) -> tuple[float, float]:
+    """Returns the tenths between which all intervals and means of a split lie."""
+    values = [summary.get("f2")]
+    for entry in summary["slices"].values():
+        values += [entry.get("f2"), *(entry.get("interval") or ())]
+    known = [v for v in map(number_or_none, values) if v is not None] or [0.0]
+    left = max(0, math.floor(10 * min(known)))
+    return left / 10, max(left + 1, math.ceil(10 * max(known))) / 10
+
+
+def _bootstrap(draws: Mapping[str, Any]) -> str:
+    by = {"image": "images", "group": "whole groups of images"}[draws["by"]]
+    return (
+        f"{100 * draws['level']:.0f} % intervals: percentiles of the mean over "
+        f"{draws['resamples']:,} seeded bootstrap draws of {by}."
+    )
+
+
+def stage(row: Row) -> dict[str, Any]:
+    """Returns a row of the stage table as text."""
+    first, last = row.get("first_step"), row.get("last_step")
+    terms = []
+    for term, weights in (row.get("terms") or {}).items():
+        texts = [number(w, ".3g") for w in weights]
+        changes = len(set(texts)) > 1
+        terms.append((term, " → ".join(texts) if changes else texts[0]))
+    return {
+        "name": as_text(row.get("name") or ABSENT),
+        "steps": f"{count(first)} to {count(last)}",
+        "head": "yes" if row.get("embedding_head") else "no",
+        "terms": terms,
+        "enters_from": as_text(row.get("enters_from") or ABSENT),
+        "compilations": count(row.get("train_step_compilations")),
+        "best_step": count(row.get("best_step")),
+        "best_f2": number(row.get("best_f2")),
+    }
+
+
+def recipe(found: Mapping[str, Any], config: Mapping[str, Any]) -> dict[str, Any]:
+    """Returns the recipe's name and the fields in which the run differs from it.
+
+    Args:
+        found: `name`, and `own`, its values of the fields that were changed; may be
+            empty.
+        config: of the run, nested.
+    """
+    fields = flatten(config)
+    changed = [
+        (field, as_text(own), as_text(fields.get(field)))
+        for field, own in (found.get("own") or {}).items()
+        if as_text(own) != as_text(fields.get(field))
+    ]
+    return {"name": str(found.get("name") or ""), "changed": changed}
+
+
+def gallery(images: Gallery) -> dict[str, Any]:
+    """Returns the images as the template shows them, the worst first."""
+    kinds = [("Worst", images.worst), ("Best", images.best)]
+    return {
+        "split": images.split,
+        "kinds": [(title, [_image(i) for i in some]) for title, some in kinds if some],
+    }
+
+
+def _image(image: ShownImage) -> dict[str, Any]:
+    kinds = {"right": image.right, "missed": image.missed, "wrong": image.wrong}
+    return {
+        "id": image.image_id,
+        "slice": image.slice,
+        "f2": number(image.f2, ".2f"),
+        "jpeg": base64.b64encode(image.jpeg).decode(),
+        "kinds": [
+            (kind, names[:MOST_LABELS], max(0, len(names) - MOST_LABELS))
+            for kind, names in kinds.items()
+            if names
+        ],
+    }
+
+
+def map_notes(label_map: LabelMap, num_labels: int) -> dict[str, Any]:
+    """Returns how much of the embedding the map shows, and how many labels it lacks."""
+    x, y = label_map.shares
+    lacking = num_labels - len(label_map.class_ids)
+    return {
+        "share": f"{100 * (x + y):.0f} %",
+        "lacking": count(lacking) if lacking else "",
+    }

@@ -1,0 +1,121 @@
+"""The contact sheet: one HTML file with pictures and what was said of them.
+
+Comes after `predict`, which hands in answers as they come. What is shown is bounded, so
+that the file of a million pictures opens like that of a hundred; the file says what it
+leaves out.
+"""
+
+import base64
+from collections.abc import Callable, Iterable, Iterator
+from typing import Any
+
+from jaxii.data.labels import Vocabulary
+from jaxii.evaluation.predictor import Answer, Facts, visible
+from jaxii.report.page import templates
+from jaxii.report.words import count, percent, short
+from jaxii.storage import AnyPath, write_beside
+
+MOST_SHOWN = 500
+MOST_DAMAGED_LISTED = 200
+# Labels of a picture that are seen before one asks for the rest.
+_FIRST_LABELS = 5
+
+
+class Sheet:
+    """Collects what a contact sheet shows, and writes it.
+
+    Pictures lie evenly in their order where there are more than `MOST_SHOWN`. Memory:
+    their thumbnails, whatever the number of pictures.
+
+    Args:
+      num_pictures: in all, at least 1.
+      name: row of a picture to what it is called.
+      vocabulary: gives the names of labels.
+      thumbnail: row of a picture to a small JPEG of it.
+    """
+
+    def __init__(
+        self,
+        num_pictures: int,
+        name: Callable[[int], str],
+        vocabulary: Vocabulary,
+        thumbnail: Callable[[int], bytes],
+    ):
+        self._num_pictures = num_pictures
+        self._name = name
+        self._vocabulary = vocabulary
+        self._thumbnail = thumbnail
+        shown = min(num_pictures, MOST_SHOWN)
+        self._rows = {i * num_pictures // shown for i in range(shown)}
+        self._tiles: list[dict[str, Any]] = []
+        self._damaged: list[tuple[str, str]] = []
+        self._num_damaged = self._num_labels = 0
+
+    def watch(self, answers: Iterable[Answer]) -> Iterator[Answer]:
+        """Passes answers on, and keeps what it is going to show."""
+        for given in answers:
+            self._num_labels += len(given.label_ids)
+            self._num_damaged += bool(given.fault)
+            if given.fault and len(self._damaged) < MOST_DAMAGED_LISTED:
+                name = visible(self._name(given.row))
+                self._damaged.append((name, visible(given.fault)))
+            if given.row in self._rows:
+                self._tiles.append(self._tile(given))
+            yield given
+
+    def write(self, path: AnyPath, facts: Facts) -> None:
+        """Writes the page, whole or not at all."""
+        page = self.render(facts)
+        write_beside(path, lambda file: file.write(page))
+
+    def render(self, facts: Facts) -> str:
+        """Returns the page as text."""
+        whole = self._num_pictures - self._num_damaged
+        return (
+            templates()
+            .get_template("sheet.html.j2")
+            .render(
+                run=visible(facts.run),
+                provenance=facts.provenance,
+                caveats=[visible(caveat) for caveat in facts.caveats],
+                decoder=facts.decoder_words,
+                constant_names=[visible(name) for name in facts.constant_names],
+                title=visible(facts.source.rstrip("/").rpartition("/")[2]) or "/",
+                source=visible(facts.source),
+                num_pictures=count(self._num_pictures),
+                num_shown=count(len(self._tiles)),
+                has_all=len(self._tiles) == self._num_pictures,
+                num_damaged=count(self._num_damaged),
+                damaged_share=percent(self._num_damaged / self._num_pictures),
+                has_damaged=self._num_damaged > 0,
+                damaged=self._damaged,
+                num_unlisted=self._num_damaged - len(self._damaged),
+                labels_each=short(self._num_labels / max(whole, 1)),
+                tiles=self._tiles,
+                first_labels=_FIRST_LABELS,
+            )
+        )
+
+    def _tile(self, given: Answer) -> dict[str, Any]:
+        labels = [
+            {
+                "name": visible(self._vocabulary.descriptions[i]),
+                "score": short(float(given.probs[i])),
+                "percent": round(100 * float(given.probs[i]), 1),
+            }
+            for i in given.label_ids
+        ]
+        picture = "" if given.fault else self._encoded(given.row)
+        return {
+            "name": visible(self._name(given.row)),
+            "fault": visible(given.fault),
+            "labels": labels,
+            "picture": picture,
+        }
+
+    def _encoded(self, row: int) -> str:
+        try:
+            return base64.b64encode(self._thumbnail(row)).decode()
+        except ValueError:
+            # Gone since it was answered for: the answer stands, without a picture.
+            return ""

@@ -1,0 +1,388 @@
+"""From a checked configuration to the parts of a run.
+
+Comes after `config` and before everything that works: what is built here takes plain
+arguments and knows nothing of the configuration. `networks` reads the model's fields,
+this module all others, and nothing else reads any.
+"""
+
+import itertools
+import math
+import os
+from collections.abc import Callable, Iterator, Mapping
+from pathlib import Path
+from typing import Any
+
+import jax
+import numpy as np
+from ml_collections import ConfigDict
+
+from jaxii.config import Config
+from jaxii.data import folder, label_embedding, pipeline, prepared
+from jaxii.data.prepared import Data, Rows
+from jaxii.data.transforms import EvalTransform, TrainTransform
+from jaxii.distributed.mesh import check_batch_size, check_group
+from jaxii.errors import InputError
+from jaxii.evaluation.image_records import PictureFiles
+from jaxii.evaluation.listing import Listing
+from jaxii.models.resnet import check_shape
+from jaxii.objective.objective import Objective, make_objective
+from jaxii.objective.schedule import warmup_cosine
+from jaxii.prepare import label_files, recode
+from jaxii.prepare.toy_regions import writer
+from jaxii.runs.networks import Networks, batch_norm_group
+from jaxii.storage import AnyPath, at, user_cache
+from jaxii.train.averaging import Rate, ema_rate, swa_rate
+from jaxii.train.optimizer import make_optimizer
+from jaxii.train.run import StagePlan
+from jaxii.train.stages import Stage, make_stages
+from jaxii.train.step import StepSettings
+
+Batches = Iterator[dict[str, np.ndarray]]
+
+
+def data_root() -> Path:
+    """Returns the folder of datasets, unless the configuration names another."""
+    return Path(os.environ.get("JAXII_DATA_DIR") or user_cache() / "data")
+
+
+def data_directory(config: Config) -> AnyPath:
+    """Returns the folder of the prepared dataset.
+
+    Raises:
+      InputError: a dataset that is not drawn here, and no folder given.
+    """
+    if config.data.directory:
+        return at(config.data.directory)
+    if config.data.dataset == "toy_regions":
+        return data_root() / f"toy_regions_v{writer.VERSION}.{folder.FORMAT}"
+    raise InputError(
+        f"config.data.directory is empty and {config.data.dataset} is not drawn here; "
+        "prepare the data once (python -m jaxii.main prepare --help) and give its "
+        "folder with --data_dir."
+    )
+
+
+def open_data(
+    config: Config,
+    on_progress: prepared.Progress | None = None,
+    *,
+    verify: bool = False,
+) -> Data:
+    """Opens the prepared dataset; draws the embedded one first if need be.
+
+    Args:
+      config: checked.
+      on_progress: called with (done, total, what) during long work.
+      verify: whether to read and hash every byte first.
+
+    Raises:
+      InputError: If there is none, or it is damaged, or a split that training needs is
+        empty.
+    """
+    directory = data_directory(config)
+    if config.data.dataset == "toy_regions":
+        writer.prepare_toy_regions(directory, on_progress)
+    vocabulary = None
+    if config.data.labels_file:
+        codes = label_files.read_codes(at(config.data.labels_file), None)
+        vocabulary = codes.vocabulary
+    return prepared.open_prepared(
+        directory,
+        vocabulary=vocabulary,
+        validation_fraction=config.data.validation_fraction,
+        held_out_domain=config.data.held_out_domain,
+        machine_labels=config.data.machine_labels,
+        machine_threshold=config.data.machine_threshold,
+        verify=verify,
+        on_progress=on_progress,
+    )
+
+
+def check_label_embedding(config: Config, data: Data) -> None:
+    """Refuses a label embedding that these labels cannot have.
+
+    Raises:
+      InputError: a number out of range.
+    """
+    section = config.label_embedding
+    label_embedding.check_options(
+        len(data.vocabulary), section.dim, section.context_smoothing
+    )
+
+
+def make_label_embedding(config: Config, data: Data) -> label_embedding.LabelEmbedding:
+    """Factorises the co-occurrence of the training split's labels."""
+    offsets, label_ids = data.train_rows.present()
+    return label_embedding.label_embedding(
+        offsets,
+        label_ids,
+        len(data.vocabulary),
+        dim=config.label_embedding.dim,
+        positive=config.label_embedding.positive,
+        context_smoothing=config.label_embedding.context_smoothing,
+        seed=config.seed,
+    )
+
+
+def share(config: Config, global_batch_size: int) -> pipeline.Share:
+    """Returns this process's part of the batches."""
+    return pipeline.Share(
+        global_batch_size=global_batch_size,
+        process_index=jax.process_index(),
+        process_count=jax.process_count(),
+        num_threads=config.data.num_threads,
+    )
+
+
+def slots(config: Config, rows: Rows) -> int:
+    """Returns the label slots of an image in a training batch.
+
+    They hold the image with most labels, in multiples of 8, up to `data.most_labels`.
+    """
+    return min(eval_slots(rows), config.data.most_labels)
+
+
+def eval_slots(rows: Rows) -> int:
+    """Returns the label slots of an image in an evaluation batch.
+
+    They hold every label of every image, in multiples of 8: a label without a slot
+    would be missing from the truth.
+    """
+    return math.ceil(max(rows.most_labels(), 1) / 8) * 8
+
+
+def train_batches(
+    config: Config, data: Data, split: str, start_example: int
+) -> Batches:
+    """Yields training batches of a split for ever, from an example of the run on.
+
+    With `data.reuse_batch` that is the split's first batch each time.
+    """
+    policy = pipeline.LabelPolicy(
+        num_slots=slots(config, data.training_rows(split)),
+        machine_labels=config.data.machine_labels,
+        machine_threshold=config.data.machine_threshold,
+    )
+    transform = TrainTransform(
+        size_pixels=config.data.image_size_pixels,
+        strength=config.data.augmentation,
+        mirror=config.data.mirror,
+    )
+    batches = pipeline.train_batches(
+        data.split(split).source,
+        transform=transform,
+        policy=policy,
+        share=share(config, config.global_batch_size),
+        seed=config.seed,
+        start_example=0 if config.data.reuse_batch else start_example,
+    )
+    if config.data.reuse_batch:
+        batches = itertools.repeat(next(batches))
+    for batch in batches:
+        yield {k: v for k, v in batch.items() if k not in (pipeline.INDEX, "slice_ids")}
+
+
+def eval_batch_size(config: Config) -> int:
+    """Returns the batch of evaluation: that of training, made to fit the devices."""
+    devices = jax.device_count()
+    return math.ceil(config.global_batch_size / devices) * devices
+
+
+def eval_batches(
+    config: Config, data: Data, split: str, num_images: int = 0
+) -> Batches:
+    """Yields every image of a split once, or some of those that are scored.
+
+    An image that is not scored (see `Rows.scored`) has mask 0, so that no sum counts
+    it, and its own index, so that it is answered.
+
+    Args:
+      config: checked.
+      data: opened.
+      split: by name.
+      num_images: number of scored images, evenly spaced in the split's order; more than
+        there are: all of them. 0: every image of the split, scored or not.
+    """
+    verified = data.verified_rows(split)
+    images, scored = data.split(split), verified.scored()
+    if num_images > 0:
+        rows = np.flatnonzero(scored)
+        number = min(num_images, len(rows))
+        rows = rows[np.arange(number) * len(rows) // max(number, 1)]
+        images, scored = images.select(rows), scored[rows]
+    return pipeline.eval_batches(
+        images.source,
+        transform=eval_transform(config),
+        policy=pipeline.LabelPolicy(num_slots=eval_slots(verified)),
+        share=share(config, eval_batch_size(config)),
+        scored=scored,
+    )
+
+
+def picture_files(
+    config: Config, listing: Listing, short_side: int | None = None
+) -> PictureFiles:
+    """Returns the files of a listing, as the run's own pictures were prepared.
+
+    Args:
+      config: of the run.
+      listing: the files.
+      short_side: pixels that its pictures were reduced to; None: the usual.
+    """
+    stored = stored_short_side(config, short_side) or recode.MAX_PIXELS
+    return PictureFiles(listing, stored, config.data.central_share)
+
+
+def stored_short_side(config: Config, short_side: int | None = None) -> int | None:
+    """Returns the short side that a run's own pictures were reduced to, in pixels.
+
+    Args:
+      config: of the run.
+      short_side: what the dataset says of it; None: nothing.
+
+    Returns:
+      Pixels; None where pictures are stored as they were found.
+    """
+    data = config.data
+    # TFDS stores the pictures of open_images_v4 as they are: not reduced.
+    if data.dataset == "open_images_v4":
+        return None
+    seen = math.ceil(data.image_size_pixels / data.central_share)
+    return short_side or max(recode.SHORT_SIDE, seen)
+
+
+def file_batches(config: Config, files: pipeline.RandomAccess) -> Batches:
+    """Yields every picture of a list of files once; damaged ones are masked."""
+    return pipeline.eval_batches(
+        files,
+        transform=eval_transform(config),
+        policy=pipeline.LabelPolicy(num_slots=1),
+        share=share(config, eval_batch_size(config)),
+        mask_damaged=True,
+    )
+
+
+def unlabelled_batches(
+    config: Config, source: pipeline.RandomAccess, most: int | None = None
+) -> Batches:
+    """Yields every picture of a source once, in random order, and nothing else of it.
+
+    Args:
+      config: checked.
+      source: of records.
+      most: pictures; None for all.
+
+    Yields:
+      Batches of `images` and `mask`; what is damaged or padding has mask 0.
+    """
+    rows = np.random.default_rng(config.seed).permutation(len(source))[:most]
+    for batch in file_batches(config, pipeline.Reordered(source, rows)):
+        yield {name: batch[name] for name in ("images", "mask")}
+
+
+def eval_transform(config: Config) -> EvalTransform:
+    """Returns the view of a picture that evaluation and prediction use."""
+    return EvalTransform(
+        size_pixels=config.data.image_size_pixels,
+        central_share=config.data.central_share,
+    )
+
+
+def stages_of(config: Config, num_images: Callable[[str], int]) -> tuple[Stage, ...]:
+    """Returns the run's stages, their lengths in steps.
+
+    Args:
+      config: checked.
+      num_images: images of a split, by its name.
+    """
+    return make_stages(
+        [_plain(stage) for stage in config.stages],
+        steps_per_epoch=lambda split: num_images(split) / config.global_batch_size,
+    )
+
+
+def check_before_data(config: Config) -> None:
+    """Refuses what can be refused before any data is opened or drawn.
+
+    Raises:
+      InputError: a network that cannot be built, a batch or a BatchNorm group that does
+        not divide over the devices, a stage or a term that cannot work.
+    """
+    model = config.model
+    check_shape(model.depth, model.width, model.stem, model.variant)
+    check_batch_size(config.global_batch_size, jax.device_count(), config.micro_batches)
+    check_group(batch_norm_group(config), jax.device_count())
+    # How long a stage is in steps depends on the data; whether it can work does not.
+    for stage in stages_of(config, lambda split: config.global_batch_size):
+        _objective(config, stage, num_classes=1)
+
+
+def make_plans(
+    config: Config, networks: Networks, stages: tuple[Stage, ...]
+) -> tuple[StagePlan, ...]:
+    """Builds every stage's objective, optimizer and network.
+
+    Raises:
+      InputError: a term or parameter that does not exist, a number out of range.
+    """
+    return tuple(_plan(config, networks, stage) for stage in stages)
+
+
+def _plan(config: Config, networks: Networks, stage: Stage) -> StagePlan:
+    optimizer = config.optimizer
+    scale = config.global_batch_size / (
+        optimizer.base_batch_size or config.global_batch_size
+    )
+    schedule = warmup_cosine(
+        peak=scale * (stage.peak_lr or optimizer.peak_lr),
+        warmup_steps=int(stage.warmup_share * stage.num_steps),
+        num_steps=stage.num_steps,
+    )
+    network = networks.get(stage.embedding_head)
+    settings = StepSettings(
+        apply=network.apply,
+        objective=_objective(config, stage, networks.num_classes),
+        optimizer=make_optimizer(
+            name=optimizer.name,
+            schedule=schedule,
+            weight_decay=optimizer.weight_decay,
+            momentum=optimizer.momentum,
+            clip_norm=optimizer.clip_norm or None,
+        ),
+        learning_rate=schedule,
+        augmentation=config.data.augmentation,
+        mix_probability=config.data.mix_probability,
+        micro_batches=config.micro_batches,
+        average_rate=_average_rate(config, stage),
+        shard_state=optimizer.shard_state,
+        frozen=("trunk",) if stage.trainable == "last_layer" else (),
+        seed=config.seed,
+    )
+    return StagePlan(stage=stage, settings=settings, init=network.init)
+
+
+def _average_rate(config: Config, stage: Stage) -> Rate | None:
+    optimizer = config.optimizer
+    if optimizer.average == "ema":
+        return ema_rate(optimizer.ema_decay)
+    if optimizer.average == "swa":
+        return swa_rate(stage.num_steps, optimizer.swa_share)
+    return None
+
+
+def _objective(config: Config, stage: Stage, num_classes: int) -> Objective:
+    return make_objective(
+        stage.terms,
+        num_steps=stage.num_steps,
+        num_classes=num_classes,
+        unknown=config.data.unknown,
+    )
+
+
+def _plain(value: Any) -> Any:
+    """Returns a stage as dicts and tuples, whether it came from Python or from JSON."""
+    if isinstance(value, Mapping | ConfigDict):
+        return {key: _plain(item) for key, item in value.items()}
+    if isinstance(value, list | tuple):
+        return tuple(_plain(item) for item in value)
+    return value

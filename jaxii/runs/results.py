@@ -1,0 +1,184 @@
+"""What an evaluation leaves in the workdir: figures, decoders, report and answers.
+
+`evaluate` measures and hands over; only the lead process writes.
+"""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+
+from jaxii import config as configuration
+from jaxii.console import say
+from jaxii.data.prepared import Data
+from jaxii.data.transforms import thumbnail
+from jaxii.decoding.decoders import Decoders
+from jaxii.evaluation import by_label, result
+from jaxii.evaluation import predictor as prediction
+from jaxii.evaluation.decoder_scores import Scores
+from jaxii.evaluation.details import Details, make_gallery
+from jaxii.evaluation.label_map import label_map
+from jaxii.prepare.image_ids import meant
+from jaxii.runs.session import Session
+from jaxii.storage import AnyPath, write_json
+from jaxii.train.stages import Saved
+from jaxii.train.telemetry.history import read_history
+
+THUMBNAIL_PIXELS = 160
+
+
+@dataclass(frozen=True, kw_only=True)
+class Measured:
+    """What the passes over the splits left.
+
+    Attributes:
+      summaries: split name -> figures.
+      scores: split name -> those of its images' answers, of splits with labels.
+      labels: split name -> figures of each label.
+      answers: image id -> label ids, of the images of the submission that can be
+        used; empty without a test.
+    """
+
+    summaries: Mapping[str, Mapping[str, Any]]
+    scores: Mapping[str, Scores]
+    labels: Mapping[str, by_label.SplitFigures]
+    answers: Mapping[str, np.ndarray]
+
+
+def write(
+    session: Session,
+    metrics: dict[str, Any],
+    decoders: Decoders,
+    measured: Measured,
+    variants: Sequence[str],
+    saved: Saved,
+) -> None:
+    """Writes figures, decoders, answers and report into the workdir, and says so.
+
+    Args:
+      session: of the run.
+      metrics: the content of `metrics.json`.
+      decoders: fitted.
+      measured: what the passes left.
+      variants: in what the result differs from the run's own.
+      saved: the checkpoint.
+    """
+    # Here and not above: matplotlib takes most of a second, and a run that starts to
+    # train need not wait for it.
+    from jaxii.report.page import write_report
+
+    workdir, data = session.workdir, session.data
+    files = {"metrics.json": workdir.result_file("metrics.json", variants)}
+    # Until the manifest is there again, no file of this evaluation is used.
+    listed = workdir.result_file(result.EVALUATION, variants)
+    listed.unlink(missing_ok=True)
+    decoders_file = workdir.result_file("decoders.npz", variants)
+    decoders.save(decoders_file)
+    if measured.answers:
+        files["submission.csv"] = workdir.result_file("submission.csv", variants)
+        _write_submission(files["submission.csv"], data, metrics, measured.answers)
+    details = _details(session, decoders, measured)
+    if details.labels is not None:
+        files[by_label.FILE] = workdir.result_file(by_label.FILE, variants)
+        details.labels.save(files[by_label.FILE])
+    write_json(files["metrics.json"], metrics)
+    origin = session.config.start_from or session.config.model.pretrained
+    rows = result.stage_rows(session.plans, session.checkpoints, origin)
+    if session.history_fault:
+        say(f"CAVEAT     {session.history_fault}: the report has no curves")
+    files["report.html"] = write_report(
+        workdir.result_file("report.html", variants),
+        metrics=metrics,
+        history=[] if session.history_fault else read_history(workdir.history_file),
+        config=configuration.to_dict(session.config),
+        stages=rows,
+        details=details,
+        recipe=_recipe(session, saved),
+    )
+    others = decoders_file, workdir.config_file, workdir.history_file
+    result.write_evaluation(listed, [*files.values(), *others], metrics)
+    _say(session, metrics, rows, files)
+
+
+def _say(
+    session: Session,
+    metrics: Mapping[str, Any],
+    rows: Sequence[Mapping[str, Any]],
+    files: Mapping[str, AnyPath],
+) -> None:
+    """Prints figures, stages and where everything is."""
+    for line in result.lines(metrics):
+        say(line)
+    for row in rows:
+        say(
+            f"stage     {row['name']}: steps {row['first_step']}-{row['last_step']}, "
+            f"{'with' if row['embedding_head'] else 'without'} embedding head, "
+            f"train_step compiled {row['train_step_compilations']} time(s)"
+        )
+    for name, path in files.items():
+        say(f"{name:17} {path}")
+    folder = session.workdir.path / session.checkpoints.directory.name
+    say(f"{'checkpoints':17} {folder}")
+
+
+def _write_submission(
+    path: AnyPath,
+    data: Data,
+    metrics: Mapping[str, Any],
+    answers: Mapping[str, np.ndarray],
+) -> None:
+    """Writes a row for each id of the submission, as `predict --ids` does."""
+    image_ids = data.submission_ids or tuple(answers)
+    answered = [meant(image_id, answers) for image_id in image_ids]
+    constant = metrics["constant"]
+    fallback = prediction.fallback_labels(constant["labels"], data.vocabulary)
+    prediction.write_submission(
+        path,
+        image_ids,
+        [answers.get(image_id, fallback) for image_id in answered],
+        data.vocabulary,
+        metrics["provenance"],
+    )
+    unanswered = sum(image_id not in answers for image_id in answered)
+    if unanswered:
+        say(
+            f"submission {unanswered} of {len(image_ids)} images are missing or cannot "
+            f"be read: given the most frequent labels ({', '.join(constant['names'])})"
+        )
+
+
+def _recipe(session: Session, saved: Saved) -> dict[str, Any]:
+    """Returns what the configuration came of; an evaluation may have other data."""
+    recipe = session.checkpoints.metadata(saved)["recipe"]
+    directory = session.workdir.config().data.directory
+    if recipe and directory != session.config.data.directory:
+        recipe["own"].setdefault("data.directory", directory)
+    return recipe
+
+
+def _details(session, decoders, measured: Measured) -> Details:
+    """Returns what the report shows beyond the figures."""
+    data, made = session.data, session.label_embedding
+    split, scores = list(measured.scores.items())[-1]
+    of_split = data.split(split)
+
+    def small(row: int) -> bytes:
+        return thumbnail(of_split.source[row]["image"], THUMBNAIL_PIXELS)
+
+    return Details(
+        labels=by_label.LabelTable(
+            vocabulary=data.vocabulary,
+            train_images=data.train_rows.class_counts(len(data.vocabulary)),
+            thresholds=decoders.class_thresholds.astype(np.float64),
+            splits=measured.labels,
+        ),
+        label_map=None if made is None else label_map(made.vectors),
+        gallery=make_gallery(
+            split,
+            scores,
+            vocabulary=data.vocabulary,
+            image_ids=of_split.index.image_ids,
+            thumbnail=small,
+        ),
+    )

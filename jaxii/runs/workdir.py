@@ -1,0 +1,286 @@
+"""The files of one run, by name: what `train` leaves and the other commands start from.
+
+A run's folder belongs to one configuration and one vocabulary; anything else is refused
+before a file is touched.
+"""
+
+import json
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass
+from typing import Any
+from urllib.parse import quote
+
+from jaxii import config as configuration
+from jaxii import manifest
+from jaxii.data.labels import Vocabulary
+from jaxii.errors import InputError
+from jaxii.evaluation.result import EVALUATION, check_evaluation
+from jaxii.manifest import File, Manifest
+from jaxii.storage import AnyPath, write_json
+
+MOST_SHOWN = 5
+# The one field in which a run with a domain held out differs from the run without.
+HELD_OUT = "data.held_out_domain"
+# What may change while a run goes on where that is said: it is the same run from then
+# on in its examples, and not in its numbers.
+BATCH_SIZE = ("global_batch_size", "micro_batches")
+
+
+@dataclass(frozen=True)
+class Workdir:
+    """Paths below a run's folder, and the checks that guard them."""
+
+    path: AnyPath
+
+    @property
+    def config_file(self) -> AnyPath:
+        """The resolved configuration."""
+        return self.path / "config.json"
+
+    @property
+    def labels_file(self) -> AnyPath:
+        """The vocabulary, in order."""
+        return self.path / "labels.csv"
+
+    @property
+    def embedding_file(self) -> AnyPath:
+        """The label embedding, with its provenance."""
+        return self.path / "label_embedding.npz"
+
+    @property
+    def seen_file(self) -> AnyPath:
+        """Hashes of the ids of the images that the run has learnt from."""
+        return self.path / "seen_images.npz"
+
+    @property
+    def history_file(self) -> AnyPath:
+        """Figures by step."""
+        return self.path / "history.jsonl"
+
+    def result_file(self, name: str, variants: Sequence[str] = ()) -> AnyPath:
+        """Returns where a result lies; what is not the run's own gets another name.
+
+        Args:
+          name: of the file.
+          variants: in what it differs: tuned_on_SPLIT, ensemble, adabn, label_shift.
+        """
+        stem, dot, ending = name.partition(".")
+        return self.path / f"{'_'.join([stem, *variants])}{dot}{ending}"
+
+    def metrics(self, variants: Sequence[str] = ()) -> dict[str, Any]:
+        """Returns the figures of the run, or of a variant of it.
+
+        Raises:
+          InputError: it has not been evaluated.
+        """
+        same = "".join(f" and --{name}" for name in variants)
+        again = f"run evaluate with the same --workdir{same}"
+        path = self.result_file("metrics.json", variants)
+        listed = self.result_file(EVALUATION, variants)
+        if not path.exists() and not listed.exists():
+            raise InputError(
+                f"{path} does not exist, so no threshold has been chosen; {again} "
+                "first."
+            )
+        decoders = self.result_file("decoders.npz", variants)
+        check_evaluation(listed, [path.name, decoders.name], again=f"{again} again")
+        return json.loads(path.read_text(encoding="utf-8"))
+
+    def own_files(self) -> dict[str, dict[str, Any]]:
+        """Returns size and hash of the files that the run's checkpoints belong to."""
+        files = (self.labels_file, self.embedding_file, self.seen_file)
+        return {f.name: asdict(manifest.describe(f)) for f in files if f.exists()}
+
+    def check_belongs(self, metadata: Mapping[str, Any]) -> None:
+        """Refuses files and a configuration that are not those of a checkpoint.
+
+        Args:
+          metadata: of the checkpoint.
+
+        Raises:
+          InputError: If a file is missing or differs, or a field of the configuration.
+        """
+        fix = (
+            "restore it from a copy of the workdir, or train again in another --workdir"
+        )
+        files = {name: File(**entry) for name, entry in metadata["files"].items()}
+        by = f"step {metadata['step']} of stage {metadata['stage']}"
+        Manifest(files).check(self.path, by=by, fix=fix, verify=True)
+        differing = _differing(
+            metadata["config"], configuration.to_dict(self.config()), *BATCH_SIZE
+        )
+        if differing:
+            raise InputError(
+                f"{self.config_file} is not the configuration that the checkpoint was "
+                f"trained with ({differing}); {fix}."
+            )
+
+    def history_fault(self, metadata: Mapping[str, Any]) -> str:
+        """Returns why `history.jsonl` is not what a checkpoint's run wrote, or ""."""
+        if metadata["history"] is None:
+            return ""
+        wanted = File(**metadata["history"])
+        if not self.history_file.exists():
+            return f"{self.history_file} is missing"
+        found = manifest.describe(self.history_file, wanted.size_bytes)
+        return "" if found == wanted else f"{self.history_file} is damaged"
+
+    def set_history_aside(self) -> AnyPath:
+        """Gives a damaged history another name, which it returns."""
+        aside = self.path / "history.damaged.jsonl"
+        if self.history_file.exists():
+            self.history_file.replace(aside)
+        return aside
+
+    def held_out(self, domain: str) -> "Workdir":
+        """Returns the folder of this run without a domain of its training data."""
+        name = quote(domain, safe=" ")
+        # Any text can be a domain, and these name other folders.
+        if name in (".", ".."):
+            name = name.replace(".", "%2E")
+        return Workdir(self.path / "held_out" / name)
+
+    def held_out_metrics(self) -> dict[str, dict[str, Any]]:
+        """Returns domain -> figures of every run that held one out and was evaluated.
+
+        Raises:
+          InputError: one differs from this run in more than the domain.
+        """
+        fields = configuration.to_dict(self.config())
+        found = {}
+        for file in sorted((self.path / "held_out").glob("*/metrics.json")):
+            run = Workdir(file.parent)
+            config = run.config()
+            differing = _differing(fields, configuration.to_dict(config), HELD_OUT)
+            if differing:
+                raise InputError(
+                    f"{run.path} has another configuration than {self.path} "
+                    f"({differing}), so that it says nothing about it; remove that "
+                    "folder, and run hold_out again."
+                )
+            found[config.data.held_out_domain] = run.metrics()
+        return found
+
+    def claim(
+        self, config: configuration.Config, *, change_batch_size: bool = False
+    ) -> None:
+        """Makes the folder this configuration's, after `check`.
+
+        Raises:
+          InputError: as `check`, or no folder can be there.
+        """
+        self.check(config, change_batch_size=change_batch_size)
+        self._make_folder()
+        write_json(self.config_file, configuration.to_dict(config))
+
+    def check(
+        self, config: configuration.Config, *, change_batch_size: bool = False
+    ) -> None:
+        """Checks that the folder is this configuration's, or nobody's; writes nothing.
+
+        Args:
+          config: checked.
+          change_batch_size: let the run go on with batches of another size.
+
+        Raises:
+          InputError: it is another run's, with the fields that differ.
+        """
+        if self.config_file.exists():
+            free = BATCH_SIZE if change_batch_size else ()
+            self._refuse_another(configuration.to_dict(config), free)
+
+    def config(self) -> configuration.Config:
+        """Returns the configuration of the run.
+
+        Raises:
+          InputError: no run is here, or it was made by a version with other fields.
+        """
+        if not self.config_file.exists():
+            raise InputError(
+                f"{self.path} holds no run (there is no config.json); give the "
+                "--workdir of a training run."
+            )
+        try:
+            config = configuration.from_dict(self._fields())
+            configuration.check(config)
+            return config
+        except (ValueError, KeyError, TypeError) as error:
+            raise InputError(f"{self.config_file}: {error}") from error
+
+    def vocabulary(self) -> Vocabulary:
+        """Returns the labels the run was trained on."""
+        return Vocabulary.load(self.labels_file)
+
+    def claim_labels(self, vocabulary: Vocabulary) -> None:
+        """Keeps the vocabulary, or checks that the data still has the same.
+
+        Raises:
+          InputError: the labels are other ones, or in another order.
+        """
+        self.check_labels(vocabulary)
+        if not self.labels_file.exists():
+            self._make_folder()
+            vocabulary.save(self.labels_file)
+
+    def check_labels(self, vocabulary: Vocabulary) -> None:
+        """Checks that the labels are the run's, if it has any yet; writes nothing.
+
+        Raises:
+          InputError: the labels are other ones, or in another order.
+        """
+        if not self.labels_file.exists():
+            return
+        before, now = self.vocabulary().content_hash(), vocabulary.content_hash()
+        if before != now:
+            raise InputError(
+                f"{self.path} was trained on labels {before} and the data has labels "
+                f"{now}; use the data it was trained on, or another --workdir."
+            )
+
+    def _fields(self) -> dict[str, Any]:
+        try:
+            fields = json.loads(self.config_file.read_text(encoding="utf-8"))
+            if isinstance(fields, dict):
+                return fields
+            reason: object = f"a {type(fields).__name__}, not an object"
+        except (OSError, ValueError) as error:
+            reason = error
+        raise InputError(
+            f"{self.config_file} is not the JSON of a configuration ({reason}); "
+            "restore it, or use another --workdir."
+        )
+
+    def _refuse_another(self, fields: dict[str, Any], free: Sequence[str]) -> None:
+        # Read as `config` reads it, so that a field which is new since then has its
+        # default and does not lock a run out of the version that added it.
+        before = configuration.to_dict(self.config())
+        differing = _differing(before, fields, *free)
+        if differing:
+            size = not _differing(before, fields, *BATCH_SIZE)
+            raise InputError(
+                f"{self.path} belongs to another configuration ({differing}); use its "
+                "configuration, or another --workdir"
+                f"{', or --change_batch_size to go on with it' if size else ''}."
+            )
+
+    def _make_folder(self) -> None:
+        try:
+            self.path.mkdir(parents=True, exist_ok=True)
+        except OSError as error:
+            raise InputError(
+                f"--workdir={self.path} cannot be made ({error.strerror}); give a "
+                "folder that can be written."
+            ) from error
+
+
+def _differing(one: dict[str, Any], other: dict[str, Any], *free: str) -> str:
+    """Returns the first few fields in which two results differ, "" for none."""
+    free = (*configuration.FREE_FIELDS, *free)
+    lines = [
+        line
+        for line in configuration.differences(one, other)
+        if line.partition(":")[0] not in free
+    ]
+    if len(lines) > MOST_SHOWN:
+        lines[MOST_SHOWN:] = [f"and {len(lines) - MOST_SHOWN} more"]
+    return "; ".join(lines)

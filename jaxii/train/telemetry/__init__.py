@@ -1,0 +1,1 @@
+"""What training logs, draws and tracks."""

@@ -1,0 +1,62 @@
+"""What a run wrote of itself, figures by step: `WORKDIR/history.jsonl`, read back.
+
+Telemetry writes it at every log and evaluation; the report reads it afterwards.
+"""
+
+import json
+import math
+from os import PathLike
+from pathlib import Path
+from typing import Any
+
+from jaxii.storage import at
+
+HISTORY = "history.jsonl"
+RESUME = "resume"
+
+
+def read_history(path: str | PathLike[str]) -> list[dict[str, Any]]:
+    """Reads a history file as the run that is on disk now saw it.
+
+    Rows that a killed run wrote after the step it was resumed from are left out; of a
+    (kind, step) that is there twice the last wins; a line that is not whole is skipped.
+
+    Args:
+      path: `WORKDIR/history.jsonl`; absent = no rows.
+
+    Returns:
+      Rows in the order of steps; a metric that was not finite is NaN.
+    """
+    path = at(path)
+    rows: dict[tuple[str, int], dict[str, Any]] = {}
+    if not path.exists():
+        return []
+    for line in path.read_bytes().decode(errors="replace").splitlines():
+        row = _parse_row(line)
+        if row is None:
+            continue
+        kind, step = row["kind"], row["step"]
+        if kind == RESUME:
+            rows = {key: kept for key, kept in rows.items() if key[1] <= step}
+        else:
+            rows[kind, step] = row
+    return sorted(rows.values(), key=lambda row: row["step"])
+
+
+def drop_partial_line(path: Path) -> bool:
+    """Cuts a half-written last line off; tells whether the file was there."""
+    if not path.exists():
+        return False
+    with path.open("r+b") as file:
+        file.truncate(file.read().rfind(b"\n") + 1)
+    return True
+
+
+def _parse_row(line: str) -> dict[str, Any] | None:
+    try:
+        row = json.loads(line)
+    except json.JSONDecodeError:
+        return None
+    if not isinstance(row, dict) or not {"kind", "step"} <= row.keys():
+        return None
+    return {key: math.nan if value is None else value for key, value in row.items()}

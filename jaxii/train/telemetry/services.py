@@ -1,0 +1,279 @@
+"""Weights & Biases and MLflow, as trackers: each an extra, found only when asked for.
+
+Both go on with the run they began when a workdir is resumed: its id there is kept in
+`WORKDIR/tracked_run.json`. Where they send to is theirs to configure: WANDB_PROJECT,
+WANDB_MODE=offline, MLFLOW_TRACKING_URI, MLFLOW_EXPERIMENT_NAME.
+"""
+
+import json
+import os
+import secrets
+import tempfile
+import time
+from collections.abc import Callable, Mapping, Sequence
+from os import PathLike
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from jaxtyping import UInt8
+
+from jaxii.errors import InputError
+from jaxii.storage import at, write_json
+from jaxii.train.telemetry.facts import Facts
+from jaxii.train.telemetry.images import png
+
+PROJECT = "jaxii"
+# W&B's own limits at a run's start and end, which would else keep a process that is
+# wanted back.
+WANDB_SECONDS = 20.0
+# What MLflow takes in one request.
+MLFLOW_BATCH = {"metrics": 1000, "params": 100}
+MLFLOW_MOST_CHARACTERS = 5000
+
+
+def _import_wandb() -> Any:
+    try:
+        import wandb  # pyright: ignore[reportMissingImports]
+    except ImportError as error:
+        raise _missing("wandb", error) from error
+    return wandb
+
+
+def _import_mlflow() -> Any:
+    try:
+        import mlflow  # pyright: ignore[reportMissingImports]
+    except ImportError as error:
+        raise _missing("mlflow", error) from error
+    return mlflow
+
+
+def _missing(track: str, error: ImportError) -> InputError:
+    return InputError(
+        f"config.track={track!r} needs the package {track} ({error}); "
+        f"pip install 'jaxii[{track}]'"
+    )
+
+
+class _Kept:
+    """The id of this workdir's run at a service."""
+
+    def __init__(self, workdir: str | PathLike[str], service: str):
+        self._file = at(workdir) / "tracked_run.json"
+        self._service = service
+        self._ids: dict[str, str] = {}
+        if self._file.exists():
+            self._ids = json.loads(self._file.read_text(encoding="utf-8"))
+
+    @property
+    def run_id(self) -> str | None:
+        return self._ids.get(self._service)
+
+    @run_id.setter
+    def run_id(self, run_id: str) -> None:
+        self._ids[self._service] = run_id
+        write_json(self._file, self._ids)
+
+
+class Wandb:
+    """A run at Weights & Biases; offline where WANDB_MODE says so, or nobody answers.
+
+    Args:
+      workdir: of the run; W&B's own files go below it where it is a folder.
+      facts: what the run is.
+      say: is told where the run is to be seen.
+    """
+
+    @staticmethod
+    def check() -> None:
+        """Refuses to start without the package, or online without a key.
+
+        Raises:
+          InputError: with what to do.
+        """
+        wandb = _import_wandb()
+        offline = wandb.setup().settings.mode in ("offline", "disabled", "dryrun")
+        # No question is asked, and no server: a run must start without either.
+        if not offline and not wandb.login(verify=False, prompt=False):
+            raise InputError(
+                "config.track='wandb' and there is no key of Weights & Biases here; "
+                "run `wandb login`, or set WANDB_MODE=offline."
+            )
+
+    def __init__(
+        self,
+        workdir: str | PathLike[str],
+        facts: Facts,
+        say: Callable[[str], None] = print,
+    ):
+        wandb = self._wandb = _import_wandb()
+        folder = at(workdir)
+        kept = _Kept(workdir, "wandb")
+        run_id = kept.run_id or secrets.token_hex(4)
+        given = {
+            "project": os.environ.get("WANDB_PROJECT", PROJECT),
+            "id": run_id,
+            "resume": "allow",
+            "name": facts.name,
+            "config": dict(facts.settings) | {"about": dict(facts.about)},
+            "dir": str(folder) if isinstance(folder, Path) else None,
+            # It would wrap the terminal that the run is shown on.
+            "settings": wandb.Settings(
+                console="off",
+                silent=True,
+                init_timeout=WANDB_SECONDS,
+                finish_timeout=WANDB_SECONDS,
+            ),
+            "allow_val_change": True,
+        }
+        try:
+            self._run = wandb.init(**given)
+        except wandb.errors.CommError:
+            self._run = wandb.init(**given, mode="offline")
+            say("wandb: nobody answers.")
+        kept.run_id = run_id
+        # W&B's own count of steps cannot go back to where a killed run is resumed.
+        self._run.define_metric("*", step_metric="step")
+        folder = Path(self._run.dir).parent
+        offline = f"offline; `wandb sync {folder}` sends it"
+        say(f"wandb: {offline if self._run.offline else self._run.url}")
+        self._exit_code = 1
+
+    def scalars(self, step: int, values: Mapping[str, float]) -> None:
+        """Logs figures."""
+        self._run.log({**values, "step": step})
+
+    def pictures(
+        self,
+        step: int,
+        name: str,
+        pixels: UInt8[np.ndarray, "height width 3"],
+        captions: Sequence[str],
+    ) -> None:
+        """Logs the pictures as one, with their captions below it."""
+        lines = [f"{i}: {caption}" for i, caption in enumerate(captions, 1)]
+        image = self._wandb.Image(pixels, caption="\n".join(lines))
+        self._run.log({name: image, "step": step})
+
+    def result(self, step: int, figures: Mapping[str, float]) -> None:
+        """Puts the figures into the run's summary."""
+        self.scalars(step, figures)
+        self._run.summary.update(dict(figures))
+        self._exit_code = 0
+
+    def flush(self) -> None:
+        """Does nothing: W&B sends as it comes."""
+
+    def close(self) -> None:
+        """Sends the rest."""
+        self._run.finish(exit_code=self._exit_code)
+
+
+class Mlflow:
+    """A run at an MLflow server, or in MLflow's own SQLite file.
+
+    Args:
+      workdir: of the run.
+      facts: what the run is.
+      say: is told where the run is to be seen.
+    """
+
+    @staticmethod
+    def check() -> None:
+        """Refuses to start without the package.
+
+        Raises:
+          InputError: with what to do.
+        """
+        _import_mlflow()
+
+    def __init__(
+        self,
+        workdir: str | PathLike[str],
+        facts: Facts,
+        say: Callable[[str], None] = print,
+    ):
+        mlflow = _import_mlflow()
+        self._entities = mlflow.entities
+        self._client = mlflow.MlflowClient()
+        self._status = "KILLED"
+        kept = _Kept(workdir, "mlflow")
+        if kept.run_id is None or not self._knows(mlflow, kept.run_id):
+            kept.run_id = self._create(facts)
+        self._run_id = kept.run_id
+        self._describe(facts)
+        self._client.update_run(self._run_id, status="RUNNING")
+        say(f"mlflow: run {self._run_id} at {mlflow.get_tracking_uri()}")
+
+    def _knows(self, mlflow: Any, run_id: str) -> bool:
+        try:
+            self._client.get_run(run_id)
+        except mlflow.exceptions.MlflowException as error:
+            # Of another server; any other error is not an answer.
+            if error.error_code == "RESOURCE_DOES_NOT_EXIST":
+                return False
+            raise
+        return True
+
+    def _create(self, facts: Facts) -> str:
+        name = os.environ.get("MLFLOW_EXPERIMENT_NAME", PROJECT)
+        found = self._client.get_experiment_by_name(name)
+        experiment = found.experiment_id if found else None
+        experiment = experiment or self._client.create_experiment(name)
+        tags = {
+            f"about.{k}": v[:MLFLOW_MOST_CHARACTERS] for k, v in facts.about.items()
+        }
+        run = self._client.create_run(experiment, run_name=facts.name, tags=tags)
+        return run.info.run_id
+
+    def _describe(self, facts: Facts) -> None:
+        """Logs the parameters that are not there yet; MLflow refuses to change one."""
+        there = self._client.get_run(self._run_id).data.params
+        params = [
+            self._entities.Param(name, str(value)[:MLFLOW_MOST_CHARACTERS])
+            for name, value in facts.settings.items()
+            if name not in there
+        ]
+        self._log(self._run_id, "params", params)
+
+    def _log(self, run_id: str, kind: str, entries: list[Any]) -> None:
+        size = MLFLOW_BATCH[kind]
+        for first in range(0, len(entries), size):
+            self._client.log_batch(run_id, **{kind: entries[first : first + size]})
+
+    def scalars(self, step: int, values: Mapping[str, float]) -> None:
+        """Logs figures."""
+        now = int(time.time() * 1000)
+        metrics = [
+            self._entities.Metric(name, value, now, step)
+            for name, value in values.items()
+        ]
+        self._log(self._run_id, "metrics", metrics)
+
+    def pictures(
+        self,
+        step: int,
+        name: str,
+        pixels: UInt8[np.ndarray, "height width 3"],
+        captions: Sequence[str],
+    ) -> None:
+        """Keeps the pictures as one PNG, and the captions in a text beside it."""
+        stem = f"{name.replace('/', '_')}_{step}"
+        with tempfile.TemporaryDirectory() as folder:
+            file = Path(folder, f"{stem}.png")
+            file.write_bytes(png(pixels))
+            self._client.log_artifact(self._run_id, str(file), "pictures")
+        lines = [f"{i}: {caption}" for i, caption in enumerate(captions, 1)]
+        self._client.log_text(self._run_id, "\n".join(lines), f"pictures/{stem}.txt")
+
+    def result(self, step: int, figures: Mapping[str, float]) -> None:
+        """Logs the figures; the run counts as finished."""
+        self.scalars(step, figures)
+        self._status = "FINISHED"
+
+    def flush(self) -> None:
+        """Does nothing: every call is sent at once."""
+
+    def close(self) -> None:
+        """Ends the run; a resume sets it running again."""
+        self._client.set_terminated(self._run_id, status=self._status)

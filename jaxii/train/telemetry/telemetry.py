@@ -1,0 +1,328 @@
+"""What a run tells while it trains: the terminal, history.jsonl, and trackers.
+
+The loop hands in host numbers at every log and evaluation; the report reads the
+history back afterwards. Only the lead process writes: every other process holds the
+same object, which then does nothing. No JAX here, and nothing waits for a device.
+"""
+
+import json
+import math
+import sys
+import time
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import AbstractContextManager, contextmanager
+from dataclasses import replace
+from os import PathLike
+from typing import Any
+
+from jaxii.manifest import Digest, File
+from jaxii.storage import Mirror, at
+from jaxii.train.telemetry.display import (
+    STAGE_WIDTH,
+    Bars,
+    Evaluated,
+    Lines,
+    Part,
+    SavedAt,
+    Standing,
+    can_draw,
+)
+from jaxii.train.telemetry.history import (
+    HISTORY,
+    RESUME,
+    drop_partial_line,
+    read_history,
+)
+from jaxii.train.telemetry.images import Pictures
+from jaxii.train.telemetry.trackers import Tracker
+
+MAX_FIGURES = 5
+
+
+class ThroughputMeter:
+    """Measures steps a second and the share of time spent waiting for input."""
+
+    def __init__(self, clock: Callable[[], float] = time.monotonic):
+        self._clock = clock
+        self.open_window(0)
+
+    def open_window(self, step: int) -> None:
+        """Starts a window at a step."""
+        self._step, self._start = step, self._clock()
+        self._waited = self._paused = 0.0
+
+    def waited(self, seconds: float) -> None:
+        """Adds time in which the loop stood still for want of a batch."""
+        self._waited += seconds
+
+    @contextmanager
+    def paused(self) -> Iterator[None]:
+        """Leaves what happens inside (evaluation, saving) out of the window."""
+        start = self._clock()
+        try:
+            yield
+        finally:
+            self._paused += self._clock() - start
+
+    def close_window(self, step: int) -> tuple[float, float]:
+        """Ends the window and opens the next: steps a second, input-wait share."""
+        seconds = max(self._clock() - self._start - self._paused, 1e-9)
+        result = (step - self._step) / seconds, min(self._waited / seconds, 1.0)
+        self.open_window(step)
+        return result
+
+
+class Telemetry:
+    """Shows and records a run; a context manager, so that all is closed.
+
+    Args:
+      workdir: gets `history.jsonl`; in a bucket at evaluations, which is when
+        checkpoints are saved, and at the end.
+      total_steps: steps of the whole run.
+      start_step: steps done already; what was recorded after it no longer counts.
+      is_lead: False = nothing is written anywhere.
+      tracker: is told the figures too; whoever gives it closes it.
+      stream: where a person looks; None = standard output.
+      clock: seconds, monotonic.
+      memory: gives figures of memory by name, in bytes, `device_memory_bytes` or
+        `host_memory_bytes` being shown.
+      peak_flops: operations a second that a device can do; None where that is not
+        known, and then MFU (the share of them that a step uses) is not either.
+    """
+
+    def __init__(
+        self,
+        workdir: str | PathLike[str],
+        *,
+        total_steps: int,
+        start_step: int,
+        is_lead: bool = True,
+        tracker: Tracker | None = None,
+        stream: Any = None,
+        clock: Callable[[], float] = time.monotonic,
+        memory: Callable[[], Mapping[str, float]] = dict,
+        peak_flops: float | None = None,
+    ):
+        self._is_lead = is_lead
+        self._tracker = tracker
+        self._memory, self._peak_flops = memory, peak_flops
+        self._step_flops: float | None = None
+        self._clock = clock
+        self._meter = ThroughputMeter(clock)
+        self._images_per_step = 0
+        self._pace: tuple[float, int] | None = None
+        self._stage, self._stage_first, self._stage_steps = "", 0, 0
+        self._begun = 0
+        self._total_steps = total_steps
+        self._stage_may_end = self._run_may_end = False
+        self._evaluated: Evaluated | None = None
+        if not is_lead:
+            return
+        self._files = Mirror(at(workdir))
+        history_path = self._files.fetch(HISTORY)
+        is_resumed = drop_partial_line(history_path)
+        self._history_digest = Digest(history_path if is_resumed else None)
+        self._history = history_path.open("a", encoding="utf-8")
+        if is_resumed:
+            self._append({"kind": RESUME, "step": start_step})
+        out = sys.stdout if stream is None else stream
+        self._screen = Bars(out, clock) if can_draw(out) else Lines(out)
+        for row in read_history(history_path):
+            self._note_f2(row["step"], row)
+
+    def __enter__(self) -> "Telemetry":
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.close()
+
+    def close(self) -> None:
+        """Flushes and closes everything; safe to call twice."""
+        if self._is_lead:
+            self._screen.close()
+            self._history.close()
+            self._files.close()
+            self._is_lead = False
+
+    def start_stage(
+        self,
+        name: str,
+        *,
+        first_step: int,
+        num_steps: int,
+        images_per_step: int,
+        step: int | None = None,
+        total_steps: int | None = None,
+        may_end_early: tuple[bool, bool] = (False, False),
+    ) -> None:
+        """Starts a stage, or goes on with it after a resume.
+
+        Args:
+          name: of the stage.
+          first_step: run step at which the stage's own step is 0.
+          num_steps: steps of the stage, planned.
+          images_per_step: global batch size times accumulated micro-batches.
+          step: run step now, where the stage is resumed; None = `first_step`.
+          total_steps: of the whole run, where an early end has changed it.
+          may_end_early: whether a plateau may end this stage, and one of those left.
+        """
+        self._stage, self._stage_first, self._stage_steps = name, first_step, num_steps
+        self._begun = first_step if step is None else step
+        self._total_steps = total_steps or self._total_steps
+        self._stage_may_end, self._run_may_end = may_end_early
+        # The first window holds the compilation: a pace from it would be fiction.
+        self._pace = None
+        self._step_flops = None
+        self._images_per_step = images_per_step
+        self._meter.open_window(self._begun)
+
+    def pictures(self, pictures: Pictures) -> None:
+        """Hands on what the network sees at the start of the stage."""
+        if self._is_lead and self._tracker is not None:
+            self._tracker.pictures(self._begun, f"pictures/{self._stage}", *pictures)
+
+    def waited(self, seconds: float) -> None:
+        """Adds time in which the loop stood still for want of a batch."""
+        self._meter.waited(seconds)
+
+    @property
+    def wants_flops(self) -> bool:
+        """Whether `step_takes` is to be called: once a stage, where MFU can be told."""
+        return self._peak_flops is not None and self._step_flops is None
+
+    def step_takes(self, flops: float) -> None:
+        """Notes how many operations a step of this stage is on one device."""
+        self._step_flops = flops
+
+    def paused(self) -> AbstractContextManager[None]:
+        """Leaves what happens inside (evaluation) out of images a second."""
+        return self._meter.paused()
+
+    def log_train(self, step: int, metrics: Mapping[str, Any]) -> None:
+        """Records the training metrics of a step and moves the display.
+
+        Args:
+          step: updates done in the whole run.
+          metrics: name -> host number; `objective` is what a person is shown.
+        """
+        if not self._is_lead:
+            return
+        steps_per_second, wait = self._meter.close_window(step)
+        rate = steps_per_second * self._images_per_step
+        row = {name: float(value) for name, value in metrics.items()}
+        row |= {"images_per_second": rate, "input_wait_share": wait}
+        row |= {"step_seconds": 1 / steps_per_second if steps_per_second else math.nan}
+        row |= self._memory()
+        if self._peak_flops and self._step_flops:
+            row["mfu"] = self._step_flops * steps_per_second / self._peak_flops
+        self._record("train", step, row)
+        self._screen.show(
+            Standing(
+                stage=Part(
+                    name=self._stage,
+                    step=step - self._stage_first,
+                    num_steps=self._stage_steps,
+                    may_end_early=self._stage_may_end,
+                ),
+                run=Part(
+                    name="whole run",
+                    step=step,
+                    num_steps=self._total_steps,
+                    may_end_early=self._run_may_end,
+                ),
+                seconds_per_step=self._seconds_per_step(step),
+                objective=row.get("objective"),
+                images_per_second=rate,
+                input_wait=wait,
+                mfu=row.get("mfu"),
+                memory_bytes=row.get(
+                    "device_memory_bytes", row.get("host_memory_bytes")
+                ),
+                skipped=int(row.get("skipped_steps", 0)),
+            )
+        )
+
+    def log_evaluation(self, step: int, metrics: Mapping[str, Any]) -> None:
+        """Records an evaluation; keys are `split/name`, and `validation/f2` is shown.
+
+        Args:
+          step: updates done in the whole run.
+          metrics: name -> host number; the first five are printed.
+        """
+        if not self._is_lead:
+            return
+        row = {name: float(value) for name, value in metrics.items()}
+        self._record("evaluation", step, row)
+        self._note_f2(step, row)
+        figures = [f"{name} {value:.4g}" for name, value in row.items()]
+        parts = [f"{self._stage:<{STAGE_WIDTH}}", self._place(step)]
+        self._screen.print_parts(parts + figures[:MAX_FIGURES])
+        if self._tracker is not None:
+            self._tracker.flush()
+        self._files.push()
+
+    def history(self) -> File | None:
+        """Returns size and hash of `history.jsonl` now; None where none is written.
+
+        A bucket has all of it then: a checkpoint that names more would find it cut.
+        """
+        if not self._is_lead:
+            return None
+        self._files.push()
+        return self._history_digest.file()
+
+    def saved(self, step: int | None, *, before: bool = False) -> None:
+        """Notes the last checkpoint; None = there is none.
+
+        Args:
+          step: of it.
+          before: whether an earlier process saved it.
+        """
+        if self._is_lead:
+            seconds = math.nan if before else self._clock()
+            self._screen.saved(None if step is None else SavedAt(step, seconds))
+
+    def note(self, text: str) -> None:
+        """Prints a line, above the bars where there are any."""
+        if self._is_lead:
+            self._screen.print(text)
+
+    def _place(self, step: int) -> str:
+        return f"step {step:>{len(str(self._total_steps))}}/{self._total_steps}"
+
+    def _note_f2(self, step: int, row: Mapping[str, Any]) -> None:
+        f2 = row.get("validation/f2", math.nan)
+        if math.isnan(f2):
+            return
+        before = self._evaluated
+        if before is None or f2 > before.best_f2:
+            self._evaluated = Evaluated(f2, f2, step)
+        else:
+            self._evaluated = replace(before, f2=f2)
+        self._screen.evaluated(self._evaluated)
+
+    def _seconds_per_step(self, step: int) -> float:
+        """Wall time a step since the stage's first log, evaluations included."""
+        now = self._clock()
+        if self._pace is None or step <= self._pace[1]:
+            self._pace = (now, step)
+            return math.nan
+        return (now - self._pace[0]) / (step - self._pace[1])
+
+    def _record(self, kind: str, step: int, row: dict[str, float]) -> None:
+        head = {"kind": kind, "step": step, "stage": self._stage}
+        head |= {"stage_step": step - self._stage_first}
+        # NaN is not JSON, and not every reader of the history is Python.
+        self._append(
+            head | {k: v if math.isfinite(v) else None for k, v in row.items()}
+        )
+        if self._tracker is not None:
+            prefix = "train/" if kind == "train" else ""
+            finite = {prefix + k: v for k, v in row.items() if math.isfinite(v)}
+            self._tracker.scalars(step, finite)
+
+    def _append(self, row: Mapping[str, Any]) -> None:
+        line = json.dumps(row) + "\n"
+        self._history.write(line)
+        self._history.flush()
+        self._history_digest.update(line.encode())

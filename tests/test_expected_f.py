@@ -1,0 +1,147 @@
+"""The set of largest expected F2, against sums over all sets and all outcomes."""
+
+import numpy as np
+import pytest
+from scipy.stats import poisson
+
+from jaxii.decoding import expected_f as module
+from jaxii.decoding.expected_f import (
+    TOLERANCE,
+    best_sizes,
+    expected_f2,
+    expected_f2_decoder,
+    largest_sizes,
+    num_nodes,
+    num_powers,
+)
+
+NUM_LABELS, NUM_CASES = 12, 1000
+
+
+def cases():
+    """Probabilities of many shapes: flat, sure, tiny, skewed, and with equal ones."""
+    rng = np.random.default_rng(0)
+    shapes = [
+        rng.random((200, NUM_LABELS)),
+        rng.beta(0.1, 0.3, (200, NUM_LABELS)),
+        rng.beta(0.5, 20, (200, NUM_LABELS)),
+        10.0 ** rng.uniform(-8, 0, (200, NUM_LABELS)),
+        rng.integers(0, 5, (200, NUM_LABELS)) / 4,
+    ]
+    return np.concatenate(shapes)
+
+
+def f2_of_all_sets():
+    """Returns the F2 of each set as an answer to each set as the truth."""
+    sets = (np.arange(2**NUM_LABELS)[:, None] >> np.arange(NUM_LABELS)) & 1
+    sizes = sets.sum(axis=1)
+    hits = (sets @ sets.T).astype(np.float64)
+    return sets, 5 * hits / np.maximum(4 * sizes[None, :] + sizes[:, None], 1)
+
+
+def test_the_set_is_the_best_of_all_sets_on_1000_cases():
+    probs = cases()
+    sets, f2 = f2_of_all_sets()
+    chances = np.ones((len(sets), len(probs)))
+    for label in range(NUM_LABELS):
+        p = probs[:, label][None, :]
+        chances *= np.where(sets[:, label, None] == 1, p, 1 - p)
+    worth = f2 @ chances
+    chosen = expected_f2_decoder(probs) @ (1 << np.arange(NUM_LABELS))
+    got = worth[chosen, np.arange(len(probs))]
+    assert len(probs) == NUM_CASES
+    np.testing.assert_allclose(got, worth.max(axis=0), rtol=0, atol=2 * TOLERANCE)
+
+
+def by_recursion(probs, k):
+    """Returns the expected F2 of the first k labels from two count distributions."""
+
+    def counts(ps):
+        chances = np.array([1.0])
+        for p in ps:
+            chances = np.convolve(chances, [1 - p, p])
+        return chances
+
+    hits, others = counts(probs[:k]), counts(probs[k:])
+    i = np.arange(len(hits))[:, None]
+    j = np.arange(len(others))[None, :]
+    f2 = 5 * i / (4 * (i + j) + k)
+    return float(np.sum(hits[:, None] * others[None, :] * f2))
+
+
+@pytest.mark.parametrize("scale", [1e-4, 0.03, 1.0])
+def test_the_expected_f2_of_every_size_is_that_of_the_count_distributions(scale):
+    rng = np.random.default_rng(1)
+    probs = np.sort(rng.beta(0.3, 1, (3, 150)) * scale, axis=1)[:, ::-1]
+    got = expected_f2(probs, 150)
+    want = [[by_recursion(row, k) for k in range(1, 151)] for row in probs]
+    np.testing.assert_allclose(got, want, rtol=0, atol=TOLERANCE)
+
+
+def test_sums_of_powers_of_many_small_probabilities_are_exact_enough():
+    rng = np.random.default_rng(2)
+    probs = np.concatenate([rng.random(5), rng.random(1995) / 16])
+    probs = np.sort(probs)[None, ::-1]
+    got = expected_f2(probs, 10)[0]
+    want = [by_recursion(probs[0], k) for k in range(1, 11)]
+    np.testing.assert_allclose(got, want, rtol=0, atol=TOLERANCE)
+
+
+def test_no_size_beyond_the_bound_is_better():
+    rng = np.random.default_rng(3)
+    probs = np.sort(10 ** rng.uniform(-5, 0, (50, 120)) ** 2, axis=1)[:, ::-1]
+    probs = np.minimum(probs, 1.0)
+    probs = np.concatenate([probs, np.sort(rng.beta(0.05, 1, (50, 120)))[:, ::-1]])
+    best = np.argmax(expected_f2(probs, 120), axis=1) + 1
+    assert np.all(best <= largest_sizes(probs))
+    np.testing.assert_array_equal(best_sizes(probs), best)
+
+
+def test_equal_probabilities_that_are_small_are_all_chosen():
+    assert best_sizes(np.full((1, 300), 1e-6)).tolist() == [300]
+
+
+def test_an_image_of_no_probable_label_gets_the_first_one():
+    probs = np.array([[0.0, 0.0, 0.0], [np.nan, 0.0, 0.4]], np.float32)
+    got = expected_f2_decoder(probs).astype(int)
+    assert got.tolist() == [[1, 0, 0], [0, 0, 1]]
+
+
+def test_sure_labels_are_all_chosen_and_impossible_ones_never():
+    probs = np.array([[1, 0, 1, 1, 0, 1]], np.float32)
+    assert expected_f2_decoder(probs).astype(int).tolist() == [[1, 0, 1, 1, 0, 1]]
+
+
+def test_of_equal_probabilities_the_lower_id_is_chosen():
+    probs = np.array([[0.1, 0.9, 0.3, 0.3, 0.3, 0.0]])
+    size = best_sizes(probs)[0]
+    assert expected_f2_decoder(probs)[0].nonzero()[0].tolist() == [1, 2, 3, 4][:size]
+
+
+def test_images_do_not_depend_on_their_company(monkeypatch):
+    probs = cases()[::37]
+    alone = [best_sizes(row[None])[0] for row in probs]
+    monkeypatch.setattr(module, "CHUNK_IMAGES", 5)
+    assert best_sizes(probs).tolist() == alone
+
+
+def test_no_images_give_no_answers():
+    assert expected_f2_decoder(np.zeros((0, 4), np.float32)).shape == (0, 4)
+
+
+@pytest.mark.parametrize(("count", "sizes"), [(3.0, 20), (40.0, 100), (900.0, 500)])
+def test_the_nodes_give_the_mean_over_a_poisson_count(count, sizes):
+    # The integrand of labels that are many and improbable, whose count is Poisson's.
+    t, weights = module._nodes(num_nodes(count, sizes))
+    counts = np.arange(3000)
+    want = np.sum(poisson.pmf(counts, count) * 5 * count / (4 * counts + 4 + sizes))
+    integrand = 5 * count * t ** (3 + sizes) * np.exp(count * (t**4 - 1))
+    assert np.sum(weights * integrand) == pytest.approx(want, abs=TOLERANCE)
+
+
+@pytest.mark.parametrize("largest", [1e-4, 0.01, 1 / 16])
+def test_the_powers_give_the_logarithm_of_the_factors(largest):
+    probs = np.full(2000, largest)
+    count = num_powers(largest, float(probs.sum()))
+    series = -sum((probs**r).sum() / r for r in range(1, count + 1))
+    assert series == pytest.approx(np.log1p(-probs).sum(), abs=TOLERANCE / 2)

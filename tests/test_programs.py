@@ -1,0 +1,645 @@
+"""A checkpoint as StableHLO and ONNX: the same probabilities, without jaxii."""
+
+import csv
+import json
+import os
+import re
+import shutil
+import subprocess
+import sys
+from importlib.util import find_spec
+from pathlib import Path
+from typing import NamedTuple
+
+import cv2
+import jax
+import jax.export
+import jax.numpy as jnp
+import numpy as np
+import pytest
+import simplejpeg
+import small_layout
+from absl import flags
+from absl.testing import flagsaver
+from small_runs import seal
+
+from jaxii import main
+from jaxii.cli import evaluate
+from jaxii.config import default_config
+from jaxii.data.transforms import EvalTransform
+from jaxii.decoding import decoders as decoding
+from jaxii.distributed.mesh import divided, make_mesh, replicated, to_devices
+from jaxii.errors import InputError
+from jaxii.evaluation.models import Model, make_predict
+from jaxii.evaluation.provenance import Provenance
+from jaxii.export import programs
+from jaxii.export.onnx_graph import to_onnx
+from jaxii.models.multitask import make_network
+from jaxii.prepare.kaggle import Layout, prepare
+from jaxii.prepare.recode import recode
+from jaxii.runs.session import open_session
+from jaxii.runs.trained import open_trained
+from jaxii.runs.workdir import Workdir
+from jaxii.train.stages import Saved
+from jaxii.train.state import new_state
+
+NUM_CLASSES, BATCH = 5, 8
+# Odd sizes have windows over the edge; all rules of ONNX are met by these together.
+NETWORKS = {
+    "resnet": {"depth": 18, "stem": "imagenet", "size": 33},
+    "resnet_d": {"depth": 26, "stem": "small", "size": 17},
+    "se_resnet": {"depth": 26, "stem": "imagenet", "size": 32},
+    "resnext": {"depth": 26, "stem": "small", "size": 16},
+    "wide_resnet": {"depth": 26, "stem": "small", "size": 16},
+}
+
+
+def filled(shapes, seed=0):
+    """Returns parameters or statistics under which maps neither vanish nor explode."""
+    rng = np.random.default_rng(seed)
+
+    def fill(path, leaf):
+        kind = path[-1].key
+        if kind == "kernel":
+            spread = np.sqrt(2 / np.prod(leaf.shape[:-1]))
+            spread *= 4 if path[-2].key == "classifier" else 1
+            return rng.normal(0, spread, leaf.shape).astype(leaf.dtype)
+        ranges = {"scale": (0.5, 1.0), "var": (0.5, 1.5)}
+        low, high = ranges.get(kind, (-0.3, 0.3))
+        # Scales of both signs: the stem's max-pool treats them differently.
+        sign = rng.choice([-1, 1], leaf.shape) if kind == "scale" else 1
+        return (sign * rng.uniform(low, high, leaf.shape)).astype(leaf.dtype)
+
+    return jax.tree_util.tree_map_with_path(fill, shapes)
+
+
+def images_of(number, size):
+    """Returns images of a few large patches: of noise all means would be the same."""
+    rng = np.random.default_rng(0)
+    patches = rng.integers(0, 256, (number, 3, 3, 3)).astype(np.uint8)
+    return np.kron(patches, np.ones((1, 11, 11, 1), np.uint8))[:, :size, :size]
+
+
+@pytest.fixture(scope="module", params=NETWORKS)
+def network(request):
+    """A network in the portable form, images, and what evaluation says of them."""
+    shape = dict(NETWORKS[request.param])
+    size = shape.pop("size")
+
+    def made(platform):
+        return make_network(
+            num_classes=NUM_CLASSES,
+            embedding_dim=0,
+            variant=request.param,
+            width=8,
+            dtype=jnp.float32,
+            platform=platform,
+            **shape,
+        )
+
+    evaluated, portable = made("cpu"), made("any")
+    params, stats = filled(jax.eval_shape(evaluated.init, jax.random.key(0)))
+    images, mesh = images_of(BATCH, size), make_mesh()
+    model = Model(apply=evaluated.apply, params=params, batch_stats=stats)
+    sent = to_devices({"images": images}, divided(mesh))
+    probs = np.asarray(make_predict([model], mesh)(sent["images"])[0])
+    # Or nothing could differ.
+    assert probs.std(axis=0).max() > 0.01
+    return (
+        Model(apply=portable.apply, params=params, batch_stats=stats),
+        images,
+        probs,
+    )
+
+
+def check_every_batch(run, images, probs):
+    for rows in (slice(1), slice(1, 4), slice(None)):
+        found = run(images[rows])
+        assert found.dtype == np.float32
+        np.testing.assert_allclose(found, probs[rows], rtol=0, atol=1e-5)
+
+
+def test_stablehlo_gives_what_evaluation_gives_in_batches_of_any_size(
+    network, tmp_path
+):
+    model, images, probs = network
+    path = tmp_path / "model"
+    path.write_bytes(programs.stablehlo(model, images.shape[1]))
+    check_every_batch(programs.read_stablehlo(path), images, probs)
+
+
+def test_onnx_gives_what_evaluation_gives_in_batches_of_any_size(network, tmp_path):
+    pytest.importorskip("onnx")
+    pytest.importorskip("onnxruntime")
+    model, images, probs = network
+    path = tmp_path / "model"
+    path.write_bytes(programs.onnx(model, images.shape[1], {}))
+    check_every_batch(programs.read_onnx(path), images, probs)
+
+
+def linear_program():
+    def apply(params, batch_stats, images, *, train, key):
+        return Outputs(images.astype(jnp.float32)[:, 0, 0] @ params), batch_stats
+
+    model = Model(apply=apply, params=np.ones((3, 2), np.float32), batch_stats={})
+    return programs.stablehlo(model, 4)
+
+
+def test_a_program_is_for_every_platform_and_multiplies_in_full_precision():
+    exported = jax.export.deserialize(bytearray(linear_program()))
+    assert set(exported.platforms) >= {"cpu", "cuda", "tpu"}
+    # Platforms whose code differs have one each.
+    products = re.findall(r"stablehlo\.dot_general .*", exported.mlir_module())
+    assert {product.count("HIGHEST") for product in products} == {2}
+
+
+def test_a_program_is_the_same_again_and_names_no_folder_of_this_machine():
+    limit = jax.config.jax_traceback_in_locations_limit
+    program = linear_program()
+    assert program == linear_program()
+    assert str(Path(__file__).parent).encode() not in program
+    assert jax.config.jax_traceback_in_locations_limit == limit
+
+
+class Outputs(NamedTuple):
+    logits: jax.Array
+
+
+def constant_model(probs):
+    """Returns a model that says the same of every picture."""
+
+    def apply(params, batch_stats, images, *, train, key):
+        nothing = 0 * images.astype(jnp.float32).mean(axis=(1, 2, 3))
+        return Outputs(nothing[:, None] + params[None]), batch_stats
+
+    logits = np.log(probs) - np.log1p(-probs)
+    return Model(apply=apply, params=logits.astype(np.float32), batch_stats={})
+
+
+@pytest.mark.parametrize("said", [0.5002, np.nan])
+def test_a_program_that_says_something_else_is_refused(tmp_path, said):
+    probs = np.array([0.2, 0.5], np.float32)
+    images = np.zeros((4, 8, 8, 3), np.uint8)
+    expected = np.repeat(probs[None], 4, axis=0)
+
+    def write(probs):
+        return programs.write_programs(
+            tmp_path, constant_model(probs), images, expected, onnx_metadata=None
+        )
+
+    assert write(probs)[programs.PROGRAM]["largest_difference"] < 1e-6
+    with pytest.raises(InputError, match=r"stablehlo differs .* at most 0.0001"):
+        write(np.array([0.2, said], np.float32))
+
+
+def any_image(function):
+    (batch,) = jax.export.symbolic_shape("b")
+    image = jax.ShapeDtypeStruct((batch, 4, 4, 3), jnp.float32)
+    return jax.make_jaxpr(function)(image)
+
+
+@pytest.mark.parametrize(
+    ("function", "pattern"),
+    [
+        (
+            lambda x: jnp.sin(x)[:, 0, 0],
+            "operation sin, which has no .* without --onnx",
+        ),
+        (lambda x: jax.lax.slice_in_dim(x, 0, 1), "operation slice of the batch"),
+        (
+            lambda x: jax.lax.conv_transpose(x, jnp.ones((2, 2, 3, 3)), (2, 2), "SAME"),
+            "conv_general_dilated that is transposed",
+        ),
+        (
+            lambda x: jax.lax.reduce_window(
+                x, -jnp.inf, jax.lax.max, (1, 2, 2, 3), (1, 1, 1, 1), "VALID"
+            ),
+            "reduce_window_max over images or channels",
+        ),
+        (lambda x: jnp.einsum("bhwc,bhwc->bc", x, x), "dot_general of other than two"),
+    ],
+)
+def test_what_has_no_counterpart_in_onnx_is_refused_by_name(function, pattern):
+    pytest.importorskip("onnx")
+    with pytest.raises(InputError, match=pattern):
+        to_onnx(any_image(function), {})
+
+
+# The command, on a run as training leaves it: bfloat16, with an embedding head.
+
+
+def configuration(data):
+    config = default_config()
+    config.data.dataset = "kaggle"
+    config.data.directory = str(data)
+    config.data.image_size_pixels = 16
+    config.data.validation_fraction = 0.4
+    config.data.num_threads = 1
+    config.global_batch_size = 8
+    config.model.depth = 18
+    config.model.width = 8
+    config.model.stem = "small"
+    config.label_embedding.dim = 2
+    config.stages = (
+        {"name": "only", "num_steps": 2, "embedding_head": True, "terms": {"bce": 1.0}},
+    )
+    return config
+
+
+@pytest.fixture(scope="module")
+def workdir(tmp_path_factory):
+    root = tmp_path_factory.mktemp("export")
+    files = small_layout.write(root / "files", num_train=24)
+    prepare(Layout.find(files), root / "data", num_workers=1)
+    workdir = Workdir(root / "run")
+    session = open_session(configuration(root / "data"), workdir)
+    (plan,) = session.plans
+    params, stats = filled(jax.eval_shape(plan.init, jax.random.key(0)))
+    state = new_state(
+        params=params,
+        batch_stats=stats,
+        optimizer=plan.settings.optimizer,
+        step=2,
+        with_average=False,
+    )
+    saved = Saved(
+        stage="only",
+        step=2,
+        first_step=0,
+        metric=0.1,
+        evaluations=((2, 0.1),),
+        finished=True,
+    )
+    metadata = {
+        **session.metadata({})["only"],
+        "train_step_compilations": 1,
+        "history": None,
+    }
+    session.checkpoints.save(
+        saved, jax.device_put(state, replicated(session.mesh)), metadata
+    )
+    evaluate.measure(session)
+    session.checkpoints.close()
+    return workdir
+
+
+def run(*words):
+    """Runs `jaxii WORDS` in this process; returns the exit code."""
+    argv = ["jaxii", *map(str, words)]
+    with pytest.MonkeyPatch.context() as patch, flagsaver.flagsaver():
+        patch.setattr(sys, "argv", argv)
+        patch.setenv("JAX_COMPILATION_CACHE_DIR", "")
+        flags.FLAGS.unparse_flags()
+        return main.main(argv)
+
+
+def exported(workdir, output, *words):
+    given = f"--workdir={workdir.path}", f"--output={output}"
+    assert run("export", *given, *words) == 0
+    return output
+
+
+@pytest.fixture(scope="module")
+def folder(workdir, tmp_path_factory):
+    return exported(workdir, tmp_path_factory.mktemp("exported") / "folder")
+
+
+def elsewhere(folder, script, *words):
+    """Runs a script where there is neither jaxii nor any library but jax and numpy."""
+    absent = "jaxii", "flax", "onnx", "onnxruntime", "grain", "jaxtyping", "cv2"
+    script = (
+        f"import sys; sys.modules.update(dict.fromkeys({absent}))\n"
+        f"import flatbuffers; assert {programs.RUNTIME!r} in flatbuffers.__file__\n"
+        f"import json, numpy as np, load\n{script}"
+    )
+    done = subprocess.run(
+        [sys.executable, "-W", "error", "-c", script, *map(str, words)],
+        env={
+            "PATH": os.environ["PATH"],
+            "JAX_PLATFORMS": "cpu",
+            "PYTHONPATH": os.pathsep.join(
+                [str(folder / programs.RUNTIME), str(folder)]
+            ),
+        },
+        cwd=folder.parent,
+        capture_output=True,
+        text=True,
+    )
+    assert done.returncode == 0, done.stderr
+    return done
+
+
+def probs_of(workdir, images):
+    """Returns the checkpoint's own probabilities in float32."""
+    trained, mesh = open_trained(f"{workdir.path}@"), make_mesh()
+    predict = make_predict([trained.in_float32(trained.model(mesh))], mesh)
+    trained.close()
+    return np.asarray(predict(to_devices({"i": images}, divided(mesh))["i"])[0])
+
+
+@pytest.mark.parametrize("decoder", ["threshold", "per_class"])
+def test_the_loader_answers_as_the_checkpoint_with_jax_and_numpy_alone(
+    workdir, folder, tmp_path, decoder
+):
+    if decoder != "threshold":
+        folder = exported(workdir, tmp_path / "folder", f"--decoder={decoder}")
+    images = images_of(BATCH, 16)
+    np.save(tmp_path / "images.npy", images)
+    script = """
+images = np.load(sys.argv[1] + "/images.npy")
+np.save(sys.argv[1] + "/probs.npy", load.probabilities(images))
+answers = load.answers(images)
+for row in load.LABELS:
+    row["threshold"] = "1.1"
+print(json.dumps([answers, load.answers(images)]))
+"""
+    answers, ones = json.loads(elsewhere(folder, script, tmp_path).stdout)
+    probs = probs_of(workdir, images)
+    found = np.load(tmp_path / "probs.npy")
+    np.testing.assert_allclose(found, probs, rtol=0, atol=programs.TOLERANCE)
+    decode = decoding.load(workdir.path / "decoders.npz", None).answer(decoder)
+    codes = workdir.vocabulary().codes
+    assert answers == [[codes[i] for i in ids] for ids in decode(probs, None)]
+    # Where no label reaches its threshold, the most probable one is the answer.
+    assert ones == [[codes[i]] for i in probs.argmax(axis=1)]
+
+
+def test_thresholds_are_those_of_the_decoder_in_the_order_of_the_labels(
+    workdir, folder
+):
+    with (folder / "labels.csv").open(newline="") as file:
+        rows = list(csv.DictReader(file))
+    vocabulary, metrics = workdir.vocabulary(), workdir.metrics()
+    assert [row["code"] for row in rows] == list(vocabulary.codes)
+    assert [row["name"] for row in rows] == list(vocabulary.descriptions)
+    assert {float(r["threshold"]) for r in rows} == {metrics["decoder"]["threshold"]}
+    calibration = decoding.load(workdir.path / "decoders.npz", None).calibration
+    assert [float(row["slope"]) for row in rows] == calibration.slopes.tolist()
+
+
+def test_a_decoder_without_thresholds_gives_no_answers_and_says_why(
+    workdir, tmp_path, capsys
+):
+    folder = exported(workdir, tmp_path / "folder", "--decoder=expected_f2")
+    assert (
+        "no threshold, so load.py gives probabilities and no" in capsys.readouterr()[0]
+    )
+    script = """
+images = np.zeros((2, 16, 16, 3), np.uint8)
+assert load.probabilities(images).shape == (2, len(load.LABELS))
+try:
+    load.answers(images)
+except RuntimeError as error:
+    print(error)
+"""
+    assert "export with --decoder=threshold or" in elsewhere(folder, script).stdout
+
+
+def test_how_far_the_runs_own_compute_type_is_is_told(folder):
+    check = json.loads((folder / "export.json").read_text())["check"]
+    assert check["compute_dtype"] == "bfloat16"
+    assert 1e-5 < check["compute_dtype_difference"] < 0.2
+
+
+# Preprocessing by the words of export.json alone, with NumPy and OpenCV.
+
+
+def decoded(data, shrink=1):
+    flag = {
+        1: cv2.IMREAD_COLOR_RGB,
+        2: cv2.IMREAD_REDUCED_COLOR_2,
+        4: cv2.IMREAD_REDUCED_COLOR_4,
+        8: cv2.IMREAD_REDUCED_COLOR_8,
+    }[shrink]
+    pixels = cv2.imdecode(np.frombuffer(data, np.uint8), flag)
+    return pixels if shrink == 1 else pixels[..., ::-1]
+
+
+def reduced(data, shrinks, rows, columns):
+    """Decodes a JPEG at the smallest scale that is large enough, other formats whole"""
+    height, width = decoded(data).shape[:2]
+    if data.startswith(b"\xff\xd8"):
+        for shrink in shrinks:
+            if -(-height // shrink) >= rows and -(-width // shrink) >= columns:
+                return decoded(data, shrink)
+    return decoded(data)
+
+
+def view_by_the_words(told, data):
+    size, share = told["side_pixels"], told["central_share"]
+    height, width = decoded(data).shape[:2]
+    shrink = max(1.0, share * min(height, width) / size)
+    least = int(height / shrink), int(width / shrink)
+    pixels = reduced(data, told["jpeg_shrinks"], *least)
+    height, width = pixels.shape[:2]
+    side = max(1, round(share * min(height, width)))
+    top, left = (height - side) // 2, (width - side) // 2
+    square = np.ascontiguousarray(pixels[top : top + side, left : left + side])
+    r = side / size
+    if r == 1:
+        return square
+    if r > told["blurred_shrink"]:
+        return cv2.resize(square, (size, size), interpolation=cv2.INTER_AREA)
+    if r > told["linear_shrink"]:
+        is_few = r <= told["few_taps_shrink"]
+        taps = told["few_taps"] if is_few else told["many_taps"]
+        spread = np.sqrt(max(r**2 - 1, 0.001) / 6)
+        square = cv2.GaussianBlur(square, (taps, taps), spread)
+    return cv2.resize(square, (size, size), interpolation=cv2.INTER_LINEAR)
+
+
+def by_opencv(pixels, quality, chroma):
+    factors = {
+        "420": cv2.IMWRITE_JPEG_SAMPLING_FACTOR_420,
+        "444": cv2.IMWRITE_JPEG_SAMPLING_FACTOR_444,
+    }
+    options = [cv2.IMWRITE_JPEG_QUALITY, quality]
+    options += [cv2.IMWRITE_JPEG_SAMPLING_FACTOR, factors[chroma]]
+    return cv2.imencode(".jpg", pixels[..., ::-1], options)[1].tobytes()
+
+
+def by_simplejpeg(pixels, quality, chroma):
+    pixels = np.ascontiguousarray(pixels)
+    return simplejpeg.encode_jpeg(
+        pixels, quality=quality, colorsubsampling=chroma, fastdct=True
+    )
+
+
+def stored_by_the_words(told, data, encode):
+    short, (height, width) = told["short_side_pixels"], decoded(data).shape[:2]
+    whole = min(height, width)
+    if whole <= short and data.startswith(b"\xff\xd8"):
+        return data
+    pixels, chroma = decoded(data), "444"
+    if whole > short:
+        pixels = reduced(data, told["jpeg_shrinks"], short, short)
+        is_area = min(pixels.shape[:2]) / short > told["linear_shrink"]
+        method = cv2.INTER_AREA if is_area else cv2.INTER_LINEAR
+        size = round(width * short / whole), round(height * short / whole)
+        pixels = cv2.resize(np.ascontiguousarray(pixels), size, interpolation=method)
+        chroma = "420"
+    return encode(pixels, told["jpeg_quality"], chroma)
+
+
+def original(height, width, suffix):
+    """Returns a file of smooth colours and noise."""
+    rng = np.random.default_rng(height + width)
+    coarse = rng.integers(0, 256, (height // 12, width // 12, 3)).astype(np.uint8)
+    pixels = cv2.resize(coarse, (width, height), interpolation=cv2.INTER_CUBIC)
+    noise = rng.integers(-20, 21, pixels.shape)
+    pixels = np.clip(pixels + noise, 0, 255).astype(np.uint8)
+    return cv2.imencode(suffix, pixels)[1].tobytes()
+
+
+@pytest.mark.parametrize("suffix", [".jpg", ".png"])
+@pytest.mark.parametrize(
+    "shape",
+    [(128, 128), (300, 200), (70, 70), (64, 64), (50, 40), (90, 160), (640, 480)],
+)
+@pytest.mark.parametrize(("side", "share"), [(16, 1.0), (64, 1.0), (64, 0.875)])
+def test_the_words_of_export_json_alone_give_the_pixels_of_evaluation(
+    folder, shape, suffix, side, share
+):
+    transform = EvalTransform(size_pixels=side, central_share=share)
+    told = json.loads((folder / "export.json").read_text())["images"]["view"]
+    # Those of this run, but for what is given here.
+    own = json.loads(json.dumps(transform.describe()))
+    assert {k for k in told if told[k] != own[k]} <= {
+        "side_pixels",
+        "central_share",
+        "how",
+    }
+    data = original(*shape, suffix)
+    view = view_by_the_words(own, data).astype(int)
+    assert np.abs(view - transform(data)).max() <= 1
+
+
+@pytest.mark.parametrize("suffix", [".jpg", ".png"])
+@pytest.mark.parametrize("shape", [(600, 400), (300, 330), (1200, 900), (60, 200)])
+def test_the_words_of_export_json_alone_give_the_image_that_is_stored(
+    folder, shape, suffix
+):
+    told = json.loads((folder / "export.json").read_text())["images"]
+    data, view = original(*shape, suffix), EvalTransform(size_pixels=64)
+    recoded = recode(data, short_side=told["stored"]["short_side_pixels"])
+    differences = []
+    for encode in (by_simplejpeg, by_opencv):
+        stored = stored_by_the_words(told["stored"], data, encode)
+        assert decoded(stored).shape == decoded(recoded).shape
+        differences.append(np.abs(view(stored).astype(int) - view(recoded)))
+    assert differences[0].max() <= 1
+    assert differences[1].mean() <= 2
+
+
+def test_the_words_name_the_numbers_that_go_with_them(folder):
+    told = json.loads((folder / "export.json").read_text())["images"]
+    assert told["stored"]["short_side_pixels"] == 256
+    assert told["view"]["side_pixels"] == 16
+    for part, names in (
+        ("stored", ("short_side_pixels", "linear_shrink", "jpeg_quality")),
+        ("view", ("side_pixels", "blurred_shrink", "linear_shrink", "many_taps")),
+    ):
+        words = " ".join(told[part]["how"])
+        for name in names:
+            assert re.search(rf"\b{told[part][name]:g}\b", words), name
+
+
+def test_provenance_and_its_caveats_go_with_the_folder(workdir, tmp_path, capsys):
+    copy = Workdir(shutil.copytree(workdir.path, tmp_path / "copy"))
+    metrics = copy.metrics()
+    record = Provenance.from_json(metrics["provenance"])
+    record = record.with_("thresholds", labels=["tuning"])
+    metrics["provenance"] = record.to_json()
+    (copy.path / "metrics.json").write_text(json.dumps(metrics))
+    seal(copy.path)
+    has_onnx = "onnx" in sys.modules or find_spec("onnx") is not None
+    folder = exported(copy, tmp_path / "folder", *["--onnx"] * has_onnx)
+    caveat = "Labels of the tuning split chose the thresholds"
+    said = capsys.readouterr()[0]
+    assert said.startswith(f"CAVEAT     {caveat}") and record.badge() in said
+    assert json.loads((folder / "export.json").read_text())["provenance"] == (
+        record.to_json()
+    )
+    assert f"CAVEAT {caveat}" in elsewhere(folder, "").stderr
+    if has_onnx:
+        import onnxruntime
+
+        session = onnxruntime.InferenceSession(folder / "model.onnx")
+        kept = session.get_modelmeta().custom_metadata_map
+        assert json.loads(kept["provenance"]) == record.to_json()
+        assert json.loads(kept["labels"]) == list(workdir.vocabulary().codes)
+
+
+@pytest.mark.parametrize("fitted_on", [{"stage": "earlier"}, {"step": 1}])
+def test_thresholds_of_another_checkpoint_are_refused(
+    workdir, tmp_path, capsys, fitted_on
+):
+    copy = Workdir(shutil.copytree(workdir.path, tmp_path / "copy"))
+    metrics = copy.metrics() | fitted_on
+    (copy.path / "metrics.json").write_text(json.dumps(metrics))
+    seal(copy.path)
+    words = f"--workdir={copy.path}", f"--output={tmp_path / 'folder'}", "--stage=only"
+    assert run("export", *words) == 2
+    errors = capsys.readouterr().err
+    assert re.search(r"fitted on step \d of stage \w+, and the .* step 2 of", errors)
+    assert f"run evaluate --workdir={copy.path} --stage=only again first" in errors
+    assert not (tmp_path / "folder").exists()
+
+
+@pytest.mark.parametrize(
+    ("change", "words", "pattern"),
+    [
+        (None, [], "--output is missing"),
+        (None, ["--output={taken}"], "is there already; give the name of a new folder"),
+        (None, ["--output={taken}/file/new"], "cannot be made"),
+        (None, ["--output={new}", "--stage=bonus"], "--stage=bonus; use one of only"),
+        (
+            "metrics.json",
+            ["--output={new}"],
+            "metrics.json is missing;.* run evaluate",
+        ),
+        (
+            "decoders.npz",
+            ["--output={new}"],
+            "decoders.npz is missing;.* run evaluate",
+        ),
+        ("evaluation.json", ["--output={new}"], "is missing; run evaluate"),
+    ],
+)
+def test_an_export_that_cannot_be_is_refused_and_leaves_nothing(
+    workdir, tmp_path, capsys, change, words, pattern
+):
+    run_folder = workdir.path
+    if change:
+        run_folder = shutil.copytree(workdir.path, tmp_path / "copy")
+        (run_folder / change).unlink()
+    taken = tmp_path / "taken"
+    taken.mkdir()
+    (taken / "file").touch()
+    words = [word.format(taken=taken, new=tmp_path / "new") for word in words]
+    before = sorted(tmp_path.rglob("*"))
+    assert run("export", f"--workdir={run_folder}", *words) == 2
+    errors = capsys.readouterr().err
+    assert re.fullmatch(rf"jaxii: [^\n]*{pattern}[^\n]*\n", errors), errors
+    assert sorted(tmp_path.rglob("*")) == before
+
+
+@pytest.mark.parametrize("package", ["onnx", "onnxruntime"])
+def test_onnx_without_its_packages_is_refused_first_thing(
+    workdir, tmp_path, capsys, monkeypatch, package
+):
+    monkeypatch.setitem(sys.modules, package, None)
+    words = f"--workdir={workdir.path}", f"--output={tmp_path / 'folder'}", "--onnx"
+    assert run("export", *words) == 2
+    assert "pip install 'jaxii[onnx]'" in capsys.readouterr().err
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_a_program_that_fails_its_check_leaves_no_folder(
+    workdir, tmp_path, capsys, monkeypatch
+):
+    monkeypatch.setattr(programs, "TOLERANCE", -1.0)
+    words = f"--workdir={workdir.path}", f"--output={tmp_path / 'folder'}"
+    assert run("export", *words) == 2
+    assert "differs from the checkpoint" in capsys.readouterr().err
+    assert list(tmp_path.iterdir()) == []
