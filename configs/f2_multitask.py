@@ -33,11 +33,11 @@ def get_config(dataset="toy_regions"):
         )
     config = default_config()
     if dataset == "toy_regions":
-        _small_pictures(config)
+        _small_images(config)
         config.model.width = 32
         config.evaluate_every_steps = 100
     elif dataset == "emoji":
-        _small_pictures(config)
+        _small_images(config)
         config.data.dataset = "kaggle"
     else:
         config.data.dataset = "kaggle" if "inclusive" in dataset else dataset
@@ -97,7 +97,7 @@ def _large_batch(config):
     config.log_every_steps = 20
 
 
-def _small_pictures(config):
+def _small_images(config):
     config.model.depth = 18
     # On CPUs bfloat16 gains a tenth, and float32 is the same on all of them.
     config.model.compute_dtype = "float32"

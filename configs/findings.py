@@ -4,7 +4,7 @@
 
 `launch/findings.sh D RUNS` runs them all, goes on where it stopped, and ends in the
 table of the README. Every run changes one thing of `baseline`: a ResNet-18 of half the
-width on 64-pixel pictures, ten epochs of cross-entropy with augmentation. `long` and
+width on 64-pixel images, ten epochs of cross-entropy with augmentation. `long` and
 `long_deep` go on from there to the best figure.
 """
 

@@ -19,7 +19,7 @@ from jaxii.usage import DECODERS, LABEL_SEPARATORS
 CONFIG = config_flags.DEFINE_config_file("config", None, "Recipe and preset.")
 _WORKDIR = flags.DEFINE_string("workdir", "", "The run's folder.")
 _DATA_DIR = flags.DEFINE_string("data_dir", "", "The prepared dataset.")
-_INPUT_DIR = flags.DEFINE_string("input_dir", "", "Label files and pictures.")
+_INPUT_DIR = flags.DEFINE_string("input_dir", "", "Label files and images.")
 _SHORT_SIDE = flags.DEFINE_integer("short_side", 256, "Pixels.", lower_bound=16)
 _TRAIN_METADATA = flags.DEFINE_string("train_metadata", "", "CSV.")
 _TEST_LABELS = flags.DEFINE_string("test_labels", "", "CSV.")
@@ -37,15 +37,15 @@ _PEAK_LR = flags.DEFINE_float("peak_lr", 0.0, "Learning rate.", lower_bound=0.0)
 _ENSEMBLE = flags.DEFINE_list("ensemble", [], "Other runs.")
 _ADAPT_BN = flags.DEFINE_bool("adapt_bn", False, "BatchNorm of the target.")
 _LABEL_SHIFT = flags.DEFINE_bool("label_shift", False, "Frequencies of the target.")
-_IMAGES = flags.DEFINE_string("images", "", "Folder, CSV or pictures.")
+_IMAGES = flags.DEFINE_string("images", "", "Folder, CSV or images.")
 _LABELS = flags.DEFINE_string("labels", "", "Label file.")
-_PATH_COLUMN = flags.DEFINE_string("path_column", "", "Names the pictures.")
+_PATH_COLUMN = flags.DEFINE_string("path_column", "", "Names the images.")
 _LABEL_COLUMN = flags.DEFINE_string("label_column", "", "Has the labels.")
 _LABEL_SEPARATOR = flags.DEFINE_enum(
     "label_separator", "", ["", *LABEL_SEPARATORS], "Between labels in a cell."
 )
 _FOLD_CASE = flags.DEFINE_bool("fold_case", False, "Dog and dog are one label.")
-_MIN_PICTURES = flags.DEFINE_integer("min_pictures", 1, "A label.", lower_bound=1)
+_MIN_IMAGES = flags.DEFINE_integer("min_images", 1, "A label.", lower_bound=1)
 _IDS = flags.DEFINE_string("ids", "", "Sample submission.")
 _OUTPUT = flags.DEFINE_string("output", "", "File to write.")
 _ONNX = flags.DEFINE_bool("onnx", False, "An ONNX model too.")
@@ -273,7 +273,7 @@ def _of_new(words: list[str]) -> dict[str, Any]:
         "label_column": _LABEL_COLUMN.value,
         "label_separator": _LABEL_SEPARATOR.value,
         "fold_case": _FOLD_CASE.value,
-        "min_pictures": _MIN_PICTURES.value,
+        "min_images": _MIN_IMAGES.value,
     }
 
 

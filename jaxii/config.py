@@ -85,7 +85,7 @@ def default_config() -> Config:
 
 def _data() -> Config:
     section = ConfigDict()
-    # Where the pictures and labels come from: drawn here, or prepared before.
+    # Where the images and labels come from: drawn here, or prepared before.
     section.dataset = "toy_regions"
     # Folder of the prepared dataset; "" is the default place for `dataset`.
     section.directory = ""
@@ -94,14 +94,14 @@ def _data() -> Config:
     section.labels_file = ""
     # Side of the square that the network sees.
     section.image_size_pixels = 64
-    # Strength of every random change of training pictures: crop, geometry, colours,
+    # Strength of every random change of training images: crop, geometry, colours,
     # blur, noise, JPEG quality and scale. 0 is none, 1 that of common recipes.
     section.augmentation = 1.0
-    # Mirror half of the training pictures.
+    # Mirror half of the training images.
     section.mirror = True
-    # Share of training pictures that are mixed with another (mixup or CutMix).
+    # Share of training images that are mixed with another (mixup or CutMix).
     section.mix_probability = 0.0
-    # Share of a picture's short side that evaluation cuts out of the middle.
+    # Share of an image's short side that evaluation cuts out of the middle.
     section.central_share = 1.0
     # Share of the groups of the training data that are held out as `validation`.
     section.validation_fraction = 0.1
@@ -117,7 +117,7 @@ def _data() -> Config:
     # Most labels of an image that train; the least confident are cut beyond it.
     # Evaluation uses all labels.
     section.most_labels = MOST_LABELS
-    # Threads that read and decode pictures, in each process.
+    # Threads that read and decode images, in each process.
     section.num_threads = 4
     # Train on the first batch again and again: as fast as the network can be, whatever
     # the input takes. Its figures are no result.
@@ -143,7 +143,7 @@ def _model() -> Config:
     section.depth = 50
     # Channels of the first stage; 64 is the published network.
     section.width = 64
-    # "imagenet": 7x7 stride 2 and max-pool. "small": 3x3, for pictures of 32-64 pixels.
+    # "imagenet": 7x7 stride 2 and max-pool. "small": 3x3, for images of 32-64 pixels.
     section.stem = "imagenet"
     # Dropout before the embedding head.
     section.dropout = 0.2

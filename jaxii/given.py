@@ -46,7 +46,7 @@ def local(name: str, path: AnyPath) -> Path:
     if isinstance(path, Path):
         return path
     raise InputError(
-        f"{name}={path} is in a bucket, and every picture is looked at; mount it, or "
+        f"{name}={path} is in a bucket, and every image is looked at; mount it, or "
         "copy it to this machine."
     )
 

@@ -49,27 +49,27 @@ themselves (evaluate, hold_out, adapt and predict too); elsewhere each process i
 
 Exit: 0 done, 2 something given cannot be used, 75 stopped on request and resumable
 (SIGTERM or Ctrl-C), 1 anything else.""",
-    "new": """Looks at pictures and a label file as you have them, says what it
+    "new": """Looks at images and a label file as you have them, says what it
 found and assumes, and writes NAME/: a recipe, NAME.py, and label files for prepare.
-Pictures stay where they are. It ends with the two commands that train.
+Images stay where they are. It ends with the two commands that train.
 
   python -m jaxii.main new mydata --images=photos --labels=labels.csv
 
---images=DIR             pictures, in folders or not
+--images=DIR             images, in folders or not
 --labels=CSV             a column of paths or ids, and labels: a row a label, or a row a
-                         picture with several labels in a cell or a JSON list there, or
+                         image with several labels in a cell or a JSON list there, or
                          a column of 0 and 1 a label [folders are labels]
---path_column=NAME       names the pictures [whose cells name most]
+--path_column=NAME       names the images [whose cells name most]
 --label_column=NAME      has the labels [by its name, or the only one left]
 --label_separator=CHAR   between labels in a cell: none, space, a comma, a semicolon, a
                          bar, or json [found from all cells; the rule is printed]
 --fold_case              labels that differ by case alone are one
---min_pictures=N         leave out labels that fewer training pictures have [1]
+--min_images=N         leave out labels that fewer training images have [1]
 
 Columns called split (train, validation, test), group, domain, slice and confidence are
 taken as such; see prepare.""",
     "prepare": """Reads a folder in the layout of Kaggle's Inclusive Images challenge
-(label CSVs and pictures of any size, JPEG, PNG or WebP) and writes a TFDS dataset. One
+(label CSVs and images of any size, JPEG, PNG or WebP) and writes a TFDS dataset. One
 pass over all cores; interrupted, the same command goes on.
 
   python -m jaxii.main prepare --input_dir=kaggle --data_dir=data/inclusive_images
@@ -79,10 +79,10 @@ white space around an id does not, and an image suffix is removed where no id ha
 
 --input_dir=DIR          train_human_labels.csv, classes-trainable.csv and the rest
 --data_dir=DIR           where the dataset goes; both may be gs://BUCKET/...
---short_side=PIXELS      larger pictures are reduced to it [256]
+--short_side=PIXELS      larger images are reduced to it [256]
 --train_metadata=CSV     image_id and any of group, domain, slice [train_meta.csv]
 --test_labels=CSV        image_id,labels: only ever used to score
---test_metadata=CSV      as train_metadata, for tuning and test pictures
+--test_metadata=CSV      as train_metadata, for tuning and test images
 --beam_runner=RUNNER     write the shards through Apache Beam: DirectRunner,
                          DataflowRunner or another; the same records in the same order
 --beam_options=LIST      of that runner, by commas: project=P,region=R,...""",
@@ -138,7 +138,7 @@ file that comes of it says so. Interrupted, the same command goes on.
 --verify                 hash every byte of the dataset first; sizes, indexes and the
                          checkpoint that is used are checked in any case
 --allow_tuning_labels    needed: the weights learn from the target domain""",
-    "predict": """Writes the labels of pictures: a submission, JSON lines with scores,
+    "predict": """Writes the labels of images: a submission, JSON lines with scores,
 or a contact sheet. Needs no dataset, only a workdir that has been evaluated.
 
   python -m jaxii.main predict --workdir=runs/emoji --images=photos --output=answers.csv
@@ -147,46 +147,46 @@ or a contact sheet. Needs no dataset, only a workdir that has been evaluated.
   python -m jaxii.main predict --workdir=runs/emoji --sheet=answers.html --images *.jpg
 
 --workdir=DIR            a trained and evaluated run
---images=DIR             the pictures in a folder and all folders in it (.jpg, .jpeg,
+--images=DIR             the images in a folder and all folders in it (.jpg, .jpeg,
                          .png, .webp; nothing hidden), sorted by path
---images=CSV             the pictures that a .csv lists, in its order: a header, paths
+--images=CSV             the images that a .csv lists, in its order: a header, paths
                          in the one column named path, file, filename, file_name,
                          image_path or image, taken from the CSV's own folder where
                          they are relative; ids in the column image_id, if it has one
---images=FILES           pictures and patterns ('photos/**/*.jpg'), by commas, in the
-                         order given; words after the flags are further pictures
---ids=CSV                a sample submission: which ids, in which order [all pictures];
-                         the id of a picture is its name without folder and ending
+--images=FILES           images and patterns ('photos/**/*.jpg'), by commas, in the
+                         order given; words after the flags are further images
+--ids=CSV                a sample submission: which ids, in which order [all images];
+                         the id of an image is its name without folder and ending
 --output=FILE            by its ending: .csv image_id,labels; .jsonl an object a
-                         picture: image_id, file, decoder, labels (code, name, score),
+                         image: image_id, file, decoder, labels (code, name, score),
                          scores (all from 0.01 on), error where it is damaged
                          [WORKDIR/predictions.csv, unless there is a --sheet]
---sheet=HTML             a contact sheet: one page with small pictures and their labels;
-                         of more than 500 pictures it shows 500, evenly spaced
+--sheet=HTML             a contact sheet: one page with small images and their labels;
+                         of more than 500 images it shows 500, evenly spaced
 --decoder=NAME           another decoder than the evaluation's, as in evaluate
 --stage=NAME             the stage that was evaluated last; no other is taken
 --ensemble=RUNS          average with other runs, as in an evaluate before
---adapt_bn               BatchNorm statistics of these very pictures
+--adapt_bn               BatchNorm statistics of these very images
 --label_shift            correct for how often labels occur among them
 --allow_tuning_labels    as in evaluate
 
-Pictures are read as prepare reads them. A damaged one, or an id without a file, is
+Images are read as prepare reads them. A damaged one, or an id without a file, is
 named on stderr, and keeps its row: in a submission with the most frequent labels of
 training (as many as do best unseen, see metrics.json), in JSON lines with an error and
 no label.
 
-Exit: 0 done, with damaged pictures too, which the last lines count; 2 something given
-cannot be used, or no picture can be read.""",
-    "export": """Writes a checkpoint as a folder that answers without jaxii: pictures in
+Exit: 0 done, with damaged images too, which the last lines count; 2 something given
+cannot be used, or no image can be read.""",
+    "export": """Writes a checkpoint as a folder that answers without jaxii: images in
 (uint8), probabilities out, for batches of any size. What is written is read back and
-has to give the checkpoint's probabilities on pictures of the validation split.
+has to give the checkpoint's probabilities on images of the validation split.
 
   python -m jaxii.main export --workdir=runs/emoji --output=exported
   cd exported && python    # import load; load.probabilities(images)
 
 --workdir=DIR            a trained and evaluated run
 --output=DIR             a new folder: model.stablehlo (for CPUs, GPUs and TPUs),
-                         labels.csv with thresholds, export.json (how a picture becomes
+                         labels.csv with thresholds, export.json (how an image becomes
                          pixels, provenance), load.py, which needs jax and numpy alone
 --onnx                   model.onnx too; pip install 'jaxii[onnx]'
 --decoder=NAME           whose thresholds go with it: threshold or per_class [that of
@@ -230,7 +230,7 @@ nothing and keeps nothing but the step's program; takes seconds.
   python -m jaxii.main doctor --config=mydata/mydata.py
 
 --config=FILE[:DATASET]  measure its input and its step [a usual recipe's]
---data_dir=DIR           with the pictures of this dataset [the recipe's, or such as
+--data_dir=DIR           with the images of this dataset [the recipe's, or such as
                          prepare stores, in memory]
 --workdir=DIR            whose disk is measured [runs]
 
@@ -241,7 +241,7 @@ differ only by their seed are one row, with mean and standard deviation.
 
   python -m jaxii.main compare runs/a runs/b runs/b/metrics_tuned_on_tuning.json
 
---output=HTML            write one page with the table and pictures too
+--output=HTML            write one page with the table and images too
 --each                   every run is a row, whatever its seed
 --markdown               print the table for a README""",
 }

@@ -1,6 +1,6 @@
 """Real processes over loopback that train one small run as a user would start it.
 
-A ResNet-18 of width 8 on pictures of 32 pixels in float32: what a topology changes can
+A ResNet-18 of width 8 on images of 32 pixels in float32: what a topology changes can
 be told from rounding. Shared by the tests and by the rehearsals in `benchmarks`.
 """
 

@@ -49,7 +49,7 @@ def make(folder: Path) -> None:
     (folder / "dangling.jpg").symlink_to("gone.jpg")
     (folder / "looping.jpg").symlink_to("looping.jpg")
     with open(os.fsencode(folder) + b"/" + NOT_UTF8, "wb") as file:  # noqa: PTH123
-        file.write(small_layout.picture(99))
+        file.write(small_layout.jpeg(99))
 
 
 def write(root: Path) -> Path:
@@ -69,19 +69,19 @@ def write(root: Path) -> Path:
 
 def main(root: Path) -> None:
     from jaxii.evaluation import listing
-    from jaxii.evaluation.image_records import PictureFiles
+    from jaxii.evaluation.image_records import ImageFiles
     from jaxii.prepare.kaggle import prepare
     from jaxii.prepare.layout import Layout
-    from jaxii.prepare.tables import pictures
+    from jaxii.prepare.tables import images
 
     layout = Layout.find(root, sample_submission=None)
     counts = prepare(layout, root / "prepared")
     folder = root / "train" / "part_0"
-    files = PictureFiles(listing.find(str(folder)), 64)
+    files = ImageFiles(listing.find(str(folder)), 64)
     found = {"counts": counts.lines(), "new": _new(root), "headers": {}, "predict": {}}
-    pictures.MOST_DECODED = 0
+    images.MOST_DECODED = 0
     paths = [str(folder / name) for name in FAULTS]
-    found["headers"] = pictures.check(paths).broken
+    found["headers"] = images.check(paths).broken
     for row, name in enumerate(files.listing.names):
         found["predict"][ascii(name)] = files.fault(row)
     print(json.dumps(found))
@@ -100,7 +100,7 @@ def _new(root: Path) -> str:
             label_column="",
             label_separator="",
             fold_case=False,
-            min_pictures=1,
+            min_images=1,
         )
     return said.getvalue()
 

@@ -1,4 +1,4 @@
-"""A network that knows the truth: the shade of a picture says which labels it has."""
+"""A network that knows the truth: the shade of an image says which labels it has."""
 
 from collections.abc import Callable, Sequence
 
@@ -12,10 +12,10 @@ from jaxii.models.multitask import Network, Outputs
 DARKEST, LIGHTEST = 10, 230
 
 
-def picture(kind: int, num_kinds: int) -> bytes:
+def image(kind: int, num_kinds: int) -> bytes:
     """Returns a JPEG whose shade is that of a kind."""
     step = (LIGHTEST - DARKEST) / (num_kinds - 1)
-    return small_layout.picture(round(DARKEST + kind * step), 40, 40)
+    return small_layout.jpeg(round(DARKEST + kind * step), 40, 40)
 
 
 def network(truths: Sequence[Sequence[int]]) -> Callable[..., Network]:

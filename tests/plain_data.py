@@ -1,4 +1,4 @@
-"""Pictures with labels as people have them: four layouts of label files, all dirty.
+"""Images with labels as people have them: four layouts of label files, all dirty.
 
 Each function writes `photos/` and, but for the last, `labels.csv`; it returns the words
 that `jaxii new` needs for it. The dirt is the same in all: see `DIRT`.
@@ -10,23 +10,23 @@ import json
 from collections.abc import Callable, Sequence
 from pathlib import Path
 
-# One encoded picture and its labels.
+# One encoded image and its labels.
 Example = tuple[bytes, Sequence[str]]
 STRANGE = ("<script>alert(1)</script>", "🚤boat", "قارب", "l'été")
 # What `jaxii new` has to say of each layout with a label file; see `_rows`.
 DIRT = (
-    r"3 broken pictures",
-    r"2 names in the label file, in 2 rows, of which there is no picture",
-    r"2 pictures without a row",
-    r"1 pictures without a label",
+    r"3 broken images",
+    r"2 names in the label file, in 2 rows, of which there is no image",
+    r"2 images without a row",
+    r"1 images without a label",
     r"1 labels are written in more than one case.*(DOG|Dog)",
-    r"the id of a picture is its path below --images",
+    r"the id of an image is its path below --images",
     r"other files, not looked at: .*hidden.*",
 )
 
 
 def photos(root: Path, examples: Sequence[Example]) -> list[str]:
-    """Writes pictures, two folders with the same names; returns their paths."""
+    """Writes images, two folders with the same names; returns their paths."""
     names = []
     for i, (encoded, _) in enumerate(examples):
         name = f"{'été' if i % 2 else 'a'}/img{i // 2:04d}.jpg"

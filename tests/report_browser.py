@@ -90,7 +90,7 @@ def _facts(page: Page):
     """Yields sentences about the page and whether they hold."""
     yield "the only scripts are its own", page.locator("script").count() <= 2
     sources = page.eval_on_selector_all("img", "all => all.map(i => i.src)")
-    yield "pictures are inside", all(s.startswith("data:") for s in sources)
+    yield "images are inside", all(s.startswith("data:") for s in sources)
     yield "no name became a link", page.locator("main a").count() == 0
     yield from _theme(page)
     if page.query_selector(".explorer"):

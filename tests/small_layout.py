@@ -1,4 +1,4 @@
-"""A handful of labelled pictures in the Inclusive Images layout, for the data tests."""
+"""A handful of labelled images in the Inclusive Images layout, for the data tests."""
 
 from pathlib import Path
 
@@ -8,7 +8,7 @@ import simplejpeg
 CODES = ("/m/cat", "/m/dog", "/m/boat")
 
 
-def picture(shade: int, height: int = 24, width: int = 32) -> bytes:
+def jpeg(shade: int, height: int = 24, width: int = 32) -> bytes:
     """Returns a JPEG of one shade of grey with a little texture."""
     image = np.full((height, width, 3), shade, np.uint8)
     image[::4] += 8
@@ -28,11 +28,11 @@ def write(root: Path, *, num_train: int = 6) -> Path:
     train.mkdir(parents=True)
     test.mkdir()
     for i in range(num_train):
-        put(train, f"train{i:02d}", picture(20 + 7 * (i % 20)))
+        put(train, f"train{i:02d}", jpeg(20 + 7 * (i % 20)))
     for i in range(2):
-        put(test, f"tune{i}", picture(120 + i))
+        put(test, f"tune{i}", jpeg(120 + i))
     for i in range(3):
-        put(test, f"test{i}", picture(180 + i))
+        put(test, f"test{i}", jpeg(180 + i))
     rows = [f"train{i:02d},verification,{CODES[i % 3]},1" for i in range(num_train)]
     header = "ImageID,Source,LabelName,Confidence"
     lines(root / "train_human_labels.csv", header, *rows)

@@ -1,4 +1,4 @@
-"""Pictures change as they should, and the same for the same position in the run."""
+"""Images change as they should, and the same for the same position in the run."""
 
 import cv2
 import jax
@@ -10,7 +10,7 @@ from jaxii.train import augment
 from jaxii.train.augment import mix
 
 
-def pictures(count=8):
+def small_images(count=8):
     rng = np.random.default_rng(0)
     return jnp.asarray(rng.integers(60, 200, (count, 12, 12, 3)), jnp.uint8)
 
@@ -35,11 +35,13 @@ def only(monkeypatch, *kept):
 
 
 def test_strength_zero_changes_nothing():
-    np.testing.assert_array_equal(change(pictures(), positions(), 0.0), pictures())
+    np.testing.assert_array_equal(
+        change(small_images(), positions(), 0.0), small_images()
+    )
 
 
 def test_an_example_changes_alike_wherever_it_lies_in_the_batch():
-    images, places = pictures(), positions()
+    images, places = small_images(), positions()
     whole = change(images, places)
     order = np.array([5, 0, 3])
     np.testing.assert_array_equal(change(images[order], places[order]), whole[order])
@@ -48,8 +50,8 @@ def test_an_example_changes_alike_wherever_it_lies_in_the_batch():
 @pytest.mark.parametrize("other", [{"start": 100}, {"seed": 1}])
 def test_another_position_or_seed_changes_it_otherwise(other):
     start, seed = other.get("start", 0), other.get("seed", 0)
-    one = change(pictures(), positions())
-    other = change(pictures(), positions(start=start), seed=seed)
+    one = change(small_images(), positions())
+    other = change(small_images(), positions(start=start), seed=seed)
     assert (one != other).any(axis=(1, 2, 3)).all()
 
 
@@ -60,18 +62,18 @@ def test_grey_stays_grey(monkeypatch):
     assert np.ptp(out, axis=-1).max() <= 1
 
 
-def test_about_one_picture_in_five_loses_its_colours(monkeypatch):
+def test_about_one_image_in_five_loses_its_colours(monkeypatch):
     only(monkeypatch, "colours")
-    image = jnp.broadcast_to(pictures(1), (1000, 12, 12, 3))
+    image = jnp.broadcast_to(small_images(1), (1000, 12, 12, 3))
     out = change(image, positions(1000)).astype(int)
     grey = np.ptp(out, axis=-1).max(axis=(1, 2)) <= 2
     assert 150 < grey.sum() < 250
 
 
-def test_the_mean_of_many_changes_is_near_the_picture():
-    image = jnp.broadcast_to(pictures(1), (2000, 12, 12, 3))
+def test_the_mean_of_many_changes_is_near_the_image():
+    image = jnp.broadcast_to(small_images(1), (2000, 12, 12, 3))
     out = change(image, positions(2000)).astype(float).mean(axis=0)
-    luma = np.asarray(pictures(1)[0], float) @ augment.LUMA
+    luma = np.asarray(small_images(1)[0], float) @ augment.LUMA
     assert np.abs(out @ augment.LUMA - luma).mean() < 4.0
 
 
@@ -81,30 +83,28 @@ def test_a_matrix_without_hue_and_saturation_matches_opencv_grey(monkeypatch):
     monkeypatch.setattr(augment, "GREY_PROBABILITY", 2.0)
     monkeypatch.setattr(augment, "BRIGHTNESS", 0.0)
     monkeypatch.setattr(augment, "CONTRAST", 0.0)
-    out = change(pictures(), positions())
-    for picture, grey in zip(np.asarray(pictures()), out, strict=True):
-        expected = cv2.cvtColor(picture, cv2.COLOR_RGB2GRAY).astype(int)
+    out = change(small_images(), positions())
+    for image, grey in zip(np.asarray(small_images()), out, strict=True):
+        expected = cv2.cvtColor(image, cv2.COLOR_RGB2GRAY).astype(int)
         assert np.abs(grey[..., 0].astype(int) - expected).max() <= 1
 
 
 def test_it_compiles_once_for_all_positions():
     compiled = jax.jit(lambda x, p: augment.augment(x, p, seed=0, strength=1.0))
     for start in (0, 8, 2**31 - 9):
-        compiled(pictures(), positions(start=start))
+        compiled(small_images(), positions(start=start))
     assert compiled._cache_size() == 1
 
 
-def test_a_blurred_picture_matches_opencv(monkeypatch):
+def test_a_blurred_image_matches_opencv(monkeypatch):
     only(monkeypatch, "BLUR_PROBABILITY")
     monkeypatch.setattr(augment, "BLUR_PROBABILITY", 2.0)
     monkeypatch.setattr(augment, "BLUR_SHARE", 1 / 12)
     # Every sigma the largest: 1 pixel of 12, so that the window is 5 wide.
     monkeypatch.setattr(jax.random, "uniform", lambda key, shape: jnp.ones(shape))
-    out = change(pictures(), positions())
-    for picture, blurred in zip(np.asarray(pictures()), out, strict=True):
-        expected = cv2.GaussianBlur(
-            picture, (5, 5), 1.0, borderType=cv2.BORDER_REPLICATE
-        )
+    out = change(small_images(), positions())
+    for image, blurred in zip(np.asarray(small_images()), out, strict=True):
+        expected = cv2.GaussianBlur(image, (5, 5), 1.0, borderType=cv2.BORDER_REPLICATE)
         assert np.abs(blurred.astype(int) - expected).max() <= 1
 
 
@@ -113,23 +113,23 @@ def test_the_means_of_the_blurred_are_known_from_the_sharp(monkeypatch):
     monkeypatch.setattr(augment, "BLUR_SHARE", 1 / 6)
     keys = jax.random.split(jax.random.key(0), 8)
     # Not square, and one bright edge: the border's pixels weigh more than others.
-    pixels = pictures()[:, :9].astype(jnp.float32).at[:, 0].set(255.0)
+    pixels = small_images()[:, :9].astype(jnp.float32).at[:, 0].set(255.0)
     blurred, means = augment._blur(pixels, keys, 1.0)
     assert (jnp.abs(blurred - pixels) > 1).any(axis=(1, 2, 3)).sum() >= 4
     assert not np.allclose(pixels.mean(axis=(1, 2)), means, rtol=1e-3)
     np.testing.assert_allclose(means, blurred.mean(axis=(1, 2)), rtol=1e-5)
 
 
-def test_about_four_pictures_in_ten_are_blurred(monkeypatch):
+def test_about_four_images_in_ten_are_blurred(monkeypatch):
     only(monkeypatch, "BLUR_PROBABILITY")
     monkeypatch.setattr(augment, "BLUR_SHARE", 1 / 8)
-    image = jnp.broadcast_to(pictures(1), (1000, 12, 12, 3))
+    image = jnp.broadcast_to(small_images(1), (1000, 12, 12, 3))
     changed = (change(image, positions(1000)) != image).any(axis=(1, 2, 3))
     # A few get so small a blur that no pixel moves.
     assert 300 < changed.sum() < 450
 
 
-def test_noise_is_grey_of_mean_zero_and_on_one_picture_in_four(monkeypatch):
+def test_noise_is_grey_of_mean_zero_and_on_one_image_in_four(monkeypatch):
     only(monkeypatch, "NOISE_PROBABILITY")
     image = jnp.full((1000, 12, 12, 3), 128, jnp.uint8)
     out = change(image, positions(1000)).astype(int) - 128
@@ -142,7 +142,7 @@ def mixed(probability=1.0, count=8):
     rng = np.random.default_rng(1)
     targets = jnp.asarray(rng.integers(0, 2, (count, 5)), jnp.float32)
     known = jnp.asarray(rng.integers(0, 2, (count, 5)), jnp.float32)
-    images = pictures(count)
+    images = small_images(count)
     out = mix(images, targets, known, positions(count), seed=0, probability=probability)
     return (images, targets, known), out
 

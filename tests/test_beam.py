@@ -16,12 +16,12 @@ DIRECT = Beam("DirectRunner")
 
 @pytest.fixture
 def root(tmp_path, monkeypatch):
-    """Two pictures a shard, three shards of train; two pictures are damaged."""
+    """Two images a shard, three shards of train; two images are damaged."""
     monkeypatch.setattr(shards, "SHARD_IMAGES", 2)
     root = small_layout.write(tmp_path / "kaggle")
     folder = root / "train" / "part_0"
-    (folder / "train03.jpg").write_bytes(b"no picture")
-    (folder / "train05.jpg").write_bytes(small_layout.picture(5)[:-10])
+    (folder / "train03.jpg").write_bytes(b"no image")
+    (folder / "train05.jpg").write_bytes(small_layout.jpeg(5)[:-10])
     return root
 
 

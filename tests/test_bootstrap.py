@@ -18,7 +18,7 @@ def test_the_interval_holds_the_mean_and_is_as_wide_as_the_standard_error_says()
     assert high - low == pytest.approx(2 * 1.96 * error, rel=0.1)
 
 
-def test_pictures_of_one_thing_widen_the_interval():
+def test_images_of_one_thing_widen_the_interval():
     values = np.repeat(f2s(40), 10)
     alone = interval(values, np.arange(400))
     grouped = interval(values, np.repeat(np.arange(40), 10))

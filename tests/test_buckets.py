@@ -48,7 +48,7 @@ def bucket():
         free.bind(("127.0.0.1", 0))
         port = free.getsockname()[1]
     emulator = server.create_server(
-        "127.0.0.1", port, in_memory=True, default_bucket="pictures"
+        "127.0.0.1", port, in_memory=True, default_bucket="images"
     )
     emulator.start()
     with pytest.MonkeyPatch.context() as patch:
@@ -58,14 +58,14 @@ def bucket():
             "TENSORSTORE_GCS_HTTP_URL",
         ):
             patch.setenv(name, f"http://127.0.0.1:{port}")
-        yield "gs://pictures"
+        yield "gs://images"
     emulator.stop()
 
 
 @pytest.fixture(scope="module")
 def root(tmp_path_factory):
     root = small_layout.write(tmp_path_factory.mktemp("local") / "kaggle")
-    (root / "train" / "part_0" / "train03.jpg").write_bytes(b"no picture")
+    (root / "train" / "part_0" / "train03.jpg").write_bytes(b"no image")
     return root
 
 

@@ -24,7 +24,7 @@ NUM_TRAIN = 60
 
 
 def prepared_in(root, *domains):
-    """Prepares pictures, two a group, whose domains take turns."""
+    """Prepares images, two a group, whose domains take turns."""
     small_layout.write(root / "kaggle", num_train=NUM_TRAIN)
     rows = [
         f"train{i:02d},g{i // 2},{domains[i % len(domains)]}" for i in range(NUM_TRAIN)

@@ -129,7 +129,7 @@ def test_what_limits_is_the_slower_of_input_and_step(given, taken, platform, wor
 def quick(monkeypatch):
     monkeypatch.setattr(command, "INPUT_SECONDS", 0.05)
     monkeypatch.setattr(command, "STEP_SECONDS", 0.05)
-    monkeypatch.setattr(speed, "NUM_PICTURES", 2)
+    monkeypatch.setattr(speed, "NUM_IMAGES", 2)
     # To compile for the eight of the tests takes long.
     mesh = make_mesh(jax.devices()[:1])
     monkeypatch.setattr(command, "make_mesh", lambda: mesh)

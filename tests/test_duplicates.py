@@ -42,11 +42,11 @@ def ids(out, split):
 def test_a_training_image_that_is_also_in_test_or_tuning_is_dropped_and_counted(
     root, out
 ):
-    copy(root, small_layout.picture(1), "train00", "train03")
+    copy(root, small_layout.jpeg(1), "train00", "train03")
     lines(root / "tuning_labels.csv", "tune0,/m/cat", "train03,/m/boat")
     rows = "test0,", "train00.jpg,", "train01,"
     lines(root / "stage_1_sample_submission.csv", "image_id,labels", *rows)
-    (root / "stage_1_test_images" / "train00.jpg").write_bytes(small_layout.picture(2))
+    (root / "stage_1_test_images" / "train00.jpg").write_bytes(small_layout.jpeg(2))
     tally = prepare(Layout.find(root), out).split("train")
     assert tally.dropped == {
         "without a label": 0,
@@ -93,7 +93,7 @@ def test_a_group_that_is_listed_in_part_is_validation_as_a_whole(root, out):
 
 
 def test_a_training_image_with_a_file_of_the_test_is_dropped_and_named(root, out):
-    copy(root, small_layout.picture(3), "train01", "train04", "test2", "tune0")
+    copy(root, small_layout.jpeg(3), "train01", "train04", "test2", "tune0")
     counts = prepare(Layout.find(root), out)
     tally = counts.split("train")
     assert (tally.read, tally.kept) == (6, 4)
@@ -113,7 +113,7 @@ def test_a_training_image_with_a_file_of_the_test_is_dropped_and_named(root, out
 
 
 def test_a_training_image_with_a_file_of_a_listed_validation_is_dropped(root, out):
-    copy(root, small_layout.picture(3), "train01", "train04")
+    copy(root, small_layout.jpeg(3), "train01", "train04")
     lines(root / "validation_ids.csv", "image_id", "train04")
     tally = prepare(Layout.find(root), out).split("train")
     assert tally.examples["identical to a file of validation"] == ("train01 = train04",)
@@ -122,7 +122,7 @@ def test_a_training_image_with_a_file_of_a_listed_validation_is_dropped(root, ou
 
 
 def test_a_validation_image_with_a_file_of_the_test_is_dropped(root, out):
-    copy(root, small_layout.picture(3), "train04", "test0")
+    copy(root, small_layout.jpeg(3), "train04", "test0")
     lines(root / "validation_ids.csv", "image_id", "train03", "train04")
     prepare(Layout.find(root), out)
     assert ids(out, "validation") == ["train03"]
@@ -130,15 +130,15 @@ def test_a_validation_image_with_a_file_of_the_test_is_dropped(root, out):
 
 def test_a_training_set_that_is_all_in_the_test_is_refused(root, out):
     names = [f"train{i:02d}" for i in range(6)]
-    copy(root, small_layout.picture(3), *names, "test0")
+    copy(root, small_layout.jpeg(3), *names, "test0")
     with pytest.raises(InputError, match=r"no training image is left.*6 identical"):
         prepare(Layout.find(root), out)
 
 
 def test_identical_files_are_in_one_group_so_that_no_split_divides_them(root, out):
-    copy(root, small_layout.picture(3), "train01", "train04")
-    copy(root, small_layout.picture(4), "train02", "train05")
-    copy(root, small_layout.picture(5), "train00", "train03")
+    copy(root, small_layout.jpeg(3), "train01", "train04")
+    copy(root, small_layout.jpeg(4), "train02", "train05")
+    copy(root, small_layout.jpeg(5), "train00", "train03")
     rows = "train02,one", "train05,one", "train04,b", "train00,b", "train03,a"
     lines(root / "train_meta.csv", "image_id,group", *rows)
     tally = prepare(Layout.find(root), out).split("train")
@@ -167,7 +167,7 @@ def test_an_interrupted_preparation_leaves_out_what_a_whole_one_does(
     root, out, tmp_path, monkeypatch
 ):
     monkeypatch.setattr(shards, "SHARD_IMAGES", 2)
-    copy(root, small_layout.picture(3), "train01", "test2")
+    copy(root, small_layout.jpeg(3), "train01", "test2")
     copy(root, b"", "train02")
 
     def interrupt(done, total, what):

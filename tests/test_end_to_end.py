@@ -57,7 +57,7 @@ def data(folder):
         test_labels=files / "truth" / "solution.csv",
         test_metadata=files / "truth" / "test_meta.csv",
     )
-    # Smaller than they are drawn: `predict` has to reduce its pictures likewise.
+    # Smaller than they are drawn: `predict` has to reduce its images likewise.
     prepare(layout, folder / "prepared", short_side=64)
     return files, folder / "prepared"
 
@@ -97,11 +97,11 @@ def undisturbed(folder, data):
     return workdir, run(folder, *train_words(data, workdir))
 
 
-def test_tensorboard_holds_pictures_of_every_stage_and_the_result(undisturbed):
+def test_tensorboard_holds_images_of_every_stage_and_the_result(undisturbed):
     workdir, _ = undisturbed
     (file,) = (workdir / "tensorboard").iterdir()
     events = file.read_bytes()
-    for name in (*(f"pictures/{stage}" for stage in STAGES), "result/test/f2"):
+    for name in (*(f"images/{stage}" for stage in STAGES), "result/test/f2"):
         assert name.encode() in events
 
 

@@ -42,7 +42,7 @@ def headless(params, batch_stats, images, *, train, key):
 
 
 def split():
-    """Pictures, (label, confidence) pairs and slices of 13 images."""
+    """Images, (label, confidence) pairs and slices of 13 images."""
     rng = np.random.default_rng(3)
     images = rng.integers(0, 256, (NUM_IMAGES, 1, 1, 3), np.uint8)
     images = np.broadcast_to(images, (NUM_IMAGES, SIDE, SIDE, 3))

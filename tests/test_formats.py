@@ -22,7 +22,7 @@ def test_damaged_exif_counts_as_upright(exif):
         (b"", "an empty file"),
         (b"GIF89a...", "a GIF"),
         (b"<html>", "HTML"),
-        (b"hello", "no picture"),
+        (b"hello", "no image"),
     ],
 )
 def test_other_files_are_told_by_name(data, what):

@@ -50,9 +50,9 @@ def test_prepare_leaves_out_names_that_are_not_utf8_and_counts_them(said):
 
 
 def test_new_names_files_that_are_no_images(said):
-    assert "7 broken pictures" in said["new"]
+    assert "7 broken images" in said["new"]
     assert "'part_0/a_pipe.jpg: not a regular file'" in said["new"]
-    assert "1 pictures whose names are not UTF-8" in said["new"]
+    assert "1 images whose names are not UTF-8" in said["new"]
 
 
 def test_reading_headers_alone_finds_the_same_faults(said):
@@ -74,7 +74,7 @@ def test_listed_paths_without_an_image_file_are_counted_and_named(tmp_path):
     paths = [str(root / "train/part_0/train00.jpg"), *odd_files.LISTED_FAULTS]
     paths[4] = str(root / paths[4])
     rows = [f"train{i:02d},{path}" for i, path in enumerate(paths)]
-    small_layout.lines(root / "train_pictures.csv", "image_id,path", *rows)
+    small_layout.lines(root / "train_image_paths.csv", "image_id,path", *rows)
     tally = prepare(Layout.find(root), tmp_path / "out").split("train")
     assert tally.kept == 1
     faults = list(odd_files.LISTED_FAULTS.values())

@@ -147,7 +147,7 @@ def test_ids_that_are_numbers_keep_their_zeros(tmp_path):
 def test_ids_that_differ_by_case_alone_are_kept_apart_and_counted(tmp_path):
     root = small_layout.write(tmp_path / "kaggle")
     path = root / "train" / "part_0" / "TRAIN00.jpg"
-    path.write_bytes(small_layout.picture(222))
+    path.write_bytes(small_layout.jpeg(222))
     with (root / "train_human_labels.csv").open("a") as file:
         file.write("TRAIN00,verification,/m/boat,1\n")
     tally = prepare(Layout.find(root), tmp_path / "out").split("train")

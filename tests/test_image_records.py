@@ -1,11 +1,11 @@
-"""Pictures on disk are seen as prepared ones are, and damaged ones say why not."""
+"""Images on disk are seen as prepared ones are, and damaged ones say why not."""
 
 import io
 import os
 from pathlib import Path
 
 import cv2
-import mixed_pictures
+import mixed_images
 import numpy as np
 import pytest
 import simplejpeg
@@ -15,28 +15,28 @@ from PIL import Image
 from jaxii.data.dataset import open_dataset
 from jaxii.data.transforms import EvalTransform
 from jaxii.evaluation import listing
-from jaxii.evaluation.image_records import THUMBNAIL_PIXELS, PictureFiles
+from jaxii.evaluation.image_records import THUMBNAIL_PIXELS, ImageFiles
 from jaxii.prepare import recode
 from jaxii.prepare.kaggle import Layout, prepare
 
 
 def scene(width=400, height=300):
-    """Returns a picture whose corners differ: red, green, blue and grey."""
+    """Returns an image whose corners differ: red, green, blue and grey."""
     corners = np.uint8([[[230, 30, 30], [30, 200, 30]], [[30, 30, 230], [128] * 3]])
     pixels = cv2.resize(corners, (width, height), interpolation=cv2.INTER_NEAREST)
     return Image.fromarray(pixels)
 
 
 def files_of(folder, short_side=256):
-    return PictureFiles(listing.find(str(folder)), short_side)
+    return ImageFiles(listing.find(str(folder)), short_side)
 
 
 @pytest.fixture(scope="module")
 def mixed(tmp_path_factory):
     folder = tmp_path_factory.mktemp("mixed")
-    number = len(mixed_pictures.WHOLE) + len(mixed_pictures.DAMAGED)
-    damaged = len(mixed_pictures.DAMAGED)
-    written = mixed_pictures.write(folder, [scene()], number, damaged)
+    number = len(mixed_images.WHOLE) + len(mixed_images.DAMAGED)
+    damaged = len(mixed_images.DAMAGED)
+    written = mixed_images.write(folder, [scene()], number, damaged)
     return files_of(folder), {one.name: one for one in written}
 
 
@@ -47,22 +47,22 @@ def test_every_encoding_is_seen_upright_and_in_its_colours(mixed):
     seen = set()
     for row, name in enumerate(files.listing.names):
         kind = written[name].kind
-        if kind not in mixed_pictures.WHOLE:
+        if kind not in mixed_images.WHOLE:
             continue
         seen.add(kind)
         pixels = view(files[row]["image"])
         inner = [pixels[3, 3], pixels[3, 12], pixels[12, 3], pixels[12, 12]]
         want = [plain[3, 3], plain[3, 12], plain[12, 3], plain[12, 12]]
-        if not mixed_pictures.WHOLE[kind][2]:
+        if not mixed_images.WHOLE[kind][2]:
             weights = np.repeat([[0.299], [0.587], [0.114]], 3, axis=1)
             want = np.float32(want) @ weights
         np.testing.assert_allclose(np.int32(inner), want, atol=9, err_msg=kind)
-    assert seen == set(mixed_pictures.WHOLE)
+    assert seen == set(mixed_images.WHOLE)
 
 
-@pytest.mark.parametrize("kind", mixed_pictures.WHOLE)
+@pytest.mark.parametrize("kind", mixed_images.WHOLE)
 def test_a_stored_file_is_seen_as_the_same_file_is_when_it_is_predicted(tmp_path, kind):
-    suffix, encode, _ = mixed_pictures.WHOLE[kind]
+    suffix, encode, _ = mixed_images.WHOLE[kind]
     stored = encode(scene())
     (tmp_path / f"a{suffix}").write_bytes(stored)
     # `open_images_v4` stores files as they are, and `predict` then reduces none.
@@ -84,7 +84,7 @@ def test_damaged_files_raise_and_say_why_and_no_others(mixed):
             reasons[written[name].kind] = files.fault(row)
         else:
             assert files.fault(row).startswith("could not be read at first")
-    assert set(reasons) == set(mixed_pictures.DAMAGED)
+    assert set(reasons) == set(mixed_images.DAMAGED)
     assert "truncated JPEG" in reasons["JPEG cut"]
     assert "truncated" in reasons["PNG cut"] and "truncated" in reasons["WebP cut"]
     assert "empty file" in reasons["empty"]
@@ -95,7 +95,7 @@ def test_damaged_files_raise_and_say_why_and_no_others(mixed):
 
 def test_a_file_is_read_as_prepare_stores_it(tmp_path):
     root = small_layout.write(tmp_path / "files")
-    big = mixed_pictures.turned(scene(700, 500), 6, "JPEG", quality=90)
+    big = mixed_images.turned(scene(700, 500), 6, "JPEG", quality=90)
     (root / "stage_1_test_images" / "test1.jpg").write_bytes(big)
     prepare(Layout.find(root), tmp_path / "data")
     records = open_dataset(tmp_path / "data").splits["test"].source
@@ -121,11 +121,11 @@ def test_what_the_disk_says_of_a_file_is_its_fault(tmp_path):
         "no such file",
         "a name too long for a file",
     ]
-    absent = PictureFiles(files.listing.select(["no id"]), 256)
+    absent = ImageFiles(files.listing.select(["no id"]), 256)
     assert absent.fault(0) == "no file of this id"
 
 
-def test_a_disk_that_fails_is_not_the_fault_of_a_picture(tmp_path, monkeypatch):
+def test_a_disk_that_fails_is_not_the_fault_of_a_image(tmp_path, monkeypatch):
     (tmp_path / "a.jpg").write_bytes(b"")
 
     def fail(path):
@@ -140,7 +140,7 @@ def test_a_disk_that_fails_is_not_the_fault_of_a_picture(tmp_path, monkeypatch):
 def test_a_name_that_is_no_utf8_is_read(tmp_path):
     name = os.fsencode(tmp_path) + b"/\xff.jpg"
     with open(name, "wb") as file:  # noqa: PTH123 (a name of bytes)
-        file.write(small_layout.picture(100))
+        file.write(small_layout.jpeg(100))
     files = files_of(tmp_path)
     assert files.listing.names == ["\udcff.jpg"]
     assert files[0]["image"]

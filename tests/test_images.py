@@ -1,4 +1,4 @@
-"""The pictures that are shown are those that a step trains on."""
+"""The images that are shown are those that a step trains on."""
 
 import jax
 import numpy as np
@@ -7,7 +7,7 @@ import pytest
 
 from jaxii.objective.objective import make_objective
 from jaxii.train.step import StepSettings, examples
-from jaxii.train.telemetry.images import grid, make_pictures
+from jaxii.train.telemetry.images import grid, make_images
 
 NAMES = ("dog", "<script>", "שלום")
 SIZE = 8
@@ -56,7 +56,7 @@ def test_what_is_shown_is_what_the_first_device_trains_on(mix_probability):
     chosen = settings(augmentation=1.0, mix_probability=mix_probability)
     per_device = 20
     given = batch(per_device * jax.local_device_count())
-    shown = make_pictures(chosen, NAMES)(given)
+    shown = make_images(chosen, NAMES)(given)
     share = {name: value[:per_device] for name, value in given.items()}
     images, _, _ = jax.jit(lambda b: examples(chosen, b))(share)
     for tile, image in zip(tiles(shown.pixels), np.asarray(images)[:16], strict=True):
@@ -67,12 +67,12 @@ def test_what_is_shown_is_what_the_first_device_trains_on(mix_probability):
 
 def test_captions_name_the_labels_and_how_sure_they_are():
     given = batch(4 * jax.local_device_count())
-    shown = make_pictures(settings(), NAMES)(given)
+    shown = make_images(settings(), NAMES)(given)
     assert shown.captions == ("שלום, dog 40%", "no label", "שלום", "dog")
     assert len(tiles(shown.pixels)) == 4
 
 
-def test_pictures_lie_in_rows_of_four():
+def test_images_lie_in_rows_of_four():
     images = np.arange(6, dtype=np.uint8)[:, None, None, None] + np.zeros(
         (6, SIZE, SIZE, 3), np.uint8
     )

@@ -49,7 +49,7 @@ def test_tfds_reads_what_was_prepared(root, out):
     assert builder.info.features["label_ids"].feature.names == list(small_layout.CODES)
 
 
-def test_tfds_decodes_the_pictures(root, out):
+def test_tfds_decodes_the_images(root, out):
     prepare(Layout.find(root), out)
     source = tfds.builder_from_directory(out).as_data_source("test")
     assert source[0]["image"].shape == (24, 32, 3)
@@ -105,7 +105,7 @@ def test_tuning_images_are_no_test_images(root, out):
     assert ids.tolist() == ["test0", "test1", "test2"]
 
 
-def test_without_a_submission_the_other_pictures_are_the_test(root, out):
+def test_without_a_submission_the_other_images_are_the_test(root, out):
     prepare(Layout.find(root, sample_submission=None), out)
     ids = open_dataset(out).splits["test"].index.image_ids
     assert ids.tolist() == ["test0", "test1", "test2"]
@@ -119,8 +119,8 @@ def test_training_files_alone_are_enough(root, out):
     assert list(open_dataset(out).splits) == ["train"]
 
 
-def test_pictures_are_reduced(root, out):
-    big = small_layout.picture(90, 300, 400)
+def test_images_are_reduced(root, out):
+    big = small_layout.jpeg(90, 300, 400)
     (root / "train" / "part_0" / "train00.jpg").write_bytes(big)
     prepare(Layout.find(root), out, short_side=32)
     image = Image.open(io.BytesIO(records(out, "train")[0]["image"]))
@@ -135,11 +135,11 @@ def test_a_png_under_a_jpg_name_is_stored_as_jpeg(root, out):
     assert records(out, "train")[0]["image"][:3] == b"\xff\xd8\xff"
 
 
-def test_unusable_pictures_are_skipped_counted_and_named(root, out):
+def test_unusable_images_are_skipped_counted_and_named(root, out):
     folder = root / "train" / "part_0"
     whole = (folder / "train01.jpg").read_bytes()
     (folder / "train01.jpg").write_bytes(whole[:-10])
-    (folder / "train04.jpg").write_bytes(b"no picture")
+    (folder / "train04.jpg").write_bytes(b"no image")
     tally = prepare(Layout.find(root), out).split("train")
     assert (tally.read, tally.kept, tally.dropped["unreadable"]) == (6, 4, 2)
     assert tally.examples["unreadable"][0].startswith("train01: truncated JPEG")
@@ -149,11 +149,11 @@ def test_unusable_pictures_are_skipped_counted_and_named(root, out):
     assert ids == ["train00", "train02", "train03", "train05"]
 
 
-def test_a_shard_without_a_usable_picture_is_no_error(root, out, monkeypatch):
+def test_a_shard_without_a_usable_image_is_no_error(root, out, monkeypatch):
     monkeypatch.setattr(shards, "SHARD_IMAGES", 2)
     folder = root / "train" / "part_0"
     for i in (2, 3):
-        (folder / f"train{i:02d}.jpg").write_bytes(b"no picture")
+        (folder / f"train{i:02d}.jpg").write_bytes(b"no image")
     prepare(Layout.find(root), out)
     assert [r["image_id"][-1] for r in records(out, "train")] == ["0", "1", "4", "5"]
     source = tfds.builder_from_directory(out).as_data_source("train")
@@ -171,13 +171,13 @@ def test_images_listed_but_missing_are_skipped_and_counted(root, out):
 
 
 def test_training_images_without_a_label_are_dropped_and_counted(root, out):
-    (root / "train" / "extra.jpg").write_bytes(small_layout.picture(9))
+    (root / "train" / "extra.jpg").write_bytes(small_layout.jpeg(9))
     tally = prepare(Layout.find(root), out).split("train")
     assert (tally.kept, tally.dropped["without a label"]) == (6, 1)
 
 
 def test_an_image_with_a_verified_absence_only_is_kept(root, out):
-    (root / "train" / "extra.jpg").write_bytes(small_layout.picture(9))
+    (root / "train" / "extra.jpg").write_bytes(small_layout.jpeg(9))
     with (root / "train_human_labels.csv").open("a") as file:
         file.write("extra,verification,/m/cat,0\n")
     assert prepare(Layout.find(root), out).split("train").kept == 7
@@ -193,7 +193,7 @@ def test_no_training_image_is_refused(root, out):
 
 def test_no_readable_training_image_is_refused(root, out):
     for path in (root / "train" / "part_0").iterdir():
-        path.write_bytes(b"no picture")
+        path.write_bytes(b"no image")
     with pytest.raises(InputError, match=r"no training image is left.*6 unreadable"):
         prepare(Layout.find(root), out)
     with pytest.raises(InputError, match="did not finish"):
@@ -274,8 +274,8 @@ def test_counts_are_kept_as_json(root, out):
 
 
 def test_every_image_is_accounted_for(root, out):
-    (root / "train" / "extra.jpg").write_bytes(small_layout.picture(9))
-    (root / "train" / "part_0" / "train03.jpg").write_bytes(b"no picture")
+    (root / "train" / "extra.jpg").write_bytes(small_layout.jpeg(9))
+    (root / "train" / "part_0" / "train03.jpg").write_bytes(b"no image")
     for tally in prepare(Layout.find(root), out).splits:
         assert tally.read == tally.kept + sum(tally.dropped.values())
 

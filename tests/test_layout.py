@@ -3,7 +3,7 @@ import small_layout
 from small_layout import lines
 
 from jaxii.errors import InputError
-from jaxii.prepare.layout import Layout, find_pictures
+from jaxii.prepare.layout import Layout, find_images
 
 
 @pytest.fixture
@@ -49,43 +49,43 @@ def test_an_absent_folder_is_refused(tmp_path):
 
 
 def test_no_training_images_is_refused(root):
-    (root / "train").rename(root / "pictures")
+    (root / "train").rename(root / "images")
     with pytest.raises(InputError, match="no folder of training images"):
         Layout.find(root)
 
 
-def test_pictures_are_found_in_folders_of_folders_by_id(root):
-    (root / "train" / "note.txt").write_text("no picture")
+def test_images_are_found_in_folders_of_folders_by_id(root):
+    (root / "train" / "note.txt").write_text("no image")
     (root / "train" / "aa.PNG").write_bytes(b"x")
-    pictures = find_pictures((root / "train",))
-    assert pictures.ids == ["aa", *(f"train{i:02d}" for i in range(6))]
-    assert pictures.paths[1] == root / "train" / "part_0" / "train00.jpg"
-    assert pictures.facts[0].size_bytes == 1
+    images = find_images((root / "train",))
+    assert images.ids == ["aa", *(f"train{i:02d}" for i in range(6))]
+    assert images.paths[1] == root / "train" / "part_0" / "train00.jpg"
+    assert images.facts[0].size_bytes == 1
 
 
 def test_a_second_file_of_an_id_is_told(root):
     (root / "train" / "part_0" / "train01.png").write_bytes(b"x")
-    pictures = find_pictures((root / "train",))
-    assert pictures.repeated == ("train01",)
-    assert pictures.paths[1].name == "train01.jpg"
+    images = find_images((root / "train",))
+    assert images.repeated == ("train01",)
+    assert images.paths[1].name == "train01.jpg"
 
 
-def test_a_list_of_pictures_stands_in_for_folders(tmp_path):
+def test_a_list_of_images_stands_in_for_folders(tmp_path):
     root = small_layout.write(tmp_path)
     listed = small_layout.lines(
-        root / "train_pictures.csv",
+        root / "train_image_paths.csv",
         "path,image_id",
         f"{root}/train/part_0/train01.jpg,b/1",
         f"{root}/train/part_0/train00.jpg,a/1",
         f"{root}/train/gone.jpg,c/1",
     )
-    pictures, _ = Layout.find(root).pictures()
-    assert pictures.ids == ["a/1", "b/1", "c/1"]
-    assert [path.name for path in pictures.paths][:2] == ["train00.jpg", "train01.jpg"]
-    assert [f.size_bytes > 0 for f in pictures.facts] == [True, True, False]
+    images, _ = Layout.find(root).images()
+    assert images.ids == ["a/1", "b/1", "c/1"]
+    assert [path.name for path in images.paths][:2] == ["train00.jpg", "train01.jpg"]
+    assert [f.size_bytes > 0 for f in images.facts] == [True, True, False]
     listed.write_text("image_id,path\na,x\na,y\n")
     with pytest.raises(InputError, match="the image_id 'a' 2 times"):
-        Layout.find(root).pictures()
+        Layout.find(root).images()
     listed.write_text("id,path\na,x\n")
     with pytest.raises(InputError, match="it needs the columns image_id,path"):
-        Layout.find(root).pictures()
+        Layout.find(root).images()

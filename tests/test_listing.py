@@ -1,4 +1,4 @@
-"""Which pictures a person means, in which order; what cannot be meant is refused."""
+"""Which images a person means, in which order; what cannot be meant is refused."""
 
 import os
 
@@ -11,7 +11,7 @@ from jaxii.evaluation import listing
 
 @pytest.fixture(autouse=True)
 def folder(tmp_path, monkeypatch):
-    """The current folder, with five pictures and other things in it."""
+    """The current folder, with five images and other things in it."""
     monkeypatch.chdir(tmp_path)
     for name in ("b.JPG", "a.png", "sub/c.jpeg", "sub/deeper/a,b.webp", "sub/b.jpg"):
         (tmp_path / name).parent.mkdir(parents=True, exist_ok=True)
@@ -22,7 +22,7 @@ def folder(tmp_path, monkeypatch):
     return tmp_path
 
 
-def test_a_folder_gives_its_pictures_at_any_depth_by_path_and_nothing_hidden(folder):
+def test_a_folder_gives_its_images_at_any_depth_by_path_and_nothing_hidden(folder):
     found = listing.find(str(folder))
     assert found.names == [
         "a.png",
@@ -52,7 +52,7 @@ def test_a_link_to_a_folder_is_followed_once_even_upwards(folder):
     assert "elsewhere/d.jpg" in names
 
 
-def test_two_pictures_of_one_id_are_refused_by_name_where_ids_count(folder):
+def test_two_images_of_one_id_are_refused_by_name_where_ids_count(folder):
     words = r"b.JPG and sub/b.jpg share the id b; rename .* --output=FILE.jsonl"
     with pytest.raises(InputError, match=words):
         listing.find(".").check_ids()
@@ -68,7 +68,7 @@ def test_a_list_of_ids_takes_their_files_in_its_order_and_some_have_none(folder)
     assert found.shown(1) == "gone (no such file)"
 
 
-def test_pictures_keep_the_order_in_which_they_are_given(folder):
+def test_images_keep_the_order_in_which_they_are_given(folder):
     assert listing.find("sub/c.jpeg,a.png").names == ["sub/c.jpeg", "a.png"]
     assert listing.find("sub/c.jpeg", ["b.JPG", "a.png"]).names == [
         "sub/c.jpeg",
@@ -82,7 +82,7 @@ def test_a_comma_in_the_name_of_a_file_is_no_separator(folder):
     assert listing.find("sub/deeper/a,b.webp").names == ["sub/deeper/a,b.webp"]
 
 
-def test_patterns_give_pictures_alone_sorted(folder):
+def test_patterns_give_images_alone_sorted(folder):
     assert listing.find("*").names == ["a.png", "b.JPG"]
     assert listing.find("sub/**/*").names == [
         "sub/b.jpg",
@@ -122,7 +122,7 @@ def test_a_csv_without_ids_takes_the_names_and_may_name_what_is_not_there(folder
         ("image_id,labels\na,\n", "For a list of ids give --images=FOLDER --ids=CSV"),
         ("path,image\na,b\n", "has the columns path, image; .* exactly one of path,"),
         ("", "has the columns none"),
-        ("path\n", "lists no picture"),
+        ("path\n", "lists no image"),
         ("path,image_id\na.png,a\nb.png\n", "row 3 has no path or no id"),
         ("path,image_id\n,a\n", "row 2 has no path or no id"),
         ("path\na.png\nb.png\na.png\n", "lists a.png more than once"),
@@ -142,10 +142,10 @@ def test_a_csv_that_cannot_be_used_is_refused(folder, text, words):
         ("none", "--images=none is not a folder or a file"),
         ("none.csv", "--images=none.csv is not a file; give a CSV with one of"),
         ("a.png,none.png", "--images=none.png is not a folder or a file"),
-        ("a.png,sub", "sub is a folder; give one folder, or pictures alone"),
+        ("a.png,sub", "sub is a folder; give one folder, or images alone"),
         ("a.png,a.png", "--images lists a.png more than once"),
-        ("*.gif", r"--images=\*.gif matches no picture; files may end in .jpg"),
-        ("empty", "empty has no picture; files may end in .jpg"),
+        ("*.gif", r"--images=\*.gif matches no image; files may end in .jpg"),
+        ("empty", "empty has no image; files may end in .jpg"),
         ("https://x.org/a.png", "is an address; .* download"),
     ],
 )

@@ -11,7 +11,7 @@ from pathlib import Path
 
 import cv2
 import jax
-import mixed_pictures
+import mixed_images
 import numpy as np
 import plain_data
 import pytest
@@ -327,7 +327,7 @@ def test_the_process_exits_with_the_code_and_one_line(words, code):
     assert re.fullmatch(r"jaxii: [^\n]+\n", found.stderr), found.stderr
 
 
-# `prepare`: what label files and pictures may look like.
+# `prepare`: what label files and images may look like.
 
 
 @pytest.fixture
@@ -349,7 +349,7 @@ def wrong_header(files):
     path.write_text(path.read_text().replace("LabelName", "Label"))
 
 
-def no_pictures(files):
+def no_images(files):
     for path in (files / "train" / "part_0").iterdir():
         path.unlink()
 
@@ -388,7 +388,7 @@ def output_is_a_file(files):
     ("spoil", "pattern"),
     [
         (wrong_header, "has the header ImageID,Source,Label,.*needs the columns"),
-        (no_pictures, "no training image is left .*ids of the label file"),
+        (no_images, "no training image is left .*ids of the label file"),
         (unknown_codes, "1 of 7 rows have an unknown label code.*'/m/strange'"),
         (bad_confidence, "'2'; it must be a number from 0 to 1"),
         (two_of_a_class, "/m/cat is listed twice"),
@@ -411,14 +411,14 @@ def test_metadata_that_is_not_there_is_refused(refused, files):
     refused((*prepare_words(files), "--train_metadata=none.csv"), "none.csv does not")
 
 
-def test_few_odd_rows_and_pictures_are_counted_and_left_out(run, tmp_path):
+def test_few_odd_rows_and_images_are_counted_and_left_out(run, tmp_path):
     files = small_layout.write(tmp_path / "files", num_train=40)
     labels = files / "train_human_labels.csv"
     append(labels, "train00,verification,/m/cat,1")
     append(labels, "train01,verification,/m/strange,1")
     append(labels, "absent,verification,/m/cat,1")
-    picture = files / "train" / "part_0" / "train02.jpg"
-    picture.write_bytes(picture.read_bytes()[:200])
+    image = files / "train" / "part_0" / "train02.jpg"
+    image.write_bytes(image.read_bytes()[:200])
     (files / "stage_1_test_images" / "test1.jpg").unlink()
     code, text, errors = run(*prepare_words(files))
     assert (code, errors) == (0, "")
@@ -438,7 +438,7 @@ def test_few_odd_rows_and_pictures_are_counted_and_left_out(run, tmp_path):
     assert (tmp_path / "data" / "dataset_info.json").exists()
 
 
-def test_grey_cmyk_and_png_pictures_are_all_accepted(run, files):
+def test_grey_cmyk_and_png_images_are_all_accepted(run, files):
     folder = files / "train" / "part_0"
     pixels = np.full((24, 32, 3), 99, np.uint8)
     cv2.imwrite(str(folder / "train00.jpg"), pixels[..., 0])
@@ -455,7 +455,7 @@ def test_grey_cmyk_and_png_pictures_are_all_accepted(run, files):
 
 @pytest.fixture(scope="module")
 def dataset(tmp_path_factory):
-    """A prepared dataset of 24 training pictures, 3 labelled test pictures."""
+    """A prepared dataset of 24 training images, 3 labelled test images."""
     root = tmp_path_factory.mktemp("dataset")
     files = small_layout.write(root / "files", num_train=24)
     small_layout.lines(
@@ -645,7 +645,7 @@ def trained(dataset, tmp_path_factory):
 def photos(tmp_path_factory):
     folder = tmp_path_factory.mktemp("photos")
     for i in range(13):
-        encoded = small_layout.picture(20 + 15 * i)
+        encoded = small_layout.jpeg(20 + 15 * i)
         cut = len(encoded) // 2 if i == 4 else len(encoded)
         (folder / f"photo{i:02d}.jpg").write_bytes(encoded[:cut])
     return folder
@@ -746,7 +746,7 @@ def test_the_files_of_an_evaluation_agree_on_slices_labels_and_images(evaluated)
 
 
 @pytest.mark.parametrize("decoder", NAMES)
-def test_predict_writes_a_row_for_every_picture(
+def test_predict_writes_a_row_for_every_image(
     run, evaluated, photos, tmp_path, decoder
 ):
     output = tmp_path / "answers.csv"
@@ -762,14 +762,14 @@ def test_predict_writes_a_row_for_every_picture(
         p.stem for p in photos.iterdir()
     )
     assert all(row.split(",")[1] for row in rows)
-    assert "13 pictures, 1 of them damaged and given the most frequent" in text
+    assert "13 images, 1 of them damaged and given the most frequent" in text
     assert f"decoder {decoder}" in text
     constant = json.loads((evaluated / "metrics.json").read_text())["constant"]
     assert rows[4] == f"photo04,{' '.join(constant['labels'])}"
 
 
 @pytest.mark.parametrize("decoder", NAMES)
-def test_pictures_of_which_none_can_be_read_are_refused(
+def test_images_of_which_none_can_be_read_are_refused(
     refused, evaluated, tmp_path, decoder
 ):
     for i in range(9):
@@ -777,20 +777,20 @@ def test_pictures_of_which_none_can_be_read_are_refused(
     words = f"--output={tmp_path / 'a.csv'}", f"--decoder={decoder}"
     refused(
         predict_words(evaluated, tmp_path, *words),
-        "none of the 9 pictures can be used.*a Git LFS pointer.*nothing was written",
+        "none of the 9 images can be used.*a Git LFS pointer.*nothing was written",
     )
 
 
 def test_mixed_files_get_a_row_each_and_the_damaged_are_named(run, evaluated, tmp_path):
     scene = Image.fromarray(np.arange(3 * 60 * 80, dtype=np.uint8).reshape(60, 80, 3))
     files = tmp_path / "files"
-    written = mixed_pictures.write(files, [scene], 60, 12)
+    written = mixed_images.write(files, [scene], 60, 12)
     damaged = [one.name for one in written if one.is_damaged]
     output, page = tmp_path / "a.jsonl", tmp_path / "a.html"
     words = f"--output={output}", f"--sheet={page}"
     code, text, errors = run(*predict_words(evaluated, files, *words))
     assert code == 0
-    assert "60 pictures, 12 of them damaged; decoder threshold" in text
+    assert "60 images, 12 of them damaged; decoder threshold" in text
     lines = [json.loads(line) for line in output.read_text("utf-8").splitlines()]
     assert [line["file"] for line in lines] == [one.name for one in written]
     assert [line["file"] for line in lines if "error" in line] == damaged
@@ -813,7 +813,7 @@ def test_a_shell_may_have_made_words_of_a_pattern(run, evaluated, photos, tmp_pa
     page = tmp_path / "a.html"
     words = [photos / f"photo{i:02d}.jpg" for i in (3, 2, 0)]
     code, text, _ = run(*predict_words(evaluated, *words, f"--sheet={page}"))
-    assert code == 0 and "3 pictures, 0 of them damaged" in text
+    assert code == 0 and "3 images, 0 of them damaged" in text
     names = re.findall(r"photo\d\d.jpg</bdi></p>", page.read_text("utf-8"))
     assert [name[5:7] for name in names] == ["03", "02", "00"]
     assert [path.name for path in tmp_path.iterdir()] == ["a.html"]
@@ -895,7 +895,7 @@ def test_the_embedding_decoder_needs_a_stage_with_the_head(
     ("more", "pattern"),
     [
         (["--images=none"], "--images=none is not a folder or a file"),
-        (["--images=configs"], "--images=configs has no picture; files may end in"),
+        (["--images=configs"], "--images=configs has no image; files may end in"),
         (["--ids=none.csv"], "--ids=none.csv is not a file"),
         (["--stage=bonus"], "use one of multitask, f2, classifier"),
         (["--output=configs"], "--output=configs is a folder"),
@@ -978,7 +978,7 @@ def test_a_folder_that_is_mistyped_is_answered_with_the_one_there_is(refused, tm
 
 
 def test_new_writes_a_recipe_that_the_command_line_loads(run, tmp_path):
-    plain_data.spaces(tmp_path, [(small_layout.picture(9), ["a", "b"])] * 12)
+    plain_data.spaces(tmp_path, [(small_layout.jpeg(9), ["a", "b"])] * 12)
     words = ("--images=" + str(tmp_path / "photos"), f"--labels={tmp_path}/labels.csv")
     code, said, errors = run(
         "new", tmp_path / "mine", *words, "--label_separator=space"

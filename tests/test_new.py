@@ -23,7 +23,7 @@ from jaxii.evaluation.predictor import write_submission
 from jaxii.prepare import label_files
 from jaxii.prepare import recipe as recipes
 from jaxii.prepare.kaggle import Layout, prepare
-from jaxii.prepare.tables import cells, labelled, pictures, rows
+from jaxii.prepare.tables import cells, images, labelled, rows
 from jaxii.prepare.tables.notes import Notes, shown
 from jaxii.prepare.tables.paths import NOWHERE, Matcher
 from jaxii.prepare.tables.table import read_table
@@ -42,23 +42,23 @@ OPTIONS = {
     "label_column": "",
     "label_separator": "",
     "fold_case": False,
-    "min_pictures": 1,
+    "min_images": 1,
 }
 
 
 def examples(number=60):
     return [
-        (small_layout.picture(20 + 3 * i % 200), LABELS[i % len(LABELS)])
+        (small_layout.jpeg(20 + 3 * i % 200), LABELS[i % len(LABELS)])
         for i in range(number)
     ]
 
 
 def label_file(tmp_path, text, names=("a.jpg", "b.jpg", "c.jpg", "d.jpg")):
-    """Writes pictures and a label file; returns both places."""
+    """Writes images and a label file; returns both places."""
     for name in names:
         path = tmp_path / "photos" / name
         path.parent.mkdir(parents=True, exist_ok=True)
-        path.write_bytes(small_layout.picture(50))
+        path.write_bytes(small_layout.jpeg(50))
     file = tmp_path / "labels.csv"
     file.write_bytes(text if isinstance(text, bytes) else text.encode())
     return tmp_path / "photos", file
@@ -68,7 +68,7 @@ def look(root, file, **options):
     """Returns what was found and what was said."""
     options = OPTIONS | options
     notes = Notes()
-    files = pictures.find(root, notes)
+    files = images.find(root, notes)
     if file is None:
         given = rows.of_folders(files, root, notes)
     else:
@@ -82,7 +82,7 @@ def look(root, file, **options):
         root,
         notes,
         fold_case=options["fold_case"],
-        min_pictures=options["min_pictures"],
+        min_images=options["min_images"],
     )
     return found, "\n".join(notes.lines)
 
@@ -96,7 +96,7 @@ def named(found):
 
 
 def truth(given):
-    """Returns the labels of each picture as `plain_data` wrote them."""
+    """Returns the labels of each image as `plain_data` wrote them."""
     wanted = {}
     for i, (_, labels) in enumerate(given):
         name = f"{'été' if i % 2 else 'a'}/img{i // 2:04d}"
@@ -224,7 +224,7 @@ def test_a_file_that_is_no_table_is_refused_by_what_it_is(tmp_path, data, words)
         read_table(path, Notes())
 
 
-# Which picture is meant.
+# Which image is meant.
 
 
 @pytest.mark.parametrize(
@@ -239,7 +239,7 @@ def test_a_file_that_is_no_table_is_refused_by_what_it_is(tmp_path, data, words)
         (["/other/1.jpg", "/other/2.jpg"], [NOWHERE, 2], "by the name"),
         # Of two folders one is there, and nothing says which.
         (["train/z/2.jpg", "test/z/2.jpg", "test/x/1"], [NOWHERE, NOWHERE, 0], "first"),
-        # One is missing, and a picture of the same name elsewhere is not it.
+        # One is missing, and an image of the same name elsewhere is not it.
         (["x/1.jpg", "y/2.jpg"], [0, NOWHERE], "below"),
     ],
 )
@@ -320,16 +320,16 @@ def test_case_is_folded_only_when_asked(tmp_path):
     assert found.labels == ["Dog", "cat"]
 
 
-def test_rare_labels_stay_unless_told_and_their_pictures_are_named(tmp_path):
+def test_rare_labels_stay_unless_told_and_their_images_are_named(tmp_path):
     text = "path,label\na.jpg,x\nb.jpg,x\nc.jpg,y\nb.jpg,y\nd.jpg,z\n"
     found, said = look(*label_file(tmp_path, text))
     assert found.labels == ["x", "y", "z"]
-    assert "fewer than 10 pictures" in said
+    assert "fewer than 10 images" in said
     place = tmp_path / "photos", tmp_path / "labels.csv"
-    found, said = look(*place, min_pictures=2)
+    found, said = look(*place, min_images=2)
     assert found.labels == ["x", "y"]
-    assert "1 labels of fewer than 2 training pictures: 'z'" in said
-    assert re.search(r"1 pictures all of whose labels are left out: .*d\.jpg", said)
+    assert "1 labels of fewer than 2 training images: 'z'" in said
+    assert re.search(r"1 images all of whose labels are left out: .*d\.jpg", said)
 
 
 def test_confidences_are_kept_and_contradictions_said(tmp_path):
@@ -352,14 +352,14 @@ def test_codes_have_no_white_space_and_stay_different(tmp_path):
     assert "single spaces" in said or "spaces around and between" in said
 
 
-def test_a_column_of_row_numbers_does_not_name_the_pictures(tmp_path):
+def test_a_column_of_row_numbers_does_not_name_the_images(tmp_path):
     names = [f"{i}.jpg" for i in range(6)]
     rows_ = "".join(f"{i},{5 - i}.jpg,label{5 - i}\n" for i in range(6))
     found, _ = look(*label_file(tmp_path, "id,img_path,label\n" + rows_, names))
     assert named(found) == {str(i): [f"label{i}"] for i in range(6)}
 
 
-def test_a_missing_picture_is_not_its_namesake_elsewhere(tmp_path):
+def test_a_missing_image_is_not_its_namesake_elsewhere(tmp_path):
     names = [f"train/{i}.jpg" for i in range(5)] + ["extra/9.jpg"]
     text = "path,label\n" + "".join(f"train/{i}.jpg,{i % 2}\n" for i in range(5))
     found, said = look(*label_file(tmp_path, text + "test/9.jpg,zebra\n", names))
@@ -395,17 +395,17 @@ def test_an_empty_split_leaves_the_word_to_another_row(tmp_path):
 def test_a_group_on_two_sides_is_said(tmp_path):
     text = "path,label,split,group\na.jpg,x,train,g\nb.jpg,y,train,h\nc.jpg,x,test,g\n"
     _, said = look(*label_file(tmp_path, text))
-    assert "1 groups have pictures in more than one split" in said
+    assert "1 groups have images in more than one split" in said
 
 
 def test_no_control_character_of_a_label_reaches_the_terminal():
     assert shown(["\x1b[31mred", "a\u202eb"]) == r"'\x1b[31mred', 'a\u202eb'"
 
 
-# Pictures.
+# Images.
 
 
-def broken_pictures():
+def broken_images():
     noise = np.random.default_rng(0).integers(0, 256, (64, 80, 3), np.uint8)
     jpeg, png, webp = (
         cv2.imencode(kind, noise)[1].tobytes() for kind in (".jpg", ".png", ".webp")
@@ -426,24 +426,24 @@ def broken_pictures():
 
 
 @pytest.mark.parametrize("most_decoded", [0, 100])
-def test_broken_pictures_are_found_by_header_and_by_decoding(
+def test_broken_images_are_found_by_header_and_by_decoding(
     tmp_path, monkeypatch, most_decoded
 ):
-    monkeypatch.setattr(pictures, "MOST_DECODED", most_decoded)
-    made = broken_pictures()
+    monkeypatch.setattr(images, "MOST_DECODED", most_decoded)
+    made = broken_images()
     for name, (content, _) in made.items():
         (tmp_path / name).write_bytes(content)
-    checked = pictures.check([str(tmp_path / name) for name in made])
+    checked = images.check([str(tmp_path / name) for name in made])
     assert checked.decoded == (most_decoded > 0)
     assert checked.short_sides.tolist() == [64] * 3
     for number, (name, (_, why)) in enumerate(made.items()):
         assert why in checked.broken.get(number, "-" if why else ""), name
 
 
-def test_a_folder_without_pictures_says_what_is_in_it(tmp_path):
+def test_a_folder_without_images_says_what_is_in_it(tmp_path):
     (tmp_path / "a.tiff").write_bytes(b"II")
-    with pytest.raises(InputError, match=r"no picture in it.*\.tiff"):
-        pictures.find(tmp_path, Notes())
+    with pytest.raises(InputError, match=r"no image in it.*\.tiff"):
+        images.find(tmp_path, Notes())
 
 
 # The recipe.
@@ -511,7 +511,7 @@ def made(tmp_path, capsys):
     return tmp_path / "mine", capsys.readouterr().out
 
 
-def test_what_new_writes_is_prepared_whole_and_no_picture_is_copied(made):
+def test_what_new_writes_is_prepared_whole_and_no_image_is_copied(made):
     folder, _ = made
     assert not list(folder.rglob("*.jpg"))
     counts = prepare(Layout.find(folder / "files"), folder / "prepared", short_side=32)
@@ -559,7 +559,7 @@ def test_a_refusal_leaves_nothing_and_says_what_was_found(tmp_path, capsys):
     with pytest.raises(InputError, match="1 labels are left"):
         new(tmp_path / "mine", images=root, labels=file, **OPTIONS)
     assert not (tmp_path / "mine").exists()
-    assert "column 'path' names the pictures" in capsys.readouterr().out
+    assert "column 'path' names the images" in capsys.readouterr().out
 
 
 def test_codes_of_labels_with_spaces_can_be_submitted_and_read_back(tmp_path):

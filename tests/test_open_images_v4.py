@@ -25,11 +25,11 @@ def _examples(self, number):
             {"label": codes[i + 1], "confidence": 7, "source": "machine"},
             {"label": codes[9], "confidence": 0, "source": "crowdsource-verification"},
         ]
-        picture = small_layout.picture(40 + i)
+        image = small_layout.jpeg(40 + i)
         yield (
             name,
             {
-                "image": io.BytesIO(picture),
+                "image": io.BytesIO(image),
                 "image/filename": name,
                 "objects": objects,
                 "objects_trainable": objects if i else [],

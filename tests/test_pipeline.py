@@ -25,17 +25,17 @@ def jpeg(value):
 
 
 class Source:
-    """Pictures that are their number, and labels that are too."""
+    """Images that are their number, and labels that are too."""
 
     def __init__(self, length):
-        self.pictures = [jpeg(i) for i in range(length)]
+        self.images = [jpeg(i) for i in range(length)]
 
     def __len__(self):
-        return len(self.pictures)
+        return len(self.images)
 
     def __getitem__(self, index):
         return {
-            "image": self.pictures[index],
+            "image": self.images[index],
             "label_ids": np.array([index % 7, 3], np.int32),
             "label_confidences": np.array([1.0, 0.25], np.float32),
             "label_sources": np.array([0, 1], np.uint8),
@@ -172,9 +172,9 @@ def test_pixels_belong_to_their_row():
             assert (pixels == (row if mask else 0)).all()
 
 
-def test_a_damaged_picture_is_masked_when_asked_and_raises_otherwise():
+def test_a_damaged_image_is_masked_when_asked_and_raises_otherwise():
     source = Source(3)
-    source.pictures[1] = b"no picture"
+    source.images[1] = b"no image"
     share = Share(global_batch_size=3)
     kwargs = {
         "transform": EvalTransform(size_pixels=SIZE),
@@ -184,7 +184,7 @@ def test_a_damaged_picture_is_masked_when_asked_and_raises_otherwise():
     (batch,) = eval_batches(source, mask_damaged=True, **kwargs)
     assert batch["mask"].tolist() == [1.0, 0.0, 1.0]
     assert batch["index"].tolist() == [0, 1, 2]
-    with pytest.raises(ValueError, match="picture"):
+    with pytest.raises(ValueError, match="image"):
         list(eval_batches(source, **kwargs))
 
 

@@ -1,11 +1,11 @@
-"""Pictures on disk to a submission: every file a row, in order, damaged ones too."""
+"""Images on disk to a submission: every file a row, in order, damaged ones too."""
 
 import csv
 import dataclasses
 import json
 
 import jax.numpy as jnp
-import mixed_pictures
+import mixed_images
 import numpy as np
 import pytest
 import small_layout
@@ -15,7 +15,7 @@ from jaxii.data.pipeline import LabelPolicy, Share, eval_batches
 from jaxii.data.transforms import EvalTransform
 from jaxii.distributed.mesh import make_mesh
 from jaxii.evaluation import listing, predictor
-from jaxii.evaluation.image_records import PictureFiles
+from jaxii.evaluation.image_records import ImageFiles
 from jaxii.evaluation.models import Model, make_predict
 from jaxii.evaluation.provenance import Provenance
 from jaxii.models.multitask import Outputs
@@ -25,7 +25,7 @@ PROVENANCE = {"clean": True}
 
 
 def apply(params, batch_stats, images, *, train, key):
-    """Says whether a picture is dark or light."""
+    """Says whether an image is dark or light."""
     shade = jnp.mean(images.astype(jnp.float32), axis=(1, 2, 3)) / 255 - 0.5
     logits = jnp.stack([-20 * shade, 20 * shade, 0 * shade], axis=-1)
     return Outputs(logits=logits, embedding=None, features=logits), batch_stats
@@ -41,12 +41,12 @@ def read(path):
 
 
 @pytest.fixture
-def pictures(tmp_path):
-    """13 files: dark and light in turn; 3 is cut short, 7 empty, 12 no picture."""
-    folder = tmp_path / "pictures"
+def images(tmp_path):
+    """13 files: dark and light in turn; 3 is cut short, 7 empty, 12 no image."""
+    folder = tmp_path / "images"
     folder.mkdir()
     for i in range(13):
-        encoded = small_layout.picture(30 if i % 2 == 0 else 220, 40, 40)
+        encoded = small_layout.jpeg(30 if i % 2 == 0 else 220, 40, 40)
         encoded = {3: encoded[: len(encoded) // 2], 7: b"", 12: b"GIF89a"}.get(
             i, encoded
         )
@@ -55,7 +55,7 @@ def pictures(tmp_path):
 
 
 def files_of(given, more=()):
-    return PictureFiles(listing.find(str(given), more), 256)
+    return ImageFiles(listing.find(str(given), more), 256)
 
 
 def answers_of(files, progress=lambda *_: None):
@@ -80,9 +80,9 @@ def answers_of(files, progress=lambda *_: None):
     )
 
 
-def test_every_file_has_an_answer_in_order_and_damaged_ones_a_fault(pictures):
+def test_every_file_has_an_answer_in_order_and_damaged_ones_a_fault(images):
     seen = []
-    answers = answers_of(files_of(pictures), lambda *progress: seen.append(progress))
+    answers = answers_of(files_of(images), lambda *progress: seen.append(progress))
     assert [given.row for given in answers] == list(range(13))
     expected = [[] if i in (3, 7, 12) else [i % 2] for i in range(13)]
     assert [list(given.label_ids) for given in answers] == expected
@@ -92,15 +92,15 @@ def test_every_file_has_an_answer_in_order_and_damaged_ones_a_fault(pictures):
     assert seen == [(8, 13, "predict"), (13, 13, "predict")]
 
 
-def test_an_id_without_a_file_is_damaged(pictures):
-    chosen = files_of(pictures).listing.select(["p01", "gone", "p00"])
-    answers = answers_of(PictureFiles(chosen, 256))
+def test_an_id_without_a_file_is_damaged(images):
+    chosen = files_of(images).listing.select(["p01", "gone", "p00"])
+    answers = answers_of(ImageFiles(chosen, 256))
     assert [list(given.label_ids) for given in answers] == [[1], [], [0]]
     assert [given.fault for given in answers] == ["", "no file of this id", ""]
 
 
-def test_answers_come_while_pictures_are_still_unread(pictures):
-    files = files_of(pictures)
+def test_answers_come_while_images_are_still_unread(images):
+    files = files_of(images)
     seen = []
     mesh = make_mesh()
 
@@ -215,14 +215,14 @@ def test_scores_below_the_floor_are_left_out_but_for_labels_that_were_chosen(tmp
     assert line["scores"] == {"/m/light": 0.5}
 
 
-def test_nothing_is_said_of_a_damaged_picture_but_that_it_is(tmp_path):
+def test_nothing_is_said_of_a_damaged_image_but_that_it_is(tmp_path):
     (line,) = lines_of(tmp_path, [given(0, [], [0.9] * 3, "truncated")], ["a.jpg"])
     assert (line["labels"], line["scores"]) == ([], {})
     assert line["error"] == "truncated"
 
 
 def test_odd_names_come_back_from_json_lines_as_they_were(tmp_path):
-    names = [*mixed_pictures.NAMES, mixed_pictures.NO_UTF8]
+    names = [*mixed_images.NAMES, mixed_images.NO_UTF8]
     answers = [given(row, [0], [0.5] * 3) for row in range(len(names))]
     assert [line["file"] for line in lines_of(tmp_path, answers, names)] == names
     assert "😀" in (tmp_path / "answers.jsonl").read_text("utf-8")

@@ -97,7 +97,7 @@ def test_an_image_is_scored_that_has_an_entry_though_of_an_absence():
 
 def test_machine_labels_alone_are_no_truth(tmp_path):
     def machine_only(files):
-        (files / "train" / "extra.jpg").write_bytes(small_layout.picture(9))
+        (files / "train" / "extra.jpg").write_bytes(small_layout.jpeg(9))
         with (files / "train_machine_labels.csv").open("a") as file:
             file.write("extra,machine,/m/cat,0.9\n")
         rows = "image_id", "extra", "train01"
@@ -128,7 +128,7 @@ def test_train_rows_belong_to_what_is_left_of_train(directory):
     data = opened(directory)
     train = data.split("train")
     assert len(data.train_rows.offsets) == train.num_examples + 1
-    # small_layout gives picture i the label i % 3.
+    # small_layout gives image i the label i % 3.
     expected = [int(image_id[-2:]) % 3 for image_id in train.index.image_ids]
     np.testing.assert_array_equal(data.train_rows.label_ids, expected)
 
@@ -224,8 +224,8 @@ def test_train_alone_is_enough(tmp_path):
     def without_the_rest(files):
         (files / "tuning_labels.csv").unlink()
         (files / "stage_1_sample_submission.csv").unlink()
-        for picture in (files / "stage_1_test_images").iterdir():
-            picture.unlink()
+        for image in (files / "stage_1_test_images").iterdir():
+            image.unlink()
 
     data = opened(prepared(tmp_path, edit=without_the_rest))
     assert set(data.splits) == {"train", "validation"}

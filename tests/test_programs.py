@@ -166,7 +166,7 @@ class Outputs(NamedTuple):
 
 
 def constant_model(probs):
-    """Returns a model that says the same of every picture."""
+    """Returns a model that says the same of every image."""
 
     def apply(params, batch_stats, images, *, train, key):
         nothing = 0 * images.astype(jnp.float32).mean(axis=(1, 2, 3))

@@ -60,7 +60,7 @@ def get_config(split="train"):
 
 
 def dataset(root, *, tuning=("/m/cat /m/dog", "/m/boat"), test=("/m/cat",) * 3):
-    """Prepares 24 training, 2 tuning and 3 test pictures, with these labels."""
+    """Prepares 24 training, 2 tuning and 3 test images, with these labels."""
     files = small_layout.write(root / "files", num_train=24)
     rows = [f"tune{i},{labels}" for i, labels in enumerate(tuning)]
     small_layout.lines(files / "tuning_labels.csv", *rows)
@@ -110,7 +110,7 @@ class Runs:
         return self("evaluate", f"--workdir={self.folder / name}", *words, code=code)
 
     def predict(self, name, *words, code=0):
-        """Predicts the test's pictures; returns what it printed, and the record."""
+        """Predicts the test's images; returns what it printed, and the record."""
         output = self.folder / "answers.csv"
         said = self(
             "predict",
@@ -424,7 +424,7 @@ def test_nothing_is_fitted_on_the_test(runs):
 
 
 def rearranged(root, rename, *, validation=()):
-    """Prepares the same pictures under other ids, by `rename` of the usual ones."""
+    """Prepares the same images under other ids, by `rename` of the usual ones."""
     files = small_layout.write(root / "files", num_train=24)
     for path in (*files.rglob("*.jpg"),):
         path.rename(path.with_name(f"{rename(path.stem)}.jpg"))

@@ -44,20 +44,20 @@ def test_a_small_upright_jpeg_keeps_its_bytes():
     assert recode(data, short_side=60) is data
 
 
-def test_a_larger_picture_is_reduced_to_the_short_side():
+def test_a_larger_image_is_reduced_to_the_short_side():
     assert decoded(recode(encoded(scene(300, 450)), short_side=64)).shape == (64, 96, 3)
 
 
-def test_a_tall_picture_is_reduced_to_the_short_side():
+def test_a_tall_image_is_reduced_to_the_short_side():
     assert decoded(recode(encoded(scene(450, 300)), short_side=64)).shape == (96, 64, 3)
 
 
-def test_a_reduced_picture_looks_the_same():
+def test_a_reduced_image_looks_the_same():
     small = recode(encoded(scene(480, 640), quality=95), short_side=60)
     assert difference(small, scene(60, 80)) < 3
 
 
-def test_a_small_picture_is_not_enlarged():
+def test_a_small_image_is_not_enlarged():
     data = recode(encoded(scene(20, 30), "PNG"), short_side=64)
     assert decoded(data).shape == (20, 30, 3)
 

@@ -12,7 +12,7 @@ from jaxii.evaluation.details import Details, Gallery, ShownImage
 from jaxii.report.page import render, write_report
 from jaxii.report.templates import templates
 
-JPEG = b"\xff\xd8 not really a picture"
+JPEG = b"\xff\xd8 not really an image"
 RTL = "\u202egpj.exe"
 
 
@@ -120,10 +120,10 @@ def test_images_stand_with_their_labels_the_worst_first(full):
     assert "and 22 more wrong" in part
 
 
-def test_an_image_that_cannot_be_read_is_listed_without_a_picture():
+def test_an_image_that_cannot_be_read_is_listed_without_a_image():
     gallery = Gallery(split="test", best=(), worst=(image(jpeg=b""),))
     text = page(details(gallery=gallery))
-    assert "no picture" in text
+    assert "no image" in text
     assert "data:image" not in text
 
 

@@ -1,6 +1,6 @@
 """Figures are those of all labels of the images whose truth is known, and of no other.
 
-Whole runs, on pictures whose shade is the truth: an oracle is right about each of them.
+Whole runs, on images whose shade is the truth: an oracle is right about each of them.
 """
 
 import json
@@ -17,7 +17,7 @@ from jaxii.prepare.kaggle import Layout, prepare
 from jaxii.runs.workdir import Workdir
 
 CODES = tuple(f"/m/{i}" for i in range(12))
-# Kinds of pictures, by their labels; the last has more than a multiple of eight.
+# Kinds of images, by their labels; the last has more than a multiple of eight.
 TRUTHS = ((0,), (3, 4), tuple(range(1, 11)))
 HEADER = "ImageID,Source,LabelName,Confidence"
 
@@ -36,7 +36,7 @@ def write(root, *, num_train=36, unknown_validation=0, unknown_test=0):
         (files / folder).mkdir(parents=True)
 
     def save(folder, image_id, kind):
-        small_layout.put(files / folder, image_id, oracle.picture(kind, len(TRUTHS)))
+        small_layout.put(files / folder, image_id, oracle.image(kind, len(TRUTHS)))
 
     human, machine, validation, truth, meta = [], [], [], [], []
     for i in range(num_train + unknown_validation):
@@ -183,7 +183,7 @@ def test_preparation_counts_test_images_without_a_label(with_unknown):
 
 def test_a_validation_split_that_nobody_verified_is_refused_before_training(tmp_path):
     files = small_layout.write(tmp_path / "files")
-    (files / "train" / "extra.jpg").write_bytes(small_layout.picture(9))
+    (files / "train" / "extra.jpg").write_bytes(small_layout.jpeg(9))
     with (files / "train_machine_labels.csv").open("a") as file:
         file.write("extra,machine,/m/cat,0.9\n")
     small_layout.lines(files / "validation_ids.csv", "image_id", "extra")

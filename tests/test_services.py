@@ -32,7 +32,7 @@ def mlflow(tmp_path, monkeypatch):
     package = pytest.importorskip("mlflow")
     monkeypatch.setenv("MLFLOW_TRACKING_URI", f"sqlite:///{tmp_path}/mlflow.db")
     monkeypatch.setenv("MLFLOW_EXPERIMENT_NAME", "trees")
-    # Pictures go below the folder that MLflow is called in.
+    # Images go below the folder that MLflow is called in.
     monkeypatch.chdir(tmp_path)
     return package
 
@@ -41,7 +41,7 @@ def test_an_mlflow_run_is_resumed_and_ends_with_its_result(tmp_path, mlflow):
     said = []
     first = Mlflow(tmp_path, FACTS, said.append)
     first.scalars(10, {"train/objective": 3.0})
-    first.pictures(0, "pictures/f2", PIXELS, NAMES)
+    first.images(0, "images/f2", PIXELS, NAMES)
     first.close()
     client = mlflow.MlflowClient()
     name = run_id(tmp_path, "mlflow")
@@ -61,9 +61,9 @@ def test_an_mlflow_run_is_resumed_and_ends_with_its_result(tmp_path, mlflow):
     assert client.get_experiment_by_name("trees").experiment_id == (
         run.info.experiment_id
     )
-    files = {file.path for file in client.list_artifacts(name, "pictures")}
-    assert files == {"pictures/pictures_f2_0.png", "pictures/pictures_f2_0.txt"}
-    text = client.download_artifacts(name, "pictures/pictures_f2_0.txt", str(tmp_path))
+    files = {file.path for file in client.list_artifacts(name, "images")}
+    assert files == {"images/images_f2_0.png", "images/images_f2_0.txt"}
+    text = client.download_artifacts(name, "images/images_f2_0.txt", str(tmp_path))
     captions = Path(text).read_text(encoding="utf-8")
     assert captions == f"1: {NAMES[0]}\n2: {NAMES[1]}"
     assert name in said[0]
@@ -95,7 +95,7 @@ def test_a_wandb_run_is_kept_offline_and_goes_on_under_its_id(tmp_path, wandb):
     for _ in range(2):
         tracker = Wandb(tmp_path, FACTS, said.append)
         tracker.scalars(10, {"train/objective": 3.0})
-        tracker.pictures(0, "pictures/f2", PIXELS, NAMES)
+        tracker.images(0, "images/f2", PIXELS, NAMES)
         tracker.result(10, {"result/test/f2": 0.5})
         tracker.close()
     name = run_id(tmp_path, "wandb")

@@ -4,7 +4,7 @@ import dataclasses
 import re
 from html.parser import HTMLParser
 
-import mixed_pictures
+import mixed_images
 import numpy as np
 import pytest
 import small_layout
@@ -15,7 +15,7 @@ from jaxii.evaluation.provenance import Provenance
 from jaxii.report import sheet
 from jaxii.report.sheet import Sheet
 
-ODD = (*mixed_pictures.NAMES, mixed_pictures.NO_UTF8)
+ODD = (*mixed_images.NAMES, mixed_images.NO_UTF8)
 VOCABULARY = Vocabulary(tuple(f"/m/{i}" for i in range(len(ODD))), ODD)
 FACTS = Facts(
     source="/photos/<b>mine</b>",
@@ -126,7 +126,7 @@ def test_a_result_that_is_not_clean_says_so_first():
     assert record.caveats()[0] in page
 
 
-def test_damaged_pictures_are_shown_as_such_and_listed(monkeypatch):
+def test_damaged_images_are_shown_as_such_and_listed(monkeypatch):
     monkeypatch.setattr(sheet, "MOST_DAMAGED_LISTED", 2)
     answers = [given(0), *(given(row, f"fault <{row}>") for row in (1, 2, 3))]
     _, page = page_of(["a.jpg", "b.jpg", "c.jpg", "d.jpg"], answers)
@@ -136,12 +136,12 @@ def test_damaged_pictures_are_shown_as_such_and_listed(monkeypatch):
     listed = page[page.index('id="damaged"') :]
     assert "b.jpg" in listed and "c.jpg" in listed and "d.jpg" not in listed
     assert "And 1 more" in listed
-    assert "75.0% of the pictures" in page
-    # Of the one picture that was seen.
+    assert "75.0% of the images" in page
+    # Of the one image that was seen.
     assert "<b>2.00</b>" in page
 
 
-def test_a_sheet_of_many_pictures_shows_some_evenly_and_says_so(monkeypatch):
+def test_a_sheet_of_many_images_shows_some_evenly_and_says_so(monkeypatch):
     monkeypatch.setattr(sheet, "MOST_SHOWN", 4)
     read = []
 
@@ -158,7 +158,7 @@ def test_a_sheet_of_many_pictures_shows_some_evenly_and_says_so(monkeypatch):
     assert "all of them below" in page
 
 
-def test_a_picture_that_is_gone_since_keeps_its_answer():
+def test_a_image_that_is_gone_since_keeps_its_answer():
     def thumbnail(row):
         raise ValueError("no such file")
 
@@ -167,8 +167,8 @@ def test_a_picture_that_is_gone_since_keeps_its_answer():
     assert page.count("--score:") == 2
 
 
-def test_a_sheet_stays_small_however_many_pictures(monkeypatch):
-    jpeg = small_layout.picture(100, 240, 240)
+def test_a_sheet_stays_small_however_many_images(monkeypatch):
+    jpeg = small_layout.jpeg(100, 240, 240)
 
     def size(number):
         names = [f"{row}.jpg" for row in range(number)]

@@ -26,12 +26,12 @@ def write(root):
     files = small_layout.write(root / "files", num_train=24)
     for i in range(24):
         small_layout.put(
-            files / "train" / "part_0", f"train{i:02d}", oracle.picture(i % 3, 3)
+            files / "train" / "part_0", f"train{i:02d}", oracle.image(i % 3, 3)
         )
     images = files / "stage_1_test_images"
     names = [f"test{i}" for i in range(NUM_TEST)] + ["tune0", "tune1"]
     for i, name in enumerate(names):
-        encoded = small_layout.named(oracle.picture(i % 3, 3), name)
+        encoded = small_layout.named(oracle.image(i % 3, 3), name)
         encoded = encoded[: len(encoded) // 2] if name == DAMAGED else encoded
         (images / f"{name}.jpg").write_bytes(encoded)
     (images / f"{MISSING}.jpg").unlink()

@@ -8,7 +8,7 @@ import pytest
 
 from jaxii.manifest import describe
 from jaxii.train.telemetry.history import read_history
-from jaxii.train.telemetry.images import Pictures
+from jaxii.train.telemetry.images import Images
 from jaxii.train.telemetry.telemetry import Telemetry, ThroughputMeter
 
 
@@ -69,8 +69,8 @@ class Recorder:
     def scalars(self, step, values):
         self.told.append(("scalars", step, dict(values)))
 
-    def pictures(self, step, name, pixels, captions):
-        self.told.append(("pictures", step, name, captions))
+    def images(self, step, name, pixels, captions):
+        self.told.append(("images", step, name, captions))
 
     def result(self, step, figures):
         self.told.append(("result", step, dict(figures)))
@@ -401,11 +401,11 @@ def test_a_tracker_is_told_finite_figures_in_order_and_is_left_open(tmp_path):
     recorder = Recorder()
     with open_telemetry(tmp_path, tracker=recorder) as telemetry:
         start(telemetry, first_step=5)
-        telemetry.pictures(Pictures(np.zeros((2, 2, 3), np.uint8), ("dog",)))
+        telemetry.images(Images(np.zeros((2, 2, 3), np.uint8), ("dog",)))
         telemetry.log_train(10, {"objective": 2.5, "gradient_norm": math.nan})
         telemetry.log_evaluation(10, {"validation/f2": 0.25})
-    pictures, train, evaluation, flush = recorder.told
-    assert pictures == ("pictures", 5, "pictures/multitask", ("dog",))
+    images, train, evaluation, flush = recorder.told
+    assert images == ("images", 5, "images/multitask", ("dog",))
     assert train[:2] == ("scalars", 10)
     assert train[2]["train/objective"] == 2.5
     assert "train/gradient_norm" not in train[2]
@@ -420,7 +420,7 @@ def test_only_the_lead_process_writes(tmp_path):
     recorder = Recorder()
     with open_telemetry(workdir, stream, is_lead=False, tracker=recorder) as telemetry:
         start(telemetry)
-        telemetry.pictures(Pictures(np.zeros((2, 2, 3), np.uint8), ("dog",)))
+        telemetry.images(Images(np.zeros((2, 2, 3), np.uint8), ("dog",)))
         with telemetry.paused():
             telemetry.log_evaluation(10, {"validation/f2": 0.25})
         telemetry.waited(1.0)

@@ -127,10 +127,10 @@ def test_losses_and_weights_by_term_are_laid_out_side_by_side(tmp_path):
     assert rb"train/weight/.*" in layout
 
 
-def test_pictures_come_back_pixel_by_pixel_with_their_labels(tmp_path):
+def test_images_come_back_pixel_by_pixel_with_their_labels(tmp_path):
     tracker = write(tmp_path)
     pixels = np.arange(4 * 6 * 3, dtype=np.uint8).reshape(4, 6, 3)
-    tracker.pictures(7, "train/f2", pixels, ("dog, cat", HOSTILE["script"]))
+    tracker.images(7, "train/f2", pixels, ("dog, cat", HOSTILE["script"]))
     tracker.close()
     image = value_of(tmp_path, "train/f2").image
     assert (image.height, image.width) == (4, 6)

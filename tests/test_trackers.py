@@ -39,8 +39,8 @@ class Recorder:
     def scalars(self, step, values):
         self._take("scalars", step, values)
 
-    def pictures(self, step, name, pixels, captions):
-        self._take("pictures", step, name, pixels.shape, captions)
+    def images(self, step, name, pixels, captions):
+        self._take("images", step, name, pixels.shape, captions)
 
     def result(self, step, figures):
         self._take("result", step, figures)
@@ -54,14 +54,14 @@ class Recorder:
 
 def tell(trackers):
     trackers.scalars(1, {"train/objective": 2.0})
-    trackers.pictures(1, "pictures/f2", PIXELS, ("dog",))
+    trackers.images(1, "images/f2", PIXELS, ("dog",))
     trackers.flush()
     trackers.result(2, {"result/test/f2": 0.5})
 
 
 TOLD = [
     ("scalars", 1, {"train/objective": 2.0}),
-    ("pictures", 1, "pictures/f2", (2, 3, 3), ("dog",)),
+    ("images", 1, "images/f2", (2, 3, 3), ("dog",)),
     ("flush",),
     ("result", 2, {"result/test/f2": 0.5}),
     ("close",),

@@ -3,7 +3,7 @@
 import io
 
 import cv2
-import mixed_pictures
+import mixed_images
 import numpy as np
 import PIL.Image
 import pytest
@@ -21,7 +21,7 @@ from jaxii.data.transforms import (
 
 
 def quarters(height=80, width=120):
-    """Four plain quarters, so that a place in the picture is known by its colour."""
+    """Four plain quarters, so that a place in the image is known by its colour."""
     pixels = np.zeros((height, width, 3), np.uint8)
     pixels[: height // 2, : width // 2] = (200, 0, 0)
     pixels[: height // 2, width // 2 :] = (0, 200, 0)
@@ -63,7 +63,7 @@ def test_a_smaller_central_share_cuts_closer():
 
 
 @pytest.mark.parametrize("encode", ENCODERS.values(), ids=ENCODERS)
-def test_a_picture_is_scaled_to_the_size_asked_for(encode):
+def test_a_image_is_scaled_to_the_size_asked_for(encode):
     for size in (16, 64, 224):
         assert EvalTransform(size_pixels=size)(encode(quarters())).shape == (
             size,
@@ -132,7 +132,7 @@ def test_a_warped_gradient_has_the_pixels_of_its_place():
             )
 
 
-def test_a_degraded_picture_is_smoother_and_about_half_of_them_are_degraded():
+def test_a_degraded_image_is_smoother_and_about_half_of_them_are_degraded():
     noise = np.random.default_rng(0).integers(0, 256, (32, 32, 3), np.uint8)
     transform = TrainTransform(size_pixels=32)
     views = [transform._degrade(noise, np.random.default_rng(i)) for i in range(200)]
@@ -220,8 +220,8 @@ def test_a_grey_jpeg_has_three_channels():
     np.testing.assert_allclose(view, 77, atol=2)
 
 
-@pytest.mark.parametrize("encoded", [b"", b"no picture", jpeg(quarters())[:40]])
-def test_what_is_no_picture_raises_a_value_error(encoded):
+@pytest.mark.parametrize("encoded", [b"", b"no image", jpeg(quarters())[:40]])
+def test_what_is_no_image_raises_a_value_error(encoded):
     with pytest.raises(ValueError, match=r"."):
         EvalTransform(size_pixels=16)(encoded)
 
@@ -233,12 +233,12 @@ def test_a_truncated_jpeg_raises_a_value_error():
 
 
 @pytest.mark.parametrize("size", [120, 30, 10])
-@pytest.mark.parametrize("turn", mixed_pictures.STORED)
+@pytest.mark.parametrize("turn", mixed_images.STORED)
 @pytest.mark.parametrize("kind", ["JPEG", "PNG"])
 def test_views_are_upright_as_exif_says(kind, turn, size):
     upright = PIL.Image.fromarray(quarters(120, 160))
-    encoded = mixed_pictures.turned(upright, turn, kind)
-    plain = mixed_pictures.turned(upright, 1, kind)
+    encoded = mixed_images.turned(upright, turn, kind)
+    plain = mixed_images.turned(upright, 1, kind)
     want = EvalTransform(size_pixels=size)(plain).astype(float)
     still = TrainTransform(size_pixels=size, strength=0.0, mirror=False)
     for view in (
@@ -248,12 +248,12 @@ def test_views_are_upright_as_exif_says(kind, turn, size):
         assert np.abs(view - want).mean() < 4
 
 
-def test_the_size_of_a_turned_picture_is_that_of_the_upright_one():
+def test_the_size_of_a_turned_image_is_that_of_the_upright_one():
     upright = PIL.Image.fromarray(quarters(40, 60))
     for kind in ("JPEG", "PNG"):
-        picture = read(mixed_pictures.turned(upright, 6, kind))
-        assert (picture.height, picture.width) == (40, 60)
-        assert picture.decode(40, 60).shape == (40, 60, 3)
+        image = read(mixed_images.turned(upright, 6, kind))
+        assert (image.height, image.width) == (40, 60)
+        assert image.decode(40, 60).shape == (40, 60, 3)
 
 
 def test_a_jpeg_that_libjpeg_warns_of_without_harm_is_read():
@@ -270,10 +270,10 @@ def test_what_is_transparent_is_white():
     assert (EvalTransform(size_pixels=20)(file.getvalue()) == 255).all()
 
 
-def test_the_size_of_a_picture_is_height_then_width():
+def test_the_size_of_a_image_is_height_then_width():
     for encode in ENCODERS.values():
-        picture = read(encode(quarters(40, 60)))
-        assert (picture.height, picture.width) == (40, 60)
+        image = read(encode(quarters(40, 60)))
+        assert (image.height, image.width) == (40, 60)
 
 
 def test_the_central_square_is_in_the_middle():
@@ -282,14 +282,14 @@ def test_the_central_square_is_in_the_middle():
 
 
 @pytest.mark.parametrize("encode", ENCODERS.values(), ids=ENCODERS)
-def test_a_thumbnail_is_the_whole_picture_in_small(encode):
+def test_a_thumbnail_is_the_whole_image_in_small(encode):
     small = simplejpeg.decode_jpeg(thumbnail(encode(quarters(300, 450)), 90))
     assert small.shape == (60, 90, 3)
     np.testing.assert_allclose(small[15, 20], (200, 0, 0), atol=12)
     np.testing.assert_allclose(small[45, 70], (200, 200, 200), atol=12)
 
 
-def test_a_small_picture_is_not_enlarged_and_what_is_no_picture_raises():
+def test_a_small_image_is_not_enlarged_and_what_is_no_image_raises():
     assert read(thumbnail(png(quarters(10, 20)), 90)).width == 20
-    with pytest.raises(ValueError, match="no picture"):
-        thumbnail(b"no picture", 90)
+    with pytest.raises(ValueError, match="no image"):
+        thumbnail(b"no image", 90)

@@ -38,10 +38,10 @@ def small(tmp_path_factory):
 
 @pytest.fixture(scope="module")
 def labelled(tmp_path_factory):
-    """The files of 4,000 / 200 / 1,000 pictures, without the pictures."""
+    """The files of 4,000 / 200 / 1,000 images, without the images."""
     directory = tmp_path_factory.mktemp("toy") / "labelled"
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(writer, "_draw", lambda picture, seed: b"")
+        patch.setattr(writer, "_draw", lambda image, seed: b"")
         return writer.write(directory)
 
 
@@ -57,8 +57,8 @@ def human_labels(directory):
 @cache
 def true_labels(split, count):
     return {
-        picture.image_id: set(scenes.labels(picture.scene))
-        for picture in writer._plan(split, count, 0)
+        image.image_id: set(scenes.labels(image.scene))
+        for image in writer._plan(split, count, 0)
     }
 
 
@@ -97,7 +97,7 @@ def test_the_same_seed_gives_the_same_bytes(small, tmp_path):
     assert digest(again) == digest(small)
 
 
-def test_another_seed_gives_other_pictures(small, tmp_path):
+def test_another_seed_gives_other_images(small, tmp_path):
     other = writer.write(tmp_path / "other", seed=1, **SMALL)
     names = {path.name for path in (small / "train" / "images").iterdir()}
     assert not names & {path.name for path in (other / "train" / "images").iterdir()}
@@ -126,7 +126,7 @@ def test_a_directory_with_something_else_is_refused(small, tmp_path):
 
 
 def test_a_failure_leaves_nothing_behind(tmp_path, monkeypatch):
-    def fail(picture, seed):
+    def fail(image, seed):
         raise OSError("disk full")
 
     monkeypatch.setattr(writer, "_draw", fail)
@@ -138,7 +138,7 @@ def test_a_failure_leaves_nothing_behind(tmp_path, monkeypatch):
 def test_an_empty_directory_is_filled(tmp_path):
     writer.write(tmp_path, num_train=2, num_tuning=1, num_test=1)
     made_with = json.loads((tmp_path / "toy_regions.json").read_text())
-    assert made_with["num_pictures"] == {"train": 2, "tuning": 1, "test": 1}
+    assert made_with["num_images"] == {"train": 2, "tuning": 1, "test": 1}
 
 
 @pytest.mark.parametrize("change", [{"num_train": 0}, {"num_test": -1}, {"seed": -1}])
@@ -147,7 +147,7 @@ def test_numbers_out_of_range_are_refused(tmp_path, change):
         writer.write(tmp_path / "toy", **(SMALL | change))
 
 
-def test_progress_counts_every_picture(tmp_path):
+def test_progress_counts_every_image(tmp_path):
     calls = []
     writer.write(
         tmp_path / "toy", num_train=3, num_tuning=1, num_test=2,
@@ -243,7 +243,7 @@ def test_some_scenes_are_seen_twice_with_the_same_true_labels(labelled):
     assert all(true[ids[0]] == true[ids[-1]] for ids in groups.values())
 
 
-def test_boxes_lie_within_the_picture_and_name_what_is_there(labelled):
+def test_boxes_lie_within_the_image_and_name_what_is_there(labelled):
     true = true_labels("train", 4000)
     rows = read(labelled / "train_bounding_boxes.csv")
     assert len(rows) > 2000

@@ -16,7 +16,7 @@ def compare(
 
     Args:
       paths: workdirs, or files `metrics_VARIANT.json` in them.
-      output: the page with pictures, which is written too; None: no page.
+      output: the page with images, which is written too; None: no page.
       each: every run is a row; otherwise runs that differ only by their seed are one.
       markdown: print the table for a README, and nothing else.
     """

@@ -163,7 +163,7 @@ def _data(config: configuration.Config) -> tuple[RandomAccess, Facts, str]:
         if (directory / folder.INFO_FILE).exists() if is_drawn else directory.is_dir():
             data = assemble.open_data(config)
             source = data.split("train").source
-            return source, facts_of(config), f"training pictures of {directory}"
+            return source, facts_of(config), f"training images of {directory}"
         absent = f"{directory} is not there yet"
     dim = config.label_embedding.dim
     facts = Facts(

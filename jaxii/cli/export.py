@@ -23,7 +23,7 @@ from jaxii.runs.trained import Trained, open_trained
 from jaxii.runs.workdir import Workdir
 from jaxii.storage import AnyPath, local_draft_folder, write_json
 
-# Pictures of the validation split that the written files are checked on, and how many
+# Images of the validation split that the written files are checked on, and how many
 # of them the checkpoint answers at a time.
 NUM_IMAGES, BATCH_SIZE = 64, 16
 
@@ -69,7 +69,7 @@ def export(
             say(f"CAVEAT     {caveat}")
         with local_draft_folder(output) as folder:
             model = trained.model(make_mesh())
-            images, probs, record["check"] = _pictures(config, trained, model, verify)
+            images, probs, record["check"] = _images(config, trained, model, verify)
             record["programs"] = exporting.write_programs(
                 folder,
                 trained.in_float32(model, portable=True),
@@ -122,10 +122,10 @@ def _record(
     }
 
 
-def _pictures(
+def _images(
     config: configuration.Config, trained: Trained, model: Model, verify: bool
 ) -> tuple[exporting.Images, exporting.Probs, dict[str, Any]]:
-    """Returns pictures, the checkpoint's probabilities in float32, and what they are.
+    """Returns images, the checkpoint's probabilities in float32, and what they are.
 
     Thresholds were chosen on those of the run's own compute type, so it is told how far
     these are from them.
@@ -167,7 +167,7 @@ def _tell(output: AnyPath, record: dict[str, Any]) -> None:
     for name, facts in record["programs"].items():
         say(
             f"{name:16} {facts['largest_difference']:.1e} from the checkpoint at most, "
-            f"on {check['num_images']} pictures of {check['split']}"
+            f"on {check['num_images']} images of {check['split']}"
         )
     if check["compute_dtype"] != "float32":
         say(

@@ -1,4 +1,4 @@
-"""`new`: pictures and a label file, looked at, to a recipe that trains."""
+"""`new`: images and a label file, looked at, to a recipe that trains."""
 
 import os
 import shlex
@@ -10,7 +10,7 @@ import jax
 from jaxii.console import progress, say
 from jaxii.errors import InputError
 from jaxii.prepare import recipe as recipes
-from jaxii.prepare.tables import labelled, pictures, rows, write
+from jaxii.prepare.tables import image_folder, labelled, rows, write
 from jaxii.prepare.tables.labelled import Labelled
 from jaxii.prepare.tables.notes import Notes
 
@@ -24,19 +24,19 @@ def new(
     label_column: str,
     label_separator: str,
     fold_case: bool,
-    min_pictures: int,
+    min_images: int,
 ) -> None:
     """Looks at the data, says what it assumes and writes a recipe and label files.
 
     Args:
       folder: is made; its name is that of the data set.
-      images: the folder of pictures, which are neither copied nor changed.
+      images: the folder of images, which are neither copied nor changed.
       labels: the label file; None takes folders for labels.
-      path_column: the column that names the pictures; "" finds it.
+      path_column: the column that names the images; "" finds it.
       label_column: the column of labels; "" finds it.
       label_separator: what is between labels in a cell; "" finds it out.
       fold_case: whether labels that differ by case alone are one.
-      min_pictures: labels with fewer training pictures are left out.
+      min_images: labels with fewer training images are left out.
 
     Raises:
       InputError: data that cannot be used; nothing is written then.
@@ -45,7 +45,7 @@ def new(
         raise InputError(f"{folder} is there already; give another name or remove it.")
     notes = Notes()
     try:
-        files = pictures.find(images, notes)
+        files = image_folder.find(images, notes)
         if labels is None:
             given = rows.of_folders(files, images, notes)
         else:
@@ -65,7 +65,7 @@ def new(
                 images,
                 notes,
                 fold_case=fold_case,
-                min_pictures=min_pictures,
+                min_images=min_images,
                 on_progress=on_progress,
             )
     finally:
@@ -81,7 +81,7 @@ def _write_recipe(folder: Path, found: Labelled) -> None:
     for choice in chosen.choices:
         say(f"recipe    {choice.field} = {choice.value!r}: {choice.why}")
     say(f"recipe    {_stages_in_words(facts, chosen)}")
-    say("recipe    pictures are mirrored left to right: data.mirror=False if that lies")
+    say("recipe    images are mirrored left to right: data.mirror=False if that lies")
     commands = _commands(folder)
     _write(folder, found, recipes.text(facts, chosen, commands))
     say(f"written   {folder}: {folder.name}.py is the recipe, files/ the label files")
@@ -110,7 +110,7 @@ def _facts(name: str, found: Labelled) -> recipes.Facts:
 
 def _stages_in_words(facts: recipes.Facts, chosen: recipes.Recipe) -> str:
     epochs = " + ".join(f"{epochs:g}" for epochs in chosen.epochs)
-    pairs = f"{facts.several_labels:.0%} of the pictures have two labels or more"
+    pairs = f"{facts.several_labels:.0%} of the images have two labels or more"
     head = "with" if chosen.has_embedding else "without"
     return f"stages of {epochs} epochs, {head} a label embedding: {pairs}"
 

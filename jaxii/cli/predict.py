@@ -1,4 +1,4 @@
-"""`predict`: the labels of pictures on disk, with nothing but a workdir."""
+"""`predict`: the labels of images on disk, with nothing but a workdir."""
 
 import os
 from collections.abc import Iterable, Iterator, Sequence
@@ -16,7 +16,7 @@ from jaxii.distributed.mesh import make_mesh
 from jaxii.errors import InputError
 from jaxii.evaluation import listing
 from jaxii.evaluation import predictor as prediction
-from jaxii.evaluation.image_records import PictureFiles
+from jaxii.evaluation.image_records import ImageFiles
 from jaxii.evaluation.predictor import Answer, Facts, visible
 from jaxii.evaluation.provenance import Provenance
 from jaxii.runs import assemble
@@ -26,19 +26,19 @@ from jaxii.runs.workdir import Workdir
 from jaxii.storage import AnyPath
 from jaxii.train import loop
 
-# What the pictures are called in a provenance.
-PICTURES = "predicted"
-# Damaged pictures that are named on stderr.
+# What the images are called in a provenance.
+IMAGES = "predicted"
+# Damaged images that are named on stderr.
 MOST_NAMED = 20
 
 
 @dataclass(frozen=True, kw_only=True)
 class Request:
-    """Which pictures are to be answered for, and where to.
+    """Which images are to be answered for, and where to.
 
     Attributes:
-      images: a folder, a CSV, or pictures; see `listing.find`.
-      more: further pictures.
+      images: a folder, a CSV, or images; see `listing.find`.
+      more: further images.
       ids: a sample submission that says which ids, in which order; None for all.
       output: the CSV or JSON lines to write; None for none.
       sheet: the contact sheet to write; None for none.
@@ -55,11 +55,11 @@ class Request:
         """Whether rows are told apart by their ids alone."""
         return self.output is not None and self.output.suffix == ".csv"
 
-    def pictures(self) -> listing.Listing:
-        """Finds the pictures.
+    def find(self) -> listing.Listing:
+        """Finds the images.
 
         Raises:
-          InputError: what cannot be used, or two pictures with one id.
+          InputError: what cannot be used, or two images with one id.
         """
         found = listing.find(self.images, self.more)
         if self.ids is not None:
@@ -87,13 +87,13 @@ class Request:
 
 @dataclass
 class Damaged:
-    """The pictures that could not be used: how many, and the first of them."""
+    """The images that could not be used: how many, and the first of them."""
 
     count: int = 0
     first: list[Answer] = field(default_factory=list)
 
     def watch(self, answers: Iterable[Answer]) -> Iterator[Answer]:
-        """Passes answers on; refuses to end where no picture could be used."""
+        """Passes answers on; refuses to end where no image could be used."""
         total = 0
         for given in answers:
             total += 1
@@ -104,8 +104,8 @@ class Damaged:
             yield given
         if self.count == total:
             raise InputError(
-                f"none of the {total} pictures can be used (the first: "
-                f"{self.first[0].fault}); nothing was written: give pictures that can "
+                f"none of the {total} images can be used (the first: "
+                f"{self.first[0].fault}); nothing was written: give images that can "
                 "be read."
             )
 
@@ -118,21 +118,21 @@ def predict(
     stage: str,
     variant: Variant,
 ) -> None:
-    """Writes the labels of every picture.
+    """Writes the labels of every image.
 
     Args:
       workdir: of an evaluated run.
-      request: which pictures, and where to.
+      request: which images, and where to.
       decoder: whose answers; "" for the one that `evaluate` used.
       stage: whose best checkpoint, which has to be the evaluated one; "" for that.
-      variant: what is done to the model before; of the pictures themselves.
+      variant: what is done to the model before; of the images themselves.
     """
     config, mesh = workdir.config(), make_mesh()
-    # An adaptation is to these pictures; what `evaluate` adapted to does not matter.
+    # An adaptation is to these images; what `evaluate` adapted to does not matter.
     averaged = ["ensemble"] if variant.ensemble else []
     metrics = workdir.metrics(averaged)
-    files = assemble.picture_files(
-        config, request.pictures(), metrics.get("short_side_pixels")
+    files = assemble.image_files(
+        config, request.find(), metrics.get("short_side_pixels")
     )
     with ExitStack() as opened:
         members = _members(workdir, stage or metrics["stage"], variant, metrics, opened)
@@ -168,7 +168,7 @@ def predict(
 
 def _write(
     request: Request,
-    files: PictureFiles,
+    files: ImageFiles,
     answers: Iterable[Answer],
     vocabulary: Vocabulary,
     facts: Facts,
@@ -199,7 +199,7 @@ def _write(
         sheet.write(request.sheet, facts)
 
 
-def _say(request: Request, files: PictureFiles, damaged: Damaged, facts: Facts) -> None:
+def _say(request: Request, files: ImageFiles, damaged: Damaged, facts: Facts) -> None:
     for given in damaged.first:
         warn(f"damaged  {visible(files.listing.shown(given.row))}: {given.fault}")
     told_all = request.output is not None and not request.is_submission
@@ -209,7 +209,7 @@ def _say(request: Request, files: PictureFiles, damaged: Damaged, facts: Facts) 
         )
         more = damaged.count - len(damaged.first)
         warn(f"damaged  and {more} more; {where} all of them, with their reasons")
-    said = f"{len(files)} pictures, {damaged.count} of them damaged"
+    said = f"{len(files)} images, {damaged.count} of them damaged"
     if damaged.count and request.is_submission:
         said += (
             f" and given the most frequent labels ({', '.join(facts.constant_names)})"
@@ -253,7 +253,7 @@ def _decoders(workdir: Workdir, averaged: list[str]) -> decoding.Decoders:
 
 
 def _facts(
-    files: PictureFiles,
+    files: ImageFiles,
     members: Sequence[Trained],
     metrics: dict[str, Any],
     variant: Variant,
@@ -261,7 +261,7 @@ def _facts(
     """Returns what is said of all answers; the decoder is yet to be named."""
     own = members[0]
     record = Provenance.from_json(metrics["provenance"]).union(own.provenance)
-    record = variant.provenance(record, [PICTURES], [PICTURES])
+    record = variant.provenance(record, [IMAGES], [IMAGES])
     return Facts(
         source=files.listing.source,
         run="; ".join(member.name for member in members),

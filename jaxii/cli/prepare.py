@@ -1,4 +1,4 @@
-"""`prepare`: label files and pictures to a dataset that training reads."""
+"""`prepare`: label files and images to a dataset that training reads."""
 
 from jaxii.console import progress, say
 from jaxii.prepare import kaggle

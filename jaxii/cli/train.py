@@ -30,7 +30,7 @@ from jaxii.train.batch_norm import reestimate
 from jaxii.train.run import Pretrained, Run, StagePlan, Start
 from jaxii.train.state import TrainState, Tree
 from jaxii.train.telemetry.facts import Facts, flat, result_name
-from jaxii.train.telemetry.images import make_pictures
+from jaxii.train.telemetry.images import make_images
 from jaxii.train.telemetry.machine import memory_bytes
 from jaxii.train.telemetry.profile import Profiler
 from jaxii.train.telemetry.telemetry import Telemetry
@@ -149,16 +149,16 @@ def _trackers(session: Session, start_step: int) -> Trackers:
 
 
 def _shown(run: Run, session: Session, telemetry: Telemetry) -> Run:
-    """Returns the run; the first batch of each of its stages is shown as pictures."""
+    """Returns the run; the first batch of each of its stages is shown as images."""
     if not processes.is_lead():
         return run
     # Augmentation is the same in all stages: compiled once.
-    show = make_pictures(run.plans[0].settings, session.data.vocabulary.descriptions)
+    show = make_images(run.plans[0].settings, session.data.vocabulary.descriptions)
 
     def batches(split, start_example):
         inner = run.batches(split, start_example)
         first = next(inner)
-        telemetry.pictures(show(first))
+        telemetry.images(show(first))
         return itertools.chain([first], inner)
 
     return replace(run, batches=batches)

@@ -1,8 +1,8 @@
 """Threads write examples into batches, whose memory is used again.
 
-Inside `pipeline`, which says what example a number is. A batch of 256 pictures takes 38
+Inside `pipeline`, which says what example a number is. A batch of 256 images takes 38
 MB. The system hands new memory over page by page, cleared, and that took 60 of the 760
-microseconds of a picture; it takes 20 of 700 now that pixels go to where those of an
+microseconds of an image; it takes 20 of 700 now that pixels go to where those of an
 earlier batch were, as soon as nothing refers to them any more.
 """
 
@@ -55,7 +55,7 @@ def batches(
 
     options = grain.ReadOptions(
         num_threads=num_threads,
-        # Two batches ahead, so that slow pictures do not stop the step.
+        # Two batches ahead, so that slow images do not stop the step.
         prefetch_buffer_size=2 * num_blocks,
     )
     blocks = grain.MapDataset.range(num_batches * num_blocks).map(block)

@@ -64,7 +64,7 @@ class Written:
       rows: rows of the plan that became records, ascending.
       shard_lengths: records in each shard.
       num_bytes: of all shards.
-      faults: row -> why its picture could not be used.
+      faults: row -> why its image could not be used.
       files: name of each shard -> its size and hash.
       digests: a hash of the bytes of the file of each row of the plan; "" where the
         image cannot be a record.
@@ -93,7 +93,7 @@ def begin(
     Args:
       output: the folder.
       fingerprint: of everything the dataset is made from.
-      short_side: pixels that larger pictures are reduced to.
+      short_side: pixels that larger images are reduced to.
       images: the columns split, image_id, size_bytes and stamp (see
         `image_files.FileFacts`) of the files; kept to name those that change.
 
@@ -150,7 +150,7 @@ def _difference(output: AnyPath, images: pl.DataFrame) -> str:
 
 
 def short_side(directory: AnyPath) -> int | None:
-    """Returns the pixels that pictures were reduced to; None where it is not known."""
+    """Returns the pixels that images were reduced to; None where it is not known."""
     inputs = directory / INPUTS_FILE
     return _read_json(inputs).get("short_side") if inputs.exists() else None
 

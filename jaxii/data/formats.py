@@ -62,7 +62,7 @@ def sniff(data: bytes) -> str:
         b"<": "HTML or XML text",
         b"version https://git-lfs": "a Git LFS pointer",
     }
-    found = next((v for k, v in others.items() if data.startswith(k)), "no picture")
+    found = next((v for k, v in others.items() if data.startswith(k)), "no image")
     if data[4:12] in (b"ftypavif", b"ftypheic", b"ftypmif1"):
         found = "an AVIF or HEIC"
     found = found if data else "an empty file"

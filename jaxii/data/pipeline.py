@@ -114,7 +114,7 @@ def train_batches(
 
     Args:
       source: the training split.
-      transform: encoded picture and rng to pixels [size, size, 3], as a TrainTransform.
+      transform: encoded image and rng to pixels [size, size, 3], as a TrainTransform.
       policy: labels to slots.
       share: this process's part.
       seed: of the order (anew each epoch) and of the augmentation, which depends on
@@ -161,12 +161,12 @@ def eval_batches(
 
     Args:
       source: the split.
-      transform: encoded picture to pixels.
+      transform: encoded image to pixels.
       policy: labels to slots.
       share: this process's part; all processes yield the same number of batches.
       scored: whether each record counts in figures; one that does not has mask 0 and
         its own index. None: all count.
-      mask_damaged: give a picture that cannot be read or decoded mask 0 and its own
+      mask_damaged: give an image that cannot be read or decoded mask 0 and its own
         index, instead of raising its ValueError.
 
     Yields:

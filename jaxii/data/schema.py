@@ -43,7 +43,7 @@ def features(vocabulary: Vocabulary) -> tfds.features.FeaturesDict:
             "label_sources": tfds.features.Sequence(
                 tfds.features.ClassLabel(names=["human", "machine", "box"])
             ),
-            "group": tfds.features.Text(doc="pictures of one thing; never divided"),
+            "group": tfds.features.Text(doc="images of one thing; never divided"),
             "domain": tfds.features.Text(doc="a whole source: a region, a vendor"),
             "slice": tfds.features.Text(doc="what reports are cut by"),
         }

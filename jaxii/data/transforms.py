@@ -1,4 +1,4 @@
-"""From the bytes of one picture to the square of pixels that the network sees.
+"""From the bytes of one image to the square of pixels that the network sees.
 
 Comes after `sources` (bytes) and inside `pipeline` (one call an example, in worker
 threads: the decoders and OpenCV release the interpreter lock).
@@ -27,17 +27,17 @@ from jaxii.data.formats import (
     turned,
 )
 
-# At strength 1; a crop of this share of the picture at least, and of this shape, as
+# At strength 1; a crop of this share of the image at least, and of this shape, as
 # Szegedy et al. 2015 (section 6) and every ImageNet recipe since.
 CROP_MIN_AREA = 0.35
 ASPECT_RATIO = 4 / 3
 CROP_ATTEMPTS = 10
 ROTATION_DEGREES = 12.0
 SHEAR = 0.1
-# The picture shrinks by up to this factor, its mirrored edges around it: scale jitter
+# The image shrinks by up to this factor, its mirrored edges around it: scale jitter
 # as wide as that of detectors (Ghiasi et al. 2021, section 3).
 ZOOM_OUT = 2.5
-# Worse pictures (a web photo that was scaled and saved again), and how many of them.
+# Worse images (a web photo that was scaled and saved again), and how many of them.
 DEGRADED_PROBABILITY = 0.25
 SCALE_DOWN = 3.0
 JPEG_QUALITIES = (20, 80)
@@ -62,7 +62,7 @@ class TrainTransform:
       size_pixels: side of the square that comes out.
       strength: of everything but the mirror: 0 is the view of `EvalTransform`, 1 that
         of common recipes, at most 2.5.
-      mirror: whether half of the pictures are mirrored left to right.
+      mirror: whether half of the images are mirrored left to right.
     """
 
     size_pixels: int
@@ -70,7 +70,7 @@ class TrainTransform:
     mirror: bool = True
 
     def __call__(self, encoded: bytes, rng: np.random.Generator) -> Pixels:
-        """Returns a random view [size, size, 3] of an encoded picture."""
+        """Returns a random view [size, size, 3] of an encoded image."""
         view = self.crop(encoded, rng)
         if self.strength > 0:
             view = self._degrade(self._warp(view, rng), rng)
@@ -78,12 +78,12 @@ class TrainTransform:
 
     def crop(self, encoded: bytes, rng: np.random.Generator) -> Pixels:
         """Returns a random crop [size, size, 3], mirrored or not, and nothing more."""
-        picture = read(encoded)
-        height, width = picture.height, picture.width
+        image = read(encoded)
+        height, width = image.height, image.width
         top, left, crop_height, crop_width = self._crop(height, width, rng)
         # Only as many pixels are decoded as the crop needs at its final size.
         shrink = max(1.0, min(crop_height, crop_width) / self.size_pixels)
-        pixels = picture.decode(height / shrink, width / shrink)
+        pixels = image.decode(height / shrink, width / shrink)
         y, x = pixels.shape[0] / height, pixels.shape[1] / width
         row, column = int(top * y), int(left * x)
         rows, columns = max(1, round(crop_height * y)), max(1, round(crop_width * x))
@@ -143,7 +143,7 @@ class TrainTransform:
         )
 
     def _degrade(self, view: Pixels, rng: np.random.Generator) -> Pixels:
-        """Scales some pictures down and up again, and compresses some."""
+        """Scales some images down and up again, and compresses some."""
         probability = DEGRADED_PROBABILITY * self.strength
         scaled, compressed, scale, quality = rng.random(4)
         if scaled < probability:
@@ -173,11 +173,11 @@ class EvalTransform:
     central_share: float = 1.0
 
     def __call__(self, encoded: bytes) -> Pixels:
-        """Returns the central view [size, size, 3] of an encoded picture."""
-        picture = read(encoded)
-        side = min(picture.height, picture.width) * self.central_share
+        """Returns the central view [size, size, 3] of an encoded image."""
+        image = read(encoded)
+        side = min(image.height, image.width) * self.central_share
         shrink = max(1.0, side / self.size_pixels)
-        pixels = picture.decode(picture.height / shrink, picture.width / shrink)
+        pixels = image.decode(image.height / shrink, image.width / shrink)
         rows, columns, _ = pixels.shape
         top, left, side, _ = central_square(rows, columns, self.central_share)
         view = pixels[top : top + side, left : left + side]
@@ -226,19 +226,19 @@ class EvalTransform:
 
 
 def thumbnail(encoded: bytes, longest_side: int) -> bytes:
-    """Returns a small JPEG of a whole picture.
+    """Returns a small JPEG of a whole image.
 
     Args:
       encoded: of any format that is read.
-      longest_side: of the copy, in pixels; a smaller picture stays as large as it is.
+      longest_side: of the copy, in pixels; a smaller image stays as large as it is.
 
     Raises:
-      ValueError: the bytes are no picture.
+      ValueError: the bytes are no image.
     """
-    picture = read(encoded)
-    shrink = max(1.0, max(picture.height, picture.width) / longest_side)
-    height, width = (max(1, round(n / shrink)) for n in (picture.height, picture.width))
-    small = resize(picture.decode(height, width), height, width)
+    image = read(encoded)
+    shrink = max(1.0, max(image.height, image.width) / longest_side)
+    height, width = (max(1, round(n / shrink)) for n in (image.height, image.width))
+    small = resize(image.decode(height, width), height, width)
     return simplejpeg.encode_jpeg(np.ascontiguousarray(small), quality=80)
 
 
@@ -251,8 +251,8 @@ def central_square(
 
 
 @dataclass(frozen=True)
-class Picture:
-    """An encoded picture whose header has been read; see `read`.
+class Image:
+    """An encoded image whose header has been read; see `read`.
 
     Attributes:
       encoded: its bytes.
@@ -281,7 +281,7 @@ class Picture:
 
         Returns:
           Pixels [rows, columns, 3]; rows >= height and columns >= width where the
-          picture has so many.
+          image has so many.
 
         Raises:
           ValueError: the bytes are damaged.
@@ -303,7 +303,7 @@ def decoded_size(
     The other eighths, though smaller, take libjpeg-turbo longer than the next of these.
 
     Args:
-      height: rows of the whole picture; `width` its columns.
+      height: rows of the whole image; `width` its columns.
       width: see `height`.
       fewest_rows: that are of use; `fewest_columns` likewise.
       fewest_columns: see `fewest_rows`.
@@ -315,14 +315,14 @@ def decoded_size(
     return height, width
 
 
-def read(encoded: bytes) -> Picture:
-    """Reads the size of a picture; of anything but a JPEG also the pixels.
+def read(encoded: bytes) -> Image:
+    """Reads the size of an image; of anything but a JPEG also the pixels.
 
     Colours, transparency and EXIF orientation are resolved as `recode` resolves them,
     so that an image looks the same whether it was recoded or not.
 
     Raises:
-      ValueError: the bytes are no picture, or a damaged one.
+      ValueError: the bytes are no image, or a damaged one.
     """
     kind = sniff(encoded)
     with damage_as_value_error(kind):
@@ -330,11 +330,11 @@ def read(encoded: bytes) -> Picture:
         if kind != "jpeg":
             pixels = np.ascontiguousarray(turned(decode_other(encoded, kind), turn))
             height, width, _ = pixels.shape
-            return Picture(encoded, height, width, "", turn, pixels)
+            return Image(encoded, height, width, "", turn, pixels)
         height, width, color = read_header(encoded, kind)
         if turn in TRANSPOSED:
             height, width = width, height
-        return Picture(encoded, height, width, color, turn, None)
+        return Image(encoded, height, width, color, turn, None)
 
 
 def resize(

@@ -14,7 +14,7 @@ from jaxii.data.transforms import TrainTransform
 
 # As `prepare` stores photos: a short side of 256, sides of 4 to 3, quality 92.
 HEIGHT, WIDTH, QUALITY = 256, 341, 92
-NUM_PICTURES = 16
+NUM_IMAGES = 16
 
 
 class Drawn:
@@ -22,14 +22,14 @@ class Drawn:
 
     def __init__(self):
         rng = np.random.default_rng(0)
-        self._encoded: Sequence[bytes] = [_picture(rng) for _ in range(NUM_PICTURES)]
+        self._encoded: Sequence[bytes] = [_image(rng) for _ in range(NUM_IMAGES)]
 
     def __len__(self) -> int:
         return 4096
 
     def __getitem__(self, row: SupportsIndex, /) -> dict[str, Any]:
         return {
-            "image": self._encoded[int(row) % NUM_PICTURES],
+            "image": self._encoded[int(row) % NUM_IMAGES],
             "label_ids": np.array([0], np.int32),
             "label_confidences": np.array([1.0], np.float32),
             "label_sources": np.array([HUMAN], np.uint8),
@@ -37,7 +37,7 @@ class Drawn:
         }
 
 
-def _picture(rng: np.random.Generator) -> bytes:
+def _image(rng: np.random.Generator) -> bytes:
     rows = np.fft.fftfreq(HEIGHT)[:, None] * HEIGHT
     columns = np.fft.rfftfreq(WIDTH)[None] * WIDTH
     fall = (np.hypot(rows, columns) + 1.0) ** -1.25

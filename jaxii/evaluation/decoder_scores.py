@@ -40,7 +40,7 @@ class Scores:
       scored: whether the truth of each image is known; the others count nowhere.
       slice_ids: of each image.
       slices: their names.
-      groups: of each image, the pictures of one thing; intervals draw whole ones.
+      groups: of each image, the images of one thing; intervals draw whole ones.
     """
 
     def __init__(

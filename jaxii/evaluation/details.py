@@ -27,7 +27,7 @@ class ShownImage:
       right: names of the answer's labels that it has, the most probable first.
       missed: of the labels that it has and the answer has not.
       wrong: of the answer's labels that it has not, the most probable first.
-      jpeg: a small copy of the picture; empty where it cannot be read.
+      jpeg: a small copy of the image; empty where it cannot be read.
     """
 
     image_id: str

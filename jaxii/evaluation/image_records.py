@@ -1,8 +1,8 @@
-"""Pictures on disk as records without labels, seen as prepared ones are.
+"""Images on disk as records without labels, seen as prepared ones are.
 
 Comes after `listing`; the pipeline reads it. Each file goes through `recode`, as
 `prepare` sends it: turned upright by EXIF, CMYK and transparency resolved, reduced, and
-refused where it is damaged. A model sees a picture alike in training and here.
+refused where it is damaged. A model sees an image alike in training and here.
 """
 
 from dataclasses import dataclass
@@ -21,13 +21,13 @@ _THUMBNAIL_QUALITY = 80
 
 
 @dataclass(frozen=True)
-class PictureFiles:
-    """Satisfies `RandomAccess`, but that damaged pictures raise ValueError.
+class ImageFiles:
+    """Satisfies `RandomAccess`, but that damaged images raise ValueError.
 
     Attributes:
       listing: which files.
       short_side: pixels, as for `recode`.
-      central_share: of a picture that a network sees, as for `EvalTransform`.
+      central_share: of an image that a network sees, as for `EvalTransform`.
     """
 
     listing: Listing
@@ -47,7 +47,7 @@ class PictureFiles:
         }
 
     def jpeg(self, row: int) -> bytes:
-        """Returns a picture as `prepare` would have stored it.
+        """Returns an image as `prepare` would have stored it.
 
         Raises:
           ValueError: the fault of the file, in a few words.
@@ -58,7 +58,7 @@ class PictureFiles:
         return recode(encoded, short_side=self.short_side)
 
     def fault(self, row: int) -> str:
-        """Returns why a picture that was found damaged cannot be used."""
+        """Returns why an image that was found damaged cannot be used."""
         try:
             self.jpeg(row)
         except ValueError as error:
@@ -66,15 +66,15 @@ class PictureFiles:
         return "could not be read at first, and can be now; predict it again"
 
     def thumbnail(self, row: int) -> bytes:
-        """Returns a small JPEG of what a network sees of a picture; it may be smaller
-        than `THUMBNAIL_PIXELS`, where the picture is.
+        """Returns a small JPEG of what a network sees of an image; it may be smaller
+        than `THUMBNAIL_PIXELS`, where the image is.
 
         Raises:
           ValueError: the fault of the file, in a few words.
         """
         encoded = self.jpeg(row)
-        picture = read(encoded)
-        side = max(1, round(min(picture.height, picture.width) * self.central_share))
+        image = read(encoded)
+        side = max(1, round(min(image.height, image.width) * self.central_share))
         view = EvalTransform(
             size_pixels=min(THUMBNAIL_PIXELS, side), central_share=self.central_share
         )

@@ -1,7 +1,7 @@
-"""Which pictures are to be answered for, and in which order.
+"""Which images are to be answered for, and in which order.
 
-Before it: what a person gave `predict`, which is a folder, pictures, or a CSV of paths.
-After it: `picture_files` reads them.
+Before it: what a person gave `predict`, which is a folder, images, or a CSV of paths.
+After it: `image_files` reads them.
 """
 
 import csv
@@ -26,13 +26,13 @@ ID_COLUMN = "image_id"
 
 @dataclass(frozen=True)
 class Listing:
-    """Pictures by name, in the order of their answers.
+    """Images by name, in the order of their answers.
 
     Attributes:
       folder: what relative names are below.
       names: of the files, as they were found or given; "" where an id has no file.
       image_ids: one a name.
-      source: what the pictures are together, as a person named them.
+      source: what the images are together, as a person named them.
     """
 
     folder: AnyPath
@@ -44,18 +44,18 @@ class Listing:
         return len(self.names)
 
     def path(self, row: int) -> AnyPath:
-        """Returns where a picture is; its name must not be empty."""
+        """Returns where an image is; its name must not be empty."""
         name = self.names[row]
         if "://" in name:
             return at(name)
         return Path(name) if name.startswith("/") else self.folder / name
 
     def shown(self, row: int) -> str:
-        """Returns what a picture is called where a person reads of it."""
+        """Returns what an image is called where a person reads of it."""
         return self.names[row] or f"{self.image_ids[row]} (no such file)"
 
     def check_ids(self) -> None:
-        """Refuses pictures that rows of `image_id,labels` could not tell apart.
+        """Refuses images that rows of `image_id,labels` could not tell apart.
 
         Raises:
           InputError: two of them have one id.
@@ -66,18 +66,18 @@ class Listing:
             if before != row:
                 raise InputError(
                     f"{self.names[before]} and {self.names[row]} share the id "
-                    f"{image_id}; rename one of them, list the pictures in a CSV with "
+                    f"{image_id}; rename one of them, list the images in a CSV with "
                     "the columns path and image_id, or give --output=FILE.jsonl, whose "
                     "rows have the file."
                 )
 
     def select(self, image_ids: Sequence[str]) -> "Listing":
-        """Returns the pictures of these ids, in their order; some may have no file.
+        """Returns the images of these ids, in their order; some may have no file.
 
         See `data.image_ids` for what an id means; answers have it as it is given.
 
         Raises:
-          InputError: two pictures have one id.
+          InputError: two images have one id.
         """
         self.check_ids()
         by_id = dict(zip(self.image_ids, self.names, strict=True))
@@ -86,14 +86,14 @@ class Listing:
 
 
 def find(given: str, more: Sequence[str] = ()) -> Listing:
-    """Finds the pictures that a person means.
+    """Finds the images that a person means.
 
     Args:
-      given: a folder; a CSV; or pictures and patterns with commas between them.
-      more: further pictures, as a shell makes them of a pattern.
+      given: a folder; a CSV; or images and patterns with commas between them.
+      more: further images, as a shell makes them of a pattern.
 
     Raises:
-      InputError: what is not there, cannot be read, has no picture or one twice.
+      InputError: what is not there, cannot be read, has no image or one twice.
     """
     whole = _located(given)
     if not more and _is_dir(whole):
@@ -108,12 +108,12 @@ def find(given: str, more: Sequence[str] = ()) -> Listing:
         path = _located(name)
         if _is_dir(path):
             raise InputError(
-                f"--images: {name} is a folder; give one folder, or pictures alone."
+                f"--images: {name} is a folder; give one folder, or images alone."
             )
         if not _is_file(path):
             raise InputError(
                 f"--images={name} is not a folder or a file; give a folder with "
-                "pictures, pictures, or a .csv with their paths."
+                "images, images, or a .csv with their paths."
             )
     _check_once("--images", names)
     source = f"{given} and {len(more)} more" if more else given
@@ -143,10 +143,10 @@ def read_ids(path: AnyPath) -> list[str]:
 def _of_folder(folder: AnyPath) -> Listing:
     root = os.fspath(folder).rstrip("/")
     below = [path[len(root) + 1 :] for path, _, _ in files_below((folder,))]
-    names = [name for name in below if _has_picture_suffix(name) and not _hidden(name)]
+    names = [name for name in below if _has_image_suffix(name) and not _hidden(name)]
     if not names:
         raise InputError(
-            f"--images={folder} has no picture; files may end in "
+            f"--images={folder} has no image; files may end in "
             f"{', '.join(IMAGE_SUFFIXES)}."
         )
     return _listing(folder, sorted(names), os.fspath(folder))
@@ -179,7 +179,7 @@ def _of_csv(path: AnyPath) -> Listing:
             names.append(row[column])
             ids.append(row[id_column].strip() if has_ids else row[id_column])
     if not names:
-        raise InputError(f"--images={path} lists no picture; give one path a row.")
+        raise InputError(f"--images={path} lists no image; give one path a row.")
     _check_once(f"--images={path}", names)
     return _listing(path.parent, names, os.fspath(path), ids if has_ids else None)
 
@@ -195,20 +195,20 @@ def _listing(
 def _located(name: str) -> AnyPath:
     if "://" in name and not name.startswith("gs://"):
         raise InputError(
-            f"{name} is an address; pictures are read from disks and gs:// buckets: "
+            f"{name} is an address; images are read from disks and gs:// buckets: "
             "download them first."
         )
     return at(name)
 
 
 def _expanded(part: str) -> list[str]:
-    """Returns the pictures that a pattern matches; a plain name is itself."""
+    """Returns the images that a pattern matches; a plain name is itself."""
     if not glob.has_magic(part) or "://" in part or _is_file(Path(part)):
         return [part]
-    found = sorted(filter(_has_picture_suffix, glob.glob(part, recursive=True)))  # noqa: PTH207
+    found = sorted(filter(_has_image_suffix, glob.glob(part, recursive=True)))  # noqa: PTH207
     if not found:
         raise InputError(
-            f"--images={part} matches no picture; files may end in "
+            f"--images={part} matches no image; files may end in "
             f"{', '.join(IMAGE_SUFFIXES)}."
         )
     return found
@@ -223,7 +223,7 @@ def _is_dir(path: AnyPath) -> bool:
     return os.path.isdir(path) if isinstance(path, Path) else path.is_dir()  # noqa: PTH112
 
 
-def _has_picture_suffix(name: str) -> bool:
+def _has_image_suffix(name: str) -> bool:
     return name.lower().endswith(IMAGE_SUFFIXES)
 
 

@@ -1,7 +1,7 @@
 """From images to probabilities: one network, or the mean of several.
 
 Comes after checkpoints are restored; `evaluate` sums what it gives over a split,
-`predict` decodes it for a folder of pictures.
+`predict` decodes it for a folder of images.
 """
 
 import functools

@@ -1,7 +1,7 @@
-"""From pictures to the labels of each, one after the other, and the files of them.
+"""From images to the labels of each, one after the other, and the files of them.
 
 Comes after `evaluate` has fitted the decoders, and ends in a submission or JSON lines.
-Answers are written as they come: memory does not grow with the number of pictures.
+Answers are written as they come: memory does not grow with the number of images.
 """
 
 import csv
@@ -59,15 +59,15 @@ class Answers:
 
 @dataclass(frozen=True, kw_only=True)
 class Answer:
-    """What is said of one picture.
+    """What is said of one image.
 
     Attributes:
-      row: of the picture in its listing.
-      label_ids: the labels it is given, the most probable first; of a damaged picture
+      row: of the image in its listing.
+      label_ids: the labels it is given, the most probable first; of a damaged image
         none.
       probs: the network's probabilities, before a decoder calibrates them; of a damaged
-        picture they mean nothing.
-      fault: why the picture cannot be used; "" where it can.
+        image they mean nothing.
+      fault: why the image cannot be used; "" where it can.
     """
 
     row: int
@@ -78,16 +78,16 @@ class Answer:
 
 @dataclass(frozen=True, kw_only=True)
 class Facts:
-    """What is said of all pictures together.
+    """What is said of all images together.
 
     Attributes:
       source: what was predicted, as a person named it.
       run: the checkpoint, in words.
       provenance: of the answers.
       caveats: what a reader has to know before.
-      constant: codes of the labels that a submission gives damaged pictures: the most
+      constant: codes of the labels that a submission gives damaged images: the most
         frequent ones of training, as many as gave the best F2 on the split that chose
-        the thresholds. Of answers that do not look at the picture it is the best.
+        the thresholds. Of answers that do not look at the image it is the best.
       constant_names: their names.
       decoder: the name of the one that chooses.
       parameter: its parameter by name; empty where it has none.
@@ -122,16 +122,16 @@ def answer(
     mesh: Mesh,
     on_progress: Callable[[int, int, str], None],
 ) -> Iterator[Answer]:
-    """Yields the answer for every picture, in order, damaged ones too.
+    """Yields the answer for every image, in order, damaged ones too.
 
     Args:
       predict: images to probabilities and embedding.
       batches: of `eval_batches(..., mask_damaged=True)`.
-      num_rows: pictures in all.
+      num_rows: images in all.
       decode: the decoder.
-      fault: row of a picture that was masked to what is wrong with it.
+      fault: row of an image that was masked to what is wrong with it.
       mesh: the devices.
-      on_progress: called with (pictures done, pictures in all, "predict").
+      on_progress: called with (images done, images in all, "predict").
     """
     done = 0
     for batch in batches:
@@ -208,23 +208,23 @@ def write_json_lines(
     vocabulary: Vocabulary,
     facts: Facts,
 ) -> None:
-    """Writes one JSON object a picture and, beside them, the provenance.
+    """Writes one JSON object an image and, beside them, the provenance.
 
     An object has `image_id`, `file`, `decoder`, `labels` (what the decoder gives: code,
     name and score, the most probable first) and `scores` (code to score of every label
-    from `SCORE_FLOOR` on, chosen or not). A damaged picture has `error` and no labels:
+    from `SCORE_FLOOR` on, chosen or not). A damaged image has `error` and no labels:
     nothing that was not seen in it is said of it.
 
     Args:
       path: the file; it is there whole or not at all.
-      image_ids: one a picture.
+      image_ids: one an image.
       names: of the files.
-      answers: one a picture, in the same order.
+      answers: one an image, in the same order.
       vocabulary: gives codes and names.
       facts: with the decoder that chose and the provenance of the answers.
 
     Raises:
-      ValueError: as many pictures as not answers.
+      ValueError: as many images as not answers.
     """
 
     def rows(file):

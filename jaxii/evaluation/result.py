@@ -70,7 +70,7 @@ def check_evaluation(
 
 @dataclass(frozen=True, kw_only=True)
 class Constant:
-    """The best answer that does not look at the picture.
+    """The best answer that does not look at the image.
 
     Attributes:
       label_ids: the most frequent labels of training; how many, validation decided.

@@ -45,7 +45,7 @@ Run = Callable[[Images], Probs]
 def checkpoint_answers(
     predict: Predict, batches: Batches, mesh: jax.sharding.Mesh
 ) -> tuple[Images, Probs]:
-    """Returns pictures and the probabilities that evaluation gives them.
+    """Returns images and the probabilities that evaluation gives them.
 
     Args:
       predict: of the checkpoint.
@@ -66,7 +66,7 @@ def stablehlo(model: Model, size_pixels: int) -> bytes:
 
     Args:
       model: whose parameters the program holds.
-      size_pixels: side of a picture.
+      size_pixels: side of an image.
     """
     exported = jax.export.export(jax.jit(_forward(model)), platforms=PLATFORMS)
     with jax.default_matmul_precision(PRECISION), _without_paths():
@@ -78,7 +78,7 @@ def onnx(model: Model, size_pixels: int, metadata: dict[str, str]) -> bytes:
 
     Args:
       model: whose parameters it holds.
-      size_pixels: side of a picture.
+      size_pixels: side of an image.
       metadata: texts that are kept in it.
     """
     program = jax.make_jaxpr(_forward(model))(_any_batch(size_pixels))

@@ -19,7 +19,7 @@ def interval(
 
     None of a single group: nothing says how another would be.
 
-    Whole groups are drawn with replacement: pictures of one thing are no independent
+    Whole groups are drawn with replacement: images of one thing are no independent
     witnesses. Where each image is its own group, images are drawn. The draws are
     seeded: the same values give the same interval. Cost: `RESAMPLES` x groups.
 

@@ -79,12 +79,12 @@ class Beam:
         if "dataflow" in self.runner.lower() and local:
             raise InputError(
                 f"{local[0]} is on this machine, out of reach of Dataflow; copy the "
-                "pictures to gs:// and give a gs:// folder for the dataset"
+                "images to gs:// and give a gs:// folder for the dataset"
             )
         self.pipeline()
 
 
-def write(
+def write_with_beam(
     directory: AnyPath,
     plans: Sequence[shards.Plan],
     *,

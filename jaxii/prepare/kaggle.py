@@ -1,7 +1,7 @@
-"""Label files and folders of pictures -> a dataset that TFDS and `sources` read.
+"""Label files and folders of images -> a dataset that TFDS and `sources` read.
 
 `prepare` plans each split (which images, which labels, what is left out and why), has
-`shards` write the pictures, and completes the dataset: indexes, label list, counts and,
+`shards` write the images, and completes the dataset: indexes, label list, counts and,
 last of all, TFDS's `dataset_info.json`, whose presence says that the rest is there. A
 run that was interrupted goes on where it was; one with other inputs is refused.
 """
@@ -23,14 +23,14 @@ from jaxii.data.folder import Written
 from jaxii.data.labels import BOX, HUMAN, MACHINE
 from jaxii.errors import InputError
 from jaxii.prepare import duplicates, image_ids, label_files, shards
-from jaxii.prepare.beam import Beam
-from jaxii.prepare.layout import Layout, Pictures, read_validation
+from jaxii.prepare.beam import Beam, write_with_beam
+from jaxii.prepare.layout import Images, Layout, read_validation
 from jaxii.storage import AnyPath, at
 
 
 @dataclass(frozen=True)
 class Draft:
-    """A split before its pictures are read.
+    """A split before its images are read.
 
     Args:
       plan: images and labels to write.
@@ -57,7 +57,7 @@ def prepare(
     Args:
       layout: the files.
       output_dir: made if absent; empty, or begun by the same call before.
-      short_side: pixels; larger pictures are reduced to it, at least 16.
+      short_side: pixels; larger images are reduced to it, at least 16.
       num_workers: threads; default: one a core.
       beam: where shards are written instead; None: by threads of this process.
       on_progress: called with (images done, images in all, split name).
@@ -80,7 +80,7 @@ def prepare(
         drafts, tallies = draft_splits(
             layout,
             codes,
-            *layout.pictures(),
+            *layout.images(),
         )
     made_of = fingerprint(drafts, codes, short_side)
     if folder.begin(output, made_of, short_side, _image_files(drafts)):
@@ -88,7 +88,7 @@ def prepare(
     options = {"short_side": short_side, "on_progress": on_progress}
     if beam is not None:
         plans = [draft.plan for draft in drafts]
-        beam.write(output, plans, beam=beam, **options)
+        write_with_beam(output, plans, beam=beam, **options)
     splits, written = _write(output, drafts, num_workers=num_workers, **options)
     counts = Counts(tuple(tallies), tuple(splits))
     counts.save(output / folder.COUNTS_FILE)
@@ -163,16 +163,16 @@ def _stored(
 def draft_splits(
     layout: Layout,
     codes: label_files.Codes,
-    train_pictures: Pictures,
-    test_pictures: Pictures,
+    train_image_paths: Images,
+    test_image_paths: Images,
 ) -> tuple[list[Draft], list[Tally]]:
     """Reads the label files, and says which images with which labels make the splits.
 
     Args:
       layout: the files, local.
       codes: what labels may be.
-      train_pictures: the training pictures there are.
-      test_pictures: those of tuning and test.
+      train_image_paths: the training images there are.
+      test_image_paths: those of tuning and test.
 
     Returns:
       train and, where there are some, validation, tuning and test; the account of each
@@ -181,19 +181,19 @@ def draft_splits(
     Raises:
       InputError: a file that cannot be used, or no training image with a label.
     """
-    later, later_tallies, listed = _evaluations(layout, codes, test_pictures)
-    drafts, tallies = _train(layout, codes, train_pictures, listed)
+    later, later_tallies, listed = _evaluations(layout, codes, test_image_paths)
+    drafts, tallies = _train(layout, codes, train_image_paths, listed)
     return [*drafts, *later], [*tallies, *later_tallies]
 
 
 def _train(
     layout: Layout,
     codes: label_files.Codes,
-    pictures: Pictures,
+    images: Images,
     listed: Mapping[str, Sequence[str]],
 ) -> tuple[list[Draft], list[Tally]]:
     """Drafts train and a listed validation, without the images that others list."""
-    ids = pl.Series(pictures.ids, dtype=pl.String)
+    ids = pl.Series(images.ids, dtype=pl.String)
     parts, tallies = _train_labels(layout, codes, ids)
     columns = _columns(parts, len(ids))
     labelled = np.flatnonzero(np.diff(columns[0]))
@@ -215,9 +215,9 @@ def _train(
         examples = {reason: few(found) for reason, found in also.items()}
         tally = Tally(split, "images", read, len(rows), dropped, examples)
         if split == "train":
-            tally = _with_file_notes(tally, pictures)
+            tally = _with_file_notes(tally, images)
             _check_left(tally)
-        plan = _make_plan(split, rows, pictures, columns, metadata)
+        plan = _make_plan(split, rows, images, columns, metadata)
         drafts.append(Draft(plan, tally))
     return drafts, tallies
 
@@ -269,10 +269,10 @@ def _without_listed(
 
 
 def _evaluations(
-    layout: Layout, codes: label_files.Codes, pictures: Pictures
+    layout: Layout, codes: label_files.Codes, images: Images
 ) -> tuple[list[Draft], list[Tally], dict[str, list[str]]]:
     """Drafts tuning and test; the third is the images that each of them lists."""
-    ids = pl.Series(pictures.ids, dtype=pl.String)
+    ids = pl.Series(images.ids, dtype=pl.String)
     drafts: list[Draft] = []
     tallies: list[Tally] = []
     listed: dict[str, list[str]] = {}
@@ -280,12 +280,12 @@ def _evaluations(
     if layout.tuning_labels is not None:
         labels, names = _listed(layout.tuning_labels, codes, ids, tallies, False)
         listed["tuning"] = names
-        drafts.append(_evaluation("tuning", names, labels, pictures, metadata))
+        drafts.append(_evaluation("tuning", names, labels, images, metadata))
     tuning = set(listed.get("tuning", ()))
     names, labels, answered = _test_names(layout, codes, ids, tallies, tuning)
     if names:
         listed["test"] = names
-        draft = _evaluation("test", names, labels, pictures, metadata)
+        draft = _evaluation("test", names, labels, images, metadata)
         drafts.append(replace(draft, submission_ids=answered))
     return drafts, tallies, listed
 
@@ -347,13 +347,13 @@ def _evaluation(
     split: str,
     names: Sequence[str],
     labels: label_files.Entries | None,
-    pictures: Pictures,
+    images: Images,
     metadata: pl.DataFrame,
 ) -> Draft:
-    position = pictures.by_id()
+    position = images.by_id()
     rows = np.array(sorted(position[i] for i in names if i in position), np.int64)
     missing = sorted(i for i in names if i not in position)
-    columns = _columns([(labels, HUMAN)] if labels else [], len(pictures.ids))
+    columns = _columns([(labels, HUMAN)] if labels else [], len(images.ids))
     reason = "listed but missing"
     tally = Tally(
         split,
@@ -364,8 +364,8 @@ def _evaluation(
         examples={reason: few(missing)},
     )
     if split == "test":
-        tally = _with_file_notes(tally, pictures)
-    return Draft(_make_plan(split, rows, pictures, columns, metadata), tally)
+        tally = _with_file_notes(tally, images)
+    return Draft(_make_plan(split, rows, images, columns, metadata), tally)
 
 
 def _columns(
@@ -395,7 +395,7 @@ def _columns(
 def _make_plan(
     split: str,
     rows: np.ndarray,
-    pictures: Pictures,
+    images: Images,
     columns: tuple[np.ndarray, np.ndarray, np.ndarray, np.ndarray],
     metadata: pl.DataFrame,
 ) -> shards.Plan:
@@ -405,13 +405,13 @@ def _make_plan(
     np.cumsum(lengths, out=new_offsets[1:])
     chosen = np.repeat(offsets[:-1][rows] - new_offsets[:-1], lengths)
     chosen += np.arange(new_offsets[-1], dtype=np.int64)
-    ids = [pictures.ids[row] for row in rows]
+    ids = [images.ids[row] for row in rows]
     known = metadata[rows]
     return shards.Plan(
         split=split,
         image_ids=ids,
-        paths=[pictures.paths[row] for row in rows],
-        facts=[pictures.facts[row] for row in rows],
+        paths=[images.paths[row] for row in rows],
+        facts=[images.facts[row] for row in rows],
         groups=[group or i for group, i in zip(known["group"], ids, strict=True)],
         domains=[domain or "all" for domain in known["domain"]],
         slices=[name or "all" for name in known["slice"]],
@@ -434,12 +434,12 @@ def _metadata(
     return table
 
 
-def _with_file_notes(tally: Tally, pictures: Pictures) -> Tally:
+def _with_file_notes(tally: Tally, images: Images) -> Tally:
     """Returns the account of a split with what is odd about the names of its files."""
     notes = (
-        ("ids with a second file (not read)", pictures.repeated),
-        ("files whose name is not UTF-8 (not read)", pictures.unnamed),
-        (image_ids.CASE_NOTE, image_ids.case_twins(pictures.ids)),
+        ("ids with a second file (not read)", images.repeated),
+        ("files whose name is not UTF-8 (not read)", images.unnamed),
+        (image_ids.CASE_NOTE, image_ids.case_twins(images.ids)),
     )
     for what, found in notes:
         tally = tally.with_note(what, len(found), found)

@@ -29,9 +29,9 @@ class Layout:
     """Paths of the files, local or gs://; None or () where there is none.
 
     Args:
-      train_images: folders, searched with all they contain; pictures are found by the
+      train_images: folders, searched with all they contain; images are found by the
         image id before the suffix .jpg, .jpeg, .png or .webp.
-      test_images: folders with the pictures of tuning and test.
+      test_images: folders with the images of tuning and test.
       classes: "classes-trainable.csv", label_code: the classes in order.
       human_labels: "train_human_labels.csv", ImageID,Source,LabelName,Confidence.
       machine_labels: the same columns.
@@ -42,9 +42,9 @@ class Layout:
       test_labels: image_id,labels.
       train_metadata: image_id and any of group, domain, slice.
       test_metadata: the same, for tuning and test images.
-      train_pictures: "train_pictures.csv", image_id,path: the training pictures, in
+      train_image_paths: "train_image_paths.csv", image_id,path: the training images, in
         place of all those in folders.
-      test_pictures: "test_pictures.csv", the same for tuning and test.
+      test_image_paths: "test_image_paths.csv", the same for tuning and test.
       validation_ids: "validation_ids.csv", image_id: the training images that are
         `validation`, which is carved out of the others where there is no such list.
     """
@@ -61,8 +61,8 @@ class Layout:
     test_labels: AnyPath | None = None
     train_metadata: AnyPath | None = None
     test_metadata: AnyPath | None = None
-    train_pictures: AnyPath | None = None
-    test_pictures: AnyPath | None = None
+    train_image_paths: AnyPath | None = None
+    test_image_paths: AnyPath | None = None
     validation_ids: AnyPath | None = None
 
     @classmethod
@@ -70,10 +70,10 @@ class Layout:
         """Finds the files in a folder.
 
         Args:
-          directory: with the files under Kaggle's names; training pictures in folders
+          directory: with the files under Kaggle's names; training images in folders
             whose names start with "train", the others in "stage_1_test_images".
           **overrides: fields given by hand, as a path (or a tuple of them for the
-            folders of pictures), taken from the current directory; None leaves a file
+            folders of images), taken from the current directory; None leaves a file
             out. The labels and metadata of the test are only ever given so, but for
             test_labels.csv and test_meta.csv.
 
@@ -112,22 +112,22 @@ class Layout:
                     f"{root / FILES[name]} is missing; it is required (or give "
                     f"{name}=PATH)"
                 )
-        if not found["train_images"] and not found["train_pictures"]:
+        if not found["train_images"] and not found["train_image_paths"]:
             raise InputError(
                 f"{root} has no folder of training images; name it train, or give "
                 "train_images=PATH"
             )
         return cls(**found)  # type: ignore[arg-type]
 
-    def pictures(self) -> tuple["Pictures", "Pictures"]:
-        """Finds the pictures of training, and those of tuning and test.
+    def images(self) -> tuple["Images", "Images"]:
+        """Finds the images of training, and those of tuning and test.
 
         Raises:
-          InputError: a list of pictures that cannot be used.
+          InputError: a list of images that cannot be used.
         """
         return (
-            _pictures(self.train_pictures, self.train_images),
-            _pictures(self.test_pictures, self.test_images),
+            _images(self.train_image_paths, self.train_images),
+            _images(self.test_image_paths, self.test_images),
         )
 
     def fetch(self, scratch: Path) -> "Layout":
@@ -154,15 +154,15 @@ FILES = {
     "test_labels": "test_labels.csv",
     "train_metadata": "train_meta.csv",
     "test_metadata": "test_meta.csv",
-    "train_pictures": "train_pictures.csv",
-    "test_pictures": "test_pictures.csv",
+    "train_image_paths": "train_image_paths.csv",
+    "test_image_paths": "test_image_paths.csv",
     "validation_ids": "validation_ids.csv",
 }
 
 
 @dataclass(frozen=True)
-class Pictures:
-    """The picture files of a set of folders, by image id, ascending.
+class Images:
+    """The image files of a set of folders, by image id, ascending.
 
     Args:
       ids: the file names without their suffix and without white space around; unique.
@@ -184,14 +184,14 @@ class Pictures:
         return {image_id: i for i, image_id in enumerate(self.ids)}
 
 
-def _pictures(listed: AnyPath | None, folders: tuple[AnyPath, ...]) -> Pictures:
+def _images(listed: AnyPath | None, folders: tuple[AnyPath, ...]) -> Images:
     if listed is None:
-        return find_pictures(folders)
+        return find_images(folders)
     table = read_listed(listed, ("image_id", "path")).sort("image_id")
     ids = table["image_id"].to_list()
     paths = [image_files.locate(path) for path in table["path"]]
     # What cannot be read is named when it is to be read.
-    return Pictures(ids, paths, [image_files.facts(path) for path in paths])
+    return Images(ids, paths, [image_files.facts(path) for path in paths])
 
 
 def read_validation(
@@ -268,8 +268,8 @@ def read_listed(path: AnyPath, columns: tuple[str, ...]) -> pl.DataFrame:
     return table
 
 
-def find_pictures(folders: tuple[AnyPath, ...]) -> Pictures:
-    """Finds the pictures in folders and in all folders inside them.
+def find_images(folders: tuple[AnyPath, ...]) -> Images:
+    """Finds the images in folders and in all folders inside them.
 
     Raises:
       InputError: a folder cannot be listed.
@@ -291,7 +291,7 @@ def find_pictures(folders: tuple[AnyPath, ...]) -> Pictures:
         if before is None or path < before[0]:
             found[stem] = (path, facts())
     ids = sorted(found)
-    return Pictures(
+    return Images(
         ids=ids,
         paths=[at(found[i][0]) for i in ids],
         facts=[found[i][1] for i in ids],

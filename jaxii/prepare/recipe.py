@@ -9,12 +9,12 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
-# Pictures that CPU training goes through, in all: some minutes on two cores.
+# Images that CPU training goes through, in all: some minutes on two cores.
 CPU_IMAGES = 50_000
 # Epochs: enough to fit a small data set, and no fewer than the recipes of Open Images.
 MOST_EPOCHS, FEWEST_EPOCHS, CPU_FEWEST_EPOCHS = 40, 18, 3
 ACCELERATOR_IMAGES = 1_000_000
-# Validation pictures below which a threshold is a guess.
+# Validation images below which a threshold is a guess.
 FEW_VALIDATION = 50
 # Shares of the epochs, as in configs/f2_multitask.py.
 SHARES = (7 / 13, 4 / 13, 2 / 13)
@@ -26,12 +26,12 @@ class Facts:
 
     Attributes:
       name: of the data set.
-      num_images: training pictures; a validation that is still to be carved out too.
+      num_images: training images; a validation that is still to be carved out too.
       num_groups: of them that no split may divide.
       num_labels: that are told apart.
-      short_side: of the median picture, in pixels.
-      several_labels: share of the training pictures that have two labels or more.
-      has_validation: whether the data says which pictures are validation.
+      short_side: of the median image, in pixels.
+      several_labels: share of the training images that have two labels or more.
+      has_validation: whether the data says which images are validation.
       platform: as JAX names it.
       num_devices: that a batch is divided over.
       num_cores: of this machine.
@@ -139,10 +139,10 @@ def _network(facts: Facts) -> list[Choice]:
             size,
             f"the median short side is {facts.short_side}; at most 224",
         ),
-        Choice("model.depth", depth, f"{facts.num_images:,} pictures"),
+        Choice("model.depth", depth, f"{facts.num_images:,} images"),
     ]
     if size <= 64:
-        choices.append(Choice("model.stem", "small", "pictures of 64 pixels or fewer"))
+        choices.append(Choice("model.stem", "small", "images of 64 pixels or fewer"))
     return choices
 
 
@@ -157,7 +157,7 @@ def _optimizer(facts: Facts, batch: int, on_cpu: bool) -> list[Choice]:
     devices = f"{facts.num_devices} {facts.platform} device(s)"
     rate = 0.05 * min(1.0, batch / 64) if batch <= 64 else 0.4 * batch / 1024
     return [
-        Choice("global_batch_size", batch, f"{facts.num_images:,} pictures, {devices}"),
+        Choice("global_batch_size", batch, f"{facts.num_images:,} images, {devices}"),
         Choice("optimizer.peak_lr", round(rate, 5), "in proportion to the batch"),
     ]
 
@@ -188,7 +188,7 @@ def text(facts: Facts, recipe: Recipe, commands: Sequence[str]) -> str:
 
 {shown}
 
-{facts.num_images:,} pictures, {facts.num_labels:,} labels. What counts is F2, averaged
+{facts.num_images:,} images, {facts.num_labels:,} labels. What counts is F2, averaged
 over images: the later stages train it directly.
 """
 

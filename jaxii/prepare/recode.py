@@ -1,4 +1,4 @@
-"""Any picture a person has -> the JPEG that is stored: upright, RGB, at a short side.
+"""Any image a person has -> the JPEG that is stored: upright, RGB, at a short side.
 
 `recode` takes the bytes of a JPEG, PNG or WebP file and gives JPEG bytes; preparation
 (`shards`) calls it once an image, and training later decodes what it made. `formats`
@@ -29,7 +29,7 @@ from jaxii.data.transforms import JPEG_SHRINKS, decoded_size
 # Pixels; what `prepare` reduces to unless it is told otherwise.
 SHORT_SIDE = 256
 MAX_PIXELS = 120_000_000
-# A decoded 100-megapixel picture is 300 MB: such pictures are taken one at a time.
+# A decoded 100-megapixel image is 300 MB: such images are taken one at a time.
 LARGE_PIXELS = 24_000_000
 # At 1.5 linear interpolation is within 1 dB of the area average in its distance from
 # a Lanczos filter, in a sixth of the time; at 1.75 it is 3 dB behind on noise.
@@ -43,19 +43,19 @@ _LAST = {"jpeg": b"\xff\xd9", "png": b"IEND"}
 def recode(
     data: bytes, *, short_side: int = SHORT_SIDE, quality: int = JPEG_QUALITY
 ) -> bytes:
-    """Returns the picture as an upright RGB JPEG.
+    """Returns the image as an upright RGB JPEG.
 
     Args:
       data: a whole JPEG, PNG or WebP file, up to 120 megapixels; what it is, is told
         from its first bytes, not from its name.
-      short_side: pixels; a larger picture is reduced to it, no smaller one enlarged.
+      short_side: pixels; a larger image is reduced to it, no smaller one enlarged.
       quality: of the JPEG that is written, 1 to 100.
 
     Returns:
       JPEG bytes: the given ones where nothing needs to change.
 
     Raises:
-      ValueError: the fault, in a few words: what it is instead of a picture, truncated,
+      ValueError: the fault, in a few words: what it is instead of an image, truncated,
         damaged, or too large.
     """
     kind = sniff(data)
@@ -109,7 +109,7 @@ def describe(short_side: int) -> dict[str, Any]:
 
 
 def size(data: bytes) -> tuple[int, int]:
-    """Returns height and width of a picture that `recode` takes."""
+    """Returns height and width of an image that `recode` takes."""
     height, width, _ = read_header(data, sniff(data))
     return height, width
 
@@ -150,7 +150,7 @@ def _recode(data, kind, height, width, color, short_side, quality) -> bytes:
     else:
         image = decode_other(data, kind)
     image = turned(_reduce(image, height, width, short_side), turn)
-    # A picture that small already has no colour detail to spare.
+    # An image that small already has no colour detail to spare.
     subsampling = "420" if min(height, width) > short_side else "444"
     return simplejpeg.encode_jpeg(
         np.ascontiguousarray(image), quality=quality, colorsubsampling=subsampling

@@ -43,7 +43,7 @@ class Plan:
     Args:
       split: its name.
       image_ids: text; one an image, as are `paths`, `groups`, `domains` and `slices`.
-      paths: where the picture is.
+      paths: where the image is.
       facts: of its file.
       groups: see `schema`.
       domains: see `schema`.
@@ -123,14 +123,14 @@ def write(
       plan: the images.
       short_side: pixels, see `recode`.
       num_workers: threads; default: the processor cores this process may use, more of
-        them where pictures come from a bucket.
+        them where images come from a bucket.
       on_progress: called from this thread with (images done, images in all, split).
 
     Returns:
       What was written, now or before.
     """
     shards = list(zip(shard_paths(directory, plan), plan.shards(), strict=True))
-    # Pictures in a bucket are waited for, not worked on.
+    # Images in a bucket are waited for, not worked on.
     is_local = all(isinstance(path, Path) for path in plan.paths[:1])
     workers = num_workers or _num_cores() * (1 if is_local else 8)
     done = _Counter()
@@ -267,10 +267,10 @@ def write_shard(
         # JPEG does not compress further: storing is faster to write and to read.
         writer = ArrayRecordWriter(os.fspath(draft), "group_size:1,uncompressed")
         try:
-            for i, picture in enumerate(part.paths):
+            for i, image in enumerate(part.paths):
                 row, data, digest = first_row + i, b"", ""
                 try:
-                    source = image_files.read(picture, part.facts[i].size_bytes)
+                    source = image_files.read(image, part.facts[i].size_bytes)
                     data = recode(source, short_side=short_side)
                     digest = xxhash.xxh3_128_hexdigest(source)
                     fault = left_out.get(row, "")

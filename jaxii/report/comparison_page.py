@@ -1,4 +1,4 @@
-"""The page of a comparison: one HTML file with pictures and table, to read or to send.
+"""The page of a comparison: one HTML file with images and table, to read or to send.
 
 Comes after `compare` made the rows; `comparison_figures` draws them.
 """

@@ -1,7 +1,7 @@
-"""The contact sheet: one HTML file with pictures and what was said of them.
+"""The contact sheet: one HTML file with images and what was said of them.
 
 Comes after `predict`, which hands in answers as they come. What is shown is bounded, so
-that the file of a million pictures opens like that of a hundred; the file says what it
+that the file of a million images opens like that of a hundred; the file says what it
 leaves out.
 """
 
@@ -17,36 +17,36 @@ from jaxii.storage import AnyPath, write_beside
 
 MOST_SHOWN = 500
 MOST_DAMAGED_LISTED = 200
-# Labels of a picture that are seen before one asks for the rest.
+# Labels of an image that are seen before one asks for the rest.
 _FIRST_LABELS = 5
 
 
 class Sheet:
     """Collects what a contact sheet shows, and writes it.
 
-    Pictures lie evenly in their order where there are more than `MOST_SHOWN`. Memory:
-    their thumbnails, whatever the number of pictures.
+    Images lie evenly in their order where there are more than `MOST_SHOWN`. Memory:
+    their thumbnails, whatever the number of images.
 
     Args:
-      num_pictures: in all, at least 1.
-      name: row of a picture to what it is called.
+      num_images: in all, at least 1.
+      name: row of an image to what it is called.
       vocabulary: gives the names of labels.
-      thumbnail: row of a picture to a small JPEG of it.
+      thumbnail: row of an image to a small JPEG of it.
     """
 
     def __init__(
         self,
-        num_pictures: int,
+        num_images: int,
         name: Callable[[int], str],
         vocabulary: Vocabulary,
         thumbnail: Callable[[int], bytes],
     ):
-        self._num_pictures = num_pictures
+        self._num_images = num_images
         self._name = name
         self._vocabulary = vocabulary
         self._thumbnail = thumbnail
-        shown = min(num_pictures, MOST_SHOWN)
-        self._rows = {i * num_pictures // shown for i in range(shown)}
+        shown = min(num_images, MOST_SHOWN)
+        self._rows = {i * num_images // shown for i in range(shown)}
         self._tiles: list[dict[str, Any]] = []
         self._damaged: list[tuple[str, str]] = []
         self._num_damaged = self._num_labels = 0
@@ -70,7 +70,7 @@ class Sheet:
 
     def render(self, facts: Facts) -> str:
         """Returns the page as text."""
-        whole = self._num_pictures - self._num_damaged
+        whole = self._num_images - self._num_damaged
         return (
             templates()
             .get_template("sheet.html.j2")
@@ -82,11 +82,11 @@ class Sheet:
                 constant_names=[visible(name) for name in facts.constant_names],
                 title=visible(facts.source.rstrip("/").rpartition("/")[2]) or "/",
                 source=visible(facts.source),
-                num_pictures=count(self._num_pictures),
+                num_images=count(self._num_images),
                 num_shown=count(len(self._tiles)),
-                has_all=len(self._tiles) == self._num_pictures,
+                has_all=len(self._tiles) == self._num_images,
                 num_damaged=count(self._num_damaged),
-                damaged_share=percent(self._num_damaged / self._num_pictures),
+                damaged_share=percent(self._num_damaged / self._num_images),
                 has_damaged=self._num_damaged > 0,
                 damaged=self._damaged,
                 num_unlisted=self._num_damaged - len(self._damaged),
@@ -105,17 +105,17 @@ class Sheet:
             }
             for i in given.label_ids
         ]
-        picture = "" if given.fault else self._encoded(given.row)
+        image = "" if given.fault else self._encoded(given.row)
         return {
             "name": visible(self._name(given.row)),
             "fault": visible(given.fault),
             "labels": labels,
-            "picture": picture,
+            "image": image,
         }
 
     def _encoded(self, row: int) -> str:
         try:
             return base64.b64encode(self._thumbnail(row)).decode()
         except ValueError:
-            # Gone since it was answered for: the answer stands, without a picture.
+            # Gone since it was answered for: the answer stands, without an image.
             return ""

@@ -22,7 +22,7 @@ from jaxii.data.prepared import Data, Rows
 from jaxii.data.transforms import EvalTransform, TrainTransform
 from jaxii.distributed.mesh import check_batch_size, check_group
 from jaxii.errors import InputError
-from jaxii.evaluation.image_records import PictureFiles
+from jaxii.evaluation.image_records import ImageFiles
 from jaxii.evaluation.listing import Listing
 from jaxii.models.resnet import check_shape
 from jaxii.objective.objective import Objective, make_objective
@@ -219,32 +219,32 @@ def eval_batches(
     )
 
 
-def picture_files(
+def image_files(
     config: Config, listing: Listing, short_side: int | None = None
-) -> PictureFiles:
-    """Returns the files of a listing, as the run's own pictures were prepared.
+) -> ImageFiles:
+    """Returns the files of a listing, as the run's own images were prepared.
 
     Args:
       config: of the run.
       listing: the files.
-      short_side: pixels that its pictures were reduced to; None: the usual.
+      short_side: pixels that its images were reduced to; None: the usual.
     """
     stored = stored_short_side(config, short_side) or recode.MAX_PIXELS
-    return PictureFiles(listing, stored, config.data.central_share)
+    return ImageFiles(listing, stored, config.data.central_share)
 
 
 def stored_short_side(config: Config, short_side: int | None = None) -> int | None:
-    """Returns the short side that a run's own pictures were reduced to, in pixels.
+    """Returns the short side that a run's own images were reduced to, in pixels.
 
     Args:
       config: of the run.
       short_side: what the dataset says of it; None: nothing.
 
     Returns:
-      Pixels; None where pictures are stored as they were found.
+      Pixels; None where images are stored as they were found.
     """
     data = config.data
-    # TFDS stores the pictures of open_images_v4 as they are: not reduced.
+    # TFDS stores the images of open_images_v4 as they are: not reduced.
     if data.dataset == "open_images_v4":
         return None
     seen = math.ceil(data.image_size_pixels / data.central_share)
@@ -252,7 +252,7 @@ def stored_short_side(config: Config, short_side: int | None = None) -> int | No
 
 
 def file_batches(config: Config, files: pipeline.RandomAccess) -> Batches:
-    """Yields every picture of a list of files once; damaged ones are masked."""
+    """Yields every image of a list of files once; damaged ones are masked."""
     return pipeline.eval_batches(
         files,
         transform=eval_transform(config),
@@ -265,12 +265,12 @@ def file_batches(config: Config, files: pipeline.RandomAccess) -> Batches:
 def unlabelled_batches(
     config: Config, source: pipeline.RandomAccess, most: int | None = None
 ) -> Batches:
-    """Yields every picture of a source once, in random order, and nothing else of it.
+    """Yields every image of a source once, in random order, and nothing else of it.
 
     Args:
       config: checked.
       source: of records.
-      most: pictures; None for all.
+      most: images; None for all.
 
     Yields:
       Batches of `images` and `mask`; what is damaged or padding has mask 0.
@@ -281,7 +281,7 @@ def unlabelled_batches(
 
 
 def eval_transform(config: Config) -> EvalTransform:
-    """Returns the view of a picture that evaluation and prediction use."""
+    """Returns the view of an image that evaluation and prediction use."""
     return EvalTransform(
         size_pixels=config.data.image_size_pixels,
         central_share=config.data.central_share,

@@ -1,7 +1,7 @@
 """A run that has been trained, opened at one checkpoint, without its data.
 
 What another run starts from (`start_from`), what an ensemble averages, and what
-`predict` applies to pictures of any folder.
+`predict` applies to images of any folder.
 """
 
 import functools

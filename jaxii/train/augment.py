@@ -20,7 +20,7 @@ BRIGHTNESS = CONTRAST = SATURATION = 0.4
 HUE_TURNS = 0.1
 GREY_PROBABILITY = 0.2
 BLUR_PROBABILITY = 0.4
-# Largest standard deviation of the blur, as a share of the picture's side.
+# Largest standard deviation of the blur, as a share of the image's side.
 BLUR_SHARE = 1 / 64
 NOISE_PROBABILITY = 0.25
 # Largest standard deviation of the noise, in levels of 255.
@@ -130,7 +130,7 @@ def _blur(
 
     Returns:
       Pixels; their means, taken from what comes in, so that what changes the colours
-      by them need not wait until all of the picture is blurred.
+      by them need not wait until all of the image is blurred.
     """
     largest = BLUR_SHARE * strength * min(pixels.shape[1:3])
     radius = max(1, round(2.0 * largest))
@@ -181,12 +181,12 @@ def _recolour(
     matrices, contrasts = jax.vmap(lambda key: _draw(key, strength))(keys)
     luma = jnp.asarray(LUMA, jnp.float32)
     grey = mean @ luma
-    # Contrast moves pixels away from the picture's mean grey; the matrix maps grey to
+    # Contrast moves pixels away from the image's mean grey; the matrix maps grey to
     # grey, so that doing it before the matrix equals doing it after.
     shift = (1.0 - contrasts) * grey
     pixels = pixels * _spread(contrasts) + _spread(shift)
     # Written out, so that it is one pass with what comes before and after: as a product
-    # of matrices it would turn the pictures about, to the layout of one, and back.
+    # of matrices it would turn the images about, to the layout of one, and back.
     channels = [
         pixels[..., c : c + 1] * matrices[:, None, None, :, c] for c in range(3)
     ]

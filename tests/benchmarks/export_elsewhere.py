@@ -3,7 +3,7 @@
     python -m tests.benchmarks.export_elsewhere --workdir=RUN [--data_dir=DIR]
 
 Exports the run and makes two fresh virtual environments: one with jax and numpy, one
-with onnxruntime and numpy. In each, the probabilities of pictures of the test split, in
+with onnxruntime and numpy. In each, the probabilities of images of the test split, in
 batches of 1, 3 and all of them, are held against the checkpoint's own, and in the first
 the loader's answers against its decoder's. Packages come from PyPI.
 """
@@ -64,7 +64,7 @@ ENVIRONMENTS = {"jax": WITH_JAX, "onnxruntime": WITH_ONNX}
 
 
 def checkpoint_answers(workdir: Workdir, data_dir: str, folder: Path) -> None:
-    """Writes pictures and what the checkpoint says of them."""
+    """Writes images and what the checkpoint says of them."""
     config, mesh = workdir.config(), make_mesh()
     if data_dir:
         config.data.directory = data_dir
@@ -124,9 +124,7 @@ def main() -> int:
             print(f"{package}: {installed}", flush=True)
             found = run([str(python), "-c", script])
             difference = found["difference"]
-            what = (
-                f"probabilities with {package} and numpy alone, {NUM_IMAGES} pictures"
-            )
+            what = f"probabilities with {package} and numpy alone, {NUM_IMAGES} images"
             emit(
                 Row(what, f"{difference:.1e}", "", difference, "<=", programs.TOLERANCE)
             )

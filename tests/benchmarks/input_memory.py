@@ -23,13 +23,13 @@ from jaxii.data.transforms import TrainTransform
 from jaxii.prepare.kaggle import prepare
 from jaxii.prepare.recode import recode
 from tests.benchmarks import apart
-from tests.benchmarks.pictures import picture, write_layout
+from tests.benchmarks.images import jpeg, write_layout
 from tests.benchmarks.table import Row, emit
 
 BATCH, SIZE, THREADS = 256, 224, 2
 BATCHES_A_NOTE = 10
 WARM_UP_IMAGES = 10_000
-NUM_PICTURES = 32
+NUM_IMAGES = 32
 SHARED = "/dev/shm"
 
 
@@ -71,8 +71,8 @@ def main() -> None:
     rng = np.random.default_rng(0)
     before = shutil.disk_usage(SHARED).used / 1e6
     with tempfile.TemporaryDirectory() as scratch:
-        pictures = [recode(picture(rng)) for _ in range(NUM_PICTURES)]
-        layout = write_layout(Path(scratch, "files"), pictures, args.files)
+        images = [recode(jpeg(rng)) for _ in range(NUM_IMAGES)]
+        layout = write_layout(Path(scratch, "files"), images, args.files)
         out = Path(scratch, "out")
         prepare(layout, out)
         given = (f"--follow={out}", f"--images={args.images}")

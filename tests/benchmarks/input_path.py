@@ -4,15 +4,15 @@
 
 From JPEGs of 1024 x 768 pixels, and of the same reduced to a short side of 256: decode,
 random resized crop to 224 pixels, flip, batches of 256 uint8 images with labels in
-slots; two threads. The crop covers 0.35 of the picture at least, in both. jaxii reads
+slots; two threads. The crop covers 0.35 of the image at least, in both. jaxii reads
 the ArrayRecord shards that `prepare` makes of the files. Its peer is torchvision's
 DataLoader with Pillow, two worker processes, on the files themselves. Bare decoding is
-simplejpeg alone in two threads: pictures in memory, each at the scale that the path
+simplejpeg alone in two threads: images in memory, each at the scale that the path
 decoded it at. They take turns, and each figure is the median of the rounds' ratios.
 jaxii's whole augmentation (also rotation, shear, zoom, loss of quality), which is more
 work than the peer's, is told beside. The aim is bare decoding. About five minutes.
 
-The pictures are noise with the spectrum of photographs, as large in bytes as those of
+The images are noise with the spectrum of photographs, as large in bytes as those of
 Open Images (295 KB, 46 KB reduced). --photos: JPEGs of a folder instead, reduced to a
 longest side of 1024 (the smaller ones left out) and to a short side of 256.
 """
@@ -31,11 +31,11 @@ import simplejpeg
 
 from jaxii.data.dataset import open_dataset
 from jaxii.data.pipeline import LabelPolicy, Share, train_batches
-from jaxii.data.transforms import CROP_MIN_AREA, Picture, TrainTransform, read
+from jaxii.data.transforms import CROP_MIN_AREA, Image, TrainTransform, read
 from jaxii.prepare.kaggle import prepare
 from jaxii.prepare.recode import SHORT_SIDE, recode, size
 from tests.benchmarks import peers
-from tests.benchmarks.pictures import picture, write_layout
+from tests.benchmarks.images import jpeg, write_layout
 from tests.benchmarks.table import Row, emit
 
 SIZE = 224
@@ -43,7 +43,7 @@ BATCH = 256
 WORKERS = 2
 WARM_UP_BATCHES = 2
 AFTER_SECONDS = 1.0
-NUM_PICTURES = 32
+NUM_IMAGES = 32
 LONG_SIDE = 1024
 SMALL, LARGE = "short side 256", "1024 pixels"
 # Kind -> files, images a round of jaxii and of its peer, and the bar against the peer.
@@ -77,23 +77,23 @@ def jaxii(source, images: int, transform) -> float:
 
 
 def decodes(source, images: int) -> list[tuple[bytes, int, int]]:
-    """Returns pictures with the rows and columns that the path decodes them to."""
+    """Returns images with the rows and columns that the path decodes them to."""
     transform = TrainTransform(size_pixels=SIZE)
     rng = np.random.default_rng(0)
     jobs = []
-    original = Picture.decode
+    original = Image.decode
 
-    def watched(self: Picture, height: float, width: float):
+    def watched(self: Image, height: float, width: float):
         pixels = original(self, height, width)
         jobs.append((self.encoded, *pixels.shape[:2]))
         return pixels
 
-    Picture.decode = watched
+    Image.decode = watched
     try:
         for row in range(images):
             transform.crop(source[row % len(source)]["image"], rng)
     finally:
-        Picture.decode = original
+        Image.decode = original
     return jobs
 
 
@@ -116,7 +116,7 @@ def bare(jobs: list[tuple[bytes, int, int]], images: int) -> float:
 
 
 def measure(kind: str, root: Path, source, rounds: int) -> None:
-    """Measures one kind of pictures and hands on its rows."""
+    """Measures one kind of images and hands on its rows."""
     _, images, peer_images, bar = KINDS[kind]
     jobs = decodes(source, 512)
     sizes = [height * width for _, height, width in jobs]
@@ -161,11 +161,11 @@ def measure(kind: str, root: Path, source, rounds: int) -> None:
     )
 
 
-def pictures_of(kind: str, folder: str | None) -> list[bytes]:
+def images_of(kind: str, folder: str | None) -> list[bytes]:
     """Returns JPEGs of a kind: drawn, or of a folder of larger ones."""
     if folder is None:
         rng = np.random.default_rng(0)
-        large = [picture(rng) for _ in range(NUM_PICTURES)]
+        large = [jpeg(rng) for _ in range(NUM_IMAGES)]
         return [recode(p) for p in large] if kind == SMALL else large
     files = [path.read_bytes() for path in sorted(Path(folder).glob("*.jpg"))]
     if kind == SMALL:
@@ -188,12 +188,12 @@ def main() -> None:
     args = parser.parse_args()
     cv2.setNumThreads(1)
     for kind in args.kinds:
-        pictures = pictures_of(kind, args.photos)
-        mean = np.mean([len(p) for p in pictures]) / 1e3
-        print(f"{kind}: {len(pictures)} pictures of {mean:.0f} KB")
+        images = images_of(kind, args.photos)
+        mean = np.mean([len(p) for p in images]) / 1e3
+        print(f"{kind}: {len(images)} images of {mean:.0f} KB")
         with tempfile.TemporaryDirectory() as scratch:
             root = Path(scratch, "files")
-            layout = write_layout(root, pictures, KINDS[kind][0])
+            layout = write_layout(root, images, KINDS[kind][0])
             # As large as they are: the records hold the bytes of the files.
             prepare(layout, Path(scratch, "out"), short_side=1024)
             source = open_dataset(Path(scratch, "out")).splits["train"].source

@@ -1,4 +1,4 @@
-"""Times what `prepare` does with label files of full size before it opens a picture.
+"""Times what `prepare` does with label files of full size before it opens an image.
 
     python -m tests.benchmarks.label_files                # about 3 minutes, 2.5 GB
 
@@ -7,7 +7,7 @@ Files as large as those of Inclusive Images are generated first, which is not co
 million images, in the Kaggle layout, with a long tail of labels. The work then runs in
 a fresh process: vocabulary; the labels of each image, by source; the splits train,
 tuning and test; the fingerprint that a later run is compared by; and validation, carved
-out of train. The picture files are not there: their list is handed over as it would be
+out of train. The image files are not there: their list is handed over as it would be
 found. Bars: 25 s and 4 GB of resident memory, interpreter and libraries included.
 """
 
@@ -25,7 +25,7 @@ from jaxii.data import dataset
 from jaxii.data.index import Index
 from jaxii.prepare import kaggle, label_files
 from jaxii.prepare.image_files import FileFacts
-from jaxii.prepare.layout import Layout, Pictures
+from jaxii.prepare.layout import Images, Layout
 from tests.benchmarks import apart
 
 NUM_IMAGES = 1_743_042
@@ -100,16 +100,16 @@ def generate(root: Path, shrink: int) -> None:
     pl.DataFrame({"image_id": test, "labels": ""}).write_csv(
         root / "stage_1_sample_submission.csv"
     )
-    # The pictures, as ids; a folder of so many files is not made.
+    # The images, as ids; a folder of so many files is not made.
     ids.to_frame("id").write_parquet(root / "train_ids.parquet")
     test.to_frame("id").write_parquet(root / "test_ids.parquet")
 
 
-def pictures(path: Path) -> Pictures:
-    """Returns the pictures of a list of ids, as `find_pictures` would find them."""
+def images(path: Path) -> Images:
+    """Returns the images of a list of ids, as `find_images` would find them."""
     ids = pl.read_parquet(path)["id"].to_list()
     folder = path.parent / "train"
-    return Pictures(
+    return Images(
         ids=ids,
         paths=[folder / f"{image_id}.jpg" for image_id in ids],
         facts=[FileFacts(45_000, "1538352000000000000")] * len(ids),
@@ -126,8 +126,8 @@ class Nowhere:
 def work(root: Path) -> dict:
     """Label files to splits; what is timed."""
     layout = Layout.find(root)
-    train = pictures(root / "train_ids.parquet")
-    test = pictures(root / "test_ids.parquet")
+    train = images(root / "train_ids.parquet")
+    test = images(root / "test_ids.parquet")
     begin = time.perf_counter(), time.process_time()
     codes = label_files.read_codes(layout.classes, layout.descriptions)
     drafts, tallies = kaggle.draft_splits(layout, codes, train, test)

@@ -4,7 +4,7 @@
 
 The default run (configs/f2_multitask.py: toy_regions, ResNet-18 of half the width, 64
 images of 64 pixels a step), its first stage made longer, goes through the product's
-loop: pictures are read, decoded and sent, figures are logged every 20 steps, and every
+loop: images are read, decoded and sent, figures are logged every 20 steps, and every
 100 steps it is evaluated on `validation` and saved. Between two logs, when nothing is
 under way, the loop is halted in its input for 10 steps of the same compiled function on
 one resident batch; so each stretch of 20 steps of the loop lies between two of those.

@@ -34,11 +34,11 @@ from jaxii.train import saving
 from jaxii.train.checkpoint import Checkpoints
 from jaxii.train.stages import Saved
 from tests.benchmarks.blocked_by_saves import STAGE, make_state
-from tests.benchmarks.pictures import picture, write_layout
+from tests.benchmarks.images import jpeg, write_layout
 from tests.benchmarks.table import Row, emit
 
 WORKERS = 2
-NUM_PICTURES = 32
+NUM_IMAGES = 32
 LABELS = "0123456789abcdef"
 BAR = 2.0
 
@@ -65,8 +65,8 @@ def timed(owner: Any, name: str) -> Iterator[list[float]]:
 
 def of_prepare(scratch: Path, num_images: int) -> Row:
     rng = np.random.default_rng(0)
-    pictures = [picture(rng) for _ in range(NUM_PICTURES)]
-    layout = write_layout(scratch / "kaggle", pictures, num_images)
+    images = [jpeg(rng) for _ in range(NUM_IMAGES)]
+    layout = write_layout(scratch / "kaggle", images, num_images)
     with (
         timed(manifest, "describe") as hashing,
         timed(manifest.Manifest, "save") as saving_it,

@@ -46,15 +46,15 @@ def main() -> int:
 
 
 def _examples(folder: Path, number: int) -> list[plain_data.Example]:
-    """Draws scenes; returns their pictures and the labels that people gave them."""
+    """Draws scenes; returns their images and the labels that people gave them."""
     files = writer.write(folder, num_train=number, num_tuning=1, num_test=1)
     described = dict(_read(files / "class-descriptions.csv"))
     labels = defaultdict(list)
     for image, _, code, confidence in _read(files / "train_human_labels.csv"):
         if confidence in ("1", "1.0"):
             labels[image].append(described[code].replace(" ", "-"))
-    pictures = {path.stem: path for path in files.glob("train*/**/*.jpg")}
-    return [(pictures[i].read_bytes(), found) for i, found in sorted(labels.items())]
+    images = {path.stem: path for path in files.glob("train*/**/*.jpg")}
+    return [(images[i].read_bytes(), found) for i, found in sorted(labels.items())]
 
 
 def _read(path: Path) -> list[list[str]]:

@@ -3,7 +3,7 @@
     python -m tests.benchmarks.predict_mixed --workdir=runs/f2_multitask-toy_regions
     python -m tests.benchmarks.predict_mixed --workdir=... --keep=folder   # to look at
 
-JPEG, PNG and WebP in the variants of `tests/mixed_pictures.py`, CMYK, all turns of
+JPEG, PNG and WebP in the variants of `tests/mixed_images.py`, CMYK, all turns of
 EXIF, odd names, 30 files damaged in ten ways. The folder is predicted as a submission,
 and a CSV that lists it in another order as JSON lines and as a contact sheet. Checked:
 a row for every file, in order, none empty; the damaged ones and no others named, on
@@ -30,7 +30,7 @@ import numpy as np
 from PIL import Image
 
 from jaxii.prepare.toy_regions import writer
-from tests import mixed_pictures
+from tests import mixed_images
 from tests.benchmarks.table import Row, emit
 
 NUM_FILES, NUM_DAMAGED, NUM_SCENES = 2_000, 30, 60
@@ -43,13 +43,13 @@ def main() -> int:
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
     parser.add_argument("--workdir", type=Path, required=True)
-    parser.add_argument("--scenes", type=Path, help="a folder of upright pictures")
+    parser.add_argument("--scenes", type=Path, help="a folder of upright images")
     parser.add_argument("--keep", type=Path, help="where files and answers are left")
     args = parser.parse_args()
     with tempfile.TemporaryDirectory() as scratch:
         folder = args.keep or Path(scratch)
         scenes = read_scenes(args.scenes or drawn(folder / "drawn"))
-        written = mixed_pictures.write(folder / "files", scenes, NUM_FILES, NUM_DAMAGED)
+        written = mixed_images.write(folder / "files", scenes, NUM_FILES, NUM_DAMAGED)
         rows = rehearse(args.workdir, folder, written)
     emit(*rows)
     return 0 if all(row.is_met for row in rows) else 1
@@ -105,7 +105,7 @@ def rehearse(workdir: Path, folder: Path, written) -> list[Row]:
     by_kind = differences(lines, shuffled)
     for kind, difference in sorted(by_kind.items(), key=lambda item: -item[1]):
         print(f"  {kind:20} {difference:.4f}")
-    colours = {kind: d for kind, d in by_kind.items() if mixed_pictures.WHOLE[kind][2]}
+    colours = {kind: d for kind, d in by_kind.items() if mixed_images.WHOLE[kind][2]}
     worst = max(colours, key=lambda kind: colours[kind])
     size = (folder / "b.html").stat().st_size / 1e6
     counted = int(told[1]) if told else 0

@@ -2,7 +2,7 @@
 
     python -m tests.benchmarks.prepare
 
-5,000 pictures of 1024 x 768 pixels are made first, with the spectrum and the file size
+5,000 images of 1024 x 768 pixels are made first, with the spectrum and the file size
 of photographs (300 KB, as in Open Images), which is not counted; then `prepare` reduces
 them to records with a short side of 256, in two threads, and Pillow to files of the
 same size and JPEG quality, in a pool of two processes; they take turns. The figure is
@@ -22,11 +22,11 @@ import numpy as np
 
 from jaxii.prepare.kaggle import prepare
 from tests.benchmarks import peers
-from tests.benchmarks.pictures import picture, write_layout
+from tests.benchmarks.images import jpeg, write_layout
 from tests.benchmarks.table import Row, emit
 
 WORKERS = 2
-NUM_PICTURES = 32
+NUM_IMAGES = 32
 BAR = 3.0
 
 
@@ -41,7 +41,7 @@ def main() -> None:
     with tempfile.TemporaryDirectory() as scratch:
         files = Path(scratch, "kaggle")
         layout = write_layout(
-            files, [picture(rng) for _ in range(NUM_PICTURES)], args.images
+            files, [jpeg(rng) for _ in range(NUM_IMAGES)], args.images
         )
         before = sum(path.stat().st_size for path in files.glob("train/*"))
         os.sync()  # nothing of it is left to be written while the clock runs

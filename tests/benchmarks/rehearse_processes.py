@@ -40,8 +40,8 @@ PREEMPTED_SECONDS = 30
 def steady(num_steps, seed=0):
     """Returns the flags of runs that are compared up to rounding.
 
-    16 pictures a device, with maps of four pixels at the end: the small recipe's four
-    pictures with maps of one leave BatchNorm four values, and a difference grows about
+    16 images a device, with maps of four pixels at the end: the small recipe's four
+    images with maps of one leave BatchNorm four values, and a difference grows about
     fivefold a step.
     """
     return (

@@ -89,7 +89,7 @@ def write_files(root: Path) -> Path:
         turn = (np.arange(start, start + 30)) % NUM_CLASSES
         return [codes[j] for j in np.union1d(drawn, turn)]
 
-    def picture(path: Path) -> None:
+    def image(path: Path) -> None:
         coarse = rng.integers(0, 256, (4, 4, 3), np.uint8)
         pixels = np.ascontiguousarray(np.kron(coarse, np.ones((16, 16, 1), np.uint8)))
         path.write_bytes(simplejpeg.encode_jpeg(pixels, quality=80))
@@ -97,9 +97,9 @@ def write_files(root: Path) -> Path:
     train = image_ids("train", NUM_TRAIN)
     tuning, test = image_ids("tuning", NUM_TUNING), image_ids("test", NUM_TEST)
     for image_id in train:
-        picture(root / "train" / f"{image_id}.jpg")
+        image(root / "train" / f"{image_id}.jpg")
     for image_id in (*tuning, *test):
-        picture(root / "stage_1_test_images" / f"{image_id}.jpg")
+        image(root / "stage_1_test_images" / f"{image_id}.jpg")
     header = ["ImageID", "Source", "LabelName", "Confidence"]
     rows = [
         [image_id, "verification", code, 1]

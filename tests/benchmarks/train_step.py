@@ -58,7 +58,7 @@ def our_step(dtype: str, batch: int, size: int) -> Step:
     arrays |= {
         "images": jnp.asarray(images),
         "label_ids": jnp.asarray(labels, jnp.int32),
-        # The first four slots are labels, as many as an Open Images picture has.
+        # The first four slots are labels, as many as an Open Images image has.
         "label_confidences": arrays["label_confidences"].at[:, :4].set(1.0),
         "mask": jnp.ones(batch, jnp.float32),
     }

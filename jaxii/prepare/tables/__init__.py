@@ -1,1 +1,1 @@
-"""Looks at plain data, pictures and a label file, and says what it assumes."""
+"""Looks at plain data, images and a label file, and says what it assumes."""

@@ -2,7 +2,7 @@
 
 Whether "red fox" is one label or two no cell can say. The rule, over all cells: they
 are lists where nearly every part is in two different cells or more, where splitting
-leaves at most half as many labels as different cells, or where most pictures have a
+leaves at most half as many labels as different cells, or where most images have a
 cell of their own: nobody could learn those. --label_separator overrules it.
 """
 
@@ -31,7 +31,7 @@ def labels_of(
 
     Args:
       cells: text.
-      row_a_label: whether pictures have several rows, with other labels in each.
+      row_a_label: whether images have several rows, with other labels in each.
       separator: one of `CHOICES`; "" finds it out.
       notes: are told which it is.
 
@@ -45,7 +45,7 @@ def labels_of(
         notes.assumed(f"a cell is a list of labels in JSON ({why})")
         return _json_lists(cells, notes)
     if chosen == "none":
-        layout = "one label a row" if row_a_label else "one label a picture"
+        layout = "one label a row" if row_a_label else "one label an image"
         notes.assumed(f"a cell is one label, {layout} ({why}; --label_separator)")
         _mind_separators(counts, notes)
         return [[cell] if cell else [] for cell in cells]
@@ -60,7 +60,7 @@ def labels_of(
 
 _REASON_LISTS = (
     "nearly every part is in several cells, or splitting halves the number of labels, "
-    "or most pictures would have a label of their own"
+    "or most images would have a label of their own"
 )
 _REASONS = {
     "none": "what splitting would leave is mostly in one cell only",

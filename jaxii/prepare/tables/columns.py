@@ -1,6 +1,6 @@
 """What each column of a label file is: paths, labels, confidence, group and so on.
 
-Comes after `table`. The column of paths is the one whose cells name pictures; where
+Comes after `table`. The column of paths is the one whose cells name images; where
 several could be it, their names decide.
 """
 
@@ -14,11 +14,11 @@ from jaxii.errors import InputError
 from jaxii.nearest import nearest
 from jaxii.prepare.tables.notes import Notes, shown
 from jaxii.prepare.tables.paths import Match, Matcher
-from jaxii.prepare.tables.table import is_picture
+from jaxii.prepare.tables.table import is_image
 
 PATH_NAMES = (
     *("path", "file_path", "filepath", "file", "file_name", "filename"),
-    *("image_path", "image", "image_id", "imageid", "img", "picture", "id", "name"),
+    *("image_path", "image", "image_id", "imageid", "img", "image", "id", "name"),
 )
 LABEL_NAMES = (
     *("labels", "label", "tags", "tag", "classes", "class", "categories", "category"),
@@ -37,7 +37,7 @@ class Columns:
     """Names of columns.
 
     Attributes:
-      path: names the pictures.
+      path: names the images.
       labels: the one with labels in its cells, or one a label (`one_hot`).
       one_hot: whether cells say 1 or 0 and the header is the label.
       extra: of `EXTRA`, those there are -> their names in the file.
@@ -57,17 +57,17 @@ def find(
     path_column: str = "",
     label_column: str = "",
 ) -> tuple[Columns, Match]:
-    """Says what the columns are, and which picture each row names.
+    """Says what the columns are, and which image each row names.
 
     Args:
       table: as `table.read_table` gives it.
-      matcher: of the pictures.
+      matcher: of the images.
       notes: are told what was assumed.
       path_column: its name where it is given; "" finds it.
       label_column: likewise.
 
     Raises:
-      InputError: no column names pictures, or none is sure to be labels.
+      InputError: no column names images, or none is sure to be labels.
     """
     for flag, name in (("path_column", path_column), ("label_column", label_column)):
         if name and name not in table.columns:
@@ -84,7 +84,7 @@ def find(
     rest = [name for name in table.columns if name not in (path, *extra.values())]
     labels, one_hot = _labels(table, rest, notes, label_column)
     for kind, name in extra.items():
-        notes.assumed(f"column {name!r} is the {kind} of each picture, as it is called")
+        notes.assumed(f"column {name!r} is the {kind} of each image, as it is called")
     unused = [name for name in rest if name not in labels]
     if unused:
         notes.found(f"columns that are not used: {shown(unused)}")
@@ -121,8 +121,8 @@ def _paths(
         names,
         key=lambda n: (
             round(shares[n], 1),
-            # 7 is a row's number as likely as 7.jpg; what ends so is a picture.
-            round(sum(map(is_picture, sample[n])) / len(sample), 1),
+            # 7 is a row's number as likely as 7.jpg; what ends so is an image.
+            round(sum(map(is_image, sample[n])) / len(sample), 1),
             not _is_called_label(n),
             -_rank(n, PATH_NAMES),
             shares[n],
@@ -132,15 +132,15 @@ def _paths(
     if match.share == 0:
         raise InputError(
             f"no cell of {'column ' if given else 'any column, as '}{best!r} (such as "
-            f"{table[best][0]!r}) names a picture below --images (such as "
+            f"{table[best][0]!r}) names an image below --images (such as "
             f"{matcher.example!r}); give the folder that the paths start from."
         )
     others = [n for n in names if n != best and shares[n] >= max(0.5, shares[best] / 2)]
     if given:
-        notes.found(f"column {best!r} names the pictures, as was said")
+        notes.found(f"column {best!r} names the images, as was said")
     else:
         notes.assumed(
-            f"column {best!r} names the pictures: {match.share:.1%} of its cells do"
+            f"column {best!r} names the images: {match.share:.1%} of its cells do"
             + (f"; {shown(others)} would too (--path_column)" if others else "")
         )
     notes.assumed(f"paths are read {match.rule}")

@@ -1,4 +1,4 @@
-"""The rows of each picture put together: its labels, its split, its group.
+"""The rows of each image put together: its labels, its split, its group.
 
 Comes after `rows` and before what `new` writes. Names every label that is not used, and
 whatever may be a mistake and is used as it stands.
@@ -15,13 +15,13 @@ import numpy as np
 
 from jaxii.errors import InputError
 from jaxii.prepare import image_ids
-from jaxii.prepare.tables import cells, pictures
+from jaxii.prepare.tables import cells, image_folder
 from jaxii.prepare.tables.notes import Notes, shown
 from jaxii.prepare.tables.paths import absolute
 from jaxii.prepare.tables.rows import Rows
 
-# Fewer pictures of a label than these teach it to no network.
-FEW_PICTURES = 10
+# Fewer images of a label than these teach it to no network.
+FEW_IMAGES = 10
 # White space and control characters: a submission has spaces between codes.
 _UNFIT = re.compile(r"[\s\x00-\x1f\x7f-\x9f]")
 NO_VALUES = ("nan", "none", "null", "n/a", "na", "<na>", "-")
@@ -29,16 +29,16 @@ NO_VALUES = ("nan", "none", "null", "n/a", "na", "<na>", "-")
 
 @dataclass(frozen=True)
 class Labelled:
-    """Pictures and their labels, all of them of use.
+    """Images and their labels, all of them of use.
 
     Attributes:
-      files: paths of the pictures.
+      files: paths of the images.
       ids: a name each, as reports and answers call it.
       labels: every label there is, sorted.
       codes: a name each without white space.
-      entries: for each picture label number -> confidence.
-      extra: split, group, domain, slice, where given; a text a picture, "" for none.
-      short_side: of the median picture, in pixels; 0 before it was looked at.
+      entries: for each image label number -> confidence.
+      extra: split, group, domain, slice, where given; a text an image, "" for none.
+      short_side: of the median image, in pixels; 0 before it was looked at.
     """
 
     files: Sequence[str]
@@ -50,14 +50,14 @@ class Labelled:
     short_side: int = 0
 
     def split(self, name: str) -> list[int]:
-        """Returns the numbers of the pictures of a split."""
+        """Returns the numbers of the images of a split."""
         splits = self.extra.get("split")
         if splits is None:
             return list(range(len(self.files))) if name == "train" else []
         return [i for i, split in enumerate(splits) if split == name]
 
     def num_pairs(self) -> int:
-        """Returns how many training pictures have two labels or more."""
+        """Returns how many training images have two labels or more."""
         return sum(len(self.entries[i]) > 1 for i in self.split("train"))
 
 
@@ -68,22 +68,22 @@ def put_together(
     notes: Notes,
     *,
     fold_case: bool,
-    min_pictures: int,
-    on_progress: pictures.Progress | None = None,
+    min_images: int,
+    on_progress: image_folder.Progress | None = None,
 ) -> Labelled:
-    """Makes one entry a picture of its rows, and looks into the pictures.
+    """Makes one entry an image of its rows, and looks into the images.
 
     Args:
       rows: of labels.
-      files: all pictures; `rows` have their numbers.
+      files: all images; `rows` have their numbers.
       root: their folder.
       notes: are told.
       fold_case: whether "Dog" and "dog" are one label.
-      min_pictures: labels with fewer training pictures are left out.
-      on_progress: as in `pictures.check`.
+      min_images: labels with fewer training images are left out.
+      on_progress: as in `image_folder.check`.
 
     Raises:
-      InputError: no picture or fewer than two labels are left.
+      InputError: no image or fewer than two labels are left.
     """
     spelling = _spellings(rows, notes, fold_case)
     entries = _entries(rows, spelling, notes)
@@ -91,7 +91,7 @@ def put_together(
     names = _ids(below, notes)
     no_label = sorted(set(rows.numbers) - entries.keys())
     notes.left_out(
-        "pictures",
+        "images",
         [below[i] for i in no_label],
         " without a label; to keep them as examples of nothing, give them a label of "
         "their own, such as none",
@@ -104,8 +104,8 @@ def put_together(
     _mind_divided(extra.get("group", []), splits, notes)
     taught = [number for number, s in zip(used, splits, strict=True) if s == "train"]
     if not taught:
-        raise InputError("no picture with a label is of the split train; see above.")
-    labels = _labels(entries, taught, used, notes, min_pictures)
+        raise InputError("no image with a label is of the split train; see above.")
+    labels = _labels(entries, taught, used, notes, min_images)
     index = {label: i for i, label in enumerate(labels)}
     found = Labelled(
         files=[absolute(files[i]) for i in used],
@@ -172,10 +172,10 @@ def _entries(
                 repeated += 1
             before[label] = max(confidence, before.get(label, 0.0))
     if repeated:
-        notes.found(f"{repeated:,} labels are there again for the same picture")
+        notes.found(f"{repeated:,} labels are there again for the same image")
     if contradictions:
         notes.assumed(
-            f"the larger confidence is right where a picture has two for a label, "
+            f"the larger confidence is right where an image has two for a label, "
             f"{len(contradictions):,} times: {shown(contradictions)}"
         )
     return entries
@@ -205,7 +205,7 @@ def _ids(below: Sequence[str], notes: Notes) -> list[str]:
     if why:
         names = Counter(choices[0][0])
         twice = [name for name, number in names.items() if number > 1]
-        notes.assumed(f"the id of a picture is its {why}: {shown(twice)}")
+        notes.assumed(f"the id of an image is its {why}: {shown(twice)}")
     return ids
 
 
@@ -214,22 +214,22 @@ def _whole(
     files: Sequence[str],
     below: Sequence[str],
     notes: Notes,
-    on_progress: pictures.Progress | None,
+    on_progress: image_folder.Progress | None,
 ) -> tuple[list[int], int]:
-    """Returns the pictures that are whole, and the median of their short sides."""
-    checked = pictures.check([files[i] for i in used], on_progress)
+    """Returns the images that are whole, and the median of their short sides."""
+    checked = image_folder.check([files[i] for i in used], on_progress)
     notes.left_out(
-        "broken pictures",
+        "broken images",
         [f"{below[used[i]]}: {why}" for i, why in checked.broken.items()],
         "" if checked.decoded else " by their headers alone; prepare decodes them all",
     )
     whole = [number for i, number in enumerate(used) if i not in checked.broken]
     if not whole:
-        raise InputError("no picture that can be read has a label; see what is above.")
+        raise InputError("no image that can be read has a label; see what is above.")
     sides = checked.short_sides
     how = "all decoded" if checked.decoded else "by their headers"
     notes.found(
-        f"{len(sides):,} whole pictures with labels, {how}; short side "
+        f"{len(sides):,} whole images with labels, {how}; short side "
         f"{sides.min()} to {sides.max()} pixels, median {int(np.median(sides))}"
     )
     return whole, int(np.median(sides))
@@ -242,13 +242,13 @@ def _mind_divided(groups: Sequence[str], splits: Sequence[str], notes: Notes) ->
     divided = [group for group, found in sides.items() if group and len(found) > 1]
     if divided:
         notes.mind(
-            f"{len(divided):,} groups have pictures in more than one split, so that "
+            f"{len(divided):,} groups have images in more than one split, so that "
             f"figures will be too good: {shown(divided)}"
         )
 
 
 def _one_each(kind: str, rows: Rows, used: Sequence[int], notes: Notes) -> list[str]:
-    """Returns the first value of each picture."""
+    """Returns the first value of each image."""
     first: dict[int, str] = {}
     others = []
     for number, text in zip(rows.numbers, rows.extra[kind], strict=True):
@@ -257,7 +257,7 @@ def _one_each(kind: str, rows: Rows, used: Sequence[int], notes: Notes) -> list[
     if others:
         notes.mind(
             f"{len(others):,} rows have another {kind} than the first of their "
-            f"picture, which counts: {shown(others)}"
+            f"image, which counts: {shown(others)}"
         )
     values = [first.get(number, "") for number in used]
     counts = Counter(values)
@@ -271,7 +271,7 @@ def _labels(
     taught: Sequence[int],
     used: Sequence[int],
     notes: Notes,
-    min_pictures: int,
+    min_images: int,
 ) -> list[str]:
     counts = Counter(
         label for i in taught for label, c in entries[i].items() if c >= 0.5
@@ -280,10 +280,10 @@ def _labels(
     notes.left_out(
         "labels",
         sorted(everywhere - counts.keys()),
-        " that no training picture has",
+        " that no training image has",
     )
-    rare = sorted(label for label, n in counts.items() if n < min_pictures)
-    notes.left_out("labels", rare, f" of fewer than {min_pictures} training pictures")
+    rare = sorted(label for label, n in counts.items() if n < min_images)
+    notes.left_out("labels", rare, f" of fewer than {min_images} training images")
     labels = sorted(counts.keys() - set(rare))
     if len(labels) < 2:
         raise InputError(
@@ -294,14 +294,14 @@ def _labels(
     most, middle, least = common[0], common[len(common) // 2], common[len(labels) - 1]
     notes.found(
         f"{len(labels):,} labels, {sum(counts[k] for k in labels) / len(taught):.1f} a "
-        f"training picture; most {most[0]!r} {most[1]:,} pictures, the middle one "
+        f"training image; most {most[0]!r} {most[1]:,} images, the middle one "
         f"{middle[1]:,}, least {least[0]!r} {least[1]:,}"
     )
-    tail = [label for label in labels if counts[label] < FEW_PICTURES]
+    tail = [label for label in labels if counts[label] < FEW_IMAGES]
     if tail:
         notes.mind(
-            f"{len(tail):,} labels have fewer than {FEW_PICTURES} pictures and will "
-            f"hardly be learnt; they stay (--min_pictures={FEW_PICTURES} leaves them "
+            f"{len(tail):,} labels have fewer than {FEW_IMAGES} images and will "
+            f"hardly be learnt; they stay (--min_images={FEW_IMAGES} leaves them "
             f"out): {shown(tail)}"
         )
     return labels
@@ -324,7 +324,7 @@ def _codes(labels: Sequence[str]) -> list[str]:
 def _without_empty(found: Labelled, notes: Notes) -> Labelled:
     kept = [i for i, entry in enumerate(found.entries) if entry]
     emptied = [found.files[i] for i, entry in enumerate(found.entries) if not entry]
-    notes.left_out("pictures", emptied, " all of whose labels are left out")
+    notes.left_out("images", emptied, " all of whose labels are left out")
     return replace(
         found,
         files=[found.files[i] for i in kept],

@@ -1,7 +1,7 @@
-"""Which picture a cell of a label file means.
+"""Which image a cell of a label file means.
 
-One rule for a whole column, the first under which most cells name a picture: a rule a
-cell would find, for a picture that is missing, one of the same name elsewhere.
+One rule for a whole column, the first under which most cells name an image: a rule a
+cell would find, for an image that is missing, one of the same name elsewhere.
 """
 
 import os
@@ -15,7 +15,7 @@ from pathlib import Path, PurePosixPath
 from jaxii.prepare.image_files import IMAGE_SUFFIXES
 
 NOWHERE = -1
-# Folders that cells may name before those below the folder of pictures.
+# Folders that cells may name before those below the folder of images.
 MOST_DROPPED = 4
 
 
@@ -24,7 +24,7 @@ class Match:
     """What the cells of a column mean.
 
     Attributes:
-      rows: for each cell the number of its picture, `NOWHERE` for none.
+      rows: for each cell the number of its image, `NOWHERE` for none.
       rule: how cells were read, in words.
     """
 
@@ -33,20 +33,20 @@ class Match:
 
     @property
     def share(self) -> float:
-        """Cells that name a picture, of all."""
+        """Cells that name an image, of all."""
         return sum(row != NOWHERE for row in self.rows) / max(len(self.rows), 1)
 
 
 class Matcher:
-    """Finds pictures by what label files call them.
+    """Finds images by what label files call them.
 
     Args:
-      files: paths of the pictures, at least one.
+      files: paths of the images, at least one.
       root: the folder they are in.
       home: the folder of the label file.
 
     Attributes:
-      example: the path of a picture, below the folder.
+      example: the path of an image, below the folder.
     """
 
     def __init__(self, files: Sequence[str], root: Path, home: Path):
@@ -60,17 +60,17 @@ class Matcher:
         self._by_name = _numbers(names)
 
     def match(self, cells: Sequence[str]) -> Match:
-        """Returns the picture of each cell, by one rule for all of them.
+        """Returns the image of each cell, by one rule for all of them.
 
         The first that finds more than half of them: a later one would find a missing
-        picture's namesake elsewhere. Where none does, the one that finds most.
+        image's namesake elsewhere. Where none does, the one that finds most.
         """
         distinct = list(dict.fromkeys(cells))
         keys = [plain(cell) for cell in distinct]
         best: tuple[int, dict[str, int], str] = (0, {}, "")
         for rule, numbers, key in self._rules():
             found = {}
-            # Two paths that a rule makes one are not the same picture.
+            # Two paths that a rule makes one are not the same image.
             times = Counter(key(path) for path in set(keys))
             # a.png is not a.jpg where both are listed.
             files = set(zip(keys, map(_suffix, distinct), strict=True))
@@ -113,7 +113,7 @@ BY_NAME = "by the name of the file alone, whatever folder they name"
 
 
 def plain(path: str) -> str:
-    """Returns a path as it is compared: composed letters, slashes, no picture suffix.
+    """Returns a path as it is compared: composed letters, slashes, no image suffix.
 
     macOS stores letters with their accents apart, and label files come from Windows.
     """

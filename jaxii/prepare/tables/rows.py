@@ -1,6 +1,6 @@
-"""Rows of labels: what a label file, or folders named as labels, says of pictures.
+"""Rows of labels: what a label file, or folders named as labels, says of images.
 
-Comes after `pictures`; `labelled` puts the rows of a picture together.
+Comes after `images`; `labelled` puts the rows of an image together.
 """
 
 import os
@@ -17,7 +17,7 @@ from jaxii.prepare.tables.notes import Notes
 from jaxii.prepare.tables.paths import NOWHERE, Match, Matcher
 from jaxii.prepare.tables.table import read_table
 
-# Pictures that have several rows with other labels, from which on that is the layout.
+# Images that have several rows with other labels, from which on that is the layout.
 ROW_A_LABEL_SHARE = 0.05
 SPLITS = {
     **dict.fromkeys(("train", "training", "tr", ""), "train"),
@@ -28,10 +28,10 @@ SPLITS = {
 
 @dataclass(frozen=True)
 class Rows:
-    """Labels of pictures, a row at a time.
+    """Labels of images, a row at a time.
 
     Attributes:
-      numbers: of the pictures; one may have several rows.
+      numbers: of the images; one may have several rows.
       labels: as they are written.
       confidences: in [0, 1].
       extra: split, group, domain and slice, where given; a text a row, "" for none.
@@ -57,7 +57,7 @@ def of_file(
 
     Args:
       path: of the file.
-      files: the pictures, sorted.
+      files: the images, sorted.
       root: their folder.
       notes: are told everything that was assumed or left out.
       path_column: see `columns.find`.
@@ -102,10 +102,10 @@ def of_file(
 
 
 def of_folders(files: Sequence[str], root: Path, notes: Notes) -> Rows:
-    """Takes the folder of each picture for its label.
+    """Takes the folder of each image for its label.
 
     Args:
-      files: the pictures, sorted.
+      files: the images, sorted.
       root: their folder; those directly in it have no label.
       notes: are told.
     """
@@ -140,11 +140,11 @@ def _note_missing(
         "names in the label file",
         missing,
         f", in {sum(row == NOWHERE for _, row in pairs):,} rows, of which there is no "
-        "picture",
+        "image",
     )
     used = set(match.rows)
     notes.left_out(
-        "pictures",
+        "images",
         [path for i, path in enumerate(below) if i not in used],
         " without a row",
     )
@@ -174,7 +174,7 @@ def _splits(texts: Sequence[str], name: str) -> list[str]:
             f"column {name!r} has {unknown[0]!r}; use train, validation or test, or "
             "call the column otherwise if it is no split."
         )
-    # Empty is no split: another row of the picture may say it.
+    # Empty is no split: another row of the image may say it.
     return [SPLITS[text.lower()] if text else "" for text in texts]
 
 

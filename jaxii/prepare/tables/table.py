@@ -44,7 +44,7 @@ def read_table(path: Path, notes: Notes) -> pl.DataFrame:
     sample = "".join(itertools.islice(io.StringIO(text), SAMPLE_LINES))
     separator = _separator(path, sample)
     first = next(csv.reader(io.StringIO(sample), delimiter=separator))
-    has_header = not any(is_picture(cell) for cell in first)
+    has_header = not any(is_image(cell) for cell in first)
     headers = [cell.strip() for cell in first] if has_header else []
     twice = [name for name in headers if name and headers.count(name) > 1]
     if twice:
@@ -59,7 +59,7 @@ def read_table(path: Path, notes: Notes) -> pl.DataFrame:
     else:
         notes.found(f"{path}: {len(table):,} rows, {table.width} columns")
         notes.assumed(
-            f"the first line is data and no header, for it names a picture; columns "
+            f"the first line is data and no header, for it names an image; columns "
             f"are called {', '.join(table.columns)}"
         )
     if separator != ",":
@@ -78,7 +78,7 @@ def _bytes(path: Path) -> bytes:
         if data.startswith(start):
             raise InputError(
                 f"{path} is {kind}; save it as CSV, with a header and a row a label or "
-                "a row a picture."
+                "a row an image."
             )
     return data
 
@@ -129,7 +129,7 @@ def _separator(path: Path, sample: str) -> str:
     return best
 
 
-def is_picture(cell: str) -> bool:
+def is_image(cell: str) -> bool:
     return cell.strip().lower().endswith(IMAGE_SUFFIXES)
 
 

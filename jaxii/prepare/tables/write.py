@@ -1,4 +1,4 @@
-"""Labelled pictures -> the label files that `prepare` reads; no picture is copied."""
+"""Labelled images -> the label files that `prepare` reads; no image is copied."""
 
 from collections.abc import Sequence
 from pathlib import Path
@@ -15,7 +15,7 @@ def write(found: Labelled, folder: Path) -> None:
     """Writes the label files of a layout (see `data.layout`) into a new folder.
 
     Args:
-      found: pictures and labels.
+      found: images and labels.
       folder: is made.
     """
     folder.mkdir(parents=True)
@@ -23,7 +23,7 @@ def write(found: Labelled, folder: Path) -> None:
     train = sorted(found.split("train") + validation)
     _save(folder, "classes", label_code=found.codes)
     _save(folder, "descriptions", label_code=found.codes, description=found.labels)
-    _save(folder, "train_pictures", **_pictures(found, train))
+    _save(folder, "train_image_paths", **_images(found, train))
     pairs = [(i, label, c) for i in train for label, c in found.entries[i].items()]
     _save(
         folder,
@@ -37,7 +37,7 @@ def write(found: Labelled, folder: Path) -> None:
     if validation:
         _save(folder, "validation_ids", image_id=[found.ids[i] for i in validation])
     if test:
-        _save(folder, "test_pictures", **_pictures(found, test))
+        _save(folder, "test_image_paths", **_images(found, test))
         _save(
             folder,
             "test_labels",
@@ -47,7 +47,7 @@ def write(found: Labelled, folder: Path) -> None:
         _save_metadata(found, folder, "test_metadata", test)
 
 
-def _pictures(found: Labelled, numbers: Sequence[int]) -> dict[str, list[str]]:
+def _images(found: Labelled, numbers: Sequence[int]) -> dict[str, list[str]]:
     return {
         "image_id": [found.ids[i] for i in numbers],
         "path": [found.files[i] for i in numbers],

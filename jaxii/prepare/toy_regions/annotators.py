@@ -56,7 +56,7 @@ def boxes(scene: Scene, width: int, height: int) -> list[tuple]:
 
     Args:
       scene: what is to be seen.
-      width, height: size of its picture, pixels.
+      width, height: size of its image, pixels.
     """
     reach = min(width, height) / np.array((width, height))
     rows = []

@@ -38,7 +38,7 @@ _GLOWING = ("Moon", "Star", "Sun", "Lighthouse", "Street light", "Traffic light"
 
 @dataclass(frozen=True)
 class Quality:
-    """How a picture was taken and stored.
+    """How an image was taken and stored.
 
     Attributes:
       blur_pixels: standard deviation of the blur.
@@ -56,13 +56,13 @@ class Quality:
 def paint(
     scene: Scene, width: int, height: int, rng: np.random.Generator
 ) -> UInt8[np.ndarray, "height width 3"]:
-    """Returns the picture of a scene, RGB.
+    """Returns the image of a scene, RGB.
 
     Args:
       scene: what to draw.
       width, height: size in pixels.
       rng: decides textures and small changes of colour; the same state gives the same
-        picture.
+        image.
     """
     size = (_OVERSAMPLING * width, _OVERSAMPLING * height)
     palette = _palette(scene.region, rng)
@@ -84,7 +84,7 @@ def spoil(
     quality: Quality,
     rng: np.random.Generator,
 ) -> UInt8[np.ndarray, "height width 3"]:
-    """Returns the picture as a camera of this quality takes it (JPEG loss apart)."""
+    """Returns the image as a camera of this quality takes it (JPEG loss apart)."""
     taken = image.astype(np.float32)
     if quality.blur_pixels > 0.0:
         taken = cv2.GaussianBlur(taken, (0, 0), quality.blur_pixels)
@@ -95,7 +95,7 @@ def spoil(
 
 
 def _palette(region: Region, rng: np.random.Generator) -> dict[str, np.ndarray]:
-    """The named colours as this region, and this picture of it, has them."""
+    """The named colours as this region, and this image of it, has them."""
     hue = region.hue + rng.uniform(-0.008, 0.008)
     saturation = region.saturation * rng.uniform(0.92, 1.08)
     value = region.value * rng.uniform(0.93, 1.05)

@@ -15,7 +15,7 @@ from jaxii.prepare.toy_regions.shapes import COLOURS, NAMES, TOY_COLOURS
 
 @dataclass(frozen=True)
 class Region:
-    """A part of the toy world: how its pictures are painted and what is common there.
+    """A part of the toy world: how its images are painted and what is common there.
 
     Attributes:
       hue: shift of all colours, in turns.
@@ -108,7 +108,7 @@ LABELS = tuple(KINDS)
 
 @dataclass(frozen=True)
 class Thing:
-    """One object of a scene: centre and half size as shares of the picture's sides."""
+    """One object of a scene: centre and half size as shares of the image's sides."""
 
     name: str
     x: float
@@ -122,7 +122,7 @@ class Thing:
 
 @dataclass(frozen=True)
 class Scene:
-    """Everything that is to be seen in one picture."""
+    """Everything that is to be seen in one image."""
 
     region: Region
     ground: str

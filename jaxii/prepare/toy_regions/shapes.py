@@ -1,4 +1,4 @@
-"""The pictures that the embedded dataset is made of, as data.
+"""The images that the embedded dataset is made of, as data.
 
 Every object is one or more drawings in a frame of -100..100 (x to the right, y down).
 A drawing is a list of strokes, back to front: `poly COLOUR x y x y ...`,

@@ -1,6 +1,6 @@
 """Writes the embedded dataset: a drawn Inclusive Images challenge in Kaggle's layout.
 
-Training pictures come from three regions, tuning and test pictures from two others
+Training images come from three regions, tuning and test images from two others
 with poorer cameras and annotators who write down less. `open_images` prepares the
 result like any other copy of the challenge; `toy_scenes`, `toy_paint` and
 `toy_annotators` make what is written here.
@@ -37,12 +37,12 @@ _TIME_SECONDS = 1_500_000_000
 _SPLITS = ("train", "tuning", "test")
 _SIZES = ((96, 96), (112, 96), (96, 112), (128, 96))
 _SECOND_VIEW = 0.2
-_BOXED_PICTURES = 0.35
+_BOXED_IMAGES = 0.35
 
 
 @dataclass(frozen=True)
-class _Picture:
-    """One picture to draw: `scene_number` and `view` decide everything in it."""
+class _Image:
+    """One image to draw: `scene_number` and `view` decide everything in it."""
 
     split: str
     scene_number: int
@@ -66,14 +66,14 @@ def write(
     """Draws the dataset, unless it is there already.
 
     The files appear under their final name only when all of them are complete. The same
-    arguments give the same files, and a larger dataset begins with the pictures of a
+    arguments give the same files, and a larger dataset begins with the images of a
     smaller one.
 
     Args:
       directory: where to; it must not exist yet, be empty, or hold this very dataset.
       seed: decides everything that is drawn; not negative.
-      num_train, num_tuning, num_test: pictures of each split, at least 1.
-      on_progress: called with (pictures done, pictures in all, what is being done).
+      num_train, num_tuning, num_test: images of each split, at least 1.
+      on_progress: called with (images done, images in all, what is being done).
 
     Returns:
       The directory, with train/images, stage_1_test_images and Kaggle's label files.
@@ -85,10 +85,10 @@ def write(
     counts = {"train": num_train, "tuning": num_tuning, "test": num_test}
     for split, count in counts.items():
         if count < 1:
-            raise InputError(f"num_{split}={count} pictures; use 1 or more")
+            raise InputError(f"num_{split}={count} images; use 1 or more")
     if seed < 0:
         raise InputError(f"seed={seed}; use 0 or more")
-    made_with = {"version": VERSION, "seed": seed, "num_pictures": counts}
+    made_with = {"version": VERSION, "seed": seed, "num_images": counts}
     if _is_complete(directory, made_with):
         return directory
     directory.parent.mkdir(parents=True, exist_ok=True)
@@ -140,18 +140,18 @@ def _write_all(
     folders |= dict.fromkeys(("tuning", "test"), draft / "stage_1_test_images")
     for folder in (*folders.values(), draft / "truth"):
         folder.mkdir(parents=True, exist_ok=True)
-    pictures = {split: _plan(split, count, seed) for split, count in counts.items()}
-    _write_labels(draft, pictures, seed)
-    everything = [picture for split in pictures.values() for picture in split]
+    images = {split: _plan(split, count, seed) for split, count in counts.items()}
+    _write_labels(draft, images, seed)
+    everything = [image for split in images.values() for image in split]
 
-    def draw(picture: _Picture) -> None:
-        path = folders[picture.split] / f"{picture.image_id}.jpg"
-        path.write_bytes(_draw(picture, seed))
+    def draw(image: _Image) -> None:
+        path = folders[image.split] / f"{image.image_id}.jpg"
+        path.write_bytes(_draw(image, seed))
         # `prepare` tells versions of a file by its time; drawn again, it is the same.
         os.utime(path, (_TIME_SECONDS, _TIME_SECONDS))
 
     with ThreadPoolExecutor(os.cpu_count() or 1) as pool:
-        # Consumed in order, so that a failed picture raises here.
+        # Consumed in order, so that a failed image raises here.
         for done, _ in enumerate(pool.map(draw, everything), start=1):
             on_progress(done, len(everything), "drawing toy_regions")
 
@@ -162,12 +162,12 @@ def _rng(seed: int, split: str, scene_number: int, purpose: int) -> np.random.Ge
     )
 
 
-def _plan(split: str, count: int, seed: int) -> list[_Picture]:
-    """The pictures of a split; some scenes are seen twice, from two places."""
+def _plan(split: str, count: int, seed: int) -> list[_Image]:
+    """The images of a split; some scenes are seen twice, from two places."""
     regions = scenes.SEEN if split == "train" else scenes.UNSEEN
-    pictures: list[_Picture] = []
+    images: list[_Image] = []
     scene_number = 0
-    while len(pictures) < count:
+    while len(images) < count:
         rng = _rng(seed, split, scene_number, 0)
         region = regions[int(rng.integers(len(regions)))]
         views = [scenes.compose(region, rng)]
@@ -177,14 +177,14 @@ def _plan(split: str, count: int, seed: int) -> list[_Picture]:
         if split != "train":
             quality = ("blurred", "dark", "grainy")[int(rng.integers(3))]
         size = _SIZES[int(rng.integers(len(_SIZES)))]
-        for view, scene in enumerate(views[: count - len(pictures)]):
+        for view, scene in enumerate(views[: count - len(images)]):
             name = f"{seed} {split} {scene_number} {view}"
             image_id = hashlib.blake2b(name.encode(), digest_size=8).hexdigest()
-            pictures.append(
-                _Picture(split, scene_number, view, image_id, scene, quality, *size)
+            images.append(
+                _Image(split, scene_number, view, image_id, scene, quality, *size)
             )
         scene_number += 1
-    return pictures
+    return images
 
 
 def _quality(name: str, rng: np.random.Generator) -> Quality:
@@ -206,35 +206,35 @@ def _quality(name: str, rng: np.random.Generator) -> Quality:
     )
 
 
-def _draw(picture: _Picture, seed: int) -> bytes:
-    rng = _rng(seed, picture.split, picture.scene_number, 1 + picture.view)
-    image = paint.paint(picture.scene, picture.width, picture.height, rng)
-    quality = _quality(picture.quality_name, rng)
-    image = paint.spoil(image, quality, rng)
+def _draw(image: _Image, seed: int) -> bytes:
+    rng = _rng(seed, image.split, image.scene_number, 1 + image.view)
+    pixels = paint.paint(image.scene, image.width, image.height, rng)
+    quality = _quality(image.quality_name, rng)
+    pixels = paint.spoil(pixels, quality, rng)
     options = [cv2.IMWRITE_JPEG_QUALITY, quality.jpeg]
-    _, encoded = cv2.imencode(".jpg", image[..., ::-1], options)
+    _, encoded = cv2.imencode(".jpg", pixels[..., ::-1], options)
     return encoded.tobytes()
 
 
-def _write_labels(draft: Path, pictures: dict[str, list[_Picture]], seed: int) -> None:
+def _write_labels(draft: Path, images: dict[str, list[_Image]], seed: int) -> None:
     human, machine, boxes = [], [], []
     code = {label: label_code(label) for label in LABELS}
     spare = {label: label_code(f"not trainable {label}") for label in UNTRAINABLE}
-    for picture in pictures["train"]:
-        rng = _annotator(picture, seed)
+    for image in images["train"]:
+        rng = _annotator(image, seed)
         how = "verification" if rng.random() < 0.7 else "crowdsource-verification"
-        verified = annotators.verified(picture.scene, rng, thorough=True)
+        verified = annotators.verified(image.scene, rng, thorough=True)
         names = [code[name] for name in verified]
         if rng.random() < 0.1:
             names.append(spare[UNTRAINABLE[int(rng.integers(len(UNTRAINABLE)))]])
-        human += [(picture.image_id, how, name, 1) for name in names]
-        guesses = annotators.guessed(picture.scene, rng)
-        machine += [(picture.image_id, "machine", code[n], p) for n, p in guesses]
-        if rng.random() < _BOXED_PICTURES:
+        human += [(image.image_id, how, name, 1) for name in names]
+        guesses = annotators.guessed(image.scene, rng)
+        machine += [(image.image_id, "machine", code[n], p) for n, p in guesses]
+        if rng.random() < _BOXED_IMAGES:
             boxes += [
-                (picture.image_id, "xclick", code[name], 1, *numbers)
+                (image.image_id, "xclick", code[name], 1, *numbers)
                 for name, *numbers in annotators.boxes(
-                    picture.scene, picture.width, picture.height
+                    image.scene, image.width, image.height
                 )
             ]
     heading = ("ImageID", "Source", "LabelName", "Confidence")
@@ -248,46 +248,46 @@ def _write_labels(draft: Path, pictures: dict[str, list[_Picture]], seed: int) -
     _csv(draft / "class-descriptions.csv", heading, sorted(described))
     trainable = [(name,) for name in sorted(code.values())]
     _csv(draft / "classes-trainable.csv", ("label_code",), trainable)
-    _write_truth(draft, pictures["tuning"], pictures["test"], seed)
-    _write_metadata(draft, pictures)
+    _write_truth(draft, images["tuning"], images["test"], seed)
+    _write_metadata(draft, images)
 
 
-def _annotator(picture: _Picture, seed: int) -> np.random.Generator:
-    """One annotator a picture: two views of a scene are labelled apart."""
-    return _rng(seed, picture.split, picture.scene_number, 3 + picture.view)
+def _annotator(image: _Image, seed: int) -> np.random.Generator:
+    """One annotator an image: two views of a scene are labelled apart."""
+    return _rng(seed, image.split, image.scene_number, 3 + image.view)
 
 
 def _write_truth(
-    draft: Path, tuning: list[_Picture], test: list[_Picture], seed: int
+    draft: Path, tuning: list[_Image], test: list[_Image], seed: int
 ) -> None:
-    def rows(pictures: list[_Picture]) -> list[tuple[str, str]]:
+    def rows(images: list[_Image]) -> list[tuple[str, str]]:
         verified = (
             annotators.verified(p.scene, _annotator(p, seed), thorough=False)
-            for p in pictures
+            for p in images
         )
         return [
             (p.image_id, " ".join(sorted(map(label_code, names))))
-            for p, names in zip(pictures, verified, strict=True)
+            for p, names in zip(images, verified, strict=True)
         ]
 
     heading = ("image_id", "labels")
     _csv(draft / "tuning_labels.csv", None, rows(tuning))
     _csv(draft / "truth" / "solution.csv", heading, rows(test))
-    empty = [(picture.image_id, "") for picture in test]
+    empty = [(image.image_id, "") for image in test]
     _csv(draft / "stage_1_sample_submission.csv", heading, empty)
 
 
-def _write_metadata(draft: Path, pictures: dict[str, list[_Picture]]) -> None:
+def _write_metadata(draft: Path, images: dict[str, list[_Image]]) -> None:
     heading = ("image_id", "group", "domain", "slice")
     train = [
         (p.image_id, f"scene-{p.scene_number:06d}", region, region)
-        for p in pictures["train"]
+        for p in images["train"]
         for region in (p.scene.region.name,)
     ]
     _csv(draft / "train_meta.csv", heading, train)
     unseen = [
         (p.image_id, region, f"{region}/{p.quality_name}")
-        for p in (*pictures["tuning"], *pictures["test"])
+        for p in (*images["tuning"], *images["test"])
         for region in (p.scene.region.name,)
     ]
     heading = ("image_id", "domain", "slice")

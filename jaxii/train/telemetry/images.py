@@ -1,4 +1,4 @@
-"""What the network sees: some training pictures after augmentation, with their labels.
+"""What the network sees: some training images after augmentation, with their labels.
 
 Comes beside the loop, at the start of a stage; trackers show it.
 """
@@ -19,19 +19,19 @@ GAP_PIXELS = 2
 LEAST_TARGET = 0.05
 
 
-class Pictures(NamedTuple):
-    """Pictures in one, row by row, and what each one shows."""
+class Images(NamedTuple):
+    """Images in one, row by row, and what each one shows."""
 
     pixels: UInt8[np.ndarray, "height width 3"]
     captions: tuple[str, ...]
 
 
-def make_pictures(
+def make_images(
     settings: StepSettings, names: Sequence[str]
-) -> Callable[[Mapping[str, np.ndarray]], Pictures]:
-    """Returns a function that shows the first pictures of a batch as a step sees them.
+) -> Callable[[Mapping[str, np.ndarray]], Images]:
+    """Returns a function that shows the first images of a batch as a step sees them.
 
-    Compiles augmentation once more, for a few pictures of one device.
+    Compiles augmentation once more, for a few images of one device.
 
     Args:
       settings: of the train step.
@@ -45,14 +45,14 @@ def make_pictures(
 
     def show(batch):
         share = len(batch["images"]) // jax.local_device_count()
-        # A picture is mixed with the one after it on its device, the last with the
+        # An image is mixed with the one after it on its device, the last with the
         # first: with one more row than is shown, all that are shown are right.
         rows = min(share, most + 1)
         images, targets = jax.device_get(
             prepare({name: value[:rows] for name, value in batch.items()})
         )
         shown = range(min(rows, most))
-        return Pictures(
+        return Images(
             pixels=grid(images[: len(shown)]),
             captions=tuple(_caption(targets[i], names) for i in shown),
         )
@@ -63,7 +63,7 @@ def make_pictures(
 def grid(
     images: UInt8[np.ndarray, "image height width 3"],
 ) -> UInt8[np.ndarray, "total_height total_width 3"]:
-    """Returns up to 16 pictures in one, four in a row, with gaps between them."""
+    """Returns up to 16 images in one, four in a row, with gaps between them."""
     count, height, width, _ = images.shape
     rows = -(-count // COLUMNS)
     tall, wide = height + GAP_PIXELS, width + GAP_PIXELS
@@ -75,7 +75,7 @@ def grid(
 
 
 def png(pixels: UInt8[np.ndarray, "height width 3"]) -> bytes:
-    """Returns a picture as PNG."""
+    """Returns an image as PNG."""
     _, encoded = cv2.imencode(".png", pixels[..., ::-1])
     return encoded.tobytes()
 

@@ -143,14 +143,14 @@ class Wandb:
         """Logs figures."""
         self._run.log({**values, "step": step})
 
-    def pictures(
+    def images(
         self,
         step: int,
         name: str,
         pixels: UInt8[np.ndarray, "height width 3"],
         captions: Sequence[str],
     ) -> None:
-        """Logs the pictures as one, with their captions below it."""
+        """Logs the images as one, with their captions below it."""
         lines = [f"{i}: {caption}" for i, caption in enumerate(captions, 1)]
         image = self._wandb.Image(pixels, caption="\n".join(lines))
         self._run.log({name: image, "step": step})
@@ -250,21 +250,21 @@ class Mlflow:
         ]
         self._log(self._run_id, "metrics", metrics)
 
-    def pictures(
+    def images(
         self,
         step: int,
         name: str,
         pixels: UInt8[np.ndarray, "height width 3"],
         captions: Sequence[str],
     ) -> None:
-        """Keeps the pictures as one PNG, and the captions in a text beside it."""
+        """Keeps the images as one PNG, and the captions in a text beside it."""
         stem = f"{name.replace('/', '_')}_{step}"
         with tempfile.TemporaryDirectory() as folder:
             file = Path(folder, f"{stem}.png")
             file.write_bytes(png(pixels))
-            self._client.log_artifact(self._run_id, str(file), "pictures")
+            self._client.log_artifact(self._run_id, str(file), "images")
         lines = [f"{i}: {caption}" for i, caption in enumerate(captions, 1)]
-        self._client.log_text(self._run_id, "\n".join(lines), f"pictures/{stem}.txt")
+        self._client.log_text(self._run_id, "\n".join(lines), f"images/{stem}.txt")
 
     def result(self, step: int, figures: Mapping[str, float]) -> None:
         """Logs the figures; the run counts as finished."""

@@ -33,7 +33,7 @@ from jaxii.train.telemetry.history import (
     drop_partial_line,
     read_history,
 )
-from jaxii.train.telemetry.images import Pictures
+from jaxii.train.telemetry.images import Images
 from jaxii.train.telemetry.trackers import Tracker
 
 MAX_FIGURES = 5
@@ -176,10 +176,10 @@ class Telemetry:
         self._images_per_step = images_per_step
         self._meter.open_window(self._begun)
 
-    def pictures(self, pictures: Pictures) -> None:
+    def images(self, images: Images) -> None:
         """Hands on what the network sees at the start of the stage."""
         if self._is_lead and self._tracker is not None:
-            self._tracker.pictures(self._begun, f"pictures/{self._stage}", *pictures)
+            self._tracker.images(self._begun, f"images/{self._stage}", *images)
 
     def waited(self, seconds: float) -> None:
         """Adds time in which the loop stood still for want of a batch."""

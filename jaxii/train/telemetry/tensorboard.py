@@ -1,4 +1,4 @@
-"""TensorBoard's files, written without TensorFlow: curves, pictures, words, HPARAMS.
+"""TensorBoard's files, written without TensorFlow: curves, images, words, HPARAMS.
 
 Names of labels, files and domains may be any text: what TensorBoard shows as Markdown
 is escaped here, character by character.
@@ -101,14 +101,14 @@ class TensorBoard:
         for name, value in values.items():
             self._write(step, summary=summary.scalar(name, value))
 
-    def pictures(
+    def images(
         self,
         step: int,
         name: str,
         pixels: UInt8[np.ndarray, "height width 3"],
         captions: Sequence[str],
     ) -> None:
-        """Shows the pictures as one, and the captions as a table."""
+        """Shows the images as one, and the captions as a table."""
         height, width = pixels.shape[:2]
         image = Summary.Image(
             height=height, width=width, colorspace=3, encoded_image_string=png(pixels)
@@ -116,7 +116,7 @@ class TensorBoard:
         value = Summary.Value(tag=name, image=image)
         self._write(step, summary=Summary(value=[value]))
         rows = {str(i): caption for i, caption in enumerate(captions, 1)}
-        self._text(step, name, as_table(rows, ("picture", "labels")))
+        self._text(step, name, as_table(rows, ("image", "labels")))
 
     def result(self, step: int, figures: Mapping[str, float]) -> None:
         """Adds the figures of the HPARAMS page."""

@@ -1,7 +1,7 @@
 """Where a run can be followed besides the terminal: one interface, three programs.
 
 TensorBoard's files are always written; `config.track` names one service beside them.
-Telemetry hands figures in, the command pictures and the result. Each tracker works in a
+Telemetry hands figures in, the command images and the result. Each tracker works in a
 thread of its own, so that none can hold the training up or end it.
 """
 
@@ -32,14 +32,14 @@ class Tracker(Protocol):
     def scalars(self, step: int, values: Mapping[str, float]) -> None:
         """Takes figures of a step, all finite."""
 
-    def pictures(
+    def images(
         self,
         step: int,
         name: str,
         pixels: UInt8[ndarray, "height width 3"],
         captions: tuple[str, ...],
     ) -> None:
-        """Takes pictures that lie in one, row by row, and what each one shows."""
+        """Takes images that lie in one, row by row, and what each one shows."""
 
     def result(self, step: int, figures: Mapping[str, float]) -> None:
         """Takes the figures that runs are compared by; the run has ended well."""
@@ -119,15 +119,15 @@ class Trackers:
         """Hands figures of a step on."""
         self._put(lambda tracker: tracker.scalars(step, values))
 
-    def pictures(
+    def images(
         self,
         step: int,
         name: str,
         pixels: UInt8[ndarray, "height width 3"],
         captions: tuple[str, ...],
     ) -> None:
-        """Hands pictures on."""
-        self._put(lambda tracker: tracker.pictures(step, name, pixels, captions))
+        """Hands images on."""
+        self._put(lambda tracker: tracker.images(step, name, pixels, captions))
 
     def result(self, step: int, figures: Mapping[str, float]) -> None:
         """Hands the result on."""

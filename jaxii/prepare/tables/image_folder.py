@@ -1,6 +1,6 @@
-"""The pictures of a folder: which there are, their sizes, and which are broken.
+"""The images of a folder: which there are, their sizes, and which are broken.
 
-Comes first, and again before labels are counted. Some thousand pictures are decoded; of
+Comes first, and again before labels are counted. Some thousand images are decoded; of
 more the start and the end of each file are read, and `prepare` decodes them all.
 """
 
@@ -31,11 +31,11 @@ BLOCK = 64
 
 @dataclass(frozen=True)
 class Checked:
-    """What was found out about some pictures.
+    """What was found out about some images.
 
     Attributes:
       short_sides: pixels; of those that are whole.
-      broken: number of the picture -> what is wrong.
+      broken: number of the image -> what is wrong.
       decoded: whether all were decoded, or only their headers read.
     """
 
@@ -45,13 +45,13 @@ class Checked:
 
 
 def find(root: Path, notes: Notes) -> list[str]:
-    """Returns the paths of the pictures of a folder and of all folders in it, sorted.
+    """Returns the paths of the images of a folder and of all folders in it, sorted.
 
     Raises:
       InputError: there is none.
     """
     if not root.is_dir():
-        raise InputError(f"--images={root} is not a folder; give the one of pictures.")
+        raise InputError(f"--images={root} is not a folder; give the one of images.")
     found, others, unnamed = [], Counter(), []
     for path, name, _ in files_below((root,)):
         if name.startswith(".") or "/__MACOSX/" in path:
@@ -65,19 +65,19 @@ def find(root: Path, notes: Notes) -> list[str]:
     if not found:
         kinds = ", ".join(kind for kind, _ in others.most_common(5)) or "nothing"
         raise InputError(
-            f"--images={root} has no picture in it; {', '.join(IMAGE_SUFFIXES)} are "
+            f"--images={root} has no image in it; {', '.join(IMAGE_SUFFIXES)} are "
             f"read, and it has {kinds}."
         )
-    notes.found(f"{root}: {len(found):,} pictures")
+    notes.found(f"{root}: {len(found):,} images")
     if others:
         kinds = ", ".join(f"{n:,} {kind}" for kind, n in others.most_common(5))
         notes.found(f"{root}: other files, not looked at: {kinds}")
-    notes.left_out("pictures whose names are not UTF-8", unnamed)
+    notes.left_out("images whose names are not UTF-8", unnamed)
     return sorted(found)
 
 
 def check(files: Sequence[str], on_progress: Progress | None = None) -> Checked:
-    """Looks into pictures, with all cores.
+    """Looks into images, with all cores.
 
     Args:
       files: paths.

@@ -1,4 +1,4 @@
-"""Pictures for benchmarks, and a folder of them in the layout that `prepare` reads."""
+"""Images for benchmarks, and a folder of them in the layout that `prepare` reads."""
 
 from collections.abc import Sequence
 from pathlib import Path
@@ -13,7 +13,7 @@ NUM_CLASSES = 7_178
 LABELS_AN_IMAGE = 4
 
 
-def picture(rng: np.random.Generator) -> bytes:
+def jpeg(rng: np.random.Generator) -> bytes:
     """Returns a JPEG of noise whose spectrum falls as that of photographs does."""
     rows = np.fft.fftfreq(HEIGHT)[:, None] * HEIGHT
     columns = np.fft.rfftfreq(WIDTH)[None] * WIDTH
@@ -31,19 +31,19 @@ def picture(rng: np.random.Generator) -> bytes:
     )
 
 
-def write_layout(root: Path, pictures: Sequence[bytes], num_images: int) -> Layout:
-    """Writes a folder of training pictures, each with a few of 7,178 labels.
+def write_layout(root: Path, images: Sequence[bytes], num_images: int) -> Layout:
+    """Writes a folder of training images, each with a few of 7,178 labels.
 
     Args:
-      root: made; the pictures go into its folder `train`.
-      pictures: taken in turn until there are enough.
+      root: made; the images go into its folder `train`.
+      images: taken in turn until there are enough.
       num_images: how many files.
     """
     rng = np.random.default_rng(1)
     (root / "train").mkdir(parents=True)
     rows = ["ImageID,Source,LabelName,Confidence"]
     for i in range(num_images):
-        (root / "train" / f"{i:06d}.jpg").write_bytes(pictures[i % len(pictures)])
+        (root / "train" / f"{i:06d}.jpg").write_bytes(images[i % len(images)])
         labels = rng.choice(NUM_CLASSES, LABELS_AN_IMAGE, replace=False)
         rows += [f"{i:06d},verification,/m/{label:05d},1" for label in labels]
     codes = "".join(f"/m/{label:05d}\n" for label in range(NUM_CLASSES))

@@ -1,4 +1,4 @@
-"""A folder of pictures as people have them: other formats, turned, damaged, odd names.
+"""A folder of images as people have them: other formats, turned, damaged, odd names.
 
 Shared by the tests of `predict` and by its rehearsal in `benchmarks`.
 """
@@ -14,7 +14,7 @@ import cv2
 import numpy as np
 from PIL import Image
 
-# EXIF orientation -> how an upright picture is stored so that it says that.
+# EXIF orientation -> how an upright image is stored so that it says that.
 STORED = {
     1: lambda image: image,
     2: lambda image: image.transpose(Image.Transpose.FLIP_LEFT_RIGHT),
@@ -67,7 +67,7 @@ def in_16_bits(image: Image.Image) -> bytes:
     return cv2.imencode(".png", pixels)[1].tobytes()
 
 
-# Encoding -> suffix, bytes of an upright RGB picture, whether the colours stay.
+# Encoding -> suffix, bytes of an upright RGB image, whether the colours stay.
 WHOLE = {
     "JPEG": (".jpg", lambda x: saved(x, "JPEG", quality=95), True),
     "JPEG progressive": (
@@ -123,7 +123,7 @@ DAMAGED = {
     "PNG cut": (".png", lambda x: cut(saved(x, "PNG"))),
     "WebP cut": (".webp", lambda x: cut(saved(x, "WEBP"))),
     "empty": (".jpg", lambda x: b""),
-    "text": (".png", lambda x: b"not a picture at all\n"),
+    "text": (".png", lambda x: b"not an image at all\n"),
     "HTML": (".jpg", lambda x: b"<!doctype html><title>404 Not Found</title>"),
     "GIF": (".jpg", lambda x: saved(x.quantize(64), "GIF")),
     "no pixels": (".png", without_size),
@@ -137,7 +137,7 @@ class Written:
     Attributes:
       name: of the file.
       kind: a key of WHOLE or DAMAGED.
-      scene: which picture it shows.
+      scene: which image it shows.
     """
 
     name: str
@@ -156,7 +156,7 @@ def write(
 
     Args:
       folder: made.
-      scenes: upright RGB pictures, taken in turn.
+      scenes: upright RGB images, taken in turn.
       num_files: in all.
       num_damaged: of them, spread evenly.
     """
