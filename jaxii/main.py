@@ -135,19 +135,8 @@ def _dispatch(command: str, rest: list[str], argv: list[str]) -> int:
     _keep_compiled_programs()
     # Here and not above: importing jax takes seconds, and neither help nor a message
     # about the command line should.
-    from jaxii.cli import (
-        adapt,
-        compare,
-        doctor,
-        evaluate,
-        export,
-        hold_out,
-        new,
-        plan,
-        predict,
-        prepare,
-        train,
-    )
+    from jaxii.cli import compare, doctor, new, plan, prepare
+    from jaxii.runs import adapt, evaluate, export, hold_out, predict, train
     from jaxii.runs.scoring import Variant
     from jaxii.runs.workdir import Workdir
 

@@ -2,7 +2,7 @@
 
 import pytest
 
-from jaxii.cli.adapt import final_terms
+from jaxii.runs.adapt import final_terms
 
 
 @pytest.mark.parametrize(

@@ -3,7 +3,7 @@
 import json
 
 from jaxii import config as configuration
-from jaxii.cli.train import COMPARED
+from jaxii.runs.train import COMPARED
 from jaxii.train.telemetry.facts import flat
 
 FIELDS = {

@@ -11,12 +11,12 @@ import small_layout
 from small_runs import seal
 
 from jaxii import config as configuration
-from jaxii.cli.evaluate import evaluate
-from jaxii.cli.hold_out import hold_out
-from jaxii.cli.train import train
 from jaxii.errors import InputError
 from jaxii.models.multitask import Network, Outputs
 from jaxii.prepare.kaggle import Layout, prepare
+from jaxii.runs.evaluate import evaluate
+from jaxii.runs.hold_out import hold_out
+from jaxii.runs.train import train
 from jaxii.runs.workdir import Workdir
 from jaxii.train.loop import Preempted
 
@@ -194,7 +194,7 @@ def test_figures_of_another_moment_are_made_again(done, tmp_path, monkeypatch):
     seal(file.parent)
     trained = []
     monkeypatch.setattr(
-        "jaxii.cli.hold_out.train", lambda config, run, _: trained.append(run)
+        "jaxii.runs.hold_out.train", lambda config, run, _: trained.append(run)
     )
     hold_out(copy, config=None, data_dir="", wanted_back=never)
     assert trained == [copy.held_out("asia")]

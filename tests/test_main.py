@@ -24,13 +24,13 @@ from small_runs import seal
 
 from jaxii import arguments, main
 from jaxii.cli import doctor
-from jaxii.cli import evaluate as evaluation
 from jaxii.decoding.decoders import NAMES
 from jaxii.distributed import processes
 from jaxii.distributed.mesh import replicated
 from jaxii.doctor.finding import Unwell
 from jaxii.evaluation import by_label
 from jaxii.prepare.kaggle import Layout, prepare
+from jaxii.runs import evaluate as evaluation
 from jaxii.runs.session import open_session
 from jaxii.runs.workdir import Workdir
 from jaxii.train.checkpoint import Checkpoints
@@ -301,7 +301,7 @@ def test_a_failed_save_ends_with_1_and_one_line(run, monkeypatch, tmp_path):
     def fail(*args, **more):
         raise FailedSave(epath.Path(tmp_path), 7, OSError(28, "No space left"))
 
-    monkeypatch.setattr("jaxii.cli.train.train", fail)
+    monkeypatch.setattr("jaxii.runs.train.train", fail)
     code, _, err = run("train", f"{RECIPE}:emoji", f"--workdir={tmp_path}")
     assert code == 1
     assert re.fullmatch(r"jaxii: saving the checkpoint of step 7 .*\n", err)

@@ -24,7 +24,6 @@ from absl.testing import flagsaver
 from small_runs import seal
 
 from jaxii import main
-from jaxii.cli import evaluate
 from jaxii.config import default_config
 from jaxii.data.transforms import EvalTransform
 from jaxii.decoding import decoders as decoding
@@ -37,6 +36,7 @@ from jaxii.export.onnx_graph import to_onnx
 from jaxii.models.multitask import make_network
 from jaxii.prepare.kaggle import Layout, prepare
 from jaxii.prepare.recode import recode
+from jaxii.runs import evaluate
 from jaxii.runs.session import open_session
 from jaxii.runs.trained import open_trained
 from jaxii.runs.workdir import Workdir

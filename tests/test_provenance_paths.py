@@ -26,14 +26,13 @@ from jax.experimental.compilation_cache import compilation_cache
 from test_torch_pickle import hostile
 
 from jaxii import main
-from jaxii.cli import predict
 from jaxii.data.dataset import open_dataset
 from jaxii.data.seen import SeenImages
 from jaxii.distributed import processes
 from jaxii.distributed.mesh import make_mesh
 from jaxii.models import resnet
 from jaxii.prepare.kaggle import Layout, prepare
-from jaxii.runs import session
+from jaxii.runs import predict, session
 from jaxii.runs.trained import open_trained
 
 RECIPE = """

@@ -11,9 +11,9 @@ import oracle
 import pytest
 import small_layout
 
-from jaxii.cli.train import train
 from jaxii.errors import InputError
 from jaxii.prepare.kaggle import Layout, prepare
+from jaxii.runs.train import train
 from jaxii.runs.workdir import Workdir
 
 CODES = tuple(f"/m/{i}" for i in range(12))

@@ -6,13 +6,13 @@ import oracle
 import pytest
 import small_layout
 
-from jaxii.cli import predict
-from jaxii.cli.evaluate import evaluate
-from jaxii.cli.train import train
 from jaxii.data import folder
 from jaxii.errors import InputError
 from jaxii.prepare.kaggle import Layout, prepare
+from jaxii.runs import predict
+from jaxii.runs.evaluate import evaluate
 from jaxii.runs.scoring import Variant
+from jaxii.runs.train import train
 from jaxii.runs.workdir import Workdir
 
 NUM_TEST = 9

@@ -30,10 +30,10 @@ from pathlib import Path
 
 import jax
 
-from jaxii.cli.train import make_run
 from jaxii.distributed.mesh import divided, replicated, to_devices
 from jaxii.runs import assemble
 from jaxii.runs.session import open_session
+from jaxii.runs.train import make_run
 from jaxii.runs.workdir import Workdir
 from jaxii.storage import user_cache
 from jaxii.train.loop import Preempted, train

@@ -13,7 +13,6 @@ from typing import Any
 import jax
 
 from jaxii import config as configuration
-from jaxii.cli.evaluate import measure
 from jaxii.console import say
 from jaxii.distributed import processes
 from jaxii.errors import InputError
@@ -22,6 +21,7 @@ from jaxii.evaluation.result import hardware
 from jaxii.models.pretrained import Trunk
 from jaxii.planner.chips import peak_flops
 from jaxii.runs import assemble
+from jaxii.runs.evaluate import measure
 from jaxii.runs.session import Session, describe, open_session
 from jaxii.runs.trained import Trained
 from jaxii.runs.workdir import Workdir

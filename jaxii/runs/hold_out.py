@@ -8,13 +8,13 @@ speak for; its `evaluate` reads their figures.
 from collections.abc import Callable
 
 from jaxii import config as configuration
-from jaxii.cli.train import train
 from jaxii.console import progress, say
 from jaxii.data.dataset import check_domains
 from jaxii.distributed import processes
 from jaxii.errors import InputError
 from jaxii.evaluation import domain_shift
 from jaxii.runs import assemble
+from jaxii.runs.train import train
 from jaxii.runs.workdir import Workdir
 from jaxii.train.checkpoint import Checkpoints
 

@@ -9,7 +9,7 @@ from collections.abc import Callable
 from typing import Any
 
 from jaxii import config as configuration
-from jaxii.cli.train import train
+from jaxii.runs.train import train
 from jaxii.runs.trained import Trained, open_trained
 from jaxii.runs.workdir import Workdir
 from jaxii.storage import AnyPath
