@@ -16,16 +16,16 @@ def recorded(make):
     """Wraps `pipeline.train_batches`: a line for every batch that the loop takes."""
 
     @functools.wraps(make)
-    def batches(*args, share, **more):
+    def batches(*args, shard, **more):
         folder = Path(os.environ["RECORDS_OF_EXAMPLES"])
         folder.mkdir(parents=True, exist_ok=True)
-        name = f"{share.process_index}_of_{share.process_count}.jsonl"
+        name = f"{shard.process_index}_of_{shard.process_count}.jsonl"
         with (folder / name).open("a") as file:
-            for batch in make(*args, share=share, **more):
+            for batch in make(*args, shard=shard, **more):
                 positions = batch[pipeline.POSITIONS].tolist()
                 row = {
-                    "step": positions[0] // share.global_batch_size + 1,
-                    "process": share.process_index,
+                    "step": positions[0] // shard.global_batch_size + 1,
+                    "process": shard.process_index,
                     "positions": positions,
                     "index": batch[pipeline.INDEX].tolist(),
                 }

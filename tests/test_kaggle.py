@@ -10,12 +10,12 @@ import tensorflow_datasets as tfds
 from PIL import Image
 from small_layout import lines
 
-from jaxii.data.counts import Counts
 from jaxii.data.dataset import open_dataset
 from jaxii.errors import InputError
 from jaxii.prepare import shards
 from jaxii.prepare.kaggle import prepare
 from jaxii.prepare.layout import Layout
+from jaxii.prepare.tally import Counts
 
 
 @pytest.fixture

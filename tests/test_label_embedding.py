@@ -2,9 +2,10 @@
 
 import numpy as np
 import pytest
+import scipy.sparse
 
-from jaxii.data import label_embedding, pmi
-from jaxii.data.eigenpairs import factorise
+from jaxii.data import label_embedding
+from jaxii.data.label_embedding import cooccurrence, factorise, pmi
 from jaxii.errors import InputError
 from jaxii.prepare.toy_regions import annotators, scenes
 
@@ -47,7 +48,7 @@ def thousand():
     """The PMI matrix of 1,000 classes, its eigenvalues by falling magnitude."""
     rng = np.random.default_rng(1)
     offsets, ids = csr(random_rows(40_000, 1000, rng))
-    matrix = pmi.pmi(*pmi.cooccurrence(offsets, ids, 1000))
+    matrix = pmi(*cooccurrence(offsets, ids, 1000))
     values = np.linalg.eigvalsh(matrix.toarray())
     return matrix, values[np.argsort(-np.abs(values))]
 
@@ -56,8 +57,8 @@ def thousand():
 def test_pmi_equals_loops(positive):
     rows = [*random_rows(300, 20, np.random.default_rng(0)), [], [3, 3, 4]]
     offsets, ids = csr(rows)
-    counted = pmi.cooccurrence(offsets, ids, 20)
-    got = pmi.pmi(*counted, positive=positive).toarray()
+    counted = cooccurrence(offsets, ids, 20)
+    got = pmi(*counted, positive=positive).toarray()
     np.testing.assert_allclose(
         got, pmi_by_loops(rows, 20, positive=positive), atol=1e-9
     )
@@ -65,14 +66,14 @@ def test_pmi_equals_loops(positive):
 
 def test_pmi_of_pairs_that_never_meet_and_of_the_diagonal_is_zero():
     offsets, ids = csr([[0, 1], [0, 1], [2, 3], [4]])
-    matrix = pmi.pmi(*pmi.cooccurrence(offsets, ids, 5)).toarray()
+    matrix = pmi(*cooccurrence(offsets, ids, 5)).toarray()
     assert np.flatnonzero(matrix).tolist() == [1, 5, 13, 17]
     assert matrix[0, 1] == pytest.approx(np.log(2 * 4 / (2 * 2)))
 
 
 def test_a_repeated_label_counts_once():
-    once = pmi.cooccurrence(*csr([[0, 1], [1, 2]]), 3)
-    twice = pmi.cooccurrence(*csr([[0, 1, 1, 0], [2, 1, 2]]), 3)
+    once = cooccurrence(*csr([[0, 1], [1, 2]]), 3)
+    twice = cooccurrence(*csr([[0, 1, 1, 0], [2, 1, 2]]), 3)
     assert (once[0] != twice[0]).nnz == 0
     assert once[1].tolist() == twice[1].tolist() == [1, 2, 1]
 
@@ -80,16 +81,16 @@ def test_a_repeated_label_counts_once():
 def test_independent_classes_have_a_pmi_near_zero():
     hits = np.random.default_rng(0).random((20_000, 8)) < 0.3
     offsets, ids = csr([np.flatnonzero(row).tolist() for row in hits])
-    together, counts, _ = pmi.cooccurrence(offsets, ids, 8)
-    matrix = pmi.pmi(together, counts, 20_000).toarray()
+    together, counts, _ = cooccurrence(offsets, ids, 8)
+    matrix = pmi(together, counts, 20_000).toarray()
     assert np.abs(matrix).max() < 0.05
 
 
 def test_smoothing_lowers_the_pmi_of_rare_pairs_and_keeps_symmetry():
     offsets, ids = csr(random_rows(3000, 60, np.random.default_rng(2)))
-    counted = pmi.cooccurrence(offsets, ids, 60)
-    plain = pmi.pmi(*counted).toarray()
-    smooth = pmi.pmi(*counted, context_smoothing=0.75).toarray()
+    counted = cooccurrence(offsets, ids, 60)
+    plain = pmi(*counted).toarray()
+    smooth = pmi(*counted, context_smoothing=0.75).toarray()
     np.testing.assert_allclose(smooth, smooth.T)
     rare = np.argsort(counted[1])[:20]
     pairs = plain[np.ix_(rare, rare)] != 0
@@ -100,7 +101,7 @@ def test_smoothing_lowers_the_pmi_of_rare_pairs_and_keeps_symmetry():
 def test_vectors_of_all_dimensions_rebuild_the_matrix_with_the_signs_of_eigenvalues():
     offsets, ids = csr(random_rows(2000, 40, np.random.default_rng(3)))
     made = label_embedding.label_embedding(offsets, ids, 40, dim=40)
-    matrix = pmi.pmi(*pmi.cooccurrence(offsets, ids, 40)).toarray()
+    matrix = pmi(*cooccurrence(offsets, ids, 40)).toarray()
     rebuilt = (made.vectors * np.sign(made.eigenvalues)) @ made.vectors.T
     np.testing.assert_allclose(rebuilt, matrix, atol=1e-4)
     assert made.explained_energy == pytest.approx(1.0)
@@ -120,7 +121,7 @@ def test_randomised_pairs_keep_99_percent_of_the_exact_energy(thousand, dim):
 def test_a_matrix_of_low_rank_is_factorised_at_random_too():
     rng = np.random.default_rng(0)
     factor = rng.standard_normal((600, 5))
-    matrix = pmi.scipy.sparse.csr_array(factor @ factor.T)
+    matrix = scipy.sparse.csr_array(factor @ factor.T)
     values, _ = factorise(matrix, 20, exact=False)
     want = np.sort(np.linalg.eigvalsh(factor.T @ factor))[::-1]
     np.testing.assert_allclose(values[:5], want, rtol=1e-4)
@@ -131,7 +132,7 @@ def test_a_matrix_of_low_rank_is_factorised_at_random_too():
     "block", [[[0, 2], [2, 0]], [[3, 0], [0, 3]], [[0, 0], [0, 1]]]
 )
 def test_a_space_that_powers_of_the_matrix_do_not_widen_is_filled_up(block):
-    matrix = pmi.scipy.sparse.csr_array(np.kron(np.eye(400), np.array(block, float)))
+    matrix = scipy.sparse.csr_array(np.kron(np.eye(400), np.array(block, float)))
     values, basis = factorise(matrix, 16, exact=False)
     largest = np.abs(np.linalg.eigvalsh(block)).max()
     np.testing.assert_allclose(np.abs(values), largest, rtol=1e-5)

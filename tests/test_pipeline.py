@@ -1,4 +1,4 @@
-"""Order, shares, padding and slots of the input pipeline."""
+"""Order, shards of processes, padding and slots of the input pipeline."""
 
 import cv2
 import numpy as np
@@ -8,7 +8,7 @@ from jaxii.config import MOST_LABELS
 from jaxii.data import batching
 from jaxii.data.pipeline import (
     LabelPolicy,
-    Share,
+    ShardSpec,
     eval_batches,
     num_eval_batches,
     train_batches,
@@ -43,12 +43,12 @@ class Source:
         }
 
 
-def train(length, *, share, steps, start=0, seed=0, transform=None):
+def train(length, *, shard, steps, start=0, seed=0, transform=None):
     batches = train_batches(
         Source(length),
         transform=transform or TrainTransform(size_pixels=SIZE),
         policy=POLICY,
-        share=share,
+        shard=shard,
         seed=seed,
         start_example=start,
     )
@@ -60,30 +60,31 @@ def rows(batches):
 
 
 def test_an_epoch_is_every_record_once_over_all_processes():
-    shares = [
-        Share(global_batch_size=8, process_index=p, process_count=4) for p in range(4)
+    shards = [
+        ShardSpec(global_batch_size=8, process_index=p, process_count=4)
+        for p in range(4)
     ]
-    seen = [r for share in shares for r in rows(train(40, share=share, steps=5))]
+    seen = [r for shard in shards for r in rows(train(40, shard=shard, steps=5))]
     assert sorted(seen) == list(range(40))
 
 
 def test_each_process_sees_other_examples_in_another_epoch():
-    share = Share(global_batch_size=8, process_index=0, process_count=4)
-    batches = train(40, share=share, steps=10)
+    shard = ShardSpec(global_batch_size=8, process_index=0, process_count=4)
+    batches = train(40, shard=shard, steps=10)
     assert set(rows(batches[:5])) != set(rows(batches[5:]))
 
 
 def test_epochs_differ_in_order():
-    batches = train(40, share=Share(global_batch_size=8), steps=10)
+    batches = train(40, shard=ShardSpec(global_batch_size=8), steps=10)
     first, second = rows(batches[:5]), rows(batches[5:])
     assert sorted(first) == sorted(second)
     assert first != second
 
 
 def test_starting_in_the_middle_gives_the_same_batches_bit_for_bit():
-    share = Share(global_batch_size=8)
-    whole = train(40, share=share, steps=7)
-    rest = train(40, share=share, steps=3, start=4 * 8)
+    shard = ShardSpec(global_batch_size=8)
+    whole = train(40, shard=shard, steps=7)
+    rest = train(40, shard=shard, steps=3, start=4 * 8)
     for a, b in zip(whole[4:], rest, strict=True):
         for name in a:
             np.testing.assert_array_equal(a[name], b[name])
@@ -92,18 +93,18 @@ def test_starting_in_the_middle_gives_the_same_batches_bit_for_bit():
 @pytest.mark.parametrize("num_threads", [1, 3, 16])
 @pytest.mark.parametrize("block", [1, 3, 64])
 def test_threads_and_blocks_do_not_change_the_batches(monkeypatch, num_threads, block):
-    want = train(40, share=Share(global_batch_size=10), steps=5)
+    want = train(40, shard=ShardSpec(global_batch_size=10), steps=5)
     monkeypatch.setattr(batching, "BLOCK_EXAMPLES", block)
-    share = Share(global_batch_size=10, num_threads=num_threads)
-    got = train(40, share=share, steps=5)
+    shard = ShardSpec(global_batch_size=10, num_threads=num_threads)
+    got = train(40, shard=shard, steps=5)
     for a, b in zip(want, got, strict=True):
         for name in a:
             np.testing.assert_array_equal(a[name], b[name])
 
 
 def test_positions_count_the_examples_of_the_run():
-    share = Share(global_batch_size=8, process_index=1, process_count=4)
-    first, second = train(40, share=share, steps=2, start=80)
+    shard = ShardSpec(global_batch_size=8, process_index=1, process_count=4)
+    first, second = train(40, shard=shard, steps=2, start=80)
     assert first["positions"].tolist() == [82, 83]
     assert second["positions"].tolist() == [90, 91]
 
@@ -112,12 +113,12 @@ def test_the_batches_of_several_processes_one_after_another_are_that_of_one():
     parts = [
         train(
             40,
-            share=Share(global_batch_size=8, process_index=p, process_count=4),
+            shard=ShardSpec(global_batch_size=8, process_index=p, process_count=4),
             steps=2,
         )
         for p in range(4)
     ]
-    whole = train(40, share=Share(global_batch_size=8), steps=2)
+    whole = train(40, shard=ShardSpec(global_batch_size=8), steps=2)
     for step, batch in enumerate(whole):
         for name, array in batch.items():
             joined = np.concatenate([part[step][name] for part in parts])
@@ -125,9 +126,9 @@ def test_the_batches_of_several_processes_one_after_another_are_that_of_one():
 
 
 def test_another_seed_gives_another_order():
-    share = Share(global_batch_size=8)
-    assert rows(train(40, share=share, steps=5)) != rows(
-        train(40, share=share, steps=5, seed=1)
+    shard = ShardSpec(global_batch_size=8)
+    assert rows(train(40, shard=shard, steps=5)) != rows(
+        train(40, shard=shard, steps=5, seed=1)
     )
 
 
@@ -138,7 +139,7 @@ def evaluate(length, *, processes=1, batch=8):
                 Source(length),
                 transform=EvalTransform(size_pixels=SIZE),
                 policy=POLICY,
-                share=Share(
+                shard=ShardSpec(
                     global_batch_size=batch, process_index=p, process_count=processes
                 ),
             )
@@ -158,9 +159,9 @@ def test_evaluation_sees_thirteen_images_once_for_any_number_of_processes(proces
 
 
 def test_every_process_gets_as_many_evaluation_batches():
-    share = Share(global_batch_size=8, process_count=4)
+    shard = ShardSpec(global_batch_size=8, process_count=4)
     lengths = {len(process) for process in evaluate(13, processes=4)}
-    assert lengths == {num_eval_batches(13, share)}
+    assert lengths == {num_eval_batches(13, shard)}
 
 
 def test_pixels_belong_to_their_row():
@@ -175,11 +176,11 @@ def test_pixels_belong_to_their_row():
 def test_a_damaged_image_is_masked_when_asked_and_raises_otherwise():
     source = Source(3)
     source.images[1] = b"no image"
-    share = Share(global_batch_size=3)
+    shard = ShardSpec(global_batch_size=3)
     kwargs = {
         "transform": EvalTransform(size_pixels=SIZE),
         "policy": POLICY,
-        "share": share,
+        "shard": shard,
     }
     (batch,) = eval_batches(source, mask_damaged=True, **kwargs)
     assert batch["mask"].tolist() == [1.0, 0.0, 1.0]
@@ -214,7 +215,7 @@ def test_labels_of_a_full_size_vocabulary_send_less_than_a_kilobyte_an_image():
         Source(8),
         transform=EvalTransform(size_pixels=224),
         policy=policy,
-        share=Share(global_batch_size=8),
+        shard=ShardSpec(global_batch_size=8),
     )
     beyond = sum(v.nbytes for k, v in batch.items() if k not in ("images", "index"))
     assert beyond / 8 <= 1024
@@ -235,7 +236,7 @@ def test_a_record_that_is_not_scored_has_mask_0_and_its_own_index():
         Source(3),
         transform=EvalTransform(size_pixels=SIZE),
         policy=POLICY,
-        share=Share(global_batch_size=4),
+        shard=ShardSpec(global_batch_size=4),
         scored=np.array([True, False, True]),
     )
     assert batch["mask"].tolist() == [1.0, 0.0, 1.0, 0.0]

@@ -11,7 +11,7 @@ import pytest
 import small_layout
 
 from jaxii.data.labels import Vocabulary
-from jaxii.data.pipeline import LabelPolicy, Share, eval_batches
+from jaxii.data.pipeline import LabelPolicy, ShardSpec, eval_batches
 from jaxii.data.transforms import EvalTransform
 from jaxii.distributed.mesh import make_mesh
 from jaxii.evaluation import listing, predictor
@@ -64,7 +64,7 @@ def answers_of(files, progress=lambda *_: None):
         files,
         transform=EvalTransform(size_pixels=16),
         policy=LabelPolicy(num_slots=1),
-        share=Share(global_batch_size=8, num_threads=2),
+        shard=ShardSpec(global_batch_size=8, num_threads=2),
         mask_damaged=True,
     )
     return list(

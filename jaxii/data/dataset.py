@@ -10,6 +10,7 @@ import os
 from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, replace
+from functools import partial
 
 import numpy as np
 import polars as pl
@@ -18,10 +19,10 @@ from array_record.python.array_record_data_source import ArrayRecordDataSource
 from jaxtyping import Int64
 
 from jaxii import manifest
-from jaxii.data import folder, index, open_images_v4
+from jaxii.data import folder, index, open_images_v4, schema
 from jaxii.data.index import Index
 from jaxii.data.labels import Vocabulary
-from jaxii.data.records import OpenImagesV4Records, Records
+from jaxii.data.records import Records
 from jaxii.errors import InputError
 from jaxii.nearest import nearest, nearest_path
 from jaxii.storage import AnyPath, at, names_in, sizes_below
@@ -43,7 +44,7 @@ class Split:
 
     name: str
     index: Index
-    source: Records | OpenImagesV4Records
+    source: Records
 
     @property
     def num_examples(self) -> int:
@@ -267,11 +268,12 @@ def _ours(
     slices = tuple(
         sorted({s for table in tables.values() for s in table["slice"].unique()})
     )
-    splits = {}
+    slice_ids = {name: i for i, name in enumerate(slices)}
+    decode, splits = partial(schema.decode, slice_ids=slice_ids), {}
     for name, table in tables.items():
         columns = index.columns(table, slices)
         raw = _raw(info, name)
-        records = Records(raw, slices, columns.image_ids, f"{name} of {path}")
+        records = Records(raw, decode, columns.image_ids, f"{name} of {path}")
         _check_records(records, info.splits[name], len(columns), indexes[name])
         splits[name] = Split(name, columns, records)
     return Dataset(path, stored, slices, splits, _content_hash(info, listed))
@@ -299,6 +301,7 @@ def _open_images_v4(
         vocabulary,
     )
     sizes = sizes_below(path)
+    decode = partial(open_images_v4.decode, mapping=mapping)
     splits, digest = {}, xxhash.xxh3_128("\n".join(vocabulary.codes).encode())
     for name, shards in info.splits.items():
         raw = _raw(info, name)
@@ -306,9 +309,7 @@ def _open_images_v4(
         of_shards = [sizes[at(shard.filename).name] for shard in shards]
         table = _cached_index(path, name, of_shards, vocabulary, raw, mapping, report)
         columns = index.columns(table, ("all",))
-        records = OpenImagesV4Records(
-            raw, mapping, columns.image_ids, f"{name} of {path}"
-        )
+        records = Records(raw, decode, columns.image_ids, f"{name} of {path}")
         _check_records(records, shards, len(columns), path / folder.INFO_FILE)
         splits[name] = Split(name, columns, records)
         digest.update(f"{name} {of_shards} {columns.content_hash()}".encode())
@@ -339,7 +340,7 @@ def _raw(info: folder.Info, name: str) -> ArrayRecordDataSource:
 
 
 def _check_records(
-    records: Records | OpenImagesV4Records,
+    records: Records,
     shards: Sequence[folder.Shard],
     num_rows: int,
     described_in: AnyPath,

@@ -24,7 +24,6 @@ from tensorflow_datasets.core.proto import dataset_info_pb2
 
 from jaxii import manifest
 from jaxii.data import index, schema
-from jaxii.data.counts import few
 from jaxii.errors import InputError
 from jaxii.storage import AnyPath, names_in, write_beside, write_json
 
@@ -137,7 +136,7 @@ def _difference(output: AnyPath, images: pl.DataFrame) -> str:
             | (pl.col("stamp") != pl.col("stamp_right"))
         )
         if len(changed):
-            examples = ", ".join(few(changed["image_id"]))
+            examples = ", ".join(changed["image_id"].head(5))
             return (
                 f"{output} was begun with other versions of {len(changed):,} image "
                 f"files ({examples}), by their size or time of change; choose another "

@@ -9,6 +9,7 @@ from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import PurePosixPath
+from typing import Any
 
 import numpy as np
 import polars as pl
@@ -92,6 +93,19 @@ def labels(
     sources = mapping.sources[schema.integers(fields, f"{LABELS}/source")]
     known = ids >= 0
     return ids[known], confidences[known] / np.float32(10.0), sources[known]
+
+
+def decode(fields: Mapping, *, mapping: StoredLabels) -> dict[str, Any]:
+    """Returns a stored record as `records.RandomAccess` describes it."""
+    ids, confidences, sources = labels(fields, mapping)
+    return {
+        "image": fields["image"].bytes_list.value[0],
+        "image_id": image_id(fields),
+        "label_ids": ids,
+        "label_confidences": confidences,
+        "label_sources": sources,
+        "slice_id": 0,
+    }
 
 
 def scan(

@@ -1,4 +1,4 @@
-"""Order, this process's share, decoding, batching and prefetch: records to batches.
+"""Order, sharding over processes, decoding, batching and prefetch: records to batches.
 
 Comes after `sources` and before the devices. The examples of step n are a function of
 (configuration, n) alone, for any number of processes; evaluation sees each record once.
@@ -67,7 +67,7 @@ class LabelPolicy:
 
 
 @dataclass(frozen=True, kw_only=True)
-class Share:
+class ShardSpec:
     """This process's part of every global batch.
 
     Attributes:
@@ -106,7 +106,7 @@ def train_batches(
     *,
     transform: Callable[[bytes, np.random.Generator], Pixels],
     policy: LabelPolicy,
-    share: Share,
+    shard: ShardSpec,
     seed: int,
     start_example: int = 0,
 ) -> Iterator[dict[str, np.ndarray]]:
@@ -116,7 +116,7 @@ def train_batches(
       source: the training split.
       transform: encoded image and rng to pixels [size, size, 3], as a TrainTransform.
       policy: labels to slots.
-      share: this process's part.
+      shard: this process's part.
       seed: of the order (anew each epoch) and of the augmentation, which depends on
         (seed, position in the run) and so on (seed, epoch, index).
       start_example: examples of the whole run that have been used already.
@@ -143,9 +143,9 @@ def train_batches(
 
     def own(number: int) -> Example:
         # Infinite, so that every position is there.
-        return cast(Example, everything[start_example + share.position(number)])
+        return cast(Example, everything[start_example + shard.position(number)])
 
-    return _batches(own, sys.maxsize // share.process_batch_size, share)
+    return _batches(own, sys.maxsize // shard.process_batch_size, shard)
 
 
 def eval_batches(
@@ -153,7 +153,7 @@ def eval_batches(
     *,
     transform: EvalTransform,
     policy: LabelPolicy,
-    share: Share,
+    shard: ShardSpec,
     scored: Bool[np.ndarray, " row"] | None = None,
     mask_damaged: bool = False,
 ) -> Iterator[dict[str, np.ndarray]]:
@@ -163,7 +163,7 @@ def eval_batches(
       source: the split.
       transform: encoded image to pixels.
       policy: labels to slots.
-      share: this process's part; all processes yield the same number of batches.
+      shard: this process's part; all processes yield the same number of batches.
       scored: whether each record counts in figures; one that does not has mask 0 and
         its own index. None: all count.
       mask_damaged: give an image that cannot be read or decoded mask 0 and its own
@@ -176,7 +176,7 @@ def eval_batches(
     blank = _blank(transform.size_pixels, policy.num_slots)
 
     def example(number: int) -> Example:
-        position = share.position(number)
+        position = shard.position(number)
         if position >= length:
             return blank
         try:
@@ -190,12 +190,12 @@ def eval_batches(
         mask = {"mask": np.float32(counts)}
         return _example(position, record, pixels, policy) | mask
 
-    return _batches(example, num_eval_batches(length, share), share)
+    return _batches(example, num_eval_batches(length, shard), shard)
 
 
-def num_eval_batches(length: int, share: Share) -> int:
+def num_eval_batches(length: int, shard: ShardSpec) -> int:
     """Returns how many batches `eval_batches` yields for `length` records."""
-    return -(-length // share.global_batch_size)
+    return -(-length // shard.global_batch_size)
 
 
 @dataclass(frozen=True)
@@ -242,7 +242,7 @@ def _blank(size_pixels: int, num_slots: int) -> Example:
 
 
 def _batches(
-    example: Callable[[int], Example], num_batches: int, share: Share
+    example: Callable[[int], Example], num_batches: int, shard: ShardSpec
 ) -> Iterator[dict[str, np.ndarray]]:
     """Yields batches of this process's examples."""
     # The threads are the parallelism; OpenCV's own would fight with them.
@@ -250,6 +250,6 @@ def _batches(
     return batching.batches(
         example,
         num_batches=num_batches,
-        batch_size=share.process_batch_size,
-        num_threads=share.num_threads,
+        batch_size=shard.process_batch_size,
+        num_threads=shard.num_threads,
     )

@@ -83,6 +83,25 @@ def parse(record: bytes) -> Fields:
     return _Example.FromString(record).features.feature
 
 
+def decode(fields: Fields, *, slice_ids: Mapping[str, int]) -> dict[str, Any]:
+    """Returns a record as `records.RandomAccess` describes it.
+
+    Args:
+      fields: Parsed fields of a record that `serialize` wrote.
+      slice_ids: Position of each slice name of the dataset.
+    """
+    return {
+        "image": fields["image"].bytes_list.value[0],
+        "image_id": text(fields, "image_id"),
+        "label_ids": integers(fields, "label_ids").astype(np.int32),
+        "label_confidences": np.array(
+            fields["label_confidences"].float_list.value, np.float32
+        ),
+        "label_sources": integers(fields, "label_sources").astype(np.uint8),
+        "slice_id": slice_ids[text(fields, "slice")],
+    }
+
+
 def text(fields: Fields, name: str) -> str:
     """Returns a text field."""
     return fields[name].bytes_list.value[0].decode()

@@ -8,7 +8,7 @@ import numpy as np
 import simplejpeg
 
 from jaxii.data.labels import HUMAN
-from jaxii.data.pipeline import LabelPolicy, Share, train_batches
+from jaxii.data.pipeline import LabelPolicy, ShardSpec, train_batches
 from jaxii.data.records import RandomAccess
 from jaxii.data.transforms import TrainTransform
 
@@ -67,7 +67,7 @@ def input_speed(
         source,
         transform=transform,
         policy=LabelPolicy(num_slots=8),
-        share=Share(global_batch_size=size, num_threads=num_threads),
+        shard=ShardSpec(global_batch_size=size, num_threads=num_threads),
         seed=0,
     )
     # What was made ahead would count as if it took no time.

@@ -9,7 +9,7 @@ from dataclasses import dataclass
 
 import polars as pl
 
-from jaxii.data.counts import Tally
+from jaxii.prepare.tally import Tally
 
 # Splits that lose an image to a later one that has the same file.
 LOSING = ("train", "validation")

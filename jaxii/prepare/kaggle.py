@@ -18,13 +18,13 @@ import numpy as np
 import polars as pl
 
 from jaxii.data import folder, index, schema
-from jaxii.data.counts import Counts, Tally, few
 from jaxii.data.folder import Written
 from jaxii.data.labels import BOX, HUMAN, MACHINE
 from jaxii.errors import InputError
 from jaxii.prepare import duplicates, image_ids, label_files, shards
 from jaxii.prepare.beam import Beam, write_with_beam
 from jaxii.prepare.layout import Images, Layout, read_validation
+from jaxii.prepare.tally import Counts, Tally, few
 from jaxii.storage import AnyPath, at
 
 

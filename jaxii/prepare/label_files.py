@@ -13,10 +13,10 @@ from dataclasses import dataclass
 import numpy as np
 import polars as pl
 
-from jaxii.data.counts import Tally, few
 from jaxii.data.labels import Vocabulary, largest_by_key
 from jaxii.errors import InputError
 from jaxii.prepare.image_ids import SUFFIX_NOTE, find_rows, numbered, without_suffix
+from jaxii.prepare.tally import Tally, few
 from jaxii.storage import AnyPath
 
 MAX_UNKNOWN_SHARE = 0.05

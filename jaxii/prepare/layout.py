@@ -15,10 +15,10 @@ import numpy as np
 import polars as pl
 from jaxtyping import Bool
 
-from jaxii.data.counts import Tally, few
 from jaxii.errors import InputError
 from jaxii.prepare import image_files, image_ids
 from jaxii.prepare.image_files import IMAGE_SUFFIXES, FileFacts
+from jaxii.prepare.tally import Tally, few
 from jaxii.storage import AnyPath, at
 
 TEST_IMAGES = "stage_1_test_images"

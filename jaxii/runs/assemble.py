@@ -124,9 +124,9 @@ def make_label_embedding(config: Config, data: Data) -> label_embedding.LabelEmb
     )
 
 
-def share(config: Config, global_batch_size: int) -> pipeline.Share:
+def share(config: Config, global_batch_size: int) -> pipeline.ShardSpec:
     """Returns this process's part of the batches."""
-    return pipeline.Share(
+    return pipeline.ShardSpec(
         global_batch_size=global_batch_size,
         process_index=jax.process_index(),
         process_count=jax.process_count(),
@@ -172,7 +172,7 @@ def train_batches(
         data.split(split).source,
         transform=transform,
         policy=policy,
-        share=share(config, config.global_batch_size),
+        shard=share(config, config.global_batch_size),
         seed=config.seed,
         start_example=0 if config.data.reuse_batch else start_example,
     )
@@ -214,7 +214,7 @@ def eval_batches(
         images.source,
         transform=eval_transform(config),
         policy=pipeline.LabelPolicy(num_slots=eval_slots(verified)),
-        share=share(config, eval_batch_size(config)),
+        shard=share(config, eval_batch_size(config)),
         scored=scored,
     )
 
@@ -257,7 +257,7 @@ def file_batches(config: Config, files: pipeline.RandomAccess) -> Batches:
         files,
         transform=eval_transform(config),
         policy=pipeline.LabelPolicy(num_slots=1),
-        share=share(config, eval_batch_size(config)),
+        shard=share(config, eval_batch_size(config)),
         mask_damaged=True,
     )
 

@@ -18,7 +18,7 @@ from pathlib import Path
 import numpy as np
 
 from jaxii.data.dataset import open_dataset
-from jaxii.data.pipeline import LabelPolicy, Share, train_batches
+from jaxii.data.pipeline import LabelPolicy, ShardSpec, train_batches
 from jaxii.data.transforms import TrainTransform
 from jaxii.prepare.kaggle import prepare
 from jaxii.prepare.recode import recode
@@ -47,7 +47,7 @@ def follow(directory: str, images: int) -> None:
         open_dataset(directory).splits["train"].source,
         transform=TrainTransform(size_pixels=SIZE),
         policy=LabelPolicy(num_slots=8),
-        share=Share(global_batch_size=BATCH, num_threads=THREADS),
+        shard=ShardSpec(global_batch_size=BATCH, num_threads=THREADS),
         seed=0,
     )
     notes = []

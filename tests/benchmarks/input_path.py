@@ -30,7 +30,7 @@ import numpy as np
 import simplejpeg
 
 from jaxii.data.dataset import open_dataset
-from jaxii.data.pipeline import LabelPolicy, Share, train_batches
+from jaxii.data.pipeline import LabelPolicy, ShardSpec, train_batches
 from jaxii.data.transforms import CROP_MIN_AREA, Image, TrainTransform, read
 from jaxii.prepare.kaggle import prepare
 from jaxii.prepare.recode import SHORT_SIDE, recode, size
@@ -60,7 +60,7 @@ def jaxii(source, images: int, transform) -> float:
         source,
         transform=transform,
         policy=LabelPolicy(num_slots=8),
-        share=Share(global_batch_size=BATCH, num_threads=WORKERS),
+        shard=ShardSpec(global_batch_size=BATCH, num_threads=WORKERS),
         seed=0,
     )
     for _ in range(WARM_UP_BATCHES):

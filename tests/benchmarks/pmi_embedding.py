@@ -22,7 +22,8 @@ import numpy as np
 import polars as pl
 import scipy.linalg
 
-from jaxii.data import label_embedding, pmi
+from jaxii.data import label_embedding
+from jaxii.data.label_embedding import cooccurrence, pmi
 from jaxii.data.labels import Vocabulary
 from jaxii.prepare.label_files import Codes, read_labels
 from tests.benchmarks import apart
@@ -106,8 +107,8 @@ def work(csv: Path, num_classes: int, dim: int) -> dict[str, float | int]:
 def exact_energy(labels: Path, num_classes: int, dim: int) -> float:
     """Returns the share of the energy that the largest exact eigenvalues have."""
     with np.load(labels) as arrays:
-        counted = pmi.cooccurrence(arrays["offsets"], arrays["ids"], num_classes)
-    dense = pmi.pmi(*counted).astype(np.float32).toarray()
+        counted = cooccurrence(arrays["offsets"], arrays["ids"], num_classes)
+    dense = pmi(*counted).astype(np.float32).toarray()
     squares = np.sort(scipy.linalg.eigvalsh(dense, overwrite_a=True).astype(float) ** 2)
     return float(squares[-dim:].sum() / squares.sum())
 

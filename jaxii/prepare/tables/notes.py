@@ -2,7 +2,7 @@
 
 from collections.abc import Iterable, Sequence
 
-from jaxii.data.counts import few
+from jaxii.prepare.tally import few
 
 FOUND, ASSUMED, LEFT_OUT, MIND = "found", "assumed", "left out", "mind"
 
