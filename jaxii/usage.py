@@ -6,11 +6,9 @@ Read by `main` alone, before anything heavy is imported.
 DECODERS = (
     "threshold",
     "per_class",
-    "trimmed",
     "top_k",
     "embedding",
     "expected_f2",
-    "cardinality",
 )
 LABEL_SEPARATORS = ("none", "space", ",", ";", "|", "json")
 COMMANDS = {
@@ -98,8 +96,7 @@ and submission.csv.
 --verify                 hash every byte of the dataset first; sizes, indexes and the
                          checkpoint that is used are checked in any case
 --decoder=NAME           whose answers count and are submitted: threshold, per_class,
-                         trimmed, top_k, embedding, expected_f2 or cardinality
-                         [threshold]
+                         top_k, embedding or expected_f2 [threshold]
 --tune_on=SPLIT          fit the decoders on validation, held_out or tuning
                          [held_out where a domain is held out, else validation];
                          after hold_out, held_out takes the threshold found there

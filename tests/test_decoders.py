@@ -9,12 +9,10 @@ import pytest
 from sklearn.metrics import fbeta_score
 
 from jaxii.decoding.calibration import calibrate
-from jaxii.decoding.cardinality import cardinality_decoder, count_prior
 from jaxii.decoding.decode import threshold_decoder
 from jaxii.decoding.decoders import NAMES, fit, load
 from jaxii.decoding.expected_f import expected_f2_decoder
 from jaxii.decoding.thresholds import DEFAULT_THRESHOLDS, choose, class_thresholds
-from jaxii.decoding.trimming import trim
 from jaxii.errors import InputError
 from jaxii.evaluation.decoder_scores import Scores
 from jaxii.metrics import streaming
@@ -56,8 +54,7 @@ def sums():
 
 @pytest.fixture(scope="module")
 def decoders(sums):
-    counts = split(600, 1)[2].sum(axis=1)
-    return fit(sums, choose(sums), counts=counts, label_embeddings=VECTORS)
+    return fit(sums, choose(sums), label_embeddings=VECTORS)
 
 
 def answers(decoders, seed=2):
@@ -67,7 +64,6 @@ def answers(decoders, seed=2):
 
 def test_each_decoder_gets_what_was_fitted_for_it(sums, decoders):
     probs, _, _, _ = split(400, 2)
-    counts = split(600, 1)[2].sum(axis=1)
     choice, got = choose(sums), answers(decoders)
     histogram = np.asarray(sums.sums.histogram)
     calibrated = calibrate(histogram, DEFAULT_THRESHOLDS)(probs)
@@ -76,9 +72,7 @@ def test_each_decoder_gets_what_was_fitted_for_it(sums, decoders):
     want = {
         "threshold": likely,
         "per_class": threshold_decoder(probs, threshold=own, at_least_one=True),
-        "trimmed": trim(likely, probs, decoders.clusters),
         "expected_f2": expected_f2_decoder(calibrated),
-        "cardinality": cardinality_decoder(calibrated, prior=count_prior(counts)),
     }
     for name, chosen in want.items():
         np.testing.assert_array_equal(got[name], chosen, err_msg=name)
@@ -121,21 +115,18 @@ def test_decoders_are_the_same_after_saving(decoders, tmp_path):
     assert [p.name for p in tmp_path.iterdir()] == [path.name]
 
 
-def test_without_an_embedding_two_decoders_are_missing(sums, decoders, tmp_path):
+def test_without_an_embedding_its_decoder_is_missing(sums, decoders, tmp_path):
     choice = dataclasses.replace(choose(sums), embedding_k=None)
-    plain = fit(sums, choice, counts=np.ones(600, np.int64), label_embeddings=None)
+    plain = fit(sums, choice, label_embeddings=None)
     plain.save(tmp_path / "d.npz")
     names = load(tmp_path / "d.npz", None).names(has_head=True)
-    assert set(NAMES) - set(names) == {"trimmed", "embedding"}
+    assert set(NAMES) - set(names) == {"embedding"}
     assert set(NAMES) - set(decoders.names(has_head=False)) == {"embedding"}
 
 
 def test_a_decoder_that_cannot_answer_is_refused(decoders):
     with pytest.raises(InputError, match=r"needs the embedding head.*earlier --stage"):
         decoders.check("embedding", decoders.names(has_head=False))
-    plain = dataclasses.replace(decoders, clusters=None)
-    with pytest.raises(InputError, match="trimmed needs a label embedding"):
-        plain.check("trimmed", plain.names(has_head=True))
 
 
 @pytest.mark.parametrize("text", [None, b"", b"PK\x03\x04 no more", b"text"])

@@ -139,7 +139,7 @@ def refused(run, tmp_path):
         (["adapt", "--train=first_layer"], "<all|last_layer>"),
         (
             ["predict", "--decoder=best"],
-            "<threshold|per_class|trimmed|top_k|",
+            "<threshold|per_class|top_k|embedding|",
         ),
     ],
 )

@@ -5,16 +5,14 @@ answers on every split, `predict` gives those of one. Probabilities of an image 
 its labels come out; none comes out empty.
 """
 
-import functools
 import zipfile
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 
 import numpy as np
-from jaxtyping import Bool, Float, Float64, Int
+from jaxtyping import Bool, Float, Float64
 
 from jaxii.decoding.calibration import Calibration, calibrate
-from jaxii.decoding.cardinality import cardinality_decoder, count_prior
 from jaxii.decoding.decode import (
     embedding_decoder,
     label_lists,
@@ -24,7 +22,6 @@ from jaxii.decoding.decode import (
 from jaxii.decoding.expected_f import expected_f2_decoder
 from jaxii.decoding.label_shift import frequencies
 from jaxii.decoding.thresholds import DecoderChoice, class_thresholds
-from jaxii.decoding.trimming import cluster_labels, trim
 from jaxii.errors import InputError
 from jaxii.metrics.streaming import Accumulators
 from jaxii.storage import AnyPath, write_beside
@@ -32,11 +29,9 @@ from jaxii.storage import AnyPath, write_beside
 NAMES = (
     "threshold",
     "per_class",
-    "trimmed",
     "top_k",
     "embedding",
     "expected_f2",
-    "cardinality",
 )
 # Probabilities [batch, class] and embedding [batch, embed] or None to the label ids of
 # each image, the most probable first, never none.
@@ -50,10 +45,8 @@ class Decoders:
     Attributes:
       choice: one threshold for all classes, one k for all images.
       class_thresholds: a threshold a class, for `per_class`.
-      calibration: of the probabilities that `expected_f2` and `cardinality` take.
+      calibration: of the probabilities that `expected_f2` takes.
       frequencies: how often each label occurs, by calibrated probabilities.
-      prior: share of images with 0, 1, ... labels, for `cardinality`.
-      clusters: of each label, for `trimmed`; None without a label embedding.
       label_embeddings: for `embedding`.
     """
 
@@ -61,18 +54,13 @@ class Decoders:
     class_thresholds: Float[np.ndarray, " class"]
     calibration: Calibration
     frequencies: Float64[np.ndarray, " class"]
-    prior: Float64[np.ndarray, " count"]
-    clusters: Int[np.ndarray, " class"] | None = None
     label_embeddings: Float[np.ndarray, "class embed"] | None = None
 
     def names(self, *, has_head: bool) -> tuple[str, ...]:
         """Returns the decoders that can answer, given an embedding head or none."""
-        absent = set()
-        if self.clusters is None:
-            absent.add("trimmed")
-        if not has_head or self.choice.embedding_k is None:
-            absent.add("embedding")
-        return tuple(name for name in NAMES if name not in absent)
+        if has_head and self.choice.embedding_k is not None:
+            return NAMES
+        return tuple(name for name in NAMES if name != "embedding")
 
     def check(self, name: str, possible: Sequence[str]) -> None:
         """Refuses a decoder that cannot answer.
@@ -82,16 +70,13 @@ class Decoders:
           possible: of `names`.
 
         Raises:
-          InputError: the embedding head is missing, or the label embedding.
+          InputError: If the embedding head is missing.
         """
         if name not in possible:
-            needs = {
-                "embedding": "the embedding head, here and in the evaluated stage",
-                "trimmed": "a label embedding, and no stage of this run has the head",
-            }[name]
             raise InputError(
-                f"--decoder={name} needs {needs}; use one of {', '.join(possible)}, or "
-                "evaluate an earlier --stage."
+                f"--decoder={name} needs the embedding head, here and in the evaluated "
+                f"stage; use one of {', '.join(possible)}, or evaluate an earlier "
+                "--stage."
             )
 
     def answer(self, name: str) -> Decode:
@@ -116,23 +101,17 @@ class Decoders:
           probs: the network's probabilities.
           embedding: its embeddings, where it has the head.
         """
-        threshold, vectors = self.choice.threshold, self.label_embeddings
-        k, clusters = self.choice.embedding_k, self.clusters
-        calibrated = functools.cache(lambda: self.calibration(probs))
-        likely = functools.cache(
-            lambda: threshold_decoder(probs, threshold=threshold, at_least_one=True)
-        )
+        vectors, k = self.label_embeddings, self.choice.embedding_k
         ways: dict[str, Callable[[], Bool[np.ndarray, "batch class"]]] = {
-            "threshold": likely,
+            "threshold": lambda: threshold_decoder(
+                probs, threshold=self.choice.threshold, at_least_one=True
+            ),
             "per_class": lambda: threshold_decoder(
                 probs, threshold=self.class_thresholds, at_least_one=True
             ),
             "top_k": lambda: top_k_decoder(probs, k=self.choice.top_k),
-            "expected_f2": lambda: expected_f2_decoder(calibrated()),
-            "cardinality": lambda: cardinality_decoder(calibrated(), prior=self.prior),
+            "expected_f2": lambda: expected_f2_decoder(self.calibration(probs)),
         }
-        if clusters is not None:
-            ways["trimmed"] = lambda: trim(likely(), probs, clusters)
         if embedding is not None and vectors is not None and k is not None:
             ways["embedding"] = lambda: embedding_decoder(
                 embedding, label_embeddings=vectors, k=k
@@ -143,7 +122,6 @@ class Decoders:
         """Returns the one parameter of a decoder by name; the others have none."""
         return {
             "threshold": {"threshold": self.choice.threshold},
-            "trimmed": {"threshold": self.choice.threshold},
             "top_k": {"k": self.choice.top_k},
             "embedding": {"k": self.choice.embedding_k},
         }.get(name, {})
@@ -151,7 +129,6 @@ class Decoders:
     def save(self, path: AnyPath) -> None:
         """Writes all but the label embedding, which has a file; whole or not at all."""
         k = self.choice.embedding_k
-        clusters = self.clusters
         arrays = {
             "threshold": np.float64(self.choice.threshold),
             "top_k": np.int64(self.choice.top_k),
@@ -160,8 +137,6 @@ class Decoders:
             "slopes": self.calibration.slopes,
             "intercepts": self.calibration.intercepts,
             "frequencies": self.frequencies,
-            "prior": self.prior,
-            "clusters": np.zeros(0, np.int64) if clusters is None else clusters,
         }
         write_beside(path, lambda file: np.savez(file, **arrays), binary=True)
 
@@ -191,8 +166,6 @@ def load(
                 class_thresholds=arrays["class_thresholds"],
                 calibration=Calibration(arrays["slopes"], arrays["intercepts"]),
                 frequencies=arrays["frequencies"],
-                prior=arrays["prior"],
-                clusters=arrays["clusters"] if arrays["clusters"].size else None,
                 label_embeddings=label_embeddings,
             )
     except (OSError, EOFError, ValueError, KeyError, zipfile.BadZipFile) as error:
@@ -208,7 +181,7 @@ def _check_numbers(arrays: Mapping[str, np.ndarray]) -> None:
     Raises:
       ValueError: a threshold outside [0, 1], a number that is not finite, no label.
     """
-    for name in ("slopes", "intercepts", "frequencies", "prior"):
+    for name in ("slopes", "intercepts", "frequencies"):
         if not np.all(np.isfinite(arrays[name])):
             raise ValueError(f"{name} has a number that is not finite")
     for name in ("threshold", "class_thresholds"):
@@ -223,7 +196,6 @@ def fit(
     acc: Accumulators,
     choice: DecoderChoice,
     *,
-    counts: Int[np.ndarray, " row"],
     label_embeddings: Float[np.ndarray, "class embed"] | None,
 ) -> Decoders:
     """Fits every decoder on one split.
@@ -231,10 +203,8 @@ def fit(
     Args:
       acc: the sums of the split.
       choice: threshold and k, as `thresholds` chooses them.
-      counts: labels of each image of the split.
       label_embeddings: one vector a class, where a stage has the head.
     """
-    clusters = None if label_embeddings is None else cluster_labels(label_embeddings)
     histogram = np.asarray(acc.sums.histogram)
     calibration = calibrate(histogram, acc.thresholds)
     return Decoders(
@@ -242,7 +212,5 @@ def fit(
         class_thresholds=class_thresholds(acc, choice.threshold),
         calibration=calibration,
         frequencies=frequencies(histogram, acc.thresholds, calibration),
-        prior=count_prior(counts),
-        clusters=clusters,
         label_embeddings=label_embeddings,
     )

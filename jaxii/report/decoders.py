@@ -15,8 +15,6 @@ NAMES = {
     "top_k": "k most probable labels",
     "embedding": "k nearest labels of the embedding",
     "expected_f2": "largest expected F2, probabilities calibrated",
-    "trimmed": "threshold, at most two labels of a cluster",
-    "cardinality": "largest expected F2 under a prior on the number of labels",
 }
 ESTIMATES = {
     "validation": "validation, of the domains trained on",

@@ -16,8 +16,6 @@ from jaxii.evaluation.provenance import PARTS, Provenance
 from jaxii.report.runs import Row, as_text, flatten, number_or_none
 from jaxii.report.words import ABSENT, count, interval, number, short
 
-# Decoders whose answers are made by the one threshold of a split.
-ONE_THRESHOLD = ("threshold", "trimmed")
 MOST_LABELS = 8
 """Labels of an image that are shown, of each kind."""
 
@@ -102,7 +100,7 @@ def decoder(chosen: Mapping[str, Any]) -> dict[str, Any]:
     return {
         "name": as_text(chosen.get("name") or ABSENT),
         "threshold": "" if threshold is None else f"{threshold:.3g}",
-        "uses_threshold": threshold is not None and chosen.get("name") in ONE_THRESHOLD,
+        "uses_threshold": threshold is not None and chosen.get("name") == "threshold",
         "chosen_on": as_text(chosen.get("chosen_on") or ""),
     }
 

@@ -97,7 +97,9 @@ def measure(
     choice = choose(chosen_sums)
     if by_runs:
         choice = replace(choice, threshold=_threshold_of_runs(session, saved.stage))
-    decoders = _fit(session, chooser, chosen_sums, choice)
+    made = session.label_embedding
+    vectors = None if made is None else made.vectors
+    decoders = decoding.fit(chosen_sums, choice, label_embeddings=vectors)
     has_head = session.plan(saved.stage).stage.embedding_head and len(members) == 1
     names = decoders.names(has_head=has_head)
     decoders.check(decoder, names)
@@ -217,17 +219,6 @@ def _passes(
         )
 
     return sums_of
-
-
-def _fit(session, split, sums, choice) -> decoding.Decoders:
-    offsets, _ = session.data.verified_rows(split).of_scored().present()
-    made = session.label_embedding
-    return decoding.fit(
-        sums,
-        choice,
-        counts=np.diff(offsets),
-        label_embeddings=None if made is None else made.vectors,
-    )
 
 
 def _scores(session, split, decoders, names, in_use) -> Scores | None:
