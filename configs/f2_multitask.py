@@ -13,7 +13,7 @@ the last, `classifier`, drops the embedding head and fine-tunes at a tenth of th
 """
 
 from jaxii.config import default_config
-from jaxii.nearest import nearest
+from jaxii.errors import nearest
 
 PRESETS = (
     "toy_regions",

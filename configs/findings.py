@@ -9,7 +9,7 @@ width on 64-pixel images, ten epochs of cross-entropy with augmentation. `long` 
 """
 
 from jaxii.config import default_config
-from jaxii.nearest import nearest
+from jaxii.errors import nearest
 
 EPOCHS = 10.0
 # Share of the epochs that a run of two stages spends in the first.

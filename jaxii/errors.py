@@ -1,12 +1,39 @@
-"""The one exception that means "what you gave cannot be used".
+"""The error that means "this input cannot be used", and hints for its message."""
 
-A leaf of the import graph: every package may raise it, `main` turns it into one line on
-stderr and exit code 2. Anything else that escapes is a defect and keeps its traceback.
-"""
+import difflib
+from collections.abc import Iterable
+from pathlib import Path
+from typing import Any
 
 
 class InputError(Exception):
     """A file, flag or config value that cannot be used.
 
-    The message is one line: what was given, what is allowed, and what to do.
+    The message is one line: what was given, what is allowed, and the fix. The command
+    line prints it without a traceback and exits with 2; any other exception is a bug.
     """
+
+
+def nearest(name: str, names: Iterable[str]) -> str:
+    """Returns "the nearest is X; ", or "" if no name is near.
+
+    Args:
+      name: The name that was given, in any case.
+      names: The names that exist.
+    """
+    by_lower = {str(each).lower(): each for each in names}
+    near = difflib.get_close_matches(name.lower(), by_lower, n=1)
+    return f"the nearest is {by_lower[near[0]]}; " if near else ""
+
+
+def nearest_path(path: Any) -> str:
+    """Returns "the nearest is PATH.", or "" if the path exists or none is near.
+
+    Args:
+      path: A local path; a path in a bucket has no near ones.
+    """
+    if not isinstance(path, Path) or path.exists() or not path.parent.is_dir():
+        return ""
+    names = {each.name: each for each in path.parent.iterdir()}
+    near = difflib.get_close_matches(path.name, names, n=1)
+    return f"the nearest is {path.parent / near[0]}." if near else ""

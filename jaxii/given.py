@@ -6,8 +6,7 @@ Comes before `arguments`, which says what of them each command takes.
 import re
 from pathlib import Path
 
-from jaxii.errors import InputError
-from jaxii.nearest import nearest_path
+from jaxii.errors import InputError, nearest_path
 from jaxii.storage import AnyPath, at
 
 

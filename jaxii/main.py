@@ -19,8 +19,7 @@ from ml_collections import ConfigDict
 from jaxii import config as configuration
 from jaxii.arguments import CONFIG, arguments_of
 from jaxii.distributed.cluster import Place
-from jaxii.errors import InputError
-from jaxii.nearest import nearest, nearest_path
+from jaxii.errors import InputError, nearest, nearest_path
 from jaxii.place_flags import place_of, start_timeout
 from jaxii.storage import user_cache
 from jaxii.usage import COMMANDS, help_text
@@ -135,8 +134,18 @@ def _dispatch(command: str, rest: list[str], argv: list[str]) -> int:
     _keep_compiled_programs()
     # Here and not above: importing jax takes seconds, and neither help nor a message
     # about the command line should.
-    from jaxii.cli import compare, doctor, new, plan, prepare
-    from jaxii.runs import adapt, evaluate, export, hold_out, predict, train
+    from jaxii.cli import compare, prepare
+    from jaxii.prepare import new
+    from jaxii.runs import (
+        adapt,
+        doctor,
+        evaluate,
+        export,
+        hold_out,
+        plan,
+        predict,
+        train,
+    )
     from jaxii.runs.scoring import Variant
     from jaxii.runs.workdir import Workdir
 
@@ -146,6 +155,11 @@ def _dispatch(command: str, rest: list[str], argv: list[str]) -> int:
         given["variant"] = Variant(**given["variant"])
     if "request" in given:
         given["request"] = predict.Request(**given["request"])
+    if command == "new":
+        import jax
+
+        given["platform"] = jax.default_backend()
+        given["num_devices"] = jax.device_count()
     act = {
         "train": train.train,
         "new": new.new,

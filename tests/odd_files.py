@@ -72,23 +72,23 @@ def main(root: Path) -> None:
     from jaxii.evaluation.image_records import ImageFiles
     from jaxii.prepare.kaggle import prepare
     from jaxii.prepare.layout import Layout
-    from jaxii.prepare.tables import images
+    from jaxii.prepare.tables import image_folder
 
     layout = Layout.find(root, sample_submission=None)
     counts = prepare(layout, root / "prepared")
     folder = root / "train" / "part_0"
     files = ImageFiles(listing.find(str(folder)), 64)
     found = {"counts": counts.lines(), "new": _new(root), "headers": {}, "predict": {}}
-    images.MOST_DECODED = 0
+    image_folder.MOST_DECODED = 0
     paths = [str(folder / name) for name in FAULTS]
-    found["headers"] = images.check(paths).broken
+    found["headers"] = image_folder.check(paths).broken
     for row, name in enumerate(files.listing.names):
         found["predict"][ascii(name)] = files.fault(row)
     print(json.dumps(found))
 
 
 def _new(root: Path) -> str:
-    from jaxii.cli.new import new
+    from jaxii.prepare.new import new
 
     said = io.StringIO()
     with contextlib.redirect_stdout(said):
@@ -101,6 +101,8 @@ def _new(root: Path) -> str:
             label_separator="",
             fold_case=False,
             min_images=1,
+            platform="cpu",
+            num_devices=1,
         )
     return said.getvalue()
 

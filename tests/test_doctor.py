@@ -9,11 +9,11 @@ import jax
 import numpy as np
 import pytest
 
-from jaxii.cli import doctor as command
 from jaxii.data.transforms import TrainTransform
 from jaxii.distributed.mesh import make_mesh
 from jaxii.doctor import software, speed, storage
 from jaxii.doctor.finding import Finding, Unwell
+from jaxii.runs import doctor as command
 
 
 def test_an_entry_that_is_cut_off_is_named_and_the_others_are_not(tmp_path):

@@ -18,7 +18,7 @@ MODULES = sorted(
 # The order of the parts: a module imports from its own part and from those before it.
 # Parts on one line are strangers to each other.
 ORDER = (
-    ("errors", "nearest"),
+    ("errors",),
     ("storage",),
     ("manifest", "config", "console"),
     ("data", "models", "objective", "metrics"),

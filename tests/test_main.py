@@ -23,13 +23,13 @@ from PIL import Image
 from small_runs import seal
 
 from jaxii import arguments, main
-from jaxii.cli import doctor
 from jaxii.decoding.decoders import NAMES
 from jaxii.distributed import processes
 from jaxii.distributed.mesh import replicated
 from jaxii.doctor.finding import Unwell
 from jaxii.evaluation import by_label
 from jaxii.prepare.kaggle import Layout, prepare
+from jaxii.runs import doctor
 from jaxii.runs import evaluate as evaluation
 from jaxii.runs.session import open_session
 from jaxii.runs.workdir import Workdir

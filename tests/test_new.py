@@ -15,7 +15,6 @@ import pytest
 import small_layout
 
 from jaxii import config as configuration
-from jaxii.cli.new import new
 from jaxii.data.dataset import open_dataset
 from jaxii.data.prepared import open_prepared
 from jaxii.errors import InputError
@@ -23,7 +22,8 @@ from jaxii.evaluation.predictor import write_submission
 from jaxii.prepare import label_files
 from jaxii.prepare import recipe as recipes
 from jaxii.prepare.kaggle import Layout, prepare
-from jaxii.prepare.tables import cells, images, labelled, rows
+from jaxii.prepare.new import new
+from jaxii.prepare.tables import cells, image_folder, labelled, rows
 from jaxii.prepare.tables.notes import Notes, shown
 from jaxii.prepare.tables.paths import NOWHERE, Matcher
 from jaxii.prepare.tables.table import read_table
@@ -43,6 +43,8 @@ OPTIONS = {
     "label_separator": "",
     "fold_case": False,
     "min_images": 1,
+    "platform": "cpu",
+    "num_devices": 8,
 }
 
 
@@ -68,7 +70,7 @@ def look(root, file, **options):
     """Returns what was found and what was said."""
     options = OPTIONS | options
     notes = Notes()
-    files = images.find(root, notes)
+    files = image_folder.find(root, notes)
     if file is None:
         given = rows.of_folders(files, root, notes)
     else:
@@ -429,11 +431,11 @@ def broken_images():
 def test_broken_images_are_found_by_header_and_by_decoding(
     tmp_path, monkeypatch, most_decoded
 ):
-    monkeypatch.setattr(images, "MOST_DECODED", most_decoded)
+    monkeypatch.setattr(image_folder, "MOST_DECODED", most_decoded)
     made = broken_images()
     for name, (content, _) in made.items():
         (tmp_path / name).write_bytes(content)
-    checked = images.check([str(tmp_path / name) for name in made])
+    checked = image_folder.check([str(tmp_path / name) for name in made])
     assert checked.decoded == (most_decoded > 0)
     assert checked.short_sides.tolist() == [64] * 3
     for number, (name, (_, why)) in enumerate(made.items()):
@@ -443,7 +445,7 @@ def test_broken_images_are_found_by_header_and_by_decoding(
 def test_a_folder_without_images_says_what_is_in_it(tmp_path):
     (tmp_path / "a.tiff").write_bytes(b"II")
     with pytest.raises(InputError, match=r"no image in it.*\.tiff"):
-        images.find(tmp_path, Notes())
+        image_folder.find(tmp_path, Notes())
 
 
 # The recipe.

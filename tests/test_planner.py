@@ -10,7 +10,6 @@ import pytest
 import small_layout
 from test_topology import has_tpu_compiler
 
-from jaxii.cli import plan as command
 from jaxii.distributed.mesh import make_mesh
 from jaxii.errors import InputError
 from jaxii.planner import topology, words
@@ -19,6 +18,7 @@ from jaxii.planner.compiled import DoesNotFit
 from jaxii.planner.fit import Largest
 from jaxii.prepare.kaggle import Layout, prepare
 from jaxii.runs import assemble
+from jaxii.runs import plan as command
 
 ROOT = Path(__file__).parent.parent
 

@@ -23,8 +23,7 @@ from jaxii.data import folder, index, open_images_v4, schema
 from jaxii.data.index import Index
 from jaxii.data.labels import Vocabulary
 from jaxii.data.records import Records
-from jaxii.errors import InputError
-from jaxii.nearest import nearest, nearest_path
+from jaxii.errors import InputError, nearest, nearest_path
 from jaxii.storage import AnyPath, at, names_in, sizes_below
 
 Progress = Callable[[int, int, str], None]

@@ -14,8 +14,7 @@ from typing import Any
 import jax.numpy as jnp
 from jaxtyping import Array, Float, Int, Num
 
-from jaxii.errors import InputError
-from jaxii.nearest import nearest
+from jaxii.errors import InputError, nearest
 from jaxii.objective import losses
 from jaxii.objective.schedule import is_constant_zero, make_schedule
 

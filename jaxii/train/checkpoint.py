@@ -24,9 +24,8 @@ from etils import epath
 from jax.sharding import Sharding
 
 from jaxii import manifest
-from jaxii.errors import InputError
+from jaxii.errors import InputError, nearest
 from jaxii.manifest import Manifest
-from jaxii.nearest import nearest
 from jaxii.storage import AnyPath, at, names_in
 from jaxii.train.failed_save import FailedSave
 from jaxii.train.saving import REPLACED, make_manager, save, split, start

@@ -10,8 +10,7 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, fields
 from typing import Any
 
-from jaxii.errors import InputError
-from jaxii.nearest import nearest
+from jaxii.errors import InputError, nearest
 
 ENTERS_FROM = ("best", "last")
 SPLITS = ("train", "tuning")

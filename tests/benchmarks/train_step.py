@@ -19,10 +19,10 @@ import jax.numpy as jnp
 import numpy as np
 
 from configs import f2_multitask
-from jaxii.cli.plan import Facts, batch_shapes
 from jaxii.distributed.mesh import make_mesh
 from jaxii.runs import assemble
 from jaxii.runs.networks import Networks
+from jaxii.runs.plan import Facts, batch_shapes
 from jaxii.train.step import make_train_step
 from tests.benchmarks import peers
 from tests.benchmarks.flax_step import ResNet50, make_step

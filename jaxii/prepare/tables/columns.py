@@ -10,8 +10,7 @@ from dataclasses import dataclass
 
 import polars as pl
 
-from jaxii.errors import InputError
-from jaxii.nearest import nearest
+from jaxii.errors import InputError, nearest
 from jaxii.prepare.tables.notes import Notes, shown
 from jaxii.prepare.tables.paths import Match, Matcher
 from jaxii.prepare.tables.table import is_image

@@ -14,8 +14,7 @@ from jaxii import config as configuration
 from jaxii.console import say
 from jaxii.data.pipeline import POSITIONS
 from jaxii.distributed.mesh import check_batch_size, check_group
-from jaxii.errors import InputError
-from jaxii.nearest import nearest
+from jaxii.errors import InputError, nearest
 from jaxii.planner import topology as topologies
 from jaxii.planner import words
 from jaxii.planner.compiled import DoesNotFit, Figures, Shapes, step_compiler

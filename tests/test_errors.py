@@ -1,6 +1,6 @@
 """A name that is not there is answered with the nearest that is."""
 
-from jaxii.nearest import nearest, nearest_path
+from jaxii.errors import nearest, nearest_path
 
 
 def test_the_nearest_name_is_found_whatever_its_case():

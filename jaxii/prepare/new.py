@@ -5,8 +5,6 @@ import shlex
 import tempfile
 from pathlib import Path
 
-import jax
-
 from jaxii.console import progress, say
 from jaxii.errors import InputError
 from jaxii.prepare import recipe as recipes
@@ -25,6 +23,8 @@ def new(
     label_separator: str,
     fold_case: bool,
     min_images: int,
+    platform: str,
+    num_devices: int,
 ) -> None:
     """Looks at the data, says what it assumes and writes a recipe and label files.
 
@@ -37,6 +37,8 @@ def new(
       label_separator: what is between labels in a cell; "" finds it out.
       fold_case: whether labels that differ by case alone are one.
       min_images: labels with fewer training images are left out.
+      platform: what the recipe will train on, as JAX names it: cpu, gpu or tpu.
+      num_devices: devices of that platform.
 
     Raises:
       InputError: data that cannot be used; nothing is written then.
@@ -46,18 +48,9 @@ def new(
     notes = Notes()
     try:
         files = image_folder.find(images, notes)
-        if labels is None:
-            given = rows.of_folders(files, images, notes)
-        else:
-            given = rows.of_file(
-                labels,
-                files,
-                images,
-                notes,
-                path_column=path_column,
-                label_column=label_column,
-                label_separator=label_separator,
-            )
+        given = _read_labels(
+            labels, files, images, notes, path_column, label_column, label_separator
+        )
         with progress() as on_progress:
             found = labelled.put_together(
                 given,
@@ -72,11 +65,29 @@ def new(
         # What was found before a refusal helps to understand it.
         for line in notes.lines:
             say(line)
-    _write_recipe(folder, found)
+    _write_recipe(folder, found, platform, num_devices)
 
 
-def _write_recipe(folder: Path, found: Labelled) -> None:
-    facts = _facts(folder.name, found)
+def _read_labels(
+    labels, files, images, notes, path_column, label_column, label_separator
+) -> rows.Rows:
+    if labels is None:
+        return rows.of_folders(files, images, notes)
+    return rows.of_file(
+        labels,
+        files,
+        images,
+        notes,
+        path_column=path_column,
+        label_column=label_column,
+        label_separator=label_separator,
+    )
+
+
+def _write_recipe(
+    folder: Path, found: Labelled, platform: str, num_devices: int
+) -> None:
+    facts = _facts(folder.name, found, platform, num_devices)
     chosen = recipes.choose(facts)
     for choice in chosen.choices:
         say(f"recipe    {choice.field} = {choice.value!r}: {choice.why}")
@@ -90,7 +101,9 @@ def _write_recipe(folder: Path, found: Labelled) -> None:
         say(f"  {command}")
 
 
-def _facts(name: str, found: Labelled) -> recipes.Facts:
+def _facts(
+    name: str, found: Labelled, platform: str, num_devices: int
+) -> recipes.Facts:
     validation, train = found.split("validation"), found.split("train")
     groups = found.extra.get("group")
     distinct = {groups[i] or str(i) for i in train} if groups else train
@@ -102,8 +115,8 @@ def _facts(name: str, found: Labelled) -> recipes.Facts:
         short_side=found.short_side,
         several_labels=found.num_pairs() / len(train),
         has_validation=bool(validation),
-        platform=jax.default_backend(),
-        num_devices=jax.device_count(),
+        platform=platform,
+        num_devices=num_devices,
         num_cores=os.cpu_count() or 1,
     )
 

@@ -8,7 +8,6 @@ import jax
 import numpy as np
 
 from jaxii import config as configuration
-from jaxii.cli.plan import Facts, batch_shapes, facts_of
 from jaxii.console import say
 from jaxii.data import folder
 from jaxii.data.records import RandomAccess
@@ -19,6 +18,7 @@ from jaxii.doctor.finding import Unwell
 from jaxii.prepare import recipe as recipes
 from jaxii.runs import assemble
 from jaxii.runs.networks import Networks
+from jaxii.runs.plan import Facts, batch_shapes, facts_of
 from jaxii.storage import AnyPath
 from jaxii.train.sharding import state_shardings
 from jaxii.train.step import make_train_step
