@@ -1,4 +1,4 @@
-"""The error that means "this input cannot be used", and hints for its message."""
+"""Exceptions that the command line prints without a traceback, and spelling hints."""
 
 import difflib
 from collections.abc import Iterable
@@ -7,11 +7,15 @@ from typing import Any
 
 
 class InputError(Exception):
-    """A file, flag or config value that cannot be used.
+    """A file, flag or config value that cannot be used; exit code 2.
 
     The message is one line: what was given, what is allowed, and the fix. The command
     line prints it without a traceback and exits with 2; any other exception is a bug.
     """
+
+
+class CheckFailed(Exception):
+    """A check of this machine failed; exit code 1."""
 
 
 def nearest(name: str, names: Iterable[str]) -> str:

@@ -19,7 +19,7 @@ from ml_collections import ConfigDict
 from jaxii import config as configuration
 from jaxii.arguments import CONFIG, arguments_of
 from jaxii.distributed.cluster import Place
-from jaxii.errors import InputError, nearest, nearest_path
+from jaxii.errors import CheckFailed, InputError, nearest, nearest_path
 from jaxii.place_flags import place_of, start_timeout
 from jaxii.storage import user_cache
 from jaxii.usage import COMMANDS, help_text
@@ -181,7 +181,6 @@ def _run(
 ) -> int:
     """Runs a command and says how it ended; several processes meet before and part."""
     from jaxii.distributed import processes
-    from jaxii.doctor.finding import Unwell
     from jaxii.train.failed_save import FailedSave
     from jaxii.train.loop import Diverged, Preempted
 
@@ -196,7 +195,7 @@ def _run(
         code, text = MISUSED, " ".join(str(error).split())
     except Preempted as stopped:
         code, text = PREEMPTED, f"{stopped}; the same command goes on."
-    except (Diverged, FailedSave, Unwell, processes.Lost) as error:
+    except (Diverged, FailedSave, CheckFailed, processes.Lost) as error:
         code, text = FAILED, str(error)
     except Exception as error:
         if place is None:

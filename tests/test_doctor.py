@@ -11,8 +11,9 @@ import pytest
 
 from jaxii.data.transforms import TrainTransform
 from jaxii.distributed.mesh import make_mesh
-from jaxii.doctor import software, speed, storage
-from jaxii.doctor.finding import Finding, Unwell
+from jaxii.doctor import checks, speed
+from jaxii.doctor.checks import Finding
+from jaxii.errors import CheckFailed
 from jaxii.runs import doctor as command
 
 
@@ -23,8 +24,8 @@ def test_an_entry_that_is_cut_off_is_named_and_the_others_are_not(tmp_path):
     (tmp_path / "jit_empty-3-cache").write_bytes(b"")
     (tmp_path / "jit_zstd-4-cache").write_bytes(b"\x28\xb5\x2f\xfd...")
     (tmp_path / "jit_whole-1-atime").write_bytes(b"\0" * 8)
-    found = storage.compiled_programs(str(tmp_path))
-    assert "4 kept" in found.lines[0]
+    found = checks.compilation_cache(str(tmp_path))
+    assert "4 cached" in found.lines[0]
     assert len(found.broken) == 2
     for name, text in zip(("jit_cut", "jit_empty"), sorted(found.broken), strict=True):
         assert name in text
@@ -47,56 +48,56 @@ def test_what_jax_keeps_is_whole(tmp_path):
             jax.config.update(key, value)
     entries = list(tmp_path.glob("*-cache"))
     # Whether another test has opened JAX's cache before decides if there are any.
-    found = storage.compiled_programs(str(tmp_path))
+    found = checks.compilation_cache(str(tmp_path))
     assert not found.broken
-    assert f"{len(entries)} kept" in found.lines[0]
+    assert f"{len(entries)} cached" in found.lines[0]
 
 
 @pytest.mark.parametrize("folder", ["", "gs://bucket/cache", "/absent/cache"])
 def test_a_folder_of_programs_that_is_not_here_is_not_broken(folder):
-    found = storage.compiled_programs(folder)
+    found = checks.compilation_cache(folder)
     assert found.lines
     assert not found.broken
 
 
 def test_a_disk_is_measured_where_the_run_will_be(tmp_path):
-    found = storage.disk(tmp_path / "runs" / "new")
+    found = checks.disk(tmp_path / "runs" / "new")
     assert str(tmp_path) in found.lines[0]
     assert "MB/s" in found.lines[0]
     assert not (tmp_path / "runs").exists()
 
 
 def test_a_full_or_closed_disk_is_broken(tmp_path, monkeypatch):
-    monkeypatch.setattr(storage, "FEW_BYTES", 1e18)
-    assert "make room" in storage.disk(tmp_path).broken[0]
+    monkeypatch.setattr(checks, "LOW_SPACE_BYTES", 1e18)
+    assert "make room" in checks.disk(tmp_path).broken[0]
 
     def refuse(place, size):
         raise PermissionError(13, "Permission denied")
 
-    monkeypatch.setattr(storage, "_write_speed", refuse)
-    assert "Permission denied" in storage.disk(tmp_path).broken[0]
+    monkeypatch.setattr(checks, "_write_speed", refuse)
+    assert "Permission denied" in checks.disk(tmp_path).broken[0]
 
 
 def test_versions_are_those_that_are_imported():
-    (line,) = software.versions().lines[:1]
+    (line,) = checks.versions().lines[:1]
     assert f"jax {jax.__version__}," in line
     assert f"numpy {np.__version__}" in line
 
 
 def test_a_plugin_of_another_jaxlib_is_broken(monkeypatch):
-    monkeypatch.setattr(software, "_plugins", lambda: {"jax_cuda13_plugin": "0.1"})
-    assert "jaxii[cuda]" in software.versions().broken[0]
+    monkeypatch.setattr(checks, "_plugins", lambda: {"jax_cuda13_plugin": "0.1"})
+    assert "jaxii[cuda]" in checks.versions().broken[0]
 
 
 def test_an_accelerator_that_jax_does_not_use_is_broken(monkeypatch, tmp_path):
     sign = tmp_path / "version"
     drivers = (((str(sign),), "an NVIDIA GPU", "jaxii[cuda]"),)
-    monkeypatch.setattr(software, "DRIVERS", drivers)
-    assert not software.devices().broken
+    monkeypatch.setattr(checks, "DRIVERS", drivers)
+    assert not checks.devices().broken
     sign.write_text("")
-    found = software.devices()
+    found = checks.devices()
     assert "cpu" in found.lines[0]
-    assert "an NVIDIA GPU is here" in found.broken[0]
+    assert "an NVIDIA GPU is present" in found.broken[0]
 
 
 def test_devices_that_cannot_be_had_are_broken(monkeypatch):
@@ -104,7 +105,7 @@ def test_devices_that_cannot_be_had_are_broken(monkeypatch):
         raise RuntimeError("Unable to initialize backend 'tpu'\nmore")
 
     monkeypatch.setattr(jax, "devices", fail)
-    (text,) = software.devices().broken
+    (text,) = checks.devices().broken
     assert "Unable to initialize backend 'tpu')" in text
 
 
@@ -178,9 +179,9 @@ def test_on_cpus_a_batch_for_accelerators_is_made_small():
 
 def test_what_is_broken_ends_it_with_the_cure_in_sight(quick, monkeypatch, capsys):
     monkeypatch.setattr(
-        storage, "compiled_programs", lambda folder: Finding([], ["x: delete it"])
+        checks, "compilation_cache", lambda folder: Finding([], ["x: delete it"])
     )
     monkeypatch.setattr(command, "_speeds", lambda config, what: [])
-    with pytest.raises(Unwell, match="1 things to mend"):
+    with pytest.raises(CheckFailed, match="1 things to mend"):
         command.doctor(None, place=Path("/tmp"))
     assert "BROKEN    x: delete it" in capsys.readouterr().out

@@ -26,7 +26,7 @@ from jaxii import arguments, main
 from jaxii.decoding.decoders import NAMES
 from jaxii.distributed import processes
 from jaxii.distributed.mesh import replicated
-from jaxii.doctor.finding import Unwell
+from jaxii.errors import CheckFailed
 from jaxii.evaluation import by_label
 from jaxii.prepare.kaggle import Layout, prepare
 from jaxii.runs import doctor
@@ -992,7 +992,7 @@ def test_new_writes_a_recipe_that_the_command_line_loads(run, tmp_path):
 
 def test_doctor_ends_with_1_where_something_is_broken(run, monkeypatch):
     def fail(config, place):
-        raise Unwell("1 things to mend; see BROKEN above.")
+        raise CheckFailed("1 things to mend; see BROKEN above.")
 
     monkeypatch.setattr(doctor, "doctor", fail)
     code, _, errors = run("doctor")

@@ -12,10 +12,9 @@ from test_topology import has_tpu_compiler
 
 from jaxii.distributed.mesh import make_mesh
 from jaxii.errors import InputError
-from jaxii.planner import topology, words
-from jaxii.planner.chips import CHIPS, GIB
-from jaxii.planner.compiled import DoesNotFit
-from jaxii.planner.fit import Largest
+from jaxii.planner import plan_text, topology
+from jaxii.planner.compiled import DoesNotFit, Largest
+from jaxii.planner.topology import CHIPS, GIB
 from jaxii.prepare.kaggle import Layout, prepare
 from jaxii.runs import assemble
 from jaxii.runs import plan as command
@@ -59,8 +58,8 @@ def test_the_plan_names_step_data_devices_and_batch(printed):
 
 
 def test_on_a_cpu_there_is_no_roofline_and_it_says_so(printed):
-    assert "how much it has is not known here" in printed
-    assert "roofline  none: what cpu can do at best is not known here" in printed
+    assert "the device's memory is unknown" in printed
+    assert "roofline  none: the peaks of cpu are unknown" in printed
 
 
 def test_a_batch_is_that_of_training(tmp_path):
@@ -130,8 +129,8 @@ def test_what_fits_is_shown_with_the_largest_that_does(monkeypatch, capsys):
     fake_step(monkeypatch, 11)
     run(small_config(), topology=["v5e:2x4"], device_batch_size=48, quick=False)
     out = capsys.readouterr().out
-    assert "5.80 GiB a device of 11.00 (53%): fits" in out
-    assert "largest   96 images a device fit, in 10.60 GiB: compiled" in out
+    assert "5.80 GiB per device of 11.00 (53%): fits" in out
+    assert "largest   96 images per device fit, in 10.60 GiB (compiled)" in out
 
 
 def test_what_does_not_fit_is_refused_with_what_does(monkeypatch, capsys):
@@ -151,7 +150,7 @@ def test_several_topologies_are_a_table_and_refuse_what_does_not_fit(
     names = ["v5e:2x4", "v5e:4x4"]
     run(small_config(), topology=names, device_batch_size=8)
     rows = capsys.readouterr().out.splitlines()
-    header = rows.index(words.HEADER)
+    header = rows.index(plan_text.HEADER)
     assert [row.split()[0] for row in rows[header + 1 : header + 3]] == names
     assert rows[header + 1].endswith("100.0%")
     with pytest.raises(InputError, match="do not fit v5e:2x4, v5e:4x4"):
@@ -159,10 +158,8 @@ def test_several_topologies_are_a_table_and_refuse_what_does_not_fit(
 
 
 def test_batches_that_were_refused_are_named():
-    found = Largest(
-        device_batch_size=88, total_bytes=GIB, fitted=(32, 64), refused=(96,)
-    )
-    assert "too large: 96" in words.found(found)[1]
+    found = Largest(device_batch_size=88, total_bytes=GIB, refused=(96,))
+    assert "too large: 96" in plan_text.found(found)[1]
 
 
 @pytest.mark.skipif(not has_tpu_compiler(), reason="libtpu is not installed")

@@ -5,11 +5,10 @@ from dataclasses import replace
 import pytest
 
 from jaxii.distributed.mesh import make_mesh
-from jaxii.planner.chips import CHIPS
-from jaxii.planner.collectives import Collective
 from jaxii.planner.compiled import Figures
+from jaxii.planner.hlo import Collective
 from jaxii.planner.roofline import roofline, sent_bytes
-from jaxii.planner.topology import Topology
+from jaxii.planner.topology import CHIPS, Topology
 
 FIGURES = Figures(
     argument_bytes=1.0,
@@ -32,7 +31,7 @@ def test_a_step_takes_the_longer_of_arithmetic_and_traffic_and_then_collectives(
     # Eight chips send 2 x 7/8 of the bytes, over one link of 50 GB/s on each axis.
     assert bound.network_seconds == pytest.approx(2 * 7 / 8 * 175e6 / 100e9)
     assert bound.step_seconds == pytest.approx(0.030 + bound.network_seconds)
-    assert bound.longest == "traffic"
+    assert bound.longest == "memory traffic"
     assert bound.efficiency == pytest.approx(0.030 / bound.step_seconds)
 
 

@@ -1,1 +1,1 @@
-"""What a machine is like before anything is trained on it."""
+"""Checks of a machine before it trains anything."""

@@ -1,4 +1,4 @@
-"""How fast this machine makes batches, by the input path's own code."""
+"""Throughput of the input pipeline on this machine."""
 
 import time
 from collections.abc import Sequence
@@ -12,13 +12,13 @@ from jaxii.data.pipeline import LabelPolicy, ShardSpec, train_batches
 from jaxii.data.records import RandomAccess
 from jaxii.data.transforms import TrainTransform
 
-# As `prepare` stores photos: a short side of 256, sides of 4 to 3, quality 92.
+# Photos as `prepare` stores them: short side 256, aspect ratio 4:3, quality 92.
 HEIGHT, WIDTH, QUALITY = 256, 341, 92
 NUM_IMAGES = 16
 
 
 class Drawn:
-    """Records without a disk: noise whose spectrum falls as that of photos."""
+    """In-memory records: noise with the power spectrum of photos."""
 
     def __init__(self):
         rng = np.random.default_rng(0)
@@ -54,13 +54,13 @@ def _image(rng: np.random.Generator) -> bytes:
 def input_speed(
     source: RandomAccess, transform: TrainTransform, num_threads: int, seconds: float
 ) -> float:
-    """Returns how many images a second the input path delivers, after its first batch.
+    """Returns images per second of the input pipeline in steady state.
 
     Args:
-      source: of records.
-      transform: of training.
-      num_threads: that read and decode.
-      seconds: to measure for.
+      source: Records to decode.
+      transform: The training transform.
+      num_threads: Threads that read and decode.
+      seconds: Duration of the measurement.
     """
     size = 64
     batches = train_batches(
@@ -70,7 +70,7 @@ def input_speed(
         shard=ShardSpec(global_batch_size=size, num_threads=num_threads),
         seed=0,
     )
-    # What was made ahead would count as if it took no time.
+    # Skip the batches that were prefetched before the clock starts.
     for _ in range(4):
         next(batches)
     done, start = 0, time.perf_counter()

@@ -1,1 +1,1 @@
-"""What a train step takes of devices that need not be there."""
+"""Memory and time of a train step on devices that need not exist."""

@@ -1,10 +1,10 @@
-"""A stage's train step, compiled for devices that need not be there, and its figures.
+"""A stage's train step, compiled for devices that need not exist.
 
-Comes after the topology and before the roofline. What is compiled is what training
-runs: `jaxii.train.step.make_train_step`, on shapes in place of arrays, which lie as
-training lays them.
+`step_compiler` compiles the step that training runs, `train.step.make_train_step`, on
+shapes instead of arrays. `largest_batch` finds the largest batch that fits in memory.
 """
 
+import math
 import re
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
@@ -13,36 +13,36 @@ from typing import Any
 import jax
 from jax.sharding import Mesh
 
-from jaxii.planner.collectives import Collective, collectives
-from jaxii.planner.hlo import parse
-from jaxii.planner.traffic import memory_bytes
+from jaxii.planner.hlo import Collective, collectives, memory_bytes, parse
 from jaxii.train.run import StagePlan
 from jaxii.train.sharding import state_shapes
 from jaxii.train.step import make_train_step
 
-# Of the two ways in which XLA says it.
-_NUMBERS = re.compile(r"[\d.]+[KMG] of [\d.]+[KMG]|exceeds available")
+# Matches both of XLA's wordings.
+_MEMORY_REPORT = re.compile(r"[\d.]+[KMG] of [\d.]+[KMG]|exceeds available")
+# Batch sizes are tried in multiples of 8, the tile size of a TPU's memory.
+BATCH_MULTIPLE = 8
 
 Shapes = Mapping[str, jax.ShapeDtypeStruct]
 
 
 class DoesNotFit(Exception):
-    """The program needs more memory than a device has; in the compiler's words."""
+    """The program needs more memory than a device has; the compiler's message."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class Figures:
-    """What one device does in one step.
+    """Memory and work of one train step on one device.
 
     Attributes:
-      argument_bytes: state and batch.
-      output_bytes: of the new state, what does not take the place of the old.
-      temporary_bytes: activations, gradients and whatever else the step forgets.
-      program_bytes: instructions.
-      flops: operations.
-      hbm_bytes: read from the device's memory and written to it.
-      accessed_bytes: the compiler's own count, with what moves within the chip.
-      collectives: in the program's order.
+      argument_bytes: State and batch.
+      output_bytes: The part of the new state beside the old one in memory.
+      temporary_bytes: Activations, gradients and other intermediate values.
+      program_bytes: Instructions.
+      flops: Floating-point operations.
+      hbm_bytes: Bytes read from and written to the device's memory.
+      accessed_bytes: XLA's "bytes accessed", with transfers within the chip.
+      collectives: In program order.
     """
 
     argument_bytes: float
@@ -56,7 +56,7 @@ class Figures:
 
     @property
     def total_bytes(self) -> float:
-        """Memory of a device while the step runs."""
+        """Memory in use on a device while the step runs."""
         return (
             self.argument_bytes
             + self.output_bytes
@@ -68,17 +68,16 @@ class Figures:
 def step_compiler(
     plan: StagePlan, mesh: Mesh, label_embeddings: jax.ShapeDtypeStruct | None
 ) -> Callable[[Shapes], Figures]:
-    """Returns a function that compiles the step for the shapes of a batch.
+    """Returns a function that compiles the train step for given batch shapes.
 
     Args:
-      plan: of a stage.
-      mesh: the devices.
-      label_embeddings: shape of what the step is given, None without embedding head.
+      plan: The stage.
+      mesh: The devices.
+      label_embeddings: Shape [class, dim]; None without an embedding head.
 
     Returns:
-      `compile(batch) -> Figures`, of seconds to minutes; raises `DoesNotFit`.
+      `compile(batch) -> Figures`. It takes seconds to minutes and raises `DoesNotFit`.
     """
-
     shapes = jax.eval_shape(plan.fresh_state, jax.random.key(0))
     state = state_shapes(shapes, mesh, plan.settings.shard_state)
     train_step = make_train_step(plan.settings, mesh)
@@ -90,25 +89,24 @@ def step_compiler(
     return compile
 
 
-def _words(error: Exception) -> str:
-    """Returns the sentence of the compiler's report that has the numbers."""
-    lines = [line.strip() for line in str(error).splitlines()]
-    told = [line for line in lines if _NUMBERS.search(line)]
-    return (told or lines)[0]
-
-
 def figures_of(lowered: Any, micro_batches: int = 1) -> Figures:
-    """Compiles a lowered step and tells what it takes; raises `DoesNotFit`."""
+    """Compiles a lowered step and returns its figures.
+
+    Raises:
+      DoesNotFit: If the program needs more memory than a device has.
+    """
     try:
         compiled = lowered.compile()
     except jax.errors.JaxRuntimeError as error:
         if "RESOURCE_EXHAUSTED" not in str(error):
             raise
-        raise DoesNotFit(_words(error)) from error
+        lines = [line.strip() for line in str(error).splitlines()]
+        reports = [line for line in lines if _MEMORY_REPORT.search(line)]
+        raise DoesNotFit((reports or lines)[0]) from error
     memory, costs = compiled.memory_analysis(), compiled.cost_analysis()
     module = parse(compiled.as_text())
-    # XLA counts a loop's body once. The only loop is that over micro-batches; to count
-    # what is outside of it as often is to overstate the update a little.
+    # XLA counts a loop's body once. The only loop is the one over micro-batches.
+    # Multiplying everything by their number overstates the optimizer update slightly.
     return Figures(
         argument_bytes=memory.argument_size_in_bytes,
         output_bytes=memory.output_size_in_bytes - memory.alias_size_in_bytes,
@@ -121,4 +119,78 @@ def figures_of(lowered: Any, micro_batches: int = 1) -> Figures:
             replace(c, times=micro_batches if c.in_loop else 1)
             for c in collectives(module)
         ),
+    )
+
+
+@dataclass(frozen=True, kw_only=True)
+class Largest:
+    """The largest batch that compiles.
+
+    Attributes:
+      device_batch_size: Images per device.
+      total_bytes: Memory in use on a device during its step.
+      refused: Batch sizes that were compiled and do not fit.
+    """
+
+    device_batch_size: int
+    total_bytes: float
+    refused: tuple[int, ...]
+
+
+def largest_batch(
+    total_bytes: Callable[[int], float | None],
+    *,
+    start: int,
+    hbm_bytes: float,
+    micro_batches: int = 1,
+) -> Largest | None:
+    """Returns the largest batch per device that was compiled successfully.
+
+    The memory of two batch sizes is extrapolated linearly. The predicted size is
+    compiled; while the compiler refuses, the size shrinks by an eighth. Two small
+    compiles are enough on purpose: close to the limit XLA searches for values to
+    recompute, which takes up to a quarter of an hour.
+
+    Args:
+      total_bytes: Compiles a batch size and returns its memory, or None if it does not
+        fit.
+      start: First batch size to try; a multiple of `micro_batches`.
+      hbm_bytes: Memory of a device.
+      micro_batches: Every size tried is a multiple of it.
+
+    Returns:
+      None if one image per micro-batch does not fit.
+    """
+    unit = math.lcm(BATCH_MULTIPLE, micro_batches)
+    refused: list[int] = []
+    known: dict[int, float] = {}
+
+    def fits(size: int) -> bool:
+        if size not in known and size not in refused:
+            found = total_bytes(size)
+            if found is None:
+                refused.append(size)
+            else:
+                known[size] = found
+        return size in known
+
+    def halved(size: int) -> int:
+        return max(size // 2 // micro_batches, 1) * micro_batches
+
+    while not fits(start):
+        if start <= micro_batches:
+            return None
+        start = halved(start)
+    size, low = start, halved(start)
+    if low == start or not fits(low):
+        low, start = start, 2 * start
+    if fits(start):
+        slope = (known[start] - known[low]) / (start - low)
+        free = hbm_bytes - known[start]
+        size = (start + int(free / max(slope, 1.0))) // unit * unit
+        while size > start and not fits(size):
+            size = size * 7 // 8 // unit * unit
+        size = max(size, start)
+    return Largest(
+        device_batch_size=size, total_bytes=known[size], refused=tuple(refused)
     )

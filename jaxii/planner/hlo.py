@@ -1,6 +1,7 @@
-"""A compiled program's text as computations of instructions.
+"""The HLO text of a compiled program: its collectives and its memory traffic.
 
-Comes after the compiler; `collectives` and `traffic` count what is in it.
+XLA's own cost analysis leaves collectives out, and its "bytes accessed" includes
+transfers within the chip, which a bound on time must not count.
 """
 
 import math
@@ -8,24 +9,41 @@ import re
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 
+KINDS = (
+    "all-reduce",
+    "all-gather",
+    "reduce-scatter",
+    "all-to-all",
+    "collective-permute",
+)
 _COMPUTATION = re.compile(r"(ENTRY )?%?([\w.\-]+) .*\{$")
 _INSTRUCTION = re.compile(r"\s+(?:ROOT )?%?([\w.\-]+) = (.+?) ([a-z][\w\-]*)\((.*)$")
 _ARRAY = re.compile(r"\b(pred|[a-z]+?(\d+)[a-z0-9]*)\[([\d,]*)\]((?:\{[^}]*\})?)")
 _OPERAND = re.compile(r"%([\w.\-]+)")
 _CALLED = re.compile(r"(?:calls|body|condition|to_apply|_computation)=%?([\w.\-]+)")
 _BRANCHES = re.compile(r"branch_computations=\{([^}]*)\}")
+_GROUPS = re.compile(r"replica_groups=(?:\{\{([\d,]+)\}|\[\d+,(\d+)\])")
+# Opcodes that touch no memory, or whose cost is counted at the matching start.
+_FREE = {
+    *("parameter", "constant", "tuple", "get-tuple-element", "bitcast"),
+    *("after-all", "partition-id", "replica-id", "while", "conditional", "call"),
+}
+# Opcodes that read no more of their operand than they return, with the position of the
+# result in their shape.
+_MOVES = {"slice": 0, "dynamic-slice": 0, "copy-start": 0, "slice-start": 1}
+_CONTROL = ("while", "conditional", "call", "async-start")
 
 
 @dataclass(frozen=True, kw_only=True)
 class Instruction:
-    """One instruction.
+    """One HLO instruction.
 
     Attributes:
-      name: unique in the module.
-      shape: of the result, as it is written.
-      opcode: what it does.
-      operands: names of the instructions it works on.
-      text: what follows the opcode.
+      name: Unique in the module.
+      shape: Shape of the result, as written in the text.
+      opcode: For example "fusion".
+      operands: Names of the operand instructions.
+      text: Everything after the opcode.
     """
 
     name: str
@@ -35,7 +53,7 @@ class Instruction:
     text: str
 
     def called(self) -> set[str]:
-        """Returns the computations it names."""
+        """Returns the names of the computations that this instruction refers to."""
         names = set(_CALLED.findall(self.text))
         for branches in _BRANCHES.findall(self.text):
             names.update(name.strip().lstrip("%") for name in branches.split(","))
@@ -44,18 +62,23 @@ class Instruction:
 
 @dataclass(frozen=True, kw_only=True)
 class Module:
-    """A program.
+    """An HLO module.
 
     Attributes:
-      computations: instructions by the name of their computation, in running order.
-      entry: the computation that is the program.
+      computations: Computation name -> instructions, in execution order.
+      entry: Name of the entry computation.
     """
 
     computations: Mapping[str, tuple[Instruction, ...]]
     entry: str
 
     def reachable(self, first: Iterable[str], opcodes: Iterable[str] = ()) -> set[str]:
-        """Returns computations and those they call, by these opcodes or, none, any."""
+        """Returns `first` and all computations called from it.
+
+        Args:
+          first: Names of computations.
+          opcodes: Calls to follow; empty for all.
+        """
         seen: set[str] = set()
         left = list(first)
         while left:
@@ -69,7 +92,7 @@ class Module:
         return seen
 
     def looped(self) -> set[str]:
-        """Returns the computations inside of loops."""
+        """Returns the computations that run inside a loop."""
         bodies = [
             name
             for instructions in self.computations.values()
@@ -81,7 +104,7 @@ class Module:
 
 
 def parse(text: str) -> Module:
-    """Reads the text of an optimised HLO module."""
+    """Parses the text of an optimized HLO module."""
     computations: dict[str, list[Instruction]] = {}
     instructions: list[Instruction] = []
     entry = ""
@@ -104,23 +127,101 @@ def parse(text: str) -> Module:
 
 
 @dataclass(frozen=True, kw_only=True)
-class ArrayShape:
-    """An array of a result.
+class Collective:
+    """One collective operation of a program.
 
     Attributes:
-      num_bytes: without padding.
-      on_chip: whether it lies in a memory of the chip's own, as in a TPU's VMEM.
+      kind: One of `KINDS`.
+      num_bytes: Size of its result on one device.
+      group_size: Number of devices that take part; 0 for all.
+      in_loop: Whether it runs inside a loop.
+      times: Number of executions per step.
     """
 
+    kind: str
     num_bytes: int
-    on_chip: bool
+    group_size: int = 0
+    in_loop: bool = False
+    times: int = 1
 
 
-def arrays(shape: str) -> list[ArrayShape]:
-    """Returns the arrays that a shape, perhaps a tuple, consists of."""
+def collectives(module: Module) -> tuple[Collective, ...]:
+    """Returns the collectives of a program, in the order of its text."""
+    found = []
+    looped = module.looped()
+    for name, instructions in module.computations.items():
+        by_name = {one.name: one for one in instructions}
+        for one in instructions:
+            # Asynchronous collectives are counted at their end, whose shape is that of
+            # the result alone.
+            kind = one.opcode.removesuffix("-done")
+            if kind not in KINDS:
+                continue
+            start = one if kind == one.opcode else by_name[one.operands[0]]
+            groups = _GROUPS.search(start.text)
+            members, size = groups.groups() if groups else (None, "0")
+            found.append(
+                Collective(
+                    kind=kind,
+                    num_bytes=sum(num_bytes for num_bytes, _ in _arrays(one.shape)),
+                    group_size=len(members.split(",")) if members else int(size),
+                    in_loop=name in looped,
+                )
+            )
+    return tuple(found)
+
+
+def memory_bytes(module: Module, loop_runs: int = 1) -> float:
+    """Returns the bytes read from and written to a device's memory.
+
+    Every operand and result outside on-chip memory counts once. A fusion is assumed to
+    read its operands completely.
+
+    Args:
+      module: The program.
+      loop_runs: Number of executions of a loop's body.
+    """
+    shapes = {
+        one.name: one.shape
+        for instructions in module.computations.values()
+        for one in instructions
+    }
+    looped = module.looped()
+    total = 0.0
+    for name in module.reachable([module.entry], _CONTROL):
+        runs = loop_runs if name in looped else 1
+        for one in module.computations.get(name, ()):
+            total += runs * _moved_bytes(one, shapes)
+    return total
+
+
+def _moved_bytes(one: Instruction, shapes: Mapping[str, str]) -> int:
+    if one.opcode in _FREE or one.opcode.endswith("-done"):
+        return 0
+    if one.opcode == "async-start" or 'custom_call_target="ConcatBitcast"' in one.text:
+        return 0
+    operands = [
+        array
+        for operand in dict.fromkeys(one.operands)
+        for array in _arrays(shapes.get(operand, ""))
+    ]
+    results = _arrays(one.shape)
+    if one.opcode in _MOVES and operands:
+        num_bytes, on_chip = results[_MOVES[one.opcode]]
+        return num_bytes * sum(not side for side in (operands[0][1], on_chip))
+    return sum(num_bytes for num_bytes, on_chip in operands + results if not on_chip)
+
+
+def _arrays(shape: str) -> list[tuple[int, bool]]:
+    """Returns (bytes without padding, whether in on-chip memory) of each array.
+
+    Args:
+      shape: Of one array or a tuple of arrays. S(...) in a layout marks on-chip memory,
+        such as a TPU's VMEM.
+    """
     found = []
     for dtype, bits, sides, layout in _ARRAY.findall(shape):
         size = math.prod(int(side) for side in sides.split(",") if side)
         num_bytes = size * (8 if dtype == "pred" else int(bits)) // 8
-        found.append(ArrayShape(num_bytes=num_bytes, on_chip="S(" in layout))
+        found.append((num_bytes, "S(" in layout))
     return found

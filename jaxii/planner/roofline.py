@@ -1,19 +1,16 @@
-"""How fast a step can be at best, from what it does and what a chip can do.
-
-Comes after a step has been compiled and before the figures are shown.
-"""
+"""A lower bound on the time of a train step, from its figures and a chip's peaks."""
 
 from collections.abc import Iterable
 from dataclasses import dataclass
 
-from jaxii.planner.collectives import Collective
 from jaxii.planner.compiled import Figures
+from jaxii.planner.hlo import Collective
 from jaxii.planner.topology import Topology
 
 
 @dataclass(frozen=True, kw_only=True)
 class Roofline:
-    """Seconds that the parts of a step take at least.
+    """Lower bounds on the parts of a step, in seconds.
 
     Source: Williams, Waterman and Patterson 2009, Roofline,
       https://doi.org/10.1145/1498765.1498785
@@ -25,27 +22,27 @@ class Roofline:
 
     @property
     def step_seconds(self) -> float:
-        """Seconds of a step: the longer of the first two, then the last."""
+        """Compute and memory overlap; the network follows."""
         return max(self.compute_seconds, self.memory_seconds) + self.network_seconds
 
     @property
     def longest(self) -> str:
-        """What takes the longest, in words."""
+        """The name of the longest part."""
         parts = {
             "arithmetic": self.compute_seconds,
-            "traffic": self.memory_seconds,
+            "memory traffic": self.memory_seconds,
             "collectives": self.network_seconds,
         }
         return max(parts, key=lambda name: parts[name])
 
     @property
     def efficiency(self) -> float:
-        """The share of a step that a chip alone would need as well."""
+        """The share of the step that is not collectives."""
         return 1.0 - self.network_seconds / self.step_seconds
 
 
 def roofline(figures: Figures, topology: Topology) -> Roofline | None:
-    """Returns the shortest step; None where the chip's peaks are not known."""
+    """Returns the bound, or None if the chip's peaks are unknown."""
     chip, bandwidth = topology.chip, topology.network_bandwidth
     if chip is None or bandwidth is None:
         return None
@@ -58,7 +55,7 @@ def roofline(figures: Figures, topology: Topology) -> Roofline | None:
 
 
 def sent_bytes(collectives: Iterable[Collective], num_devices: int) -> float:
-    """Returns the bytes that a device sends at least, in all collectives of a step.
+    """Returns the fewest bytes that a device can send for all collectives of a step.
 
     Source: Patarasuk and Yuan 2009, Bandwidth optimal all-reduce algorithms,
       https://doi.org/10.1016/j.jpdc.2008.09.002

@@ -13,8 +13,8 @@ from jaxii.data import folder
 from jaxii.data.records import RandomAccess
 from jaxii.data.transforms import TrainTransform
 from jaxii.distributed.mesh import divided, make_mesh, replicated
-from jaxii.doctor import software, speed, storage
-from jaxii.doctor.finding import Unwell
+from jaxii.doctor import checks, speed
+from jaxii.errors import CheckFailed
 from jaxii.prepare import recipe as recipes
 from jaxii.runs import assemble
 from jaxii.runs.networks import Networks
@@ -40,14 +40,14 @@ def doctor(config: configuration.Config | None, *, place: AnyPath) -> None:
       place: where a run would write.
 
     Raises:
-      Unwell: something is broken.
+      CheckFailed: something is broken.
     """
-    findings = [software.versions(), software.devices()]
+    findings = [checks.versions(), checks.devices()]
     if isinstance(place, Path):
-        findings.append(storage.disk(place))
+        findings.append(checks.disk(place))
     # `main` has set it, where nobody else has.
     cache = os.environ.get("JAX_COMPILATION_CACHE_DIR", "")
-    findings.append(storage.compiled_programs(cache))
+    findings.append(checks.compilation_cache(cache))
     broken = [text for finding in findings for text in finding.broken]
     for line in (line for finding in findings for line in finding.lines):
         say(line)
@@ -60,7 +60,7 @@ def doctor(config: configuration.Config | None, *, place: AnyPath) -> None:
     for text in broken:
         say(f"BROKEN    {text}")
     if broken:
-        raise Unwell(f"{len(broken)} things to mend; see BROKEN above.")
+        raise CheckFailed(f"{len(broken)} things to mend; see BROKEN above.")
     say("all is well")
 
 

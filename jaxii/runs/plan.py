@@ -15,10 +15,16 @@ from jaxii.console import say
 from jaxii.data.pipeline import POSITIONS
 from jaxii.distributed.mesh import check_batch_size, check_group
 from jaxii.errors import InputError, nearest
+from jaxii.planner import plan_text
 from jaxii.planner import topology as topologies
-from jaxii.planner import words
-from jaxii.planner.compiled import DoesNotFit, Figures, Shapes, step_compiler
-from jaxii.planner.fit import Largest, largest_batch
+from jaxii.planner.compiled import (
+    DoesNotFit,
+    Figures,
+    Largest,
+    Shapes,
+    largest_batch,
+    step_compiler,
+)
 from jaxii.planner.topology import Topology
 from jaxii.runs import assemble
 from jaxii.runs.networks import Networks, batch_norm_group
@@ -37,7 +43,7 @@ class Facts:
       num_classes: labels.
       num_slots: labels that an image carries to the device.
       num_images: of the training split.
-      source: where these come from, in words.
+      source: where these come from, in plan_text.
     """
 
     num_classes: int
@@ -169,7 +175,7 @@ class _Step:
         )
 
     def description(self) -> str:
-        """Returns what is compiled, in words."""
+        """Returns what is compiled, in plan_text."""
         model = self.config.model
         head = "with" if self.stage.embedding_head else "without"
         return (
@@ -246,11 +252,11 @@ def _report(step: _Step, device_batch_size: int, quick: bool) -> None:
         start = device_batch_size
         num_steps = sum(stage.num_steps for stage in step.stages)
         images = num_steps * step.config.global_batch_size
-        for line in words.report(figures, topology, device_batch_size, images):
+        for line in plan_text.report(figures, topology, device_batch_size, images):
             say(line)
     largest = None if quick or not start else step.largest(start, figures)
     if largest is not None:
-        for line in words.found(largest):
+        for line in plan_text.found(largest):
             say(line)
     if figures is None:
         fits = largest.device_batch_size if largest is not None else "less"
@@ -262,7 +268,7 @@ def _table(steps: list[_Step], device_batch_size: int) -> None:
         f"batch     {device_batch_size} images a chip on every topology; efficiency is "
         "the share of a step that is not collectives"
     )
-    say(words.HEADER)
+    say(plan_text.HEADER)
     refused = []
     for step in steps:
         try:
@@ -270,8 +276,8 @@ def _table(steps: list[_Step], device_batch_size: int) -> None:
         except DoesNotFit:
             figures = None
             refused.append(step.topology.name)
-        say(words.row(figures, step.topology, device_batch_size))
-    for line in words.ASSUMED:
+        say(plan_text.row(figures, step.topology, device_batch_size))
+    for line in plan_text.ASSUMED:
         say(line)
     if refused:
         raise _refusal(device_batch_size, ", ".join(refused), "less")

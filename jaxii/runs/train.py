@@ -19,7 +19,7 @@ from jaxii.errors import InputError
 from jaxii.evaluation.models import Model, make_predict
 from jaxii.evaluation.result import hardware
 from jaxii.models.pretrained import Trunk
-from jaxii.planner.chips import peak_flops
+from jaxii.planner.topology import peak_flops
 from jaxii.runs import assemble
 from jaxii.runs.evaluate import measure
 from jaxii.runs.session import Session, describe, open_session

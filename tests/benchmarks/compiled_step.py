@@ -28,7 +28,7 @@ PEER = ("tests.benchmarks.flax_step", *WHERE)
 # Of the lines that both print.
 FIGURES = {
     "MB an image to and from memory": r"traffic\s+(\d+) MB",
-    "MB an image as the compiler counts": r"memory; (\d+) as the compiler",
+    "MB an image as the compiler counts": r"\((\d+) MB by XLA",
     "GiB of temporaries": r"temporaries ([\d.]+)",
     "ms a step at best": r"roofline\s+([\d.]+) ms",
 }

@@ -22,10 +22,9 @@ from jax.sharding import Mesh, PartitionSpec
 from jax.typing import DTypeLike
 
 from jaxii.distributed.mesh import DATA_AXIS
-from jaxii.planner.compiled import DoesNotFit, Figures, figures_of
-from jaxii.planner.fit import largest_batch
+from jaxii.planner.compiled import DoesNotFit, Figures, figures_of, largest_batch
+from jaxii.planner.plan_text import found, report
 from jaxii.planner.topology import absent
-from jaxii.planner.words import found, report
 
 BLOCKS = (3, 4, 6, 3)
 SIZE = 224
