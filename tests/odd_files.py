@@ -70,18 +70,17 @@ def write(root: Path) -> Path:
 def main(root: Path) -> None:
     from jaxii.evaluation import listing
     from jaxii.evaluation.image_records import ImageFiles
-    from jaxii.prepare.kaggle import prepare
-    from jaxii.prepare.layout import Layout
-    from jaxii.prepare.tables import image_folder
+    from jaxii.prepare.kaggle import Layout, prepare
+    from jaxii.prepare.tables import images
 
     layout = Layout.find(root, sample_submission=None)
     counts = prepare(layout, root / "prepared")
     folder = root / "train" / "part_0"
     files = ImageFiles(listing.find(str(folder)), 64)
     found = {"counts": counts.lines(), "new": _new(root), "headers": {}, "predict": {}}
-    image_folder.MOST_DECODED = 0
+    images.MOST_DECODED = 0
     paths = [str(folder / name) for name in FAULTS]
-    found["headers"] = image_folder.check(paths).broken
+    found["headers"] = images.check(paths).broken
     for row, name in enumerate(files.listing.names):
         found["predict"][ascii(name)] = files.fault(row)
     print(json.dumps(found))

@@ -8,8 +8,7 @@ from etils import epath
 from jaxii.errors import InputError
 from jaxii.prepare import beam, shards
 from jaxii.prepare.beam import Beam
-from jaxii.prepare.kaggle import prepare
-from jaxii.prepare.layout import Layout
+from jaxii.prepare.kaggle import Layout, prepare
 
 DIRECT = Beam("DirectRunner")
 

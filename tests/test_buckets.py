@@ -18,8 +18,7 @@ from jaxii.data.dataset import open_dataset
 from jaxii.errors import InputError
 from jaxii.prepare import shards
 from jaxii.prepare.beam import Beam
-from jaxii.prepare.kaggle import prepare
-from jaxii.prepare.layout import Layout
+from jaxii.prepare.kaggle import Layout, prepare
 from jaxii.storage import at, local_draft, names_in, size_of, write_beside
 from jaxii.train.telemetry.history import read_history
 

@@ -17,8 +17,7 @@ from jaxii.data import index
 from jaxii.data.dataset import Dataset, open_dataset
 from jaxii.data.labels import Vocabulary
 from jaxii.errors import InputError
-from jaxii.prepare.kaggle import prepare
-from jaxii.prepare.layout import Layout
+from jaxii.prepare.kaggle import Layout, prepare
 
 NUM_TRAIN = 60
 

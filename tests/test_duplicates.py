@@ -6,13 +6,11 @@ import pytest
 import small_layout
 from small_layout import lines
 
-from jaxii.data import folder
 from jaxii.data.dataset import open_dataset
 from jaxii.errors import InputError
-from jaxii.prepare import shards
+from jaxii.prepare import build, shards
 from jaxii.prepare.duplicates import IN_OTHER_GROUPS
-from jaxii.prepare.kaggle import prepare
-from jaxii.prepare.layout import Layout
+from jaxii.prepare.kaggle import Layout, prepare
 
 
 @pytest.fixture
@@ -180,7 +178,7 @@ def test_an_interrupted_preparation_leaves_out_what_a_whole_one_does(
     assert [len(d) for d in json.loads(account.read_text())["digests"]] == [0, 32]
     # And once more, when images have been left out already.
     with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt):
-        patch.setattr(folder, "complete", raise_interrupt)
+        patch.setattr(build, "complete", raise_interrupt)
         prepare(Layout.find(root), out)
     counts = prepare(Layout.find(root), out)
     assert counts == prepare(Layout.find(root), tmp_path / "undisturbed")

@@ -9,8 +9,7 @@ from jaxii.data.dataset import open_dataset
 from jaxii.errors import InputError
 from jaxii.evaluation import listing
 from jaxii.prepare import image_ids, label_files
-from jaxii.prepare.kaggle import prepare
-from jaxii.prepare.layout import Layout
+from jaxii.prepare.kaggle import Layout, prepare
 
 IDS = ["007", "A", "a", "b", "c.jpg", "c", "d.PNG"]
 # An id in a file -> the image it means.

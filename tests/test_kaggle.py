@@ -13,8 +13,7 @@ from small_layout import lines
 from jaxii.data.dataset import open_dataset
 from jaxii.errors import InputError
 from jaxii.prepare import shards
-from jaxii.prepare.kaggle import prepare
-from jaxii.prepare.layout import Layout
+from jaxii.prepare.kaggle import Layout, prepare
 from jaxii.prepare.tally import Counts
 
 

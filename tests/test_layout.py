@@ -3,7 +3,8 @@ import small_layout
 from small_layout import lines
 
 from jaxii.errors import InputError
-from jaxii.prepare.layout import Layout, find_images
+from jaxii.prepare.image_files import find_images
+from jaxii.prepare.kaggle import Layout
 
 
 @pytest.fixture
@@ -68,24 +69,3 @@ def test_a_second_file_of_an_id_is_told(root):
     images = find_images((root / "train",))
     assert images.repeated == ("train01",)
     assert images.paths[1].name == "train01.jpg"
-
-
-def test_a_list_of_images_stands_in_for_folders(tmp_path):
-    root = small_layout.write(tmp_path)
-    listed = small_layout.lines(
-        root / "train_image_paths.csv",
-        "path,image_id",
-        f"{root}/train/part_0/train01.jpg,b/1",
-        f"{root}/train/part_0/train00.jpg,a/1",
-        f"{root}/train/gone.jpg,c/1",
-    )
-    images, _ = Layout.find(root).images()
-    assert images.ids == ["a/1", "b/1", "c/1"]
-    assert [path.name for path in images.paths][:2] == ["train00.jpg", "train01.jpg"]
-    assert [f.size_bytes > 0 for f in images.facts] == [True, True, False]
-    listed.write_text("image_id,path\na,x\na,y\n")
-    with pytest.raises(InputError, match="the image_id 'a' 2 times"):
-        Layout.find(root).images()
-    listed.write_text("id,path\na,x\n")
-    with pytest.raises(InputError, match="it needs the columns image_id,path"):
-        Layout.find(root).images()

@@ -2,9 +2,9 @@
 
 import csv
 import io
-import json
 import re
 import runpy
+import shutil
 import unicodedata
 
 import cv2
@@ -19,14 +19,13 @@ from jaxii.data.dataset import open_dataset
 from jaxii.data.prepared import open_prepared
 from jaxii.errors import InputError
 from jaxii.evaluation.predictor import write_submission
-from jaxii.prepare import label_files
+from jaxii.prepare import label_files, shards
 from jaxii.prepare import recipe as recipes
-from jaxii.prepare.kaggle import Layout, prepare
 from jaxii.prepare.new import new
-from jaxii.prepare.tables import cells, image_folder, labelled, rows
+from jaxii.prepare.tables import images, labelled, rows
+from jaxii.prepare.tables.columns import read_table
+from jaxii.prepare.tables.images import NOWHERE, Matcher
 from jaxii.prepare.tables.notes import Notes, shown
-from jaxii.prepare.tables.paths import NOWHERE, Matcher
-from jaxii.prepare.tables.table import read_table
 
 LABELS = (
     ["Dog", "Grass"],
@@ -43,9 +42,8 @@ OPTIONS = {
     "label_separator": "",
     "fold_case": False,
     "min_images": 1,
-    "platform": "cpu",
-    "num_devices": 8,
 }
+CPU = {"platform": "cpu", "num_devices": 1}
 
 
 def examples(number=60):
@@ -68,24 +66,8 @@ def label_file(tmp_path, text, names=("a.jpg", "b.jpg", "c.jpg", "d.jpg")):
 
 def look(root, file, **options):
     """Returns what was found and what was said."""
-    options = OPTIONS | options
     notes = Notes()
-    files = image_folder.find(root, notes)
-    if file is None:
-        given = rows.of_folders(files, root, notes)
-    else:
-        names = ("path_column", "label_column", "label_separator")
-        given = rows.of_file(
-            file, files, root, notes, **{name: options[name] for name in names}
-        )
-    found = labelled.put_together(
-        given,
-        files,
-        root,
-        notes,
-        fold_case=options["fold_case"],
-        min_images=options["min_images"],
-    )
+    found = labelled.read(root, file, notes, **(OPTIONS | options))
     return found, "\n".join(notes.lines)
 
 
@@ -159,8 +141,8 @@ def test_a_cell_is_a_list_only_where_its_parts_are_labels(
 ):
     notes = Notes()
     given = {"row_a_label": row_a_label, "notes": notes}
-    by_itself = cells.labels_of(counted, separator="", **given)
-    assert by_itself == cells.labels_of(counted, separator=separator, **given)
+    by_itself = rows.labels_of(counted, separator="", **given)
+    assert by_itself == rows.labels_of(counted, separator=separator, **given)
     assert "--label_separator" in notes.lines[0] or "JSON" in notes.lines[0]
 
 
@@ -175,7 +157,7 @@ def test_a_separator_that_is_given_overrules(tmp_path):
 
 def test_lists_as_python_writes_them_are_read_and_others_named():
     notes = Notes()
-    found = cells.labels_of(
+    found = rows.labels_of(
         ["['it''s', 'b']", '["a", null, 3]', "[a", ""],
         row_a_label=False,
         separator="json",
@@ -431,11 +413,11 @@ def broken_images():
 def test_broken_images_are_found_by_header_and_by_decoding(
     tmp_path, monkeypatch, most_decoded
 ):
-    monkeypatch.setattr(image_folder, "MOST_DECODED", most_decoded)
+    monkeypatch.setattr(images, "MOST_DECODED", most_decoded)
     made = broken_images()
     for name, (content, _) in made.items():
         (tmp_path / name).write_bytes(content)
-    checked = image_folder.check([str(tmp_path / name) for name in made])
+    checked = images.check([str(tmp_path / name) for name in made])
     assert checked.decoded == (most_decoded > 0)
     assert checked.short_sides.tolist() == [64] * 3
     for number, (name, (_, why)) in enumerate(made.items()):
@@ -445,7 +427,7 @@ def test_broken_images_are_found_by_header_and_by_decoding(
 def test_a_folder_without_images_says_what_is_in_it(tmp_path):
     (tmp_path / "a.tiff").write_bytes(b"II")
     with pytest.raises(InputError, match=r"no image in it.*\.tiff"):
-        image_folder.find(tmp_path, Notes())
+        images.find(tmp_path, Notes())
 
 
 # The recipe.
@@ -482,12 +464,12 @@ def test_every_recipe_passes_check(tmp_path, platform, num_images, several):
         short_side=20,
     )
     file = tmp_path / "mine.py"
-    file.write_text(recipes.text(given, recipes.choose(given), ["a command"]))
+    file.write_text(recipes.text(given, recipes.choose(given), "a command"))
     config = runpy.run_path(str(file))["get_config"]()
     configuration.check(config)
     assert config.global_batch_size % 6 == 0
     assert any(stage["embedding_head"] for stage in config.stages) == (several > 0)
-    assert config.data.directory == str(tmp_path / "prepared")
+    assert config.data.directory == str(tmp_path / "data")
 
 
 def test_every_choice_is_a_field_with_a_reason():
@@ -509,30 +491,98 @@ def made(tmp_path, capsys):
         images=tmp_path / "photos",
         labels=tmp_path / "labels.csv",
         **OPTIONS,
+        **CPU,
     )
     return tmp_path / "mine", capsys.readouterr().out
 
 
-def test_what_new_writes_is_prepared_whole_and_no_image_is_copied(made):
-    folder, _ = made
-    assert not list(folder.rglob("*.jpg"))
-    counts = prepare(Layout.find(folder / "files"), folder / "prepared", short_side=32)
-    data = open_prepared(
-        folder / "prepared",
+def opened(folder):
+    return open_prepared(
+        folder / "data",
         validation_fraction=0.1,
         machine_labels="ignored",
         machine_threshold=0.5,
     )
+
+
+def test_new_prepares_the_data_and_changes_no_image(made):
+    folder, said = made
+    assert not list(folder.rglob("*.jpg"))
+    data = opened(folder)
     sizes = {name: split.num_examples for name, split in data.splits.items()}
     assert sizes == {"train": 48, "validation": 6, "test": 6}
-    assert [t.kept for t in counts.splits] == [48, 6, 6]
-    assert not any(t.dropped.get("unreadable") for t in counts.splits)
+    for name, size in sizes.items():
+        assert f"prepared  {name}: {size} images read, {size} kept" in said
     wanted = truth(examples())
     for split in data.splits.values():
         for row in range(split.num_examples):
             record = split.source[row]
             labels = data.vocabulary.names(record["label_ids"])
             assert sorted(labels) == wanted[split.index.image_ids[row]]
+
+
+def content(folder):
+    return {
+        str(path): (path.stat().st_mtime_ns, path.read_bytes())
+        for path in folder.rglob("*")
+        if path.is_file()
+    }
+
+
+def again(tmp_path, **options):
+    new(
+        tmp_path / "mine",
+        images=tmp_path / "photos",
+        labels=tmp_path / "labels.csv",
+        **(OPTIONS | CPU | options),
+    )
+
+
+def test_data_that_did_not_change_is_not_prepared_again(made, tmp_path, capsys):
+    recipe = made[0] / "mine.py"
+    recipe.write_text(recipe.read_text() + "# mine\n")
+    before = content(made[0])
+    again(tmp_path)
+    assert content(made[0]) == before
+    assert "mine.py exists and is kept" in capsys.readouterr().out
+
+
+def test_a_label_file_that_changed_is_refused(made, tmp_path):
+    file = tmp_path / "labels.csv"
+    file.write_bytes(file.read_bytes() + b"\n")
+    with pytest.raises(InputError, match="was prepared from other files"):
+        again(tmp_path)
+
+
+def test_new_goes_on_where_it_was_interrupted(tmp_path, monkeypatch):
+    plain_data.json_lists(tmp_path, examples())
+    monkeypatch.setattr(shards, "SHARD_IMAGES", 16)
+    again(tmp_path)
+    whole = content(tmp_path / "mine")
+    shutil.rmtree(tmp_path / "mine")
+    write_shard, written = shards.write_shard, []
+
+    def interrupted(path, part, **more):
+        if len(written) == 2:
+            raise KeyboardInterrupt
+        written.append(path.name)
+        return write_shard(path, part, **more)
+
+    monkeypatch.setattr(shards, "_num_cores", lambda: 1)
+    monkeypatch.setattr(shards, "write_shard", interrupted)
+    with pytest.raises(KeyboardInterrupt):
+        again(tmp_path)
+    assert not (tmp_path / "mine" / "mine.py").exists()
+    begun = content(tmp_path / "mine")
+    monkeypatch.setattr(shards, "write_shard", write_shard)
+    again(tmp_path)
+    resumed = content(tmp_path / "mine")
+    assert {name: data for name, (_, data) in resumed.items()} == {
+        name: data for name, (_, data) in whole.items()
+    }
+    for name in written:
+        path = str(tmp_path / "mine" / "data" / name)
+        assert resumed[path] == begun[path]
 
 
 def test_new_prints_every_field_it_sets_and_the_commands_that_follow(made):
@@ -545,21 +595,24 @@ def test_new_prints_every_field_it_sets_and_the_commands_that_follow(made):
         if field.startswith("data.d") or "stages" in field:
             continue
         assert re.search(rf"^recipe +{re.escape(field)} = ", said, re.M), field
-    assert f"prepare --input_dir={folder}/files" in said
+    assert said.count("python -m jaxii.main") == 1
     assert f"train --config={folder}/mine.py" in said
 
 
-def test_a_folder_that_is_there_is_never_written_into(made, tmp_path):
-    before = json.dumps(sorted(map(str, made[0].rglob("*"))))
-    with pytest.raises(InputError, match="is there already"):
-        new(made[0], images=tmp_path / "photos", labels=None, **OPTIONS)
-    assert json.dumps(sorted(map(str, made[0].rglob("*")))) == before
+def test_a_folder_of_something_else_is_never_written_into(tmp_path):
+    plain_data.json_lists(tmp_path, examples())
+    (tmp_path / "mine" / "notes").mkdir(parents=True)
+    (tmp_path / "mine" / "notes" / "todo.txt").write_text("x")
+    before = content(tmp_path / "mine")
+    with pytest.raises(InputError, match="files that new did not write"):
+        again(tmp_path)
+    assert content(tmp_path / "mine") == before
 
 
 def test_a_refusal_leaves_nothing_and_says_what_was_found(tmp_path, capsys):
     root, file = label_file(tmp_path, "path,label\na.jpg,x\nb.jpg,x\n")
     with pytest.raises(InputError, match="1 labels are left"):
-        new(tmp_path / "mine", images=root, labels=file, **OPTIONS)
+        new(tmp_path / "mine", images=root, labels=file, **OPTIONS, **CPU)
     assert not (tmp_path / "mine").exists()
     assert "column 'path' names the images" in capsys.readouterr().out
 
@@ -571,12 +624,11 @@ def test_codes_of_labels_with_spaces_can_be_submitted_and_read_back(tmp_path):
     csv.writer(text, lineterminator="\n").writerows([["path", "label"], *rows])
     images, file = label_file(tmp_path, text.getvalue(), [row[0] for row in rows])
     options = OPTIONS | {"label_separator": "none"}
-    new(tmp_path / "mine", images=images, labels=file, **options)
-    layout = Layout.find(tmp_path / "mine" / "files")
-    codes = label_files.read_codes(layout.classes, layout.descriptions)
+    new(tmp_path / "mine", images=images, labels=file, **options, **CPU)
+    dataset = open_dataset(tmp_path / "mine" / "data")
+    codes = label_files.Codes(dataset.vocabulary, frozenset(), "labels.csv")
     assert set(codes.vocabulary.descriptions) >= {"people & body", "plain"}
-    prepare(layout, tmp_path / "data", short_side=16)
-    index = open_dataset(tmp_path / "data").splits["train"].index
+    index = dataset.splits["train"].index
     answers = [index.label_ids[i : i + 1] for i in range(len(names))]
     path = tmp_path / "submission.csv"
     ids = index.image_ids.tolist()

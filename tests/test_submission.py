@@ -8,6 +8,7 @@ import small_layout
 
 from jaxii.data import folder
 from jaxii.errors import InputError
+from jaxii.prepare import build
 from jaxii.prepare.kaggle import Layout, prepare
 from jaxii.runs import predict
 from jaxii.runs.evaluate import evaluate
@@ -133,5 +134,5 @@ def test_a_sample_with_file_names_is_answered_in_its_own_words(done, tmp_path):
 
 def test_odd_ids_are_kept(tmp_path):
     ids = ("b/été, 1", 'a"quoted"', "007", " x")
-    folder.save_submission_ids(tmp_path, ids)
+    build.save_submission_ids(tmp_path, ids)
     assert folder.submission_ids(tmp_path) == ids

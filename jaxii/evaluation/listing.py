@@ -15,9 +15,8 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 
 from jaxii.errors import InputError
-from jaxii.prepare.image_files import IMAGE_SUFFIXES
+from jaxii.prepare.image_files import IMAGE_SUFFIXES, files_below
 from jaxii.prepare.image_ids import meant
-from jaxii.prepare.layout import files_below
 from jaxii.storage import AnyPath, at
 
 PATH_COLUMNS = ("path", "file", "filename", "file_name", "image_path", "image")

@@ -7,11 +7,16 @@ file without end or a link to nothing has the same named fault in each of them.
 import errno
 import os
 import stat
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
+from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any, NamedTuple
 
+import fsspec
+
+from jaxii.errors import InputError
 from jaxii.storage import AnyPath, at, size_of
 
 IMAGE_SUFFIXES = (".jpg", ".jpeg", ".png", ".webp")
@@ -52,14 +57,6 @@ class FileFacts(NamedTuple):
 
     size_bytes: int
     stamp: str
-
-
-def locate(text: str) -> AnyPath:
-    """Returns the path that a list of images gives.
-
-    An address such as http://... gives a path without a file; `read` then says so.
-    """
-    return at(text) if text.startswith("gs://") else Path(text)
 
 
 def facts(file: AnyPath | os.DirEntry) -> FileFacts:
@@ -144,3 +141,121 @@ def _named_faults(path: AnyPath) -> Iterator[None]:
         raise ValueError(
             _ADDRESS if fault == _NO_FILE and is_address else fault
         ) from error
+
+
+@dataclass(frozen=True)
+class Images:
+    """The image files of a set of folders, by image id, ascending.
+
+    Args:
+      ids: the file names without their suffix and without white space around; unique.
+      paths: one an id.
+      facts: one an id.
+      repeated: ids that have more than one file; the first by path is taken.
+      unnamed: paths of files whose name is not UTF-8, escaped. An id is text, so that
+        they are left out.
+    """
+
+    ids: list[str]
+    paths: list[AnyPath]
+    facts: list[FileFacts]
+    repeated: tuple[str, ...] = ()
+    unnamed: tuple[str, ...] = ()
+
+    def by_id(self) -> dict[str, int]:
+        """Returns the position of each id."""
+        return {image_id: i for i, image_id in enumerate(self.ids)}
+
+
+def find_images(folders: tuple[AnyPath, ...]) -> Images:
+    """Finds the images in folders and in all folders inside them.
+
+    Raises:
+      InputError: a folder cannot be listed.
+    """
+    found: dict[str, tuple[str, FileFacts]] = {}
+    repeated: set[str] = set()
+    unnamed = []
+    for path, name, facts in files_below(folders):
+        stem, suffix = os.path.splitext(name)  # noqa: PTH122 (10x faster)
+        if suffix.lower() not in IMAGE_SUFFIXES:
+            continue
+        if not is_text(stem):
+            unnamed.append(ascii(path))
+            continue
+        stem = stem.strip() or stem
+        before = found.get(stem)
+        if before is not None:
+            repeated.add(stem)
+        if before is None or path < before[0]:
+            found[stem] = (path, facts())
+    ids = sorted(found)
+    return Images(
+        ids=ids,
+        paths=[at(found[i][0]) for i in ids],
+        facts=[found[i][1] for i in ids],
+        repeated=tuple(sorted(repeated)),
+        unnamed=tuple(sorted(unnamed)),
+    )
+
+
+def files_below(
+    folders: tuple[AnyPath, ...],
+) -> Iterator[tuple[str, str, Callable[[], FileFacts]]]:
+    """Yields path, name and a function for the facts of each file below folders.
+
+    Links to folders are followed; a folder that is reached twice is read once, so that
+    a link upwards ends.
+
+    Raises:
+      InputError: a folder cannot be listed.
+    """
+    pending = [os.fspath(folder) for folder in folders]
+    seen: set[tuple[int, int]] = set()
+    while pending:
+        folder = pending.pop()
+        if "://" in folder:
+            # One listing of the bucket, facts included; a request a file takes hours.
+            system, root = fsspec.url_to_fs(folder)
+            system.invalidate_cache()  # others may have written since
+            for name, info in system.find(root, detail=True).items():
+                path = str(system.unstrip_protocol(name))
+                yield (
+                    path,
+                    path.rpartition("/")[2],
+                    partial(facts_listed, info),
+                )
+            continue
+        try:
+            place = os.stat(folder)  # noqa: PTH116 (the folder is text here)
+            if (place.st_dev, place.st_ino) in seen:
+                continue
+            seen.add((place.st_dev, place.st_ino))
+            entries = os.scandir(folder)
+        except OSError as error:
+            raise InputError(
+                f"{folder} cannot be listed ({error.strerror}); give a folder that "
+                "can be read."
+            ) from error
+        with entries:
+            for entry in entries:
+                if _is_folder(entry):
+                    pending.append(entry.path)
+                else:
+                    yield entry.path, entry.name, partial(facts, entry)
+
+
+def _is_folder(entry: os.DirEntry) -> bool:
+    try:
+        return entry.is_dir()
+    except OSError:  # a link to itself
+        return False
+
+
+def is_text(name: str) -> bool:
+    """Says whether a file name is UTF-8, as an id has to be."""
+    try:
+        name.encode()
+    except UnicodeEncodeError:
+        return False
+    return True

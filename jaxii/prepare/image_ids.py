@@ -92,12 +92,3 @@ def case_twins(ids: Sequence[str]) -> list[str]:
     """
     names = pl.Series(ids, dtype=pl.String)
     return names.filter(names.str.to_lowercase().is_duplicated()).to_list()
-
-
-def is_text(name: str) -> bool:
-    """Says whether a file name is UTF-8, as an id has to be."""
-    try:
-        name.encode()
-    except UnicodeEncodeError:
-        return False
-    return True

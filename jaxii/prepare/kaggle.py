@@ -1,53 +1,151 @@
-"""Label files and folders of images -> a dataset that TFDS and `sources` read.
+"""Reads the files of Kaggle's Inclusive Images challenge and prepares a dataset.
 
-`prepare` plans each split (which images, which labels, what is left out and why), has
-`shards` write the images, and completes the dataset: indexes, label list, counts and,
-last of all, TFDS's `dataset_info.json`, whose presence says that the rest is there. A
-run that was interrupted goes on where it was; one with other inputs is refused.
+Any labelled image collection in that layout works. `prepare` decides which images with
+which labels make up each split, and counts what is left out and why.
 """
 
-import hashlib
-import json
 import os
 import tempfile
-from collections.abc import Container, Iterable, Mapping, Sequence
-from dataclasses import dataclass, replace
+from collections.abc import Container, Mapping, Sequence
+from dataclasses import dataclass, fields, replace
 from pathlib import Path
 
 import numpy as np
 import polars as pl
 
-from jaxii.data import folder, index, schema
-from jaxii.data.folder import Written
 from jaxii.data.labels import BOX, HUMAN, MACHINE
 from jaxii.errors import InputError
-from jaxii.prepare import duplicates, image_ids, label_files, shards
-from jaxii.prepare.beam import Beam, write_with_beam
-from jaxii.prepare.layout import Images, Layout, read_validation
+from jaxii.prepare import image_ids, label_files, shards
+from jaxii.prepare.beam import Beam
+from jaxii.prepare.build import Draft, LabelColumns, build, check_left, make_plan
+from jaxii.prepare.image_files import Images, find_images
+from jaxii.prepare.recode import SHORT_SIDE
 from jaxii.prepare.tally import Counts, Tally, few
 from jaxii.storage import AnyPath, at
 
+TEST_IMAGES = "stage_1_test_images"
+HUMAN_LABELS = "train_human_labels.csv"
+# The field of `Layout` that holds each file, and the name it is found by.
+FILES = {
+    "classes": "classes-trainable.csv",
+    "human_labels": HUMAN_LABELS,
+    "machine_labels": "train_machine_labels.csv",
+    "bounding_boxes": "train_bounding_boxes.csv",
+    "descriptions": "class-descriptions.csv",
+    "tuning_labels": "tuning_labels.csv",
+    "sample_submission": "stage_1_sample_submission.csv",
+    "test_labels": "test_labels.csv",
+    "train_metadata": "train_meta.csv",
+    "test_metadata": "test_meta.csv",
+    "validation_ids": "validation_ids.csv",
+}
 
-@dataclass(frozen=True)
-class Draft:
-    """A split before its images are read.
 
-    Args:
-      plan: images and labels to write.
-      tally: images kept and left out so far.
-      submission_ids: of the test: the ids that a submission answers for, in its order.
+@dataclass(frozen=True, kw_only=True)
+class Layout:
+    """Paths of the files, local or gs://; None or () for an absent one.
+
+    Attributes:
+      train_images: Folders, searched recursively. The image id is the file name without
+        its suffix .jpg, .jpeg, .png or .webp.
+      classes: CSV with the column label_code, in the order of the classes.
+      human_labels: CSV with the columns ImageID,Source,LabelName,Confidence.
+      test_images: Folders of the images of tuning and test.
+      machine_labels: The same columns as human_labels.
+      bounding_boxes: The same columns and more; a box makes its label present.
+      descriptions: CSV with the columns label_code,description.
+      tuning_labels: CSV without a header: image id, label codes separated by spaces.
+      sample_submission: CSV with the columns image_id,labels; lists the test images.
+      test_labels: CSV with the columns image_id,labels.
+      train_metadata: CSV with the column image_id and any of group, domain, slice.
+      test_metadata: The same columns, for images of tuning and test.
+      validation_ids: CSV with the column image_id: the training images that form the
+        validation split. Without it, validation is carved out of train on opening.
     """
 
-    plan: shards.Plan
-    tally: Tally
-    submission_ids: Sequence[str] = ()
+    train_images: tuple[AnyPath, ...]
+    classes: AnyPath
+    human_labels: AnyPath
+    test_images: tuple[AnyPath, ...] = ()
+    machine_labels: AnyPath | None = None
+    bounding_boxes: AnyPath | None = None
+    descriptions: AnyPath | None = None
+    tuning_labels: AnyPath | None = None
+    sample_submission: AnyPath | None = None
+    test_labels: AnyPath | None = None
+    train_metadata: AnyPath | None = None
+    test_metadata: AnyPath | None = None
+    validation_ids: AnyPath | None = None
+
+    @classmethod
+    def find(cls, directory: str | os.PathLike[str], **overrides) -> "Layout":
+        """Finds the files in a folder.
+
+        Args:
+          directory: Contains files named as in `FILES`, folders of training images
+            whose names start with "train", and a folder "stage_1_test_images".
+          **overrides: Replace fields: a path, relative to the current directory, or a
+            tuple of paths for folders of images. None leaves a file out.
+
+        Raises:
+          InputError: If a required file or folder is missing, or an override is not a
+            field of this class.
+        """
+        root = at(directory)
+        if not root.is_dir():
+            raise InputError(
+                f"{root} is not a folder; give the one with {HUMAN_LABELS} in it"
+            )
+        names = [field.name for field in fields(cls)]
+        for name in overrides:
+            if name not in names:
+                raise InputError(
+                    f"{name} is not part of a layout; allowed: {', '.join(names)}"
+                )
+        found: dict[str, object] = {
+            "train_images": tuple(
+                path
+                for path in sorted(root.iterdir())
+                if path.is_dir() and path.name.startswith("train")
+            ),
+            "test_images": tuple(
+                path for path in [root / TEST_IMAGES] if path.is_dir()
+            ),
+        }
+        for name, file in FILES.items():
+            found[name] = root / file if (root / file).is_file() else None
+        for name, value in overrides.items():
+            found[name] = _given(name, value)
+        for name in ("classes", "human_labels"):
+            if found[name] is None:
+                raise InputError(
+                    f"{root / FILES[name]} is missing; it is required (or give "
+                    f"{name}=PATH)"
+                )
+        if not found["train_images"]:
+            raise InputError(
+                f"{root} has no folder of training images; name it train, or give "
+                "train_images=PATH"
+            )
+        return cls(**found)  # type: ignore[arg-type]
+
+    def fetch(self, scratch: Path) -> "Layout":
+        """Returns the layout with label files of buckets copied into a local folder."""
+        copies = {}
+        for name in FILES:
+            path = getattr(self, name)
+            if path is not None and not isinstance(path, Path):
+                copies[name] = scratch / name / path.name
+                copies[name].parent.mkdir()
+                path.copy(copies[name])
+        return replace(self, **copies)
 
 
 def prepare(
     layout: Layout,
     output_dir: str | os.PathLike[str],
     *,
-    short_side: int = 256,
+    short_side: int = SHORT_SIDE,
     num_workers: int | None = None,
     beam: Beam | None = None,
     on_progress: shards.Progress | None = None,
@@ -55,134 +153,63 @@ def prepare(
     """Writes the dataset of a layout: train, a listed validation, tuning and test.
 
     Args:
-      layout: the files.
-      output_dir: made if absent; empty, or begun by the same call before.
-      short_side: pixels; larger images are reduced to it, at least 16.
-      num_workers: threads; default: one a core.
-      beam: where shards are written instead; None: by threads of this process.
-      on_progress: called with (images done, images in all, split name).
+      layout: The files.
+      output_dir: See `build.build`, as for the other arguments.
+      short_side: Larger images are reduced to it, in pixels.
+      num_workers: Number of threads; by default one per core.
+      beam: Writes the shards through Apache Beam instead of threads.
+      on_progress: Called with (images done, images in all, split).
 
     Returns:
-      What was read, kept and dropped; also in counts.json.
+      What was read, kept and dropped; also written to counts.json.
 
     Raises:
-      InputError: a file that cannot be used, no training image left, an output folder
-        that holds something else, or Apache Beam as asked for is not there.
+      InputError: If a file cannot be used, no training image is left, the output folder
+        holds something else, or Apache Beam cannot run as requested.
     """
-    if short_side < 16:
-        raise InputError(f"short_side={short_side} pixels; give at least 16")
     output = at(output_dir)
     if beam is not None:
         beam.check([output, *layout.train_images, *layout.test_images])
     with tempfile.TemporaryDirectory() as scratch:
         layout = layout.fetch(Path(scratch))
         codes = label_files.read_codes(layout.classes, layout.descriptions)
-        drafts, tallies = draft_splits(
-            layout,
-            codes,
-            *layout.images(),
-        )
-    made_of = fingerprint(drafts, codes, short_side)
-    if folder.begin(output, made_of, short_side, _image_files(drafts)):
-        return Counts.load(output / folder.COUNTS_FILE)
-    options = {"short_side": short_side, "on_progress": on_progress}
-    if beam is not None:
-        plans = [draft.plan for draft in drafts]
-        write_with_beam(output, plans, beam=beam, **options)
-    splits, written = _write(output, drafts, num_workers=num_workers, **options)
-    counts = Counts(tuple(tallies), tuple(splits))
-    counts.save(output / folder.COUNTS_FILE)
-    codes.vocabulary.save(output / folder.LABELS_FILE)
-    answered = [image_id for draft in drafts for image_id in draft.submission_ids]
-    folder.save_submission_ids(output, answered)
-    folder.complete(output, schema.features(codes.vocabulary), written)
-    return counts
-
-
-def _write(
-    output: AnyPath,
-    drafts: Sequence[Draft],
-    *,
-    short_side: int,
-    num_workers: int | None,
-    on_progress: shards.Progress | None,
-) -> tuple[list[Tally], dict[str, Written]]:
-    """Writes shards that are not there, and indexes; returns what became of splits.
-
-    An image of train or validation whose file a later split has is left out.
-    """
-    results, stored = {}, {}
-    for draft in drafts:
-        plan = draft.plan
-        results[plan.split] = shards.write(
-            output,
-            plan,
-            short_side=short_side,
-            num_workers=num_workers,
-            on_progress=on_progress,
-        )
-        if plan.split == "train":
-            _check_left(_account(draft, results["train"], {}))
-        stored[plan.split] = _stored(plan, results[plan.split].digests)
-    leaks, splits, written = duplicates.leaks(stored), [], {}
-    for draft in drafts:
-        plan, twins = draft.plan, leaks.get(draft.plan.split, {})
-        reasons = {row: f"{t.reason} ({t.image_id})" for row, t in twins.items()}
-        result = shards.leave_out(
-            output, plan, results[plan.split], reasons, short_side=short_side
-        )
-        tally, table = _account(draft, result, twins), _index_table(plan, result.rows)
-        if plan.split == "train":
-            _check_left(tally)
-            groups, shown = duplicates.merged_groups(
-                _stored(plan, result.digests, result.rows.tolist())
-            )
-            table = table.with_columns(group=pl.Series(groups, dtype=pl.String))
-            tally = tally.with_note(duplicates.IN_OTHER_GROUPS, len(shown), shown)
-        splits.append(tally)
-        if len(result.rows):
-            written[plan.split] = result
-            index.save(table, folder.index_path(output, plan.split))
-    return duplicates.note(stored, splits), written
-
-
-def _stored(
-    plan: shards.Plan, digests: Sequence[str], rows: Sequence[int] | None = None
-) -> duplicates.Stored:
-    """Returns some images of a split, or all that can be records."""
-    if rows is None:
-        rows = [row for row, digest in enumerate(digests) if digest]
-    return duplicates.Stored(
-        rows=rows,
-        image_ids=[plan.image_ids[row] for row in rows],
-        groups=[plan.groups[row] for row in rows],
-        digests=[digests[row] for row in rows],
+        train, test = find_images(layout.train_images), find_images(layout.test_images)
+        drafts, tallies = draft_splits(layout, codes, train, test)
+    return build(
+        drafts,
+        codes.vocabulary,
+        output,
+        short_side=short_side,
+        file_tallies=tallies,
+        num_workers=num_workers,
+        beam=beam,
+        on_progress=on_progress,
     )
 
 
 def draft_splits(
     layout: Layout,
     codes: label_files.Codes,
-    train_image_paths: Images,
-    test_image_paths: Images,
+    train_images: Images,
+    test_images: Images,
 ) -> tuple[list[Draft], list[Tally]]:
-    """Reads the label files, and says which images with which labels make the splits.
+    """Reads the label files and drafts the splits.
 
     Args:
-      layout: the files, local.
-      codes: what labels may be.
-      train_image_paths: the training images there are.
-      test_image_paths: those of tuning and test.
+      layout: The files, local.
+      codes: The label codes that files may use.
+      train_images: The training images.
+      test_images: The images of tuning and test.
 
     Returns:
-      train and, where there are some, validation, tuning and test; the account of each
+      Drafts of train and, if present, validation, tuning and test; an account of each
       file.
 
     Raises:
-      InputError: a file that cannot be used, or no training image with a label.
+      InputError: If a file cannot be used, or no training image has a label.
     """
-    later, later_tallies, listed = _evaluations(layout, codes, test_image_paths)
-    drafts, tallies = _train(layout, codes, train_image_paths, listed)
+    later, later_tallies, listed = _evaluations(layout, codes, test_images)
+    drafts, tallies = _train(layout, codes, train_images, listed)
     return [*drafts, *later], [*tallies, *later_tallies]
 
 
@@ -192,16 +219,16 @@ def _train(
     images: Images,
     listed: Mapping[str, Sequence[str]],
 ) -> tuple[list[Draft], list[Tally]]:
-    """Drafts train and a listed validation, without the images that others list."""
+    """Drafts train and a listed validation, without images of tuning and test."""
     ids = pl.Series(images.ids, dtype=pl.String)
     parts, tallies = _train_labels(layout, codes, ids)
     columns = _columns(parts, len(ids))
-    labelled = np.flatnonzero(np.diff(columns[0]))
+    labelled = np.flatnonzero(np.diff(columns.offsets))
     metadata = _metadata(layout.train_metadata, ids, tallies)
     splits = {"train": np.ones(len(ids), bool)}
     if layout.validation_ids is not None:
         groups = metadata.select(pl.coalesce("group", pl.lit(ids))).to_series()
-        splits["validation"], tally = read_validation(
+        splits["validation"], tally = label_files.read_validation(
             layout.validation_ids, ids, groups
         )
         tallies.append(tally)
@@ -216,8 +243,8 @@ def _train(
         tally = Tally(split, "images", read, len(rows), dropped, examples)
         if split == "train":
             tally = _with_file_notes(tally, images)
-            _check_left(tally)
-        plan = _make_plan(split, rows, images, columns, metadata)
+            check_left(tally)
+        plan = make_plan(split, rows, images, columns, metadata)
         drafts.append(Draft(plan, tally))
     return drafts, tallies
 
@@ -245,18 +272,37 @@ def _train_labels(
     return parts, tallies
 
 
+def _columns(
+    parts: Sequence[tuple[label_files.Entries, int]], num_images: int
+) -> LabelColumns:
+    """Returns the labels of several sources as columns over all images."""
+    none = label_files.Entries(
+        np.zeros(0, np.int64), np.zeros(0, np.int32), np.zeros(0, np.float32)
+    )
+    parts = [(none, HUMAN), *parts]
+    return LabelColumns.sort(
+        np.concatenate([entries.rows for entries, _ in parts]),
+        np.concatenate([entries.labels for entries, _ in parts]),
+        np.concatenate([entries.confidences for entries, _ in parts]),
+        np.concatenate(
+            [np.full(len(entries.rows), source, np.uint8) for entries, source in parts]
+        ),
+        num_images,
+    )
+
+
 def _without_listed(
     rows: np.ndarray, ids: pl.Series, listed: Mapping[str, Sequence[str]]
 ) -> tuple[np.ndarray, dict[str, list[str]]]:
-    """Leaves out the rows of images that tuning or test list.
+    """Leaves out training images that tuning or test list.
 
     Args:
-      rows: of training images.
-      ids: of all training images.
-      listed: split -> the images it lists, whether they are there or not.
+      rows: Rows of training images.
+      ids: Ids of all training images.
+      listed: The ids that each split lists, including those of missing images.
 
     Returns:
-      The rows that are left; reason -> ids of those that are not.
+      The remaining rows; ids of the images left out, by reason.
     """
     also = {}
     for split, names in listed.items():
@@ -271,7 +317,7 @@ def _without_listed(
 def _evaluations(
     layout: Layout, codes: label_files.Codes, images: Images
 ) -> tuple[list[Draft], list[Tally], dict[str, list[str]]]:
-    """Drafts tuning and test; the third is the images that each of them lists."""
+    """Drafts tuning and test; the third result holds the ids that each lists."""
     ids = pl.Series(images.ids, dtype=pl.String)
     drafts: list[Draft] = []
     tallies: list[Tally] = []
@@ -305,7 +351,7 @@ def _listed(
 
 
 def _meant(names: pl.Series, rows: pl.Series, ids: pl.Series) -> list[str]:
-    """Returns the ids of images that names mean, each once; a name of none stays."""
+    """Returns the distinct image ids that names mean; unknown names are kept."""
     table = pl.DataFrame({"name": names.str.strip_chars(), "row": rows}).join(
         image_ids.numbered(ids), on="row", how="left", maintain_order="left"
     )
@@ -320,9 +366,9 @@ def _test_names(
     tallies: list[Tally],
     tuning: Container[str],
 ) -> tuple[list[str], label_files.Entries | None, list[str]]:
-    """Returns the ids of the test, its labels, and the ids that a submission has."""
-    # Who is in the test: the submission's rows; without one, the labelled images;
-    # without those, every image that is not tuning. A submission answers for all rows
+    """Returns the ids of the test, its labels, and the ids that a submission lists."""
+    # The test is made of the sample submission's rows; without one, of the labelled
+    # images; without those, of every image not in tuning. A submission lists all rows
     # of the sample, in their order.
     labels = None
     names: list[str] = ids.to_list()
@@ -365,67 +411,13 @@ def _evaluation(
     )
     if split == "test":
         tally = _with_file_notes(tally, images)
-    return Draft(_make_plan(split, rows, images, columns, metadata), tally)
-
-
-def _columns(
-    parts: Sequence[tuple[label_files.Entries, int]], num_images: int
-) -> tuple[np.ndarray, np.ndarray, np.ndarray, np.ndarray]:
-    """Returns offsets, label ids, confidences, sources over all images, sorted."""
-    none = np.zeros(0, np.int64)
-    rows = np.concatenate([none, *(entries.rows for entries, _ in parts)])
-    labels = np.concatenate(
-        [none.astype(np.int32), *(entries.labels for entries, _ in parts)]
-    )
-    confidences = np.concatenate(
-        [none.astype(np.float32), *(entries.confidences for entries, _ in parts)]
-    )
-    sources = np.concatenate(
-        [none.astype(np.uint8)]
-        + [np.full(len(entries.rows), source, np.uint8) for entries, source in parts]
-    )
-    # One whole number an entry: three times as fast as sorting by three columns.
-    num_labels = int(labels.max(initial=0)) + 1
-    order = np.argsort((rows * num_labels + labels) * 4 + sources, kind="stable")
-    offsets = np.zeros(num_images + 1, np.int64)
-    np.cumsum(np.bincount(rows, minlength=num_images), out=offsets[1:])
-    return offsets, labels[order], confidences[order], sources[order]
-
-
-def _make_plan(
-    split: str,
-    rows: np.ndarray,
-    images: Images,
-    columns: tuple[np.ndarray, np.ndarray, np.ndarray, np.ndarray],
-    metadata: pl.DataFrame,
-) -> shards.Plan:
-    offsets, labels, confidences, sources = columns
-    lengths = np.diff(offsets)[rows]
-    new_offsets = np.zeros(len(rows) + 1, np.int64)
-    np.cumsum(lengths, out=new_offsets[1:])
-    chosen = np.repeat(offsets[:-1][rows] - new_offsets[:-1], lengths)
-    chosen += np.arange(new_offsets[-1], dtype=np.int64)
-    ids = [images.ids[row] for row in rows]
-    known = metadata[rows]
-    return shards.Plan(
-        split=split,
-        image_ids=ids,
-        paths=[images.paths[row] for row in rows],
-        facts=[images.facts[row] for row in rows],
-        groups=[group or i for group, i in zip(known["group"], ids, strict=True)],
-        domains=[domain or "all" for domain in known["domain"]],
-        slices=[name or "all" for name in known["slice"]],
-        offsets=new_offsets,
-        label_ids=labels[chosen],
-        confidences=confidences[chosen],
-        label_sources=sources[chosen],
-    )
+    return Draft(make_plan(split, rows, images, columns, metadata), tally)
 
 
 def _metadata(
     path: AnyPath | None, ids: pl.Series, tallies: list[Tally]
 ) -> pl.DataFrame:
-    """Returns group, domain and slice, one row an image; null where not known."""
+    """Returns group, domain and slice, one row per image; null if unknown."""
     if path is None:
         nothing = pl.repeat(None, len(ids), dtype=pl.String, eager=True)
         return pl.DataFrame(dict.fromkeys(label_files.METADATA, nothing))
@@ -435,7 +427,7 @@ def _metadata(
 
 
 def _with_file_notes(tally: Tally, images: Images) -> Tally:
-    """Returns the account of a split with what is odd about the names of its files."""
+    """Adds notes about unusual file names to the account of a split."""
     notes = (
         ("ids with a second file (not read)", images.repeated),
         ("files whose name is not UTF-8 (not read)", images.unnamed),
@@ -446,84 +438,17 @@ def _with_file_notes(tally: Tally, images: Images) -> Tally:
     return tally
 
 
-def _account(
-    draft: Draft, result: Written, twins: Mapping[int, duplicates.Twin]
-) -> Tally:
-    plan, tally = draft.plan, draft.tally
-    dropped, named = dict(tally.dropped), dict[str, list[str]]()
-    for row, why in result.faults.items():
-        image_id, twin = plan.image_ids[row], twins.get(row)
-        if twin is None:
-            named.setdefault("unreadable", []).append(f"{image_id}: {why}")
-        else:
-            named.setdefault(twin.reason, []).append(f"{image_id} = {twin.image_id}")
-    dropped |= {reason: len(images) for reason, images in named.items()}
-    examples = {**tally.examples, **{r: few(images) for r, images in named.items()}}
-    entries = np.diff(plan.offsets)[result.rows]
-    notes = {"labels": int(entries.sum()), **tally.notes}
-    if entries.any() and not entries.all():
-        notes["without a label (not scored)"] = int(np.sum(entries == 0))
-    return replace(
-        tally, kept=len(result.rows), dropped=dropped, examples=examples, notes=notes
-    )
-
-
-def _check_left(train: Tally) -> None:
-    """Refuses a training split without an image."""
-    if not train.kept:
-        raise InputError(
-            f"no training image is left ({train.line()}); at least one must be "
-            "readable and have a label: check that images are named by the ids of the "
-            "label file"
-        )
-
-
-def _index_table(plan: shards.Plan, rows: np.ndarray) -> pl.DataFrame:
-    table = index.table(
-        image_ids=plan.image_ids,
-        groups=plan.groups,
-        domains=plan.domains,
-        slices=plan.slices,
-        offsets=plan.offsets,
-        label_ids=plan.label_ids,
-        confidences=plan.confidences,
-        label_sources=plan.label_sources,
-    )
-    return table[rows] if len(rows) < len(table) else table
-
-
-def fingerprint(
-    drafts: Iterable[Draft], codes: label_files.Codes, short_side: int
-) -> str:
-    """Returns a hash of all that decides what is written, but for the pixels."""
-    digest = hashlib.sha256(f"{folder.FORMAT} {short_side}".encode())
-    vocabulary = codes.vocabulary
-    digest.update(json.dumps([vocabulary.codes, vocabulary.descriptions]).encode())
-    for draft in drafts:
-        plan = draft.plan
-        texts = (plan.image_ids, plan.groups, plan.domains, plan.slices, plan.facts)
-        answered = draft.submission_ids
-        digest.update(json.dumps([plan.split, *texts, answered]).encode())
-        for column in (
-            plan.offsets,
-            plan.label_ids,
-            plan.confidences,
-            plan.label_sources,
-        ):
-            digest.update(np.ascontiguousarray(column).tobytes())
-    return digest.hexdigest()
-
-
-def _image_files(drafts: Iterable[Draft]) -> pl.DataFrame:
-    """Returns the versions of the image files, as `folder.begin` takes them."""
-    return pl.concat(
-        pl.DataFrame(
-            {
-                "image_id": draft.plan.image_ids,
-                "size_bytes": [facts.size_bytes for facts in draft.plan.facts],
-                "stamp": [facts.stamp for facts in draft.plan.facts],
-            },
-            schema={"image_id": pl.String, "size_bytes": pl.Int64, "stamp": pl.String},
-        ).with_columns(split=pl.lit(draft.plan.split))
-        for draft in drafts
-    )
+def _given(name: str, value):
+    if name in ("train_images", "test_images"):
+        given = (value,) if isinstance(value, str | os.PathLike) else (value or ())
+        paths = tuple(at(path) for path in given)
+        for path in paths:
+            if not path.is_dir():
+                raise InputError(f"{name}={path} is not a folder; give a folder")
+        return paths
+    if value is None:
+        return None
+    path = at(value)
+    if not path.is_file():
+        raise InputError(f"{name}={path} does not exist; give a CSV file")
+    return path

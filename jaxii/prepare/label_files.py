@@ -12,6 +12,7 @@ from dataclasses import dataclass
 
 import numpy as np
 import polars as pl
+from jaxtyping import Bool
 
 from jaxii.data.labels import Vocabulary, largest_by_key
 from jaxii.errors import InputError
@@ -396,3 +397,57 @@ def _unreadable(path: AnyPath, error: Exception) -> InputError:
         f"{path} cannot be read as CSV ({reason}); it must be UTF-8 text with commas "
         "between the columns"
     )
+
+
+def read_validation(
+    path: AnyPath, ids: pl.Series, groups: pl.Series
+) -> tuple[Bool[np.ndarray, " image"], Tally]:
+    """Reads which training images form the validation split.
+
+    Groups are never divided: if one image of a group is listed, all of it is taken.
+
+    Args:
+      path: CSV with the column image_id; `image_ids` defines what an id means.
+      ids: Ids of the training images.
+      groups: Groups of the training images; the image id where there is no group.
+
+    Returns:
+      Whether each image is in validation, and an account of the file.
+
+    Raises:
+      InputError: If no training image is listed, an id is empty or listed twice, or the
+        file cannot be read.
+    """
+    listed = _read(path, ("image_id",))["image_id"].fill_null("").str.strip_chars()
+    for wrong in (listed.filter(listed.is_duplicated()), listed.filter(listed == "")):
+        if len(wrong):
+            raise InputError(
+                f"{path} has the image_id {wrong[0]!r} {len(wrong)} times; give each "
+                "image one row and an id"
+            )
+    rows, num_suffixed = find_rows(listed, ids)
+    absent = listed.filter(rows.is_null()).to_list()
+    found = rows.drop_nulls().unique().to_numpy()
+    tally = Tally(
+        path.name,
+        "images",
+        read=len(listed),
+        kept=len(found),
+        dropped={
+            "listed but missing": len(absent),
+            "repeated": len(listed) - len(absent) - len(found),
+        },
+        examples={"listed but missing": few(absent)},
+    )
+    if not tally.kept:
+        raise InputError(
+            f"{path} lists no training image ({tally.line()}); give ids as the label "
+            "file has them"
+        )
+    is_listed = np.zeros(len(ids), bool)
+    is_listed[found] = True
+    chosen = groups.is_in(groups.filter(is_listed).unique().implode()).to_numpy()
+    added = ids.filter(chosen & ~is_listed)
+    note = "other images of a listed group, also taken"
+    tally = tally.with_note(SUFFIX_NOTE, num_suffixed)
+    return chosen, tally.with_note(note, len(added), added)

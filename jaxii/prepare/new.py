@@ -1,16 +1,21 @@
-"""`new`: images and a label file, looked at, to a recipe that trains."""
+"""`new`: prepares your own images and labels, and writes a recipe that trains."""
 
 import os
 import shlex
-import tempfile
 from pathlib import Path
+from typing import Any
+
+import xxhash
 
 from jaxii.console import progress, say
+from jaxii.data import folder as prepared
 from jaxii.errors import InputError
 from jaxii.prepare import recipe as recipes
-from jaxii.prepare.tables import image_folder, labelled, rows, write
+from jaxii.prepare.build import build
+from jaxii.prepare.tables import labelled
 from jaxii.prepare.tables.labelled import Labelled
 from jaxii.prepare.tables.notes import Notes
+from jaxii.storage import write_beside
 
 
 def new(
@@ -25,80 +30,85 @@ def new(
     min_images: int,
     platform: str,
     num_devices: int,
+    short_side: int = 0,
 ) -> None:
-    """Looks at the data, says what it assumes and writes a recipe and label files.
+    """Prepares images and labels as FOLDER/data and writes the recipe FOLDER/NAME.py.
+
+    An interrupted call continues where it stopped. A dataset whose images and labels
+    did not change is not prepared again, and an existing recipe is kept.
 
     Args:
-      folder: is made; its name is that of the data set.
-      images: the folder of images, which are neither copied nor changed.
-      labels: the label file; None takes folders for labels.
-      path_column: the column that names the images; "" finds it.
-      label_column: the column of labels; "" finds it.
-      label_separator: what is between labels in a cell; "" finds it out.
-      fold_case: whether labels that differ by case alone are one.
-      min_images: labels with fewer training images are left out.
-      platform: what the recipe will train on, as JAX names it: cpu, gpu or tpu.
-      num_devices: devices of that platform.
+      folder: Created if absent; its name is that of the dataset.
+      images: The folder of images, which are not changed.
+      labels: The label file; see `tables.labelled.read` for this and the next five.
+      path_column: The column that names the images.
+      label_column: The column of labels.
+      label_separator: The separator of labels in a cell.
+      fold_case: Whether labels that differ only in case are one label.
+      min_images: Labels with fewer training images are left out.
+      platform: The platform to train on, as JAX names it: cpu, gpu or tpu.
+      num_devices: Number of devices of that platform.
+      short_side: Larger images are reduced to it, in pixels. 0 chooses it from the
+        image size of the recipe.
 
     Raises:
-      InputError: data that cannot be used; nothing is written then.
+      InputError: If the data cannot be used, or the folder holds something else.
     """
-    if folder.exists():
-        raise InputError(f"{folder} is there already; give another name or remove it.")
-    notes = Notes()
-    try:
-        files = image_folder.find(images, notes)
-        given = _read_labels(
-            labels, files, images, notes, path_column, label_column, label_separator
-        )
-        with progress() as on_progress:
-            found = labelled.put_together(
-                given,
-                files,
-                images,
-                notes,
-                fold_case=fold_case,
-                min_images=min_images,
-                on_progress=on_progress,
-            )
-    finally:
-        # What was found before a refusal helps to understand it.
-        for line in notes.lines:
-            say(line)
-    _write_recipe(folder, found, platform, num_devices)
-
-
-def _read_labels(
-    labels, files, images, notes, path_column, label_column, label_separator
-) -> rows.Rows:
-    if labels is None:
-        return rows.of_folders(files, images, notes)
-    return rows.of_file(
-        labels,
-        files,
+    _check_empty_or_begun(folder)
+    found = _read(
         images,
-        notes,
+        labels,
         path_column=path_column,
         label_column=label_column,
         label_separator=label_separator,
+        fold_case=fold_case,
+        min_images=min_images,
     )
-
-
-def _write_recipe(
-    folder: Path, found: Labelled, platform: str, num_devices: int
-) -> None:
     facts = _facts(folder.name, found, platform, num_devices)
     chosen = recipes.choose(facts)
-    for choice in chosen.choices:
-        say(f"recipe    {choice.field} = {choice.value!r}: {choice.why}")
-    say(f"recipe    {_stages_in_words(facts, chosen)}")
-    say("recipe    images are mirrored left to right: data.mirror=False if that lies")
-    commands = _commands(folder)
-    _write(folder, found, recipes.text(facts, chosen, commands))
-    say(f"written   {folder}: {folder.name}.py is the recipe, files/ the label files")
-    say("next")
-    for command in commands:
-        say(f"  {command}")
+    data = folder / "data"
+    side = short_side or prepared.short_side(data) or chosen.short_side
+    _prepare(found, data, side, inputs_hash="" if labels is None else _hash(labels))
+    _write_recipe(folder, facts, chosen)
+
+
+def _check_empty_or_begun(folder: Path) -> None:
+    begun = (folder / "data" / prepared.INPUTS_FILE).exists()
+    if not begun and any(path.is_file() for path in folder.rglob("*")):
+        raise InputError(
+            f"{folder} has files that new did not write; give another name."
+        )
+
+
+def _read(images: Path, labels: Path | None, **options: Any) -> Labelled:
+    notes = Notes()
+    try:
+        with progress() as on_progress:
+            return labelled.read(
+                images, labels, notes, on_progress=on_progress, **options
+            )
+    finally:
+        # Printed after an error, too: the notes explain it.
+        for line in notes.lines:
+            say(line)
+
+
+def _prepare(found: Labelled, data: Path, short_side: int, *, inputs_hash: str) -> None:
+    with progress() as on_progress:
+        counts = build(
+            found.drafts(),
+            found.vocabulary,
+            data,
+            short_side=short_side,
+            inputs_hash=inputs_hash,
+            on_progress=on_progress,
+        )
+    for line in counts.lines():
+        say(f"prepared  {line}")
+
+
+def _hash(file: Path) -> str:
+    return xxhash.xxh3_128_hexdigest(file.read_bytes())
 
 
 def _facts(
@@ -113,7 +123,7 @@ def _facts(
         num_groups=len(distinct),
         num_labels=len(found.labels),
         short_side=found.short_side,
-        several_labels=found.num_pairs() / len(train),
+        several_labels=found.num_with_several() / len(train),
         has_validation=bool(validation),
         platform=platform,
         num_devices=num_devices,
@@ -121,31 +131,25 @@ def _facts(
     )
 
 
-def _stages_in_words(facts: recipes.Facts, chosen: recipes.Recipe) -> str:
-    epochs = " + ".join(f"{epochs:g}" for epochs in chosen.epochs)
-    pairs = f"{facts.several_labels:.0%} of the images have two labels or more"
-    head = "with" if chosen.has_embedding else "without"
-    return f"stages of {epochs} epochs, {head} a label embedding: {pairs}"
-
-
-def _commands(folder: Path) -> list[str]:
-    start = "python -m jaxii.main"
-    inputs, data = (shlex.quote(str(folder / name)) for name in ("files", "prepared"))
-    config = shlex.quote(str(folder / f"{folder.name}.py"))
-    return [
-        f"{start} prepare --input_dir={inputs} --data_dir={data}",
-        f"{start} train --config={config} --workdir=runs/{folder.name}",
-    ]
-
-
-def _write(folder: Path, found: Labelled, text: str) -> None:
-    # Whole or not at all: beside its place, then renamed.
-    try:
-        folder.parent.mkdir(parents=True, exist_ok=True)
-        with tempfile.TemporaryDirectory(dir=folder.parent, prefix=".new") as beside:
-            part = Path(beside) / folder.name
-            write.write(found, part / "files")
-            (part / f"{folder.name}.py").write_text(text, encoding="utf-8")
-            part.rename(folder)
-    except OSError as error:
-        raise InputError(f"{folder} cannot be written ({error.strerror}).") from error
+def _write_recipe(folder: Path, facts: recipes.Facts, chosen: recipes.Recipe) -> None:
+    file = folder / f"{folder.name}.py"
+    config, workdir = shlex.quote(str(file)), f"runs/{folder.name}"
+    command = f"python -m jaxii.main train --config={config} --workdir={workdir}"
+    if file.exists():
+        say(f"recipe    {file} exists and is kept")
+    else:
+        for choice in chosen.choices:
+            say(f"recipe    {choice.field} = {choice.value!r}: {choice.why}")
+        epochs = " + ".join(f"{epochs:g}" for epochs in chosen.epochs)
+        head = "with" if chosen.has_embedding else "without"
+        say(
+            f"recipe    stages of {epochs} epochs, {head} a label embedding: "
+            f"{facts.several_labels:.0%} of the images have two labels or more"
+        )
+        say("recipe    images are mirrored; set data.mirror=False if left and right")
+        say("          matter, as in text")
+        text = recipes.text(facts, chosen, command)
+        write_beside(file, lambda opened: opened.write(text.encode()), binary=True)
+        say(f"written   {file} is the recipe, {folder / 'data'} the prepared data")
+    say("next")
+    say(f"  {command}")

@@ -9,6 +9,8 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
+from jaxii.prepare.recode import SHORT_SIDE
+
 # Images that CPU training goes through, in all: some minutes on two cores.
 CPU_IMAGES = 50_000
 # Epochs: enough to fit a small data set, and no fewer than the recipes of Open Images.
@@ -65,12 +67,15 @@ class Recipe:
     Attributes:
       choices: fields that are not at their defaults.
       epochs: of the stages.
-      has_embedding: whether they learn the label embedding.
+      has_embedding: Whether they learn the label embedding.
+      short_side: Size in pixels to store images at: twice the training size, at most
+        256, so that random crops need no enlarging.
     """
 
     choices: Sequence[Choice]
     epochs: Sequence[float]
     has_embedding: bool
+    short_side: int
 
 
 def choose(facts: Facts) -> Recipe:
@@ -108,15 +113,26 @@ def choose(facts: Facts) -> Recipe:
         why = f"of {groups}, so that a threshold can be chosen; no split column says it"
         choices.append(Choice("data.validation_fraction", fraction, why))
     shares = SHARES if has_embedding else (SHARES[0], SHARES[1] + SHARES[2])
-    return Recipe(choices, [round(epochs * s, 2) for s in shares], has_embedding)
+    return Recipe(
+        choices,
+        [round(epochs * share, 2) for share in shares],
+        has_embedding,
+        min(SHORT_SIDE, 2 * _image_size(facts)),
+    )
+
+
+def _image_size(facts: Facts) -> int:
+    """Returns the side of the square that trains, in pixels."""
+    if facts.platform == "cpu":
+        return min(64, max(32, facts.short_side // 16 * 16))
+    return min(224, max(32, facts.short_side // 32 * 32))
 
 
 def _network_for_cpu(facts: Facts) -> list[Choice]:
-    size = min(64, max(32, facts.short_side // 16 * 16))
     return [
         Choice(
             "data.image_size_pixels",
-            size,
+            _image_size(facts),
             f"the median short side is {facts.short_side}; on CPUs at most 64",
         ),
         Choice("model.depth", 18, "there is no accelerator: a small network"),
@@ -131,7 +147,7 @@ def _network_for_cpu(facts: Facts) -> list[Choice]:
 
 
 def _network(facts: Facts) -> list[Choice]:
-    size = min(224, max(32, facts.short_side // 32 * 32))
+    size = _image_size(facts)
     depth = 50 if facts.num_images >= 10_000 else 18
     choices = [
         Choice(
@@ -167,13 +183,13 @@ def _validation_fraction(facts: Facts) -> float:
     return max(0.1, round(share, 2))
 
 
-def text(facts: Facts, recipe: Recipe, commands: Sequence[str]) -> str:
-    """Returns the Python file of a recipe, with the prepared data beside it.
+def text(facts: Facts, recipe: Recipe, command: str) -> str:
+    """Returns the Python file of a recipe; the prepared data lies beside it in data/.
 
     Args:
-      facts: of the data.
-      recipe: chosen for it.
-      commands: that come next, for the docstring.
+      facts: Of the dataset.
+      recipe: The choices for it.
+      command: Trains with the recipe; stands in the docstring.
     """
     lines = "\n".join(
         f"    # {choice.why[0].upper()}{choice.why[1:]}.\n"
@@ -181,12 +197,11 @@ def text(facts: Facts, recipe: Recipe, commands: Sequence[str]) -> str:
         for choice in recipe.choices
     )
     stages = "\n".join(_stages(recipe))
-    # Folders may have any name, and these two characters end or change a string.
-    shown = "\n".join(f"  {command}" for command in commands)
-    shown = shown.replace("\\", r"\\").replace('"', r"\"")
+    # Folder names may hold these two characters, which end or change a string.
+    shown = command.replace("\\", r"\\").replace('"', r"\"")
     return f'''"""Recipe for {facts.name}, written by `jaxii new`; yours to change.
 
-{shown}
+  {shown}
 
 {facts.num_images:,} images, {facts.num_labels:,} labels. What counts is F2, averaged
 over images: the later stages train it directly.
@@ -203,7 +218,7 @@ def get_config():
     """Returns the recipe."""
     config = default_config()
     config.data.dataset = "kaggle"
-    config.data.directory = str(Path(__file__).resolve().parent / "prepared")
+    config.data.directory = str(Path(__file__).resolve().parent / "data")
 {lines}
     config.stages = (
 {stages}

@@ -24,7 +24,6 @@ from array_record.python.array_record_module import ArrayRecordWriter
 
 from jaxii import manifest
 from jaxii.data import schema
-from jaxii.data.folder import Written
 from jaxii.prepare import image_files
 from jaxii.prepare.image_files import FileFacts
 from jaxii.prepare.recode import recode
@@ -94,6 +93,30 @@ class Plan:
             confidences=self.confidences[entries],
             label_sources=self.label_sources[entries],
         )
+
+
+@dataclass(frozen=True)
+class Written:
+    """What became of a split.
+
+    Args:
+      rows: rows of the plan that became records, ascending.
+      shard_lengths: records in each shard.
+      num_bytes: of all shards.
+      faults: row -> why its image could not be used.
+      files: name of each shard -> its size and hash.
+      digests: a hash of the bytes of the file of each row of the plan; "" where the
+        image cannot be a record.
+      accounts: what was written beside each shard; see `write_shard`.
+    """
+
+    rows: np.ndarray
+    shard_lengths: list[int]
+    num_bytes: int
+    faults: dict[int, str]
+    files: dict[str, manifest.File]
+    digests: list[str]
+    accounts: list[dict]
 
 
 def shard_paths(directory: AnyPath, plan: Plan) -> list[AnyPath]:

@@ -6,7 +6,7 @@ from pathlib import Path
 import numpy as np
 import simplejpeg
 
-from jaxii.prepare.layout import Layout
+from jaxii.prepare.kaggle import Layout
 
 HEIGHT, WIDTH = 768, 1024
 NUM_CLASSES = 7_178

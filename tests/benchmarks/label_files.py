@@ -23,9 +23,9 @@ import polars as pl
 
 from jaxii.data import dataset
 from jaxii.data.index import Index
-from jaxii.prepare import kaggle, label_files
-from jaxii.prepare.image_files import FileFacts
-from jaxii.prepare.layout import Images, Layout
+from jaxii.prepare import build, kaggle, label_files
+from jaxii.prepare.image_files import FileFacts, Images
+from jaxii.prepare.kaggle import Layout
 from tests.benchmarks import apart
 
 NUM_IMAGES = 1_743_042
@@ -131,7 +131,7 @@ def work(root: Path) -> dict:
     begin = time.perf_counter(), time.process_time()
     codes = label_files.read_codes(layout.classes, layout.descriptions)
     drafts, tallies = kaggle.draft_splits(layout, codes, train, test)
-    kaggle.fingerprint(drafts, codes, 256)
+    build.fingerprint(drafts, codes.vocabulary, 256, "")
     drafted = time.perf_counter() - begin[0]
     plan = drafts[0].plan
     index = Index(

@@ -12,14 +12,21 @@ from dataclasses import dataclass, replace
 from pathlib import Path, PurePath
 
 import numpy as np
+import polars as pl
 
+from jaxii.data.labels import HUMAN, Vocabulary
 from jaxii.errors import InputError
-from jaxii.prepare import image_ids
-from jaxii.prepare.tables import cells, image_folder
+from jaxii.prepare import image_files, image_ids
+from jaxii.prepare.build import Draft, LabelColumns, make_plan
+from jaxii.prepare.image_files import Images
+from jaxii.prepare.tables import images
+from jaxii.prepare.tables.images import absolute
 from jaxii.prepare.tables.notes import Notes, shown
-from jaxii.prepare.tables.paths import absolute
-from jaxii.prepare.tables.rows import Rows
+from jaxii.prepare.tables.rows import Rows, clean, of_file, of_folders
+from jaxii.prepare.tally import Tally
+from jaxii.storage import AnyPath
 
+METADATA = ("group", "domain", "slice")
 # Fewer images of a label than these teach it to no network.
 FEW_IMAGES = 10
 # White space and control characters: a submission has spaces between codes.
@@ -49,6 +56,10 @@ class Labelled:
     extra: Mapping[str, Sequence[str]]
     short_side: int = 0
 
+    @property
+    def vocabulary(self) -> Vocabulary:
+        return Vocabulary(tuple(self.codes), tuple(self.labels))
+
     def split(self, name: str) -> list[int]:
         """Returns the numbers of the images of a split."""
         splits = self.extra.get("split")
@@ -56,9 +67,70 @@ class Labelled:
             return list(range(len(self.files))) if name == "train" else []
         return [i for i, split in enumerate(splits) if split == name]
 
-    def num_pairs(self) -> int:
+    def num_with_several(self) -> int:
         """Returns how many training images have two labels or more."""
         return sum(len(self.entries[i]) > 1 for i in self.split("train"))
+
+    def drafts(self) -> list[Draft]:
+        """Returns drafts of the splits that have images: train, validation, test."""
+        return [
+            _draft(self, name)
+            for name in ("train", "validation", "test")
+            if self.split(name)
+        ]
+
+
+def read(
+    root: Path,
+    labels: Path | None,
+    notes: Notes,
+    *,
+    path_column: str = "",
+    label_column: str = "",
+    label_separator: str = "",
+    fold_case: bool = False,
+    min_images: int = 1,
+    on_progress: images.Progress | None = None,
+) -> Labelled:
+    """Finds the images of a folder and reads their labels.
+
+    Args:
+      root: The folder of images, searched recursively.
+      labels: The label file. None takes the folders of the images as labels.
+      notes: Collects what was found, assumed and left out.
+      path_column: See `columns.find`.
+      label_column: See `columns.find`.
+      label_separator: See `rows.labels_of`.
+      fold_case: Whether labels that differ only in case are one label.
+      min_images: Labels with fewer training images are left out.
+      on_progress: Called with (images checked, images in all, what).
+
+    Raises:
+      InputError: If the label file cannot be understood, no image can be used, or fewer
+        than two labels are left.
+    """
+    files = images.find(root, notes)
+    if labels is None:
+        found = of_folders(files, root, notes)
+    else:
+        found = of_file(
+            labels,
+            files,
+            root,
+            notes,
+            path_column=path_column,
+            label_column=label_column,
+            label_separator=label_separator,
+        )
+    return put_together(
+        found,
+        files,
+        root,
+        notes,
+        fold_case=fold_case,
+        min_images=min_images,
+        on_progress=on_progress,
+    )
 
 
 def put_together(
@@ -69,7 +141,7 @@ def put_together(
     *,
     fold_case: bool,
     min_images: int,
-    on_progress: image_folder.Progress | None = None,
+    on_progress: images.Progress | None = None,
 ) -> Labelled:
     """Makes one entry an image of its rows, and looks into the images.
 
@@ -80,7 +152,7 @@ def put_together(
       notes: are told.
       fold_case: whether "Dog" and "dog" are one label.
       min_images: labels with fewer training images are left out.
-      on_progress: as in `image_folder.check`.
+      on_progress: as in `images.check`.
 
     Raises:
       InputError: no image or fewer than two labels are left.
@@ -125,7 +197,7 @@ def put_together(
 def _spellings(rows: Rows, notes: Notes, fold_case: bool) -> dict[str, str]:
     """Returns for each label as it is written the label that is meant."""
     counts = Counter(label for labels in rows.labels for label in labels)
-    spelling = {written: cells.clean(written) for written in counts}
+    spelling = {written: clean(written) for written in counts}
     changed = [w for w, label in spelling.items() if label != w and label]
     if changed:
         notes.assumed(
@@ -214,10 +286,10 @@ def _whole(
     files: Sequence[str],
     below: Sequence[str],
     notes: Notes,
-    on_progress: image_folder.Progress | None,
+    on_progress: images.Progress | None,
 ) -> tuple[list[int], int]:
     """Returns the images that are whole, and the median of their short sides."""
-    checked = image_folder.check([files[i] for i in used], on_progress)
+    checked = images.check([files[i] for i in used], on_progress)
     notes.left_out(
         "broken images",
         [f"{below[used[i]]}: {why}" for i, why in checked.broken.items()],
@@ -332,3 +404,38 @@ def _without_empty(found: Labelled, notes: Notes) -> Labelled:
         entries=[found.entries[i] for i in kept],
         extra={kind: [each[i] for i in kept] for kind, each in found.extra.items()},
     )
+
+
+def _draft(found: Labelled, split: str) -> Draft:
+    numbers = sorted(found.split(split), key=lambda i: found.ids[i])
+    paths: list[AnyPath] = [Path(found.files[i]) for i in numbers]
+    ids = [found.ids[i] for i in numbers]
+    entries = [
+        (row, label, confidence)
+        for row, i in enumerate(numbers)
+        for label, confidence in found.entries[i].items()
+        # Test labels are a list of the present ones.
+        if split != "test" or confidence >= 0.5
+    ]
+    rows, labels, confidences = (np.array(each) for each in zip(*entries, strict=True))
+    given = {
+        name: [found.extra[name][i] or None for i in numbers]
+        if name in found.extra
+        else [None] * len(numbers)
+        for name in METADATA
+    }
+    plan = make_plan(
+        split,
+        np.arange(len(numbers)),
+        Images(ids, paths, [image_files.facts(path) for path in paths]),
+        LabelColumns.sort(
+            rows,
+            labels,
+            np.ones(len(rows)) if split == "test" else confidences,
+            np.full(len(rows), HUMAN, np.uint8),
+            len(numbers),
+        ),
+        pl.DataFrame(given, schema=dict.fromkeys(METADATA, pl.String)),
+    )
+    tally = Tally(split, "images", read=len(numbers), kept=len(numbers))
+    return Draft(plan, tally, submission_ids=ids if split == "test" else ())

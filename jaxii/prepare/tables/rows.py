@@ -1,10 +1,17 @@
-"""Rows of labels: what a label file, or folders named as labels, says of images.
+"""Rows of labels, read from a label file or from folders named after labels.
 
-Comes after `images`; `labelled` puts the rows of an image together.
+Whether "red fox" is one label or two cannot be told from one cell. Over all cells, they
+are lists if nearly every part occurs in at least two different cells, if splitting
+leaves at most half as many labels as there are different cells, or if most images have
+a cell of their own, which no network could learn. --label_separator overrides the rule.
 """
 
+import ast
+import json
 import os
-from collections import defaultdict
+import re
+import unicodedata
+from collections import Counter, defaultdict
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -12,11 +19,17 @@ from pathlib import Path
 import polars as pl
 
 from jaxii.errors import InputError
-from jaxii.prepare.tables import cells, columns
-from jaxii.prepare.tables.notes import Notes
-from jaxii.prepare.tables.paths import NOWHERE, Match, Matcher
-from jaxii.prepare.tables.table import read_table
+from jaxii.prepare.tables import columns
+from jaxii.prepare.tables.columns import read_table
+from jaxii.prepare.tables.images import NOWHERE, Match, Matcher
+from jaxii.prepare.tables.notes import Notes, shown
 
+SEPARATORS = {"|": "a bar", ";": "a semicolon", ",": "a comma", " ": "spaces"}
+# What --label_separator may be.
+CHOICES = ("", "none", "|", ";", ",", "space", "json")
+SEVERAL_SHARE = 0.9
+JSON_SHARE = 0.9
+_SIDE_BY_SIDE = re.compile(r"""(['"])\s+(?=['"])""")
 # Images that have several rows with other labels, from which on that is the layout.
 ROW_A_LABEL_SHARE = 0.05
 SPLITS = {
@@ -62,7 +75,7 @@ def of_file(
       notes: are told everything that was assumed or left out.
       path_column: see `columns.find`.
       label_column: see `columns.find`.
-      label_separator: see `cells.labels_of`.
+      label_separator: see `labels_of`.
 
     Raises:
       InputError: it cannot be understood.
@@ -82,7 +95,7 @@ def of_file(
         notes.assumed("0 says absent, as of every label that is not listed")
     else:
         texts = table[found.labels[0]].to_list()
-        labels = cells.labels_of(
+        labels = labels_of(
             texts,
             row_a_label=_has_row_a_label(numbers, texts),
             separator=label_separator,
@@ -201,3 +214,123 @@ def _with_confidences(rows: Rows, texts: pl.Series, notes: Notes) -> Rows:
         [values[i] for i in kept],
         {kind: [each[i] for i in kept] for kind, each in rows.extra.items()},
     )
+
+
+def labels_of(
+    cells: Sequence[str], *, row_a_label: bool, separator: str, notes: Notes
+) -> list[list[str]]:
+    """Returns the labels of each cell, as they are written.
+
+    Args:
+      cells: text.
+      row_a_label: whether images have several rows, with other labels in each.
+      separator: one of `CHOICES`; "" finds it out.
+      notes: are told which it is.
+
+    Raises:
+      InputError: cells that are no JSON lists and should be.
+    """
+    counts = Counter(clean(cell) for cell in cells if cell)
+    chosen = separator or _choose(counts, row_a_label)
+    why = "as was said" if separator else _REASONS.get(chosen, _REASON_LISTS)
+    if chosen == "json":
+        notes.assumed(f"a cell is a list of labels in JSON ({why})")
+        return _json_lists(cells, notes)
+    if chosen == "none":
+        layout = "one label a row" if row_a_label else "one label an image"
+        notes.assumed(f"a cell is one label, {layout} ({why}; --label_separator)")
+        _mind_separators(counts, notes)
+        return [[cell] if cell else [] for cell in cells]
+    between = " " if chosen == "space" else chosen
+    notes.assumed(
+        f"a cell is a list of labels with {SEPARATORS[between]} between them ({why}; "
+        "--label_separator=none if a cell is one label)"
+    )
+    # Any white space; split() drops empty parts.
+    return [cell.split(None if between == " " else between) for cell in cells]
+
+
+_REASON_LISTS = (
+    "nearly every part is in several cells, or splitting halves the number of labels, "
+    "or most images would have a label of their own"
+)
+_REASONS = {
+    "none": "what splitting would leave is mostly in one cell only",
+    "json": "cells start with [ and end with ]",
+}
+
+
+def clean(label: str) -> str:
+    """Returns a label with composed letters and single spaces, none around it."""
+    return " ".join(unicodedata.normalize("NFC", label).split())
+
+
+def _choose(counts: Counter[str], row_a_label: bool) -> str:
+    lists = sum(c.startswith("[") and c.endswith("]") for c in counts)
+    if counts and lists >= JSON_SHARE * len(counts):
+        return "json"
+    own = not row_a_label and 2 * len(counts) > counts.total()
+    for separator in SEPARATORS:
+        # With a row a label, spaces are part of it.
+        if separator == " " and row_a_label:
+            continue
+        in_most = 2 * sum(separator in cell for cell in counts) > len(counts)
+        # Not spaces: those would be captions.
+        crowded = own and in_most and separator != " "
+        if crowded or _is_between(separator, counts):
+            return "space" if separator == " " else separator
+    return "none"
+
+
+def _is_between(separator: str, counts: Counter[str]) -> bool:
+    lists = [cell for cell in counts if separator in cell]
+    parts = Counter(
+        part for cell in lists for part in set(map(str.strip, cell.split(separator)))
+    )
+    del parts[""]
+    if not parts:
+        return False
+    alone = {cell.strip() for cell in counts if separator not in cell}
+    several = sum(n for part, n in parts.items() if n > 1 or part in alone)
+    share = several / parts.total()
+    return share >= SEVERAL_SHARE or 2 * len(alone | parts.keys()) <= len(counts)
+
+
+def _mind_separators(counts: Counter[str], notes: Notes) -> None:
+    for separator, name in SEPARATORS.items():
+        has = [cell for cell in counts if separator in cell]
+        if has and separator != " ":
+            notes.mind(f"{len(has):,} labels have {name} in them: {shown(has)}")
+
+
+def _json_lists(cells: Sequence[str], notes: Notes) -> list[list[str]]:
+    lists, wrong = [], []
+    for cell in cells:
+        try:
+            lists.append(_parse(cell) if cell else [])
+        except (ValueError, TypeError, SyntaxError, RecursionError, MemoryError):
+            wrong.append(cell)
+            lists.append([])
+    if wrong and len(wrong) == sum(bool(cell) for cell in cells):
+        raise InputError(
+            f"no cell is a JSON list of labels, such as {wrong[0][:60]!r}; give "
+            "another --label_separator."
+        )
+    notes.left_out("rows whose cell is no list of labels", wrong)
+    return lists
+
+
+def _parse(cell: str) -> list[str]:
+    try:
+        value = json.loads(cell)
+    except ValueError:
+        # As pandas writes lists: quotes of Python's. NumPy's arrays have no commas
+        # between words, which Python would join.
+        value = ast.literal_eval(_SIDE_BY_SIDE.sub(r"\1, ", cell))
+    if not isinstance(value, list):
+        raise ValueError(cell)
+    return [
+        item if isinstance(item, str) else json.dumps(item)
+        for item in value
+        if item is not None
+    ]

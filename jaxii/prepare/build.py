@@ -1,0 +1,473 @@
+"""Writes a prepared dataset from the drafts of its splits.
+
+The image shards come first, then indexes, label list and counts, and last TFDS's
+`dataset_info.json`: where it exists, the dataset is complete. An interrupted build
+continues where it stopped; one with other inputs is refused.
+"""
+
+import hashlib
+import json
+import os
+import tempfile
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+
+import numpy as np
+import polars as pl
+import tensorflow_datasets as tfds
+from etils import epath
+from jaxtyping import Int64
+from tensorflow_datasets.core import splits as split_lib
+
+from jaxii import manifest
+from jaxii.data import folder, index, schema
+from jaxii.data.labels import Vocabulary
+from jaxii.errors import InputError
+from jaxii.prepare import duplicates, shards
+from jaxii.prepare.beam import Beam, write_with_beam
+from jaxii.prepare.image_files import Images
+from jaxii.prepare.shards import Written
+from jaxii.prepare.tally import Counts, Tally, few
+from jaxii.storage import AnyPath, names_in, write_beside, write_json
+
+
+@dataclass(frozen=True)
+class Draft:
+    """A split whose images have not been read yet.
+
+    Attributes:
+      plan: Images and labels to write.
+      tally: Images kept and left out so far.
+      submission_ids: Of the test split, the ids a submission must list, in its order.
+    """
+
+    plan: shards.Plan
+    tally: Tally
+    submission_ids: Sequence[str] = ()
+
+
+@dataclass(frozen=True)
+class LabelColumns:
+    """Labels of images, one entry per (image, label, source).
+
+    Attributes:
+      offsets: Image i has the entries offsets[i]:offsets[i + 1] of the other columns.
+      labels: Vocabulary indices, int32; ascending within an image.
+      confidences: float32 in [0, 1].
+      sources: uint8; see `labels`.
+    """
+
+    offsets: Int64[np.ndarray, " image_plus_1"]
+    labels: np.ndarray
+    confidences: np.ndarray
+    sources: np.ndarray
+
+    @classmethod
+    def sort(
+        cls,
+        rows: np.ndarray,
+        labels: np.ndarray,
+        confidences: np.ndarray,
+        sources: np.ndarray,
+        num_images: int,
+    ) -> "LabelColumns":
+        """Returns entries in the order of images, labels and sources.
+
+        Args:
+          rows: The image of each entry, in [0, num_images).
+          labels: See the class; in any order.
+          confidences: See the class.
+          sources: See the class.
+          num_images: Number of images.
+        """
+        # One integer key per entry sorts three times as fast as three columns.
+        num_labels = int(labels.max(initial=0)) + 1
+        key = (rows.astype(np.int64) * num_labels + labels) * 4 + sources
+        order = np.argsort(key, kind="stable")
+        offsets = np.zeros(num_images + 1, np.int64)
+        np.cumsum(np.bincount(rows, minlength=num_images), out=offsets[1:])
+        return cls(
+            offsets,
+            labels[order].astype(np.int32),
+            confidences[order].astype(np.float32),
+            sources[order].astype(np.uint8),
+        )
+
+
+def make_plan(
+    split: str,
+    rows: Int64[np.ndarray, " chosen"],
+    images: Images,
+    entries: LabelColumns,
+    metadata: pl.DataFrame,
+) -> shards.Plan:
+    """Returns the plan of a split.
+
+    Args:
+      split: Its name.
+      rows: Positions of its images in `images`, in the order of the records.
+      images: All images.
+      entries: Labels of all images.
+      metadata: Columns group, domain and slice of all images. A null group is the
+        image id, a null domain or slice "all".
+    """
+    lengths = np.diff(entries.offsets)[rows]
+    offsets = np.zeros(len(rows) + 1, np.int64)
+    np.cumsum(lengths, out=offsets[1:])
+    chosen = np.repeat(entries.offsets[:-1][rows] - offsets[:-1], lengths)
+    chosen += np.arange(offsets[-1], dtype=np.int64)
+    ids = [images.ids[row] for row in rows]
+    known = metadata[rows]
+    return shards.Plan(
+        split=split,
+        image_ids=ids,
+        paths=[images.paths[row] for row in rows],
+        facts=[images.facts[row] for row in rows],
+        groups=[group or i for group, i in zip(known["group"], ids, strict=True)],
+        domains=[domain or "all" for domain in known["domain"]],
+        slices=[name or "all" for name in known["slice"]],
+        offsets=offsets,
+        label_ids=entries.labels[chosen],
+        confidences=entries.confidences[chosen],
+        label_sources=entries.sources[chosen],
+    )
+
+
+def build(
+    drafts: Sequence[Draft],
+    vocabulary: Vocabulary,
+    output: AnyPath,
+    *,
+    short_side: int,
+    file_tallies: Sequence[Tally] = (),
+    inputs_hash: str = "",
+    num_workers: int | None = None,
+    beam: Beam | None = None,
+    on_progress: shards.Progress | None = None,
+) -> Counts:
+    """Writes a dataset.
+
+    Args:
+      drafts: One per split, in the order train, validation, tuning, test.
+      vocabulary: The labels.
+      output: Created if absent; otherwise empty, or left by an interrupted or complete
+        build of the same inputs. A complete dataset is not written again.
+      short_side: Larger images are reduced to it, in pixels; at least 16.
+      file_tallies: Accounts of the label files, stored in counts.json.
+      inputs_hash: Hash of input files that the drafts do not describe in full.
+      num_workers: Number of threads; by default one per core.
+      beam: Writes the shards through Apache Beam instead of threads.
+      on_progress: Called with (images done, images in all, split).
+
+    Returns:
+      What was read, kept and dropped; also written to counts.json.
+
+    Raises:
+      InputError: If `short_side` is too small, no training image can be used, or the
+        output folder holds anything else.
+    """
+    if short_side < 16:
+        raise InputError(f"short_side={short_side} pixels; give at least 16")
+    made_of = fingerprint(drafts, vocabulary, short_side, inputs_hash)
+    if _begin(output, made_of, short_side, _image_files(drafts)):
+        return Counts.load(output / folder.COUNTS_FILE)
+    options = {"short_side": short_side, "on_progress": on_progress}
+    if beam is not None:
+        plans = [draft.plan for draft in drafts]
+        write_with_beam(output, plans, beam=beam, **options)
+    splits, written = _write(output, drafts, num_workers=num_workers, **options)
+    counts = Counts(tuple(file_tallies), tuple(splits))
+    counts.save(output / folder.COUNTS_FILE)
+    vocabulary.save(output / folder.LABELS_FILE)
+    answered = [image_id for draft in drafts for image_id in draft.submission_ids]
+    save_submission_ids(output, answered)
+    complete(output, schema.features(vocabulary), written)
+    return counts
+
+
+def save_submission_ids(directory: AnyPath, image_ids: Sequence[str]) -> None:
+    """Writes the ids that a submission lists, in its order.
+
+    Missing and unreadable images are among them, although no split has those.
+    """
+    table = pl.DataFrame({"image_id": image_ids}, schema={"image_id": pl.String})
+    write_beside(directory / folder.SUBMISSION_FILE, table.write_csv, binary=True)
+
+
+def _write(
+    output: AnyPath,
+    drafts: Sequence[Draft],
+    *,
+    short_side: int,
+    num_workers: int | None,
+    on_progress: shards.Progress | None,
+) -> tuple[list[Tally], dict[str, Written]]:
+    """Writes missing shards and all indexes; returns accounts and what was written.
+
+    Images of train or validation whose file occurs in a later split are left out.
+    """
+    results, stored = {}, {}
+    for draft in drafts:
+        plan = draft.plan
+        results[plan.split] = shards.write(
+            output,
+            plan,
+            short_side=short_side,
+            num_workers=num_workers,
+            on_progress=on_progress,
+        )
+        if plan.split == "train":
+            check_left(_account(draft, results["train"], {}))
+        stored[plan.split] = _stored(plan, results[plan.split].digests)
+    leaks, splits, written = duplicates.leaks(stored), [], {}
+    for draft in drafts:
+        plan, twins = draft.plan, leaks.get(draft.plan.split, {})
+        reasons = {row: f"{t.reason} ({t.image_id})" for row, t in twins.items()}
+        result = shards.leave_out(
+            output, plan, results[plan.split], reasons, short_side=short_side
+        )
+        tally, table = _account(draft, result, twins), _index_table(plan, result.rows)
+        if plan.split == "train":
+            check_left(tally)
+            groups, shown = duplicates.merged_groups(
+                _stored(plan, result.digests, result.rows.tolist())
+            )
+            table = table.with_columns(group=pl.Series(groups, dtype=pl.String))
+            tally = tally.with_note(duplicates.IN_OTHER_GROUPS, len(shown), shown)
+        splits.append(tally)
+        if len(result.rows):
+            written[plan.split] = result
+            index.save(table, folder.index_path(output, plan.split))
+    return duplicates.note(stored, splits), written
+
+
+def _stored(
+    plan: shards.Plan, digests: Sequence[str], rows: Sequence[int] | None = None
+) -> duplicates.Stored:
+    """Returns some images of a split; by default all that can be records."""
+    if rows is None:
+        rows = [row for row, digest in enumerate(digests) if digest]
+    return duplicates.Stored(
+        rows=rows,
+        image_ids=[plan.image_ids[row] for row in rows],
+        groups=[plan.groups[row] for row in rows],
+        digests=[digests[row] for row in rows],
+    )
+
+
+def _account(
+    draft: Draft, result: Written, twins: Mapping[int, duplicates.Twin]
+) -> Tally:
+    plan, tally = draft.plan, draft.tally
+    dropped, named = dict(tally.dropped), dict[str, list[str]]()
+    for row, why in result.faults.items():
+        image_id, twin = plan.image_ids[row], twins.get(row)
+        if twin is None:
+            named.setdefault("unreadable", []).append(f"{image_id}: {why}")
+        else:
+            named.setdefault(twin.reason, []).append(f"{image_id} = {twin.image_id}")
+    dropped |= {reason: len(images) for reason, images in named.items()}
+    examples = {**tally.examples, **{r: few(images) for r, images in named.items()}}
+    entries = np.diff(plan.offsets)[result.rows]
+    notes = {"labels": int(entries.sum()), **tally.notes}
+    if entries.any() and not entries.all():
+        notes["without a label (not scored)"] = int(np.sum(entries == 0))
+    return replace(
+        tally, kept=len(result.rows), dropped=dropped, examples=examples, notes=notes
+    )
+
+
+def check_left(train: Tally) -> None:
+    """Raises InputError if the training split has no image left."""
+    if not train.kept:
+        raise InputError(
+            f"no training image is left ({train.line()}); at least one must be "
+            "readable and have a label: check that images are named by the ids of the "
+            "label file"
+        )
+
+
+def _index_table(plan: shards.Plan, rows: Int64[np.ndarray, " record"]) -> pl.DataFrame:
+    table = index.table(
+        image_ids=plan.image_ids,
+        groups=plan.groups,
+        domains=plan.domains,
+        slices=plan.slices,
+        offsets=plan.offsets,
+        label_ids=plan.label_ids,
+        confidences=plan.confidences,
+        label_sources=plan.label_sources,
+    )
+    return table[rows] if len(rows) < len(table) else table
+
+
+def fingerprint(
+    drafts: Iterable[Draft], vocabulary: Vocabulary, short_side: int, inputs_hash: str
+) -> str:
+    """Returns a hash of everything that decides what is written, except pixels."""
+    digest = hashlib.sha256(f"{folder.FORMAT} {short_side}{inputs_hash}".encode())
+    digest.update(json.dumps([vocabulary.codes, vocabulary.descriptions]).encode())
+    for draft in drafts:
+        plan = draft.plan
+        texts = (plan.image_ids, plan.groups, plan.domains, plan.slices, plan.facts)
+        answered = draft.submission_ids
+        digest.update(json.dumps([plan.split, *texts, answered]).encode())
+        for column in (
+            plan.offsets,
+            plan.label_ids,
+            plan.confidences,
+            plan.label_sources,
+        ):
+            digest.update(np.ascontiguousarray(column).tobytes())
+    return digest.hexdigest()
+
+
+def _image_files(drafts: Iterable[Draft]) -> pl.DataFrame:
+    """Returns split, image_id, size_bytes and stamp of each image file.
+
+    They are stored so that a later build can name the files that changed.
+    """
+    return pl.concat(
+        pl.DataFrame(
+            {
+                "image_id": draft.plan.image_ids,
+                "size_bytes": [facts.size_bytes for facts in draft.plan.facts],
+                "stamp": [facts.stamp for facts in draft.plan.facts],
+            },
+            schema={"image_id": pl.String, "size_bytes": pl.Int64, "stamp": pl.String},
+        ).with_columns(split=pl.lit(draft.plan.split))
+        for draft in drafts
+    )
+
+
+def _begin(
+    output: AnyPath, fingerprint: str, short_side: int, images: pl.DataFrame
+) -> bool:
+    """Claims the output folder; returns whether the dataset is complete already.
+
+    Raises:
+      InputError: If something else is in it, or the dataset there is damaged.
+    """
+    inputs = output / folder.INPUTS_FILE
+    output.mkdir(parents=True, exist_ok=True)
+    if inputs.exists():
+        begun = folder.read_json(inputs)
+        if begun.get("format") != folder.FORMAT:
+            raise InputError(
+                f"{output} was prepared by another version of jaxii; choose another "
+                "folder, or delete it"
+            )
+        if begun.get("fingerprint") != fingerprint:
+            raise InputError(_difference(output, images))
+        if (output / folder.INFO_FILE).exists():
+            folder.check_manifest(output)
+            return True
+    elif names_in(output):
+        raise InputError(
+            f"{output} is not empty and no preparation was begun in it; choose an "
+            "empty or new folder"
+        )
+    claim = {
+        "format": folder.FORMAT,
+        "fingerprint": fingerprint,
+        "short_side": short_side,
+    }
+    if not inputs.exists():
+        write_json(inputs, claim)
+    write_beside(output / folder.IMAGES_FILE, images.write_parquet, binary=True)
+    return False
+
+
+def _difference(output: AnyPath, images: pl.DataFrame) -> str:
+    """Returns why the output folder belongs to other inputs."""
+    stored = output / folder.IMAGES_FILE
+    if stored.exists():
+        before = index.load(stored)
+        both = images.join(before, on=("split", "image_id"), maintain_order="left")
+        changed = both.filter(
+            (pl.col("size_bytes") != pl.col("size_bytes_right"))
+            | (pl.col("stamp") != pl.col("stamp_right"))
+        )
+        if len(changed):
+            examples = ", ".join(few(changed["image_id"]))
+            return (
+                f"{output} was begun with other versions of {len(changed):,} image "
+                f"files ({examples}), by their size or time of change; choose another "
+                "folder, or delete it"
+            )
+    return (
+        f"{output} was prepared from other files or with other options; choose another "
+        "folder, or delete it"
+    )
+
+
+def complete(
+    output: AnyPath,
+    features: tfds.features.FeaturesDict,
+    written: Mapping[str, Written],
+) -> None:
+    """Writes TFDS's description and the manifest; removes temporary files."""
+    for pattern in ("*.part", "*.plan"):
+        for path in output.glob(pattern):
+            path.unlink()
+    names = [
+        folder.LABELS_FILE,
+        folder.COUNTS_FILE,
+        folder.INPUTS_FILE,
+        folder.IMAGES_FILE,
+        folder.SUBMISSION_FILE,
+    ]
+    names += [folder.index_path(output, split).name for split in written]
+    files = manifest.describe_all(output, names)
+    for result in written.values():
+        files |= result.files
+    with tempfile.TemporaryDirectory() as draft:
+        _tfds_info(output, features, written).write_to_directory(draft)
+        drafts = sorted(Path(draft).iterdir())
+        files |= manifest.describe_all(Path(draft), [path.name for path in drafts])
+        manifest.Manifest(files).save(output / manifest.NAME)
+        # The file that marks the dataset as complete comes last.
+        for path in sorted(drafts, key=lambda p: p.name == folder.INFO_FILE):
+            content = path.read_bytes()
+            write_beside(
+                output / path.name, lambda file, c=content: file.write(c), binary=True
+            )
+    for path in output.glob("*.array_record-*.json"):
+        path.unlink()
+
+
+def _tfds_info(
+    output: AnyPath,
+    features: tfds.features.FeaturesDict,
+    written: Mapping[str, Written],
+) -> tfds.core.DatasetInfo:
+    identity = tfds.core.DatasetIdentity(
+        name=schema.NAME,
+        version=tfds.core.Version(schema.VERSION),
+        data_dir=os.fspath(output),
+        module_name="",
+    )
+    info = tfds.core.DatasetInfo(
+        builder=identity,
+        features=features,
+        description="Images with labels from people, boxes and a machine.",
+    )
+    info.set_file_format("array_record")
+    template = tfds.core.ShardedFileTemplate(
+        data_dir=epath.Path(output),
+        dataset_name=schema.NAME,
+        filetype_suffix="array_record",
+    )
+    info.set_splits(
+        split_lib.SplitDict(
+            tfds.core.SplitInfo(
+                name=name,
+                shard_lengths=result.shard_lengths,
+                num_bytes=result.num_bytes,
+                filename_template=template.replace(split=name),
+            )
+            for name, result in written.items()
+        )
+    )
+    return info
