@@ -175,6 +175,11 @@ def locked(folder: Path) -> Iterator[None]:
         os.close(handle)
 
 
+def write_text(path: AnyPath, text: str) -> None:
+    """Writes text, whole or not at all."""
+    write_beside(path, lambda file: file.write(text))
+
+
 def write_json(path: AnyPath, value: Any) -> None:
     """Writes JSON, whole or not at all."""
     write_beside(path, lambda file: json.dump(value, file, indent=1, allow_nan=False))

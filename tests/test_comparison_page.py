@@ -3,16 +3,18 @@
 import re
 from xml.etree import ElementTree
 
+import numpy as np
 import pytest
-from small_runs import CLEAN, summary, write_run
-from test_report import Reader
+from small_runs import CLEAN, seal, summary, write_run
+from test_label_table import EVIL, labels_of
+from test_page import Reader
 
-from jaxii.report import comparison_figures as figures
-from jaxii.report.compare import build_comparison
+from jaxii.evaluation import by_label
+from jaxii.report import comparison_page
+from jaxii.report.comparison import build_comparison
 from jaxii.report.comparison_page import render_comparison
-from jaxii.report.runs import read_run
+from jaxii.report.run_files import read_run
 
-EVIL = "<script>alert('$x_1$')</script>"
 GAP = [
     {"kind": "evaluation", "step": step}
     | {
@@ -64,7 +66,9 @@ def test_the_page_has_every_cell_and_note_of_the_table(runs):
 
 
 def test_every_run_is_named_in_the_first_figure(runs):
-    drawn = figures.dots(compared(*runs).entries, {"validation": 0.2, "test": 0.1})
+    drawn = comparison_page.dots(
+        compared(*runs).entries, {"validation": 0.2, "test": 0.1}
+    )
     ElementTree.fromstring(drawn)
     for name in ("1. base (3 seeds)", "2. gap", "3. tuned", "4. blind"):
         assert name in drawn
@@ -73,14 +77,14 @@ def test_every_run_is_named_in_the_first_figure(runs):
 
 
 def test_runs_without_a_test_are_left_out_of_the_shift_and_keep_their_numbers(runs):
-    drawn = figures.shift(compared(runs[-1], runs[-2]).entries)
+    drawn = comparison_page.shift(compared(runs[-1], runs[-2]).entries)
     assert ">2</text>" in drawn
     assert ">1</text>" not in drawn
 
 
 def test_numbers_of_runs_in_one_place_do_not_lie_on_one_another(tmp_path):
     paths = [write_run(tmp_path / f"run{i}", lr=i, f2=0.25) for i in range(5)]
-    drawn = figures.shift(compared(*paths).entries)
+    drawn = comparison_page.shift(compared(*paths).entries)
     found = [re.search(rf"<text[^>]*>{i}</text>", drawn) for i in range(1, 6)]
     places = {
         re.search(r'transform="[^"]*"|x="[^"]*" y="[^"]*"', m[0])[0] for m in found
@@ -90,24 +94,117 @@ def test_numbers_of_runs_in_one_place_do_not_lie_on_one_another(tmp_path):
 
 def test_only_runs_that_measured_training_images_show_a_gap(runs):
     entries = compared(*runs).entries
-    drawn = figures.gaps(entries)
+    drawn = comparison_page.gaps(entries)
     assert "2. gap" in drawn
     assert "base" not in drawn
-    assert figures.gaps(entries[:1]) == ""
+    assert comparison_page.gaps(entries[:1]) == ""
 
 
 def test_what_cannot_be_drawn_makes_no_figure(tmp_path):
     path = write_run(tmp_path / "one", splits={"validation": {"f2": float("nan")}})
     entries = compared(path).entries
-    assert figures.dots(entries, {}) == figures.shift(entries) == ""
+    assert comparison_page.dots(entries, {}) == comparison_page.shift(entries) == ""
     Reader(render_comparison(compared(path)))
 
 
 def test_names_of_runs_are_escaped(tmp_path):
-    workdir = write_run(tmp_path / EVIL.replace("/", "|"))
+    workdir = write_run(tmp_path / "<script>alert('$x_1$')<|script>")
     page = render_comparison(compared(workdir))
     assert page.count("<script") == 1
 
 
 def test_the_page_is_the_same_for_the_same_runs(runs):
     assert render_comparison(compared(*runs)) == render_comparison(compared(*runs))
+
+
+def entries(*paths):
+    return build_comparison([read_run(path) for path in paths]).entries
+
+
+def with_labels(path, count=40, **facts):
+    write_run(path, **facts)
+    labels_of(count).save(path / by_label.FILE)
+    return path
+
+
+def sliced(north, south):
+    found = {"north": {"f2": north, "interval": [north - 0.1, north + 0.1]}}
+    return summary(0.3) | {"slices": found | {"south": {"f2": south}}}
+
+
+@pytest.fixture
+def two(tmp_path):
+    return [
+        with_labels(tmp_path / "a", lr=0.1, splits={"test": sliced(0.4, 0.3)}),
+        with_labels(tmp_path / "b", lr=0.2, splits={"test": sliced(0.2, 0.35)}),
+    ]
+
+
+def test_the_worst_slice_comes_first_and_its_best_run_is_marked(
+    two,
+):
+    found = comparison_page.slices(entries(*two))
+    assert [row["name"] for row in found["rows"]] == ["north", "south"]
+    north = found["rows"][0]["cells"]
+    assert [cell["f2"] for cell in north] == ["0.4000", "0.2000"]
+    assert [cell["best"] for cell in north] == [True, False]
+    assert north[0]["interval"] == "0.300 to 0.500"
+    assert found["runs"] == ["1. a", "2. b"]
+
+
+def test_a_slice_that_a_run_does_not_have_is_a_dash(tmp_path):
+    one = write_run(tmp_path / "a", splits={"test": sliced(0.4, 0.3)})
+    other = summary(0.3) | {"slices": {"north": {"f2": 0.1}}}
+    two = write_run(tmp_path / "b", lr=0.2, splits={"test": other})
+    south = comparison_page.slices(entries(one, two))["rows"][1]
+    assert [cell["f2"] for cell in south["cells"]] == ["0.3000", "–"]
+
+
+def test_labels_stand_side_by_side_with_their_spread(two):
+    changed = labels_of(40)
+    changed.splits["test"].f2[5] = 0.999
+    changed.save(two[1] / by_label.FILE)
+    table = comparison_page.labels(entries(*two))
+    columns = {c["title"]: c["values"] for c in table["data"]["columns"]}
+    assert list(columns) == ["Images, test", "1. a", "2. b", "Spread"]
+    own = labels_of(40).splits["test"].f2[5]
+    assert columns["1. a"][5] == round(own, 3)
+    assert columns["Spread"][5] == pytest.approx(0.999 - own, abs=1e-3)
+    assert columns["Spread"][6] == 0
+
+
+def test_seeds_have_their_mean(tmp_path):
+    paths = [with_labels(tmp_path / f"s{i}", seed=i) for i in range(2)]
+    halved = labels_of(40)
+    halved.splits["test"].f2[:] /= 2
+    halved.save(paths[1] / by_label.FILE)
+    (column,) = comparison_page.labels(entries(*paths))["columns"][1:]
+    wanted = 0.75 * labels_of(40).splits["test"].f2
+    np.testing.assert_allclose(column.values, wanted, atol=1e-5)
+
+
+def test_runs_with_other_labels_or_without_figures_have_no_table(two, tmp_path):
+    plain = write_run(tmp_path / "plain", lr=0.3)
+    assert comparison_page.labels(entries(two[0], plain)) is None
+    other = with_labels(tmp_path / "other", count=41, lr=0.4)
+    assert comparison_page.labels(entries(two[0], other)) is None
+
+
+def test_a_variant_has_the_figures_of_its_own_labels(two):
+    metrics = (two[0] / "metrics.json").read_text()
+    (two[0] / "metrics_adabn.json").write_text(metrics)
+    seal(two[0], "metrics_adabn.json")
+    assert read_run(two[0] / "metrics_adabn.json").labels is None
+    labels_of(40).save(two[0] / "label_figures_adabn.csv")
+    seal(two[0], "metrics_adabn.json")
+    assert read_run(two[0] / "metrics_adabn.json").labels is not None
+
+
+def test_the_page_shows_both_and_no_name_is_markup(two):
+    page = render_comparison(build_comparison([read_run(path) for path in two]))
+    read = Reader(page)
+    for section in ("slices", "labels"):
+        assert section in read.ids
+        assert f'href="#{section}"' in page
+    assert page.count("<script") == page.count("</script") == 2
+    assert EVIL in "".join(read.text)

@@ -9,7 +9,7 @@ import pytest
 from jaxii.data.labels import Vocabulary
 from jaxii.evaluation.by_label import LabelTable, SplitFigures
 from jaxii.evaluation.label_map import label_map
-from jaxii.report import label_map_figure, label_table
+from jaxii.report import label_table
 from jaxii.report.label_table import ENDS
 
 EVIL = "</script><script>alert('x')</script>"
@@ -81,10 +81,10 @@ def test_a_label_off_the_map_has_no_nearest_labels():
 def test_the_map_has_every_dot_inside_and_names_that_do_not_touch(count):
     found, labels = map_of(count), labels_of(count)
     names, counts = labels.vocabulary.descriptions, labels.train_images
-    drawn = label_map_figure.draw(found, names, counts)
+    drawn = label_table.draw_map(found, names, counts)
     dots = re.findall(r"M(-?\d+) (-?\d+)h0", drawn)
     assert len(dots) == count - 1
-    _, height = label_map_figure.places(found)
+    _, height = label_table.places(found)
     assert all(0 <= int(x) <= 1000 and 0 <= int(y) <= height for x, y in dots)
     assert "<script" not in drawn
     assert drawn.count("<text") > 10
@@ -103,7 +103,7 @@ def test_the_map_has_every_dot_inside_and_names_that_do_not_touch(count):
 
 def test_one_scale_serves_both_axes():
     found = map_of(200)
-    at, _ = label_map_figure.places(found)
+    at, _ = label_table.places(found)
     drawn = np.linalg.norm(at[:50] - at[50:100], axis=1)
     true = np.linalg.norm(found.places[:50] - found.places[50:100], axis=1)
     np.testing.assert_allclose(drawn / true, np.median(drawn / true), rtol=0.1)

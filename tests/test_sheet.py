@@ -110,7 +110,7 @@ def test_scores_and_the_further_labels_are_there():
     assert re.search(r"--score:90\.0%.*?<span>0\.90</span>", page, re.DOTALL)
     assert "<summary>2 more</summary>" in page
     assert page.count("--score:") == 7
-    assert "chosen by threshold 0.31" in page
+    assert "decoder: threshold 0.31" in page
     assert "Provenance:</span> clean" in page
     _, page = page_of(["a.jpg"], [given(0, num_labels=5)])
     assert "<summary>" not in page
@@ -135,7 +135,7 @@ def test_damaged_images_are_shown_as_such_and_listed(monkeypatch):
     assert "fault &lt;3&gt;" in page
     listed = page[page.index('id="damaged"') :]
     assert "b.jpg" in listed and "c.jpg" in listed and "d.jpg" not in listed
-    assert "And 1 more" in listed
+    assert "1 more are not listed" in listed
     assert "75.0% of the images" in page
     # Of the one image that was seen.
     assert "<b>2.00</b>" in page
@@ -153,9 +153,9 @@ def test_a_sheet_of_many_images_shows_some_evenly_and_says_so(monkeypatch):
     _, page = page_of(names, [given(row) for row in range(10)], thumbnail=thumbnail)
     assert read == [0, 2, 5, 7]
     assert page.count("<img") == 4
-    assert "4 of them below, evenly spaced" in page
+    assert "4 shown below, evenly spaced" in page
     _, page = page_of(names[:4], [given(row) for row in range(4)])
-    assert "all of them below" in page
+    assert "all shown below" in page
 
 
 def test_a_image_that_is_gone_since_keeps_its_answer():
@@ -163,7 +163,7 @@ def test_a_image_that_is_gone_since_keeps_its_answer():
         raise ValueError("no such file")
 
     _, page = page_of(["a.jpg"], [given(0)], thumbnail=thumbnail)
-    assert "gone since" in page
+    assert "file is gone" in page
     assert page.count("--score:") == 2
 
 

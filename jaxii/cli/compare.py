@@ -3,10 +3,14 @@
 from jaxii.config import FREE_FIELDS
 from jaxii.console import say
 from jaxii.errors import InputError
-from jaxii.report.compare import build_comparison
-from jaxii.report.runs import read_run
-from jaxii.report.table import as_markdown, as_table, print_table
-from jaxii.storage import AnyPath
+from jaxii.report.comparison import (
+    as_markdown,
+    as_table,
+    build_comparison,
+    print_table,
+)
+from jaxii.report.run_files import read_run
+from jaxii.storage import AnyPath, write_text
 
 
 def compare(
@@ -30,9 +34,9 @@ def compare(
     )
     if output is not None:
         # Here and not above: `main` imports every command, and matplotlib takes time.
-        from jaxii.report.comparison_page import write_comparison
+        from jaxii.report.comparison_page import render_comparison
 
-        write_comparison(output, comparison)
+        write_text(output, render_comparison(comparison))
     if markdown:
         say(as_markdown(comparison))
         return

@@ -1,1 +1,1 @@
-"""Pages and tables for people."""
+"""HTML reports and the comparison of runs."""

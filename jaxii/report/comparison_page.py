@@ -1,49 +1,74 @@
-"""The page of a comparison: one HTML file with images and table, to read or to send.
+"""The page of a comparison: one self-contained HTML file with figures and tables."""
 
-Comes after `compare` made the rows; `comparison_figures` draws them.
-"""
+import math
+from collections.abc import Mapping, Sequence
+from typing import Any
 
+import matplotlib
+import numpy as np
+from jaxtyping import Float64
 from markupsafe import Markup
+from matplotlib.axes import Axes
+from matplotlib.figure import Figure
 
-from jaxii.report import comparison_figures as figures
-from jaxii.report import side_by_side
-from jaxii.report.compare import Comparison, floors
-from jaxii.report.table import is_text_column
-from jaxii.report.templates import templates
-from jaxii.storage import AnyPath, write_beside
+from jaxii.report import label_table
+from jaxii.report.comparison import (
+    Comparison,
+    f2,
+    f2_error,
+    floors,
+    is_text_column,
+    splits_of,
+)
+from jaxii.report.entries import Entry, estimate
+from jaxii.report.figures import (
+    INK,
+    MUTED,
+    SERIES,
+    STYLE,
+    WIDTH_INCHES,
+    curve,
+    legend,
+    panels,
+    to_svg,
+)
+from jaxii.report.formatting import ABSENT, interval, number, plain, short_name
+from jaxii.report.label_table import Column
+from jaxii.report.page import templates
+from jaxii.report.run_files import last_rows, split_names
 
 SECTIONS = (
     ("runs", "Mean F2 by run", "dots"),
-    ("shift", "In domain and shifted", "shift"),
+    ("shift", "Validation against test", "shift"),
     ("figures", "All figures", "rows"),
     ("slices", "Slices", "slices"),
     ("labels", "Labels", "labels"),
-    ("gaps", "Over-fitting by step", "gaps"),
+    ("gaps", "Overfitting by step", "gaps"),
 )
-
-
-def write_comparison(output: AnyPath, comparison: Comparison) -> None:
-    """Writes the page of a comparison.
-
-    Args:
-        output: the file to write.
-        comparison: of at least one run.
-    """
-    page = render_comparison(comparison)
-    write_beside(output, lambda file: file.write(page))
+MAX_ROW_NAME = 34
+# Colors cannot distinguish more curves than this.
+MAX_CURVES = 8
+# The test is what runs are judged by: it has the first color and the filled dot.
+MARKS: Mapping[str, dict[str, Any]] = {
+    "train": {"marker": "|", "color": MUTED},
+    "validation": {"marker": "o", "color": SERIES[2], "markerfacecolor": "none"},
+    "held_out": {"marker": "D", "color": SERIES[3], "markerfacecolor": "none"},
+    "test": {"marker": "o", "color": SERIES[0]},
+}
+UNCLEAN = {"marker": "X", "color": SERIES[1]}
 
 
 def render_comparison(comparison: Comparison) -> str:
-    """Returns the page of a comparison as text."""
+    """Returns the page of a comparison as HTML."""
     entries, constant = comparison.entries, floors(comparison.entries)
     count = len(entries)
     content = {
         "rows": comparison.rows,
-        "dots": Markup(figures.dots(entries, constant)),
-        "shift": Markup(figures.shift(entries)),
-        "gaps": Markup(figures.gaps(entries)),
-        "slices": side_by_side.slices(entries),
-        "labels": side_by_side.labels(entries),
+        "dots": Markup(dots(entries, constant)),
+        "shift": Markup(shift(entries)),
+        "gaps": Markup(gaps(entries)),
+        "slices": slices(entries),
+        "labels": labels(entries),
     }
     return (
         templates()
@@ -57,7 +82,7 @@ def render_comparison(comparison: Comparison) -> str:
                 for i, name in enumerate(comparison.columns)
             ],
             notes=comparison.notes,
-            labels_split=side_by_side.last_split(entries),
+            labels_split=last_split(entries),
             **content,
         )
     )
@@ -69,3 +94,267 @@ def _kind(comparison: Comparison, position: int) -> str:
     if position == 0 or not is_text_column(comparison, position):
         return "name" if position == 0 else "figure"
     return "setting" if position < comparison.num_text_columns else "words"
+
+
+def dots(entries: Sequence[Entry], constant: Mapping[str, float]) -> str:
+    """Draws the F2 of each split by row, and that of the best constant prediction.
+
+    Args:
+        entries: Rows from top to bottom.
+        constant: Split -> F2 of the best constant prediction.
+
+    Returns:
+        SVG, or "" if no row has an F2.
+    """
+    splits = splits_of(entries)
+    if not splits:
+        return ""
+    with matplotlib.rc_context({**STYLE, "ytick.labelsize": 8}):
+        size = (WIDTH_INCHES, 0.27 * len(entries) + 0.75)
+        figure = Figure(figsize=size, layout="constrained")
+        area = figure.subplots()
+        for row, entry in enumerate(entries):
+            means = [found.mean for n in splits if (found := f2(entry, n))]
+            style = {"color": MUTED, "linewidth": 0.8, "zorder": 1}
+            area.plot([min(means), max(means)], [row, row], **style)
+        for split in splits:
+            _plot_split(area, entries, split)
+        for split in (n for n in splits if n in constant):
+            style = {"color": _mark(split)["color"], "linewidth": 1.0}
+            label = f"best constant, {plain(split)}"
+            area.axvline(constant[split], linestyle=":", label=label, **style)
+        names = [
+            f"{i}. {short_name(entry.title, MAX_ROW_NAME)}"
+            for i, entry in enumerate(entries, 1)
+        ]
+        area.set_yticks(range(len(entries)), names)
+        area.set_ylim(len(entries) - 0.5, -0.5)
+        area.tick_params(axis="y", length=0, labelcolor=INK)
+        area.set_xlabel("mean F2")
+        legend(area)
+        return to_svg(figure, "dots", "Mean F2 of each split, by run.")
+
+
+def _plot_split(area: Axes, entries: Sequence[Entry], split: str) -> None:
+    for clean in (True, False):
+        shown = [
+            (row, found, f2_error(entry, split))
+            for row, entry in enumerate(entries)
+            if (found := f2(entry, split)) is not None
+            and (entry.clean or split != "test") == clean
+        ]
+        if not shown:
+            continue
+        rows = [row for row, _, _ in shown]
+        means = [found.mean for _, found, _ in shown]
+        deviations = [found.deviation or 0.0 for _, found, _ in shown]
+        errors = [error or 0.0 for _, _, error in shown]
+        mark = _mark(split) if clean else UNCLEAN
+        label = plain(split) if clean else f"{plain(split)}, run not clean"
+        style = {"fmt": "none", "ecolor": mark["color"]}
+        area.errorbar(means, rows, xerr=errors, elinewidth=0.8, **style)
+        area.errorbar(means, rows, xerr=deviations, elinewidth=3.2, alpha=0.5, **style)
+        style = {"linestyle": "none", "markersize": 5.5, "label": label, **mark}
+        area.plot(means, rows, **style)
+
+
+def shift(entries: Sequence[Entry]) -> str:
+    """Draws test F2 against validation F2, with the number of each row; "" if none."""
+    shown = [
+        (number, entry)
+        for number, entry in enumerate(entries, 1)
+        if f2(entry, "validation") and f2(entry, "test")
+    ]
+    if not shown:
+        return ""
+    with matplotlib.rc_context(STYLE):
+        figure = Figure(figsize=(WIDTH_INCHES, 4.6), layout="constrained")
+        area = figure.subplots()
+        for clean in (True, False):
+            part = [entry for _, entry in shown if entry.clean == clean]
+            if part:
+                _plot_shift(area, part, MARKS["test"] if clean else UNCLEAN, clean)
+        _draw_equality(area)
+        area.set(xlabel="mean F2, validation", ylabel="mean F2, test")
+        legend(area)
+        numbers, numbered = zip(*shown, strict=True)
+        _number(figure, area, numbers, numbered)
+        return to_svg(figure, "shift", "Mean F2 on test against validation, by run.")
+
+
+def _plot_shift(
+    area: Axes, entries: Sequence[Entry], mark: Mapping[str, Any], clean: bool
+) -> None:
+    x, y = _means(entries)
+    for width, alpha, spread in ((0.7, 0.7, _errors), (3.0, 0.45, _deviations)):
+        across, up = (spread(entries, split) for split in ("validation", "test"))
+        style = {"fmt": "none", "ecolor": mark["color"], "alpha": alpha}
+        area.errorbar(x, y, xerr=across, yerr=up, elinewidth=width, **style)
+    label = "run" if clean else "run, not clean"
+    area.plot(x, y, linestyle="none", markersize=6, label=label, **mark)
+
+
+def _means(entries: Sequence[Entry]) -> Float64[np.ndarray, "two row"]:
+    found = [
+        [f2(entry, split) for entry in entries] for split in ("validation", "test")
+    ]
+    return np.array([[e.mean if e else np.nan for e in row] for row in found])
+
+
+def _errors(entries: Sequence[Entry], split: str) -> list[float]:
+    return [f2_error(entry, split) or 0.0 for entry in entries]
+
+
+def _deviations(entries: Sequence[Entry], split: str) -> list[float]:
+    found = [f2(entry, split) for entry in entries]
+    return [(e.deviation or 0.0) if e else 0.0 for e in found]
+
+
+def _draw_equality(area: Axes) -> None:
+    """Draws the line where test equals validation, inside the current limits."""
+    limits = area.get_xlim(), area.get_ylim()
+    low, high = max(low for low, _ in limits), min(high for _, high in limits)
+    if low < high:
+        style = {"color": MUTED, "linewidth": 0.9, "linestyle": "--"}
+        area.plot([low, high], [low, high], label="test = validation", **style)
+    area.set(xlim=limits[0], ylim=limits[1])
+
+
+def _number(
+    figure: Figure, area: Axes, numbers: Sequence[int], entries: Sequence[Entry]
+) -> None:
+    """Writes each row's number beside its dot, on the side with most room."""
+    figure.draw_without_rendering()
+    points = _means(entries).T
+    places = area.transData.transform(points) * 72 / figure.dpi
+    turns = np.linspace(0, 2 * np.pi, 8, endpoint=False) + np.pi / 4
+    offsets = 9.0 * np.column_stack([np.cos(turns), np.sin(turns)])
+    taken = list(places)
+    for row, point, place in zip(numbers, points, places, strict=True):
+        away = (place + offsets)[:, None] - np.asarray(taken)
+        # The first place is kept if it has enough room.
+        room = np.minimum(np.hypot(*away.T).min(axis=0), 9.0).round(1)
+        best = offsets[np.argmax(room)]
+        taken.append(place + best)
+        style = {"ha": "center", "va": "center", "fontsize": 7.5, "color": INK}
+        area.annotate(str(row), point, xytext=best, textcoords="offset points", **style)
+
+
+def gaps(entries: Sequence[Entry]) -> str:
+    """Draws validation and training figures by step, for rows that recorded both.
+
+    Returns:
+        SVG, or "" if no row recorded figures of its training images.
+    """
+    rows = [
+        (number, entry, last_rows(entry.runs[0].history, "evaluation"))
+        for number, entry in enumerate(entries, 1)
+    ]
+    shown = [row for row in rows if any("train/f2" in figures for figures in row[2])]
+    shown = shown[:MAX_CURVES]
+    if not shown:
+        return ""
+    titles = [
+        "F2 at its best threshold",
+        "Cross-entropy per image (sum over labels)",
+    ]
+    with matplotlib.rc_context(STYLE):
+        figure, axes = panels(titles, height=2.3)
+        for i, (number, entry, history) in enumerate(shown):
+            name = f"{number}. {short_name(entry.name)}"
+            for area, key in zip(axes, ("f2", "bce"), strict=True):
+                style = {"color": SERIES[i], "label": name}
+                curve(area, history, f"validation/{key}", **style)
+                style = {"color": SERIES[i], "linestyle": "--", "linewidth": 1.0}
+                curve(area, history, f"train/{key}", **style)
+        legend(axes[0])
+        axes[-1].set_xlabel("step")
+        alt = "F2 and cross-entropy of validation and training images by step."
+        return to_svg(figure, "gaps", alt)
+
+
+def _mark(split: str) -> dict[str, Any]:
+    return MARKS.get(split, MARKS["train"])
+
+
+def last_split(entries: Sequence[Entry]) -> str | None:
+    """Returns the last split that all runs share, or None."""
+    runs = [run for entry in entries for run in entry.runs]
+    shared = set.intersection(*(set(run.metrics["splits"]) for run in runs))
+    names = [name for name in split_names(runs[0].metrics) if name in shared]
+    return names[-1] if names else None
+
+
+def slices(entries: Sequence[Entry]) -> dict[str, Any]:
+    """Returns the slices of the last split by row; {} without shared slices."""
+    split = last_split(entries)
+    if split is None:
+        return {}
+    tables = [
+        [run.metrics["splits"][split].get("slices") or {} for run in entry.runs]
+        for entry in entries
+    ]
+    names = dict.fromkeys(n for of in tables for table in of for n in table)
+    rows = []
+    for name in names:
+        found = [estimate([t.get(name, {}).get("f2") for t in of]) for of in tables]
+        means = [f.mean for f in found if f is not None]
+        cells = [
+            {
+                "f2": ABSENT if f is None else number(f.mean),
+                "interval": interval(of[0].get(name, {}).get("interval"))
+                if len(of) == 1
+                else "",
+                "best": f is not None and len(entries) > 1 and f.mean == max(means),
+            }
+            for f, of in zip(found, tables, strict=True)
+        ]
+        worst = math.fsum(means) / len(means) if means else math.inf
+        rows.append((worst, {"name": name, "cells": cells}))
+    rows.sort(key=lambda row: row[0])
+    if not rows:
+        return {}
+    return {
+        "split": split,
+        "runs": _names(entries),
+        "rows": [row for _, row in rows],
+        "has_intervals": any(c["interval"] for _, row in rows for c in row["cells"]),
+    }
+
+
+def labels(entries: Sequence[Entry]) -> dict[str, Any] | None:
+    """Returns the F2 of each label on the last split by row.
+
+    None if a run has no figures of its labels, or different labels.
+    """
+    split = last_split(entries)
+    tables = [run.labels for entry in entries for run in entry.runs]
+    known = [table for table in tables if table is not None]
+    if split is None or len(known) < len(tables):
+        return None
+    first = known[0]
+    is_same = all(
+        table.vocabulary.codes == first.vocabulary.codes and split in table.splits
+        for table in known
+    )
+    if not is_same:
+        return None
+    columns = []
+    for name, entry in zip(_names(entries), entries, strict=True):
+        f2s = [r.labels.splits[split].f2 for r in entry.runs if r.labels is not None]
+        columns.append(Column(name, np.mean(f2s, axis=0), 3))
+    f2 = np.array([column.values for column in columns])
+    spread = Column("Spread", f2.max(axis=0) - f2.min(axis=0), 3)
+    support = Column(f"Images, {split}", first.splits[split].support, 0)
+    several = len(entries) > 1
+    return label_table.make_table(
+        first.vocabulary.descriptions,
+        first.vocabulary.codes,
+        [support, *columns, *[spread] * several],
+        ranked=spread if several else columns[0],
+        caption=f"F2 of each label on {split}, by run",
+    )
+
+
+def _names(entries: Sequence[Entry]) -> list[str]:
+    return [f"{i}. {short_name(e.title, 28)}" for i, e in enumerate(entries, 1)]

@@ -1,29 +1,168 @@
-"""The figures of the report: what is drawn of one run.
+"""The figures of a run as SVG elements, and the parts that all figures share.
 
-Before it: `runs` reads the history and `panels` has the parts. After it: `svg` makes
-text of a drawing, and `page` places it.
+Matplotlib draws them without a display and without pyplot's global state. Colors and
+fonts are CSS variables of the page, so one drawing serves light, dark and paper.
 """
 
+import io
+import re
 from collections.abc import Mapping, Sequence
+from html import escape
 from typing import Any
 
 import matplotlib
 import numpy as np
+from jaxtyping import Float64
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
+from matplotlib.ticker import FuncFormatter, LogLocator, NullFormatter
 
-from jaxii.report.panels import (
-    WIDTH_INCHES,
-    column,
-    curve,
-    draw_stages,
-    legend,
-    logarithmic,
-    panels,
-    short_name,
-)
-from jaxii.report.runs import Row, last_rows, number_or_none
-from jaxii.report.svg import DASHES, MUTED, SERIES, STYLE, to_svg
+from jaxii.report.formatting import number_or_none, short_name
+from jaxii.report.run_files import Row, last_rows
+
+WIDTH_INCHES = 9.6
+# A curve keeps this many points; a screen cannot show more.
+MAX_POINTS = 400
+# Matplotlib needs real colors; each of these stands for a CSS variable of the page.
+INK, MUTED, GRID, PAPER = "#010101", "#020202", "#030303", "#040404"
+SERIES = tuple(f"#0a0a{i:02x}" for i in range(1, 9))
+DASHES = ("-", "--", "-.", ":")
+_VARIABLES = {
+    INK: "var(--ink)",
+    MUTED: "var(--muted)",
+    GRID: "var(--grid)",
+    PAPER: "var(--paper)",
+    **{color: f"var(--series-{i})" for i, color in enumerate(SERIES, start=1)},
+}
+STYLE: dict[Any, Any] = {
+    "axes.edgecolor": GRID,
+    "axes.facecolor": "none",
+    "axes.grid": True,
+    "axes.labelcolor": MUTED,
+    "axes.labelsize": 8,
+    "axes.spines.right": False,
+    "axes.spines.top": False,
+    "axes.titlecolor": INK,
+    "axes.titlelocation": "left",
+    "axes.titlesize": 8.5,
+    "figure.facecolor": "none",
+    "font.family": "DejaVu Sans",
+    "font.size": 8,
+    "grid.color": GRID,
+    "grid.linewidth": 0.6,
+    "legend.borderaxespad": 0.0,
+    "legend.fontsize": 7.5,
+    "legend.frameon": False,
+    "legend.labelcolor": INK,
+    "lines.linewidth": 1.4,
+    "lines.solid_capstyle": "round",
+    "savefig.facecolor": "none",
+    "svg.fonttype": "none",
+    "text.color": INK,
+    # A stage or slice named "$x_1$" is not a formula.
+    "text.parse_math": False,
+    "xtick.color": MUTED,
+    "ytick.color": MUTED,
+    "xtick.labelsize": 7.5,
+    "ytick.labelsize": 7.5,
+}
+
+
+def to_svg(figure: Figure, name: str, alt: str) -> str:
+    """Returns a figure as an SVG element.
+
+    Args:
+        figure: The drawing.
+        name: Prefix of the element's identifiers, unique on a page.
+        alt: The alternative text.
+    """
+    buffer = io.StringIO()
+    with matplotlib.rc_context({**STYLE, "svg.hashsalt": name}):
+        figure.savefig(buffer, format="svg", metadata={"Date": None})
+    text = buffer.getvalue()
+    text = text[text.index("<svg") :]
+    text = re.sub(r"<metadata>.*?</metadata>\s*", "", text, flags=re.DOTALL)
+    text = re.sub(r"<!--.*?-->\s*", "", text, flags=re.DOTALL)
+    text = re.sub(r'\bid="', f'id="{name}-', text)
+    text = re.sub(r"url\(#", f"url(#{name}-", text)
+    text = re.sub(r'\bxlink:href="#', f'href="#{name}-', text)
+    text = re.sub(r"'DejaVu Sans'[^;\"]*", "var(--sans)", text)
+    for color, variable in _VARIABLES.items():
+        text = text.replace(color, variable)
+    box = re.search(r'viewBox="[^"]*"', text)
+    head = f'<svg {box.group() if box else ""} role="img" aria-label="{escape(alt)}">'
+    return re.sub(r"^<svg[^>]*>", lambda _: head, text, count=1).strip()
+
+
+def panels(titles: Sequence[str], *, height: float) -> tuple[Figure, list[Axes]]:
+    """Returns stacked panels that share the horizontal axis; `height` is in inches."""
+    size = (WIDTH_INCHES, height * len(titles) + 0.35)
+    figure = Figure(figsize=size, layout="constrained")
+    axes = list(figure.subplots(len(titles), 1, sharex=True, squeeze=False)[:, 0])
+    for area, title in zip(axes, titles, strict=True):
+        area.set_title(title)
+        area.margins(x=0.01)
+    return figure, axes
+
+
+def column(
+    rows: Sequence[Row], name: str, absent: float = np.nan
+) -> Float64[np.ndarray, " row"]:
+    """Returns one column of a history; `absent` replaces non-finite values."""
+    values = [number_or_none(row.get(name)) for row in rows]
+    return np.asarray([absent if v is None else v for v in values], np.float64)
+
+
+def curve(area: Axes, rows: Sequence[Row], name: str, color: str, **style: Any) -> None:
+    """Draws one column against step, averaged to at most `MAX_POINTS` points."""
+    absent = 0.0 if name.startswith("weight/") else np.nan
+    steps, values = column(rows, "step"), column(rows, name, absent)
+    size = -(-len(steps) // MAX_POINTS)
+    groups = np.arange(len(steps)) // max(size, 1)
+    known = np.isfinite(values)
+    if not known.any():
+        return
+    counts = np.bincount(groups, known)
+    sums = np.bincount(groups, np.where(known, values, 0.0))
+    means = np.where(counts > 0, sums / np.maximum(counts, 1), np.nan)
+    middles = np.bincount(groups, steps) / np.bincount(groups)
+    # Markers show points between gaps, which have no line.
+    marker = "." if known.sum() < 12 else None
+    area.plot(middles, means, color=color, marker=marker, **style)
+
+
+def draw_stages(axes: Sequence[Axes], stages: Sequence[Row]) -> None:
+    """Draws the start of each stage, and its name above the first panel."""
+    if stages:
+        axes[0].set_title(axes[0].get_title(loc="left"), pad=18)
+    for number, stage in enumerate(stages):
+        first = number_or_none(stage.get("first_step"))
+        if first is None:
+            continue
+        for area in axes if number else ():
+            area.axvline(first, color=MUTED, linewidth=0.9, linestyle=(0, (4, 3)))
+        # The first stage starts before its first logged step, outside the frame.
+        inside = max(first, axes[0].get_xlim()[0])
+        label = axes[0].text(inside, 1.03, short_name(stage.get("name", "")))
+        label.set(va="bottom", transform=axes[0].get_xaxis_transform(), fontsize=7.5)
+        label.set(color=MUTED, in_layout=False)
+
+
+def logarithmic(area: Axes) -> None:
+    """Makes the vertical axis logarithmic, with plain numbers as labels."""
+    area.set_yscale("log")
+    # The default labels are formulas, which the page cannot typeset.
+    low, high = area.get_ylim()
+    steps = (1.0,) if high > 300 * low else (1.0, 2.0, 5.0)
+    area.yaxis.set_major_locator(LogLocator(subs=steps))
+    area.yaxis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:,.10g}"))
+    area.yaxis.set_minor_formatter(NullFormatter())
+
+
+def legend(area: Axes) -> None:
+    """Draws the legend to the right of the frame."""
+    if area.get_legend_handles_labels()[0]:
+        area.legend(loc="upper left", bbox_to_anchor=(1.01, 1.0))
 
 
 def training_curves(
@@ -32,12 +171,12 @@ def training_curves(
     """Draws objective, loss terms, F2, cross-entropy and term weights against step.
 
     Args:
-        history: rows of the training history.
-        stages: rows of the stage table; their first steps are drawn as borders.
-        constant_f2: validation F2 of the best constant prediction; None: not drawn.
+        history: Rows of the training history.
+        stages: Rows of the stage table; their first steps are drawn as borders.
+        constant_f2: Validation F2 of the best constant prediction; None for no line.
 
     Returns:
-        SVG, or an empty string where there is nothing to draw.
+        SVG, or "" without data.
     """
     train, evaluations = last_rows(history, "train"), last_rows(history, "evaluation")
     losses, weights = _terms(train, "loss/"), _terms(train, "weight/")
@@ -58,7 +197,7 @@ def training_curves(
             lambda area: _plot_f2(area, evaluations, stages, constant_f2),
         ),
         (
-            "Cross-entropy of an image (sum over the labels)",
+            "Cross-entropy per image (sum over labels)",
             bool(_splits(evaluations, "bce")),
             lambda area: _plot_splits(area, evaluations, "bce"),
         ),
@@ -86,15 +225,15 @@ def training_curves(
 def f2_against_threshold(
     splits: Mapping[str, Any], constant: Mapping[str, Any], threshold: float | None
 ) -> str:
-    """Draws mean F2 of each split at every threshold, and the threshold in use.
+    """Draws mean F2 against threshold for each split, and the threshold in use.
 
     Args:
-        splits: evaluation summaries by split.
-        constant: F2 of the best constant prediction by split.
-        threshold: the threshold in use, in [0, 1]; None: not drawn.
+        splits: Split -> figures of the evaluation.
+        constant: Split -> F2 of the best constant prediction.
+        threshold: In [0, 1]; None for no line.
 
     Returns:
-        SVG, or an empty string where no split has a curve.
+        SVG, or "" if no split has a curve.
     """
     curves = {n: s for n, s in splits.items() if s.get("f2_by_threshold")}
     if not curves:
@@ -126,26 +265,28 @@ def f2_against_threshold(
                 area.axhline(floor, label=f"best constant, {short_name(name)}", **style)
         if threshold is not None:
             area.axvline(threshold, color=MUTED, linewidth=1.0, linestyle=":")
-            # Towards the middle: no threshold pushes its label out of the frame.
+            # The label is on the side with more room.
             side, shift = ("left", 0.007) if threshold < 0.8 else ("right", -0.007)
             label = area.text(threshold + shift, 0.04, f"in use: {threshold:.3g}")
             label.set(color=MUTED, transform=area.get_xaxis_transform(), ha=side)
         area.set_xlim(0, 1)
         area.set_ylim(bottom=0)
-        area.set_xlabel("threshold on the probability; a dot marks each split's best")
+        area.set_xlabel(
+            "threshold on the probability; dots mark the best of each split"
+        )
         legend(area)
         return to_svg(figure, "threshold", "Mean F2 against threshold, for each split.")
 
 
 def reliability(splits: Mapping[str, Any]) -> str:
-    """Draws how often labels were true against how probable they were said to be.
+    """Draws the reliability diagram: frequency of labels against probability.
 
     Args:
-        splits: evaluation summaries by split, with rows [mean probability, frequency,
-            count].
+        splits: Split -> figures of the evaluation; `reliability` has rows [mean
+            probability, frequency, count].
 
     Returns:
-        SVG, or an empty string where no split has rows.
+        SVG, or "" without rows.
     """
     tables = {n: s["reliability"] for n, s in splits.items() if s.get("reliability")}
     if not tables:
@@ -160,29 +301,29 @@ def reliability(splits: Mapping[str, Any]) -> str:
             left.plot(means, frequencies, markersize=3, label=short_name(name), **style)
             right.plot(means, counts, markersize=3, label=short_name(name), **style)
         left.set(xlim=(0, 1), ylim=(0, 1), xlabel="mean probability of the bin")
-        left.set_title("How often the label was present")
+        left.set_title("Frequency of the label")
         logarithmic(right)
         right.set(xlim=(0, 1), xlabel="mean probability of the bin")
-        right.set_title("Entries (image and label) in the bin")
+        right.set_title("Image-label pairs in the bin")
         legend(right)
-        alt = "Frequency of presence and number of entries against probability."
+        alt = "Frequency of labels and number of pairs against probability."
         return to_svg(figure, "reliability", alt)
 
 
 def throughput(history: Sequence[Row], stages: Sequence[Row]) -> str:
-    """Draws images a second and the share of time spent waiting for input.
+    """Draws training throughput and the share of time spent waiting for input.
 
     Args:
-        history: rows of the training history.
-        stages: rows of the stage table.
+        history: Rows of the training history.
+        stages: Rows of the stage table.
 
     Returns:
-        SVG, or an empty string where neither was recorded.
+        SVG, or "" if neither was recorded.
     """
     train = last_rows(history, "train")
     known = {
-        "images_per_second": "Images a second",
-        "input_wait_share": "Share of the time spent waiting for input",
+        "images_per_second": "Images per second",
+        "input_wait_share": "Share of time spent waiting for input",
     }
     names = [n for n in known if np.isfinite(column(train, n)).any()]
     if not names:
@@ -214,30 +355,37 @@ def _plot_terms(
     if prefix == "loss/" and any((column(rows, prefix + t) > 0).any() for t in terms):
         logarithmic(area)
     if prefix == "weight/":
-        # A weight of 0 is a line to be seen, not the frame's.
+        # Keep a weight of 0 visible above the frame.
         area.set_ylim(bottom=-0.04 * area.get_ylim()[1])
     legend(area)
 
 
 def _splits(rows: Sequence[Row], figure: str) -> list[str]:
-    """Returns the splits of which a figure was recorded: validation first."""
+    """Returns the splits with a figure in the history, validation first."""
     names = dict.fromkeys(key for row in rows for key in row)
     splits = [n.removesuffix(f"/{figure}") for n in names if n.endswith(f"/{figure}")]
+    # An evaluation row also has the terms `loss/bce` and `weight/bce`.
+    splits = [n for n in splits if n not in ("loss", "weight")]
     return sorted(splits, key=lambda n: (n == "train", n != "validation", n))
 
 
 def _plot_splits(area: Axes, rows: Sequence[Row], figure: str) -> None:
-    """Draws a figure of each split, and the gap between validation and training."""
+    """Draws a figure of each split, and the gap between training and validation."""
     splits = _splits(rows, figure)
     for split in splits:
         is_train = split == "train"
         at = 2 if is_train else 0 if split == "validation" else 3
-        name = "training, unaugmented" if is_train else split.replace("_", "-")
+        name = "training, no augmentation" if is_train else split.replace("_", "-")
         style = {"linestyle": "--" if is_train else "-", "label": name}
         curve(area, rows, f"{split}/{figure}", SERIES[at], **style)
     if {"train", "validation"} <= set(splits):
         one, other = (column(rows, f"{n}/{figure}") for n in ("validation", "train"))
-        style = {"color": SERIES[2], "alpha": 0.12, "linewidth": 0, "label": "the gap"}
+        style = {
+            "color": SERIES[2],
+            "alpha": 0.12,
+            "linewidth": 0,
+            "label": "generalization gap",
+        }
         area.fill_between(column(rows, "step"), one, other, **style)
     legend(area)
 

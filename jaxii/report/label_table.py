@@ -1,35 +1,38 @@
-"""The table of labels: what the script sorts and searches, and its ends for paper.
+"""The labels of a page: a table that the script sorts and searches, and a map.
 
-Before it: `by_label` has the figures. After it: `labels.html.j2` places them, for a run
-and for a comparison.
+Without the script, and on paper, the page shows the top and the bottom of the table.
 """
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from html import escape
 from typing import Any
 
 import numpy as np
-from jaxtyping import Float64
+from jaxtyping import Float64, Int
 
 from jaxii.evaluation.by_label import LabelTable
 from jaxii.evaluation.label_map import LabelMap
-from jaxii.report import label_map_figure
-from jaxii.report.words import number
+from jaxii.report.formatting import number, plain, short_name
 
+# With more labels than this, only the ends of the table are shown without the script.
 MOST_WITHOUT_SCRIPT = 100
-"""With more labels than this, paper and pages without a script show the ends."""
 ENDS = 20
+
+WIDTH, MARGIN = 1000, 36
+MOST_NAMED = 30
+# Up to this many labels, dots are larger, names avoid all dots, and all may be named.
+FEW = 300
+MAX_NAME = 26
+# Width of a letter and height of a line, in the drawing's units.
+_LETTER, _LINE = 7.2, 17.0
+# Sizes of dots, with the range of labels of that size as shares, most frequent first.
+_SIZES = (("large", 0.0, 0.04), ("medium", 0.04, 0.3), ("small", 0.3, 1.0))
 
 
 @dataclass(frozen=True)
 class Column:
-    """One figure of every label.
-
-    Attributes:
-      title: of the column.
-      values: NaN where a label has none.
-      digits: after the point.
-    """
+    """One figure of every label; NaN where a label has none."""
 
     title: str
     values: Float64[np.ndarray, " class"]
@@ -41,16 +44,16 @@ class Column:
 
 
 def of_run(labels: LabelTable, label_map: LabelMap | None) -> dict[str, Any]:
-    """Returns what the template needs for the table of a run.
+    """Returns the template's values for the label table of a run.
 
     Args:
-      labels: figures of each label.
-      label_map: gives the nearest labels.
+      labels: Figures of each label.
+      label_map: Nearest labels and places; None without an embedding.
     """
     columns = [Column("Images, training", labels.train_images, 0)]
-    # The last split is what a run is judged by: it comes first.
+    # The last split comes first: it is the one to judge a run by.
     for split in reversed(list(labels.splits)):
-        figures, name = labels.splits[split], split.replace("_", " ")
+        figures, name = labels.splits[split], plain(split)
         columns += [
             Column(f"Images, {name}", figures.support, 0),
             Column(f"AP, {name}", figures.average_precision, 3),
@@ -63,7 +66,7 @@ def of_run(labels: LabelTable, label_map: LabelMap | None) -> dict[str, Any]:
         nearest = [[] for _ in labels.vocabulary.codes]
         for label, near in zip(label_map.class_ids, label_map.nearest, strict=True):
             nearest[label] = near.tolist()
-        at, _ = label_map_figure.places(label_map)
+        at, _ = places(label_map)
         x, y = at.T.tolist()
         place = {
             "ids": label_map.class_ids.tolist(),
@@ -93,16 +96,16 @@ def make_table(
     nearest: Sequence[Sequence[int]] = (),
     place: Mapping[str, Any] | None = None,
 ) -> dict[str, Any]:
-    """Returns what the template needs for a table of labels.
+    """Returns the template's values for a table of labels.
 
     Args:
-      names: one a label.
-      codes: likewise.
-      columns: figures, from the left.
-      ranked: the one by which the ends are taken.
-      caption: what the table is of.
-      nearest: labels near each; empty: no such column.
-      place: what the script needs of a map; see `label_map_figure`.
+      names: Name of each label.
+      codes: Code of each label.
+      columns: Figures, from left to right.
+      ranked: The column that orders the ends of the table.
+      caption: Caption of the table.
+      nearest: Nearest labels of each label; empty for no such column.
+      place: Class ids, coordinates and cosines of the map, for the script.
     """
     data = {
         "names": list(names),
@@ -135,7 +138,7 @@ def _numbers(column: Column) -> list[float | int | None]:
 
 
 def _ends(ranked: Column) -> list[tuple[str, list[int]]]:
-    """Returns titles and labels of the tables that are there without a script."""
+    """Returns titles and labels of the tables that are shown without the script."""
     known = np.flatnonzero(np.isfinite(ranked.values))
     order = known[np.argsort(-ranked.values[known], kind="stable")].tolist()
     if len(ranked.values) <= MOST_WITHOUT_SCRIPT:
@@ -145,3 +148,78 @@ def _ends(ranked: Column) -> list[tuple[str, list[int]]]:
         (f"The {ENDS} labels with the largest {ranked.title}", order[:ENDS]),
         (f"The {ENDS} labels with the smallest {ranked.title}", order[-ENDS:]),
     ]
+
+
+def places(label_map: LabelMap) -> tuple[Int[np.ndarray, "label 2"], int]:
+    """Returns the place of each label in the drawing, and the drawing's height.
+
+    Both axes have the same scale, so that distances keep their proportions.
+    """
+    low = label_map.places.min(axis=0)
+    spans = np.maximum(label_map.places.max(axis=0) - low, 1e-9)
+    inner = WIDTH - 2 * MARGIN
+    height = int(np.clip(inner * spans[1] / spans[0], 360, 560))
+    scale = min(inner / spans[0], height / spans[1])
+    centered = (label_map.places - low - spans / 2) * scale
+    middle = np.array([WIDTH / 2, height / 2 + MARGIN])
+    # SVG's vertical axis points downwards.
+    at = middle + centered * np.array([1, -1])
+    return at.round().astype(np.int64), height + 2 * MARGIN
+
+
+def draw_map(
+    label_map: LabelMap, names: tuple[str, ...], counts: Float64[np.ndarray, " class"]
+) -> str:
+    """Returns the map as an SVG element; the script finds the label under a pointer.
+
+    Args:
+      label_map: Of the label embedding.
+      names: Names of all classes.
+      counts: Training images of all classes; they decide dot sizes and named labels.
+    """
+    at, height = places(label_map)
+    order = np.argsort(-counts[label_map.class_ids], kind="stable")
+    paths = []
+    for name, first, last in _SIZES:
+        part = order[round(first * len(order)) : round(last * len(order))]
+        steps = "".join(f"M{x} {y}h0" for x, y in at[part].tolist())
+        paths.insert(0, f'<path class="dots {name}" d="{steps}"/>')
+    texts = [
+        f'<text x="{x}" y="{y}" text-anchor="{anchor}">'
+        f"{escape(short_name(names[label_map.class_ids[i]], MAX_NAME))}</text>"
+        for i, x, y, anchor in _named(at, order, label_map, names)
+    ]
+    few = " few" if len(at) <= FEW else ""
+    alt = f"Map of {len(at)} labels; the label table lists the nearest of each."
+    return (
+        f'<svg class="map{few}" viewBox="0 0 {WIDTH} {height}" role="img" '
+        f'aria-label="{alt}">{"".join(paths)}'
+        f'<g class="names">{"".join(texts)}</g><g class="marks"></g></svg>'
+    )
+
+
+def _named(at, order, label_map, names) -> list[tuple[int, float, float, str]]:
+    """Returns the labels whose names have room, the most frequent first."""
+    is_few = len(at) <= FEW
+    taken = [(x - 4.0, y - 4.0, x + 4.0, y + 4.0) for x, y in at.tolist() if is_few]
+    found = []
+    most = FEW if is_few else MOST_NAMED
+    for i in order[: 4 * most].tolist():
+        name = short_name(names[label_map.class_ids[i]], MAX_NAME)
+        width, (x, y) = _LETTER * len(name), at[i].tolist()
+        for anchor, left in (("start", x + 9), ("end", x - 9 - width)):
+            box = (left, y - _LINE / 2, left + width, y + _LINE / 2)
+            inside = box[0] >= 0 and box[2] <= WIDTH
+            if inside and not any(_overlap(box, other) for other in taken):
+                taken.append(box)
+                edge = left if anchor == "start" else left + width
+                found.append((i, edge, y + 4.5, anchor))
+                break
+        if len(found) == most:
+            break
+    return found
+
+
+def _overlap(one, other) -> bool:
+    apart = one[2] < other[0] or other[2] < one[0]
+    return not (apart or one[3] < other[1] or other[3] < one[1])

@@ -1,33 +1,33 @@
-"""The report of a run: one HTML file that needs nothing else, to read, send or print.
+"""The report of a run: one self-contained HTML file.
 
-Comes last in the flow: evaluation hands in its result, the training history and the
-stage table. `parts` makes text of them, `figures` drawings; the template places them.
+`page_text` provides its texts, `figures` and `label_table` its drawings. Everything
+from data is escaped. The content security policy allows the page's own script, by its
+hash, and nothing else.
 """
 
+import base64
+import functools
+import hashlib
 from collections.abc import Mapping, Sequence
+from pathlib import Path
 from typing import Any
 
+import jinja2
 from markupsafe import Markup
 
 from jaxii.evaluation.details import Details
-from jaxii.report import decoders, figures, label_map_figure, label_table, parts
-from jaxii.report.runs import (
+from jaxii.report import figures, label_table, page_text
+from jaxii.report.formatting import as_text, flatten, number, number_or_none, percent
+from jaxii.report.run_files import (
     Row,
-    as_text,
-    flatten,
     images_per_second,
     last_rows,
     median,
-    number_or_none,
     split_names,
 )
-from jaxii.report.templates import templates
-from jaxii.report.words import number, percent
-from jaxii.storage import AnyPath, write_beside
 
-REPORT_NAME = "report.html"
 NO_DETAILS = Details()
-# In the order of the page; a section without content is left out, here and there.
+# In the order of the page. A section without content is left out of page and contents.
 SECTIONS = (
     ("training", "Training", "training"),
     ("threshold", "F2 against threshold", "threshold_figure"),
@@ -36,56 +36,35 @@ SECTIONS = (
     ("map", "Label map", "map_figure"),
     ("images", "Best and worst images", "gallery"),
     ("decoders", "Decoders", "decoders"),
-    ("shift", "Foreseeing the shift", "estimates"),
+    ("shift", "Estimated domain shift", "estimates"),
     ("calibration", "Calibration", "reliability_figure"),
     ("figures", "All figures", "quality"),
     ("throughput", "Throughput", "throughput_figure"),
     ("configuration", "Configuration", "config"),
 )
+_FOLDER = Path(__file__).parent
 
 
-def write_report(
-    output: AnyPath,
-    *,
-    metrics: Mapping[str, Any],
-    history: Sequence[Row],
-    config: Mapping[str, Any],
-    stages: Sequence[Row],
-    details: Details = NO_DETAILS,
-    recipe: Mapping[str, Any] | None = None,
-) -> AnyPath:
-    """Writes the report of an evaluated run.
-
-    Args:
-        output: the file to write, or a folder: then `report.html` in it.
-        metrics: the evaluation result, as in `metrics.json`. Every part may be absent.
-        history: rows of the training history.
-        config: the resolved configuration, nested.
-        stages: rows with `name`, `first_step`, `last_step`, `embedding_head`, `terms`
-            ({term: [first weight, last weight]}), `enters_from`,
-            `train_step_compilations`, `best_step` and `best_f2`.
-        details: labels, their map, and images.
-        recipe: `name` of the recipe, and `own`: its values of the fields that the
-            command line changed; None where no recipe is known.
-
-    Returns:
-        The file.
-
-    Raises:
-        InputError: the provenance in `metrics` is not a whole record.
-    """
-    path = output / REPORT_NAME if output.is_dir() else output
-    page = render(
-        path.parent.absolute().name,
-        metrics=metrics,
-        history=history,
-        config=config,
-        stages=stages,
-        details=details,
-        recipe=recipe,
+@functools.cache
+def templates() -> jinja2.Environment:
+    """Returns the templates of all pages; they escape their values."""
+    environment = jinja2.Environment(
+        loader=jinja2.FileSystemLoader(_FOLDER),
+        autoescape=True,
+        undefined=jinja2.StrictUndefined,
+        trim_blocks=True,
+        lstrip_blocks=True,
     )
-    write_beside(path, lambda file: file.write(page))
-    return path
+    # JSON in a page has no spaces and keeps the order of its keys.
+    environment.policies["json.dumps_kwargs"] = {
+        "separators": (",", ":"),
+        "allow_nan": False,
+    }
+    script = (_FOLDER / "report.js").read_text(encoding="utf-8")
+    digest = base64.b64encode(hashlib.sha256(script.encode()).digest()).decode()
+    environment.globals["script"] = Markup(script)
+    environment.globals["script_hash"] = f"sha256-{digest}"
+    return environment
 
 
 def render(
@@ -98,16 +77,22 @@ def render(
     details: Details = NO_DETAILS,
     recipe: Mapping[str, Any] | None = None,
 ) -> str:
-    """Returns the page as text; the arguments are those of `write_report`.
+    """Returns the report of an evaluated run as HTML.
 
     Args:
-        name: of the run, as the heading says it.
-        metrics: the evaluation result.
-        history: rows of the training history.
-        config: the resolved configuration, nested.
-        stages: rows of the stage table.
-        details: labels, their map, and images.
-        recipe: what the configuration came of.
+        name: Name of the run, the heading.
+        metrics: Content of `metrics.json`. Every part may be absent.
+        history: Rows of the training history.
+        config: The resolved configuration, nested.
+        stages: Rows with `name`, `first_step`, `last_step`, `embedding_head`, `terms`
+            ({term: [first weight, last weight]}), `enters_from`,
+            `train_step_compilations`, `best_step` and `best_f2`.
+        details: Labels, their map, and images.
+        recipe: `name` of the recipe, and `own`: its values of the fields that the
+            command line changed; None if unknown.
+
+    Raises:
+        InputError: If the provenance in `metrics` is incomplete.
     """
     splits = {n: metrics["splits"][n] for n in split_names(metrics)}
     constant = metrics.get("constant") or {}
@@ -115,16 +100,18 @@ def render(
     chosen = metrics.get("decoder") or {}
     train = last_rows(history, "train")
     content = {
-        "decoders": decoders.table(splits, chosen.get("name")),
-        "estimates": decoders.estimates(metrics.get("estimates") or {}),
-        "quality": parts.quality(splits),
+        "decoders": page_text.decoders(splits, chosen.get("name")),
+        "estimates": page_text.estimates(metrics.get("estimates") or {}),
+        "quality": page_text.quality(splits),
         "config": [(key, as_text(value)) for key, value in flatten(config).items()],
         **_figures(splits, history, stages, floors, chosen.get("threshold")),
         **_details(details),
     }
     content["training"] = content["training_figure"] or stages
     content["slices"] = [
-        parts.slices(n, splits[n]) for n in reversed(splits) if splits[n].get("slices")
+        page_text.slices(n, splits[n])
+        for n in reversed(splits)
+        if splits[n].get("slices")
     ]
     return (
         templates()
@@ -135,13 +122,13 @@ def render(
                 ("summary", "Summary"),
                 *((id, title) for id, title, key in SECTIONS if content[key]),
             ],
-            facts=parts.facts(metrics),
-            provenance=parts.provenance(metrics),
-            headlines=parts.headlines(splits, floors),
-            decoder=parts.decoder(chosen),
+            facts=page_text.facts(metrics),
+            provenance=page_text.provenance(metrics),
+            headlines=page_text.headlines(splits, floors),
+            decoder=page_text.decoder(chosen),
             constant_labels=list(constant.get("names") or constant.get("labels") or []),
-            stages=[parts.stage(row) for row in stages],
-            recipe=parts.recipe(recipe or {}, config),
+            stages=[page_text.stage(row) for row in stages],
+            recipe=page_text.recipe(recipe or {}, config),
             rate=number(images_per_second(history), ",.1f"),
             wait=percent(median(row.get("input_wait_share") for row in train)),
             **content,
@@ -150,7 +137,7 @@ def render(
 
 
 def _figures(splits, history, stages, floors, threshold) -> dict[str, Markup]:
-    """Returns the drawings by name; empty where there is nothing to draw."""
+    """Returns the drawings by name; empty without data."""
     drawn = {
         "training_figure": figures.training_curves(
             history, stages, number_or_none(floors.get("validation"))
@@ -168,14 +155,14 @@ def _details(details: Details) -> dict[str, Any]:
     labels, label_map = details.labels, details.label_map
     found: dict[str, Any] = {
         "labels": labels and label_table.of_run(labels, label_map),
-        "gallery": details.gallery and parts.gallery(details.gallery),
+        "gallery": details.gallery and page_text.gallery(details.gallery),
         "map_figure": "",
         "map_notes": {},
     }
     if labels is not None and label_map is not None:
-        drawing = label_map_figure.draw(
+        drawing = label_table.draw_map(
             label_map, labels.vocabulary.descriptions, labels.train_images
         )
         found["map_figure"] = Markup(drawing)
-        found["map_notes"] = parts.map_notes(label_map, len(labels.train_images))
+        found["map_notes"] = page_text.map_notes(label_map, len(labels.train_images))
     return found

@@ -1,6 +1,6 @@
 "use strict";
 // Sorts, searches and pages the labels, marks them on the map, and changes the theme.
-// Without it the page is whole: the ends of the table are there, and every figure.
+// Without it the page shows all figures and the ends of the table.
 (() => {
   const PAGE = 25;
   const REACH_PIXELS = 28;
@@ -17,7 +17,7 @@
     const button = document.querySelector(".theme");
     const system = matchMedia("(prefers-color-scheme: dark)");
     let chosen = null;
-    // A page opened as a file may have no storage.
+    // Pages opened as files may have no storage.
     try { chosen = localStorage.getItem("jaxii-theme"); } catch { chosen = null; }
     const isDark = () => (chosen ? chosen === "dark" : system.matches);
     function show() {
@@ -54,7 +54,7 @@
     for (const id of links.keys()) watcher.observe(document.getElementById(id));
   }
 
-  // What does not scroll need not be a stop of the Tab key.
+  // Only regions that scroll are stops of the Tab key.
   function stops() {
     const watcher = new ResizeObserver((entries) => {
       for (const { target } of entries) {
@@ -78,7 +78,7 @@
     });
   }
 
-  // Ranks of the labels by a column, the missing last in either direction.
+  // Returns the labels ordered by a column; missing values are last in both directions.
   function orderBy(values, descending) {
     const known = [], missing = [];
     values.forEach((value, i) => (value === null ? missing : known).push(i));
@@ -149,7 +149,7 @@
       found.textContent = shown.length === count ? all
         : `${whole.format(shown.length)} of ${all}`;
       where.textContent = `Page ${whole.format(page + 1)} of ${whole.format(pages)}`;
-      // Not `disabled`: a button that has the focus would lose it.
+      // `disabled` would take the focus away from the button.
       previous.setAttribute("aria-disabled", String(page === 0));
       next.setAttribute("aria-disabled", String(page === pages - 1));
     }
@@ -163,7 +163,7 @@
 
     function sort(column) {
       const now = heads[column].getAttribute("aria-sort");
-      // Names from A, figures from the largest.
+      // The first click sorts names from A and figures from the largest.
       const descending = now === "none" ? column > 0 : now === "ascending";
       heads.forEach((head) => head.setAttribute("aria-sort", "none"));
       heads[column].setAttribute("aria-sort", descending ? "descending" : "ascending");
@@ -220,7 +220,7 @@
       const name = element("b");
       name.append(element("bdi", data.names[label]));
       picked.replaceChildren(name);
-      // As a link within the page: what is read next is what was asked for.
+      // Moves the focus as a link within the page would.
       if (fromTable) {
         picked.closest("section").scrollIntoView();
         picked.focus({ preventScroll: true });

@@ -1,8 +1,7 @@
-"""The contact sheet: one HTML file with images and what was said of them.
+"""The contact sheet of `predict`: one HTML file with images and their labels.
 
-Comes after `predict`, which hands in answers as they come. What is shown is bounded, so
-that the file of a million images opens like that of a hundred; the file says what it
-leaves out.
+The number of images shown is bounded, so that the sheet of a million images opens as
+fast as that of a hundred. The sheet states what it leaves out.
 """
 
 import base64
@@ -11,27 +10,27 @@ from typing import Any
 
 from jaxii.data.labels import Vocabulary
 from jaxii.evaluation.predictor import Answer, Facts, visible
+from jaxii.report.formatting import count, percent, short
 from jaxii.report.page import templates
-from jaxii.report.words import count, percent, short
-from jaxii.storage import AnyPath, write_beside
+from jaxii.storage import AnyPath, write_text
 
 MOST_SHOWN = 500
 MOST_DAMAGED_LISTED = 200
-# Labels of an image that are seen before one asks for the rest.
+# Labels of an image that are visible before its list is expanded.
 _FIRST_LABELS = 5
 
 
 class Sheet:
-    """Collects what a contact sheet shows, and writes it.
+    """Collects the content of a contact sheet and writes it.
 
-    Images lie evenly in their order where there are more than `MOST_SHOWN`. Memory:
-    their thumbnails, whatever the number of images.
+    Of more than `MOST_SHOWN` images, evenly spaced ones are shown. Memory: the
+    thumbnails shown.
 
     Args:
-      num_images: in all, at least 1.
-      name: row of an image to what it is called.
-      vocabulary: gives the names of labels.
-      thumbnail: row of an image to a small JPEG of it.
+      num_images: Total number of images, at least 1.
+      name: Returns the name of an image's row.
+      vocabulary: Names of the labels.
+      thumbnail: Returns a small JPEG of an image's row.
     """
 
     def __init__(
@@ -52,7 +51,7 @@ class Sheet:
         self._num_damaged = self._num_labels = 0
 
     def watch(self, answers: Iterable[Answer]) -> Iterator[Answer]:
-        """Passes answers on, and keeps what it is going to show."""
+        """Yields the answers unchanged and keeps what the sheet shows."""
         for given in answers:
             self._num_labels += len(given.label_ids)
             self._num_damaged += bool(given.fault)
@@ -64,12 +63,11 @@ class Sheet:
             yield given
 
     def write(self, path: AnyPath, facts: Facts) -> None:
-        """Writes the page, whole or not at all."""
-        page = self.render(facts)
-        write_beside(path, lambda file: file.write(page))
+        """Writes the page atomically."""
+        write_text(path, self.render(facts))
 
     def render(self, facts: Facts) -> str:
-        """Returns the page as text."""
+        """Returns the page as HTML."""
         whole = self._num_images - self._num_damaged
         return (
             templates()
@@ -117,5 +115,5 @@ class Sheet:
         try:
             return base64.b64encode(self._thumbnail(row)).decode()
         except ValueError:
-            # Gone since it was answered for: the answer stands, without an image.
+            # The file is gone by now: the answer is shown without its image.
             return ""

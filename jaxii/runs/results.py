@@ -21,7 +21,7 @@ from jaxii.evaluation.details import Details, make_gallery
 from jaxii.evaluation.label_map import label_map
 from jaxii.prepare.image_ids import meant
 from jaxii.runs.session import Session
-from jaxii.storage import AnyPath, write_json
+from jaxii.storage import AnyPath, write_json, write_text
 from jaxii.train.stages import Saved
 from jaxii.train.telemetry.history import read_history
 
@@ -66,7 +66,7 @@ def write(
     """
     # Here and not above: matplotlib takes most of a second, and a run that starts to
     # train need not wait for it.
-    from jaxii.report.page import write_report
+    from jaxii.report.page import render
 
     workdir, data = session.workdir, session.data
     files = {"metrics.json": workdir.result_file("metrics.json", variants)}
@@ -87,8 +87,9 @@ def write(
     rows = result.stage_rows(session.plans, session.checkpoints, origin)
     if session.history_fault:
         say(f"CAVEAT     {session.history_fault}: the report has no curves")
-    files["report.html"] = write_report(
-        workdir.result_file("report.html", variants),
+    files["report.html"] = workdir.result_file("report.html", variants)
+    page = render(
+        files["report.html"].parent.absolute().name,
         metrics=metrics,
         history=[] if session.history_fault else read_history(workdir.history_file),
         config=configuration.to_dict(session.config),
@@ -96,6 +97,7 @@ def write(
         details=details,
         recipe=_recipe(session, saved),
     )
+    write_text(files["report.html"], page)
     others = decoders_file, workdir.config_file, workdir.history_file
     result.write_evaluation(listed, [*files.values(), *others], metrics)
     _say(session, metrics, rows, files)

@@ -9,8 +9,9 @@ from small_runs import CLEAN, seal, summary, write_run
 
 from jaxii.cli.compare import compare
 from jaxii.errors import InputError
-from jaxii.report.compare import build_comparison
-from jaxii.report.runs import flatten, read_run, standard_error
+from jaxii.report.comparison import build_comparison
+from jaxii.report.formatting import flatten
+from jaxii.report.run_files import read_run, standard_error
 
 
 def compared(*paths, **options):
@@ -277,14 +278,14 @@ def test_no_workdir_is_refused(capsys):
 
 
 def test_a_missing_folder_is_refused_by_name(tmp_path):
-    with pytest.raises(InputError, match="nowhere is not a folder"):
+    with pytest.raises(InputError, match="nowhere is not a workdir"):
         read_run(tmp_path / "nowhere")
 
 
 @pytest.mark.parametrize("name", ["config.json", "metrics.txt", "metricsx.json"])
 def test_a_file_that_holds_no_metrics_is_refused(tmp_path, name):
     workdir = write_run(tmp_path / "one", file=name)
-    with pytest.raises(InputError, match=f"{name} is not a folder.*metrics_VARIANT"):
+    with pytest.raises(InputError, match=f"{name} is not a workdir.*metrics_VARIANT"):
         read_run(workdir / name)
 
 

@@ -1,41 +1,53 @@
-"""Runs side by side: what they configured differently, and what came of it.
+"""A table of runs: how their configurations differ, and their figures.
 
-Before it: `runs` reads what training and evaluation left. After it: `table` prints the
-comparison and `comparison_page` draws it. Runs keep the order they were given in: to
-sort them by their test figure would be to select on it.
+Runs keep the order they were given in; sorting by the test figure would select on it.
 """
 
+import re
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from jaxii.report import seeds
-from jaxii.report.differences import ABSENT, differences
-from jaxii.report.runs import (
-    Run,
-    as_text,
+from rich import box
+from rich.console import Console
+from rich.measure import Measurement
+from rich.table import Table
+from rich.text import Text
+
+from jaxii.report.entries import (
+    NO_FIELD,
+    Entry,
+    Estimate,
+    config_of,
+    differences,
+    entries_of,
+    estimate,
+)
+from jaxii.report.formatting import as_text, number_or_none, plain
+from jaxii.report.run_files import (
+    EvaluatedRun,
     images_per_second,
     last_rows,
-    number_or_none,
     split_names,
     standard_error,
 )
-from jaxii.report.seeds import Entry, Estimate, estimate
 
+# With more differing fields than this, each row lists only its own changes.
 MAX_FIELD_COLUMNS = 4
-"""With more differing fields than this, each row names only what it changes."""
+# Columns of words among the figures.
+TEXT_COLUMNS = ("worst slice", "provenance")
 
 
 @dataclass(frozen=True)
 class Comparison:
-    """A table of runs, as text, and the runs it is of.
+    """A table of runs as text.
 
-    Args:
-        entries: the runs, one or those of several seeds a row.
-        columns: the headings; the first is `run`.
-        rows: one per entry, as long as `columns`.
-        num_text_columns: how many of the first columns hold no figure.
-        notes: sentences that a reader needs beside the figures.
+    Attributes:
+        entries: The runs of each row.
+        columns: The headings; the first is `run`.
+        rows: One per entry, as long as `columns`.
+        num_text_columns: Number of leading columns that hold no figure.
+        notes: Sentences that explain the figures.
     """
 
     entries: tuple[Entry, ...]
@@ -46,25 +58,25 @@ class Comparison:
 
 
 def build_comparison(
-    runs: Sequence[Run], *, each: bool = False, ignored: Sequence[str] = ()
+    runs: Sequence[EvaluatedRun], *, each: bool = False, ignored: Sequence[str] = ()
 ) -> Comparison:
-    """Returns the comparison of runs that were read already.
+    """Returns the comparison of runs.
 
     Args:
-        runs: at least one.
-        each: a row for every run; otherwise runs that differ only by their seed are
-            one, with mean and sample standard deviation.
-        ignored: names of configuration fields that do not change a result.
+        runs: At least one.
+        each: Make a row of every run. Otherwise runs that differ only by seed are one
+            row, with mean and sample standard deviation.
+        ignored: Names of configuration fields that do not change a result.
     """
-    entries = seeds.entries(runs, each=each, ignored=ignored)
+    entries = entries_of(runs, each=each, ignored=ignored)
     if any(len(entry.runs) > 1 for entry in entries):
-        # Beside rows of several seeds, which one a lone run has says nothing.
+        # The seed of a single run is irrelevant beside rows of several seeds.
         ignored = [*ignored, "seed"]
-    configs = [seeds.config_of(entry.runs[0], ignored) for entry in entries]
+    configs = [config_of(entry.runs[0], ignored) for entry in entries]
     settings = _settings([entry.name for entry in entries], configs)
     splits = splits_of(entries)
     figures = [_figures(entry, splits) for entry in entries]
-    headings = [h for h in figures[0] if any(f[h] != ABSENT for f in figures)]
+    headings = [h for h in figures[0] if any(f[h] != NO_FIELD for f in figures)]
     rows = tuple(
         (entry.title, *setting.values(), *(figure[h] for h in headings))
         for entry, setting, figure in zip(entries, settings, figures, strict=True)
@@ -82,16 +94,16 @@ def f2(entry: Entry, split: str) -> Estimate | None:
     """Returns the mean F2 of a split.
 
     Args:
-        entry: a row.
-        split: `held_out` is the domain that a run held out, or the mean of those that
-            its sister runs did; `train` the training images that were measured beside
-            validation, at their own best threshold.
+        entry: A row.
+        split: `held_out` is the domain that a run held out, or the mean over its
+            hold-out runs. `train` is the training images measured beside validation,
+            at their own best threshold.
     """
     return estimate([_f2(run, split) for run in entry.runs])
 
 
 def f2_error(entry: Entry, split: str) -> float | None:
-    """Returns one standard error of a split's mean F2 over its images."""
+    """Returns the standard error of a split's mean F2 over its images."""
     found = estimate(
         [standard_error(run.metrics["splits"].get(split) or {}) for run in entry.runs]
     )
@@ -99,7 +111,7 @@ def f2_error(entry: Entry, split: str) -> float | None:
 
 
 def splits_of(entries: Sequence[Entry]) -> list[str]:
-    """Returns the splits whose F2 any row has, the test last."""
+    """Returns the splits for which any row has an F2, the test last."""
     names = dict.fromkeys(
         n for e in entries for r in e.runs for n in r.metrics["splits"]
     )
@@ -109,7 +121,7 @@ def splits_of(entries: Sequence[Entry]) -> list[str]:
 
 
 def floors(entries: Sequence[Entry]) -> dict[str, float]:
-    """Returns the F2 of the best constant prediction, by split, where runs agree."""
+    """Returns split -> F2 of the best constant prediction, where all runs agree."""
     found: dict[str, set[float | None]] = {}
     for run in (run for entry in entries for run in entry.runs):
         by_split = (run.metrics.get("constant") or {}).get("f2") or {}
@@ -125,7 +137,7 @@ def floors(entries: Sequence[Entry]) -> dict[str, float]:
     }
 
 
-def _f2(run: Run, split: str) -> Any:
+def _f2(run: EvaluatedRun, split: str) -> Any:
     if split == "train":
         rows = last_rows(run.history, "evaluation")
         at = [row for row in rows if row["step"] == run.metrics.get("step")]
@@ -140,7 +152,7 @@ def _f2(run: Run, split: str) -> Any:
 def _settings(
     names: Sequence[str], configs: Sequence[dict[str, Any]]
 ) -> list[dict[str, str]]:
-    """Returns each row's cells about the fields that differ, by heading."""
+    """Returns each row's cells for the differing fields, by heading."""
     differing = differences(configs)
     if len(differing) <= MAX_FIELD_COLUMNS:
         return [
@@ -151,7 +163,7 @@ def _settings(
     for config in configs:
         changed = differences([configs[0], config])
         lines = [f"{name} = {value}" for name, (_, value) in changed.items()]
-        cells.append({f"differs from {names[0]} in": "\n".join(lines) or ABSENT})
+        cells.append({f"differs from {names[0]} in": "\n".join(lines) or NO_FIELD})
     return cells
 
 
@@ -177,13 +189,13 @@ def _figures(entry: Entry, splits: Sequence[str]) -> dict[str, str]:
 
 def heading(split: str) -> str:
     """Returns the heading of a split's F2."""
-    return f"F2 {split.replace('_', ' ')}"
+    return f"F2 {plain(split)}"
 
 
 def text(found: Estimate | None, form: str = ".4f") -> str:
-    """Returns a figure as text, with its standard deviation over seeds, if any."""
+    """Returns a figure as text, with its standard deviation over several seeds."""
     if found is None:
-        return ABSENT
+        return NO_FIELD
     mean = format(found.mean, form)
     if found.deviation is None:
         return mean
@@ -201,7 +213,7 @@ def _worst_slice(entry: Entry, split: str) -> str:
     }
     known = {name: found for name, found in by_slice.items() if found is not None}
     if not known:
-        return ABSENT
+        return NO_FIELD
     worst = min(known, key=lambda name: known[name].mean)
     return f"{worst} {text(known[worst])}"
 
@@ -219,41 +231,91 @@ def _notes(entries: Sequence[Entry]) -> list[str]:
     runs = [run for entry in entries for run in entry.runs]
     lasts = {split_names(run.metrics)[-1] for run in runs}
     which = lasts.pop() if len(lasts) == 1 else "each run's last split"
-    notes = [f"Worst slice, mAP and coverage are of {which}."]
+    notes = [f"Worst slice, mAP and coverage are on {which}."]
     if any(len(entry.runs) > 1 for entry in entries):
-        notes.append("±: sample standard deviation over the seeds.")
+        notes.append("± is the sample standard deviation over seeds.")
     by_split = {
         "Mean F2 of the best constant prediction:": floors(entries),
-        "One standard error of a mean F2 over its images: at most": _largest_errors(
-            entries
-        ),
+        "Standard error of a mean F2 over its images, at most:": _errors(entries),
     }
     for what, values in by_split.items():
-        listed = [f"{n.replace('_', ' ')} {value:.4f}" for n, value in values.items()]
+        listed = [f"{plain(n)} {value:.4f}" for n, value in values.items()]
         if listed:
             notes.append(f"{what} {', '.join(listed)}.")
-    said = {
-        "train": "F2 train is of unaugmented training images, at their own best "
-        "threshold.",
-        "held_out": "F2 held out is of training domains that a model never saw.",
+    explained = {
+        "train": "F2 train is measured on training images without augmentation, at "
+        "their own best threshold.",
+        "held_out": "F2 held out is measured on domains excluded from training.",
     }
-    notes += [said[split] for split in splits_of(entries) if split in said]
+    notes += [explained[n] for n in splits_of(entries) if n in explained]
     facts = {"datasets": ("dataset", "data_hash"), "label lists": ("label_hash",)}
     for what, keys in facts.items():
         if len({tuple(as_text(run.metrics.get(k)) for k in keys) for run in runs}) > 1:
-            notes.append(f"The runs have different {what}: their F2 do not compare.")
+            notes.append(
+                f"The runs have different {what}: their F2 values are not comparable."
+            )
     if any(not run.provenance.clean for run in runs):
-        notes.append(
-            "A run that is not clean has seen data of a split kept for testing."
-        )
+        notes.append("A run that is not clean was influenced by tuning or test data.")
     return notes
 
 
-def _largest_errors(entries: Sequence[Entry]) -> dict[str, float]:
-    """Returns the largest standard error of the rows, by split."""
+def _errors(entries: Sequence[Entry]) -> dict[str, float]:
+    """Returns split -> the largest standard error of the rows."""
     found = {}
     for split in splits_of(entries):
         errors = [e for entry in entries if (e := f2_error(entry, split)) is not None]
         if errors:
             found[split] = max(errors)
     return found
+
+
+def as_table(comparison: Comparison) -> Table:
+    """Returns the comparison as a rich table."""
+    table = Table(box=box.SIMPLE_HEAD, caption_justify="left")
+    table.caption = Text("\n".join(comparison.notes))
+    for position, column in enumerate(comparison.columns):
+        is_text = is_text_column(comparison, position)
+        table.add_column(
+            Text(column), justify="left" if is_text else "right", overflow="fold"
+        )
+    for row in comparison.rows:
+        cells = [Text(cell) for cell in row]
+        badge = cells[comparison.columns.index("provenance")]
+        badge.stylize("green" if badge.plain == "clean" else "bold red")
+        table.add_row(*cells)
+    return table
+
+
+def print_table(table: Table) -> None:
+    """Prints a table; as plain text without a width limit if not to a terminal."""
+    console = Console(highlight=False)
+    if not console.is_terminal:
+        needed = Measurement.get(console, console.options.update(width=10_000), table)
+        console.width = max(needed.maximum, console.width)
+    console.print(table)
+
+
+def as_markdown(comparison: Comparison) -> str:
+    """Returns the comparison as a GitHub Markdown table, followed by the notes."""
+    rules = [
+        "---" if is_text_column(comparison, i) else "---:"
+        for i in range(len(comparison.columns))
+    ]
+    rows = [
+        [_escape(column) for column in comparison.columns],
+        rules,
+        *([_escape(cell) for cell in row] for row in comparison.rows),
+    ]
+    lines = [f"| {' | '.join(row)} |" for row in rows]
+    return "\n".join([*lines, "", " ".join(map(_escape, comparison.notes))])
+
+
+def is_text_column(comparison: Comparison, position: int) -> bool:
+    """Returns whether a column holds words rather than figures."""
+    is_setting = position < comparison.num_text_columns
+    return is_setting or comparison.columns[position] in TEXT_COLUMNS
+
+
+def _escape(text: str) -> str:
+    escaped = re.sub(r"([\\|*<`])", r"\\\1", text)
+    return escaped.replace("\n", "<br>")

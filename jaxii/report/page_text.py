@@ -1,8 +1,4 @@
-"""The parts of a run's page that are text: numbers become words a template can place.
-
-Before it: the evaluation result and the stage table. After it: `page` hands them to the
-template.
-"""
+"""The text sections of a run's page: values of the template, as strings."""
 
 import base64
 import math
@@ -13,15 +9,35 @@ from typing import Any
 from jaxii.evaluation.details import Gallery, ShownImage
 from jaxii.evaluation.label_map import LabelMap
 from jaxii.evaluation.provenance import PARTS, Provenance
-from jaxii.report.runs import Row, as_text, flatten, number_or_none
-from jaxii.report.words import ABSENT, count, interval, number, short
+from jaxii.report.formatting import (
+    ABSENT,
+    as_text,
+    count,
+    flatten,
+    interval,
+    number,
+    number_or_none,
+    short,
+)
+from jaxii.report.run_files import Row
 
+# Labels of an image that are shown, of each kind.
 MOST_LABELS = 8
-"""Labels of an image that are shown, of each kind."""
+DECODERS = {
+    "threshold": "global threshold",
+    "per_class": "threshold per label, shrunk toward the global one",
+    "top_k": "k most probable labels",
+    "embedding": "k nearest labels in the embedding",
+    "expected_f2": "largest expected F2 under calibrated probabilities",
+}
+ESTIMATES = {
+    "validation": "validation: domains seen in training",
+    "held_out_domains": "held-out domains: mean over domains",
+}
 
 
 def facts(metrics: Mapping[str, Any]) -> list[tuple[str, str]]:
-    """Returns what identifies the run, as titles and texts."""
+    """Returns (title, text) pairs that identify the run."""
     plain = {
         "dataset": "Dataset",
         "stage": "Stage",
@@ -51,7 +67,7 @@ def _moment(value: Any) -> str:
 
 
 def provenance(metrics: Mapping[str, Any]) -> dict[str, Any]:
-    """Returns the badge, its caveats, and the splits that influenced each part."""
+    """Returns the badge, its caveats and the splits that influenced each part."""
     if not metrics.get("provenance"):
         return {"badge": "not recorded", "clean": False, "caveats": [], "parts": []}
     record = Provenance.from_json(metrics["provenance"])
@@ -74,7 +90,7 @@ def provenance(metrics: Mapping[str, Any]) -> dict[str, Any]:
 def headlines(
     splits: Mapping[str, Any], floors: Mapping[str, Any]
 ) -> list[dict[str, Any]]:
-    """Returns the large figures: test first, as it is what a run is judged by."""
+    """Returns one card per split, the test first: it is the one to judge a run by."""
     order = ["test", *(n for n in splits if n != "test")]
     cards = []
     for name in (n for n in order if n in splits):
@@ -95,7 +111,7 @@ def headlines(
 
 
 def decoder(chosen: Mapping[str, Any]) -> dict[str, Any]:
-    """Returns name and threshold of the decoder in use, and where it was chosen."""
+    """Returns name, threshold and selection split of the decoder in use."""
     threshold = number_or_none(chosen.get("threshold"))
     return {
         "name": as_text(chosen.get("name") or ABSENT),
@@ -105,23 +121,104 @@ def decoder(chosen: Mapping[str, Any]) -> dict[str, Any]:
     }
 
 
+def decoders(splits: Mapping[str, Any], in_use: Any) -> dict[str, Any]:
+    """Returns one row per decoder with its figures on each split; {} without decoders.
+
+    Args:
+        splits: Split -> figures of the evaluation.
+        in_use: Name of the decoder that produces the figures of the result.
+    """
+    by_split = {n: s["decoders"] for n, s in splits.items() if s.get("decoders")}
+    names = dict.fromkeys(name for table in by_split.values() for name in table)
+    rows = []
+    for name in names:
+        found = [table.get(name) or {} for table in by_split.values()]
+        settings = [text for text in map(_setting, found) if text]
+        rows.append(
+            {
+                "name": DECODERS.get(name, name),
+                "in_use": name == in_use,
+                "setting": settings[0] if settings else "",
+                "figures": [
+                    (
+                        _with_error(decoder),
+                        count(decoder.get("coverage")),
+                        short(decoder.get("labels_per_image")),
+                    )
+                    for decoder in found
+                ],
+            }
+        )
+    if not rows:
+        return {}
+    has_errors = any("±" in f2 for row in rows for f2, _, _ in row["figures"])
+    return {"splits": list(by_split), "rows": rows, "has_errors": has_errors}
+
+
+def estimates(found: Mapping[str, Any]) -> list[dict[str, Any]]:
+    """Returns the estimates of F2 on new domains, with their held-out domains.
+
+    Args:
+        found: `estimates` of the evaluation; may be empty.
+    """
+    rows = []
+    for name, title in ESTIMATES.items():
+        estimate = found.get(name) or {}
+        if not estimate:
+            continue
+        f2, test = (number_or_none(estimate.get(key)) for key in ("f2", "test_f2"))
+        off = None if f2 is None or test is None else f2 - test
+        rows.append(
+            {
+                "name": title,
+                "closer": name == found.get("closer"),
+                "f2": number(f2),
+                "threshold": short(estimate.get("threshold")),
+                "test": number(test),
+                "off": number(off, "+.4f").replace("-", "−"),
+                "domains": [
+                    (domain, number(value))
+                    for domain, value in (estimate.get("domains") or {}).items()
+                ],
+            }
+        )
+    return rows
+
+
+def _setting(decoder: Mapping[str, Any]) -> str:
+    if decoder.get("k") is not None:
+        return f"k = {count(decoder['k'])}"
+    threshold = number(decoder.get("threshold"), ".3g")
+    return "" if threshold == ABSENT else f"threshold {threshold}"
+
+
+def _with_error(decoder: Mapping[str, Any]) -> str:
+    error = number(decoder.get("standard_error"))
+    f2 = number(decoder.get("f2"))
+    return f2 if error == ABSENT else f"{f2} ± {error}"
+
+
 def quality(splits: Mapping[str, Any]) -> dict[str, Any]:
     """Returns one row per figure and one column per split."""
     rows = (
         ("Images", "num_images", count),
-        ("Images left out, no verified label", "num_images_without_truth", count),
+        (
+            "Images without a verified label, excluded",
+            "num_images_without_truth",
+            count,
+        ),
         ("Mean F2", "f2", number),
         ("Best F2 at any threshold", "best_f2", number),
         ("Threshold of the best F2", "best_threshold", short),
         ("Micro F2", "micro_f2", number),
         ("Macro F2", "macro_f2", number),
         ("Mean average precision", "map", number),
-        ("Classes in the mean average precision", "map_num_classes", count),
-        ("Recall in the first 5 labels", "recall_at_5", number),
-        ("Labels ever predicted rightly", "coverage", count),
-        ("Labels an image, predicted", "labels_per_image_predicted", short),
-        ("Labels an image, true", "labels_per_image_true", short),
-        ("Cross-entropy of an image", "bce", short),
+        ("Classes in mean average precision", "map_num_classes", count),
+        ("Recall at 5 labels", "recall_at_5", number),
+        ("Labels correctly predicted at least once", "coverage", count),
+        ("Predicted labels per image", "labels_per_image_predicted", short),
+        ("True labels per image", "labels_per_image_true", short),
+        ("Cross-entropy per image", "bce", short),
         ("Calibration error", "calibration_error", number),
     )
     table = [
@@ -133,11 +230,11 @@ def quality(splits: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def slices(split: str, summary: Mapping[str, Any]) -> dict[str, Any]:
-    """Returns the slices of a split, the worst first, and how they are drawn.
+    """Returns the slices of a split, the worst first, and where to draw them.
 
     Args:
-        split: its name.
-        summary: its figures, with slices.
+        split: Name of the split.
+        summary: Figures of the split, with slices.
     """
 
     def f2(item: tuple[str, Any]) -> float:
@@ -178,7 +275,7 @@ def slices(split: str, summary: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def _scale(summary: Mapping[str, Any]) -> tuple[float, float]:
-    """Returns the tenths between which all intervals and means of a split lie."""
+    """Returns the range of all means and intervals of a split, rounded to tenths."""
     values = [summary.get("f2")]
     for entry in summary["slices"].values():
         values += [entry.get("f2"), *(entry.get("interval") or ())]
@@ -190,8 +287,8 @@ def _scale(summary: Mapping[str, Any]) -> tuple[float, float]:
 def _bootstrap(draws: Mapping[str, Any]) -> str:
     by = {"image": "images", "group": "whole groups of images"}[draws["by"]]
     return (
-        f"{100 * draws['level']:.0f} % intervals: percentiles of the mean over "
-        f"{draws['resamples']:,} seeded bootstrap draws of {by}."
+        f"{100 * draws['level']:.0f} % intervals are percentiles of the mean over "
+        f"{draws['resamples']:,} seeded bootstrap resamples of {by}."
     )
 
 
@@ -219,9 +316,9 @@ def recipe(found: Mapping[str, Any], config: Mapping[str, Any]) -> dict[str, Any
     """Returns the recipe's name and the fields in which the run differs from it.
 
     Args:
-        found: `name`, and `own`, its values of the fields that were changed; may be
+        found: `name`, and `own`: the recipe's values of the changed fields. May be
             empty.
-        config: of the run, nested.
+        config: Configuration of the run, nested.
     """
     fields = flatten(config)
     changed = [
@@ -233,7 +330,7 @@ def recipe(found: Mapping[str, Any], config: Mapping[str, Any]) -> dict[str, Any
 
 
 def gallery(images: Gallery) -> dict[str, Any]:
-    """Returns the images as the template shows them, the worst first."""
+    """Returns the images of the gallery, the worst first."""
     kinds = [("Worst", images.worst), ("Best", images.best)]
     return {
         "split": images.split,
@@ -257,7 +354,7 @@ def _image(image: ShownImage) -> dict[str, Any]:
 
 
 def map_notes(label_map: LabelMap, num_labels: int) -> dict[str, Any]:
-    """Returns how much of the embedding the map shows, and how many labels it lacks."""
+    """Returns the variance that the map shows and the number of labels not on it."""
     x, y = label_map.shares
     lacking = num_labels - len(label_map.class_ids)
     return {
