@@ -1,4 +1,4 @@
-"""What long work shows a person who waits: a bar on a terminal, lines in a log."""
+"""Progress and messages: a bar on a terminal, lines in a log."""
 
 import sys
 import time
@@ -23,14 +23,14 @@ _muted = False
 
 
 def mute() -> None:
-    """Says nothing from now on: another process of the run tells the person."""
+    """Silences this process; the lead process of the run prints instead."""
     global _muted
     _muted = True
 
 
 @contextmanager
 def progress() -> Iterator[Callable[[int, int, str], None]]:
-    """Gives a callback `(done, total, what)` that moves a bar or prints lines."""
+    """Yields a callback `(done, total, what)` that moves a bar or prints lines."""
     if _muted:
         yield lambda done, total, what: None
         return
@@ -56,7 +56,7 @@ def progress() -> Iterator[Callable[[int, int, str], None]]:
 
 
 class _RateColumn(ProgressColumn):
-    """How many a second, lately."""
+    """Recent items per second."""
 
     def render(self, task: Task) -> Text:
         speed = task.finished_speed or task.speed
@@ -75,7 +75,7 @@ def _lines() -> Callable[[int, int, str], None]:
             return
         last[what] = now
         text = f"{what}  {done}/{total}"
-        # Since the first call: what came before it, as compiling, tells nothing.
+        # The rate starts at the first call, so that it excludes compilation.
         if done > already and now > start:
             rate = (done - already) / (now - start)
             text += f"  {_rate(rate)}"

@@ -1,15 +1,15 @@
-"""Manifests: which files belong together, and what is in them.
+"""Manifests: JSON files that list the files of a folder with their sizes and hashes.
 
-A manifest is a JSON file in a folder. It lists files with their sizes and hashes (XXH3,
-128 bits), facts about them, and a hash of itself. It is written when the files are
-whole and checked before they are used: it finds damaged, missing, stale and mixed-up
-files. It is not a signature: whoever can write the files can write their manifest.
+A manifest is written after its files are complete and checked before they are used. It
+detects damaged, missing, stale and mixed-up files. Hashes are XXH3, 128 bits; a
+manifest also holds its own. It is not a signature: whoever can write the files can
+write their manifest.
 """
 
 import json
 from collections.abc import Callable, Iterable, Mapping
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass
 from typing import Any
 
 import xxhash
@@ -18,11 +18,11 @@ from jaxii.errors import InputError
 from jaxii.storage import AnyPath, sizes_below, write_json
 
 NAME = "manifest.json"
-# Files up to this size are hashed at every check: metadata, label files and decoders,
-# but not shards and weights, which would delay each start by minutes.
+# Files up to this size are hashed at every check: metadata, label files and decoders.
+# Hashing shards and weights too would delay each start by minutes.
 SMALL_BYTES = 1 << 20
 _CHUNK_BYTES = 1 << 20
-# xxhash releases the interpreter lock; a network disk answers many reads at a time.
+# xxhash releases the interpreter lock; a network disk serves many reads in parallel.
 _THREADS = 8
 _SELF = "manifest_xxh3"
 
@@ -37,32 +37,31 @@ class File:
 
 @dataclass(frozen=True)
 class Manifest:
-    """Files by name, relative to the folder of the manifest, and facts about them."""
+    """Files by name, relative to the folder of the manifest."""
 
     files: Mapping[str, File]
-    facts: Mapping[str, Any] = field(default_factory=dict)
 
     def save(self, path: AnyPath) -> None:
-        """Writes the manifest, whole or not at all."""
-        content = self._content()
+        """Writes the manifest atomically."""
+        files = {name: asdict(file) for name, file in sorted(self.files.items())}
+        content = {"files": files}
         write_json(path, {**content, _SELF: _hash_of(content)})
 
     @classmethod
     def load(cls, path: AnyPath, *, fix: str) -> "Manifest":
-        """Reads what `save` wrote.
+        """Reads a manifest.
 
         Args:
-          path: of the manifest.
-          fix: what to do about a manifest that is missing or damaged, for the error.
+          path: The file.
+          fix: What to do if it is missing or damaged, for the error.
 
         Raises:
-          InputError: If there is no manifest or it was changed.
+          InputError: If the manifest is missing or was changed.
         """
         try:
             stored = json.loads(path.read_bytes())
             found = stored.pop(_SELF)
             files = {name: File(**entry) for name, entry in stored["files"].items()}
-            manifest = cls(files, stored["facts"])
         except FileNotFoundError as error:
             raise InputError(f"{path} is missing; {fix}.") from error
         except OSError as error:
@@ -77,9 +76,9 @@ class Manifest:
             RecursionError,
         ) as error:
             raise InputError(f"{path} is damaged: not a manifest; {fix}.") from error
-        if found != _hash_of(manifest._content()):
+        if found != _hash_of(stored):
             raise InputError(f"{path} is damaged: its own hash differs; {fix}.")
-        return manifest
+        return cls(files)
 
     def check(
         self,
@@ -92,22 +91,22 @@ class Manifest:
         hashed: Iterable[str] = (),
         on_progress: Callable[[int, int], None] = lambda done, total: None,
     ) -> None:
-        """Refuses files that are not those of the manifest.
+        """Raises an error if files differ from the manifest.
 
-        Sizes are always compared; hashes for files of at most `SMALL_BYTES`, for those
-        named in `hashed`, and with `verify` for all.
+        Sizes are always compared. Hashes are compared for files of at most
+        `SMALL_BYTES`, for the files in `hashed`, and with `verify` for all files.
 
         Args:
-          folder: of the files.
-          by: what lists them: the path of the manifest, for the error.
-          fix: what to do about a file that differs, for the error.
-          names: of the files to check; None for all.
-          verify: whether to read and hash every byte.
-          hashed: names of larger files to hash too.
-          on_progress: called with (files hashed, files to hash).
+          folder: Folder of the files.
+          by: The path of the manifest, for the error.
+          fix: What to do about a file that differs, for the error.
+          names: Names of the files to check; None for all.
+          verify: Whether to read and hash every byte.
+          hashed: Names of larger files to hash.
+          on_progress: Called with (files hashed, files to hash).
 
         Raises:
-          InputError: If a file is missing or differs; it names the file.
+          InputError: If a file is missing or differs; names the file.
         """
         wanted = self.files.keys() if names is None else set(names)
         files = {name: file for name, file in self.files.items() if name in wanted}
@@ -130,16 +129,12 @@ class Manifest:
         if fault:
             raise InputError(f"{fault}; it is listed by {by}; {fix}.")
 
-    def _content(self) -> dict[str, Any]:
-        files = {name: asdict(file) for name, file in sorted(self.files.items())}
-        return {"files": files, "facts": dict(self.facts)}
-
 
 class Digest:
-    """Size and hash of a file that grows, kept up to date as it does.
+    """Size and hash of a file that grows, updated as it does.
 
     Args:
-      path: of what has been written before; None for nothing.
+      path: A file to start from; None for an empty one.
     """
 
     def __init__(self, path: AnyPath | None = None):
@@ -153,20 +148,20 @@ class Digest:
         self._size += len(content)
 
     def file(self) -> File:
-        """Returns size and hash of what was written until now."""
+        """Returns size and hash so far."""
         return File(self._size, self._digest.hexdigest())
 
 
 def describe(path: AnyPath, first_bytes: int | None = None) -> File:
     """Returns size and hash of a file, or of its first bytes.
 
-    Cost: one read of them, at some GB/s where the system has them in memory.
+    Cost: one read, at several GB/s if the file is in the page cache.
 
     Raises:
-      OSError: If it cannot be read.
+      OSError: If the file cannot be read.
     """
     digest, size = xxhash.xxh3_128(), 0
-    # Small enough to stay in the processor's cache between reading and hashing.
+    # The buffer stays in the processor's cache between reading and hashing.
     buffer = memoryview(bytearray(_CHUNK_BYTES))
     opened: Any = path.open("rb")
     with opened as file:
@@ -180,10 +175,10 @@ def describe(path: AnyPath, first_bytes: int | None = None) -> File:
 
 
 def describe_all(folder: AnyPath, names: Iterable[str]) -> dict[str, File]:
-    """Returns size and hash of files below a folder, by name; reads several at a time.
+    """Returns name -> size and hash of files below a folder; reads several at a time.
 
     Raises:
-      OSError: If one cannot be read.
+      OSError: If a file cannot be read.
     """
     listed = list(names)
     with ThreadPoolExecutor(_THREADS) as pool:
@@ -199,7 +194,7 @@ def _wrong_size(folder: AnyPath, files: Mapping[str, File]) -> str:
         if present[name] != file.size_bytes:
             return (
                 f"{folder / name} is damaged or from elsewhere: it has "
-                f"{present[name]:,} bytes in place of {file.size_bytes:,}"
+                f"{present[name]:,} bytes instead of {file.size_bytes:,}"
             )
     return ""
 
@@ -211,7 +206,7 @@ def _wrong_hash(path: AnyPath, file: File) -> str:
         return f"{path} cannot be read ({error.strerror or error})"
     if found == file:
         return ""
-    return f"{path} is damaged or from elsewhere: it has another hash"
+    return f"{path} is damaged or from elsewhere: its hash differs"
 
 
 def _hash_of(content: Mapping[str, Any]) -> str:

@@ -1,7 +1,7 @@
-"""Files that are written whole or not at all, on disks and in buckets.
+"""Paths on disks and in buckets, and atomic writes to both.
 
-On a disk they are written beside their place, then renamed; an object in a bucket
-(gs://, through etils.epath and the extra `gcs`) appears when its upload is complete.
+A local file is written under a temporary name and renamed. An object in a bucket (gs://,
+through etils.epath and the extra `gcs`) appears when its upload is complete.
 """
 
 import contextlib
@@ -24,22 +24,22 @@ AnyPath = Path | epath.Path
 
 
 def user_cache() -> Path:
-    """Returns jaxii's folder in the user's cache; it need not be there.
+    """Returns jaxii's folder in the user's cache; it need not exist.
 
     Raises:
-      RuntimeError: the user has no home.
+      RuntimeError: If the user has no home directory.
     """
     named = os.environ.get("XDG_CACHE_HOME", "")
-    # By the XDG specification what is not absolute is to be ignored.
+    # The XDG specification ignores relative paths.
     root = Path(named) if Path(named).is_absolute() else Path.home() / ".cache"
     return root / "jaxii"
 
 
 def at(path: str | os.PathLike[str]) -> AnyPath:
-    """Returns the path of a local file, or that of an object if it is gs://...
+    """Returns a local path, or a path in a bucket for gs://.
 
     Raises:
-      InputError: gs:// and no gcsfs.
+      InputError: If the path is gs:// and gcsfs is not installed.
     """
     text = os.fspath(path)
     if "://" not in text:
@@ -55,19 +55,19 @@ def at(path: str | os.PathLike[str]) -> AnyPath:
 
 
 def size_of(path: AnyPath) -> int:
-    """Returns the bytes of a file."""
+    """Returns the size of a file in bytes."""
     return path.stat().st_size if isinstance(path, Path) else path.stat().length
 
 
 def names_in(folder: AnyPath) -> set[str]:
-    """Returns the names in a folder now; empty for a prefix without objects.
+    """Returns the current names in a folder; empty for a prefix without objects.
 
-    Cost: one listing, where asking for each file of a bucket is a request a file.
+    Cost: one listing; checking files of a bucket one by one is a request per file.
     """
     if isinstance(folder, Path):
         return {path.name for path in folder.iterdir()}
     system, root = fsspec.url_to_fs(os.fspath(folder))
-    system.invalidate_cache()  # others may have written since
+    system.invalidate_cache()  # other processes may have written
     try:
         return {name.rpartition("/")[2] for name in system.ls(root, detail=False)}
     except FileNotFoundError:
@@ -75,20 +75,20 @@ def names_in(folder: AnyPath) -> set[str]:
 
 
 def sizes_below(folder: AnyPath) -> dict[str, int]:
-    """Returns the bytes of each file below a folder, by its name relative to it.
+    """Returns relative name -> bytes of each file below a folder; {} if it is missing.
 
-    Cost: one listing. A folder that is not there has no files.
+    Cost: one listing.
     """
     if isinstance(folder, Path):
         root, found = os.fspath(folder), {}
         for directory, _, names in os.walk(root):
             for name in names:
                 path = os.path.join(directory, name)  # noqa: PTH118 (text, and fast)
-                with contextlib.suppress(OSError):  # gone since, or a dangling link
+                with contextlib.suppress(OSError):  # deleted by now, or a dangling link
                     found[os.path.relpath(path, root)] = os.stat(path).st_size  # noqa: PTH116
         return found
     system, root = fsspec.url_to_fs(os.fspath(folder))
-    system.invalidate_cache()  # others may have written since
+    system.invalidate_cache()  # other processes may have written
     found = system.find(root, detail=True)
     return {name[len(root) + 1 :]: int(facts["size"]) for name, facts in found.items()}
 
@@ -96,12 +96,12 @@ def sizes_below(folder: AnyPath) -> dict[str, int]:
 def write_beside(
     path: AnyPath, write: Callable[[Any], object], *, binary: bool = False
 ) -> None:
-    """Writes a file under another name and renames it when it is complete.
+    """Writes a file atomically.
 
     Args:
-      path: where to; its folder is made, an older file replaced.
-      write: is called with the open file.
-      binary: whether it takes bytes and not text.
+      path: The file. Its folder is created and an existing file is replaced.
+      write: Called with the open file.
+      binary: Whether the file takes bytes rather than text.
     """
     if isinstance(path, Path):
         path.parent.mkdir(parents=True, exist_ok=True)
@@ -116,17 +116,17 @@ def _opened(path: Path, binary: bool) -> IO[Any]:
 
 
 class Mirror:
-    """A folder for files that grow, which no object in a bucket can.
+    """A folder for files that grow; objects in a bucket cannot be appended to.
 
-    On a disk it is the folder itself. For a bucket it is one on this machine, whose
-    files are uploaded, whole, at each `push`: what was written after the last one is
-    lost with the process.
+    On a disk it is the folder itself. For a bucket it is a temporary local folder,
+    whose changed files are uploaded at each `push`; later writes are lost if the
+    process dies.
 
     Args:
-      home: where the files belong; made where it is on a disk.
+      home: The folder. It is created on a disk.
 
     Attributes:
-      path: where they are written.
+      path: The local folder to write to.
     """
 
     def __init__(self, home: AnyPath):
@@ -140,13 +140,13 @@ class Mirror:
             self.path = Path(self._scratch.name)
 
     def fetch(self, name: str) -> Path:
-        """Returns the path of a file, with what its home has of it."""
+        """Returns the local path of a file, downloaded if its home has it."""
         if self.path != self._home and (self._home / name).exists():
             (self.path / name).write_bytes((self._home / name).read_bytes())
         return self.path / name
 
     def push(self) -> None:
-        """Uploads the files that have changed."""
+        """Uploads the files that changed since the last push."""
         if self.path == self._home:
             return
         for path in sorted(self.path.rglob("*")):
@@ -157,7 +157,7 @@ class Mirror:
                 self._pushed[path] = state
 
     def close(self) -> None:
-        """Pushes, and removes what was on this machine."""
+        """Pushes, and removes the temporary folder."""
         self.push()
         if self.path != self._home:
             self._scratch.cleanup()
@@ -165,7 +165,7 @@ class Mirror:
 
 @contextmanager
 def locked(folder: Path) -> Iterator[None]:
-    """Lets one process at a time work in a folder, which is made; the others wait."""
+    """Holds an exclusive lock on a folder, which is created; other processes wait."""
     folder.mkdir(parents=True, exist_ok=True)
     handle = os.open(folder, os.O_RDONLY)
     try:
@@ -176,20 +176,20 @@ def locked(folder: Path) -> Iterator[None]:
 
 
 def write_text(path: AnyPath, text: str) -> None:
-    """Writes text, whole or not at all."""
+    """Writes text atomically."""
     write_beside(path, lambda file: file.write(text))
 
 
 def write_json(path: AnyPath, value: Any) -> None:
-    """Writes JSON, whole or not at all."""
+    """Writes JSON atomically."""
     write_beside(path, lambda file: json.dump(value, file, indent=1, allow_nan=False))
 
 
 @contextmanager
 def local_draft(path: AnyPath) -> Iterator[Path]:
-    """Gives the name of a local file that becomes `path` when the block succeeds.
+    """Yields the path of a local file that becomes `path` when the block succeeds.
 
-    For writers that know neither open files nor buckets.
+    For writers that take neither open files nor paths in buckets.
     """
     if isinstance(path, Path):
         part = path.with_name(f".{path.name}.{os.getpid()}.part")
@@ -207,15 +207,15 @@ def local_draft(path: AnyPath) -> Iterator[Path]:
 
 @contextmanager
 def local_draft_folder(path: AnyPath) -> Iterator[Path]:
-    """Gives a local folder that becomes `path` when the block succeeds.
+    """Yields a local folder that becomes `path` when the block succeeds.
 
-    In a bucket its files appear one after the other, in the order of their names.
+    In a bucket the files appear one by one, in the order of their names.
 
     Raises:
-      InputError: `path` is there already, or no folder can be there.
+      InputError: If `path` exists or cannot be created.
     """
     if path.exists():
-        raise InputError(f"{path} is there already; give the name of a new folder.")
+        raise InputError(f"{path} already exists; give the name of a new folder.")
     if not isinstance(path, Path):
         with tempfile.TemporaryDirectory() as folder:
             yield Path(folder)
@@ -228,8 +228,7 @@ def local_draft_folder(path: AnyPath) -> Iterator[Path]:
         part.mkdir(parents=True)
     except OSError as error:
         raise InputError(
-            f"{path} cannot be made ({error.strerror}); give a folder that can be "
-            "written."
+            f"{path} cannot be created ({error.strerror}); give a writable folder."
         ) from error
     try:
         yield part

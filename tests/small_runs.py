@@ -69,5 +69,4 @@ def seal(workdir, file="metrics.json"):
     """Writes the manifest of an evaluation, as if its files had always been so."""
     names = file, file.replace("metrics", "label_figures").replace(".json", ".csv")
     files = [workdir / name for name in (*names, "config.json", "history.jsonl")]
-    facts = dict.fromkeys(("stage", "step", "data_hash"))
-    write_evaluation(workdir / file.replace("metrics", "evaluation"), files, facts)
+    write_evaluation(workdir / file.replace("metrics", "evaluation"), files)

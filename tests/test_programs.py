@@ -590,8 +590,8 @@ def test_thresholds_of_another_checkpoint_are_refused(
     ("change", "words", "pattern"),
     [
         (None, [], "--output is missing"),
-        (None, ["--output={taken}"], "is there already; give the name of a new folder"),
-        (None, ["--output={taken}/file/new"], "cannot be made"),
+        (None, ["--output={taken}"], "already exists; give the name of a new folder"),
+        (None, ["--output={taken}/file/new"], "cannot be created"),
         (None, ["--output={new}", "--stage=bonus"], "--stage=bonus; use one of only"),
         (
             "metrics.json",

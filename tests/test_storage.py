@@ -54,5 +54,5 @@ def test_a_folder_is_whole_or_not_there_and_replaces_none(tmp_path, kind):
         (draft / "file").write_text("whole")
     assert [p.name for p in (tmp_path / "new").iterdir()] == ["folder"]
     assert (path / "file").read_text() == "whole"
-    with pytest.raises(InputError, match="is there already"), local_draft_folder(path):
+    with pytest.raises(InputError, match="already exists"), local_draft_folder(path):
         pass

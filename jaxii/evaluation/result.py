@@ -30,19 +30,15 @@ EVALUATION = "evaluation.json"
 Present = Callable[[str], tuple[np.ndarray, np.ndarray]]
 
 
-def write_evaluation(
-    path: AnyPath, files: Iterable[AnyPath], metrics: Mapping[str, Any]
-) -> None:
+def write_evaluation(path: AnyPath, files: Iterable[AnyPath]) -> None:
     """Writes the manifest of an evaluation: the files that belong together.
 
     Args:
       path: of the manifest.
       files: beside it; those that do not exist are left out.
-      metrics: the content of `metrics.json`.
     """
     listed = {file.name: manifest.describe(file) for file in files if file.exists()}
-    facts = {name: metrics[name] for name in ("stage", "step", "data_hash")}
-    manifest.Manifest(listed, facts).save(path)
+    manifest.Manifest(listed).save(path)
 
 
 def check_evaluation(

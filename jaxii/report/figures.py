@@ -364,8 +364,6 @@ def _splits(rows: Sequence[Row], figure: str) -> list[str]:
     """Returns the splits with a figure in the history, validation first."""
     names = dict.fromkeys(key for row in rows for key in row)
     splits = [n.removesuffix(f"/{figure}") for n in names if n.endswith(f"/{figure}")]
-    # An evaluation row also has the terms `loss/bce` and `weight/bce`.
-    splits = [n for n in splits if n not in ("loss", "weight")]
     return sorted(splits, key=lambda n: (n == "train", n != "validation", n))
 
 

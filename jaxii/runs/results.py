@@ -99,7 +99,7 @@ def write(
     )
     write_text(files["report.html"], page)
     others = decoders_file, workdir.config_file, workdir.history_file
-    result.write_evaluation(listed, [*files.values(), *others], metrics)
+    result.write_evaluation(listed, [*files.values(), *others])
     _say(session, metrics, rows, files)
 
 
