@@ -4,13 +4,14 @@ Read by `main`, which parses the command line; comes before everything that work
 """
 
 import re
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 from absl import flags
 from ml_collections import config_flags
 
-from jaxii import config as configuration
+from jaxii.config import Config
 from jaxii.errors import InputError
 from jaxii.given import existing, file_to_write, local, profile_steps, required
 from jaxii.storage import AnyPath, at
@@ -85,7 +86,7 @@ def arguments_of(command: str, rest: list[str]) -> dict[str, Any]:
     return _OF_COMMAND[command]()
 
 
-def config_of() -> configuration.Config:
+def config_of() -> Config:
     """Returns the configuration that was given.
 
     Raises:
@@ -96,20 +97,14 @@ def config_of() -> configuration.Config:
             "--config is missing; for a first run give "
             "--config configs/f2_multitask.py."
         )
-    config = CONFIG.value
-    if _DATA_DIR.value:
-        config.data.directory = _DATA_DIR.value
-    try:
-        configuration.check(config)
-    except ValueError as error:
-        raise InputError(str(error)) from error
-    return config
+    return Config.resolve(CONFIG.value).moved(_DATA_DIR.value)
 
 
 def _of_train() -> dict[str, Any]:
     recipe = _recipe()
     config = config_of()
-    config.data.reuse_batch |= _REUSE_BATCH.value
+    if _REUSE_BATCH.value:
+        config = replace(config, data=replace(config.data, reuse_batch=True))
     return {
         "config": config,
         "workdir": _new_workdir(config),
@@ -305,7 +300,7 @@ def _output(kind: str) -> AnyPath | None:
     return file_to_write("output", _OUTPUT.value, kind)
 
 
-def _new_workdir(config: configuration.Config) -> AnyPath:
+def _new_workdir(config: Config) -> AnyPath:
     if _WORKDIR.value:
         return at(_WORKDIR.value)
     recipe, _, preset = config_flags.get_config_filename(

@@ -1,20 +1,36 @@
-"""Every field of a run's configuration, declared once, with its unit and meaning.
+"""The configuration of a run: each field once, with its type, default, unit and range.
 
-The start of the flow. A file in `configs/` takes `default_config()`, changes what its
-recipe changes and returns it; `check` refuses combinations that cannot work, before
-anything is read or allocated; `jaxii.runs.assemble` is the only reader of the fields.
+A recipe in `configs/` changes a `default_config()` and returns it; `Config.resolve`
+makes of that a `Config`, which is checked and cannot change. `jaxii.runs` alone reads
+the fields: everything below it takes plain arguments.
 """
 
+import dataclasses
 import difflib
+import functools
 import hashlib
+import itertools
 import json
 import re
 from collections.abc import Mapping
-from typing import Any
+from dataclasses import dataclass, field
+from typing import (
+    Annotated,
+    Any,
+    ClassVar,
+    Literal,
+    TypeVar,
+    cast,
+    get_args,
+    get_origin,
+    get_type_hints,
+)
 
-from ml_collections import ConfigDict
+from ml_collections import ConfigDict  # pyright: ignore[reportMissingTypeStubs]
 
-# What does not change the result, and may differ when a run goes on.
+from jaxii.errors import InputError, nearest
+
+# Fields that do not change the result and may differ when a run goes on.
 FREE_FIELDS = (
     "data.directory",
     "data.num_threads",
@@ -24,238 +40,327 @@ FREE_FIELDS = (
     "optimizer.shard_state",
     "track",
 )
-# A ConfigDict, whose fields no type checker can know.
-Config = Any
-
-DATASETS = ("toy_regions", "kaggle", "open_images_v4")
-FAILED_SAVES = ("stop", "go_on")
-MACHINE_LABELS = ("ignored", "soft", "thresholded")
-UNKNOWN = ("negative", "ignored")
-DEPTHS = (18, 26, 34, 50, 101, 152)
-VARIANTS = ("resnet", "resnet_d", "se_resnet", "resnext", "wide_resnet")
-STEMS = ("imagenet", "small")
-DTYPES = ("float32", "bfloat16")
-AVERAGES = ("none", "ema", "swa")
-TRACKERS = ("", "wandb", "mlflow")
-OPTIMIZERS = ("sgd", "adamw", "lars", "lamb")
 # 8 bytes a slot: together with mask and slice an image sends less than 1 KiB of labels.
 MOST_LABELS = 126
 
-
-def default_config() -> Config:
-    """Returns every field at its default; recipes change them, nothing adds to them."""
-    config = ConfigDict()
-    # Base of every random choice: order, augmentation, initialisation, dropout.
-    config.seed = 0
-    # Examples in one update, over all devices of all processes.
-    config.global_batch_size = 64
-    # Slices of a device's batch whose gradients are added up before an update.
-    config.micro_batches = 1
-    # Workdir of a run whose best checkpoint the first stage starts from, or
-    # WORKDIR@STAGE for that of a stage before its last; "" for none.
-    config.start_from = ""
-
-    config.data = _data()
-    config.label_embedding = _label_embedding()
-    config.model = _model()
-    config.optimizer = _optimizer()
-
-    # Parts of the run in order: one dict a stage, fields of jaxii.train.stages.Stage.
-    config.stages = ()
-
-    # Evaluate on `validation` and save, every so many steps and at a stage's end.
-    config.evaluate_every_steps = 200
-    # Training images that are measured beside `validation`, unaugmented; 0 is none.
-    config.evaluate_train_images = 0
-    # Write a line and the curves every so many steps.
-    config.log_every_steps = 20
-    # Service that shows the run too, beside TensorBoard's files in the workdir: "wandb"
-    # (Weights & Biases), "mlflow", or "" for none. Each is an extra of jaxii.
-    config.track = ""
-    # Stop after so many updates in a row with a gradient that is not finite.
-    config.most_skipped_steps = 20
-    # Where a checkpoint cannot be saved (disk full, no permission): "stop", with exit
-    # code 1, or "go_on" with the last complete one, to save again when the next is due.
-    # Several processes stop in either case: only some may know of it.
-    config.on_failed_save = "stop"
-    # A recipe that misspells a field is refused where it does so.
-    config.lock()
-    return config
+# A constant, or (share of the stage, value) pairs with straight lines between them.
+Number = int | float | tuple[tuple[float, float], ...]
+# Loss -> its weight, or `weight` and the loss's own parameters.
+Terms = Mapping[str, Number | Mapping[str, Number | None]]
 
 
-def _data() -> Config:
-    section = ConfigDict()
-    # Where the images and labels come from: drawn here, or prepared before.
-    section.dataset = "toy_regions"
-    # Folder of the prepared dataset; "" is the default place for `dataset`.
-    section.directory = ""
+@dataclass(frozen=True)
+class Range:
+    """The numbers that a field may have, both ends included."""
+
+    low: float
+    high: float
+
+
+@dataclass(frozen=True)
+class Pattern:
+    """The text that a field may have: a regular expression, and it in words."""
+
+    regex: str
+    words: str
+
+
+class _Section:
+    """A group of fields, each checked against its annotation."""
+
+    path: ClassVar[str]
+
+    def __init_subclass__(cls, path: str) -> None:
+        cls.path = path
+
+    def __post_init__(self) -> None:
+        self.check(vars(self))
+
+    @classmethod
+    def check(cls, values: Mapping[str, Any]) -> None:
+        """Refuses the first of some fields whose value is not allowed."""
+        for name, value in values.items():
+            allowed = _allowed(_kinds(cls)[name], value)
+            if allowed:
+                raise InputError(f"{cls._where(name, values)}={value!r}; {allowed}.")
+
+    @classmethod
+    def _where(cls, name: str, values: Mapping[str, Any]) -> str:
+        return f"{cls.path}.{name}"
+
+
+@dataclass(frozen=True, kw_only=True)
+class DataConfig(_Section, path="config.data"):
+    """Where the images and labels come from, and how they are seen."""
+
+    # Drawn at first use (toy_regions) or prepared before.
+    dataset: Literal["toy_regions", "kaggle", "open_images_v4"] = "toy_regions"
+    # Folder of the prepared dataset; "" is the default place of toy_regions.
+    directory: str = ""
     # CSV with the column label_code: the labels to train on and their order, for an
     # open_images_v4 whose labels are mapped by code; "" takes the dataset's own.
-    section.labels_file = ""
+    labels_file: str = ""
     # Side of the square that the network sees.
-    section.image_size_pixels = 64
+    image_size_pixels: Annotated[int, Range(16, 4096)] = 64
     # Strength of every random change of training images: crop, geometry, colours,
     # blur, noise, JPEG quality and scale. 0 is none, 1 that of common recipes.
-    section.augmentation = 1.0
+    augmentation: Annotated[float, Range(0.0, 2.5)] = 1.0
     # Mirror half of the training images.
-    section.mirror = True
+    mirror: bool = True
     # Share of training images that are mixed with another (mixup or CutMix).
-    section.mix_probability = 0.0
+    mix_probability: Annotated[float, Range(0.0, 1.0)] = 0.0
     # Share of an image's short side that evaluation cuts out of the middle.
-    section.central_share = 1.0
+    central_share: Annotated[float, Range(0.1, 1.0)] = 1.0
     # Share of the groups of the training data that are held out as `validation`.
-    section.validation_fraction = 0.1
+    validation_fraction: Annotated[float, Range(0.001, 0.9)] = 0.1
     # Domain of the training data that is kept out of training and becomes the split
     # `held_out`, which chooses the checkpoint and the threshold; "" for none.
-    section.held_out_domain = ""
-    # Labels that only a machine gave: ignored, soft targets, or thresholded.
-    section.machine_labels = "ignored"
+    held_out_domain: str = ""
+    # Labels that only a machine gave.
+    machine_labels: Literal["ignored", "soft", "thresholded"] = "ignored"
     # Confidence from which a thresholded machine label counts as present.
-    section.machine_threshold = 0.5
-    # How labels that are not listed for an image train: negative or ignored.
-    section.unknown = "negative"
+    machine_threshold: Annotated[float, Range(0.0, 1.0)] = 0.5
+    # How labels that are not listed for an image train.
+    unknown: Literal["negative", "ignored"] = "negative"
     # Most labels of an image that train; the least confident are cut beyond it.
     # Evaluation uses all labels.
-    section.most_labels = MOST_LABELS
+    most_labels: Annotated[int, Range(1, MOST_LABELS)] = MOST_LABELS
     # Threads that read and decode images, in each process.
-    section.num_threads = 4
+    num_threads: Annotated[int, Range(1, 512)] = 4
     # Train on the first batch again and again: as fast as the network can be, whatever
     # the input takes. Its figures are no result.
-    section.reuse_batch = False
-    return section
+    reuse_batch: bool = False
 
 
-def _label_embedding() -> Config:
-    section = ConfigDict()
+@dataclass(frozen=True, kw_only=True)
+class LabelEmbeddingConfig(_Section, path="config.label_embedding"):
+    """The factorised PMI matrix of the training labels."""
+
     # Numbers a label; at most the number of classes.
-    section.dim = 1024
+    dim: Annotated[int, Range(1, 1_000_000)] = 1024
     # Positive PMI: values below 0 become 0.
-    section.positive = False
+    positive: bool = False
     # Exponent on the context's counts (Levy et al. 2015: 0.75); 1 is none.
-    section.context_smoothing = 1.0
-    return section
+    context_smoothing: Annotated[float, Range(0.1, 1.0)] = 1.0
 
 
-def _model() -> Config:
-    section = ConfigDict()
-    # resnet, resnet_d, se_resnet, resnext (32x4d) or wide_resnet.
-    section.variant = "resnet"
-    section.depth = 50
+@dataclass(frozen=True, kw_only=True)
+class ModelConfig(_Section, path="config.model"):
+    """The network and its first weights."""
+
+    # resnext is 32x4d.
+    variant: Literal["resnet", "resnet_d", "se_resnet", "resnext", "wide_resnet"] = (
+        "resnet"
+    )
+    depth: Literal[18, 26, 34, 50, 101, 152] = 50
     # Channels of the first stage; 64 is the published network.
-    section.width = 64
+    width: Annotated[int, Range(8, 1024)] = 64
     # "imagenet": 7x7 stride 2 and max-pool. "small": 3x3, for images of 32-64 pixels.
-    section.stem = "imagenet"
+    stem: Literal["imagenet", "small"] = "imagenet"
     # Dropout before the embedding head.
-    section.dropout = 0.2
+    dropout: Annotated[float, Range(0.0, 0.99)] = 0.2
     # Arithmetic of the network; parameters and losses are float32 always.
-    section.compute_dtype = "bfloat16"
+    compute_dtype: Literal["float32", "bfloat16"] = "bfloat16"
     # Start the classifier's bias at the log prior odds of each label.
-    section.prior_bias = True
+    prior_bias: bool = True
     # BatchNorm over each "device"'s share of the batch, over those of N neighbouring
     # devices together ("group:N"), or over the "global" batch.
-    section.batch_norm = "device"
+    batch_norm: Annotated[
+        str,
+        Pattern(
+            r"device|global|group:[1-9][0-9]*",
+            "device, global, or group:N for a number of devices N, as group:8",
+        ),
+    ] = "device"
     # File of torchvision's or timm's weights that the first stage's trunk starts from:
     # .safetensors or .pth, read without running anything; of the same variant, depth,
     # width and stem. Its classifier is left out, as it does not name its labels. The
     # record names the file; the Inclusive Images Challenge forbids such weights.
-    section.pretrained = ""
-    return section
+    pretrained: str = ""
 
 
-def _optimizer() -> Config:
-    section = ConfigDict()
-    section.name = "sgd"
+@dataclass(frozen=True, kw_only=True)
+class OptimizerConfig(_Section, path="config.optimizer"):
+    """The update rule, and the average of the parameters that is evaluated."""
+
+    name: Literal["sgd", "adamw", "lars", "lamb"] = "sgd"
     # Highest learning rate of a stage that does not set its own.
-    section.peak_lr = 0.05
+    peak_lr: Annotated[float, Range(1e-8, 1e3)] = 0.05
     # Batch that peak_lr is meant for, here and in the stages: the rate is then in
     # proportion to global_batch_size (Goyal et al. 2017, 2.1). 0 takes it as it is.
-    section.base_batch_size = 0
+    base_batch_size: Annotated[int, Range(0, 1_000_000)] = 0
     # Decay of matrices and convolutions; never of BatchNorm or biases.
-    section.weight_decay = 1e-4
-    section.momentum = 0.9
+    weight_decay: Annotated[float, Range(0.0, 1e3)] = 1e-4
+    momentum: Annotated[float, Range(0.0, 0.9999)] = 0.9
     # Largest norm of the whole gradient; 0 does not clip.
-    section.clip_norm = 0.0
+    clip_norm: Annotated[float, Range(0.0, 1e9)] = 0.0
     # Divide the optimizer's state over the devices (ZeRO stage 1) instead of keeping it
     # whole on each: memory for one more collective, the same result up to rounding.
-    section.shard_state = False
+    shard_state: bool = False
     # What is evaluated: the parameters as they are ("none"), their moving average
     # ("ema"), or the uniform average over a stage's last part ("swa").
-    section.average = "none"
+    average: Literal["none", "ema", "swa"] = "none"
     # Decay a step of the moving average.
-    section.ema_decay = 0.999
+    ema_decay: Annotated[float, Range(0.0, 0.999999)] = 0.999
     # Last share of a stage over which the uniform average is taken.
-    section.swa_share = 0.25
-    return section
+    swa_share: Annotated[float, Range(0.0, 1.0)] = 0.25
 
 
-def check(config: Config) -> None:
-    """Refuses what cannot work, with the field, the values allowed and the fix.
+@dataclass(frozen=True, kw_only=True)
+class StageConfig(_Section, path="stage"):
+    """One part of a run: an objective, a length, and which heads are trained."""
 
-    Raises:
-      ValueError: one line a person can act on.
-    """
-    data, model, optimizer = config.data, config.model, config.optimizer
-    _one_of("data.dataset", data.dataset, DATASETS)
-    _one_of("data.machine_labels", data.machine_labels, MACHINE_LABELS)
-    _one_of("data.unknown", data.unknown, UNKNOWN)
-    _one_of("model.variant", model.variant, VARIANTS)
-    _one_of("model.depth", model.depth, DEPTHS)
-    _one_of("model.stem", model.stem, STEMS)
-    _one_of("model.compute_dtype", model.compute_dtype, DTYPES)
-    if not re.fullmatch(r"device|global|group:[1-9][0-9]*", str(model.batch_norm)):
-        raise ValueError(
-            f"config.model.batch_norm={model.batch_norm!r}; use device, global, or "
-            "group:N for a number of devices N, as group:8."
-        )
-    _one_of("optimizer.name", optimizer.name, OPTIMIZERS)
-    _between("data.image_size_pixels", data.image_size_pixels, 16, 4096)
-    _between("data.augmentation", data.augmentation, 0.0, 2.5)
-    _between("data.mix_probability", data.mix_probability, 0.0, 1.0)
-    _between("data.central_share", data.central_share, 0.1, 1.0)
-    _between("data.validation_fraction", data.validation_fraction, 0.001, 0.9)
-    _between("data.machine_threshold", data.machine_threshold, 0.0, 1.0)
-    _between("data.most_labels", data.most_labels, 1, MOST_LABELS)
-    _between("data.num_threads", data.num_threads, 1, 512)
-    _between("label_embedding.dim", config.label_embedding.dim, 1, 1_000_000)
-    smoothing = config.label_embedding.context_smoothing
-    _between("label_embedding.context_smoothing", smoothing, 0.1, 1.0)
-    _between("model.width", model.width, 8, 1024)
-    _between("model.dropout", model.dropout, 0.0, 0.99)
-    _between("optimizer.peak_lr", optimizer.peak_lr, 1e-8, 1e3)
-    _between("optimizer.base_batch_size", optimizer.base_batch_size, 0, 1_000_000)
-    _between("optimizer.weight_decay", optimizer.weight_decay, 0.0, 1e3)
-    _between("optimizer.momentum", optimizer.momentum, 0.0, 0.9999)
-    _between("optimizer.clip_norm", optimizer.clip_norm, 0.0, 1e9)
-    _one_of("optimizer.average", optimizer.average, AVERAGES)
-    _between("optimizer.ema_decay", optimizer.ema_decay, 0.0, 0.999999)
-    _between("optimizer.swa_share", optimizer.swa_share, 0.0, 1.0)
-    _one_of("track", config.track, TRACKERS)
-    _one_of("on_failed_save", config.on_failed_save, FAILED_SAVES)
-    _between("evaluate_train_images", config.evaluate_train_images, 0, 10_000_000)
-    _between("global_batch_size", config.global_batch_size, 1, 1_000_000)
-    _between("micro_batches", config.micro_batches, 1, 1_000_000)
-    for name in ("evaluate_every_steps", "log_every_steps", "most_skipped_steps"):
-        _between(name, config[name], 1, 1_000_000_000)
-    _check_stages(config)
+    # Names its folder of checkpoints; no two stages have the same.
+    name: Annotated[str, Pattern(r"\w*[^\W_]\w*", "letters, digits and _ in the name")]
+    # The objective; see `jaxii.objective.objective.make_objective`.
+    terms: Terms
+    # Length in passes over `split`, or in updates: one of the two is above 0.
+    num_epochs: Annotated[float, Range(0.0, 1e9)] = 0.0
+    num_steps: Annotated[int, Range(0, 1_000_000_000)] = 0
+    # Whether the label-embedding head exists. A stage without one that follows a stage
+    # with one drops it.
+    embedding_head: bool = False
+    # Images and labels it trains on. Of a stage on "tuning" the last checkpoint is the
+    # result: `validation` would choose the one that has adapted least.
+    split: Literal["train", "tuning"] = "train"
+    # "last_layer": the classifier alone. The trunk then stays as it is, BatchNorm's
+    # running statistics included, and normalises by them.
+    trainable: Literal["all", "last_layer"] = "all"
+    # Highest learning rate; 0 takes that of the optimizer.
+    peak_lr: Annotated[float, Range(0.0, 1e3)] = 0.0
+    # Share of the stage during which the learning rate rises to the peak.
+    warmup_share: Annotated[float, Range(0.0, 0.999999)] = 0.05
+    # Checkpoint of the stage before that it starts from: the best by the validation
+    # metric, or the last.
+    enters_from: Literal["best", "last"] = "best"
+    # End early when the metric has not risen by plateau_min_delta for so many
+    # evaluations; 0 never ends early.
+    plateau_evaluations: Annotated[int, Range(0, 1_000_000)] = 0
+    plateau_min_delta: Annotated[float, Range(0.0, 1.0)] = 0.001
 
-
-def _check_stages(config: Config) -> None:
-    if config.start_from and config.model.pretrained:
-        raise ValueError(
-            f"config.start_from={config.start_from!r} and config.model.pretrained="
-            f"{config.model.pretrained!r}: the first stage starts from one; clear the "
-            "other."
-        )
-    if not isinstance(config.stages, tuple | list) or not config.stages:
-        raise ValueError(
-            f"config.stages={config.stages!r}; give at least one stage, a dict each."
-        )
-    for stage in config.stages:
-        if not isinstance(stage, Mapping | ConfigDict):
-            raise ValueError(
-                f"config.stages has {stage!r}; use a dict of the fields of "
-                "jaxii.train.stages.Stage."
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        label = f"stage {self.name!r}"
+        if not self.terms:
+            raise InputError(f"{label} lacks 'terms'; add it.")
+        if (self.num_epochs > 0) == (self.num_steps > 0):
+            raise InputError(
+                f"{label}: num_epochs={self.num_epochs}, num_steps={self.num_steps}; "
+                "set exactly one of them above 0."
             )
+        if "embedding" in self.terms and not self.embedding_head:
+            raise InputError(
+                f"{label} has an embedding term and no head for it; set "
+                "embedding_head=True or remove the term."
+            )
+        if self.trainable == "last_layer" and self.embedding_head:
+            raise InputError(
+                f"{label} trains the classifier alone and has an embedding head; set "
+                "embedding_head=False or trainable='all'."
+            )
+
+    @classmethod
+    def _where(cls, name: str, values: Mapping[str, Any]) -> str:
+        return f"stage {values['name']!r}: {name}"
+
+
+@dataclass(frozen=True, kw_only=True)
+class Config(_Section, path="config"):
+    """Everything that decides a run's result; see `FREE_FIELDS` for what does not."""
+
+    # Base of every random choice: order, augmentation, initialisation, dropout.
+    seed: Annotated[int, Range(0, 2**31 - 1)] = 0
+    # Examples in one update, over all devices of all processes.
+    global_batch_size: Annotated[int, Range(1, 1_000_000)] = 64
+    # Slices of a device's batch whose gradients are added up before an update.
+    micro_batches: Annotated[int, Range(1, 1_000_000)] = 1
+    # Workdir of a run whose best checkpoint the first stage starts from; "" for none.
+    start_from: str = ""
+    # Stage of that run; "" for the last one that it has trained.
+    start_from_stage: str = ""
+    data: DataConfig = field(default_factory=DataConfig)
+    label_embedding: LabelEmbeddingConfig = field(default_factory=LabelEmbeddingConfig)
+    model: ModelConfig = field(default_factory=ModelConfig)
+    optimizer: OptimizerConfig = field(default_factory=OptimizerConfig)
+    # Parts of the run in order, at least one.
+    stages: tuple[StageConfig, ...]
+    # Evaluate on `validation` and save, every so many steps and at a stage's end.
+    evaluate_every_steps: Annotated[int, Range(1, 1_000_000_000)] = 200
+    # Training images that are measured beside `validation`, unaugmented; 0 is none.
+    evaluate_train_images: Annotated[int, Range(0, 10_000_000)] = 0
+    # Write a line and the curves every so many steps.
+    log_every_steps: Annotated[int, Range(1, 1_000_000_000)] = 20
+    # Service that shows the run too, beside TensorBoard's files in the workdir: "wandb"
+    # (Weights & Biases), "mlflow", or "" for none. Each is an extra of jaxii.
+    track: Literal["", "wandb", "mlflow"] = ""
+    # Stop after so many updates in a row with a gradient that is not finite.
+    most_skipped_steps: Annotated[int, Range(1, 1_000_000_000)] = 20
+    # Where a checkpoint cannot be saved (disk full, no permission): "stop", with exit
+    # code 1, or "go_on" with the last complete one, to save again when the next is due.
+    # Several processes stop in either case: only some may know of it.
+    on_failed_save: Literal["stop", "go_on"] = "stop"
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if self.start_from and self.model.pretrained:
+            raise InputError(
+                f"config.start_from={self.start_from!r} and config.model.pretrained="
+                f"{self.model.pretrained!r}: the first stage starts from one; clear "
+                "the other."
+            )
+        names = [stage.name for stage in self.stages]
+        for name in names:
+            if names.count(name) > 1:
+                raise InputError(
+                    f"two stages are named {name!r}; give each its own name."
+                )
+        for before, after in itertools.pairwise(self.stages):
+            if after.embedding_head and not before.embedding_head:
+                raise InputError(
+                    f"stage {after.name!r} has an embedding head and {before.name!r} "
+                    "before it has none; a head can be dropped, not added."
+                )
+
+    @classmethod
+    def resolve(cls, fields: Mapping[str, Any] | ConfigDict) -> "Config":
+        """Returns the configuration of a recipe or of `to_dict`.
+
+        Args:
+          fields: by name; one that is missing has its default.
+
+        Raises:
+          InputError: If a field does not exist or a value is not allowed.
+        """
+        return _build(cls, _frozen(fields))
+
+    def moved(self, directory: str) -> "Config":
+        """Returns the same with its dataset in a folder; "" for where it was."""
+        if not directory:
+            return self
+        data = dataclasses.replace(self.data, directory=directory)
+        return dataclasses.replace(self, data=data)
+
+    def to_dict(self) -> dict[str, Any]:
+        """Returns every field, as the JSON of `config.json`."""
+        return json.loads(json.dumps(dataclasses.asdict(self)))
+
+    def content_hash(self) -> str:
+        """Returns 16 hexadecimal digits that name the result; `FREE_FIELDS` are out."""
+        fields = _paths(self.to_dict())
+        for name in FREE_FIELDS:
+            del fields[name]
+        text = json.dumps(fields, sort_keys=True)
+        return hashlib.sha256(text.encode()).hexdigest()[:16]
+
+
+def default_config() -> ConfigDict:
+    """Returns every field at its default, for a recipe to change; `stages` is empty.
+
+    The fields and their types are fixed: a recipe that misspells one fails there.
+    """
+    config = _defaults(Config)
+    config.lock()
+    return config
 
 
 def check_overrides(argv: list[str]) -> None:
@@ -265,57 +370,20 @@ def check_overrides(argv: list[str]) -> None:
       argv: words of a command line.
 
     Raises:
-      ValueError: there is no such field.
+      InputError: If there is no such field.
     """
-    fields = default_config().to_dict()
+    fields: dict[str, Any] = _frozen(default_config())
     names = [*_paths(fields), *fields]
     for word in argv:
         # A stage has fields of its own: stages[0].num_epochs.
         name = word.removeprefix("--config.").partition("=")[0].partition("[")[0]
-        if not word.startswith("--config.") or name in names:
-            continue
-        near = difflib.get_close_matches(name, names, n=3) or list(fields)
-        raise ValueError(f"--config.{name} is not a field; use {', '.join(near)}.")
+        if word.startswith("--config.") and name not in names:
+            near = difflib.get_close_matches(name, names, n=3) or fields
+            raise InputError(f"--config.{name} is not a field; use {', '.join(near)}.")
 
 
-def to_dict(config: Config) -> dict[str, Any]:
-    """Returns the configuration as plain dicts and lists, as it is written to disk."""
-    return json.loads(json.dumps(config.to_dict()))
-
-
-def from_dict(fields: dict[str, Any]) -> Config:
-    """Returns the configuration that `to_dict` made these fields of.
-
-    Raises:
-      ValueError: a field that this version does not have.
-    """
-    config = default_config()
-    known = set(_paths(to_dict(config)))
-    given = set(_paths({k: v for k, v in fields.items() if k != "stages"}))
-    for path in sorted(given - known):
-        raise ValueError(
-            f"config.{path} is not a field of this version; remove it, or use the "
-            "version that wrote the file."
-        )
-    config.update(ConfigDict(fields))
-    config.stages = tuple(fields.get("stages", ()))
-    return config
-
-
-def content_hash(config: Config) -> str:
-    """Returns 16 hexadecimal digits that tell one result's configuration from another.
-
-    `FREE_FIELDS` do not count.
-    """
-    fields = _paths(to_dict(config))
-    for name in FREE_FIELDS:
-        del fields[name]
-    text = json.dumps(fields, sort_keys=True)
-    return hashlib.sha256(text.encode()).hexdigest()[:16]
-
-
-def differences(one: dict[str, Any], other: dict[str, Any]) -> list[str]:
-    """Returns `field: one -> other` for every field that differs."""
+def differences(one: Mapping[str, Any], other: Mapping[str, Any]) -> list[str]:
+    """Returns `field: one -> other` for every field in which two `to_dict` differ."""
     a, b = _paths(one), _paths(other)
     return [
         f"{path}: {a.get(path, 'absent')} -> {b.get(path, 'absent')}"
@@ -324,26 +392,135 @@ def differences(one: dict[str, Any], other: dict[str, Any]) -> list[str]:
     ]
 
 
-def _paths(fields: dict[str, Any], prefix: str = "") -> dict[str, Any]:
-    flat = {}
+def _paths(fields: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
+    """Returns `section.field` and `stages[0].field` -> value."""
+    flat: dict[str, Any] = {}
     for key, value in fields.items():
         if isinstance(value, dict):
-            flat |= _paths(value, f"{prefix}{key}.")
-        elif isinstance(value, list) and any(isinstance(v, dict) for v in value):
-            parts = {f"{key}[{i}]": part for i, part in enumerate(value)}
-            flat |= _paths(parts, prefix)
+            flat |= _paths(cast(dict[str, Any], value), f"{prefix}{key}.")
+        elif isinstance(value, list) and key == "stages":
+            parts = enumerate(cast(list[Any], value))
+            flat |= _paths({f"{key}[{i}]": part for i, part in parts}, prefix)
         else:
             flat[prefix + key] = value
     return flat
 
 
-def _one_of(name: str, value: Any, allowed: tuple[Any, ...]) -> None:
-    if value not in allowed:
-        choices = ", ".join(str(choice) or "''" for choice in allowed)
-        raise ValueError(f"config.{name}={value!r}; use one of {choices}.")
+def _defaults(section: type[_Section]) -> ConfigDict:
+    values: dict[str, Any] = {"stages": ()} if section is Config else {}
+    for each in dataclasses.fields(cast(Any, section)):
+        if each.default is not dataclasses.MISSING:
+            values[each.name] = each.default
+        elif each.default_factory is not dataclasses.MISSING:
+            values[each.name] = _defaults(_kinds(section)[each.name])
+    return ConfigDict(values)
 
 
-def _between(name: str, value: Any, low: float, high: float) -> None:
-    number = isinstance(value, int | float) and not isinstance(value, bool)
-    if not number or not low <= value <= high:
-        raise ValueError(f"config.{name}={value!r}; use a value in [{low}, {high}].")
+_S = TypeVar("_S", bound=_Section)
+
+
+def _build(section: type[_S], fields: Mapping[str, Any]) -> _S:
+    kinds = _kinds(section)
+    for name in fields:
+        if name not in kinds:
+            raise InputError(
+                f"{section.path}.{name} is not a field; {nearest(name, kinds)}fields "
+                f"are {', '.join(kinds)}."
+            )
+    values = {k: _parsed(k, kinds[k], v) for k, v in fields.items()}
+    section.check(values)
+    return section(**values)
+
+
+def _parsed(name: str, kind: Any, value: Any) -> Any:
+    """Returns a value of JSON or of a recipe as the type of its field."""
+    if isinstance(kind, type) and issubclass(kind, _Section):
+        if not isinstance(value, Mapping):
+            raise InputError(
+                f"config.{name} is {value!r}; give its fields, which are "
+                f"{', '.join(_kinds(kind))}."
+            )
+        return _build(kind, cast(Mapping[str, Any], value))
+    if name == "stages" and isinstance(value, tuple):
+        return tuple(map(_stage, cast(tuple[object, ...], value)))
+    if _base(kind) is float and isinstance(value, int) and not isinstance(value, bool):
+        return float(value)
+    return value
+
+
+def _stage(given: object) -> StageConfig:
+    if not isinstance(given, Mapping):
+        raise InputError(
+            f"config.stages has {given!r}; use a dict of the fields of a stage: "
+            f"{', '.join(_kinds(StageConfig))}."
+        )
+    fields = dict(cast(Mapping[str, Any], given))
+    label, kinds = f"stage {fields.get('name', '?')!r}", _kinds(StageConfig)
+    for name in fields:
+        if name not in kinds:
+            raise InputError(
+                f"{label} has no field {name!r}; {nearest(name, kinds)}fields are "
+                f"{', '.join(kinds)}."
+            )
+    for name in ("name", "terms"):
+        if not fields.get(name):
+            raise InputError(f"{label} lacks {name!r}; add it.")
+    return _build(StageConfig, fields)
+
+
+def _frozen(value: Any) -> Any:
+    """Returns dicts and tuples in place of ConfigDicts and lists."""
+    if isinstance(value, Mapping | ConfigDict):
+        items = cast(Mapping[str, Any], value).items()
+        return {key: _frozen(item) for key, item in items}
+    if isinstance(value, list | tuple):
+        return tuple(map(_frozen, cast(tuple[object, ...], value)))
+    return value
+
+
+@functools.cache
+def _kinds(section: type[_Section]) -> dict[str, Any]:
+    """Returns field -> annotation."""
+    kinds = get_type_hints(section, include_extras=True)
+    return {f.name: kinds[f.name] for f in dataclasses.fields(cast(Any, section))}
+
+
+def _base(kind: Any) -> Any:
+    return get_args(kind)[0] if get_origin(kind) is Annotated else kind
+
+
+def _allowed(kind: Any, value: Any) -> str:
+    """Returns what an annotation allows where a value is something else, else ""."""
+    base, limits = _base(kind), get_args(kind)[1:]
+    if get_origin(kind) is Literal:
+        choices = get_args(kind)
+        # True == 1, which is no choice.
+        if value in choices and not isinstance(value, bool):
+            return ""
+        listed = ", ".join(str(choice) or "''" for choice in choices)
+        return f"{nearest(str(value), map(str, choices))}use one of {listed}"
+    if base is bool:
+        return "" if isinstance(value, bool) else "use True or False"
+    if get_origin(kind) is not Annotated:
+        return _allowed_structure(kind, value)
+    (limit,) = limits
+    if isinstance(limit, Pattern):
+        whole = isinstance(value, str) and re.fullmatch(limit.regex, value)
+        return "" if whole else f"use {limit.words}"
+    number = int if base is int else int | float
+    is_number = isinstance(value, number) and not isinstance(value, bool)
+    if is_number and limit.low <= value <= limit.high:
+        return ""
+    whole = "whole " if base is int and isinstance(value, float) else ""
+    return f"use a {whole}value in [{limit.low}, {limit.high}]"
+
+
+def _allowed_structure(kind: Any, value: Any) -> str:
+    if kind is str:
+        return "" if isinstance(value, str) else "use text"
+    if kind == Terms:
+        return "" if isinstance(value, Mapping) else "use a dict of losses and weights"
+    if kind == tuple[StageConfig, ...]:
+        stages = isinstance(value, tuple) and bool(cast(tuple[object, ...], value))
+        return "" if stages else "give at least one stage, a dict each"
+    return "" if isinstance(value, kind) else f"use a {kind.__name__}"

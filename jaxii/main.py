@@ -16,8 +16,8 @@ from absl import flags
 from absl import logging as absl_logging
 from ml_collections import ConfigDict
 
-from jaxii import config as configuration
 from jaxii.arguments import CONFIG, arguments_of
+from jaxii.config import check_overrides
 from jaxii.distributed.cluster import Place
 from jaxii.errors import CheckFailed, InputError, nearest, nearest_path
 from jaxii.place_flags import place_of, start_timeout
@@ -67,10 +67,7 @@ def _parse(argv: list[str]) -> list[str]:
             f"--config={recipe} is not a file; "
             + (near or "give a recipe such as configs/f2_multitask.py.")
         )
-    try:
-        configuration.check_overrides(argv)
-    except ValueError as error:
-        raise InputError(str(error)) from error
+    check_overrides(argv)
     try:
         rest = flags.FLAGS(argv)[1:]
     except (flags.UnrecognizedFlagError, flags.IllegalFlagValueError) as error:

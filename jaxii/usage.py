@@ -100,7 +100,7 @@ and submission.csv.
 --tune_on=SPLIT          fit the decoders on validation, held_out or tuning
                          [held_out where a domain is held out, else validation];
                          after hold_out, held_out takes the threshold found there
---ensemble=RUNS          average with other runs: WORKDIR or WORKDIR@STAGE, by commas
+--ensemble=RUNS          average with these runs: workdirs with commas between them
 --adapt_bn               BatchNorm statistics of each split's own images, without labels
 --label_shift            correct for how often labels occur, from images without labels
 --allow_tuning_labels    needed with --tune_on=tuning, with an ensemble of which a run

@@ -6,7 +6,7 @@ import jax.numpy as jnp
 import numpy as np
 import small_layout
 
-from jaxii import config as configuration
+from jaxii.config import Config, default_config
 from jaxii.models.multitask import Network, Outputs
 
 DARKEST, LIGHTEST = 10, 230
@@ -42,13 +42,13 @@ def network(truths: Sequence[Sequence[int]]) -> Callable[..., Network]:
     return make_network
 
 
-def make_config(data, **changes) -> configuration.Config:
+def make_config(data, **changes) -> Config:
     """Returns a configuration of two steps on a prepared dataset."""
-    config = configuration.default_config()
+    config = default_config()
     config.data.dataset, config.data.directory = "kaggle", str(data)
     config.data.image_size_pixels, config.data.validation_fraction = 16, 0.4
     config.data.augmentation, config.data.num_threads = 0.0, 1
     config.global_batch_size = 8
     config.stages = ({"name": "only", "terms": {"bce": 1.0}, "num_steps": 2},)
     config.data.update(changes)
-    return config
+    return Config.resolve(config)

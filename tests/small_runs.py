@@ -2,10 +2,20 @@
 
 import json
 
+from jaxii.config import Config
 from jaxii.evaluation.provenance import Provenance
 from jaxii.evaluation.result import write_evaluation
 
 CLEAN = Provenance().with_("thresholds", labels=["validation"])
+
+
+def changed(config, **changes):
+    """Returns a configuration with other values: `section__field=value`."""
+    fields = config.to_dict()
+    for path, value in changes.items():
+        *sections, name = path.split("__")
+        (fields[sections[0]] if sections else fields)[name] = value
+    return Config.resolve(fields)
 
 
 def summary(f2, error=0.01):

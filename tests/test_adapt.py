@@ -10,11 +10,11 @@ from jaxii.runs.adapt import final_terms
     [
         ({"bce": 1.0}, {"bce": 1.0}),
         ({"bce": ((0.0, 1.0), (0.6, 0.5))}, {"bce": 0.5}),
-        ({"bce": [[0.0, 1.0], [0.6, 0.5]], "embedding": 1.0}, {"bce": 0.5}),
+        ({"bce": ((0.0, 1.0), (0.6, 0.5)), "embedding": 1.0}, {"bce": 0.5}),
         (
             {
                 "focal": {
-                    "weight": [[0.4, 0.0], [0.6, 1.0]],
+                    "weight": ((0.4, 0.0), (0.6, 1.0)),
                     "gamma": 2.0,
                     "alpha": None,
                 }

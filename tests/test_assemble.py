@@ -7,7 +7,9 @@ from pathlib import Path
 import jax
 import numpy as np
 import pytest
+from small_runs import changed
 
+from jaxii.config import Config
 from jaxii.data.prepared import Rows
 from jaxii.errors import InputError
 from jaxii.prepare.kaggle import Layout, prepare
@@ -25,14 +27,15 @@ RECIPES = [
 NUM_CLASSES = 40
 
 
-def load(path=CONFIGS / "f2_multitask.py", preset=""):
-    return runpy.run_path(str(path))["get_config"](*[preset] * bool(preset))
+def load(path=CONFIGS / "f2_multitask.py", preset="", **changes):
+    recipe = runpy.run_path(str(path))["get_config"](*[preset] * bool(preset))
+    return changed(Config.resolve(recipe), **changes)
 
 
 def plans_of(config, num_train=10_000):
     stages = assemble.stages_of(config, lambda split: num_train)
     dim = min(config.label_embedding.dim, NUM_CLASSES)
-    networks = Networks(config=config, num_classes=NUM_CLASSES, embedding_dim=dim)
+    networks = Networks(config=config.model, num_classes=NUM_CLASSES, embedding_dim=dim)
     return assemble.make_plans(config, networks, stages)
 
 
@@ -71,12 +74,19 @@ def test_every_stage_of_a_recipe_builds(path, preset):
 
 
 def test_epochs_become_steps_of_the_global_batch():
-    config = load()
-    config.global_batch_size = 50
+    config = load(global_batch_size=50)
     for stage, given in zip(
         assemble.stages_of(config, lambda split: 1000), config.stages, strict=True
     ):
-        assert stage.num_steps == round(given["num_epochs"] * 20)
+        assert stage.num_steps == round(given.num_epochs * 20)
+
+
+def test_epochs_are_those_of_the_stage_s_own_split():
+    stage = {"name": "a", "terms": {"bce": 1.0}, "num_epochs": 3.0, "split": "tuning"}
+    config = load(stages=[stage], global_batch_size=10)
+    sizes = {"train": 400, "tuning": 5}
+    (made,) = assemble.stages_of(config, sizes.__getitem__)
+    assert made.num_steps == 2
 
 
 def test_stages_with_the_same_heads_share_one_network():
@@ -89,8 +99,7 @@ def test_stages_with_the_same_heads_share_one_network():
 
 
 def test_a_batch_that_does_not_divide_is_refused_with_those_that_do():
-    config = load()
-    config.global_batch_size = 60
+    config = load(global_batch_size=60)
     with pytest.raises(
         InputError, match=r"global_batch_size=60 .* 8 devices; use 56 or 64"
     ):
@@ -102,8 +111,7 @@ def test_a_batch_that_does_not_divide_is_refused_with_those_that_do():
     [("3", "group:2 or group:4"), ("5", "group:4 or group:8"), ("16", "group:8")],
 )
 def test_a_group_that_does_not_divide_is_refused_with_those_that_do(group, nearest):
-    config = load()
-    config.model.batch_norm = f"group:{group}"
+    config = load(model__batch_norm=f"group:{group}")
     with pytest.raises(InputError, match=rf"group:{group} .* 8 devices; use {nearest}"):
         assemble.check_before_data(config)
 
@@ -112,8 +120,7 @@ def test_a_group_that_does_not_divide_is_refused_with_those_that_do(group, neare
     ("base", "scale"), [(0, 1.0), (64, 1.0), (16, 4.0), (128, 0.5)]
 )
 def test_a_rate_meant_for_a_batch_is_in_proportion_to_the_batch(base, scale):
-    config = load()
-    config.optimizer.base_batch_size = base
+    config = load(optimizer__base_batch_size=base)
     for plan in plans_of(config):
         top = int(plan.stage.warmup_share * plan.stage.num_steps)
         given = plan.stage.peak_lr or config.optimizer.peak_lr
@@ -121,8 +128,7 @@ def test_a_rate_meant_for_a_batch_is_in_proportion_to_the_batch(base, scale):
 
 
 def test_a_variant_without_its_bottleneck_is_refused_before_any_data():
-    config = load()
-    config.model.variant = "resnext"
+    config = load(model__variant="resnext")
     with pytest.raises(InputError, match=r"depth=18 .* use depth 26, 50, 101, 152"):
         assemble.check_before_data(config)
 
@@ -146,18 +152,16 @@ def test_a_variant_without_its_bottleneck_is_refused_before_any_data():
     ],
 )
 def test_a_stage_that_cannot_be_is_refused_by_name(change, words):
-    config = load()
-    first, *others = config.stages
-    config.stages = (dict(first) | change, *others)
+    first, *others = load().to_dict()["stages"]
     with pytest.raises(InputError, match=words):
-        plans_of(config)
+        plans_of(load(stages=[first | change, *others]))
 
 
 def test_a_dataset_that_is_not_drawn_needs_a_folder():
     config = load(preset="inclusive_images")
     with pytest.raises(InputError, match=r"prepare --help.*--data_dir"):
         assemble.data_directory(config)
-    config.data.directory = "somewhere"
+    config = config.moved("somewhere")
     assert assemble.data_directory(config) == Path("somewhere")
 
 
@@ -189,11 +193,8 @@ def test_evaluation_has_a_slot_for_every_label_whatever_the_limit(most, expected
 
 
 def test_the_batch_of_evaluation_fits_the_devices():
-    config = load()
-    config.global_batch_size = 13
-    assert assemble.eval_batch_size(config) == 16
-    config.global_batch_size = 16
-    assert assemble.eval_batch_size(config) == 16
+    assert assemble.eval_batch_size(load(global_batch_size=13)) == 16
+    assert assemble.eval_batch_size(load(global_batch_size=16)) == 16
 
 
 def test_the_prior_bias_gives_each_label_its_frequency():
@@ -209,8 +210,7 @@ def few_images(tmp_path_factory):
     folder = tmp_path_factory.mktemp("few")
     files = writer.write(folder / "drawn", num_train=20, num_tuning=1)
     prepare(Layout.find(files), folder / "data")
-    config = load()
-    config.data.directory = str(folder / "data")
+    config = load(data__directory=str(folder / "data"))
     config.data.dataset = "kaggle"
     config.data.validation_fraction = 0.3
     config.global_batch_size = 8
@@ -222,8 +222,7 @@ def test_one_batch_again_and_again_is_the_first_from_wherever_the_run_goes_on(
 ):
     config, data = few_images
     first = next(assemble.train_batches(config, data, "train", 0))
-    config = config.copy_and_resolve_references()
-    config.data.reuse_batch = True
+    config = changed(config, data__reuse_batch=True)
     for start in (0, 24):
         batches = assemble.train_batches(config, data, "train", start)
         for _ in range(3):
@@ -232,8 +231,7 @@ def test_one_batch_again_and_again_is_the_first_from_wherever_the_run_goes_on(
 
 def test_some_images_of_a_split_lie_evenly_in_its_order(few_images):
     config, data = few_images
-    config = config.copy_and_resolve_references()
-    config.global_batch_size = 64
+    config = changed(config, global_batch_size=64)
     (every,) = assemble.eval_batches(config, data, "train")
     (some,) = assemble.eval_batches(config, data, "train", num_images=3)
     count = data.split("train").num_examples
@@ -246,8 +244,7 @@ def test_some_images_of_a_split_lie_evenly_in_its_order(few_images):
 
 def test_some_images_of_a_split_are_taken_from_the_scored_ones(few_images):
     config, data = few_images
-    config = config.copy_and_resolve_references()
-    config.global_batch_size = 64
+    config = changed(config, global_batch_size=64)
     (every,) = assemble.eval_batches(config, data, "train")
     # Of the first half of the images nobody knows the truth.
     rows = data.verified_rows("train")

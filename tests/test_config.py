@@ -5,17 +5,28 @@ After a wanted change of a default or a recipe, write the golden texts anew with
 """
 
 import copy
+import dataclasses
 import json
 import os
+import re
 import runpy
 from pathlib import Path
+from typing import get_args, get_type_hints
 
 import pytest
+from small_runs import changed
 
-from jaxii import config as configuration
+from jaxii.config import Config, StageConfig, default_config, differences
+from jaxii.data.labels import MACHINE_LABELS
+from jaxii.errors import InputError
+from jaxii.models.resnet import DEPTHS, STEMS, VARIANTS
+from jaxii.objective.objective import UNKNOWN
+from jaxii.train.optimizer import OPTIMIZERS
+from jaxii.train.stages import ENTERS_FROM
 
 GOLDEN = Path(__file__).parent / "golden"
 CONFIGS = Path(__file__).parent.parent / "configs"
+PACKAGE = Path(__file__).parent.parent / "jaxii"
 # A file without PRESETS has one recipe, and its get_config takes no argument.
 RECIPES = [
     (path, preset)
@@ -26,7 +37,8 @@ NAMES = [f"{path.stem}{preset and '-'}{preset}" for path, preset in RECIPES]
 
 
 def load(path, preset=""):
-    return runpy.run_path(str(path))["get_config"](*[preset] * bool(preset))
+    recipe = runpy.run_path(str(path))["get_config"](*[preset] * bool(preset))
+    return Config.resolve(recipe)
 
 
 @pytest.fixture
@@ -37,7 +49,7 @@ def config():
 @pytest.mark.parametrize(("path", "preset"), RECIPES, ids=NAMES)
 def test_a_recipe_resolves_to_its_golden_text(path, preset):
     file = GOLDEN / f"config_{path.stem}{preset and '-'}{preset}.json"
-    text = json.dumps(configuration.to_dict(load(path, preset)), indent=1) + "\n"
+    text = json.dumps(load(path, preset).to_dict(), indent=1, sort_keys=True) + "\n"
     if os.environ.get("UPDATE_GOLDEN"):
         file.write_text(text)
     assert text == file.read_text()
@@ -50,18 +62,11 @@ def test_no_golden_text_is_without_its_recipe():
 
 
 @pytest.mark.parametrize(("path", "preset"), RECIPES, ids=NAMES)
-def test_a_recipe_passes_check(path, preset):
-    configuration.check(load(path, preset))
-
-
-@pytest.mark.parametrize(("path", "preset"), RECIPES, ids=NAMES)
 def test_a_recipe_comes_back_from_json(path, preset):
     config = load(path, preset)
-    fields = json.loads(json.dumps(configuration.to_dict(config)))
-    again = configuration.from_dict(fields)
-    assert configuration.to_dict(again) == configuration.to_dict(config)
-    assert configuration.content_hash(again) == configuration.content_hash(config)
-    configuration.check(again)
+    again = Config.resolve(json.loads(json.dumps(config.to_dict())))
+    assert again == config
+    assert again.content_hash() == config.content_hash()
 
 
 def test_another_preset_is_refused_with_those_there_are():
@@ -70,63 +75,123 @@ def test_another_preset_is_refused_with_those_there_are():
 
 
 def test_a_recipe_cannot_add_a_field():
-    config = configuration.default_config()
+    config = default_config()
     with pytest.raises((AttributeError, KeyError), match="peek_lr"):
         config.optimizer.peek_lr = 0.1
 
 
 def test_a_recipe_cannot_change_a_type():
-    config = configuration.default_config()
+    config = default_config()
     with pytest.raises(TypeError):
         config.model.depth = "fifty"
 
 
 def test_the_hash_changes_with_any_field(config):
-    hashes = {configuration.content_hash(config)}
-    config.seed = 1
-    hashes.add(configuration.content_hash(config))
-    config.stages[1]["peak_lr"] = 0.123
-    hashes.add(configuration.content_hash(config))
-    assert len(hashes) == 3
+    stages = config.to_dict()["stages"]
+    stages[1]["peak_lr"] = 0.123
+    others = changed(config, seed=1), changed(config, stages=stages)
+    assert len({each.content_hash() for each in (config, *others)}) == 3
 
 
 def test_differences_are_told_by_field_to_the_depth_of_a_stage(config):
-    one = configuration.to_dict(config)
+    one = config.to_dict()
     other = copy.deepcopy(one)
     other["optimizer"]["peak_lr"] = 0.9
     other["stages"][1]["num_epochs"] = 99.0
     del other["seed"]
-    assert configuration.differences(one, other) == [
+    assert differences(one, other) == [
         f"optimizer.peak_lr: {config.optimizer.peak_lr} -> 0.9",
         "seed: 0 -> absent",
-        f"stages[1].num_epochs: {config.stages[1]['num_epochs']} -> 99.0",
+        f"stages[1].num_epochs: {config.stages[1].num_epochs} -> 99.0",
     ]
 
 
 def test_what_shows_a_run_does_not_make_it_another(config):
-    before = configuration.content_hash(config)
-    config.track = "wandb"
-    configuration.check(config)
-    assert configuration.content_hash(config) == before
+    shown = changed(config, track="wandb")
+    assert shown.content_hash() == config.content_hash()
 
 
 def test_nothing_differs_from_itself(config):
-    fields = configuration.to_dict(config)
-    assert configuration.differences(fields, copy.deepcopy(fields)) == []
+    fields = config.to_dict()
+    assert differences(fields, copy.deepcopy(fields)) == []
 
 
 @pytest.mark.parametrize(
     "fields", [{"sead": 1}, {"optimizer": {"peek_lr": 0.1}}, {"model": 3}]
 )
 def test_a_field_on_disk_that_is_not_known_is_refused_by_name(config, fields):
-    with pytest.raises(ValueError, match=r"config\.(sead|optimizer.peek_lr|model) "):
-        configuration.from_dict(configuration.to_dict(config) | fields)
+    with pytest.raises(InputError, match=r"config\.(sead|optimizer.peek_lr|model) "):
+        Config.resolve(config.to_dict() | fields)
 
 
-def test_a_field_that_is_newer_than_the_file_has_its_default(config):
-    fields = configuration.to_dict(config)
+def test_a_misspelt_field_is_refused_with_the_nearest(config):
+    for fields, name in (({"sead": 1}, "seed"), ({"data": {"miror": 1}}, "mirror")):
+        with pytest.raises(InputError, match=f"the nearest is {name}; fields are"):
+            Config.resolve(config.to_dict() | fields)
+
+
+def test_a_field_that_is_not_given_has_its_default(config):
+    fields = config.to_dict()
     del fields["data"]["mirror"]
-    assert configuration.from_dict(fields).data.mirror is True
+    assert Config.resolve(fields).data.mirror is True
+
+
+def test_a_configuration_cannot_change(config):
+    with pytest.raises(dataclasses.FrozenInstanceError):
+        config.seed = 1
+    with pytest.raises(dataclasses.FrozenInstanceError):
+        config.stages[0].num_steps = 1
+
+
+def test_a_replaced_field_is_checked(config):
+    with pytest.raises(InputError, match=r"config.seed=-1; use a value in"):
+        dataclasses.replace(config, seed=-1)
+
+
+def test_whole_numbers_may_stand_for_others_and_lists_for_tuples(config):
+    terms = {"bce": [[0, 1], [1, 0]]}
+    stage = {"name": "a", "terms": terms, "num_epochs": 2}
+    (made,) = Config.resolve({"stages": [stage]}).stages
+    assert type(made.num_epochs) is float
+    assert made.terms == {"bce": ((0, 1), (1, 0))}
+    with pytest.raises(InputError, match=r"seed=1.0; use a whole value in"):
+        changed(config, seed=1.0)
+
+
+CHOICES = {
+    "data.machine_labels": MACHINE_LABELS,
+    "data.unknown": UNKNOWN,
+    "model.variant": tuple(VARIANTS),
+    "model.depth": tuple(DEPTHS),
+    "model.stem": STEMS,
+    "optimizer.name": tuple(OPTIMIZERS),
+}
+
+
+@pytest.mark.parametrize("path", CHOICES)
+def test_choices_are_those_of_the_code_that_takes_them(path):
+    section, name = path.split(".")
+    kind = get_type_hints(type(getattr(load(CONFIGS / "f2_multitask.py"), section)))
+    assert get_args(kind[name]) == CHOICES[path]
+    kinds = get_type_hints(StageConfig)
+    assert get_args(kinds["enters_from"]) == ENTERS_FROM
+
+
+def test_runs_and_cli_alone_read_the_configuration():
+    reads = re.compile(r"^from jaxii(\.config import| import .*\bconfig\b)", re.M)
+    readers = {
+        path.relative_to(PACKAGE).parts[0]
+        for path in PACKAGE.rglob("*.py")
+        if reads.search(path.read_text())
+    }
+    assert readers <= {
+        "__init__.py",
+        "runs",
+        "cli",
+        "main.py",
+        "arguments.py",
+        "prepare",
+    }
 
 
 @pytest.mark.parametrize(
@@ -156,16 +221,58 @@ def test_a_field_that_is_newer_than_the_file_has_its_default(config):
     ],
 )
 def test_a_bad_value_is_refused_with_field_and_choices(config, path, value, words):
-    *sections, name = path.split(".")
-    section = config[sections[0]] if sections else config
-    section[name] = value
-    with pytest.raises(ValueError, match=words) as caught:
-        configuration.check(config)
+    with pytest.raises(InputError, match=words) as caught:
+        changed(config, **{path.replace(".", "__"): value})
     assert str(caught.value).startswith(f"config.{path}")
     assert "\n" not in str(caught.value)
 
 
-def test_every_field_with_choices_has_a_default_among_them():
-    config = configuration.default_config()
-    config.stages = ({"name": "only"},)
-    configuration.check(config)
+def test_every_default_is_allowed():
+    Config.resolve({"stages": [GOOD]})
+
+
+GOOD = {"name": "a", "terms": {"bce": 1.0}, "num_steps": 5}
+
+
+@pytest.mark.parametrize(
+    ("stage", "words"),
+    [
+        ({**GOOD, "num_step": 5}, "no field 'num_step'"),
+        ({**GOOD, "num_epochs": 1.0}, "exactly one"),
+        ({**GOOD, "num_steps": 0}, "exactly one"),
+        ({"name": "a", "num_steps": 5}, "lacks 'terms'"),
+        (
+            {**GOOD, "enters_from": "first"},
+            "'first'; use one of best, last",
+        ),
+        (
+            {**GOOD, "warmup_share": 1.0},
+            r"warmup_share=1.0; use a value in \[0.0, ",
+        ),
+        ({**GOOD, "name": "a/b"}, "letters, digits"),
+        ({**GOOD, "terms": {"embedding": 1.0}}, "no head"),
+        ({**GOOD, "split": "test"}, "split='test'; use one of train, tuning"),
+        (
+            {**GOOD, "trainable": "head"},
+            "trainable='head'; use one of all, last_layer",
+        ),
+        (
+            {**GOOD, "trainable": "last_layer", "embedding_head": True},
+            "the classifier alone",
+        ),
+    ],
+)
+def test_a_stage_that_cannot_work_is_refused_by_name(stage, words):
+    with pytest.raises(InputError, match=words):
+        Config.resolve({"stages": [stage]})
+
+
+def test_a_head_cannot_come_back():
+    with_head = {**GOOD, "name": "b", "embedding_head": True}
+    with pytest.raises(InputError, match="not added"):
+        Config.resolve({"stages": [GOOD, with_head]})
+
+
+def test_two_stages_of_one_name_are_refused():
+    with pytest.raises(InputError, match="two stages"):
+        Config.resolve({"stages": [GOOD, GOOD]})

@@ -8,6 +8,7 @@ from pathlib import Path
 import jax
 import numpy as np
 import pytest
+from small_runs import changed
 
 from jaxii.data.transforms import TrainTransform
 from jaxii.distributed.mesh import make_mesh
@@ -140,14 +141,15 @@ def quick(monkeypatch):
 
 
 def small_config():
-    config = command._usual_config()
-    config.data.image_size_pixels = 32
-    config.model.width = 8
-    config.label_embedding.dim = 4
-    config.global_batch_size = 8
-    config.data.augmentation = 0.0
-    config.optimizer.average = "none"
-    return config
+    return changed(
+        command._usual_config(),
+        data__image_size_pixels=32,
+        data__augmentation=0.0,
+        model__width=8,
+        label_embedding__dim=4,
+        global_batch_size=8,
+        optimizer__average="none",
+    )
 
 
 def test_a_recipe_is_measured_and_nothing_is_written(quick, tmp_path, capsys):
@@ -160,8 +162,7 @@ def test_a_recipe_is_measured_and_nothing_is_written(quick, tmp_path, capsys):
 
 
 def test_a_recipe_whose_data_is_not_there_yet_is_measured_all_the_same(tmp_path):
-    config = small_config()
-    config.data.directory = str(tmp_path / "prepared")
+    config = small_config().moved(str(tmp_path / "prepared"))
     source, facts, of = command._data(config)
     assert isinstance(source, speed.Drawn)
     assert facts.num_classes >= config.label_embedding.dim
@@ -169,10 +170,13 @@ def test_a_recipe_whose_data_is_not_there_yet_is_measured_all_the_same(tmp_path)
 
 
 def test_on_cpus_a_batch_for_accelerators_is_made_small():
-    config = small_config()
-    config.data.image_size_pixels = 224
-    config.global_batch_size, config.micro_batches = 1024, 4
-    command._shrink_batch(config)
+    config = changed(
+        small_config(),
+        data__image_size_pixels=224,
+        global_batch_size=1024,
+        micro_batches=4,
+    )
+    config = command._smaller_batch(config)
     assert config.global_batch_size == jax.device_count()
     assert config.micro_batches == 1
 

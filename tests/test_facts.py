@@ -2,7 +2,7 @@
 
 import json
 
-from jaxii import config as configuration
+from jaxii.config import Config
 from jaxii.runs.train import COMPARED
 from jaxii.train.telemetry.facts import flat
 
@@ -33,5 +33,7 @@ def test_fields_that_are_compared_come_first():
 
 
 def test_what_train_compares_by_are_fields_of_a_configuration():
-    fields = flat(configuration.to_dict(configuration.default_config()), COMPARED)
+    stage = {"name": "only", "terms": {"bce": 1.0}, "num_steps": 2}
+    config = Config.resolve({"stages": [stage]})
+    fields = flat(config.to_dict(), COMPARED)
     assert tuple(fields)[: len(COMPARED)] == COMPARED

@@ -10,7 +10,7 @@ import pytest
 import small_layout
 from small_runs import seal
 
-from jaxii import config as configuration
+from jaxii.config import Config, default_config
 from jaxii.errors import InputError
 from jaxii.models.multitask import Network, Outputs
 from jaxii.prepare.kaggle import Layout, prepare
@@ -24,13 +24,13 @@ DOMAINS = ("asia", "eu/west")
 
 
 def make_config(data, **changes):
-    config = configuration.default_config()
+    config = default_config()
     config.data.dataset, config.data.directory = "kaggle", str(data)
     config.data.image_size_pixels, config.data.validation_fraction = 16, 0.4
     config.global_batch_size = 8
     config.stages = ({"name": "only", "terms": {"bce": 1.0}, "num_steps": 2},)
     config.data.update(changes)
-    return config
+    return Config.resolve(config)
 
 
 def never(step):

@@ -14,7 +14,7 @@ import polars as pl
 import pytest
 import small_layout
 
-from jaxii import config as configuration
+from jaxii.config import Config, default_config, differences
 from jaxii.data.dataset import open_dataset
 from jaxii.data.prepared import open_prepared
 from jaxii.errors import InputError
@@ -465,15 +465,14 @@ def test_every_recipe_passes_check(tmp_path, platform, num_images, several):
     )
     file = tmp_path / "mine.py"
     file.write_text(recipes.text(given, recipes.choose(given), "a command"))
-    config = runpy.run_path(str(file))["get_config"]()
-    configuration.check(config)
+    config = Config.resolve(runpy.run_path(str(file))["get_config"]())
     assert config.global_batch_size % 6 == 0
-    assert any(stage["embedding_head"] for stage in config.stages) == (several > 0)
+    assert any(stage.embedding_head for stage in config.stages) == (several > 0)
     assert config.data.directory == str(tmp_path / "data")
 
 
 def test_every_choice_is_a_field_with_a_reason():
-    config = configuration.default_config()
+    config = default_config()
     for choice in recipes.choose(facts()).choices:
         config.update_from_flattened_dict({choice.field: choice.value})
         assert choice.why
@@ -587,10 +586,9 @@ def test_new_goes_on_where_it_was_interrupted(tmp_path, monkeypatch):
 
 def test_new_prints_every_field_it_sets_and_the_commands_that_follow(made):
     folder, said = made
-    config = runpy.run_path(str(folder / "mine.py"))["get_config"]()
-    configuration.check(config)
-    default = configuration.to_dict(configuration.default_config())
-    for line in configuration.differences(default, configuration.to_dict(config)):
+    config = Config.resolve(runpy.run_path(str(folder / "mine.py"))["get_config"]())
+    default = default_config().to_dict()
+    for line in differences(default, config.to_dict()):
         field = line.partition(":")[0]
         if field.startswith("data.d") or "stages" in field:
             continue

@@ -10,6 +10,7 @@ import pytest
 import small_layout
 from test_topology import has_tpu_compiler
 
+from jaxii.config import Config
 from jaxii.distributed.mesh import make_mesh
 from jaxii.errors import InputError
 from jaxii.planner import plan_text, topology
@@ -31,7 +32,7 @@ def small_config(preset="emoji", **fields):
     config.global_batch_size = 32
     config.data.augmentation = 0.0
     config.update_from_flattened_dict(fields)
-    return config
+    return Config.resolve(config)
 
 
 def run(config, **more):
@@ -66,7 +67,7 @@ def test_a_batch_is_that_of_training(tmp_path):
     files = small_layout.write(tmp_path / "files")
     prepare(Layout.find(files), tmp_path / "data", num_workers=1)
     config = small_config(**{"data.validation_fraction": 0.4})
-    config.data.directory = str(tmp_path / "data")
+    config = config.moved(str(tmp_path / "data"))
     data = assemble.open_data(config)
     batch = next(assemble.train_batches(config, data, "train", 0))
     facts = command.facts_of(config)

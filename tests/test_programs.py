@@ -24,7 +24,7 @@ from absl.testing import flagsaver
 from small_runs import seal
 
 from jaxii import main
-from jaxii.config import default_config
+from jaxii.config import Config, default_config
 from jaxii.data.transforms import EvalTransform
 from jaxii.decoding import decoders as decoding
 from jaxii.distributed.mesh import divided, make_mesh, replicated, to_devices
@@ -243,7 +243,7 @@ def configuration(data):
     config.stages = (
         {"name": "only", "num_steps": 2, "embedding_head": True, "terms": {"bce": 1.0}},
     )
-    return config
+    return Config.resolve(config)
 
 
 @pytest.fixture(scope="module")
@@ -331,7 +331,7 @@ def elsewhere(folder, script, *words):
 
 def probs_of(workdir, images):
     """Returns the checkpoint's own probabilities in float32."""
-    trained, mesh = open_trained(f"{workdir.path}@"), make_mesh()
+    trained, mesh = open_trained(workdir.path), make_mesh()
     predict = make_predict([trained.in_float32(trained.model(mesh))], mesh)
     trained.close()
     return np.asarray(predict(to_devices({"i": images}, divided(mesh))["i"])[0])

@@ -380,7 +380,7 @@ def test_a_shift_of_labels_is_recorded_as_images(runs):
 
 
 def test_an_ensemble_has_seen_what_any_of_its_members_has(runs):
-    words = ("clean", f"--ensemble={runs.folder / 'adapted'}@adapt")
+    words = ("clean", f"--ensemble={runs.folder / 'adapted'}")
     assert "has learnt from labels" in runs.evaluate(*words, code=2)
     said = runs.evaluate(*words, "--allow_tuning_labels")
     assert said.startswith(CAVEAT)
@@ -593,7 +593,7 @@ def test_a_damaged_history_is_said_and_never_shown(runs):
         (["--config.model.width=16"], r"clean does not fit.* is \[8, 3\] there"),
         (["--config.data.validation_fraction=0.3"], "data.validation_fraction=0.4 and"),
         (["--config.start_from=nowhere"], "nowhere holds no run"),
-        (["--config.start_from={clean}@first"], "--stage=first; use one of only"),
+        (["--config.start_from_stage=first"], "--stage=first; use one of only"),
     ],
 )
 def test_a_start_that_cannot_be_is_refused_before_anything_is_written(

@@ -3,6 +3,7 @@
 Whole runs, on images whose shade is the truth: an oracle is right about each of them.
 """
 
+import dataclasses
 import json
 
 import jax
@@ -87,7 +88,7 @@ class Result:
 
     def __init__(self, root, printed, data, **changes):
         config = oracle.make_config(data, **changes)
-        config.evaluate_train_images = 12
+        config = dataclasses.replace(config, evaluate_train_images=12)
         self.workdir = Workdir(root / "run")
         train(config, self.workdir, lambda step: False)
         self.said = printed.readouterr().out

@@ -2,7 +2,6 @@
 
 import pytest
 
-from jaxii.errors import InputError
 from jaxii.train.stages import (
     Done,
     Enter,
@@ -11,7 +10,6 @@ from jaxii.train.stages import (
     Stage,
     choose,
     has_ended,
-    make_stages,
     next_action,
 )
 
@@ -99,65 +97,3 @@ def test_a_stage_ends_on_a_plateau(metrics, ended):
     stage = Stage(name="s", terms={"bce": 1.0}, num_steps=1000, plateau_evaluations=2)
     evaluations = [(10 * i, metric) for i, metric in enumerate(metrics)]
     assert has_ended(stage, 30, evaluations) is ended
-
-
-def test_epochs_become_steps():
-    stages = make_stages(
-        [{"name": "a", "terms": {"bce": 1.0}, "num_epochs": 2.5}],
-        steps_per_epoch={"train": 40}.__getitem__,
-    )
-    assert stages[0].num_steps == 100
-
-
-def test_epochs_are_those_of_the_stage_s_own_split():
-    stage = {"name": "a", "terms": {"bce": 1.0}, "num_epochs": 3, "split": "tuning"}
-    sizes = {"train": 40.0, "tuning": 0.5}
-    (made,) = make_stages([stage], steps_per_epoch=sizes.__getitem__)
-    assert made.num_steps == 2
-
-
-def ten(split):
-    return 10.0
-
-
-GOOD = {"name": "a", "terms": {"bce": 1.0}, "num_steps": 5}
-
-
-@pytest.mark.parametrize(
-    ("stage", "words"),
-    [
-        ({**GOOD, "num_step": 5}, "no field 'num_step'"),
-        ({**GOOD, "num_epochs": 1.0}, "exactly one"),
-        ({**GOOD, "num_steps": 0}, "exactly one"),
-        ({"name": "a", "num_steps": 5}, "lacks 'terms'"),
-        ({**GOOD, "enters_from": "first"}, "best or last"),
-        ({**GOOD, "warmup_share": 1.0}, "share in"),
-        ({**GOOD, "name": "a/b"}, "letters, digits"),
-        ({**GOOD, "terms": {"embedding": 1.0}}, "no head"),
-        ({**GOOD, "split": "test"}, "split='test'; use train or tuning"),
-        ({**GOOD, "trainable": "head"}, "trainable='head'; use all or last_layer"),
-        (
-            {**GOOD, "trainable": "last_layer", "embedding_head": True},
-            "the classifier alone",
-        ),
-    ],
-)
-def test_a_stage_that_cannot_work_is_refused_by_name(stage, words):
-    with pytest.raises(InputError, match=words):
-        make_stages([stage], steps_per_epoch=ten)
-
-
-def test_a_head_cannot_come_back():
-    with_head = {**GOOD, "name": "b", "embedding_head": True}
-    with pytest.raises(InputError, match="not added"):
-        make_stages([GOOD, with_head], steps_per_epoch=ten)
-
-
-def test_two_stages_of_one_name_are_refused():
-    with pytest.raises(InputError, match="two stages"):
-        make_stages([GOOD, GOOD], steps_per_epoch=ten)
-
-
-def test_no_stage_is_refused():
-    with pytest.raises(InputError, match="empty"):
-        make_stages([], steps_per_epoch=ten)

@@ -4,7 +4,7 @@ import json
 
 import pytest
 
-from jaxii import config as configuration
+from jaxii.config import Config, default_config
 from jaxii.data.labels import Vocabulary
 from jaxii.errors import InputError
 from jaxii.runs.workdir import Workdir
@@ -14,12 +14,12 @@ OTHER_LABELS = Vocabulary(("/m/b", "/m/a"), ("B", "A"))
 
 
 def new_config(**changes):
-    config = configuration.default_config()
+    config = default_config()
     config.stages = ({"name": "only", "terms": {"bce": 1.0}, "num_steps": 2},)
     for path, value in changes.items():
         *sections, name = path.split("__")
         (config[sections[0]] if sections else config)[name] = value
-    return config
+    return Config.resolve(config)
 
 
 def content(folder):
@@ -35,9 +35,7 @@ def workdir(tmp_path):
 
 
 def test_a_claimed_folder_gives_the_configuration_back(workdir):
-    assert configuration.to_dict(workdir.config()) == configuration.to_dict(
-        new_config()
-    )
+    assert workdir.config() == new_config()
     assert workdir.vocabulary() == LABELS
 
 
@@ -91,12 +89,13 @@ def test_many_differences_are_cut_and_counted(workdir):
     assert str(caught.value).count(" -> ") == 5
 
 
-def test_a_run_from_before_a_field_existed_goes_on_with_its_default(workdir):
+def test_a_run_of_another_version_is_refused_in_one_line(workdir):
     fields = json.loads(workdir.config_file.read_text())
     del fields["data"]["mix_probability"]
     workdir.config_file.write_text(json.dumps(fields))
-    workdir.claim(new_config())
-    assert "mix_probability" in json.loads(workdir.config_file.read_text())["data"]
+    for act in (workdir.config, lambda: workdir.claim(new_config())):
+        with pytest.raises(InputError, match="written by another version of jaxii"):
+            act()
 
 
 def test_other_labels_are_refused_and_nothing_changes(workdir):

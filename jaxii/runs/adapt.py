@@ -5,10 +5,11 @@ compared, and every file that comes of it says that labels of the target domain 
 it. The original tried this and gave it up, as against the spirit of the task.
 """
 
-from collections.abc import Callable
-from typing import Any
+from collections.abc import Callable, Mapping
+from dataclasses import replace
+from typing import Any, Literal
 
-from jaxii import config as configuration
+from jaxii.config import Config, StageConfig, Terms
 from jaxii.runs.train import train
 from jaxii.runs.trained import Trained, open_trained
 from jaxii.runs.workdir import Workdir
@@ -25,7 +26,7 @@ def adapt(
     *,
     output: AnyPath,
     stage: str,
-    trainable: str,
+    trainable: Literal["all", "last_layer"],
     num_epochs: float,
     peak_lr: float,
     data_dir: str,
@@ -45,47 +46,53 @@ def adapt(
       wanted_back: says, after a step, whether to save and leave.
       verify: read and hash every byte of the data first.
     """
-    start = open_trained(f"{workdir.path}@{stage}" if stage else str(workdir.path))
+    start = open_trained(workdir.path, stage)
     config = adapted(start, trainable=trainable, num_epochs=num_epochs, peak_lr=peak_lr)
     start.close()
-    if data_dir:
-        config.data.directory = data_dir
-    train(config, Workdir(output), wanted_back, allow_tuning_labels=True, verify=verify)
+    train(
+        config.moved(data_dir),
+        Workdir(output),
+        wanted_back,
+        allow_tuning_labels=True,
+        verify=verify,
+    )
 
 
 def adapted(
-    start: Trained, *, trainable: str, num_epochs: float, peak_lr: float
-) -> configuration.Config:
+    start: Trained,
+    *,
+    trainable: Literal["all", "last_layer"],
+    num_epochs: float,
+    peak_lr: float,
+) -> Config:
     """Returns the configuration of an adaptation: the run's own, but for its stages."""
     config = start.config
     epochs, share = DEFAULTS[trainable]
-    stages = {stage["name"]: stage for stage in config.stages}
-    config.start_from = f"{start.workdir.path}@{start.saved.stage}"
-    config.model.pretrained = ""
-    config.stages = (
-        {
-            "name": STAGE,
-            "terms": final_terms(stages[start.saved.stage]["terms"]),
-            "split": "tuning",
-            "trainable": trainable,
-            "num_epochs": num_epochs or epochs,
-            "peak_lr": peak_lr or share * config.optimizer.peak_lr,
-        },
+    (before,) = (s for s in config.stages if s.name == start.saved.stage)
+    stage = StageConfig(
+        name=STAGE,
+        terms=final_terms(before.terms),
+        split="tuning",
+        trainable=trainable,
+        num_epochs=num_epochs or epochs,
+        peak_lr=peak_lr or share * config.optimizer.peak_lr,
     )
-    # A short stage whose rate falls to 0 has nothing to average.
-    config.optimizer.average = "none"
-    return config
+    return replace(
+        config,
+        start_from=str(start.workdir.path),
+        start_from_stage=start.saved.stage,
+        model=replace(config.model, pretrained=""),
+        stages=(stage,),
+        # A short stage whose rate falls to 0 has nothing to average.
+        optimizer=replace(config.optimizer, average="none"),
+    )
 
 
-def final_terms(terms: Any) -> dict[str, Any]:
-    """Returns an objective as it stands at the end of a stage, without the embedding.
-
-    Args:
-      terms: of a stage, where a number may be (share of the stage, value) pairs.
-    """
+def final_terms(terms: Terms) -> Terms:
+    """Returns an objective as it is at the end of a stage, without the embedding."""
     kept = {
         name: {key: _last(value) for key, value in term.items()}
-        if hasattr(term, "items")
+        if isinstance(term, Mapping)
         else _last(term)
         for name, term in terms.items()
         if name != "embedding"
@@ -94,4 +101,4 @@ def final_terms(terms: Any) -> dict[str, Any]:
 
 
 def _last(value: Any) -> Any:
-    return value[-1][1] if isinstance(value, list | tuple) else value
+    return value[-1][1] if isinstance(value, tuple) else value

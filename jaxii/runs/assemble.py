@@ -5,18 +5,17 @@ arguments and knows nothing of the configuration. `networks` reads the model's f
 this module all others, and nothing else reads any.
 """
 
+import dataclasses
 import itertools
 import math
 import os
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator
 from pathlib import Path
-from typing import Any
 
 import jax
 import numpy as np
-from ml_collections import ConfigDict
 
-from jaxii.config import Config
+from jaxii.config import Config, StageConfig
 from jaxii.data import folder, label_embedding, pipeline, prepared
 from jaxii.data.prepared import Data, Rows
 from jaxii.data.transforms import EvalTransform, TrainTransform
@@ -34,7 +33,7 @@ from jaxii.storage import AnyPath, at, user_cache
 from jaxii.train.averaging import Rate, ema_rate, swa_rate
 from jaxii.train.optimizer import make_optimizer
 from jaxii.train.run import StagePlan
-from jaxii.train.stages import Stage, make_stages
+from jaxii.train.stages import Stage
 from jaxii.train.step import StepSettings
 
 Batches = Iterator[dict[str, np.ndarray]]
@@ -295,10 +294,18 @@ def stages_of(config: Config, num_images: Callable[[str], int]) -> tuple[Stage, 
       config: checked.
       num_images: images of a split, by its name.
     """
-    return make_stages(
-        [_plain(stage) for stage in config.stages],
-        steps_per_epoch=lambda split: num_images(split) / config.global_batch_size,
-    )
+    return tuple(_stage(config, given, num_images) for given in config.stages)
+
+
+def _stage(
+    config: Config, given: StageConfig, num_images: Callable[[str], int]
+) -> Stage:
+    names = [field.name for field in dataclasses.fields(Stage)]
+    values = {name: getattr(given, name) for name in names}
+    if not given.num_steps:
+        steps_per_epoch = num_images(given.split) / config.global_batch_size
+        values["num_steps"] = max(1, round(given.num_epochs * steps_per_epoch))
+    return Stage(**values)
 
 
 def check_before_data(config: Config) -> None:
@@ -311,7 +318,7 @@ def check_before_data(config: Config) -> None:
     model = config.model
     check_shape(model.depth, model.width, model.stem, model.variant)
     check_batch_size(config.global_batch_size, jax.device_count(), config.micro_batches)
-    check_group(batch_norm_group(config), jax.device_count())
+    check_group(batch_norm_group(config.model), jax.device_count())
     # How long a stage is in steps depends on the data; whether it can work does not.
     for stage in stages_of(config, lambda split: config.global_batch_size):
         _objective(config, stage, num_classes=1)
@@ -377,12 +384,3 @@ def _objective(config: Config, stage: Stage, num_classes: int) -> Objective:
         num_classes=num_classes,
         unknown=config.data.unknown,
     )
-
-
-def _plain(value: Any) -> Any:
-    """Returns a stage as dicts and tuples, whether it came from Python or from JSON."""
-    if isinstance(value, Mapping | ConfigDict):
-        return {key: _plain(item) for key, item in value.items()}
-    if isinstance(value, list | tuple):
-        return tuple(_plain(item) for item in value)
-    return value

@@ -2,12 +2,13 @@
 
 import os
 import time
+from dataclasses import replace
 from pathlib import Path
 
 import jax
 import numpy as np
 
-from jaxii import config as configuration
+from jaxii.config import Config, default_config
 from jaxii.console import say
 from jaxii.data import folder
 from jaxii.data.records import RandomAccess
@@ -31,7 +32,7 @@ V5E_IMAGES = 4_200
 CPU_PIXELS = 64 * 64**2
 
 
-def doctor(config: configuration.Config | None, *, place: AnyPath) -> None:
+def doctor(config: Config | None, *, place: AnyPath) -> None:
     """Looks at this machine and says what would limit a run.
 
     Args:
@@ -64,7 +65,7 @@ def doctor(config: configuration.Config | None, *, place: AnyPath) -> None:
     say("all is well")
 
 
-def _speeds(config: configuration.Config, what: str) -> list[str]:
+def _speeds(config: Config, what: str) -> list[str]:
     """Measures input and step; returns what they are and which of them limits."""
     source, facts, of = _data(config)
     size = config.data.image_size_pixels
@@ -75,7 +76,7 @@ def _speeds(config: configuration.Config, what: str) -> list[str]:
         f"({given / cores:,.0f} a core): {of}"
     ]
     if jax.default_backend() == "cpu":
-        _shrink_batch(config)
+        config = _smaller_batch(config)
     taken, compile_seconds = _step(config, facts)
     model = config.model
     lines.append(
@@ -85,8 +86,8 @@ def _speeds(config: configuration.Config, what: str) -> list[str]:
     )
     lines.append(_limit(given, taken, jax.default_backend()))
     if jax.default_backend() == "cpu" and size < 224:
-        config.data.image_size_pixels = 224
-        large = _input(config, source)
+        data = replace(config.data, image_size_pixels=224)
+        large = _input(replace(config, data=data), source)
         lines.append(
             f"          input at 224 pixels: {large:,.0f} images/s; a v5e chip takes "
             f"up to {V5E_IMAGES:,} with ResNet-50"
@@ -94,15 +95,15 @@ def _speeds(config: configuration.Config, what: str) -> list[str]:
     return lines
 
 
-def _shrink_batch(config: configuration.Config) -> None:
-    """Makes a step on CPUs no longer than one of 64 images of 64 pixels.
+def _smaller_batch(config: Config) -> Config:
+    """Returns a step for CPUs that is no longer than one of 64 images of 64 pixels.
 
     That of a recipe for accelerators would take minutes, at as many images a second.
     """
     num_devices = jax.device_count()
     most = max(1, CPU_PIXELS // config.data.image_size_pixels**2 // num_devices)
     size = min(config.global_batch_size, most * num_devices)
-    config.global_batch_size, config.micro_batches = size, 1
+    return replace(config, global_batch_size=size, micro_batches=1)
 
 
 def _limit(given: float, taken: float, platform: str) -> str:
@@ -121,7 +122,7 @@ def _limit(given: float, taken: float, platform: str) -> str:
     return f"limit     the step: the input is {given / taken:.1f} times as fast"
 
 
-def _input(config: configuration.Config, source: RandomAccess) -> float:
+def _input(config: Config, source: RandomAccess) -> float:
     transform = TrainTransform(
         size_pixels=config.data.image_size_pixels,
         strength=config.data.augmentation,
@@ -131,9 +132,8 @@ def _input(config: configuration.Config, source: RandomAccess) -> float:
     return speed.input_speed(source, transform, threads, INPUT_SECONDS)
 
 
-def _usual_config() -> configuration.Config:
-    config = configuration.default_config()
-    config.data.dataset = "kaggle"
+def _usual_config() -> Config:
+    config = default_config()
     facts = recipes.Facts(
         name="usual",
         num_groups=USUAL["num_images"],
@@ -145,15 +145,16 @@ def _usual_config() -> configuration.Config:
         **USUAL,
     )
     choices = recipes.choose(facts).choices
-    config.update_from_flattened_dict({c.field: c.value for c in choices})
+    values = {choice.field: choice.value for choice in choices}
+    config.update_from_flattened_dict({"data.dataset": "kaggle", **values})
     terms = {"bce": 1.0, "embedding": 1.0}
     config.stages = (
         {"name": "both", "num_epochs": 1.0, "embedding_head": True, "terms": terms},
     )
-    return config
+    return Config.resolve(config)
 
 
-def _data(config: configuration.Config) -> tuple[RandomAccess, Facts, str]:
+def _data(config: Config) -> tuple[RandomAccess, Facts, str]:
     """Returns records to decode, what shapes depend on, and where they come from."""
     is_drawn = config.data.dataset == "toy_regions"
     absent = "no data was given"
@@ -176,12 +177,14 @@ def _data(config: configuration.Config) -> tuple[RandomAccess, Facts, str]:
     return speed.Drawn(), facts, drawn
 
 
-def _step(config: configuration.Config, facts: Facts) -> tuple[float, float]:
+def _step(config: Config, facts: Facts) -> tuple[float, float]:
     """Times the step that does most; returns images a second and the first one's."""
     stages = assemble.stages_of(config, lambda split: facts.num_images)
     stage = max(stages, key=lambda s: (s.trainable == "all", s.embedding_head))
     dim = config.label_embedding.dim if stage.embedding_head else 0
-    networks = Networks(config=config, num_classes=facts.num_classes, embedding_dim=dim)
+    networks = Networks(
+        config=config.model, num_classes=facts.num_classes, embedding_dim=dim
+    )
     (plan,) = assemble.make_plans(config, networks, (stage,))
     mesh, size = make_mesh(), config.global_batch_size
     rng = np.random.default_rng(0)

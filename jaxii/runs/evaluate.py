@@ -11,7 +11,6 @@ from typing import Any
 import jax
 import numpy as np
 
-from jaxii import config as configuration
 from jaxii.data import folder
 from jaxii.data.prepared import Data
 from jaxii.decoding import decoders as decoding
@@ -48,9 +47,7 @@ def evaluate(
     verify: bool = False,
 ) -> None:
     """Measures a trained run again; nothing is trained."""
-    config = workdir.config()
-    if data_dir:
-        config.data.directory = data_dir
+    config = workdir.config().moved(data_dir)
     session = open_session(config, workdir, claim=False, verify=verify)
     measure(session, stage=stage, tune_on=tune_on, decoder=decoder, variant=variant)
     session.checkpoints.close()
@@ -289,7 +286,7 @@ def _result(session, saved, summaries, decoder, chooser, provenance) -> dict[str
         vocabulary=data.vocabulary,
         provenance=provenance,
         facts={
-            "config_hash": configuration.content_hash(config),
+            "config_hash": config.content_hash(),
             "label_hash": data.vocabulary.content_hash(),
             "data_hash": data.content_hash,
             "seed": config.seed,

@@ -2,12 +2,13 @@
 
 import json
 from contextlib import closing
+from dataclasses import replace
 from typing import Any
 
 import jax
 import numpy as np
 
-from jaxii import config as configuration
+from jaxii.config import Config
 from jaxii.console import say
 from jaxii.data.labels import Vocabulary
 from jaxii.decoding import decoders as decoding
@@ -54,15 +55,11 @@ def export(
     """
     if onnx:
         packages()
-    config, metrics = workdir.config(), workdir.metrics()
-    if data_dir:
-        config.data.directory = data_dir
+    config, metrics = workdir.config().moved(data_dir), workdir.metrics()
     decoders = decoding.load(workdir.result_file("decoders.npz"), None)
     name = decoder or metrics["decoder"]["name"]
     vocabulary = workdir.vocabulary()
-    with closing(
-        open_trained(f"{workdir.path}@{stage or metrics['stage']}")
-    ) as trained:
+    with closing(open_trained(workdir.path, stage or metrics["stage"])) as trained:
         trained.check_evaluated(metrics)
         record = _record(trained, metrics, decoders, name)
         for caveat in record["caveats"]:
@@ -123,7 +120,7 @@ def _record(
 
 
 def _images(
-    config: configuration.Config, trained: Trained, model: Model, verify: bool
+    config: Config, trained: Trained, model: Model, verify: bool
 ) -> tuple[exporting.Images, exporting.Probs, dict[str, Any]]:
     """Returns images, the checkpoint's probabilities in float32, and what they are.
 
@@ -133,7 +130,7 @@ def _images(
     data, mesh = assemble.open_data(config, verify=verify), make_mesh()
     trained.workdir.check_labels(data.vocabulary)
     # That of training may be thousands.
-    config.global_batch_size = BATCH_SIZE
+    config = replace(config, global_batch_size=BATCH_SIZE)
 
     def answers(model):
         batches = assemble.eval_batches(config, data, "validation", NUM_IMAGES)

@@ -6,8 +6,9 @@ speak for; its `evaluate` reads their figures.
 """
 
 from collections.abc import Callable
+from dataclasses import replace
 
-from jaxii import config as configuration
+from jaxii.config import Config
 from jaxii.console import progress, say
 from jaxii.data.dataset import check_domains
 from jaxii.distributed import processes
@@ -22,7 +23,7 @@ from jaxii.train.checkpoint import Checkpoints
 def hold_out(
     workdir: Workdir,
     *,
-    config: configuration.Config,
+    config: Config,
     data_dir: str,
     wanted_back: Callable[[int], bool],
     verify: bool = False,
@@ -39,9 +40,7 @@ def hold_out(
     Raises:
       InputError: nothing to hold out, or runs of another configuration are there.
     """
-    config = workdir.config() if config is None else config
-    if data_dir:
-        config.data.directory = data_dir
+    config = (workdir.config() if config is None else config).moved(data_dir)
     if config.data.held_out_domain:
         raise InputError(
             f"config.data.held_out_domain={config.data.held_out_domain!r} is given and "
@@ -58,8 +57,7 @@ def hold_out(
         workdir.claim(config)
     for number, domain in enumerate(data.domains, 1):
         run = workdir.held_out(domain)
-        without = configuration.from_dict(configuration.to_dict(config))
-        without.data.held_out_domain = domain
+        without = replace(config, data=replace(config.data, held_out_domain=domain))
         done = _is_done(run, without)
         say(
             f"held out  {domain} ({number} of {len(data.domains)}): {run.path}"
@@ -72,13 +70,13 @@ def hold_out(
     say(f"`evaluate --workdir={workdir.path} --tune_on=held_out` takes this threshold")
 
 
-def _is_done(run: Workdir, config: configuration.Config) -> bool:
+def _is_done(run: Workdir, config: Config) -> bool:
     """Says whether a run has ended and its figures are those of its end."""
     if not run.result_file("metrics.json").exists():
         return False
     run.check(config)
     try:
-        metrics, last = run.metrics(), config.stages[-1]["name"]
+        metrics, last = run.metrics(), config.stages[-1].name
     except InputError:  # its evaluation was interrupted, or is damaged
         return False
     checkpoints = Checkpoints(

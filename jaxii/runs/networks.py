@@ -12,7 +12,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from jaxii.config import Config
+from jaxii.config import Config, ModelConfig
 from jaxii.data.prepared import Data
 from jaxii.distributed.mesh import DATA_AXIS
 from jaxii.models.multitask import Network, make_network
@@ -23,7 +23,7 @@ from jaxii.models.pretrained import Trunk, load_trunk
 class Networks:
     """The run's network with and without the embedding head, each made once."""
 
-    config: Config
+    config: ModelConfig
     num_classes: int
     embedding_dim: int
     classifier_bias: np.ndarray | None = None
@@ -34,7 +34,7 @@ class Networks:
     def get(self, embedding_head: bool) -> Network:
         """Returns the network; the same object for the same argument."""
         if embedding_head not in self._made:
-            model = self.config.model
+            model = self.config
             self._made[embedding_head] = make_network(
                 depth=model.depth,
                 num_classes=self.num_classes,
@@ -52,9 +52,9 @@ class Networks:
         return self._made[embedding_head]
 
 
-def batch_norm_group(config: Config) -> int | None:
+def batch_norm_group(config: ModelConfig) -> int | None:
     """Returns the devices that share BatchNorm statistics; None where no N is given."""
-    _, _, number = config.model.batch_norm.partition(":")
+    _, _, number = config.batch_norm.partition(":")
     return int(number) if number else None
 
 
@@ -72,7 +72,7 @@ def make_networks(config: Config, data: Data, embedding_dim: int) -> Networks:
         counts = data.train_rows.class_counts(num_classes)
         bias = prior_bias(counts, data.split("train").num_examples)
     return Networks(
-        config=config,
+        config=config.model,
         num_classes=num_classes,
         embedding_dim=embedding_dim,
         classifier_bias=bias,

@@ -10,7 +10,7 @@ from functools import cached_property
 import jax
 import jax.numpy as jnp
 
-from jaxii import config as configuration
+from jaxii.config import Config
 from jaxii.console import say
 from jaxii.data.pipeline import POSITIONS
 from jaxii.distributed.mesh import check_batch_size, check_group
@@ -53,7 +53,7 @@ class Facts:
 
 
 def plan(
-    config: configuration.Config,
+    config: Config,
     topology: Sequence[str],
     device_batch_size: int,
     stage: str,
@@ -77,7 +77,7 @@ def plan(
         for name in topology
     ]
     for one in devices:
-        check_group(batch_norm_group(config), one.num_devices)
+        check_group(batch_norm_group(config.model), one.num_devices)
     micro_batches = config.micro_batches
     if not device_batch_size:
         num_devices = devices[0].num_devices
@@ -104,12 +104,12 @@ def plan(
         _table(steps, device_batch_size)
 
 
-def facts_of(config: configuration.Config) -> Facts:
+def facts_of(config: Config) -> Facts:
     """Returns what the prepared data says, or else what is known of the published."""
     dataset = config.data.dataset
     if config.data.directory or dataset not in PUBLISHED:
         data = assemble.open_data(config)
-        if any(stage.get("embedding_head") for stage in config.stages):
+        if any(stage.embedding_head for stage in config.stages):
             assemble.check_label_embedding(config, data)
         return Facts(
             num_classes=len(data.vocabulary),
@@ -127,7 +127,7 @@ def facts_of(config: configuration.Config) -> Facts:
 
 
 def batch_shapes(
-    config: configuration.Config, facts: Facts, global_batch_size: int
+    config: Config, facts: Facts, global_batch_size: int
 ) -> dict[str, jax.ShapeDtypeStruct]:
     """Returns the shapes of a batch that `assemble.train_batches` would yield."""
     size = config.data.image_size_pixels
@@ -148,7 +148,7 @@ def batch_shapes(
 class _Step:
     """A stage's step on a topology."""
 
-    config: configuration.Config
+    config: Config
     facts: Facts
     topology: Topology
     stage_name: str
@@ -193,7 +193,7 @@ class _Step:
     def stage_plan(self) -> StagePlan:
         """The stage with its parts, as training assembles it."""
         networks = Networks(
-            config=self.config,
+            config=self.config.model,
             num_classes=self.facts.num_classes,
             embedding_dim=self._embedding_dim,
             platform=None if self.topology.name == topologies.LOCAL else "tpu",

@@ -230,7 +230,7 @@ def _members(
     opened: ExitStack,
 ) -> tuple[Trained, ...]:
     """Returns the checkpoint, and after it those of the other runs of an ensemble."""
-    own = opened.enter_context(closing(open_trained(f"{workdir.path}@{stage}")))
+    own = opened.enter_context(closing(open_trained(workdir.path, stage)))
     others = variant.open_others(own, workdir.vocabulary().content_hash())
     for other in others:
         opened.callback(other.close)

@@ -9,7 +9,6 @@ from typing import Any
 
 import numpy as np
 
-from jaxii import config as configuration
 from jaxii.console import say
 from jaxii.data.prepared import Data
 from jaxii.data.transforms import thumbnail
@@ -92,7 +91,7 @@ def write(
         files["report.html"].parent.absolute().name,
         metrics=metrics,
         history=[] if session.history_fault else read_history(workdir.history_file),
-        config=configuration.to_dict(session.config),
+        config=session.config.to_dict(),
         stages=rows,
         details=details,
         recipe=_recipe(session, saved),

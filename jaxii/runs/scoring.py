@@ -31,7 +31,7 @@ class Variant:
     """What a result differs by from that of the run's own model as it was trained.
 
     Attributes:
-      ensemble: other runs, WORKDIR or WORKDIR@STAGE, whose probabilities are averaged
+      ensemble: workdirs of other runs, whose probabilities are averaged
         with the run's own.
       adapt_bn: BatchNorm's statistics are those of the images that are answered for.
       label_shift: probabilities are corrected for how often labels occur among them.
@@ -67,7 +67,9 @@ class Variant:
         Raises:
           InputError: one that cannot be averaged with it, or may not be.
         """
-        others = tuple(open_trained(name, label_hash) for name in self.ensemble)
+        others = tuple(
+            open_trained(name, label_hash=label_hash) for name in self.ensemble
+        )
         for other in others:
             other.check_same_data(own.config)
             other.check_same_view(own.config)

@@ -10,7 +10,7 @@ from typing import Any
 import jax
 import numpy as np
 
-from jaxii import config as configuration
+from jaxii.config import Config
 from jaxii.console import progress, say
 from jaxii.data import label_embedding
 from jaxii.data.seen import SeenImages, hashes_of
@@ -51,7 +51,7 @@ class Session:
     """
 
     workdir: Workdir
-    config: configuration.Config
+    config: Config
     data: assemble.Data
     label_embedding: label_embedding.LabelEmbedding | None
     plans: tuple[StagePlan, ...]
@@ -87,8 +87,8 @@ class Session:
           recipe: what the configuration came of; see `train`.
         """
         run = {
-            "config_hash": configuration.content_hash(self.config),
-            "config": configuration.to_dict(self.config),
+            "config_hash": self.config.content_hash(),
+            "config": self.config.to_dict(),
             "recipe": dict(recipe),
             "data_hash": self.data.content_hash,
             "files": self.workdir.own_files(),
@@ -117,7 +117,7 @@ class Session:
 
 
 def open_session(
-    config: configuration.Config,
+    config: Config,
     workdir: Workdir,
     *,
     claim: bool = True,
@@ -177,7 +177,7 @@ def open_session(
     )
 
 
-def _open_data(config: configuration.Config, verify: bool) -> assemble.Data:
+def _open_data(config: Config, verify: bool) -> assemble.Data:
     """Opens the data; refuses it where evaluation has no image to score."""
     with progress() as on_progress:
 
@@ -255,7 +255,7 @@ def _begin(
     seen.save(workdir.seen_file)
 
 
-def _plans(config: configuration.Config, data: assemble.Data) -> tuple[StagePlan, ...]:
+def _plans(config: Config, data: assemble.Data) -> tuple[StagePlan, ...]:
     stages = assemble.stages_of(config, lambda split: data.split(split).num_examples)
     dim = 0
     if any(stage.embedding_head for stage in stages):
@@ -266,16 +266,16 @@ def _plans(config: configuration.Config, data: assemble.Data) -> tuple[StagePlan
     )
 
 
-def _start(
-    config: configuration.Config, plan: StagePlan, label_hash: str
-) -> Trained | Trunk | None:
+def _start(config: Config, plan: StagePlan, label_hash: str) -> Trained | Trunk | None:
     if not config.start_from:
         trunk = networks.pretrained_trunk(config, plan.init)
         if trunk is not None:
             other = f"{config.model.pretrained} is another file"
             processes.check_same(trunk.digest, other)
         return trunk
-    start = open_trained(config.start_from, label_hash)
+    start = open_trained(
+        config.start_from, config.start_from_stage, label_hash=label_hash
+    )
     start.check_same_data(config)
     start.check_start_of(jax.eval_shape(plan.init, jax.random.key(0))[0])
     return start
@@ -305,7 +305,7 @@ def _refuse_tuning_labels(provenance: Provenance) -> None:
 
 
 def _label_embedding(
-    config: configuration.Config,
+    config: Config,
     data: assemble.Data,
     workdir: Workdir,
     stages: Sequence[Stage],
@@ -318,15 +318,13 @@ def _label_embedding(
     return label_embedding.load(workdir.embedding_file) if needed else None
 
 
-def _make_embedding(
-    config: configuration.Config, data: assemble.Data, workdir: Workdir
-) -> None:
+def _make_embedding(config: Config, data: assemble.Data, workdir: Workdir) -> None:
     made = assemble.make_label_embedding(config, data)
     provenance = {
         "split": "train",
         "num_images": data.split("train").num_examples,
         "label_hash": data.vocabulary.content_hash(),
-        "options": configuration.to_dict(config)["label_embedding"],
+        "options": config.to_dict()["label_embedding"],
     }
     label_embedding.save(workdir.embedding_file, made, provenance=provenance)
 

@@ -12,7 +12,7 @@ from typing import Any
 
 import jax
 
-from jaxii import config as configuration
+from jaxii.config import Config
 from jaxii.console import say
 from jaxii.distributed import processes
 from jaxii.errors import InputError
@@ -50,7 +50,7 @@ COMPARED = (
 
 
 def train(
-    config: configuration.Config,
+    config: Config,
     workdir: Workdir,
     wanted_back: Callable[[int], bool],
     *,
@@ -127,7 +127,7 @@ def _trackers(session: Session, start_step: int) -> Trackers:
         "workdir": str(session.workdir.path),
         "data": f"{data.directory}: {len(data.vocabulary)} labels; images: {counts}",
         "hardware": hardware(),
-        "configuration": configuration.content_hash(config),
+        "configuration": config.content_hash(),
     }
     for stage, provenance in session.provenance.items():
         about[f"provenance {stage}"] = provenance.badge()
@@ -136,7 +136,7 @@ def _trackers(session: Session, start_step: int) -> Trackers:
         about["caveats"] = " ".join(last.caveats())
     facts = Facts(
         name=session.workdir.path.name,
-        settings=flat(configuration.to_dict(config), COMPARED),
+        settings=flat(config.to_dict(), COMPARED),
         about=about,
     )
     return open_trackers(

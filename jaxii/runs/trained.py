@@ -5,14 +5,13 @@ What another run starts from (`start_from`), what an ensemble averages, and what
 """
 
 import functools
-import json
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
 from typing import Any
 
 from jax.sharding import Mesh, Sharding
 
-from jaxii import config as configuration
+from jaxii.config import Config, ModelConfig
 from jaxii.data.prepared import Data
 from jaxii.data.seen import SeenImages
 from jaxii.distributed.mesh import replicated
@@ -21,7 +20,7 @@ from jaxii.evaluation.models import Model
 from jaxii.evaluation.provenance import HOME_SPLITS, Provenance
 from jaxii.runs.networks import Networks
 from jaxii.runs.workdir import Workdir
-from jaxii.storage import at
+from jaxii.storage import AnyPath, at
 from jaxii.train.checkpoint import Checkpoints, evaluated_params
 from jaxii.train.loop import EMBEDDING_HEAD, inherit
 from jaxii.train.stages import Saved
@@ -45,7 +44,7 @@ class Trained:
     """
 
     workdir: Workdir
-    config: configuration.Config
+    config: Config
     checkpoints: Checkpoints
     saved: Saved
 
@@ -130,10 +129,10 @@ class Trained:
         self, params: Tree, *, platform: str | None = None, **changes: str
     ) -> Callable[..., Any]:
         head = params.get(EMBEDDING_HEAD)
-        fields = json.dumps(self.config.model.to_dict() | changes, sort_keys=True)
+        config = replace(self.config.model, **changes)
         num_classes = len(self.workdir.vocabulary())
         embedding_dim = 0 if head is None else len(head["bias"])
-        return _apply(fields, num_classes, embedding_dim, platform)
+        return _apply(config, num_classes, embedding_dim, platform)
 
     def restored(self, sharding: Sharding) -> dict[str, Tree]:
         """Returns parameters, their average and statistics, laid out as asked."""
@@ -168,7 +167,7 @@ class Trained:
         """
         inherit(self.checkpoints.model_shapes(self.saved), like, self.name)
 
-    def check_same_view(self, config: configuration.Config) -> None:
+    def check_same_view(self, config: Config) -> None:
         """Refuses a run that sees other pixels of an image than a configuration says.
 
         Raises:
@@ -176,7 +175,7 @@ class Trained:
         """
         self._check_same(config, VIEW_FIELDS, "; average runs that see an image alike.")
 
-    def check_same_data(self, config: configuration.Config) -> None:
+    def check_same_data(self, config: Config) -> None:
         """Refuses a run whose training images are not those of a configuration.
 
         Raises:
@@ -193,11 +192,9 @@ class Trained:
         """Lets go of the checkpoints."""
         self.checkpoints.close()
 
-    def _check_same(
-        self, config: configuration.Config, names: tuple[str, ...], so: str
-    ) -> None:
+    def _check_same(self, config: Config, names: tuple[str, ...], so: str) -> None:
         for name in names:
-            theirs, ours = self.config.data[name], config.data[name]
+            theirs, ours = getattr(self.config.data, name), getattr(config.data, name)
             if theirs != ours:
                 raise InputError(
                     f"{self.workdir.path} has data.{name}={theirs!r} and this run "
@@ -207,11 +204,9 @@ class Trained:
 
 @functools.cache
 def _apply(
-    model_fields: str, num_classes: int, embedding_dim: int, platform: str | None
+    config: ModelConfig, num_classes: int, embedding_dim: int, platform: str | None
 ) -> Callable[..., Any]:
     """Makes one network for all runs that have the same, as seeds do."""
-    config = configuration.default_config()
-    config.model.update(json.loads(model_fields))
     networks = Networks(
         config=config,
         num_classes=num_classes,
@@ -221,19 +216,19 @@ def _apply(
     return networks.get(embedding_dim > 0).apply
 
 
-def open_trained(reference: str, label_hash: str = "") -> Trained:
+def open_trained(
+    path: AnyPath | str, stage: str = "", *, label_hash: str = ""
+) -> Trained:
     """Opens a run at the best checkpoint of a stage.
 
     Args:
-      reference: WORKDIR, for the last stage, or WORKDIR@STAGE.
+      path: workdir of the run.
+      stage: by name; "" for the last one that has been trained.
       label_hash: content hash of the labels that the run has to have; "" for any.
 
     Raises:
       InputError: no run is there, it was not trained, or it has other labels.
     """
-    path, _, stage = reference.rpartition("@")
-    if not path or at(reference).exists():
-        path, stage = reference, ""
     workdir = Workdir(at(path))
     config, found = workdir.config(), workdir.vocabulary().content_hash()
     if label_hash and found != label_hash:
@@ -241,7 +236,7 @@ def open_trained(reference: str, label_hash: str = "") -> Trained:
             f"{path} was trained on labels {found}, and here the labels are "
             f"{label_hash}; use a run on the same labels in the same order."
         )
-    names = [stage["name"] for stage in config.stages]
+    names = [stage.name for stage in config.stages]
     # That the labels are the checkpoint's is checked with its other files.
     checkpoints = Checkpoints(workdir.path, names, "", read_only=True)
     saved = checkpoints.best_of(stage)

@@ -10,8 +10,8 @@ from dataclasses import asdict, dataclass
 from typing import Any
 from urllib.parse import quote
 
-from jaxii import config as configuration
 from jaxii import manifest
+from jaxii.config import FREE_FIELDS, Config, differences
 from jaxii.data.labels import Vocabulary
 from jaxii.errors import InputError
 from jaxii.evaluation.result import EVALUATION, check_evaluation
@@ -106,9 +106,7 @@ class Workdir:
         files = {name: File(**entry) for name, entry in metadata["files"].items()}
         by = f"step {metadata['step']} of stage {metadata['stage']}"
         Manifest(files).check(self.path, by=by, fix=fix, verify=True)
-        differing = _differing(
-            metadata["config"], configuration.to_dict(self.config()), *BATCH_SIZE
-        )
+        differing = _differing(metadata["config"], self.config().to_dict(), *BATCH_SIZE)
         if differing:
             raise InputError(
                 f"{self.config_file} is not the configuration that the checkpoint was "
@@ -146,12 +144,12 @@ class Workdir:
         Raises:
           InputError: one differs from this run in more than the domain.
         """
-        fields = configuration.to_dict(self.config())
+        fields = self.config().to_dict()
         found = {}
         for file in sorted((self.path / "held_out").glob("*/metrics.json")):
             run = Workdir(file.parent)
             config = run.config()
-            differing = _differing(fields, configuration.to_dict(config), HELD_OUT)
+            differing = _differing(fields, config.to_dict(), HELD_OUT)
             if differing:
                 raise InputError(
                     f"{run.path} has another configuration than {self.path} "
@@ -161,9 +159,7 @@ class Workdir:
             found[config.data.held_out_domain] = run.metrics()
         return found
 
-    def claim(
-        self, config: configuration.Config, *, change_batch_size: bool = False
-    ) -> None:
+    def claim(self, config: Config, *, change_batch_size: bool = False) -> None:
         """Makes the folder this configuration's, after `check`.
 
         Raises:
@@ -171,11 +167,9 @@ class Workdir:
         """
         self.check(config, change_batch_size=change_batch_size)
         self._make_folder()
-        write_json(self.config_file, configuration.to_dict(config))
+        write_json(self.config_file, config.to_dict())
 
-    def check(
-        self, config: configuration.Config, *, change_batch_size: bool = False
-    ) -> None:
+    def check(self, config: Config, *, change_batch_size: bool = False) -> None:
         """Checks that the folder is this configuration's, or nobody's; writes nothing.
 
         Args:
@@ -187,9 +181,9 @@ class Workdir:
         """
         if self.config_file.exists():
             free = BATCH_SIZE if change_batch_size else ()
-            self._refuse_another(configuration.to_dict(config), free)
+            self._refuse_another(config.to_dict(), free)
 
-    def config(self) -> configuration.Config:
+    def config(self) -> Config:
         """Returns the configuration of the run.
 
         Raises:
@@ -200,12 +194,21 @@ class Workdir:
                 f"{self.path} holds no run (there is no config.json); give the "
                 "--workdir of a training run."
             )
+        fields = self._fields()
         try:
-            config = configuration.from_dict(self._fields())
-            configuration.check(config)
-            return config
-        except (ValueError, KeyError, TypeError) as error:
-            raise InputError(f"{self.config_file}: {error}") from error
+            config = Config.resolve(fields)
+        except InputError as error:
+            raise InputError(
+                f"{self.config_file}: {error} If another version of jaxii wrote the "
+                "file, use that version, or train again in another --workdir."
+            ) from error
+        if missing := differences(fields, config.to_dict()):
+            raise InputError(
+                f"{self.config_file} was written by another version of jaxii "
+                f"({missing[0]}); use that version, or train again in another "
+                "--workdir."
+            )
+        return config
 
     def vocabulary(self) -> Vocabulary:
         """Returns the labels the run was trained on."""
@@ -251,9 +254,7 @@ class Workdir:
         )
 
     def _refuse_another(self, fields: dict[str, Any], free: Sequence[str]) -> None:
-        # Read as `config` reads it, so that a field which is new since then has its
-        # default and does not lock a run out of the version that added it.
-        before = configuration.to_dict(self.config())
+        before = self.config().to_dict()
         differing = _differing(before, fields, *free)
         if differing:
             size = not _differing(before, fields, *BATCH_SIZE)
@@ -275,11 +276,9 @@ class Workdir:
 
 def _differing(one: dict[str, Any], other: dict[str, Any], *free: str) -> str:
     """Returns the first few fields in which two results differ, "" for none."""
-    free = (*configuration.FREE_FIELDS, *free)
+    free = (*FREE_FIELDS, *free)
     lines = [
-        line
-        for line in configuration.differences(one, other)
-        if line.partition(":")[0] not in free
+        line for line in differences(one, other) if line.partition(":")[0] not in free
     ]
     if len(lines) > MOST_SHOWN:
         lines[MOST_SHOWN:] = [f"and {len(lines) - MOST_SHOWN} more"]

@@ -1,20 +1,14 @@
 """Which stage runs next, and when it ends: pure functions of what is on disk. No JAX.
 
-Comes between the configuration (a tuple of stage dicts) and the loop, which asks
-`next_action` at every start and `has_ended` after every evaluation.
+The loop asks `next_action` at every start and `has_ended` after every evaluation.
 """
 
-import itertools
 import math
-from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, field, fields
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
 from typing import Any
 
-from jaxii.errors import InputError, nearest
-
 ENTERS_FROM = ("best", "last")
-SPLITS = ("train", "tuning")
-TRAINABLE = ("all", "last_layer")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -24,8 +18,7 @@ class Stage:
     Attributes:
       name: names its folder of checkpoints; unique.
       terms: objective, as `jaxii.objective.objective.make_objective` takes it.
-      num_epochs: length in passes over `split`; or
-      num_steps: length in updates. Exactly one of the two is above 0.
+      num_steps: length in updates.
       embedding_head: whether the label-embedding head exists. A stage that starts from
         one with the head and has none of its own drops it.
       split: whose images and labels it trains on, "train" or "tuning". Of a stage on
@@ -44,8 +37,7 @@ class Stage:
 
     name: str
     terms: Mapping[str, Any]
-    num_epochs: float = 0.0
-    num_steps: int = 0
+    num_steps: int
     embedding_head: bool = False
     split: str = "train"
     trainable: str = "all"
@@ -54,88 +46,6 @@ class Stage:
     enters_from: str = "best"
     plateau_evaluations: int = 0
     plateau_min_delta: float = 0.001
-
-
-def make_stages(
-    dicts: Sequence[Mapping[str, Any]], *, steps_per_epoch: Callable[[str], float]
-) -> tuple[Stage, ...]:
-    """Checks the configuration's stages and turns epochs into steps.
-
-    Args:
-      dicts: one dict of `Stage` fields a stage, in running order.
-      steps_per_epoch: updates in one pass over a split, by its name.
-
-    Returns:
-      The stages, each with `num_steps` above 0.
-
-    Raises:
-      InputError: a misspelt field, a missing or doubled name, an impossible length.
-    """
-    if not dicts:
-        raise InputError("config.stages is empty; give at least one stage.")
-    stages = tuple(_make_stage(dict(d), steps_per_epoch) for d in dicts)
-    names = [stage.name for stage in stages]
-    for name in names:
-        if names.count(name) > 1:
-            raise InputError(f"two stages are named {name!r}; give each its own name.")
-    for before, after in itertools.pairwise(stages):
-        if after.embedding_head and not before.embedding_head:
-            raise InputError(
-                f"stage {after.name!r} has an embedding head and {before.name!r} "
-                "before it has none; a head can be dropped, not added."
-            )
-    return stages
-
-
-def _make_stage(
-    given: dict[str, Any], steps_per_epoch: Callable[[str], float]
-) -> Stage:
-    allowed = [f.name for f in fields(Stage)]
-    label = f"stage {given.get('name', '?')!r}"
-    for key in given:
-        if key not in allowed:
-            raise InputError(
-                f"{label} has no field {key!r}; {nearest(key, allowed)}fields are "
-                f"{', '.join(allowed)}."
-            )
-    for key in ("name", "terms"):
-        if not given.get(key):
-            raise InputError(f"{label} lacks {key!r}; add it.")
-    stage = Stage(**given)
-    if not stage.name.replace("_", "").isalnum():
-        raise InputError(f"{label}: use letters, digits and _ in the name.")
-    if (stage.num_epochs > 0) == (stage.num_steps > 0):
-        raise InputError(
-            f"{label}: num_epochs={stage.num_epochs}, num_steps={stage.num_steps}; set "
-            "exactly one of them above 0."
-        )
-    for key, choices in (
-        ("enters_from", ENTERS_FROM),
-        ("split", SPLITS),
-        ("trainable", TRAINABLE),
-    ):
-        if getattr(stage, key) not in choices:
-            raise InputError(
-                f"{label}: {key}={getattr(stage, key)!r}; use {' or '.join(choices)}."
-            )
-    if not 0.0 <= stage.warmup_share < 1.0:
-        raise InputError(
-            f"{label}: warmup_share={stage.warmup_share}; use a share in [0, 1)."
-        )
-    if "embedding" in stage.terms and not stage.embedding_head:
-        raise InputError(
-            f"{label} has an embedding term and no head for it; set "
-            "embedding_head=True or remove the term."
-        )
-    if stage.trainable == "last_layer" and stage.embedding_head:
-        raise InputError(
-            f"{label} trains the classifier alone and has an embedding head; set "
-            "embedding_head=False or trainable='all'."
-        )
-    steps = stage.num_steps
-    if not steps:
-        steps = max(1, round(stage.num_epochs * steps_per_epoch(stage.split)))
-    return Stage(**{**given, "num_steps": steps, "num_epochs": 0.0})
 
 
 @dataclass(frozen=True, kw_only=True)
