@@ -146,7 +146,7 @@ def test_a_variant_without_its_bottleneck_is_refused_before_any_data():
             "no parameter 'gama'; the nearest is gamma; it takes weight",
         ),
         ({"num_epochs": 0.0}, "exactly one of them above 0"),
-        ({"enters_from": "first"}, "use best or last"),
+        ({"enters_from": "first"}, "use one of best, last"),
         ({"name": "f2"}, "two stages are named 'f2'"),
         ({"embedding_head": False}, "embedding term and no head"),
     ],
@@ -210,10 +210,12 @@ def few_images(tmp_path_factory):
     folder = tmp_path_factory.mktemp("few")
     files = writer.write(folder / "drawn", num_train=20, num_tuning=1)
     prepare(Layout.find(files), folder / "data")
-    config = load(data__directory=str(folder / "data"))
-    config.data.dataset = "kaggle"
-    config.data.validation_fraction = 0.3
-    config.global_batch_size = 8
+    config = load(
+        data__directory=str(folder / "data"),
+        data__dataset="kaggle",
+        data__validation_fraction=0.3,
+        global_batch_size=8,
+    )
     return config, assemble.open_data(config)
 
 

@@ -23,7 +23,7 @@ from jaxii.train.checkpoint import Checkpoints
 def hold_out(
     workdir: Workdir,
     *,
-    config: Config,
+    config: Config | None,
     data_dir: str,
     wanted_back: Callable[[int], bool],
     verify: bool = False,
