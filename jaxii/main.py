@@ -179,7 +179,7 @@ def _run(
     """Runs a command and says how it ended; several processes meet before and part."""
     from jaxii.distributed import processes
     from jaxii.train.failed_save import FailedSave
-    from jaxii.train.loop import Diverged, Preempted
+    from jaxii.train.trainer import Diverged, Preempted
 
     code, text = DONE, ""
     try:

@@ -11,9 +11,9 @@ from jaxii.distributed.mesh import make_mesh
 from jaxii.objective.objective import make_objective
 from jaxii.planner import compiled
 from jaxii.planner.compiled import DoesNotFit, largest_batch, step_compiler
-from jaxii.train.run import StagePlan
 from jaxii.train.stages import Stage
 from jaxii.train.step import StepSettings
+from jaxii.train.trainer import StagePlan
 
 NUM_CLASSES, SIZE, WIDTH = 5, 8, 64
 NUM_INPUTS = SIZE * SIZE * 3

@@ -18,7 +18,7 @@ from jaxii.runs.evaluate import evaluate
 from jaxii.runs.hold_out import hold_out
 from jaxii.runs.train import train
 from jaxii.runs.workdir import Workdir
-from jaxii.train.loop import Preempted
+from jaxii.train.trainer import Preempted
 
 DOMAINS = ("asia", "eu/west")
 

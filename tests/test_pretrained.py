@@ -15,6 +15,7 @@ from jaxii.errors import InputError
 from jaxii.models.multitask import make_network
 from jaxii.models.pretrained import fit_trunk, load_trunk
 from jaxii.models.weight_files import read_state_dict
+from jaxii.train.initial_weights import PretrainedWeights
 
 
 def zeros_of(network):
@@ -109,7 +110,15 @@ def test_the_classifier_is_left_out_even_where_it_fits(small, tmp_path):
     found = trunk_of(path, network)
     assert found.left_out == "fc.weight [1000, 512] and fc.bias [1000]"
     params, batch_stats = zeros_of(network)
-    started, statistics = found.into(params, batch_stats)
+    weights = PretrainedWeights(
+        source=found.origin,
+        params={"trunk": found.params},
+        batch_stats={"trunk": found.batch_stats},
+    )
+    one = jax.sharding.SingleDeviceSharding(jax.devices()[0])
+    started, statistics = weights.load(
+        lambda key: (params, batch_stats), jax.random.key(0), one
+    )
     assert set(started) == {"trunk", "classifier", "embedding"}
     assert not started["classifier"]["kernel"].any()
     np.testing.assert_array_equal(

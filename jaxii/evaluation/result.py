@@ -22,8 +22,8 @@ from jaxii.evaluation import domain_shift
 from jaxii.evaluation.provenance import Provenance
 from jaxii.storage import AnyPath
 from jaxii.train.checkpoint import Checkpoints
-from jaxii.train.run import StagePlan
 from jaxii.train.stages import Saved, Stage, choose
+from jaxii.train.trainer import StagePlan
 
 # The manifest of an evaluation; written last, removed first.
 EVALUATION = "evaluation.json"

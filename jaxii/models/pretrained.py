@@ -68,13 +68,6 @@ class Trunk(NamedTuple):
     batch_stats: Tree
     left_out: str
 
-    def into(self, params: Tree, batch_stats: Tree) -> tuple[Tree, Tree]:
-        """Returns parameters and statistics with this trunk; the heads stay theirs."""
-        return (
-            {**params, "trunk": self.params},
-            {**batch_stats, "trunk": self.batch_stats},
-        )
-
 
 def load_trunk(path: str, params: Tree, batch_stats: Tree) -> Trunk:
     """Reads the trunk of a torchvision or timm ResNet from a file.

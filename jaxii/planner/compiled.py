@@ -14,9 +14,9 @@ import jax
 from jax.sharding import Mesh
 
 from jaxii.planner.hlo import Collective, collectives, memory_bytes, parse
-from jaxii.train.run import StagePlan
 from jaxii.train.sharding import state_shapes
 from jaxii.train.step import make_train_step
+from jaxii.train.trainer import StagePlan
 
 # Matches both of XLA's wordings.
 _MEMORY_REPORT = re.compile(r"[\d.]+[KMG] of [\d.]+[KMG]|exceeds available")

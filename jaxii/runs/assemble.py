@@ -32,9 +32,9 @@ from jaxii.runs.networks import Networks, batch_norm_group
 from jaxii.storage import AnyPath, at, user_cache
 from jaxii.train.averaging import Rate, ema_rate, swa_rate
 from jaxii.train.optimizer import make_optimizer
-from jaxii.train.run import StagePlan
 from jaxii.train.stages import Stage
 from jaxii.train.step import StepSettings
+from jaxii.train.trainer import StagePlan
 
 Batches = Iterator[dict[str, np.ndarray]]
 

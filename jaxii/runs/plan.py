@@ -28,8 +28,8 @@ from jaxii.planner.compiled import (
 from jaxii.planner.topology import Topology
 from jaxii.runs import assemble
 from jaxii.runs.networks import Networks, batch_norm_group
-from jaxii.train.run import StagePlan
 from jaxii.train.stages import Stage
+from jaxii.train.trainer import StagePlan
 
 # dataset -> classes and training images of the files as they were published.
 PUBLISHED = {"kaggle": (7178, 1_743_042), "open_images_v4": (7186, 1_743_042)}

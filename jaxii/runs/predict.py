@@ -19,12 +19,12 @@ from jaxii.evaluation import predictor as prediction
 from jaxii.evaluation.image_records import ImageFiles
 from jaxii.evaluation.predictor import Answer, Facts, visible
 from jaxii.evaluation.provenance import Provenance
+from jaxii.models.multitask import EMBEDDING_HEAD
 from jaxii.runs import assemble
 from jaxii.runs.scoring import Variant
 from jaxii.runs.trained import Trained, open_trained
 from jaxii.runs.workdir import Workdir
 from jaxii.storage import AnyPath
-from jaxii.train import loop
 
 # What the images are called in a provenance.
 IMAGES = "predicted"
@@ -140,7 +140,7 @@ def predict(
         facts = _facts(files, members, metrics, variant)
     decoders = _decoders(workdir, averaged)
     decoder = decoder or metrics["decoder"]["name"]
-    has_head = loop.EMBEDDING_HEAD in models[0].params and len(models) == 1
+    has_head = EMBEDDING_HEAD in models[0].params and len(models) == 1
     decoders.check(decoder, decoders.names(has_head=has_head))
     facts = replace(facts, decoder=decoder, parameter=decoders.parameter(decoder))
     request.check_places()

@@ -25,8 +25,8 @@ from jaxii.runs import assemble, networks
 from jaxii.runs.trained import Trained, open_trained
 from jaxii.runs.workdir import Workdir
 from jaxii.train.checkpoint import Checkpoints
-from jaxii.train.run import StagePlan
 from jaxii.train.stages import Stage
+from jaxii.train.trainer import StagePlan
 
 # How many labels are shown with how many of their neighbours, as a check by eye.
 NEIGHBOURS = 3

@@ -5,7 +5,6 @@ Called by `main` with a checked configuration; returns when all files are on dis
 
 import itertools
 from collections.abc import Callable, Mapping
-from dataclasses import replace
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -25,19 +24,27 @@ from jaxii.runs.evaluate import measure
 from jaxii.runs.session import Session, describe, open_session
 from jaxii.runs.trained import Trained
 from jaxii.runs.workdir import Workdir
-from jaxii.train import loop
 from jaxii.train.batch_norm import reestimate
-from jaxii.train.run import Pretrained, Run, StagePlan, Start
+from jaxii.train.initial_weights import (
+    FRESH,
+    CheckpointWeights,
+    InitialWeights,
+    PretrainedWeights,
+)
 from jaxii.train.state import TrainState, Tree
+from jaxii.train.step import StepSettings
 from jaxii.train.telemetry.facts import Facts, flat, result_name
 from jaxii.train.telemetry.images import make_images
 from jaxii.train.telemetry.machine import memory_bytes
 from jaxii.train.telemetry.profile import Profiler
 from jaxii.train.telemetry.telemetry import Telemetry
 from jaxii.train.telemetry.trackers import Trackers, check_tracker, open_trackers
+from jaxii.train.trainer import StagePlan, Trainer
 
 # Training images over which BatchNorm is measured for averaged parameters (SWA).
 BATCH_NORM_IMAGES = 2048
+
+TrainBatches = Callable[[str, int], assemble.Batches]
 
 # By what runs are told apart most often.
 COMPARED = (
@@ -88,20 +95,30 @@ def train(
     )
     for line in describe(session):
         say(line)
-    run = make_run(session, wanted_back, profiler, recipe or {})
     saved = [s for found in session.checkpoints.saved().values() for s in found]
     start_step = max((s.step for s in saved), default=0)
     with _trackers(session, start_step) as trackers:
-        _train(run, session, start_step, trackers)
+        with _telemetry(session, start_step, trackers) as telemetry:
+            trainer = make_trainer(
+                session,
+                telemetry,
+                batches=_shown_batches(session, telemetry),
+                should_stop=wanted_back,
+                profiler=profiler,
+                recipe=recipe or {},
+            )
+            try:
+                trainer.run()
+            finally:
+                session.checkpoints.finish()
         metrics = measure(session)
         f2s = {result_name(k): v["f2"] for k, v in metrics["splits"].items()}
         trackers.result(metrics["step"], f2s)
     session.checkpoints.close()
 
 
-def _train(run: Run, session: Session, start_step: int, trackers: Trackers) -> None:
-    """Goes through the stages, from `start_step` on."""
-    telemetry = Telemetry(
+def _telemetry(session: Session, start_step: int, trackers: Trackers) -> Telemetry:
+    return Telemetry(
         session.workdir.path,
         total_steps=sum(plan.stage.num_steps for plan in session.plans),
         start_step=start_step,
@@ -110,11 +127,6 @@ def _train(run: Run, session: Session, start_step: int, trackers: Trackers) -> N
         memory=memory_bytes,
         peak_flops=peak_flops(jax.devices()[0].device_kind),
     )
-    with telemetry:
-        try:
-            loop.train(_shown(run, session, telemetry), telemetry)
-        finally:
-            session.checkpoints.finish()
 
 
 def _trackers(session: Session, start_step: int) -> Trackers:
@@ -148,20 +160,21 @@ def _trackers(session: Session, start_step: int) -> Trackers:
     )
 
 
-def _shown(run: Run, session: Session, telemetry: Telemetry) -> Run:
-    """Returns the run; the first batch of each of its stages is shown as images."""
+def _shown_batches(session: Session, telemetry: Telemetry) -> TrainBatches:
+    """Returns the training batches; the first of each stage is shown as images."""
+    batches = partial(assemble.train_batches, session.config, session.data)
     if not processes.is_lead():
-        return run
+        return batches
     # Augmentation is the same in all stages: compiled once.
-    show = make_images(run.plans[0].settings, session.data.vocabulary.descriptions)
+    show = make_images(session.plans[0].settings, session.data.vocabulary.descriptions)
 
-    def batches(split, start_example):
-        inner = run.batches(split, start_example)
+    def shown(split: str, start_example: int) -> assemble.Batches:
+        inner = batches(split, start_example)
         first = next(inner)
         telemetry.images(show(first))
         return itertools.chain([first], inner)
 
-    return replace(run, batches=batches)
+    return shown
 
 
 def _profiler(workdir: Workdir, steps: tuple[int, int]) -> Profiler:
@@ -175,13 +188,46 @@ def _profiler(workdir: Workdir, steps: tuple[int, int]) -> Profiler:
     return Profiler(workdir.path / "profile", *steps)
 
 
-def make_run(
+def make_trainer(
     session: Session,
-    wanted_back: Callable[[int], bool],
-    profiler: Profiler,
+    telemetry: Telemetry,
+    *,
+    batches: TrainBatches,
+    should_stop: Callable[[int], bool],
+    profiler: Profiler | None = None,
     recipe: Mapping[str, Any],
-) -> Run:
-    """Returns what the loop works on, from an open session."""
+) -> Trainer:
+    """Assembles the trainer of an open session; see `Trainer`."""
+    config, data = session.config, session.data
+    return Trainer(
+        plans=session.plans,
+        mesh=session.mesh,
+        checkpoints=session.checkpoints,
+        telemetry=telemetry,
+        batches=batches,
+        evaluate=_evaluate(session),
+        metric=f"{data.choosing_split}/f2",
+        batch_stats=partial(_batch_stats, session),
+        initial_weights=_initial_weights(session),
+        label_embeddings=session.vectors(),
+        metadata=session.metadata(recipe),
+        global_batch_size=config.global_batch_size,
+        evaluate_every_steps=config.evaluate_every_steps,
+        log_every_steps=config.log_every_steps,
+        most_skipped_steps=config.most_skipped_steps,
+        continue_after_failed_save=(
+            config.on_failed_save == "go_on" and jax.process_count() == 1
+        ),
+        seed=config.seed,
+        should_stop=should_stop,
+        profiler=profiler,
+    )
+
+
+def _evaluate(
+    session: Session,
+) -> Callable[[StepSettings, Tree, Tree], dict[str, float]]:
+    """Returns what evaluates a state, on the splits that are watched in training."""
     config, data = session.config, session.data
     evaluator = session.evaluator()
     # In this order: the first figures are printed.
@@ -190,7 +236,9 @@ def make_run(
         splits["train"] = config.evaluate_train_images
     verified = {split: session.verified_absent(split) for split in splits}
 
-    def evaluate(settings, params, batch_stats):
+    def evaluate(
+        settings: StepSettings, params: Tree, batch_stats: Tree
+    ) -> dict[str, float]:
         model = Model(apply=settings.apply, params=params, batch_stats=batch_stats)
         predict = make_predict([model], session.mesh)
         figures = {}
@@ -204,45 +252,30 @@ def make_run(
         f2s = {name: figures[name] for name in (f"{split}/f2" for split in splits)}
         return f2s | figures
 
-    return Run(
-        plans=session.plans,
-        mesh=session.mesh,
-        checkpoints=session.checkpoints,
-        batches=partial(assemble.train_batches, config, data),
-        statistics=partial(_statistics, session),
-        evaluate=evaluate,
-        metric=f"{data.choosing_split}/f2",
-        label_embeddings=session.vectors(),
-        start=_start(session),
-        metadata=session.metadata(recipe),
-        global_batch_size=config.global_batch_size,
-        evaluate_every_steps=config.evaluate_every_steps,
-        log_every_steps=config.log_every_steps,
-        most_skipped_steps=config.most_skipped_steps,
-        go_on_after_failed_save=(
-            config.on_failed_save == "go_on" and jax.process_count() == 1
-        ),
-        seed=config.seed,
-        wanted_back=wanted_back,
-        profiler=profiler,
-    )
+    return evaluate
 
 
-def _start(session: Session) -> Start | Pretrained | None:
+def _initial_weights(session: Session) -> InitialWeights:
     match session.start:
         case Trained() as run:
-            return Start(name=run.name, model=run.restored)
+            return CheckpointWeights(
+                checkpoints=run.checkpoints, saved=run.saved, source=run.name
+            )
         case Trunk() as trunk:
-            return Pretrained(name=trunk.origin, into=trunk.into)
+            return PretrainedWeights(
+                source=trunk.origin,
+                params={"trunk": trunk.params},
+                batch_stats={"trunk": trunk.batch_stats},
+            )
         case _:
-            return None
+            return FRESH
 
 
-def _statistics(session: Session, plan: StagePlan, state: TrainState) -> Tree:
+def _batch_stats(session: Session, plan: StagePlan, state: TrainState) -> Tree:
     """Returns the BatchNorm statistics to evaluate a state with.
 
-    An average of weights never saw a batch: its own are measured on training images,
-    except where the stage trains no layer before a BatchNorm.
+    Averaged weights (SWA) never saw a batch, so their statistics are measured on
+    training images, unless the stage trains no layer before a BatchNorm.
     """
     if session.config.optimizer.average != "swa" or plan.settings.frozen:
         return state.batch_stats

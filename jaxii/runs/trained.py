@@ -18,11 +18,12 @@ from jaxii.distributed.mesh import replicated
 from jaxii.errors import InputError
 from jaxii.evaluation.models import Model
 from jaxii.evaluation.provenance import HOME_SPLITS, Provenance
+from jaxii.models.multitask import EMBEDDING_HEAD
 from jaxii.runs.networks import Networks
 from jaxii.runs.workdir import Workdir
 from jaxii.storage import AnyPath, at
 from jaxii.train.checkpoint import Checkpoints, evaluated_params
-from jaxii.train.loop import EMBEDDING_HEAD, inherit
+from jaxii.train.initial_weights import inherit
 from jaxii.train.stages import Saved
 from jaxii.train.state import Tree
 

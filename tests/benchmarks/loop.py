@@ -25,20 +25,19 @@ import runpy
 import statistics
 import tempfile
 import time
-from dataclasses import replace
+from functools import partial
 from pathlib import Path
 
 import jax
+from jaxii.train.loop import Preempted
 
 from jaxii.distributed.mesh import divided, replicated, to_devices
 from jaxii.runs import assemble
 from jaxii.runs.session import open_session
-from jaxii.runs.train import make_run
+from jaxii.runs.train import make_trainer
 from jaxii.runs.workdir import Workdir
 from jaxii.storage import user_cache
-from jaxii.train.loop import Preempted, train
 from jaxii.train.step import make_train_step
-from jaxii.train.telemetry.profile import Profiler
 from jaxii.train.telemetry.telemetry import Telemetry
 from tests.benchmarks.table import Row, emit
 
@@ -51,15 +50,16 @@ class Bare:
     """The compiled step of a run's first stage on one batch, with a state of its own.
 
     Args:
-      run: as the loop gets it.
+      session: The run.
+      batches: Its training batches.
     """
 
-    def __init__(self, run):
-        plan = run.plans[0]
-        self._step = make_train_step(plan.settings, run.mesh)
-        batch = next(run.batches(plan.stage.split, 0))
-        self._given = to_devices(batch, divided(run.mesh)), run.label_embeddings
-        make = jax.jit(plan.fresh_state, out_shardings=replicated(run.mesh))
+    def __init__(self, session, batches):
+        plan, mesh = session.plans[0], session.mesh
+        self._step = make_train_step(plan.settings, mesh)
+        batch = next(batches(plan.stage.split, 0))
+        self._given = to_devices(batch, divided(mesh)), session.vectors()
+        make = jax.jit(plan.fresh_state, out_shardings=replicated(mesh))
         self._state = make(jax.random.key(0))
         self.seconds()
 
@@ -76,12 +76,14 @@ class Halted:
     """The input of a run that halts for the bare step, and takes the time in between.
 
     Args:
-      run: as the loop gets it.
-      bare: the step.
+      batches: The run's training batches.
+      evaluate_every_steps: Cadence of its evaluations.
+      bare: The step.
     """
 
-    def __init__(self, run, bare):
-        self._run, self._bare = run, bare
+    def __init__(self, batches, evaluate_every_steps, bare):
+        self._batches, self._bare = batches, bare
+        self._evaluate_every_steps = evaluate_every_steps
         # Steps of the loop in each stretch, and the seconds they took.
         self.stretches: list[tuple[int, float]] = []
         # Seconds of a bare step before each stretch and after the last.
@@ -90,11 +92,11 @@ class Halted:
         self.waited = 0.0
 
     def batches(self, split, start_example):
-        inner = self._run.batches(split, start_example)
+        inner = self._batches(split, start_example)
         halted_at = resumed = 0
         for step in itertools.count():
             # Not after an evaluation: its save is being written.
-            due = step % STRETCH == 0 and step % self._run.evaluate_every_steps != 0
+            due = step % STRETCH == 0 and step % self._evaluate_every_steps != 0
             if step == 0 or due:
                 if step:
                     seconds = time.monotonic() - resumed
@@ -138,12 +140,18 @@ def halted_run(num_steps: int, *, reuse_batch: bool = False) -> Halted:
         workdir = Workdir(Path(folder))
         session = open_session(config, workdir)
         # It is over after the step that follows the last stretch.
-        run = make_run(session, lambda step: step > num_steps, Profiler())
-        halted = Halted(run, Bare(run))
-        run = replace(run, batches=halted.batches)
+        batches = partial(assemble.train_batches, config, session.data)
+        halted = Halted(batches, config.evaluate_every_steps, Bare(session, batches))
         with Telemetry(folder, total_steps=num_steps, start_step=0) as telemetry:
+            trainer = make_trainer(
+                session,
+                telemetry,
+                batches=halted.batches,
+                should_stop=lambda step: step > num_steps,
+                recipe={},
+            )
             try:
-                train(run, telemetry)
+                trainer.run()
             except Preempted:
                 session.checkpoints.close()
     return halted

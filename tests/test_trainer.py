@@ -1,4 +1,4 @@
-"""The loop: stages in order, endings, resuming, leaving, and the guard."""
+"""The trainer: stages in order, endings, resuming, leaving, and the guard."""
 
 import errno
 import io
@@ -20,14 +20,19 @@ from jaxii.objective.objective import make_objective
 from jaxii.train.averaging import ema_rate, swa_rate
 from jaxii.train.checkpoint import Checkpoints, evaluated_params
 from jaxii.train.failed_save import FailedSave
-from jaxii.train.loop import Diverged, Preempted, inherit, train
+from jaxii.train.initial_weights import (
+    FRESH,
+    CheckpointWeights,
+    PretrainedWeights,
+    inherit,
+)
 from jaxii.train.optimizer import make_optimizer
-from jaxii.train.run import Pretrained, Run, StagePlan, Start
-from jaxii.train.stages import Stage
+from jaxii.train.stages import Saved, Stage
 from jaxii.train.step import StepSettings
 from jaxii.train.telemetry.history import read_history
 from jaxii.train.telemetry.profile import Profiler
 from jaxii.train.telemetry.telemetry import Telemetry
+from jaxii.train.trainer import Diverged, Preempted, StagePlan, Trainer
 
 RATES = {
     "none": lambda num_steps: None,
@@ -131,35 +136,10 @@ class Folder:
         )
         asked = {"times": 0}
 
-        def wanted_back(step):
+        def should_stop(step):
             asked["times"] += 1
             return asked["times"] == leave_after
 
-        run = Run(
-            plans=tuple(
-                plan(stage, rate, more.get("average", "ema"), shard_state)
-                for stage in stages
-            ),
-            mesh=make_mesh(),
-            checkpoints=checkpoints,
-            batches=more.get("batches", batches),
-            statistics=more.get("statistics", lambda plan, state: state.batch_stats),
-            evaluate=metric or (lambda settings, params, stats: {METRIC: 0.5}),
-            metric=METRIC,
-            label_embeddings=jax.device_put(
-                jnp.eye(NUM_CLASSES, 2), replicated(make_mesh())
-            ),
-            start=more.get("start"),
-            metadata={stage.name: {"split": stage.split} for stage in stages},
-            global_batch_size=more.get("batch", BATCH),
-            evaluate_every_steps=more.get("evaluate_every_steps", 2),
-            log_every_steps=1,
-            most_skipped_steps=3,
-            go_on_after_failed_save=more.get("go_on_after_failed_save", False),
-            seed=0,
-            wanted_back=wanted_back,
-            profiler=more.get("profiler", Profiler()),
-        )
         steps = [s.step for found in checkpoints.saved().values() for s in found]
         self.output = io.StringIO()
         telemetry = Telemetry(
@@ -168,9 +148,35 @@ class Folder:
             start_step=max(steps, default=0),
             stream=self.output,
         )
+        trainer = Trainer(
+            plans=tuple(
+                plan(stage, rate, more.get("average", "ema"), shard_state)
+                for stage in stages
+            ),
+            mesh=make_mesh(),
+            checkpoints=checkpoints,
+            batches=more.get("batches", batches),
+            batch_stats=more.get("statistics"),
+            telemetry=telemetry,
+            evaluate=metric or (lambda settings, params, stats: {METRIC: 0.5}),
+            metric=METRIC,
+            label_embeddings=jax.device_put(
+                jnp.eye(NUM_CLASSES, 2), replicated(make_mesh())
+            ),
+            initial_weights=more.get("start", FRESH),
+            metadata={stage.name: {"split": stage.split} for stage in stages},
+            global_batch_size=more.get("batch", BATCH),
+            evaluate_every_steps=more.get("evaluate_every_steps", 2),
+            log_every_steps=1,
+            most_skipped_steps=3,
+            continue_after_failed_save=more.get("continue_after_failed_save", False),
+            seed=0,
+            should_stop=should_stop,
+            profiler=more.get("profiler"),
+        )
         try:
             with telemetry:
-                return train(run, telemetry)
+                return trainer.run()
         finally:
             checkpoints.close()
 
@@ -347,7 +353,7 @@ def test_a_failed_save_stops_the_run_which_goes_on_from_the_last_complete_one(
 def test_a_run_can_go_on_after_a_failed_save(folder, full_disk):
     full_disk[4] = 1
     full_disk[8] = 1
-    assert folder.run(go_on_after_failed_save=True).step == 10
+    assert folder.run(continue_after_failed_save=True).step == 10
     lines = folder.output.getvalue().splitlines()
     told = [line for line in lines if "Training goes on without it." in line]
     assert len(told) == 2
@@ -362,23 +368,25 @@ def test_what_the_next_stage_starts_from_is_saved_again_where_it_failed(
     folder, full_disk
 ):
     full_disk[6] = 1
-    assert folder.run(go_on_after_failed_save=True).step == 10
+    assert folder.run(continue_after_failed_save=True).step == 10
     assert folder.model("both")[0].step == 6
 
 
 def test_a_stage_whose_end_cannot_be_saved_stops_the_run_in_any_case(folder, full_disk):
     full_disk[6] = 2
     with pytest.raises(FailedSave, match="step 6 "):
-        folder.run(go_on_after_failed_save=True)
+        folder.run(continue_after_failed_save=True)
     assert folder.model("both")[0].step == 4
 
 
 def test_pretrained_parameters_replace_fresh_ones_at_the_start_only(folder):
-    def zeros(params, batch_stats):
-        return jax.tree.map(jnp.zeros_like, params), batch_stats
-
+    zeros = PretrainedWeights(
+        source="zeros",
+        params={"classifier": np.zeros((FEATURES, NUM_CLASSES), np.float32)},
+        batch_stats={},
+    )
     stages = (Stage(name="both", terms={"bce": 1.0}, num_steps=2),)
-    folder.run(stages, start=Pretrained(name="zeros", into=zeros), rate=1e-30)
+    folder.run(stages, start=zeros, rate=1e-30)
     assert "stage both: starting from zeros" in folder.output.getvalue()
     _, model = folder.model("both")
     assert np.abs(model["params"]["classifier"]).max() < 1e-20
@@ -407,18 +415,24 @@ def test_a_head_that_is_not_there_is_not_inherited():
         inherit(model, like, "stage a")
 
 
-def test_another_run_is_where_the_first_stage_starts(folder):
-    model = {
-        "params": {"classifier": jnp.full((FEATURES, NUM_CLASSES), 2.0)},
-        "batch_stats": {"mean": jnp.full(2, 3.0)},
-    }
-    start = Start(name="step 7 of a run", model=lambda sharding: model)
+def test_another_run_is_where_the_first_stage_starts(folder, tmp_path):
     stages = (Stage(name="one", terms={"bce": 1.0}, num_steps=2),)
+    other = Checkpoints(tmp_path / "other", ["one"], "0123456789abcdef")
+    state = plan(stages[0], average="none").state_of(
+        {"classifier": jnp.full((FEATURES, NUM_CLASSES), 2.0)},
+        {"mean": jnp.full(2, 3.0)},
+        step=7,
+    )
+    saved = Saved(stage="one", step=7, first_step=0)
+    other.save(saved, jax.device_put(state, replicated(make_mesh())), {})
+    other.wait()
+    start = CheckpointWeights(checkpoints=other, saved=saved, source="step 7 of a run")
     folder.run(stages, start=start, rate=1e-30)
     _, found = folder.model("one")
     np.testing.assert_allclose(found["params"]["classifier"], 2.0)
     np.testing.assert_array_equal(found["batch_stats"]["mean"], 3.0)
     assert "starting from step 7 of a run" in folder.output.getvalue()
+    other.close()
 
 
 def test_of_a_stage_on_tuning_the_last_checkpoint_is_the_best(folder):

@@ -1,0 +1,123 @@
+"""Where the parameters and BatchNorm statistics of a stage come from.
+
+A stage starts from fresh weights, from a checkpoint (of the previous stage or of
+another run), or from pretrained weights of its trunk. `trainer` decides which.
+"""
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+
+import jax
+from jax.sharding import Sharding
+
+from jaxii.errors import InputError
+from jaxii.models.multitask import EMBEDDING_HEAD
+from jaxii.train.checkpoint import Checkpoints, evaluated_params
+from jaxii.train.stages import Saved
+from jaxii.train.state import Tree
+
+# Makes a stage's fresh parameters and statistics; may be jitted or `eval_shape`d.
+Init = Callable[[jax.Array], tuple[Tree, Tree]]
+
+
+@dataclass(frozen=True)
+class FreshWeights:
+    """The network's own initialisation."""
+
+    source = "fresh parameters"
+
+
+@dataclass(frozen=True, kw_only=True)
+class CheckpointWeights:
+    """The weights of a checkpoint of this run or of another.
+
+    Attributes:
+      checkpoints: The run's checkpoints.
+      saved: The checkpoint.
+      source: The checkpoint in words, for messages.
+    """
+
+    checkpoints: Checkpoints
+    saved: Saved
+    source: str
+
+    def load(self, init: Init, key: jax.Array, sharding: Sharding) -> tuple[Tree, Tree]:
+        """Returns parameters and statistics for a stage.
+
+        Raises:
+          InputError: If the checkpoint does not fit the network, or is damaged.
+        """
+        model = self.checkpoints.restore_model(self.saved, sharding)
+        return inherit(model, jax.eval_shape(init, key)[0], self.source)
+
+    def check_fits(self, init: Init) -> None:
+        """Compares shapes, without reading the arrays.
+
+        Raises:
+          InputError: If the checkpoint does not fit the network.
+        """
+        like = jax.eval_shape(init, jax.random.key(0))[0]
+        inherit(self.checkpoints.model_shapes(self.saved), like, self.source)
+
+
+@dataclass(frozen=True, kw_only=True)
+class PretrainedWeights:
+    """Weights of another program; what they do not have starts fresh.
+
+    Attributes:
+      source: The file in words, for messages.
+      params: Parameters by top-level key, such as "trunk".
+      batch_stats: BatchNorm statistics by top-level key.
+    """
+
+    source: str
+    params: Mapping[str, Tree]
+    batch_stats: Mapping[str, Tree]
+
+    def load(self, init: Init, key: jax.Array, sharding: Sharding) -> tuple[Tree, Tree]:
+        """Returns parameters and statistics for a stage."""
+        params, batch_stats = init(key)
+        return {**params, **self.params}, {**batch_stats, **self.batch_stats}
+
+
+InitialWeights = FreshWeights | CheckpointWeights | PretrainedWeights
+FRESH = FreshWeights()
+
+
+def inherit(model: Mapping[str, Tree], like: Tree, source: str) -> tuple[Tree, Tree]:
+    """Returns parameters and statistics for a stage, from an earlier checkpoint.
+
+    The averaged parameters are taken if the checkpoint has them, because they are what
+    was evaluated. The embedding head is dropped if the new stage has none.
+
+    Args:
+      model: `params`, `batch_stats` and perhaps `average_params` of a checkpoint, or
+        their shapes.
+      like: Shapes of the new stage's parameters.
+      source: The checkpoint in words, for the error.
+
+    Raises:
+      InputError: If the shapes differ.
+    """
+    params = dict(evaluated_params(model))
+    if EMBEDDING_HEAD not in like:
+        params.pop(EMBEDDING_HEAD, None)
+    shapes, wanted = _shapes(params), _shapes(like)
+    if shapes != wanted:
+        (path, *_) = (
+            path for path in (*wanted, *shapes) if shapes.get(path) != wanted.get(path)
+        )
+        raise InputError(
+            f"the network of {source} does not fit the stage that is to start from it: "
+            f"{path} is {shapes.get(path, 'absent')} there and "
+            f"{wanted.get(path, 'absent')} here; keep variant, depth, width and heads "
+            "the same, or start from something else."
+        )
+    return params, model["batch_stats"]
+
+
+def _shapes(tree: Tree) -> dict[str, str]:
+    return {
+        jax.tree_util.keystr(path, simple=True, separator="."): str(list(leaf.shape))
+        for path, leaf in jax.tree_util.tree_leaves_with_path(tree)
+    }

@@ -1,0 +1,426 @@
+"""The training loop: stages in order, from wherever the run stopped.
+
+The order of a step is a contract: batch, update, log, then (at the evaluation cadence,
+at the end of a stage, or when the process is asked to stop) evaluate and save. A
+checkpoint's metadata therefore holds the evaluation of exactly the state beside it.
+
+Nothing in the loop waits for the device except the log (every n steps) and a bound on
+how far the host may run ahead. Checkpoints are written in the background; a save that
+fails is noticed after the next update.
+"""
+
+import collections
+import time
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import asdict, dataclass, replace
+from typing import Any
+
+import jax
+import numpy as np
+from jax.sharding import Mesh
+from jaxtyping import Array, Float
+
+from jaxii.distributed.mesh import divided, replicated, to_devices
+from jaxii.errors import InputError
+from jaxii.train.checkpoint import Checkpoints
+from jaxii.train.failed_save import FailedSave
+from jaxii.train.initial_weights import (
+    FRESH,
+    CheckpointWeights,
+    FreshWeights,
+    Init,
+    InitialWeights,
+)
+from jaxii.train.sharding import state_shapes, state_shardings
+from jaxii.train.stages import (
+    Done,
+    Enter,
+    Resume,
+    Saved,
+    Stage,
+    has_ended,
+    next_action,
+)
+from jaxii.train.state import TrainState, Tree, at_stage_step, derive_key, new_state
+from jaxii.train.step import StepSettings, make_train_step
+from jaxii.train.telemetry.machine import step_flops
+from jaxii.train.telemetry.profile import Profiler
+from jaxii.train.telemetry.telemetry import Telemetry
+
+# Steps that the host may be ahead of the device: enough to hide dispatch and transfer.
+STEPS_AHEAD = 2
+
+Batch = dict[str, np.ndarray]
+Metrics = dict[str, jax.Array]
+
+
+class Preempted(Exception):
+    """The process was asked to stop; everything up to this step is saved."""
+
+
+class Diverged(Exception):
+    """Too many gradients in a row were not finite; the last checkpoint is good."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class StagePlan:
+    """A stage with the parts it runs on.
+
+    Attributes:
+      stage: Name, length, ending and start of the stage.
+      settings: Network, objective and optimizer of its train step.
+      init: `init(key) -> (params, batch_stats)`.
+    """
+
+    stage: Stage
+    settings: StepSettings
+    init: Init
+
+    def state_of(self, params: Tree, batch_stats: Tree, step: int) -> TrainState:
+        """Returns the state at the start of the stage, after `step` updates in all."""
+        return new_state(
+            params=params,
+            batch_stats=batch_stats,
+            optimizer=self.settings.optimizer,
+            step=step,
+            with_average=self.settings.average_rate is not None,
+        )
+
+    def fresh_state(self, key: jax.Array) -> TrainState:
+        """Returns the state of a run that starts with this stage."""
+        return self.state_of(*self.init(key), step=0)
+
+
+class Trainer:
+    """Trains a run's stages one after another.
+
+    Args:
+      plans: The stages in order.
+      mesh: The devices.
+      checkpoints: The run's checkpoints; it is resumed from the last one.
+      telemetry: What logs and figures are handed to.
+      batches: `batches(split, start_example)`, an endless iterator of host batches.
+      evaluate: `evaluate(settings, params, batch_stats)`, figures by name.
+      metric: Figure that chooses a stage's best checkpoint and ends it on a plateau.
+        Greater is better.
+      batch_stats: `batch_stats(plan, state)`, the BatchNorm statistics that a state is
+        evaluated and saved with; None takes those of the state.
+      initial_weights: Where the first stage starts from.
+      label_embeddings: [class, embed] float32; None without an embedding head.
+      metadata: Stage name to the JSON that is kept with its checkpoints.
+      global_batch_size: Examples a step.
+      evaluate_every_steps: Cadence of evaluation and saving.
+      log_every_steps: Cadence of the log.
+      most_skipped_steps: Consecutive non-finite updates that end the run.
+      continue_after_failed_save: Train on with the last complete checkpoint if one
+        cannot be saved, instead of raising.
+      seed: Base of the initialisation.
+      should_stop: `should_stop(step)`, asked after every step: whether to save and
+        stop. Must be the same on all processes.
+      profiler: Traces some steps.
+    """
+
+    def __init__(
+        self,
+        *,
+        plans: Sequence[StagePlan],
+        mesh: Mesh,
+        checkpoints: Checkpoints,
+        telemetry: Telemetry,
+        batches: Callable[[str, int], Iterator[Batch]],
+        evaluate: Callable[[StepSettings, Tree, Tree], dict[str, float]],
+        metric: str,
+        batch_stats: Callable[[StagePlan, TrainState], Tree] | None = None,
+        initial_weights: InitialWeights = FRESH,
+        label_embeddings: Float[Array, "class embed"] | None = None,
+        metadata: Mapping[str, Mapping[str, Any]],
+        global_batch_size: int,
+        evaluate_every_steps: int,
+        log_every_steps: int,
+        most_skipped_steps: int,
+        continue_after_failed_save: bool = False,
+        seed: int,
+        should_stop: Callable[[int], bool] = lambda step: False,
+        profiler: Profiler | None = None,
+    ):
+        self._plans = {plan.stage.name: plan for plan in plans}
+        self._stages = [plan.stage for plan in plans]
+        self._mesh = mesh
+        self._checkpoints = checkpoints
+        self._telemetry = telemetry
+        self._batches = batches
+        self._evaluate = evaluate
+        self._metric = metric
+        self._batch_stats = batch_stats or (lambda plan, state: state.batch_stats)
+        self._initial_weights = initial_weights
+        self._label_embeddings = label_embeddings
+        self._metadata = metadata
+        self._global_batch_size = global_batch_size
+        self._evaluate_every_steps = evaluate_every_steps
+        self._log_every_steps = log_every_steps
+        self._most_skipped_steps = most_skipped_steps
+        self._continue_after_failed_save = continue_after_failed_save
+        self._seed = seed
+        self._should_stop = should_stop
+        self._profiler = profiler or Profiler()
+
+    def run(self) -> Saved:
+        """Trains every stage that has not ended; returns the last checkpoint.
+
+        Raises:
+          Preempted: If `should_stop` asked for it; a second run resumes.
+          Diverged: If too many gradients in a row were not finite.
+          FailedSave: If a checkpoint could not be saved and the run needs it.
+          InputError: If the checkpoints do not fit the run.
+        """
+        try:
+            while True:
+                action = next_action(self._stages, self._checkpoints.saved())
+                if isinstance(action, Done):
+                    return action.last
+                self._train_stage(action)
+        finally:
+            outcome = self._profiler.close()
+            if outcome:
+                self._telemetry.note(outcome)
+
+    def _train_stage(self, action: Enter | Resume) -> None:
+        """Trains a stage to its end; raises `Preempted` if asked to stop before."""
+        plan = self._plans[action.stage.name]
+        state, saved = self._begin_stage(plan, action)
+        self._announce(action, saved)
+        train_step = make_train_step(plan.settings, self._mesh)
+        batches = self._batches(plan.stage.split, saved.example)
+        label_embeddings = self._label_embeddings if plan.stage.embedding_head else None
+        window: list[Metrics] = []
+        ahead: collections.deque[jax.Array] = collections.deque()
+        while not saved.finished:
+            self._profiler.at(saved.step, list(ahead))
+            batch = self._next_batch(batches)
+            # Named as TensorBoard's profile page expects it.
+            traced = jax.profiler.StepTraceAnnotation("train", step_num=saved.step)
+            with traced, jax.transfer_guard("disallow"):
+                state, metrics = train_step(state, batch, label_embeddings)
+            self._count_flops(plan, train_step, state, batch, label_embeddings)
+            saved = replace(
+                saved,
+                step=saved.step + 1,
+                example=saved.example + self._global_batch_size,
+                metric=None,
+            )
+            window.append(metrics)
+            ahead.append(metrics["objective"])
+            if len(ahead) > STEPS_AHEAD:
+                jax.block_until_ready(ahead.popleft())
+            self._succeeds(self._checkpoints.check)
+            stage_step = self._stage_step(saved)
+            stop = self._should_stop(saved.step)
+            evaluate = (
+                stage_step >= plan.stage.num_steps
+                or stage_step % self._evaluate_every_steps == 0
+            )
+            if evaluate or stop or stage_step % self._log_every_steps == 0:
+                self._telemetry.log_train(saved.step, _mean(window))
+                self._check_finite(window[-1], saved)
+                window.clear()
+            if evaluate or stop:
+                with self._telemetry.paused():
+                    state = replace(state, batch_stats=self._batch_stats(plan, state))
+                    if evaluate:
+                        saved = self._evaluated(plan, state, saved)
+                    self._save(state, saved, train_step, wait=stop or saved.finished)
+            if stop and not saved.finished:
+                raise Preempted(
+                    f"saved at step {saved.step} of stage {plan.stage.name}"
+                )
+        self._telemetry.note(
+            f"stage {plan.stage.name}: ended at step {saved.step}, train_step compiled "
+            f"{train_step._cache_size()} time(s)"
+        )
+
+    def _begin_stage(
+        self, plan: StagePlan, action: Enter | Resume
+    ) -> tuple[TrainState, Saved]:
+        """Returns the state to continue from, and the record of the stage so far."""
+        # The first of these that exists is restored:
+        #   1. a checkpoint of this stage: the whole state;
+        #   2. the previous stage's checkpoint, its best or its last (`enters_from`):
+        #      parameters and statistics;
+        #   3. `initial_weights`: another run's checkpoint (`start_from`) or pretrained
+        #      weights of the trunk (`model.pretrained`);
+        #   4. fresh weights.
+        if isinstance(action, Resume):
+            return self._resumed(plan, action.start), action.start
+        saved = Saved(
+            stage=plan.stage.name,
+            step=action.step,
+            first_step=action.step,
+            example=action.example,
+            first_example=action.example,
+        )
+        weights = self._initial_weights
+        if action.start is not None:
+            weights = CheckpointWeights(
+                checkpoints=self._checkpoints,
+                saved=action.start,
+                source=f"stage {action.start.stage}",
+            )
+        return self._entered(plan, weights, action.step), saved
+
+    def _resumed(self, plan: StagePlan, saved: Saved) -> TrainState:
+        """Returns the state of a checkpoint of this stage."""
+        key = derive_key(self._seed, "init")
+        shapes = jax.eval_shape(plan.fresh_state, key)
+        like = state_shapes(shapes, self._mesh, plan.settings.shard_state)
+        try:
+            state = self._checkpoints.restore_state(saved, like)
+        except ValueError as error:
+            reason = str(error).splitlines()[0].rstrip(":")
+            raise InputError(
+                f"step {saved.step} of stage {saved.stage} cannot be resumed "
+                f"({reason}); continue with the version of jaxii that began the run, "
+                "or train in another workdir."
+            ) from error
+        return at_stage_step(state, self._stage_step(saved))
+
+    def _entered(
+        self, plan: StagePlan, weights: InitialWeights, step: int
+    ) -> TrainState:
+        """Returns the state at the start of a stage, after `step` updates in all."""
+        key = derive_key(self._seed, "init")
+
+        def make(params: Tree, batch_stats: Tree) -> TrainState:
+            return plan.state_of(params, batch_stats, step)
+
+        def make_fresh(key: jax.Array) -> TrainState:
+            return make(*plan.init(key))
+
+        if isinstance(weights, FreshWeights):
+            return self._placed(plan, make_fresh, key)
+        whole = replicated(self._mesh)
+        return self._placed(plan, make, *weights.load(plan.init, key, whole))
+
+    def _placed(
+        self, plan: StagePlan, make: Callable[..., TrainState], *args: Any
+    ) -> TrainState:
+        """Returns a state that is made in its place, so that no device has it twice."""
+        shapes = jax.eval_shape(make, *args)
+        shardings = state_shardings(shapes, self._mesh, plan.settings.shard_state)
+        return jax.jit(make, out_shardings=shardings)(*args)
+
+    def _announce(self, action: Enter | Resume, saved: Saved) -> None:
+        stage = action.stage
+        left = self._stages[self._stages.index(stage) :]
+        first_step = saved.step - self._stage_step(saved)
+        ends_early = [each.plateau_evaluations > 0 for each in left]
+        self._telemetry.start_stage(
+            stage.name,
+            first_step=first_step,
+            num_steps=stage.num_steps,
+            images_per_step=self._global_batch_size,
+            step=saved.step,
+            total_steps=first_step + sum(each.num_steps for each in left),
+            may_end_early=(ends_early[0], any(ends_early)),
+        )
+        if isinstance(action, Resume):
+            self._telemetry.saved(action.start.step, before=True)
+            start = f"resuming at step {action.start.step}"
+        elif action.start is not None:
+            start = (
+                f"starting from step {action.start.step} of stage {action.start.stage} "
+                f"({stage.enters_from})"
+            )
+        else:
+            start = f"starting from {self._initial_weights.source}"
+        self._telemetry.note(f"stage {stage.name}: {start}")
+
+    def _stage_step(self, saved: Saved) -> int:
+        """Returns the updates of the stage at the batch size of this run.
+
+        A stage that began with another batch size counts its examples, not its updates.
+        """
+        return (saved.example - saved.first_example) // self._global_batch_size
+
+    def _next_batch(self, batches: Iterator[Batch]) -> dict[str, jax.Array]:
+        start = time.monotonic()
+        batch = next(batches)
+        self._telemetry.waited(time.monotonic() - start)
+        return to_devices(batch, divided(self._mesh))
+
+    def _count_flops(self, plan: StagePlan, train_step: Any, *args: Any) -> None:
+        if self._telemetry.wants_flops:
+            with self._telemetry.paused():
+                flops = step_flops(train_step, *args)
+                self._telemetry.step_takes(flops * plan.settings.micro_batches)
+
+    def _evaluated(self, plan: StagePlan, state: TrainState, saved: Saved) -> Saved:
+        """Returns the record with an evaluation of the state; ends the stage if due."""
+        figures = self._evaluate(
+            plan.settings, state.params_to_evaluate(), state.batch_stats
+        )
+        metric = float(figures[self._metric])
+        evaluations = (*saved.evaluations, (saved.step, metric))
+        ended = has_ended(plan.stage, self._stage_step(saved), evaluations)
+        saved = replace(saved, evaluations=evaluations, finished=ended)
+        if plan.stage.split == "train":
+            # Without a metric the last checkpoint of a stage is its best.
+            saved = replace(saved, metric=metric)
+        self._telemetry.log_evaluation(saved.step, figures)
+        return saved
+
+    def _save(
+        self, state: TrainState, saved: Saved, train_step: Any, *, wait: bool
+    ) -> None:
+        """Saves in the background; with `wait`, returns when the save is complete.
+
+        What is waited for is needed afterwards: if saving it fails, it is tried again.
+        """
+        history = self._telemetry.history()
+        metadata = {
+            **self._metadata[saved.stage],
+            "train_step_compilations": train_step._cache_size(),
+            "history": None if history is None else asdict(history),
+        }
+
+        def start() -> None:
+            self._checkpoints.save(saved, state, metadata)
+            self._telemetry.saved(saved.step)
+
+        self._succeeds(self._checkpoints.wait)
+        started = self._succeeds(start)
+        if wait:
+            if not (started and self._succeeds(self._checkpoints.wait)):
+                start()
+            self._checkpoints.wait()
+
+    def _succeeds(self, act: Callable[[], None]) -> bool:
+        """Runs what may raise `FailedSave`; reports it if the run continues anyway."""
+        try:
+            act()
+        except FailedSave as failure:
+            if not self._continue_after_failed_save:
+                raise
+            self._telemetry.saved(failure.last)
+            self._telemetry.note(f"{failure} Training goes on without it.")
+            return False
+        return True
+
+    def _check_finite(self, metrics: Metrics, saved: Saved) -> None:
+        in_a_row = int(metrics["skipped_in_a_row"])
+        if in_a_row >= self._most_skipped_steps:
+            raise Diverged(
+                f"{in_a_row} updates in a row up to step {saved.step} had gradients "
+                "that are not finite; the last checkpoint is good: lower the learning "
+                "rate, add clipping, and start again in another workdir."
+            )
+
+
+def _mean(window: list[Metrics]) -> dict[str, float]:
+    """Returns means over a window's steps; counters and schedules at its last step."""
+    rows = jax.device_get(window)
+    means = {}
+    for name in rows[-1]:
+        averaged = name in ("objective", "gradient_norm") or name.startswith("loss/")
+        values = [row[name] for row in rows] if averaged else [rows[-1][name]]
+        means[name] = float(np.mean(values))
+    return means
