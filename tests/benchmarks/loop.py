@@ -29,7 +29,6 @@ from functools import partial
 from pathlib import Path
 
 import jax
-from jaxii.train.loop import Preempted
 
 from jaxii.distributed.mesh import divided, replicated, to_devices
 from jaxii.runs import assemble
@@ -39,6 +38,7 @@ from jaxii.runs.workdir import Workdir
 from jaxii.storage import user_cache
 from jaxii.train.step import make_train_step
 from jaxii.train.telemetry.telemetry import Telemetry
+from jaxii.train.trainer import Preempted
 from tests.benchmarks.table import Row, emit
 
 CONFIG = Path(__file__).parents[2] / "configs" / "f2_multitask.py"
