@@ -1,3 +1,4 @@
+import doctest
 import math
 
 import jax
@@ -5,14 +6,15 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
+from jaxii.objective import losses
 from jaxii.objective.losses import (
     LOSSES,
-    asl_loss,
-    bce_loss,
-    embedding_loss,
-    focal_loss,
+    asl,
+    bce,
+    embedding,
+    focal,
     has_positive,
-    soft_f_loss,
+    soft_f,
 )
 
 ALL = sorted(LOSSES)
@@ -87,14 +89,14 @@ def soft_f_looped(logits, targets, known, beta):
 def test_bce_equals_the_looped_formula():
     arrays = example()
     expected = looped(bce_cell)(*arrays)
-    np.testing.assert_allclose(bce_loss(*on_device(*arrays)), expected, rtol=2e-6)
+    np.testing.assert_allclose(bce(*on_device(*arrays)), expected, rtol=2e-6)
 
 
 @pytest.mark.parametrize("gamma", [0.0, 0.5, 1, 2.0, 5.0])
 @pytest.mark.parametrize("alpha", [None, 0.0, 0.25])
 def test_focal_equals_the_looped_formula(gamma, alpha):
     arrays = example()
-    actual = focal_loss(*on_device(*arrays), gamma=gamma, alpha=alpha)
+    actual = focal(*on_device(*arrays), gamma=gamma, alpha=alpha)
     expected = looped(focal_cell(gamma, alpha))(*arrays)
     np.testing.assert_allclose(actual, expected, rtol=1e-5)
 
@@ -105,7 +107,7 @@ def test_focal_equals_the_looped_formula(gamma, alpha):
 )
 def test_asl_equals_the_looped_formula(gamma_pos, gamma_neg, clip):
     arrays = example()
-    actual = asl_loss(
+    actual = asl(
         *on_device(*arrays), gamma_pos=gamma_pos, gamma_neg=gamma_neg, clip=clip
     )
     expected = looped(asl_cell(gamma_pos, gamma_neg, clip))(*arrays)
@@ -115,7 +117,7 @@ def test_asl_equals_the_looped_formula(gamma_pos, gamma_neg, clip):
 @pytest.mark.parametrize("beta", [1, 2.0])
 def test_soft_f_equals_the_looped_formula(beta):
     arrays = example()
-    actual = soft_f_loss(*on_device(*arrays), beta=beta)
+    actual = soft_f(*on_device(*arrays), beta=beta)
     np.testing.assert_allclose(actual, soft_f_looped(*arrays, beta), atol=1e-6)
 
 
@@ -123,26 +125,26 @@ def test_soft_f_of_a_certain_prediction_is_one_minus_f2():
     # 2 hits of 3 true labels, 1 false alarm: F2 = 5*2 / (5*2 + 4*1 + 1) = 2/3.
     logits = jnp.array([[50.0, 50.0, -50.0, 50.0, -50.0]])
     targets = jnp.array([[1.0, 1.0, 1.0, 0.0, 0.0]])
-    loss = soft_f_loss(logits, targets, jnp.ones_like(targets))
+    loss = soft_f(logits, targets, jnp.ones_like(targets))
     np.testing.assert_allclose(loss, [1 / 3], rtol=1e-6)
 
 
 @pytest.mark.parametrize("compiled", [False, True])
 def test_focal_with_gamma_zero_is_bce_exactly(compiled):
     arrays = on_device(*example(64, 33))
-    focal = jax.jit(focal_loss) if compiled else focal_loss
-    bce = jax.jit(bce_loss) if compiled else bce_loss
-    actual = focal(*arrays, gamma=jnp.float32(0.0))
-    np.testing.assert_array_equal(actual, bce(*arrays))
+    actual_loss = jax.jit(focal) if compiled else focal
+    expected_loss = jax.jit(bce) if compiled else bce
+    actual = actual_loss(*arrays, gamma=jnp.float32(0.0))
+    np.testing.assert_array_equal(actual, expected_loss(*arrays))
 
 
 def test_focal_with_gamma_zero_has_the_gradient_of_bce_where_p_is_one():
     logits = jnp.array([[100.0, -100.0, 30.0, 0.0, -2.0]])
     targets = jnp.array([[1.0, 0.0, 1.0, 1.0, 0.0]])
     known = jnp.ones_like(targets)
-    focal = jax.grad(lambda x: focal_loss(x, targets, known, gamma=0.0).sum())(logits)
-    bce = jax.grad(lambda x: bce_loss(x, targets, known).sum())(logits)
-    np.testing.assert_allclose(focal, bce, rtol=1e-6)
+    slope = jax.grad(lambda x: focal(x, targets, known, gamma=0.0).sum())(logits)
+    expected = jax.grad(lambda x: bce(x, targets, known).sum())(logits)
+    np.testing.assert_allclose(slope, expected, rtol=1e-6)
 
 
 def test_a_traced_gamma_compiles_once():
@@ -152,7 +154,7 @@ def test_a_traced_gamma_compiles_once():
     @jax.jit
     def loss(gamma):
         traces.append(gamma)
-        return focal_loss(*arrays, gamma=gamma)
+        return focal(*arrays, gamma=gamma)
 
     for gamma in (0.0, 1.0, 2.0):
         loss(jnp.float32(gamma))
@@ -164,7 +166,7 @@ def test_focal_has_a_finite_gradient_in_gamma_at_extreme_logits():
     targets = jnp.array([[1.0, 0.0, 0.0, 1.0]])
 
     def total(gamma):
-        return focal_loss(logits, targets, jnp.ones_like(targets), gamma=gamma).sum()
+        return focal(logits, targets, jnp.ones_like(targets), gamma=gamma).sum()
 
     for gamma in (0.0, 2.0):
         assert np.isfinite(jax.grad(total)(jnp.float32(gamma)))
@@ -172,15 +174,15 @@ def test_focal_has_a_finite_gradient_in_gamma_at_extreme_logits():
 
 def test_asl_without_clip_and_equal_gammas_is_focal():
     arrays = on_device(*example())
-    actual = asl_loss(*arrays, gamma_pos=2.0, gamma_neg=2.0, clip=0.0)
-    np.testing.assert_allclose(actual, focal_loss(*arrays, gamma=2.0), rtol=1e-6)
+    actual = asl(*arrays, gamma_pos=2.0, gamma_neg=2.0, clip=0.0)
+    np.testing.assert_allclose(actual, focal(*arrays, gamma=2.0), rtol=1e-6)
 
 
 def test_asl_forgives_negatives_below_the_clip():
     logits = jnp.full((1, 4), -4.0)
     targets, known = jnp.zeros((1, 4)), jnp.ones((1, 4))
     value, slope = jax.value_and_grad(
-        lambda x: asl_loss(x, targets, known, gamma_neg=0.5, clip=0.05).sum()
+        lambda x: asl(x, targets, known, gamma_neg=0.5, clip=0.05).sum()
     )(logits)
     assert value == 0.0
     np.testing.assert_array_equal(slope, np.zeros((1, 4)))
@@ -288,25 +290,21 @@ def test_embedding_loss_equals_one_minus_the_cosine():
     expected = []
     for p, t in zip(np.float64(predicted), np.float64(target), strict=True):
         expected.append(1 - p @ t / (np.linalg.norm(p) * np.linalg.norm(t)))
-    np.testing.assert_allclose(embedding_loss(predicted, target), expected, atol=1e-6)
+    np.testing.assert_allclose(embedding(predicted, target), expected, atol=1e-6)
 
 
 @pytest.mark.parametrize("scale", [1e-3, 1e3])
 def test_embedding_loss_does_not_depend_on_either_length(scale):
     predicted, target = embeddings()
-    base = embedding_loss(predicted, target)
-    np.testing.assert_allclose(
-        embedding_loss(scale * predicted, target), base, atol=1e-6
-    )
-    np.testing.assert_allclose(
-        embedding_loss(predicted, scale * target), base, atol=1e-6
-    )
+    base = embedding(predicted, target)
+    np.testing.assert_allclose(embedding(scale * predicted, target), base, atol=1e-6)
+    np.testing.assert_allclose(embedding(predicted, scale * target), base, atol=1e-6)
 
 
 def test_embedding_loss_is_between_zero_and_two():
     predicted, _ = embeddings()
-    np.testing.assert_allclose(embedding_loss(predicted, predicted), 0.0, atol=1e-6)
-    np.testing.assert_allclose(embedding_loss(predicted, -predicted), 2.0, atol=1e-6)
+    np.testing.assert_allclose(embedding(predicted, predicted), 0.0, atol=1e-6)
+    np.testing.assert_allclose(embedding(predicted, -predicted), 2.0, atol=1e-6)
 
 
 @pytest.mark.parametrize("dtype", [jnp.float32, jnp.bfloat16])
@@ -315,8 +313,8 @@ def test_embedding_loss_of_a_zero_vector_is_one_with_finite_gradient(zero, dtype
     predicted, target = (array.astype(dtype) for array in embeddings())
     predicted = predicted if zero == "target" else jnp.zeros_like(predicted)
     target = target if zero == "predicted" else jnp.zeros_like(target)
-    np.testing.assert_array_equal(embedding_loss(predicted, target), np.ones(6))
-    slopes = jax.grad(lambda p, t: embedding_loss(p, t).sum(), argnums=(0, 1))(
+    np.testing.assert_array_equal(embedding(predicted, target), np.ones(6))
+    slopes = jax.grad(lambda p, t: embedding(p, t).sum(), argnums=(0, 1))(
         predicted, target
     )
     for slope in slopes:
@@ -325,15 +323,34 @@ def test_embedding_loss_of_a_zero_vector_is_one_with_finite_gradient(zero, dtype
 
 def test_a_zero_target_does_not_move_the_prediction():
     predicted, target = embeddings()
-    slope = jax.grad(lambda p: embedding_loss(p, jnp.zeros_like(target)).sum())(
-        predicted
-    )
+    slope = jax.grad(lambda p: embedding(p, jnp.zeros_like(target)).sum())(predicted)
     np.testing.assert_array_equal(slope, np.zeros_like(slope))
 
 
 def test_has_positive_is_zero_only_without_any_label():
     targets = jnp.array([[0.0, 0.0], [0.0, 1.0], [0.2, 0.0]])
     np.testing.assert_array_equal(has_positive(targets), [0.0, 1.0, 1.0])
+
+
+@pytest.mark.parametrize("name", ALL)
+def test_without_known_every_class_counts(name):
+    logits, targets, _ = on_device(*example())
+    expected = LOSSES[name](logits, targets, known=jnp.ones_like(targets))
+    np.testing.assert_array_equal(LOSSES[name](logits, targets), expected)
+
+
+@pytest.mark.parametrize("name", ALL)
+def test_numpy_arrays_and_integer_targets_give_the_same_as_jax_arrays(name):
+    logits, targets, known = example()
+    targets = (targets > 0.5).astype(np.int64)
+    expected = LOSSES[name](*on_device(logits, np.float32(targets), known))
+    found = LOSSES[name](np.float64(logits), targets, known > 0)
+    np.testing.assert_array_equal(found, expected)
+
+
+def test_the_examples_in_the_docstrings_are_true():
+    results = doctest.testmod(losses)
+    assert results.failed == 0 and results.attempted == 10
 
 
 def test_the_losses_are_a_visible_table():

@@ -171,7 +171,7 @@ def test_each_term_is_its_loss_for_every_image():
         stage_step=step(0),
     )
     expected = {
-        "bce": losses.bce_loss(logits, targets, known),
+        "bce": losses.bce(logits, targets, known),
         "focal": losses.LOSSES["focal"](logits, targets, known, gamma=1.5, alpha=None),
         "soft_f": losses.LOSSES["soft_f"](logits, targets, known, beta=1.0),
     }

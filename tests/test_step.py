@@ -18,7 +18,7 @@ from jaxii.distributed.mesh import (
     to_devices,
 )
 from jaxii.models.multitask import make_network
-from jaxii.objective.losses import bce_loss
+from jaxii.objective.losses import bce
 from jaxii.objective.objective import make_objective
 from jaxii.train.averaging import ema_rate
 from jaxii.train.optimizer import OPTIMIZERS, make_optimizer
@@ -214,7 +214,7 @@ def test_mixed_images_without_a_class_known_in_both_leave_the_mean_alone():
     batch, params = sparse_batch(), linear_params()
     images, targets, known = examples(settings, jax.tree.map(jnp.asarray, batch))
     logits = linear_apply(params, {}, images, train=True, key=None)[0].logits
-    each = bce_loss(logits, targets, known)
+    each = bce(logits, targets, known)
     says_something = np.asarray(known).any(axis=1)
     assert 0 < says_something.sum() < (batch["label_ids"] >= 0).any(axis=1).sum()
     _, _, metrics = global_gradients(settings, params, {}, 1, batch)

@@ -1,38 +1,43 @@
-"""The loss terms: how wrong a prediction is, one number for each example.
+"""Multi-label losses, one number per image.
 
-The model's logits and the dense targets come in; `objective.multitask` weights the
-terms, masks the padding and divides once. Nothing here reduces over the batch.
-Everything is computed in float32 whatever comes in, and in terms of `log_sigmoid`, so
-that values and gradients stay finite where a probability rounds to 0 or 1.
+Each takes plain JAX or NumPy arrays and reduces over classes only. Everything is
+computed in float32 and in terms of `log_sigmoid`, so that values and gradients are
+finite where a probability rounds to 0 or 1.
 """
 
 from collections.abc import Callable
 
 import jax
 import jax.numpy as jnp
-from jaxtyping import Array, Float
+import numpy as np
+from jaxtyping import Array, Float, Shaped
 
+AnyArray = Array | np.ndarray
 Scalar = float | int | Float[Array, ""]
 
-# Below this length a predicted embedding counts as this long: the gradient of a cosine
+# A predicted embedding that is shorter counts as this long: the gradient of a cosine
 # grows as 1 / length, and a head that starts at zero must not blow the first step up.
 MIN_PREDICTED_NORM = 1e-4
 MIN_TARGET_NORM = 1e-6
 
 
-def bce_loss(
-    logits: Float[Array, "batch class"],
-    targets: Float[Array, "batch class"],
-    known: Float[Array, "batch class"],
+def bce(
+    logits: Shaped[AnyArray, "batch class"],
+    targets: Shaped[AnyArray, "batch class"],
+    known: Shaped[AnyArray, "batch class"] | None = None,
 ) -> Float[Array, " batch"]:
-    """Returns the sigmoid cross-entropy of each example, summed over its classes.
+    """Binary cross-entropy, summed over classes.
 
     `sum_c known (-y log p - (1 - y) log(1 - p))` with `p = sigmoid(logits)`.
 
+    >>> logits, targets = np.array([[2.0, -1.0, 0.0]]), np.array([[1, 0, 1]])
+    >>> bce(logits, targets).round(4)
+    Array([1.1333], dtype=float32)
+
     Args:
-      logits: any range.
-      targets: in [0, 1]; between the ends = soft.
-      known: 1 = the class counts, 0 = it is ignored.
+      logits: Any range.
+      targets: In [0, 1]; values in between are soft targets.
+      known: 1 where the class counts, 0 where it is ignored. Default: every class.
 
     Returns:
       float32, at least 0.
@@ -45,26 +50,31 @@ def bce_loss(
     return -jnp.sum(known * (positive + negative), axis=-1)
 
 
-def focal_loss(
-    logits: Float[Array, "batch class"],
-    targets: Float[Array, "batch class"],
-    known: Float[Array, "batch class"],
+def focal(
+    logits: Shaped[AnyArray, "batch class"],
+    targets: Shaped[AnyArray, "batch class"],
+    known: Shaped[AnyArray, "batch class"] | None = None,
     *,
     gamma: Scalar = 2.0,
     alpha: Scalar | None = None,
 ) -> Float[Array, " batch"]:
-    """Returns the focal loss of each example, summed over its classes.
+    """Focal loss, summed over classes.
 
     `sum_c known (-a y (1 - p)^gamma log p - (1 - a)(1 - y) p^gamma log(1 - p))`. A soft
     target gets the expectation over a label that is present with that probability. With
-    gamma 0 and no alpha this is `bce_loss`, so a swap can be a ramp of gamma.
+    gamma 0 and no alpha it equals `bce`.
+
+    >>> logits, targets = np.array([[2.0, -1.0, 0.0]]), np.array([[1, 0, 1]])
+    >>> focal(logits, targets, gamma=2.0).round(4)
+    Array([0.1977], dtype=float32)
 
     Args:
-      logits: any range.
-      targets: in [0, 1].
-      known: 1 = the class counts, 0 = it is ignored.
-      gamma: at least 0; may be traced (a schedule's value).
-      alpha: in [0, 1], the weight of positives, 1 - alpha of negatives; None = both 1.
+      logits: Any range.
+      targets: In [0, 1].
+      known: 1 where the class counts, 0 where it is ignored. Default: every class.
+      gamma: At least 0; may be traced.
+      alpha: In [0, 1], the weight of positives; negatives weigh 1 - alpha. None weighs
+        both by 1.
 
     Returns:
       float32, at least 0.
@@ -80,27 +90,31 @@ def focal_loss(
     return -jnp.sum(known * (positive + negative), axis=-1)
 
 
-def asl_loss(
-    logits: Float[Array, "batch class"],
-    targets: Float[Array, "batch class"],
-    known: Float[Array, "batch class"],
+def asl(
+    logits: Shaped[AnyArray, "batch class"],
+    targets: Shaped[AnyArray, "batch class"],
+    known: Shaped[AnyArray, "batch class"] | None = None,
     *,
     gamma_pos: Scalar = 0.0,
     gamma_neg: Scalar = 4.0,
     clip: float | int = 0.05,
 ) -> Float[Array, " batch"]:
-    """Returns the asymmetric loss of each example, summed over its classes.
+    """Asymmetric loss, summed over classes.
 
     `sum_c known (-y (1 - p)^gamma_pos log p - (1 - y) q^gamma_neg log(1 - q))` with
-    `q = max(p - clip, 0)`: negatives that the model is already sure of cost nothing.
+    `q = max(p - clip, 0)`: negatives with a probability below the clip cost nothing.
+
+    >>> logits, targets = np.array([[2.0, -1.0, 0.0]]), np.array([[1, 0, 1]])
+    >>> asl(logits, targets, gamma_neg=4.0, clip=0.05).round(4)
+    Array([0.8206], dtype=float32)
 
     Args:
-      logits: any range.
-      targets: in [0, 1].
-      known: 1 = the class counts, 0 = it is ignored.
-      gamma_pos: at least 0; may be traced.
-      gamma_neg: at least 0, as a rule more than gamma_pos; may be traced.
-      clip: probability margin in [0, 1); 0 and equal gammas = `focal_loss`.
+      logits: Any range.
+      targets: In [0, 1].
+      known: 1 where the class counts, 0 where it is ignored. Default: every class.
+      gamma_pos: At least 0; may be traced.
+      gamma_neg: At least 0, usually more than gamma_pos; may be traced.
+      clip: Probability margin in [0, 1); 0 with equal gammas equals `focal`.
 
     Returns:
       float32, at least 0.
@@ -113,8 +127,8 @@ def asl_loss(
     if clip > 0.0:
         shifted = jax.nn.sigmoid(logits) - clip
         counts = shifted > 0.0
-        # The power has no finite slope at 0, so the branch that is not taken must be
-        # given a harmless number too: its gradient is multiplied by 0, not skipped.
+        # The power has no finite slope at 0, so the branch that is not taken needs a
+        # harmless number too: its gradient is multiplied by 0, not skipped.
         safe = jnp.where(counts, shifted, 0.5)
         negative = _power(jnp.log(safe), gamma_neg) * jnp.log1p(-safe)
         negative = jnp.where(counts, negative, 0.0)
@@ -124,27 +138,31 @@ def asl_loss(
     return -jnp.sum(known * mixed, axis=-1)
 
 
-def soft_f_loss(
-    logits: Float[Array, "batch class"],
-    targets: Float[Array, "batch class"],
-    known: Float[Array, "batch class"],
+def soft_f(
+    logits: Shaped[AnyArray, "batch class"],
+    targets: Shaped[AnyArray, "batch class"],
+    known: Shaped[AnyArray, "batch class"] | None = None,
     *,
     beta: Scalar = 2.0,
 ) -> Float[Array, " batch"]:
-    """Returns 1 - soft F-beta of each example.
+    """1 - soft F-beta of each image.
 
     `1 - (1 + b^2) sum(p y) / (b^2 sum(y) + sum(p))`, sums over known classes: F-beta
     with the 0/1 prediction replaced by its probability. Without a known positive label
-    it is 1 and says nothing: give such an example the weight 0 (`has_positive`).
+    it is the constant 1; give such an image the weight 0 (`has_positive`).
+
+    >>> logits, targets = np.array([[2.0, -1.0, 0.0]]), np.array([[1, 0, 1]])
+    >>> soft_f(logits, targets, beta=2.0).round(4)
+    Array([0.2845], dtype=float32)
 
     Args:
-      logits: any range.
-      targets: in [0, 1].
-      known: 1 = the class counts, 0 = it is ignored.
-      beta: above 0; 2 counts recall four times as much as precision.
+      logits: Any range.
+      targets: In [0, 1].
+      known: 1 where the class counts, 0 where it is ignored. Default: every class.
+      beta: Above 0; 2 weighs recall four times as much as precision.
 
     Returns:
-      float32 in [0, 1] where targets are 0 or 1.
+      float32, in [0, 1] for targets of 0 and 1.
 
     Source: the per-image F-beta of the Inclusive Images Challenge, relaxed.
     """
@@ -155,15 +173,19 @@ def soft_f_loss(
     return 1.0 - (1.0 + beta**2) * hits / jnp.maximum(truth_and_guess, 1e-6)
 
 
-def embedding_loss(
-    predicted: Float[Array, "batch embed"], target: Float[Array, "batch embed"]
+def embedding(
+    predicted: Shaped[AnyArray, "batch embed"], target: Shaped[AnyArray, "batch embed"]
 ) -> Float[Array, " batch"]:
-    """Returns 1 - cosine of the predicted and the target embedding of each example.
+    """1 - cosine of the predicted and the target embedding of each image.
+
+    >>> predicted, target = np.array([[2, 0], [2, 0]]), np.array([[3, 0], [0, 3]])
+    >>> embedding(predicted, target)
+    Array([0., 1.], dtype=float32)
 
     Args:
-      predicted: any length; the loss does not depend on it above 1e-4.
-      target: the sum of the image's label embeddings weighted by confidence. A zero
-        vector gives 1 with gradient 0: give such an example the weight 0
+      predicted: Any length; above 1e-4 the loss does not depend on it.
+      target: The sum of the image's label embeddings, weighted by confidence. A zero
+        vector gives 1 with gradient 0; give such an image the weight 0
         (`has_direction`).
 
     Returns:
@@ -171,7 +193,8 @@ def embedding_loss(
 
     Source: cosine proximity of label embeddings, DeViSE (Frome et al. 2013), section 3.
     """
-    predicted, target = predicted.astype(jnp.float32), target.astype(jnp.float32)
+    predicted = jnp.asarray(predicted, jnp.float32)
+    target = jnp.asarray(target, jnp.float32)
     dot = jnp.sum(predicted * target, axis=-1)
     predicted_square = jnp.sum(predicted * predicted, axis=-1)
     target_square = jnp.sum(target * target, axis=-1)
@@ -181,31 +204,35 @@ def embedding_loss(
 
 
 def has_known(known: Float[Array, "batch class"]) -> Float[Array, " batch"]:
-    """Returns 1 for an example with any known class, else 0: [batch], float32."""
+    """Returns 1.0 for an image with a known class, else 0.0."""
     return jnp.any(known > 0, axis=-1).astype(jnp.float32)
 
 
 def has_positive(targets: Float[Array, "batch class"]) -> Float[Array, " batch"]:
-    """Returns 1 for an example with any label above 0, else 0: [batch], float32."""
+    """Returns 1.0 for an image with a label above 0, else 0.0."""
     return jnp.any(targets > 0, axis=-1).astype(jnp.float32)
 
 
 def has_direction(target: Float[Array, "batch embed"]) -> Float[Array, " batch"]:
-    """Returns 1 for an embedding that a cosine can be taken with, else 0: [batch]."""
+    """Returns 1.0 for an embedding long enough for a cosine, else 0.0."""
     square = jnp.sum(jnp.square(target.astype(jnp.float32)), axis=-1)
     return (square >= MIN_TARGET_NORM**2).astype(jnp.float32)
 
 
 LOSSES: dict[str, Callable[..., Float[Array, " batch"]]] = {
-    "bce": bce_loss,
-    "focal": focal_loss,
-    "asl": asl_loss,
-    "soft_f": soft_f_loss,
+    "bce": bce,
+    "focal": focal,
+    "asl": asl,
+    "soft_f": soft_f,
 }
 
 
-def _as_float32(*arrays: Float[Array, "batch class"]) -> list[Array]:
-    return [array.astype(jnp.float32) for array in arrays]
+def _as_float32(
+    logits: AnyArray, targets: AnyArray, known: AnyArray | None
+) -> tuple[Array, Array, Array]:
+    logits = jnp.asarray(logits, jnp.float32)
+    known = jnp.ones_like(logits) if known is None else jnp.asarray(known, jnp.float32)
+    return logits, jnp.asarray(targets, jnp.float32), known
 
 
 def _power(

@@ -134,7 +134,7 @@ class Objective:
                 if embedding is None:
                     raise ValueError("the embedding term needs an embedding head")
                 goal = _embedding_goal(targets, label_embeddings)
-                values[term.name] = losses.embedding_loss(embedding, goal)
+                values[term.name] = losses.embedding(embedding, goal)
                 continue
             params = {
                 name: value(stage_step) if callable(value) else value
