@@ -70,21 +70,18 @@ def render_comparison(comparison: Comparison) -> str:
         "slices": slices(entries),
         "labels": labels(entries),
     }
-    return (
-        templates()
-        .get_template("comparison.html.j2")
-        .render(
-            heading=f"{count} runs" if count > 1 else entries[0].title,
-            sections=[(id, title) for id, title, key in SECTIONS if content[key]],
-            has_seeds=any(len(entry.runs) > 1 for entry in entries),
-            columns=[
-                {"name": name, "kind": _kind(comparison, i)}
-                for i, name in enumerate(comparison.columns)
-            ],
-            notes=comparison.notes,
-            labels_split=last_split(entries),
-            **content,
-        )
+    template = templates().get_template("comparison.html.j2")
+    return template.render(
+        heading=f"{count} runs" if count > 1 else entries[0].title,
+        sections=[(id, title) for id, title, key in SECTIONS if content[key]],
+        has_seeds=any(len(entry.runs) > 1 for entry in entries),
+        columns=[
+            {"name": name, "kind": _kind(comparison, i)}
+            for i, name in enumerate(comparison.columns)
+        ],
+        notes=comparison.notes,
+        labels_split=last_split(entries),
+        **content,
     )
 
 

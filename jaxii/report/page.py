@@ -113,26 +113,23 @@ def render(
         for n in reversed(splits)
         if splits[n].get("slices")
     ]
-    return (
-        templates()
-        .get_template("template.html.j2")
-        .render(
-            name=name,
-            sections=[
-                ("summary", "Summary"),
-                *((id, title) for id, title, key in SECTIONS if content[key]),
-            ],
-            facts=page_text.facts(metrics),
-            provenance=page_text.provenance(metrics),
-            headlines=page_text.headlines(splits, floors),
-            decoder=page_text.decoder(chosen),
-            constant_labels=list(constant.get("names") or constant.get("labels") or []),
-            stages=[page_text.stage(row) for row in stages],
-            recipe=page_text.recipe(recipe or {}, config),
-            rate=number(images_per_second(history), ",.1f"),
-            wait=percent(median(row.get("input_wait_share") for row in train)),
-            **content,
-        )
+    template = templates().get_template("template.html.j2")
+    return template.render(
+        name=name,
+        sections=[
+            ("summary", "Summary"),
+            *((id, title) for id, title, key in SECTIONS if content[key]),
+        ],
+        facts=page_text.facts(metrics),
+        provenance=page_text.provenance(metrics),
+        headlines=page_text.headlines(splits, floors),
+        decoder=page_text.decoder(chosen),
+        constant_labels=list(constant.get("names") or constant.get("labels") or []),
+        stages=[page_text.stage(row) for row in stages],
+        recipe=page_text.recipe(recipe or {}, config),
+        rate=number(images_per_second(history), ",.1f"),
+        wait=percent(median(row.get("input_wait_share") for row in train)),
+        **content,
     )
 
 

@@ -69,29 +69,26 @@ class Sheet:
     def render(self, facts: Facts) -> str:
         """Returns the page as HTML."""
         whole = self._num_images - self._num_damaged
-        return (
-            templates()
-            .get_template("sheet.html.j2")
-            .render(
-                run=visible(facts.run),
-                provenance=facts.provenance,
-                caveats=[visible(caveat) for caveat in facts.caveats],
-                decoder=facts.decoder_words,
-                constant_names=[visible(name) for name in facts.constant_names],
-                title=visible(facts.source.rstrip("/").rpartition("/")[2]) or "/",
-                source=visible(facts.source),
-                num_images=count(self._num_images),
-                num_shown=count(len(self._tiles)),
-                has_all=len(self._tiles) == self._num_images,
-                num_damaged=count(self._num_damaged),
-                damaged_share=percent(self._num_damaged / self._num_images),
-                has_damaged=self._num_damaged > 0,
-                damaged=self._damaged,
-                num_unlisted=self._num_damaged - len(self._damaged),
-                labels_each=short(self._num_labels / max(whole, 1)),
-                tiles=self._tiles,
-                first_labels=_FIRST_LABELS,
-            )
+        template = templates().get_template("sheet.html.j2")
+        return template.render(
+            run=visible(facts.run),
+            provenance=facts.provenance,
+            caveats=[visible(caveat) for caveat in facts.caveats],
+            decoder=facts.decoder_words,
+            constant_names=[visible(name) for name in facts.constant_names],
+            title=visible(facts.source.rstrip("/").rpartition("/")[2]) or "/",
+            source=visible(facts.source),
+            num_images=count(self._num_images),
+            num_shown=count(len(self._tiles)),
+            has_all=len(self._tiles) == self._num_images,
+            num_damaged=count(self._num_damaged),
+            damaged_share=percent(self._num_damaged / self._num_images),
+            has_damaged=self._num_damaged > 0,
+            damaged=self._damaged,
+            num_unlisted=self._num_damaged - len(self._damaged),
+            labels_each=short(self._num_labels / max(whole, 1)),
+            tiles=self._tiles,
+            first_labels=_FIRST_LABELS,
         )
 
     def _tile(self, given: Answer) -> dict[str, Any]:
