@@ -103,16 +103,12 @@ def render(
         "decoders": page_text.decoders(splits, chosen.get("name")),
         "estimates": page_text.estimates(metrics.get("estimates") or {}),
         "quality": page_text.quality(splits),
+        "slices": page_text.all_slices(splits),
         "config": [(key, as_text(value)) for key, value in flatten(config).items()],
         **_figures(splits, history, stages, floors, chosen.get("threshold")),
         **_details(details),
     }
     content["training"] = content["training_figure"] or stages
-    content["slices"] = [
-        page_text.slices(n, splits[n])
-        for n in reversed(splits)
-        if splits[n].get("slices")
-    ]
     template = templates().get_template("template.html.j2")
     return template.render(
         name=name,

@@ -229,13 +229,13 @@ def quality(splits: Mapping[str, Any]) -> dict[str, Any]:
     return {"columns": list(splits), "rows": table} if table else {}
 
 
-def slices(split: str, summary: Mapping[str, Any]) -> dict[str, Any]:
-    """Returns the slices of a split, the worst first, and where to draw them.
+def all_slices(splits: Mapping[str, Any]) -> list[dict[str, Any]]:
+    """Returns a table of slices for each split that has some, the last split first."""
+    return [_slices(n, splits[n]) for n in reversed(splits) if splits[n].get("slices")]
 
-    Args:
-        split: Name of the split.
-        summary: Figures of the split, with slices.
-    """
+
+def _slices(split: str, summary: Mapping[str, Any]) -> dict[str, Any]:
+    """Returns the slices of a split, the worst first, and where to draw them."""
 
     def f2(item: tuple[str, Any]) -> float:
         known = number_or_none(item[1].get("f2"))
