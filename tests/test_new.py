@@ -6,6 +6,7 @@ import re
 import runpy
 import shutil
 import unicodedata
+from dataclasses import replace
 
 import cv2
 import numpy as np
@@ -23,9 +24,9 @@ from jaxii.prepare import label_files, shards
 from jaxii.prepare import recipe as recipes
 from jaxii.prepare.new import new
 from jaxii.prepare.tables import images, labelled, rows
-from jaxii.prepare.tables.columns import read_table
 from jaxii.prepare.tables.images import NOWHERE, Matcher
 from jaxii.prepare.tables.notes import Notes, shown
+from jaxii.prepare.tables.table import read_table
 
 LABELS = (
     ["Dog", "Grass"],
@@ -206,6 +207,80 @@ def test_a_file_that_is_no_table_is_refused_by_what_it_is(tmp_path, data, words)
     path.write_bytes(data)
     with pytest.raises(InputError, match=words):
         read_table(path, Notes())
+
+
+FRENCH = ("château", "forêt", "été", "garçon", "église")
+RUSSIAN = ("собака", "кошка", "дерево", "лодка")
+
+
+@pytest.mark.parametrize(
+    ("encoding", "words", "named"),
+    [
+        ("latin-1", FRENCH, "cp1252"),
+        ("mac_roman", FRENCH, "mac_roman"),
+        ("cp1250", ("łódź", "książka", "żółty", "świat"), "cp1250"),
+        ("cp1251", RUSSIAN, "cp1251"),
+        ("cp932", ("犬", "猫", "木", "日本語ラベル"), "cp932"),
+        ("cp949", ("개", "고양이", "나무", "배"), "cp949"),
+    ],
+)
+def test_a_legacy_encoding_is_detected_and_named(tmp_path, encoding, words, named):
+    path, notes = tmp_path / "labels.csv", Notes()
+    rows = "".join(f"img{i}.jpg,{word}\n" for i, word in enumerate(words * 5))
+    path.write_bytes(f"path,label\n{rows}".encode(encoding))
+    assert read_table(path, notes)["label"].unique(maintain_order=True).to_list() == [
+        *words
+    ]
+    assert f"it was read as {named}, which was detected" in notes.lines[0]
+    assert words[0] in notes.lines[0]
+
+
+def test_an_encoding_that_is_not_recognised_is_refused_with_the_fix(tmp_path):
+    path = tmp_path / "labels.csv"
+    path.write_bytes(b"path,label\na.jpg," + bytes(range(128, 256)) * 20)
+    with pytest.raises(InputError, match="not recognised; save it as UTF-8"):
+        read_table(path, Notes())
+
+
+@pytest.mark.parametrize("kind", ["tsv", "parquet", "jsonl"])
+def test_every_format_gives_the_same_labels(tmp_path, kind):
+    text = "path,tags,n,split\na.jpg,x|y,1,train\nb.jpg,y,2,train\nc.jpg,x,,test\n"
+    root, file = label_file(tmp_path, text)
+    expected, _ = look(root, file)
+    table = pl.read_csv(file).with_columns(pl.col("tags").str.split("|"))
+    if kind == "tsv":
+        file.write_text(text.replace(",", "\t"))
+    elif kind == "parquet":
+        table.write_parquet(file)
+    else:
+        table.write_ndjson(file)
+    found, said = look(root, file)
+    assert found == replace(expected, files=found.files)
+    word = {"tsv": "by tabs", "parquet": "a Parquet file", "jsonl": "JSON Lines"}
+    assert word[kind] in said
+
+
+@pytest.mark.parametrize(
+    ("data", "words"),
+    [
+        (b"PAR1...", "damaged Parquet"),
+        (b'{"path": "a.jpg"}\n{"path"\n', "one JSON object per line"),
+        (b'{\n"path": "a.jpg"}', "one JSON object per line"),
+        (b"[1]", "a JSON list"),
+    ],
+)
+def test_a_damaged_table_is_refused_by_what_it_is(tmp_path, data, words):
+    path = tmp_path / "labels.csv"
+    path.write_bytes(data)
+    with pytest.raises(InputError, match=words):
+        read_table(path, Notes())
+
+
+def test_columns_of_bytes_are_named_and_not_read(tmp_path):
+    path, notes = tmp_path / "labels.parquet", Notes()
+    pl.DataFrame({"path": ["a.jpg"], "image": [b"x"], "n": [3]}).write_parquet(path)
+    assert read_table(path, notes).rows() == [("a.jpg", "3")]
+    assert "not read: 'image (Binary)'" in notes.lines[0]
 
 
 # Which image is meant.

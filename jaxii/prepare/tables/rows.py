@@ -20,9 +20,9 @@ import polars as pl
 
 from jaxii.errors import InputError
 from jaxii.prepare.tables import columns
-from jaxii.prepare.tables.columns import read_table
 from jaxii.prepare.tables.images import NOWHERE, Match, Matcher
 from jaxii.prepare.tables.notes import Notes, shown
+from jaxii.prepare.tables.table import read_table
 
 SEPARATORS = {"|": "a bar", ";": "a semicolon", ",": "a comma", " ": "spaces"}
 # What --label_separator may be.

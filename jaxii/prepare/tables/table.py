@@ -1,0 +1,262 @@
+"""Reads a label file as a table of text: CSV, TSV, Parquet or JSON Lines."""
+
+import codecs
+import csv
+import io
+import itertools
+import json
+from pathlib import Path
+
+import charset_normalizer
+import polars as pl
+
+from jaxii.errors import InputError
+from jaxii.prepare.image_files import IMAGE_SUFFIXES
+from jaxii.prepare.tables.notes import Notes, shown
+
+SEPARATORS = {",": "commas", ";": "semicolons", "\t": "tabs", "|": "bars"}
+SAMPLE_LINES = 200
+# With a separator that the file does not use, a line is one cell of any length.
+csv.field_size_limit(2**31 - 1)
+_OTHER_FILES = {
+    b"PK\x03\x04": "a ZIP archive or an Excel workbook",
+    b"\x1f\x8b": "a gzip archive",
+    b"[": "a JSON list",
+    b"<": "HTML or XML",
+}
+# Encodings that are detected. Of equally likely ones the first is taken: bytes of the
+# others are rarely valid in the first five.
+ENCODINGS = (
+    *("cp932", "euc_jp", "gb18030", "big5", "cp949"),
+    *("cp1252", "cp1250", "cp1251", "koi8_r", "mac_roman"),
+    *("cp1253", "cp1254", "cp1255", "cp1256"),
+)
+# Difference of charset-normalizer's scores that decides nothing.
+_SCORE_MARGIN = 0.1
+# Bytes that are enough to detect an encoding.
+_DETECT_BYTES = 1 << 18
+
+
+def read_table(path: Path, notes: Notes) -> pl.DataFrame:
+    """Reads a table as text, without white space around cells.
+
+    The content decides the format, not the file name. Lists in cells become JSON.
+
+    Args:
+      path: CSV with commas, semicolons, tabs or bars, Parquet, or JSON Lines.
+      notes: Collects what was detected.
+
+    Raises:
+      InputError: If the file cannot be read, has another format, no known encoding or
+        no row, or a line has too many cells.
+    """
+    data = _bytes(path)
+    if data.startswith(b"PAR1"):
+        table = _as_text(path, _read_parquet(path, data), notes)
+        notes.found(f"{path} is a Parquet file")
+    else:
+        text = _decode(path, data, notes).lstrip("\n")
+        if not text:
+            raise InputError(f"{path} is empty; give a table with a header.")
+        if text.startswith("{"):
+            table = _as_text(path, _read_json_lines(path, text), notes)
+            notes.found(f"{path} is JSON Lines")
+        else:
+            table = _read_separated(path, text, notes)
+    table = table.with_columns(pl.all().fill_null("").str.strip_chars())
+    table = table.filter(pl.any_horizontal(pl.all() != ""))
+    if not len(table):
+        raise InputError(f"{path} has no row below its header; give one that has.")
+    columns = ", ".join(table.columns)
+    notes.found(f"{path}: {len(table):,} rows, columns {columns}")
+    return table
+
+
+def is_image(cell: str) -> bool:
+    """Returns whether a cell ends in an image suffix."""
+    return cell.strip().lower().endswith(IMAGE_SUFFIXES)
+
+
+def _bytes(path: Path) -> bytes:
+    try:
+        data = path.read_bytes()
+    except OSError as error:
+        raise InputError(f"{path} cannot be read ({error.strerror}).") from error
+    if not data.strip():
+        raise InputError(f"{path} is empty; give a table with a header.")
+    for start, kind in _OTHER_FILES.items():
+        if data.startswith(start):
+            raise InputError(
+                f"{path} is {kind}; save it as CSV, Parquet or JSON Lines, with a row "
+                "per label or per image."
+            )
+    return data
+
+
+def _read_parquet(path: Path, data: bytes) -> pl.DataFrame:
+    try:
+        return pl.read_parquet(io.BytesIO(data))
+    except pl.exceptions.PolarsError as error:
+        raise InputError(f"{path} is a damaged Parquet file ({error}).") from error
+
+
+def _read_json_lines(path: Path, text: str) -> pl.DataFrame:
+    try:
+        return pl.read_ndjson(io.BytesIO(text.encode()), infer_schema_length=None)
+    except pl.exceptions.PolarsError as error:
+        reason = str(error).strip().splitlines()[0]
+        raise InputError(
+            f"{path} starts with {{ and cannot be read as JSON Lines ({reason}); give "
+            "one JSON object per line, with the same type in each column."
+        ) from error
+
+
+def _as_text(path: Path, table: pl.DataFrame, notes: Notes) -> pl.DataFrame:
+    """Returns columns as text; lists as JSON, and no columns of other nested types."""
+    texts, others = [], []
+    for column in table.iter_columns():
+        kind = column.dtype
+        if isinstance(kind, pl.List | pl.Array):
+            rows = [
+                None if row is None else json.dumps(row) for row in column.to_list()
+            ]
+            texts.append(pl.Series(column.name, rows, pl.String))
+        elif kind.is_nested() or kind in (pl.Binary, pl.Object):
+            others.append(f"{column.name} ({kind.base_type()})")
+        else:
+            texts.append(column.cast(pl.String))
+    if others:
+        notes.found(f"{path}: columns that are not read: {shown(others)}")
+    return pl.DataFrame(texts)
+
+
+def _decode(path: Path, data: bytes, notes: Notes) -> str:
+    """Returns the text of a file, with "\\n" as line ends and no byte order mark."""
+    if data.startswith((codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE)):
+        notes.found(f"{path} is UTF-16")
+        text = data.decode("utf-16", errors="replace")
+    elif b"\0" in data:
+        raise InputError(f"{path} is no text (it has zero bytes); save it as CSV.")
+    else:
+        try:
+            text = data.decode("utf-8-sig")
+        except UnicodeDecodeError:
+            text = _decode_legacy(path, data, notes)
+    return text.replace("\r\n", "\n").replace("\r", "\n")
+
+
+def _decode_legacy(path: Path, data: bytes, notes: Notes) -> str:
+    lines = [line for line in data.splitlines() if not line.isascii()]
+    encoding = _detect(b"\n".join(lines)[:_DETECT_BYTES])
+    try:
+        if encoding is not None:
+            text = data.decode(encoding)
+            strange = (word for word in text.split() if not word.isascii())
+            notes.assumed(
+                f"{path} is not UTF-8; it was read as {encoding}, which was detected "
+                f"from its letters, as in {shown(dict.fromkeys(strange))}; save it as "
+                "UTF-8 if they look wrong"
+            )
+            return text
+    except UnicodeDecodeError:
+        pass
+    raise InputError(
+        f"{path} is not UTF-8 and its encoding was not recognised; save it as UTF-8 "
+        "(in a spreadsheet: CSV UTF-8; in a shell: iconv -f ENCODING -t UTF-8)."
+    )
+
+
+def _detect(data: bytes) -> str | None:
+    """Returns the most likely of `ENCODINGS`; None if no text results from any."""
+    scores = {
+        encoding: match.chaos - match.coherence
+        for match in charset_normalizer.from_bytes(data, cp_isolation=list(ENCODINGS))
+        for encoding in match.could_be_from_charset
+    }
+    likely = min(scores.values(), default=0.0) + _SCORE_MARGIN
+    return next((e for e in ENCODINGS if scores.get(e, 1e9) <= likely), None)
+
+
+def _read_separated(path: Path, text: str, notes: Notes) -> pl.DataFrame:
+    sample = "".join(itertools.islice(io.StringIO(text), SAMPLE_LINES))
+    separator = _separator(path, sample)
+    first = next(csv.reader(io.StringIO(sample), delimiter=separator))
+    has_header = not any(is_image(cell) for cell in first)
+    headers = [cell.strip() for cell in first] if has_header else []
+    twice = [name for name in headers if name and headers.count(name) > 1]
+    if twice:
+        raise InputError(f"{path} has two columns called {twice[0]!r}; rename one.")
+    if separator != ",":
+        notes.assumed(f"columns are separated by {SEPARATORS[separator]}")
+    if not has_header:
+        notes.assumed("there is no header: the first line names an image")
+    return _parse(path, text, separator, has_header)
+
+
+def _separator(path: Path, sample: str) -> str:
+    """Returns the separator by which most lines have as many cells as the first."""
+    best, best_share = "", 0.0
+    for separator in SEPARATORS:
+        rows = list(csv.reader(io.StringIO(sample), delimiter=separator))
+        widths = [len(row) for row in rows if row]
+        share = sum(width == widths[0] for width in widths) / len(widths)
+        if widths[0] > 1 and share > best_share:
+            best, best_share = separator, share
+    if not best:
+        raise InputError(
+            f"{path} has one column ({sample.splitlines()[0][:60]!r}); it needs one of "
+            "paths and one of labels, with commas, semicolons or tabs between them."
+        )
+    return best
+
+
+def _parse(path: Path, text: str, separator: str, has_header: bool) -> pl.DataFrame:
+    # polars takes quotes after a space as part of the cell.
+    if f'{separator} "' in text:
+        return _parse_leniently(path, text, separator, has_header)
+    try:
+        table = pl.read_csv(
+            io.BytesIO(text.encode()),
+            separator=separator,
+            has_header=has_header,
+            infer_schema=False,
+        )
+        if has_header:
+            return table.rename(lambda name: name.strip())
+        return table.rename(
+            dict(zip(table.columns, _unnamed(table.width), strict=True))
+        )
+    except pl.exceptions.PolarsError:
+        return _parse_leniently(path, text, separator, has_header)
+
+
+def _parse_leniently(
+    path: Path, text: str, separator: str, has_header: bool
+) -> pl.DataFrame:
+    """Reads CSV that polars refuses, such as spaces around quotes; much slower."""
+    reader = csv.reader(io.StringIO(text), delimiter=separator, skipinitialspace=True)
+    rows: list[list[str]] = []
+    try:
+        for row in reader:
+            if rows and len(row) > len(rows[0]):
+                raise InputError(
+                    f"{path} line {reader.line_num}: {len(row)} cells where the first "
+                    f"line has {len(rows[0])} ({separator.join(row)[:60]!r}); put "
+                    f"cells that contain {SEPARATORS[separator]} between double quotes."
+                )
+            if row:
+                rows.append(row + [""] * (len(rows[0]) - len(row) if rows else 0))
+    except csv.Error as error:
+        raise InputError(
+            f"{path} line {reader.line_num} cannot be read as CSV ({error}); mend it."
+        ) from error
+    width = len(rows[0])
+    names = [name.strip() for name in rows.pop(0)] if has_header else _unnamed(width)
+    twice = [name for name in names if names.count(name) > 1]
+    if twice:
+        raise InputError(f"{path} has two columns called {twice[0]!r}; rename one.")
+    return pl.DataFrame(rows, schema=dict.fromkeys(names, pl.String), orient="row")
+
+
+def _unnamed(width: int) -> list[str]:
+    return [f"column_{number}" for number in range(1, width + 1)]
