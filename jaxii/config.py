@@ -40,6 +40,10 @@ FREE_FIELDS = (
     "optimizer.shard_state",
     "track",
 )
+# What `adapt` trains -> its passes over the tuning split, and its peak learning rate as
+# a share of the run's.
+ADAPT_EPOCHS = {"all": 10.0, "last_layer": 20.0}
+ADAPT_LR_SHARES = {"all": 0.1, "last_layer": 1.0}
 # 8 bytes a slot: together with mask and slice an image sends less than 1 KiB of labels.
 MOST_LABELS = 126
 

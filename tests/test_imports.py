@@ -28,8 +28,6 @@ ORDER = (
     ("evaluation",),
     ("report", "export", "planner", "doctor"),
     ("runs",),
-    ("usage", "given"),
-    ("place_flags", "arguments"),
     ("cli",),
     ("main",),
 )
@@ -135,7 +133,9 @@ def test_a_small_module_has_more_than_one_importer():
         path = ROOT.joinpath(*module.split(".")).with_suffix(".py")
         importers = {m for m in MODULES if m != module and module in imports_of(m)}
         is_small = path.read_text().count("\n") < SMALL_LINES
-        if is_small and len(importers) == 1 and importers != {"jaxii.main"}:
+        # A command is a module, however small.
+        importers -= {"jaxii.main", "jaxii.cli.dispatch"}
+        if is_small and len(importers) == 1:
             found.add(module)
     assert found <= UNMERGED
 

@@ -1,6 +1,7 @@
 """The command line: what a person gets wrong is answered in one line, with code 2."""
 
 import csv
+import inspect
 import json
 import os
 import re
@@ -16,19 +17,21 @@ import numpy as np
 import plain_data
 import pytest
 import small_layout
-from absl import flags
-from absl.testing import flagsaver
 from etils import epath
 from PIL import Image
 from small_runs import seal
 
-from jaxii import arguments, main
+from jaxii import main
+from jaxii.cli import dispatch, new, start
+from jaxii.cli import flags as cli_flags
+from jaxii.cli.flags import DECODERS, config_of
 from jaxii.decoding.decoders import NAMES
 from jaxii.distributed import processes
 from jaxii.distributed.mesh import replicated
-from jaxii.errors import CheckFailed
+from jaxii.errors import CheckFailed, InputError
 from jaxii.evaluation import by_label
 from jaxii.prepare.kaggle import Layout, prepare
+from jaxii.prepare.tables import rows
 from jaxii.runs import doctor
 from jaxii.runs import evaluate as evaluation
 from jaxii.runs.session import open_session
@@ -68,10 +71,7 @@ def run(monkeypatch, capfd):
     def run(*words):
         monkeypatch.setattr(sys, "argv", ["jaxii", *map(str, words)])
         capfd.readouterr()
-        # The flags, and those that overrides have added, are put back afterwards.
-        with flagsaver.flagsaver():
-            flags.FLAGS.unparse_flags()
-            code = main.main(sys.argv)
+        code = main.main(sys.argv)
         return code, *capfd.readouterr()
 
     return run
@@ -118,8 +118,8 @@ def refused(run, tmp_path):
         (["prepare", "--short_side=4"], "--short_side=4: .*>= 16"),
         (["compare"], "compare was given no workdir"),
         (["plan"], "--config is missing"),
-        (["plan", f"{RECIPE}:emoji", "--topology=v5e:3x3"], "not a slice of TPUs"),
-        (["plan", "--device_batch_size=-1"], "--device_batch_size=-1: .*non-negative"),
+        (["plan", f"{RECIPE}:emoji", "--topology=v5e:3x3"], "not a TPU slice"),
+        (["plan", "--device_batch_size=-1"], "--device_batch_size=-1: .*positive"),
         (["evaluate", "--tune_on=test"], "validation|held_out|tuning>"),
         (["evaluate", "--tune_on=tuning"], "add --allow_tuning_labels"),
         *(
@@ -211,7 +211,7 @@ def test_a_recipe_that_fails_is_refused_with_its_line(
     refused([f"--config={recipe}"], pattern)
 
 
-@pytest.mark.parametrize("name", ["", *main.COMMANDS])
+@pytest.mark.parametrize("name", ["", *dispatch.COMMANDS])
 def test_help_has_an_example_and_imports_no_jax(name):
     script = (
         "import sys; from jaxii import main; code = main.main(sys.argv); "
@@ -230,34 +230,87 @@ def test_help_has_an_example_and_imports_no_jax(name):
     assert found.stderr == ""
 
 
-def test_every_flag_is_in_a_help_text():
-    texts = "\n".join(main.COMMANDS.values())
-    own = flags.FLAGS.flags_by_module_dict()[arguments.__name__]
-    for flag in own:
-        assert f"--{flag.name}" in texts, flag.name
+@pytest.mark.parametrize("command", dispatch.COMMANDS)
+def test_the_help_of_a_command_lists_its_flags_with_their_defaults(command):
+    values = dispatch.declared(command).values
+    text = dispatch.help_text([command])
+    described = dict(re.findall(r"^--(\w+)(.*(?:\n {25}.*)*)", text, re.MULTILINE))
+    assert list(described) == list(values)
+    for name, words in described.items():
+        default = values[name].default
+        if default not in (None, "", [], False):
+            shown = ",".join(default) if isinstance(default, list) else default
+            assert words.endswith(f"[{shown}]"), name
+
+
+ALL_FLAGS = sorted({f for c in dispatch.COMMANDS for f in dispatch.declared(c).values})
+
+
+@pytest.mark.parametrize("command", dispatch.COMMANDS)
+def test_a_flag_of_other_commands_is_refused_with_their_names(command):
+    own = dispatch.declared(command).values
+    for name in set(ALL_FLAGS) - set(own):
+        owners = [c for c in dispatch.COMMANDS if name in dispatch.declared(c).values]
+        with pytest.raises(InputError) as caught:
+            dispatch.parse(command, ["jaxii", f"--{name}=3"])
+        assert str(caught.value) == (
+            f"{command} does not take --{name}; it is a flag of {', '.join(owners)}; "
+            f"see {command} --help."
+        )
+
+
+@pytest.mark.parametrize(
+    ("words", "pattern"),
+    [
+        (["evaluate", "--num_epochs=3"], "not take --num_epochs; .* flag of adapt;"),
+        (
+            ["compare", "--noverify"],
+            "not take --noverify; .* train, evaluate, hold_out",
+        ),
+        (["export", RECIPE, "--config.seed=1"], "export does not take --config; .*"),
+        (["plan", "--coordinator=a:1"], "--coordinator; .*train, evaluate, hold_out"),
+    ],
+)
+def test_a_flag_that_would_be_ignored_is_refused(refused, words, pattern):
+    refused(words, pattern)
+
+
+@pytest.mark.parametrize("command", dispatch.COMMANDS)
+def test_every_flag_that_a_command_declares_is_read_by_it(command):
+    shared = "".join(map(inspect.getsource, (cli_flags, start)))
+    source = inspect.getsource(dispatch.COMMANDS[command]) + shared
+    for name in dispatch.declared(command).values:
+        reads = rf"flags\.{name}\b|\(flags, \"{name}\"|LAYOUT_FILES = .*\"{name}\""
+        assert re.search(reads, source), name
 
 
 def test_the_decoder_flag_offers_the_decoders_there_are():
-    assert tuple(flags.FLAGS["decoder"].parser.enum_values) == NAMES
+    assert DECODERS == NAMES
+
+
+def test_the_label_separator_flag_offers_those_that_cells_can_have():
+    assert ("", *new.SEPARATORS) == rows.CHOICES
 
 
 def test_a_flags_value_is_not_taken_for_the_command(refused):
     refused(["--workdir", "train", "predict"], "--images is missing")
+    refused(["--onnx", "export"], "--workdir is missing")
+    refused(["--noonnx", "--workdir", "a", "export"], "--output is missing")
 
 
 @pytest.fixture
 def environment(monkeypatch, tmp_path):
     """The environment without a folder for compiled programs, put back afterwards."""
-    monkeypatch.setenv(main.CACHE, "")
-    monkeypatch.delenv(main.CACHE)
+    monkeypatch.setenv(start.CACHE, "")
+    monkeypatch.delenv(start.CACHE)
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
     return os.environ
 
 
 def test_compiled_programs_are_kept_in_the_users_cache(environment, tmp_path):
-    main._keep_compiled_programs()
+    start.keep_compiled_programs()
     folder = tmp_path / "cache" / "jaxii" / "compiled"
-    assert environment[main.CACHE] == str(folder)
+    assert environment[start.CACHE] == str(folder)
     # They are run: nobody else may write there.
     assert folder.stat().st_mode & 0o777 == 0o700
 
@@ -266,28 +319,28 @@ def test_compiled_programs_are_kept_in_the_users_cache(environment, tmp_path):
 def test_compiled_programs_are_kept_where_and_only_if_jax_was_told(
     environment, tmp_path, given
 ):
-    environment[main.CACHE] = given
-    main._keep_compiled_programs()
-    assert environment[main.CACHE] == given
+    environment[start.CACHE] = given
+    start.keep_compiled_programs()
+    assert environment[start.CACHE] == given
     assert not (tmp_path / "cache").exists()
 
 
 def test_a_cache_that_cannot_be_written_is_done_without(environment, monkeypatch):
     monkeypatch.setattr(os, "access", lambda path, mode: False)
-    main._keep_compiled_programs()
-    assert main.CACHE not in environment
+    start.keep_compiled_programs()
+    assert start.CACHE not in environment
 
 
 def test_a_cache_that_cannot_be_made_is_done_without(environment, tmp_path):
     (tmp_path / "cache").write_text("a file")
-    main._keep_compiled_programs()
-    assert main.CACHE not in environment
+    start.keep_compiled_programs()
+    assert start.CACHE not in environment
 
 
 def test_starting_to_train_loads_no_library_that_only_the_report_needs():
     script = (
-        "import sys; from jaxii.cli import adapt, compare, evaluate, hold_out, "
-        "plan, predict, prepare, train; "
+        "import sys; from jaxii.prepare import kaggle; from jaxii.runs import adapt, "
+        "evaluate, hold_out, plan, predict, train; "
         "sys.exit(' '.join({'matplotlib', 'scipy.stats', 'sklearn', 'apache_beam'} "
         "& set(sys.modules)))"
     )
@@ -614,12 +667,9 @@ def fresh_state(plan, step, sharding):
 def trained(dataset, tmp_path_factory):
     workdir = Workdir(tmp_path_factory.mktemp("trained") / "run")
     argv = ["jaxii", *train_words(dataset, workdir.path)]
-    with pytest.MonkeyPatch.context() as patch, flagsaver.flagsaver():
+    with pytest.MonkeyPatch.context() as patch:
         patch.chdir(ROOT)
-        patch.setattr(sys, "argv", argv)
-        flags.FLAGS.unparse_flags()
-        main._parse(argv)
-        config = arguments.config_of()
+        config = config_of(dispatch.parse("train", argv))
     session = open_session(config, workdir)
     for step, plan in enumerate(session.plans, start=1):
         state = fresh_state(plan, step, replicated(session.mesh))
@@ -672,7 +722,8 @@ def test_compare_of_a_run_that_was_not_evaluated_is_refused(refused, tmp_path):
 
 @pytest.mark.parametrize("command", ["evaluate", "predict", "hold_out"])
 def test_a_folder_without_a_run_is_refused(refused, photos, tmp_path, command):
-    words = [command, f"--workdir={tmp_path}", f"--images={photos}"]
+    words = [command, f"--workdir={tmp_path}"]
+    words += [f"--images={photos}"] if command == "predict" else []
     refused(words, "holds no run")
 
 
@@ -690,7 +741,7 @@ def test_a_workdir_of_another_configuration_is_refused(refused, dataset, trained
 def test_one_batch_again_and_again_does_not_go_on_with_a_real_run(
     refused, dataset, trained
 ):
-    words = train_words(dataset, trained, "--reuse_batch")
+    words = train_words(dataset, trained, "--config.data.reuse_batch=True")
     refused(words, "data.reuse_batch: False -> True", trained)
 
 
@@ -840,18 +891,6 @@ def test_predict_closes_the_checkpoints_that_it_opens(
     assert opened == closed
 
 
-def test_predict_refuses_another_checkpoint_than_the_evaluated_one(
-    refused, evaluated, photos, tmp_path
-):
-    words = f"--output={tmp_path / 'a.csv'}", "--stage=classifier"
-    refused(
-        predict_words(evaluated, photos, *words),
-        "fitted on step 1 of stage multitask, and the checkpoint to use is step 3 of "
-        "stage classifier; run evaluate .*--stage=classifier again first",
-        folder=evaluated,
-    )
-
-
 def test_predict_refuses_decoders_from_before_training_went_on(
     refused, evaluated, photos, tmp_path
 ):
@@ -897,7 +936,7 @@ def test_the_embedding_decoder_needs_a_stage_with_the_head(
         (["--images=none"], "--images=none is not a folder or a file"),
         (["--images=configs"], "--images=configs has no image; files may end in"),
         (["--ids=none.csv"], "--ids=none.csv is not a file"),
-        (["--stage=bonus"], "use one of multitask, f2, classifier"),
+        (["--stage=f2"], "predict does not take --stage; .* evaluate, adapt, plan"),
         (["--output=configs"], "--output=configs is a folder"),
         (["--sheet=configs"], "--sheet=configs is a folder"),
         (["--output=a.txt"], "--output=a.txt ends in neither of .csv, .jsonl"),
@@ -987,7 +1026,8 @@ def test_new_writes_a_recipe_that_the_command_line_loads(run, tmp_path):
     assert "--label_separator" not in said.split("\nnext\n")[1]
     code, _, errors = run("train", f"--config={tmp_path}/mine/mine.py")
     assert code == 2
-    assert f"{tmp_path}/mine/prepared is not a folder; prepare" in errors
+    # The recipe and the data that it names are read; one image is no validation split.
+    assert "validation_fraction=0.4 of the 1 groups of train leaves no" in errors
 
 
 def test_doctor_ends_with_1_where_something_is_broken(run, monkeypatch):

@@ -19,8 +19,6 @@ import numpy as np
 import pytest
 import simplejpeg
 import small_layout
-from absl import flags
-from absl.testing import flagsaver
 from small_runs import seal
 
 from jaxii import main
@@ -286,10 +284,9 @@ def workdir(tmp_path_factory):
 def run(*words):
     """Runs `jaxii WORDS` in this process; returns the exit code."""
     argv = ["jaxii", *map(str, words)]
-    with pytest.MonkeyPatch.context() as patch, flagsaver.flagsaver():
+    with pytest.MonkeyPatch.context() as patch:
         patch.setattr(sys, "argv", argv)
         patch.setenv("JAX_COMPILATION_CACHE_DIR", "")
-        flags.FLAGS.unparse_flags()
         return main.main(argv)
 
 
@@ -570,18 +567,15 @@ def test_provenance_and_its_caveats_go_with_the_folder(workdir, tmp_path, capsys
         assert json.loads(kept["labels"]) == list(workdir.vocabulary().codes)
 
 
-@pytest.mark.parametrize("fitted_on", [{"stage": "earlier"}, {"step": 1}])
-def test_thresholds_of_another_checkpoint_are_refused(
-    workdir, tmp_path, capsys, fitted_on
-):
+def test_thresholds_of_another_checkpoint_are_refused(workdir, tmp_path, capsys):
     copy = Workdir(shutil.copytree(workdir.path, tmp_path / "copy"))
-    metrics = copy.metrics() | fitted_on
+    metrics = copy.metrics() | {"step": 1}
     (copy.path / "metrics.json").write_text(json.dumps(metrics))
     seal(copy.path)
-    words = f"--workdir={copy.path}", f"--output={tmp_path / 'folder'}", "--stage=only"
+    words = f"--workdir={copy.path}", f"--output={tmp_path / 'folder'}"
     assert run("export", *words) == 2
     errors = capsys.readouterr().err
-    assert re.search(r"fitted on step \d of stage \w+, and the .* step 2 of", errors)
+    assert re.search(r"fitted on step 1 of stage only, and the .* step 2 of", errors)
     assert f"run evaluate --workdir={copy.path} --stage=only again first" in errors
     assert not (tmp_path / "folder").exists()
 
@@ -592,7 +586,7 @@ def test_thresholds_of_another_checkpoint_are_refused(
         (None, [], "--output is missing"),
         (None, ["--output={taken}"], "already exists; give the name of a new folder"),
         (None, ["--output={taken}/file/new"], "cannot be created"),
-        (None, ["--output={new}", "--stage=bonus"], "--stage=bonus; use one of only"),
+        (None, ["--output={new}", "--stage=only"], "export does not take --stage;"),
         (
             "metrics.json",
             ["--output={new}"],

@@ -14,14 +14,11 @@ import shutil
 import sys
 from pathlib import Path
 
-import grain
 import jax
 import numpy as np
 import pytest
 import small_layout
 import torch_files
-from absl import flags
-from absl.testing import flagsaver
 from jax.experimental.compilation_cache import compilation_cache
 from test_torch_pickle import hostile
 
@@ -84,13 +81,11 @@ class Runs:
         printed = io.StringIO()
         with (
             pytest.MonkeyPatch.context() as patch,
-            flagsaver.flagsaver(),
             contextlib.redirect_stdout(printed),
             contextlib.redirect_stderr(printed),
         ):
             patch.setattr(sys, "argv", argv)
             patch.setattr(processes, "wanted_back", lambda: lambda step: False)
-            flags.FLAGS.unparse_flags()
             found = main.main(argv)
         assert found == code, printed.getvalue()
         return printed.getvalue()
@@ -177,8 +172,6 @@ def runs(tmp_path_factory):
         one = make_mesh(jax.devices()[:1])
         for module in (session, predict):
             patch.setattr(module, "make_mesh", lambda: one)
-        # Defines flags of its own at first use, which `flagsaver` would take away.
-        next(iter(grain.MapDataset.range(1).to_iter_dataset()))
         made = Runs(folder)
         with compiled_once(folder / "compiled"):
             made.train("clean")

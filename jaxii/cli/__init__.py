@@ -1,1 +1,1 @@
-"""What each command does, from plain arguments; `jaxii.main` calls them."""
+"""The command line: one module a command, with its flags, its help and its `run`."""

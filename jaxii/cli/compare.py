@@ -1,39 +1,71 @@
-"""`compare`: runs side by side."""
+"""`compare`: shows runs side by side."""
 
+from jaxii.cli.flags import Flags, file_to_write
 from jaxii.config import FREE_FIELDS
-from jaxii.console import say
 from jaxii.errors import InputError
-from jaxii.report.comparison import (
-    as_markdown,
-    as_table,
-    build_comparison,
-    print_table,
-)
-from jaxii.report.run_files import read_run
-from jaxii.storage import AnyPath, write_text
+from jaxii.storage import AnyPath, at, write_text
+
+HELP = """\
+Prints a table of runs: the fields in which they differ, F2 in domain and shifted, worst
+slice, mAP, coverage, threshold, provenance, images/s. Runs that differ only by their
+seed are one row, with mean and standard deviation.
+
+  python -m jaxii.main compare runs/a runs/b runs/b/metrics_tuned_on_tuning.json
+
+{flags}"""
+
+
+def declare(flags: Flags) -> None:
+    """Declares the command's flags."""
+    flags.takes_words("RUNS")
+    flags.text("output", "HTML", "write one page with the table and images too")
+    flags.switch("each", "one row for every run, also where only the seed differs")
+    flags.switch("markdown", "print the table as Markdown")
+
+
+def run(flags: Flags) -> None:
+    """Compares."""
+    compare(
+        [at(word) for word in flags.words],
+        output=file_to_write(flags, "output", "HTML"),
+        each=flags.each,
+        markdown=flags.markdown,
+    )
 
 
 def compare(
     paths: list[AnyPath], *, output: AnyPath | None, each: bool, markdown: bool
 ) -> None:
-    """Prints a table of runs: how they differ, and what came of it.
+    """Prints a table of runs and writes the page, if one is wanted.
 
     Args:
-      paths: workdirs, or files `metrics_VARIANT.json` in them.
-      output: the page with images, which is written too; None: no page.
-      each: every run is a row; otherwise runs that differ only by their seed are one.
-      markdown: print the table for a README, and nothing else.
+      paths: Workdirs, or files `metrics_VARIANT.json` in them.
+      output: The page to write; None for none.
+      each: Whether every run is a row; otherwise runs that differ only by their seed
+        are one.
+      markdown: Whether to print the table as Markdown, and nothing else.
+
+    Raises:
+      InputError: If there is no path, or a run has not been evaluated.
     """
     if not paths:
         raise InputError(
             "compare was given no workdir; it needs one or more; name the folders of "
             "finished runs."
         )
+    from jaxii.console import say
+    from jaxii.report.comparison import (
+        as_markdown,
+        as_table,
+        build_comparison,
+        print_table,
+    )
+    from jaxii.report.run_files import read_run
+
     comparison = build_comparison(
         [read_run(path) for path in paths], each=each, ignored=FREE_FIELDS
     )
     if output is not None:
-        # Here and not above: `main` imports every command, and matplotlib takes time.
         from jaxii.report.comparison_page import render_comparison
 
         write_text(output, render_comparison(comparison))

@@ -1,28 +1,84 @@
-"""`prepare`: label files and images to a dataset that training reads."""
+"""`prepare`: writes the dataset that training reads."""
 
-from jaxii.console import progress, say
-from jaxii.prepare import kaggle
-from jaxii.prepare.beam import Beam
-from jaxii.storage import AnyPath
+from jaxii.cli.flags import Flags, existing, required
+from jaxii.errors import InputError
+from jaxii.storage import at
+
+HELP = """\
+Reads a folder in the layout of Kaggle's Inclusive Images challenge (label CSVs and
+images of any size, JPEG, PNG or WebP) and writes a TFDS dataset, in one pass over all
+cores. The same command again continues an interrupted one.
+
+  python -m jaxii.main prepare --input_dir=kaggle --data_dir=data/inclusive_images
+
+CSV files name images by id: the file name without folder and suffix. Case matters,
+white space around an id does not, and an image suffix is removed where no id has it.
+
+{flags}"""
+LAYOUT_FILES = ("train_metadata", "test_labels", "test_metadata")
 
 
-def prepare(
-    directory: AnyPath,
-    output: AnyPath,
-    *,
-    short_side: int,
-    overrides: dict[str, AnyPath],
-    beam_runner: str = "",
-    beam_options: tuple[str, ...] = (),
-) -> None:
-    """Reads the files of a labelled image collection and writes a dataset."""
-    layout = kaggle.Layout.find(directory, **overrides)
+def declare(flags: Flags) -> None:
+    """Declares the command's flags."""
+    # Here, because it imports OpenCV.
+    from jaxii.prepare.recode import SHORT_SIDE
+
+    flags.text(
+        "input_dir", "DIR", "train_human_labels.csv, classes-trainable.csv and the rest"
+    )
+    flags.text("data_dir", "DIR", "where the dataset goes; both may be gs://BUCKET/...")
+    flags.integer(
+        "short_side",
+        "PIXELS",
+        "reduce larger images to this short side",
+        default=SHORT_SIDE,
+        at_least=16,
+    )
+    flags.text(
+        "train_metadata",
+        "CSV",
+        "image_id and any of group, domain, slice",
+        otherwise="train_meta.csv",
+    )
+    flags.text("test_labels", "CSV", "image_id,labels: only ever used to score")
+    flags.text(
+        "test_metadata", "CSV", "like train_metadata, for tuning and test images"
+    )
+    flags.text(
+        "beam_runner",
+        "RUNNER",
+        "write the shards through Apache Beam: DirectRunner, DataflowRunner or "
+        "another; the same records in the same order",
+    )
+    flags.texts(
+        "beam_options", "LIST", "options of that runner: project=P,region=R,..."
+    )
+
+
+def run(flags: Flags) -> None:
+    """Prepares the dataset."""
+    directory, output = existing(flags, "input_dir"), required(flags, "data_dir")
+    if flags.beam_options and not flags.beam_runner:
+        raise InputError("--beam_options without --beam_runner; give both or neither.")
+    if output.exists() and not output.is_dir():
+        raise InputError(f"--data_dir={output} is a file; give a new folder.")
+    values = {name: flags.values[name].value for name in LAYOUT_FILES}
+    from jaxii.console import progress, say
+    from jaxii.prepare import kaggle
+    from jaxii.prepare.beam import Beam
+
+    beam = None
+    if flags.beam_runner:
+        beam = Beam(flags.beam_runner, tuple(flags.beam_options))
+    layout = kaggle.Layout.find(
+        directory, **{name: at(value) for name, value in values.items() if value}
+    )
     with progress() as on_progress:
         counts = kaggle.prepare(
             layout,
             output,
-            short_side=short_side,
-            beam=Beam(beam_runner, beam_options) if beam_runner else None,
+            short_side=flags.short_side,
+            beam=beam,
             on_progress=on_progress,
         )
     for line in counts.lines():

@@ -9,16 +9,13 @@ from collections.abc import Callable, Mapping
 from dataclasses import replace
 from typing import Any, Literal
 
-from jaxii.config import Config, StageConfig, Terms
+from jaxii.config import ADAPT_EPOCHS, ADAPT_LR_SHARES, Config, StageConfig, Terms
 from jaxii.runs.train import train
 from jaxii.runs.trained import Trained, open_trained
 from jaxii.runs.workdir import Workdir
 from jaxii.storage import AnyPath
 
 STAGE = "adapt"
-# Of what is trained: passes over the tuning split, and the peak rate as a share of the
-# run's own.
-DEFAULTS = {"all": (10.0, 0.1), "last_layer": (20.0, 1.0)}
 
 
 def adapt(
@@ -39,7 +36,7 @@ def adapt(
       workdir: of the run.
       output: of the adapted run, another folder.
       stage: whose best checkpoint to start from; "" is the last one trained.
-      trainable: a key of `DEFAULTS`.
+      trainable: a key of `config.ADAPT_EPOCHS`.
       num_epochs: passes over the tuning split; 0 takes the default.
       peak_lr: highest learning rate; 0 takes the default.
       data_dir: the dataset, if it has moved; "" otherwise.
@@ -67,14 +64,14 @@ def adapted(
 ) -> Config:
     """Returns the configuration of an adaptation: the run's own, but for its stages."""
     config = start.config
-    epochs, share = DEFAULTS[trainable]
+    share = ADAPT_LR_SHARES[trainable]
     (before,) = (s for s in config.stages if s.name == start.saved.stage)
     stage = StageConfig(
         name=STAGE,
         terms=final_terms(before.terms),
         split="tuning",
         trainable=trainable,
-        num_epochs=num_epochs or epochs,
+        num_epochs=num_epochs or ADAPT_EPOCHS[trainable],
         peak_lr=peak_lr or share * config.optimizer.peak_lr,
     )
     return replace(

@@ -1,0 +1,81 @@
+"""`adapt`: fine-tunes a trained run on the tuning split."""
+
+from jaxii.cli.flags import (
+    Flags,
+    declare_data_dir,
+    declare_verify,
+    existing,
+    required,
+)
+from jaxii.cli.start import declare_processes, start_jax
+from jaxii.config import ADAPT_EPOCHS, ADAPT_LR_SHARES
+from jaxii.errors import InputError
+
+HELP = """\
+Fine-tunes a trained run on the labels of the tuning split, in a new workdir, and
+evaluates it there. These labels are the target domain's: every figure and file that
+results says so. The same command again continues where it stopped.
+
+  python -m jaxii.main adapt --workdir=runs/emoji --output=runs/emoji_adapted \\
+      --allow_tuning_labels
+
+{flags}"""
+
+
+def declare(flags: Flags) -> None:
+    """Declares the command's flags."""
+    parts = tuple(ADAPT_EPOCHS)
+    flags.text("workdir", "DIR", "a trained run")
+    flags.text("output", "DIR", "the workdir of the adapted run")
+    flags.choice("train", "PART", parts, "the layers to train", default=parts[0])
+    flags.number(
+        "num_epochs",
+        "NUMBER",
+        "passes over the tuning split",
+        otherwise=", ".join(f"{part} {ADAPT_EPOCHS[part]:g}" for part in parts),
+    )
+    flags.number(
+        "peak_lr",
+        "RATE",
+        "highest learning rate",
+        otherwise="the run's, times "
+        + ", ".join(f"{ADAPT_LR_SHARES[part]:g} for {part}" for part in parts),
+    )
+    flags.text(
+        "stage",
+        "NAME",
+        "the stage whose best checkpoint it starts from",
+        otherwise="the last",
+    )
+    declare_data_dir(flags)
+    declare_verify(flags)
+    flags.switch(
+        "allow_tuning_labels", "needed: the weights learn from the target domain"
+    )
+    declare_processes(flags)
+
+
+def run(flags: Flags) -> None:
+    """Adapts."""
+    if not flags.allow_tuning_labels:
+        raise InputError(
+            "adapt lets labels of the target domain train the weights; add "
+            "--allow_tuning_labels if that is meant."
+        )
+    workdir, output = existing(flags, "workdir"), required(flags, "output")
+    start_jax(flags)
+    from jaxii.distributed import processes
+    from jaxii.runs.adapt import adapt
+    from jaxii.runs.workdir import Workdir
+
+    adapt(
+        Workdir(workdir),
+        output=output,
+        stage=flags.stage,
+        trainable=flags.train,
+        num_epochs=flags.num_epochs or 0.0,
+        peak_lr=flags.peak_lr or 0.0,
+        data_dir=flags.data_dir,
+        wanted_back=processes.wanted_back(),
+        verify=flags.verify,
+    )

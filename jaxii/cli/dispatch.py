@@ -1,0 +1,312 @@
+"""Finds the command, parses its flags, runs it, and returns the exit code.
+
+Imports no JAX, so that help and errors of the command line are immediate; a command
+imports what it needs in its `run`.
+"""
+
+import logging
+import os
+import sys
+import textwrap
+import traceback
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Protocol
+
+from absl import flags as absl_flags
+from absl import logging as absl_logging
+from ml_collections import ConfigDict
+
+from jaxii.cli import (
+    adapt,
+    compare,
+    doctor,
+    evaluate,
+    export,
+    hold_out,
+    new,
+    plan,
+    predict,
+    prepare,
+    train,
+)
+from jaxii.cli.flags import Flags
+from jaxii.config import check_overrides
+from jaxii.distributed.cluster import Place
+from jaxii.errors import CheckFailed, InputError, nearest, nearest_path
+
+DONE, FAILED, MISUSED, PREEMPTED = 0, 1, 2, 75
+# Of help, and of the descriptions in a command's.
+WIDTH, COLUMN = 88, 25
+
+
+class Command(Protocol):
+    """A module of this package that is a command."""
+
+    @property
+    def HELP(self) -> str:
+        """Its prose: a summary, examples, `{flags}` where they are listed, notes."""
+        ...
+
+    def declare(self, flags: Flags) -> None:
+        """Declares the flags that it reads."""
+        ...
+
+    def run(self, flags: Flags) -> None:
+        """Checks the flags, then imports what the work needs and does it."""
+        ...
+
+
+DEFAULT = "train"
+COMMANDS: Mapping[str, Command] = {
+    "train": train,
+    "new": new,
+    "prepare": prepare,
+    "evaluate": evaluate,
+    "hold_out": hold_out,
+    "adapt": adapt,
+    "predict": predict,
+    "export": export,
+    "plan": plan,
+    "doctor": doctor,
+    "compare": compare,
+}
+
+
+def main(argv: list[str]) -> int:
+    """Runs one command; returns the exit code.
+
+    Args:
+      argv: As `sys.argv`: the program, then the words of the command line.
+    """
+    if any(word in ("-h", "--help", "-help") for word in argv[1:]):
+        print(help_text(argv[1:]))
+        return DONE
+    _set_environment()
+    flags = None
+    code, text = DONE, ""
+    try:
+        command, rest = find_command(argv[1:])
+        flags = parse(command, [argv[0], *rest])
+        COMMANDS[command].run(flags)
+    except InputError as error:
+        code, text = MISUSED, " ".join(str(error).split())
+    except Exception as error:
+        code, text = _failure(error, flags.place if flags is not None else None)
+    place = flags.place if flags is not None else None
+    if text and (code == FAILED or place is None or place.index == 0):
+        print(f"jaxii: {text}", file=sys.stderr)
+    if place is not None:
+        from jaxii.distributed import processes
+
+        processes.leave(code)
+    return code
+
+
+def _failure(error: Exception, place: Place | None) -> tuple[int, str]:
+    """Returns code and message of a run that ended early; raises what is a bug."""
+    from jaxii.distributed import processes
+    from jaxii.train.failed_save import FailedSave
+    from jaxii.train.trainer import Diverged, Preempted
+
+    if isinstance(error, Preempted):
+        return PREEMPTED, f"{error}; the same command goes on."
+    if isinstance(error, Diverged | FailedSave | CheckFailed | processes.Lost):
+        return FAILED, str(error)
+    if place is None:
+        raise error
+    traceback.print_exception(error)
+    return FAILED, processes.failure(place, error)
+
+
+def help_text(words: list[str]) -> str:
+    """Returns the help of the first command among the words, or an overview."""
+    for word in words:
+        if word in COMMANDS:
+            return _command_help(word)
+    lines = [
+        "jaxii trains multi-label image classifiers, from label files to a submission.",
+        "",
+        "usage: python -m jaxii.main [COMMAND] [FLAGS]   (COMMAND --help says more)",
+        "",
+    ]
+    for name, command in COMMANDS.items():
+        summary = command.HELP.partition("\n\n")[0]
+        text = summary + " (The default.)" * (name == DEFAULT)
+        lines.append(_entry(name, text, 10))
+    return "\n".join(lines)
+
+
+def _command_help(name: str) -> str:
+    flags = declared(name)
+    usage = f"usage: python -m jaxii.main {name} [FLAGS] {flags.placeholder}".rstrip()
+    lines = "\n".join(
+        _entry(form, text, COLUMN) if form else f"\n{textwrap.fill(text, WIDTH)}"
+        for form, text in flags.entries
+    )
+    return f"{usage}\n\n{COMMANDS[name].HELP.replace('{flags}', lines)}"
+
+
+def _entry(name: str, text: str, column: int) -> str:
+    """Returns a name with its description, wrapped and indented to a column."""
+    wrapped = textwrap.wrap(text, WIDTH - column, break_on_hyphens=False)
+    first = f"{name:{column}}" if len(name) < column else f"{name}\n{'':{column}}"
+    return first + f"\n{'':{column}}".join(wrapped)
+
+
+def declared(command: str, argv: list[str] | None = None) -> Flags:
+    """Returns the flags of a command, not parsed."""
+    flags = Flags(argv or [])
+    COMMANDS[command].declare(flags)
+    return flags
+
+
+def find_command(words: list[str]) -> tuple[str, list[str]]:
+    """Returns the command, and the words without it.
+
+    The command is the first word that is neither a flag nor the value of one.
+
+    Raises:
+      InputError: If there is no such command.
+    """
+    position, switches = 0, None
+    while position < len(words) and words[position].startswith("-"):
+        name, has_value, _ = words[position].lstrip("-").partition("=")
+        if switches is None:
+            switches = _switches()
+        position += 1 if has_value or name in switches else 2
+    if position >= len(words):
+        return DEFAULT, words
+    command = words[position]
+    if command not in COMMANDS:
+        raise InputError(
+            f"{command!r} is not a command; {nearest(command, COMMANDS)}use one of "
+            f"{', '.join(COMMANDS)}."
+        )
+    return command, words[:position] + words[position + 1 :]
+
+
+def _switches() -> set[str]:
+    """Returns the flags of all commands that take no value, also as --noFLAG."""
+    values = [declared(command).values for command in COMMANDS]
+    names = {name for each in values for name in each if each[name].boolean}
+    return names | {f"no{name}" for name in names}
+
+
+def parse(command: str, argv: list[str]) -> Flags:
+    """Parses the flags of a command, which loads the recipe if it takes one.
+
+    Args:
+      command: One of `COMMANDS`.
+      argv: The program, then flags and words, without the command.
+
+    Raises:
+      InputError: If a flag is not one of the command's, or its value cannot be used.
+    """
+    flags = declared(command, argv)
+    recipe = _recipe(argv) if "config" in flags.values else None
+    if recipe is not None:
+        _check_recipe(recipe, argv)
+    try:
+        flags.words = flags.values(argv)[1:]
+    except absl_flags.UnrecognizedFlagError as error:
+        raise _unknown_flag(command, error) from error
+    except absl_flags.IllegalFlagValueError as error:
+        raise _bad_value(flags, recipe, error) from error
+    except absl_flags.Error as error:
+        raise InputError(f"{error}; see {command} --help.") from error
+    except Exception as error:
+        # A recipe is a program of the user's, and may raise anything.
+        raise _recipe_error(recipe, error) from error
+    if recipe is not None and not isinstance(flags.config, ConfigDict):
+        raise InputError(
+            f"--config={recipe}: get_config() does not return a configuration; change "
+            "and return what jaxii.config.default_config() gives."
+        )
+    if flags.words and not flags.placeholder:
+        raise InputError(
+            f"{command} takes flags only, not {flags.words[0]!r}; see {command} --help."
+        )
+    return flags
+
+
+def _recipe(argv: list[str]) -> str | None:
+    """Returns what --config was given, before the flags are parsed."""
+    for i, word in enumerate(argv):
+        name, equals, value = word.partition("=")
+        if name in ("--config", "-config"):
+            return value if equals else " ".join(argv[i + 1 : i + 2])
+    return None
+
+
+def _check_recipe(recipe: str, argv: list[str]) -> None:
+    """Refuses a recipe that is no file, and an override of a field that is none."""
+    path = Path(recipe.partition(":")[0])
+    if not path.is_file():
+        fix = nearest_path(path) or "give a recipe such as configs/f2_multitask.py."
+        raise InputError(f"--config={recipe} is not a file; {fix}")
+    check_overrides(argv)
+
+
+def _unknown_flag(command: str, error: absl_flags.UnrecognizedFlagError) -> InputError:
+    name, dot, _ = error.flagname.partition(".")
+    owners = [
+        other
+        for other in COMMANDS
+        if (values := declared(other).values)
+        and (name in values or name.removeprefix("no") in values)
+    ]
+    if command in owners and dot:
+        return InputError(
+            f"--{error.flagname} changes a field of a recipe, and none is given; give "
+            "--config=FILE before it."
+        )
+    if owners:
+        return InputError(
+            f"{command} does not take --{error.flagname}; it is a flag of "
+            f"{', '.join(owners)}; see {command} --help."
+        )
+    return InputError(f"{error}; see {command} --help.")
+
+
+def _bad_value(flags: Flags, recipe: str | None, error: Exception) -> InputError:
+    text = str(error).partition("\n")[0]
+    if text.startswith(f"flag --config={recipe}:"):
+        return _recipe_error(recipe, error)
+    name = text.removeprefix("flag --").partition("=")[0]
+    choices = ()
+    if name in flags.values:
+        flag = flags.values[name]
+        if name.startswith("config.") and flag.default is not None:
+            text += f"; give a value like the default, {flag.default!r}"
+        choices = getattr(flag.parser, "enum_values", ())
+    near = nearest(text.partition("=")[2].partition(":")[0], choices)
+    return InputError(f"{text.removeprefix('flag ')}; {near}see --help.")
+
+
+def _recipe_error(recipe: str | None, error: BaseException) -> InputError:
+    """Returns a recipe's own error and the line it came from."""
+    frames = list(traceback.extract_tb(error.__traceback__))
+    while (before := error.__cause__ or error.__context__) is not None:
+        error = before
+        frames += traceback.extract_tb(error.__traceback__)
+    file = str(recipe).partition(":")[0]
+    lines = [f"line {frame.lineno}" for frame in frames if frame.filename == file]
+    where = f" ({lines[-1]})" if lines else ""
+    kind = "" if isinstance(error, ValueError) else f"{type(error).__name__}: "
+    text = str(error.args[0] if isinstance(error, KeyError) else error)
+    # A recipe's own message may name it already.
+    text = text.removeprefix(f"{recipe}; ")
+    return InputError(f"--config={recipe}: {kind}{text}{where}")
+
+
+def _set_environment() -> None:
+    """Makes libraries that read it at import log little."""
+    os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
+    absl_logging.set_verbosity(absl_logging.ERROR)
+    absl_logging.get_absl_logger().addFilter(_is_not_from_orbax)
+
+
+def _is_not_from_orbax(record: logging.LogRecord) -> bool:
+    # For a failed save it logs a dozen tracebacks, and jaxii prints one line.
+    return "orbax" not in record.pathname

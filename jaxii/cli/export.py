@@ -1,0 +1,60 @@
+"""`export`: writes a checkpoint that runs without jaxii."""
+
+from jaxii.cli.flags import (
+    DECODERS,
+    Flags,
+    declare_data_dir,
+    declare_verify,
+    existing,
+    required,
+)
+from jaxii.cli.start import start_jax
+
+HELP = """\
+Writes a checkpoint as a folder that runs without jaxii: uint8 images in, probabilities
+out, for batches of any size. The written files are read back and must reproduce the
+checkpoint's probabilities on images of the validation split.
+
+  python -m jaxii.main export --workdir=runs/emoji --output=exported
+  cd exported && python    # import load; load.probabilities(images)
+
+{flags}
+
+The folder holds model.stablehlo (for CPUs, GPUs and TPUs), labels.csv with thresholds,
+export.json (how an image becomes pixels, provenance) and load.py, which needs only jax
+and numpy."""
+
+
+def declare(flags: Flags) -> None:
+    """Declares the command's flags."""
+    flags.text("workdir", "DIR", "a trained and evaluated run")
+    flags.text("output", "DIR", "a new folder")
+    flags.switch("onnx", "model.onnx too; pip install 'jaxii[onnx]'")
+    flags.choice(
+        "decoder",
+        "NAME",
+        DECODERS,
+        "the decoder whose thresholds are written; only threshold and per_class have "
+        "any, with the others load.py gives no labels",
+        otherwise="that of the evaluation",
+    )
+    declare_data_dir(flags)
+    declare_verify(flags)
+
+
+def run(flags: Flags) -> None:
+    """Exports."""
+    workdir, output = existing(flags, "workdir"), required(flags, "output")
+    start_jax(flags)
+    from jaxii.runs.export import export
+    from jaxii.runs.workdir import Workdir
+
+    export(
+        Workdir(workdir),
+        output=output,
+        decoder=flags.decoder or "",
+        stage="",
+        onnx=flags.onnx,
+        data_dir=flags.data_dir,
+        verify=flags.verify,
+    )

@@ -1,0 +1,243 @@
+"""Declares and reads the flags of a command, and the flags that commands share."""
+
+from collections.abc import Sequence
+from typing import Any
+
+from absl import flags as absl_flags
+from ml_collections import config_flags
+
+from jaxii.config import Config
+from jaxii.distributed.cluster import Place
+from jaxii.errors import InputError, nearest_path
+from jaxii.storage import AnyPath, at
+
+# The same as `decoding.decoders.NAMES`, which imports JAX; the first is the default.
+DECODERS = (
+    "threshold",
+    "per_class",
+    "top_k",
+    "embedding",
+    "expected_f2",
+)
+
+
+class Flags:
+    """The flags of one command.
+
+    The command declares them in the order of its help; `placeholder` names the value
+    there. Once they are parsed, each value is an attribute: `flags.workdir`.
+
+    Attributes:
+      values: The flags as absl parses them.
+      entries: The help of each flag: its form and a description with the default. An
+        entry without a form is a paragraph.
+      placeholder: Names the words that the command takes beside flags; "" for none.
+      words: The words that were given.
+      place: Which process of several this one is, once they meet; None before, and if
+        it is the only one.
+    """
+
+    def __init__(self, argv: Sequence[str] = ()):
+        self.values = absl_flags.FlagValues()
+        self.entries: list[tuple[str, str]] = []
+        self.placeholder = ""
+        self.words: list[str] = []
+        self.place: Place | None = None
+        self._argv = list(argv)
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self.values, name)
+
+    def takes_words(self, placeholder: str) -> None:
+        """Declares that the command takes words beside flags."""
+        self.placeholder = placeholder
+
+    def paragraph(self, text: str) -> None:
+        """Adds a paragraph to the help, above the flags that follow."""
+        self.entries.append(("", text))
+
+    def text(
+        self,
+        name: str,
+        placeholder: str,
+        help: str,
+        *,
+        default: str = "",
+        otherwise: str = "",
+    ) -> None:
+        """Declares a string; `otherwise` says what happens without a default."""
+        absl_flags.DEFINE_string(name, default, help, flag_values=self.values)
+        self._describe(f"{name}={placeholder}", help, default or otherwise)
+
+    def texts(
+        self, name: str, placeholder: str, help: str, *, default: Sequence[str] = ()
+    ) -> None:
+        """Declares strings with commas between them."""
+        absl_flags.DEFINE_list(name, list(default), help, flag_values=self.values)
+        self._describe(f"{name}={placeholder}", help, ",".join(default))
+
+    def integer(
+        self,
+        name: str,
+        placeholder: str,
+        help: str,
+        *,
+        default: int | None = None,
+        at_least: int,
+        otherwise: str = "",
+    ) -> None:
+        """Declares an integer; None if it is not given and has no default."""
+        absl_flags.DEFINE_integer(
+            name, default, help, lower_bound=at_least, flag_values=self.values
+        )
+        text = otherwise if default is None else str(default)
+        self._describe(f"{name}={placeholder}", help, text)
+
+    def number(self, name: str, placeholder: str, help: str, *, otherwise: str) -> None:
+        """Declares a float that is not negative; None if it is not given."""
+        absl_flags.DEFINE_float(
+            name, None, help, lower_bound=0.0, flag_values=self.values
+        )
+        self._describe(f"{name}={placeholder}", help, otherwise)
+
+    def choice(
+        self,
+        name: str,
+        placeholder: str,
+        choices: Sequence[str],
+        help: str,
+        *,
+        default: str | None = None,
+        otherwise: str = "",
+    ) -> None:
+        """Declares one of several strings; None if not given and without a default."""
+        absl_flags.DEFINE_enum(
+            name, default, list(choices), help, flag_values=self.values
+        )
+        names = [name if name.isidentifier() else repr(name) for name in choices]
+        allowed = f"{', '.join(names[:-1])} or {names[-1]}"
+        self._describe(
+            f"{name}={placeholder}", f"{help}: {allowed}", default or otherwise
+        )
+
+    def switch(self, name: str, help: str) -> None:
+        """Declares a boolean, false by default."""
+        absl_flags.DEFINE_bool(name, False, help, flag_values=self.values)
+        self._describe(name, help, "")
+
+    def takes_config(self, help: str = "recipe and dataset preset") -> None:
+        """Declares --config and its overrides."""
+        config_flags.DEFINE_config_file(
+            "config", None, help, flag_values=self.values, sys_argv=self._argv
+        )
+        self._describe(
+            "config=FILE[:DATASET]",
+            f"{help}; --config.FIELD=VALUE changes a field",
+            "",
+        )
+
+    def _describe(self, form: str, help: str, default: str) -> None:
+        self.entries.append((f"--{form}", f"{help} [{default}]" if default else help))
+
+
+# Flags that several commands share.
+
+
+def declare_data_dir(flags: Flags) -> None:
+    """Declares the flag of a run whose dataset has moved."""
+    flags.text("data_dir", "DIR", "the dataset, if it has moved")
+
+
+def declare_verify(flags: Flags) -> None:
+    """Declares the flag that hashes the data."""
+    flags.switch(
+        "verify",
+        "hash every byte of the dataset first; sizes, indexes and the checkpoint in "
+        "use are always checked",
+    )
+
+
+def declare_inference(flags: Flags, images: str) -> None:
+    """Declares how a run's model is changed before it predicts.
+
+    Args:
+      flags: The command's flags.
+      images: The images that it adapts to, in words.
+    """
+    flags.texts("ensemble", "RUNS", "average with the runs in these workdirs")
+    flags.switch("adapt_bn", f"BatchNorm statistics of {images}, without labels")
+    flags.switch(
+        "label_shift", f"correct for the label frequencies of {images}, without labels"
+    )
+
+
+# What was given.
+
+
+def config_of(flags: Flags) -> Config:
+    """Returns the configuration that --config, its overrides and --data_dir give.
+
+    Raises:
+      InputError: If --config is missing, or a value is outside its range.
+    """
+    if flags.config is None:
+        raise InputError(
+            "--config is missing; for a first run give "
+            "--config configs/f2_multitask.py."
+        )
+    return Config.resolve(flags.config).moved(flags.data_dir)
+
+
+def inference_of(flags: Flags) -> Any:
+    """Returns the options that `declare_inference` declared."""
+    from jaxii.runs.scoring import Variant
+
+    return Variant(
+        ensemble=tuple(flags.ensemble),
+        adapt_bn=flags.adapt_bn,
+        label_shift=flags.label_shift,
+        allow_tuning_labels=flags.allow_tuning_labels,
+    )
+
+
+def required(flags: Flags, name: str) -> AnyPath:
+    """Returns the path that a flag gives.
+
+    Raises:
+      InputError: If the flag is missing.
+    """
+    value = flags.values[name].value
+    if not value:
+        raise InputError(f"--{name} is missing; see --help of the command.")
+    return at(value)
+
+
+def existing(flags: Flags, name: str) -> AnyPath:
+    """Returns the path that a flag gives, after a check for spelling.
+
+    A path that does not exist and is near none is left to its reader to refuse.
+
+    Raises:
+      InputError: If the flag is missing, or its path is not there and one with nearly
+        the same name is.
+    """
+    path = required(flags, name)
+    near = nearest_path(path)
+    if near:
+        raise InputError(f"--{name}={path} does not exist; {near}")
+    return path
+
+
+def file_to_write(flags: Flags, name: str, kind: str) -> AnyPath | None:
+    """Returns the path of a file to write, or None if the flag is not given.
+
+    Raises:
+      InputError: If the path is a folder.
+    """
+    value = flags.values[name].value
+    path = at(value) if value else None
+    if path is not None and path.is_dir():
+        raise InputError(
+            f"--{name}={path} is a folder; give the name of a file for the {kind}."
+        )
+    return path

@@ -1,0 +1,120 @@
+"""`train`: trains a configuration and evaluates it."""
+
+import re
+from pathlib import Path
+from typing import Any
+
+from ml_collections import config_flags
+
+from jaxii.cli.flags import Flags, config_of, declare_verify
+from jaxii.cli.start import declare_processes, start_jax
+from jaxii.config import Config
+from jaxii.errors import InputError
+from jaxii.storage import AnyPath, at
+
+HELP = """\
+Trains every stage of a configuration, evaluates the result, and writes a report and a
+submission. The same command again continues where it stopped.
+
+  python -m jaxii.main --config configs/f2_multitask.py
+  python -m jaxii.main train --config configs/f2_multitask.py:emoji \\
+      --data_dir=data/emoji --workdir=runs/emoji --config.optimizer.peak_lr=0.1
+
+{flags}
+
+To see whether the input limits the speed, train on the first batch again and again, in
+a --workdir of its own: --config.data.reuse_batch=True. Its figures are no result, and
+are marked so.
+
+Compiled programs are kept for the next start in $XDG_CACHE_HOME/jaxii/compiled (by
+default in ~/.cache), or where JAX_COMPILATION_CACHE_DIR says; set it empty to keep
+none.
+
+Exit codes: 0 done; 2 something given cannot be used; 75 stopped on request (SIGTERM or
+Ctrl-C), run the same command to continue; 1 anything else."""
+
+
+def declare(flags: Flags) -> None:
+    """Declares the command's flags."""
+    flags.takes_config()
+    flags.text("workdir", "DIR", "the run's folder", otherwise="runs/RECIPE-DATASET")
+    flags.text(
+        "data_dir", "DIR", "the prepared dataset (toy_regions needs none: it is drawn)"
+    )
+    flags.switch(
+        "allow_tuning_labels",
+        "needed by a stage on the tuning split, and by a start_from whose weights have "
+        "learnt from its labels",
+    )
+    flags.switch(
+        "change_batch_size",
+        "continue with another --config.global_batch_size, from the example that was "
+        "reached; schedules continue at the same share of their stage",
+    )
+    flags.text(
+        "profile_steps",
+        "FIRST:LAST",
+        "trace the updates after step FIRST up to step LAST into WORKDIR/profile, for "
+        "TensorBoard's profile plugin or Perfetto; 100:105 traces five",
+    )
+    declare_verify(flags)
+    declare_processes(flags)
+
+
+def run(flags: Flags) -> None:
+    """Trains."""
+    recipe = _recipe(flags)
+    config = config_of(flags)
+    workdir = _workdir(flags, config)
+    steps = _profile_steps(flags.profile_steps)
+    start_jax(flags)
+    from jaxii.distributed import processes
+    from jaxii.runs.train import train
+    from jaxii.runs.workdir import Workdir
+
+    train(
+        config,
+        Workdir(workdir),
+        processes.wanted_back(),
+        allow_tuning_labels=flags.allow_tuning_labels,
+        change_batch_size=flags.change_batch_size,
+        profile_steps=steps,
+        verify=flags.verify,
+        recipe=recipe,
+    )
+
+
+def _recipe(flags: Flags) -> dict[str, Any]:
+    """Returns the recipe's name, and its own values of the fields that flags change."""
+    if flags.config is None:
+        return {}
+    holder = flags.values["config"]
+    own = {
+        name: flags.values[f"config.{name}"].default
+        for name in config_flags.get_override_values(holder)
+    }
+    if flags.data_dir:
+        own.setdefault("data.directory", flags.config.data.directory)
+    return {"name": config_flags.get_config_filename(holder), "own": own}
+
+
+def _workdir(flags: Flags, config: Config) -> AnyPath:
+    if flags.workdir:
+        return at(flags.workdir)
+    name = config_flags.get_config_filename(flags.values["config"])
+    recipe, _, preset = name.partition(":")
+    return Path("runs") / f"{Path(recipe).stem}-{preset or config.data.dataset}"
+
+
+def _profile_steps(text: str) -> tuple[int, int]:
+    """Returns the steps after which a trace starts and ends; equal ones for none."""
+    if not text:
+        return 0, 0
+    # No sign, and none of the other digits of Unicode.
+    found = re.fullmatch(r"([0-9]+):([0-9]+)", text)
+    if found and int(found[1]) < int(found[2]):
+        return int(found[1]), int(found[2])
+    raise InputError(
+        f"--profile_steps={text} is not FIRST:LAST with FIRST below LAST; 100:105 "
+        "traces the five updates after step 100."
+    )
