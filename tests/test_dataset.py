@@ -141,11 +141,6 @@ def test_a_larger_fraction_holds_out_more_of_the_same(dataset):
     assert small < set(ids(dataset.carve(0.5)["validation"]))
 
 
-def test_the_salt_makes_another_choice(dataset):
-    other = dataset.carve(0.3, "again")["validation"]
-    assert ids(other) != ids(dataset.carve(0.3)["validation"])
-
-
 def test_carving_nothing_changes_nothing(dataset):
     assert dataset.carve(0.0) == dataset.splits
 

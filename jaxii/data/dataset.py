@@ -19,7 +19,7 @@ from array_record.python.array_record_data_source import ArrayRecordDataSource
 from jaxtyping import Int64
 
 from jaxii import manifest
-from jaxii.data import folder, index, open_images_v4, schema
+from jaxii.data import folder, index, open_images_v4, schema, validation
 from jaxii.data.index import Index
 from jaxii.data.labels import Vocabulary
 from jaxii.data.records import Records
@@ -114,21 +114,17 @@ class Dataset:
         }
         return replace(self, splits=splits)
 
-    def carve(
-        self, validation_fraction: float, seed_salt: str = ""
-    ) -> dict[str, Split]:
+    def carve(self, validation_fraction: float) -> dict[str, Split]:
         """Returns the splits with a validation split taken out of train.
 
-        A group goes to validation by a hash of its own name, so that an image never
-        changes sides when others are added. A validation split that is stored is used
-        as it is, and train stays whole.
+        `validation.choose` decides which images. A stored validation split is used as
+        it is, and train stays whole.
 
         Args:
-          validation_fraction: expected share of the groups, in [0, 1); 0: none.
-          seed_salt: another salt makes another choice.
+          validation_fraction: Expected share of the groups, in [0, 1); 0: none.
 
         Raises:
-          InputError: a fraction outside [0, 1), or one that leaves a side empty.
+          InputError: If the fraction is outside [0, 1), or leaves a side empty.
         """
         if not 0.0 <= validation_fraction < 1.0:
             raise InputError(
@@ -138,7 +134,7 @@ class Dataset:
         if validation_fraction == 0.0 or "validation" in self.splits:
             return dict(self.splits)
         train = self.splits["train"]
-        held_out = _hash_below(train.index.groups, validation_fraction, seed_salt)
+        held_out = validation.choose(train.index, validation_fraction)
         if held_out.all() or not held_out.any():
             raise InputError(
                 f"validation_fraction={validation_fraction} of the "
@@ -146,11 +142,11 @@ class Dataset:
                 f"{'no training' if held_out.all() else 'no validation'} image; choose "
                 "a fraction nearer to one half, or add images"
             )
-        validation = train.select(np.flatnonzero(held_out))
+        chosen = train.select(np.flatnonzero(held_out))
         return {
             **self.splits,
             "train": train.select(np.flatnonzero(~held_out)),
-            "validation": replace(validation, name="validation"),
+            "validation": replace(chosen, name="validation"),
         }
 
 
@@ -357,16 +353,3 @@ def _check_records(
     with ThreadPoolExecutor(_THREADS) as pool:
         for _ in pool.map(lambda row: records[int(row)], starts):
             pass
-
-
-def _hash_below(groups: np.ndarray, fraction: float, salt: str) -> np.ndarray:
-    # Digests are compared as the big-endian numbers that their bytes are.
-    limit = int(fraction * 2**64).to_bytes(8, "big")
-    salted = hashlib.blake2b(salt.encode() + b"\x00", digest_size=8)
-
-    def below(group: str) -> bool:
-        hashed = salted.copy()
-        hashed.update(group.encode())
-        return hashed.digest() < limit
-
-    return np.fromiter(map(below, groups), bool, len(groups))

@@ -1,0 +1,109 @@
+"""Chooses the images of train that become the validation split."""
+
+import hashlib
+
+import numpy as np
+from jaxtyping import Bool, Int, Shaped, UInt64
+
+from jaxii.data.index import Index
+from jaxii.data.labels import MACHINE
+
+# Labels of fewer groups are not guaranteed to occur in validation.
+MIN_GROUPS = 10
+
+
+def choose(index: Index, fraction: float) -> Bool[np.ndarray, " row"]:
+    """Returns which images are validation; groups are never divided.
+
+    A group is in validation if a hash of its name is below the fraction, so that its
+    side does not depend on other images. This may leave a side without any image of a
+    rare label. If at least ten groups have the label verified as present, one of them
+    then changes sides: the one whose hash is nearest to the other side. Rarer labels
+    are served first, and no move takes the last group of another such label from a
+    side. The choice is a function of the data alone.
+
+    Cost: one hash per image; one sort of the labels if a label lacks a side.
+
+    Args:
+      index: The images of train.
+      fraction: Expected share of the groups, in (0, 1).
+
+    Source: Sechidis, Tsoumakas and Vlahavas 2011, "On the Stratification of
+      Multi-Label Data", algorithm 1 (rarest label first), with whole groups in place of
+      examples and a hash in place of chance.
+    """
+    hashes = _hashes(index.groups)
+    chosen = hashes < np.uint64(int(fraction * 2**64))
+    present = (index.label_sources != MACHINE) & (index.confidences >= 0.5)
+    rows = np.repeat(np.arange(len(index)), np.diff(index.offsets))[present]
+    labels = index.label_ids[present]
+    if chosen.all() or not chosen.any() or not _lacks_a_side(chosen[rows], labels):
+        return chosen
+    # Positions in `keys` are groups in the order of their hashes.
+    keys, groups = np.unique(hashes, return_inverse=True)
+    sides = np.zeros(len(keys), bool)
+    sides[groups] = chosen
+    return _stratify(sides, groups[rows], labels)[groups]
+
+
+def _hashes(groups: Shaped[np.ndarray, " row"]) -> UInt64[np.ndarray, " row"]:
+    salted = hashlib.blake2b(b"\x00", digest_size=8)
+
+    def digest(group: str) -> int:
+        hashed = salted.copy()
+        hashed.update(group.encode())
+        return int.from_bytes(hashed.digest(), "big")
+
+    return np.fromiter(map(digest, groups), np.uint64, len(groups))
+
+
+def _lacks_a_side(
+    is_validation: Bool[np.ndarray, " entry"], labels: Int[np.ndarray, " entry"]
+) -> bool:
+    """Returns whether a side lacks a label that has enough entries for `MIN_GROUPS`."""
+    total = np.bincount(labels)
+    validation = np.bincount(labels[is_validation], minlength=len(total))
+    lacking = (validation == 0) | (validation == total)
+    return bool(np.any(lacking & (total >= MIN_GROUPS)))
+
+
+def _stratify(
+    sides: Bool[np.ndarray, " group"],
+    groups: Int[np.ndarray, " entry"],
+    labels: Int[np.ndarray, " entry"],
+) -> Bool[np.ndarray, " group"]:
+    """Moves groups until both sides have every label of at least `MIN_GROUPS` groups.
+
+    Args:
+      sides: Whether each group is in validation; groups are in the order of hashes.
+      groups: Group of each verified label.
+      labels: Label of each entry.
+    """
+    num_labels = int(labels.max()) + 1
+    pairs = np.unique(groups * num_labels + labels)
+    groups, labels = pairs // num_labels, pairs % num_labels
+    # One key per entry: sorted by label, each label's groups are in order, too.
+    by_label = np.argsort(labels, kind="stable")
+    num_groups = np.bincount(labels, minlength=num_labels)
+    counted = num_groups >= MIN_GROUPS
+    counts = np.stack(
+        [np.bincount(labels[sides[groups] == side], minlength=num_labels)
+         for side in (False, True)]
+    )  # fmt: skip
+    sides = sides.copy()
+    for label in np.argsort(num_groups, kind="stable"):
+        for to_validation in (True, False):
+            if not counted[label] or counts[int(to_validation), label]:
+                continue
+            first = np.searchsorted(labels[by_label], label)
+            candidates = groups[by_label[first : first + num_groups[label]]]
+            for group in candidates if to_validation else candidates[::-1]:
+                start, end = np.searchsorted(groups, (group, group + 1))
+                own = labels[start:end]
+                left = counts[int(not to_validation), own] - 1
+                if np.all(left[counted[own]] > 0):
+                    sides[group] = to_validation
+                    counts[int(to_validation), own] += 1
+                    counts[int(not to_validation), own] -= 1
+                    break
+    return sides
