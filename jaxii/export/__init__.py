@@ -1,1 +1,1 @@
-"""A checkpoint as files that run without jaxii."""
+"""Export of a checkpoint to files that run without jaxii."""

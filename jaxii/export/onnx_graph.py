@@ -1,8 +1,7 @@
-"""A traced program as an ONNX graph: one rule for each operation of our networks.
+"""Converts a traced JAX program to an ONNX graph, with one rule per operation.
 
-Before it, `export` traces the network for inference; after it, onnxruntime runs what is
-written without JAX. An operation without a rule is refused by name, never skipped.
-What does not depend on the images is computed here and kept as a constant.
+An operation without a rule is an error. Values that do not depend on the images are
+computed here and stored as constants.
 """
 
 from collections.abc import Callable
@@ -14,7 +13,7 @@ from jax.extend.core import ClosedJaxpr, Literal
 
 from jaxii.errors import InputError
 
-# Old enough for every onnxruntime since 2022.
+# Supported by every onnxruntime since 2022.
 OPSET, IR_VERSION = 17, 8
 INPUT, OUTPUT = "images", "probabilities"
 BATCH = "batch"
@@ -28,9 +27,10 @@ class Value(NamedTuple):
     """A constant or a tensor of the graph.
 
     Attributes:
-      held: the constant, or the tensor's name.
-      shape: as it is held; the program may see an axis of 1 broadcast to more, which
-        ONNX's operations on elements do by themselves. The batch is no `int`.
+      held: The constant, or the tensor's name.
+      shape: Shape before broadcasting. In the program an axis of 1 may have been
+        broadcast; ONNX's elementwise operations broadcast by themselves. The batch axis
+        is not an `int`.
     """
 
     held: np.ndarray | str
@@ -44,7 +44,7 @@ def constant(array: Any) -> Value:
 
 
 class Graph:
-    """The nodes and constants so far, in the order of the program."""
+    """Nodes and constants, in program order."""
 
     def __init__(self):
         self.nodes: list[tuple[str, list[str], str, dict[str, Any]]] = []
@@ -52,25 +52,25 @@ class Graph:
         self._names: dict[int, str] = {}
 
     def add(self, op: str, *inputs: Value | np.ndarray, **attributes: Any) -> str:
-        """Adds a node of one output; returns the output's name."""
+        """Adds a node with one output and returns the output's name."""
         names = [self.name_of(x) for x in inputs]
         output = f"{op}_{len(self.nodes)}"
         self.nodes.append((op, names, output, attributes))
         return output
 
     def name_of(self, x: Value | np.ndarray) -> str:
-        """Returns the name of a tensor, or of a constant, which is kept from now on."""
+        """Returns the name of a tensor or constant; constants are stored."""
         held = x.held if isinstance(x, Value) else x
         if isinstance(held, str):
             return held
-        # The array is kept with its name, so that its id stays its own.
+        # Storing the array keeps its id unique.
         if id(held) not in self._names:
             self._names[id(held)] = f"constant_{len(self.constants)}"
             self.constants[self._names[id(held)]] = held
         return self._names[id(held)]
 
     def keep_needed(self, output: str) -> None:
-        """Drops the nodes and constants that an output does not depend on."""
+        """Removes nodes and constants that the output does not depend on."""
         needed, kept = {output}, []
         for node in reversed(self.nodes):
             if node[2] in needed:
@@ -160,7 +160,7 @@ def _max_pool(graph: Graph, eqn: Any, x: Value) -> Value:
     window, steps = eqn.params["window_dimensions"], eqn.params["window_strides"]
     padding, dilated = eqn.params["padding"], eqn.params["window_dilation"]
     plain = set(dilated) | set(eqn.params["base_dilation"]) == {1} and len(window) == 4
-    _demand(eqn, plain, "with dilation, or of another rank than 4")
+    _demand(eqn, plain, "with dilation, or of a rank other than 4")
     outer = {(window[i], steps[i], tuple(padding[i])) for i in (0, 3)}
     _demand(eqn, outer == {(1, 1, (0, 0))}, "over images or channels")
     channels_first = graph.add("Transpose", x, perm=_CHANNELS_FIRST)
@@ -179,10 +179,10 @@ def _convolution(graph: Graph, eqn: Any, x: Value, kernel: Value) -> Value:
     numbers = eqn.params["dimension_numbers"]
     specs = numbers.lhs_spec, numbers.rhs_spec, numbers.out_spec
     nhwc = specs == (_CHANNELS_FIRST, _KERNEL, _CHANNELS_FIRST)
-    _demand(eqn, nhwc, "of another layout than NHWC and HWIO")
+    _demand(eqn, nhwc, "of a layout other than NHWC and HWIO")
     plain = set(eqn.params["lhs_dilation"]) | {eqn.params["batch_group_count"]} == {1}
-    _demand(eqn, plain, "that is transposed or grouped over images")
-    _demand(eqn, isinstance(kernel.held, np.ndarray), "whose kernel is not known")
+    _demand(eqn, plain, "that is transposed or grouped over the batch")
+    _demand(eqn, isinstance(kernel.held, np.ndarray), "whose kernel is not constant")
     channels_first = graph.add("Transpose", x, perm=_CHANNELS_FIRST)
     convolved = graph.add(
         "Conv",
@@ -198,7 +198,7 @@ def _convolution(graph: Graph, eqn: Any, x: Value, kernel: Value) -> Value:
 
 
 def _pads(padding: Any) -> list[int]:
-    """Returns all that is added before, then all after, as ONNX has it."""
+    """Returns padding in ONNX's order: all starts, then all ends."""
     return [low for low, _ in padding] + [high for _, high in padding]
 
 
@@ -212,7 +212,7 @@ def _product(graph: Graph, eqn: Any, x: Value, matrix: Value) -> Value:
     contracted, batched = eqn.params["dimension_numbers"]
     flat = tuple(tuple(axes) for axes in (*contracted, *batched))
     of_matrices = flat == ((1,), (0,), (), ()) and len(matrix.shape) == 2
-    _demand(eqn, of_matrices and len(x.shape) == 2, "of other than two matrices")
+    _demand(eqn, of_matrices and len(x.shape) == 2, "of operands other than matrices")
     return Value(graph.add("MatMul", x, matrix), eqn.outvars[0].aval.shape)
 
 
@@ -236,10 +236,10 @@ RULES: dict[str, Rule] = {
 
 
 def packages() -> tuple[Any, Any]:
-    """Returns what writes ONNX and what runs it: the modules onnx and onnxruntime.
+    """Returns the modules onnx and onnxruntime.
 
     Raises:
-      InputError: one is not installed.
+      InputError: If one is not installed.
     """
     try:
         import onnx  # pyright: ignore[reportMissingImports]
@@ -252,26 +252,30 @@ def packages() -> tuple[Any, Any]:
 
 
 def to_onnx(program: ClosedJaxpr, metadata: dict[str, str]) -> bytes:
-    """Returns a program from images to probabilities as an ONNX model.
+    """Returns a serialized ONNX model that maps images to probabilities.
 
     Args:
-      program: traced; one input [batch, height, width, 3] and one output
-        [batch, class], the batch symbolic.
-      metadata: texts that are kept in the model.
+      program: Traced program with one input [batch, height, width, 3] and one output
+        [batch, class]; the batch is symbolic.
+      metadata: Metadata entries of the model.
 
     Raises:
-      InputError: an operation without a rule, a model over 2 GiB, or as `packages`.
+      InputError: If an operation has no rule, the model exceeds 2 GiB, or onnx or
+        onnxruntime is not installed.
     """
     onnx, _ = packages()
     graph, helper = Graph(), onnx.helper
     (images,), (probs,) = program.jaxpr.invars, program.jaxpr.outvars
     (result,) = _run(graph, program, [Value(INPUT, images.aval.shape)])
-    # A node of that name; ONNX Runtime removes it.
+    # Gives the output its name; ONNX Runtime removes the node.
     graph.nodes.append(("Identity", [graph.name_of(result)], OUTPUT, {}))
     graph.keep_needed(OUTPUT)
     size = sum(array.nbytes for array in graph.constants.values())
     if size > MOST_BYTES:
-        raise InputError(f"an ONNX file has at most 2 GiB, and this needs {size} bytes")
+        raise InputError(
+            f"the ONNX model needs {size} bytes and the format's limit is 2 GiB. "
+            "Export without --onnx."
+        )
     made = helper.make_graph(
         [helper.make_node(op, i, [o], **more) for op, i, o, more in graph.nodes],
         "jaxii",
@@ -301,7 +305,7 @@ def _tensor_type(dtype: np.dtype) -> int:
 
 
 def _run(graph: Graph, program: ClosedJaxpr, inputs: list[Value]) -> list[Value]:
-    """Adds a program's operations to the graph; returns its outputs."""
+    """Adds a program's operations to the graph and returns its outputs."""
     jaxpr = program.jaxpr
     values = dict(zip(jaxpr.constvars, map(constant, program.consts), strict=True))
     values |= zip(jaxpr.invars, inputs, strict=True)
@@ -328,20 +332,20 @@ def _one(graph: Graph, eqn: Any, given: list[Value]) -> Value:
         return constant(eqn.primitive.bind(*map(jnp.asarray, known), **eqn.params))
     if name not in RULES:
         raise InputError(
-            f"the network has the operation {name}, which has no counterpart in ONNX "
-            f"here; there is one for {', '.join(RULES)}. Export without --onnx."
+            f"the operation {name} of the network cannot be converted to ONNX; "
+            f"supported: {', '.join(RULES)}. Export without --onnx."
         )
     return RULES[name](graph, eqn, *given)
 
 
 def _check_whole(eqn: Any, *inputs: Value) -> None:
     for x, atom in zip(inputs, eqn.invars, strict=True):
-        _demand(eqn, x.shape == atom.aval.shape, "of what was broadcast before")
+        _demand(eqn, x.shape == atom.aval.shape, "of a broadcast operand")
 
 
 def _demand(eqn: Any, is_met: bool, what: str) -> None:
     if not is_met:
         raise InputError(
-            f"the network has the operation {eqn.primitive.name} {what}, which has no "
-            "counterpart in ONNX here. Export without --onnx."
+            f"the operation {eqn.primitive.name} {what} cannot be converted to ONNX. "
+            "Export without --onnx."
         )

@@ -1,7 +1,6 @@
-"""A checkpoint as files that run without jaxii: StableHLO for JAX, and ONNX.
+"""Writes a checkpoint as StableHLO (for JAX) and ONNX programs.
 
-Comes after `evaluate` has fitted the decoders. What is written is read back and has to
-give the probabilities that the checkpoint gives where it is evaluated.
+Written programs are read back and compared with the probabilities of the checkpoint.
 """
 
 import csv
@@ -31,26 +30,26 @@ RUNTIME = "flatbuffers.zip"
 PLATFORMS = ("cpu", "cuda", "rocm", "tpu")
 # The largest difference of a probability between a written program and the checkpoint.
 TOLERANCE = 1e-4
-# Accelerators multiply float32 in fewer bits unless told otherwise.
+# By default accelerators multiply float32 with reduced precision.
 PRECISION = "highest"
 BATCH_SIZES = (1, 3)
-# Decoders that are a threshold a label, which the loader can apply.
+# Decoders with one threshold per label, which the loader can apply.
 WITH_THRESHOLDS = ("threshold", "per_class")
 
 Images = UInt8[np.ndarray, "batch height width 3"]
 Probs = Float[np.ndarray, "batch class"]
-Run = Callable[[Images], Probs]
+Program = Callable[[Images], Probs]
 
 
-def checkpoint_answers(
+def checkpoint_predictions(
     predict: Predict, batches: Batches, mesh: jax.sharding.Mesh
 ) -> tuple[Images, Probs]:
-    """Returns images and the probabilities that evaluation gives them.
+    """Returns images and their probabilities as evaluation computes them.
 
     Args:
-      predict: of the checkpoint.
-      batches: as `eval_batches` yields them; padding is left out.
-      mesh: the devices.
+      predict: Predicts with the checkpoint.
+      batches: Batches of `eval_batches`; padding is removed.
+      mesh: The devices.
     """
     images, probs = [], []
     for batch in batches:
@@ -62,11 +61,9 @@ def checkpoint_answers(
 
 
 def stablehlo(model: Model, size_pixels: int) -> bytes:
-    """Returns a serialised `jax.export` program for batches of any size.
+    """Returns a serialized `jax.export` program for images of `size_pixels`.
 
-    Args:
-      model: whose parameters the program holds.
-      size_pixels: side of an image.
+    The program contains the parameters and takes batches of any size.
     """
     exported = jax.export.export(jax.jit(_forward(model)), platforms=PLATFORMS)
     with jax.default_matmul_precision(PRECISION), _without_paths():
@@ -74,42 +71,33 @@ def stablehlo(model: Model, size_pixels: int) -> bytes:
 
 
 def onnx(model: Model, size_pixels: int, metadata: dict[str, str]) -> bytes:
-    """Returns an ONNX model for batches of any size.
-
-    Args:
-      model: whose parameters it holds.
-      size_pixels: side of an image.
-      metadata: texts that are kept in it.
-    """
+    """Returns a serialized ONNX model with metadata, for batches of any size."""
     program = jax.make_jaxpr(_forward(model))(_any_batch(size_pixels))
     return to_onnx(program, metadata)
 
 
-def read_stablehlo(path: Path) -> Run:
-    """Returns what a written program does to images."""
+def read_stablehlo(path: Path) -> Program:
+    """Returns a written StableHLO program as a function of images."""
     exported = jax.export.deserialize(bytearray(path.read_bytes()))
     call = jax.jit(exported.call)
     return lambda images: np.asarray(call(images))
 
 
-def read_onnx(path: Path) -> Run:
-    """Returns what a written ONNX model does to images, on this machine's CPU."""
+def read_onnx(path: Path) -> Program:
+    """Returns a written ONNX model as a function of images that runs on the CPU."""
     _, onnxruntime = packages()
     session = onnxruntime.InferenceSession(path, providers=["CPUExecutionProvider"])
     return lambda images: session.run(None, {INPUT: images})[0]
 
 
-def largest_difference(run: Run, images: Images, probs: Probs) -> float:
-    """Returns how far a program is from the probabilities, in batches of each size.
+def largest_difference(run: Program, images: Images, probs: Probs) -> float:
+    """Returns the largest difference of a program's probabilities from `probs`.
 
-    Args:
-      run: the program.
-      images: at least 1.
-      probs: what it should give.
+    Batches of each of `BATCH_SIZES` and of all images are compared; at least one image.
     """
     sizes = [min(size, len(images)) for size in BATCH_SIZES] + [len(images)]
     found = [np.abs(run(images[:size]) - probs[:size]).max() for size in sizes]
-    # NaN, should there be one, is the largest.
+    # `max` propagates NaN.
     return float(np.max(found))
 
 
@@ -124,17 +112,17 @@ def write_programs(
     """Writes the programs, reads them back and compares them with the checkpoint.
 
     Args:
-      folder: where to.
-      model: whose parameters they hold.
-      images: to compare on, at least 1.
-      probs: what the checkpoint says of them.
-      onnx_metadata: texts that are kept in an ONNX model; None writes none.
+      folder: Existing folder.
+      model: The checkpoint's model and parameters.
+      images: Images to compare on, at least 1.
+      probs: The checkpoint's probabilities of the images.
+      onnx_metadata: Metadata of the ONNX model; None for no ONNX model.
 
     Returns:
-      File name to what it is and the largest difference of a probability.
+      File name -> description, with the largest difference of a probability.
 
     Raises:
-      InputError: a difference above `TOLERANCE`, or what ONNX needs is missing.
+      InputError: If a difference exceeds `TOLERANCE`, or ONNX is not installed.
     """
     size = images.shape[1]
     (folder / PROGRAM).write_bytes(stablehlo(model, size))
@@ -152,7 +140,7 @@ def write_programs(
             raise InputError(
                 f"{name} differs from the checkpoint by {difference:.2g} in a "
                 f"probability; at most {TOLERANCE} is allowed, so nothing was written. "
-                "Another version of jax or onnxruntime may be right."
+                "Try another version of jax or onnxruntime."
             )
         written[name] |= {"compute_dtype": "float32", "largest_difference": difference}
     return written
@@ -161,13 +149,13 @@ def write_programs(
 def write_labels(
     path: Path, vocabulary: Vocabulary, decoders: Decoders, name: str
 ) -> None:
-    """Writes a row a label: threshold of the decoder, if it has one, and calibration.
+    """Writes one CSV row per label: its threshold, if any, and calibration.
 
     Args:
-      path: the CSV file.
-      vocabulary: codes and names.
-      decoders: fitted.
-      name: of the decoder in use.
+      path: The file.
+      vocabulary: Codes and names of the labels.
+      decoders: Fitted decoders.
+      name: The decoder in use.
     """
     thresholds = thresholds_of(decoders, name, len(vocabulary))
     slopes, intercepts = decoders.calibration
@@ -191,7 +179,7 @@ def write_labels(
 
 
 def thresholds_of(decoders: Decoders, name: str, num_classes: int) -> Iterable[Any]:
-    """Returns a threshold a class, or empty texts for a decoder that has none."""
+    """Returns a threshold per class, or empty strings for a decoder without them."""
     if name == "threshold":
         return [decoders.choice.threshold] * num_classes
     if name == "per_class":
@@ -200,23 +188,23 @@ def thresholds_of(decoders: Decoders, name: str, num_classes: int) -> Iterable[A
 
 
 def note(name: str) -> str:
-    """Returns what the loader makes of a decoder, in words."""
+    """Returns whether the loader can apply a decoder, as a sentence."""
     if name in WITH_THRESHOLDS:
-        return "load.py answers with the thresholds of labels.csv"
+        return "load.py predicts labels with the thresholds in labels.csv"
     return (
-        f"{name} is no threshold, so load.py gives probabilities and no answers; for "
-        f"those, export with --decoder={' or '.join(WITH_THRESHOLDS)}"
+        f"{name} has no thresholds, so load.py returns probabilities only; for labels, "
+        f"export with --decoder={' or '.join(WITH_THRESHOLDS)}"
     )
 
 
 def write_loader(folder: Path) -> None:
-    """Writes the loader, and what `jax.export` needs to read a program.
+    """Writes the loader and the package flatbuffers.
 
-    JAX reads its files with the Python package flatbuffers, which it does not install.
+    `jax.export` reads programs with flatbuffers, which JAX does not install.
     """
     text = Path(__file__).with_name("loader.py.txt").read_text(encoding="utf-8")
     (folder / LOADER).write_text(text, encoding="utf-8")
-    # Here and not above: no other command needs it.
+    # Imported here because no other command needs it.
     import flatbuffers
 
     (package,) = map(Path, flatbuffers.__path__)
@@ -226,7 +214,7 @@ def write_loader(folder: Path) -> None:
 
 
 def _forward(model: Model) -> Callable[[Any], Any]:
-    # From the host, or the program would be one for this mesh of devices.
+    # Arrays on devices would bind the program to this mesh.
     held = jax.device_get((model.params, model.batch_stats))
     params, batch_stats = jax.tree.map(jnp.asarray, held)
 
@@ -239,7 +227,7 @@ def _forward(model: Model) -> Callable[[Any], Any]:
 
 @contextmanager
 def _without_paths() -> Iterator[None]:
-    """Keeps the paths of this machine's source files out of a program."""
+    """Keeps paths of source files out of programs."""
     name = "jax_traceback_in_locations_limit"
     before = getattr(jax.config, name)
     jax.config.update(name, 0)

@@ -231,7 +231,8 @@ def quality(splits: Mapping[str, Any]) -> dict[str, Any]:
 
 def all_slices(splits: Mapping[str, Any]) -> list[dict[str, Any]]:
     """Returns a table of slices for each split that has some, the last split first."""
-    return [_slices(n, splits[n]) for n in reversed(splits) if splits[n].get("slices")]
+    names = [name for name, summary in splits.items() if summary.get("slices")]
+    return [_slices(name, splits[name]) for name in reversed(names)]
 
 
 def _slices(split: str, summary: Mapping[str, Any]) -> dict[str, Any]:

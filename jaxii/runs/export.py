@@ -134,7 +134,9 @@ def _images(
 
     def answers(model):
         batches = assemble.eval_batches(config, data, "validation", NUM_IMAGES)
-        return exporting.checkpoint_answers(make_predict([model], mesh), batches, mesh)
+        return exporting.checkpoint_predictions(
+            make_predict([model], mesh), batches, mesh
+        )
 
     with jax.default_matmul_precision(exporting.PRECISION):
         images, probs = answers(trained.in_float32(model))

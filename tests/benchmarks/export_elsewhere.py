@@ -48,7 +48,7 @@ import load
 program = load.probabilities
 {COMPARE}
 answers = json.load(open("answers.json"))
-pairs = zip(load.answers(images), answers, strict=True)
+pairs = zip(load.predict_labels(images), answers, strict=True)
 result["labels_that_differ"] = sum(len(set(a) ^ set(b)) for a, b in pairs)
 print(json.dumps(result))
 """
@@ -73,7 +73,7 @@ def checkpoint_answers(workdir: Workdir, data_dir: str, folder: Path) -> None:
     data = assemble.open_data(config)
     batches = assemble.eval_batches(config, data, "test", NUM_IMAGES)
     with jax.default_matmul_precision(programs.PRECISION):
-        images, probs = programs.checkpoint_answers(predict, batches, mesh)
+        images, probs = programs.checkpoint_predictions(predict, batches, mesh)
     decoders = decoding.load(workdir.result_file("decoders.npz"), None)
     codes = workdir.vocabulary().codes
     answers = decoders.answer("threshold")(probs, None)
