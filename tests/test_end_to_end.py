@@ -324,7 +324,7 @@ def test_compare_puts_runs_in_one_table(folder, undisturbed):
     output = run(folder, "compare", str(workdir), str(workdir), f"--output={page}")
     assert "clean" in output
     assert "F2 train" in output
-    assert "Over-fitting by step" in page.read_text()
+    assert "Overfitting by step" in page.read_text()
     table = run(folder, "compare", str(workdir), "--markdown")
     assert table.startswith("| run | ")
 
