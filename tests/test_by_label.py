@@ -25,15 +25,14 @@ VOCABULARY = Vocabulary(("/m/a", "/m/,", "/m/c", "007"), ("Cat", EVIL, "", "12")
 @pytest.fixture(scope="module")
 def figures():
     sums = streaming.update(
-        streaming.empty(CLASSES, 1, (0.5,)),
+        streaming.empty(CLASSES, (0.5,)),
         jnp.asarray(PROBS),
         jnp.asarray(TARGETS),
         None,
         jnp.ones(NUM),
-        jnp.zeros(NUM, jnp.int32),
     )
     return by_label.split_figures(
-        sums,
+        np.asarray(sums.sums.histogram),
         hits=(CHOSEN & TARGETS).sum(axis=0),
         predicted=CHOSEN.sum(axis=0),
         support=TARGETS.sum(axis=0),

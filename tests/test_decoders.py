@@ -9,16 +9,22 @@ import pytest
 from sklearn.metrics import fbeta_score
 
 from jaxii.decoding.calibration import calibrate
-from jaxii.decoding.decode import threshold_decoder
-from jaxii.decoding.decoders import NAMES, fit, load
-from jaxii.decoding.expected_f import expected_f2_decoder
+from jaxii.decoding.decoders import (
+    NAMES,
+    embedding_decoder,
+    expected_f2_decoder,
+    fit,
+    fit_decoders,
+    label_lists,
+    load,
+    threshold_decoder,
+    top_k_decoder,
+)
 from jaxii.decoding.thresholds import DEFAULT_THRESHOLDS, choose, class_thresholds
 from jaxii.errors import InputError
-from jaxii.evaluation.decoder_scores import Scores
 from jaxii.metrics import streaming
 
 NUM_CLASSES = 12
-SLICES = ("light", "none of these", "dark")
 RNG = np.random.default_rng(0)
 VECTORS = RNG.normal(size=(NUM_CLASSES, 4)).astype(np.float32)
 
@@ -36,8 +42,8 @@ def split(num_images, seed):
 
 @pytest.fixture(scope="module")
 def sums():
-    probs, embedding, targets, slices = split(600, 1)
-    acc = streaming.empty(NUM_CLASSES, 3, DEFAULT_THRESHOLDS)
+    probs, embedding, targets, _ = split(600, 1)
+    acc = streaming.empty(NUM_CLASSES, DEFAULT_THRESHOLDS)
     return jax.device_get(
         jax.jit(streaming.update)(
             acc,
@@ -45,7 +51,6 @@ def sums():
             jnp.asarray(targets),
             None,
             jnp.ones(600),
-            jnp.asarray(slices, jnp.int32),
             jnp.asarray(embedding),
             jnp.asarray(VECTORS),
         )
@@ -54,12 +59,12 @@ def sums():
 
 @pytest.fixture(scope="module")
 def decoders(sums):
-    return fit(sums, choose(sums), label_embeddings=VECTORS)
+    return fit_decoders(sums, choose(sums), label_embeddings=VECTORS)
 
 
 def answers(decoders, seed=2):
     probs, embedding, _, _ = split(400, seed)
-    return decoders.answers(decoders.names(has_head=True), probs, embedding)
+    return decoders.decisions(decoders.names(has_head=True), probs, embedding)
 
 
 def test_each_decoder_gets_what_was_fitted_for_it(sums, decoders):
@@ -83,7 +88,7 @@ def test_each_decoder_gets_what_was_fitted_for_it(sums, decoders):
 def test_no_decoder_leaves_an_image_without_a_label(decoders):
     probs = np.zeros((3, NUM_CLASSES), np.float32)
     embedding = np.zeros((3, 4), np.float32)
-    for chosen in decoders.answers(NAMES, probs, embedding).values():
+    for chosen in decoders.decisions(NAMES, probs, embedding).values():
         assert np.all(chosen.any(axis=1))
 
 
@@ -117,7 +122,7 @@ def test_decoders_are_the_same_after_saving(decoders, tmp_path):
 
 def test_without_an_embedding_its_decoder_is_missing(sums, decoders, tmp_path):
     choice = dataclasses.replace(choose(sums), embedding_k=None)
-    plain = fit(sums, choice, label_embeddings=None)
+    plain = fit_decoders(sums, choice, label_embeddings=None)
     plain.save(tmp_path / "d.npz")
     names = load(tmp_path / "d.npz", None).names(has_head=True)
     assert set(NAMES) - set(names) == {"embedding"}
@@ -169,111 +174,126 @@ def test_a_decoder_tells_its_parameter(decoders):
     assert decoders.parameter("expected_f2") == {}
 
 
-# Scores.
+# Single decoders.
 
 
-@pytest.fixture(scope="module")
-def scores(decoders):
-    probs, embedding, targets, slices = split(400, 2)
-    offsets = np.concatenate([[0], np.cumsum(targets.sum(axis=1))])
-    found = Scores(
-        decoders,
-        decoders.names(has_head=True),
-        in_use="per_class",
-        offsets=offsets,
-        label_ids=np.nonzero(targets)[1].astype(np.int32),
-        scored=np.ones(400, bool),
-        slice_ids=slices,
-        slices=SLICES,
-        groups=np.arange(400) // 2,
-    )
-    order = np.random.default_rng(3).permutation(400).astype(np.int32)
-    for start in range(0, 400, 64):
-        rows = np.full(64, -1, np.int32)
-        part = order[start : start + 64]
-        rows[: len(part)] = part
-        found.add(probs[rows], embedding[rows], rows)
-    return found
+def scores_of(*rows):
+    return np.asarray(rows, np.float32)
 
 
-def test_scores_are_those_of_scikit_learn(decoders, scores):
-    targets, got = split(400, 2)[2], answers(decoders)
-    figures = scores.figures()
-    assert tuple(figures) == NAMES
-    for name, chosen in got.items():
-        mean = fbeta_score(targets, chosen, beta=2, average="samples", zero_division=0)
-        both = 4 * targets.sum(axis=1) + chosen.sum(axis=1)
-        each = 5 * (targets & chosen).sum(axis=1) / both
-        found = figures[name]
-        assert found["f2"] == pytest.approx(mean)
-        assert found["standard_error"] == pytest.approx(np.std(each, ddof=1) / 20)
-        assert found["coverage"] == np.count_nonzero((chosen & targets).any(axis=0))
-        assert found["labels_per_image"] == pytest.approx(chosen.sum() / 400)
+def test_a_score_on_the_threshold_is_predicted():
+    scores = scores_of([0.1, np.nextafter(np.float32(0.1), 0)])
+    assert threshold_decoder(scores, threshold=0.1).tolist() == [[True, False]]
 
 
-def test_the_summary_is_of_the_decoder_in_use(decoders, scores):
-    _, _, targets, slices = split(400, 2)
-    chosen = answers(decoders)["per_class"]
-    summary = scores.summary()
-    assert summary["f2"] == scores.figures()["per_class"]["f2"]
-    assert summary["coverage"] == scores.figures()["per_class"]["coverage"]
-    assert list(summary["slices"]) == ["light", "dark"]
-    for number, name in enumerate(SLICES):
-        rows = slices == number
-        if rows.any():
-            f2 = fbeta_score(
-                targets[rows], chosen[rows], beta=2, average="samples", zero_division=0
-            )
-            assert summary["slices"][name]["f2"] == pytest.approx(f2)
-            assert summary["slices"][name]["num_images"] == rows.sum()
-    f2s = {name: s["f2"] for name, s in summary["slices"].items()}
-    assert summary["worst_slice"] == min(f2s, key=f2s.get)
+def test_at_least_one_gives_the_best_label_of_an_empty_answer_only():
+    scores = scores_of([0.1, 0.3, 0.2], [0.6, 0.1, 0.7], [np.nan, np.nan, np.nan])
+    got = threshold_decoder(scores, threshold=0.5, at_least_one=True)
+    assert got.astype(int).tolist() == [[0, 1, 0], [1, 0, 1], [1, 0, 0]]
 
 
-def test_images_without_truth_change_no_score(decoders):
-    probs, embedding, targets, slices = split(400, 2)
-    scored = np.random.default_rng(4).random(400) < 0.5
-    targets &= scored[:, None]
-
-    def scores_of(rows, scored):
-        found = Scores(
-            decoders,
-            decoders.names(has_head=True),
-            in_use="threshold",
-            offsets=np.concatenate([[0], np.cumsum(targets[rows].sum(axis=1))]),
-            label_ids=np.nonzero(targets[rows])[1].astype(np.int32),
-            scored=scored,
-            slice_ids=slices[rows],
-            slices=SLICES,
-            groups=rows // 2,
-        )
-        found.add(probs[rows], embedding[rows], np.arange(len(rows)))
-        return found
-
-    some = np.flatnonzero(scored)
-    mixed = scores_of(np.arange(400), scored)
-    alone = scores_of(some, np.ones(len(some), bool))
-    summary, expected = mixed.summary(), alone.summary()
-    assert summary.pop("num_images_without_truth") == 400 - len(some)
-    assert expected.pop("num_images_without_truth") == 0
-    assert summary == expected
-    for kind in ("best", "worst"):
-        shown, only = (getattr(s.images, kind)() for s in (mixed, alone))
-        assert [i.row for i in shown] == [some[i.row] for i in only]
+def test_every_class_can_have_a_threshold_of_its_own():
+    scores = scores_of([0.5, 0.5, 0.5], [0.1, 0.7, 0.2])
+    thresholds = np.array([0.2, 0.6, 0.5])
+    got = threshold_decoder(scores, threshold=thresholds, at_least_one=True)
+    assert got.astype(int).tolist() == [[1, 0, 1], [0, 1, 0]]
 
 
-def test_a_batch_without_any_truth_scores_nothing(decoders):
-    probs, embedding, _, slices = split(3, 2)
-    found = Scores(
-        decoders,
-        ["threshold"],
-        in_use="threshold",
-        offsets=np.zeros(4, np.int64),
-        label_ids=np.zeros(0, np.int32),
-        scored=np.zeros(3, bool),
-        slice_ids=slices,
-        slices=SLICES,
-        groups=np.arange(3),
-    )
-    found.add(probs, embedding, np.arange(3))
-    assert not found.images.worst()
+def test_without_at_least_one_an_answer_may_be_empty():
+    assert not threshold_decoder(scores_of([0.1, 0.2]), threshold=0.5).any()
+
+
+def test_no_images_give_no_answers():
+    none = np.zeros((0, 3), np.float32)
+    got = threshold_decoder(none, threshold=0.5, at_least_one=True)
+    assert got.shape == (0, 3)
+    assert top_k_decoder(none, k=2).shape == (0, 3)
+
+
+@pytest.mark.parametrize("k", [1, 3, 7, 9])
+def test_top_k_equals_a_stable_sort(k):
+    scores = np.random.default_rng(0).integers(0, 4, (50, 7)).astype(np.float32)
+    got = top_k_decoder(scores, k=k)
+    want = np.zeros_like(got)
+    order = np.argsort(-scores, axis=1, kind="stable")[:, :k]
+    np.put_along_axis(want, order, True, axis=1)
+    np.testing.assert_array_equal(got, want)
+
+
+def test_every_image_can_have_a_k_of_its_own():
+    scores = np.random.default_rng(1).integers(0, 4, (50, 7)).astype(np.float32)
+    ks = np.random.default_rng(2).integers(1, 10, 50)
+    got = top_k_decoder(scores, k=ks)
+    want = [
+        top_k_decoder(row[None], k=int(k))[0] for row, k in zip(scores, ks, strict=True)
+    ]
+    np.testing.assert_array_equal(got, want)
+
+
+def test_top_k_of_less_than_one_is_refused():
+    with pytest.raises(InputError, match="k=0"):
+        top_k_decoder(scores_of([0.1]), k=0)
+
+
+def test_embedding_decoder_does_not_depend_on_lengths():
+    labels = scores_of([1, 0], [0, 100], [-1, -1])
+    got = embedding_decoder(scores_of([3, 0.1]), label_embeddings=labels, k=1)
+    assert got.tolist() == [[True, False, False]]
+
+
+def test_embedding_decoder_takes_zero_vectors():
+    labels = scores_of([0, 0], [-1, 0])
+    got = embedding_decoder(scores_of([1, 0], [0, 0]), label_embeddings=labels, k=1)
+    assert got.tolist() == [[True, False], [True, False]]
+
+
+def test_label_lists_are_ordered_by_score_when_scores_are_given():
+    scores = scores_of([0.6, 0.1, 0.7], [0.1, 0.2, 0.1])
+    chosen = scores >= 0.5
+    assert [ids.tolist() for ids in label_lists(chosen)] == [[0, 2], []]
+    assert [ids.tolist() for ids in label_lists(chosen, scores)] == [[2, 0], []]
+
+
+# Fitting on plain arrays.
+
+
+@pytest.mark.parametrize("name", ["threshold", "per_class", "top_k", "expected_f2"])
+def test_a_decoder_fitted_on_arrays_is_that_of_the_sums(sums, decoders, name):
+    probs, _, targets, _ = split(600, 1)
+    new = split(400, 2)[0]
+    got = fit(probs, targets, decoder=name)(new)
+    np.testing.assert_array_equal(got, decoders.decisions([name], new, None)[name])
+    on_devices = fit(jnp.asarray(probs), jnp.asarray(targets), decoder=name)
+    np.testing.assert_array_equal(on_devices(jnp.asarray(new)), got)
+
+
+def test_a_larger_beta_gives_more_labels():
+    probs, _, targets, _ = split(600, 1)
+    counts = [fit(probs, targets, beta)(probs).sum() for beta in (0.5, 1.0, 2.0)]
+    assert counts[0] < counts[1] < counts[2]
+
+
+def test_the_threshold_of_a_fit_is_the_best_of_the_grid_for_its_beta():
+    probs, _, targets, _ = split(600, 1)
+
+    def score(chosen):
+        return fbeta_score(targets, chosen, beta=1, average="samples", zero_division=0)
+
+    best = max(score(probs >= np.float32(t)) for t in DEFAULT_THRESHOLDS)
+    found = fit(probs, targets, 1.0)(probs)
+    assert score(found) == pytest.approx(best, abs=0.01)
+
+
+@pytest.mark.parametrize(
+    ("shape", "changes", "reason"),
+    [
+        ((3, 4), {"decoder": "embedding"}, "decoder='embedding'; use one of threshold"),
+        ((3, 4), {"decoder": "expected_f2", "beta": 1.0}, "expected_f2 maximises F2"),
+        ((3, 5), {}, r"probs of shape \(3, 4\) and targets of shape \(3, 5\)"),
+        ((0, 4), {}, "at least one image"),
+    ],
+)
+def test_arrays_that_cannot_be_fitted_are_refused(shape, changes, reason):
+    probs = np.full((min(shape[0], 3), 4), 0.5, np.float32)
+    with pytest.raises(InputError, match=reason):
+        fit(probs, np.zeros(shape, bool), **changes)

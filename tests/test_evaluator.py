@@ -9,12 +9,10 @@ from sklearn.metrics import log_loss
 from jaxii.decoding.thresholds import choose, f2_by_threshold
 from jaxii.distributed.mesh import make_mesh
 from jaxii.evaluation.evaluator import Evaluator
-from jaxii.evaluation.models import Model, make_predict
-from jaxii.evaluation.summary import summarise
+from jaxii.evaluation.predictor import Model, make_predict
 from jaxii.models.multitask import Outputs
 
 NUM_IMAGES, NUM_CLASSES, SIDE, BATCH = 13, 5, 4, 8
-SLICES = ("north", "south")
 THRESHOLDS = (0.2, 0.5, 0.8)
 PARAMS = {
     "classifier": np.random.default_rng(7).normal(0, 4, (3, NUM_CLASSES)),
@@ -102,7 +100,6 @@ def evaluator():
     return Evaluator(
         mesh=make_mesh(),
         num_classes=NUM_CLASSES,
-        slices=SLICES,
         label_embeddings=jnp.asarray(VECTORS),
         thresholds=THRESHOLDS,
     )
@@ -132,10 +129,8 @@ def test_the_devices_are_eight_and_the_last_batch_is_padded():
     assert sum(int(batch["mask"].sum()) for batch in batches()) == NUM_IMAGES
 
 
-def test_every_image_counts_once_in_its_slice(sums):
-    np.testing.assert_array_equal(
-        sums.sums.num_images, np.bincount(split()[2], minlength=2)
-    )
+def test_every_image_counts_once(sums):
+    assert int(sums.sums.num_images) == NUM_IMAGES
 
 
 def test_f2_at_every_threshold_is_that_of_a_loop(sums):
@@ -147,30 +142,18 @@ def test_f2_at_every_threshold_is_that_of_a_loop(sums):
     np.testing.assert_allclose(f2_by_threshold(sums), expected, atol=1e-5)
 
 
-def test_f2_of_a_slice_is_that_of_a_loop(sums, evaluator):
-    probs, (_, labels, slice_ids) = true_probs(), split()
-    choice = choose(sums)
-    by_slice = summarise(sums, SLICES, choice=choice)["slices"]
-    for number, name in enumerate(SLICES):
-        rows = np.flatnonzero(slice_ids == number)
-        expected = np.mean([f2_of(probs[i], labels[i], choice.threshold) for i in rows])
-        assert by_slice[name]["f2"] == pytest.approx(expected, abs=1e-5)
-
-
 def test_one_device_gives_what_eight_give(sums):
     mesh = make_mesh(jax.devices()[:1])
     one = Evaluator(
         mesh=mesh,
         num_classes=NUM_CLASSES,
-        slices=SLICES,
         label_embeddings=jnp.asarray(VECTORS),
         thresholds=THRESHOLDS,
     )
     found = run(one, predict=predict_by(apply, mesh))
-    figures, expected = (summarise(s, SLICES) for s in (found, sums))
-    assert jax.tree.structure(figures) == jax.tree.structure(expected)
-    for a, b in zip(jax.tree.leaves(figures), jax.tree.leaves(expected), strict=True):
-        assert a == (b if isinstance(b, str) else pytest.approx(b, rel=1e-5, abs=1e-6))
+    figures, expected = (Evaluator.figures(s, "validation") for s in (found, sums))
+    assert figures == pytest.approx(expected, rel=1e-5, abs=1e-6)
+    np.testing.assert_allclose(f2_by_threshold(found), f2_by_threshold(sums), atol=1e-6)
 
 
 def test_batches_are_handed_out_on_the_host_with_their_rows(evaluator):
@@ -210,7 +193,7 @@ def test_figures_of_a_run_are_plain_numbers_of_validation(evaluator, sums):
 
 def test_where_absence_is_verified_only_annotated_entries_are_ranked(evaluator, sums):
     verified = run(evaluator, verified_absent=True)
-    one, other = (summarise(s, SLICES)["map"] for s in (sums, verified))
+    one, other = (Evaluator.figures(s, "x")["x/map"] for s in (sums, verified))
     assert other > one
     assert f2_by_threshold(verified) == pytest.approx(f2_by_threshold(sums))
 
@@ -220,3 +203,12 @@ def test_the_forward_pass_gives_float32_probabilities():
     assert probs.dtype == np.float32
     np.testing.assert_allclose(probs, true_probs()[:BATCH], atol=1e-5)
     assert embedding.shape == (BATCH, 2)
+
+
+def test_a_pass_without_sums_hands_out_the_same_batches(evaluator):
+    summed, plain = [], []
+    run(evaluator, on_batch=lambda *batch: summed.append(batch))
+    evaluator.predict(predict_by(apply), batches(), lambda *b: plain.append(b))
+    for one, other in zip(summed, plain, strict=True):
+        for a, b in zip(one, other, strict=True):
+            np.testing.assert_array_equal(a, b)

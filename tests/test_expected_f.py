@@ -5,11 +5,11 @@ import pytest
 from scipy.stats import poisson
 
 from jaxii.decoding import expected_f as module
+from jaxii.decoding.decoders import expected_f2_decoder
 from jaxii.decoding.expected_f import (
     TOLERANCE,
     best_sizes,
     expected_f2,
-    expected_f2_decoder,
     largest_sizes,
     num_nodes,
     num_powers,

@@ -8,7 +8,7 @@ import pytest
 
 from jaxii.data.labels import Vocabulary
 from jaxii.evaluation.by_label import LabelTable, SplitFigures
-from jaxii.evaluation.label_map import label_map
+from jaxii.evaluation.details import label_map
 from jaxii.report import label_table
 from jaxii.report.label_table import ENDS
 

@@ -19,7 +19,7 @@ from jaxii.config import Config, default_config, differences
 from jaxii.data.dataset import open_dataset
 from jaxii.data.prepared import open_prepared
 from jaxii.errors import InputError
-from jaxii.evaluation.predictor import write_submission
+from jaxii.evaluation.predictions import write_submission
 from jaxii.prepare import label_files, shards
 from jaxii.prepare import recipe as recipes
 from jaxii.prepare.new import new

@@ -27,7 +27,7 @@ from jaxii.data.transforms import EvalTransform
 from jaxii.decoding import decoders as decoding
 from jaxii.distributed.mesh import divided, make_mesh, replicated, to_devices
 from jaxii.errors import InputError
-from jaxii.evaluation.models import Model, make_predict
+from jaxii.evaluation.predictor import Model, make_predict
 from jaxii.evaluation.provenance import Provenance
 from jaxii.export import programs
 from jaxii.export.onnx_graph import to_onnx

@@ -10,7 +10,7 @@ import pytest
 import small_layout
 
 from jaxii.data.labels import Vocabulary
-from jaxii.evaluation.predictor import Answer, Facts
+from jaxii.evaluation.predictions import Answer, Facts
 from jaxii.evaluation.provenance import Provenance
 from jaxii.report import sheet
 from jaxii.report.sheet import Sheet

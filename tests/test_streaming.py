@@ -1,4 +1,5 @@
 import functools
+import json
 
 import jax
 import jax.numpy as jnp
@@ -7,22 +8,25 @@ import pytest
 from jax.sharding import PartitionSpec as P
 from sklearn.metrics import average_precision_score, fbeta_score, log_loss
 
-from jaxii.decoding.thresholds import DecoderChoice
+from jaxii.decoding.calibration import Calibration
+from jaxii.decoding.decoders import Decoders
+from jaxii.decoding.thresholds import DecoderChoice, f2_by_threshold
 from jaxii.errors import InputError
-from jaxii.evaluation.summary import summarise
+from jaxii.evaluation.decoder_scores import DecoderScores, SplitTruth
+from jaxii.evaluation.evaluator import Evaluator, split_metrics
+from jaxii.evaluation.result import SplitMetrics, threshold_index
 from jaxii.metrics import exact_sum, streaming
+from jaxii.metrics.average_precision import average_precision
 from jaxii.metrics.histogram import (
     PRESENT,
     UNKNOWN,
-    average_precision,
     bin_edges,
     bins_of,
+    counts_at_least,
 )
 
 GRID = (0.1, 0.25, 0.5, 0.75, 0.9)
 NUM_CLASSES = 12
-CHOICE = DecoderChoice(threshold=0.5, top_k=3, embedding_k=2)
-SLICES = ("north", "south")
 update = jax.jit(streaming.update)
 
 
@@ -34,13 +38,37 @@ def example(num_images=64, num_classes=NUM_CLASSES, seed=0):
     return probs, targets
 
 
-def accumulate(probs, targets, *, known=None, mask=None, slice_ids=None, **others):
+def accumulate(probs, targets, *, known=None, mask=None, **others):
     num_images, num_classes = probs.shape
     mask = np.ones(num_images, np.float32) if mask is None else mask
-    slice_ids = np.zeros(num_images, np.int32) if slice_ids is None else slice_ids
-    acc = streaming.empty(num_classes, len(SLICES), GRID)
-    arrays = (probs, targets, known, mask, slice_ids)
+    acc = streaming.empty(num_classes, GRID)
+    arrays = (probs, targets, known, mask)
     return update(acc, *jax.tree.map(jnp.asarray, arrays), **others)
+
+
+def metrics_of(probs, targets, *, threshold=0.5, **others):
+    """Returns all figures of a split, by one threshold for all classes."""
+    num_images, num_classes = probs.shape
+    decoders = Decoders(
+        choice=DecoderChoice(threshold=threshold, top_k=3),
+        class_thresholds=np.full(num_classes, threshold),
+        calibration=Calibration(np.ones(num_classes), np.zeros(num_classes)),
+        frequencies=np.full(num_classes, 0.5),
+    )
+    truth = SplitTruth(
+        offsets=np.concatenate([[0], np.cumsum(targets.sum(axis=1))]),
+        label_ids=np.nonzero(targets)[1],
+        scored=np.ones(num_images, bool),
+        slice_ids=np.zeros(num_images, np.int32),
+        slices=("north", "south"),
+        groups=np.arange(num_images),
+    )
+    scores = DecoderScores(
+        decoders, ["threshold"], in_use="threshold", truth=truth, num_summed=7
+    )
+    scores.add(probs, None, np.arange(num_images))
+    acc = accumulate(probs, targets, **others)
+    return split_metrics(acc, scores, in_use="threshold", threshold=threshold)
 
 
 def assert_same(left, right):
@@ -77,26 +105,28 @@ CASES = [pytest.param(p, t, id=name) for name, p, t in edge_cases()]
 
 @pytest.mark.parametrize(("probs", "targets"), CASES)
 def test_f2_of_every_kind_equals_scikit_learn(probs, targets):
-    acc = accumulate(probs, targets)
     score = functools.partial(fbeta_score, targets, beta=2, zero_division=0)
     for threshold in GRID:
-        choice = DecoderChoice(threshold=threshold, top_k=3)
-        got = summarise(acc, SLICES, choice=choice)
+        metrics = metrics_of(probs, targets, threshold=threshold)
         predicted = probs >= np.float32(threshold)
-        names = {"samples": "f2", "micro": "micro_f2", "macro": "macro_f2"}
-        for average, name in names.items():
+        got = {
+            "samples": metrics.f2_at(threshold),
+            "micro": metrics.micro_f2,
+            "macro": metrics.macro_f2,
+        }
+        for average, found in got.items():
             want = score(predicted, average=average)
-            assert got[name] == pytest.approx(want, abs=1e-6), (threshold, name)
+            assert found == pytest.approx(want, abs=1e-6), (threshold, average)
 
 
 @pytest.mark.parametrize(("probs", "targets"), CASES)
 def test_map_is_within_a_thousandth_of_scikit_learn(probs, targets):
-    got = summarise(accumulate(probs, targets), SLICES, choice=CHOICE)
+    got = metrics_of(probs, targets)
     some = targets.any(axis=0)
-    assert got["map_num_classes"] == some.sum()
+    assert got.map_num_classes == some.sum()
     if some.any():
         want = average_precision_score(targets[:, some], probs[:, some])
-        assert got["map"] == pytest.approx(want, abs=1e-3)
+        assert got.map == pytest.approx(want, abs=1e-3)
 
 
 def test_map_from_the_wide_bins_of_7178_classes_is_within_a_thousandth():
@@ -151,15 +181,15 @@ def test_map_ranks_annotated_entries_only_where_absences_are_verified():
 def test_a_probability_on_the_threshold_is_predicted():
     probs = np.full((1, NUM_CLASSES), 0.1, np.float32)
     targets = np.ones((1, NUM_CLASSES), bool)
-    choice = DecoderChoice(threshold=0.1, top_k=1)
-    got = summarise(accumulate(probs, targets), SLICES, choice=choice)
-    assert got["f2"] == 1 and got["labels_per_image_predicted"] == NUM_CLASSES
+    got = metrics_of(probs, targets, threshold=0.1)
+    assert got.f2_at(0.1) == got.f2 == 1
+    assert got.labels_per_image_predicted == NUM_CLASSES
 
 
 def test_recall_at_5_is_the_mean_over_images_with_truth():
     probs, targets = example()
     targets[::4] = False
-    got = summarise(accumulate(probs, targets), SLICES, choice=CHOICE)["recall_at_5"]
+    got = metrics_of(probs, targets).recall_at_5
     best = np.argsort(-probs, axis=1)[:, :5]
     hits = np.take_along_axis(targets, best, axis=1).sum(axis=1)
     some = targets.any(axis=1)
@@ -174,7 +204,7 @@ def rank_reference(scores, targets, k):
 
 
 def mean_f2(ranking):
-    return exact_sum.value(ranking.f2).sum(axis=0) / int(ranking.num_images)
+    return exact_sum.value(ranking.f2) / int(ranking.num_images)
 
 
 @pytest.mark.parametrize("digits", [1, 7], ids=["ties", "no ties"])
@@ -208,30 +238,29 @@ def test_without_an_embedding_there_is_no_embedding_ranking():
 
 def test_fewer_than_ten_classes_work():
     probs, targets = example(num_classes=3)
-    got = summarise(accumulate(probs, targets), SLICES, choice=CHOICE)
-    assert got["recall_at_5"] == pytest.approx(1.0)
+    assert metrics_of(probs, targets).recall_at_5 == pytest.approx(1.0)
 
 
 def test_coverage_counts_classes_rightly_predicted_once():
     probs, targets = example(num_images=6)
-    got = summarise(accumulate(probs, targets), SLICES, choice=CHOICE)
-    right = ((probs >= 0.5) & targets).any(axis=0)
-    assert got["coverage"] == right.sum()
+    got = Evaluator.figures(accumulate(probs, targets), "validation")
+    best = np.float32(got["validation/threshold"])
+    right = ((probs >= best) & targets).any(axis=0)
+    assert got["validation/coverage"] == right.sum()
 
 
 def test_labels_per_image_are_those_predicted_and_those_true():
     probs, targets = example()
-    got = summarise(accumulate(probs, targets), SLICES, choice=CHOICE)
-    assert got["labels_per_image_predicted"] == pytest.approx(
-        (probs >= 0.5).sum(axis=1).mean()
-    )
-    assert got["labels_per_image_true"] == pytest.approx(targets.sum(axis=1).mean())
+    got, chosen = metrics_of(probs, targets), (probs >= 0.5).sum(axis=1)
+    submitted = np.maximum(chosen, 1).mean()
+    assert got.labels_per_image_predicted == pytest.approx(submitted)
+    assert got.labels_per_image_true == pytest.approx(targets.sum(axis=1).mean())
 
 
 def test_calibration_error_equals_a_plain_computation():
     probs, targets = example()
     probs[0, :3] = [0, 1, np.float32(1 / 3)]
-    got = summarise(accumulate(probs, targets), SLICES, choice=CHOICE)
+    got = metrics_of(probs, targets)
     edges = (np.arange(1, 15) / 15).astype(np.float32)
     bins = np.digitize(probs, edges)
     error = 0.0
@@ -239,54 +268,23 @@ def test_calibration_error_equals_a_plain_computation():
         inside = bins == index
         gap = probs[inside].sum(dtype=np.float64) - targets[inside].sum()
         error += abs(gap) / probs.size
-    assert got["calibration_error"] == pytest.approx(error, abs=1e-6)
-    assert sum(row[2] for row in got["reliability"]) == probs.size
+    assert got.calibration_error == pytest.approx(error, abs=1e-6)
+    assert sum(row[2] for row in got.reliability) == probs.size
 
 
 @pytest.mark.parametrize("num_classes", [NUM_CLASSES, 7178])
 def test_cross_entropy_from_the_bins_is_within_a_hundredth_of_scikit_learn(num_classes):
     probs, targets = example(num_images=8, num_classes=num_classes, seed=5)
-    summary = summarise(accumulate(probs, targets), SLICES)
+    got = metrics_of(probs, targets)
     exact = log_loss(targets.ravel(), probs.ravel().astype(np.float64)) * num_classes
-    assert summary["bce"] == pytest.approx(exact, rel=0.01)
+    assert got.bce == pytest.approx(exact, rel=0.01)
 
 
 def test_cross_entropy_counts_a_verified_absence_once():
     probs, targets = example(seed=6)
     known = (np.arange(NUM_CLASSES) % 2 == 0) * np.ones_like(probs)
-    plain = summarise(accumulate(probs, targets), SLICES)["bce"]
-    assert summarise(accumulate(probs, targets, known=known), SLICES)["bce"] == plain
-
-
-def test_slices_are_measured_apart_with_their_standard_error():
-    probs, targets = example()
-    slice_ids = (np.arange(64) % 4 == 0).astype(np.int32)
-    acc = accumulate(probs, targets, slice_ids=slice_ids)
-    got = summarise(acc, SLICES, choice=CHOICE)
-    predicted = probs >= 0.5
-    tp = (predicted & targets).sum(axis=1)
-    both = 4 * targets.sum(axis=1) + predicted.sum(axis=1)
-    f2 = 5 * tp / np.maximum(both, 1)
-    for slice_id, name in enumerate(SLICES):
-        mine = f2[slice_ids == slice_id]
-        row = got["slices"][name]
-        assert row["num_images"] == len(mine)
-        assert row["f2"] == pytest.approx(mine.mean(), abs=1e-6)
-        want = mine.std(ddof=1) / np.sqrt(len(mine))
-        assert row["standard_error"] == pytest.approx(want, abs=1e-5)
-    worst = min(SLICES, key=lambda name: got["slices"][name]["f2"])
-    assert got["worst_slice"] == worst
-
-
-def test_a_slice_without_images_is_left_out():
-    got = summarise(accumulate(*example()), SLICES, choice=CHOICE)
-    assert list(got["slices"]) == ["north"]
-
-
-def test_zero_division_scores_images_where_both_sets_are_empty():
-    nothing = np.zeros((4, NUM_CLASSES), np.float32)
-    acc = accumulate(nothing, nothing > 0, zero_division=1.0)
-    assert summarise(acc, SLICES, choice=CHOICE)["f2"] == 1.0
+    plain = metrics_of(probs, targets).bce
+    assert metrics_of(probs, targets, known=known).bce == plain
 
 
 def test_padding_changes_nothing():
@@ -299,7 +297,6 @@ def test_padding_changes_nothing():
         np.concatenate([probs, padding]),
         np.concatenate([targets, padding > 0]),
         mask=np.concatenate([np.ones(64, np.float32), np.zeros(9, np.float32)]),
-        slice_ids=np.zeros(73, np.int32),
         embedding=jnp.asarray(np.concatenate([predicted, np.ones((9, 5), np.float32)])),
         label_embeddings=jnp.asarray(labels),
     )
@@ -321,7 +318,7 @@ def test_two_halves_added_are_the_whole():
 
 def test_one_batch_after_the_other_is_the_whole():
     probs, targets = example()
-    acc = streaming.empty(NUM_CLASSES, 2, GRID)
+    acc = streaming.empty(NUM_CLASSES, GRID)
     for at in np.split(np.arange(64), 4):
         acc = update(
             acc,
@@ -329,7 +326,6 @@ def test_one_batch_after_the_other_is_the_whole():
             jnp.asarray(targets[at]),
             None,
             jnp.ones(16),
-            jnp.zeros(16, jnp.int32),
         )
     assert_same(acc, accumulate(probs, targets))
 
@@ -338,21 +334,19 @@ def test_a_psum_over_eight_devices_is_the_whole():
     probs, targets = example()
     known = np.ones_like(targets)
     mask = (np.arange(64) < 59).astype(np.float32)
-    slice_ids = (np.arange(64) % 2).astype(np.int32)
     mesh = jax.make_mesh((8,), ("data",), axis_types=(jax.sharding.AxisType.Auto,))
     labels = jnp.asarray(np.eye(NUM_CLASSES, dtype=np.float32))
 
     @jax.jit
     @functools.partial(jax.shard_map, mesh=mesh, in_specs=P("data"), out_specs=P())
-    def evaluate(probs, targets, known, mask, slice_ids):
-        acc = streaming.empty(NUM_CLASSES, 2, GRID)
+    def evaluate(probs, targets, known, mask):
+        acc = streaming.empty(NUM_CLASSES, GRID)
         acc = streaming.update(
             acc,
             probs,
             targets,
             known,
             mask,
-            slice_ids,
             embedding=probs,
             label_embeddings=labels,
         )
@@ -363,59 +357,59 @@ def test_a_psum_over_eight_devices_is_the_whole():
         targets,
         known=known,
         mask=mask,
-        slice_ids=slice_ids,
         embedding=jnp.asarray(probs),
         label_embeddings=labels,
     )
-    assert_same(evaluate(probs, targets, known, mask, slice_ids), whole)
+    assert_same(evaluate(probs, targets, known, mask), whole)
 
 
 def test_sums_kept_apart_by_device_and_added_at_the_end_are_the_whole():
     probs, targets = example()
     mesh = jax.make_mesh((8,), ("data",), axis_types=(jax.sharding.AxisType.Auto,))
-    mask, slice_ids = np.ones(64, np.float32), np.zeros(64, np.int32)
+    mask = np.ones(64, np.float32)
     start = jax.tree.map(
         lambda x: jnp.zeros((8, *x.shape), x.dtype),
-        streaming.empty(NUM_CLASSES, 2, GRID),
+        streaming.empty(NUM_CLASSES, GRID),
     )
 
     @functools.partial(jax.jit, donate_argnums=0)
     @functools.partial(
         jax.shard_map, mesh=mesh, in_specs=P("data"), out_specs=P("data")
     )
-    def add_batch(acc, probs, targets, mask, slice_ids):
+    def add_batch(acc, probs, targets, mask):
         mine = jax.tree.map(lambda x: x[0], acc)
-        mine = streaming.update(mine, probs, targets, None, mask, slice_ids)
+        mine = streaming.update(mine, probs, targets, None, mask)
         return jax.tree.map(lambda x: x[None], mine)
 
-    apart = add_batch(start, probs, targets, mask, slice_ids)
+    apart = add_batch(start, probs, targets, mask)
     together = jax.tree.map(lambda x: x.sum(axis=0), apart)
     assert_same(together, accumulate(probs, targets))
 
 
 def test_sums_keep_small_steps_beyond_what_float32_holds():
-    acc = streaming.empty(1, 1, (0.5,))
-    large = acc.sums.f2._replace(whole=jnp.full((1, 1), 2**24, jnp.int32))
+    acc = streaming.empty(1, (0.5,))
+    large = acc.sums.f2._replace(whole=jnp.full(1, 2**24, jnp.int32))
     acc = streaming.Accumulators(acc.sums._replace(f2=large), acc.thresholds)
-    ones, slice_ids = jnp.ones((3, 1)), jnp.zeros(3, jnp.int32)
-    acc = update(acc, ones, ones, None, ones[:, 0], slice_ids)
-    assert exact_sum.value(acc.sums.f2)[0, 0] == 2**24 + 3
+    ones = jnp.ones((3, 1))
+    acc = update(acc, ones, ones, None, ones[:, 0])
+    assert exact_sum.value(acc.sums.f2)[0] == 2**24 + 3
 
 
 def test_more_classes_than_sixteen_bits_count_are_counted():
     num_classes = 2**16 + 10
     ones = np.ones((1, num_classes), np.float32)
-    acc = streaming.empty(num_classes, 1, (0.5,))
-    mask, slice_ids = jnp.ones(1), jnp.zeros(1, jnp.int32)
-    acc = update(acc, jnp.asarray(ones), jnp.asarray(ones), None, mask, slice_ids)
-    assert exact_sum.value(acc.sums.f2)[0, 0] == 1.0
+    acc = streaming.empty(num_classes, (0.5,))
+    acc = update(acc, jnp.asarray(ones), jnp.asarray(ones), None, jnp.ones(1))
+    assert exact_sum.value(acc.sums.f2)[0] == 1.0
 
 
 def test_nan_probabilities_are_never_predicted():
     _, targets = example()
     acc = accumulate(np.full(targets.shape, np.nan, np.float32), targets)
-    got = summarise(acc, SLICES, choice=CHOICE)
-    assert got["f2"] == 0 and got["labels_per_image_predicted"] == 0
+    assert not f2_by_threshold(acc).any()
+    edges = bin_edges(GRID, NUM_CLASSES)
+    counts = counts_at_least(np.asarray(acc.sums.histogram), edges, np.float32(GRID))
+    assert not counts.any()
 
 
 def test_the_histogram_of_7178_classes_stays_within_its_memory():
@@ -435,32 +429,30 @@ def test_every_figure_is_a_plain_number():
         else:
             assert type(node) in (int, float, str, bool)
 
-    check(summarise(accumulate(*example()), SLICES))
+    check(json.loads(json.dumps(metrics_of(*example()).to_json())))
 
 
-def test_a_choice_made_on_the_same_split_says_so():
-    acc = accumulate(*example())
-    assert summarise(acc, SLICES)["chosen_here"] is True
-    assert summarise(acc, SLICES, choice=CHOICE)["chosen_here"] is False
+def test_figures_are_the_same_after_json():
+    metrics = metrics_of(*example())
+    again = SplitMetrics.from_json(json.loads(json.dumps(metrics.to_json())))
+    assert again.to_json() == json.loads(json.dumps(metrics.to_json()))
 
 
 @pytest.mark.parametrize("grid", [(), (0.5, 0.4), (0.5, 0.5), (-0.1, 0.5), (0.5, 1.1)])
 def test_a_grid_that_does_not_ascend_within_0_and_1_is_refused(grid):
     with pytest.raises(InputError, match="strictly ascending"):
-        streaming.empty(3, 1, grid)
+        streaming.empty(3, grid)
 
 
 def test_a_threshold_off_the_grid_is_refused_with_the_nearest():
-    choice = DecoderChoice(threshold=0.3, top_k=1)
     with pytest.raises(InputError, match=r"the nearest is 0\.25"):
-        summarise(accumulate(*example()), SLICES, choice=choice)
+        threshold_index(GRID, 0.3)
+    with pytest.raises(InputError, match=r"the nearest is 0\.25"):
+        metrics_of(*example(), threshold=0.3)
 
 
 def test_a_split_without_images_is_refused():
     with pytest.raises(InputError, match="at least 1"):
-        summarise(streaming.empty(3, 2, GRID), SLICES)
-
-
-def test_other_slice_names_than_were_summed_are_refused():
-    with pytest.raises(InputError, match="1 slice names for metrics of 2"):
-        summarise(accumulate(*example()), ("all",), choice=CHOICE)
+        Evaluator.figures(streaming.empty(3, GRID), "validation")
+    with pytest.raises(InputError, match="at least 1"):
+        metrics_of(np.zeros((0, 3), np.float32), np.zeros((0, 3), bool))

@@ -21,10 +21,10 @@ update = jax.jit(streaming.update)
 
 def sums_of(probs, targets, grid=DEFAULT_THRESHOLDS, **embeddings):
     probs = jnp.asarray(probs, jnp.float32)
-    acc = streaming.empty(probs.shape[1], 1, grid)
-    mask, slices = jnp.ones(len(probs)), jnp.zeros(len(probs), jnp.int32)
+    acc = streaming.empty(probs.shape[1], grid)
+    mask = jnp.ones(len(probs))
     targets = jnp.asarray(targets, bool)
-    return update(acc, probs, targets, None, mask, slices, **embeddings)
+    return update(acc, probs, targets, None, mask, **embeddings)
 
 
 def test_default_grid_is_99_steps_of_a_hundredth():
@@ -118,4 +118,4 @@ def test_a_choice_cannot_be_changed():
 
 def test_choosing_on_no_image_is_refused():
     with pytest.raises(InputError, match="0 images"):
-        choose(streaming.empty(3, 1, DEFAULT_THRESHOLDS))
+        choose(streaming.empty(3, DEFAULT_THRESHOLDS))

@@ -1,1 +1,3 @@
 """Chooses the labels of an image from its scores."""
+
+from jaxii.decoding.decoders import fit as fit

@@ -1,8 +1,6 @@
-"""Probabilities that say how often a label is present: Platt scaling by class.
+"""Calibrates probabilities: Platt scaling by class, fitted on one split.
 
-Before it: the histogram of (class, probability) entries that `metrics` sums over the
-split the fit may see. After it: the decoders that compute with probabilities. A label
-that nobody verified counts as absent, as it does in F2.
+A label that nobody verified counts as absent, as it does in F2.
 """
 
 from typing import NamedTuple

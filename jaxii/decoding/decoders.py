@@ -1,41 +1,148 @@
-"""All decoders with their parameters: fitted on one split, kept in a file, applied.
+"""Decoders: from probabilities or embeddings of images to sets of labels.
 
-Before it: the sums of the split that may be seen. After it: `scores` compares their
-answers on every split, `predict` gives those of one. Probabilities of an image go in,
-its labels come out; none comes out empty.
+Each takes scores [batch, class] and returns decisions, True where the label is
+predicted. `Decoders` holds what was fitted for them on one split.
 """
 
 import zipfile
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 
+import jax
+import jax.numpy as jnp
 import numpy as np
-from jaxtyping import Bool, Float, Float64
+from jaxtyping import Bool, Float, Float64, Int
 
 from jaxii.decoding.calibration import Calibration, calibrate
-from jaxii.decoding.decode import (
-    embedding_decoder,
-    label_lists,
-    threshold_decoder,
-    top_k_decoder,
-)
-from jaxii.decoding.expected_f import expected_f2_decoder
+from jaxii.decoding.expected_f import best_sizes
 from jaxii.decoding.label_shift import frequencies
-from jaxii.decoding.thresholds import DecoderChoice, class_thresholds
+from jaxii.decoding.thresholds import (
+    DEFAULT_THRESHOLDS,
+    DecoderChoice,
+    choose,
+    class_thresholds,
+)
 from jaxii.errors import InputError
+from jaxii.metrics import streaming
 from jaxii.metrics.streaming import Accumulators
 from jaxii.storage import AnyPath, write_beside
 
-NAMES = (
-    "threshold",
-    "per_class",
-    "top_k",
-    "embedding",
-    "expected_f2",
-)
+NAMES = ("threshold", "per_class", "top_k", "embedding", "expected_f2")
 # Probabilities [batch, class] and embedding [batch, embed] or None to the label ids of
 # each image, the most probable first, never none.
 Decode = Callable[[np.ndarray, np.ndarray | None], list[np.ndarray]]
+# Images in a batch of `fit`.
+_BATCH = 256
+
+
+def threshold_decoder(
+    scores: Float[np.ndarray, "batch class"],
+    *,
+    threshold: float | Float[np.ndarray, " class"],
+    at_least_one: bool = False,
+) -> Bool[np.ndarray, "batch class"]:
+    """Returns the labels whose probability is at least the threshold.
+
+    Args:
+        scores: probabilities in [0, 1]; NaN is never predicted.
+        threshold: in [0, 1], one or one a class; compared as float32, as on the
+            device.
+        at_least_one: give the most probable label where none reaches the threshold.
+
+    Returns:
+        True where the label is predicted.
+    """
+    scores = np.nan_to_num(scores.astype(np.float32), nan=0.0)
+    chosen = scores >= np.float32(threshold)
+    if at_least_one and scores.shape[1] > 0:
+        empty = np.flatnonzero(~chosen.any(axis=1))
+        chosen[empty, scores[empty].argmax(axis=1)] = True
+    return chosen
+
+
+def top_k_decoder(
+    scores: Float[np.ndarray, "batch class"], *, k: int | Int[np.ndarray, " batch"]
+) -> Bool[np.ndarray, "batch class"]:
+    """Returns the k labels of the highest scores; of equal ones, those of lower id.
+
+    Args:
+        scores: probabilities or cosines.
+        k: labels an image, one number or one an image, at least 1; all of them where
+            there are fewer.
+
+    Returns:
+        True where the label is predicted.
+
+    Raises:
+        InputError: k below 1.
+    """
+    if np.min(k, initial=1) < 1:
+        raise InputError(f"k={k} labels an image; at least 1 is allowed; raise k")
+    scores = np.where(np.isnan(scores), -np.inf, scores)
+    if not scores.size:
+        return np.zeros(scores.shape, bool)
+    ks = np.broadcast_to(np.minimum(k, scores.shape[1]), len(scores))[:, None]
+    places = np.unique(ks) - 1
+    kth = np.take_along_axis(-np.partition(-scores, places, axis=1), ks - 1, axis=1)
+    above = scores > kth
+    ties = scores == kth
+    room = ks - above.sum(axis=1, keepdims=True)
+    return above | (ties & (np.cumsum(ties, axis=1) <= room))
+
+
+def embedding_decoder(
+    embedding: Float[np.ndarray, "batch embed"],
+    *,
+    label_embeddings: Float[np.ndarray, "class embed"],
+    k: int,
+) -> Bool[np.ndarray, "batch class"]:
+    """Returns the k labels whose embeddings have the highest cosine with the image's.
+
+    Args:
+        embedding: predicted embeddings, of any length.
+        label_embeddings: one vector a class; a zero vector has cosine 0.
+        k: labels an image, at least 1.
+
+    Returns:
+        True where the label is predicted.
+
+    Raises:
+        InputError: k below 1.
+    """
+    return top_k_decoder(_unit(embedding) @ _unit(label_embeddings).T, k=k)
+
+
+def expected_f2_decoder(
+    scores: Float[np.ndarray, "batch class"],
+) -> Bool[np.ndarray, "batch class"]:
+    """Returns, for each image, the set of at least one label of largest expected F2.
+
+    Args:
+        scores: calibrated probabilities in [0, 1]; NaN counts as 0.
+
+    Returns:
+        True where the label is chosen. Of equal probabilities that of the lower id is
+        taken first, of sets of equal worth the smallest.
+
+    Source: Ye, Chai, Lee, Chieu 2012, "Optimizing F-measures: a tale of two
+        approaches", section 4; Dembczynski et al. 2011 for the sum over labels.
+    """
+    scores = np.nan_to_num(scores, nan=0.0)
+    return top_k_decoder(scores, k=best_sizes(scores))
+
+
+def label_lists(
+    chosen: Bool[np.ndarray, "batch class"],
+    scores: Float[np.ndarray, "batch class"] | None = None,
+) -> list[Int[np.ndarray, " label"]]:
+    """Returns each image's predicted ids, by falling score if scores are given."""
+    if scores is None:
+        return [np.flatnonzero(row) for row in chosen]
+    lists = []
+    for row, score in zip(chosen, scores, strict=True):
+        ids = np.flatnonzero(row)
+        lists.append(ids[np.argsort(-score[ids], kind="stable")])
+    return lists
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -82,13 +189,13 @@ class Decoders:
     def answer(self, name: str) -> Decode:
         """Returns one decoder as a function that gives label ids."""
 
-        def decode(probs, embedding):
-            chosen = self.answers([name], probs, embedding)[name]
+        def decode(probs: np.ndarray, embedding: np.ndarray | None) -> list[np.ndarray]:
+            chosen = self.decisions([name], probs, embedding)[name]
             return label_lists(chosen, probs)
 
         return decode
 
-    def answers(
+    def decisions(
         self,
         names: Iterable[str],
         probs: Float[np.ndarray, "batch class"],
@@ -193,6 +300,57 @@ def _check_numbers(arrays: Mapping[str, np.ndarray]) -> None:
 
 
 def fit(
+    probs: np.ndarray | jax.Array,
+    targets: np.ndarray | jax.Array,
+    beta: float = 2.0,
+    *,
+    decoder: str = "threshold",
+) -> Callable[[np.ndarray | jax.Array], np.ndarray]:
+    """Fits a decoder on images with labels.
+
+    Args:
+      probs: probabilities in [0, 1], [image, class].
+      targets: 1 or true where the label is present, [image, class].
+      beta: of the F-beta that is maximised, above 0.
+      decoder: "threshold", "per_class", "top_k" or "expected_f2".
+
+    Returns:
+      A function from probabilities [image, class] to decisions of the same shape, True
+      where the label is predicted; at least one label an image.
+
+    Raises:
+      InputError: If the decoder is unknown or does not maximise F-beta of this beta, or
+        the arrays are empty or differ in shape.
+    """
+    names = tuple(name for name in NAMES if name != "embedding")
+    if decoder not in names:
+        raise InputError(f"decoder={decoder!r}; use one of {', '.join(names)}.")
+    if decoder == "expected_f2" and beta != 2:
+        raise InputError(
+            f"expected_f2 maximises F2 and beta={beta}; use beta=2 or another decoder."
+        )
+    if probs.shape != targets.shape or not probs.size:
+        raise InputError(
+            f"probs of shape {probs.shape} and targets of shape {targets.shape}; give "
+            "two arrays of the same shape [image, class] with at least one image."
+        )
+    acc = streaming.empty(probs.shape[1], DEFAULT_THRESHOLDS, beta)
+    update = jax.jit(streaming.update, donate_argnums=0)
+    for start in range(0, len(probs), _BATCH):
+        batch = slice(start, start + _BATCH)
+        scores = jnp.asarray(probs[batch], jnp.float32)
+        present = jnp.asarray(targets[batch])
+        acc = update(acc, scores, present, None, jnp.ones(len(scores)))
+    acc = jax.device_get(acc)
+    fitted = fit_decoders(acc, choose(acc), label_embeddings=None)
+
+    def decode(probs: np.ndarray | jax.Array) -> np.ndarray:
+        return fitted.decisions([decoder], np.asarray(probs), None)[decoder]
+
+    return decode
+
+
+def fit_decoders(
     acc: Accumulators,
     choice: DecoderChoice,
     *,
@@ -214,3 +372,8 @@ def fit(
         frequencies=frequencies(histogram, acc.thresholds, calibration),
         label_embeddings=label_embeddings,
     )
+
+
+def _unit(rows: Float[np.ndarray, "row embed"]) -> Float[np.ndarray, "row embed"]:
+    rows = rows.astype(np.float32)
+    return rows / np.maximum(np.linalg.norm(rows, axis=1, keepdims=True), 1e-6)

@@ -1,7 +1,4 @@
-"""The set of labels with the largest expected F2 under an image's probabilities.
-
-Before it: calibrated probabilities. After it: the answers of the decoder `expected_f2`,
-which needs no label of the domain that it is applied to.
+"""The size of the set of labels with the largest expected F2, from probabilities.
 
 Labels are taken as independent. The best set of k labels is then that of the k most
 probable (Lewis 1995; Ye et al. 2012), and only k is sought. With Y the labels present,
@@ -24,9 +21,7 @@ import os
 from concurrent.futures import ThreadPoolExecutor
 
 import numpy as np
-from jaxtyping import Bool, Float, Float64, Int64
-
-from jaxii.decoding.decode import top_k_decoder
+from jaxtyping import Float, Float64, Int64
 
 # Half of it is for the nodes, half for the powers.
 TOLERANCE = 1e-12
@@ -35,25 +30,6 @@ CHUNK_IMAGES = 32
 BLOCK = 2**17
 # More probable labels are factors of their own: their powers fall too slowly.
 SMALL = 1 / 16
-
-
-def expected_f2_decoder(
-    scores: Float[np.ndarray, "batch class"],
-) -> Bool[np.ndarray, "batch class"]:
-    """Returns, for each image, the set of at least one label of largest expected F2.
-
-    Args:
-        scores: calibrated probabilities in [0, 1]; NaN counts as 0.
-
-    Returns:
-        True where the label is chosen. Of equal probabilities that of the lower id is
-        taken first, of sets of equal worth the smallest.
-
-    Source: Ye, Chai, Lee, Chieu 2012, "Optimizing F-measures: a tale of two
-        approaches", section 4; Dembczynski et al. 2011 for the sum over labels.
-    """
-    scores = np.nan_to_num(scores, nan=0.0)
-    return top_k_decoder(scores, k=best_sizes(scores))
 
 
 def best_sizes(

@@ -1,9 +1,7 @@
-"""Probabilities for a domain where labels are rarer, or more frequent, than at home.
+"""Corrects probabilities for a domain where labels occur more or less often.
 
-Before it: `calibration` on a split with labels, and the histogram of the probabilities
-of a target's images, whose labels nobody needs to know. After it: `decoders` answer
-from what `corrected` gives. Only how often a label occurs is taken to differ, not how
-its images look; whether that helps is to be measured.
+Needs images of that domain and no labels. Assumes that only the frequencies of labels
+differ, not how their images look.
 """
 
 import jax.numpy as jnp

@@ -1,8 +1,4 @@
-"""Choice of the decoders' one parameter each, on one split, to be applied to others.
-
-Before it: `metrics` summed F2 at every threshold and every k over the split the choice
-may see. After it: `summary` and `decode` apply the choice to other splits.
-"""
+"""Chooses thresholds and k on the sums of one split, to be applied to others."""
 
 import dataclasses
 from collections.abc import Sequence
@@ -13,7 +9,7 @@ from jaxtyping import Float
 from jaxii.errors import InputError
 from jaxii.metrics.exact_sum import value
 from jaxii.metrics.histogram import PRESENT, bin_edges, counts_at_least
-from jaxii.metrics.streaming import BETA_SQUARED, Accumulators
+from jaxii.metrics.streaming import Accumulators
 
 DEFAULT_THRESHOLDS: tuple[float, ...] = tuple(step / 100 for step in range(1, 100))
 # F2 values closer than this are one plateau: it is below what one label of one image
@@ -35,9 +31,8 @@ class DecoderChoice:
 
 
 def f2_by_threshold(acc: Accumulators) -> Float[np.ndarray, " threshold"]:
-    """Returns the mean per-image F2 at each threshold, 0 where there is no image."""
-    num_images = int(np.sum(np.asarray(acc.sums.num_images), dtype=np.int64))
-    return value(acc.sums.f2).sum(axis=0) / max(num_images, 1)
+    """Returns the mean per-image F-beta at each threshold; 0 of no images."""
+    return value(acc.sums.f2) / max(int(acc.sums.num_images), 1)
 
 
 def best_threshold(
@@ -66,10 +61,10 @@ def choose(acc: Accumulators) -> DecoderChoice:
         The choice; among equal k, the smallest.
 
     Raises:
-        InputError: the split has no image.
+        InputError: If the split has no image.
     """
     sums = acc.sums
-    if not np.any(np.asarray(sums.num_images)):
+    if not int(sums.num_images):
         raise InputError(
             "thresholds cannot be chosen on a split of 0 images; at least 1 is needed; "
             "raise the validation fraction or name another split"
@@ -89,7 +84,7 @@ def class_thresholds(
     """Returns a threshold for each class, drawn toward the one of all.
 
     With F the mean F2 that the threshold of all gives, the class's own maximises
-    5 TP - F x (images predicted), which is how the class adds to an F2 over all labels
+    (1 + beta^2) TP - F x (images predicted), how the class adds to F2 over all labels
     (its own F2 would let rare labels be predicted far too often). With n images that
     have the label, it weighs n against `PRIOR_POSITIVES` of the threshold of all.
 
@@ -104,15 +99,15 @@ def class_thresholds(
     edges = bin_edges(acc.thresholds, histogram.shape[1])
     counts = counts_at_least(histogram, edges, grid)
     f2 = np.interp(threshold, grid, f2_by_threshold(acc))
-    gains = (1 + BETA_SQUARED) * counts[PRESENT] - f2 * counts.sum(axis=0)
+    gains = (1 + acc.beta**2) * counts[PRESENT] - f2 * counts.sum(axis=0)
     own = np.array([grid[_middle_of_best(row)] for row in gains])
     positives = histogram[PRESENT].sum(axis=1, dtype=np.int64)
     weight = positives / (positives + PRIOR_POSITIVES)
     return weight * own + (1 - weight) * threshold
 
 
-def _best_k(f2_sums: Float[np.ndarray, "group k"]) -> int:
-    return int(np.argmax(f2_sums.sum(axis=0))) + 1
+def _best_k(f2_sums: Float[np.ndarray, " k"]) -> int:
+    return int(np.argmax(f2_sums)) + 1
 
 
 def _middle_of_best(values: Float[np.ndarray, " threshold"]) -> int:

@@ -1,9 +1,4 @@
-"""What an evaluation says of each label, as a table that is also a file.
-
-Before it: the sums of every split, and `scores` with the answers of the decoder in use.
-After it: the report shows the table, `compare` reads it back, and a person opens
-`label_figures.csv`.
-"""
+"""Figures of each label on every split, and their file, `label_figures.csv`."""
 
 import io
 from collections.abc import Mapping
@@ -15,8 +10,8 @@ from jaxtyping import Float64, Int
 
 from jaxii.data.labels import Vocabulary
 from jaxii.errors import InputError
-from jaxii.metrics.histogram import average_precision
-from jaxii.metrics.streaming import BETA_SQUARED, Accumulators
+from jaxii.metrics.average_precision import average_precision
+from jaxii.metrics.f_beta import f_beta_from_counts
 from jaxii.storage import AnyPath, write_beside
 
 FILE = "label_figures.csv"
@@ -29,9 +24,8 @@ class SplitFigures:
 
     Attributes:
       support: images that have the label.
-      average_precision: NaN where no image has it.
-      f2: of the decoder in use over the images; NaN where no image has the label and
-        none was given it.
+      average_precision: NaN where no image has the label.
+      f2: by the decoder in use; NaN where the label is neither present nor predicted.
     """
 
     support: Float64[np.ndarray, " class"]
@@ -71,7 +65,7 @@ class LabelTable:
 
 
 def split_figures(
-    sums: Accumulators,
+    histogram: Int[np.ndarray, "kind class bin"],
     *,
     hits: Int[np.ndarray, " class"],
     predicted: Int[np.ndarray, " class"],
@@ -80,16 +74,15 @@ def split_figures(
     """Returns the figures of each label on a split.
 
     Args:
-      sums: of the split.
-      hits: images that have the label and were given it.
-      predicted: images that were given it.
-      support: images that have it.
+      histogram: counts by probability bin, of the split.
+      hits: images in which the label is present and predicted.
+      predicted: images for which it is predicted.
+      support: images in which it is present.
     """
-    both = BETA_SQUARED * support + predicted
     return SplitFigures(
         support=support.astype(np.float64),
-        average_precision=average_precision(np.asarray(sums.sums.histogram)),
-        f2=np.where(both > 0, (1 + BETA_SQUARED) * hits / np.maximum(both, 1), np.nan),
+        average_precision=average_precision(histogram),
+        f2=f_beta_from_counts(hits, predicted, support, zero_division=np.nan),
     )
 
 
@@ -97,7 +90,7 @@ def load(path: AnyPath) -> LabelTable:
     """Reads what `save` wrote.
 
     Raises:
-      InputError: the file is absent or something else.
+      InputError: If the file is absent or something else.
     """
     try:
         table = pl.read_csv(

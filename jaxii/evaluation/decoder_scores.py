@@ -1,46 +1,75 @@
-"""What the answers of every decoder are worth on a split, summed as batches come.
+"""Scores every decoder's predictions on a split, on the host.
 
-Before it: `decoders` were fitted on a split that may be seen. After it: `metrics.json`
-and the report compare them. Answers are scored as they would be submitted, with at
-least one label an image.
+Predictions are scored as they would be submitted, with at least one label an image.
+Each process decodes its own images; `add_processes` then adds what all have found.
 """
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any
 
+import jax
 import numpy as np
+from jax.experimental import multihost_utils
 from jaxtyping import Bool, Float, Int, Shaped
 
-from jaxii.decoding.decoders import Decoders
-from jaxii.evaluation.by_label import SplitFigures, split_figures
-from jaxii.evaluation.summary import mean_and_error
+from jaxii.decoding.decoders import Decoders, label_lists
+from jaxii.evaluation.result import Bootstrap, DecoderMetrics, SliceMetrics
 from jaxii.metrics import bootstrap
-from jaxii.metrics.by_image import ImageScores
-from jaxii.metrics.streaming import Accumulators
+from jaxii.metrics.f_beta import f_beta
+
+MOST_SHOWN = 9
+"""Images of a kind that the report shows, best or worst."""
 
 
-@dataclass
-class _Sums:
-    f2: Float[np.ndarray, " group"]
-    f2_squared: Float[np.ndarray, " group"]
-    labels: Int[np.ndarray, " class"]
-    hits: Int[np.ndarray, " class"]
+@dataclass(frozen=True, kw_only=True)
+class SplitTruth:
+    """Labels of a split's images, and how its figures are cut.
+
+    Attributes:
+      offsets: n + 1 starts of the images in `label_ids` (CSR).
+      label_ids: the labels present, without duplicates within an image.
+      scored: whether the truth of each image is known; the others count nowhere.
+      slice_ids: the slice of each image.
+      slices: names of the slices.
+      groups: images of one thing share a group; intervals draw whole groups.
+    """
+
+    offsets: Int[np.ndarray, " row"]
+    label_ids: Int[np.ndarray, " entry"]
+    scored: Bool[np.ndarray, " image"]
+    slice_ids: Int[np.ndarray, " image"]
+    slices: Sequence[str]
+    groups: Shaped[np.ndarray, " image"]
+
+    def __len__(self) -> int:
+        return len(self.offsets) - 1
+
+    def labels(self, row: int) -> Int[np.ndarray, " label"]:
+        """Returns the labels that are present in an image."""
+        return self.label_ids[self.offsets[row] : self.offsets[row + 1]]
+
+    def present(
+        self, rows: Int[np.ndarray, " batch"], num_classes: int
+    ) -> Bool[np.ndarray, "batch class"]:
+        """Returns True where the label is present."""
+        found = np.zeros((len(rows), num_classes), bool)
+        for place, row in enumerate(rows.tolist()):
+            found[place, self.labels(row)] = True
+        return found
 
 
-class Scores:
-    """Sums over the images of one split, for each decoder.
+class DecoderScores:
+    """F2 of each image and counts of each label, for every decoder on one split.
+
+    Memory: 8 bytes an image and decoder, and the predictions of the decoder in use.
 
     Args:
       decoders: fitted.
-      names: of those to score.
-      in_use: the one whose answers are the result; its images are kept apart too.
-      offsets: n + 1 starts of the split's images (CSR).
-      label_ids: the labels present, without duplicates within an image.
-      scored: whether the truth of each image is known; the others count nowhere.
-      slice_ids: of each image.
-      slices: their names.
-      groups: of each image, the images of one thing; intervals draw whole ones.
+      names: of the decoders to score.
+      in_use: the decoder whose predictions are kept and make the split's figures.
+      truth: of the split.
+      num_summed: images whose scores are summed before they are added to those before
+        them, at least 1; decides the last digits of means, whatever the processes.
     """
 
     def __init__(
@@ -49,29 +78,17 @@ class Scores:
         names: Sequence[str],
         *,
         in_use: str,
-        offsets: Int[np.ndarray, " row"],
-        label_ids: Int[np.ndarray, " entry"],
-        scored: Bool[np.ndarray, " image"],
-        slice_ids: Int[np.ndarray, " image"],
-        slices: Sequence[str],
-        groups: Shaped[np.ndarray, " image"],
+        truth: SplitTruth,
+        num_summed: int,
     ):
-        self._decoders = decoders
-        self._offsets, self._label_ids, self._scored = offsets, label_ids, scored
-        self._slice_ids, self._slices = slice_ids, tuple(slices)
-        self._in_use, self._groups = in_use, groups
-        self.images = ImageScores(len(offsets) - 1)
-        num_slices, num_classes = len(slices), len(decoders.class_thresholds)
-        self._num_images = np.zeros(num_slices, np.int64)
-        self._sums = {
-            name: _Sums(
-                f2=np.zeros(num_slices),
-                f2_squared=np.zeros(num_slices),
-                labels=np.zeros(num_classes, np.int64),
-                hits=np.zeros(num_classes, np.int64),
-            )
-            for name in names
-        }
+        self.truth = truth
+        self.predictions = [np.zeros(0, np.int64)] * len(truth)
+        self._decoders, self._names, self._in_use = decoders, tuple(names), in_use
+        self._num_summed = num_summed
+        num_classes = len(decoders.class_thresholds)
+        self._f2 = {name: np.zeros(len(truth)) for name in names}
+        self._labels = {name: np.zeros(num_classes, np.int64) for name in names}
+        self._hits = {name: np.zeros(num_classes, np.int64) for name in names}
 
     def add(
         self,
@@ -79,116 +96,177 @@ class Scores:
         embedding: Float[np.ndarray, "batch embed"] | None,
         rows: Int[np.ndarray, " batch"],
     ) -> None:
-        """Takes a batch; row -1 is padding, and images not scored are skipped."""
-        kept = np.flatnonzero((rows >= 0) & self._scored[rows])
-        if not len(kept):
-            return
-        probs, rows = probs[kept], rows[kept]
-        embedding = None if embedding is None else embedding[kept]
-        present = self._present(rows, probs.shape[1])
-        num_true = present.sum(axis=1)
-        slice_ids, num_slices = self._slice_ids[rows], len(self._slices)
-        self._num_images += np.bincount(slice_ids, minlength=num_slices)
-        answers = self._decoders.answers(self._sums, probs, embedding)
-        for name, chosen in answers.items():
-            sums, right = self._sums[name], chosen & present
-            num_chosen = chosen.sum(axis=1)
-            f2 = 5 * right.sum(axis=1) / np.maximum(4 * num_true + num_chosen, 1)
-            sums.f2 += np.bincount(slice_ids, f2, minlength=num_slices)
-            sums.f2_squared += np.bincount(slice_ids, f2**2, minlength=num_slices)
-            sums.labels += chosen.sum(axis=0)
-            sums.hits += right.sum(axis=0)
-            if name == self._in_use:
-                self.images.add(rows, f2, num_true, chosen, probs)
+        """Takes a batch of this process; row -1 is padding.
 
-    def figures(self) -> dict[str, dict[str, float | int | None]]:
-        """Returns each decoder's figures over all images, and its parameter."""
-        count = int(self._num_images.sum())
-        found = {}
-        for name, sums in self._sums.items():
-            f2, error = mean_and_error(count, sums.f2.sum(), sums.f2_squared.sum())
-            found[name] = {
-                "f2": f2,
-                "standard_error": error,
-                "coverage": int(np.count_nonzero(sums.hits)),
-                "labels_per_image": int(sums.labels.sum()) / count,
-                **self._decoders.parameter(name),
-            }
+        Images without known truth are decoded by the decoder in use and not scored.
+        """
+        scored = (rows >= 0) & self.truth.scored[rows]
+        self._score(np.flatnonzero(scored), probs, embedding, rows)
+        unscored = np.flatnonzero((rows >= 0) & ~scored)
+        if len(unscored):
+            chosen = self._decide([self._in_use], unscored, probs, embedding)
+            self._keep(rows[unscored], chosen[self._in_use], probs[unscored])
+
+    def add_processes(self) -> None:
+        """Adds the scores and predictions of all processes; every process calls it.
+
+        Sums are exact, in any order: of an image's scores, all but one are 0.
+        """
+        if jax.process_count() == 1:
+            return
+        for sums in (self._f2, self._labels, self._hits):
+            for name, own in sums.items():
+                sums[name] = _gather(own).sum(axis=0)
+        lengths = _gather(np.array([len(ids) for ids in self.predictions], np.int64))
+        own = np.concatenate([np.zeros(0, np.int64), *self.predictions])
+        room = max(int(lengths.sum(axis=1).max()), 1)
+        ids = _gather(np.pad(own, (0, room - len(own))))
+        for of_process, found in zip(lengths, ids, strict=True):
+            rows = np.flatnonzero(of_process)
+            ends = np.cumsum(of_process[rows])
+            for row, part in zip(rows, np.split(found, ends)[:-1], strict=True):
+                self.predictions[row] = part
+
+    def decoders(self) -> dict[str, DecoderMetrics]:
+        """Returns the figures of each decoder over all scored images."""
+        count = int(np.count_nonzero(self.truth.scored))
+        found: dict[str, DecoderMetrics] = {}
+        for name, f2 in self._f2.items():
+            total, squares = self._by_slice(f2).sum(), self._by_slice(f2**2).sum()
+            mean, error = bootstrap.mean_and_error(count, float(total), float(squares))
+            found[name] = DecoderMetrics(
+                f2=mean,
+                standard_error=error,
+                coverage=int(np.count_nonzero(self._hits[name])),
+                labels_per_image=int(self._labels[name].sum()) / count,
+                parameter=self._decoders.parameter(name),
+            )
         return found
 
-    def summary(self) -> dict[str, Any]:
-        """Returns the figures of a split that the answers of the decoder in use decide,
-        and how many of its images have no known truth and are in none of them.
+    def slices(self) -> dict[str, SliceMetrics]:
+        """Returns the figures of each slice that has scored images."""
+        truth, f2 = self.truth, self._f2[self._in_use]
+        counts = np.bincount(truth.slice_ids[truth.scored], minlength=len(truth.slices))
+        totals, squares = self._by_slice(f2), self._by_slice(f2**2)
+        found: dict[str, SliceMetrics] = {}
+        for i in np.flatnonzero(counts).tolist():
+            count = int(counts[i])
+            mean, error = bootstrap.mean_and_error(
+                count, float(totals[i]), float(squares[i])
+            )
+            found[truth.slices[i]] = SliceMetrics(
+                num_images=count,
+                f2=mean,
+                standard_error=error,
+                interval=self._interval(truth.slice_ids == i),
+            )
+        return found
 
-        Intervals are bootstrapped over groups, which are images where each image is a
-        group of its own; `bootstrap` of the figures says so.
-        """
-        in_use = self._in_use
-        sums, all_figures = self._sums[in_use], self.figures()
-        scored_groups = self._groups[self._scored]
-        by_slice = {}
-        for i in np.flatnonzero(self._num_images):
-            count = int(self._num_images[i])
-            f2, error = mean_and_error(count, sums.f2[i], sums.f2_squared[i])
-            by_slice[self._slices[i]] = {
-                "num_images": count,
-                "f2": f2,
-                "standard_error": error,
-                "interval": self._interval(self._slice_ids == i),
-            }
-        are_alone = len(set(scored_groups)) == len(scored_groups)
-        return {
-            "num_images_without_truth": int(np.count_nonzero(~self._scored)),
-            "f2": all_figures[in_use]["f2"],
-            "interval": self._interval(self._scored),
-            "bootstrap": {
-                "by": "image" if are_alone else "group",
-                "level": bootstrap.LEVEL,
-                "resamples": bootstrap.RESAMPLES,
-            },
-            "coverage": all_figures[in_use]["coverage"],
-            "labels_per_image_predicted": all_figures[in_use]["labels_per_image"],
-            "slices": by_slice,
-            "worst_slice": min(by_slice, key=lambda name: by_slice[name]["f2"]),
-            "decoders": all_figures,
-        }
+    def interval(self) -> tuple[float, float] | None:
+        """Returns the bootstrap interval of mean F2 over all scored images."""
+        return self._interval(self.truth.scored)
 
-    def by_label(self, sums: Accumulators) -> SplitFigures:
-        """Returns the figures of each label, of the answers of the decoder in use.
-
-        Args:
-          sums: of the same split.
-        """
-        of_decoder = self._sums[self._in_use]
-        return split_figures(
-            sums,
-            hits=of_decoder.hits,
-            predicted=of_decoder.labels,
-            support=np.bincount(self._label_ids, minlength=len(of_decoder.hits)),
+    def bootstrap(self) -> Bootstrap:
+        """Returns how intervals are drawn: by image where each is its own group."""
+        groups = self.truth.groups[self.truth.scored]
+        are_alone = len(np.unique(groups)) == len(groups)
+        return Bootstrap(
+            by="image" if are_alone else "group",
+            level=bootstrap.LEVEL,
+            resamples=bootstrap.RESAMPLES,
         )
 
-    def true_labels(self, row: int) -> Int[np.ndarray, " label"]:
-        """Returns the labels that an image has."""
-        return self._label_ids[self._offsets[row] : self._offsets[row + 1]]
+    @property
+    def f2(self) -> Float[np.ndarray, " image"]:
+        """F2 of each image, by the decoder in use; 0 where it is not scored."""
+        return self._f2[self._in_use]
 
-    def slice_of(self, row: int) -> str:
-        """Returns the name of an image's slice."""
-        return self._slices[self._slice_ids[row]]
+    @property
+    def hits(self) -> Int[np.ndarray, " class"]:
+        """Images in which each label is present and predicted, by the one in use."""
+        return self._hits[self._in_use]
 
-    def _interval(self, among: Bool[np.ndarray, " image"]) -> list[float] | None:
-        rows = np.flatnonzero(among & self._scored)
-        found = bootstrap.interval(self.images.f2[rows], self._groups[rows])
-        return None if found is None else list(found)
+    @property
+    def labels(self) -> Int[np.ndarray, " class"]:
+        """Scored images for which each label is predicted, by the one in use."""
+        return self._labels[self._in_use]
 
-    def _present(
-        self, rows: Int[np.ndarray, " image"], num_classes: int
-    ) -> Bool[np.ndarray, "image class"]:
-        lengths = np.diff(self._offsets)[rows]
-        image = np.repeat(np.arange(len(rows)), lengths)
-        before = np.cumsum(lengths) - lengths
-        entry = np.arange(lengths.sum()) + np.repeat(
-            self._offsets[rows] - before, lengths
-        )
-        present = np.zeros((len(rows), num_classes), bool)
-        present[image, self._label_ids[entry]] = True
-        return present
+    def best_and_worst(self) -> tuple[list[int], list[int]]:
+        """Returns the rows of the best and of the worst images, see below."""
+        rows = np.flatnonzero(self.truth.scored)
+        num_true = np.diff(self.truth.offsets)
+        return best_and_worst(self.f2[rows], num_true[rows], rows)
+
+    def _score(
+        self,
+        places: Int[np.ndarray, " scored"],
+        probs: Float[np.ndarray, "batch class"],
+        embedding: Float[np.ndarray, "batch embed"] | None,
+        rows: Int[np.ndarray, " batch"],
+    ) -> None:
+        if not len(places):
+            return
+        present = self.truth.present(rows[places], probs.shape[1])
+        for name, chosen in self._decide(self._names, places, probs, embedding).items():
+            self._f2[name][rows[places]] = f_beta(chosen, present)
+            self._labels[name] += chosen.sum(axis=0)
+            self._hits[name] += (chosen & present).sum(axis=0)
+            if name == self._in_use:
+                self._keep(rows[places], chosen, probs[places])
+
+    def _decide(
+        self,
+        names: Sequence[str],
+        places: Int[np.ndarray, " part"],
+        probs: Float[np.ndarray, "batch class"],
+        embedding: Float[np.ndarray, "batch embed"] | None,
+    ) -> dict[str, Bool[np.ndarray, "part class"]]:
+        part = None if embedding is None else embedding[places]
+        return self._decoders.decisions(names, probs[places], part)
+
+    def _keep(
+        self,
+        rows: Int[np.ndarray, " part"],
+        chosen: Bool[np.ndarray, "part class"],
+        probs: Float[np.ndarray, "part class"],
+    ) -> None:
+        for row, ids in zip(rows, label_lists(chosen, probs), strict=True):
+            self.predictions[row] = ids
+
+    def _interval(
+        self, among: Bool[np.ndarray, " image"]
+    ) -> tuple[float, float] | None:
+        rows = np.flatnonzero(among & self.truth.scored)
+        return bootstrap.interval(self.f2[rows], self.truth.groups[rows])
+
+    def _by_slice(self, values: Float[np.ndarray, " image"]) -> Float[np.ndarray, " s"]:
+        """Returns the sums of the images' values by slice."""
+        slice_ids, total = self.truth.slice_ids, np.zeros(len(self.truth.slices))
+        for start in range(0, len(values), self._num_summed):
+            part = slice(start, start + self._num_summed)
+            total += np.bincount(slice_ids[part], values[part], minlength=len(total))
+        return total
+
+
+def best_and_worst(
+    f2: Float[np.ndarray, " image"],
+    num_true: Int[np.ndarray, " image"],
+    rows: Int[np.ndarray, " image"],
+) -> tuple[list[int], list[int]]:
+    """Returns the rows of the best images, best first, and of the worst, worst first.
+
+    Of equal F2, images with more labels say more and come first, then lower rows. At
+    most half of the images are among the worst, and no image is in both lists.
+    """
+    num_worst = min(MOST_SHOWN, -(-len(rows) // 2))
+    worst = rows[np.lexsort((rows, -num_true, f2))[:num_worst]].tolist()
+    ordered = rows[np.lexsort((rows, -num_true, -f2))[: 2 * MOST_SHOWN]].tolist()
+    best = [row for row in ordered if row not in worst]
+    return best[:MOST_SHOWN], worst
+
+
+def _gather(own: Shaped[np.ndarray, " n"]) -> Shaped[np.ndarray, "process n"]:
+    """Returns the arrays of all processes, which have one shape, on each of them."""
+    # As bytes: JAX would round float64 and int64.
+    gathered = multihost_utils.process_allgather(own.view(np.uint8))
+    return np.ascontiguousarray(gathered).view(own.dtype)

@@ -1,28 +1,46 @@
 """One pass over a split: every image once, masked where padded, summed on the device.
 
-Comes after a checkpoint is restored (or inside the loop, at its cadence) and before
-`thresholds` chooses and `summary` reports.
+`split_metrics` joins the device's sums with the decoders' scores.
 """
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 from jax.experimental import multihost_utils
 from jax.sharding import Mesh, PartitionSpec
-from jaxtyping import Array, Float
+from jaxtyping import Array, Float, Int
 
-from jaxii.decoding.thresholds import DEFAULT_THRESHOLDS
+from jaxii.decoding.thresholds import (
+    DEFAULT_THRESHOLDS,
+    best_threshold,
+    f2_by_threshold,
+)
 from jaxii.distributed.mesh import DATA_AXIS, divided, replicated, to_devices
-from jaxii.evaluation.models import Batches, Predict
-from jaxii.evaluation.summary import summarise
+from jaxii.errors import InputError
+from jaxii.evaluation.decoder_scores import DecoderScores
+from jaxii.evaluation.predictor import Batches, Predict
+from jaxii.evaluation.result import SplitMetrics, threshold_index
 from jaxii.metrics import streaming
+from jaxii.metrics.average_precision import average_precision
+from jaxii.metrics.calibration_error import calibration_error, reliability
+from jaxii.metrics.exact_sum import value
+from jaxii.metrics.f_beta import f_beta_from_counts
+from jaxii.metrics.histogram import (
+    PRESENT,
+    bin_edges,
+    counts_at_least,
+    cross_entropy,
+)
 from jaxii.metrics.streaming import Accumulators
 from jaxii.objective.objective import targets_from_labels
 
 INDEX = "index"
-# Probabilities [batch, class], embedding [batch, embed] or None, row of each image.
+# Of the labels of a batch, what the sums on the device need.
+_LABELS = ("label_ids", "label_confidences", "mask")
+# This process's probabilities [batch, class], embedding [batch, embed] or None, and row
+# of each image; row -1 is padding.
 OnBatch = Callable[[np.ndarray, np.ndarray | None, np.ndarray], None]
 
 
@@ -32,7 +50,6 @@ class Evaluator:
     Args:
       mesh: the devices.
       num_classes: number of classes.
-      slices: names of the slices that figures are cut by.
       label_embeddings: [class, embed]; None without the embedding decoder.
       thresholds: the grid.
     """
@@ -42,19 +59,13 @@ class Evaluator:
         *,
         mesh: Mesh,
         num_classes: int,
-        slices: Sequence[str],
         label_embeddings: Float[Array, "class embed"] | None,
         thresholds: tuple[float, ...] = DEFAULT_THRESHOLDS,
     ):
-        self.slices = tuple(slices)
         self._mesh = mesh
-        self._num_classes = num_classes
         self._label_embeddings = label_embeddings
-        self._thresholds = thresholds
         self._update = _make_update(mesh, num_classes)
-        self._empty, self._total = _make_empty_and_total(
-            mesh, num_classes, len(self.slices), thresholds
-        )
+        self._empty, self._total = _make_empty_and_total(mesh, num_classes, thresholds)
 
     def run(
         self,
@@ -69,43 +80,112 @@ class Evaluator:
         Args:
           predict: images to probabilities and embedding.
           batches: as `eval_batches` yields them; what has mask 0 is in no sum.
-          verified_absent: whether the split's labels say what is *not* in an image;
-            then average precision counts annotated entries only.
-          on_batch: gets probabilities, embeddings and rows of every batch on the host;
-            row -1 is padding.
+          verified_absent: whether the split's labels include verified absences; then
+            average precision counts annotated entries only.
+          on_batch: called with every batch of this process, on the host.
         """
-        sharding = divided(self._mesh)
         sums = self._empty()
-        for host_batch in batches:
-            batch = to_devices(host_batch, sharding)
-            probs, embedding = predict(batch["images"])
+        for batch, probs, embedding in self._predicted(predict, batches):
             ranked = embedding if self._label_embeddings is not None else None
-            labels = {k: v for k, v in batch.items() if k not in ("images", INDEX)}
             sums = self._update(
                 sums,
                 probs,
                 ranked,
-                labels,
+                {name: batch[name] for name in _LABELS},
                 self._label_embeddings if ranked is not None else None,
                 verified_absent,
             )
             if on_batch is not None:
-                embeddings = None if embedding is None else gather(embedding)
-                on_batch(gather(probs), embeddings, gather(batch[INDEX]))
+                _hand_over(on_batch, batch, probs, embedding)
         return jax.device_get(self._total(sums))
 
-    def figures(self, sums: Accumulators, split: str) -> dict[str, float]:
+    def predict(self, predict: Predict, batches: Batches, on_batch: OnBatch) -> None:
+        """Passes over all batches without sums; see `run`."""
+        for batch, probs, embedding in self._predicted(predict, batches):
+            _hand_over(on_batch, batch, probs, embedding)
+
+    @staticmethod
+    def figures(sums: Accumulators, split: str) -> dict[str, float]:
         """Returns the few figures that are followed during a run, `split/...`."""
-        summary = summarise(sums, self.slices)
+        num_images = _num_images(sums)
+        best, best_f2 = best_threshold(sums.thresholds, f2_by_threshold(sums))
+        histogram = np.asarray(sums.sums.histogram)
+        edges = bin_edges(sums.thresholds, histogram.shape[1])
+        mean_precision, _ = _mean_average_precision(histogram)
+        hits, _ = _counts_at(sums, best)
+        curve = reliability(histogram, edges, sums.sums.prob)
         return {
-            f"{split}/f2": summary["best_f2"],
-            f"{split}/threshold": summary["best_threshold"],
-            f"{split}/map": summary["map"],
-            f"{split}/bce": summary["bce"],
-            f"{split}/coverage": float(summary["coverage"]),
-            f"{split}/recall_at_5": summary["recall_at_5"],
-            f"{split}/calibration_error": summary["calibration_error"],
+            f"{split}/f2": best_f2,
+            f"{split}/threshold": best,
+            f"{split}/map": mean_precision,
+            f"{split}/bce": cross_entropy(histogram, edges) / num_images,
+            f"{split}/coverage": float(np.count_nonzero(hits)),
+            f"{split}/recall_at_5": _recall_at_5(sums),
+            f"{split}/calibration_error": calibration_error(curve),
         }
+
+    def _predicted(
+        self, predict: Predict, batches: Batches
+    ) -> Iterator[tuple[dict[str, Array], Array, Array | None]]:
+        sharding = divided(self._mesh)
+        for host_batch in batches:
+            batch = to_devices(host_batch, sharding)
+            probs, embedding = predict(batch["images"])
+            yield batch, probs, embedding
+
+
+def split_metrics(
+    sums: Accumulators, scores: DecoderScores, *, in_use: str, threshold: float
+) -> SplitMetrics:
+    """Returns all figures of a split.
+
+    Args:
+      sums: of the split, all devices and processes added.
+      scores: of the split, all processes added.
+      in_use: the decoder whose predictions are the result.
+      threshold: of the decoder `threshold`, on the grid.
+
+    Raises:
+      InputError: If there is no image, or the threshold is not on the grid.
+    """
+    num_images = _num_images(sums)
+    f2s = f2_by_threshold(sums)
+    best, best_f2 = best_threshold(sums.thresholds, f2s)
+    histogram = np.asarray(sums.sums.histogram)
+    edges = bin_edges(sums.thresholds, histogram.shape[1])
+    num_true = histogram[PRESENT].sum(axis=1, dtype=np.int64)
+    hits, predicted = _counts_at(sums, threshold)
+    counts = hits, predicted, num_true
+    mean_precision, map_num_classes = _mean_average_precision(histogram)
+    curve = reliability(histogram, edges, sums.sums.prob)
+    decoders, slices = scores.decoders(), scores.slices()
+    points = zip(*(column.tolist() for column in curve), strict=True)
+    return SplitMetrics(
+        num_images=num_images,
+        num_images_without_truth=int(np.count_nonzero(~scores.truth.scored)),
+        f2=decoders[in_use].f2,
+        interval=scores.interval(),
+        bootstrap=scores.bootstrap(),
+        coverage=decoders[in_use].coverage,
+        labels_per_image_predicted=decoders[in_use].labels_per_image,
+        labels_per_image_true=float(num_true.sum() / num_images),
+        slices=slices,
+        worst_slice=min(slices, key=lambda name: slices[name].f2),
+        decoders=decoders,
+        threshold=threshold,
+        micro_f2=f_beta_from_counts(*(c.sum(keepdims=True) for c in counts)).item(),
+        macro_f2=float(f_beta_from_counts(*counts).mean()),
+        thresholds=list(sums.thresholds),
+        f2_by_threshold=f2s.tolist(),
+        best_threshold=best,
+        best_f2=best_f2,
+        map=mean_precision,
+        map_num_classes=map_num_classes,
+        recall_at_5=_recall_at_5(sums),
+        bce=cross_entropy(histogram, edges) / num_images,
+        calibration_error=calibration_error(curve),
+        reliability=[list(point) for point in points],
+    )
 
 
 def gather(array: Array) -> np.ndarray:
@@ -115,12 +195,77 @@ def gather(array: Array) -> np.ndarray:
     return np.asarray(multihost_utils.process_allgather(array, tiled=True))
 
 
+def own_rows(array: Array) -> np.ndarray:
+    """Returns the rows of a divided array that lie on this process's devices."""
+    if jax.process_count() == 1:
+        return np.asarray(array)
+    shards = sorted(array.addressable_shards, key=lambda s: s.index[0].start or 0)
+    return np.concatenate([np.asarray(shard.data) for shard in shards])
+
+
+def _hand_over(
+    on_batch: OnBatch, batch: dict[str, Array], probs: Array, embedding: Array | None
+) -> None:
+    embeddings = None if embedding is None else own_rows(embedding)
+    on_batch(own_rows(probs), embeddings, own_rows(batch[INDEX]))
+
+
+def _num_images(sums: Accumulators) -> int:
+    num_images = int(sums.sums.num_images)
+    if num_images == 0:
+        raise InputError(
+            "an evaluation needs at least 1 image, and this split gave 0; name a split "
+            "that has images"
+        )
+    return num_images
+
+
+def _counts_at(
+    sums: Accumulators, threshold: float
+) -> tuple[Int[np.ndarray, " class"], Int[np.ndarray, " class"]]:
+    """Returns images in which each label is rightly predicted, and predicted at all."""
+    histogram = np.asarray(sums.sums.histogram)
+    edges = bin_edges(sums.thresholds, histogram.shape[1])
+    at = threshold_index(sums.thresholds, threshold)
+    grid = np.asarray(sums.thresholds, np.float32)[at : at + 1]
+    counts = counts_at_least(histogram, edges, grid)[..., 0]
+    return counts[PRESENT], counts.sum(axis=0)
+
+
+def _mean_average_precision(
+    histogram: Int[np.ndarray, "kind class bin"],
+) -> tuple[float, int]:
+    """Returns the mean over classes with positives, and their number."""
+    precisions = average_precision(histogram)
+    ranked = ~np.isnan(precisions)
+    mean = float(precisions[ranked].mean()) if ranked.any() else 0.0
+    return mean, int(ranked.sum())
+
+
+def _recall_at_5(sums: Accumulators) -> float:
+    recall = value(sums.sums.recall) / max(int(sums.sums.num_with_truth), 1)
+    return float(recall[:5][-1])
+
+
 def _make_update(mesh: Mesh, num_classes: int) -> Callable[..., Accumulators]:
     """Compiles the addition of one batch; every device keeps sums of its own."""
     everywhere, share = PartitionSpec(), PartitionSpec(DATA_AXIS)
 
-    def update(sums, probs, embedding, labels, label_embeddings, verified_absent):
-        def local(sums, probs, embedding, labels, label_embeddings):
+    def update(
+        sums: Accumulators,
+        probs: Array,
+        embedding: Array | None,
+        labels: dict[str, Array],
+        label_embeddings: Array | None,
+        verified_absent: bool,
+    ) -> Accumulators:
+        def local(
+            sums: Accumulators,
+            probs: Array,
+            embedding: Array | None,
+            labels: dict[str, Array],
+            label_embeddings: Array | None,
+        ) -> Accumulators:
             targets, known = targets_from_labels(
                 labels["label_ids"],
                 labels["label_confidences"],
@@ -133,7 +278,6 @@ def _make_update(mesh: Mesh, num_classes: int) -> Callable[..., Accumulators]:
                 (targets >= 0.5).astype(jnp.float32),
                 known if verified_absent else None,
                 labels["mask"],
-                labels["slice_ids"],
                 embedding,
                 label_embeddings,
             )
@@ -149,17 +293,19 @@ def _make_update(mesh: Mesh, num_classes: int) -> Callable[..., Accumulators]:
     return jax.jit(update, static_argnums=5, donate_argnums=0)
 
 
-def _make_empty_and_total(mesh, num_classes, num_slices, thresholds):
+def _make_empty_and_total(
+    mesh: Mesh, num_classes: int, thresholds: tuple[float, ...]
+) -> tuple[Callable[[], Accumulators], Callable[[Accumulators], Accumulators]]:
     """Compiles the start (one set of zeros a device) and the end (their sum)."""
     num_devices = mesh.devices.size
 
-    def empty():
-        zeros = streaming.empty(num_classes, num_slices, thresholds)
+    def empty() -> Accumulators:
+        zeros = streaming.empty(num_classes, thresholds)
         return jax.tree.map(
             lambda x: jnp.broadcast_to(x[None], (num_devices, *x.shape)), zeros
         )
 
-    def total(sums):
+    def total(sums: Accumulators) -> Accumulators:
         return jax.tree.map(lambda x: jnp.sum(x, axis=0, dtype=x.dtype), sums)
 
     return (

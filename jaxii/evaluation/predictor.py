@@ -1,281 +1,149 @@
-"""From images to the labels of each, one after the other, and the files of them.
+"""From images to probabilities: one network, or the mean of several.
 
-Comes after `evaluate` has fitted the decoders, and ends in a submission or JSON lines.
-Answers are written as they come: memory does not grow with the number of images.
+Comes after checkpoints are restored; `evaluate` sums what it gives over a split,
+`predict` decodes it for a folder of images.
 """
 
-import csv
-import json
-import unicodedata
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, field
+import functools
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import dataclass, replace
 from typing import Any
 
+import jax
+import jax.numpy as jnp
 import numpy as np
-from jax.sharding import Mesh
-from jaxtyping import Float, Int
+from jax.sharding import Mesh, PartitionSpec
+from jaxtyping import Array, Float
 
-from jaxii.data.labels import Vocabulary
-from jaxii.decoding.decoders import Decode
-from jaxii.distributed.mesh import divided, to_devices
-from jaxii.evaluation.evaluator import gather
-from jaxii.evaluation.models import Batches, Predict
-from jaxii.evaluation.provenance import Provenance
-from jaxii.storage import AnyPath, write_beside, write_json
+from jaxii.decoding import label_shift
+from jaxii.decoding.calibration import Calibration
+from jaxii.decoding.thresholds import DEFAULT_THRESHOLDS
+from jaxii.distributed.mesh import DATA_AXIS, divided, replicated, to_devices
+from jaxii.metrics.histogram import NUM_KINDS, add_entries, bin_edges
+from jaxii.train.batch_norm import reestimate
+from jaxii.train.state import Tree
 
-HEADER = ("image_id", "labels")
-# The least probability that JSON lines tell of a label that was not chosen.
-SCORE_FLOOR = 0.01
-_DIGITS = 5
-# They turn the text around them, and make x.gpj of a name that ends in .exe.
-_BIDI_CONTROLS = set("\u202a\u202b\u202c\u202d\u202e\u2066\u2067\u2068\u2069")
+Batches = Iterable[Mapping[str, np.ndarray]]
+# Images [batch, height, width, 3] on the devices to float32 probabilities
+# [batch, class] and the embedding [batch, embed] or None.
+Predict = Callable[[Array], tuple[Float[Array, "batch class"], Any]]
 
 
-class Answers:
-    """Collects the answers of a pass over a split, by row.
+@dataclass(frozen=True, kw_only=True)
+class Model:
+    """A network and what it is evaluated with.
+
+    Attributes:
+      apply: the network; what is compiled for it is kept.
+      params: its parameters.
+      batch_stats: its BatchNorm statistics.
+    """
+
+    apply: Callable[..., tuple[Any, Tree]]
+    params: Tree
+    batch_stats: Tree
+
+    def adapted(self, batches: Batches, mesh: Mesh) -> "Model":
+        """Returns the model with BatchNorm statistics of these images (AdaBN)."""
+        stats = reestimate(self.apply, self.params, self.batch_stats, batches, mesh)
+        return replace(self, batch_stats=stats)
+
+
+def make_predict(models: Sequence[Model], mesh: Mesh) -> Predict:
+    """Returns the mean of the models' probabilities, and a lone model's embedding.
 
     Args:
-      num_rows: images.
-      decode: probabilities and embeddings of a batch to label ids.
-
-    Attributes:
-      labels: label ids of each image; empty where it was not answered for.
+      models: at least one, of the same labels and the same view of an image.
+      mesh: the devices; images are divided over them.
     """
+    forwards = [
+        functools.partial(_forward(model.apply, mesh), model.params, model.batch_stats)
+        for model in models
+    ]
+    if len(forwards) == 1:
+        return forwards[0]
 
-    def __init__(self, num_rows: int, decode: Decode):
-        self.labels = [np.zeros(0, np.int64)] * num_rows
-        self._decode = decode
+    def predict(images):
+        return _mean([forward(images)[0] for forward in forwards]), None
 
-    def add(
-        self, probs: np.ndarray, embedding: np.ndarray | None, rows: np.ndarray
-    ) -> None:
-        """Takes a batch; row -1 is padding."""
-        kept = np.flatnonzero(rows >= 0)
-        embedding = None if embedding is None else embedding[kept]
-        answers = self._decode(probs[kept], embedding)
-        for row, answer in zip(rows[kept], answers, strict=True):
-            self.labels[row] = answer
+    return predict
 
 
-@dataclass(frozen=True, kw_only=True)
-class Answer:
-    """What is said of one image.
+def shifted(predict: Predict, shift: Float[np.ndarray, " class"]) -> Predict:
+    """Returns the prediction with its probabilities corrected by `label_shift`."""
 
-    Attributes:
-      row: of the image in its listing.
-      label_ids: the labels it is given, the most probable first; of a damaged image
-        none.
-      probs: the network's probabilities, before a decoder calibrates them; of a damaged
-        image they mean nothing.
-      fault: why the image cannot be used; "" where it can.
-    """
+    def corrected(images):
+        probs, embedding = predict(images)
+        return _corrected(probs, shift), embedding
 
-    row: int
-    label_ids: Int[np.ndarray, " label"]
-    probs: Float[np.ndarray, " class"]
-    fault: str
+    return corrected
 
 
-@dataclass(frozen=True, kw_only=True)
-class Facts:
-    """What is said of all images together.
-
-    Attributes:
-      source: what was predicted, as a person named it.
-      run: the checkpoint, in words.
-      provenance: of the answers.
-      caveats: what a reader has to know before.
-      constant: codes of the labels that a submission gives damaged images: the most
-        frequent ones of training, as many as gave the best F2 on the split that chose
-        the thresholds. Of answers that do not look at the image it is the best.
-      constant_names: their names.
-      decoder: the name of the one that chooses.
-      parameter: its parameter by name; empty where it has none.
-    """
-
-    source: str
-    run: str
-    provenance: Provenance
-    caveats: Sequence[str]
-    constant: Sequence[str]
-    constant_names: Sequence[str]
-    decoder: str = ""
-    parameter: Mapping[str, Any] = field(default_factory=dict)
-
-    @property
-    def decoder_words(self) -> str:
-        """The decoder with its parameter."""
-        words = "".join(
-            f" {value}" if name == self.decoder else f" ({name} {value})"
-            for name, value in self.parameter.items()
-        )
-        return self.decoder + words
-
-
-def answer(
+def shift_of(
     predict: Predict,
     batches: Batches,
-    *,
-    num_rows: int,
-    decode: Decode,
-    fault: Callable[[int], str],
     mesh: Mesh,
-    on_progress: Callable[[int, int, str], None],
-) -> Iterator[Answer]:
-    """Yields the answer for every image, in order, damaged ones too.
+    *,
+    calibration: Calibration,
+    home: Float[np.ndarray, " class"],
+) -> Float[np.ndarray, " class"]:
+    """Returns the shift of each label's logit that a target's images tell.
+
+    Memory: a histogram of class x bin, whatever the number of images.
 
     Args:
-      predict: images to probabilities and embedding.
-      batches: of `eval_batches(..., mask_damaged=True)`.
-      num_rows: images in all.
-      decode: the decoder.
-      fault: row of an image that was masked to what is wrong with it.
+      predict: uncorrected.
+      batches: `images` and `mask` of the target; labels are not looked at.
       mesh: the devices.
-      on_progress: called with (images done, images in all, "predict").
+      calibration: of the probabilities.
+      home: how often each label occurs where it was fitted.
     """
-    done = 0
+    sharding, num_classes = divided(mesh), len(home)
+    thresholds = DEFAULT_THRESHOLDS
+    edges = bin_edges(thresholds, num_classes)
+    shape = (NUM_KINDS, num_classes, len(edges) + 1)
+    counts, count = jnp.zeros(shape, jnp.int32, device=replicated(mesh)), _counter(mesh)
     for batch in batches:
-        sent = to_devices(
-            {name: batch[name] for name in ("images", "index", "mask")}, divided(mesh)
-        )
-        probs, embedding = predict(sent["images"])
-        probs, rows, mask = gather(probs), gather(sent["index"]), gather(sent["mask"])
-        whole = np.flatnonzero(mask > 0)
-        embedding = None if embedding is None else gather(embedding)[whole]
-        labels = dict(zip(whole, decode(probs[whole], embedding), strict=True))
-        for place in np.flatnonzero(rows >= 0):
-            row = int(rows[place])
-            yield Answer(
-                row=row,
-                label_ids=labels.get(place, np.zeros(0, np.int64)),
-                probs=probs[place],
-                fault="" if place in labels else fault(row),
-            )
-        done = min(done + len(rows), num_rows)
-        on_progress(done, num_rows, "predict")
+        sent = to_devices({k: batch[k] for k in ("images", "mask")}, sharding)
+        counts = count(counts, predict(sent["images"])[0], sent["mask"])
+    histogram = np.asarray(counts)
+    if not histogram.any():
+        return np.zeros(num_classes, np.float32)
+    target = label_shift.target_frequencies(histogram, thresholds, calibration, home)
+    return label_shift.logit_shift(calibration, home, target)
 
 
-def fallback_labels(
-    codes: Sequence[str], vocabulary: Vocabulary
-) -> Int[np.ndarray, " label"]:
-    """Returns the label ids that a submission gives an image that cannot be used.
+@functools.cache
+def _forward(apply: Callable[..., tuple[Any, Tree]], mesh: Mesh):
+    """Compiles the network for inference: `forward(params, batch_stats, images)`."""
 
-    Args:
-      codes: of the best constant prediction.
-      vocabulary: gives the ids.
-    """
-    index = vocabulary.index()
-    return np.array([index[code] for code in codes])
+    def forward(params, batch_stats, images):
+        outputs, _ = apply(params, batch_stats, images, train=False, key=None)
+        return jax.nn.sigmoid(outputs.logits), outputs.embedding
 
-
-def write_submission(
-    path: AnyPath,
-    image_ids: Sequence[str],
-    labels: Iterable[np.ndarray],
-    vocabulary: Vocabulary,
-    provenance: Mapping[str, Any],
-) -> None:
-    """Writes `image_id,labels` and, beside it, the provenance; whole or not at all.
-
-    Args:
-      path: the CSV file.
-      image_ids: one an image.
-      labels: label ids of each image; none is empty.
-      vocabulary: gives the codes.
-      provenance: as JSON, to `<path>.provenance.json`.
-
-    Raises:
-      ValueError: an image without a label, or as many images as not labels.
-    """
-    codes = vocabulary.codes
-
-    def rows(file):
-        writer = csv.writer(file, lineterminator="\n")
-        writer.writerow(HEADER)
-        for image_id, ids in zip(image_ids, labels, strict=True):
-            if not len(ids):
-                raise ValueError(f"image {image_id} has no label to submit")
-            writer.writerow([_encodable(image_id), " ".join(codes[i] for i in ids)])
-
-    _write_with_provenance(path, rows, provenance)
-
-
-def write_json_lines(
-    path: AnyPath,
-    image_ids: Sequence[str],
-    names: Sequence[str],
-    answers: Iterable[Answer],
-    vocabulary: Vocabulary,
-    facts: Facts,
-) -> None:
-    """Writes one JSON object an image and, beside them, the provenance.
-
-    An object has `image_id`, `file`, `decoder`, `labels` (what the decoder gives: code,
-    name and score, the most probable first) and `scores` (code to score of every label
-    from `SCORE_FLOOR` on, chosen or not). A damaged image has `error` and no labels:
-    nothing that was not seen in it is said of it.
-
-    Args:
-      path: the file; it is there whole or not at all.
-      image_ids: one an image.
-      names: of the files.
-      answers: one an image, in the same order.
-      vocabulary: gives codes and names.
-      facts: with the decoder that chose and the provenance of the answers.
-
-    Raises:
-      ValueError: as many images as not answers.
-    """
-
-    def rows(file):
-        for image_id, name, given in zip(image_ids, names, answers, strict=True):
-            fields = {"image_id": image_id, "file": name, "decoder": facts.decoder}
-            fields |= _fields(given, vocabulary)
-            # An escape of a lone surrogate, as names that are no UTF-8 have, is JSON.
-            line = json.dumps(fields, ensure_ascii=False, allow_nan=False)
-            file.write(_encodable(line) + "\n")
-
-    _write_with_provenance(path, rows, facts.provenance.to_json())
-
-
-def visible(name: str) -> str:
-    """Returns a name as text that a person can see: what would not show, is escaped."""
-    return "".join(
-        letter.encode("unicode_escape").decode()
-        if unicodedata.category(letter) in ("Cc", "Cs") or letter in _BIDI_CONTROLS
-        else letter
-        for letter in name
+    whole, parts = replicated(mesh), divided(mesh)
+    everywhere, share = PartitionSpec(), PartitionSpec(DATA_AXIS)
+    parallel = jax.shard_map(
+        forward, mesh=mesh, in_specs=(everywhere, everywhere, share), out_specs=share
     )
+    return jax.jit(parallel, in_shardings=(whole, whole, parts))
 
 
-def _fields(given: Answer, vocabulary: Vocabulary) -> dict[str, Any]:
-    if given.fault:
-        return {"labels": [], "scores": {}, "error": given.fault}
-    codes, probs = vocabulary.codes, given.probs
-    told = np.flatnonzero(probs >= SCORE_FLOOR)
-    told = told[np.argsort(-probs[told], kind="stable")]
-    labels = [
-        {
-            "code": codes[i],
-            "name": vocabulary.descriptions[i],
-            "score": round(float(probs[i]), _DIGITS),
-        }
-        for i in given.label_ids
-    ]
-    scores = {codes[i]: round(float(probs[i]), _DIGITS) for i in told}
-    return {"labels": labels, "scores": scores}
+@jax.jit
+def _mean(probs):
+    return sum(probs[1:], probs[0]) / len(probs)
 
 
-def _write_with_provenance(
-    path: AnyPath, write: Callable[[Any], None], provenance: Mapping[str, Any]
-) -> None:
-    def write_all(file):
-        write(file)
-        # Before the file has its name, so that no answers are ever without it.
-        write_json(path.with_name(path.name + ".provenance.json"), provenance)
-
-    write_beside(path, write_all)
+_corrected = jax.jit(label_shift.corrected)
 
 
-def _encodable(text: str) -> str:
-    return text.encode("utf-8", "backslashreplace").decode()
+@functools.cache
+def _counter(mesh: Mesh):
+    """Compiles the addition of a batch to a histogram, without its labels."""
+
+    def count(counts, probs, mask):
+        nowhere = jnp.zeros(probs.shape, bool)
+        edges = bin_edges(DEFAULT_THRESHOLDS, probs.shape[1])
+        return add_entries(counts, probs, nowhere, None, mask > 0, edges)
+
+    return jax.jit(count, donate_argnums=0, out_shardings=replicated(mesh))

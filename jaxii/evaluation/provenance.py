@@ -6,11 +6,12 @@ embedding's file, `metrics.json`, the report and beside submissions. It tells a 
 whether the figures for new domains are honest.
 """
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, fields, replace
 from typing import Any, NamedTuple
 
 from jaxii.errors import InputError
+from jaxii.train.stages import Stage
 
 HOME_SPLITS = ("train", "validation", "held_out")
 """Splits that may influence anything; to be clean, every other one stays unseen.
@@ -264,6 +265,26 @@ class Provenance:
         return sorted(
             found, key=lambda a: (a.split, tuple(_KINDS).index(a.kind))
         )  # Stable: the parts stay in the order of PARTS.
+
+
+def provenance_by_stage(
+    start: Provenance, stages: Sequence[Stage], chosen_on: str
+) -> dict[str, Provenance]:
+    """Returns stage name -> what its checkpoints say; each keeps its past.
+
+    Args:
+      start: of the parameters that the first stage starts from.
+      stages: in order.
+      chosen_on: the split that chooses checkpoints and ends stages.
+    """
+    record, by_stage = start, {}
+    for stage in stages:
+        record = record.with_("weights", labels=[stage.split])
+        record = record.with_("model_selection", labels=[chosen_on])
+        if stage.embedding_head:
+            record = record.with_("label_embedding", labels=["train"])
+        by_stage[stage.name] = record
+    return by_stage
 
 
 def _names(splits: Iterable[str]) -> tuple[str, ...]:

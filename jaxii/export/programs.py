@@ -21,7 +21,7 @@ from jaxii.decoding.decoders import Decoders
 from jaxii.distributed.mesh import divided, to_devices
 from jaxii.errors import InputError
 from jaxii.evaluation.evaluator import gather
-from jaxii.evaluation.models import Batches, Model, Predict
+from jaxii.evaluation.predictor import Batches, Model, Predict
 from jaxii.export.onnx_graph import INPUT, OPSET, OUTPUT, packages, to_onnx
 from jaxii.storage import write_beside
 

@@ -1,6 +1,6 @@
-"""How far a mean F2 would move with other images of the same kind: the bootstrap.
+"""How far a mean would move with other images of the same kind.
 
-Before it: F2 of each image. After it: `metrics.json` and the report show the interval.
+Standard errors take images as independent; the bootstrap draws groups of them.
 """
 
 import numpy as np
@@ -10,6 +10,19 @@ LEVEL = 0.95
 RESAMPLES = 1000
 # Draws at a time, so that memory does not grow with the images.
 _DRAWS = 4_000_000
+
+
+def mean_and_error(count: int, total: float, squares: float) -> tuple[float, float]:
+    """Returns the mean of numbers in [0, 1] and its standard error.
+
+    Args:
+        count: of the numbers, at least 1; the error of a single one is its bound, 0.5.
+        total: their sum.
+        squares: the sum of their squares.
+    """
+    mean = total / count
+    spread = max(squares / count - mean**2, 0.0)
+    return mean, float(np.sqrt(spread / (count - 1))) if count > 1 else 0.5
 
 
 def interval(

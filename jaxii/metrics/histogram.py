@@ -1,18 +1,14 @@
-"""Counts of (image, class) entries by probability bin, and what they tell.
+"""Counts of (image, class) entries by probability bin.
 
-Before it: the probabilities of a batch, which `metrics` hands over. After it: `summary`
-reads average precision, calibration and counts at every threshold from the bins. Bins
-replace the sort of all images that these figures would need.
+Average precision, calibration, cross-entropy and counts at every threshold are read
+from the bins. Bins replace the sort of all images that these figures would need.
 """
 
 import functools
 
-import jax
 import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Bool, Float, Int, Shaped
-
-from jaxii.metrics import exact_sum
 
 NUM_RELIABILITY_BINS = 15
 HISTOGRAM_BYTES = 100_000_000
@@ -21,8 +17,6 @@ UNKNOWN, VERIFIED_ABSENT, PRESENT = range(3)
 NUM_KINDS = 3
 # The leading 16 bits of 0.5.
 CELL_OF_HALF = 0x3F00
-# From here on bins are so narrow that scores in one bin can be taken as equal.
-NUM_NARROW_BINS = 4096
 
 
 def reliability_edges() -> Float[np.ndarray, " edge"]:
@@ -113,25 +107,6 @@ def _cells(probs, xp):
     return xp.where(upper, 2 * CELL_OF_HALF - leading, leading)
 
 
-def prob_sums(
-    probs: Float[Array, "batch class"], real: Bool[Array, " batch"]
-) -> exact_sum.Terms:
-    """Returns the sums of probabilities by reliability bin, [class, reliability]."""
-    edges = jnp.concatenate(
-        [jnp.zeros(1, jnp.float32), jnp.asarray(reliability_edges())]
-    )
-    ends = jnp.concatenate([edges[1:], jnp.full(1, jnp.inf, jnp.float32)])
-    terms = exact_sum.terms(probs)
-
-    def within(bounds):
-        inside = (probs >= bounds[0]) & (probs < bounds[1]) & real[:, None]
-        return exact_sum.sum_rows(
-            jax.tree.map(lambda x: jnp.where(inside, x, 0), terms)
-        )
-
-    return jax.tree.map(jnp.transpose, jax.lax.map(within, (edges, ends)))
-
-
 def counts_at_least(
     histogram: Int[np.ndarray, "*dims bin"],
     edges: Float[np.ndarray, " edge"],
@@ -147,42 +122,6 @@ def counts_at_least(
     starts = np.searchsorted(edges, thresholds) + 1
     between = np.add.reduceat(histogram, starts, axis=-1, dtype=np.int64)
     return np.cumsum(between[..., ::-1], axis=-1)[..., ::-1]
-
-
-def average_precision(
-    histogram: Int[np.ndarray, "kind class bin"],
-) -> Float[np.ndarray, " class"]:
-    """Returns the average precision of each class, NaN for one without positives.
-
-    A class with verified absences is ranked among its annotated images only, any other
-    among all images. Entries of a narrow bin count as equal, the way scikit-learn
-    treats equal scores; in a wide bin that would cost 0.003 of the mean, so its
-    positives lie evenly among its negatives. Memory: 512 classes x bins at a time.
-
-    Source: scikit-learn's `average_precision_score`; annotated entries only as in the
-    Open Images evaluation protocol.
-    """
-    num_bins = histogram.shape[2]
-    wide = num_bins < NUM_NARROW_BINS
-    within = np.ones(num_bins)
-    within[[0, -1]] = 0
-    parts = []
-    for start in range(0, histogram.shape[1], 512):
-        unknown, absent, present = histogram[:, start : start + 512, ::-1]
-        annotated = absent.any(axis=1, keepdims=True)
-        negatives = np.cumsum(np.where(annotated, absent, unknown), axis=1)
-        hits = np.cumsum(present, axis=1)
-        num_positives = hits[:, -1].astype(np.float64)
-        num_positives[num_positives == 0] = np.nan
-        above = hits + negatives
-        if wide:
-            # The outermost bins hold saturated scores, which are equal.
-            hits = hits - within * np.maximum(present - 1, 0) / 2
-            inside = within * np.where(annotated, absent, unknown) / 2
-            above = hits + negatives - inside
-        precision = hits / np.maximum(above, 1)
-        parts.append(np.sum(present * precision, axis=1) / num_positives)
-    return np.concatenate(parts)
 
 
 def cross_entropy(

@@ -12,7 +12,7 @@ import numpy as np
 from jaxtyping import Float64, Int
 
 from jaxii.evaluation.by_label import LabelTable
-from jaxii.evaluation.label_map import LabelMap
+from jaxii.evaluation.details import LabelMap
 from jaxii.report.formatting import number, plain, short_name
 
 # With more labels than this, only the ends of the table are shown without the script.

@@ -6,8 +6,7 @@ from collections.abc import Mapping
 from datetime import datetime
 from typing import Any
 
-from jaxii.evaluation.details import Gallery, ShownImage
-from jaxii.evaluation.label_map import LabelMap
+from jaxii.evaluation.details import Gallery, LabelMap, ShownImage
 from jaxii.evaluation.provenance import PARTS, Provenance
 from jaxii.report.formatting import (
     ABSENT,

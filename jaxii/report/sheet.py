@@ -9,7 +9,7 @@ from collections.abc import Callable, Iterable, Iterator
 from typing import Any
 
 from jaxii.data.labels import Vocabulary
-from jaxii.evaluation.predictor import Answer, Facts, visible
+from jaxii.evaluation.predictions import Answer, Facts, visible
 from jaxii.report.formatting import count, percent, short
 from jaxii.report.page import templates
 from jaxii.storage import AnyPath, write_text

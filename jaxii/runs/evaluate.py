@@ -1,29 +1,37 @@
-"""`evaluate`: the best checkpoint of a stage on every split that has labels.
+"""`evaluate`: measures the best checkpoint of a stage on every split that has labels.
 
-Called by `main`, and by `train` when the last stage has ended; leaves the figures, the
-report and the answers in the workdir.
+`train` calls `measure` when its last stage has ended. Figures, the report and the
+submission are left in the workdir.
 """
 
-from collections.abc import Callable, Sequence
-from dataclasses import asdict, replace
-from typing import Any
+import datetime
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
 
 import jax
 import numpy as np
 
 from jaxii.data import folder
 from jaxii.data.prepared import Data
-from jaxii.decoding import decoders as decoding
+from jaxii.decoding.constant import best_constant, constant_f2
+from jaxii.decoding.decoders import Decoders, fit_decoders
 from jaxii.decoding.thresholds import choose
 from jaxii.distributed import processes
 from jaxii.errors import InputError
-from jaxii.evaluation import predictor as prediction
-from jaxii.evaluation import result
-from jaxii.evaluation.decoder_scores import Scores
+from jaxii.evaluation.by_label import SplitFigures, split_figures
+from jaxii.evaluation.decoder_scores import DecoderScores, SplitTruth
 from jaxii.evaluation.domain_shift import estimate, pool
-from jaxii.evaluation.evaluator import OnBatch
+from jaxii.evaluation.evaluator import split_metrics
+from jaxii.evaluation.predictor import Batches, Predict
 from jaxii.evaluation.provenance import Provenance
-from jaxii.evaluation.summary import summarise
+from jaxii.evaluation.result import (
+    Constant,
+    DecoderInUse,
+    DomainShiftEstimate,
+    EvaluationResult,
+    SplitMetrics,
+    hardware,
+)
 from jaxii.metrics.streaming import Accumulators
 from jaxii.runs import assemble, results
 from jaxii.runs.results import Measured
@@ -60,96 +68,212 @@ def measure(
     tune_on: str = "",
     decoder: str = "threshold",
     variant: Variant = AS_TRAINED,
-) -> dict[str, Any]:
-    """Measures the best checkpoint of a stage, writes figures, report and answers.
+) -> EvaluationResult:
+    """Measures the best checkpoint of a stage, writes figures, report and submission.
 
     Args:
       session: of the run.
       stage: name; "" is the last one trained.
       tune_on: the split that the decoders are fitted on; "" is the run's own choice.
-      decoder: whose answers are the result and the submission; all are scored.
+      decoder: the one whose predictions count and are submitted; all are scored.
       variant: what is done to the model before.
     """
-    tune_on = tune_on or session.data.choosing_split
+    data = session.data
+    tune_on = tune_on or data.choosing_split
     # Domains that other runs held out give a threshold; all else is chosen on images.
-    by_runs = tune_on == "held_out" and not session.data.has_images("held_out")
+    by_runs = tune_on == "held_out" and not data.has_images("held_out")
     chooser = "validation" if by_runs else tune_on
-    session.data.check_truth(chooser)
+    data.check_truth(chooser)
     saved = session.checkpoints.best_of(stage)
     members = _members(session, saved, variant)
-    splits = [
-        split
-        for split in dict.fromkeys((chooser, "validation", "held_out", "test"))
-        if session.data.has_images(split)
-    ]
-    away = [split for split in splits if split != "validation"]
-    record = _record_of(session, members, variant)
-    measured_on = [split for split in away if split != chooser]
-    provenance = variant.provenance(record, away, measured_on)
-    provenance = provenance.with_("thresholds", labels=[tune_on, chooser])
-    provenance = provenance.with_("calibration", labels=[chooser])
+    splits = dict.fromkeys((chooser, "validation", "held_out", "test"))
+    splits = [split for split in splits if data.has_images(split)]
+    provenance = _provenance(session, members, variant, splits, (tune_on, chooser))
     say_first(provenance)
-    sums_of = _passes(session, members, variant, chooser)
-    chosen_sums = sums_of(chooser)
-    choice = choose(chosen_sums)
+    passes = _Passes(session, members, variant, chooser)
+    sums = passes.sums(chooser)
+    choice = choose(sums)
     if by_runs:
         choice = replace(choice, threshold=_threshold_of_runs(session, saved.stage))
     made = session.label_embedding
     vectors = None if made is None else made.vectors
-    decoders = decoding.fit(chosen_sums, choice, label_embeddings=vectors)
+    decoders = fit_decoders(sums, choice, label_embeddings=vectors)
     has_head = session.plan(saved.stage).stage.embedding_head and len(members) == 1
     names = decoders.names(has_head=has_head)
     decoders.check(decoder, names)
-    measured = _answer(session, splits, sums_of, decoders, names, decoder)
-    chosen = {"name": decoder, "chosen_on": tune_on, **asdict(choice)}
-    metrics = _result(session, saved, measured.summaries, chosen, chooser, provenance)
-    metrics |= _estimates(session, saved, measured.summaries)
-    metrics |= {"variant": variant.names, "members": [m.name for m in members]}
+    scoring = _Scoring(session, passes, decoders, names, decoder)
+    metrics, measured = scoring.run(splits, chooser, sums)
+    in_use = DecoderInUse(name=decoder, chosen_on=tune_on, choice=choice)
+    averaged = [member.name for member in members]
+    result = _result(
+        session, saved, metrics, in_use, chooser, provenance, variant.names, averaged
+    )
     if processes.is_lead():
-        elsewhere = tune_on != session.data.choosing_split
+        elsewhere = tune_on != data.choosing_split
         variants = [f"tuned_on_{tune_on}"] * elsewhere + variant.names
-        results.write(session, metrics, decoders, measured, variants, saved)
+        results.write(session, result, decoders, measured, variants, saved)
     processes.wait_for_all("results")
     for other in members[1:]:
         other.close()
-    return metrics
+    return result
 
 
-def _answer(session, splits, sums_of, decoders, names, decoder) -> Measured:
-    """Passes over every split: its figures, and the answers for the submission."""
-    data, summaries, scored, labels = session.data, {}, {}, {}
-    answers: dict[str, np.ndarray] = {}
-    for split in splits:
-        scores = _scores(session, split, decoders, names, decoder)
-        taker = None
-        if split == "test":
-            rows = data.split(split).num_examples
-            taker = prediction.Answers(rows, decoders.answer(decoder))
-        sums = sums_of(split, decoders, _each(scores, taker))
-        if taker is not None:
-            answers |= zip(data.split(split).index.image_ids, taker.labels, strict=True)
-        if scores is not None:
-            summary = summarise(sums, data.slices, choice=decoders.choice)
-            summaries[split] = summary | scores.summary()
-            scored[split], labels[split] = scores, scores.by_label(sums)
-    if answers:
-        answers |= _answer_tuning(data, sums_of, decoders, decoder)
-    return Measured(summaries=summaries, scores=scored, labels=labels, answers=answers)
+class _Passes:
+    """Passes of the evaluated models over whole splits.
 
-
-def _answer_tuning(data: Data, sums_of, decoders, decoder) -> dict[str, np.ndarray]:
-    """Returns the answers for tuning images, where the submission has rows for them.
-
-    The model answers them as it answers the test: what it adapts to is the test.
+    Args:
+      session: of the run.
+      members: the checkpoints whose probabilities are averaged.
+      variant: what is done to the models before.
+      chooser: the split that the decoders are fitted on.
     """
-    if not data.has_images("tuning"):
-        return {}
-    image_ids = data.split("tuning").index.image_ids
-    if set(image_ids).isdisjoint(data.submission_ids):
-        return {}
-    taker = prediction.Answers(len(image_ids), decoders.answer(decoder))
-    sums_of("tuning", decoders, taker.add, target="test")
-    return dict(zip(image_ids, taker.labels, strict=True))
+
+    def __init__(
+        self,
+        session: Session,
+        members: Sequence[Trained],
+        variant: Variant,
+        chooser: str,
+    ):
+        own, *others = members
+        # The network of the plan: the prediction may have been compiled for it already.
+        apply = session.plan(own.saved.stage).settings.apply
+        self._models = [
+            own.model(session.mesh, apply),
+            *(other.model(session.mesh) for other in others),
+        ]
+        self._session, self._variant, self._chooser = session, variant, chooser
+        self._evaluator = session.evaluator()
+
+    def sums(
+        self,
+        split: str,
+        decoders: Decoders | None = None,
+        scores: DecoderScores | None = None,
+    ) -> Accumulators:
+        """Returns the sums of a split; `scores` takes every batch."""
+        return self._evaluator.run(
+            self._predict(split, decoders),
+            self._batches(split),
+            verified_absent=self._session.verified_absent(split),
+            on_batch=None if scores is None else scores.add,
+        )
+
+    def decode(
+        self, split: str, decoders: Decoders, scores: DecoderScores, target: str
+    ) -> None:
+        """Lets `scores` take every batch of a split, by a model adapted to `target`."""
+        predict = self._predict(target, decoders)
+        self._evaluator.predict(predict, self._batches(split), scores.add)
+
+    def _batches(self, split: str) -> Batches:
+        return assemble.eval_batches(self._session.config, self._session.data, split)
+
+    def _predict(self, target: str, decoders: Decoders | None) -> Predict:
+        def images() -> Batches:
+            source = self._session.data.split(target).source
+            return assemble.unlabelled_batches(self._session.config, source)
+
+        variant = self._variant if target != "validation" else AS_TRAINED
+        # On the split that calibrated, labels occur as often as the decoders expect.
+        home = decoders if target != self._chooser else None
+        return variant.predict_on(self._models, self._session.mesh, images, home)
+
+
+@dataclass(frozen=True)
+class _Scoring:
+    """Measures splits with fitted decoders, one pass each."""
+
+    session: Session
+    passes: _Passes
+    decoders: Decoders
+    names: Sequence[str]
+    in_use: str
+
+    def run(
+        self, splits: Sequence[str], chooser: str, chosen_sums: Accumulators
+    ) -> tuple[dict[str, SplitMetrics], Measured]:
+        """Returns the figures of each split that has labels, and the predictions.
+
+        Args:
+          splits: by name.
+          chooser: the split that the decoders were fitted on.
+          chosen_sums: of that split.
+        """
+        data = self.session.data
+        metrics: dict[str, SplitMetrics] = {}
+        scored: dict[str, DecoderScores] = {}
+        labels: dict[str, SplitFigures] = {}
+        submitted: dict[str, np.ndarray] = {}
+        for split in splits:
+            scores = self._scores(split)
+            if split == chooser:
+                sums = chosen_sums
+                self.passes.decode(split, self.decoders, scores, target=split)
+            else:
+                sums = self.passes.sums(split, self.decoders, scores)
+            scores.add_processes()
+            if split == "test":
+                image_ids = data.split(split).index.image_ids
+                submitted |= zip(image_ids, scores.predictions, strict=True)
+            # A test whose labels nobody has is predicted, and not scored.
+            if data.has_truth(split):
+                metrics[split] = split_metrics(
+                    sums,
+                    scores,
+                    in_use=self.in_use,
+                    threshold=self.decoders.choice.threshold,
+                )
+                scored[split], labels[split] = scores, _by_label(sums, scores)
+        if submitted:
+            submitted |= self._predict_tuning()
+        measured = Measured(scores=scored, labels=labels, submitted=submitted)
+        return metrics, measured
+
+    def _predict_tuning(self) -> dict[str, np.ndarray]:
+        """Returns predictions for tuning images that the submission has rows for.
+
+        The model is the one that predicts the test: it adapts to images of the test.
+        """
+        data = self.session.data
+        if not data.has_images("tuning"):
+            return {}
+        image_ids = data.split("tuning").index.image_ids
+        if set(image_ids).isdisjoint(data.submission_ids):
+            return {}
+        scores = self._scores("tuning", is_scored=False)
+        self.passes.decode("tuning", self.decoders, scores, target="test")
+        scores.add_processes()
+        return dict(zip(image_ids, scores.predictions, strict=True))
+
+    def _scores(self, split: str, *, is_scored: bool = True) -> DecoderScores:
+        data = self.session.data
+        verified, index = data.verified_rows(split), data.split(split).index
+        offsets, label_ids = verified.present()
+        truth = SplitTruth(
+            offsets=offsets,
+            label_ids=label_ids,
+            scored=verified.scored() & is_scored,
+            slice_ids=index.slice_ids,
+            slices=data.slices,
+            groups=index.groups,
+        )
+        return DecoderScores(
+            self.decoders,
+            self.names,
+            in_use=self.in_use,
+            truth=truth,
+            num_summed=assemble.eval_batch_size(self.session.config),
+        )
+
+
+def _by_label(sums: Accumulators, scores: DecoderScores) -> SplitFigures:
+    return split_figures(
+        np.asarray(sums.sums.histogram),
+        hits=scores.hits,
+        predicted=scores.labels,
+        support=np.bincount(scores.truth.label_ids, minlength=len(scores.hits)),
+    )
 
 
 def _members(session: Session, saved: Saved, variant: Variant) -> tuple[Trained, ...]:
@@ -162,6 +286,32 @@ def _members(session: Session, saved: Saved, variant: Variant) -> tuple[Trained,
     )
     label_hash = session.data.vocabulary.content_hash()
     return own, *variant.open_others(own, label_hash, session.data)
+
+
+def _provenance(
+    session: Session,
+    members: Sequence[Trained],
+    variant: Variant,
+    splits: Sequence[str],
+    chosen_on: tuple[str, str],
+) -> Provenance:
+    """Returns what influences the figures.
+
+    Args:
+      session: of the run.
+      members: the checkpoints.
+      variant: what is done to the models.
+      splits: those that are measured.
+      chosen_on: splits that choose the threshold, and everything else of the decoders.
+    """
+    tune_on, chooser = chosen_on
+    adapted = [split for split in splits if split != "validation"]
+    corrected = [split for split in adapted if split != chooser]
+    record = variant.provenance(
+        _record_of(session, members, variant), adapted, corrected
+    )
+    record = record.with_("thresholds", labels=[tune_on, chooser])
+    return record.with_("calibration", labels=[chooser])
 
 
 def _record_of(
@@ -184,71 +334,8 @@ def _record_of(
     return record
 
 
-def _passes(
-    session: Session, members: Sequence[Trained], variant: Variant, chooser: str
-) -> Callable[..., Accumulators]:
-    """Returns the function that sums a split, and shows each batch to a taker.
-
-    The model adapts to the images of `target`, by default those of the split itself.
-    """
-    own, *others = members
-    models = [other.model(session.mesh) for other in others]
-    # The network of the plan: for it the prediction may have been compiled already.
-    apply = session.plan(own.saved.stage).settings.apply
-    models.insert(0, own.model(session.mesh, apply))
-    evaluator, data = session.evaluator(), session.data
-
-    def sums_of(split, decoders=None, on_batch=None, target=""):
-        target = target or split
-
-        def images():
-            source = data.split(target).source
-            return assemble.unlabelled_batches(session.config, source)
-
-        adapts = variant if target != "validation" else AS_TRAINED
-        # What calibrates is at home where it was fitted.
-        home = decoders if target != chooser else None
-        return evaluator.run(
-            adapts.predict_on(models, session.mesh, images, home),
-            assemble.eval_batches(session.config, data, split),
-            verified_absent=session.verified_absent(split),
-            on_batch=on_batch,
-        )
-
-    return sums_of
-
-
-def _scores(session, split, decoders, names, in_use) -> Scores | None:
-    # A test whose labels nobody has is answered, and not scored.
-    if not session.data.has_truth(split):
-        return None
-    verified = session.data.verified_rows(split)
-    offsets, label_ids = verified.present()
-    index = session.data.split(split).index
-    return Scores(
-        decoders,
-        names,
-        in_use=in_use,
-        offsets=offsets,
-        label_ids=label_ids,
-        scored=verified.scored(),
-        slice_ids=index.slice_ids,
-        slices=session.data.slices,
-        groups=index.groups,
-    )
-
-
-def _each(*takers: Scores | prediction.Answers | None) -> OnBatch:
-    def take(probs, embedding, rows):
-        for taker in takers:
-            if taker is not None:
-                taker.add(probs, embedding, rows)
-
-    return take
-
-
 def _threshold_of_runs(session: Session, stage: str) -> float:
-    found = session.held_out_figures(stage)
+    found = _held_out(session, stage)
     if found:
         return pool(found).threshold
     raise InputError(
@@ -258,42 +345,70 @@ def _threshold_of_runs(session: Session, stage: str) -> float:
     )
 
 
-def _estimates(session: Session, saved: Saved, summaries) -> dict[str, Any]:
-    """Returns what was foretold without target data, where the test can tell."""
-    held_out = session.held_out_figures(saved.stage)
-    if "held_out" in summaries:
-        held_out = {session.config.data.held_out_domain: summaries["held_out"]}
-    if not held_out or "test" not in summaries:
-        return {}
-    found = estimate(summaries["validation"], held_out, summaries["test"])
-    return {"estimates": found}
+def _estimates(
+    session: Session, saved: Saved, metrics: dict[str, SplitMetrics]
+) -> DomainShiftEstimate | None:
+    """Returns estimates of F2 on new domains, where the test can tell how good."""
+    held_out = _held_out(session, saved.stage)
+    if "held_out" in metrics:
+        held_out = {session.config.data.held_out_domain: metrics["held_out"]}
+    if not held_out or "test" not in metrics:
+        return None
+    return estimate(metrics["validation"], held_out, metrics["test"])
 
 
-def _result(session, saved, summaries, decoder, chooser, provenance) -> dict[str, Any]:
+def _held_out(session: Session, stage: str) -> dict[str, SplitMetrics]:
+    found = session.held_out_figures(stage)
+    return {name: SplitMetrics.from_json(record) for name, record in found.items()}
+
+
+def _result(
+    session: Session,
+    saved: Saved,
+    metrics: dict[str, SplitMetrics],
+    decoder: DecoderInUse,
+    chooser: str,
+    provenance: Provenance,
+    variant: Sequence[str],
+    members: Sequence[str],
+) -> EvaluationResult:
     config, data = session.config, session.data
-    counts = data.train_rows.class_counts(len(data.vocabulary))
-    constant = result.best_constant_of(
-        counts,
-        lambda split: data.verified_rows(split).of_scored().present(),
-        list(summaries),
-        chooser,
-    )
-    return result.make_result(
-        saved=saved,
-        summaries=summaries,
-        decoder=decoder,
-        constant=constant,
-        vocabulary=data.vocabulary,
+    created = datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds")
+    return EvaluationResult(
+        stage=saved.stage,
+        step=saved.step,
+        created=created,
+        hardware=hardware(),
+        seed=config.seed,
+        dataset=f"{config.data.dataset} ({data.directory.name})",
+        config_hash=config.content_hash(),
+        label_hash=data.vocabulary.content_hash(),
+        data_hash=data.content_hash,
+        short_side_pixels=folder.short_side(data.directory),
+        num_params=_num_params(session, saved),
         provenance=provenance,
-        facts={
-            "config_hash": config.content_hash(),
-            "label_hash": data.vocabulary.content_hash(),
-            "data_hash": data.content_hash,
-            "seed": config.seed,
-            "dataset": f"{config.data.dataset} ({data.directory.name})",
-            "short_side_pixels": folder.short_side(data.directory),
-            "num_params": _num_params(session, saved),
-        },
+        decoder=decoder,
+        constant=_constant(data, list(metrics), chooser),
+        splits=metrics,
+        estimates=_estimates(session, saved, metrics),
+        variant=variant,
+        members=members,
+    )
+
+
+def _constant(data: Data, splits: Sequence[str], chooser: str) -> Constant:
+    """Returns the best constant prediction, its length chosen on `chooser`."""
+    num_classes = len(data.vocabulary)
+    counts = data.train_rows.class_counts(num_classes)
+    truth = {
+        split: data.verified_rows(split).of_scored().present()
+        for split in {*splits, chooser}
+    }
+    label_ids, _ = best_constant(counts, *truth[chooser])
+    return Constant(
+        labels=[data.vocabulary.codes[i] for i in label_ids],
+        names=data.vocabulary.names(label_ids.tolist()),
+        f2={s: constant_f2(label_ids, num_classes, *truth[s]) for s in splits},
     )
 
 

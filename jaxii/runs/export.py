@@ -14,7 +14,7 @@ from jaxii.data.labels import Vocabulary
 from jaxii.decoding import decoders as decoding
 from jaxii.decoding.calibration import HIGHEST_LOGIT, LOWEST_LOGIT
 from jaxii.distributed.mesh import make_mesh
-from jaxii.evaluation.models import Model, make_predict
+from jaxii.evaluation.predictor import Model, make_predict
 from jaxii.evaluation.provenance import Provenance
 from jaxii.export import programs as exporting
 from jaxii.export.onnx_graph import packages

@@ -14,10 +14,9 @@ from jaxii.decoding import decoders as decoding
 from jaxii.distributed import processes
 from jaxii.distributed.mesh import make_mesh
 from jaxii.errors import InputError
-from jaxii.evaluation import listing
-from jaxii.evaluation import predictor as prediction
+from jaxii.evaluation import listing, predictions
 from jaxii.evaluation.image_records import ImageFiles
-from jaxii.evaluation.predictor import Answer, Facts, visible
+from jaxii.evaluation.predictions import Answer, Facts, visible
 from jaxii.evaluation.provenance import Provenance
 from jaxii.models.multitask import EMBEDDING_HEAD
 from jaxii.runs import assemble
@@ -152,7 +151,7 @@ def predict(
 
     damaged = Damaged()
     with progress() as on_progress:
-        answers = prediction.answer(
+        answers = predictions.answer(
             variant.predict_on(models, mesh, target, decoders),
             assemble.file_batches(config, files),
             num_rows=len(files),
@@ -186,13 +185,13 @@ def _write(
         for _ in answers:
             pass
     elif request.is_submission:
-        constant = prediction.fallback_labels(facts.constant, vocabulary)
+        constant = predictions.fallback_labels(facts.constant, vocabulary)
         labels = (constant if given.fault else given.label_ids for given in answers)
         provenance = facts.provenance.to_json()
-        prediction.write_submission(output, image_ids, labels, vocabulary, provenance)
+        predictions.write_submission(output, image_ids, labels, vocabulary, provenance)
     else:
         names = files.listing.names
-        prediction.write_json_lines(
+        predictions.write_json_lines(
             output, image_ids, names, answers, vocabulary, facts
         )
     if request.sheet is not None and sheet is not None:

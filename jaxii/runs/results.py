@@ -1,53 +1,53 @@
-"""What an evaluation leaves in the workdir: figures, decoders, report and answers.
+"""Writes what an evaluation leaves in the workdir: figures, decoders, report, answers.
 
-`evaluate` measures and hands over; only the lead process writes.
+Only the lead process writes.
 """
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
+import jax.numpy as jnp
 import numpy as np
 
 from jaxii.console import say
 from jaxii.data.prepared import Data
 from jaxii.data.transforms import thumbnail
 from jaxii.decoding.decoders import Decoders
-from jaxii.evaluation import by_label, result
-from jaxii.evaluation import predictor as prediction
-from jaxii.evaluation.decoder_scores import Scores
-from jaxii.evaluation.details import Details, make_gallery
-from jaxii.evaluation.label_map import label_map
+from jaxii.evaluation import by_label, predictions
+from jaxii.evaluation.decoder_scores import DecoderScores
+from jaxii.evaluation.details import Details, label_map, make_gallery
+from jaxii.evaluation.result import EVALUATION, EvaluationResult, write_evaluation
 from jaxii.prepare.image_ids import meant
 from jaxii.runs.session import Session
 from jaxii.storage import AnyPath, write_json, write_text
-from jaxii.train.stages import Saved
+from jaxii.train.checkpoint import Checkpoints
+from jaxii.train.stages import Saved, choose
 from jaxii.train.telemetry.history import read_history
+from jaxii.train.trainer import StagePlan
 
 THUMBNAIL_PIXELS = 160
 
 
 @dataclass(frozen=True, kw_only=True)
 class Measured:
-    """What the passes over the splits left.
+    """Scores and predictions of the splits, beside their figures.
 
     Attributes:
-      summaries: split name -> figures.
-      scores: split name -> those of its images' answers, of splits with labels.
-      labels: split name -> figures of each label.
-      answers: image id -> label ids, of the images of the submission that can be
-        used; empty without a test.
+      scores: by split, of splits with labels.
+      labels: figures of each label by split.
+      submitted: image id -> predicted label ids, of the submission's images that can
+        be used; empty without a test.
     """
 
-    summaries: Mapping[str, Mapping[str, Any]]
-    scores: Mapping[str, Scores]
+    scores: Mapping[str, DecoderScores]
     labels: Mapping[str, by_label.SplitFigures]
-    answers: Mapping[str, np.ndarray]
+    submitted: Mapping[str, np.ndarray]
 
 
 def write(
     session: Session,
-    metrics: dict[str, Any],
+    evaluation: EvaluationResult,
     decoders: Decoders,
     measured: Measured,
     variants: Sequence[str],
@@ -57,9 +57,9 @@ def write(
 
     Args:
       session: of the run.
-      metrics: the content of `metrics.json`.
+      evaluation: the result.
       decoders: fitted.
-      measured: what the passes left.
+      measured: scores and predictions.
       variants: in what the result differs from the run's own.
       saved: the checkpoint.
     """
@@ -67,23 +67,23 @@ def write(
     # train need not wait for it.
     from jaxii.report.page import render
 
-    workdir, data = session.workdir, session.data
+    workdir, data, metrics = session.workdir, session.data, evaluation.to_json()
     files = {"metrics.json": workdir.result_file("metrics.json", variants)}
     # Until the manifest is there again, no file of this evaluation is used.
-    listed = workdir.result_file(result.EVALUATION, variants)
+    listed = workdir.result_file(EVALUATION, variants)
     listed.unlink(missing_ok=True)
     decoders_file = workdir.result_file("decoders.npz", variants)
     decoders.save(decoders_file)
-    if measured.answers:
-        files["submission.csv"] = workdir.result_file("submission.csv", variants)
-        _write_submission(files["submission.csv"], data, metrics, measured.answers)
+    if measured.submitted:
+        path = files["submission.csv"] = workdir.result_file("submission.csv", variants)
+        _write_submission(path, data, evaluation, measured.submitted)
     details = _details(session, decoders, measured)
     if details.labels is not None:
         files[by_label.FILE] = workdir.result_file(by_label.FILE, variants)
         details.labels.save(files[by_label.FILE])
     write_json(files["metrics.json"], metrics)
     origin = session.config.start_from or session.config.model.pretrained
-    rows = result.stage_rows(session.plans, session.checkpoints, origin)
+    rows = _stage_rows(session.plans, session.checkpoints, origin)
     if session.history_fault:
         say(f"CAVEAT     {session.history_fault}: the report has no curves")
     files["report.html"] = workdir.result_file("report.html", variants)
@@ -98,18 +98,18 @@ def write(
     )
     write_text(files["report.html"], page)
     others = decoders_file, workdir.config_file, workdir.history_file
-    result.write_evaluation(listed, [*files.values(), *others])
-    _say(session, metrics, rows, files)
+    write_evaluation(listed, [*files.values(), *others])
+    _say(session, evaluation, rows, files)
 
 
 def _say(
     session: Session,
-    metrics: Mapping[str, Any],
+    evaluation: EvaluationResult,
     rows: Sequence[Mapping[str, Any]],
     files: Mapping[str, AnyPath],
 ) -> None:
     """Prints figures, stages and where everything is."""
-    for line in result.lines(metrics):
+    for line in evaluation.lines():
         say(line)
     for row in rows:
         say(
@@ -126,26 +126,26 @@ def _say(
 def _write_submission(
     path: AnyPath,
     data: Data,
-    metrics: Mapping[str, Any],
+    evaluation: EvaluationResult,
     answers: Mapping[str, np.ndarray],
 ) -> None:
     """Writes a row for each id of the submission, as `predict --ids` does."""
     image_ids = data.submission_ids or tuple(answers)
     answered = [meant(image_id, answers) for image_id in image_ids]
-    constant = metrics["constant"]
-    fallback = prediction.fallback_labels(constant["labels"], data.vocabulary)
-    prediction.write_submission(
+    constant = evaluation.constant
+    fallback = predictions.fallback_labels(constant.labels, data.vocabulary)
+    predictions.write_submission(
         path,
         image_ids,
         [answers.get(image_id, fallback) for image_id in answered],
         data.vocabulary,
-        metrics["provenance"],
+        evaluation.provenance.to_json(),
     )
     unanswered = sum(image_id not in answers for image_id in answered)
     if unanswered:
         say(
             f"submission {unanswered} of {len(image_ids)} images are missing or cannot "
-            f"be read: given the most frequent labels ({', '.join(constant['names'])})"
+            f"be read: given the most frequent labels ({', '.join(constant.names)})"
         )
 
 
@@ -158,7 +158,7 @@ def _recipe(session: Session, saved: Saved) -> dict[str, Any]:
     return recipe
 
 
-def _details(session, decoders, measured: Measured) -> Details:
+def _details(session: Session, decoders: Decoders, measured: Measured) -> Details:
     """Returns what the report shows beyond the figures."""
     data, made = session.data, session.label_embedding
     split, scores = list(measured.scores.items())[-1]
@@ -183,3 +183,51 @@ def _details(session, decoders, measured: Measured) -> Details:
             thumbnail=small,
         ),
     )
+
+
+def _stage_rows(
+    plans: Sequence[StagePlan], checkpoints: Checkpoints, origin: str = ""
+) -> list[dict[str, Any]]:
+    """Returns a row of the report's stage table for each stage that has begun.
+
+    Args:
+      plans: the stages in order.
+      checkpoints: of the run.
+      origin: the run or file that the first stage starts from; "" for none.
+    """
+    found = checkpoints.saved()
+    rows: list[dict[str, Any]] = []
+    previous: Sequence[Saved] = ()
+    for plan in plans:
+        saved = found.get(plan.stage.name)
+        if not saved:
+            break
+        best, last = choose(saved, "best"), choose(saved, "last")
+        ends = [
+            plan.settings.objective.weights(jnp.asarray(step, jnp.int32))
+            for step in (0, last.step - last.first_step)
+        ]
+        rows.append(
+            {
+                "name": plan.stage.name,
+                "first_step": last.first_step,
+                "last_step": last.step,
+                "embedding_head": plan.stage.embedding_head,
+                "terms": {name: [float(end[name]) for end in ends] for name in ends[0]},
+                "enters_from": _entered_from(plan, previous, origin),
+                "train_step_compilations": checkpoints.metadata(last)[
+                    "train_step_compilations"
+                ],
+                "best_step": best.step,
+                "best_f2": best.metric,
+            }
+        )
+        previous = saved
+    return rows
+
+
+def _entered_from(plan: StagePlan, previous: Sequence[Saved], origin: str) -> str:
+    if not previous:
+        return origin or "fresh parameters"
+    start = choose(previous, plan.stage.enters_from)
+    return f"{plan.stage.enters_from} of {start.stage} (step {start.step})"

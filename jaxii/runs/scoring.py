@@ -14,7 +14,7 @@ from jaxii.console import say
 from jaxii.data.prepared import Data
 from jaxii.decoding.decoders import Decoders
 from jaxii.errors import InputError
-from jaxii.evaluation.models import (
+from jaxii.evaluation.predictor import (
     Batches,
     Model,
     Predict,

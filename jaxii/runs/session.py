@@ -17,9 +17,9 @@ from jaxii.data.seen import SeenImages, hashes_of
 from jaxii.distributed import processes
 from jaxii.distributed.mesh import make_mesh, replicated
 from jaxii.errors import InputError
-from jaxii.evaluation import result
 from jaxii.evaluation.evaluator import Evaluator
-from jaxii.evaluation.provenance import Provenance
+from jaxii.evaluation.provenance import Provenance, provenance_by_stage
+from jaxii.evaluation.result import hardware
 from jaxii.models.pretrained import Trunk
 from jaxii.runs import assemble, networks
 from jaxii.runs.trained import Trained, open_trained
@@ -62,11 +62,10 @@ class Session:
     history_fault: str
 
     def evaluator(self) -> Evaluator:
-        """Returns the evaluator of the run's labels and slices."""
+        """Returns the evaluator of the run's labels."""
         return Evaluator(
             mesh=self.mesh,
             num_classes=len(self.data.vocabulary),
-            slices=self.data.slices,
             label_embeddings=self.vectors(),
         )
 
@@ -151,7 +150,7 @@ def open_session(
     history_fault = _check_begun(workdir, checkpoints, data, claim)
     start = _start(config, plans[0], label_hash) if claim and not begun else None
     record = _record(config, checkpoints, begun, start, data)
-    provenance = result.provenance_by_stage(record, stages, data.choosing_split)
+    provenance = provenance_by_stage(record, stages, data.choosing_split)
     if claim and not allow_tuning_labels:
         _refuse_tuning_labels(provenance[stages[-1].name])
     # Nothing is written before everything that can be refused has been checked.
@@ -347,7 +346,7 @@ def describe(session: Session) -> list[str]:
     steps = sum(plan.stage.num_steps for plan in session.plans)
     rows.append(
         f"run       {session.workdir.path}: {len(session.plans)} stages, {steps} steps "
-        f"of {config.global_batch_size} images on {result.hardware()}"
+        f"of {config.global_batch_size} images on {hardware()}"
     )
     if isinstance(session.start, Trunk):
         rows.append(f"start     trunk from {session.start.origin}")

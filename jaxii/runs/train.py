@@ -15,7 +15,7 @@ from jaxii.config import Config
 from jaxii.console import say
 from jaxii.distributed import processes
 from jaxii.errors import InputError
-from jaxii.evaluation.models import Model, make_predict
+from jaxii.evaluation.predictor import Model, make_predict
 from jaxii.evaluation.result import hardware
 from jaxii.models.pretrained import Trunk
 from jaxii.planner.topology import peak_flops
@@ -111,9 +111,9 @@ def train(
                 trainer.run()
             finally:
                 session.checkpoints.finish()
-        metrics = measure(session)
-        f2s = {result_name(k): v["f2"] for k, v in metrics["splits"].items()}
-        trackers.result(metrics["step"], f2s)
+        result = measure(session)
+        f2s = {result_name(name): split.f2 for name, split in result.splits.items()}
+        trackers.result(result.step, f2s)
     session.checkpoints.close()
 
 

@@ -16,7 +16,7 @@ from jaxii.data.prepared import Data
 from jaxii.data.seen import SeenImages
 from jaxii.distributed.mesh import replicated
 from jaxii.errors import InputError
-from jaxii.evaluation.models import Model
+from jaxii.evaluation.predictor import Model
 from jaxii.evaluation.provenance import HOME_SPLITS, Provenance
 from jaxii.models.multitask import EMBEDDING_HEAD
 from jaxii.runs.networks import Networks

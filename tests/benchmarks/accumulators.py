@@ -2,8 +2,8 @@
 
     python -m tests.benchmarks.accumulators               # about 2 minutes
 
-`metrics.update` of a batch of 256 images with 7,178 labels: F2 at 99 thresholds of six
-groups, the histogram that average precision is read from (labels verified absent known
+`metrics.update` of a batch of 256 images with 7,178 labels: F2 at 99 thresholds,
+the histogram that average precision is read from (labels verified absent known
 apart), calibration, recall and the best ten. Beside it ResNet-50 with the classifier at
 224 pixels, bfloat16 or float32, whichever is faster here, in the forms that the product
 picks on this machine; its time an image is that of a batch of 8. Runs take turns, the
@@ -14,7 +14,7 @@ and the sums themselves. Bar: 200 MB.
 
 The peer is a loop over the thresholds that calls scikit-learn's
 `fbeta_score(average="samples", beta=2)`, timed on 3 of the 99 and scaled to all: it
-gives mean F2 alone, of one group. Bar: 50 times our speed for everything.
+gives mean F2 alone. Bar: 50 times our speed for everything.
 """
 
 import argparse
@@ -34,7 +34,7 @@ from jaxii.models.multitask import make_network
 from tests.benchmarks.decoding import probabilities
 from tests.benchmarks.table import Row, emit
 
-NUM_CLASSES, NUM_GROUPS, BATCH = 7_178, 6, 256
+NUM_CLASSES, BATCH = 7_178, 256
 FORWARD_BATCH, SIZE = 8, 224
 MAX_SHARE, MAX_MEGABYTES, MIN_SPEED_UP = 0.03, 200, 50
 TRIED_THRESHOLDS = (0.05, 0.5, 0.95)
@@ -72,11 +72,10 @@ class Update:
         self.probs = probabilities(rng, BATCH, NUM_CLASSES, 4)
         self.present = rng.random(self.probs.shape, dtype=np.float32) < self.probs
         known = self.present | (rng.random(self.probs.shape, dtype=np.float32) < 1e-3)
-        groups = rng.integers(NUM_GROUPS, size=BATCH).astype(np.int32)
         mask = np.ones(BATCH, np.float32)
-        arrays = (self.probs, self.present, known, mask, groups)
+        arrays = (self.probs, self.present, known, mask)
         self.inputs = jax.tree.map(jnp.asarray, arrays)
-        self.sums = streaming.empty(NUM_CLASSES, NUM_GROUPS, DEFAULT_THRESHOLDS)
+        self.sums = streaming.empty(NUM_CLASSES, DEFAULT_THRESHOLDS)
         jitted = jax.jit(streaming.update, donate_argnums=0)
         self.compiled = jitted.lower(self.sums, *self.inputs).compile()
 

@@ -27,8 +27,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from jaxii.decoding import thresholds
-from jaxii.decoding.decode import embedding_decoder
-from jaxii.decoding.expected_f import expected_f2_decoder
+from jaxii.decoding.decoders import embedding_decoder, expected_f2_decoder
 from jaxii.metrics import streaming
 from tests.benchmarks import apart
 
@@ -90,7 +89,7 @@ def expected_f2(num_images: int, expected_count: float) -> tuple[Clock, str]:
 def search(num_images: int) -> tuple[Clock, str]:
     """Sums the figures of a split and chooses the decoders' parameters."""
     rng, clock = np.random.default_rng(2018), Clock()
-    acc = streaming.empty(NUM_CLASSES, 1, thresholds.DEFAULT_THRESHOLDS)
+    acc = streaming.empty(NUM_CLASSES, thresholds.DEFAULT_THRESHOLDS)
     update = jax.jit(streaming.update, donate_argnums=0)
     for size in sizes(num_images, DEVICE_BATCH):
         probs = np.zeros((DEVICE_BATCH, NUM_CLASSES), np.float32)
@@ -99,8 +98,7 @@ def search(num_images: int) -> tuple[Clock, str]:
         mask = (np.arange(DEVICE_BATCH) < size).astype(np.float32)
         with clock:
             arrays = map(jnp.asarray, (probs, present))
-            ids = jnp.zeros(DEVICE_BATCH, jnp.int32)
-            acc = update(acc, *arrays, None, jnp.asarray(mask), ids)
+            acc = update(acc, *arrays, None, jnp.asarray(mask))
             jax.block_until_ready(acc)
     with clock:
         choice = thresholds.choose(acc)

@@ -23,7 +23,7 @@ from absl import logging
 
 from jaxii.decoding import decoders as decoding
 from jaxii.distributed.mesh import make_mesh
-from jaxii.evaluation.models import make_predict
+from jaxii.evaluation.predictor import make_predict
 from jaxii.export import programs
 from jaxii.runs import assemble
 from jaxii.runs.trained import open_trained

@@ -3,7 +3,7 @@
 import numpy as np
 
 from jaxii.data import label_embedding
-from jaxii.evaluation.label_map import NUM_NEAREST, label_map
+from jaxii.evaluation.details import NUM_NEAREST, label_map
 
 VECTORS = np.random.default_rng(0).normal(size=(700, 6)).astype(np.float32)
 VECTORS[:, 0] *= 3

@@ -1,0 +1,55 @@
+"""F-beta is scikit-learn's, in NumPy and in JAX."""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from sklearn.metrics import fbeta_score
+
+import jaxii.metrics
+from jaxii.metrics.f_beta import f_beta, f_beta_from_counts
+
+RNG = np.random.default_rng(0)
+DECISIONS = RNG.random((40, 9)) < 0.3
+TARGETS = RNG.random((40, 9)) < 0.3
+DECISIONS[:4], TARGETS[2:6] = False, False
+
+
+@pytest.mark.parametrize("beta", [0.5, 1.0, 2.0])
+@pytest.mark.parametrize("zero_division", [0.0, 1.0])
+def test_the_mean_is_that_of_scikit_learn(beta, zero_division):
+    want = fbeta_score(
+        TARGETS, DECISIONS, beta=beta, average="samples", zero_division=zero_division
+    )
+    found = f_beta(DECISIONS, TARGETS, beta, zero_division=zero_division)
+    assert found.shape == (40,) and found.dtype == np.float64
+    assert found.mean() == pytest.approx(want)
+    on_device = jax.jit(f_beta, static_argnums=2)(
+        jnp.asarray(DECISIONS), jnp.asarray(TARGETS), beta
+    )
+    assert on_device.dtype == jnp.float32
+    if zero_division == 0:
+        np.testing.assert_allclose(on_device, found, rtol=1e-6)
+
+
+def test_zeros_and_ones_are_decisions_too():
+    found = f_beta(DECISIONS.astype(np.int32), TARGETS.astype(np.float32))
+    np.testing.assert_array_equal(found, f_beta(DECISIONS, TARGETS))
+
+
+def test_counts_give_what_the_sets_give():
+    found = f_beta_from_counts(
+        (DECISIONS & TARGETS).sum(axis=1), DECISIONS.sum(axis=1), TARGETS.sum(axis=1)
+    )
+    np.testing.assert_array_equal(found, f_beta(DECISIONS, TARGETS))
+
+
+def test_counts_broadcast():
+    found = f_beta_from_counts(
+        np.array([[1, 2]]), np.array([[1, 2]]), np.array([[2], [4]])
+    )
+    np.testing.assert_allclose(found, [[5 / 9, 1.0], [5 / 17, 10 / 18]])
+
+
+def test_the_package_exports_the_function():
+    assert jaxii.metrics.f_beta is f_beta
