@@ -265,7 +265,7 @@ def test_training_images_are_measured_beside_validation_at_each_evaluation(undis
         for figure in ("f2", "map", "bce"):
             assert {f"validation/{figure}", f"train/{figure}"} <= row.keys()
     assert re.search(r"validation/f2 \S+  train/f2 \S+", output)
-    assert "training, unaugmented" in (workdir / "report.html").read_text()
+    assert "training, no augmentation" in (workdir / "report.html").read_text()
 
 
 def test_evaluation_needs_only_the_workdir_and_gives_the_same_figures(
