@@ -175,7 +175,7 @@ def test_the_report_says_what_differs_from_the_recipe(undisturbed):
     assert recipe["own"]["model.width"] == 32
     assert recipe["own"]["data.directory"] == ""
     page = (workdir / "report.html").read_text()
-    part = page[page.index("What differs from the recipe") :]
+    part = page[page.index("Differences from the recipe") :]
     assert "model.width</th><td><bdi>32</bdi></td><td><bdi>8</bdi>" in part
 
 
