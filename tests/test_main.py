@@ -717,7 +717,7 @@ def test_predict_before_evaluate_is_refused(refused, trained, photos):
 
 def test_compare_of_a_run_that_was_not_evaluated_is_refused(refused, tmp_path):
     refused(["compare", tmp_path], "metrics.json does not exist.*first")
-    refused(["compare", tmp_path / "none"], "none is not a folder; give the workdir")
+    refused(["compare", tmp_path / "none"], "none is not a workdir; give the folder")
 
 
 @pytest.mark.parametrize("command", ["evaluate", "predict", "hold_out"])
