@@ -4,12 +4,19 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+import small_layers
 
 from jaxii.distributed.mesh import make_mesh, replicated
 from jaxii.models.multitask import make_network
 from jaxii.train.batch_norm import reestimate
 
 SIZE, BATCH = 16, 16
+
+
+@pytest.fixture(scope="module", autouse=True)
+def few_blocks():
+    with small_layers.few_blocks(1, 1, 0, 0):
+        yield
 
 
 def network(**more):

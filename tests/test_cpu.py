@@ -6,11 +6,18 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+import small_layers
 from flax import nnx
 from small_layers import conv_of, norm_of
 
 from jaxii.models.cpu import can_fold, normalised_convolution
 from jaxii.models.multitask import make_network
+
+
+@pytest.fixture(scope="module", autouse=True)
+def few_blocks():
+    with small_layers.few_blocks(2, 1, 1, 1):
+        yield
 
 
 def activations(shape=(16, 7, 5, 6), seed=0):

@@ -57,22 +57,26 @@ def outcomes(tmp_path_factory):
     return outcomes
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("command", NO_RESUME)
 def test_an_undamaged_copy_gives_the_same_results_again(outcomes, command):
     assert outcomes["", "none", command] == "harmless"
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("command", ["evaluate", "predict", "export", "compare"])
 @pytest.mark.parametrize("damage", ["deleted", "emptied"])
 def test_a_run_without_a_whole_configuration_is_refused(outcomes, damage, command):
     assert outcomes["config.json", damage, command] == "detected"
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("command", ["train", "evaluate", "export"])
 def test_an_empty_index_is_refused_by_what_reads_the_data(outcomes, command):
     assert outcomes["index-test.parquet", "emptied", command] == "detected"
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("command", ["train", "evaluate", "export"])
 @pytest.mark.parametrize(
     "file",
@@ -86,12 +90,14 @@ def test_a_file_of_another_dataset_is_refused(outcomes, file, command):
     assert outcomes[file, "replaced", command] == "detected"
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("command", ["predict", "export", "compare"])
 @pytest.mark.parametrize("damage", ["deleted", "emptied", "replaced"])
 def test_figures_that_are_not_the_runs_are_refused(outcomes, damage, command):
     assert outcomes["metrics.json", damage, command] == "detected"
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("command", ["predict", "compare"])
 def test_what_needs_no_data_does_not_miss_it(outcomes, command):
     assert outcomes["index-test.parquet", "deleted", command] == "harmless"

@@ -8,6 +8,7 @@ from pathlib import Path
 import jax
 import numpy as np
 import pytest
+import small_layers
 from small_runs import changed
 
 from jaxii.data.transforms import TrainTransform
@@ -16,6 +17,12 @@ from jaxii.doctor import checks, speed
 from jaxii.doctor.checks import Finding
 from jaxii.errors import CheckFailed
 from jaxii.runs import doctor as command
+
+
+@pytest.fixture(scope="module", autouse=True)
+def few_blocks():
+    with small_layers.few_blocks(1, 1, 1, 1):
+        yield
 
 
 def test_an_entry_that_is_cut_off_is_named_and_the_others_are_not(tmp_path):

@@ -1,7 +1,7 @@
 """The command itself, on a small dataset: all stages, killed and resumed, predicted.
 
-Real processes on one CPU device each. The network is tiny and every stage is a few
-steps long; everything else is what a user runs.
+Real processes on one CPU device each. The network is tiny, with one block a stage, and
+every stage is a few steps long; everything else is what a user runs.
 """
 
 import csv
@@ -62,16 +62,15 @@ def data(folder):
     return files, folder / "prepared"
 
 
-def command(folder, *words):
+def command(*words):
     environment = {
         **os.environ,
         "JAX_PLATFORMS": "cpu",
-        "XLA_FLAGS": "",
-        "JAX_COMPILATION_CACHE_DIR": str(folder / "compiled"),
-        "JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS": "0.2",
+        "XLA_FLAGS": f"{os.environ['XLA_FLAGS']} "
+        "--xla_force_host_platform_device_count=1",
     }
     return {
-        "args": [sys.executable, "-m", "jaxii.main", *words],
+        "args": [sys.executable, "-m", "tests.small_main", *words],
         "cwd": ROOT,
         "env": environment,
         "stdout": subprocess.PIPE,
@@ -80,8 +79,8 @@ def command(folder, *words):
     }
 
 
-def run(folder, *words, code=0):
-    result = subprocess.run(**command(folder, *words))
+def run(*words, code=0):
+    result = subprocess.run(**command(*words))
     assert result.returncode == code, result.stdout
     return result.stdout
 
@@ -94,7 +93,7 @@ def train_words(data, workdir):
 def undisturbed(folder, data):
     """A whole run: its workdir and what it printed."""
     workdir = folder / "undisturbed"
-    return workdir, run(folder, *train_words(data, workdir))
+    return workdir, run(*train_words(data, workdir))
 
 
 def test_tensorboard_holds_images_of_every_stage_and_the_result(undisturbed):
@@ -200,16 +199,17 @@ def test_the_submission_has_a_row_for_every_test_image_and_no_empty_one(
     assert all(row[1] for row in rows[1:])
 
 
-def test_the_same_command_again_trains_nothing(folder, data, undisturbed):
+@pytest.mark.slow
+def test_the_same_command_again_trains_nothing(data, undisturbed):
     workdir, _ = undisturbed
     before = (workdir / "history.jsonl").read_text().count('"train"')
-    run(folder, *train_words(data, workdir))
+    run(*train_words(data, workdir))
     assert (workdir / "history.jsonl").read_text().count('"train"') == before
 
 
-def stop_when(folder, words, wanted, number):
+def stop_when(words, wanted, number):
     """Starts the command and signals it at the first line that is wanted."""
-    with subprocess.Popen(**command(folder, *words)) as process:
+    with subprocess.Popen(**command(*words)) as process:
         for line in process.stdout:
             if wanted in line:
                 process.send_signal(number)
@@ -218,10 +218,10 @@ def stop_when(folder, words, wanted, number):
     return process.returncode
 
 
-def kill_in_a_save(folder, words, checkpoints):
+def kill_in_a_save(words, checkpoints):
     """Starts the command and kills it as soon as a new save has begun."""
     before = set(checkpoints.glob("*/*tmp*"))
-    with subprocess.Popen(**command(folder, *words)) as process:
+    with subprocess.Popen(**command(*words)) as process:
         while not set(checkpoints.glob("*/*tmp*")) - before and process.poll() is None:
             time.sleep(0.001)
         process.kill()
@@ -235,14 +235,15 @@ def disturbed(folder, data):
     workdir = folder / "disturbed"
     words = train_words(data, workdir)
     codes = [
-        stop_when(folder, words, "step  6/", signal.SIGKILL),
-        kill_in_a_save(folder, words, workdir / "checkpoints"),
-        stop_when(folder, words, "step 18/", signal.SIGTERM),
-        stop_when(folder, words, "stage f2: starting", signal.SIGKILL),
+        stop_when(words, "step  6/", signal.SIGKILL),
+        kill_in_a_save(words, workdir / "checkpoints"),
+        stop_when(words, "step 18/", signal.SIGTERM),
+        stop_when(words, "stage f2: starting", signal.SIGKILL),
     ]
-    return workdir, codes, run(folder, *words)
+    return workdir, codes, run(*words)
 
 
+@pytest.mark.slow
 def test_killed_anywhere_even_in_a_save_it_ends_bit_for_bit_the_same(
     disturbed, undisturbed
 ):
@@ -252,6 +253,7 @@ def test_killed_anywhere_even_in_a_save_it_ends_bit_for_bit_the_same(
     assert_same_run(workdir, undisturbed[0])
 
 
+@pytest.mark.slow
 def test_asked_to_leave_it_saves_and_exits_75(disturbed):
     assert disturbed[1][2] == 75
 
@@ -269,19 +271,19 @@ def test_training_images_are_measured_beside_validation_at_each_evaluation(undis
 
 
 def test_evaluation_needs_only_the_workdir_and_gives_the_same_figures(
-    folder, undisturbed
+    undisturbed,
 ):
     workdir, _ = undisturbed
     before = json.loads((workdir / "metrics.json").read_text())
-    run(folder, "evaluate", f"--workdir={workdir}")
+    run("evaluate", f"--workdir={workdir}")
     after = json.loads((workdir / "metrics.json").read_text())
     assert after["splits"] == before["splits"]
 
 
-def test_a_threshold_from_tuning_labels_is_recorded_and_told(folder, undisturbed):
+@pytest.mark.slow
+def test_a_threshold_from_tuning_labels_is_recorded_and_told(undisturbed):
     workdir, _ = undisturbed
     output = run(
-        folder,
         "evaluate",
         f"--workdir={workdir}",
         "--tune_on=tuning",
@@ -293,14 +295,16 @@ def test_a_threshold_from_tuning_labels_is_recorded_and_told(folder, undisturbed
     assert json.loads((workdir / "metrics.json").read_text())["provenance"]["clean"]
 
 
-@pytest.mark.parametrize("decoder", ["threshold", "expected_f2"])
+@pytest.mark.parametrize(
+    "decoder", ["threshold", pytest.param("expected_f2", marks=pytest.mark.slow)]
+)
 def test_predicting_the_files_of_the_test_gives_the_rows_of_its_evaluation(
     folder, data, undisturbed, decoder
 ):
     workdir, _ = undisturbed
     if decoder != "threshold":
         workdir = shutil.copytree(workdir, folder / decoder)
-        run(folder, "evaluate", f"--workdir={workdir}", f"--decoder={decoder}")
+        run("evaluate", f"--workdir={workdir}", f"--decoder={decoder}")
     with (workdir / "submission.csv").open() as file:
         expected = list(csv.reader(file))
     paths = folder / f"{decoder}.csv"
@@ -310,7 +314,7 @@ def test_predicting_the_files_of_the_test_gives_the_rows_of_its_evaluation(
         csv.writer(file).writerows([["path"], *rows])
     output = folder / f"{decoder}_answers.csv"
     words = f"--workdir={workdir}", f"--images={paths}", f"--output={output}"
-    assert f"decoder {decoder}" in run(folder, "predict", *words)
+    assert f"decoder {decoder}" in run("predict", *words)
     metrics = json.loads((workdir / "metrics.json").read_text())
     assert metrics["short_side_pixels"] == 64
     with output.open() as file:
@@ -321,11 +325,11 @@ def test_predicting_the_files_of_the_test_gives_the_rows_of_its_evaluation(
 def test_compare_puts_runs_in_one_table(folder, undisturbed):
     workdir, _ = undisturbed
     page = folder / "comparison.html"
-    output = run(folder, "compare", str(workdir), str(workdir), f"--output={page}")
+    output = run("compare", str(workdir), str(workdir), f"--output={page}")
     assert "clean" in output
     assert "F2 train" in output
     assert "Overfitting by step" in page.read_text()
-    table = run(folder, "compare", str(workdir), "--markdown")
+    table = run("compare", str(workdir), "--markdown")
     assert table.startswith("| run | ")
 
 

@@ -16,6 +16,7 @@ import mixed_images
 import numpy as np
 import plain_data
 import pytest
+import small_layers
 import small_layout
 from etils import epath
 from PIL import Image
@@ -52,6 +53,12 @@ SETTINGS = (
     "--config.label_embedding.dim=2",
     "--config.optimizer.average=none",
 )
+
+
+@pytest.fixture(scope="module", autouse=True)
+def few_blocks():
+    with small_layers.few_blocks(1, 1, 0, 0):
+        yield
 
 
 def listing(folder):

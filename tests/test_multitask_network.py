@@ -2,9 +2,16 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+import small_layers
 
 from jaxii.errors import InputError
 from jaxii.models.multitask import EMBEDDING_HEAD, make_network
+
+
+@pytest.fixture(scope="module", autouse=True)
+def few_blocks():
+    with small_layers.few_blocks(1, 1, 1, 1):
+        yield
 
 
 def network_of(**kwargs):

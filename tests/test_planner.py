@@ -7,6 +7,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+import small_layers
 import small_layout
 from test_topology import has_tpu_compiler
 
@@ -21,6 +22,12 @@ from jaxii.runs import assemble
 from jaxii.runs import plan as command
 
 ROOT = Path(__file__).parent.parent
+
+
+@pytest.fixture(scope="module", autouse=True)
+def few_blocks():
+    with small_layers.few_blocks(1, 1, 1, 1):
+        yield
 
 
 def small_config(preset="emoji", **fields):

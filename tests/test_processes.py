@@ -52,16 +52,19 @@ def together(folder, alone):
     return run, left_at, lost_after
 
 
+@pytest.mark.slow
 def test_all_leave_at_the_same_step_when_one_is_asked_to(together):
     _, left_at, _ = together
     assert 2 < left_at.step < 18
     assert not left_at.finished
 
 
+@pytest.mark.slow
 def test_one_that_is_killed_ends_the_others_in_a_minute(together):
     assert together[2] < 60
 
 
+@pytest.mark.slow
 def test_two_processes_end_as_one_does(alone, together):
     saved, model = alone.last()
     other, same = together[0].last()
@@ -77,11 +80,13 @@ def test_two_processes_end_as_one_does(alone, together):
         np.testing.assert_allclose(a / largest, b / largest, atol=1e-5)
 
 
+@pytest.mark.slow
 def test_two_processes_answer_as_one_does(alone, together):
     answers = [run.workdir / "submission.csv" for run in (alone, together[0])]
     assert answers[0].read_text() == answers[1].read_text()
 
 
+@pytest.mark.slow
 def test_only_the_lead_tells_a_person(together):
     run, _, _ = together
     assert "submission.csv" in run.log(0)

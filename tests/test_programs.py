@@ -18,6 +18,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 import simplejpeg
+import small_layers
 import small_layout
 from small_runs import seal
 
@@ -50,6 +51,12 @@ NETWORKS = {
     "resnext": {"depth": 26, "stem": "small", "size": 16},
     "wide_resnet": {"depth": 26, "stem": "small", "size": 16},
 }
+
+
+@pytest.fixture(scope="module", autouse=True)
+def few_blocks():
+    with small_layers.few_blocks(2, 1, 1, 1):
+        yield
 
 
 def filled(shapes, seed=0):

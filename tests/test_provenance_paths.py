@@ -19,7 +19,6 @@ import numpy as np
 import pytest
 import small_layout
 import torch_files
-from jax.experimental.compilation_cache import compilation_cache
 from test_torch_pickle import hostile
 
 from jaxii import main
@@ -173,26 +172,9 @@ def runs(tmp_path_factory):
         for module in (session, predict):
             patch.setattr(module, "make_mesh", lambda: one)
         made = Runs(folder)
-        with compiled_once(folder / "compiled"):
-            made.train("clean")
-            made.adapt("clean", "adapted", "--num_epochs=8", "--allow_tuning_labels")
-            yield made
-
-
-@contextlib.contextmanager
-def compiled_once(cache):
-    settings = {
-        "jax_compilation_cache_dir": str(cache),
-        "jax_persistent_cache_min_compile_time_secs": 0.1,
-    }
-    before = {name: getattr(jax.config, name) for name in settings}
-    for name, value in settings.items():
-        jax.config.update(name, value)
-    compilation_cache.reset_cache()
-    yield
-    for name, value in before.items():
-        jax.config.update(name, value)
-    compilation_cache.reset_cache()
+        made.train("clean")
+        made.adapt("clean", "adapted", "--num_epochs=8", "--allow_tuning_labels")
+        yield made
 
 
 def influence(labels=(), images=()):

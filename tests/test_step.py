@@ -8,6 +8,7 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 import pytest
+import small_layers
 from jax.sharding import PartitionSpec
 
 from jaxii.distributed.mesh import (
@@ -27,6 +28,12 @@ from jaxii.train.step import StepSettings, examples, gradients_of, make_train_st
 
 NUM_CLASSES, BATCH, SIZE, DIM = 5, 16, 16, 4
 TERMS = {"bce": 1.0, "soft_f": 2.0, "embedding": 0.5}
+
+
+@pytest.fixture(scope="module", autouse=True)
+def few_blocks():
+    with small_layers.few_blocks(1, 1, 0, 0):
+        yield
 
 
 class Outputs(NamedTuple):
