@@ -151,8 +151,8 @@ def test_ids_that_differ_by_case_alone_are_kept_apart_and_counted(tmp_path):
         file.write("TRAIN00,verification,/m/boat,1\n")
     tally = prepare(Layout.find(root), tmp_path / "out").split("train")
     assert tally.kept == 7
-    assert tally.notes["ids that differ by case alone"] == 2
-    assert tally.examples["ids that differ by case alone"] == ("TRAIN00", "train00")
+    assert tally.notes["ids that differ only in case"] == 2
+    assert tally.examples["ids that differ only in case"] == ("TRAIN00", "train00")
     index = open_dataset(tmp_path / "out").splits["train"].index
     assert index.image_ids.tolist()[:2] == ["TRAIN00", "train00"]
     assert index.label_ids[: index.offsets[1]].tolist() == [2]

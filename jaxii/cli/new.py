@@ -31,10 +31,10 @@ def declare(flags: Flags) -> None:
     flags.text("images", "DIR", "images, in subfolders or not")
     flags.text(
         "labels",
-        "CSV",
-        "a column of paths or ids, and labels: one row a label, or one row an image "
-        "with several labels in a cell (also as a JSON list), or a column of 0 and 1 "
-        "for each label",
+        "FILE",
+        "CSV, TSV, Parquet or JSON Lines with a column of paths or ids, and labels: "
+        "one row per label, or one row per image with several labels in a cell (also "
+        "as a list), or a column of 0 and 1 for each label",
         otherwise="folders are labels",
     )
     flags.text(
@@ -56,7 +56,7 @@ def declare(flags: Flags) -> None:
         "between labels in a cell",
         otherwise="found from all cells; the rule is printed",
     )
-    flags.switch("fold_case", "merge labels that differ by case alone")
+    flags.switch("fold_case", "merge labels that differ only in case")
     flags.integer(
         "min_images",
         "N",
@@ -80,7 +80,7 @@ def run(flags: Flags) -> None:
         raise InputError(
             f"new needs one name, of letters, digits, _ and -, not "
             f"{' '.join(words) or 'none'}; it is the folder that is made: new mydata "
-            "--images=DIR --labels=CSV."
+            "--images=DIR --labels=FILE."
         )
     folder = _local("NAME", at(words[0]))
     images = _local("--images", existing(flags, "images"))
@@ -109,6 +109,6 @@ def _local(name: str, path: AnyPath) -> Path:
     if isinstance(path, Path):
         return path
     raise InputError(
-        f"{name}={path} is in a bucket, and every image is looked at; mount it, or "
+        f"{name}={path} is in a bucket; new reads local files: mount it, or "
         "copy it to this machine."
     )

@@ -1,10 +1,9 @@
-"""Writes shards on many machines through Apache Beam, before `shards` completes them.
+"""Writes shards on many machines through Apache Beam.
 
-An element of the pipeline is a shard, and it is written by the function that the
-threads of one machine use: the same records in the same order, byte for byte, and a
-shard that is there is never written again. `shards.write` then finds them all and
-accounts for them. What a shard needs (the paths and labels of its images) lies beside
-it in a file: Dataflow takes 10 MB of job description, and this is a gigabyte.
+Each element of the pipeline is a shard, written by `shards.write_shard`: the records
+are the same, byte for byte, as those written by threads, and existing shards are kept.
+The paths and labels of a shard's images are in a file beside it, as Dataflow limits a
+job description to 10 MB.
 """
 
 import pickle
@@ -24,11 +23,11 @@ SECONDS_BETWEEN_LOOKS = 5.0
 
 @dataclass(frozen=True)
 class Beam:
-    """Where a pipeline runs; Apache Beam is needed only when one is made.
+    """Where a pipeline runs.
 
-    Args:
-      runner: as Apache Beam names it: DirectRunner, DataflowRunner, FlinkRunner ...
-      options: of the pipeline, as "name=value" or "name".
+    Attributes:
+      runner: Apache Beam's name: DirectRunner, DataflowRunner, FlinkRunner, ...
+      options: Pipeline options, as "name=value" or "name".
     """
 
     runner: str
@@ -38,8 +37,8 @@ class Beam:
         """Returns an empty pipeline.
 
         Raises:
-          InputError: Apache Beam is not installed, or it knows no such runner or
-            option, or misses one.
+          InputError: If Apache Beam is not installed, or the runner or an option is
+            unknown or missing.
         """
         try:
             from apache_beam import (  # pyright: ignore[reportMissingImports]
@@ -67,13 +66,13 @@ class Beam:
             raise InputError(f"--beam_runner={self.runner}: {error}") from error
 
     def check(self, paths: Sequence[AnyPath]) -> None:
-        """Refuses what cannot run, before label files are read.
+        """Checks that the pipeline can run.
 
         Args:
-          paths: what the machines of the runner read and write.
+          paths: Folders that the runner's machines read and write.
 
         Raises:
-          InputError: as in `pipeline`, or a path is out of Dataflow's reach.
+          InputError: As for `pipeline`, or if Dataflow cannot reach a path.
         """
         local = [path for path in paths if isinstance(path, Path)]
         if "dataflow" in self.runner.lower() and local:
@@ -92,15 +91,14 @@ def write_with_beam(
     beam: Beam,
     on_progress: shards.Progress | None = None,
 ) -> None:
-    """Writes the shards of all splits that are not there yet.
+    """Writes the missing shards of all splits.
 
     Args:
-      directory: exists; holds shards of the same plans or none.
-      plans: one a split.
-      short_side: pixels, see `recode.recode`.
-      beam: where.
-      on_progress: called with (images done, images in all, runner), a whole shard at a
-        time.
+      directory: An existing folder with shards of the same plans or none.
+      plans: One per split.
+      short_side: See `recode.recode`.
+      beam: Where the pipeline runs.
+      on_progress: Called with (images done, images in all, runner) per finished shard.
     """
     present = names_in(directory)
     images: dict[AnyPath, int] = {}
@@ -128,8 +126,8 @@ def write_with_beam(
 
 
 def _run(beam: Beam, missing: list[str], short_side: int, report) -> None:
-    # Some runners return at once and others at the end: a thread of its own lets both
-    # report, and Ctrl-C end them.
+    # Some runners return at once and others at the end. A thread lets both report and
+    # Ctrl-C stop them.
     from apache_beam import (  # pyright: ignore[reportMissingImports]
         Create,
         Map,
@@ -164,14 +162,14 @@ def _run(beam: Beam, missing: list[str], short_side: int, report) -> None:
 
 
 def _write_planned(name: str, short_side: int) -> None:
-    """Writes one shard; runs on a machine of the runner."""
+    """Writes one shard, on a machine of the runner."""
     from apache_beam.metrics import (  # pyright: ignore[reportMissingImports]
         Metrics,
     )
 
     path = at(name)
     if path.exists() and shards.account_path(path).exists():
-        return  # runners try again what they have lost sight of
+        return  # runners may repeat an element
     first_row, part = pickle.loads(_plan_path(path).read_bytes())
     with shards.one_thread_each():
         shards.write_shard(

@@ -1,7 +1,7 @@
-"""Finds identical image files by a hash of their bytes, between splits and in train.
+"""Finds identical image files, by a hash of their bytes, between and within splits.
 
-An image that is in train and in test makes the figures of the test too good. Files are
-compared as they were read; the same photo encoded twice is not found.
+An image in both train and test makes test metrics too high. The same photo encoded
+twice is not found.
 """
 
 from collections.abc import Mapping, Sequence
@@ -11,20 +11,20 @@ import polars as pl
 
 from jaxii.prepare.tally import Tally
 
-# Splits that lose an image to a later one that has the same file.
+# Splits that lose images to later splits with the same files.
 LOSING = ("train", "validation")
 IN_OTHER_GROUPS = "identical files in different groups, now in one"
 
 
 @dataclass(frozen=True)
 class Stored:
-    """The images of a split that can be records; one entry an image in each field.
+    """Images of a split that can be records; one entry per image in each field.
 
-    Args:
-      rows: of the plan of the split.
-      image_ids: text.
-      groups: see `schema`.
-      digests: of the bytes of the files.
+    Attributes:
+      rows: Rows of the plan of the split.
+      image_ids: Ids.
+      groups: See `schema`.
+      digests: Hashes of the bytes of the files.
     """
 
     rows: Sequence[int]
@@ -35,25 +35,25 @@ class Stored:
 
 @dataclass(frozen=True)
 class Twin:
-    """An image of another split with the same file."""
+    """An image of another split with an identical file."""
 
     split: str
     image_id: str
 
     @property
     def reason(self) -> str:
-        """Why the image is left out, for counting."""
+        """The reason under which the image is counted as left out."""
         return f"identical to a file of {self.split}"
 
 
 def leaks(splits: Mapping[str, Stored]) -> dict[str, dict[int, Twin]]:
-    """Returns the images of train and validation whose file a later split has.
+    """Finds images of train and validation whose files occur in a later split.
 
     Args:
-      splits: by name, in the order train, validation, tuning, test.
+      splits: By name, in the order train, validation, tuning, test.
 
     Returns:
-      Name of the split -> row of its plan -> the image that stays.
+      For each split, the image that stays per row of the plan that is left out.
     """
     table, names = _table(splits), list(splits)
     found: dict[str, dict[int, Twin]] = {}
@@ -62,7 +62,7 @@ def leaks(splits: Mapping[str, Stored]) -> dict[str, dict[int, Twin]]:
             continue
         own = table.filter(pl.col("split") == name)
         found[name] = {}
-        # The test last, so that it is what is told of an image in several splits.
+        # The test comes last and so is named for an image in several splits.
         for other in names[i + 1 :]:
             pairs = own.join(
                 _first(table.filter(pl.col("split") == other)), on="digest"
@@ -74,13 +74,13 @@ def leaks(splits: Mapping[str, Stored]) -> dict[str, dict[int, Twin]]:
 
 
 def merged_groups(train: Stored) -> tuple[list[str], list[str]]:
-    """Returns the groups of train, those that share a file being one.
+    """Merges the groups of train that share a file.
 
-    A validation split that is carved out of train by groups then has no file that is
-    in train too.
+    A validation split carved out of train by groups then shares no file with train.
 
     Returns:
-      One group an image; and `image = image` for each that had a file of another group.
+      The group of each image, and "image = image" for each image whose file occurs in
+      another group.
     """
     parents = dict[str, str]()
     first = dict[str, int]()
@@ -102,11 +102,11 @@ def merged_groups(train: Stored) -> tuple[list[str], list[str]]:
 
 
 def note(splits: Mapping[str, Stored], tallies: Sequence[Tally]) -> list[Tally]:
-    """Returns the accounts of the splits with the files that tuning shares with test.
+    """Adds a note on the files that tuning shares with test to the tally of tuning.
 
     Args:
-      splits: by name.
-      tallies: one a split.
+      splits: By name.
+      tallies: One per split.
     """
     if not {"tuning", "test"} <= splits.keys():
         return list(tallies)

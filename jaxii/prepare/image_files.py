@@ -1,7 +1,7 @@
-"""Reads the bytes of one image file; the only place that decides what can be read.
+"""Finds and reads image files; the only module that decides what can be read.
 
-`prepare`, `new` and `predict` all read through this module, so that a pipe, a device, a
-file without end or a link to nothing has the same named fault in each of them.
+A pipe, a device, an endless file or a dangling link has the same named fault in
+`prepare`, `new` and `predict`.
 """
 
 import errno
@@ -20,15 +20,14 @@ from jaxii.errors import InputError
 from jaxii.storage import AnyPath, at, size_of
 
 IMAGE_SUFFIXES = (".jpg", ".jpeg", ".png", ".webp")
-# An image of 120 megapixels, the most that `recode` takes, is about 100 MB as a JPEG
-# and 200 MB as a PNG of a photo. Each thread may hold one file of this size.
+# A photo of 120 megapixels, the most that `recode` takes, is about 100 MB as a JPEG
+# and 200 MB as a PNG. Each thread may hold one file of this size.
 MAX_FILE_BYTES = 256 * 2**20
-# What a listing of a bucket may have that changes with the content of an object.
+# Fields of a bucket listing that change with the content of an object.
 _STAMPS = ("generation", "etag", "ETag", "md5Hash", "mtime", "LastModified")
 _ADDRESS = "an address; images are read from disks and gs:// buckets"
 _NO_FILE = "no such file"
-# What is wrong with one file. Other I/O errors (a lost network disk) end the run: they
-# are not the image's fault, and no answer should be made up for them.
+# Faults of one file. Other I/O errors, such as a lost network disk, end the run.
 _FAULTS = {
     errno.ENOENT: _NO_FILE,
     errno.ENOTDIR: _NO_FILE,
@@ -47,12 +46,12 @@ _KINDS = {
 
 
 class FileFacts(NamedTuple):
-    """What tells one version of a file from another without reading it.
+    """Identifies the version of a file without reading it.
 
     Attributes:
-      size_bytes: 0 where there is no such file.
-      stamp: of a local file the time of its last change in nanoseconds; of an object in
-        a bucket its generation, or what its storage has instead; "" where unknown.
+      size_bytes: 0 if there is no such file.
+      stamp: Time of the last change of a local file in nanoseconds; generation of an
+        object in a bucket, or its equivalent; "" if unknown.
     """
 
     size_bytes: int
@@ -60,7 +59,7 @@ class FileFacts(NamedTuple):
 
 
 def facts(file: AnyPath | os.DirEntry) -> FileFacts:
-    """Returns the facts of a file; those of no file where it cannot be looked at."""
+    """Returns the facts of a file; size 0 if it cannot be accessed."""
     try:
         found = file.stat()
     except (OSError, ValueError):  # ValueError: a zero byte in the name
@@ -80,13 +79,13 @@ def read(path: AnyPath, size_bytes: int | None = None) -> bytes:
     """Returns the bytes of an image file.
 
     Args:
-      path: of the file.
-      size_bytes: of an object in a bucket, where a listing has told it; None: asked
-        for. The size of a local file is always asked for.
+      path: Of the file.
+      size_bytes: Size of an object in a bucket, if a listing gave it. The size of a
+        local file is always queried.
 
     Raises:
-      ValueError: the fault of the file, in a few words.
-      OSError: the storage failed, and not this file.
+      ValueError: If the file is at fault, with the fault in a few words.
+      OSError: If the storage failed.
     """
     check(path, size_bytes)
     with _named_faults(path):
@@ -94,18 +93,18 @@ def read(path: AnyPath, size_bytes: int | None = None) -> bytes:
 
 
 def check(path: AnyPath, size_bytes: int | None = None) -> int:
-    """Returns the size of an image file that can be read, in bytes.
+    """Returns the size of a readable image file, in bytes.
 
-    A local file must be a regular one: reading a pipe waits for a writer, and a device
-    may have no end.
+    A local file must be regular: reading a pipe waits for a writer, and a device may be
+    endless.
 
     Args:
-      path: of the file.
-      size_bytes: as for `read`.
+      path: Of the file.
+      size_bytes: As for `read`.
 
     Raises:
-      ValueError: as `read`.
-      OSError: as `read`.
+      ValueError: As for `read`.
+      OSError: As for `read`.
     """
     with _named_faults(path):
         if isinstance(path, Path):
@@ -126,7 +125,7 @@ def check(path: AnyPath, size_bytes: int | None = None) -> int:
 
 @contextmanager
 def _named_faults(path: AnyPath) -> Iterator[None]:
-    """Turns an error of the storage into ValueError where the file is at fault."""
+    """Turns a storage error into ValueError if the file is at fault."""
     try:
         yield
     except OSError as error:
@@ -145,15 +144,15 @@ def _named_faults(path: AnyPath) -> Iterator[None]:
 
 @dataclass(frozen=True)
 class Images:
-    """The image files of a set of folders, by image id, ascending.
+    """Image files in ascending order of their ids.
 
-    Args:
-      ids: the file names without their suffix and without white space around; unique.
-      paths: one an id.
-      facts: one an id.
-      repeated: ids that have more than one file; the first by path is taken.
-      unnamed: paths of files whose name is not UTF-8, escaped. An id is text, so that
-        they are left out.
+    Attributes:
+      ids: Distinct ids: stripped file names without suffix.
+      paths: One per id.
+      facts: One per id.
+      repeated: Ids with more than one file; the first by path is used.
+      unnamed: Escaped paths of files whose names are not UTF-8. Ids are text, so these
+        are left out.
     """
 
     ids: list[str]
@@ -168,10 +167,10 @@ class Images:
 
 
 def find_images(folders: tuple[AnyPath, ...]) -> Images:
-    """Finds the images in folders and in all folders inside them.
+    """Finds the images in folders, searched recursively.
 
     Raises:
-      InputError: a folder cannot be listed.
+      InputError: If a folder cannot be listed.
     """
     found: dict[str, tuple[str, FileFacts]] = {}
     repeated: set[str] = set()
@@ -202,20 +201,20 @@ def find_images(folders: tuple[AnyPath, ...]) -> Images:
 def files_below(
     folders: tuple[AnyPath, ...],
 ) -> Iterator[tuple[str, str, Callable[[], FileFacts]]]:
-    """Yields path, name and a function for the facts of each file below folders.
+    """Yields path, name and a function that returns the facts of each file.
 
-    Links to folders are followed; a folder that is reached twice is read once, so that
-    a link upwards ends.
+    Folders are searched recursively. Links to folders are followed; a folder reached
+    twice is read once, so that a link to a parent ends.
 
     Raises:
-      InputError: a folder cannot be listed.
+      InputError: If a folder cannot be listed.
     """
     pending = [os.fspath(folder) for folder in folders]
     seen: set[tuple[int, int]] = set()
     while pending:
         folder = pending.pop()
         if "://" in folder:
-            # One listing of the bucket, facts included; a request a file takes hours.
+            # One listing includes the facts; a request per file would take hours.
             system, root = fsspec.url_to_fs(folder)
             system.invalidate_cache()  # others may have written since
             for name, info in system.find(root, detail=True).items():
@@ -253,7 +252,7 @@ def _is_folder(entry: os.DirEntry) -> bool:
 
 
 def is_text(name: str) -> bool:
-    """Says whether a file name is UTF-8, as an id has to be."""
+    """Returns whether a file name is UTF-8, as ids must be."""
     try:
         name.encode()
     except UnicodeEncodeError:

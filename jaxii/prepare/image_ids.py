@@ -1,11 +1,11 @@
-"""Which image an id in a file means: one rule for every file that names images.
+"""Finds the image that an id in a file means, by one rule for all files.
 
 The files are label files, metadata, lists of validation images and sample submissions.
 
-* Ids are text, and case matters: 007 is not 7, and a is not A.
-* White space around an id is no part of it.
-* An image suffix (.jpg, .jpeg, .png or .webp, in any case) is removed only where no
-  image has the id with it and one has the id without it.
+* Ids are text and case-sensitive: 007 is not 7, and a is not A.
+* White space around an id is ignored.
+* An image suffix (.jpg, .jpeg, .png or .webp, in any case) is removed only if no image
+  has the id with the suffix and one has the id without it.
 """
 
 from collections.abc import Container, Sequence
@@ -16,22 +16,22 @@ import polars as pl
 from jaxii.prepare.image_files import IMAGE_SUFFIXES
 
 _SUFFIX = rf"(?i)\.({'|'.join(suffix[1:] for suffix in IMAGE_SUFFIXES)})$"
-# A note of a tally: how many ids were found by the last part of the rule.
+# Notes of a tally.
 SUFFIX_NOTE = "ids found without their image suffix"
-CASE_NOTE = "ids that differ by case alone"
+CASE_NOTE = "ids that differ only in case"
 
 
 def numbered(ids: pl.Series) -> pl.DataFrame:
-    """Returns the columns image and row: each id and its position."""
+    """Returns a table of ids (column image) and their positions (column row)."""
     return pl.DataFrame({"image": ids}).with_row_index("row").select("image", "row")
 
 
 def without_suffix(names: pl.Series, images: pl.DataFrame) -> pl.DataFrame:
-    """Returns the names that mean an image without their suffix, as `numbered` does.
+    """Returns the names that mean an image without their suffix, like `numbered`.
 
     Args:
-      names: without white space around them; none is the id of an image.
-      images: of `numbered`.
+      names: Stripped names; none is the id of an image.
+      images: From `numbered`.
     """
     stems = pl.DataFrame({"image": names.drop_nulls().unique(maintain_order=True)})
     stems = stems.filter(pl.col("image").str.contains(_SUFFIX)).with_columns(
@@ -44,11 +44,11 @@ def without_suffix(names: pl.Series, images: pl.DataFrame) -> pl.DataFrame:
 
 
 class Found(NamedTuple):
-    """What names mean.
+    """Images that names mean.
 
     Attributes:
-      rows: for each name the position of its image; null for none.
-      num_suffixed: names that mean an image only without their suffix.
+      rows: Position of the image of each name; null for none.
+      num_suffixed: Number of names that mean an image only without their suffix.
     """
 
     rows: pl.Series
@@ -56,11 +56,11 @@ class Found(NamedTuple):
 
 
 def find_rows(names: pl.Series, ids: pl.Series) -> Found:
-    """Returns which image each name means.
+    """Finds the image that each name means.
 
     Args:
-      names: as a file has them.
-      ids: of the images; unique.
+      names: As written in a file.
+      ids: Distinct ids of the images.
     """
     images = numbered(ids)
     asked = pl.DataFrame({"image": names.cast(pl.String).str.strip_chars()})
@@ -74,9 +74,9 @@ def find_rows(names: pl.Series, ids: pl.Series) -> Found:
 
 
 def meant(name: str, ids: Container[str]) -> str:
-    """Returns the id that a name means, by the same rule; the name itself for none.
+    """Returns the id that a name means by the same rule, or the stripped name.
 
-    For few names and for ids that are no UTF-8, which polars does not hold.
+    For few names, and for ids that are not UTF-8, which polars cannot hold.
     """
     name = name.strip()
     if name in ids or not name.lower().endswith(IMAGE_SUFFIXES):
@@ -86,9 +86,9 @@ def meant(name: str, ids: Container[str]) -> str:
 
 
 def case_twins(ids: Sequence[str]) -> list[str]:
-    """Returns the ids that another id equals but for the case of its letters.
+    """Returns the ids that differ from another id only in case.
 
-    They cannot both be files of one folder where the file system ignores case.
+    A file system that ignores case cannot hold both in one folder.
     """
     names = pl.Series(ids, dtype=pl.String)
     return names.filter(names.str.to_lowercase().is_duplicated()).to_list()

@@ -1,7 +1,4 @@
-"""A recipe for data that was looked at: every field it sets, with the reason.
-
-Comes after `look`; what it gives is a file as those in `configs/`, yours to change.
-"""
+"""Chooses a recipe for a dataset, with a reason for every field."""
 
 import json
 import math
@@ -11,12 +8,12 @@ from typing import Any
 
 from jaxii.prepare.recode import SHORT_SIDE
 
-# Images that CPU training goes through, in all: some minutes on two cores.
+# Images that training processes in all: on CPUs some minutes on two cores.
 CPU_IMAGES = 50_000
-# Epochs: enough to fit a small data set, and no fewer than the recipes of Open Images.
+# Enough epochs for a small dataset, and no fewer than the recipes of Open Images.
 MOST_EPOCHS, FEWEST_EPOCHS, CPU_FEWEST_EPOCHS = 40, 18, 3
 ACCELERATOR_IMAGES = 1_000_000
-# Validation images below which a threshold is a guess.
+# A threshold chosen on fewer validation images is a guess.
 FEW_VALIDATION = 50
 # Shares of the epochs, as in configs/f2_multitask.py.
 SHARES = (7 / 13, 4 / 13, 2 / 13)
@@ -24,19 +21,19 @@ SHARES = (7 / 13, 4 / 13, 2 / 13)
 
 @dataclass(frozen=True, kw_only=True)
 class Facts:
-    """What a recipe depends on.
+    """Facts that a recipe depends on.
 
     Attributes:
-      name: of the data set.
-      num_images: training images; a validation that is still to be carved out too.
-      num_groups: of them that no split may divide.
-      num_labels: that are told apart.
-      short_side: of the median image, in pixels.
-      several_labels: share of the training images that have two labels or more.
-      has_validation: whether the data says which images are validation.
-      platform: as JAX names it.
-      num_devices: that a batch is divided over.
-      num_cores: of this machine.
+      name: Name of the dataset.
+      num_images: Training images, including a validation split still to be carved out.
+      num_groups: Groups of training images.
+      num_labels: Number of labels.
+      short_side: Median short side of the images, in pixels.
+      several_labels: Share of the training images with at least two labels.
+      has_validation: Whether the data names its validation images.
+      platform: Platform as JAX names it: cpu, gpu or tpu.
+      num_devices: Devices that a batch is divided over.
+      num_cores: Processor cores of this machine.
     """
 
     name: str
@@ -62,11 +59,11 @@ class Choice:
 
 @dataclass(frozen=True)
 class Recipe:
-    """What is chosen for a data set.
+    """The choices for a dataset.
 
     Attributes:
-      choices: fields that are not at their defaults.
-      epochs: of the stages.
+      choices: Fields that differ from their defaults.
+      epochs: Of each stage.
       has_embedding: Whether they learn the label embedding.
       short_side: Size in pixels to store images at: twice the training size, at most
         256, so that random crops need no enlarging.
@@ -79,7 +76,7 @@ class Recipe:
 
 
 def choose(facts: Facts) -> Recipe:
-    """Returns a recipe that trains on this data with these devices."""
+    """Chooses a recipe for a dataset and devices."""
     on_cpu = facts.platform == "cpu"
     fraction = 0.0 if facts.has_validation else _validation_fraction(facts)
     num_train = max(1, round(facts.num_images * (1 - fraction)))
@@ -92,13 +89,19 @@ def choose(facts: Facts) -> Recipe:
     choices = [
         *(_network_for_cpu(facts) if on_cpu else _network(facts)),
         *_optimizer(facts, batch, on_cpu),
-        Choice("data.num_threads", max(4, facts.num_cores), "the cores, at least four"),
+        Choice(
+            "data.num_threads", max(4, facts.num_cores), "one a core, at least four"
+        ),
         Choice(
             "evaluate_every_steps",
             max(20, min(2000, steps // 8)),
-            "about eight times in the run",
+            "about eight evaluations per run",
         ),
-        Choice("log_every_steps", max(1, min(100, steps // 50)), "fifty lines a run"),
+        Choice(
+            "log_every_steps",
+            max(1, min(100, steps // 50)),
+            "about fifty lines a run",
+        ),
     ]
     if has_embedding:
         choices.append(
@@ -110,7 +113,7 @@ def choose(facts: Facts) -> Recipe:
         )
     if fraction:
         groups = f"{facts.num_groups:,} groups"
-        why = f"of {groups}, so that a threshold can be chosen; no split column says it"
+        why = f"of {groups}, to choose a threshold; there is no validation split"
         choices.append(Choice("data.validation_fraction", fraction, why))
     shares = SHARES if has_embedding else (SHARES[0], SHARES[1] + SHARES[2])
     return Recipe(
@@ -135,14 +138,16 @@ def _network_for_cpu(facts: Facts) -> list[Choice]:
             _image_size(facts),
             f"the median short side is {facts.short_side}; on CPUs at most 64",
         ),
-        Choice("model.depth", 18, "there is no accelerator: a small network"),
-        Choice("model.width", 32, "half as wide as published, for the same reason"),
-        Choice("model.compute_dtype", "float32", "bfloat16 gains CPUs next to nothing"),
+        Choice("model.depth", 18, "a small network, as there is no accelerator"),
+        Choice("model.width", 32, "half the published width, to save time"),
+        Choice("model.compute_dtype", "float32", "bfloat16 is hardly faster on CPUs"),
         Choice(
-            "data.augmentation", 0.5, "at so few epochs more costs more than it brings"
+            "data.augmentation",
+            0.5,
+            "more does not pay in so few epochs",
         ),
-        Choice("optimizer.average", "ema", "steadier figures in a short run"),
-        Choice("optimizer.ema_decay", 0.99, "over the last hundred steps"),
+        Choice("optimizer.average", "ema", "steadier metrics in a short run"),
+        Choice("optimizer.ema_decay", 0.99, "averages about a hundred steps"),
     ]
 
 
@@ -164,7 +169,7 @@ def _network(facts: Facts) -> list[Choice]:
 
 def _batch_size(num_train: int, on_cpu: bool, num_devices: int) -> int:
     most = 64 if on_cpu or num_train < 10_000 else 256 if num_train < 200_000 else 1024
-    # Some eight updates an epoch at least, of a data set however small.
+    # At least eight updates per epoch, even on a small dataset.
     fits = 2 ** int(math.log2(max(16, num_train // 8)))
     return math.ceil(min(most, fits) / num_devices) * num_devices
 
@@ -174,7 +179,7 @@ def _optimizer(facts: Facts, batch: int, on_cpu: bool) -> list[Choice]:
     rate = 0.05 * min(1.0, batch / 64) if batch <= 64 else 0.4 * batch / 1024
     return [
         Choice("global_batch_size", batch, f"{facts.num_images:,} images, {devices}"),
-        Choice("optimizer.peak_lr", round(rate, 5), "in proportion to the batch"),
+        Choice("optimizer.peak_lr", round(rate, 5), "proportional to the batch size"),
     ]
 
 
@@ -203,8 +208,8 @@ def text(facts: Facts, recipe: Recipe, command: str) -> str:
 
   {shown}
 
-{facts.num_images:,} images, {facts.num_labels:,} labels. What counts is F2, averaged
-over images: the later stages train it directly.
+{facts.num_images:,} images, {facts.num_labels:,} labels. The metric is F2, averaged
+over images; the later stages train it directly.
 """
 
 from pathlib import Path

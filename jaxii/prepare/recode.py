@@ -1,9 +1,4 @@
-"""Any image a person has -> the JPEG that is stored: upright, RGB, at a short side.
-
-`recode` takes the bytes of a JPEG, PNG or WebP file and gives JPEG bytes; preparation
-(`shards`) calls it once an image, and training later decodes what it made. `formats`
-decodes the file, and refuses a damaged one by name.
-"""
+"""Converts an image file to the JPEG that is stored: upright, RGB and reduced."""
 
 import struct
 import threading
@@ -26,17 +21,17 @@ from jaxii.data.formats import (
 )
 from jaxii.data.transforms import JPEG_SHRINKS, decoded_size
 
-# Pixels; what `prepare` reduces to unless it is told otherwise.
+# Default short side of stored images, in pixels.
 SHORT_SIDE = 256
 MAX_PIXELS = 120_000_000
-# A decoded 100-megapixel image is 300 MB: such images are taken one at a time.
+# A decoded 100-megapixel image is 300 MB: such images are decoded one at a time.
 LARGE_PIXELS = 24_000_000
 # At 1.5 linear interpolation is within 1 dB of the area average in its distance from
 # a Lanczos filter, in a sixth of the time; at 1.75 it is 3 dB behind on noise.
 LINEAR_SHRINK = 1.55
 JPEG_QUALITY = 92
 _LARGE = threading.Semaphore(1)
-# What a file that is whole ends with.
+# The end of a complete file.
 _LAST = {"jpeg": b"\xff\xd9", "png": b"IEND"}
 
 
@@ -46,17 +41,17 @@ def recode(
     """Returns the image as an upright RGB JPEG.
 
     Args:
-      data: a whole JPEG, PNG or WebP file, up to 120 megapixels; what it is, is told
-        from its first bytes, not from its name.
-      short_side: pixels; a larger image is reduced to it, no smaller one enlarged.
-      quality: of the JPEG that is written, 1 to 100.
+      data: A JPEG, PNG or WebP file, up to 120 megapixels. Its first bytes decide the
+        format.
+      short_side: Larger images are reduced to it, in pixels; smaller ones are kept.
+      quality: JPEG quality, 1 to 100.
 
     Returns:
-      JPEG bytes: the given ones where nothing needs to change.
+      JPEG bytes; `data` itself if nothing needs to change.
 
     Raises:
-      ValueError: the fault, in a few words: what it is instead of an image, truncated,
-        damaged, or too large.
+      ValueError: If the file is not an image, truncated, damaged or too large; the
+        message is a short description of the fault.
     """
     kind = sniff(data)
     with damage_as_value_error(kind):
@@ -75,10 +70,10 @@ def recode(
 
 
 def describe(short_side: int) -> dict[str, Any]:
-    """Returns the numbers of `recode`, and its steps in words.
+    """Returns the parameters of `recode` and its steps in words.
 
     Args:
-      short_side: pixels.
+      short_side: As in `recode`.
     """
     scales = ", ".join(f"1/{shrink}" for shrink in JPEG_SHRINKS)
     return {
@@ -109,20 +104,20 @@ def describe(short_side: int) -> dict[str, Any]:
 
 
 def size(data: bytes) -> tuple[int, int]:
-    """Returns height and width of an image that `recode` takes."""
+    """Returns the height and width in the header of an image file."""
     height, width, _ = read_header(data, sniff(data))
     return height, width
 
 
 def probe(data: bytes, size_bytes: int) -> tuple[int, int]:
-    """Returns height and width from the start and the end of a file, without pixels.
+    """Returns height and width from the start and the end of a file.
 
     Args:
-      data: the start of a file, large enough for its header, and its end.
-      size_bytes: of the whole file.
+      data: The start of the file, with its header, followed by its end.
+      size_bytes: Size of the whole file.
 
     Raises:
-      ValueError: as `recode`; of what is between start and end nothing is known.
+      ValueError: As for `recode`. Damage between start and end is not found.
     """
     kind = sniff(data)
     try:
@@ -150,7 +145,7 @@ def _recode(data, kind, height, width, color, short_side, quality) -> bytes:
     else:
         image = decode_other(data, kind)
     image = turned(_reduce(image, height, width, short_side), turn)
-    # An image that small already has no colour detail to spare.
+    # A small image has no colour detail to spare.
     subsampling = "420" if min(height, width) > short_side else "444"
     return simplejpeg.encode_jpeg(
         np.ascontiguousarray(image), quality=quality, colorsubsampling=subsampling
@@ -158,7 +153,7 @@ def _recode(data, kind, height, width, color, short_side, quality) -> bytes:
 
 
 def _reduce(image, height: int, width: int, short_side: int):
-    # By the size of the file: a scaled decode has rounded its own.
+    # From the size in the file, as a scaled decode rounds.
     scale = short_side / min(height, width)
     if scale >= 1.0:
         return image

@@ -1,10 +1,7 @@
 """Writes the ArrayRecord shards of a split: read, recode, serialize, one pass.
 
-Threads share the work a shard at a time (decoding, resizing and encoding release the
-interpreter lock). A finished shard is final: it appears under its name only when whole,
-and a later run skips it; where other machines have written it (`beam_shards`), too.
-`open_images` plans the images and their labels, and completes the dataset around the
-shards.
+Threads work on one shard each (decoding, resizing and encoding release the interpreter
+lock). A shard appears under its name only when complete, and a later run skips it.
 """
 
 import json
@@ -39,14 +36,11 @@ Progress = Callable[[int, int, str], None]
 class Plan:
     """The images of a split, in the order of their records.
 
-    Args:
-      split: its name.
-      image_ids: text; one an image, as are `paths`, `groups`, `domains` and `slices`.
-      paths: where the image is.
-      facts: of its file.
-      groups: see `schema`.
-      domains: see `schema`.
-      slices: see `schema`.
+    The fields up to `slices` have one entry per image; see `schema` for their meaning.
+
+    Attributes:
+      split: Name of the split.
+      facts: Size and stamp of each file.
       offsets: int64; entries offsets[i]:offsets[i + 1] are the labels of image i.
       label_ids: int32.
       confidences: float32.
@@ -69,14 +63,14 @@ class Plan:
         return len(self.image_ids)
 
     def shards(self) -> list[range]:
-        """Returns the rows of each shard: 1,024 images, more where there are many."""
-        # Every open shard costs a file handle for as long as training runs.
+        """Returns the rows of each shard: 1,024 images, more in large splits."""
+        # Every shard holds a file handle open during training.
         size = max(SHARD_IMAGES, -(-len(self) // MAX_SHARDS))
         rows = range(len(self))
         return [rows[i : i + size] for i in range(0, len(self), size)]
 
     def part(self, rows: range) -> "Plan":
-        """Returns the plan of these rows alone."""
+        """Returns the plan of some rows."""
         span = slice(rows.start, rows.stop)
         offsets = self.offsets[rows.start : rows.stop + 1]
         entries = slice(offsets[0], offsets[-1])
@@ -97,17 +91,17 @@ class Plan:
 
 @dataclass(frozen=True)
 class Written:
-    """What became of a split.
+    """The written shards of a split.
 
-    Args:
-      rows: rows of the plan that became records, ascending.
-      shard_lengths: records in each shard.
-      num_bytes: of all shards.
-      faults: row -> why its image could not be used.
-      files: name of each shard -> its size and hash.
-      digests: a hash of the bytes of the file of each row of the plan; "" where the
-        image cannot be a record.
-      accounts: what was written beside each shard; see `write_shard`.
+    Attributes:
+      rows: Rows of the plan that became records, ascending.
+      shard_lengths: Number of records per shard.
+      num_bytes: Size of all shards.
+      faults: Why the image of a row could not be used.
+      files: Size and hash of each shard, by name.
+      digests: Hash of the image file of each row of the plan; "" if the image cannot be
+        a record.
+      accounts: Account of each shard; see `write_shard`.
     """
 
     rows: np.ndarray
@@ -120,14 +114,14 @@ class Written:
 
 
 def shard_paths(directory: AnyPath, plan: Plan) -> list[AnyPath]:
-    """Returns where TFDS looks for the shards of a plan."""
+    """Returns the paths at which TFDS expects the shards of a plan."""
     number = len(plan.shards())
     name = f"{schema.NAME}-{plan.split}.array_record"
     return [directory / f"{name}-{i:05d}-of-{number:05d}" for i in range(number)]
 
 
 def account_path(shard: AnyPath) -> AnyPath:
-    """Returns where a shard's account is kept until the dataset is complete."""
+    """Returns the path of a shard's account, kept until the dataset is complete."""
     return shard.with_name(shard.name + ".json")
 
 
@@ -139,21 +133,21 @@ def write(
     num_workers: int | None = None,
     on_progress: Progress | None = None,
 ) -> Written:
-    """Writes the shards of a split that are not there yet.
+    """Writes the missing shards of a split.
 
     Args:
-      directory: exists; holds shards of the same plan or none.
-      plan: the images.
-      short_side: pixels, see `recode`.
-      num_workers: threads; default: the processor cores this process may use, more of
-        them where images come from a bucket.
-      on_progress: called from this thread with (images done, images in all, split).
+      directory: An existing folder with shards of the same plan or none.
+      plan: The images.
+      short_side: See `recode.recode`.
+      num_workers: Number of threads; by default one per available core, more for images
+        in a bucket.
+      on_progress: Called from this thread with (images done, images in all, split).
 
     Returns:
-      What was written, now or before.
+      All shards, written now or before.
     """
     shards = list(zip(shard_paths(directory, plan), plan.shards(), strict=True))
-    # Images in a bucket are waited for, not worked on.
+    # Reading from a bucket is bound by latency.
     is_local = all(isinstance(path, Path) for path in plan.paths[:1])
     workers = num_workers or _num_cores() * (1 if is_local else 8)
     done = _Counter()
@@ -188,10 +182,9 @@ def write(
 
 
 def _finished(path: AnyPath) -> dict | None:
-    """Returns the account of a shard that is there; None where it has to be made anew.
+    """Returns the account of an existing shard; None if it must be written again.
 
-    Size and hash are compared: an interruption of the machine, not of the program, may
-    have left less than what was written.
+    Size and hash are compared, as a crash of the machine may truncate a file.
     """
     try:
         account = json.loads(account_path(path).read_text())
@@ -223,17 +216,17 @@ def leave_out(
     *,
     short_side: int,
 ) -> Written:
-    """Writes the shards of some images again, without these.
+    """Rewrites the shards of some images without them.
 
     Args:
-      directory: of the shards.
-      plan: the images.
-      written: what was written before.
-      rows: row of the plan -> why it is left out; kept among the faults.
-      short_side: pixels, see `recode`.
+      directory: Folder of the shards.
+      plan: The images.
+      written: The shards written before.
+      rows: Why each row of the plan is left out; becomes its fault.
+      short_side: See `recode.recode`.
 
     Returns:
-      What is written now. Shards that have none of the images are as they were.
+      The shards written now. Shards without such images are unchanged.
     """
     paths, accounts = shard_paths(directory, plan), list(written.accounts)
     for number, span in enumerate(plan.shards()):
@@ -252,7 +245,7 @@ def leave_out(
 
 
 def _until_done(futures: Sequence[Future]) -> Iterator[None]:
-    """Yields five times a second until all are done; raises what one raises."""
+    """Yields five times per second until all are done; raises their errors."""
     pending = set(futures)
     while pending:
         finished, pending = wait(pending, timeout=0.2)
@@ -270,24 +263,24 @@ def write_shard(
     advance: Callable[[], None],
     left_out: Mapping[int, str] = MappingProxyType({}),
 ) -> dict:
-    """Writes one shard, then its account; neither is there unless both are whole.
+    """Writes one shard, then its account.
 
     Args:
-      path: of the shard.
-      part: the plan of its images alone.
-      first_row: the row of the first of them in the plan of the split.
-      short_side: pixels, see `recode`.
-      advance: called after each image; what it raises ends the work.
-      left_out: row of the split -> why its image gets no record.
+      path: Of the shard.
+      part: The plan of its images.
+      first_row: Row of its first image in the plan of the split.
+      short_side: See `recode.recode`.
+      advance: Called after each image; its exceptions stop the work.
+      left_out: Why an image gets no record, by row of the split.
 
     Returns:
-      The account: num_records; as faults pairs of a row and its reason; as digests one
-      text an image, as in `Written`; as file size and hash of the shard.
+      The account: num_records, faults (pairs of row and reason), digests (one per
+      image, see `Written`), and file (size and hash of the shard).
     """
     faults: list[tuple[int, str]] = []
     digests: list[str] = []
     with local_draft(path) as draft:
-        # JPEG does not compress further: storing is faster to write and to read.
+        # JPEG does not compress further.
         writer = ArrayRecordWriter(os.fspath(draft), "group_size:1,uncompressed")
         try:
             for i, image in enumerate(part.paths):
@@ -311,7 +304,7 @@ def write_shard(
             "num_records": len(part) - len(faults),
             "faults": faults,
             "digests": digests,
-            # Here, where the system still has its bytes in memory.
+            # Hashed here, while its bytes are in the page cache.
             "file": asdict(manifest.describe(draft)),
         }
         write_json(account_path(path), account)
@@ -320,7 +313,7 @@ def write_shard(
 
 @contextmanager
 def one_thread_each() -> Iterator[None]:
-    """Keeps OpenCV to the thread that calls it; it would start one a core for each."""
+    """Makes OpenCV use only the calling thread."""
     before = cv2.getNumThreads()
     cv2.setNumThreads(1)
     try:
@@ -336,7 +329,7 @@ def _num_cores() -> int:
 
 
 class _Counter:
-    """Images done, counted by all threads; and the sign to stop."""
+    """Number of images done in all threads, and the signal to stop."""
 
     def __init__(self):
         self.value = 0

@@ -1,4 +1,4 @@
-"""What preparation read, kept and dropped, and why, for each file and split."""
+"""Counts of what preparation read, kept and dropped, per file and split."""
 
 import json
 from collections.abc import Iterable, Mapping
@@ -12,16 +12,16 @@ NUM_EXAMPLES = 5
 
 @dataclass(frozen=True)
 class Tally:
-    """The account of one file (in rows) or split (in images).
+    """Counts of one file or split.
 
-    Args:
-      name: of the file or split.
-      unit: what is counted: "rows", "images", "labels".
-      read: how many there were.
-      kept: how many of them are in the dataset.
-      dropped: reason -> how many; `read` = `kept` + all of these.
-      examples: reason or note -> the first few that it met.
-      notes: further figures, such as labels kept by source.
+    Attributes:
+      name: Of the file or split.
+      unit: What is counted: "rows", "images" or "labels".
+      read: Number read.
+      kept: Number that is in the dataset.
+      dropped: Number left out by reason; `read` is `kept` plus these.
+      examples: The first few items per reason or note.
+      notes: Further counts, such as labels kept.
     """
 
     name: str
@@ -33,7 +33,7 @@ class Tally:
     notes: Mapping[str, int] = field(default_factory=dict)
 
     def line(self) -> str:
-        """Returns the account as one line of text."""
+        """Returns the counts as one line of text."""
         parts = [f"{self.name}: {self.read:,} {self.unit} read, {self.kept:,} kept"]
         for reason, number in self.dropped.items():
             if number:
@@ -47,8 +47,7 @@ class Tally:
     def with_note(
         self, what: str, number: int, examples: Iterable[str] = ()
     ) -> "Tally":
-        """Returns the account with a further figure and the first few examples of it;
-        unchanged where the figure is 0."""
+        """Returns the counts with a note and its first few examples, unless it is 0."""
         if not number:
             return self
         examples = few(examples)
@@ -65,30 +64,30 @@ class Tally:
 
 @dataclass(frozen=True)
 class Counts:
-    """The account of a preparation.
+    """Counts of a preparation.
 
-    Args:
-      files: one tally a label or metadata file, in rows.
-      splits: one tally a split, in images.
+    Attributes:
+      files: One tally per label or metadata file.
+      splits: One tally per split, in images.
     """
 
     files: tuple[Tally, ...]
     splits: tuple[Tally, ...]
 
     def lines(self) -> list[str]:
-        """Returns the account as lines of text, files first."""
+        """Returns the counts as lines of text, files first."""
         return [tally.line() for tally in (*self.files, *self.splits)]
 
     def split(self, name: str) -> Tally:
-        """Returns the tally of a split; KeyError if there is none."""
+        """Returns the tally of a split; raises KeyError if there is none."""
         return {tally.name: tally for tally in self.splits}[name]
 
     def file(self, name: str) -> Tally:
-        """Returns the tally of a file by its file name; KeyError if there is none."""
+        """Returns the tally of a file by its name; raises KeyError if there is none."""
         return {tally.name: tally for tally in self.files}[name]
 
     def save(self, path: AnyPath) -> None:
-        """Writes the account as JSON, whole or not at all."""
+        """Writes the counts as JSON, atomically."""
         write_json(path, asdict(self))
 
     @classmethod
@@ -99,7 +98,7 @@ class Counts:
 
 
 def few(names: Iterable[str]) -> tuple[str, ...]:
-    """Returns the first few names, for the examples of a reason."""
+    """Returns the first few names."""
     return tuple(name for name, _ in zip(names, range(NUM_EXAMPLES), strict=False))
 
 

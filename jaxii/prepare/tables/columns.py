@@ -36,10 +36,10 @@ class Columns:
     """Names of columns.
 
     Attributes:
-      path: names the images.
-      labels: the one with labels in its cells, or one a label (`one_hot`).
-      one_hot: whether cells say 1 or 0 and the header is the label.
-      extra: of `EXTRA`, those there are -> their names in the file.
+      path: The column that names the images.
+      labels: The column of labels, or one column per label (`one_hot`).
+      one_hot: Whether cells are 1 or 0 and the headers are labels.
+      extra: Column names of the kinds in `EXTRA` that the file has.
     """
 
     path: str
@@ -56,17 +56,17 @@ def find(
     path_column: str = "",
     label_column: str = "",
 ) -> tuple[Columns, Match]:
-    """Says what the columns are, and which image each row names.
+    """Finds the kind of each column, and the image that each row names.
 
     Args:
-      table: as `table.read_table` gives it.
-      matcher: of the images.
-      notes: are told what was assumed.
-      path_column: its name where it is given; "" finds it.
-      label_column: likewise.
+      table: From `table.read_table`.
+      matcher: Finds images by name.
+      notes: Collects what was assumed.
+      path_column: The column that names the images; "" detects it.
+      label_column: The column of labels; "" detects it.
 
     Raises:
-      InputError: no column names images, or none is sure to be labels.
+      InputError: If no column names images, or the column of labels is ambiguous.
     """
     for flag, name in (("path_column", path_column), ("label_column", label_column)):
         if name and name not in table.columns:
@@ -83,7 +83,7 @@ def find(
     rest = [name for name in table.columns if name not in (path, *extra.values())]
     labels, one_hot = _labels(table, rest, notes, label_column)
     for kind, name in extra.items():
-        notes.assumed(f"column {name!r} is the {kind} of each image, as it is called")
+        notes.assumed(f"column {name!r} is the {kind} of each image, by its name")
     unused = [name for name in rest if name not in labels]
     if unused:
         notes.found(f"columns that are not used: {shown(unused)}")
@@ -93,19 +93,19 @@ def find(
 def _without_labels(
     table: pl.DataFrame, others: Sequence[str], extra: dict[str, str], notes: Notes
 ) -> dict[str, str]:
-    """Returns the extra columns but for those that look like a label among others."""
+    """Returns the extra columns, except those that are one label among others."""
     one_hot = [name for name in others if _is_one_hot(table[name])]
     has_labels = any(_is_called_label(n) for n in others if n not in one_hot)
     if has_labels or len(set(one_hot) - set(extra.values())) < 2:
         return extra
     labels = [name for name in extra.values() if name in one_hot]
     if labels:
-        notes.mind(f"columns that are labels as those beside them: {shown(labels)}")
+        notes.check(f"columns taken as labels, like the others: {shown(labels)}")
     return {kind: name for kind, name in extra.items() if name not in labels}
 
 
 def plain_name(name: str) -> str:
-    """Returns a column's name as it is compared."""
+    """Normalises a column's name for comparison."""
     return re.sub(r"[\s\-]+", "_", name.strip().lower())
 
 
@@ -115,12 +115,12 @@ def _paths(
     names = [given] if given else [n for n in table.columns if n != not_this]
     sample = table.gather_every(max(1, len(table) // SAMPLE_ROWS))
     shares = {name: matcher.match(sample[name].to_list()).share for name in names}
-    # The first of those that are equally good by the order of the usual names.
+    # Equally good columns are ranked by the order of the usual names.
     best = max(
         names,
         key=lambda n: (
             round(shares[n], 1),
-            # 7 is a row's number as likely as 7.jpg; what ends so is an image.
+            # 7 may be a row number; 7.jpg is an image.
             round(sum(map(is_image, sample[n])) / len(sample), 1),
             not _is_called_label(n),
             -_rank(n, PATH_NAMES),
@@ -136,11 +136,11 @@ def _paths(
         )
     others = [n for n in names if n != best and shares[n] >= max(0.5, shares[best] / 2)]
     if given:
-        notes.found(f"column {best!r} names the images, as was said")
+        notes.found(f"column {best!r} names the images, as given")
     else:
         notes.assumed(
             f"column {best!r} names the images: {match.share:.1%} of its cells do"
-            + (f"; {shown(others)} would too (--path_column)" if others else "")
+            + (f"; {shown(others)} would, too (--path_column)" if others else "")
         )
     notes.assumed(f"paths are read {match.rule}")
     return best, match
@@ -150,7 +150,7 @@ def _labels(
     table: pl.DataFrame, rest: Sequence[str], notes: Notes, given: str
 ) -> tuple[tuple[str, ...], bool]:
     if given:
-        notes.found(f"column {given!r} has the labels, as was said")
+        notes.found(f"column {given!r} has the labels, as given")
         return (given,), False
     named = sorted(
         (name for name in rest if _is_called_label(name)),
@@ -159,20 +159,20 @@ def _labels(
     one_hot = tuple(name for name in rest if _is_one_hot(table[name]))
     if len(one_hot) > 1 and not set(named) - set(one_hot):
         notes.assumed(
-            f"columns of 0 and 1 are labels, called as their headers say: "
+            f"columns of 0 and 1 are labels, named by their headers: "
             f"{len(one_hot)} of them, {shown(one_hot)}"
         )
         return one_hot, True
-    # With a column that is called so, those of 0 and 1 are something else.
+    # Columns of 0 and 1 beside a column of labels are something else.
     named = [name for name in named if len(one_hot) < 2 or name not in one_hot]
     if named:
-        others = f"; {shown(named[1:])} would do too (--label_column)"
+        others = f"; {shown(named[1:])} would fit too (--label_column)"
         notes.assumed(
             f"column {named[0]!r} has the labels" + (others if named[1:] else "")
         )
         return (named[0],), False
     if len(rest) == 1:
-        notes.assumed(f"column {rest[0]!r} has the labels: no other is left")
+        notes.assumed(f"column {rest[0]!r} has the labels, as the only one left")
         return (rest[0],), False
     raise InputError(
         f"which column has the labels? There are {', '.join(rest) or 'none'} beside "

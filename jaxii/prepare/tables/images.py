@@ -19,24 +19,24 @@ from jaxii.prepare.shards import one_thread_each
 from jaxii.prepare.tables.notes import Notes
 
 Progress = Callable[[int, int, str], None]
-# Decoded whole up to here: half a minute on two cores.
+# Up to so many images are decoded: half a minute on two cores.
 MOST_DECODED = 4_000
-# Bytes at the start in which the header mostly is, and at the end.
+# Bytes read at the start, which mostly include the header, and at the end.
 HEAD_BYTES, TAIL_BYTES = 1 << 17, 1 << 12
 BLOCK = 64
 NOWHERE = -1
-# Folders that cells may name before those below the folder of images.
+# Leading folders that cells may name above the folder of images.
 MOST_DROPPED = 4
 
 
 @dataclass(frozen=True)
 class Checked:
-    """What was found out about some images.
+    """Result of checking images.
 
     Attributes:
-      short_sides: pixels; of those that are whole.
-      broken: number of the image -> what is wrong.
-      decoded: whether all were decoded, or only their headers read.
+      short_sides: Of the readable images, in pixels.
+      broken: The fault of each broken image, by its position.
+      decoded: Whether all images were decoded, or only their headers read.
     """
 
     short_sides: np.ndarray
@@ -45,13 +45,13 @@ class Checked:
 
 
 def find(root: Path, notes: Notes) -> list[str]:
-    """Returns the paths of the images of a folder and of all folders in it, sorted.
+    """Returns the sorted paths of the images in a folder, searched recursively.
 
     Raises:
-      InputError: there is none.
+      InputError: If there is no image.
     """
     if not root.is_dir():
-        raise InputError(f"--images={root} is not a folder; give the one of images.")
+        raise InputError(f"--images={root} is not a folder; give a folder of images.")
     found, others, unnamed = [], Counter(), []
     for path, name, _ in files_below((root,)):
         if name.startswith(".") or "/__MACOSX/" in path:
@@ -71,28 +71,28 @@ def find(root: Path, notes: Notes) -> list[str]:
     notes.found(f"{root}: {len(found):,} images")
     if others:
         kinds = ", ".join(f"{n:,} {kind}" for kind, n in others.most_common(5))
-        notes.found(f"{root}: other files, not looked at: {kinds}")
+        notes.found(f"{root}: other files, not read: {kinds}")
     notes.left_out("images whose names are not UTF-8", unnamed)
     return sorted(found)
 
 
 def check(files: Sequence[str], on_progress: Progress | None = None) -> Checked:
-    """Looks into images, with all cores.
+    """Checks images on all cores; many images only by their headers.
 
     Args:
-      files: paths.
-      on_progress: called with (done, total, what).
+      files: Paths.
+      on_progress: Called with (done, total, what).
     """
     decoded = len(files) <= MOST_DECODED
     what = "decoding" if decoded else "reading headers"
-    look = _decode if decoded else _read_ends
+    read_size = _decode if decoded else _read_ends
     sides: list[int] = []
     broken: dict[int, str] = {}
     starts = range(0, len(files), BLOCK)
-    # Reading waits for disks, decoding for cores.
+    # Decoding is bound by cores, reading by disks.
     threads = (os.cpu_count() or 1) * (1 if decoded else 4)
     with one_thread_each(), ThreadPoolExecutor(threads) as pool:
-        blocks = pool.map(lambda start: _look(look, files, start), starts)
+        blocks = pool.map(lambda start: _check(read_size, files, start), starts)
         for start, (block_sides, block_broken) in zip(starts, blocks, strict=True):
             sides += block_sides
             broken |= block_broken
@@ -101,11 +101,14 @@ def check(files: Sequence[str], on_progress: Progress | None = None) -> Checked:
     return Checked(np.array(sides, np.int64), broken, decoded)
 
 
-def _look(look: Callable, files: Sequence[str], start: int):
+def _check(
+    read_size: Callable[[str], tuple[int, int]], files: Sequence[str], start: int
+) -> tuple[list[int], dict[int, str]]:
+    """Returns short sides and faults of a block of images."""
     sides, broken = [], {}
     for number in range(start, min(start + BLOCK, len(files))):
         try:
-            sides.append(min(look(files[number])))
+            sides.append(min(read_size(files[number])))
         except (ValueError, OSError) as error:
             broken[number] = getattr(error, "strerror", None) or str(error)
     return sides, broken
@@ -113,7 +116,7 @@ def _look(look: Callable, files: Sequence[str], start: int):
 
 def _decode(file: str) -> tuple[int, int]:
     data = image_files.read(Path(file))
-    # As `prepare` will, so that it finds nothing more.
+    # Finds every fault that writing the dataset would find.
     recode(data, short_side=64)
     return size(data)
 
@@ -128,17 +131,17 @@ def _read_ends(file: str) -> tuple[int, int]:
     try:
         return probe(data, size_bytes)
     except ValueError:
-        # A long profile before the header, a film after the end: few enough to decode.
+        # A long colour profile or trailing data; such files are few.
         return _decode(file)
 
 
 @dataclass(frozen=True)
 class Match:
-    """What the cells of a column mean.
+    """The images that the cells of a column name.
 
     Attributes:
-      rows: for each cell the number of its image, `NOWHERE` for none.
-      rule: how cells were read, in words.
+      rows: Position of each cell's image, or `NOWHERE`.
+      rule: How cells were read, in words.
     """
 
     rows: list[int]
@@ -146,20 +149,20 @@ class Match:
 
     @property
     def share(self) -> float:
-        """Cells that name an image, of all."""
+        """Share of the cells that name an image."""
         return sum(row != NOWHERE for row in self.rows) / max(len(self.rows), 1)
 
 
 class Matcher:
-    """Finds images by what label files call them.
+    """Finds images by their names in label files.
 
     Args:
-      files: paths of the images, at least one.
-      root: the folder they are in.
-      home: the folder of the label file.
+      files: Paths of the images, at least one.
+      root: Their folder.
+      home: The folder of the label file.
 
     Attributes:
-      example: the path of an image, below the folder.
+      example: Path of an image, relative to `root`.
     """
 
     def __init__(self, files: Sequence[str], root: Path, home: Path):
@@ -173,19 +176,20 @@ class Matcher:
         self._by_name = _numbers(names)
 
     def match(self, cells: Sequence[str]) -> Match:
-        """Returns the image of each cell, by one rule for all of them.
+        """Returns the image of each cell, by one rule for all cells.
 
-        The first that finds more than half of them: a later one would find a missing
-        image's namesake elsewhere. Where none does, the one that finds most.
+        The first rule that finds more than half of the images is used: with a rule per
+        cell, a missing image would match one of the same name in another folder. If no
+        rule does, the one that finds most is used.
         """
         distinct = list(dict.fromkeys(cells))
         keys = [plain(cell) for cell in distinct]
         best: tuple[int, dict[str, int], str] = (0, {}, "")
         for rule, numbers, key in self._rules():
             found = {}
-            # Two paths that a rule makes one are not the same image.
+            # Paths that a rule maps to one name are different images.
             times = Counter(key(path) for path in set(keys))
-            # a.png is not a.jpg where both are listed.
+            # If a.png and a.jpg are both listed, the suffix decides.
             files = set(zip(keys, map(_suffix, distinct), strict=True))
             endings = Counter(key(path) for path, _ in files)
             for cell, path in zip(distinct, keys, strict=True):
@@ -214,7 +218,8 @@ class Matcher:
                 self._by_path,
                 partial(_without, number),
             )
-        yield BY_NAME, self._by_name, lambda path: path.rpartition("/")[2]
+        rule = "by the name of the file alone, whatever folder they name"
+        yield rule, self._by_name, lambda path: path.rpartition("/")[2]
 
     def _number(self, found: list[int], cell: str, *, exact: bool) -> int:
         if exact or len(found) > 1:
@@ -222,13 +227,10 @@ class Matcher:
         return found[0] if len(found) == 1 else NOWHERE
 
 
-BY_NAME = "by the name of the file alone, whatever folder they name"
-
-
 def plain(path: str) -> str:
-    """Returns a path as it is compared: composed letters, slashes, no image suffix.
+    """Normalises a path for comparison: composed letters, "/", no image suffix.
 
-    macOS stores letters with their accents apart, and label files come from Windows.
+    macOS decomposes accented letters, and Windows writes backslashes.
     """
     path = unicodedata.normalize("NFC", path).replace("\\", "/")
     while path.startswith("./"):
@@ -238,7 +240,7 @@ def plain(path: str) -> str:
 
 
 def absolute(path: str) -> str:
-    """Returns a path from the root on; links are not followed."""
+    """Returns an absolute path without following links."""
     return os.path.abspath(path)  # noqa: PTH100
 
 

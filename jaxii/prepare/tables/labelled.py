@@ -1,7 +1,6 @@
-"""The rows of each image put together: its labels, its split, its group.
+"""Combines the rows of each image into its labels, split and group.
 
-Comes after `rows` and before what `new` writes. Names every label that is not used, and
-whatever may be a mistake and is used as it stands.
+Notes name every label and image that is left out, and possible mistakes in the data.
 """
 
 import os
@@ -27,25 +26,25 @@ from jaxii.prepare.tally import Tally
 from jaxii.storage import AnyPath
 
 METADATA = ("group", "domain", "slice")
-# Fewer images of a label than these teach it to no network.
+# No network learns a label from fewer images.
 FEW_IMAGES = 10
-# White space and control characters: a submission has spaces between codes.
+# White space and control characters: spaces separate codes in a submission.
 _UNFIT = re.compile(r"[\s\x00-\x1f\x7f-\x9f]")
 NO_VALUES = ("nan", "none", "null", "n/a", "na", "<na>", "-")
 
 
 @dataclass(frozen=True)
 class Labelled:
-    """Images and their labels, all of them of use.
+    """Usable images and their labels.
 
     Attributes:
-      files: paths of the images.
-      ids: a name each, as reports and answers call it.
-      labels: every label there is, sorted.
-      codes: a name each without white space.
-      entries: for each image label number -> confidence.
-      extra: split, group, domain, slice, where given; a text an image, "" for none.
-      short_side: of the median image, in pixels; 0 before it was looked at.
+      files: Absolute paths of the images.
+      ids: Id of each image in reports and predictions.
+      labels: All labels, sorted.
+      codes: Code of each label, without white space.
+      entries: The confidence of each label (its position in `labels`) per image.
+      extra: Values of split, group, domain and slice per image, if given; "" for none.
+      short_side: Median over the images, in pixels.
     """
 
     files: Sequence[str]
@@ -54,21 +53,21 @@ class Labelled:
     codes: Sequence[str]
     entries: Sequence[Mapping[int, float]]
     extra: Mapping[str, Sequence[str]]
-    short_side: int = 0
+    short_side: int
 
     @property
     def vocabulary(self) -> Vocabulary:
         return Vocabulary(tuple(self.codes), tuple(self.labels))
 
     def split(self, name: str) -> list[int]:
-        """Returns the numbers of the images of a split."""
+        """Returns the positions of the images of a split."""
         splits = self.extra.get("split")
         if splits is None:
             return list(range(len(self.files))) if name == "train" else []
         return [i for i, split in enumerate(splits) if split == name]
 
     def num_with_several(self) -> int:
-        """Returns how many training images have two labels or more."""
+        """Returns the number of training images with at least two labels."""
         return sum(len(self.entries[i]) > 1 for i in self.split("train"))
 
     def drafts(self) -> list[Draft]:
@@ -122,7 +121,7 @@ def read(
             label_column=label_column,
             label_separator=label_separator,
         )
-    return put_together(
+    return _combine(
         found,
         files,
         root,
@@ -133,7 +132,7 @@ def read(
     )
 
 
-def put_together(
+def _combine(
     rows: Rows,
     files: Sequence[str],
     root: Path,
@@ -143,20 +142,7 @@ def put_together(
     min_images: int,
     on_progress: images.Progress | None = None,
 ) -> Labelled:
-    """Makes one entry an image of its rows, and looks into the images.
-
-    Args:
-      rows: of labels.
-      files: all images; `rows` have their numbers.
-      root: their folder.
-      notes: are told.
-      fold_case: whether "Dog" and "dog" are one label.
-      min_images: labels with fewer training images are left out.
-      on_progress: as in `images.check`.
-
-    Raises:
-      InputError: no image or fewer than two labels are left.
-    """
+    """Combines rows into one entry per image, and checks the images."""
     spelling = _spellings(rows, notes, fold_case)
     entries = _entries(rows, spelling, notes)
     below = [os.path.relpath(file, root) for file in files]
@@ -168,15 +154,17 @@ def put_together(
         " without a label; to keep them as examples of nothing, give them a label of "
         "their own, such as none",
     )
-    used, short_side = _whole(sorted(entries), files, below, notes, on_progress)
+    used, short_side = _readable(sorted(entries), files, below, notes, on_progress)
     extra = {kind: _one_each(kind, rows, used, notes) for kind in rows.extra}
     if "split" in extra:
         extra["split"] = [split or "train" for split in extra["split"]]
     splits = extra.get("split") or ["train"] * len(used)
-    _mind_divided(extra.get("group", []), splits, notes)
+    _check_divided(extra.get("group", []), splits, notes)
     taught = [number for number, s in zip(used, splits, strict=True) if s == "train"]
     if not taught:
-        raise InputError("no image with a label is of the split train; see above.")
+        raise InputError(
+            "no image of the split train has a label; see the notes above."
+        )
     labels = _labels(entries, taught, used, notes, min_images)
     index = {label: i for i, label in enumerate(labels)}
     found = Labelled(
@@ -195,14 +183,14 @@ def put_together(
 
 
 def _spellings(rows: Rows, notes: Notes, fold_case: bool) -> dict[str, str]:
-    """Returns for each label as it is written the label that is meant."""
+    """Returns the label that each spelling stands for."""
     counts = Counter(label for labels in rows.labels for label in labels)
     spelling = {written: clean(written) for written in counts}
     changed = [w for w, label in spelling.items() if label != w and label]
     if changed:
         notes.assumed(
-            f"spaces around and between words, and how accents are stored, are no part "
-            f"of a label: {len(changed):,} were written so: {shown(changed)}"
+            f"extra spaces and the encoding of accents do not distinguish labels: "
+            f"{len(changed):,} spellings were changed: {shown(changed)}"
         )
     by_folded: dict[str, Counter[str]] = defaultdict(Counter)
     for written, label in spelling.items():
@@ -211,17 +199,17 @@ def _spellings(rows: Rows, notes: Notes, fold_case: bool) -> dict[str, str]:
     if several:
         texts = [" ".join(f"{k} ({n})" for k, n in c.items()) for c in several.values()]
         if fold_case:
-            notes.assumed(f"upper and lower case are one, as was said: {shown(texts)}")
+            notes.assumed(f"labels that differ only in case are merged: {shown(texts)}")
             usual = {key: c.most_common(1)[0][0] for key, c in several.items()}
             spelling = {w: usual.get(s.casefold(), s) for w, s in spelling.items()}
         else:
-            notes.mind(
-                f"{len(several):,} labels are written in more than one case, and are "
-                f"different labels (--fold_case makes them one): {shown(texts)}"
+            notes.check(
+                f"{len(several):,} labels differ from others only in case and stay "
+                f"different labels (--fold_case merges them): {shown(texts)}"
             )
     absent = [label for label in by_folded if label in NO_VALUES]
     if absent:
-        notes.mind(f"labels that may mean that there is none: {shown(absent)}")
+        notes.check(f"labels that may stand for no label: {shown(absent)}")
     return spelling
 
 
@@ -244,10 +232,10 @@ def _entries(
                 repeated += 1
             before[label] = max(confidence, before.get(label, 0.0))
     if repeated:
-        notes.found(f"{repeated:,} labels are there again for the same image")
+        notes.found(f"{repeated:,} labels are listed again for the same image")
     if contradictions:
         notes.assumed(
-            f"the larger confidence is right where an image has two for a label, "
+            f"of two confidences of one label of an image the larger counts, "
             f"{len(contradictions):,} times: {shown(contradictions)}"
         )
     return entries
@@ -258,11 +246,11 @@ def _ids(below: Sequence[str], notes: Notes) -> list[str]:
         ([PurePath(path).stem.strip() for path in below], ""),
         (
             [os.fspath(PurePath(path).with_suffix("")).strip() for path in below],
-            "path below --images without its ending, for some names are in two folders",
+            "path below --images without suffix, as folders share file names",
         ),
         (
             list(below),
-            "path below --images, for some names differ by their ending alone",
+            "path below --images, as some names differ only in their suffix",
         ),
     )
     ids, why = next(
@@ -270,9 +258,9 @@ def _ids(below: Sequence[str], notes: Notes) -> list[str]:
     )
     twins = image_ids.case_twins(ids)
     if twins:
-        notes.mind(
-            f"{len(twins):,} {image_ids.CASE_NOTE} are different images; they cannot "
-            f"be files of one folder where case is ignored: {shown(twins)}"
+        notes.check(
+            f"{len(twins):,} {image_ids.CASE_NOTE} are different images; a file "
+            f"system that ignores case cannot hold both: {shown(twins)}"
         )
     if why:
         names = Counter(choices[0][0])
@@ -281,60 +269,60 @@ def _ids(below: Sequence[str], notes: Notes) -> list[str]:
     return ids
 
 
-def _whole(
+def _readable(
     used: Sequence[int],
     files: Sequence[str],
     below: Sequence[str],
     notes: Notes,
     on_progress: images.Progress | None,
 ) -> tuple[list[int], int]:
-    """Returns the images that are whole, and the median of their short sides."""
+    """Returns the readable images, and the median of their short sides."""
     checked = images.check([files[i] for i in used], on_progress)
     notes.left_out(
         "broken images",
         [f"{below[used[i]]}: {why}" for i, why in checked.broken.items()],
-        "" if checked.decoded else " by their headers alone; prepare decodes them all",
+        "" if checked.decoded else " judged by their headers",
     )
     whole = [number for i, number in enumerate(used) if i not in checked.broken]
     if not whole:
-        raise InputError("no image that can be read has a label; see what is above.")
+        raise InputError("no readable image has a label; see the notes above.")
     sides = checked.short_sides
-    how = "all decoded" if checked.decoded else "by their headers"
+    how = "all decoded" if checked.decoded else "judged by their headers"
     notes.found(
-        f"{len(sides):,} whole images with labels, {how}; short side "
+        f"{len(sides):,} readable images with labels, {how}; short side "
         f"{sides.min()} to {sides.max()} pixels, median {int(np.median(sides))}"
     )
     return whole, int(np.median(sides))
 
 
-def _mind_divided(groups: Sequence[str], splits: Sequence[str], notes: Notes) -> None:
+def _check_divided(groups: Sequence[str], splits: Sequence[str], notes: Notes) -> None:
     sides: dict[str, set[str]] = defaultdict(set)
     for group, split in zip(groups, splits, strict=False):
         sides[group].add(split)
     divided = [group for group, found in sides.items() if group and len(found) > 1]
     if divided:
-        notes.mind(
+        notes.check(
             f"{len(divided):,} groups have images in more than one split, so that "
-            f"figures will be too good: {shown(divided)}"
+            f"metrics will be too high: {shown(divided)}"
         )
 
 
 def _one_each(kind: str, rows: Rows, used: Sequence[int], notes: Notes) -> list[str]:
-    """Returns the first value of each image."""
+    """Returns the first value of each image, "" for none."""
     first: dict[int, str] = {}
     others = []
     for number, text in zip(rows.numbers, rows.extra[kind], strict=True):
         if text and first.setdefault(number, text) != text:
             others.append(text)
     if others:
-        notes.mind(
-            f"{len(others):,} rows have another {kind} than the first of their "
-            f"image, which counts: {shown(others)}"
+        notes.check(
+            f"{len(others):,} rows have another {kind} than the first row of their "
+            f"image, which is used: {shown(others)}"
         )
     values = [first.get(number, "") for number in used]
     counts = Counter(values)
     few = ", ".join(f"{value or 'none'} {n:,}" for value, n in counts.most_common(5))
-    notes.found(f"{kind}: {len(counts):,} different ({few})")
+    notes.found(f"{kind}: {len(counts):,} distinct ({few})")
     return values
 
 
@@ -352,36 +340,35 @@ def _labels(
     notes.left_out(
         "labels",
         sorted(everywhere - counts.keys()),
-        " that no training image has",
+        " without a training image",
     )
     rare = sorted(label for label, n in counts.items() if n < min_images)
-    notes.left_out("labels", rare, f" of fewer than {min_images} training images")
+    notes.left_out("labels", rare, f" with fewer than {min_images} training images")
     labels = sorted(counts.keys() - set(rare))
     if len(labels) < 2:
         raise InputError(
             f"{len(labels)} labels are left ({shown(labels)}); training needs two. If "
-            "they were split or joined wrongly, see --label_separator."
+            "cells were split wrongly, give --label_separator."
         )
     common = counts.most_common()
     most, middle, least = common[0], common[len(common) // 2], common[len(labels) - 1]
     notes.found(
-        f"{len(labels):,} labels, {sum(counts[k] for k in labels) / len(taught):.1f} a "
-        f"training image; most {most[0]!r} {most[1]:,} images, the middle one "
-        f"{middle[1]:,}, least {least[0]!r} {least[1]:,}"
+        f"{len(labels):,} labels, {sum(counts[k] for k in labels) / len(taught):.1f} "
+        f"per training image; most frequent {most[0]!r} ({most[1]:,} images), median "
+        f"{middle[1]:,} images, least frequent {least[0]!r} ({least[1]:,})"
     )
     tail = [label for label in labels if counts[label] < FEW_IMAGES]
     if tail:
-        notes.mind(
-            f"{len(tail):,} labels have fewer than {FEW_IMAGES} images and will "
-            f"hardly be learnt; they stay (--min_images={FEW_IMAGES} leaves them "
-            f"out): {shown(tail)}"
+        notes.check(
+            f"{len(tail):,} labels have fewer than {FEW_IMAGES} images, too few to "
+            f"learn them; --min_images={FEW_IMAGES} leaves them out: {shown(tail)}"
         )
     return labels
 
 
 def _codes(labels: Sequence[str]) -> list[str]:
-    """Returns labels as codes that `label_files.read_codes` takes."""
-    # A label that is a code already keeps its own.
+    """Returns a distinct code without white space for each label."""
+    # A label that is a valid code is its own code.
     codes: dict[str, None] = {}
     taken = {label for label in labels if not _UNFIT.search(label)}
     for label in labels:
@@ -396,7 +383,7 @@ def _codes(labels: Sequence[str]) -> list[str]:
 def _without_empty(found: Labelled, notes: Notes) -> Labelled:
     kept = [i for i, entry in enumerate(found.entries) if entry]
     emptied = [found.files[i] for i, entry in enumerate(found.entries) if not entry]
-    notes.left_out("images", emptied, " all of whose labels are left out")
+    notes.left_out("images", emptied, " without any label that is used")
     return replace(
         found,
         files=[found.files[i] for i in kept],
@@ -417,7 +404,9 @@ def _draft(found: Labelled, split: str) -> Draft:
         # Test labels are a list of the present ones.
         if split != "test" or confidence >= 0.5
     ]
-    rows, labels, confidences = (np.array(each) for each in zip(*entries, strict=True))
+    # Exact: row and label numbers are below 2**53.
+    columns = np.array(entries, np.float64).reshape(-1, 3).T
+    rows, labels = columns[:2].astype(np.int64)
     given = {
         name: [found.extra[name][i] or None for i in numbers]
         if name in found.extra
@@ -431,7 +420,7 @@ def _draft(found: Labelled, split: str) -> Draft:
         LabelColumns.sort(
             rows,
             labels,
-            np.ones(len(rows)) if split == "test" else confidences,
+            np.ones(len(rows)) if split == "test" else columns[2],
             np.full(len(rows), HUMAN, np.uint8),
             len(numbers),
         ),

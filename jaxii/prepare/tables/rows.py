@@ -25,12 +25,12 @@ from jaxii.prepare.tables.notes import Notes, shown
 from jaxii.prepare.tables.table import read_table
 
 SEPARATORS = {"|": "a bar", ";": "a semicolon", ",": "a comma", " ": "spaces"}
-# What --label_separator may be.
+# Values of --label_separator; "" detects it.
 CHOICES = ("", "none", "|", ";", ",", "space", "json")
 SEVERAL_SHARE = 0.9
 JSON_SHARE = 0.9
 _SIDE_BY_SIDE = re.compile(r"""(['"])\s+(?=['"])""")
-# Images that have several rows with other labels, from which on that is the layout.
+# Share of images with several rows of different labels that means a row per label.
 ROW_A_LABEL_SHARE = 0.05
 SPLITS = {
     **dict.fromkeys(("train", "training", "tr", ""), "train"),
@@ -41,13 +41,13 @@ SPLITS = {
 
 @dataclass(frozen=True)
 class Rows:
-    """Labels of images, a row at a time.
+    """Rows of labels; an image may have several rows.
 
     Attributes:
-      numbers: of the images; one may have several rows.
-      labels: as they are written.
-      confidences: in [0, 1].
-      extra: split, group, domain and slice, where given; a text a row, "" for none.
+      numbers: Position of the image of each row.
+      labels: As written in the file.
+      confidences: In [0, 1].
+      extra: Values of split, group, domain and slice per row, if given; "" for none.
     """
 
     numbers: Sequence[int]
@@ -69,16 +69,16 @@ def of_file(
     """Reads the rows of a label file.
 
     Args:
-      path: of the file.
-      files: the images, sorted.
-      root: their folder.
-      notes: are told everything that was assumed or left out.
-      path_column: see `columns.find`.
-      label_column: see `columns.find`.
-      label_separator: see `labels_of`.
+      path: The file; see `table.read_table`.
+      files: Sorted paths of the images.
+      root: Their folder.
+      notes: Collects what was assumed and left out.
+      path_column: See `columns.find`.
+      label_column: See `columns.find`.
+      label_separator: See `labels_of`.
 
     Raises:
-      InputError: it cannot be understood.
+      InputError: If the file cannot be understood.
     """
     table = read_table(path, notes)
     matcher = Matcher(files, root, path.absolute().parent)
@@ -92,7 +92,7 @@ def of_file(
     numbers = [number for number in match.rows if number != NOWHERE]
     if found.one_hot:
         labels = _one_hot(table, found.labels)
-        notes.assumed("0 says absent, as of every label that is not listed")
+        notes.assumed("0 means absent, like a label that is not listed")
     else:
         texts = table[found.labels[0]].to_list()
         labels = labels_of(
@@ -115,23 +115,26 @@ def of_file(
 
 
 def of_folders(files: Sequence[str], root: Path, notes: Notes) -> Rows:
-    """Takes the folder of each image for its label.
+    """Takes the folder of each image as its label.
 
     Args:
-      files: the images, sorted.
-      root: their folder; those directly in it have no label.
-      notes: are told.
+      files: Sorted paths of the images.
+      root: Their folder. Images directly in it have no label.
+      notes: Collects what was assumed.
+
+    Raises:
+      InputError: If there is no subfolder.
     """
     parts = [Path(os.path.relpath(file, root)).parts[:-1] for file in files]
     first = {part[0].lower() for part in parts if part}
     has_splits = bool(first) and first <= SPLITS.keys()
     if not any(len(part) > has_splits for part in parts):
         raise InputError(
-            f"--labels is missing, and no folder in --images={root} could be a label; "
+            f"--labels is missing, and no folder in --images={root} is a label; "
             "give a CSV file with a column of paths and one of labels."
         )
     notes.assumed(
-        f"folders are labels, for there is no --labels: {root}/"
+        f"folders are labels, as --labels is not given: {root}/"
         f"{'SPLIT/' * has_splits}LABEL/..."
     )
     extra = {}
@@ -152,8 +155,7 @@ def _note_missing(
     notes.left_out(
         "names in the label file",
         missing,
-        f", in {sum(row == NOWHERE for _, row in pairs):,} rows, of which there is no "
-        "image",
+        f", in {sum(row == NOWHERE for _, row in pairs):,} rows, without an image",
     )
     used = set(match.rows)
     notes.left_out(
@@ -185,9 +187,9 @@ def _splits(texts: Sequence[str], name: str) -> list[str]:
     if unknown:
         raise InputError(
             f"column {name!r} has {unknown[0]!r}; use train, validation or test, or "
-            "call the column otherwise if it is no split."
+            "rename the column if it is no split."
         )
-    # Empty is no split: another row of the image may say it.
+    # Another row of the image may give its split.
     return [SPLITS[text.lower()] if text else "" for text in texts]
 
 
@@ -198,12 +200,12 @@ def _with_confidences(rows: Rows, texts: pl.Series, notes: Notes) -> Rows:
         raise InputError(
             f"column {texts.name!r} has values from {numbers.min()} to "
             f"{numbers.max()}; a confidence is from 0 (absent) to 1 (present): change "
-            "them, or call the column otherwise."
+            "them, or rename the column."
         )
     between = int(((numbers > 0) & (numbers < 1)).sum())
     notes.assumed(
-        "a confidence of 1 is present and 0 is absent, as if people had verified it"
-        + (f"; {between:,} rows in between are soft targets" if between else "")
+        "confidence 1 means verified present and 0 verified absent"
+        + (f"; {between:,} rows between are soft targets" if between else "")
     )
     bad = values.is_null() | values.is_nan()
     notes.left_out("rows whose confidence is no number", texts.filter(bad).to_list())
@@ -219,25 +221,25 @@ def _with_confidences(rows: Rows, texts: pl.Series, notes: Notes) -> Rows:
 def labels_of(
     cells: Sequence[str], *, row_a_label: bool, separator: str, notes: Notes
 ) -> list[list[str]]:
-    """Returns the labels of each cell, as they are written.
+    """Returns the labels of each cell, as written.
 
     Args:
-      cells: text.
-      row_a_label: whether images have several rows, with other labels in each.
-      separator: one of `CHOICES`; "" finds it out.
-      notes: are told which it is.
+      cells: Texts.
+      row_a_label: Whether images have several rows with different labels.
+      separator: One of `CHOICES`; "" detects it.
+      notes: Collects which separator is used and why.
 
     Raises:
-      InputError: cells that are no JSON lists and should be.
+      InputError: If `separator` is "json" and no cell is a JSON list.
     """
     counts = Counter(clean(cell) for cell in cells if cell)
     chosen = separator or _choose(counts, row_a_label)
-    why = "as was said" if separator else _REASONS.get(chosen, _REASON_LISTS)
+    why = "as given" if separator else _REASONS.get(chosen, _REASON_LISTS)
     if chosen == "json":
         notes.assumed(f"a cell is a list of labels in JSON ({why})")
         return _json_lists(cells, notes)
     if chosen == "none":
-        layout = "one label a row" if row_a_label else "one label an image"
+        layout = "one label per row" if row_a_label else "one label per image"
         notes.assumed(f"a cell is one label, {layout} ({why}; --label_separator)")
         _mind_separators(counts, notes)
         return [[cell] if cell else [] for cell in cells]
@@ -246,22 +248,22 @@ def labels_of(
         f"a cell is a list of labels with {SEPARATORS[between]} between them ({why}; "
         "--label_separator=none if a cell is one label)"
     )
-    # Any white space; split() drops empty parts.
+    # split() without a separator splits at any white space, without empty parts.
     return [cell.split(None if between == " " else between) for cell in cells]
 
 
 _REASON_LISTS = (
-    "nearly every part is in several cells, or splitting halves the number of labels, "
-    "or most images would have a label of their own"
+    "nearly every part occurs in several cells, or splitting halves the number of "
+    "labels, or most images would have a label of their own"
 )
 _REASONS = {
-    "none": "what splitting would leave is mostly in one cell only",
+    "none": "most parts would occur in one cell only",
     "json": "cells start with [ and end with ]",
 }
 
 
 def clean(label: str) -> str:
-    """Returns a label with composed letters and single spaces, none around it."""
+    """Returns a label with composed letters and single inner spaces."""
     return " ".join(unicodedata.normalize("NFC", label).split())
 
 
@@ -271,11 +273,11 @@ def _choose(counts: Counter[str], row_a_label: bool) -> str:
         return "json"
     own = not row_a_label and 2 * len(counts) > counts.total()
     for separator in SEPARATORS:
-        # With a row a label, spaces are part of it.
+        # With a row per label, spaces are part of the label.
         if separator == " " and row_a_label:
             continue
         in_most = 2 * sum(separator in cell for cell in counts) > len(counts)
-        # Not spaces: those would be captions.
+        # Mostly different texts with spaces are captions.
         crowded = own and in_most and separator != " "
         if crowded or _is_between(separator, counts):
             return "space" if separator == " " else separator
@@ -300,7 +302,7 @@ def _mind_separators(counts: Counter[str], notes: Notes) -> None:
     for separator, name in SEPARATORS.items():
         has = [cell for cell in counts if separator in cell]
         if has and separator != " ":
-            notes.mind(f"{len(has):,} labels have {name} in them: {shown(has)}")
+            notes.check(f"{len(has):,} labels contain {name}: {shown(has)}")
 
 
 def _json_lists(cells: Sequence[str], notes: Notes) -> list[list[str]]:
@@ -313,7 +315,7 @@ def _json_lists(cells: Sequence[str], notes: Notes) -> list[list[str]]:
             lists.append([])
     if wrong and len(wrong) == sum(bool(cell) for cell in cells):
         raise InputError(
-            f"no cell is a JSON list of labels, such as {wrong[0][:60]!r}; give "
+            f"no cell is a JSON list of labels ({wrong[0][:60]!r}, for example); give "
             "another --label_separator."
         )
     notes.left_out("rows whose cell is no list of labels", wrong)
@@ -324,8 +326,8 @@ def _parse(cell: str) -> list[str]:
     try:
         value = json.loads(cell)
     except ValueError:
-        # As pandas writes lists: quotes of Python's. NumPy's arrays have no commas
-        # between words, which Python would join.
+        # pandas writes lists with Python's quotes, and NumPy arrays without commas, so
+        # that Python would join their strings.
         value = ast.literal_eval(_SIDE_BY_SIDE.sub(r"\1, ", cell))
     if not isinstance(value, list):
         raise ValueError(cell)
