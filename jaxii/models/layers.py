@@ -1,11 +1,11 @@
-"""The layers that `resnet` is built of, as Flax NNX modules and plain functions.
+"""Layers of the ResNets, as Flax NNX modules and plain functions.
 
-They compute in the type they are given and keep float32 parameters. Where XLA's CPU
-backend is slow at a layer's usual form, `cpu_forms` picks another, equal to rounding.
+Layers compute in the given type and keep float32 parameters. `cpu_forms` selects forms
+that are fast on XLA's CPU backend and equal up to rounding (see `cpu`).
 """
 
 import math
-from functools import partial, reduce
+from functools import partial
 
 import jax
 import jax.numpy as jnp
@@ -15,10 +15,10 @@ from jax import lax
 from jax.typing import DTypeLike
 from jaxtyping import Array, Float
 
+from jaxii.models import cpu
+
 _EPSILON = 1e-5
 _kaiming = jax.nn.initializers.variance_scaling(2.0, "fan_out", "normal")
-# Channels of a convolution that is fast on a CPU, without too many to compile.
-_CPU_GROUP_CHANNELS = 64
 
 
 class Conv(nnx.Module):
@@ -48,91 +48,28 @@ class Conv(nnx.Module):
     def __call__(
         self, x: Float[Array, "batch height width channel"]
     ) -> Float[Array, "batch out_height out_width out_channel"]:
-        kernel, groups = self.kernel[...].astype(self.dtype), self.groups
-        if not self.cpu_forms:
-            return self._convolve(x, kernel)
-        if groups == 1:
-            return self._convolve_on_cpu(x, kernel)
-        # The gradient of a grouped convolution is up to 100 times slower on XLA's CPU
-        # backend than the plain convolutions it consists of.
-        kernel, groups = _join_small_groups(kernel, groups)
-        kernels = jnp.split(kernel, groups, axis=-1)
-        parts = zip(jnp.split(x, groups, axis=-1), kernels, strict=True)
-        return jnp.concatenate([self._convolve_on_cpu(*part) for part in parts], -1)
-
-    def _convolve(self, x, kernel):
-        pad = (self.kernel_size - 1) // 2
-        # "SAME" would pad stride-2 layers on one side only, unlike torchvision.
-        return lax.conv_general_dilated(
-            x,
-            kernel,
-            window_strides=(self.stride, self.stride),
-            padding=[(pad, pad), (pad, pad)],
-            dimension_numbers=("NHWC", "HWIO", "NHWC"),
-            feature_group_count=x.shape[-1] // kernel.shape[2],
-        )
-
-    def _convolve_on_cpu(self, x, kernel):
-        size, stride = self.kernel_size, self.stride
-        smallest_output = (min(x.shape[1:3]) - 1) // stride + 1
-        # XLA's CPU backend runs a convolution to a map smaller than its kernel, or its
-        # gradient, up to 80 times slower than the matrix product, and the weight
-        # gradient of a 1x1 convolution several times slower.
-        if size == 1 or smallest_output < size:
-            patches = jnp.concatenate(_window_pixels(x, size, stride, 0.0), axis=-1)
-            return _multiply(patches, kernel.reshape(-1, kernel.shape[-1]))
-        return self._convolve(x, kernel)
+        kernel = self.kernel[...].astype(self.dtype)
+        if self.cpu_forms:
+            return cpu.convolve(x, kernel, self.stride, self.groups, plain=convolve)
+        return convolve(x, kernel, self.stride)
 
 
-@jax.custom_vjp
-def _multiply(
+def convolve(
     x: Float[Array, "batch height width channel"],
-    matrix: Float[Array, "channel out_channel"],
-) -> Float[Array, "batch height width out_channel"]:
-    """Returns each pixel times the matrix.
-
-    Its gradient is written out for the matrix's sake: XLA's CPU backend transposes the
-    left operand of a product over pixels, and JAX's rule would have the gradient of the
-    output there, mostly the wider one, whose copy costs a sixth of a train step.
-    """
-    return jnp.einsum("bhwc,cd->bhwd", x, matrix)
-
-
-def _multiply_forward(x, matrix):
-    return _multiply(x, matrix), (x, matrix)
-
-
-def _multiply_backward(kept, gradient):
-    x, matrix = kept
-    in_channels, out_channels = matrix.shape
-    inputs, outputs = x.reshape(-1, in_channels), gradient.reshape(-1, out_channels)
-    over_pixels = (((0,), (0,)), ((), ()))
-    if in_channels <= out_channels:
-        of_matrix = lax.dot_general(inputs, outputs, over_pixels)
-    else:
-        of_matrix = lax.dot_general(outputs, inputs, over_pixels).T
-    return jnp.einsum("bhwd,cd->bhwc", gradient, matrix), of_matrix
-
-
-_multiply.defvjp(_multiply_forward, _multiply_backward)
-
-
-def _join_small_groups(
     kernel: Float[Array, "kernel_height kernel_width in_channel out_channel"],
-    groups: int,
-) -> tuple[Float[Array, "kernel_height kernel_width joined out_channel"], int]:
-    """Joins groups of few channels into larger ones, with zeros where they meet."""
-    rows, columns, in_channels, out_channels = kernel.shape
-    joined = math.gcd(groups, max(1, _CPU_GROUP_CHANNELS // in_channels))
-    if joined == 1:
-        return kernel, groups
-    kernel = kernel.reshape(
-        rows, columns, in_channels, -1, joined, out_channels // groups
+    stride: int,
+) -> Float[Array, "batch out_height out_width out_channel"]:
+    """Returns a square convolution, padded by (kernel_size - 1) / 2 on all sides."""
+    pad = (kernel.shape[0] - 1) // 2
+    # "SAME" would pad stride-2 layers on one side only, unlike torchvision.
+    return lax.conv_general_dilated(
+        x,
+        kernel,
+        window_strides=(stride, stride),
+        padding=[(pad, pad), (pad, pad)],
+        dimension_numbers=("NHWC", "HWIO", "NHWC"),
+        feature_group_count=x.shape[-1] // kernel.shape[2],
     )
-    alone = jnp.eye(joined, dtype=kernel.dtype)
-    kernel = jnp.einsum("hwignd,mn->hwmignd", kernel, alone)
-    shape = (rows, columns, joined * in_channels, out_channels)
-    return kernel.reshape(shape), groups // joined
 
 
 class BatchNorm(nnx.Module):
@@ -222,6 +159,52 @@ def _mean_over_devices(
     return jnp.mean(gathered, axis=0)
 
 
+def can_fold(conv: Conv, norm: BatchNorm) -> bool:
+    """Returns whether `normalised_convolution` computes this pair, and saves memory."""
+    in_channels, out_channels = conv.kernel.shape[-2:]
+    is_matrix = conv.kernel_size == conv.stride == conv.groups == 1
+    return is_matrix and out_channels >= 2 * in_channels and norm.axis_name is None
+
+
+def normalised_convolution(
+    conv: Conv, norm: BatchNorm, x: Float[Array, "batch height width channel"]
+) -> Float[Array, "batch height width out_channel"]:
+    """Returns `norm(conv(x), train=True)` up to rounding, and updates the norm.
+
+    A train step on a TPU is bound by memory traffic, most of it of the wide maps that
+    1x1 convolutions produce. With a kernel W [channel, out_channel], the output has the
+    mean W' mean(x) and the variance diag(W' cov(x) W), so that convolution and norm are
+    one convolution with scaled weights, and the map before the norm is never stored.
+    The statistics cost channel / out_channel of the convolution.
+
+    Args:
+      conv: for which, with the norm, `can_fold` holds.
+      norm: of the convolution's output.
+      x: input of the convolution, in its compute type.
+    """
+    kernel = conv.kernel[...][0, 0]
+    num_pixels = x.shape[0] * x.shape[1] * x.shape[2]
+    centre = jnp.mean(x, axis=(0, 1, 2), dtype=jnp.float32)
+    products = jnp.einsum("bhwi,bhwj->ij", x, x, preferred_element_type=jnp.float32)
+    covariance = products / num_pixels - centre[:, None] * centre[None]
+    mean = jnp.matmul(centre, kernel, precision="highest")
+    var = jnp.sum(kernel * jnp.matmul(covariance, kernel, precision="highest"), axis=0)
+    var = jnp.maximum(var, 0.0)
+    norm.track(mean, var)
+    factor = norm.factor(var)
+    folded = (kernel * factor[None]).astype(conv.dtype)
+    shift = norm.bias[...] - mean * factor
+    y = lax.conv_general_dilated(
+        x,
+        folded[None, None],
+        window_strides=(1, 1),
+        padding="VALID",
+        dimension_numbers=("NHWC", "HWIO", "NHWC"),
+        preferred_element_type=jnp.float32,
+    )
+    return (y + shift[None, None, None]).astype(norm.dtype)
+
+
 class Linear(nnx.Module):
     """A linear layer in float32: against the trunk's cost, its precision is free."""
 
@@ -285,13 +268,10 @@ def max_pool(
 
     Args:
         x: activations.
-        cpu_forms: take it over nine shifted slices, in float32, whose gradient XLA's
-            CPU backend runs 8 times faster. Between equal pixels it shares the
-            gradient, where the other form gives it to the first.
+        cpu_forms: use the form that is fast on XLA's CPU backend.
     """
     if cpu_forms:
-        pixels = _window_pixels(x.astype(jnp.float32), 3, 2, -jnp.inf)
-        return reduce(jnp.maximum, pixels).astype(x.dtype)
+        return cpu.max_pool(x)
     return lax.reduce_window(
         x,
         -jnp.inf,  # a plain constant, or JAX has no gradient for it
@@ -300,19 +280,3 @@ def max_pool(
         window_strides=(1, 2, 2, 1),
         padding=((0, 0), (1, 1), (1, 1), (0, 0)),
     )
-
-
-def _window_pixels(
-    x: Float[Array, "batch height width channel"], size: int, stride: int, fill: float
-) -> list[Array]:
-    """Returns pixel (i, j) of every window as a map, for each i, j of size x size."""
-    pad = (size - 1) // 2
-    last_row, last_column = ((side - 1) // stride * stride for side in x.shape[1:3])
-    if pad:
-        widths = ((0, 0), (pad, pad), (pad, pad), (0, 0))
-        x = jnp.pad(x, widths, constant_values=fill)
-    return [
-        x[:, i : i + last_row + 1 : stride, j : j + last_column + 1 : stride]
-        for i in range(size)
-        for j in range(size)
-    ]

@@ -16,14 +16,15 @@ from jax.typing import DTypeLike
 from jaxtyping import Array, Float
 
 from jaxii.errors import InputError
-from jaxii.models.cpu import can_fold, normalised_convolution
 from jaxii.models.layers import (
     BatchNorm,
     Conv,
     SqueezeExcite,
     average_pool,
+    can_fold,
     global_average,
     max_pool,
+    normalised_convolution,
 )
 
 # depth -> (blocks of each of the four stages, whether they are bottlenecks)

@@ -10,7 +10,7 @@ import small_layers
 from flax import nnx
 from small_layers import conv_of, norm_of
 
-from jaxii.models.cpu import can_fold, normalised_convolution
+from jaxii.models.layers import can_fold, normalised_convolution
 from jaxii.models.multitask import make_network
 
 
