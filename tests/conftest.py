@@ -20,6 +20,7 @@ os.environ["XLA_FLAGS"] = " ".join(
 )
 
 import jax
+import pytest
 from jaxtyping import install_import_hook
 
 jax.config.update("jax_numpy_dtype_promotion", "strict")
@@ -54,7 +55,7 @@ def pytest_configure(config):
 LONGEST = (
     "test_end_to_end",
     "test_provenance_paths",
-    "test_loop",
+    "test_trainer",
     "test_scored",
     "test_programs",
     "test_hold_out",
@@ -71,3 +72,11 @@ def pytest_collection_modifyitems(items):
     """Starts the longest files first, so that both workers end at the same time."""
     rank = {name: i for i, name in enumerate(LONGEST)}
     items.sort(key=lambda item: rank.get(item.path.stem, len(rank)))
+
+
+@pytest.fixture(scope="module")
+def without_drawings():
+    """Leaves the drawings out of reports: they are half the time of an evaluation."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr("jaxii.report.figures.to_svg", lambda *_: "<svg></svg>")
+        yield

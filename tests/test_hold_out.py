@@ -20,6 +20,8 @@ from jaxii.runs.train import train
 from jaxii.runs.workdir import Workdir
 from jaxii.train.trainer import Preempted
 
+pytestmark = pytest.mark.usefixtures("without_drawings")
+
 DOMAINS = ("asia", "eu/west")
 
 

@@ -42,6 +42,8 @@ from jaxii.train.failed_save import FailedSave
 from jaxii.train.stages import Saved
 from jaxii.train.state import new_state
 
+pytestmark = pytest.mark.usefixtures("without_drawings")
+
 ROOT = Path(__file__).parent.parent
 RECIPE = "--config=configs/f2_multitask.py"
 SETTINGS = (

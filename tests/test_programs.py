@@ -42,6 +42,8 @@ from jaxii.runs.workdir import Workdir
 from jaxii.train.stages import Saved
 from jaxii.train.state import new_state
 
+pytestmark = pytest.mark.usefixtures("without_drawings")
+
 NUM_CLASSES, BATCH = 5, 8
 # Odd sizes have windows over the edge; all rules of ONNX are met by these together.
 NETWORKS = {

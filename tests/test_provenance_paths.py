@@ -34,6 +34,8 @@ from jaxii.runs.trained import open_trained
 RECIPE = """
 from jaxii.config import default_config
 
+pytestmark = pytest.mark.usefixtures("without_drawings")
+
 
 def get_config(split="train"):
     config = default_config()

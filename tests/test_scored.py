@@ -17,6 +17,8 @@ from jaxii.prepare.kaggle import Layout, prepare
 from jaxii.runs.train import train
 from jaxii.runs.workdir import Workdir
 
+pytestmark = pytest.mark.usefixtures("without_drawings")
+
 CODES = tuple(f"/m/{i}" for i in range(12))
 # Kinds of images, by their labels; the last has more than a multiple of eight.
 TRUTHS = ((0,), (3, 4), tuple(range(1, 11)))

@@ -16,6 +16,8 @@ from jaxii.runs.scoring import Variant
 from jaxii.runs.train import train
 from jaxii.runs.workdir import Workdir
 
+pytestmark = pytest.mark.usefixtures("without_drawings")
+
 NUM_TEST = 9
 DAMAGED, MISSING = "test2", "test5"
 # Shuffled, with images of tuning between them.
