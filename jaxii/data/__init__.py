@@ -1,1 +1,1 @@
-"""From label files and images to batches of NumPy arrays; no JAX in here."""
+"""Prepared datasets as batches of NumPy arrays; never imports JAX."""

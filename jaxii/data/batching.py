@@ -1,9 +1,8 @@
-"""Threads write examples into batches, whose memory is used again.
+"""Threads write examples into batches, whose memory is reused.
 
-Inside `pipeline`, which says what example a number is. A batch of 256 images takes 38
-MB. The system hands new memory over page by page, cleared, and that took 60 of the 760
-microseconds of an image; it takes 20 of 700 now that pixels go to where those of an
-earlier batch were, as soon as nothing refers to them any more.
+A batch of 256 images takes 38 MB. The system clears new memory page by page, which took
+60 of the 760 microseconds per image; with memory reused once nothing refers to a batch,
+20 of 700.
 """
 
 import threading
@@ -13,8 +12,8 @@ from typing import Any
 import grain
 import numpy as np
 
-# What a thread makes in one go, at most. Handing over costs grain 0.1 ms with the
-# interpreter locked: example by example, as much as half of the decoding on two cores.
+# Most examples per task of a thread. A task costs grain 0.1 ms under the interpreter
+# lock: with one example per task, half of the decoding time on two cores.
 BLOCK_EXAMPLES = 16
 
 # One image of a batch: arrays and NumPy scalars by name.
@@ -31,11 +30,11 @@ def batches(
     """Yields batches of the examples 0, 1, 2, ..., made ahead by threads.
 
     Args:
-      example: from its number, in any thread and any order; the same fields of the
-        same shapes each time.
-      num_batches: how many batches.
-      batch_size: examples each.
-      num_threads: that call `example`, a block of numbers at a time.
+      example: Returns the example of a number, with the same fields and shapes each
+        time. Called in any thread and any order.
+      num_batches: Number of batches.
+      batch_size: Examples per batch.
+      num_threads: Number of threads that call `example`.
 
     Yields:
       The fields of `batch_size` examples, one row each.
@@ -64,7 +63,7 @@ def batches(
 
 
 class _Begun:
-    """The batches that are being filled, by number."""
+    """Batches that are being filled, by number."""
 
     def __init__(self, batch_size: int):
         self._batch_size = batch_size
@@ -73,7 +72,7 @@ class _Begun:
         self._batches: dict[int, dict[str, np.ndarray]] = {}
 
     def write(self, batch: int, row: int, example: Example) -> None:
-        """Writes a row of a batch, which begins with the first of its rows."""
+        """Writes a row of a batch."""
         with self._lock:
             if batch not in self._batches:
                 self._batches[batch] = {
@@ -81,10 +80,10 @@ class _Begun:
                     for name, value in example.items()
                 }
             fields = self._batches[batch]
-        # Every field: the memory still holds an earlier batch.
+        # All fields are written, as the memory holds an earlier batch.
         for name, values in fields.items():
             value = example[name]
-            # NumPy would repeat a smaller one until it fills the row.
+            # NumPy would broadcast a smaller value.
             if np.shape(value) != values.shape[1:]:
                 raise ValueError(
                     f"{name} has shape {np.shape(value)}, in other examples of the "
@@ -93,7 +92,7 @@ class _Begun:
             values[row] = value
 
     def take(self, batch: int) -> dict[str, np.ndarray]:
-        """Returns a batch all of whose rows have been written."""
+        """Returns a complete batch."""
         with self._lock:
             return self._batches.pop(batch)
 
@@ -105,12 +104,7 @@ class _Begun:
 
 
 class Memory:
-    """Arrays of one shape, in the memory of those that are gone.
-
-    Args:
-      shape: of each array.
-      dtype: of each array.
-    """
+    """Allocates arrays of one shape and dtype in the memory of deleted ones."""
 
     def __init__(self, shape: tuple[int, ...], dtype: np.dtype):
         self._shape = shape
@@ -118,7 +112,7 @@ class Memory:
         self._free: list[np.ndarray] = []
 
     def array(self) -> np.ndarray:
-        """Returns an array that nothing else refers to; its contents are undefined."""
+        """Returns an array with undefined contents."""
         try:
             memory = self._free.pop()
         except IndexError:
@@ -127,11 +121,11 @@ class Memory:
 
 
 class _Lease:
-    """What an array and all of its views keep alive; gives the memory back.
+    """Kept alive by an array and all of its views; then returns the memory.
 
-    NumPy makes a view of a view refer to the first *array* of the chain, and stops at
-    anything else: so a lease outlives them all, and whatever they were handed to (a
-    jax.Array on the CPU may share the memory of the array it was made of).
+    A view of a view refers to the first *array* of the chain, but never to objects
+    beyond it. The lease is no array, and so outlives all views, and a jax.Array on the
+    CPU that shares their memory.
     """
 
     def __init__(self, memory: np.ndarray, free: list[np.ndarray]):

@@ -1,9 +1,7 @@
-"""JPEG, PNG and WebP files as upright RGB pixels.
+"""Decodes JPEG, PNG and WebP files to RGB pixels, and names the fault of damaged ones.
 
-Every image is decoded here, whether it is recoded first (`recode`) or stored as it was
-found (`images`). A damaged file is refused by name: OpenCV fills the missing half of a
-truncated JPEG with grey in silence, so that JPEG files are decoded by libjpeg-turbo and
-its warnings are read.
+JPEG files are decoded by libjpeg-turbo, whose warnings are checked: OpenCV silently
+fills the missing part of a truncated JPEG with grey.
 """
 
 import struct
@@ -26,13 +24,13 @@ COLOURS = (
 _ORIENTATION_TAG = 0x0112
 # The orientations in which rows and columns change places.
 TRANSPOSED = (5, 6, 7, 8)
-# libjpeg warns of these too, and the image is whole.
+# Warnings of libjpeg on complete images.
 _HARMLESS_WARNINGS = ("extraneous bytes before marker", "unknown JFIF revision")
 
 
 @contextmanager
 def damage_as_value_error(kind: str) -> Iterator[None]:
-    """Raises ValueError for what the decoders and parsers raise of a damaged file."""
+    """Turns the exceptions of decoders and parsers on damaged files into ValueError."""
     try:
         yield
     except (cv2.error, struct.error, IndexError, MemoryError) as error:
@@ -46,7 +44,7 @@ def sniff(data: bytes) -> str:
     """Returns "jpeg", "png" or "webp".
 
     Raises:
-      ValueError: the bytes are none of them; says what they look like.
+      ValueError: If the bytes are none of these; names what they look like.
     """
     if data[:3] == b"\xff\xd8\xff":
         return "jpeg"
@@ -92,19 +90,19 @@ def orientation(exif: bytes) -> int:
 
 
 def read_header(data: bytes, kind: str) -> tuple[int, int, str]:
-    """Returns height and width as they are stored, and of a JPEG the colour space.
+    """Returns the stored height and width, and the colour space of a JPEG.
 
     Args:
-      data: the file, or its start.
-      kind: from `sniff`.
+      data: The file, or its start.
+      kind: From `sniff`.
 
     Raises:
-      ValueError: a JPEG without a header; of other kinds see `damage_as_value_error`.
+      ValueError: If a JPEG has no header. For other kinds see `damage_as_value_error`.
     """
     if kind == "jpeg":
         try:
             height, width, color, _ = simplejpeg.decode_jpeg_header(data, strict=False)
-        except KeyError as error:  # how simplejpeg says that it found no colour space
+        except KeyError as error:  # simplejpeg found no colour space
             raise ValueError("truncated or damaged JPEG (no image header)") from error
         except ValueError as error:
             raise ValueError(f"truncated or damaged JPEG ({error})") from error
@@ -126,14 +124,9 @@ def read_header(data: bytes, kind: str) -> tuple[int, int, str]:
 
 
 def read_exif(data: bytes, kind: str) -> bytes:
-    """Returns the TIFF structure of a file's EXIF data; b"" if it has none.
-
-    Args:
-      data: the file.
-      kind: from `sniff`.
-    """
+    """Returns the TIFF structure of a file's EXIF data; b"" if it has none."""
     if kind == "jpeg":
-        # A few microseconds, where there is none; a search of the bytes takes longer.
+        # Walking the segments is faster than searching the bytes.
         position, last = 2, len(data) - 4
         while position <= last and data[position] == 0xFF:
             marker = data[position + 1]
@@ -154,7 +147,7 @@ def read_exif(data: bytes, kind: str) -> bytes:
 
 
 def _chunks(data: bytes, kind: str):
-    """Yields (name, body) of a PNG or WebP file; ValueError where it ends early."""
+    """Yields (name, body) of a PNG or WebP file; raises ValueError if it ends early."""
     position = 8 if kind == "png" else 12
     end = len(data)
     if kind == "webp":
@@ -180,18 +173,18 @@ def _chunks(data: bytes, kind: str):
 
 
 def decode_jpeg(data: bytes, color: str, size: tuple[int, int]) -> tuple[Pixels, bool]:
-    """Decodes a JPEG at the smallest scale that has so many rows and columns.
+    """Decodes a JPEG at the smallest scale with enough rows and columns.
 
     Args:
-      data: the file.
-      color: its colour space, from `read_header`.
-      size: fewest rows and columns, as they are stored.
+      data: The file.
+      color: Its colour space, from `read_header`.
+      size: Fewest rows and columns, before it is turned upright.
 
     Returns:
-      The pixels as they are stored, and whether the decoder had nothing to complain of.
+      The pixels as stored, and whether the decoder gave no warning.
 
     Raises:
-      ValueError: truncated or damaged.
+      ValueError: If the file is truncated or damaged.
     """
     clean = True
     space = "CMYK" if color in ("CMYK", "YCCK") else "RGB"
@@ -202,32 +195,25 @@ def decode_jpeg(data: bytes, color: str, size: tuple[int, int]) -> tuple[Pixels,
         if not any(warning in str(error) for warning in _HARMLESS_WARNINGS):
             word = "truncated" if "remature end" in str(error) else "damaged"
             raise ValueError(f"{word} JPEG ({error})") from error
-        # Only the last warning is told: a harmless one may hide a missing end.
+        # Only the last warning is reported: a harmless one may hide a missing end.
         if b"\xff\xd9" not in data[-4096:]:
             raise ValueError("truncated JPEG (no end marker)") from error
         image, clean = simplejpeg.decode_jpeg(data, strict=False, **kwargs), False
     if space == "CMYK":
-        # Adobe's convention, the one in use: stored inverted.
+        # Inks are stored inverted, by Adobe's convention.
         ink = image[..., :3].astype(np.uint16) * image[..., 3:]
         image = (ink // 255).astype(np.uint8)
     return image, clean
 
 
 def decode_other(data: bytes, kind: str) -> Pixels:
-    """Decodes a PNG or WebP file; what is transparent becomes white, as on a page.
-
-    Args:
-      data: the file.
-      kind: from `sniff`.
-
-    Returns:
-      The pixels as they are stored.
+    """Decodes a PNG or WebP file on a white background; pixels are as stored.
 
     Raises:
-      ValueError: truncated or damaged, see also `damage_as_value_error`.
+      ValueError: If the file is truncated or damaged; see `damage_as_value_error`, too.
     """
     transparent = b""
-    # To the end, because a missing one is an error.
+    # Reads to the end, as a missing end is an error.
     for name, body in _chunks(data, kind):
         if name == b"tRNS":
             transparent = body
@@ -254,14 +240,14 @@ def _grey_alpha(
     grey: Shaped[np.ndarray, "height width 1"],
     transparent: bytes,
 ) -> Shaped[np.ndarray, "height width 1"]:
-    """Returns the alpha channel of a grey PNG of which one value is transparent.
+    """Returns the alpha channel of a grey PNG with one transparent value.
 
-    OpenCV applies such a value where it is a colour or a palette's, and not here.
+    OpenCV ignores the transparent value of grey images.
 
     Args:
-      data: the file.
-      grey: its pixels, uint8 or uint16.
-      transparent: the body of its tRNS chunk.
+      data: The file.
+      grey: Its pixels, uint8 or uint16.
+      transparent: The body of its tRNS chunk.
 
     Source: PNG specification, third edition, section 11.3.1.1.
     """
@@ -276,12 +262,7 @@ def _grey_alpha(
 def turned(
     image: Pixels, turn: int
 ) -> UInt8[np.ndarray, "upright_height upright_width 3"]:
-    """Returns an image upright.
-
-    Args:
-      image: the pixels as they are stored.
-      turn: EXIF orientation, from `orientation`.
-    """
+    """Turns stored pixels upright, by their EXIF orientation."""
     if turn in TRANSPOSED:
         image = image.swapaxes(0, 1)
     if turn in (3, 4, 7, 8):

@@ -1,9 +1,8 @@
-"""The index of a split: everything about its images but the pixels, as columns.
+"""The index of a split: everything about its images except pixels, as columns.
 
-Preparation writes one `index-SPLIT.parquet` a split and `sources` reads it, so that
-carving a validation split, counting classes and factorising co-occurrences open no
-image. A dataset that came without one (TFDS `open_images_v4`) is scanned once and its
-index is kept in a cache.
+With the file `index-SPLIT.parquet`, carving a validation split, counting classes and
+factorising co-occurrences read no image. A dataset without an index (TFDS
+`open_images_v4`) is scanned once, and its index is cached.
 """
 
 import hashlib
@@ -25,13 +24,13 @@ from jaxii.storage import AnyPath, write_beside
 class Index:
     """Columns over the images of a split, in the order of its records.
 
-    Args:
-      image_ids: text, unique.
-      groups: text; images of one group stay on one side of a split.
-      domains: text; the source an image comes from.
-      slice_ids: position in the dataset's `slices`.
-      offsets: image i's entries in the columns below are offsets[i]:offsets[i + 1].
-      label_ids: vocabulary indices; a label may be there from several sources.
+    Attributes:
+      image_ids: Distinct texts.
+      groups: Texts; images of one group stay on one side of a split.
+      domains: Texts; the source of each image.
+      slice_ids: Position in the dataset's `slices`.
+      offsets: Image i has the entries offsets[i]:offsets[i + 1] of the columns below.
+      label_ids: Vocabulary indices; a label may have several sources.
       confidences: 1 = present, 0 = verified absent, between = machine.
       label_sources: 0 human, 1 machine, 2 box.
     """
@@ -93,17 +92,9 @@ def table(
     confidences: Float[np.ndarray, " entry"],
     label_sources: UInt8[np.ndarray, " entry"],
 ) -> pl.DataFrame:
-    """Returns the columns of an index as a table with one row an image.
+    """Returns the columns of an index as a table with one row per image.
 
-    Args:
-      image_ids: text, as are `groups`, `domains` and `slices`; one an image.
-      groups: see `Index`.
-      domains: see `Index`.
-      slices: names of slices.
-      offsets: see `Index`.
-      label_ids: see `Index`.
-      confidences: see `Index`.
-      label_sources: see `Index`.
+    The arguments are the columns of `Index`, with names of slices.
     """
     num_rows = len(offsets) - 1
     rows = np.repeat(np.arange(num_rows, dtype=np.int64), np.diff(offsets))
@@ -137,7 +128,7 @@ def table(
 
 
 def save(frame: pl.DataFrame, path: AnyPath) -> None:
-    """Writes an index table as Parquet, whole or not at all."""
+    """Writes an index table as Parquet, atomically."""
     write_beside(path, frame.write_parquet, binary=True)
 
 
@@ -145,10 +136,10 @@ def load(path: AnyPath) -> pl.DataFrame:
     """Reads an index table.
 
     Raises:
-      InputError: the file is absent or damaged.
+      InputError: If the file is missing or damaged.
     """
     try:
-        # Read as bytes: a memory-mapped file that is replaced would change underneath.
+        # Read as bytes, as replacing a memory-mapped file would change the table.
         return pl.read_parquet(io.BytesIO(path.read_bytes()))
     except (OSError, pl.exceptions.PolarsError) as error:
         raise InputError(
@@ -161,8 +152,8 @@ def columns(frame: pl.DataFrame, slices: tuple[str, ...]) -> Index:
     """Returns the index of a table.
 
     Args:
-      frame: as `table` makes it.
-      slices: the dataset's slices; every slice of the table is among them.
+      frame: From `table`.
+      slices: The dataset's slices, including all of the table.
     """
     lengths = frame["label_ids"].list.len().to_numpy().astype(np.int64)
     offsets = np.zeros(len(frame) + 1, np.int64)
@@ -178,7 +169,7 @@ def columns(frame: pl.DataFrame, slices: tuple[str, ...]) -> Index:
     )
     return Index(
         image_ids=image_ids,
-        # One array serves both: at 1.7 million images a copy is 150 MB.
+        # At 1.7 million images a copy is 150 MB.
         groups=image_ids if same else _text(frame["group"]),
         domains=_shared_text(frame["domain"]),
         slice_ids=slice_ids.to_numpy().astype(np.int32),
@@ -190,13 +181,13 @@ def columns(frame: pl.DataFrame, slices: tuple[str, ...]) -> Index:
 
 
 def cache_path(directory: AnyPath, name: str) -> AnyPath:
-    """Returns where to keep an index that a dataset did not bring.
+    """Returns the path of the index of a dataset without one.
 
-    Beside the data where that is writable, else in the user's cache folder.
+    It is beside the data if that is writable, else in the user's cache folder.
 
     Args:
-      directory: of the dataset.
-      name: tells apart splits and vocabularies.
+      directory: Folder of the dataset.
+      name: Identifies the split and the vocabulary.
     """
     beside = directory / f"{name}.parquet"
     is_local = isinstance(directory, Path)

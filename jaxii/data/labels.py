@@ -1,10 +1,6 @@
-"""Labels: the vocabulary (code, index, description) and what an image's labels mean.
+"""The vocabulary of labels, and how contradicting labels of an image are resolved.
 
-Label files and prepared datasets name labels by code; everything after them counts by
-index into a `Vocabulary`. An image's labels arrive from people, from boxes and from a
-machine, and may contradict each other: `resolve_labels` leaves one confidence a label,
-for one image in the pipeline, and `resolve_rows` does the same for whole columns, for
-class counts and co-occurrences.
+Label files name labels by code; everything else uses indices into a `Vocabulary`.
 """
 
 import functools
@@ -27,14 +23,14 @@ MACHINE_LABELS = ("ignored", "soft", "thresholded")
 
 @dataclass(frozen=True)
 class Vocabulary:
-    """The labels a model tells apart, in their official order.
+    """The labels of a dataset, in order.
 
-    Args:
-      codes: one code a label, such as "/m/01g317"; all different.
-      descriptions: as many readable names; the code itself where none is known.
+    Attributes:
+      codes: Distinct codes, such as "/m/01g317".
+      descriptions: Readable name of each label; the code if none is known.
 
     Raises:
-      InputError: a code is there twice, or the lengths differ.
+      InputError: If a code occurs twice, or the lengths differ.
     """
 
     codes: tuple[str, ...]
@@ -61,7 +57,7 @@ class Vocabulary:
         return {code: i for i, code in enumerate(self.codes)}
 
     def index(self) -> dict[str, int]:
-        """Returns the position of each code; do not change the dictionary."""
+        """Returns the index of each code; do not modify the dictionary."""
         return self._index
 
     def content_hash(self) -> str:
@@ -72,12 +68,12 @@ class Vocabulary:
         """Returns the descriptions of label indices.
 
         Args:
-          ids: indices in [0, len(self)); -1 (padding) is left out.
+          ids: Indices in [0, len(self)); -1 (padding) is skipped.
         """
         return [self.descriptions[i] for i in ids if i >= 0]
 
     def save(self, path: str | os.PathLike[str]) -> None:
-        """Writes the CSV file "label_code,description", whole or not at all."""
+        """Writes a CSV file with the columns label_code,description, atomically."""
         table = pl.DataFrame(
             {"label_code": self.codes, "description": self.descriptions},
             schema={"label_code": pl.String, "description": pl.String},
@@ -89,7 +85,7 @@ class Vocabulary:
         """Reads what `save` wrote.
 
         Raises:
-          InputError: the file is absent or has other columns.
+          InputError: If the file is missing or has other columns.
         """
         try:
             table = pl.read_csv(
@@ -105,12 +101,7 @@ class Vocabulary:
 
 
 def check_machine_labels(machine_labels: str, machine_threshold: float) -> None:
-    """Refuses an unknown use of machine labels.
-
-    Raises:
-      InputError: `machine_labels` is none of `MACHINE_LABELS`, or the threshold is
-        outside [0, 1].
-    """
+    """Raises InputError for a value outside `MACHINE_LABELS` or [0, 1]."""
     if machine_labels not in MACHINE_LABELS:
         raise InputError(
             f"machine_labels={machine_labels!r}; allowed: {', '.join(MACHINE_LABELS)}"
@@ -132,17 +123,17 @@ def resolve_labels(
 ) -> tuple[Int[np.ndarray, " slot"], Float[np.ndarray, " slot"]]:
     """Returns one confidence for each label of one image.
 
-    People (and the boxes they drew) overrule the machine; equals are merged by the
-    largest confidence. A label that nobody has looked at is unknown: it is left out,
-    and so is a machine confidence of 0, which verifies nothing.
+    Human and box labels override machine labels; of equals, the largest confidence
+    counts. Labels without an entry are unknown and left out, as are machine labels of
+    confidence 0, which verify nothing.
 
     Args:
-      label_ids: label indices, any order, with repetitions.
-      confidences: in [0, 1]; 1 = present, 0 = verified absent.
+      label_ids: Label indices in any order, with repetitions.
+      confidences: In [0, 1]; 1 = present, 0 = verified absent.
       sources: HUMAN, MACHINE or BOX for each entry.
-      machine_labels: "ignored"; "soft" keeps the machine's confidence as the target;
-        "thresholded" makes those of at least the threshold present, drops the others.
-      machine_threshold: in [0, 1], used by "thresholded" only.
+      machine_labels: "ignored"; "soft" keeps confidences as targets; "thresholded"
+        makes labels of at least the threshold present and drops the others.
+      machine_threshold: In [0, 1], for "thresholded".
 
     Returns:
       Ascending label ids, int32, and their confidences, float32.
@@ -187,23 +178,24 @@ def resolve_rows(
 ) -> tuple[
     Int[np.ndarray, " row_plus_1"], Int[np.ndarray, " kept"], Float[np.ndarray, " kept"]
 ]:
-    """Does what `resolve_labels` does, for many images at once.
+    """Resolves the labels of many images, with the result of `resolve_labels`.
+
+    Cost: one sort of the entries.
 
     Args:
-      offsets: entries offsets[i]:offsets[i + 1] belong to image i.
-      label_ids: label indices of all entries.
-      confidences: as in `resolve_labels`.
-      sources: as in `resolve_labels`.
-      machine_labels: as in `resolve_labels`.
-      machine_threshold: as in `resolve_labels`.
+      offsets: Entries offsets[i]:offsets[i + 1] belong to image i.
+      label_ids: Label index of each entry.
+      confidences: See `resolve_labels`, as for the other arguments.
+      sources: HUMAN, MACHINE or BOX for each entry.
+      machine_labels: Use of machine labels.
+      machine_threshold: In [0, 1].
 
     Returns:
-      New offsets (int64), label ids (int32) and confidences (float32); for each image
-      equal to what `resolve_labels` returns. Cost: one sort of the entries.
+      New offsets (int64), label ids (int32) and confidences (float32).
     """
     num_rows = len(offsets) - 1
     machine = sources == MACHINE
-    # A verified entry outranks any guess; float64 holds confidence + 2 exactly.
+    # Verified entries outrank machine labels; float64 holds confidence + 2 exactly.
     ranks = confidences.astype(np.float64)
     ranks[~machine] += 2.0
     if machine_labels == "ignored":
@@ -231,7 +223,7 @@ def largest_by_key(
 ) -> tuple[Int[np.ndarray, " key"], Float[np.ndarray, " key"]]:
     """Returns the distinct keys, ascending, and the largest value of each.
 
-    Cost: one sort, none where the keys are ascending already, as label files are.
+    Cost: one sort, unless the keys are ascending.
     """
     if not len(keys):
         return keys, values

@@ -1,8 +1,7 @@
-"""Reads TFDS's own `open_images_v4` in place: labels mapped by code, index made once.
+"""Reads a prepared copy of TFDS's `open_images_v4` in place.
 
-`sources` uses it for a dataset whose records have `objects_trainable`. Confidences are
-stored as 0 to 10, labels as positions in a list of 7,186 codes; Kaggle's 7,178 classes
-are another list in another order, so that everything goes by code.
+Confidences are stored as 0 to 10, and labels as positions in a list of 7,186 codes.
+Labels are mapped by code, as Kaggle's 7,178 classes are in another order.
 """
 
 from collections.abc import Callable, Mapping, Sequence
@@ -34,11 +33,11 @@ _CHUNK = 512
 
 @dataclass(frozen=True)
 class StoredLabels:
-    """From the stored numbers of labels and sources to ours.
+    """Maps stored labels and sources.
 
-    Args:
-      labels: stored label -> vocabulary index, -1 where the vocabulary lacks it.
-      sources: stored source -> HUMAN, MACHINE or BOX.
+    Attributes:
+      labels: Vocabulary index of each stored label; -1 if the vocabulary lacks it.
+      sources: HUMAN, MACHINE or BOX of each stored source.
     """
 
     labels: Int[np.ndarray, " stored_label"]
@@ -48,15 +47,15 @@ class StoredLabels:
 def read_mapping(
     codes: Sequence[str], names: Sequence[str], vocabulary: Vocabulary | None
 ) -> tuple[StoredLabels, Vocabulary]:
-    """Returns how to map the stored numbers, and the vocabulary that they map to.
+    """Returns the mapping of stored numbers, and its vocabulary.
 
     Args:
-      codes: of the stored labels, by their stored number.
-      names: of the stored sources, by their stored number.
-      vocabulary: the labels wanted; None: all that the dataset has, in its order.
+      codes: Code of each stored label.
+      names: Name of each stored source.
+      vocabulary: The labels to map to; None takes all labels of the dataset.
 
     Raises:
-      InputError: the dataset has none of the vocabulary's codes.
+      InputError: If the dataset has no code of the vocabulary, or an unknown source.
     """
     vocabulary = vocabulary or Vocabulary(tuple(codes), tuple(codes))
     position = vocabulary.index()
@@ -117,9 +116,9 @@ def scan(
     """Reads every record once and returns the index table of a split.
 
     Args:
-      records: the stored bytes; read by several threads.
-      mapping: from `read_mapping`.
-      on_progress: called with (records done, records in all).
+      records: The stored bytes; read by several threads.
+      mapping: From `read_mapping`.
+      on_progress: Called with (records done, records in all).
     """
 
     def chunk(start: int):

@@ -1,9 +1,7 @@
-"""The one record schema: what preparation writes and training reads, as TFDS features.
+"""The schema of a record, as TFDS features.
 
-A record is a `tf.train.Example` in an ArrayRecord shard. `serialize` makes one from an
-image's fields (called by `shards`), `parse` takes it apart again (called by `sources`
-for each example, so it reads the protocol buffer directly instead of going through
-TFDS's generic decoder). TensorFlow has no part in either.
+A record is a `tf.train.Example` in an ArrayRecord shard. It is read and written without
+TensorFlow and without TFDS's generic decoder, which is slower.
 """
 
 from collections.abc import Mapping
@@ -18,7 +16,7 @@ from jaxii.data.labels import Vocabulary
 
 NAME = "labelled_images"
 VERSION = "1.0.0"
-# Protocol buffer classes are made at run time, out of a type checker's sight.
+# Protocol buffer classes are made at run time, unseen by type checkers.
 _Example: Any = tf_example_pb2.Example  # pyright: ignore[reportAttributeAccessIssue]
 _PROTOS: Any = tf_feature_pb2
 Fields = Mapping[str, Any]
@@ -28,7 +26,7 @@ def features(vocabulary: Vocabulary) -> tfds.features.FeaturesDict:
     """Returns the TFDS description of a record.
 
     Args:
-      vocabulary: its codes become the label file of `label_ids`.
+      vocabulary: Its codes become the label file of `label_ids`.
     """
     return tfds.features.FeaturesDict(
         {
@@ -61,7 +59,7 @@ def serialize(
     domain: str,
     slice_name: str,
 ) -> bytes:
-    """Returns a record: the bytes that TFDS's serializer gives for the same fields."""
+    """Returns a record, equal to the bytes of TFDS's serializer."""
     record = {
         "image": _bytes(image),
         "image_id": _bytes(image_id.encode()),
@@ -108,7 +106,7 @@ def text(fields: Fields, name: str) -> str:
 
 
 def integers(fields: Fields, name: str) -> Int[np.ndarray, " label"]:
-    """Returns a field of whole numbers, int64; empty if the record lacks it."""
+    """Returns an integer field, int64; empty if the record lacks it."""
     return np.array(fields[name].int64_list.value, np.int64)
 
 

@@ -1,8 +1,8 @@
-"""Which images a run has learnt from, to find them again in another dataset.
+"""Records which images influenced a run, to find them in another dataset.
 
-A run keeps a hash of the id of each image, 8 bytes, for each part of a result that the
-image influenced. Two different ids have the same hash in one of 10^8 comparisons of a
-million images with ten thousand.
+A run stores an 8-byte hash of the id of each image per part of a result that the image
+influenced. Comparing a million images with ten thousand finds a false match once in
+10^8 times.
 """
 
 import io
@@ -28,7 +28,7 @@ class SeenImages:
     by_part: Mapping[str, Hashes]
 
     def union(self, other: "SeenImages") -> "SeenImages":
-        """Returns the images that either has seen."""
+        """Returns the images of both."""
         none = np.zeros(0, np.uint64)
         parts = self.by_part.keys() | other.by_part.keys()
         return SeenImages(
@@ -41,7 +41,7 @@ class SeenImages:
         )
 
     def count(self, image_ids: Iterable[str]) -> dict[str, int]:
-        """Returns how many of some images influenced each part; parts without: none."""
+        """Returns how many of the images influenced each part, without zeros."""
         hashes = hashes_of(image_ids)
         counts = {
             part: int(np.isin(hashes, seen).sum())
@@ -50,7 +50,7 @@ class SeenImages:
         return {part: count for part, count in counts.items() if count}
 
     def save(self, path: AnyPath) -> None:
-        """Writes the hashes, whole or not at all."""
+        """Writes the hashes, atomically."""
         arrays: dict[str, Any] = dict(self.by_part)
         write_beside(path, lambda file: np.savez(file, **arrays), binary=True)
 

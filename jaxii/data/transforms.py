@@ -1,7 +1,6 @@
-"""From the bytes of one image to the square of pixels that the network sees.
+"""Turns the bytes of one image into the square of pixels that the network sees.
 
-Comes after `sources` (bytes) and inside `pipeline` (one call an example, in worker
-threads: the decoders and OpenCV release the interpreter lock).
+The decoders and OpenCV release the interpreter lock, so that threads run in parallel.
 """
 
 import math
@@ -27,42 +26,42 @@ from jaxii.data.formats import (
     turned,
 )
 
-# At strength 1; a crop of this share of the image at least, and of this shape, as
-# Szegedy et al. 2015 (section 6) and every ImageNet recipe since.
+# Smallest share of the image and widest shape of a crop at strength 1, as in Szegedy et
+# al. 2015 (section 6) and later ImageNet recipes.
 CROP_MIN_AREA = 0.35
 ASPECT_RATIO = 4 / 3
 CROP_ATTEMPTS = 10
 ROTATION_DEGREES = 12.0
 SHEAR = 0.1
-# The image shrinks by up to this factor, its mirrored edges around it: scale jitter
-# as wide as that of detectors (Ghiasi et al. 2021, section 3).
+# The image shrinks by up to this factor inside its mirrored edges: scale jitter as wide
+# as that of detectors (Ghiasi et al. 2021, section 3).
 ZOOM_OUT = 2.5
-# Worse images (a web photo that was scaled and saved again), and how many of them.
+# Share of degraded images, like web photos that were scaled and saved again.
 DEGRADED_PROBABILITY = 0.25
 SCALE_DOWN = 3.0
 JPEG_QUALITIES = (20, 80)
-# Shrinking by up to this factor linear interpolation is as exact as the area average,
+# Up to this factor, shrinking by linear interpolation is as exact as the area average
 # and five to ten times as fast in OpenCV; beyond, it is up to 8 dB less exact.
 LINEAR_SHRINK = 1.5
-# The scales that libjpeg-turbo has fast code for are 1 and one by each of these.
+# libjpeg-turbo has fast code for the scale 1 and 1 divided by these.
 JPEG_SHRINKS = (8, 4, 2)
-# Up to this one a blur before it is nearer to the antialiasing of Pillow and of
-# torchvision than the area average is (46 dB for 42 at 1.7, 51 for 40 at 2.5), in half
-# of its time.
+# Up to this factor, blur and linear interpolation are nearer to the antialiasing of
+# Pillow and torchvision than the area average (46 dB against 42 at 1.7, 51 against 40
+# at 2.5), in half of its time.
 BLURRED_SHRINK = 3.0
-# Taps of that blur up to a shrink, and beyond it.
+# Taps of that blur up to and beyond FEW_TAPS_SHRINK.
 FEW_TAPS, FEW_TAPS_SHRINK, MANY_TAPS = 3, 2.0, 5
 
 
 @dataclass(frozen=True, kw_only=True)
 class TrainTransform:
-    """Random crop, mirror, rotation, shear, zoom, and loss of quality.
+    """Random crop, mirroring, rotation, shear, zoom and loss of quality.
 
     Attributes:
-      size_pixels: side of the square that comes out.
-      strength: of everything but the mirror: 0 is the view of `EvalTransform`, 1 that
-        of common recipes, at most 2.5.
-      mirror: whether half of the images are mirrored left to right.
+      size_pixels: Side of the resulting square.
+      strength: Of everything but mirroring, up to 2.5: 0 is the view of
+        `EvalTransform`, 1 that of common recipes.
+      mirror: Whether half of the images are mirrored left to right.
     """
 
     size_pixels: int
@@ -77,11 +76,11 @@ class TrainTransform:
         return np.ascontiguousarray(view)
 
     def crop(self, encoded: bytes, rng: np.random.Generator) -> Pixels:
-        """Returns a random crop [size, size, 3], mirrored or not, and nothing more."""
+        """Returns a random crop [size, size, 3], mirrored or not."""
         image = read(encoded)
         height, width = image.height, image.width
         top, left, crop_height, crop_width = self._crop(height, width, rng)
-        # Only as many pixels are decoded as the crop needs at its final size.
+        # Decodes only as many pixels as the crop needs at its final size.
         shrink = max(1.0, min(crop_height, crop_width) / self.size_pixels)
         pixels = image.decode(height / shrink, width / shrink)
         y, x = pixels.shape[0] / height, pixels.shape[1] / width
@@ -117,12 +116,11 @@ class TrainTransform:
         lean = SHEAR * self.strength * (2 * shear - 1)
         scale = ZOOM_OUT ** (self.strength * zoom)
         cosine, sine = scale * math.cos(angle), scale * math.sin(angle)
-        # A rotation times a shear times the scale, from the view to its source.
+        # Rotation times shear times scale, from the view to its source.
         to_source = ((cosine, cosine * lean - sine), (sine, sine * lean + cosine))
         last = self.size_pixels - 1
-        # Mirrored by rows before, where it reaches beyond the edges, it takes two
-        # thirds of the time: the warp mirrors point by point. Mirroring all of it once
-        # is enough, as what is beyond repeats.
+        # Mirroring the edges first takes two thirds of the time of mirroring point by
+        # point in the warp. Once is enough, as mirrored edges repeat.
         across, down = (
             min(last, max(0, math.ceil(last / 2 * (abs(x) + abs(y) - 1)) + 1))
             for x, y in to_source
@@ -162,11 +160,11 @@ class TrainTransform:
 
 @dataclass(frozen=True, kw_only=True)
 class EvalTransform:
-    """The central square, resized: the same for every run.
+    """The resized central square, without randomness.
 
     Attributes:
-      size_pixels: side of the square that comes out.
-      central_share: side of the square that is cut out, as a share of the short side.
+      size_pixels: Side of the resulting square.
+      central_share: Side of the central square as a share of the short side.
     """
 
     size_pixels: int
@@ -184,9 +182,9 @@ class EvalTransform:
         return np.ascontiguousarray(resize(view, self.size_pixels, self.size_pixels))
 
     def describe(self) -> dict[str, Any]:
-        """Returns the numbers of this view, and its steps in words.
+        """Returns the parameters of this view, and its steps in words.
 
-        Whoever follows the words with OpenCV gets the same pixels.
+        Following the words with OpenCV gives the same pixels.
         """
         size, share = self.size_pixels, self.central_share
         scales = ", ".join(f"1/{shrink}" for shrink in JPEG_SHRINKS)
@@ -229,11 +227,11 @@ def thumbnail(encoded: bytes, longest_side: int) -> bytes:
     """Returns a small JPEG of a whole image.
 
     Args:
-      encoded: of any format that is read.
-      longest_side: of the copy, in pixels; a smaller image stays as large as it is.
+      encoded: JPEG, PNG or WebP.
+      longest_side: Of the copy, in pixels; smaller images keep their size.
 
     Raises:
-      ValueError: the bytes are no image.
+      ValueError: If the bytes are not an image.
     """
     image = read(encoded)
     shrink = max(1.0, max(image.height, image.width) / longest_side)
@@ -252,15 +250,14 @@ def central_square(
 
 @dataclass(frozen=True)
 class Image:
-    """An encoded image whose header has been read; see `read`.
+    """An encoded image and its header; see `read`.
 
     Attributes:
-      encoded: its bytes.
-      height: rows, once it is upright.
-      width: columns, once it is upright.
-      color: colour space of a JPEG.
+      height: Rows of the upright image.
+      width: Columns of the upright image.
+      color: Colour space of a JPEG.
       turn: EXIF orientation of a JPEG.
-      pixels: all of it, where the format cannot be decoded at a smaller scale.
+      pixels: The whole image, if its format cannot be decoded at a smaller scale.
     """
 
     encoded: bytes
@@ -271,20 +268,18 @@ class Image:
     pixels: Pixels | None
 
     def decode(self, height: float, width: float) -> Pixels:
-        """Decodes to upright RGB at a small scale that is large enough.
-
-        The scale is that of `decoded_size`.
+        """Decodes to upright RGB at the scale of `decoded_size`.
 
         Args:
-          height: fewest rows that are of use.
-          width: fewest columns that are of use.
+          height: Fewest rows needed.
+          width: Fewest columns needed.
 
         Returns:
-          Pixels [rows, columns, 3]; rows >= height and columns >= width where the
-          image has so many.
+          Pixels [rows, columns, 3], with rows >= height and columns >= width if the
+          image has as many.
 
         Raises:
-          ValueError: the bytes are damaged.
+          ValueError: If the bytes are damaged.
         """
         if self.pixels is not None:
             return self.pixels
@@ -298,15 +293,15 @@ class Image:
 def decoded_size(
     height: int, width: int, fewest_rows: int, fewest_columns: int
 ) -> tuple[int, int]:
-    """Returns the size of a JPEG at the smallest of 1/8, 1/4, 1/2, 1 that is enough.
+    """Returns the size of a JPEG at the smallest sufficient scale of 1/8, 1/4, 1/2, 1.
 
-    The other eighths, though smaller, take libjpeg-turbo longer than the next of these.
+    libjpeg-turbo is slower at the other eighths than at the next of these.
 
     Args:
-      height: rows of the whole image; `width` its columns.
-      width: see `height`.
-      fewest_rows: that are of use; `fewest_columns` likewise.
-      fewest_columns: see `fewest_rows`.
+      height: Rows of the whole image.
+      width: Columns of the whole image.
+      fewest_rows: Fewest rows needed.
+      fewest_columns: Fewest columns needed.
     """
     for shrink in JPEG_SHRINKS:
         rows, columns = -(-height // shrink), -(-width // shrink)
@@ -316,13 +311,13 @@ def decoded_size(
 
 
 def read(encoded: bytes) -> Image:
-    """Reads the size of an image; of anything but a JPEG also the pixels.
+    """Reads the header of a JPEG, or decodes an image of another format.
 
-    Colours, transparency and EXIF orientation are resolved as `recode` resolves them,
-    so that an image looks the same whether it was recoded or not.
+    Colours, transparency and EXIF orientation are handled as in `prepare.recode`, so
+    that recoding does not change how an image looks.
 
     Raises:
-      ValueError: the bytes are no image, or a damaged one.
+      ValueError: If the bytes are not an image, or damaged.
     """
     kind = sniff(encoded)
     with damage_as_value_error(kind):
@@ -340,11 +335,12 @@ def read(encoded: bytes) -> Image:
 def resize(
     pixels: Pixels, height: int, width: int
 ) -> UInt8[np.ndarray, "height2 width2 channel"]:
-    """Resizes linearly; what shrinks to less than two thirds is averaged as well.
+    """Resizes with antialiasing if the image shrinks to less than two thirds.
 
-    Down to a third by a blur: its variance and that of linear interpolation, 1/6 of a
-    pixel, come to that of a triangle as wide as two pixels of the result, shrink^2 / 6,
-    which is the filter of Pillow and torchvision. Beyond, by area.
+    Down to a third, a blur precedes linear interpolation. Its variance plus that of the
+    interpolation (1/6 of a pixel) is the variance of a triangle as wide as two pixels
+    of the result, shrink^2 / 6: the filter of Pillow and torchvision. Smaller results
+    are averaged over areas.
     """
     if pixels.shape[:2] == (height, width):
         return pixels
@@ -353,7 +349,7 @@ def resize(
     method = cv2.INTER_AREA if shrink > BLURRED_SHRINK else cv2.INTER_LINEAR
     if LINEAR_SHRINK < shrink <= BLURRED_SHRINK:
         taps = FEW_TAPS if shrink <= FEW_TAPS_SHRINK else MANY_TAPS
-        # OpenCV takes a deviation of 0 for "as the other".
+        # OpenCV replaces a deviation of 0 by the other one.
         x, y = (math.sqrt(max(s * s - 1.0, 1e-3) / 6.0) for s in (across, down))
         pixels = cv2.GaussianBlur(pixels, (taps, taps), sigmaX=x, sigmaY=y)
     return cv2.resize(pixels, (width, height), interpolation=method)

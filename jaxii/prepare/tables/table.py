@@ -5,6 +5,7 @@ import csv
 import io
 import itertools
 import json
+import re
 from pathlib import Path
 
 import charset_normalizer
@@ -32,7 +33,8 @@ ENCODINGS = (
     *("cp1253", "cp1254", "cp1255", "cp1256"),
 )
 # Difference of charset-normalizer's scores that decides nothing.
-_SCORE_MARGIN = 0.1
+_SCORE_MARGIN = 0.05
+_BETWEEN_CELLS = re.compile(rb"[,;\t\r\n|\"]+")
 # Bytes that are enough to detect an encoding.
 _DETECT_BYTES = 1 << 18
 
@@ -146,15 +148,16 @@ def _decode(path: Path, data: bytes, notes: Notes) -> str:
 
 
 def _decode_legacy(path: Path, data: bytes, notes: Notes) -> str:
-    lines = [line for line in data.splitlines() if not line.isascii()]
-    encoding = _detect(b"\n".join(lines)[:_DETECT_BYTES])
+    cells = dict.fromkeys(_BETWEEN_CELLS.split(data))
+    strange = [cell for cell in cells if not cell.isascii()]
+    encoding = _detect(b"\n".join(strange)[:_DETECT_BYTES])
     try:
         if encoding is not None:
             text = data.decode(encoding)
-            strange = (word for word in text.split() if not word.isascii())
+            examples = [cell.decode(encoding, "replace") for cell in strange]
             notes.assumed(
                 f"{path} is not UTF-8; it was read as {encoding}, which was detected "
-                f"from its letters, as in {shown(dict.fromkeys(strange))}; save it as "
+                f"from its letters, as in {shown(examples)}; save it as "
                 "UTF-8 if they look wrong"
             )
             return text
