@@ -7,7 +7,7 @@ from typing import NamedTuple
 
 import numpy as np
 from jaxtyping import Float, Float64, Int
-from scipy.special import expit, logit
+from scipy.special import expit, logit  # pyright: ignore[reportMissingTypeStubs]
 
 from jaxii.decoding.thresholds import PRIOR_POSITIVES
 from jaxii.metrics.histogram import PRESENT, bin_edges
@@ -87,7 +87,7 @@ def entries_of(
     edges = logit(bin_edges(thresholds, num_classes).astype(np.float64))
     edges = np.clip(edges, LOWEST_LOGIT, HIGHEST_LOGIT)
     edges = np.concatenate([[LOWEST_LOGIT], edges, [HIGHEST_LOGIT]])
-    starts = np.arange(0, num_bins, -(-num_bins // MOST_BINS))
+    starts = np.arange(0, int(num_bins), -(-int(num_bins) // MOST_BINS))
     middles = (edges[starts] + edges[np.append(starts[1:], num_bins)]) / 2
     present = np.add.reduceat(histogram[PRESENT], starts, axis=1, dtype=np.int64)
     images = np.add.reduceat(
@@ -113,7 +113,9 @@ def _fit(
         precision: of the prior.
     """
 
-    def at(values):
+    def at(
+        values: Float64[np.ndarray, "group 2"],
+    ) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
         loss, gradient, information = _at(groups, entries, values)
         away = values - start
         pull = away @ precision[0]
@@ -151,7 +153,7 @@ def _at(
     logits = values[groups, 0] * z + values[groups, 1]
     probs = expit(logits)
 
-    def sums(amounts):
+    def sums(amounts: Float64[np.ndarray, " entry"]) -> np.ndarray:
         return np.bincount(groups, amounts, minlength=len(values))
 
     loss = sums(images * np.logaddexp(0, logits) - present * logits)

@@ -4,9 +4,13 @@ Each takes scores [batch, class] and returns decisions, True where the label is
 predicted. `Decoders` holds what was fitted for them on one split.
 """
 
+# JAX's functions are partly untyped.
+# pyright: reportUnknownMemberType=false
+
 import zipfile
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
+from typing import Any, BinaryIO, cast
 
 import jax
 import jax.numpy as jnp
@@ -138,7 +142,7 @@ def label_lists(
     """Returns each image's predicted ids, by falling score if scores are given."""
     if scores is None:
         return [np.flatnonzero(row) for row in chosen]
-    lists = []
+    lists: list[Int[np.ndarray, " label"]] = []
     for row, score in zip(chosen, scores, strict=True):
         ids = np.flatnonzero(row)
         lists.append(ids[np.argsort(-score[ids], kind="stable")])
@@ -227,16 +231,17 @@ class Decoders:
 
     def parameter(self, name: str) -> dict[str, float | int | None]:
         """Returns the one parameter of a decoder by name; the others have none."""
-        return {
+        parameters: dict[str, dict[str, float | int | None]] = {
             "threshold": {"threshold": self.choice.threshold},
             "top_k": {"k": self.choice.top_k},
             "embedding": {"k": self.choice.embedding_k},
-        }.get(name, {})
+        }
+        return parameters.get(name, {})
 
     def save(self, path: AnyPath) -> None:
         """Writes all but the label embedding, which has a file; whole or not at all."""
         k = self.choice.embedding_k
-        arrays = {
+        arrays: dict[str, Any] = {
             "threshold": np.float64(self.choice.threshold),
             "top_k": np.int64(self.choice.top_k),
             "embedding_k": np.int64(0 if k is None else k),
@@ -262,7 +267,8 @@ def load(
     """
     try:
         # NumPy leaves a file open that it opened and could not read.
-        with path.open("rb") as file, np.load(file, allow_pickle=False) as arrays:
+        opened = cast(BinaryIO, path.open("rb"))
+        with opened as file, np.load(file, allow_pickle=False) as arrays:
             _check_numbers(arrays)
             return Decoders(
                 choice=DecoderChoice(
@@ -335,7 +341,8 @@ def fit(
             "two arrays of the same shape [image, class] with at least one image."
         )
     acc = streaming.empty(probs.shape[1], DEFAULT_THRESHOLDS, beta)
-    update = jax.jit(streaming.update, donate_argnums=0)
+    jitted = jax.jit(streaming.update, donate_argnums=0)
+    update = cast(Callable[..., Accumulators], jitted)
     for start in range(0, len(probs), _BATCH):
         batch = slice(start, start + _BATCH)
         scores = jnp.asarray(probs[batch], jnp.float32)

@@ -132,7 +132,7 @@ def largest_sizes(
         ordered: probabilities, each image's in descending order.
     """
     s = np.cumsum(ordered, axis=1)
-    k = np.arange(1, ordered.shape[1] + 1)[None, :]
+    k = np.arange(1, int(ordered.shape[1]) + 1)[None, :]
     at_most = 5 * s / (4 * s + k)
     at_least = 5 * s / (4 * (1 + s[:, -1:] - ordered) + k)
     possible = at_most >= at_least.max(axis=1, keepdims=True)
@@ -173,7 +173,7 @@ def _expected_f2(
     for start in range(0, kept, step):
         product *= np.multiply.reduce(_factors(columns[start : start + step], u))
     before = np.zeros_like(product)
-    parts = []
+    parts: list[Float64[np.ndarray, "batch part"]] = []
     for start in range(0, sizes, step):
         chosen = columns[start : min(start + step, sizes)]
         sums = chosen[:, :, None] / _factors(chosen, u)

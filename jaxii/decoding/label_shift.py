@@ -7,7 +7,7 @@ differ, not how their images look.
 import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Float, Float64, Int
-from scipy.special import expit, logit
+from scipy.special import expit, logit  # pyright: ignore[reportMissingTypeStubs]
 
 from jaxii.decoding.calibration import Calibration, Entries, entries_of
 

@@ -4,6 +4,9 @@ Predictions are scored as they would be submitted, with at least one label an im
 Each process decodes its own images; `add_processes` then adds what all have found.
 """
 
+# JAX's functions are partly untyped.
+# pyright: reportUnknownMemberType=false
+
 from collections.abc import Sequence
 from dataclasses import dataclass
 

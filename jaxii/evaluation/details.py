@@ -163,7 +163,8 @@ def _nearest(
     unit: Float32[np.ndarray, "label embed"],
 ) -> tuple[Int[np.ndarray, "label near"], Float[np.ndarray, "label near"]]:
     count = min(NUM_NEAREST, len(unit) - 1)
-    places, cosines = [], []
+    places: list[np.ndarray] = []
+    cosines: list[np.ndarray] = []
     for start in range(0, len(unit), _ROWS):
         similar = unit[start : start + _ROWS] @ unit.T
         rows = np.arange(len(similar))

@@ -3,6 +3,9 @@
 `split_metrics` joins the device's sums with the decoders' scores.
 """
 
+# JAX's functions are partly untyped.
+# pyright: reportUnknownMemberType=false
+
 from collections.abc import Callable, Iterator
 
 import jax
@@ -156,6 +159,7 @@ def split_metrics(
     num_true = histogram[PRESENT].sum(axis=1, dtype=np.int64)
     hits, predicted = _counts_at(sums, threshold)
     counts = hits, predicted, num_true
+    totals = [np.array([count.sum()]) for count in counts]
     mean_precision, map_num_classes = _mean_average_precision(histogram)
     curve = reliability(histogram, edges, sums.sums.prob)
     decoders, slices = scores.decoders(), scores.slices()
@@ -173,7 +177,7 @@ def split_metrics(
         worst_slice=min(slices, key=lambda name: slices[name].f2),
         decoders=decoders,
         threshold=threshold,
-        micro_f2=f_beta_from_counts(*(c.sum(keepdims=True) for c in counts)).item(),
+        micro_f2=float(f_beta_from_counts(totals[0], totals[1], totals[2])[0]),
         macro_f2=float(f_beta_from_counts(*counts).mean()),
         thresholds=list(sums.thresholds),
         f2_by_threshold=f2s.tolist(),
@@ -273,7 +277,7 @@ def _make_update(mesh: Mesh, num_classes: int) -> Callable[..., Accumulators]:
                 unknown="ignored",
             )
             added = streaming.update(
-                jax.tree.map(lambda x: x[0], sums),
+                jax.tree.map(_first, sums),
                 probs,
                 (targets >= 0.5).astype(jnp.float32),
                 known if verified_absent else None,
@@ -281,7 +285,7 @@ def _make_update(mesh: Mesh, num_classes: int) -> Callable[..., Accumulators]:
                 embedding,
                 label_embeddings,
             )
-            return jax.tree.map(lambda x: x[None], added)
+            return jax.tree.map(_alone, added)
 
         return jax.shard_map(
             local,
@@ -293,6 +297,14 @@ def _make_update(mesh: Mesh, num_classes: int) -> Callable[..., Accumulators]:
     return jax.jit(update, static_argnums=5, donate_argnums=0)
 
 
+def _first(x: Array) -> Array:
+    return x[0]
+
+
+def _alone(x: Array) -> Array:
+    return x[None]
+
+
 def _make_empty_and_total(
     mesh: Mesh, num_classes: int, thresholds: tuple[float, ...]
 ) -> tuple[Callable[[], Accumulators], Callable[[Accumulators], Accumulators]]:
@@ -301,12 +313,17 @@ def _make_empty_and_total(
 
     def empty() -> Accumulators:
         zeros = streaming.empty(num_classes, thresholds)
-        return jax.tree.map(
-            lambda x: jnp.broadcast_to(x[None], (num_devices, *x.shape)), zeros
-        )
+
+        def repeated(x: Array) -> Array:
+            return jnp.broadcast_to(x[None], (num_devices, *x.shape))
+
+        return jax.tree.map(repeated, zeros)
 
     def total(sums: Accumulators) -> Accumulators:
-        return jax.tree.map(lambda x: jnp.sum(x, axis=0, dtype=x.dtype), sums)
+        def added(x: Array) -> Array:
+            return jnp.sum(x, axis=0, dtype=x.dtype)
+
+        return jax.tree.map(added, sums)
 
     return (
         jax.jit(empty, out_shardings=divided(mesh)),

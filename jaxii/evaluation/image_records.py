@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from typing import Any, SupportsIndex
 
 import numpy as np
-import simplejpeg
+import simplejpeg  # pyright: ignore[reportMissingTypeStubs]
 
 from jaxii.data.transforms import EvalTransform, read
 from jaxii.evaluation.listing import Listing

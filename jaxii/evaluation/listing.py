@@ -9,7 +9,7 @@ import glob
 import io
 import os
 from collections import Counter
-from collections.abc import Iterator, Sequence
+from collections.abc import Generator, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -126,7 +126,7 @@ def read_ids(path: AnyPath) -> list[str]:
       InputError: no such file, another header, no id, or one twice.
     """
     with _csv_rows(path, "--ids", "the header image_id,labels") as rows:
-        header = next(rows, [])
+        header = next(rows, list[str]())
         if header[:1] != [ID_COLUMN]:
             raise InputError(
                 f"{path} starts with {','.join(header) or 'nothing'!r}; its header has "
@@ -153,9 +153,10 @@ def _of_folder(folder: AnyPath) -> Listing:
 
 def _of_csv(path: AnyPath) -> Listing:
     accepted = ", ".join(PATH_COLUMNS)
-    names, ids = [], []
+    names: list[str] = []
+    ids: list[str] = []
     with _csv_rows(path, "--images", f"one of the columns {accepted}") as rows:
-        header = [cell.strip().lower() for cell in next(rows, [])]
+        header = [cell.strip().lower() for cell in next(rows, list[str]())]
         columns = [i for i, name in enumerate(header) if name in PATH_COLUMNS]
         if len(columns) != 1:
             raise InputError(
@@ -238,7 +239,9 @@ def _stem(name: str) -> str:
 
 
 @contextmanager
-def _csv_rows(path: AnyPath, flag: str, needs: str) -> Iterator[Iterator[list[str]]]:
+def _csv_rows(
+    path: AnyPath, flag: str, needs: str
+) -> Generator[Iterator[list[str]], None, None]:
     """Gives the rows of a CSV one after the other."""
     if not path.is_file():
         raise InputError(f"{flag}={path} is not a file; give a CSV with {needs}.")

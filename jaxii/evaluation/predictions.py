@@ -9,7 +9,7 @@ import json
 import unicodedata
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, TextIO
 
 import numpy as np
 from jax.sharding import Mesh
@@ -74,7 +74,9 @@ class Facts:
     constant: Sequence[str]
     constant_names: Sequence[str]
     decoder: str = ""
-    parameter: Mapping[str, Any] = field(default_factory=dict)
+    parameter: Mapping[str, float | int | None] = field(
+        default_factory=dict[str, float | int | None]
+    )
 
     @property
     def decoder_words(self) -> str:
@@ -163,13 +165,15 @@ def write_submission(
     """
     codes = vocabulary.codes
 
-    def rows(file):
+    def rows(file: TextIO) -> None:
         writer = csv.writer(file, lineterminator="\n")
         writer.writerow(HEADER)
         for image_id, ids in zip(image_ids, labels, strict=True):
             if not len(ids):
                 raise ValueError(f"image {image_id} has no label to submit")
-            writer.writerow([_encodable(image_id), " ".join(codes[i] for i in ids)])
+            chosen: list[int] = ids.tolist()
+            row = [_encodable(image_id), " ".join(codes[i] for i in chosen)]
+            writer.writerow(row)
 
     _write_with_provenance(path, rows, provenance)
 
@@ -201,7 +205,7 @@ def write_json_lines(
       ValueError: as many images as not answers.
     """
 
-    def rows(file):
+    def rows(file: TextIO) -> None:
         for image_id, name, given in zip(image_ids, names, answers, strict=True):
             fields = {"image_id": image_id, "file": name, "decoder": facts.decoder}
             fields |= _fields(given, vocabulary)
@@ -228,22 +232,24 @@ def _fields(given: Answer, vocabulary: Vocabulary) -> dict[str, Any]:
     codes, probs = vocabulary.codes, given.probs
     told = np.flatnonzero(probs >= SCORE_FLOOR)
     told = told[np.argsort(-probs[told], kind="stable")]
+    chosen: list[int] = given.label_ids.tolist()
     labels = [
         {
             "code": codes[i],
             "name": vocabulary.descriptions[i],
             "score": round(float(probs[i]), _DIGITS),
         }
-        for i in given.label_ids
+        for i in chosen
     ]
-    scores = {codes[i]: round(float(probs[i]), _DIGITS) for i in told}
+    listed: list[int] = told.tolist()
+    scores = {codes[i]: round(float(probs[i]), _DIGITS) for i in listed}
     return {"labels": labels, "scores": scores}
 
 
 def _write_with_provenance(
-    path: AnyPath, write: Callable[[Any], None], provenance: Mapping[str, Any]
+    path: AnyPath, write: Callable[[TextIO], None], provenance: Mapping[str, Any]
 ) -> None:
-    def write_all(file):
+    def write_all(file: TextIO) -> None:
         write(file)
         # Before the file has its name, so that no answers are ever without it.
         write_json(path.with_name(path.name + ".provenance.json"), provenance)

@@ -4,6 +4,9 @@ Comes after checkpoints are restored; `evaluate` sums what it gives over a split
 `predict` decodes it for a folder of images.
 """
 
+# JAX's functions are partly untyped.
+# pyright: reportUnknownMemberType=false
+
 import functools
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
@@ -63,7 +66,7 @@ def make_predict(models: Sequence[Model], mesh: Mesh) -> Predict:
     if len(forwards) == 1:
         return forwards[0]
 
-    def predict(images):
+    def predict(images: Array) -> tuple[Array, Any]:
         return _mean([forward(images)[0] for forward in forwards]), None
 
     return predict
@@ -72,7 +75,7 @@ def make_predict(models: Sequence[Model], mesh: Mesh) -> Predict:
 def shifted(predict: Predict, shift: Float[np.ndarray, " class"]) -> Predict:
     """Returns the prediction with its probabilities corrected by `label_shift`."""
 
-    def corrected(images):
+    def corrected(images: Array) -> tuple[Array, Any]:
         probs, embedding = predict(images)
         return _corrected(probs, shift), embedding
 
@@ -114,10 +117,14 @@ def shift_of(
 
 
 @functools.cache
-def _forward(apply: Callable[..., tuple[Any, Tree]], mesh: Mesh):
+def _forward(
+    apply: Callable[..., tuple[Any, Tree]], mesh: Mesh
+) -> Callable[[Tree, Tree, Array], tuple[Array, Any]]:
     """Compiles the network for inference: `forward(params, batch_stats, images)`."""
 
-    def forward(params, batch_stats, images):
+    def forward(
+        params: Tree, batch_stats: Tree, images: Array
+    ) -> tuple[Array, Array | None]:
         outputs, _ = apply(params, batch_stats, images, train=False, key=None)
         return jax.nn.sigmoid(outputs.logits), outputs.embedding
 
@@ -129,19 +136,21 @@ def _forward(apply: Callable[..., tuple[Any, Tree]], mesh: Mesh):
     return jax.jit(parallel, in_shardings=(whole, whole, parts))
 
 
-@jax.jit
-def _mean(probs):
+def _mean_of(probs: list[Array]) -> Array:
     return sum(probs[1:], probs[0]) / len(probs)
 
 
-_corrected = jax.jit(label_shift.corrected)
+_mean: Callable[[list[Array]], Array] = jax.jit(_mean_of)
+
+
+_corrected: Callable[[Array, Any], Array] = jax.jit(label_shift.corrected)
 
 
 @functools.cache
-def _counter(mesh: Mesh):
+def _counter(mesh: Mesh) -> Callable[[Array, Array, Array], Array]:
     """Compiles the addition of a batch to a histogram, without its labels."""
 
-    def count(counts, probs, mask):
+    def count(counts: Array, probs: Array, mask: Array) -> Array:
         nowhere = jnp.zeros(probs.shape, bool)
         edges = bin_edges(DEFAULT_THRESHOLDS, probs.shape[1])
         return add_entries(counts, probs, nowhere, None, mask > 0, edges)

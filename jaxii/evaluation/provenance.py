@@ -8,7 +8,7 @@ whether the figures for new domains are honest.
 
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, fields, replace
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, cast
 
 from jaxii.errors import InputError
 from jaxii.train.stages import Stage
@@ -277,7 +277,8 @@ def provenance_by_stage(
       stages: in order.
       chosen_on: the split that chooses checkpoints and ends stages.
     """
-    record, by_stage = start, {}
+    record = start
+    by_stage: dict[str, Provenance] = {}
     for stage in stages:
         record = record.with_("weights", labels=[stage.split])
         record = record.with_("model_selection", labels=[chosen_on])
@@ -298,12 +299,13 @@ def _names(splits: Iterable[str]) -> tuple[str, ...]:
 
 
 def _read_names(value: Any, where: str) -> tuple[str, ...]:
-    if not isinstance(value, list) or not all(isinstance(s, str) and s for s in value):
+    names = cast(list[Any], value) if isinstance(value, list) else [""]
+    if not all(isinstance(name, str) and name for name in names):
         raise InputError(
             f"provenance.{where} is {value!r}; it must be a list of names; "
             "evaluate the run again."
         )
-    return _names(value)
+    return _names(names)
 
 
 def _check_keys(record: Any, allowed: set[str], where: str) -> None:
@@ -311,7 +313,8 @@ def _check_keys(record: Any, allowed: set[str], where: str) -> None:
         raise InputError(
             f"{where} is {record!r}; it must be an object; evaluate the run again."
         )
-    unknown, missing = sorted(set(record) - allowed), sorted(allowed - set(record))
+    keys = set(cast(Mapping[str, Any], record))
+    unknown, missing = sorted(keys - allowed), sorted(allowed - keys)
     if unknown or missing:
         raise InputError(
             f"{where} has unknown keys {unknown} and lacks {missing}; it must hold "

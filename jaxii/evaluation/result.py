@@ -3,11 +3,14 @@
 `metrics.json` holds it, and the manifest `evaluation.json` names the files beside it.
 """
 
+# JAX's functions are partly untyped.
+# pyright: reportUnknownMemberType=false
+
 import os
 import platform
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass, fields
-from typing import Any
+from typing import Any, cast
 
 import jax
 import numpy as np
@@ -379,7 +382,7 @@ def threshold_index(thresholds: Sequence[float], threshold: float) -> int:
 
 def hardware() -> str:
     """Returns the devices and the host in a few words."""
-    device = jax.devices()[0]
+    device = cast(Any, jax.devices()[0])
     kind = "CPU" if device.platform == "cpu" else device.device_kind
     return (
         f"{jax.device_count()} x {kind} ({platform.machine()} host, "

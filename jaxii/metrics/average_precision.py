@@ -3,6 +3,8 @@
 import numpy as np
 from jaxtyping import Float, Int
 
+from jaxii.metrics.histogram import PRESENT, UNKNOWN, VERIFIED_ABSENT
+
 # From here on bins are so narrow that scores in one bin can be taken as equal.
 NUM_NARROW_BINS = 4096
 
@@ -24,11 +26,15 @@ def average_precision(
     wide = num_bins < NUM_NARROW_BINS
     within = np.ones(num_bins)
     within[[0, -1]] = 0
-    parts = []
+    parts: list[Float[np.ndarray, " part"]] = []
     for start in range(0, histogram.shape[1], 512):
-        unknown, absent, present = histogram[:, start : start + 512, ::-1]
+        part = histogram[:, start : start + 512, ::-1]
+        present: np.ndarray = part[PRESENT]
+        absent: np.ndarray = part[VERIFIED_ABSENT]
+        unknown: np.ndarray = part[UNKNOWN]
         annotated = absent.any(axis=1, keepdims=True)
-        negatives = np.cumsum(np.where(annotated, absent, unknown), axis=1)
+        negative = np.where(annotated, absent, unknown)
+        negatives = np.cumsum(negative, axis=1)
         hits = np.cumsum(present, axis=1)
         num_positives = hits[:, -1].astype(np.float64)
         num_positives[num_positives == 0] = np.nan
@@ -36,8 +42,7 @@ def average_precision(
         if wide:
             # The outermost bins hold saturated scores, which are equal.
             hits = hits - within * np.maximum(present - 1, 0) / 2
-            inside = within * np.where(annotated, absent, unknown) / 2
-            above = hits + negatives - inside
+            above = hits + negatives - within * negative / 2
         precision = hits / np.maximum(above, 1)
         parts.append(np.sum(present * precision, axis=1) / num_positives)
     return np.concatenate(parts)

@@ -50,7 +50,7 @@ def interval(
     counts = np.bincount(ids, minlength=len(names))
     rng = np.random.default_rng(0)
     rows = max(1, _DRAWS // len(names))
-    means = []
+    means: list[Float[np.ndarray, " resample"]] = []
     for start in range(0, RESAMPLES, rows):
         size = (min(rows, RESAMPLES - start), len(names))
         drawn: Int[np.ndarray, "resample group"] = rng.integers(0, len(names), size)

@@ -1,6 +1,9 @@
 """How far probabilities are from the frequencies of what they predict."""
 
-from typing import NamedTuple
+# JAX's functions are partly untyped.
+# pyright: reportUnknownMemberType=false
+
+from typing import NamedTuple, cast
 
 import jax
 import jax.numpy as jnp
@@ -29,13 +32,14 @@ def prob_sums(
     ends = jnp.concatenate([edges[1:], jnp.full(1, jnp.inf, jnp.float32)])
     terms = exact_sum.terms(probs)
 
-    def within(bounds):
+    def within(bounds: tuple[Array, Array]) -> exact_sum.Terms:
         inside = (probs >= bounds[0]) & (probs < bounds[1]) & real[:, None]
         return exact_sum.sum_rows(
-            jax.tree.map(lambda x: jnp.where(inside, x, 0), terms)
+            exact_sum.Terms(*(jnp.where(inside, limb, 0) for limb in terms))
         )
 
-    return jax.tree.map(jnp.transpose, jax.lax.map(within, (edges, ends)))
+    sums = cast(exact_sum.Terms, jax.lax.map(within, (edges, ends)))
+    return exact_sum.Terms(*(limb.T for limb in sums))
 
 
 def reliability(

@@ -4,8 +4,13 @@ Average precision, calibration, cross-entropy and counts at every threshold are 
 from the bins. Bins replace the sort of all images that these figures would need.
 """
 
-import functools
+# JAX's functions are partly untyped.
+# pyright: reportUnknownMemberType=false
 
+import functools
+from typing import overload
+
+import jax
 import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Bool, Float, Int, Shaped
@@ -85,25 +90,29 @@ def bins_of(
         probs: float32 in [0, 1].
         edges: of `bin_edges`.
     """
-    cells = _cells(edges, np)
+    cells = _cells(edges)
     below = np.searchsorted(cells, np.arange(2 * CELL_OF_HALF + 1)).astype(np.int32)
     most_in_a_cell = int(np.bincount(cells).max())
     padded = jnp.asarray(np.append(edges, np.full(most_in_a_cell, np.inf, np.float32)))
-    first = jnp.asarray(below)[_cells(jnp.clip(probs, 0, 1), jnp)]
+    first = jnp.asarray(below)[_cells(jnp.clip(probs, 0, 1))]
     bins = first
     for i in range(most_in_a_cell):
         bins = bins + (padded[first + i] <= probs).astype(jnp.int32)
     return bins
 
 
-def _cells(probs, xp):
+@overload
+def _cells(probs: Float[np.ndarray, "*dims"]) -> Int[np.ndarray, "*dims"]: ...
+@overload
+def _cells(probs: Float[Array, "*dims"]) -> Int[Array, "*dims"]: ...
+def _cells(probs: np.ndarray | Array) -> np.ndarray | Array:
     """Returns integers that never fall where probabilities rise: 16 bits of a float32.
 
     From one half on they are those of 1 - p, which is exact there, counted down: cells
     are as narrow near 1 as near 0.
     """
-    upper = probs >= 0.5
-    leading = xp.where(upper, 1 - probs, probs).view(xp.int32) >> 16
+    upper, xp = probs >= 0.5, jnp if isinstance(probs, jax.Array) else np
+    leading = xp.where(upper, 1 - probs, probs).view(np.int32) >> 16
     return xp.where(upper, 2 * CELL_OF_HALF - leading, leading)
 
 

@@ -7,9 +7,12 @@ Counts are int32: exact up to 2.1e9 images. Sums of fractions are integers too (
 `exact_sum`): however the images are divided, the sums are the same to the bit.
 """
 
+# JAX's functions are partly untyped.
+# pyright: reportUnknownMemberType=false
+
 import dataclasses
 import functools
-from typing import NamedTuple
+from typing import NamedTuple, cast
 
 import jax
 import jax.numpy as jnp
@@ -218,8 +221,8 @@ def _counts_by_threshold(
     hit = present.astype(jnp.uint32)
     weight = (hit << 16) + jnp.uint32(1) if packed else jnp.ones_like(hit)
 
-    def count(threshold):
-        def total(weights):
+    def count(threshold: Array) -> tuple[Array, Array]:
+        def total(weights: Array) -> Array:
             kept = jnp.where(probs >= threshold, weights, jnp.uint32(0))
             return jnp.sum(kept, axis=1, dtype=jnp.uint32)
 
@@ -228,5 +231,5 @@ def _counts_by_threshold(
             return both >> 16, both & jnp.uint32(0xFFFF)
         return total(hit), both
 
-    tp, predicted = jax.lax.map(count, thresholds)
+    tp, predicted = cast(tuple[Array, Array], jax.lax.map(count, thresholds))
     return tp.T.astype(jnp.int32), predicted.T.astype(jnp.int32)
