@@ -67,7 +67,7 @@ def linear(*, num_classes, **_):
 @pytest.fixture(scope="module", autouse=True)
 def linear_network():
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr("jaxii.runs.networks.make_network", linear)
+        patch.setattr("jaxii.runs.assembly.make_network", linear)
         yield
 
 

@@ -35,7 +35,7 @@ from jaxii.prepare.kaggle import Layout, prepare
 from jaxii.prepare.tables import rows
 from jaxii.runs import doctor
 from jaxii.runs import evaluate as evaluation
-from jaxii.runs.session import open_session
+from jaxii.runs.begin import begin
 from jaxii.runs.workdir import Workdir
 from jaxii.train.checkpoint import Checkpoints
 from jaxii.train.failed_save import FailedSave
@@ -679,9 +679,9 @@ def trained(dataset, tmp_path_factory):
     with pytest.MonkeyPatch.context() as patch:
         patch.chdir(ROOT)
         config = config_of(dispatch.parse("train", argv))
-    session = open_session(config, workdir)
-    for step, plan in enumerate(session.plans, start=1):
-        state = fresh_state(plan, step, replicated(session.mesh))
+    run = begin(config, workdir)
+    for step, plan in enumerate(run.plans, start=1):
+        state = fresh_state(plan, step, replicated(run.mesh))
         saved = Saved(
             stage=plan.stage.name,
             step=step,
@@ -691,12 +691,12 @@ def trained(dataset, tmp_path_factory):
             finished=True,
         )
         metadata = {
-            **session.metadata({})[plan.stage.name],
+            **run.metadata({})[plan.stage.name],
             "train_step_compilations": 1,
             "history": None,
         }
-        session.checkpoints.save(saved, state, metadata)
-    session.checkpoints.close()
+        run.checkpoints.save(saved, state, metadata)
+    run.checkpoints.close()
     return workdir.path
 
 

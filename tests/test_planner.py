@@ -18,7 +18,7 @@ from jaxii.planner import plan_text, topology
 from jaxii.planner.compiled import DoesNotFit, Largest
 from jaxii.planner.topology import CHIPS, GIB
 from jaxii.prepare.kaggle import Layout, prepare
-from jaxii.runs import assemble
+from jaxii.runs import assembly
 from jaxii.runs import plan as command
 
 ROOT = Path(__file__).parent.parent
@@ -75,8 +75,8 @@ def test_a_batch_is_that_of_training(tmp_path):
     prepare(Layout.find(files), tmp_path / "data", num_workers=1)
     config = small_config(**{"data.validation_fraction": 0.4})
     config = config.moved(str(tmp_path / "data"))
-    data = assemble.open_data(config)
-    batch = next(assemble.train_batches(config, data, "train", 0))
+    data = assembly.open_data(config)
+    batch = next(assembly.train_batches(config, data, "train", 0))
     facts = command.facts_of(config)
     shapes = command.batch_shapes(config, facts, config.global_batch_size)
     assert {name: (array.shape, array.dtype) for name, array in batch.items()} == {

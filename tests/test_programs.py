@@ -36,8 +36,8 @@ from jaxii.models.multitask import make_network
 from jaxii.prepare.kaggle import Layout, prepare
 from jaxii.prepare.recode import recode
 from jaxii.runs import evaluate
-from jaxii.runs.session import open_session
-from jaxii.runs.trained import open_trained
+from jaxii.runs.begin import begin
+from jaxii.runs.run import Run
 from jaxii.runs.workdir import Workdir
 from jaxii.train.stages import Saved
 from jaxii.train.state import new_state
@@ -262,8 +262,8 @@ def workdir(tmp_path_factory):
     files = small_layout.write(root / "files", num_train=24)
     prepare(Layout.find(files), root / "data", num_workers=1)
     workdir = Workdir(root / "run")
-    session = open_session(configuration(root / "data"), workdir)
-    (plan,) = session.plans
+    run = begin(configuration(root / "data"), workdir)
+    (plan,) = run.plans
     params, stats = filled(jax.eval_shape(plan.init, jax.random.key(0)))
     state = new_state(
         params=params,
@@ -281,15 +281,13 @@ def workdir(tmp_path_factory):
         finished=True,
     )
     metadata = {
-        **session.metadata({})["only"],
+        **run.metadata({})["only"],
         "train_step_compilations": 1,
         "history": None,
     }
-    session.checkpoints.save(
-        saved, jax.device_put(state, replicated(session.mesh)), metadata
-    )
-    evaluate.measure(session)
-    session.checkpoints.close()
+    run.checkpoints.save(saved, jax.device_put(state, replicated(run.mesh)), metadata)
+    evaluate.measure(run.at_best())
+    run.checkpoints.close()
     return workdir
 
 
@@ -340,10 +338,9 @@ def elsewhere(folder, script, *words):
 
 def probs_of(workdir, images):
     """Returns the checkpoint's own probabilities in float32."""
-    trained, mesh = open_trained(workdir.path), make_mesh()
-    predict = make_predict([trained.in_float32(trained.model(mesh))], mesh)
-    trained.close()
-    return np.asarray(predict(to_devices({"i": images}, divided(mesh))["i"])[0])
+    with Run.open(workdir.path) as run:
+        predict = make_predict([run.in_float32(run.model())], run.mesh)
+    return np.asarray(predict(to_devices({"i": images}, divided(run.mesh))["i"])[0])
 
 
 @pytest.mark.parametrize("decoder", ["threshold", "per_class"])
@@ -571,8 +568,8 @@ def test_provenance_and_its_caveats_go_with_the_folder(workdir, tmp_path, capsys
     if has_onnx:
         import onnxruntime
 
-        session = onnxruntime.InferenceSession(folder / "model.onnx")
-        kept = session.get_modelmeta().custom_metadata_map
+        run = onnxruntime.InferenceSession(folder / "model.onnx")
+        kept = run.get_modelmeta().custom_metadata_map
         assert json.loads(kept["provenance"]) == record.to_json()
         assert json.loads(kept["labels"]) == list(workdir.vocabulary().codes)
 

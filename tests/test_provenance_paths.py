@@ -28,8 +28,7 @@ from jaxii.distributed import processes
 from jaxii.distributed.mesh import make_mesh
 from jaxii.models import resnet
 from jaxii.prepare.kaggle import Layout, prepare
-from jaxii.runs import predict, session
-from jaxii.runs.trained import open_trained
+from jaxii.runs.run import Run
 
 RECIPE = """
 from jaxii.config import default_config
@@ -147,7 +146,7 @@ class Runs:
 
     def arrays(self, name):
         """Returns the last checkpoint's metadata and arrays."""
-        found = open_trained(str(self.folder / name))
+        found = Run.open(self.folder / name)
         model = jax.device_get(
             found.restored(jax.sharding.SingleDeviceSharding(jax.devices()[0]))
         )
@@ -171,8 +170,7 @@ def runs(tmp_path_factory):
         # take longer than all else.
         patch.setitem(resnet.DEPTHS, 18, ((1, 0, 0, 0), False))
         one = make_mesh(jax.devices()[:1])
-        for module in (session, predict):
-            patch.setattr(module, "make_mesh", lambda: one)
+        patch.setattr("jaxii.runs.run.make_mesh", lambda: one)
         made = Runs(folder)
         made.train("clean")
         made.adapt("clean", "adapted", "--num_epochs=8", "--allow_tuning_labels")

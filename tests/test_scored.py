@@ -81,7 +81,7 @@ def write(root, *, num_train=36, unknown_validation=0, unknown_test=0):
 @pytest.fixture(scope="module", autouse=True)
 def knows_the_truth():
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr("jaxii.runs.networks.make_network", oracle.network(TRUTHS))
+        patch.setattr("jaxii.runs.assembly.make_network", oracle.network(TRUTHS))
         yield
 
 
@@ -159,7 +159,7 @@ def test_figures_and_decoders_are_those_of_the_data_without_such_images(
 ):
     # It errs, so that no figure is trivial; and differently in each slice.
     monkeypatch.setattr(
-        "jaxii.runs.networks.make_network", oracle.network(((0, 5), (3,), (1, 2, 3)))
+        "jaxii.runs.assembly.make_network", oracle.network(((0, 5), (3,), (1, 2, 3)))
     )
     _, data = write(tmp_path)
     run = Result(tmp_path / "a", capfd, data)

@@ -12,7 +12,7 @@ from jaxii.prepare import build
 from jaxii.prepare.kaggle import Layout, prepare
 from jaxii.runs import predict
 from jaxii.runs.evaluate import evaluate
-from jaxii.runs.scoring import Variant
+from jaxii.runs.inference import InferenceOptions
 from jaxii.runs.train import train
 from jaxii.runs.workdir import Workdir
 
@@ -49,7 +49,7 @@ def write(root):
 def knows_the_truth():
     with pytest.MonkeyPatch.context() as patch:
         truths = ((0,), (1,), (2,))
-        patch.setattr("jaxii.runs.networks.make_network", oracle.network(truths))
+        patch.setattr("jaxii.runs.assembly.make_network", oracle.network(truths))
         yield
 
 
@@ -69,7 +69,9 @@ def predicted(files, workdir, output):
         ids=files / "stage_1_sample_submission.csv",
         output=output,
     )
-    predict.predict(workdir, request=request, decoder="", stage="", variant=Variant())
+    predict.predict(
+        workdir, request=request, decoder="", stage="", options=InferenceOptions()
+    )
     return output.read_bytes()
 
 
@@ -97,8 +99,8 @@ def test_what_cannot_be_read_is_counted_and_given_the_best_constant(done, capfd)
 
 def test_an_adapted_submission_has_the_same_rows(done):
     _, workdir = done
-    variant = Variant(label_shift=True)
-    evaluate(workdir, data_dir="", stage="", tune_on="", variant=variant)
+    options = InferenceOptions(label_shift=True)
+    evaluate(workdir, data_dir="", stage="", tune_on="", options=options)
     with (workdir.path / "submission_label_shift.csv").open() as file:
         assert [row[0] for row in csv.reader(file)] == ["image_id", *SAMPLE]
 

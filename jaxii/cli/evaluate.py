@@ -75,6 +75,6 @@ def run(flags: Flags) -> None:
         stage=flags.stage,
         tune_on=flags.tune_on or "",
         decoder=flags.decoder,
-        variant=inference_of(flags),
+        options=inference_of(flags),
         verify=flags.verify,
     )

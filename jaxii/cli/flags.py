@@ -190,9 +190,9 @@ def config_of(flags: Flags) -> Config:
 
 def inference_of(flags: Flags) -> Any:
     """Returns the options that `declare_inference` declared."""
-    from jaxii.runs.scoring import Variant
+    from jaxii.runs.inference import InferenceOptions
 
-    return Variant(
+    return InferenceOptions(
         ensemble=tuple(flags.ensemble),
         adapt_bn=flags.adapt_bn,
         label_shift=flags.label_shift,

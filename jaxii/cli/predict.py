@@ -119,5 +119,5 @@ def run(flags: Flags) -> None:
         request=request,
         decoder=flags.decoder or "",
         stage="",
-        variant=inference_of(flags),
+        options=inference_of(flags),
     )

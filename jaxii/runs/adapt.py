@@ -10,8 +10,8 @@ from dataclasses import replace
 from typing import Any, Literal
 
 from jaxii.config import ADAPT_EPOCHS, ADAPT_LR_SHARES, Config, StageConfig, Terms
+from jaxii.runs.run import Run
 from jaxii.runs.train import train
-from jaxii.runs.trained import Trained, open_trained
 from jaxii.runs.workdir import Workdir
 from jaxii.storage import AnyPath
 
@@ -43,7 +43,7 @@ def adapt(
       wanted_back: says, after a step, whether to save and leave.
       verify: read and hash every byte of the data first.
     """
-    start = open_trained(workdir.path, stage)
+    start = Run.open(workdir.path, stage)
     config = adapted(start, trainable=trainable, num_epochs=num_epochs, peak_lr=peak_lr)
     start.close()
     train(
@@ -56,7 +56,7 @@ def adapt(
 
 
 def adapted(
-    start: Trained,
+    start: Run,
     *,
     trainable: Literal["all", "last_layer"],
     num_epochs: float,

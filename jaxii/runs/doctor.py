@@ -17,8 +17,7 @@ from jaxii.distributed.mesh import divided, make_mesh, replicated
 from jaxii.doctor import checks, speed
 from jaxii.errors import CheckFailed
 from jaxii.prepare import recipe as recipes
-from jaxii.runs import assemble
-from jaxii.runs.networks import Networks
+from jaxii.runs import assembly
 from jaxii.runs.plan import Facts, batch_shapes, facts_of
 from jaxii.storage import AnyPath
 from jaxii.train.sharding import state_shardings
@@ -54,7 +53,7 @@ def doctor(config: Config | None, *, place: AnyPath) -> None:
         say(line)
     if findings[1].lines:
         if config is not None:
-            assemble.check_before_data(config)
+            assembly.check_before_data(config)
         what = "a usual recipe's" if config is None else "the recipe's"
         for line in _speeds(_usual_config() if config is None else config, what):
             say(line)
@@ -159,10 +158,10 @@ def _data(config: Config) -> tuple[RandomAccess, Facts, str]:
     is_drawn = config.data.dataset == "toy_regions"
     absent = "no data was given"
     if config.data.directory or is_drawn:
-        directory: AnyPath = assemble.data_directory(config)
+        directory: AnyPath = assembly.data_directory(config)
         # Opening would draw it, which takes a minute.
         if (directory / folder.INFO_FILE).exists() if is_drawn else directory.is_dir():
-            data = assemble.open_data(config)
+            data = assembly.open_data(config)
             source = data.split("train").source
             return source, facts_of(config), f"training images of {directory}"
         absent = f"{directory} is not there yet"
@@ -179,13 +178,12 @@ def _data(config: Config) -> tuple[RandomAccess, Facts, str]:
 
 def _step(config: Config, facts: Facts) -> tuple[float, float]:
     """Times the step that does most; returns images a second and the first one's."""
-    stages = assemble.stages_of(config, lambda split: facts.num_images)
+    stages = assembly.stages_of(config, lambda split: facts.num_images)
     stage = max(stages, key=lambda s: (s.trainable == "all", s.embedding_head))
     dim = config.label_embedding.dim if stage.embedding_head else 0
-    networks = Networks(
-        config=config.model, num_classes=facts.num_classes, embedding_dim=dim
+    (plan,) = assembly.make_plans(
+        config, (stage,), num_classes=facts.num_classes, embedding_dim=dim
     )
-    (plan,) = assemble.make_plans(config, networks, (stage,))
     mesh, size = make_mesh(), config.global_batch_size
     rng = np.random.default_rng(0)
     batch = {

@@ -7,10 +7,12 @@ submission are left in the workdir.
 import datetime
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
+from functools import reduce
 
 import jax
 import numpy as np
 
+from jaxii.console import say
 from jaxii.data import folder
 from jaxii.data.prepared import Data
 from jaxii.decoding.constant import best_constant, constant_f2
@@ -33,15 +35,14 @@ from jaxii.evaluation.result import (
     hardware,
 )
 from jaxii.metrics.streaming import Accumulators
-from jaxii.runs import assemble, results
+from jaxii.runs import assembly, results
+from jaxii.runs.inference import InferenceOptions
 from jaxii.runs.results import Measured
-from jaxii.runs.scoring import Variant, say_first, union_of
-from jaxii.runs.session import Session, open_session
-from jaxii.runs.trained import Trained
+from jaxii.runs.run import Run
 from jaxii.runs.workdir import Workdir
 from jaxii.train.stages import Saved
 
-AS_TRAINED = Variant()
+AS_TRAINED = InferenceOptions()
 
 
 def evaluate(
@@ -51,67 +52,63 @@ def evaluate(
     stage: str,
     tune_on: str,
     decoder: str = "threshold",
-    variant: Variant = AS_TRAINED,
+    options: InferenceOptions = AS_TRAINED,
     verify: bool = False,
 ) -> None:
     """Measures a trained run again; nothing is trained."""
-    config = workdir.config().moved(data_dir)
-    session = open_session(config, workdir, claim=False, verify=verify)
-    measure(session, stage=stage, tune_on=tune_on, decoder=decoder, variant=variant)
-    session.checkpoints.close()
+    with Run.open(workdir.path, stage, data_dir=data_dir, verify=verify) as run:
+        measure(run, tune_on=tune_on, decoder=decoder, options=options)
 
 
 def measure(
-    session: Session,
+    run: Run,
     *,
-    stage: str = "",
     tune_on: str = "",
     decoder: str = "threshold",
-    variant: Variant = AS_TRAINED,
+    options: InferenceOptions = AS_TRAINED,
 ) -> EvaluationResult:
     """Measures the best checkpoint of a stage, writes figures, report and submission.
 
     Args:
-      session: of the run.
-      stage: name; "" is the last one trained.
+      run: opened at the checkpoint.
       tune_on: the split that the decoders are fitted on; "" is the run's own choice.
       decoder: the one whose predictions count and are submitted; all are scored.
-      variant: what is done to the model before.
+      options: what is done to the model before.
     """
-    data = session.data
+    data = run.data
     tune_on = tune_on or data.choosing_split
     # Domains that other runs held out give a threshold; all else is chosen on images.
     by_runs = tune_on == "held_out" and not data.has_images("held_out")
     chooser = "validation" if by_runs else tune_on
     data.check_truth(chooser)
-    saved = session.checkpoints.best_of(stage)
-    members = _members(session, saved, variant)
+    members, saved = run.members(options, data), run.saved
     splits = dict.fromkeys((chooser, "validation", "held_out", "test"))
     splits = [split for split in splits if data.has_images(split)]
-    provenance = _provenance(session, members, variant, splits, (tune_on, chooser))
-    say_first(provenance)
-    passes = _Passes(session, members, variant, chooser)
+    provenance = _provenance(run, members, options, splits, (tune_on, chooser))
+    for caveat in provenance.caveats():
+        say(f"CAVEAT     {caveat}")
+    passes = _Passes(run, members, options, chooser)
     sums = passes.sums(chooser)
     choice = choose(sums)
     if by_runs:
-        choice = replace(choice, threshold=_threshold_of_runs(session, saved.stage))
-    made = session.label_embedding
+        choice = replace(choice, threshold=_threshold_of_runs(run, saved.stage))
+    made = run.label_embedding
     vectors = None if made is None else made.vectors
     decoders = fit_decoders(sums, choice, label_embeddings=vectors)
-    has_head = session.plan(saved.stage).stage.embedding_head and len(members) == 1
+    has_head = run.plan(saved.stage).stage.embedding_head and len(members) == 1
     names = decoders.names(has_head=has_head)
     decoders.check(decoder, names)
-    scoring = _Scoring(session, passes, decoders, names, decoder)
-    metrics, measured = scoring.run(splits, chooser, sums)
+    scoring = _Scoring(run, passes, decoders, names, decoder)
+    metrics, measured = scoring.score(splits, chooser, sums)
     in_use = DecoderInUse(name=decoder, chosen_on=tune_on, choice=choice)
     averaged = [member.name for member in members]
     result = _result(
-        session, saved, metrics, in_use, chooser, provenance, variant.names, averaged
+        run, saved, metrics, in_use, chooser, provenance, options.names, averaged
     )
     if processes.is_lead():
         elsewhere = tune_on != data.choosing_split
-        variants = [f"tuned_on_{tune_on}"] * elsewhere + variant.names
-        results.write(session, result, decoders, measured, variants, saved)
+        variants = [f"tuned_on_{tune_on}"] * elsewhere + options.names
+        results.write(run, result, decoders, measured, variants, saved)
     processes.wait_for_all("results")
     for other in members[1:]:
         other.close()
@@ -122,28 +119,28 @@ class _Passes:
     """Passes of the evaluated models over whole splits.
 
     Args:
-      session: of the run.
+      run: opened at the checkpoint.
       members: the checkpoints whose probabilities are averaged.
-      variant: what is done to the models before.
+      options: what is done to the models before.
       chooser: the split that the decoders are fitted on.
     """
 
     def __init__(
         self,
-        session: Session,
-        members: Sequence[Trained],
-        variant: Variant,
+        run: Run,
+        members: Sequence[Run],
+        options: InferenceOptions,
         chooser: str,
     ):
         own, *others = members
         # The network of the plan: the prediction may have been compiled for it already.
-        apply = session.plan(own.saved.stage).settings.apply
+        apply = run.plan(own.saved.stage).settings.apply
         self._models = [
-            own.model(session.mesh, apply),
-            *(other.model(session.mesh) for other in others),
+            own.model(apply),
+            *(other.model() for other in others),
         ]
-        self._session, self._variant, self._chooser = session, variant, chooser
-        self._evaluator = session.evaluator()
+        self._run, self._options, self._chooser = run, options, chooser
+        self._evaluator = run.evaluator()
 
     def sums(
         self,
@@ -155,7 +152,7 @@ class _Passes:
         return self._evaluator.run(
             self._predict(split, decoders),
             self._batches(split),
-            verified_absent=self._session.verified_absent(split),
+            verified_absent=self._run.verified_absent(split),
             on_batch=None if scores is None else scores.add,
         )
 
@@ -167,30 +164,30 @@ class _Passes:
         self._evaluator.predict(predict, self._batches(split), scores.add)
 
     def _batches(self, split: str) -> Batches:
-        return assemble.eval_batches(self._session.config, self._session.data, split)
+        return assembly.eval_batches(self._run.config, self._run.data, split)
 
     def _predict(self, target: str, decoders: Decoders | None) -> Predict:
         def images() -> Batches:
-            source = self._session.data.split(target).source
-            return assemble.unlabelled_batches(self._session.config, source)
+            source = self._run.data.split(target).source
+            return assembly.unlabelled_batches(self._run.config, source)
 
-        variant = self._variant if target != "validation" else AS_TRAINED
+        options = self._options if target != "validation" else AS_TRAINED
         # On the split that calibrated, labels occur as often as the decoders expect.
         home = decoders if target != self._chooser else None
-        return variant.predict_on(self._models, self._session.mesh, images, home)
+        return options.make_predict(self._models, self._run.mesh, images, home)
 
 
 @dataclass(frozen=True)
 class _Scoring:
     """Measures splits with fitted decoders, one pass each."""
 
-    session: Session
+    run: Run
     passes: _Passes
     decoders: Decoders
     names: Sequence[str]
     in_use: str
 
-    def run(
+    def score(
         self, splits: Sequence[str], chooser: str, chosen_sums: Accumulators
     ) -> tuple[dict[str, SplitMetrics], Measured]:
         """Returns the figures of each split that has labels, and the predictions.
@@ -200,7 +197,7 @@ class _Scoring:
           chooser: the split that the decoders were fitted on.
           chosen_sums: of that split.
         """
-        data = self.session.data
+        data = self.run.data
         metrics: dict[str, SplitMetrics] = {}
         scored: dict[str, DecoderScores] = {}
         labels: dict[str, SplitFigures] = {}
@@ -235,7 +232,7 @@ class _Scoring:
 
         The model is the one that predicts the test: it adapts to images of the test.
         """
-        data = self.session.data
+        data = self.run.data
         if not data.has_images("tuning"):
             return {}
         image_ids = data.split("tuning").index.image_ids
@@ -247,7 +244,7 @@ class _Scoring:
         return dict(zip(image_ids, scores.predictions, strict=True))
 
     def _scores(self, split: str, *, is_scored: bool = True) -> DecoderScores:
-        data = self.session.data
+        data = self.run.data
         verified, index = data.verified_rows(split), data.split(split).index
         offsets, label_ids = verified.present()
         truth = SplitTruth(
@@ -263,7 +260,7 @@ class _Scoring:
             self.names,
             in_use=self.in_use,
             truth=truth,
-            num_summed=assemble.eval_batch_size(self.session.config),
+            num_summed=assembly.eval_batch_size(self.run.config),
         )
 
 
@@ -276,46 +273,32 @@ def _by_label(sums: Accumulators, scores: DecoderScores) -> SplitFigures:
     )
 
 
-def _members(session: Session, saved: Saved, variant: Variant) -> tuple[Trained, ...]:
-    """Returns the checkpoint, and after it those of the other runs of an ensemble."""
-    own = Trained(
-        workdir=session.workdir,
-        config=session.config,
-        checkpoints=session.checkpoints,
-        saved=saved,
-    )
-    label_hash = session.data.vocabulary.content_hash()
-    return own, *variant.open_others(own, label_hash, session.data)
-
-
 def _provenance(
-    session: Session,
-    members: Sequence[Trained],
-    variant: Variant,
+    run: Run,
+    members: Sequence[Run],
+    options: InferenceOptions,
     splits: Sequence[str],
     chosen_on: tuple[str, str],
 ) -> Provenance:
     """Returns what influences the figures.
 
     Args:
-      session: of the run.
+      run: opened at the checkpoint.
       members: the checkpoints.
-      variant: what is done to the models.
+      options: what is done to the models.
       splits: those that are measured.
       chosen_on: splits that choose the threshold, and everything else of the decoders.
     """
     tune_on, chooser = chosen_on
     adapted = [split for split in splits if split != "validation"]
     corrected = [split for split in adapted if split != chooser]
-    record = variant.provenance(
-        _record_of(session, members, variant), adapted, corrected
-    )
+    record = options.provenance(_record_of(run, members, options), adapted, corrected)
     record = record.with_("thresholds", labels=[tune_on, chooser])
     return record.with_("calibration", labels=[chooser])
 
 
 def _record_of(
-    session: Session, members: Sequence[Trained], variant: Variant
+    run: Run, members: Sequence[Run], options: InferenceOptions
 ) -> Provenance:
     """Returns what influenced the models, where they may be measured on these data.
 
@@ -323,47 +306,48 @@ def _record_of(
       InputError: If the run has seen images that it is to be measured on, and nobody
         said that this is meant.
     """
-    record, own = union_of(members, session.data), members[0]
-    seen = own.provenance_on(session.data)
-    if seen.badge() != own.provenance.badge() and not variant.allow_tuning_labels:
+    own = members[0]
+    records = [member.provenance_on(run.data) for member in members]
+    record, seen = reduce(Provenance.union, records), records[0]
+    if seen.badge() != own.provenance.badge() and not options.allow_tuning_labels:
         raise InputError(
-            f"{own.name} has learnt from images of {session.data.directory} that it is "
+            f"{own.name} has learnt from images of {run.data.directory} that it is "
             f"to be measured on ({seen.badge()}); add --allow_tuning_labels if that is "
             "meant."
         )
     return record
 
 
-def _threshold_of_runs(session: Session, stage: str) -> float:
-    found = _held_out(session, stage)
+def _threshold_of_runs(run: Run, stage: str) -> float:
+    found = _held_out(run, stage)
     if found:
         return pool(found).threshold
     raise InputError(
-        f"{session.workdir.path} has not been trained without each of the domains "
-        f"{', '.join(session.data.domains)} and evaluated at its stage {stage}; run "
+        f"{run.workdir.path} has not been trained without each of the domains "
+        f"{', '.join(run.data.domains)} and evaluated at its stage {stage}; run "
         "hold_out with the same --workdir first."
     )
 
 
 def _estimates(
-    session: Session, saved: Saved, metrics: dict[str, SplitMetrics]
+    run: Run, saved: Saved, metrics: dict[str, SplitMetrics]
 ) -> DomainShiftEstimate | None:
     """Returns estimates of F2 on new domains, where the test can tell how good."""
-    held_out = _held_out(session, saved.stage)
+    held_out = _held_out(run, saved.stage)
     if "held_out" in metrics:
-        held_out = {session.config.data.held_out_domain: metrics["held_out"]}
+        held_out = {run.config.data.held_out_domain: metrics["held_out"]}
     if not held_out or "test" not in metrics:
         return None
     return estimate(metrics["validation"], held_out, metrics["test"])
 
 
-def _held_out(session: Session, stage: str) -> dict[str, SplitMetrics]:
-    found = session.held_out_figures(stage)
+def _held_out(run: Run, stage: str) -> dict[str, SplitMetrics]:
+    found = run.held_out_figures(stage)
     return {name: SplitMetrics.from_json(record) for name, record in found.items()}
 
 
 def _result(
-    session: Session,
+    run: Run,
     saved: Saved,
     metrics: dict[str, SplitMetrics],
     decoder: DecoderInUse,
@@ -372,7 +356,7 @@ def _result(
     variant: Sequence[str],
     members: Sequence[str],
 ) -> EvaluationResult:
-    config, data = session.config, session.data
+    config, data = run.config, run.data
     created = datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds")
     return EvaluationResult(
         stage=saved.stage,
@@ -385,12 +369,12 @@ def _result(
         label_hash=data.vocabulary.content_hash(),
         data_hash=data.content_hash,
         short_side_pixels=folder.short_side(data.directory),
-        num_params=_num_params(session, saved),
+        num_params=_num_params(run, saved),
         provenance=provenance,
         decoder=decoder,
         constant=_constant(data, list(metrics), chooser),
         splits=metrics,
-        estimates=_estimates(session, saved, metrics),
+        estimates=_estimates(run, saved, metrics),
         variant=variant,
         members=members,
     )
@@ -412,7 +396,7 @@ def _constant(data: Data, splits: Sequence[str], chooser: str) -> Constant:
     )
 
 
-def _num_params(session: Session, saved: Saved) -> int:
-    plan = session.plan(saved.stage)
+def _num_params(run: Run, saved: Saved) -> int:
+    plan = run.plan(saved.stage)
     params, _ = jax.eval_shape(plan.init, jax.random.key(0))
     return sum(leaf.size for leaf in jax.tree.leaves(params))

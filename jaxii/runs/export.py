@@ -1,26 +1,23 @@
 """`export`: a folder from which a checkpoint answers without jaxii."""
 
 import json
-from contextlib import closing
 from dataclasses import replace
 from typing import Any
 
 import jax
 import numpy as np
 
-from jaxii.config import Config
 from jaxii.console import say
 from jaxii.data.labels import Vocabulary
 from jaxii.decoding import decoders as decoding
 from jaxii.decoding.calibration import HIGHEST_LOGIT, LOWEST_LOGIT
-from jaxii.distributed.mesh import make_mesh
 from jaxii.evaluation.predictor import Model, make_predict
 from jaxii.evaluation.provenance import Provenance
 from jaxii.export import programs as exporting
 from jaxii.export.onnx_graph import packages
 from jaxii.prepare import recode
-from jaxii.runs import assemble
-from jaxii.runs.trained import Trained, open_trained
+from jaxii.runs import assembly
+from jaxii.runs.run import Run
 from jaxii.runs.workdir import Workdir
 from jaxii.storage import AnyPath, local_draft_folder, write_json
 
@@ -55,27 +52,27 @@ def export(
     """
     if onnx:
         packages()
-    config, metrics = workdir.config().moved(data_dir), workdir.metrics()
+    metrics = workdir.metrics()
     decoders = decoding.load(workdir.result_file("decoders.npz"), None)
     name = decoder or metrics["decoder"]["name"]
-    vocabulary = workdir.vocabulary()
-    with closing(open_trained(workdir.path, stage or metrics["stage"])) as trained:
-        trained.check_evaluated(metrics)
-        record = _record(trained, metrics, decoders, name)
+    stage = stage or metrics["stage"]
+    with Run.open(workdir.path, stage, data_dir=data_dir, verify=verify) as run:
+        run.check_evaluated(metrics)
+        record = _record(run, metrics, decoders, name)
         for caveat in record["caveats"]:
             say(f"CAVEAT     {caveat}")
         with local_draft_folder(output) as folder:
-            model = trained.model(make_mesh())
-            images, probs, record["check"] = _images(config, trained, model, verify)
+            model = run.model()
+            images, probs, record["check"] = _images(run, model)
             record["programs"] = exporting.write_programs(
                 folder,
-                trained.in_float32(model, portable=True),
+                run.in_float32(model, portable=True),
                 images,
                 probs,
-                onnx_metadata=_for_onnx(record, vocabulary) if onnx else None,
+                onnx_metadata=_for_onnx(record, run.vocabulary) if onnx else None,
             )
             exporting.write_labels(
-                folder / exporting.LABELS, vocabulary, decoders, name
+                folder / exporting.LABELS, run.vocabulary, decoders, name
             )
             exporting.write_loader(folder)
             write_json(folder / "export.json", record)
@@ -83,20 +80,20 @@ def export(
 
 
 def _record(
-    trained: Trained, metrics: dict[str, Any], decoders: decoding.Decoders, name: str
+    run: Run, metrics: dict[str, Any], decoders: decoding.Decoders, name: str
 ) -> dict[str, Any]:
     """Returns what can be said before anything is computed, for `export.json`."""
-    provenance = Provenance.from_json(metrics["provenance"]).union(trained.provenance)
-    data = trained.config.data
+    provenance = Provenance.from_json(metrics["provenance"]).union(run.provenance)
+    data = run.config.data
     size = data.image_size_pixels
-    short_side = assemble.stored_short_side(
-        trained.config, metrics.get("short_side_pixels")
+    short_side = assembly.stored_short_side(
+        run.config, metrics.get("short_side_pixels")
     )
     as_found = {"how": ["Files are stored as they were found."]}
     return {
         "checkpoint": {
-            "stage": trained.saved.stage,
-            "step": trained.saved.step,
+            "stage": run.saved.stage,
+            "step": run.saved.step,
             **{name: metrics[name] for name in ("config_hash", "seed", "dataset")},
         },
         "provenance": provenance.to_json(),
@@ -105,7 +102,7 @@ def _record(
         "images": {
             "type": f"uint8 [batch, {size}, {size}, 3], RGB, 0 to 255",
             "stored": recode.describe(short_side) if short_side else as_found,
-            "view": assemble.eval_transform(trained.config).describe(),
+            "view": assembly.eval_transform(run.config).describe(),
         },
         "probabilities": f"float32 [batch, {len(decoders.class_thresholds)}], in the "
         "order of labels.csv; calibrated: sigmoid(slope * logit + intercept), with the "
@@ -120,26 +117,24 @@ def _record(
 
 
 def _images(
-    config: Config, trained: Trained, model: Model, verify: bool
+    run: Run, model: Model
 ) -> tuple[exporting.Images, exporting.Probs, dict[str, Any]]:
     """Returns images, the checkpoint's probabilities in float32, and what they are.
 
     Thresholds were chosen on those of the run's own compute type, so it is told how far
     these are from them.
     """
-    data, mesh = assemble.open_data(config, verify=verify), make_mesh()
-    trained.workdir.check_labels(data.vocabulary)
-    # That of training may be thousands.
-    config = replace(config, global_batch_size=BATCH_SIZE)
+    # The batch of training may be thousands.
+    config, mesh = replace(run.config, global_batch_size=BATCH_SIZE), run.mesh
 
     def answers(model):
-        batches = assemble.eval_batches(config, data, "validation", NUM_IMAGES)
+        batches = assembly.eval_batches(config, run.data, "validation", NUM_IMAGES)
         return exporting.checkpoint_predictions(
             make_predict([model], mesh), batches, mesh
         )
 
     with jax.default_matmul_precision(exporting.PRECISION):
-        images, probs = answers(trained.in_float32(model))
+        images, probs = answers(run.in_float32(model))
     _, own = answers(model)
     return (
         images,

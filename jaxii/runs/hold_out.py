@@ -9,12 +9,12 @@ from collections.abc import Callable
 from dataclasses import replace
 
 from jaxii.config import Config
-from jaxii.console import progress, say
+from jaxii.console import say
 from jaxii.data.dataset import check_domains
 from jaxii.distributed import processes
 from jaxii.errors import InputError
 from jaxii.evaluation import domain_shift
-from jaxii.runs import assemble
+from jaxii.runs import assembly
 from jaxii.runs.train import train
 from jaxii.runs.workdir import Workdir
 from jaxii.train.checkpoint import Checkpoints
@@ -46,9 +46,8 @@ def hold_out(
             f"config.data.held_out_domain={config.data.held_out_domain!r} is given and "
             "hold_out sets it to each domain in turn; leave it empty."
         )
-    assemble.check_before_data(config)
-    with progress() as on_progress:
-        data = assemble.open_data(config, on_progress, verify=verify)
+    assembly.check_before_data(config)
+    data = assembly.open_data(config, verify=verify)
     check_domains(data.directory, data.domains)
     workdir.check_labels(data.vocabulary)
     workdir.check(config)

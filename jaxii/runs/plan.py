@@ -26,8 +26,7 @@ from jaxii.planner.compiled import (
     step_compiler,
 )
 from jaxii.planner.topology import Topology
-from jaxii.runs import assemble
-from jaxii.runs.networks import Networks, batch_norm_group
+from jaxii.runs import assembly
 from jaxii.train.stages import Stage
 from jaxii.train.trainer import StagePlan
 
@@ -77,7 +76,7 @@ def plan(
         for name in topology
     ]
     for one in devices:
-        check_group(batch_norm_group(config.model), one.num_devices)
+        check_group(assembly.batch_norm_group(config.model), one.num_devices)
     micro_batches = config.micro_batches
     if not device_batch_size:
         num_devices = devices[0].num_devices
@@ -108,12 +107,11 @@ def facts_of(config: Config) -> Facts:
     """Returns what the prepared data says, or else what is known of the published."""
     dataset = config.data.dataset
     if config.data.directory or dataset not in PUBLISHED:
-        data = assemble.open_data(config)
-        if any(stage.embedding_head for stage in config.stages):
-            assemble.check_label_embedding(config, data)
+        data = assembly.open_data(config)
+        assembly.label_embedding_dim(config, data)
         return Facts(
             num_classes=len(data.vocabulary),
-            num_slots=assemble.slots(config, data.train_rows),
+            num_slots=assembly.slots(config, data.train_rows),
             num_images=data.split("train").num_examples,
             source=f"read from {data.directory}",
         )
@@ -129,7 +127,7 @@ def facts_of(config: Config) -> Facts:
 def batch_shapes(
     config: Config, facts: Facts, global_batch_size: int
 ) -> dict[str, jax.ShapeDtypeStruct]:
-    """Returns the shapes of a batch that `assemble.train_batches` would yield."""
+    """Returns the shapes of a batch that `assembly.train_batches` would yield."""
     size = config.data.image_size_pixels
     shapes = {
         "images": ((size, size, 3), jnp.uint8),
@@ -155,7 +153,7 @@ class _Step:
 
     @cached_property
     def stages(self) -> tuple[Stage, ...]:
-        return assemble.stages_of(self.config, lambda split: self.facts.num_images)
+        return assembly.stages_of(self.config, lambda split: self.facts.num_images)
 
     @cached_property
     def stage(self) -> Stage:
@@ -192,13 +190,13 @@ class _Step:
     @cached_property
     def stage_plan(self) -> StagePlan:
         """The stage with its parts, as training assembles it."""
-        networks = Networks(
-            config=self.config.model,
+        (plan,) = assembly.make_plans(
+            self.config,
+            (self.stage,),
             num_classes=self.facts.num_classes,
             embedding_dim=self._embedding_dim,
             platform=None if self.topology.name == topologies.LOCAL else "tpu",
         )
-        (plan,) = assemble.make_plans(self.config, networks, (self.stage,))
         return plan
 
     @cached_property

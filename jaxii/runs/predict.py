@@ -2,7 +2,7 @@
 
 import os
 from collections.abc import Iterable, Iterator, Sequence
-from contextlib import ExitStack, closing
+from contextlib import ExitStack
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
@@ -12,16 +12,15 @@ from jaxii.data import label_embedding
 from jaxii.data.labels import Vocabulary
 from jaxii.decoding import decoders as decoding
 from jaxii.distributed import processes
-from jaxii.distributed.mesh import make_mesh
 from jaxii.errors import InputError
 from jaxii.evaluation import listing, predictions
 from jaxii.evaluation.image_records import ImageFiles
 from jaxii.evaluation.predictions import Answer, Facts, visible
 from jaxii.evaluation.provenance import Provenance
 from jaxii.models.multitask import EMBEDDING_HEAD
-from jaxii.runs import assemble
-from jaxii.runs.scoring import Variant
-from jaxii.runs.trained import Trained, open_trained
+from jaxii.runs import assembly
+from jaxii.runs.inference import InferenceOptions
+from jaxii.runs.run import Run
 from jaxii.runs.workdir import Workdir
 from jaxii.storage import AnyPath
 
@@ -115,7 +114,7 @@ def predict(
     request: Request,
     decoder: str,
     stage: str,
-    variant: Variant,
+    options: InferenceOptions,
 ) -> None:
     """Writes the labels of every image.
 
@@ -124,19 +123,23 @@ def predict(
       request: which images, and where to.
       decoder: whose answers; "" for the one that `evaluate` used.
       stage: whose best checkpoint, which has to be the evaluated one; "" for that.
-      variant: what is done to the model before; of the images themselves.
+      options: what is done to the model before; of the images themselves.
     """
-    config, mesh = workdir.config(), make_mesh()
     # An adaptation is to these images; what `evaluate` adapted to does not matter.
-    averaged = ["ensemble"] if variant.ensemble else []
+    averaged = ["ensemble"] if options.ensemble else []
     metrics = workdir.metrics(averaged)
-    files = assemble.image_files(
-        config, request.find(), metrics.get("short_side_pixels")
-    )
+    found = request.find()
     with ExitStack() as opened:
-        members = _members(workdir, stage or metrics["stage"], variant, metrics, opened)
-        models = [member.model(mesh) for member in members]
-        facts = _facts(files, members, metrics, variant)
+        run = opened.enter_context(Run.open(workdir.path, stage or metrics["stage"]))
+        members = run.members(options)
+        for other in members[1:]:
+            opened.enter_context(other)
+        _check_members(members, metrics, options)
+        files = assembly.image_files(
+            run.config, found, metrics.get("short_side_pixels")
+        )
+        models = [member.model() for member in members]
+        facts = _facts(files, members, metrics, options)
     decoders = _decoders(workdir, averaged)
     decoder = decoder or metrics["decoder"]["name"]
     has_head = EMBEDDING_HEAD in models[0].params and len(models) == 1
@@ -147,18 +150,18 @@ def predict(
         say(f"CAVEAT     {caveat}")
 
     def target():
-        return assemble.unlabelled_batches(config, files)
+        return assembly.unlabelled_batches(run.config, files)
 
     damaged = Damaged()
     with progress() as on_progress:
         answers = predictions.answer(
-            variant.predict_on(models, mesh, target, decoders),
-            assemble.file_batches(config, files),
+            options.make_predict(models, run.mesh, target, decoders),
+            assembly.file_batches(run.config, files),
             num_rows=len(files),
             decode=decoders.answer(decoder),
             # Told by the lead process alone, which looks at the file again.
             fault=files.fault if processes.is_lead() else lambda row: "damaged",
-            mesh=mesh,
+            mesh=run.mesh,
             on_progress=on_progress,
         )
         _write(request, files, damaged.watch(answers), workdir.vocabulary(), facts)
@@ -221,28 +224,18 @@ def _say(request: Request, files: ImageFiles, damaged: Damaged, facts: Facts) ->
             say(f"{what:8} {path}")
 
 
-def _members(
-    workdir: Workdir,
-    stage: str,
-    variant: Variant,
-    metrics: dict[str, Any],
-    opened: ExitStack,
-) -> tuple[Trained, ...]:
-    """Returns the checkpoint, and after it those of the other runs of an ensemble."""
-    own = opened.enter_context(closing(open_trained(workdir.path, stage)))
-    others = variant.open_others(own, workdir.vocabulary().content_hash())
-    for other in others:
-        opened.callback(other.close)
-    members = (own, *others)
+def _check_members(
+    members: Sequence[Run], metrics: dict[str, Any], options: InferenceOptions
+) -> None:
+    """Refuses checkpoints that the decoders were not fitted on."""
     names = [member.name for member in members]
-    if variant.ensemble and names != metrics["members"]:
+    if options.ensemble and names != metrics["members"]:
         raise InputError(
             f"thresholds were chosen for the mean of {'; '.join(metrics['members'])} "
             f"and not of {'; '.join(names)}; run evaluate with the same --ensemble "
             "first."
         )
-    own.check_evaluated(metrics)
-    return members
+    members[0].check_evaluated(metrics)
 
 
 def _decoders(workdir: Workdir, averaged: list[str]) -> decoding.Decoders:
@@ -253,14 +246,14 @@ def _decoders(workdir: Workdir, averaged: list[str]) -> decoding.Decoders:
 
 def _facts(
     files: ImageFiles,
-    members: Sequence[Trained],
+    members: Sequence[Run],
     metrics: dict[str, Any],
-    variant: Variant,
+    options: InferenceOptions,
 ) -> Facts:
     """Returns what is said of all answers; the decoder is yet to be named."""
     own = members[0]
     record = Provenance.from_json(metrics["provenance"]).union(own.provenance)
-    record = variant.provenance(record, [IMAGES], [IMAGES])
+    record = options.provenance(record, [IMAGES], [IMAGES])
     return Facts(
         source=files.listing.source,
         run="; ".join(member.name for member in members),

@@ -19,7 +19,7 @@ from jaxii.evaluation.decoder_scores import DecoderScores
 from jaxii.evaluation.details import Details, label_map, make_gallery
 from jaxii.evaluation.result import EVALUATION, EvaluationResult, write_evaluation
 from jaxii.prepare.image_ids import meant
-from jaxii.runs.session import Session
+from jaxii.runs.run import Run
 from jaxii.storage import AnyPath, write_json, write_text
 from jaxii.train.checkpoint import Checkpoints
 from jaxii.train.stages import Saved, choose
@@ -46,7 +46,7 @@ class Measured:
 
 
 def write(
-    session: Session,
+    run: Run,
     evaluation: EvaluationResult,
     decoders: Decoders,
     measured: Measured,
@@ -56,7 +56,7 @@ def write(
     """Writes figures, decoders, answers and report into the workdir, and says so.
 
     Args:
-      session: of the run.
+      run: opened at the checkpoint.
       evaluation: the result.
       decoders: fitted.
       measured: scores and predictions.
@@ -67,7 +67,7 @@ def write(
     # train need not wait for it.
     from jaxii.report.page import render
 
-    workdir, data, metrics = session.workdir, session.data, evaluation.to_json()
+    workdir, data, metrics = run.workdir, run.data, evaluation.to_json()
     files = {"metrics.json": workdir.result_file("metrics.json", variants)}
     # Until the manifest is there again, no file of this evaluation is used.
     listed = workdir.result_file(EVALUATION, variants)
@@ -77,33 +77,33 @@ def write(
     if measured.submitted:
         path = files["submission.csv"] = workdir.result_file("submission.csv", variants)
         _write_submission(path, data, evaluation, measured.submitted)
-    details = _details(session, decoders, measured)
+    details = _details(run, decoders, measured)
     if details.labels is not None:
         files[by_label.FILE] = workdir.result_file(by_label.FILE, variants)
         details.labels.save(files[by_label.FILE])
     write_json(files["metrics.json"], metrics)
-    origin = session.config.start_from or session.config.model.pretrained
-    rows = _stage_rows(session.plans, session.checkpoints, origin)
-    if session.history_fault:
-        say(f"CAVEAT     {session.history_fault}: the report has no curves")
+    origin = run.config.start_from or run.config.model.pretrained
+    rows = _stage_rows(run.plans, run.checkpoints, origin)
+    if run.history_fault:
+        say(f"CAVEAT     {run.history_fault}: the report has no curves")
     files["report.html"] = workdir.result_file("report.html", variants)
     page = render(
         files["report.html"].parent.absolute().name,
         metrics=metrics,
-        history=[] if session.history_fault else read_history(workdir.history_file),
-        config=session.config.to_dict(),
+        history=[] if run.history_fault else read_history(workdir.history_file),
+        config=run.config.to_dict(),
         stages=rows,
         details=details,
-        recipe=_recipe(session, saved),
+        recipe=_recipe(run, saved),
     )
     write_text(files["report.html"], page)
     others = decoders_file, workdir.config_file, workdir.history_file
     write_evaluation(listed, [*files.values(), *others])
-    _say(session, evaluation, rows, files)
+    _say(run, evaluation, rows, files)
 
 
 def _say(
-    session: Session,
+    run: Run,
     evaluation: EvaluationResult,
     rows: Sequence[Mapping[str, Any]],
     files: Mapping[str, AnyPath],
@@ -119,7 +119,7 @@ def _say(
         )
     for name, path in files.items():
         say(f"{name:17} {path}")
-    folder = session.workdir.path / session.checkpoints.directory.name
+    folder = run.workdir.path / run.checkpoints.directory.name
     say(f"{'checkpoints':17} {folder}")
 
 
@@ -149,18 +149,18 @@ def _write_submission(
         )
 
 
-def _recipe(session: Session, saved: Saved) -> dict[str, Any]:
+def _recipe(run: Run, saved: Saved) -> dict[str, Any]:
     """Returns what the configuration came of; an evaluation may have other data."""
-    recipe = session.checkpoints.metadata(saved)["recipe"]
-    directory = session.workdir.config().data.directory
-    if recipe and directory != session.config.data.directory:
+    recipe = run.checkpoints.metadata(saved)["recipe"]
+    directory = run.workdir.config().data.directory
+    if recipe and directory != run.config.data.directory:
         recipe["own"].setdefault("data.directory", directory)
     return recipe
 
 
-def _details(session: Session, decoders: Decoders, measured: Measured) -> Details:
+def _details(run: Run, decoders: Decoders, measured: Measured) -> Details:
     """Returns what the report shows beyond the figures."""
-    data, made = session.data, session.label_embedding
+    data, made = run.data, run.label_embedding
     split, scores = list(measured.scores.items())[-1]
     of_split = data.split(split)
 

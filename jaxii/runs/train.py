@@ -17,20 +17,13 @@ from jaxii.distributed import processes
 from jaxii.errors import InputError
 from jaxii.evaluation.predictor import Model, make_predict
 from jaxii.evaluation.result import hardware
-from jaxii.models.pretrained import Trunk
 from jaxii.planner.topology import peak_flops
-from jaxii.runs import assemble
+from jaxii.runs import assembly
+from jaxii.runs.begin import begin, describe
 from jaxii.runs.evaluate import measure
-from jaxii.runs.session import Session, describe, open_session
-from jaxii.runs.trained import Trained
+from jaxii.runs.run import Run
 from jaxii.runs.workdir import Workdir
 from jaxii.train.batch_norm import reestimate
-from jaxii.train.initial_weights import (
-    FRESH,
-    CheckpointWeights,
-    InitialWeights,
-    PretrainedWeights,
-)
 from jaxii.train.state import TrainState, Tree
 from jaxii.train.step import StepSettings
 from jaxii.train.telemetry.facts import Facts, flat, result_name
@@ -44,7 +37,7 @@ from jaxii.train.trainer import StagePlan, Trainer
 # Training images over which BatchNorm is measured for averaged parameters (SWA).
 BATCH_NORM_IMAGES = 2048
 
-TrainBatches = Callable[[str, int], assemble.Batches]
+TrainBatches = Callable[[str, int], assembly.Batches]
 
 # By what runs are told apart most often.
 COMPARED = (
@@ -83,26 +76,26 @@ def train(
     Raises:
       InputError: whatever cannot be used.
     """
-    assemble.check_before_data(config)
+    assembly.check_before_data(config)
     processes.check_on_lead(lambda: check_tracker(config.track))
     profiler = _profiler(workdir, profile_steps)
-    session = open_session(
+    run = begin(
         config,
         workdir,
         allow_tuning_labels=allow_tuning_labels,
         change_batch_size=change_batch_size,
         verify=verify,
     )
-    for line in describe(session):
+    for line in describe(run):
         say(line)
-    saved = [s for found in session.checkpoints.saved().values() for s in found]
+    saved = [s for found in run.checkpoints.saved().values() for s in found]
     start_step = max((s.step for s in saved), default=0)
-    with _trackers(session, start_step) as trackers:
-        with _telemetry(session, start_step, trackers) as telemetry:
+    with _trackers(run, start_step) as trackers:
+        with _telemetry(run, start_step, trackers) as telemetry:
             trainer = make_trainer(
-                session,
+                run,
                 telemetry,
-                batches=_shown_batches(session, telemetry),
+                batches=_shown_batches(run, telemetry),
                 should_stop=wanted_back,
                 profiler=profiler,
                 recipe=recipe or {},
@@ -110,17 +103,17 @@ def train(
             try:
                 trainer.run()
             finally:
-                session.checkpoints.finish()
-        result = measure(session)
+                run.checkpoints.finish()
+        result = measure(run.at_best())
         f2s = {result_name(name): split.f2 for name, split in result.splits.items()}
         trackers.result(result.step, f2s)
-    session.checkpoints.close()
+    run.checkpoints.close()
 
 
-def _telemetry(session: Session, start_step: int, trackers: Trackers) -> Telemetry:
+def _telemetry(run: Run, start_step: int, trackers: Trackers) -> Telemetry:
     return Telemetry(
-        session.workdir.path,
-        total_steps=sum(plan.stage.num_steps for plan in session.plans),
+        run.workdir.path,
+        total_steps=sum(plan.stage.num_steps for plan in run.plans),
         start_step=start_step,
         is_lead=processes.is_lead(),
         tracker=trackers,
@@ -129,30 +122,30 @@ def _telemetry(session: Session, start_step: int, trackers: Trackers) -> Telemet
     )
 
 
-def _trackers(session: Session, start_step: int) -> Trackers:
+def _trackers(run: Run, start_step: int) -> Trackers:
     """Opens what a run can be followed in; only the lead process has any."""
     if not processes.is_lead():
         return Trackers({}, say)
-    data, config = session.data, session.config
+    data, config = run.data, run.config
     counts = ", ".join(f"{n} {s.num_examples}" for n, s in data.splits.items())
     about = {
-        "workdir": str(session.workdir.path),
+        "workdir": str(run.workdir.path),
         "data": f"{data.directory}: {len(data.vocabulary)} labels; images: {counts}",
         "hardware": hardware(),
         "configuration": config.content_hash(),
     }
-    for stage, provenance in session.provenance.items():
+    for stage, provenance in run.stage_provenance.items():
         about[f"provenance {stage}"] = provenance.badge()
-    last = session.provenance[session.plans[-1].stage.name]
+    last = run.stage_provenance[run.plans[-1].stage.name]
     if last.caveats():
         about["caveats"] = " ".join(last.caveats())
     facts = Facts(
-        name=session.workdir.path.name,
+        name=run.workdir.path.name,
         settings=flat(config.to_dict(), COMPARED),
         about=about,
     )
     return open_trackers(
-        session.workdir.path,
+        run.workdir.path,
         facts,
         track=config.track,
         start_step=start_step,
@@ -160,15 +153,15 @@ def _trackers(session: Session, start_step: int) -> Trackers:
     )
 
 
-def _shown_batches(session: Session, telemetry: Telemetry) -> TrainBatches:
+def _shown_batches(run: Run, telemetry: Telemetry) -> TrainBatches:
     """Returns the training batches; the first of each stage is shown as images."""
-    batches = partial(assemble.train_batches, session.config, session.data)
+    batches = partial(assembly.train_batches, run.config, run.data)
     if not processes.is_lead():
         return batches
     # Augmentation is the same in all stages: compiled once.
-    show = make_images(session.plans[0].settings, session.data.vocabulary.descriptions)
+    show = make_images(run.plans[0].settings, run.data.vocabulary.descriptions)
 
-    def shown(split: str, start_example: int) -> assemble.Batches:
+    def shown(split: str, start_example: int) -> assembly.Batches:
         inner = batches(split, start_example)
         first = next(inner)
         telemetry.images(show(first))
@@ -189,7 +182,7 @@ def _profiler(workdir: Workdir, steps: tuple[int, int]) -> Profiler:
 
 
 def make_trainer(
-    session: Session,
+    run: Run,
     telemetry: Telemetry,
     *,
     batches: TrainBatches,
@@ -197,20 +190,20 @@ def make_trainer(
     profiler: Profiler | None = None,
     recipe: Mapping[str, Any],
 ) -> Trainer:
-    """Assembles the trainer of an open session; see `Trainer`."""
-    config, data = session.config, session.data
+    """Assembles the trainer of a run; see `Trainer`."""
+    config, data = run.config, run.data
     return Trainer(
-        plans=session.plans,
-        mesh=session.mesh,
-        checkpoints=session.checkpoints,
+        plans=run.plans,
+        mesh=run.mesh,
+        checkpoints=run.checkpoints,
         telemetry=telemetry,
         batches=batches,
-        evaluate=_evaluate(session),
+        evaluate=_evaluate(run),
         metric=f"{data.choosing_split}/f2",
-        batch_stats=partial(_batch_stats, session),
-        initial_weights=_initial_weights(session),
-        label_embeddings=session.vectors(),
-        metadata=session.metadata(recipe),
+        batch_stats=partial(_batch_stats, run),
+        initial_weights=run.initial_weights,
+        label_embeddings=run.vectors(),
+        metadata=run.metadata(recipe),
         global_batch_size=config.global_batch_size,
         evaluate_every_steps=config.evaluate_every_steps,
         log_every_steps=config.log_every_steps,
@@ -225,27 +218,27 @@ def make_trainer(
 
 
 def _evaluate(
-    session: Session,
+    run: Run,
 ) -> Callable[[StepSettings, Tree, Tree], dict[str, float]]:
     """Returns what evaluates a state, on the splits that are watched in training."""
-    config, data = session.config, session.data
-    evaluator = session.evaluator()
+    config, data = run.config, run.data
+    evaluator = run.evaluator()
     # In this order: the first figures are printed.
     splits = dict.fromkeys((data.choosing_split, "validation"), 0)
     if config.evaluate_train_images and data.has_truth("train"):
         splits["train"] = config.evaluate_train_images
-    verified = {split: session.verified_absent(split) for split in splits}
+    verified = {split: run.verified_absent(split) for split in splits}
 
     def evaluate(
         settings: StepSettings, params: Tree, batch_stats: Tree
     ) -> dict[str, float]:
         model = Model(apply=settings.apply, params=params, batch_stats=batch_stats)
-        predict = make_predict([model], session.mesh)
+        predict = make_predict([model], run.mesh)
         figures = {}
         for split, num_images in splits.items():
             sums = evaluator.run(
                 predict,
-                assemble.eval_batches(config, data, split, num_images),
+                assembly.eval_batches(config, data, split, num_images),
                 verified_absent=verified[split],
             )
             figures |= evaluator.figures(sums, split)
@@ -255,35 +248,19 @@ def _evaluate(
     return evaluate
 
 
-def _initial_weights(session: Session) -> InitialWeights:
-    match session.start:
-        case Trained() as run:
-            return CheckpointWeights(
-                checkpoints=run.checkpoints, saved=run.saved, source=run.name
-            )
-        case Trunk() as trunk:
-            return PretrainedWeights(
-                source=trunk.origin,
-                params={"trunk": trunk.params},
-                batch_stats={"trunk": trunk.batch_stats},
-            )
-        case _:
-            return FRESH
-
-
-def _batch_stats(session: Session, plan: StagePlan, state: TrainState) -> Tree:
+def _batch_stats(run: Run, plan: StagePlan, state: TrainState) -> Tree:
     """Returns the BatchNorm statistics to evaluate a state with.
 
     Averaged weights (SWA) never saw a batch, so their statistics are measured on
     training images, unless the stage trains no layer before a BatchNorm.
     """
-    if session.config.optimizer.average != "swa" or plan.settings.frozen:
+    if run.config.optimizer.average != "swa" or plan.settings.frozen:
         return state.batch_stats
-    source = session.data.split(plan.stage.split).source
+    source = run.data.split(plan.stage.split).source
     return reestimate(
         plan.settings.apply,
         state.average_params,
         state.batch_stats,
-        assemble.unlabelled_batches(session.config, source, BATCH_NORM_IMAGES),
-        session.mesh,
+        assembly.unlabelled_batches(run.config, source, BATCH_NORM_IMAGES),
+        run.mesh,
     )

@@ -22,11 +22,10 @@ import numpy as np
 from absl import logging
 
 from jaxii.decoding import decoders as decoding
-from jaxii.distributed.mesh import make_mesh
 from jaxii.evaluation.predictor import make_predict
 from jaxii.export import programs
-from jaxii.runs import assemble
-from jaxii.runs.trained import open_trained
+from jaxii.runs import assembly
+from jaxii.runs.run import Run
 from jaxii.runs.workdir import Workdir
 from jaxii.storage import at
 from tests.benchmarks.apart import run
@@ -65,13 +64,9 @@ ENVIRONMENTS = {"jax": WITH_JAX, "onnxruntime": WITH_ONNX}
 
 def checkpoint_answers(workdir: Workdir, data_dir: str, folder: Path) -> None:
     """Writes images and what the checkpoint says of them."""
-    config, mesh = workdir.config(), make_mesh()
-    if data_dir:
-        config.data.directory = data_dir
-    trained = open_trained(f"{workdir.path}@{workdir.metrics()['stage']}")
-    predict = make_predict([trained.in_float32(trained.model(mesh))], mesh)
-    data = assemble.open_data(config)
-    batches = assemble.eval_batches(config, data, "test", NUM_IMAGES)
+    run = Run.open(workdir.path, workdir.metrics()["stage"], data_dir=data_dir)
+    mesh, predict = run.mesh, make_predict([run.in_float32(run.model())], run.mesh)
+    batches = assembly.eval_batches(run.config, run.data, "test", NUM_IMAGES)
     with jax.default_matmul_precision(programs.PRECISION):
         images, probs = programs.checkpoint_predictions(predict, batches, mesh)
     decoders = decoding.load(workdir.result_file("decoders.npz"), None)

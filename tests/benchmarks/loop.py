@@ -30,9 +30,10 @@ from pathlib import Path
 
 import jax
 
+from jaxii.config import Config
 from jaxii.distributed.mesh import divided, replicated, to_devices
-from jaxii.runs import assemble
-from jaxii.runs.session import open_session
+from jaxii.runs import assembly
+from jaxii.runs.begin import begin
 from jaxii.runs.train import make_trainer
 from jaxii.runs.workdir import Workdir
 from jaxii.storage import user_cache
@@ -135,16 +136,17 @@ def halted_run(num_steps: int, *, reuse_batch: bool = False) -> Halted:
     first, *others = config.stages
     config.stages = ({**first, "num_epochs": 100.0}, *others)
     config.data.reuse_batch = reuse_batch
+    config = Config.resolve(config)
     assert config.log_every_steps == STRETCH
     with tempfile.TemporaryDirectory() as folder:
         workdir = Workdir(Path(folder))
-        session = open_session(config, workdir)
+        run = begin(config, workdir)
         # It is over after the step that follows the last stretch.
-        batches = partial(assemble.train_batches, config, session.data)
-        halted = Halted(batches, config.evaluate_every_steps, Bare(session, batches))
+        batches = partial(assembly.train_batches, config, run.data)
+        halted = Halted(batches, config.evaluate_every_steps, Bare(run, batches))
         with Telemetry(folder, total_steps=num_steps, start_step=0) as telemetry:
             trainer = make_trainer(
-                session,
+                run,
                 telemetry,
                 batches=halted.batches,
                 should_stop=lambda step: step > num_steps,
@@ -153,7 +155,7 @@ def halted_run(num_steps: int, *, reuse_batch: bool = False) -> Halted:
             try:
                 trainer.run()
             except Preempted:
-                session.checkpoints.close()
+                run.checkpoints.close()
     return halted
 
 
@@ -176,9 +178,9 @@ def main() -> None:
     )
     parser.add_argument("--evaluations", type=int, default=4, help="after the first")
     args = parser.parse_args()
-    config = runpy.run_path(str(CONFIG))["get_config"]()
+    config = Config.resolve(runpy.run_path(str(CONFIG))["get_config"]())
     images, every = config.global_batch_size, config.evaluate_every_steps
-    assemble.open_data(config)
+    assembly.open_data(config)
     # As the command has it.
     jax.config.update("jax_compilation_cache_dir", str(user_cache() / "compiled"))
     num_steps = every * (1 + args.evaluations) + STRETCH

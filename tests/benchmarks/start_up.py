@@ -20,7 +20,8 @@ import tempfile
 import time
 from pathlib import Path
 
-from jaxii.runs.assemble import data_root, open_data
+from jaxii.config import Config
+from jaxii.runs.assembly import data_root, open_data
 from tests.benchmarks.table import Row, emit
 
 ROOT = Path(__file__).parents[2]
@@ -76,7 +77,7 @@ def main() -> None:
     # So that what is measured is the default.
     environment.pop("JAX_COMPILATION_CACHE_DIR", None)
     # Drawn now where that has not been done.
-    open_data(runpy.run_path(str(ROOT / CONFIG))["get_config"]())
+    open_data(Config.resolve(runpy.run_path(str(ROOT / CONFIG))["get_config"]()))
     with tempfile.TemporaryDirectory() as scratch:
         place = Path(scratch)
         environment["XDG_CACHE_HOME"] = f"{place}/cache"

@@ -19,9 +19,9 @@ import jax.numpy as jnp
 import numpy as np
 
 from configs import f2_multitask
+from jaxii.config import Config
 from jaxii.distributed.mesh import make_mesh
-from jaxii.runs import assemble
-from jaxii.runs.networks import Networks
+from jaxii.runs import assembly
 from jaxii.runs.plan import Facts, batch_shapes
 from jaxii.train.step import make_train_step
 from tests.benchmarks import peers
@@ -40,13 +40,15 @@ def our_step(dtype: str, batch: int, size: int) -> Step:
     config = f2_multitask.get_config("inclusive_images")
     config.model.compute_dtype = dtype
     config.data.image_size_pixels, config.global_batch_size = size, batch
+    config = Config.resolve(config)
     facts = Facts(
         num_classes=NUM_CLASSES, num_slots=126, num_images=1_568_738, source="here"
     )
-    stage = assemble.stages_of(config, lambda split: facts.num_images)[0]
+    stage = assembly.stages_of(config, lambda split: facts.num_images)[0]
     dim = config.label_embedding.dim
-    networks = Networks(config=config, num_classes=NUM_CLASSES, embedding_dim=dim)
-    (plan,) = assemble.make_plans(config, networks, (stage,))
+    (plan,) = assembly.make_plans(
+        config, (stage,), num_classes=NUM_CLASSES, embedding_dim=dim
+    )
     train_step = make_train_step(plan.settings, make_mesh(jax.devices()[:1]))
     rng = np.random.default_rng(0)
     arrays = {

@@ -1,34 +1,37 @@
-"""From a checked configuration to the parts of a run.
+"""From a configuration and its data to the parts of a run.
 
-Comes after `config` and before everything that works: what is built here takes plain
-arguments and knows nothing of the configuration. `networks` reads the model's fields,
-this module all others, and nothing else reads any.
+What is built here takes plain arguments and knows nothing of the configuration.
 """
 
 import dataclasses
+import functools
 import itertools
 import math
 import os
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 
 import jax
+import jax.numpy as jnp
 import numpy as np
+from jaxtyping import Float32, Num
 
-from jaxii.config import Config, StageConfig
+from jaxii.config import Config, ModelConfig, StageConfig
+from jaxii.console import progress
 from jaxii.data import folder, label_embedding, pipeline, prepared
 from jaxii.data.prepared import Data, Rows
 from jaxii.data.transforms import EvalTransform, TrainTransform
-from jaxii.distributed.mesh import check_batch_size, check_group
+from jaxii.distributed import processes
+from jaxii.distributed.mesh import DATA_AXIS, check_batch_size, check_group
 from jaxii.errors import InputError
 from jaxii.evaluation.image_records import ImageFiles
 from jaxii.evaluation.listing import Listing
+from jaxii.models.multitask import Network, make_network
 from jaxii.models.resnet import check_shape
 from jaxii.objective.objective import Objective, make_objective
 from jaxii.objective.schedule import warmup_cosine
 from jaxii.prepare import label_files, recode
 from jaxii.prepare.toy_regions import writer
-from jaxii.runs.networks import Networks, batch_norm_group
 from jaxii.storage import AnyPath, at, user_cache
 from jaxii.train.averaging import Rate, ema_rate, swa_rate
 from jaxii.train.optimizer import make_optimizer
@@ -61,52 +64,60 @@ def data_directory(config: Config) -> AnyPath:
     )
 
 
-def open_data(
-    config: Config,
-    on_progress: prepared.Progress | None = None,
-    *,
-    verify: bool = False,
-) -> Data:
+def open_data(config: Config, *, verify: bool = False) -> Data:
     """Opens the prepared dataset; draws the embedded one first if need be.
 
     Args:
-      config: checked.
-      on_progress: called with (done, total, what) during long work.
-      verify: whether to read and hash every byte first.
+      config: of the run.
+      verify: whether to read and hash every byte first, on the lead process for all.
 
     Raises:
       InputError: If there is none, or it is damaged, or a split that training needs is
         empty.
     """
-    directory = data_directory(config)
-    if config.data.dataset == "toy_regions":
-        writer.prepare_toy_regions(directory, on_progress)
+    directory, data = data_directory(config), config.data
     vocabulary = None
-    if config.data.labels_file:
-        codes = label_files.read_codes(at(config.data.labels_file), None)
-        vocabulary = codes.vocabulary
-    return prepared.open_prepared(
-        directory,
-        vocabulary=vocabulary,
-        validation_fraction=config.data.validation_fraction,
-        held_out_domain=config.data.held_out_domain,
-        machine_labels=config.data.machine_labels,
-        machine_threshold=config.data.machine_threshold,
-        verify=verify,
-        on_progress=on_progress,
-    )
+    if data.labels_file:
+        vocabulary = label_files.read_codes(at(data.labels_file), None).vocabulary
+    opened: list[Data] = []
+    with progress() as on_progress:
+        if data.dataset == "toy_regions":
+            writer.prepare_toy_regions(directory, on_progress)
+
+        def open_it(verify: bool) -> None:
+            opened.append(
+                prepared.open_prepared(
+                    directory,
+                    vocabulary=vocabulary,
+                    validation_fraction=data.validation_fraction,
+                    held_out_domain=data.held_out_domain,
+                    machine_labels=data.machine_labels,
+                    machine_threshold=data.machine_threshold,
+                    verify=verify,
+                    on_progress=on_progress,
+                )
+            )
+
+        if verify:
+            processes.check_on_lead(lambda: open_it(verify=True))
+        if not opened:
+            open_it(verify=False)
+    return opened[0]
 
 
-def check_label_embedding(config: Config, data: Data) -> None:
-    """Refuses a label embedding that these labels cannot have.
+def label_embedding_dim(config: Config, data: Data) -> int:
+    """Returns the numbers of a label's embedding; 0 where no stage has a head for it.
 
     Raises:
-      InputError: a number out of range.
+      InputError: If these labels cannot have the embedding.
     """
+    if not any(stage.embedding_head for stage in config.stages):
+        return 0
     section = config.label_embedding
     label_embedding.check_options(
         len(data.vocabulary), section.dim, section.context_smoothing
     )
+    return section.dim
 
 
 def make_label_embedding(config: Config, data: Data) -> label_embedding.LabelEmbedding:
@@ -324,18 +335,117 @@ def check_before_data(config: Config) -> None:
         _objective(config, stage, num_classes=1)
 
 
+def batch_norm_group(model: ModelConfig) -> int | None:
+    """Returns the devices that share BatchNorm statistics; None where no N is given."""
+    _, _, number = model.batch_norm.partition(":")
+    return int(number) if number else None
+
+
+def prior_bias(
+    counts: Num[np.ndarray, " class"], num_images: int
+) -> Float32[np.ndarray, " class"]:
+    """Returns each label's log prior odds (Lin et al. 2017, 3.3)."""
+    prior = (counts + 0.5) / (num_images + 1.0)
+    return np.log(prior / (1.0 - prior)).astype(np.float32)
+
+
+def network_of(
+    model: ModelConfig,
+    *,
+    num_classes: int,
+    embedding_dim: int,
+    classifier_bias: Float32[np.ndarray, " class"] | None = None,
+    platform: str | None = None,
+) -> Network:
+    """Returns the network of a configuration.
+
+    Args:
+      model: its section.
+      num_classes: labels.
+      embedding_dim: numbers of the embedding head's output; 0 for no head.
+      classifier_bias: where the classifier's bias starts; None for 0.
+      platform: that it is compiled for; None for that of the devices at hand.
+    """
+    return make_network(
+        depth=model.depth,
+        num_classes=num_classes,
+        embedding_dim=embedding_dim,
+        variant=model.variant,
+        width=model.width,
+        stem=model.stem,
+        dropout=model.dropout,
+        dtype=jnp.dtype(model.compute_dtype),
+        classifier_bias=classifier_bias,
+        bn_axis=None if model.batch_norm == "device" else DATA_AXIS,
+        bn_group=batch_norm_group(model),
+        platform=platform,
+    )
+
+
 def make_plans(
-    config: Config, networks: Networks, stages: tuple[Stage, ...]
+    config: Config,
+    stages: Sequence[Stage],
+    *,
+    num_classes: int,
+    embedding_dim: int,
+    classifier_bias: Float32[np.ndarray, " class"] | None = None,
+    platform: str | None = None,
 ) -> tuple[StagePlan, ...]:
     """Builds every stage's objective, optimizer and network.
 
+    Stages with the same heads share one network.
+
+    Args:
+      config: of the run.
+      stages: of `stages_of`.
+      num_classes: see `network_of`, as for the others.
+      embedding_dim: of the stages with an embedding head.
+      classifier_bias: see `network_of`.
+      platform: see `network_of`.
+
     Raises:
-      InputError: a term or parameter that does not exist, a number out of range.
+      InputError: If a term or a parameter does not exist, or is out of range.
     """
-    return tuple(_plan(config, networks, stage) for stage in stages)
+
+    @functools.cache
+    def network(has_head: bool) -> Network:
+        return network_of(
+            config.model,
+            num_classes=num_classes,
+            embedding_dim=embedding_dim if has_head else 0,
+            classifier_bias=classifier_bias,
+            platform=platform,
+        )
+
+    return tuple(
+        _plan(config, stage, network(stage.embedding_head), num_classes)
+        for stage in stages
+    )
 
 
-def _plan(config: Config, networks: Networks, stage: Stage) -> StagePlan:
+def plans_of(config: Config, data: Data) -> tuple[StagePlan, ...]:
+    """Returns the plans of a run, the classifier's bias set from its training labels.
+
+    Raises:
+      InputError: If a stage or the label embedding cannot work with these data.
+    """
+    num_classes = len(data.vocabulary)
+    bias = None
+    if config.model.prior_bias:
+        counts = data.train_rows.class_counts(num_classes)
+        bias = prior_bias(counts, data.split("train").num_examples)
+    return make_plans(
+        config,
+        stages_of(config, lambda split: data.split(split).num_examples),
+        num_classes=num_classes,
+        embedding_dim=label_embedding_dim(config, data),
+        classifier_bias=bias,
+    )
+
+
+def _plan(
+    config: Config, stage: Stage, network: Network, num_classes: int
+) -> StagePlan:
     optimizer = config.optimizer
     scale = config.global_batch_size / (
         optimizer.base_batch_size or config.global_batch_size
@@ -345,10 +455,9 @@ def _plan(config: Config, networks: Networks, stage: Stage) -> StagePlan:
         warmup_steps=int(stage.warmup_share * stage.num_steps),
         num_steps=stage.num_steps,
     )
-    network = networks.get(stage.embedding_head)
     settings = StepSettings(
         apply=network.apply,
-        objective=_objective(config, stage, networks.num_classes),
+        objective=_objective(config, stage, num_classes),
         optimizer=make_optimizer(
             name=optimizer.name,
             schedule=schedule,

@@ -14,8 +14,7 @@ from jaxii.data.prepared import Rows
 from jaxii.errors import InputError
 from jaxii.prepare.kaggle import Layout, prepare
 from jaxii.prepare.toy_regions import writer
-from jaxii.runs import assemble
-from jaxii.runs.networks import Networks, prior_bias
+from jaxii.runs import assembly
 from jaxii.train.state import new_state
 
 CONFIGS = Path(__file__).parent.parent / "configs"
@@ -33,10 +32,11 @@ def load(path=CONFIGS / "f2_multitask.py", preset="", **changes):
 
 
 def plans_of(config, num_train=10_000):
-    stages = assemble.stages_of(config, lambda split: num_train)
+    stages = assembly.stages_of(config, lambda split: num_train)
     dim = min(config.label_embedding.dim, NUM_CLASSES)
-    networks = Networks(config=config.model, num_classes=NUM_CLASSES, embedding_dim=dim)
-    return assemble.make_plans(config, networks, stages)
+    return assembly.make_plans(
+        config, stages, num_classes=NUM_CLASSES, embedding_dim=dim
+    )
 
 
 @pytest.mark.parametrize(
@@ -76,7 +76,7 @@ def test_every_stage_of_a_recipe_builds(path, preset):
 def test_epochs_become_steps_of_the_global_batch():
     config = load(global_batch_size=50)
     for stage, given in zip(
-        assemble.stages_of(config, lambda split: 1000), config.stages, strict=True
+        assembly.stages_of(config, lambda split: 1000), config.stages, strict=True
     ):
         assert stage.num_steps == round(given.num_epochs * 20)
 
@@ -85,7 +85,7 @@ def test_epochs_are_those_of_the_stage_s_own_split():
     stage = {"name": "a", "terms": {"bce": 1.0}, "num_epochs": 3.0, "split": "tuning"}
     config = load(stages=[stage], global_batch_size=10)
     sizes = {"train": 400, "tuning": 5}
-    (made,) = assemble.stages_of(config, sizes.__getitem__)
+    (made,) = assembly.stages_of(config, sizes.__getitem__)
     assert made.num_steps == 2
 
 
@@ -103,7 +103,7 @@ def test_a_batch_that_does_not_divide_is_refused_with_those_that_do():
     with pytest.raises(
         InputError, match=r"global_batch_size=60 .* 8 devices; use 56 or 64"
     ):
-        assemble.check_before_data(config)
+        assembly.check_before_data(config)
 
 
 @pytest.mark.parametrize(
@@ -113,7 +113,7 @@ def test_a_batch_that_does_not_divide_is_refused_with_those_that_do():
 def test_a_group_that_does_not_divide_is_refused_with_those_that_do(group, nearest):
     config = load(model__batch_norm=f"group:{group}")
     with pytest.raises(InputError, match=rf"group:{group} .* 8 devices; use {nearest}"):
-        assemble.check_before_data(config)
+        assembly.check_before_data(config)
 
 
 @pytest.mark.parametrize(
@@ -130,7 +130,7 @@ def test_a_rate_meant_for_a_batch_is_in_proportion_to_the_batch(base, scale):
 def test_a_variant_without_its_bottleneck_is_refused_before_any_data():
     config = load(model__variant="resnext")
     with pytest.raises(InputError, match=r"depth=18 .* use depth 26, 50, 101, 152"):
-        assemble.check_before_data(config)
+        assembly.check_before_data(config)
 
 
 @pytest.mark.parametrize(
@@ -160,14 +160,14 @@ def test_a_stage_that_cannot_be_is_refused_by_name(change, words):
 def test_a_dataset_that_is_not_drawn_needs_a_folder():
     config = load(preset="inclusive_images")
     with pytest.raises(InputError, match=r"prepare --help.*--data_dir"):
-        assemble.data_directory(config)
+        assembly.data_directory(config)
     config = config.moved("somewhere")
-    assert assemble.data_directory(config) == Path("somewhere")
+    assert assembly.data_directory(config) == Path("somewhere")
 
 
 def test_the_embedded_dataset_has_a_default_folder(monkeypatch, tmp_path):
     monkeypatch.setenv("JAXII_DATA_DIR", str(tmp_path))
-    folder = assemble.data_directory(load())
+    folder = assembly.data_directory(load())
     assert folder.parent == tmp_path
     assert folder.name.startswith("toy_regions")
 
@@ -179,7 +179,7 @@ def test_slots_fit_the_fullest_image_in_eights_up_to_the_limit(most, expected):
         label_ids=np.arange(most, dtype=np.int32),
         confidences=np.ones(most, np.float32),
     )
-    assert assemble.slots(load(), rows) == expected
+    assert assembly.slots(load(), rows) == expected
 
 
 @pytest.mark.parametrize(("most", "expected"), [(0, 8), (9, 16), (500, 504)])
@@ -189,17 +189,17 @@ def test_evaluation_has_a_slot_for_every_label_whatever_the_limit(most, expected
         label_ids=np.arange(most, dtype=np.int32),
         confidences=np.ones(most, np.float32),
     )
-    assert assemble.eval_slots(rows) == expected
+    assert assembly.eval_slots(rows) == expected
 
 
 def test_the_batch_of_evaluation_fits_the_devices():
-    assert assemble.eval_batch_size(load(global_batch_size=13)) == 16
-    assert assemble.eval_batch_size(load(global_batch_size=16)) == 16
+    assert assembly.eval_batch_size(load(global_batch_size=13)) == 16
+    assert assembly.eval_batch_size(load(global_batch_size=16)) == 16
 
 
 def test_the_prior_bias_gives_each_label_its_frequency():
     counts = np.array([0.0, 50.0, 99.0])
-    bias = prior_bias(counts, 99)
+    bias = assembly.prior_bias(counts, 99)
     assert bias.dtype == np.float32
     probs = 1 / (1 + np.exp(-bias.astype(np.float64)))
     np.testing.assert_allclose(probs, (counts + 0.5) / 100, rtol=1e-5)
@@ -216,17 +216,17 @@ def few_images(tmp_path_factory):
         data__validation_fraction=0.3,
         global_batch_size=8,
     )
-    return config, assemble.open_data(config)
+    return config, assembly.open_data(config)
 
 
 def test_one_batch_again_and_again_is_the_first_from_wherever_the_run_goes_on(
     few_images,
 ):
     config, data = few_images
-    first = next(assemble.train_batches(config, data, "train", 0))
+    first = next(assembly.train_batches(config, data, "train", 0))
     config = changed(config, data__reuse_batch=True)
     for start in (0, 24):
-        batches = assemble.train_batches(config, data, "train", start)
+        batches = assembly.train_batches(config, data, "train", start)
         for _ in range(3):
             jax.tree.map(np.testing.assert_array_equal, next(batches), first)
 
@@ -234,20 +234,20 @@ def test_one_batch_again_and_again_is_the_first_from_wherever_the_run_goes_on(
 def test_some_images_of_a_split_lie_evenly_in_its_order(few_images):
     config, data = few_images
     config = changed(config, global_batch_size=64)
-    (every,) = assemble.eval_batches(config, data, "train")
-    (some,) = assemble.eval_batches(config, data, "train", num_images=3)
+    (every,) = assembly.eval_batches(config, data, "train")
+    (some,) = assembly.eval_batches(config, data, "train", num_images=3)
     count = data.split("train").num_examples
     rows = [0, count // 3, 2 * count // 3]
     np.testing.assert_array_equal(some["mask"].nonzero()[0], [0, 1, 2])
     np.testing.assert_array_equal(some["images"][:3], every["images"][rows])
-    (whole,) = assemble.eval_batches(config, data, "train", num_images=1000)
+    (whole,) = assembly.eval_batches(config, data, "train", num_images=1000)
     assert whole["mask"].sum() == count
 
 
 def test_some_images_of_a_split_are_taken_from_the_scored_ones(few_images):
     config, data = few_images
     config = changed(config, global_batch_size=64)
-    (every,) = assemble.eval_batches(config, data, "train")
+    (every,) = assembly.eval_batches(config, data, "train")
     # Of the first half of the images nobody knows the truth.
     rows = data.verified_rows("train")
     half = data.split("train").num_examples // 2
@@ -255,13 +255,13 @@ def test_some_images_of_a_split_are_taken_from_the_scored_ones(few_images):
     known = dataclasses.replace(rows, offsets=offsets)
     data = dataclasses.replace(data)
     data._verified["train"] = known
-    (masked,) = assemble.eval_batches(config, data, "train")
+    (masked,) = assembly.eval_batches(config, data, "train")
     count = data.split("train").num_examples
     np.testing.assert_array_equal(masked["mask"][:count], np.arange(count) >= half)
     np.testing.assert_array_equal(masked["index"], every["index"])
-    (some,) = assemble.eval_batches(config, data, "train", num_images=2)
+    (some,) = assembly.eval_batches(config, data, "train", num_images=2)
     rows = [half, half + (count - half) // 2]
     np.testing.assert_array_equal(some["images"][:2], every["images"][rows])
     assert some["mask"].sum() == 2
-    (all_known,) = assemble.eval_batches(config, data, "train", num_images=1000)
+    (all_known,) = assembly.eval_batches(config, data, "train", num_images=1000)
     assert all_known["mask"].sum() == count - half

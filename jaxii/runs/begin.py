@@ -1,0 +1,243 @@
+"""`begin`: checks a run that is to be trained, claims its workdir, assembles it."""
+
+from collections.abc import Sequence
+from dataclasses import replace
+
+import jax
+import numpy as np
+
+from jaxii.config import Config
+from jaxii.console import say
+from jaxii.data import label_embedding
+from jaxii.data.seen import SeenImages, hashes_of
+from jaxii.distributed import processes
+from jaxii.errors import InputError
+from jaxii.evaluation.provenance import Provenance, provenance_by_stage
+from jaxii.evaluation.result import hardware
+from jaxii.models.pretrained import Trunk, load_trunk
+from jaxii.runs import assembly
+from jaxii.runs.run import Run
+from jaxii.runs.workdir import Workdir
+from jaxii.train.checkpoint import Checkpoints
+from jaxii.train.stages import Saved
+from jaxii.train.trainer import StagePlan
+
+# Labels that are shown with their nearest neighbours, as a check by eye.
+NEIGHBOURS = 3
+
+
+def begin(
+    config: Config,
+    workdir: Workdir,
+    *,
+    allow_tuning_labels: bool = False,
+    change_batch_size: bool = False,
+    verify: bool = False,
+) -> Run:
+    """Assembles a run that begins or goes on.
+
+    Nothing is written before everything that can be refused has been checked.
+
+    Args:
+      config: of the run.
+      workdir: empty, or of the same configuration.
+      allow_tuning_labels: let weights be trained that have learnt from labels of
+        `tuning`, in this run or before it.
+      change_batch_size: let a run go on with batches of another size.
+      verify: whether to read and hash every byte of the data first.
+
+    Raises:
+      InputError: If something cannot be used, or labels of `tuning` are not allowed.
+    """
+    data = assembly.open_data(config, verify=verify)
+    for split in (data.choosing_split, "validation"):
+        data.check_truth(split)
+    workdir.check_labels(data.vocabulary)
+    label_hash = data.vocabulary.content_hash()
+    names = [stage.name for stage in config.stages]
+    checkpoints = Checkpoints(workdir.path, names, label_hash)
+    run = Run(workdir, config, checkpoints, data=data)
+    begun = checkpoints.saved().get(names[0])
+    _check_begun(run)
+    if not begun:
+        run.start = _start(config, run.plans[0], label_hash)
+    record = _record(run, begun)
+    run.stage_provenance = provenance_by_stage(
+        record, [plan.stage for plan in run.plans], data.choosing_split
+    )
+    last = run.stage_provenance[names[-1]]
+    if last.weights.away("labels") and not allow_tuning_labels:
+        raise InputError(
+            f"this run's weights would learn from labels of the target domain "
+            f"({last.badge()}); add --allow_tuning_labels if that is meant."
+        )
+    workdir.check(config, change_batch_size=change_batch_size)
+    if processes.is_lead():
+        workdir.claim_labels(data.vocabulary)
+        workdir.claim(config, change_batch_size=change_batch_size)
+        if not begun:
+            _write_start(run)
+    processes.wait_for_all("workdir")
+    return run
+
+
+def describe(run: Run) -> list[str]:
+    """Returns what a person checks before a run: data, embedding, length."""
+    data, config = run.data, run.config
+    counts = ", ".join(f"{n} {s.num_examples}" for n, s in data.splits.items())
+    rows = [
+        f"data      {data.directory}: {len(data.vocabulary)} labels; images: {counts}"
+    ]
+    rows += [f"          {line}" for line in _left_out(run)]
+    made = run.label_embedding
+    if made is not None:
+        rows.append(
+            f"embedding {made.vectors.shape[1]} numbers a label, "
+            f"{made.explained_energy:.1%} of the PMI matrix's energy"
+        )
+        rows += [f"          {line}" for line in _neighbours(run, made)]
+    steps = sum(plan.stage.num_steps for plan in run.plans)
+    rows.append(
+        f"run       {run.workdir.path}: {len(run.plans)} stages, {steps} steps "
+        f"of {config.global_batch_size} images on {hardware()}"
+    )
+    if isinstance(run.start, Trunk):
+        rows.append(f"start     trunk from {run.start.origin}")
+        if run.start.left_out:
+            rows.append(
+                f"          {run.start.left_out} left out: the file does not say "
+                "which label a row is"
+            )
+    caveats = run.stage_provenance[config.stages[-1].name].caveats()
+    return [f"CAVEAT    {caveat}" for caveat in caveats] + rows
+
+
+def _check_begun(run: Run) -> None:
+    """Refuses to go on with what is not the run that was begun.
+
+    A damaged history gets another name, and another one begins.
+
+    Raises:
+      InputError: If a file of the run is damaged, or it is to train on other data.
+    """
+    latest, workdir, data = run.checkpoints.latest(), run.workdir, run.data
+    if latest is None:
+        return
+    metadata = run.checkpoints.metadata(latest)
+    workdir.check_belongs(metadata)
+    if metadata["data_hash"] != data.content_hash:
+        raise InputError(
+            f"{workdir.path} was trained on another dataset (hash "
+            f"{metadata['data_hash']}) than that of {data.directory} (hash "
+            f"{data.content_hash}); give the dataset it was trained on with "
+            "--data_dir, or another --workdir."
+        )
+    fault = workdir.history_fault(metadata)
+    if fault and processes.is_lead():
+        aside = workdir.set_history_aside()
+        say(f"CAVEAT    {fault}: it is now {aside.name}, and curves begin anew")
+
+
+def _write_start(run: Run) -> None:
+    """Keeps the label embedding, and which images the run learns from.
+
+    What an earlier start left that came to no checkpoint, perhaps on other data, is
+    replaced. Images that the run which it starts from has learnt from are kept too.
+    """
+    workdir, data = run.workdir, run.data
+    splits = {
+        "weights": {stage.split for stage in run.config.stages},
+        "model_selection": {data.choosing_split},
+    }
+    seen = SeenImages(
+        {
+            part: hashes_of(
+                image_id
+                for name in sorted(names)
+                for image_id in data.split(name).index.image_ids
+            )
+            for part, names in splits.items()
+        }
+    )
+    if isinstance(run.start, Run):
+        seen = seen.union(SeenImages.load(run.start.workdir.seen_file))
+    seen.save(workdir.seen_file)
+    workdir.embedding_file.unlink(missing_ok=True)
+    if any(stage.embedding_head for stage in run.config.stages):
+        provenance = {
+            "split": "train",
+            "num_images": data.split("train").num_examples,
+            "label_hash": data.vocabulary.content_hash(),
+            "options": run.config.to_dict()["label_embedding"],
+        }
+        made = assembly.make_label_embedding(run.config, data)
+        label_embedding.save(workdir.embedding_file, made, provenance=provenance)
+
+
+def _start(config: Config, plan: StagePlan, label_hash: str) -> Run | Trunk | None:
+    """Opens what the first stage is to start from, and checks that it fits."""
+    if config.model.pretrained:
+        shapes = jax.eval_shape(plan.init, jax.random.key(0))
+        trunk = load_trunk(config.model.pretrained, *shapes)
+        other = f"{config.model.pretrained} is another file"
+        processes.check_same(trunk.digest, other)
+        return trunk
+    if not config.start_from:
+        return None
+    start = Run.open(config.start_from, config.start_from_stage, label_hash=label_hash)
+    start.check_same_data(config)
+    start.weights.check_fits(plan.init)
+    return start
+
+
+def _record(run: Run, begun: Sequence[Saved] | None) -> Provenance:
+    """Returns what influenced the run before its first stage."""
+    if begun:
+        metadata = run.checkpoints.metadata(begun[0])
+        return Provenance.from_json(metadata["provenance"])
+    data, start = run.data, run.start
+    record = Provenance(
+        label_hash=data.vocabulary.content_hash(), datasets=(data.content_hash,)
+    )
+    if isinstance(start, Run):
+        record = start.provenance_on(data).union(record)
+    elif start is not None:
+        record = replace(record, pretrained=start.origin)
+    return replace(record, one_batch=record.one_batch or run.config.data.reuse_batch)
+
+
+def _left_out(run: Run) -> list[str]:
+    """Returns the labels that do not train and the images that are not scored."""
+    data, most = run.data, run.config.data.most_labels
+    rows: list[str] = []
+    for split in dict.fromkeys(stage.split for stage in run.config.stages):
+        cut = int(np.sum(np.diff(data.training_rows(split).offsets) > most))
+        if cut:
+            rows.append(
+                f"{cut} training images of {split} have over {most} labels: the rest "
+                "is cut in training; evaluation uses all"
+            )
+    for split in dict.fromkeys((data.choosing_split, "validation", "test")):
+        without = data.without_truth(split) if data.has_truth(split) else 0
+        if without:
+            rows.append(
+                f"{without} of {data.split(split).num_examples} images of {split} have "
+                "no verified label: they are left out of all figures"
+            )
+    return rows
+
+
+def _neighbours(run: Run, made: label_embedding.LabelEmbedding) -> list[str]:
+    """Returns the neighbours of the labels with the longest vectors.
+
+    Those say most about what occurs together; the most frequent labels occur with
+    everything, and have next to no direction of their own.
+    """
+    vocabulary = run.data.vocabulary
+    lengths = np.linalg.norm(made.vectors, axis=1)
+    rows: list[str] = []
+    for label in np.argsort(-lengths, kind="stable")[:NEIGHBOURS]:
+        near = label_embedding.nearest(made.vectors, int(label), NEIGHBOURS)
+        names = ", ".join(vocabulary.names([other for other, _ in near]))
+        rows.append(f"{vocabulary.descriptions[label]} is near {names or 'nothing'}")
+    return rows

@@ -1,0 +1,433 @@
+"""`Run`: a workdir with its configuration, its checkpoints and, if needed, its data."""
+
+import copy
+import functools
+from collections.abc import Callable, Mapping
+from contextlib import AbstractContextManager
+from dataclasses import replace
+from functools import cached_property
+from typing import Any, Literal
+
+import jax
+import numpy as np
+from jax.sharding import Mesh
+from jaxtyping import Array, Float
+
+from jaxii.config import Config, ModelConfig
+from jaxii.data import label_embedding
+from jaxii.data.labels import Vocabulary
+from jaxii.data.prepared import Data
+from jaxii.data.seen import SeenImages
+from jaxii.distributed.mesh import make_mesh, replicated
+from jaxii.errors import InputError
+from jaxii.evaluation.evaluator import Evaluator
+from jaxii.evaluation.predictor import Model
+from jaxii.evaluation.provenance import HOME_SPLITS, Provenance
+from jaxii.models.multitask import EMBEDDING_HEAD
+from jaxii.models.pretrained import Trunk
+from jaxii.runs import assembly
+from jaxii.runs.inference import InferenceOptions
+from jaxii.runs.workdir import Workdir
+from jaxii.storage import AnyPath, at
+from jaxii.train.checkpoint import Checkpoints, evaluated_params
+from jaxii.train.initial_weights import (
+    FRESH,
+    CheckpointWeights,
+    InitialWeights,
+    PretrainedWeights,
+)
+from jaxii.train.stages import Saved
+from jaxii.train.state import Tree
+from jaxii.train.trainer import StagePlan
+
+# Fields that decide which images train and which are held out.
+DATA_FIELDS = ("dataset", "labels_file", "validation_fraction", "held_out_domain")
+# Fields that decide which pixels of an image are seen.
+VIEW_FIELDS = ("image_size_pixels", "central_share")
+
+
+class Run(AbstractContextManager["Run"]):
+    """A run: opened at one of its checkpoints, or assembled to be trained.
+
+    Its data is opened when something first needs it.
+
+    Attributes:
+      workdir: its files.
+      config: its configuration.
+      checkpoints: its checkpoints.
+      start: what its first stage starts from: another run, the trunk of pretrained
+        weights, or None for fresh parameters; only of a run that has no checkpoint.
+      stage_provenance: stage name -> the record of its checkpoints; empty for a run
+        that is not assembled to be trained.
+    """
+
+    def __init__(
+        self,
+        workdir: Workdir,
+        config: Config,
+        checkpoints: Checkpoints,
+        *,
+        saved: Saved | None = None,
+        data: Data | None = None,
+        verify: bool = False,
+    ):
+        self.workdir = workdir
+        self.config = config
+        self.checkpoints = checkpoints
+        self.start: Run | Trunk | None = None
+        self.stage_provenance: Mapping[str, Provenance] = {}
+        self._saved = saved
+        self._data = data
+        self._verify = verify
+
+    @classmethod
+    def open(
+        cls,
+        path: AnyPath | str,
+        stage: str = "",
+        *,
+        data_dir: str = "",
+        label_hash: str = "",
+        verify: bool = False,
+    ) -> "Run":
+        """Opens a trained run at the best checkpoint of a stage.
+
+        Args:
+          path: its workdir.
+          stage: by name; "" for the last one that has been trained.
+          data_dir: its dataset, if that has moved; "" otherwise.
+          label_hash: content hash of the labels that it has to have; "" for any.
+          verify: whether to hash every byte of its data when that is opened.
+
+        Raises:
+          InputError: If no run is there, it was not trained, or has other labels.
+        """
+        workdir = Workdir(at(path))
+        config, found = workdir.config(), workdir.vocabulary().content_hash()
+        if label_hash and found != label_hash:
+            raise InputError(
+                f"{path} was trained on labels {found}, and here the labels are "
+                f"{label_hash}; use a run on the same labels in the same order."
+            )
+        names = [stage.name for stage in config.stages]
+        # That the labels are the checkpoint's is checked with its other files.
+        checkpoints = Checkpoints(workdir.path, names, "", read_only=True)
+        saved = checkpoints.best_of(stage)
+        workdir.check_belongs(checkpoints.metadata(saved))
+        config = config.moved(data_dir)
+        return cls(workdir, config, checkpoints, saved=saved, verify=verify)
+
+    def at_best(self, stage: str = "") -> "Run":
+        """Returns the run at another checkpoint; what is open is shared.
+
+        Args:
+          stage: whose best checkpoint; "" for the last one that has been trained.
+
+        Raises:
+          InputError: If nothing, or not this stage, has been trained.
+        """
+        other = copy.copy(self)
+        other._saved = self.checkpoints.best_of(stage)
+        return other
+
+    def close(self) -> None:
+        """Closes the checkpoints."""
+        self.checkpoints.close()
+
+    def __exit__(self, *error: object) -> None:
+        self.close()
+
+    # The checkpoint.
+
+    @property
+    def saved(self) -> Saved:
+        """The checkpoint that the run is opened at."""
+        if self._saved is None:
+            raise InputError(f"{self.workdir.path} has not been trained yet.")
+        return self._saved
+
+    @property
+    def name(self) -> str:
+        """The checkpoint in words."""
+        return (
+            f"step {self.saved.step} of stage {self.saved.stage} of {self.workdir.path}"
+        )
+
+    @property
+    def weights(self) -> CheckpointWeights:
+        """The checkpoint, for another run to start from."""
+        return CheckpointWeights(
+            checkpoints=self.checkpoints, saved=self.saved, source=self.name
+        )
+
+    @property
+    def provenance(self) -> Provenance:
+        """What influenced the weights and the choice of the checkpoint."""
+        return Provenance.from_json(self.checkpoints.metadata(self.saved)["provenance"])
+
+    @cached_property
+    def vocabulary(self) -> Vocabulary:
+        """The labels, in the order of the network's outputs."""
+        return self.workdir.vocabulary()
+
+    @cached_property
+    def mesh(self) -> Mesh:
+        """All devices."""
+        return make_mesh()
+
+    def provenance_on(self, data: Data) -> Provenance:
+        """Returns the record for a result on a dataset, perhaps of other images.
+
+        Where that is not the one that the run was trained on, images of its test and
+        tuning splits that the run has seen, by their ids, influenced what they did.
+
+        Raises:
+          InputError: If the run was trained on images that are held out in the dataset
+            to choose thresholds.
+        """
+        metadata = self.checkpoints.metadata(self.saved)
+        record = Provenance.from_json(metadata["provenance"])
+        if metadata["data_hash"] == data.content_hash:
+            return record
+        seen = SeenImages.load(self.workdir.seen_file)
+        for name in ("validation", "held_out", "tuning", "test"):
+            if not data.has_images(name):
+                continue
+            counts = seen.count(data.split(name).index.image_ids)
+            if name not in HOME_SPLITS:
+                for part in counts:
+                    record = record.with_(part, labels=[name])
+            elif "weights" in counts:
+                raise InputError(
+                    f"{self.name} was trained on {counts['weights']} of the "
+                    f"{data.split(name).num_examples} images of split {name} of "
+                    f"{data.directory}, so that thresholds would be chosen on images "
+                    "it knows; use the dataset it was trained on, or one with other "
+                    "images."
+                )
+        return record
+
+    def model(self, apply: Callable[..., Any] | None = None) -> Model:
+        """Returns the network and what it is evaluated with.
+
+        Args:
+          apply: the network, if it has been made already.
+        """
+        restored = self.checkpoints.restore_model(self.saved, replicated(self.mesh))
+        params = evaluated_params(restored)
+        if apply is None:
+            apply = self._network(self.config.model, params)
+        return Model(apply=apply, params=params, batch_stats=restored["batch_stats"])
+
+    def in_float32(self, model: Model, *, portable: bool = False) -> Model:
+        """Returns a restored model that computes in float32, whatever the run does.
+
+        Args:
+          model: of this checkpoint.
+          portable: whether to leave out the embedding head and to use operations that
+            suit every platform.
+        """
+        params = dict(model.params)
+        if portable:
+            params.pop(EMBEDDING_HEAD, None)
+        config = replace(self.config.model, compute_dtype="float32")
+        apply = self._network(config, params, platform="any" if portable else None)
+        return replace(model, apply=apply, params=params)
+
+    def _network(
+        self, config: ModelConfig, params: Tree, platform: str | None = None
+    ) -> Callable[..., Any]:
+        head = params.get(EMBEDDING_HEAD)
+        dim = 0 if head is None else len(head["bias"])
+        return _apply(config, len(self.vocabulary), dim, platform)
+
+    def members(
+        self, options: InferenceOptions, data: Data | None = None
+    ) -> tuple["Run", ...]:
+        """Returns this run and, opened, the other runs of an ensemble.
+
+        Args:
+          options: which runs.
+          data: that the ensemble is measured on; None for images of any folder.
+
+        Raises:
+          InputError: If one cannot be averaged with it, or may not be.
+        """
+        label_hash = self.vocabulary.content_hash()
+        others = [Run.open(path, label_hash=label_hash) for path in options.ensemble]
+        for other in others:
+            other.check_same_data(self.config)
+            other._check_same(
+                self.config, VIEW_FIELDS, "; average runs that see an image alike."
+            )
+            record = other.provenance if data is None else other.provenance_on(data)
+            if record.weights.away("labels") and not options.allow_tuning_labels:
+                raise InputError(
+                    f"--ensemble: {other.name} has learnt from labels of the target "
+                    f"domain ({record.badge()}); add --allow_tuning_labels if that is "
+                    "meant."
+                )
+        return self, *others
+
+    def check_evaluated(self, metrics: Mapping[str, Any]) -> None:
+        """Refuses figures of another checkpoint: their decoders do not fit this one.
+
+        Args:
+          metrics: what `evaluate` left, with the decoders that it fitted.
+
+        Raises:
+          InputError: If they are those of another step or stage.
+        """
+        stage, step = self.saved.stage, self.saved.step
+        if (stage, step) != (metrics["stage"], metrics["step"]):
+            raise InputError(
+                f"the thresholds and the calibration of {self.workdir.path} were "
+                f"fitted on step {metrics['step']} of stage {metrics['stage']}, and "
+                f"the checkpoint to use is step {step} of stage {stage}; run evaluate "
+                f"--workdir={self.workdir.path} --stage={stage} again first."
+            )
+
+    def check_same_data(self, config: Config) -> None:
+        """Refuses a run whose training images are not those of a configuration.
+
+        Raises:
+          InputError: If a field differs; it names the field.
+        """
+        self._check_same(
+            config,
+            DATA_FIELDS,
+            ", so that what one holds out the other may have trained on; use a run on "
+            "the same data.",
+        )
+
+    def _check_same(self, config: Config, names: tuple[str, ...], so: str) -> None:
+        for name in names:
+            theirs, ours = getattr(self.config.data, name), getattr(config.data, name)
+            if theirs != ours:
+                raise InputError(
+                    f"{self.workdir.path} has data.{name}={theirs!r} and this run "
+                    f"{ours!r}{so}"
+                )
+
+    # The data.
+
+    @property
+    def data(self) -> Data:
+        """The dataset of the run.
+
+        Raises:
+          InputError: If it cannot be opened, has other labels than the run, or no
+            image that evaluation could score.
+        """
+        if self._data is None:
+            self._data = assembly.open_data(self.config, verify=self._verify)
+            self.workdir.check_labels(self._data.vocabulary)
+            for split in (self._data.choosing_split, "validation"):
+                self._data.check_truth(split)
+        return self._data
+
+    @cached_property
+    def plans(self) -> tuple[StagePlan, ...]:
+        """The stages in order, with the parts that they run on."""
+        return assembly.plans_of(self.config, self.data)
+
+    def plan(self, stage: str) -> StagePlan:
+        """Returns a stage's plan by name."""
+        return next(plan for plan in self.plans if plan.stage.name == stage)
+
+    @cached_property
+    def label_embedding(self) -> label_embedding.LabelEmbedding | None:
+        """The embedding of the labels; None where no stage has a head for it."""
+        if not any(stage.embedding_head for stage in self.config.stages):
+            return None
+        return label_embedding.load(self.workdir.embedding_file)
+
+    def vectors(self) -> Float[Array, "class embed"] | None:
+        """Returns the label embeddings on the devices."""
+        if self.label_embedding is None:
+            return None
+        return jax.device_put(self.label_embedding.vectors, replicated(self.mesh))
+
+    def evaluator(self) -> Evaluator:
+        """Returns the evaluator of the run's labels."""
+        return Evaluator(
+            mesh=self.mesh,
+            num_classes=len(self.data.vocabulary),
+            label_embeddings=self.vectors(),
+        )
+
+    def verified_absent(self, split: str) -> bool:
+        """Says whether people verified what is not in a split's images."""
+        return bool(np.any(self.data.verified_rows(split).confidences < 0.5))
+
+    @property
+    def initial_weights(self) -> InitialWeights:
+        """The weights that the first stage starts from."""
+        if isinstance(self.start, Run):
+            return self.start.weights
+        if isinstance(self.start, Trunk):
+            return PretrainedWeights(
+                source=self.start.origin,
+                params={"trunk": self.start.params},
+                batch_stats={"trunk": self.start.batch_stats},
+            )
+        return FRESH
+
+    @cached_property
+    def history_fault(self) -> str:
+        """Why the figures by step cannot be shown; "" if they can.
+
+        A run that goes on begins another history where the old one is damaged.
+        """
+        latest = self.checkpoints.latest()
+        if latest is None or self.stage_provenance:
+            return ""
+        return self.workdir.history_fault(self.checkpoints.metadata(latest))
+
+    def metadata(self, recipe: Mapping[str, Any]) -> dict[str, dict[str, Any]]:
+        """Returns stage name -> what its checkpoints say of the run they belong to.
+
+        Args:
+          recipe: what the configuration came of; see `train`.
+        """
+        run = {
+            "config_hash": self.config.content_hash(),
+            "config": self.config.to_dict(),
+            "recipe": dict(recipe),
+            "data_hash": self.data.content_hash,
+            "files": self.workdir.own_files(),
+        }
+        return {
+            stage: {"provenance": provenance.to_json(), **run}
+            for stage, provenance in self.stage_provenance.items()
+        }
+
+    def held_out_figures(self, stage: str) -> dict[str, Any]:
+        """Returns domain -> figures of a stage on it, of the runs that held it out.
+
+        Empty unless that was done with every domain: the mean over some of them would
+        be another estimate than the one over all.
+        """
+        found = {
+            domain: metrics["splits"]["held_out"]
+            for domain, metrics in self.workdir.held_out_metrics().items()
+            if metrics["stage"] == stage
+        }
+        return found if set(found) == set(self.data.domains) else {}
+
+
+@functools.cache
+def _apply(
+    config: ModelConfig,
+    num_classes: int,
+    embedding_dim: int,
+    platform: Literal["any"] | None,
+) -> Callable[..., Any]:
+    """Makes one network for all runs that have the same, as seeds do."""
+    network = assembly.network_of(
+        config,
+        num_classes=num_classes,
+        embedding_dim=embedding_dim,
+        platform=platform,
+    )
+    return network.apply
