@@ -148,7 +148,9 @@ class Runs:
         """Returns the last checkpoint's metadata and arrays."""
         found = Run.open(self.folder / name)
         model = jax.device_get(
-            found.restored(jax.sharding.SingleDeviceSharding(jax.devices()[0]))
+            found.checkpoints.restore_model(
+                found.saved, jax.sharding.SingleDeviceSharding(jax.devices()[0])
+            )
         )
         metadata = found.checkpoints.metadata(found.saved)
         found.close()
