@@ -5,6 +5,7 @@ network is tiny; everything else is what a user runs.
 """
 
 import time
+from pathlib import Path
 
 import jax
 import numpy as np
@@ -12,6 +13,7 @@ import pytest
 from jax.experimental import multihost_utils
 from many_processes import PREEMPTED, Run, prepare_folder
 
+import jaxii
 from jaxii.distributed import processes
 from jaxii.errors import InputError
 
@@ -92,6 +94,13 @@ def test_only_the_lead_tells_a_person(together):
     assert "submission.csv" in run.log(0)
     assert "submission.csv" not in run.log(1)
     assert not list(run.workdir.rglob("*.part"))
+
+
+def test_every_module_counts_for_whether_processes_run_the_same_code(monkeypatch):
+    read, read_bytes = set(), Path.read_bytes
+    monkeypatch.setattr(Path, "read_bytes", lambda p: read.add(p) or read_bytes(p))
+    processes._program([])
+    assert read == set(Path(jaxii.__file__).parent.rglob("*.py"))
 
 
 def test_a_process_with_another_file_is_named_to_all(monkeypatch):

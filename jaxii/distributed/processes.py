@@ -76,7 +76,7 @@ def _connect_devices() -> None:
 def _program(argv: Sequence[str]) -> str:
     """Returns a digest of the code, its libraries and its arguments."""
     digest = hashlib.sha256(jax.__version__.encode())
-    for path in sorted(Path(__file__).parent.rglob("*.py")):
+    for path in sorted(Path(__file__).parents[1].rglob("*.py")):
         digest.update(path.read_bytes())
     for word in argv[1:]:
         if not word.startswith(OWN_FLAGS):
