@@ -55,16 +55,14 @@ def pytest_configure(config):
 LONGEST = (
     "test_end_to_end",
     "test_provenance_paths",
-    "test_trainer",
-    "test_scored",
     "test_programs",
-    "test_hold_out",
-    "test_cpu",
+    "test_trainer",
+    "test_resnet",
+    "test_normalised_convolution",
+    "test_sharding",
+    "test_layers",
     "test_main",
-    "test_submission",
-    "test_step",
     "test_augment",
-    "test_multitask_network",
 )
 
 
