@@ -1,9 +1,4 @@
-"""A prepared dataset -> random-access sources and their indexes, one pair a split.
-
-Comes after preparation (or TFDS, for its `open_images_v4`) and before `pipeline`, which
-gives a split's source to grain. `hold_out` takes a whole domain out of train, `carve`
-the validation split.
-"""
+"""Opens a prepared dataset: an index and a source of records per split."""
 
 import hashlib
 import os
@@ -27,18 +22,18 @@ from jaxii.errors import InputError, nearest, nearest_path
 from jaxii.storage import AnyPath, at, names_in, sizes_below
 
 Progress = Callable[[int, int, str], None]
-# A first record of each shard is read at opening; a bucket answers many at a time.
+# Threads that read the first record of each shard on opening.
 _THREADS = 8
 
 
 @dataclass(frozen=True)
 class Split:
-    """A set of images: their records, and the columns of their index.
+    """A set of images.
 
-    Args:
+    Attributes:
       name: train, validation, held_out, tuning or test.
-      index: one row a record, in the same order.
-      source: the records.
+      index: One row per record, in the same order.
+      source: The records.
     """
 
     name: str
@@ -50,8 +45,7 @@ class Split:
         return len(self.index)
 
     def select(self, rows: Int64[np.ndarray, " chosen"]) -> "Split":
-        """Returns the split of these rows, in their order; nothing is copied but the
-        index."""
+        """Returns the split of some rows, in their order; copies only the index."""
         rows = np.asarray(rows, np.int64)
         return replace(
             self, index=self.index.select(rows), source=self.source.select(rows)
@@ -62,13 +56,13 @@ class Split:
 class Dataset:
     """A prepared dataset.
 
-    Args:
-      directory: where it is.
-      vocabulary: what its label ids mean.
-      slices: names of slices over all splits, in order.
-      splits: the stored splits, by name.
-      content_hash: 32 hexadecimal digits that change with any record, label or order;
-        not with the folder or the time of preparation.
+    Attributes:
+      directory: Its folder.
+      vocabulary: Its labels.
+      slices: Names of slices over all splits, in order.
+      splits: The stored splits, by name.
+      content_hash: 32 hexadecimal digits that depend on all records, labels and their
+        order, but not on the folder or the time of preparation.
     """
 
     directory: AnyPath
@@ -85,14 +79,13 @@ class Dataset:
     def hold_out(self, domain: str) -> "Dataset":
         """Returns the dataset with a domain of train as the split `held_out`.
 
-        No image of it is left in train, nor in a validation split that is stored; what
-        `carve` makes afterwards has none either, and its sides are as they were.
+        Neither train nor a stored or later carved validation split has images of it.
 
         Args:
-          domain: one of `domains`.
+          domain: One of `domains`.
 
         Raises:
-          InputError: there is no such domain, or no other.
+          InputError: If there is no such domain, or no other.
         """
         check_domains(self.directory, self.domains)
         if domain not in self.domains:
@@ -151,11 +144,7 @@ class Dataset:
 
 
 def check_domains(directory: AnyPath, domains: tuple[str, ...]) -> None:
-    """Refuses to hold out the only domain there is.
-
-    Raises:
-      InputError: how to give the training images domains.
-    """
+    """Raises InputError if there is only one domain."""
     if len(domains) == 1:
         raise InputError(
             f"every training image of {directory} has the domain {domains[0]!r}, so "
@@ -174,14 +163,14 @@ def open_dataset(
     """Opens a prepared dataset, or a prepared copy of TFDS's `open_images_v4`.
 
     Args:
-      directory: with `dataset_info.json` in it, or in the one folder below that has it.
-      vocabulary: the labels expected. Of a dataset of ours they must be the same; the
-        labels of `open_images_v4` are mapped to them by code. None: the dataset's own.
-      verify: whether to read and hash every byte first; the manifest of a dataset of
-        ours has the hashes. Sizes, indexes and the first id of each shard are always
-        checked.
-      on_progress: called with (done, total, what) while an index is made, which happens
-        once for an `open_images_v4`, and while bytes are verified.
+      directory: Contains `dataset_info.json`, or one folder that does.
+      vocabulary: The expected labels. They must equal those of a dataset that `prepare`
+        wrote; labels of `open_images_v4` are mapped to them by code. None takes the
+        dataset's own.
+      verify: Whether to compare the hash of every byte with the manifest. Sizes,
+        indexes and the first id of each shard are always checked.
+      on_progress: Called with (done, total, what) while the index of an
+        `open_images_v4` is made for the first time, and while bytes are verified.
 
     Raises:
       InputError: If there is no dataset, or it is unfinished, damaged, in another
@@ -222,7 +211,7 @@ def _locate(directory: AnyPath) -> AnyPath:
             f"the preparation of {directory} did not finish; run it again, it goes on "
             "where it was"
         )
-    # TFDS puts NAME/CONFIG/VERSION below its data_dir.
+    # TFDS writes to NAME/CONFIG/VERSION below its data_dir.
     below = sorted(
         path.parent
         for depth in (1, 2, 3)
@@ -300,7 +289,7 @@ def _open_images_v4(
     splits, digest = {}, xxhash.xxh3_128("\n".join(vocabulary.codes).encode())
     for name, shards in info.splits.items():
         raw = _raw(info, name)
-        # The sizes of the shards tell a rebuilt dataset from the one that was scanned.
+        # Shard sizes identify the dataset that was scanned.
         of_shards = [sizes[at(shard.filename).name] for shard in shards]
         table = _cached_index(path, name, of_shards, vocabulary, raw, mapping, report)
         columns = index.columns(table, ("all",))
@@ -340,9 +329,9 @@ def _check_records(
     num_rows: int,
     described_in: AnyPath,
 ) -> None:
-    """Refuses shards that are not those of the index, by number and first ids.
+    """Raises InputError if the shards differ from the index in number or first ids.
 
-    Cost: one record a shard.
+    Cost: one record per shard.
     """
     if len(records) != num_rows:
         raise InputError(

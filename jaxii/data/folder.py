@@ -43,7 +43,7 @@ FEATURE_TYPES = frozenset(
         "text_feature.Text",
     )
 )
-# Protocol buffer classes are made at run time, out of a type checker's sight.
+# Protocol buffer classes are made at run time, unseen by type checkers.
 _Info: Any = dataset_info_pb2.DatasetInfo  # pyright: ignore[reportAttributeAccessIssue]
 
 
@@ -72,14 +72,14 @@ def check_manifest(
     verify: bool = False,
     on_progress: Callable[[int, int], None] = lambda done, total: None,
 ) -> manifest.Manifest:
-    """Refuses a dataset whose files are not those of its manifest, which it returns.
+    """Checks the files of a dataset against its manifest, and returns the manifest.
 
-    Indexes are hashed in any case: they are read whole.
+    Indexes are always hashed, as they are read completely.
 
     Args:
-      directory: of the dataset.
-      verify: whether to hash every byte.
-      on_progress: called with (files hashed, files to hash).
+      directory: Of the dataset.
+      verify: Whether to hash every file.
+      on_progress: Called with (files hashed, files to hash).
 
     Raises:
       InputError: If a file is missing or differs.
@@ -99,7 +99,7 @@ def check_manifest(
 
 @dataclass
 class Shard:
-    """A file of records, as `ArrayRecordDataSource` takes it."""
+    """A file of records, in the form that `ArrayRecordDataSource` requires."""
 
     filename: str
     skip: int
@@ -109,12 +109,12 @@ class Shard:
 
 @dataclass(frozen=True)
 class Info:
-    """TFDS's description of a dataset, as far as reading it needs.
+    """The parts of TFDS's description of a dataset that reading needs.
 
     Attributes:
-      features: names of the fields of a record.
-      splits: name -> shards in order; splits without an example are left out.
-      directory: of the dataset.
+      features: Names of the fields of a record.
+      splits: Shards of each split in order; empty splits are left out.
+      directory: Of the dataset.
     """
 
     features: frozenset[str]
@@ -135,13 +135,12 @@ class Info:
 def read_info(directory: AnyPath) -> Info:
     """Reads `dataset_info.json` and `features.json`.
 
-    TFDS would import the module of every feature that `features.json` names: a file
-    from elsewhere could run any code. Here nothing is imported or built; a feature type
-    that is none of `FEATURE_TYPES` is refused.
+    TFDS imports the module of every feature that `features.json` names, so that a file
+    from elsewhere could run any code. Here nothing is imported.
 
     Raises:
-      InputError: If a file is missing, damaged or of another format, or names a feature
-        type that is not known or a shard outside of the folder.
+      InputError: If a file is missing, damaged or of another format, names a feature
+        type outside `FEATURE_TYPES`, or a shard outside the folder.
     """
     features = read_json(directory / FEATURES_FILE)
     unknown = set(_feature_types(features)) - FEATURE_TYPES

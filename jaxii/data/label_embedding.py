@@ -32,18 +32,18 @@ _VECTORS_A_PAIR, _MIN_BLOCKS = 2.25, 8
 
 @dataclass(frozen=True)
 class LabelEmbedding:
-    """Vectors of the classes, and how they came about.
+    """Vectors of the classes, and how they were computed.
 
     Attributes:
-      vectors: zero for a class that never occurs together with another one.
-      eigenvalues: of the PMI matrix, largest magnitude first; 0 beyond its rank.
-      explained_energy: sum of the squared eigenvalues over the squared Frobenius norm
+      vectors: Zero for a class that never occurs together with another one.
+      eigenvalues: Of the PMI matrix, largest magnitude first; 0 beyond its rank.
+      explained_energy: Sum of the squared eigenvalues over the squared Frobenius norm
         of the PMI matrix, 0 to 1.
-      num_images: images with at least one label.
-      num_pairs: pairs of classes that occur together.
-      num_isolated: classes whose vector is zero.
-      options: what `label_embedding` was called with, and the method it chose.
-      provenance: what the caller of `save` recorded.
+      num_images: Images with at least one label.
+      num_pairs: Pairs of classes that occur together.
+      num_isolated: Classes whose vector is zero.
+      options: Arguments of `label_embedding`, and the method it chose.
+      provenance: Recorded by the caller of `save`.
     """
 
     vectors: Float32[np.ndarray, "class embed"]
@@ -66,24 +66,24 @@ def label_embedding(
     context_smoothing: float = 1.0,
     seed: int = 0,
 ) -> LabelEmbedding:
-    """Embeds the classes by which of them occur together: E = U_k sqrt(|S_k|) of PMI.
+    """Embeds classes by their co-occurrence: E = U_k sqrt(|S_k|) of the PMI matrix.
 
     Memory: num_classes squared float32, and num_classes x (dim + 128) a few times. The
     eigenvectors are exact up to 2,000 classes and randomised beyond.
 
     Args:
-      offsets: image i has the labels label_ids[offsets[i]:offsets[i + 1]]; repetitions
+      offsets: Image i has the labels label_ids[offsets[i]:offsets[i + 1]]; repetitions
         within an image count once.
-      label_ids: class indices, 0 to num_classes - 1.
+      label_ids: Class indices, 0 to num_classes - 1.
       num_classes: 1 or more.
-      dim: length of a vector, 1 to num_classes.
-      positive: negative PMI becomes 0 (PPMI).
-      context_smoothing: exponent of the class frequencies on the context side, above 0
-        up to 1; 1 smooths nothing, 0.75 is usual.
-      seed: of the randomised factorisation; the same seed gives the same vectors.
+      dim: Length of a vector, 1 to num_classes.
+      positive: Whether negative PMI becomes 0 (PPMI).
+      context_smoothing: Exponent of the class frequencies on the context side, in
+        (0, 1]; 1 disables smoothing, 0.75 is usual.
+      seed: Of the randomised factorisation.
 
     Raises:
-      InputError: a number out of range, or labels that do not fit the classes.
+      InputError: If a number is out of range, or labels do not fit the classes.
 
     Source: the 2018 recipe (full SVD of the PMI matrix, 1,024 of 7,178 dimensions);
       smoothing and PPMI from Levy, Goldberg and Dagan 2015, sections 2.1 and 3.2.
@@ -118,11 +118,7 @@ def label_embedding(
 
 
 def check_options(num_classes: int, dim: int, context_smoothing: float) -> None:
-    """Refuses what `label_embedding` cannot do, before anything is counted.
-
-    Raises:
-      InputError: a number out of range.
-    """
+    """Raises InputError if an argument of `label_embedding` is out of range."""
     if not 1 <= dim <= num_classes:
         raise InputError(
             f"dim={dim} of the label embedding with {num_classes} classes; use 1 to "
@@ -141,8 +137,8 @@ def _share(eigenvalues, matrix) -> float:
 
 
 def _embed(matrix, dim, *, exact, seed):
-    """Returns how many classes have company, the eigenvalues, the vectors of all."""
-    # A class without company would only add eigenvalues of 0.
+    """Returns the number of linked classes, the eigenvalues, and all vectors."""
+    # Isolated classes would only add eigenvalues of 0.
     linked = np.flatnonzero(np.diff(matrix.indptr))
     vectors = np.zeros((matrix.shape[0], dim), np.float32)
     eigenvalues = np.zeros(dim, np.float32)
@@ -160,15 +156,15 @@ def save(
     embedding: LabelEmbedding,
     provenance: Mapping[str, Any],
 ) -> None:
-    """Writes an embedding as .npz, under its name only when it is complete.
+    """Writes an embedding as .npz, atomically.
 
     Args:
-      path: where to; an older file is replaced.
-      embedding: what to write.
-      provenance: JSON values: which split's labels were counted, the labels' hash.
+      path: Ends in .npz; an existing file is replaced.
+      embedding: The embedding.
+      provenance: JSON values, such as the split whose labels were counted.
 
     Raises:
-      InputError: a path that does not end in .npz.
+      InputError: If the path does not end in .npz.
     """
     path = at(path)
     if path.suffix != ".npz":
@@ -198,7 +194,7 @@ def load(path: str | os.PathLike[str]) -> LabelEmbedding:
     """Reads what `save` wrote.
 
     Raises:
-      InputError: no such file, or not a label embedding.
+      InputError: If the file is missing or not a label embedding.
     """
     try:
         with np.load(io.BytesIO(at(path).read_bytes()), allow_pickle=False) as arrays:
@@ -218,10 +214,9 @@ def nearest(
     """Returns the classes with the most similar vectors: (class, cosine), best first.
 
     Args:
-      vectors: of all classes.
-      class_id: the class whose neighbours are asked for; it is not among them.
-      k: how many; fewer come back where fewer classes have a vector, and none for a
-        class whose own vector is zero.
+      vectors: Of all classes.
+      class_id: The class whose neighbours are returned.
+      k: Most neighbours. Classes with zero vectors have none and are none.
     """
     lengths = np.linalg.norm(vectors, axis=1)
     usable = lengths > 0.0
@@ -240,20 +235,19 @@ def cooccurrence(
     label_ids: Int[np.ndarray, " entry"],
     num_classes: int,
 ) -> tuple[scipy.sparse.csr_array, Int[np.ndarray, " class"], int]:
-    """Counts in how many images two classes occur together.
+    """Counts the images in which two classes occur together.
 
     Args:
-      offsets: as in `label_embedding`.
-      label_ids: as in `label_embedding`.
+      offsets: As in `label_embedding`.
+      label_ids: As in `label_embedding`.
       num_classes: 1 or more.
 
     Returns:
-      The symmetric counts [class, class] with nothing stored on the diagonal; the
-      images of each class; the number of images with at least one label (an image
-      without labels says nothing about what goes together).
+      The symmetric counts [class, class] with an empty diagonal; the number of images
+      of each class; the number of images with at least one label.
 
     Raises:
-      InputError: a label id outside the classes, or offsets that do not fit.
+      InputError: If a label id is outside the classes, or offsets do not fit.
     """
     lengths = np.diff(offsets)
     if len(offsets) == 0 or offsets[0] != 0 or np.any(lengths < 0):
@@ -295,13 +289,12 @@ def pmi(
     """Returns log(C_ij n / (c_i c_j)) where C_ij > 0, and 0 elsewhere: [class, class].
 
     Args:
-      together: C, as `cooccurrence` returns it.
-      counts: c, the images of each class.
+      together: C, from `cooccurrence`.
+      counts: c, the number of images of each class.
       num_images: n.
-      positive: drops the negative values.
-      context_smoothing: a; the context's c_j becomes proportional to c_j^a with an
-        unchanged sum. The mean of both directions is taken, which keeps the matrix
-        symmetric.
+      positive: Whether to drop negative values.
+      context_smoothing: a; the context's c_j becomes proportional to c_j^a with the
+        same sum. The mean of both directions keeps the matrix symmetric.
     """
     pairs = scipy.sparse.coo_array(together)
     row, column = pairs.coords
@@ -324,7 +317,7 @@ def pmi(
 
 
 def _narrow(offsets: np.ndarray) -> np.ndarray:
-    """SciPy computes with the wider of its index types; int32 halves the memory."""
+    """Returns offsets as int32 if they fit, which halves SciPy's memory."""
     small = len(offsets) == 0 or offsets[-1] < np.iinfo(np.int32).max
     return offsets.astype(np.int32 if small else np.int64)
 
@@ -336,11 +329,11 @@ def factorise(
 
     Args:
       matrix: [class, class], symmetric, possibly indefinite.
-      dim: how many, 1 to the number of classes.
-      exact: float64 eigenvectors; otherwise float32 ones from the space that block
-        Lanczos steps span, 2.25 products of the matrix with a vector for each pair.
-        Memory: the dense matrix and 2.25 x dim vectors, float32.
-      seed: of the random block.
+      dim: Number of eigenpairs, 1 to the number of classes.
+      exact: Whether to compute exact float64 eigenvectors; otherwise float32 ones by
+        block Lanczos, with 2.25 matrix-vector products per pair. Memory: the dense
+        matrix and 2.25 x dim vectors, float32.
+      seed: Of the random block.
 
     Returns:
       Eigenvalues, largest magnitude first, and eigenvectors in columns, each with its
@@ -350,7 +343,7 @@ def factorise(
       eigenvalues"; Musco and Musco 2015, algorithm 2, on how few products it takes.
     """
     blocks = max(math.ceil(_VECTORS_A_PAIR * dim / _BLOCK), _MIN_BLOCKS)
-    # A space as large as the whole is no cheaper than the exact answer.
+    # A space of full size is no cheaper than the exact solution.
     if exact or blocks * _BLOCK >= len(matrix.indptr) - 1:
         values, basis = scipy.linalg.eigh(matrix.toarray())
         if not exact:
@@ -370,7 +363,7 @@ def _lanczos(
     # Dense: BLAS is faster than the sparse product already at 1 % of the entries.
     dense = matrix.astype(np.float32).toarray()
     size = blocks * _BLOCK
-    # Vectors lie in rows, so that the first so many of them are one piece of memory.
+    # Vectors are rows, so that the first ones are contiguous in memory.
     space = np.empty((size, len(dense)), np.float32)
     small = np.zeros((size, size), np.float32)
     noise = np.float32(1e-5 * np.linalg.norm(dense) / len(dense))
@@ -381,11 +374,10 @@ def _lanczos(
         space[start:end] = block
         block = block @ dense
         small[start:end, :end] = block @ space[:end].T
-        # Where the products lead nowhere new, chance does; it is too little to tell
-        # where they do.
+        # Noise extends the space if the products are linearly dependent.
         block += noise * rng.standard_normal(block.shape, dtype=np.float32)
-        # Rounding would let a three-term recurrence drift into the space that it has
-        # been through: each block is made orthogonal to all, and again after scaling.
+        # Rounding errors of a three-term recurrence would reintroduce earlier
+        # directions: each block is orthogonalised against all, twice.
         for _ in range(2):
             block = _orthonormal(block - (block @ space[:end].T) @ space[:end])
     # Reads the lower triangle.
@@ -401,12 +393,12 @@ def _largest(values: Float[np.ndarray, " pair"], dim: int) -> np.ndarray:
 def _orthonormal(
     rows: Float32[np.ndarray, "vector class"],
 ) -> Float32[np.ndarray, "vector class"]:
-    """An orthonormal basis of rows: Cholesky QR in float64, which so few rows allow."""
+    """Returns an orthonormal basis of the rows, by Cholesky QR in float64."""
     wide = rows.astype(np.float64)
     for _ in range(2):
         wide /= np.linalg.norm(wide, axis=1, keepdims=True)
         gram = wide @ wide.T
-        # Keeps Cholesky going where rows nearly coincide; the second pass mends that.
+        # Regularises nearly equal rows; the second pass corrects the error.
         gram[np.diag_indices_from(gram)] += 1e-14 * len(gram)
         lower = scipy.linalg.cholesky(gram, lower=True)
         wide = scipy.linalg.solve_triangular(lower, wide, lower=True)

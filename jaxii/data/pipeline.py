@@ -1,7 +1,7 @@
 """Order, sharding over processes, decoding, batching and prefetch: records to batches.
 
-Comes after `sources` and before the devices. The examples of step n are a function of
-(configuration, n) alone, for any number of processes; evaluation sees each record once.
+The examples of step n are a function of the configuration and n alone, for any number
+of processes; evaluation reads each record once.
 """
 
 import sys
@@ -20,9 +20,9 @@ from jaxii.data.labels import resolve_labels
 from jaxii.data.records import RandomAccess
 from jaxii.data.transforms import EvalTransform, Pixels
 
-# Which rows of the split a batch holds; the train step has no use for them.
+# Field of the row of each example in the split; the train step does not use it.
 INDEX = "index"
-# Where in the run an example stands: the source of its randomness on the device.
+# Field of the position of each example in the run, which seeds its augmentation.
 POSITIONS = "positions"
 PADDING = -1
 
@@ -36,9 +36,8 @@ class LabelPolicy:
     lower ids.
 
     Attributes:
-      num_slots: the most labels an image keeps.
-      machine_labels: "ignored", "soft" (the confidence is the target) or "thresholded".
-      machine_threshold: confidence from which a thresholded machine label is present.
+      num_slots: Most labels per image.
+      machine_labels: See `labels.resolve_labels`, as for machine_threshold.
     """
 
     num_slots: int
@@ -68,13 +67,13 @@ class LabelPolicy:
 
 @dataclass(frozen=True, kw_only=True)
 class ShardSpec:
-    """This process's part of every global batch.
+    """The part of every global batch that one process loads.
 
     Attributes:
-      global_batch_size: examples a step over all processes.
-      process_index: number of this process.
-      process_count: number of processes; divides `global_batch_size`.
-      num_threads: threads that read and decode.
+      global_batch_size: Examples per step over all processes.
+      process_index: Index of this process.
+      process_count: Number of processes; divides `global_batch_size`.
+      num_threads: Threads that read and decode.
     """
 
     global_batch_size: int
@@ -84,17 +83,17 @@ class ShardSpec:
 
     @property
     def process_batch_size(self) -> int:
-        """Examples a step in this process."""
+        """Examples per step in this process."""
         return self.global_batch_size // self.process_count
 
     def position(self, example: int) -> int:
-        """Returns where one of this process's examples stands among those of all.
+        """Returns the position of a process's example among those of all processes.
 
-        A block of each batch, so that the devices get the same examples whatever the
-        number of processes that they are divided over.
+        Each process loads a block of each batch, so that devices get the same examples
+        for any number of processes.
 
         Args:
-          example: of this process, from 0.
+          example: Number of the example in this process, from 0.
         """
         batch, row = divmod(example, self.process_batch_size)
         first = self.process_index * self.process_batch_size
@@ -110,16 +109,17 @@ def train_batches(
     seed: int,
     start_example: int = 0,
 ) -> Iterator[dict[str, np.ndarray]]:
-    """Yields shuffled, augmented batches for ever, from any example of the run on.
+    """Yields shuffled, augmented batches without end.
 
     Args:
-      source: the training split.
-      transform: encoded image and rng to pixels [size, size, 3], as a TrainTransform.
-      policy: labels to slots.
-      shard: this process's part.
-      seed: of the order (anew each epoch) and of the augmentation, which depends on
-        (seed, position in the run) and so on (seed, epoch, index).
-      start_example: examples of the whole run that have been used already.
+      source: The training split.
+      transform: Maps an encoded image and an rng to pixels [size, size, 3], like
+        `TrainTransform`.
+      policy: Maps labels to slots.
+      shard: The part of this process.
+      seed: Seed of the order of each epoch, and of the augmentation, which depends on
+        the seed and the position in the run.
+      start_example: Number of examples of the whole run already used.
 
     Yields:
       Batches of `process_batch_size` examples: images, label_ids, label_confidences,
@@ -130,19 +130,19 @@ def train_batches(
         position, index = item
         record = source[index]
         pixels = transform(record["image"], rng)
-        # int32 is what accelerators count in; wrapped after 2^31 examples.
+        # Accelerators count in int32; this wraps after 2^31 examples.
         place = {POSITIONS: np.int32(position % 2**31)}
         return _example(index, record, pixels, policy) | place
 
-    # Shuffle first, share out afterwards: the other way round each process would see
-    # the same part of the data in every epoch. Of row numbers alone: grain would walk
-    # through every record that it hands on, to count its bytes.
+    # Shuffles before sharding; otherwise each process would see the same part of the
+    # data in every epoch. Only row numbers pass through grain, which would count the
+    # bytes of records.
     rows = grain.MapDataset.range(len(source)).seed(seed).shuffle().repeat()
     rows = rows.map_with_index(lambda position, row: (position, row))
     everything = rows.random_map(example)
 
     def own(number: int) -> Example:
-        # Infinite, so that every position is there.
+        # Infinite: every position exists.
         return cast(Example, everything[start_example + shard.position(number)])
 
     return _batches(own, sys.maxsize // shard.process_batch_size, shard)
@@ -160,17 +160,16 @@ def eval_batches(
     """Yields every record once, in order; the last batch is padded and masked.
 
     Args:
-      source: the split.
-      transform: encoded image to pixels.
-      policy: labels to slots.
-      shard: this process's part; all processes yield the same number of batches.
-      scored: whether each record counts in figures; one that does not has mask 0 and
-        its own index. None: all count.
-      mask_damaged: give an image that cannot be read or decoded mask 0 and its own
-        index, instead of raising its ValueError.
+      source: The split.
+      transform: Maps an encoded image to pixels.
+      policy: Maps labels to slots.
+      shard: The part of this process; all processes yield the same number of batches.
+      scored: Whether each record counts in metrics; others have mask 0. None: all.
+      mask_damaged: Whether images that cannot be read get mask 0 instead of raising
+        ValueError.
 
     Yields:
-      Batches as `train_batches` does; padding has mask 0 and index -1.
+      Batches like those of `train_batches`; padding has mask 0 and index -1.
     """
     length = len(source)
     blank = _blank(transform.size_pixels, policy.num_slots)
@@ -194,18 +193,13 @@ def eval_batches(
 
 
 def num_eval_batches(length: int, shard: ShardSpec) -> int:
-    """Returns how many batches `eval_batches` yields for `length` records."""
+    """Returns the number of batches that `eval_batches` yields."""
     return -(-length // shard.global_batch_size)
 
 
 @dataclass(frozen=True)
 class Reordered:
-    """A source in another order, of all its rows or of some.
-
-    Attributes:
-      source: of records.
-      rows: which of them, in which order.
-    """
+    """Some rows of a source, in another order."""
 
     source: RandomAccess
     rows: Int[np.ndarray, " row"]
@@ -230,7 +224,7 @@ def _example(index, record, pixels, policy) -> Example:
 
 
 def _blank(size_pixels: int, num_slots: int) -> Example:
-    """Returns an example that counts nowhere."""
+    """Returns an example with mask 0."""
     return {
         "images": np.zeros((size_pixels, size_pixels, 3), np.uint8),
         "label_ids": np.full(num_slots, PADDING, np.int32),
@@ -245,7 +239,7 @@ def _batches(
     example: Callable[[int], Example], num_batches: int, shard: ShardSpec
 ) -> Iterator[dict[str, np.ndarray]]:
     """Yields batches of this process's examples."""
-    # The threads are the parallelism; OpenCV's own would fight with them.
+    # Threads decode images in parallel; OpenCV's own threads would compete.
     cv2.setNumThreads(1)
     return batching.batches(
         example,

@@ -1,4 +1,4 @@
-"""A prepared dataset, opened: splits are made of train and labels are resolved."""
+"""Opens a prepared dataset for training: carves splits and resolves labels."""
 
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field, replace
@@ -27,33 +27,32 @@ class Rows:
     def present(
         self,
     ) -> tuple[Int64[np.ndarray, " row_plus_1"], Int[np.ndarray, " kept"]]:
-        """Returns offsets and ids of the labels of confidence 0.5 and more."""
+        """Returns offsets and ids of the labels with confidence of at least 0.5."""
         kept = self.confidences >= 0.5
         before = np.concatenate([[0], np.cumsum(kept)])
         return before[self.offsets].astype(np.int64), self.label_ids[kept]
 
     def class_counts(self, num_classes: int) -> Float[np.ndarray, " class"]:
-        """Returns in how many images each label is present, machines' by confidence."""
+        """Returns the sum of the confidences of each label over the images."""
         return np.bincount(
             self.label_ids, weights=self.confidences, minlength=num_classes
         ).astype(np.float64)
 
     def most_labels(self) -> int:
-        """Returns the number of labels of the image that has most of them."""
+        """Returns the largest number of labels of an image."""
         return int(np.diff(self.offsets).max(initial=0))
 
     def scored(self) -> Bool[np.ndarray, " row"]:
-        """Returns whether the truth of each image is known, so that it can be scored.
+        """Returns whether each image can be scored: whether it has a label.
 
-        It is known where the image has at least one label, present or absent. Of an
-        image without any, nobody has said that it shows nothing. An image with an empty
-        row in a truth file has none either: preparation keeps labels, not rows.
+        A label may be present or absent. An image without any is not known to show
+        nothing, even if a truth file lists it with an empty row.
         """
         return np.diff(self.offsets) > 0
 
     def of_scored(self) -> "Rows":
-        """Returns the rows of the scored images alone, in their order."""
-        # The others have no entry, so only the offsets change.
+        """Returns the rows of the scored images, in order."""
+        # Other images have no entry: only offsets change.
         starts = np.append(self.scored(), True)
         return replace(self, offsets=self.offsets[starts])
 
@@ -63,15 +62,15 @@ class Data:
     """A prepared dataset, with its validation split carved out of train.
 
     Attributes:
-      directory: where it lies.
-      vocabulary: the labels.
-      slices: names of the slices that figures are cut by.
-      domains: of the training data, whether held out or not.
-      splits: train, validation and, where there are some, held_out, tuning and test.
-      train_rows: labels of the training split as they train.
-      content_hash: of all records and labels, wherever they lie.
-      submission_ids: the ids that a submission answers for, in its order; missing and
-        unreadable images are among them. Empty where the dataset does not have them.
+      directory: Where it was opened.
+      vocabulary: The labels.
+      slices: Names of the slices that metrics are computed for.
+      domains: Domains of the training data, including a held-out one.
+      splits: train, validation and, if present, held_out, tuning and test.
+      train_rows: Labels of the training split, as used for training.
+      content_hash: Hash of all records and labels.
+      submission_ids: Ids that a submission lists, in order, including those of missing
+        and unreadable images. Empty if the dataset has none.
     """
 
     directory: AnyPath
@@ -82,16 +81,16 @@ class Data:
     train_rows: Rows
     content_hash: str
     submission_ids: tuple[str, ...]
-    # Every evaluation asks again; of a copy with other splits nothing is kept.
+    # Cached for repeated evaluation; not copied by `replace`.
     _verified: dict[str, Rows] = field(
         default_factory=dict, init=False, repr=False, compare=False
     )
 
     @property
     def choosing_split(self) -> str:
-        """The split that chooses checkpoint and threshold, unless another is asked for.
+        """The default split for choosing checkpoint and threshold.
 
-        A held-out domain foresees a shift, as a split by group cannot.
+        A held-out domain shows the effect of a domain shift, unlike validation.
         """
         return "held_out" if "held_out" in self.splits else "validation"
 
@@ -99,7 +98,7 @@ class Data:
         """Returns a split by name.
 
         Raises:
-          InputError: there is none, or it is empty.
+          InputError: If the split is missing or empty.
         """
         if self.has_images(name):
             return self.splits[name]
@@ -110,19 +109,15 @@ class Data:
         )
 
     def has_images(self, name: str) -> bool:
-        """Says whether a split is there and not empty."""
+        """Returns whether a split exists and has images."""
         return name in self.splits and self.splits[name].num_examples > 0
 
     def has_truth(self, name: str) -> bool:
-        """Says whether a split is there and has an image that can be scored."""
+        """Returns whether a split has an image that can be scored."""
         return self.has_images(name) and bool(self.verified_rows(name).scored().any())
 
     def check_truth(self, name: str) -> None:
-        """Refuses a split that cannot be scored.
-
-        Raises:
-          InputError: there is none, or no image of it has a verified label.
-        """
+        """Raises InputError if no image of a split has a verified label."""
         count = self.split(name).num_examples
         if not self.has_truth(name):
             raise InputError(
@@ -132,17 +127,17 @@ class Data:
             )
 
     def without_truth(self, name: str) -> int:
-        """Returns the number of images of a split that are not scored."""
+        """Returns the number of images of a split that cannot be scored."""
         return int(np.count_nonzero(~self.verified_rows(name).scored()))
 
     def training_rows(self, name: str) -> Rows:
-        """Returns a split's labels as a stage trains on them."""
+        """Returns a split's labels as used for training."""
         return self.train_rows if name == "train" else self.verified_rows(name)
 
     def verified_rows(self, name: str) -> Rows:
-        """Returns a split's labels as people verified them, resolved once.
+        """Returns a split's verified labels, without machine labels.
 
-        They are the truth that evaluation uses: machine labels are not among them.
+        They are the truth for evaluation. Results are cached.
         """
         if name not in self._verified:
             self._verified[name] = _resolve(
@@ -165,20 +160,20 @@ def open_prepared(
     """Opens a prepared dataset.
 
     Args:
-      directory: as `prepare` or TFDS left it.
-      vocabulary: the labels and their order; None takes the dataset's own.
-      validation_fraction: share of the groups of train that become `validation`, where
-        the dataset has no such split of its own.
-      held_out_domain: domain of train that becomes the split `held_out`; "" for none.
-      machine_labels: how the training split uses them; see `labels.resolve_labels`.
-      machine_threshold: confidence from which a thresholded machine label is present.
-      verify: whether to read and hash every byte first.
-      on_progress: called with (done, total, what) while a dataset without an index of
-        its own is scanned for the first time, and while bytes are verified.
+      directory: Written by `prepare`, `new` or TFDS.
+      vocabulary: The labels and their order; None takes the dataset's own.
+      validation_fraction: Share of the groups of train that become `validation`, unless
+        the dataset has a validation split.
+      held_out_domain: Domain of train that becomes the split `held_out`; "" for none.
+      machine_labels: Their use in training; see `labels.resolve_labels`.
+      machine_threshold: See `labels.resolve_labels`.
+      verify: Whether to read and hash every byte first.
+      on_progress: Called with (done, total, what) while a dataset without an index is
+        scanned for the first time, and while bytes are verified.
 
     Raises:
-      InputError: there is no dataset or no such domain, or a split that training needs
-        is empty.
+      InputError: If there is no such dataset or domain, or train or validation is
+        empty.
     """
     opened = open_dataset(directory, vocabulary, verify=verify, on_progress=on_progress)
     domains = opened.domains

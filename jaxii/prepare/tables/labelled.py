@@ -21,7 +21,7 @@ from jaxii.prepare.image_files import Images
 from jaxii.prepare.tables import images
 from jaxii.prepare.tables.images import absolute
 from jaxii.prepare.tables.notes import Notes, shown
-from jaxii.prepare.tables.rows import Rows, clean, of_file, of_folders
+from jaxii.prepare.tables.rows import LabelRows, clean, of_file, of_folders
 from jaxii.prepare.tally import Tally
 from jaxii.storage import AnyPath
 
@@ -133,7 +133,7 @@ def read(
 
 
 def _combine(
-    rows: Rows,
+    rows: LabelRows,
     files: Sequence[str],
     root: Path,
     notes: Notes,
@@ -182,7 +182,7 @@ def _combine(
     return _without_empty(found, notes)
 
 
-def _spellings(rows: Rows, notes: Notes, fold_case: bool) -> dict[str, str]:
+def _spellings(rows: LabelRows, notes: Notes, fold_case: bool) -> dict[str, str]:
     """Returns the label that each spelling stands for."""
     counts = Counter(label for labels in rows.labels for label in labels)
     spelling = {written: clean(written) for written in counts}
@@ -214,7 +214,7 @@ def _spellings(rows: Rows, notes: Notes, fold_case: bool) -> dict[str, str]:
 
 
 def _entries(
-    rows: Rows, spelling: Mapping[str, str], notes: Notes
+    rows: LabelRows, spelling: Mapping[str, str], notes: Notes
 ) -> dict[int, dict[str, float]]:
     entries: dict[int, dict[str, float]] = {}
     repeated, contradictions = 0, []
@@ -307,7 +307,9 @@ def _check_divided(groups: Sequence[str], splits: Sequence[str], notes: Notes) -
         )
 
 
-def _one_each(kind: str, rows: Rows, used: Sequence[int], notes: Notes) -> list[str]:
+def _one_each(
+    kind: str, rows: LabelRows, used: Sequence[int], notes: Notes
+) -> list[str]:
     """Returns the first value of each image, "" for none."""
     first: dict[int, str] = {}
     others = []

@@ -40,7 +40,7 @@ SPLITS = {
 
 
 @dataclass(frozen=True)
-class Rows:
+class LabelRows:
     """Rows of labels; an image may have several rows.
 
     Attributes:
@@ -65,7 +65,7 @@ def of_file(
     path_column: str,
     label_column: str,
     label_separator: str,
-) -> Rows:
+) -> LabelRows:
     """Reads the rows of a label file.
 
     Args:
@@ -108,13 +108,13 @@ def of_file(
     }
     if "split" in extra:
         extra["split"] = _splits(extra["split"], found.extra["split"])
-    rows = Rows(numbers, labels, [1.0] * len(numbers), extra)
+    rows = LabelRows(numbers, labels, [1.0] * len(numbers), extra)
     if "confidence" in found.extra:
         return _with_confidences(rows, table[found.extra["confidence"]], notes)
     return rows
 
 
-def of_folders(files: Sequence[str], root: Path, notes: Notes) -> Rows:
+def of_folders(files: Sequence[str], root: Path, notes: Notes) -> LabelRows:
     """Takes the folder of each image as its label.
 
     Args:
@@ -144,7 +144,7 @@ def of_folders(files: Sequence[str], root: Path, notes: Notes) -> Rows:
         ]
         parts = [part[1:] for part in parts]
     labels = [list(part[:1]) for part in parts]
-    return Rows(range(len(files)), labels, [1.0] * len(files), extra)
+    return LabelRows(range(len(files)), labels, [1.0] * len(files), extra)
 
 
 def _note_missing(
@@ -193,7 +193,7 @@ def _splits(texts: Sequence[str], name: str) -> list[str]:
     return [SPLITS[text.lower()] if text else "" for text in texts]
 
 
-def _with_confidences(rows: Rows, texts: pl.Series, notes: Notes) -> Rows:
+def _with_confidences(rows: LabelRows, texts: pl.Series, notes: Notes) -> LabelRows:
     values = texts.str.replace(",", ".", literal=True).cast(pl.Float64, strict=False)
     numbers = values.drop_nulls().drop_nans()
     if len(numbers) and not numbers.is_between(0.0, 1.0).all():
@@ -210,7 +210,7 @@ def _with_confidences(rows: Rows, texts: pl.Series, notes: Notes) -> Rows:
     bad = values.is_null() | values.is_nan()
     notes.left_out("rows whose confidence is no number", texts.filter(bad).to_list())
     kept: list[int] = (~bad).arg_true().to_list()
-    return Rows(
+    return LabelRows(
         [rows.numbers[i] for i in kept],
         [rows.labels[i] for i in kept],
         [values[i] for i in kept],
