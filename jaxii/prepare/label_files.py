@@ -1,8 +1,7 @@
 """Reads the CSV files of a labelled image collection into tables of whole numbers.
 
-Codes become positions in the vocabulary and image ids become row numbers while polars
-streams a file, so that 15 million rows take seconds; every row that is left out is
-counted with the reason. `open_images` decides which files belong to which split.
+Codes become vocabulary indices and image ids become row numbers while polars streams a
+file, so that 15 million rows take seconds. Every row left out is counted by reason.
 """
 
 import os
@@ -30,10 +29,10 @@ _NOT_TRAINABLE, _UNKNOWN = -1, -2
 class Codes:
     """The label codes that files may use.
 
-    Args:
-      vocabulary: the trainable ones, in their official order.
-      known: all described codes, trainable or not.
-      described_in: the name of the file with the known ones, for messages.
+    Attributes:
+      vocabulary: The trainable codes, in order.
+      known: All described codes, trainable or not.
+      described_in: Name of the file of the known codes, for messages.
     """
 
     vocabulary: Vocabulary
@@ -41,7 +40,7 @@ class Codes:
     described_in: str
 
     def table(self) -> pl.DataFrame:
-        """Returns code -> label, -1 where it is known but not trainable."""
+        """Returns the label of each code; -1 for known codes that are not trainable."""
         trainable = self.vocabulary.index()
         others = sorted(self.known - trainable.keys())
         return pl.DataFrame(
@@ -55,12 +54,12 @@ class Codes:
 
 @dataclass(frozen=True)
 class Entries:
-    """Labels read from one file: equal-length columns, one entry a row.
+    """Labels of one file, as columns of equal length.
 
-    Args:
-      rows: row number of the image.
-      labels: vocabulary index.
-      confidences: in [0, 1].
+    Attributes:
+      rows: Row number of the image.
+      labels: Vocabulary index.
+      confidences: In [0, 1].
     """
 
     rows: np.ndarray
@@ -72,13 +71,13 @@ def read_codes(trainable: AnyPath, descriptions: AnyPath | None) -> Codes:
     """Reads the class files.
 
     Args:
-      trainable: CSV with the column label_code; its order is the order of the classes.
-      descriptions: CSV with the columns label_code,description; more codes than the
-        trainable ones are fine.
+      trainable: CSV with the column label_code, in the order of the classes.
+      descriptions: CSV with the columns label_code,description, also of codes that are
+        not trainable.
 
     Raises:
-      InputError: a wrong header, no class, a class listed twice, or a code that a
-        submission cannot hold.
+      InputError: If a header is wrong, there is no class, a class is listed twice, or a
+        submission cannot hold a code.
     """
     codes = _read(trainable, ("label_code",))["label_code"].fill_null("").to_list()
     if not codes:
@@ -97,7 +96,7 @@ def read_codes(trainable: AnyPath, descriptions: AnyPath | None) -> Codes:
 
 
 def _check_codes(path: AnyPath, codes: Sequence[str]) -> None:
-    # A submission has the codes of an image in one cell, with spaces between them.
+    # A submission holds the codes of an image in one cell, separated by spaces.
     for line, code in enumerate(codes, start=2):
         unfit = (c.isspace() or unicodedata.category(c) == "Cc" for c in code)
         if not code or any(unfit):
@@ -111,23 +110,23 @@ def _check_codes(path: AnyPath, codes: Sequence[str]) -> None:
 def read_labels(
     path: AnyPath, codes: Codes, image_ids: pl.Series
 ) -> tuple[Entries, Tally]:
-    """Reads a file with one label a row: ImageID,Source,LabelName,Confidence.
+    """Reads a file with one label per row: ImageID,Source,LabelName,Confidence.
 
-    Columns beyond these (the corners of boxes, say) are not looked at.
+    Other columns, such as the corners of boxes, are ignored.
 
     Args:
-      path: the CSV file.
-      codes: what LabelName may be.
-      image_ids: text, unique; the images there are, in the order of their row numbers.
-        See the module `image_ids` for which of them an ImageID means.
+      path: The CSV file.
+      codes: The allowed values of LabelName.
+      image_ids: Distinct ids of the images, in the order of their row numbers. The
+        module `image_ids` defines which image an ImageID means.
 
     Returns:
-      One entry for each (image, label), with the largest of its confidences; and the
-      account of the rows.
+      One entry for each (image, label), with its largest confidence, and counts of the
+      rows.
 
     Raises:
-      InputError: a wrong header, a confidence that is no number from 0 to 1, or more
-        than one row in twenty with an unknown code.
+      InputError: If the header is wrong, a confidence is not a number from 0 to 1, or
+        more than one row in twenty has an unknown code.
     """
     _check_header(path, LABEL_COLUMNS)
     lazy = pl.scan_csv(os.fspath(path), infer_schema=False).select(
@@ -141,21 +140,21 @@ def read_labels(
 def read_image_labels(
     path: AnyPath, codes: Codes, image_ids: pl.Series, *, header: bool
 ) -> tuple[Entries, Tally, pl.Series]:
-    """Reads a file with one image a row: image_id,labels (codes between spaces).
+    """Reads a file with one image per row: image_id,labels (separated by spaces).
 
     Args:
-      path: the CSV file.
-      codes: what labels may be.
-      image_ids: as in `read_labels`.
-      header: whether the first line is "image_id,labels"; without one, the first two
-        columns are taken.
+      path: The CSV file.
+      codes: The allowed codes.
+      image_ids: As in `read_labels`.
+      header: Whether the first line is "image_id,labels". Without a header, the first
+        two columns are used.
 
     Returns:
-      One entry for each (image, label), confidence 1; the account, in labels; the ids
-      that the file lists, in its order, each once.
+      One entry for each (image, label), with confidence 1; counts of the labels; the
+      distinct ids that the file lists, in order.
 
     Raises:
-      InputError: as in `read_labels`.
+      InputError: As for `read_labels`.
     """
     table = read_rows(path, header=header)
     lazy = table.lazy().select(
@@ -169,14 +168,14 @@ def read_image_labels(
 
 
 def read_rows(path: AnyPath, *, header: bool) -> pl.DataFrame:
-    """Reads the text columns image_id,labels of a submission-like file.
+    """Reads the columns image_id,labels as text.
 
     Args:
-      path: the CSV file.
-      header: as in `read_image_labels`.
+      path: The CSV file.
+      header: As in `read_image_labels`.
 
     Raises:
-      InputError: no such columns.
+      InputError: If the file has no such columns.
     """
     if header:
         table = _read(path, ("image_id", "labels"))
@@ -198,19 +197,20 @@ def read_rows(path: AnyPath, *, header: bool) -> pl.DataFrame:
 
 
 def read_metadata(path: AnyPath, image_ids: pl.Series) -> tuple[pl.DataFrame, Tally]:
-    """Reads group, domain and slice of images, as far as a metadata file has them.
+    """Reads group, domain and slice of images from a metadata file.
 
     Args:
       path: CSV with the column image_id and any of group, domain and slice. White space
-        around a value is no part of it.
-      image_ids: as in `read_labels`.
+        around values is ignored.
+      image_ids: As in `read_labels`.
 
     Returns:
-      A table with the three columns and one row an image, null where the file has
-      nothing (the first row of an image wins); and the account of the rows.
+      A table with the three columns and one row per image, null if the file has no
+      value (the first row of an image counts); counts of the rows.
 
     Raises:
-      InputError: no column image_id, none of the three, or no row names an image.
+      InputError: If the file has no column image_id, none of the three, or no row that
+        names an image.
     """
     table = _read(path, ("image_id",))
     if not set(METADATA) & set(table.columns):
@@ -245,7 +245,7 @@ def read_metadata(path: AnyPath, image_ids: pl.Series) -> tuple[pl.DataFrame, Ta
 
 
 def _text(name: str) -> pl.Expr:
-    """Returns a column without white space around its values, null where empty."""
+    """Returns a column with stripped values, null if empty."""
     text = pl.col(name).str.strip_chars()
     return pl.when(text != "").then(text).alias(name)
 
@@ -266,7 +266,7 @@ def _collect(
     examples: dict[str, tuple[str, ...]] = {}
     notes: dict[str, int] = {}
     if table.filter(pl.col("label") >= 0)["row"].null_count():
-        # The file is read again, and only where an image is missing.
+        # Only a file that names missing images is read again.
         missing = _missing(path, lazy, codes, images)
         suffixed = without_suffix(missing, images)
         if len(suffixed):
@@ -304,7 +304,7 @@ def _collect(
 def _numbers(
     path: AnyPath, lazy: pl.LazyFrame, codes: Codes, images: pl.DataFrame
 ) -> pl.DataFrame:
-    """Returns image row (null where missing), label and confidence of each row."""
+    """Returns image row (null if missing), label and confidence of each row."""
     joined = lazy.join(images.lazy(), on="image", how="left").join(
         codes.table().lazy(), on="code", how="left"
     )

@@ -1,8 +1,4 @@
-"""Who labels the embedded dataset: forgetful people, a so-so classifier, a box drawer.
-
-Comes after `toy_scenes`, whose labels are the whole truth; `toy_regions` writes down
-what is returned here.
-"""
+"""Simulates the annotators of the embedded dataset: people, a classifier, boxes."""
 
 import hashlib
 
@@ -11,26 +7,25 @@ import numpy as np
 from jaxii.prepare.toy_regions.scenes import KINDS, LABELS, Scene, labels
 from jaxii.prepare.toy_regions.shapes import drawing
 
-# The share of the true labels of each kind that a person writes down.
+# Share of the true labels of each kind that a person records.
 _THOROUGH = {"object": 0.86, "parent": 0.67, "context": 0.67, "attribute": 0.6}
 _HASTY = {"object": 0.82, "parent": 0.12, "context": 0.24, "attribute": 0.18}
 _FOUND_BY_MACHINE = 0.72
 _FALSE_ALARMS = 1.3
-# Described, used in label files, but no class: real label files have such codes, and
-# descriptions that stand twice.
+# Described and used in label files, but not trainable, as in real label files.
 UNTRAINABLE = ("Illustration", "Landscape", "Sky", "Kite", "Art")
 BOX_COLUMNS = ("XMin", "XMax", "YMin", "YMax", "IsOccluded", "IsTruncated",
                "IsGroupOf", "IsDepiction", "IsInside")  # fmt: skip
 
 
 def verified(scene: Scene, rng: np.random.Generator, *, thorough: bool) -> list[str]:
-    """Returns the labels that a person wrote down: some of the true ones, at least one.
+    """Returns the labels that a person records: at least one of the true labels.
 
     Args:
-      scene: what the person sees.
-      rng: decides what is forgotten.
-      thorough: about 3 in 4 labels; otherwise fewer, and specific ones rather than
-        parents, contexts and attributes.
+      scene: The scene.
+      rng: Decides which labels are missed.
+      thorough: Whether about 3 in 4 labels are recorded; otherwise fewer, mostly
+        specific labels rather than parents, contexts and attributes.
     """
     shares = _THOROUGH if thorough else _HASTY
     noted = [name for name in labels(scene) if rng.random() < shares[KINDS[name]]]
@@ -38,9 +33,9 @@ def verified(scene: Scene, rng: np.random.Generator, *, thorough: bool) -> list[
 
 
 def guessed(scene: Scene, rng: np.random.Generator) -> list[tuple[str, float]]:
-    """Returns labels with the confidences of a classifier, in 0.01 to 0.99.
+    """Returns labels with the confidences of a classifier, from 0.01 to 0.99.
 
-    Most true labels are among them, with higher confidences than the false ones.
+    Most true labels are included, with higher confidences than false ones.
     """
     true = labels(scene)
     found = {n: rng.beta(5.0, 2.0) for n in true if rng.random() < _FOUND_BY_MACHINE}
@@ -55,8 +50,8 @@ def boxes(scene: Scene, width: int, height: int) -> list[tuple]:
     """Returns a row (name, BOX_COLUMNS) for every object of a scene.
 
     Args:
-      scene: what is to be seen.
-      width, height: size of its image, pixels.
+      scene: The scene.
+      width, height: Size of its image in pixels.
     """
     reach = min(width, height) / np.array((width, height))
     rows = []

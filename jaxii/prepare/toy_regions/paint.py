@@ -1,6 +1,5 @@
-"""Paints a scene of the embedded dataset as pixels, and spoils them like a poor camera.
+"""Draws a scene of the embedded dataset as pixels, with the faults of a poor camera.
 
-Comes after `toy_scenes`, which says what is to be seen; `toy_regions` writes the files.
 Everything is drawn at twice the size and averaged down.
 """
 

@@ -1,8 +1,7 @@
-"""What the embedded dataset shows: regions, scenes, and the labels of a scene.
+"""Composes the scenes of the embedded dataset, with their regions and labels.
 
-A scene is composed from tables of what stands on which ground, so that labels co-occur
-(boat with water) and have a long tail. `toy_paint` draws a scene, `toy_regions` decides
-which of its labels an annotator wrote down.
+Tables say which objects stand on which ground, so that labels co-occur (boat with
+water) and have a long tail.
 """
 
 from collections.abc import Mapping

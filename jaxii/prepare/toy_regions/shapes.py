@@ -1,10 +1,10 @@
-"""The images that the embedded dataset is made of, as data.
+"""Drawings of the objects in the embedded dataset, as data.
 
 Every object is one or more drawings in a frame of -100..100 (x to the right, y down).
 A drawing is a list of strokes, back to front: `poly COLOUR x y x y ...`,
 `disc COLOUR x y rx [ry]`, `line COLOUR width x y x y ...`, `ring` and `arc` (a whole
-and an upper half outline: COLOUR width x y rx [ry]); the colour `body` is the object's
-own. `toy_scenes` puts them into scenes, `toy_regions` writes the scenes to files.
+and an upper half outline: COLOUR width x y rx [ry]). The colour `body` is the object's
+own.
 """
 
 from dataclasses import dataclass

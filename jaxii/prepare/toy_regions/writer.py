@@ -1,9 +1,8 @@
 """Writes the embedded dataset: a drawn Inclusive Images challenge in Kaggle's layout.
 
-Training images come from three regions, tuning and test images from two others
-with poorer cameras and annotators who write down less. `open_images` prepares the
-result like any other copy of the challenge; `toy_scenes`, `toy_paint` and
-`toy_annotators` make what is written here.
+Training images come from three regions; tuning and test images come from two others,
+with worse cameras and less thorough annotators. `kaggle` prepares the result like any
+other copy of the challenge.
 """
 
 import csv
@@ -32,7 +31,7 @@ from jaxii.storage import AnyPath, locked
 Progress = Callable[[int, int, str], None]
 VERSION = 1
 MARKER = "toy_regions.json"
-# Of the last change of every drawn file, since 1970.
+# Time of the last change of every drawn file, since 1970.
 _TIME_SECONDS = 1_500_000_000
 _SPLITS = ("train", "tuning", "test")
 _SIZES = ((96, 96), (112, 96), (96, 112), (128, 96))
@@ -42,7 +41,7 @@ _BOXED_IMAGES = 0.35
 
 @dataclass(frozen=True)
 class _Image:
-    """One image to draw: `scene_number` and `view` decide everything in it."""
+    """One image to draw; `scene_number` and `view` determine its content."""
 
     split: str
     scene_number: int
@@ -63,23 +62,22 @@ def write(
     num_test: int = 1000,
     on_progress: Progress | None = None,
 ) -> Path:
-    """Draws the dataset, unless it is there already.
+    """Draws the dataset, unless it exists.
 
-    The files appear under their final name only when all of them are complete. The same
-    arguments give the same files, and a larger dataset begins with the images of a
-    smaller one.
+    The folder appears only when complete. The same arguments give the same files, and a
+    larger dataset begins with the images of a smaller one.
 
     Args:
-      directory: where to; it must not exist yet, be empty, or hold this very dataset.
-      seed: decides everything that is drawn; not negative.
-      num_train, num_tuning, num_test: images of each split, at least 1.
-      on_progress: called with (images done, images in all, what is being done).
+      directory: Absent, empty, or holding this dataset.
+      seed: Determines everything that is drawn; at least 0.
+      num_train, num_tuning, num_test: Images per split, at least 1.
+      on_progress: Called with (images done, images in all, what is being done).
 
     Returns:
       The directory, with train/images, stage_1_test_images and Kaggle's label files.
 
     Raises:
-      InputError: a number out of range, or a directory that holds something else.
+      InputError: If a number is out of range, or the directory holds something else.
     """
     directory = Path(directory)
     counts = {"train": num_train, "tuning": num_tuning, "test": num_test}
@@ -96,7 +94,7 @@ def write(
     try:
         _write_all(draft, seed, counts, on_progress or (lambda done, total, what: None))
         (draft / MARKER).write_text(json.dumps(made_with, indent=1) + "\n")
-        # A private temporary folder becomes an ordinary one.
+        # Temporary folders are private.
         draft.chmod(0o755)
         try:
             draft.rename(directory)
@@ -147,11 +145,11 @@ def _write_all(
     def draw(image: _Image) -> None:
         path = folders[image.split] / f"{image.image_id}.jpg"
         path.write_bytes(_draw(image, seed))
-        # `prepare` tells versions of a file by its time; drawn again, it is the same.
+        # `prepare` compares times of change; drawn again, a file is the same.
         os.utime(path, (_TIME_SECONDS, _TIME_SECONDS))
 
     with ThreadPoolExecutor(os.cpu_count() or 1) as pool:
-        # Consumed in order, so that a failed image raises here.
+        # Consuming the results raises the error of a failed image.
         for done, _ in enumerate(pool.map(draw, everything), start=1):
             on_progress(done, len(everything), "drawing toy_regions")
 
@@ -163,7 +161,7 @@ def _rng(seed: int, split: str, scene_number: int, purpose: int) -> np.random.Ge
 
 
 def _plan(split: str, count: int, seed: int) -> list[_Image]:
-    """The images of a split; some scenes are seen twice, from two places."""
+    """Returns the images of a split; some scenes have two views."""
     regions = scenes.SEEN if split == "train" else scenes.UNSEEN
     images: list[_Image] = []
     scene_number = 0
@@ -188,7 +186,7 @@ def _plan(split: str, count: int, seed: int) -> list[_Image]:
 
 
 def _quality(name: str, rng: np.random.Generator) -> Quality:
-    """A camera: what it is named for is bad, the rest is mediocre."""
+    """Returns a camera with one bad quality; the others are mediocre."""
     if name == "good":
         return Quality()
     blur, noise, exposure = (0.2, 0.6), (3.0, 7.0), (0.75, 1.05)
@@ -253,7 +251,7 @@ def _write_labels(draft: Path, images: dict[str, list[_Image]], seed: int) -> No
 
 
 def _annotator(image: _Image, seed: int) -> np.random.Generator:
-    """One annotator an image: two views of a scene are labelled apart."""
+    """Labels each image on its own, also two views of one scene."""
     return _rng(seed, image.split, image.scene_number, 3 + image.view)
 
 
@@ -305,7 +303,7 @@ def _csv(path: Path, heading: tuple[str, ...] | None, rows: Iterable[tuple]) -> 
 def prepare_toy_regions(
     directory: AnyPath, on_progress: Progress | None = None
 ) -> None:
-    """Draws the embedded dataset and prepares it, unless that has been done.
+    """Draws and prepares the embedded dataset, unless it is complete.
 
     Raises:
       InputError: the folder holds something else.
@@ -317,7 +315,7 @@ def prepare_toy_regions(
             f"{directory} is not on this machine, where toy_regions is drawn; give a "
             "local folder"
         )
-    # Two runs, or two processes of one, may want it at the same time.
+    # Several runs or processes may need it at the same time.
     with locked(directory.parent):
         _prepare_toy_regions(directory, on_progress)
 
@@ -325,7 +323,7 @@ def prepare_toy_regions(
 def _prepare_toy_regions(directory: Path, on_progress: Progress | None) -> None:
     if (directory / INFO_FILE).exists():
         return
-    # Asked before minutes of drawing, not by `prepare` after them.
+    # Checked before drawing, which takes minutes.
     begun = (directory / INPUTS_FILE).exists()
     if directory.is_file() or (
         directory.is_dir() and any(directory.iterdir()) and not begun
