@@ -1,26 +1,27 @@
-"""The objective: a weighted sum of terms whose weights move while one program runs.
+"""The objective of a stage: a weighted sum of loss terms, its weights being schedules.
 
-Comes after the network (logits, embedding) and before the train step, which divides by
-global weights, differentiates and updates. Weights and focusing parameters are optax
-schedules of the stage's step, evaluated inside the compiled step: swapping one loss for
-another recompiles nothing.
+Weights and parameters of the losses are evaluated inside the compiled train step, so
+that swapping one loss for another recompiles nothing. The train step divides each term
+by its global weight, differentiates and updates.
 """
 
+# pyright: strict, reportUnknownMemberType=false
+# JAX's functions have parameters without types.
+
 import inspect
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Any
+from typing import cast
 
 import jax.numpy as jnp
 from jaxtyping import Array, Float, Int, Num
 
 from jaxii.errors import InputError, nearest
 from jaxii.objective import losses
-from jaxii.objective.schedule import is_constant_zero, make_schedule
+from jaxii.objective.schedule import Schedule, is_constant_zero, make_schedule
 
 EMBEDDING = "embedding"
 UNKNOWN = ("negative", "ignored")
-Schedule = Callable[..., Float[Array, ""]]
 
 
 def targets_from_labels(
@@ -33,10 +34,10 @@ def targets_from_labels(
     """Scatters sparse labels into targets and a mask of the classes that count.
 
     Args:
-      label_ids: class indices, padded with -1.
-      label_confidences: 1 present, 0 verified absent, between: a machine's confidence.
-      num_classes: number of classes.
-      unknown: how a class that is not listed trains: "negative" or "ignored".
+      label_ids: Class indices, padded with -1.
+      label_confidences: 1 present, 0 verified absent, in between a machine's.
+      num_classes: Number of classes.
+      unknown: How a class that is not listed trains: "negative" or "ignored".
 
     Returns:
       targets [batch, class] in [0, 1] and known [batch, class], 1 where the class
@@ -54,7 +55,7 @@ def targets_from_labels(
 
 @dataclass(frozen=True, kw_only=True)
 class Term:
-    """One loss, its weight over the stage, and its own parameters over the stage."""
+    """One loss, with its weight and its parameters as schedules of the stage step."""
 
     name: str
     weight: Schedule
@@ -90,19 +91,18 @@ class Objective:
         mask: Float[Array, " batch"],
         label_embeddings: Float[Array, "class embed"] | None,
     ) -> dict[str, Float[Array, " batch"]]:
-        """Returns how much each image counts in each term, [batch].
+        """Returns each image's weight in each term, 0 or 1.
 
-        The weight is 1 where the labels say something to the term, else 0. Every term
-        over classes needs a known class, `soft_f` a known positive label, and the
-        embedding a target that is not the zero vector. Padding counts nowhere.
+        Terms over classes need a known class, `soft_f` a known positive label, and the
+        embedding term a target that is not the zero vector. Padding weighs 0.
 
-        The weights depend on labels alone, so that the global denominators are known
+        The weights depend on labels only, so that the global denominators are known
         before the forward pass and micro-batches add up exactly.
 
         Raises:
-          ValueError: there is an embedding term and no `label_embeddings`.
+          ValueError: If there is an embedding term and no `label_embeddings`.
         """
-        weights = {}
+        weights: dict[str, Float[Array, " batch"]] = {}
         for term in self.terms:
             if term.name == EMBEDDING:
                 goal = _embedding_goal(targets, label_embeddings)
@@ -123,12 +123,12 @@ class Objective:
         label_embeddings: Float[Array, "class embed"] | None,
         stage_step: Num[Array, ""],
     ) -> dict[str, Float[Array, " batch"]]:
-        """Returns each term's loss, one number per image, [batch].
+        """Returns each term's loss, one number per image.
 
         Raises:
-          ValueError: there is an embedding term and no embedding head.
+          ValueError: If there is an embedding term and no embedding head.
         """
-        values = {}
+        values: dict[str, Float[Array, " batch"]] = {}
         for term in self.terms:
             if term.name == EMBEDDING:
                 if embedding is None:
@@ -156,26 +156,23 @@ def make_objective(
     num_classes: int,
     unknown: str = "negative",
 ) -> Objective:
-    """Builds a stage's objective from its configuration.
+    """Returns a stage's objective.
 
     Args:
-      terms: term name -> its weight, or a dict of `weight` and the loss's parameters.
-        A weight (and focal's gamma) is a number or (share of the stage, value) pairs.
-        A term whose weight is the constant 0 is left out of the program.
-      num_steps: length of the stage in steps.
-      num_classes: number of classes.
-      unknown: how classes that are not listed train, "negative" or "ignored".
-
-    Returns:
-      The objective.
+      terms: Term name to its weight, or to a dict of `weight` and the loss's
+        parameters. A weight (and focal's gamma) is a number or (share of the stage,
+        value) pairs. A term whose weight is the constant 0 is not computed.
+      num_steps: Length of the stage in steps.
+      num_classes: Number of classes.
+      unknown: How classes that are not listed train, "negative" or "ignored".
 
     Raises:
-      InputError: a term, parameter or choice that does not exist, or no term at all.
+      InputError: If a term, parameter or choice does not exist, or there is no term.
     """
     allowed = (*losses.LOSSES, EMBEDDING)
     if unknown not in UNKNOWN:
         raise InputError(f"unknown={unknown!r}; use one of {', '.join(UNKNOWN)}.")
-    built = []
+    built: list[Term] = []
     for name, spec in terms.items():
         if name not in allowed:
             raise InputError(
@@ -199,7 +196,7 @@ def _embedding_goal(
 ) -> Float[Array, "batch embed"]:
     """Returns the sum of each image's label embeddings, weighted by its targets.
 
-    Absent and unknown labels both add nothing, so `known` is not needed.
+    Absent and unknown labels add nothing, so `known` is not needed.
     """
     if label_embeddings is None:
         raise ValueError("the embedding term needs label embeddings")
@@ -207,9 +204,9 @@ def _embedding_goal(
 
 
 def _make_term(name: str, spec: object, num_steps: int) -> Term | None:
-    params: dict[str, Any] = (
-        dict(spec) if isinstance(spec, Mapping) else {"weight": spec}
-    )
+    params: dict[str, object] = {"weight": spec}
+    if isinstance(spec, Mapping):
+        params = dict(cast("Mapping[str, object]", spec))
     weight = params.pop("weight", 1.0)
     field = f"weight of term {name!r}"
     if is_constant_zero(weight, name=field):
@@ -223,9 +220,9 @@ def _make_term(name: str, spec: object, num_steps: int) -> Term | None:
             )
     # Only numbers that may move are schedules; None (focal's alpha) stays as it is.
     scheduled = {
-        key: make_schedule(value, num_steps, name=f"{key} of term {name!r}")
-        if isinstance(value, tuple | list)
-        else value
+        key: value
+        if value is None or isinstance(value, int | float)
+        else make_schedule(value, num_steps, name=f"{key} of term {name!r}")
         for key, value in params.items()
     }
     schedule = make_schedule(weight, num_steps, name=field)

@@ -1,19 +1,21 @@
-"""Values that change with the step: weights of the terms, gamma, the learning rate.
+"""Schedules of the term weights, focal's gamma and the learning rate.
 
-A config gives a number or a few (share of the stage, value) pairs; the objective and
-the optimizer get an optax schedule, a function of the step that is evaluated inside the
-compiled train step. Moving from one loss to another is therefore a change of a number
-and compiles nothing again.
+A configuration gives a number or a few (share of the stage, value) pairs. They become
+functions of the step that are evaluated inside the compiled train step, so that moving
+from one loss to another compiles nothing again.
 """
+
+# pyright: strict, reportUnknownMemberType=false
+# JAX's functions have parameters without types.
 
 import math
 from collections.abc import Callable, Sequence
 from numbers import Real
-from typing import Any
+from typing import Any, TypeGuard, cast
 
 import jax.numpy as jnp
 import numpy as np
-import optax
+import optax  # pyright: ignore[reportMissingTypeStubs]
 from jaxtyping import Array, Float, Num
 
 from jaxii.errors import InputError
@@ -22,29 +24,30 @@ Step = int | float | Num[Array, ""]
 Schedule = Callable[[Any], Float[Array, ""]]
 
 
-def make_schedule(spec: Any, num_steps: int, *, name: str = "schedule") -> Schedule:
-    """Builds the schedule that a config's number or list of pairs describes.
+def make_schedule(spec: object, num_steps: int, *, name: str = "schedule") -> Schedule:
+    """Returns the schedule of a number or of a list of pairs.
 
     Args:
-      spec: a number (constant), or (share of the stage in [0, 1], value) pairs in
+      spec: A number (constant), or (share of the stage in [0, 1], value) pairs in
         rising order: linear between pairs, constant before the first and after the
         last. Two pairs at one share are a jump; the second holds at the share itself.
-      num_steps: length of the stage in steps, at least 1; share 1 is step `num_steps`.
-      name: the config field, for error messages.
+      num_steps: Length of the stage in steps, at least 1; share 1 is step `num_steps`.
+      name: The configuration field, for error messages.
 
     Returns:
       A function of the stage step (int or traced int32 scalar) to a float32 scalar.
 
     Raises:
-      InputError: a spec that is neither, values that are negative or not finite, shares
-        outside [0, 1] or out of order, more than two pairs at a share.
+      InputError: If the spec is neither, a value is negative or not finite, a share is
+        outside [0, 1] or out of order, or more than two pairs are at one share.
     """
     pairs = _parse(spec, name)
     if num_steps < 1:
         raise InputError(
             f"{name}: a stage of {num_steps} steps; at least 1; set its num_steps"
         )
-    shares, values = np.array(pairs, np.float64).T
+    shares = np.array([share for share, _ in pairs], np.float64)
+    values = np.array([value for _, value in pairs], np.float64)
     knots = shares * num_steps
     # 0.3 * 10 is 3.0000000000000004: without this the knot would fall after step 3.
     rounded = np.round(knots)
@@ -67,37 +70,26 @@ def make_schedule(spec: Any, num_steps: int, *, name: str = "schedule") -> Sched
     return schedule
 
 
-def is_constant_zero(spec: Any, *, name: str = "schedule") -> bool:
-    """Tells whether a spec is 0 at every step, so that its term need not be computed.
-
-    Args:
-      spec: as for `make_schedule`.
-      name: the config field, for error messages.
-
-    Raises:
-      InputError: as `make_schedule`.
-    """
+def is_constant_zero(spec: object, *, name: str = "schedule") -> bool:
+    """Returns whether a spec is 0 at every step; see `make_schedule`."""
     return all(value == 0.0 for _, value in _parse(spec, name))
 
 
-def warmup_cosine(
-    peak: float, warmup_steps: int, num_steps: int, end_factor: float = 0.0
-) -> Schedule:
-    """Builds a learning rate: linear warm-up to the peak, then half a cosine down.
+def warmup_cosine(peak: float, warmup_steps: int, num_steps: int) -> Schedule:
+    """Returns a learning rate: linear warm-up to the peak, then half a cosine down.
 
     The first step has `peak / (warmup_steps + 1)`, not 0, so that no step is wasted.
 
     Args:
-      peak: learning rate at step `warmup_steps`, above 0.
-      warmup_steps: from 0 to less than `num_steps`.
-      num_steps: steps of the stage; the end value is reached at this step and kept.
-      end_factor: end value as a share of the peak, in [0, 1].
+      peak: Learning rate at step `warmup_steps`, above 0.
+      warmup_steps: From 0 to less than `num_steps`.
+      num_steps: Steps of the stage; from this step on the rate is 0.
 
     Returns:
       A function of the step (int or traced int32 scalar) to a float32 scalar.
 
     Raises:
-      InputError: a number outside the ranges above.
+      InputError: If a number is outside its range.
 
     Source: Goyal et al. 2017 (warm-up); Loshchilov and Hutter 2017 (cosine).
     """
@@ -108,11 +100,7 @@ def warmup_cosine(
             f"warmup_steps={warmup_steps} of num_steps={num_steps}; from 0 to less "
             "than num_steps; shorten the warm-up or lengthen the stage"
         )
-    if not 0.0 <= end_factor <= 1.0:
-        raise InputError(
-            f"end_factor={end_factor}; a share of the peak in [0, 1]; use 0"
-        )
-    decay = optax.cosine_decay_schedule(peak, num_steps - warmup_steps, end_factor)
+    decay = optax.cosine_decay_schedule(peak, num_steps - warmup_steps)
     if warmup_steps:
         start = peak / (warmup_steps + 1)
         warmup = optax.linear_schedule(start, peak, warmup_steps)
@@ -125,8 +113,8 @@ def warmup_cosine(
     return schedule
 
 
-def _parse(spec: Any, name: str) -> list[tuple[float, float]]:
-    """The (share, value) pairs of a checked spec; a number is one pair at share 0."""
+def _parse(spec: object, name: str) -> list[tuple[float, float]]:
+    """Returns the (share, value) pairs; a number is one pair at share 0."""
     if _is_number(spec):
         spec = [(0.0, spec)]
     if isinstance(spec, str) or not isinstance(spec, Sequence) or not spec:
@@ -134,21 +122,22 @@ def _parse(spec: Any, name: str) -> list[tuple[float, float]]:
             f"{name}={spec!r}; a number or (share of the stage, value) pairs; "
             "for example 1.0 or ((0.0, 1.0), (0.5, 0.0))"
         )
-    pairs = []
-    for pair in spec:
-        if (
-            isinstance(pair, str)
-            or not isinstance(pair, Sequence)
-            or len(pair) != 2
-            or not all(_is_number(number) for number in pair)
-        ):
-            raise InputError(
-                f"{name}: {pair!r} is not a pair; (share of the stage, value), two "
-                "numbers; for example (0.5, 1.0)"
-            )
-        pairs.append((float(pair[0]), float(pair[1])))
+    pairs = [_pair(pair, name) for pair in cast("Sequence[object]", spec)]
     _check(pairs, name)
     return pairs
+
+
+def _pair(pair: object, name: str) -> tuple[float, float]:
+    if isinstance(pair, Sequence) and not isinstance(pair, str):
+        match cast("Sequence[object]", pair):
+            case [share, value] if _is_number(share) and _is_number(value):
+                return float(share), float(value)
+            case _:
+                pass
+    raise InputError(
+        f"{name}: {pair!r} is not a pair; (share of the stage, value), two numbers; "
+        "for example (0.5, 1.0)"
+    )
 
 
 def _check(pairs: list[tuple[float, float]], name: str) -> None:
@@ -172,5 +161,5 @@ def _check(pairs: list[tuple[float, float]], name: str) -> None:
         )
 
 
-def _is_number(value: Any) -> bool:
-    return isinstance(value, Real) and not isinstance(value, bool)
+def _is_number(value: object) -> TypeGuard[float]:
+    return isinstance(value, Real) and value is not True and value is not False

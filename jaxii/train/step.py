@@ -1,19 +1,21 @@
-"""One update, pure: `train_step(state, batch) -> (state, metrics)`.
+"""The train step, a pure function: `train_step(state, batch) -> (state, metrics)`.
 
-Comes after the objective and before the loop. Each device works on its share of the
-batch under `jax.shard_map`; what is differentiated is the global objective, each term
-divided by its weight over the whole batch. Two all-reduces a step: the terms' weights,
-then gradients, statistics and sums together; `shards` adds an all-gather where it
-divides the optimizer's state.
+Each device works on its shard of the batch under `jax.shard_map`. The global objective
+is differentiated: each term divided by its weight over the whole batch. A step has two
+all-reduces, of the terms' weights and then of gradients, statistics and sums together;
+a sharded optimizer state adds an all-gather.
 """
+
+# pyright: strict, reportUnknownMemberType=false
+# JAX's functions have parameters without types.
 
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, NamedTuple, TypeVar, cast
 
 import jax
 import jax.numpy as jnp
-import optax
+import optax  # pyright: ignore[reportMissingTypeStubs]
 from jax.sharding import Mesh, PartitionSpec
 from jaxtyping import Array, Bool, Float, UInt8
 
@@ -24,29 +26,46 @@ from jaxii.train.averaging import Rate, move
 from jaxii.train.sharding import Shards, state_specs
 from jaxii.train.state import TrainState, Tree, derive_key
 
+T = TypeVar("T")
 Batch = dict[str, jax.Array]
 Metrics = dict[str, jax.Array]
 
 
+class Slice(NamedTuple):
+    """Examples of one device, and their weight in each term."""
+
+    images: UInt8[Array, "batch height width 3"]
+    targets: Float[Array, "batch class"]
+    known: Float[Array, "batch class"]
+    weights: dict[str, Float[Array, " batch"]]
+
+
+# Objective of a slice of the batch: (params, batch_stats, slice, key) to the objective,
+# new batch_stats and the metrics that are summed.
+LocalObjective = Callable[
+    [Tree, Tree, Slice, jax.Array], tuple[Array, tuple[Tree, Metrics]]
+]
+
+
 @dataclass(frozen=True, kw_only=True)
 class StepSettings:
-    """What a train step is made of; all of it is fixed when the step is compiled.
+    """The parts of a train step; fixed when the step is compiled.
 
     Attributes:
-      apply: the network, `(params, batch_stats, images, train=, key=)` to outputs and
+      apply: The network, `(params, batch_stats, images, train=, key=)` to outputs and
         new batch_stats.
-      objective: the stage's objective.
-      optimizer: the stage's optimizer; its `update` is given `stage_step`.
-      learning_rate: the schedule inside `optimizer`, for the log.
-      augmentation: strength of `augment`; 0 leaves the pixels alone.
-      mix_probability: share of the examples that `mix` mixes.
-      micro_batches: gradients of so many slices of a device's batch are added up before
-        one update.
-      average_rate: how fast the averaged parameters move; None turns the average off.
-      frozen: top-level keys of params that stay as they are; with any, so does
-        batch_stats, by which the network then normalises.
-      shard_state: divide the optimizer's state over the devices.
-      seed: base of the step's randomness.
+      objective: The stage's objective.
+      optimizer: The stage's optimizer; its `update` takes `stage_step`.
+      learning_rate: The schedule inside `optimizer`, for the log.
+      augmentation: Strength of `augment`; 0 leaves the pixels alone.
+      mix_probability: Share of the examples that `mix` mixes, in [0, 1].
+      micro_batches: Slices of a device's batch whose gradients are added before an
+        update.
+      average_rate: How fast the averaged parameters move; None turns the average off.
+      frozen: Top-level keys of params that do not train. With any, batch_stats is
+        frozen too and the network normalises by it.
+      shard_state: Divide the optimizer's state over the devices.
+      seed: Base of the step's randomness.
     """
 
     apply: Callable[..., tuple[Any, Tree]]
@@ -63,16 +82,12 @@ class StepSettings:
 
 
 def make_train_step(settings: StepSettings, mesh: Mesh) -> Any:
-    """Compiles (at first use) the update over a mesh.
-
-    Args:
-      settings: the step's parts.
-      mesh: the devices.
+    """Returns the jitted update over a mesh.
 
     Returns:
-      `train_step(state, batch, label_embeddings) -> (state, metrics)`; the state given
-      is consumed (its buffers are reused). `label_embeddings` [class, embed] float32 is
-      None without an embedding term. Metrics are scalars of the global batch.
+      `train_step(state, batch, label_embeddings) -> (state, metrics)`. The buffers of
+      the given state are reused. `label_embeddings` [class, embed] float32 is None
+      without an embedding term. Metrics are scalars of the global batch.
     """
 
     def on_a_device(
@@ -85,7 +100,11 @@ def make_train_step(settings: StepSettings, mesh: Mesh) -> Any:
         )
         return _update(settings, state, gradients, batch_stats, metrics)
 
-    def train_step(state, batch, label_embeddings):
+    def train_step(
+        state: TrainState,
+        batch: Batch,
+        label_embeddings: Float[Array, "class embed"] | None,
+    ) -> tuple[TrainState, Metrics]:
         everywhere, share = PartitionSpec(), PartitionSpec(DATA_AXIS)
         specs = state_specs(state, mesh.size if settings.shard_state else 1)
         return jax.shard_map(
@@ -97,7 +116,7 @@ def make_train_step(settings: StepSettings, mesh: Mesh) -> Any:
         )(state, batch, label_embeddings)
 
     whole, parts = replicated(mesh), divided(mesh)
-    # A state that is divided lies as it was made, and as the specs above say.
+    # A sharded state stays where it was made, which is what the specs above say.
     placed = None if settings.shard_state else whole
     return jax.jit(
         train_step,
@@ -115,7 +134,7 @@ def gradients_of(
 ) -> tuple[Tree, Tree, Metrics]:
     """Returns gradients, BatchNorm statistics and metrics of the global batch.
 
-    Runs inside `jax.shard_map`; what it returns is equal on all devices.
+    For use inside `jax.shard_map`; the results are equal on all devices.
     """
     objective = settings.objective
     images, targets, known = examples(settings, batch)
@@ -125,29 +144,26 @@ def gradients_of(
         mask=batch["mask"],
         label_embeddings=label_embeddings,
     )
-    totals = jax.lax.psum(
-        {name: jnp.sum(weight) for name, weight in example_weights.items()}, DATA_AXIS
+    totals = _summed(
+        {name: jnp.sum(weight) for name, weight in example_weights.items()}
     )
     term_weights = objective.weights(state.stage_step)
     device = jax.lax.axis_index(DATA_AXIS)
     key = jax.random.fold_in(derive_key(settings.seed, "dropout", state.step), device)
-    pieces = {
-        "images": images,
-        "targets": targets,
-        "known": known,
-        "weights": example_weights,
-    }
+    local = Slice(images, targets, known, example_weights)
     local_objective = _local_objective(
         settings, totals, term_weights, label_embeddings, state.stage_step
     )
     gradients, batch_stats, sums = _accumulate(
-        local_objective, state, pieces, key, settings.micro_batches
+        local_objective, state, local, key, settings.micro_batches
     )
     num_devices = jax.lax.axis_size(DATA_AXIS)
-    batch_stats = jax.tree.map(lambda x: x / num_devices, batch_stats)
-    gradients, batch_stats, metrics = jax.lax.psum(
-        (gradients, batch_stats, sums), DATA_AXIS
-    )
+
+    def per_device(x: Array) -> Array:
+        return x / num_devices
+
+    batch_stats = jax.tree.map(per_device, batch_stats)
+    gradients, batch_stats, metrics = _summed((gradients, batch_stats, sums))
     if settings.frozen:
         batch_stats = state.batch_stats
     return gradients, batch_stats, metrics | _prefixed("weight", term_weights)
@@ -160,12 +176,7 @@ def examples(
     Float[Array, "batch class"],
     Float[Array, "batch class"],
 ]:
-    """Returns the images and targets that are trained on, and which targets count.
-
-    Args:
-      settings: augmentation and mixing; the objective's view of labels.
-      batch: of one device.
-    """
+    """Returns the augmented images and targets of a device, and the known classes."""
     targets, known = settings.objective.targets(
         batch["label_ids"], batch["label_confidences"]
     )
@@ -189,54 +200,76 @@ def examples(
     return images, targets, known
 
 
-def _local_objective(settings, totals, term_weights, label_embeddings, stage_step):
-    """Returns a function; its sum over devices and slices is the global objective."""
+def _local_objective(
+    settings: StepSettings,
+    totals: dict[str, Float[Array, ""]],
+    term_weights: dict[str, Float[Array, ""]],
+    label_embeddings: Float[Array, "class embed"] | None,
+    stage_step: Array,
+) -> LocalObjective:
+    """Returns a function whose sum over devices and slices is the global objective."""
 
-    def local_objective(params, batch_stats, piece, key):
+    def local_objective(
+        params: Tree, batch_stats: Tree, local: Slice, key: jax.Array
+    ) -> tuple[Array, tuple[Tree, Metrics]]:
         frozen = {name: jax.lax.stop_gradient(params[name]) for name in settings.frozen}
         outputs, batch_stats = settings.apply(
             params | frozen,
             batch_stats,
-            piece["images"],
+            local.images,
             train=not frozen,
             key=key,
         )
         per_example = settings.objective.losses(
             logits=outputs.logits,
             embedding=outputs.embedding,
-            targets=piece["targets"],
-            known=piece["known"],
+            targets=local.targets,
+            known=local.known,
             label_embeddings=label_embeddings,
             stage_step=stage_step,
         )
         parts = {
-            name: jnp.sum(loss * piece["weights"][name])
-            / jnp.maximum(totals[name], 1.0)
+            name: jnp.sum(loss * local.weights[name]) / jnp.maximum(totals[name], 1.0)
             for name, loss in per_example.items()
         }
-        value = sum(term_weights[name] * part for name, part in parts.items())
+        weighted = [term_weights[name] * part for name, part in parts.items()]
+        value = cast(Array, sum(weighted))
         return value, (batch_stats, {"objective": value, **_prefixed("loss", parts)})
 
     return local_objective
 
 
-def _accumulate(local_objective, state, pieces, key, micro_batches):
-    """Adds up gradients and sums over slices of this device's share of the batch."""
-    # Marked as differing between devices, so that differentiation does not insert an
-    # all-reduce of its own for every parameter (and in the compute dtype at that).
-    params, batch_stats = jax.lax.pcast(
-        (state.params, state.batch_stats), DATA_AXIS, to="varying"
+def _accumulate(
+    local_objective: LocalObjective,
+    state: TrainState,
+    local: Slice,
+    key: jax.Array,
+    micro_batches: int,
+) -> tuple[Tree, Tree, Metrics]:
+    """Adds up gradients and metrics over slices of this device's shard of the batch."""
+    # Marked as varying between devices, or differentiation would insert an all-reduce
+    # for every parameter, in the compute dtype.
+    params, batch_stats = _varying((state.params, state.batch_stats))
+    differentiate = cast(
+        Callable[..., tuple[Tree, tuple[Tree, Metrics]]],
+        jax.grad(local_objective, has_aux=True),
     )
-    differentiate = jax.grad(local_objective, has_aux=True)
     if micro_batches == 1:
-        gradients, (batch_stats, sums) = differentiate(params, batch_stats, pieces, key)
+        gradients, (batch_stats, sums) = differentiate(params, batch_stats, local, key)
         return gradients, batch_stats, sums
-    slices = jax.tree.map(
-        lambda x: x.reshape(micro_batches, x.shape[0] // micro_batches, *x.shape[1:]),
-        pieces,
-    )
 
-    def one(carry, inputs):
+    def divided_up(x: Array) -> Array:
+        return x.reshape(micro_batches, x.shape[0] // micro_batches, *x.shape[1:])
+
+    def first_of(x: Array) -> Array:
+        return x[0]
+
+    def zeros_like(x: jax.ShapeDtypeStruct) -> Array:
+        return jnp.zeros(x.shape, x.dtype)
+
+    def one(
+        carry: tuple[Tree, Tree, Metrics], inputs: tuple[Slice, Array]
+    ) -> tuple[tuple[Tree, Tree, Metrics], None]:
         gradients, batch_stats, sums = carry
         piece, index = inputs
         more, (batch_stats, parts) = differentiate(
@@ -245,23 +278,36 @@ def _accumulate(local_objective, state, pieces, key, micro_batches):
         added = jax.tree.map(jnp.add, (gradients, sums), (more, parts))
         return (added[0], batch_stats, added[1]), None
 
-    first = jax.tree.map(lambda x: x[0], slices)
+    slices = jax.tree.map(divided_up, local)
+    first = jax.tree.map(first_of, slices)
     shapes = jax.eval_shape(differentiate, params, batch_stats, first, key)
-    zeros = jax.lax.pcast(
-        jax.tree.map(lambda x: jnp.zeros(x.shape, x.dtype), (shapes[0], shapes[1][1])),
-        DATA_AXIS,
-        to="varying",
-    )
+    zeros = _varying(jax.tree.map(zeros_like, (shapes[0], shapes[1][1])))
     indices = jnp.arange(micro_batches, dtype=jnp.uint32)
     carry, _ = jax.lax.scan(one, (zeros[0], batch_stats, zeros[1]), (slices, indices))
     return carry
 
 
-def _update(settings, state, gradients, batch_stats, metrics):
-    """Applies the optimizer, unless a gradient is not finite: then nothing moves.
+def _summed(tree: T) -> T:
+    """Returns the sum over devices of every array."""
+    return cast(T, jax.lax.psum(tree, DATA_AXIS))
 
-    `stage_step` goes on either way, because the batch is used up, and it alone decides
-    the learning rate, the objective's weights and the rate of the average.
+
+def _varying(tree: T) -> T:
+    """Returns the tree marked as differing between devices."""
+    return cast(T, jax.lax.pcast(tree, DATA_AXIS, to="varying"))
+
+
+def _update(
+    settings: StepSettings,
+    state: TrainState,
+    gradients: Tree,
+    batch_stats: Tree,
+    metrics: Metrics,
+) -> tuple[TrainState, Metrics]:
+    """Applies the optimizer, or skips the update if a gradient is not finite.
+
+    `stage_step`, which decides the learning rate, the objective's weights and the rate
+    of the average, counts skipped updates too: the batch is used up.
     """
     norm = optax.tree.norm(gradients)
     finite = jnp.isfinite(norm) & jnp.isfinite(metrics["objective"])
@@ -276,7 +322,7 @@ def _update(settings, state, gradients, batch_stats, metrics):
         gradient_norm=norm,
         squared_norms=shards.squared_norms,
     )
-    # Weight decay would move what has no gradient.
+    # Weight decay would move parameters without a gradient.
     frozen = {name: own[name] for name in settings.frozen}
     moved: Tree = optax.apply_updates(own, updates)
     kept = _keep_if(
@@ -311,7 +357,10 @@ def _update(settings, state, gradients, batch_stats, metrics):
 
 
 def _keep_if(condition: Bool[Array, ""], new: Tree, old: Tree) -> Tree:
-    return jax.tree.map(lambda a, b: jnp.where(condition, a, b), new, old)
+    def keep(new: Array, old: Array) -> Array:
+        return jnp.where(condition, new, old)
+
+    return jax.tree.map(keep, new, old)
 
 
 def _prefixed(prefix: str, values: dict[str, jax.Array]) -> Metrics:
