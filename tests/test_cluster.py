@@ -6,7 +6,7 @@ from typing import ClassVar
 
 import pytest
 
-from jaxii.distributed.cluster import Place, detected, first_host, from_flags
+from jaxii.distributed.cluster import ProcessInfo, detected, first_host, from_flags
 from jaxii.errors import InputError
 
 
@@ -15,7 +15,7 @@ def test_without_flags_there_is_no_place():
 
 
 def test_three_flags_are_a_place():
-    assert from_flags("a:1", 4, 3) == Place(coordinator="a:1", count=4, index=3)
+    assert from_flags("a:1", 4, 3) == ProcessInfo(coordinator="a:1", count=4, index=3)
 
 
 @pytest.mark.parametrize(
@@ -62,7 +62,7 @@ def slurm(tasks, index):
 
 def test_a_slurm_step_is_found():
     place = detected(slurm(2, 1))
-    assert place == Place(coordinator="gpu01:61445", count=2, index=1)
+    assert place == ProcessInfo(coordinator="gpu01:61445", count=2, index=1)
 
 
 def test_one_task_alone_is_one_process():
@@ -71,7 +71,7 @@ def test_one_task_alone_is_one_process():
 
 def test_a_tpu_slice_on_kubernetes_is_found():
     env = {"TPU_WORKER_HOSTNAMES": "w0.svc,w1.svc", "TPU_WORKER_ID": "1"}
-    assert detected(env) == Place(coordinator="w0.svc:8476", count=2, index=1)
+    assert detected(env) == ProcessInfo(coordinator="w0.svc:8476", count=2, index=1)
 
 
 def test_the_workers_of_several_slices_are_numbered_slice_by_slice():
@@ -82,7 +82,7 @@ def test_the_workers_of_several_slices_are_numbered_slice_by_slice():
         "MEGASCALE_SLICE_ID": "2",
         "MEGASCALE_COORDINATOR_ADDRESS": "lead:8080",
     }
-    assert detected(env) == Place(coordinator="lead:8476", count=6, index=5)
+    assert detected(env) == ProcessInfo(coordinator="lead:8476", count=6, index=5)
 
 
 class Metadata(http.server.BaseHTTPRequestHandler):
@@ -116,7 +116,7 @@ def metadata(monkeypatch):
 
 def test_a_cloud_tpu_vm_asks_its_metadata_server(metadata):
     place = detected({"GCE_METADATA_IP": metadata})
-    assert place == Place(coordinator="10.0.0.4:8476", count=3, index=2)
+    assert place == ProcessInfo(coordinator="10.0.0.4:8476", count=3, index=2)
 
 
 def test_a_cloud_tpu_vm_that_was_told_not_to_ask_is_alone(metadata):

@@ -37,8 +37,7 @@ from jaxii.runs import doctor
 from jaxii.runs import evaluate as evaluation
 from jaxii.runs.begin import begin
 from jaxii.runs.workdir import Workdir
-from jaxii.train.checkpoint import Checkpoints
-from jaxii.train.failed_save import FailedSave
+from jaxii.train.checkpoint import Checkpoints, FailedSave
 from jaxii.train.stages import Saved
 from jaxii.train.state import new_state
 

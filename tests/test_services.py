@@ -7,8 +7,8 @@ import numpy as np
 import pytest
 
 from jaxii.errors import InputError
-from jaxii.train.telemetry.facts import Facts
 from jaxii.train.telemetry.services import Mlflow, Wandb
+from jaxii.train.telemetry.trackers import Facts
 
 FACTS = Facts(
     name="run", settings={"optimizer.peak_lr": 0.05}, about={"provenance f2": "clean"}

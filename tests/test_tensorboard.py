@@ -8,8 +8,8 @@ import pytest
 from tensorboardX.proto.event_pb2 import Event
 from tensorboardX.proto.plugin_hparams_pb2 import HParamsPluginData
 
-from jaxii.train.telemetry.facts import Facts
 from jaxii.train.telemetry.tensorboard import TensorBoard, as_markdown, as_table
+from jaxii.train.telemetry.trackers import Facts
 
 FACTS = Facts(
     name="run",

@@ -1,5 +1,6 @@
 """Trackers work beside the training: in order, and never in its way."""
 
+import json
 import sys
 import threading
 import time
@@ -10,14 +11,10 @@ import pytest
 
 from jaxii.config import Config
 from jaxii.errors import InputError
+from jaxii.runs.train import COMPARED
 from jaxii.train.telemetry import trackers as tracking
-from jaxii.train.telemetry.facts import Facts
-from jaxii.train.telemetry.trackers import (
-    SERVICES,
-    Trackers,
-    check_tracker,
-    open_trackers,
-)
+from jaxii.train.telemetry.services import SERVICES, check_tracker, open_trackers
+from jaxii.train.telemetry.trackers import Facts, Trackers, flat
 
 PIXELS = np.zeros((2, 3, 3), np.uint8)
 
@@ -166,3 +163,36 @@ def test_a_service_that_is_not_installed_is_refused_with_what_to_install(
     monkeypatch.setitem(sys.modules, service, None)
     with pytest.raises(InputError, match=rf"pip install 'jaxii\[{service}\]'"):
         check_tracker(service)
+
+
+FIELDS = {
+    "seed": 3,
+    "data": {"mirror": True, "size": [2, 4]},
+    "stages": [
+        {"name": "warm", "terms": {"bce": 1.0}, "num_epochs": 2.0},
+        {"name": "main", "terms": {"bce": {"weight": 0.5}}},
+    ],
+}
+
+
+def test_every_field_has_its_place_and_a_stage_goes_by_its_name():
+    assert flat(FIELDS) == {
+        "seed": 3,
+        "data.mirror": True,
+        "data.size": "[2, 4]",
+        "stages": "warm, main",
+        "stages.warm.terms": json.dumps({"bce": 1.0}),
+        "stages.warm.num_epochs": 2.0,
+        "stages.main.terms": json.dumps({"bce": {"weight": 0.5}}),
+    }
+
+
+def test_fields_that_are_compared_come_first():
+    assert list(flat(FIELDS, ["stages", "absent", "seed"]))[:2] == ["stages", "seed"]
+
+
+def test_what_train_compares_by_are_fields_of_a_configuration():
+    stage = {"name": "only", "terms": {"bce": 1.0}, "num_steps": 2}
+    config = Config.resolve({"stages": [stage]})
+    fields = flat(config.to_dict(), COMPARED)
+    assert tuple(fields)[: len(COMPARED)] == COMPARED

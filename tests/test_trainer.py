@@ -18,8 +18,7 @@ from jaxii.distributed.mesh import make_mesh, replicated
 from jaxii.errors import InputError
 from jaxii.objective.objective import make_objective
 from jaxii.train.averaging import ema_rate, swa_rate
-from jaxii.train.checkpoint import Checkpoints, evaluated_params
-from jaxii.train.failed_save import FailedSave
+from jaxii.train.checkpoint import Checkpoints, FailedSave, evaluated_params
 from jaxii.train.initial_weights import (
     FRESH,
     CheckpointWeights,
@@ -30,7 +29,7 @@ from jaxii.train.optimizer import make_optimizer
 from jaxii.train.stages import Saved, Stage
 from jaxii.train.step import StepSettings
 from jaxii.train.telemetry.history import read_history
-from jaxii.train.telemetry.profile import Profiler
+from jaxii.train.telemetry.profiling import Profiler
 from jaxii.train.telemetry.telemetry import Telemetry
 from jaxii.train.trainer import Diverged, Preempted, StagePlan, Trainer
 

@@ -32,7 +32,7 @@ from jaxii.cli import (
 )
 from jaxii.cli.flags import Flags
 from jaxii.config import check_overrides
-from jaxii.distributed.cluster import Place
+from jaxii.distributed.cluster import ProcessInfo
 from jaxii.errors import CheckFailed, InputError, nearest, nearest_path
 
 DONE, FAILED, MISUSED, PREEMPTED = 0, 1, 2, 75
@@ -103,10 +103,10 @@ def main(argv: list[str]) -> int:
     return code
 
 
-def _failure(error: Exception, place: Place | None) -> tuple[int, str]:
+def _failure(error: Exception, place: ProcessInfo | None) -> tuple[int, str]:
     """Returns code and message of a run that ended early; raises what is a bug."""
     from jaxii.distributed import processes
-    from jaxii.train.failed_save import FailedSave
+    from jaxii.train.checkpoint import FailedSave
     from jaxii.train.trainer import Diverged, Preempted
 
     if isinstance(error, Preempted):

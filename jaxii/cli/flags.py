@@ -7,7 +7,7 @@ from absl import flags as absl_flags
 from ml_collections import config_flags
 
 from jaxii.config import Config
-from jaxii.distributed.cluster import Place
+from jaxii.distributed.cluster import ProcessInfo
 from jaxii.errors import InputError, nearest_path
 from jaxii.storage import AnyPath, at
 
@@ -42,7 +42,7 @@ class Flags:
         self.entries: list[tuple[str, str]] = []
         self.placeholder = ""
         self.words: list[str] = []
-        self.place: Place | None = None
+        self.place: ProcessInfo | None = None
         self._argv = list(argv)
 
     def __getattr__(self, name: str) -> Any:

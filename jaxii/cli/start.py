@@ -62,7 +62,7 @@ def keep_compiled_programs() -> None:
             os.environ[CACHE] = str(folder)
 
 
-def _place(flags: Flags) -> cluster.Place | None:
+def _place(flags: Flags) -> cluster.ProcessInfo | None:
     if "coordinator" not in flags.values:
         return None
     index = -1 if flags.process_id is None else flags.process_id

@@ -21,7 +21,7 @@ METADATA_SECONDS = 10.0
 
 
 @dataclass(frozen=True, kw_only=True)
-class Place:
+class ProcessInfo:
     """One process of a run.
 
     Attributes:
@@ -47,7 +47,7 @@ class Place:
             )
 
 
-def from_flags(coordinator: str, count: int, index: int) -> Place | None:
+def from_flags(coordinator: str, count: int, index: int) -> ProcessInfo | None:
     """Returns the place that the flags say, None where none of them is given.
 
     Args:
@@ -66,10 +66,10 @@ def from_flags(coordinator: str, count: int, index: int) -> Place | None:
             "--coordinator, --num_processes and --process_id belong together; give all "
             "three to every process, or none where the cluster is found by itself."
         )
-    return Place(coordinator=coordinator, count=count, index=index)
+    return ProcessInfo(coordinator=coordinator, count=count, index=index)
 
 
-def detected(env: Mapping[str, str] = os.environ) -> Place | None:
+def detected(env: Mapping[str, str] = os.environ) -> ProcessInfo | None:
     """Returns the place that the cluster gives this process; None outside of one."""
     for detect in _CLUSTERS:
         place = detect(env)
@@ -78,13 +78,13 @@ def detected(env: Mapping[str, str] = os.environ) -> Place | None:
     return None
 
 
-def _slurm(env: Mapping[str, str]) -> Place | None:
+def _slurm(env: Mapping[str, str]) -> ProcessInfo | None:
     """A step of Slurm: `srun`, one task a node."""
     if "SLURM_STEP_NODELIST" not in env or "SLURM_PROCID" not in env:
         return None
     # Two jobs may share a node; one job runs one step at a time.
     port = 61440 + int(env.get("SLURM_JOB_ID", "0")) % 4096
-    return Place(
+    return ProcessInfo(
         coordinator=f"{first_host(env['SLURM_STEP_NODELIST'])}:{port}",
         count=int(env["SLURM_NTASKS"]),
         index=int(env["SLURM_PROCID"]),
@@ -100,7 +100,7 @@ def first_host(nodelist: str) -> str:
     return stem + re.split("[,-]", numbers)[0] + rest
 
 
-def _gke_tpu(env: Mapping[str, str]) -> Place | None:
+def _gke_tpu(env: Mapping[str, str]) -> ProcessInfo | None:
     """A TPU slice, or several, on Kubernetes."""
     if not env.get("TPU_WORKER_HOSTNAMES"):
         return None
@@ -108,7 +108,7 @@ def _gke_tpu(env: Mapping[str, str]) -> Place | None:
     return _tpu(env, hosts, int(env.get("TPU_WORKER_ID", "0")))
 
 
-def _cloud_tpu(env: Mapping[str, str]) -> Place | None:
+def _cloud_tpu(env: Mapping[str, str]) -> ProcessInfo | None:
     """A Cloud TPU VM; its metadata server knows the others."""
     devices = (*Path("/dev").glob("accel*"), *Path("/dev").glob("vfio/[0-9]*"))
     if not (devices or env.get("GCE_METADATA_IP")) or env.get("TPU_SKIP_MDS_QUERY"):
@@ -122,11 +122,11 @@ def _cloud_tpu(env: Mapping[str, str]) -> Place | None:
     return _tpu(env, hosts, int(index))
 
 
-def _tpu(env: Mapping[str, str], hosts: list[str], worker: int) -> Place:
+def _tpu(env: Mapping[str, str], hosts: list[str], worker: int) -> ProcessInfo:
     slices = int(env.get("MEGASCALE_NUM_SLICES") or 1)
     slice_index = int(env.get("MEGASCALE_SLICE_ID") or 0)
     first = env.get("MEGASCALE_COORDINATOR_ADDRESS") or hosts[0]
-    return Place(
+    return ProcessInfo(
         coordinator=f"{first.partition(':')[0]}:{PORT}",
         count=slices * len(hosts),
         index=slice_index * len(hosts) + worker,
@@ -145,7 +145,7 @@ def _metadata(env: Mapping[str, str], key: str) -> str | None:
         return None
 
 
-_CLUSTERS: tuple[Callable[[Mapping[str, str]], Place | None], ...] = (
+_CLUSTERS: tuple[Callable[[Mapping[str, str]], ProcessInfo | None], ...] = (
     _slurm,
     _gke_tpu,
     _cloud_tpu,

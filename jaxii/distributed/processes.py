@@ -20,7 +20,7 @@ from jax.sharding import PartitionSpec as P
 
 from jaxii import console
 from jaxii.distributed import rendezvous
-from jaxii.distributed.cluster import Place
+from jaxii.distributed.cluster import ProcessInfo
 from jaxii.distributed.rendezvous import Lost as Lost
 from jaxii.errors import InputError
 
@@ -31,7 +31,7 @@ SHUTDOWN_SECONDS = 20
 OWN_FLAGS = ("--process_id",)
 
 
-def join(place: Place, argv: Sequence[str], timeout_seconds: int) -> None:
+def join(place: ProcessInfo, argv: Sequence[str], timeout_seconds: int) -> None:
     """Makes this process one of several of a run; returns when all are there.
 
     Args:
@@ -170,7 +170,7 @@ def wanted_back() -> Callable[[int], bool]:
     return lambda step: bool(asked)
 
 
-def failure(place: Place, error: Exception) -> str:
+def failure(place: ProcessInfo, error: Exception) -> str:
     """Returns what an error on one of several processes most likely means."""
     reason = str(error).partition("\n")[0][:200] or type(error).__name__
     return (

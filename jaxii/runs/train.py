@@ -26,12 +26,11 @@ from jaxii.runs.workdir import Workdir
 from jaxii.train.batch_norm import reestimate
 from jaxii.train.state import TrainState, Tree
 from jaxii.train.step import StepSettings
-from jaxii.train.telemetry.facts import Facts, flat, result_name
 from jaxii.train.telemetry.images import make_images
-from jaxii.train.telemetry.machine import memory_bytes
-from jaxii.train.telemetry.profile import Profiler
+from jaxii.train.telemetry.profiling import Profiler, memory_bytes
+from jaxii.train.telemetry.services import check_tracker, open_trackers
 from jaxii.train.telemetry.telemetry import Telemetry
-from jaxii.train.telemetry.trackers import Trackers, check_tracker, open_trackers
+from jaxii.train.telemetry.trackers import Facts, Trackers, flat, result_name
 from jaxii.train.trainer import StagePlan, Trainer
 
 # Training images over which BatchNorm is measured for averaged parameters (SWA).

@@ -11,6 +11,7 @@ What is restored is verified before, byte by byte.
 import contextlib
 import json
 import os
+import re
 import sys
 import threading
 from collections.abc import Mapping, Sequence
@@ -27,10 +28,34 @@ from jaxii import manifest
 from jaxii.errors import InputError, nearest
 from jaxii.manifest import Manifest
 from jaxii.storage import AnyPath, at, names_in
-from jaxii.train.failed_save import FailedSave
-from jaxii.train.saving import REPLACED, make_manager, save, split, start
+from jaxii.train.checkpoint_manager import REPLACED, make_manager, save, split, start
 from jaxii.train.stages import Saved, choose
 from jaxii.train.state import TrainState, Tree
+
+
+class FailedSave(Exception):
+    """A checkpoint could not be saved; those that were complete still are.
+
+    Args:
+      folder: of the stage's checkpoints.
+      step: of the checkpoint.
+      error: what went wrong.
+
+    Attributes:
+      last: step of the last complete checkpoint of the stage, None if there is none.
+    """
+
+    def __init__(self, folder: epath.Path, step: int, error: Exception):
+        self.last = _last(folder)
+        if self.last is None:
+            rest = "starts anew: no checkpoint is complete yet"
+        else:
+            rest = f"goes on from step {self.last}, which is complete"
+        super().__init__(
+            f"saving the checkpoint of step {step} in {folder} failed: "
+            f"{_reason(error)}. See to the space and the permissions there; the same "
+            f"command {rest}."
+        )
 
 
 class Checkpoints:
@@ -415,6 +440,23 @@ def _check(folder: AnyPath, parts: tuple[str, ...], *, fix: str) -> None:
 
 def evaluated_params(model: Mapping[str, Tree]) -> Tree:
     """Returns the averaged parameters of a restored model where it has some."""
-    # The second name is that of checkpoints of the first version.
-    average = model.get("average_params", model.get("ema_params"))
+    average = model.get("average_params")
     return model["params"] if average is None else average
+
+
+def _last(folder: epath.Path) -> int | None:
+    with contextlib.suppress(OSError):
+        steps = [int(path.name) for path in folder.iterdir() if path.name.isdigit()]
+        return max(steps, default=None)
+
+
+def _reason(error: Exception) -> str:
+    """Returns the system's own words for what went wrong, where there are some."""
+    text = str(error).partition("\n")[0]
+    if isinstance(error, OSError) and error.strerror:
+        return error.strerror
+    # TensorStore's errors name several files before they say it.
+    found = re.search(r"os_error_code='(\d+)'", text)
+    if found:
+        return os.strerror(int(found[1]))
+    return text[:200] or type(error).__name__

@@ -22,8 +22,7 @@ from jaxtyping import Array, Float
 
 from jaxii.distributed.mesh import divided, replicated, to_devices
 from jaxii.errors import InputError
-from jaxii.train.checkpoint import Checkpoints
-from jaxii.train.failed_save import FailedSave
+from jaxii.train.checkpoint import Checkpoints, FailedSave
 from jaxii.train.initial_weights import (
     FRESH,
     CheckpointWeights,
@@ -43,8 +42,7 @@ from jaxii.train.stages import (
 )
 from jaxii.train.state import TrainState, Tree, at_stage_step, derive_key, new_state
 from jaxii.train.step import StepSettings, make_train_step
-from jaxii.train.telemetry.machine import step_flops
-from jaxii.train.telemetry.profile import Profiler
+from jaxii.train.telemetry.profiling import Profiler, step_flops
 from jaxii.train.telemetry.telemetry import Telemetry
 
 # Steps that the host may be ahead of the device: enough to hide dispatch and transfer.

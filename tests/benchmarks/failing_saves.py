@@ -32,8 +32,7 @@ import optax
 
 from jaxii.distributed.mesh import make_mesh, replicated
 from jaxii.models.multitask import make_network
-from jaxii.train.checkpoint import Checkpoints
-from jaxii.train.failed_save import FailedSave
+from jaxii.train.checkpoint import Checkpoints, FailedSave
 from jaxii.train.optimizer import make_optimizer
 from jaxii.train.stages import Saved
 from jaxii.train.state import new_state

@@ -20,8 +20,9 @@ from jaxtyping import UInt8
 
 from jaxii.errors import InputError
 from jaxii.storage import at, write_json
-from jaxii.train.telemetry.facts import Facts
 from jaxii.train.telemetry.images import png
+from jaxii.train.telemetry.tensorboard import TensorBoard
+from jaxii.train.telemetry.trackers import Facts, Tracker, Trackers
 
 PROJECT = "jaxii"
 # W&B's own limits at a run's start and end, which would else keep a process that is
@@ -277,3 +278,41 @@ class Mlflow:
     def close(self) -> None:
         """Ends the run; a resume sets it running again."""
         self._client.set_terminated(self._run_id, status=self._status)
+
+
+SERVICES: dict[str, type[Wandb] | type[Mlflow]] = {"wandb": Wandb, "mlflow": Mlflow}
+
+
+def check_tracker(track: str) -> None:
+    """Refuses a service that is not installed, or that knows nobody here.
+
+    Raises:
+      InputError: with what to install or to set.
+    """
+    if track:
+        SERVICES[track].check()
+
+
+def open_trackers(
+    workdir: str | PathLike[str],
+    facts: Facts,
+    *,
+    track: str = "",
+    start_step: int = 0,
+    warn: Callable[[str], None],
+) -> Trackers:
+    """Starts TensorBoard's files and the service that was asked for.
+
+    Args:
+      workdir: of the run; a service's name for the run is kept in it.
+      facts: what the run is.
+      track: a key of `SERVICES`, or "".
+      start_step: steps done already.
+      warn: is told, in a thread of a tracker's own, what a person should know.
+    """
+    makers: dict[str, Callable[[], Tracker]] = {
+        "TensorBoard": lambda: TensorBoard(workdir, facts, start_step=start_step)
+    }
+    if track:
+        makers[track] = lambda: SERVICES[track](workdir, facts, warn)
+    return Trackers(makers, warn)

@@ -19,8 +19,8 @@ from tensorboardX.event_file_writer import EventsWriter
 from tensorboardX.proto import event_pb2, summary_pb2
 
 from jaxii.storage import Mirror, at, names_in
-from jaxii.train.telemetry.facts import RESULT_SPLITS, Facts, result_name
 from jaxii.train.telemetry.images import png
+from jaxii.train.telemetry.trackers import RESULT_SPLITS, Facts, result_name
 
 # Made at run time from a description, where no type checker finds them.
 Event = event_pb2.Event  # pyright: ignore[reportAttributeAccessIssue]

@@ -5,24 +5,77 @@ Telemetry hands figures in, the command images and the result. Each tracker work
 thread of its own, so that none can hold the training up or end it.
 """
 
+import json
 import queue
 import threading
 import time
-from collections.abc import Callable, Mapping
-from os import PathLike
-from typing import Protocol, runtime_checkable
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any, Protocol, runtime_checkable
 
 from jaxtyping import UInt8
 from numpy import ndarray
-
-from jaxii.train.telemetry.facts import Facts
-from jaxii.train.telemetry.services import Mlflow, Wandb
-from jaxii.train.telemetry.tensorboard import TensorBoard
 
 # Entries that wait for a tracker: hours of logs, and some megabytes.
 MOST_WAITING = 1000
 # What is waited at the end for a network that may be slow, or gone.
 CLOSE_SECONDS = 30.0
+Value = str | float | bool
+
+RESULT_SPLITS = ("validation", "test")
+"""Splits by whose F2 runs are compared."""
+
+
+def result_name(split: str) -> str:
+    """Returns the name of a split's F2 in the result.
+
+    Not that of the evaluations while it trains: the result is the best checkpoint's.
+    """
+    return f"result/{split}/f2"
+
+
+@dataclass(frozen=True, kw_only=True)
+class Facts:
+    """What a run is.
+
+    Attributes:
+      name: of the run.
+      settings: field of the configuration -> value, flat.
+      about: what -> words for a person: data, provenance. Any text.
+    """
+
+    name: str
+    settings: Mapping[str, Value]
+    about: Mapping[str, str]
+
+
+def flat(fields: Mapping[str, Any], first: Sequence[str] = ()) -> dict[str, Value]:
+    """Returns nested fields as `part.field` -> number, text or truth value.
+
+    Args:
+      fields: a configuration as JSON has it; of a list of parts with names, each goes
+        by its name.
+      first: fields that come first: pages that show a few show these.
+    """
+    values = dict(_leaves(fields, ""))
+    names = [*(name for name in first if name in values), *values]
+    return {name: values[name] for name in names}
+
+
+def _leaves(fields: Mapping[str, Any], prefix: str):
+    for key, value in fields.items():
+        if isinstance(value, Mapping) and value and not prefix.count("."):
+            yield from _leaves(value, f"{prefix}{key}.")
+        elif isinstance(value, list) and all(
+            isinstance(part, Mapping) and "name" in part for part in value
+        ):
+            yield prefix + key, ", ".join(part["name"] for part in value)
+            for part in value:
+                own = {name: part[name] for name in part if name != "name"}
+                yield from _leaves(own, f"{prefix}{key}.{part['name']}.")
+        else:
+            plain = isinstance(value, str | int | float)
+            yield prefix + key, value if plain else json.dumps(value)
 
 
 @runtime_checkable
@@ -49,44 +102,6 @@ class Tracker(Protocol):
 
     def close(self) -> None:
         """Ends the run, for now: it may go on in another process."""
-
-
-SERVICES: dict[str, type[Wandb] | type[Mlflow]] = {"wandb": Wandb, "mlflow": Mlflow}
-
-
-def check_tracker(track: str) -> None:
-    """Refuses a service that is not installed, or that knows nobody here.
-
-    Raises:
-      InputError: with what to install or to set.
-    """
-    if track:
-        SERVICES[track].check()
-
-
-def open_trackers(
-    workdir: str | PathLike[str],
-    facts: Facts,
-    *,
-    track: str = "",
-    start_step: int = 0,
-    warn: Callable[[str], None],
-) -> "Trackers":
-    """Starts TensorBoard's files and the service that was asked for.
-
-    Args:
-      workdir: of the run; a service's name for the run is kept in it.
-      facts: what the run is.
-      track: a key of `SERVICES`, or "".
-      start_step: steps done already.
-      warn: is told, in a thread of a tracker's own, what a person should know.
-    """
-    makers: dict[str, Callable[[], Tracker]] = {
-        "TensorBoard": lambda: TensorBoard(workdir, facts, start_step=start_step)
-    }
-    if track:
-        makers[track] = lambda: SERVICES[track](workdir, facts, warn)
-    return Trackers(makers, warn)
 
 
 class Trackers:

@@ -1,10 +1,11 @@
-"""A trace holds the steps that were asked for, and says where it lies."""
+"""Memory and operations are counted; a trace holds the steps that were asked for."""
 
 import jax
 import jax.numpy as jnp
 import pytest
 
-from jaxii.train.telemetry.profile import Profiler
+from jaxii.train.telemetry import profiling
+from jaxii.train.telemetry.profiling import Profiler
 
 
 @pytest.fixture
@@ -62,3 +63,25 @@ def test_tensorboard_and_perfetto_find_their_files(tmp_path):
     endings = {"".join(path.suffixes[-2:]) for path in tmp_path.rglob("*.*")}
     assert any(tmp_path.glob("plugins/profile/*/*.xplane.pb")), endings
     assert any(tmp_path.glob("plugins/profile/*/*.trace.json.gz")), endings
+
+
+def test_the_memory_of_this_process_is_told():
+    assert profiling.memory_bytes()["host_memory_bytes"] > 50e6
+
+
+def test_the_memory_of_devices_is_told_only_where_they_count_it(monkeypatch):
+    class Device:
+        def __init__(self, stats):
+            self.memory_stats = lambda: stats
+
+    monkeypatch.setattr(jax, "local_devices", lambda: [Device(None)])
+    assert "device_memory_bytes" not in profiling.memory_bytes()
+    counting = [Device({"peak_bytes_in_use": n}) for n in (5, 7)]
+    monkeypatch.setattr(jax, "local_devices", lambda: counting)
+    assert profiling.memory_bytes()["device_memory_bytes"] == 7.0
+
+
+def test_the_operations_of_a_matrix_product_are_counted():
+    product = jax.jit(jnp.matmul)
+    given = jnp.ones((32, 64)), jnp.ones((64, 16))
+    assert profiling.step_flops(product, *given) == pytest.approx(2 * 32 * 64 * 16)
