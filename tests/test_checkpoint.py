@@ -372,9 +372,8 @@ def test_a_checkpoint_has_its_manifest_before_it_has_its_name(two):
             path.relative_to(folder).as_posix()
             for path in filter(Path.is_file, folder.rglob("*"))
         }
-        assert files - {manifest.NAME} - checkpoint_manager.NOT_LISTED == set(
-            listed.files
-        )
+        expected = files - {manifest.NAME} - checkpoint_manager.NOT_LISTED
+        assert set(listed.files) == expected
         times = [(folder / name).stat().st_mtime_ns for name in listed.files]
         assert max(times) <= (folder / manifest.NAME).stat().st_mtime_ns
         renamed = (folder / "commit_success.txt").stat().st_mtime_ns

@@ -1,7 +1,7 @@
-"""Which process of a run this one is: from the flags, or from the cluster it runs on.
+"""Cluster detection: which process of a run this one is, by flags or environment.
 
-Asked by `processes` before JAX is set up. Reads environment variables and, on a Cloud
-TPU VM, its metadata server; no JAX.
+Reads environment variables (Slurm, TPU slices on Kubernetes) and, on a Cloud TPU VM, its
+metadata server. Does not import JAX.
 """
 
 import os
@@ -26,8 +26,8 @@ class ProcessInfo:
 
     Attributes:
       coordinator: HOST:PORT of process 0.
-      count: processes in all, at least 1.
-      index: of this one, from 0.
+      count: Number of processes, at least 1.
+      index: Index of this process, from 0.
     """
 
     coordinator: str
@@ -48,15 +48,15 @@ class ProcessInfo:
 
 
 def from_flags(coordinator: str, count: int, index: int) -> ProcessInfo | None:
-    """Returns the place that the flags say, None where none of them is given.
+    """Returns the process that the flags name; None if no flag is given.
 
     Args:
-      coordinator: HOST:PORT, "" for not given.
-      count: 0 for not given.
-      index: -1 for not given.
+      coordinator: HOST:PORT; "" if not given.
+      count: 0 if not given.
+      index: -1 if not given.
 
     Raises:
-      InputError: some are given and others not, or they do not fit together.
+      InputError: If only some are given, or they contradict each other.
     """
     given = (bool(coordinator), count > 0, index >= 0)
     if not any(given):
@@ -64,17 +64,17 @@ def from_flags(coordinator: str, count: int, index: int) -> ProcessInfo | None:
     if not all(given):
         raise InputError(
             "--coordinator, --num_processes and --process_id belong together; give all "
-            "three to every process, or none where the cluster is found by itself."
+            "three to every process, or none if the cluster is detected."
         )
     return ProcessInfo(coordinator=coordinator, count=count, index=index)
 
 
 def detected(env: Mapping[str, str] = os.environ) -> ProcessInfo | None:
-    """Returns the place that the cluster gives this process; None outside of one."""
+    """Returns this process as the cluster names it; None outside of a cluster."""
     for detect in _CLUSTERS:
-        place = detect(env)
-        if place is not None and place.count > 1:
-            return place
+        process = detect(env)
+        if process is not None and process.count > 1:
+            return process
     return None
 
 

@@ -1,7 +1,4 @@
-"""How a stage's checkpoints are written: Orbax's manager and what it is given.
-
-`checkpoint` decides when, and what comes of a failure.
-"""
+"""How Orbax writes a stage's checkpoints: its manager, what it keeps, the manifest."""
 
 import asyncio
 import os
@@ -19,26 +16,26 @@ from jaxii.train.stages import ENTERS_FROM, Saved, choose
 from jaxii.train.state import TrainState, Tree
 
 _MODEL_FIELDS = ("params", "batch_stats", "average_params")
-# Where a checkpoint that is no longer kept goes before its files are deleted.
+# A replaced checkpoint is moved here before its files are deleted.
 REPLACED = ".replaced"
-# Files of Orbax that are still written to when the manifest is.
+# Files that Orbax writes after the manifest.
 NOT_LISTED = {"_CHECKPOINT_METADATA", "commit_success.txt"}
 
 
 def make_manager(
     folder: epath.Path, *, read_only: bool, meet: Callable[..., None]
 ) -> ocp.CheckpointManager:
-    """Returns what writes and reads the checkpoints of one stage.
+    """Returns the manager of one stage's checkpoints.
 
     Args:
-      folder: of the stage's checkpoints.
-      read_only: leave alone what a save that is going on elsewhere has half written.
-      meet: waits for the other processes, `meet(key=, timeout_ms=)`.
+      folder: The stage's folder.
+      read_only: Leave unfinished saves of other processes alone.
+      meet: Barrier between the processes, `meet(key=, timeout_ms=)`.
     """
     options = ocp.CheckpointManagerOptions(
         preservation_policy=_LastAndBest(),
-        # Without it the metrics are not written, and a run that is resumed forgets
-        # which checkpoint is its best.
+        # Without it Orbax does not write the metrics, and a resumed run does not know
+        # its best checkpoint.
         best_fn=_metric,
         cleanup_tmp_directories=not read_only,
         read_only=read_only,
@@ -49,8 +46,7 @@ def make_manager(
     return ocp.CheckpointManager(
         folder,
         options=options,
-        # Named here, not found out at the first save or restore: until then the shapes
-        # of what is on disk could not be asked for.
+        # Named here, so that shapes on disk can be read before the first restore.
         item_handlers={
             "model": ocp.StandardCheckpointHandler(),
             "training": ocp.StandardCheckpointHandler(),
@@ -60,9 +56,8 @@ def make_manager(
 
 
 class _WithManifest:
-    """Writes the manifest of a checkpoint when all else of it is on disk.
+    """Writes a checkpoint's manifest before the checkpoint gets its final name.
 
-    It is there before the checkpoint has its name, so that none is ever without it.
     Only the lead process finalizes. Orbax writes `NOT_LISTED` after it.
     """
 
@@ -92,7 +87,7 @@ def _write_manifest(folder: epath.Path) -> None:
 def start(
     manager: ocp.CheckpointManager, state: TrainState, record: Mapping[str, Any]
 ) -> None:
-    """Starts to save; returns when the arrays have been copied to the host."""
+    """Starts a save; returns when the arrays have been copied to the host."""
     model, training = split(state)
     metric = record["metric"]
     manager.save(
@@ -116,18 +111,18 @@ def save(
 
 
 def split(state: TrainState) -> tuple[dict[str, Tree], dict[str, Tree]]:
-    """Divides a state into what evaluation needs and what only training needs."""
+    """Returns the parts `model`, which evaluation needs, and `training`."""
     fields = {name: value for name, value in vars(state).items() if value is not None}
     model = {name: fields.pop(name) for name in _MODEL_FIELDS if name in fields}
     return model, fields
 
 
 class _LastAndBest(managers.PreservationPolicy):
-    """Keeps what `choose` picks, by its own rule for equal and missing metrics."""
+    """Keeps the checkpoints that `choose` picks: the last and the best."""
 
     def should_preserve(
         self,
-        # Of `PolicyCheckpointInfo`, a protocol that cannot be checked at run time.
+        # `PolicyCheckpointInfo` is a protocol that cannot be checked at run time.
         checkpoints: Sequence[Any],
         *,
         context: managers.PreservationContext,
@@ -146,6 +141,5 @@ class _LastAndBest(managers.PreservationPolicy):
 
 
 def _metric(metrics: Mapping[str, float]) -> float:
-    # The one figure that was saved, whatever the name it was saved by.
     (value,) = metrics.values()
     return value

@@ -30,6 +30,7 @@ from jaxii import manifest
 from jaxii.distributed.mesh import make_mesh, replicated
 from jaxii.models.multitask import make_network
 from jaxii.prepare.kaggle import prepare
+from jaxii.train import checkpoint_manager
 from jaxii.train.checkpoint import Checkpoints
 from jaxii.train.stages import Saved
 from tests.benchmarks.blocked_by_saves import STAGE, make_state
