@@ -1,7 +1,7 @@
 """Cluster detection: which process of a run this one is, by flags or environment.
 
-Reads environment variables (Slurm, TPU slices on Kubernetes) and, on a Cloud TPU VM, its
-metadata server. Does not import JAX.
+Reads environment variables (Slurm, TPU slices on Kubernetes) and, on a Cloud TPU VM,
+its metadata server. Does not import JAX.
 """
 
 import os
