@@ -68,7 +68,7 @@ def write(root: Path) -> Path:
 
 
 def main(root: Path) -> None:
-    from jaxii.evaluation import listing
+    from jaxii.evaluation import image_records
     from jaxii.evaluation.image_records import ImageFiles
     from jaxii.prepare.kaggle import Layout, prepare
     from jaxii.prepare.tables import images
@@ -76,7 +76,7 @@ def main(root: Path) -> None:
     layout = Layout.find(root, sample_submission=None)
     counts = prepare(layout, root / "prepared")
     folder = root / "train" / "part_0"
-    files = ImageFiles(listing.find(str(folder)), 64)
+    files = ImageFiles(image_records.find(str(folder)), 64)
     found = {"counts": counts.lines(), "new": _new(root), "headers": {}, "predict": {}}
     images.MOST_DECODED = 0
     paths = [str(folder / name) for name in FAULTS]

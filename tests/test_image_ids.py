@@ -7,7 +7,7 @@ from small_layout import lines
 
 from jaxii.data.dataset import open_dataset
 from jaxii.errors import InputError
-from jaxii.evaluation import listing
+from jaxii.evaluation import image_records
 from jaxii.prepare import image_ids, label_files
 from jaxii.prepare.kaggle import Layout, prepare
 
@@ -162,7 +162,7 @@ def test_predict_takes_ids_by_the_same_rule_and_answers_with_them(tmp_path):
     for name in ("a", "007"):
         (tmp_path / f"{name}.jpg").write_bytes(b"")
     given = lines(tmp_path / "ids.csv", "image_id,labels", "a.jpg,", " 007 ,", "7,")
-    found = listing.find(str(tmp_path)).select(listing.read_ids(given))
+    found = image_records.find(str(tmp_path)).select(image_records.read_ids(given))
     assert found.names == ["a.jpg", "007.jpg", ""]
     assert found.image_ids == ["a.jpg", "007", "7"]
 

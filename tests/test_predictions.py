@@ -14,7 +14,7 @@ from jaxii.data.labels import Vocabulary
 from jaxii.data.pipeline import LabelPolicy, ShardSpec, eval_batches
 from jaxii.data.transforms import EvalTransform
 from jaxii.distributed.mesh import make_mesh
-from jaxii.evaluation import listing, predictions
+from jaxii.evaluation import image_records, predictions
 from jaxii.evaluation.image_records import ImageFiles
 from jaxii.evaluation.predictor import Model, make_predict
 from jaxii.evaluation.provenance import Provenance
@@ -55,7 +55,7 @@ def images(tmp_path):
 
 
 def files_of(given, more=()):
-    return ImageFiles(listing.find(str(given), more), 256)
+    return ImageFiles(image_records.find(str(given), more), 256)
 
 
 def answers_of(files, progress=lambda *_: None):

@@ -1,33 +1,107 @@
-"""Images on disk as records without labels, seen as prepared ones are.
+"""Images on disk to predict: finds the files and reads them as records.
 
-Comes after `listing`; the pipeline reads it. Each file goes through `recode`, as
-`prepare` sends it: turned upright by EXIF, CMYK and transparency resolved, reduced, and
-refused where it is damaged. A model sees an image alike in training and here.
+Each file goes through `recode`, as in `prepare`, so a model sees an image alike in
+training and in prediction.
 """
 
-from dataclasses import dataclass
+import csv
+import glob
+import io
+import os
+from collections import Counter
+from collections.abc import Generator, Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass, replace
+from pathlib import Path
 from typing import Any, SupportsIndex
 
 import numpy as np
 import simplejpeg  # pyright: ignore[reportMissingTypeStubs]
 
 from jaxii.data.transforms import EvalTransform, read
-from jaxii.evaluation.listing import Listing
+from jaxii.errors import InputError
 from jaxii.prepare import image_files
+from jaxii.prepare.image_files import IMAGE_SUFFIXES, files_below
+from jaxii.prepare.image_ids import meant
 from jaxii.prepare.recode import recode
+from jaxii.storage import AnyPath, at
 
+PATH_COLUMNS = ("path", "file", "filename", "file_name", "image_path", "image")
+ID_COLUMN = "image_id"
 THUMBNAIL_PIXELS = 240
 _THUMBNAIL_QUALITY = 80
 
 
 @dataclass(frozen=True)
-class ImageFiles:
-    """Satisfies `RandomAccess`, but that damaged images raise ValueError.
+class Listing:
+    """Image files, in the order of their predictions.
 
     Attributes:
-      listing: which files.
-      short_side: pixels, as for `recode`.
-      central_share: of an image that a network sees, as for `EvalTransform`.
+      folder: relative names are below it.
+      names: the files, as found or given; "" for an id without a file.
+      image_ids: one per name.
+      source: the images, as the user named them.
+    """
+
+    folder: AnyPath
+    names: list[str]
+    image_ids: list[str]
+    source: str
+
+    def __len__(self) -> int:
+        return len(self.names)
+
+    def path(self, row: int) -> AnyPath:
+        """Returns the path of an image whose name is not empty."""
+        name = self.names[row]
+        if "://" in name:
+            return at(name)
+        return Path(name) if name.startswith("/") else self.folder / name
+
+    def shown(self, row: int) -> str:
+        """Returns the name of an image for messages."""
+        return self.names[row] or f"{self.image_ids[row]} (no such file)"
+
+    def check_ids(self) -> None:
+        """Checks that the ids are distinct.
+
+        Raises:
+          InputError: If two images share an id.
+        """
+        first: dict[str, int] = {}
+        for row, image_id in enumerate(self.image_ids):
+            before = first.setdefault(image_id, row)
+            if before != row:
+                raise InputError(
+                    f"{self.names[before]} and {self.names[row]} share the id "
+                    f"{image_id}; rename one of them, list them in a CSV with the "
+                    "columns path and image_id, or give --output=FILE.jsonl."
+                )
+
+    def select(self, image_ids: Sequence[str]) -> "Listing":
+        """Returns the images of these ids, in their order; some may have no file.
+
+        Ids are matched by `image_ids.meant` and kept as given.
+
+        Raises:
+          InputError: If two images share an id.
+        """
+        self.check_ids()
+        by_id = dict(zip(self.image_ids, self.names, strict=True))
+        names = [by_id.get(meant(image_id, by_id), "") for image_id in image_ids]
+        return replace(self, names=names, image_ids=list(image_ids))
+
+
+@dataclass(frozen=True)
+class ImageFiles:
+    """Records without labels; satisfies `RandomAccess`.
+
+    Indexing raises ValueError for a damaged image.
+
+    Attributes:
+      listing: the files.
+      short_side: larger images are reduced to it, in pixels.
+      central_share: share of the short side that the network sees.
     """
 
     listing: Listing
@@ -47,10 +121,10 @@ class ImageFiles:
         }
 
     def jpeg(self, row: int) -> bytes:
-        """Returns an image as `prepare` would have stored it.
+        """Returns an image as `prepare` stores it.
 
         Raises:
-          ValueError: the fault of the file, in a few words.
+          ValueError: If the file is damaged or missing; the text is the reason.
         """
         if not self.listing.names[row]:
             raise ValueError("no file of this id")
@@ -58,7 +132,7 @@ class ImageFiles:
         return recode(encoded, short_side=self.short_side)
 
     def fault(self, row: int) -> str:
-        """Returns why an image that was found damaged cannot be used."""
+        """Returns the reason why an image is damaged."""
         try:
             self.jpeg(row)
         except ValueError as error:
@@ -66,11 +140,10 @@ class ImageFiles:
         return "could not be read at first, and can be now; predict it again"
 
     def thumbnail(self, row: int) -> bytes:
-        """Returns a small JPEG of what a network sees of an image; it may be smaller
-        than `THUMBNAIL_PIXELS`, where the image is.
+        """Returns a JPEG of the network's view, at most `THUMBNAIL_PIXELS` a side.
 
         Raises:
-          ValueError: the fault of the file, in a few words.
+          ValueError: If the file is damaged or missing; the text is the reason.
         """
         encoded = self.jpeg(row)
         image = read(encoded)
@@ -79,3 +152,172 @@ class ImageFiles:
             size_pixels=min(THUMBNAIL_PIXELS, side), central_share=self.central_share
         )
         return simplejpeg.encode_jpeg(view(encoded), quality=_THUMBNAIL_QUALITY)
+
+
+def find(given: str, more: Sequence[str] = ()) -> Listing:
+    """Finds the images that the flag `--images` names.
+
+    Args:
+      given: a folder, a CSV, or images and patterns separated by commas.
+      more: further images.
+
+    Raises:
+      InputError: If a file is missing, a CSV cannot be read, or an image is listed
+        twice.
+    """
+    path = _located(given)
+    if not more and _is_dir(path):
+        return _of_folder(path)
+    if not more and given.lower().endswith(".csv"):
+        return _of_csv(path)
+    # A comma may be part of a name.
+    parts = [given] if _is_file(path) else given.split(",")
+    names = [*(name for part in parts for name in _expanded(part)), *more]
+    for name in names:
+        path = _located(name)
+        if _is_dir(path):
+            raise InputError(
+                f"--images: {name} is a folder; give one folder, or images alone."
+            )
+        if not _is_file(path):
+            raise InputError(
+                f"--images={name} is not a folder or a file; give a folder with "
+                "images, images, or a .csv with their paths."
+            )
+    _check_distinct("--images", names)
+    source = f"{given} and {len(more)} more" if more else given
+    return Listing(Path(), names, list(map(_stem, names)), source)
+
+
+def read_ids(path: AnyPath) -> list[str]:
+    """Returns the image ids of a sample submission, in its order.
+
+    Raises:
+      InputError: If the file cannot be read, has another header, lists no id or one
+        id twice.
+    """
+    with _csv_rows(path, "--ids", "the header image_id,labels") as rows:
+        header = next(rows, list[str]())
+        if header[:1] != [ID_COLUMN]:
+            raise InputError(
+                f"{path} starts with {','.join(header) or 'nothing'!r}; its header has "
+                "to be image_id,labels."
+            )
+        ids = [row[0].strip() for row in rows if row]
+    if not ids:
+        raise InputError(f"--ids={path} lists no image; give one id a row.")
+    _check_distinct(f"--ids={path}", ids)
+    return ids
+
+
+def _of_folder(folder: AnyPath) -> Listing:
+    root = os.fspath(folder).rstrip("/")
+    below = [path[len(root) + 1 :] for path, _, _ in files_below((folder,))]
+    # Hidden: macOS leaves ._x.jpg beside x.jpg; thumbnails lie in .thumbnails.
+    names = sorted(
+        name
+        for name in below
+        if _has_image_suffix(name) and not name.startswith(".") and "/." not in name
+    )
+    if not names:
+        raise InputError(
+            f"--images={folder} has no image; files may end in "
+            f"{', '.join(IMAGE_SUFFIXES)}."
+        )
+    return Listing(folder, names, list(map(_stem, names)), os.fspath(folder))
+
+
+def _of_csv(path: AnyPath) -> Listing:
+    accepted = ", ".join(PATH_COLUMNS)
+    names: list[str] = []
+    ids: list[str] = []
+    with _csv_rows(path, "--images", f"one of the columns {accepted}") as rows:
+        header = [cell.strip().lower() for cell in next(rows, list[str]())]
+        columns = [i for i, name in enumerate(header) if name in PATH_COLUMNS]
+        if len(columns) != 1:
+            raise InputError(
+                f"--images={path} has the columns {', '.join(header) or 'none'}; paths "
+                f"are taken from exactly one of {accepted}. For a list of ids give "
+                "--images=FOLDER --ids=CSV."
+            )
+        has_ids = ID_COLUMN in header
+        if has_ids:
+            columns.append(header.index(ID_COLUMN))
+        for number, row in enumerate(rows, start=2):
+            if not row:
+                continue
+            cells = [row[i] for i in columns if i < len(row)]
+            if len(cells) < len(columns) or not (cells[0] and cells[-1].strip()):
+                raise InputError(
+                    f"--images={path}: row {number} has no path or no id; give both."
+                )
+            _located(cells[0])
+            names.append(cells[0])
+            ids.append(cells[-1].strip() if has_ids else _stem(cells[0]))
+    if not names:
+        raise InputError(f"--images={path} lists no image; give one path a row.")
+    _check_distinct(f"--images={path}", names)
+    return Listing(path.parent, names, ids, os.fspath(path))
+
+
+def _located(name: str) -> AnyPath:
+    if "://" in name and not name.startswith("gs://"):
+        raise InputError(
+            f"{name} is an address; images are read from disks and gs:// buckets: "
+            "download them first."
+        )
+    return at(name)
+
+
+def _expanded(part: str) -> list[str]:
+    """Returns the images that a pattern matches, or the plain name itself."""
+    if not glob.has_magic(part) or "://" in part or _is_file(Path(part)):
+        return [part]
+    found = sorted(filter(_has_image_suffix, glob.glob(part, recursive=True)))  # noqa: PTH207
+    if not found:
+        raise InputError(
+            f"--images={part} matches no image; files may end in "
+            f"{', '.join(IMAGE_SUFFIXES)}."
+        )
+    return found
+
+
+def _is_file(path: AnyPath) -> bool:
+    # pathlib's raises if a list of names is too long for a path.
+    return os.path.isfile(path) if isinstance(path, Path) else path.is_file()  # noqa: PTH113
+
+
+def _is_dir(path: AnyPath) -> bool:
+    return os.path.isdir(path) if isinstance(path, Path) else path.is_dir()  # noqa: PTH112
+
+
+def _has_image_suffix(name: str) -> bool:
+    return name.lower().endswith(IMAGE_SUFFIXES)
+
+
+def _stem(name: str) -> str:
+    # pathlib takes seconds for a million names.
+    stem = os.path.splitext(name.rpartition("/")[2])[0]  # noqa: PTH122
+    return stem.strip() or stem
+
+
+@contextmanager
+def _csv_rows(
+    path: AnyPath, flag: str, needs: str
+) -> Generator[Iterator[list[str]], None, None]:
+    if not path.is_file():
+        raise InputError(f"{flag}={path} is not a file; give a CSV with {needs}.")
+    try:
+        with io.TextIOWrapper(path.open("rb"), "utf-8-sig", newline="") as file:
+            yield csv.reader(file)
+    except (OSError, ValueError, csv.Error) as error:
+        raise InputError(
+            f"{flag}={path} cannot be read as CSV ({error}); it must be UTF-8 text "
+            f"with {needs}."
+        ) from error
+
+
+def _check_distinct(flag: str, items: list[str]) -> None:
+    if len(set(items)) < len(items):
+        twice = next(item for item, number in Counter(items).items() if number > 1)
+        raise InputError(f"{flag} lists {twice} more than once; list each only once.")

@@ -24,8 +24,7 @@ from jaxii.data.transforms import EvalTransform, TrainTransform
 from jaxii.distributed import processes
 from jaxii.distributed.mesh import DATA_AXIS, check_batch_size, check_group
 from jaxii.errors import InputError
-from jaxii.evaluation.image_records import ImageFiles
-from jaxii.evaluation.listing import Listing
+from jaxii.evaluation.image_records import ImageFiles, Listing
 from jaxii.models.multitask import Network, make_network
 from jaxii.models.resnet import check_shape
 from jaxii.objective.objective import Objective, make_objective

@@ -13,8 +13,8 @@ from jaxii.data.labels import Vocabulary
 from jaxii.decoding import decoders as decoding
 from jaxii.distributed import processes
 from jaxii.errors import InputError
-from jaxii.evaluation import listing, predictions
-from jaxii.evaluation.image_records import ImageFiles
+from jaxii.evaluation import image_records, predictions
+from jaxii.evaluation.image_records import ImageFiles, Listing
 from jaxii.evaluation.predictions import Answer, Facts, visible
 from jaxii.evaluation.provenance import Provenance
 from jaxii.models.multitask import EMBEDDING_HEAD
@@ -35,7 +35,7 @@ class Request:
     """Which images are to be answered for, and where to.
 
     Attributes:
-      images: a folder, a CSV, or images; see `listing.find`.
+      images: a folder, a CSV, or images; see `image_records.find`.
       more: further images.
       ids: a sample submission that says which ids, in which order; None for all.
       output: the CSV or JSON lines to write; None for none.
@@ -53,15 +53,15 @@ class Request:
         """Whether rows are told apart by their ids alone."""
         return self.output is not None and self.output.suffix == ".csv"
 
-    def find(self) -> listing.Listing:
+    def find(self) -> Listing:
         """Finds the images.
 
         Raises:
           InputError: what cannot be used, or two images with one id.
         """
-        found = listing.find(self.images, self.more)
+        found = image_records.find(self.images, self.more)
         if self.ids is not None:
-            return found.select(listing.read_ids(self.ids))
+            return found.select(image_records.read_ids(self.ids))
         if self.is_submission:
             found.check_ids()
         return found
