@@ -79,11 +79,6 @@ def test_with_adds_to_what_a_part_already_saw():
     )
 
 
-def test_redone_forgets_what_a_part_saw_before():
-    touched = HOME.with_("thresholds", labels=["tuning"])
-    assert touched.redone("thresholds", labels=["validation"]) == HOME
-
-
 def test_order_and_repeats_do_not_matter():
     one = HOME.with_("weights", labels=["tuning", "test", "tuning"])
     other = HOME.with_("weights", labels=["test"]).with_("weights", labels=["tuning"])

@@ -1,7 +1,6 @@
-"""From images to the labels of each, one after the other, and the files of them.
+"""Predicts the labels of images and writes them as a submission or JSON lines.
 
-Comes after `evaluate` has fitted the decoders, and ends in a submission or JSON lines.
-Answers are written as they come: memory does not grow with the number of images.
+Answers are written as they arrive: memory does not grow with the number of images.
 """
 
 import csv
@@ -24,24 +23,22 @@ from jaxii.evaluation.provenance import Provenance
 from jaxii.storage import AnyPath, write_beside, write_json
 
 HEADER = ("image_id", "labels")
-# The least probability that JSON lines tell of a label that was not chosen.
+# The least probability of a label in JSON lines, unless it was chosen.
 SCORE_FLOOR = 0.01
 _DIGITS = 5
-# They turn the text around them, and make x.gpj of a name that ends in .exe.
+# They reverse text: a name that ends in .exe can look like x.gpj.
 _BIDI_CONTROLS = set("\u202a\u202b\u202c\u202d\u202e\u2066\u2067\u2068\u2069")
 
 
 @dataclass(frozen=True, kw_only=True)
 class Answer:
-    """What is said of one image.
+    """The prediction for one image.
 
     Attributes:
-      row: of the image in its listing.
-      label_ids: the labels it is given, the most probable first; of a damaged image
-        none.
-      probs: the network's probabilities, before a decoder calibrates them; of a damaged
-        image they mean nothing.
-      fault: why the image cannot be used; "" where it can.
+      row: row of the image in its listing.
+      label_ids: chosen labels, the most probable first; empty for a damaged image.
+      probs: uncalibrated probabilities; meaningless for a damaged image.
+      fault: why the image is damaged; "" if it is not.
     """
 
     row: int
@@ -52,19 +49,18 @@ class Answer:
 
 @dataclass(frozen=True, kw_only=True)
 class Facts:
-    """What is said of all images together.
+    """What all answers have in common.
 
     Attributes:
-      source: what was predicted, as a person named it.
-      run: the checkpoint, in words.
+      source: the images, as the user named them.
+      run: the checkpoint, for readers.
       provenance: of the answers.
-      caveats: what a reader has to know before.
-      constant: codes of the labels that a submission gives damaged images: the most
-        frequent ones of training, as many as gave the best F2 on the split that chose
-        the thresholds. Of answers that do not look at the image it is the best.
-      constant_names: their names.
-      decoder: the name of the one that chooses.
-      parameter: its parameter by name; empty where it has none.
+      caveats: sentences that a reader needs before trusting the answers.
+      constant: codes of the best constant prediction, which a submission gives damaged
+        images; see `decoding.constant`.
+      constant_names: names of these labels.
+      decoder: the decoder that chooses the labels.
+      parameter: its parameter by name; empty if it has none.
     """
 
     source: str
@@ -98,16 +94,16 @@ def answer(
     mesh: Mesh,
     on_progress: Callable[[int, int, str], None],
 ) -> Iterator[Answer]:
-    """Yields the answer for every image, in order, damaged ones too.
+    """Yields the answer for every image in order, including damaged ones.
 
     Args:
-      predict: images to probabilities and embedding.
-      batches: of `eval_batches(..., mask_damaged=True)`.
-      num_rows: images in all.
+      predict: returns probabilities and embedding of images.
+      batches: from `eval_batches(..., mask_damaged=True)`.
+      num_rows: total number of images.
       decode: the decoder.
-      fault: row of an image that was masked to what is wrong with it.
+      fault: returns why the image of a masked row is damaged.
       mesh: the devices.
-      on_progress: called with (images done, images in all, "predict").
+      on_progress: called with (images done, `num_rows`, "predict").
     """
     done = 0
     for batch in batches:
@@ -134,12 +130,7 @@ def answer(
 def fallback_labels(
     codes: Sequence[str], vocabulary: Vocabulary
 ) -> Int[np.ndarray, " label"]:
-    """Returns the label ids that a submission gives an image that cannot be used.
-
-    Args:
-      codes: of the best constant prediction.
-      vocabulary: gives the ids.
-    """
+    """Returns label ids of the best constant prediction, for damaged images."""
     index = vocabulary.index()
     return np.array([index[code] for code in codes])
 
@@ -151,17 +142,17 @@ def write_submission(
     vocabulary: Vocabulary,
     provenance: Mapping[str, Any],
 ) -> None:
-    """Writes `image_id,labels` and, beside it, the provenance; whole or not at all.
+    """Writes `image_id,labels` and, beside it, the provenance, atomically.
 
     Args:
       path: the CSV file.
-      image_ids: one an image.
-      labels: label ids of each image; none is empty.
-      vocabulary: gives the codes.
-      provenance: as JSON, to `<path>.provenance.json`.
+      image_ids: one per image.
+      labels: label ids of each image, at least one.
+      vocabulary: the labels.
+      provenance: JSON for `<path>.provenance.json`.
 
     Raises:
-      ValueError: an image without a label, or as many images as not labels.
+      ValueError: If an image has no label, or the lengths differ.
     """
     codes = vocabulary.codes
 
@@ -186,30 +177,29 @@ def write_json_lines(
     vocabulary: Vocabulary,
     facts: Facts,
 ) -> None:
-    """Writes one JSON object an image and, beside them, the provenance.
+    """Writes one JSON object per image and, beside them, the provenance, atomically.
 
-    An object has `image_id`, `file`, `decoder`, `labels` (what the decoder gives: code,
-    name and score, the most probable first) and `scores` (code to score of every label
-    from `SCORE_FLOOR` on, chosen or not). A damaged image has `error` and no labels:
-    nothing that was not seen in it is said of it.
+    An object has `image_id`, `file`, `decoder`, `labels` (code, name and score of the
+    chosen labels, the most probable first) and `scores` (code to score of every label
+    from `SCORE_FLOOR` on). A damaged image has `error`, and no labels or scores.
 
     Args:
-      path: the file; it is there whole or not at all.
-      image_ids: one an image.
-      names: of the files.
-      answers: one an image, in the same order.
-      vocabulary: gives codes and names.
-      facts: with the decoder that chose and the provenance of the answers.
+      path: the file.
+      image_ids: one per image.
+      names: names of the files.
+      answers: one per image, in the same order.
+      vocabulary: the labels.
+      facts: decoder and provenance of the answers.
 
     Raises:
-      ValueError: as many images as not answers.
+      ValueError: If the lengths differ.
     """
 
     def rows(file: TextIO) -> None:
         for image_id, name, given in zip(image_ids, names, answers, strict=True):
             fields = {"image_id": image_id, "file": name, "decoder": facts.decoder}
             fields |= _fields(given, vocabulary)
-            # An escape of a lone surrogate, as names that are no UTF-8 have, is JSON.
+            # Names that are not UTF-8 have lone surrogates; JSON has escapes for them.
             line = json.dumps(fields, ensure_ascii=False, allow_nan=False)
             file.write(_encodable(line) + "\n")
 
@@ -217,7 +207,7 @@ def write_json_lines(
 
 
 def visible(name: str) -> str:
-    """Returns a name as text that a person can see: what would not show, is escaped."""
+    """Returns a name with its invisible characters escaped."""
     return "".join(
         letter.encode("unicode_escape").decode()
         if unicodedata.category(letter) in ("Cc", "Cs") or letter in _BIDI_CONTROLS
@@ -230,20 +220,16 @@ def _fields(given: Answer, vocabulary: Vocabulary) -> dict[str, Any]:
     if given.fault:
         return {"labels": [], "scores": {}, "error": given.fault}
     codes, probs = vocabulary.codes, given.probs
-    told = np.flatnonzero(probs >= SCORE_FLOOR)
-    told = told[np.argsort(-probs[told], kind="stable")]
+
+    def score(label_id: int) -> float:
+        return round(float(probs[label_id]), _DIGITS)
+
+    likely = np.flatnonzero(probs >= SCORE_FLOOR)
+    likely = likely[np.argsort(-probs[likely], kind="stable")]
+    names = vocabulary.descriptions
     chosen: list[int] = given.label_ids.tolist()
-    labels = [
-        {
-            "code": codes[i],
-            "name": vocabulary.descriptions[i],
-            "score": round(float(probs[i]), _DIGITS),
-        }
-        for i in chosen
-    ]
-    listed: list[int] = told.tolist()
-    scores = {codes[i]: round(float(probs[i]), _DIGITS) for i in listed}
-    return {"labels": labels, "scores": scores}
+    labels = [{"code": codes[i], "name": names[i], "score": score(i)} for i in chosen]
+    return {"labels": labels, "scores": {codes[i]: score(i) for i in likely.tolist()}}
 
 
 def _write_with_provenance(
@@ -251,7 +237,7 @@ def _write_with_provenance(
 ) -> None:
     def write_all(file: TextIO) -> None:
         write(file)
-        # Before the file has its name, so that no answers are ever without it.
+        # Before the file has its name, so that answers never lack it.
         write_json(path.with_name(path.name + ".provenance.json"), provenance)
 
     write_beside(path, write_all)

@@ -1,8 +1,4 @@
-"""From images to probabilities: one network, or the mean of several.
-
-Comes after checkpoints are restored; `evaluate` sums what it gives over a split,
-`predict` decodes it for a folder of images.
-"""
+"""Computes probabilities of images by one network, or the mean of several."""
 
 # JAX's functions are partly untyped.
 # pyright: reportUnknownMemberType=false
@@ -34,12 +30,10 @@ Predict = Callable[[Array], tuple[Float[Array, "batch class"], Any]]
 
 @dataclass(frozen=True, kw_only=True)
 class Model:
-    """A network and what it is evaluated with.
+    """A network with parameters and BatchNorm statistics.
 
     Attributes:
-      apply: the network; what is compiled for it is kept.
-      params: its parameters.
-      batch_stats: its BatchNorm statistics.
+      apply: the network; compiled functions are cached by it.
     """
 
     apply: Callable[..., tuple[Any, Tree]]
@@ -56,7 +50,7 @@ def make_predict(models: Sequence[Model], mesh: Mesh) -> Predict:
     """Returns the mean of the models' probabilities, and a lone model's embedding.
 
     Args:
-      models: at least one, of the same labels and the same view of an image.
+      models: at least one, with the same labels and image size.
       mesh: the devices; images are divided over them.
     """
     forwards = [
@@ -90,16 +84,16 @@ def shift_of(
     calibration: Calibration,
     home: Float[np.ndarray, " class"],
 ) -> Float[np.ndarray, " class"]:
-    """Returns the shift of each label's logit that a target's images tell.
+    """Estimates the shift of each label's logit from a target's unlabelled images.
 
-    Memory: a histogram of class x bin, whatever the number of images.
+    Memory: a histogram of class x bin.
 
     Args:
-      predict: uncorrected.
-      batches: `images` and `mask` of the target; labels are not looked at.
+      predict: uncorrected prediction.
+      batches: `images` and `mask` of the target.
       mesh: the devices.
       calibration: of the probabilities.
-      home: how often each label occurs where it was fitted.
+      home: frequency of each label where the calibration was fitted.
     """
     sharding, num_classes = divided(mesh), len(home)
     thresholds = DEFAULT_THRESHOLDS

@@ -1,23 +1,22 @@
-"""What influenced a result: labels and unlabelled images, by split and by part.
+"""The data that influenced a result: labels and unlabelled images, by split and part.
 
-A record starts empty, grows as the label embedding, the weights, the choice of a
-checkpoint, calibration and thresholds are made, and travels in checkpoints, the label
-embedding's file, `metrics.json`, the report and beside submissions. It tells a reader
-whether the figures for new domains are honest.
+A record grows while the label embedding, the weights, the checkpoint, the calibration
+and the thresholds are made. It is kept in checkpoints, the label embedding's file,
+`metrics.json`, the report and beside submissions, and states whether the figures for
+new domains are honest.
 """
 
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, fields, replace
-from typing import Any, NamedTuple, cast
+from typing import Any, cast
 
 from jaxii.errors import InputError
 from jaxii.train.stages import Stage
 
 HOME_SPLITS = ("train", "validation", "held_out")
-"""Splits that may influence anything; to be clean, every other one stays unseen.
+"""Splits of the training data; a result stays clean if only they influence it.
 
-All three are made of the training data: `held_out` is a domain of it, kept out of
-training, and is no more the target's than `validation` is."""
+`held_out` is a domain of the training data that is kept out of training."""
 
 PARTS = {
     "weights": "shaped the weights",
@@ -26,9 +25,8 @@ PARTS = {
     "thresholds": "chose the thresholds",
     "label_embedding": "entered the label embedding",
 }
-"""The parts of a result that data can influence, and the words that say so."""
+"""The parts of a result that data can influence, and the phrases for it."""
 
-ONE_BATCH = "no result: one batch"
 _KINDS = {"labels": "labels", "images": "images without labels"}
 _MEANING = {
     "labels": "figures on {split} do not stand for unseen data, and none for a domain "
@@ -43,8 +41,8 @@ class Influence:
     """The splits that influenced one part of a result.
 
     Args:
-        labels: names of splits whose labels (with their images) did, sorted.
-        images: names of splits whose images did, without their labels, sorted.
+        labels: sorted names of splits whose labels and images were used.
+        images: sorted names of splits whose images were used without labels.
     """
 
     labels: tuple[str, ...] = ()
@@ -55,30 +53,22 @@ class Influence:
         return tuple(s for s in getattr(self, kind) if s not in HOME_SPLITS)
 
 
-class _Away(NamedTuple):
-    """One influence that breaks `clean`."""
-
-    split: str
-    kind: str
-    part: str
-
-
 @dataclass(frozen=True)
 class Provenance:
     """What influenced each part of a result.
 
     Args:
-        weights: what trained the parameters and the batch statistics.
-        model_selection: what chose the checkpoint, or ended a stage.
-        calibration: what calibrated the probabilities.
-        thresholds: what chose the threshold, or the number of labels kept.
-        label_embedding: what the label embedding was computed from.
-        pretrained: the files that the first weights came from, each with its SHA-256;
-            empty for random ones.
-        label_hash: content hash of the vocabulary; empty where not known.
-        datasets: content hashes of the datasets that trained the weights, sorted.
-        one_batch: whether weights were trained on one batch again and again, to
-            measure speed: no figure of theirs is a result.
+        weights: data that trained the parameters and the batch statistics.
+        model_selection: data that chose the checkpoint or ended a stage.
+        calibration: data that calibrated the probabilities.
+        thresholds: data that chose the threshold, or the number of labels kept.
+        label_embedding: data that the label embedding was computed from.
+        pretrained: the files of the first weights, each with its SHA-256; empty for
+            random weights.
+        label_hash: content hash of the vocabulary; empty if unknown.
+        datasets: sorted content hashes of the datasets that trained the weights.
+        one_batch: whether weights were trained on one batch repeatedly, to measure
+            speed; none of their figures is a result.
     """
 
     weights: Influence = Influence()
@@ -93,13 +83,13 @@ class Provenance:
 
     @property
     def clean(self) -> bool:
-        """True where nothing but `HOME_SPLITS`, whole, influenced any part."""
+        """True if only `HOME_SPLITS` influenced any part."""
         return not self._away() and not self.one_batch
 
     def with_(
         self, part: str, *, labels: Iterable[str] = (), images: Iterable[str] = ()
     ) -> "Provenance":
-        """Returns the record after more data influenced `part`; nothing is forgotten.
+        """Returns the record after more data influenced `part`.
 
         Args:
             part: a key of `PARTS`.
@@ -107,40 +97,20 @@ class Provenance:
             images: names of splits whose images were used without labels.
 
         Raises:
-            InputError: `part` is not in `PARTS`, or a split has no name.
+            InputError: If `part` is not in `PARTS`, or a split has no name.
         """
         old = self._part(part)
-        return self.redone(
-            part,
-            labels=(*old.labels, *_names(labels)),
-            images=(*old.images, *_names(images)),
+        influence = Influence(
+            _names([*old.labels, *_names(labels)]),
+            _names([*old.images, *_names(images)]),
         )
-
-    def redone(
-        self, part: str, *, labels: Iterable[str] = (), images: Iterable[str] = ()
-    ) -> "Provenance":
-        """Returns the record after `part` was made anew, from these splits alone.
-
-        For thresholds chosen again on another split. Weights that are trained further
-        keep their past: use `with_` for them.
-
-        Args:
-            part: a key of `PARTS`.
-            labels: names of splits whose labels were used.
-            images: names of splits whose images were used without labels.
-
-        Raises:
-            InputError: `part` is not in `PARTS`, or a split has no name.
-        """
-        self._part(part)
-        influence = Influence(_names(labels), _names(images))
         return replace(self, **{part: influence})  # pyright: ignore[reportArgumentType]
 
     def union(self, other: "Provenance") -> "Provenance":
-        """Returns what influenced a result that both of the two went into.
+        """Returns the record of a result that two models contributed to.
 
         Raises:
-            InputError: they are of other labels.
+            InputError: If their labels differ.
         """
         hashes = {self.label_hash, other.label_hash} - {""}
         if len(hashes) > 1:
@@ -162,30 +132,26 @@ class Provenance:
         )
 
     def badge(self) -> str:
-        """Returns `clean`, or what broke it: `tuning labels: thresholds, weights`."""
-        grouped: dict[str, list[str]] = {}
-        for away in self._away():
-            kind = f"{away.split} {_KINDS[away.kind]}"
-            grouped.setdefault(kind, []).append(away.part.replace("_", " "))
-        found = [ONE_BATCH] * self.one_batch
-        found += [f"{kind}: {', '.join(parts)}" for kind, parts in grouped.items()]
+        """Returns `clean` or the reason, as `tuning labels: weights, thresholds`."""
+        found = ["no result: one batch"] * self.one_batch
+        for (split, kind), parts in self._away().items():
+            listed = ", ".join(part.replace("_", " ") for part in parts)
+            found.append(f"{split} {_KINDS[kind]}: {listed}")
         return "; ".join(found) or "clean"
 
     def caveats(self) -> list[str]:
-        """Returns plain sentences a reader needs before trusting the figures."""
-        grouped: dict[tuple[str, str], list[str]] = {}
-        for away in self._away():
-            grouped.setdefault((away.split, away.kind), []).append(PARTS[away.part])
-        sentences = [
-            f"{_KINDS[kind].capitalize()} of the {split} split {_listed(done)}; "
-            f"{_MEANING[kind].format(split=split)}."
-            for (split, kind), done in grouped.items()
-        ]
+        """Returns sentences that a reader needs before trusting the figures."""
+        sentences: list[str] = []
         if self.one_batch:
-            sentences.insert(
-                0,
+            sentences.append(
                 "The weights were trained on one batch again and again (reuse_batch); "
-                "this measures speed, and no figure of it is a result.",
+                "this measures speed, and no figure of it is a result."
+            )
+        for (split, kind), parts in self._away().items():
+            done = _listed([PARTS[part] for part in parts])
+            sentences.append(
+                f"{_KINDS[kind].capitalize()} of the {split} split {done}; "
+                f"{_MEANING[kind].format(split=split)}."
             )
         if self.pretrained:
             sentences.append(
@@ -196,7 +162,7 @@ class Provenance:
         return sentences
 
     def to_json(self) -> dict[str, Any]:
-        """Returns the record as lists, strings and a boolean, for `json.dumps`."""
+        """Returns the record as lists, strings and a boolean."""
         parts = {
             part: {kind: list(getattr(self._part(part), kind)) for kind in _KINDS}
             for part in PARTS
@@ -215,19 +181,16 @@ class Provenance:
     def from_json(cls, record: Mapping[str, Any]) -> "Provenance":
         """Returns the record that `to_json` wrote.
 
-        Args:
-            record: every key of `to_json`, and no other.
-
         Raises:
-            InputError: a key is missing, unknown or of another type, or `clean` does
-                not agree with the splits listed.
+            InputError: If a key is missing, unknown or of another type, or `clean`
+                contradicts the splits listed.
         """
-        # Written only where it is true.
+        # Written only if it is true.
         record = {"one_batch": False, **record}
         _check_keys(record, {"clean", *(f.name for f in fields(cls))}, "provenance")
-        values: dict[str, Any] = {}
+        values: dict[str, Any] = {**record, "one_batch": record["one_batch"] is True}
+        recorded_clean = values.pop("clean")
         for name in ("pretrained", "label_hash"):
-            values[name] = record[name]
             if not isinstance(record[name], str):
                 raise InputError(
                     f"provenance.{name} is {record[name]!r}; it must be text; "
@@ -239,11 +202,10 @@ class Provenance:
                 **{k: _read_names(record[part][k], f"{part}.{k}") for k in _KINDS}
             )
         values["datasets"] = _read_names(record["datasets"], "datasets")
-        values["one_batch"] = record["one_batch"] is True
         result = cls(**values)
-        if record["clean"] is not result.clean:
+        if recorded_clean is not result.clean:
             raise InputError(
-                f"provenance.clean is {record['clean']!r} but its splits say "
+                f"provenance.clean is {recorded_clean!r} but its splits give "
                 f"{result.clean} ({result.badge()}); evaluate the run again."
             )
         return result
@@ -255,25 +217,24 @@ class Provenance:
             )
         return getattr(self, part)
 
-    def _away(self) -> list[_Away]:
-        found = [
-            _Away(split, kind, part)
-            for part in PARTS
-            for kind in _KINDS
-            for split in getattr(self, part).away(kind)
-        ]
-        return sorted(
-            found, key=lambda a: (a.split, tuple(_KINDS).index(a.kind))
-        )  # Stable: the parts stay in the order of PARTS.
+    def _away(self) -> dict[tuple[str, str], list[str]]:
+        """Returns (split, kind) -> influenced parts, for splits that break `clean`."""
+        found: dict[tuple[str, str], list[str]] = {}
+        for kind in _KINDS:
+            for part in PARTS:
+                for split in self._part(part).away(kind):
+                    found.setdefault((split, kind), []).append(part)
+        # Stable: the labels of a split stay before its images.
+        return dict(sorted(found.items(), key=lambda item: item[0][0]))
 
 
 def provenance_by_stage(
     start: Provenance, stages: Sequence[Stage], chosen_on: str
 ) -> dict[str, Provenance]:
-    """Returns stage name -> what its checkpoints say; each keeps its past.
+    """Returns stage name -> record of its checkpoints, with those of earlier stages.
 
     Args:
-      start: of the parameters that the first stage starts from.
+      start: record of the parameters that the first stage starts from.
       stages: in order.
       chosen_on: the split that chooses checkpoints and ends stages.
     """
@@ -289,7 +250,7 @@ def provenance_by_stage(
 
 
 def _names(splits: Iterable[str]) -> tuple[str, ...]:
-    # A lone string is an iterable of letters; it is always a slip of the caller's.
+    # A lone string is an iterable of letters.
     names = () if isinstance(splits, str) else tuple(splits)
     if isinstance(splits, str) or not all(names):
         raise InputError(
@@ -309,20 +270,14 @@ def _read_names(value: Any, where: str) -> tuple[str, ...]:
 
 
 def _check_keys(record: Any, allowed: set[str], where: str) -> None:
-    if not isinstance(record, Mapping):
+    is_object = isinstance(record, Mapping)
+    keys = set(cast(Mapping[str, Any], record)) if is_object else set[str]()
+    if keys != allowed:
         raise InputError(
-            f"{where} is {record!r}; it must be an object; evaluate the run again."
-        )
-    keys = set(cast(Mapping[str, Any], record))
-    unknown, missing = sorted(keys - allowed), sorted(allowed - keys)
-    if unknown or missing:
-        raise InputError(
-            f"{where} has unknown keys {unknown} and lacks {missing}; it must hold "
-            f"{', '.join(sorted(allowed))}; evaluate the run again."
+            f"{where} has the keys {', '.join(sorted(keys)) or 'none'}; it must be an "
+            f"object with {', '.join(sorted(allowed))}; evaluate the run again."
         )
 
 
 def _listed(phrases: list[str]) -> str:
-    if len(phrases) == 1:
-        return phrases[0]
-    return f"{', '.join(phrases[:-1])} and {phrases[-1]}"
+    return " and ".join(filter(None, [", ".join(phrases[:-1]), phrases[-1]]))

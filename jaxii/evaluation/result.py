@@ -30,7 +30,7 @@ class Bootstrap:
     """How intervals are drawn.
 
     Attributes:
-      by: "image", or "group" where several images are of one thing.
+      by: "image", or "group" if several images show one thing.
       level: share of the draws within the interval.
       resamples: number of draws.
     """
@@ -57,9 +57,9 @@ class DecoderMetrics:
     Attributes:
       f2: mean over images.
       standard_error: of that mean.
-      coverage: labels predicted rightly at least once.
+      coverage: number of labels predicted correctly at least once.
       labels_per_image: mean number of labels predicted.
-      parameter: the decoder's one parameter by name, such as {"k": 5}; may be empty.
+      parameter: the decoder's parameter by name, such as {"k": 5}; may be empty.
     """
 
     f2: float
@@ -69,14 +69,10 @@ class DecoderMetrics:
     parameter: Mapping[str, float | int | None]
 
     def to_json(self) -> dict[str, Any]:
-        """Returns the figures and the parameter beside each other."""
-        return {
-            "f2": self.f2,
-            "standard_error": self.standard_error,
-            "coverage": self.coverage,
-            "labels_per_image": self.labels_per_image,
-            **self.parameter,
-        }
+        """Returns the figures and the parameter in one dict."""
+        plain = asdict(self)
+        parameter = plain.pop("parameter")
+        return plain | parameter
 
     @classmethod
     def from_json(cls, record: Mapping[str, Any]) -> "DecoderMetrics":
@@ -93,31 +89,30 @@ class SplitMetrics:
     """All figures of one split; F2 is the mean over images unless named otherwise.
 
     Attributes:
-      num_images: images whose truth is known; no other counts in any figure.
-      num_images_without_truth: the others.
-      f2: by the decoder in use.
+      num_images: number of images with known truth; all figures are of them.
+      num_images_without_truth: number of the other images.
+      f2: of the decoder in use.
       interval: bootstrap interval of `f2`; None for a single group.
-      bootstrap: how intervals are drawn.
-      coverage: labels that the decoder in use predicts rightly at least once.
-      labels_per_image_predicted: by the decoder in use.
+      coverage: labels that the decoder in use predicts correctly at least once.
+      labels_per_image_predicted: mean, of the decoder in use.
       labels_per_image_true: mean number of labels present.
-      slices: figures by slice, of those that have images.
-      worst_slice: the slice of the lowest F2.
+      slices: figures of each slice that has images.
+      worst_slice: the slice with the lowest F2.
       decoders: figures by decoder.
-      threshold: of the decoder `threshold`, chosen on another split or this one.
+      threshold: of the decoder `threshold`.
       micro_f2: F2 of all entries together at `threshold`.
-      macro_f2: mean over classes at `threshold`; 0 for a class never present nor
+      macro_f2: mean over classes at `threshold`; 0 for a class neither present nor
         predicted.
       thresholds: the grid, ascending.
-      f2_by_threshold: F2 at each of them.
-      best_threshold: the best of them for this split.
-      best_f2: F2 there.
+      f2_by_threshold: F2 at each threshold of the grid.
+      best_threshold: the best threshold of the grid on this split.
+      best_f2: F2 at `best_threshold`.
       map: mean average precision over classes with positives; 0 if there is none.
-      map_num_classes: classes with positives.
+      map_num_classes: number of classes with positives.
       recall_at_5: mean share of an image's labels among the five most probable.
       bce: cross-entropy of an image, summed over classes.
       calibration_error: mean |frequency - probability| over (image, class) entries.
-      reliability: [mean probability, frequency, entries] of each bin that has any.
+      reliability: [mean probability, frequency, entries] of each bin with entries.
     """
 
     num_images: int
@@ -155,8 +150,8 @@ class SplitMetrics:
 
     def to_json(self) -> dict[str, Any]:
         """Returns the figures as numbers, lists and dicts."""
-        decoders = {name: found.to_json() for name, found in self.decoders.items()}
-        return {**asdict(self), "decoders": decoders}
+        decoders = {name: d.to_json() for name, d in self.decoders.items()}
+        return asdict(self) | {"decoders": decoders}
 
     @classmethod
     def from_json(cls, record: Mapping[str, Any]) -> "SplitMetrics":
@@ -171,12 +166,12 @@ class SplitMetrics:
 
 @dataclass(frozen=True, kw_only=True)
 class DecoderInUse:
-    """The decoder whose predictions are the result, and every decoder's parameter.
+    """The decoder whose predictions are the result.
 
     Attributes:
       name: of the decoder.
-      chosen_on: the split that it was fitted on.
-      choice: threshold and k.
+      chosen_on: the split that the decoders were fitted on.
+      choice: parameters of all decoders.
     """
 
     name: str
@@ -184,18 +179,18 @@ class DecoderInUse:
     choice: DecoderChoice
 
     def to_json(self) -> dict[str, Any]:
-        """Returns name, split and parameters beside each other."""
+        """Returns name, split and parameters in one dict."""
         return {"name": self.name, "chosen_on": self.chosen_on, **asdict(self.choice)}
 
 
 @dataclass(frozen=True, kw_only=True)
 class Constant:
-    """The best constant prediction, which every decoder has to beat.
+    """The best constant prediction, a baseline for every decoder.
 
     Attributes:
-      labels: codes of the most frequent labels of training; their number is chosen on
-        the split that fits the decoders.
-      names: of the labels.
+      labels: codes of the most frequent training labels; their number is chosen on the
+        split that fits the decoders.
+      names: names of these labels.
       f2: mean F2 by split.
     """
 
@@ -204,17 +199,17 @@ class Constant:
     f2: Mapping[str, float]
 
     def to_json(self) -> dict[str, Any]:
-        """Returns the prediction with its number of labels."""
+        """Returns the fields and the number of labels."""
         return {**asdict(self), "num_labels": len(self.labels)}
 
 
 @dataclass(frozen=True, kw_only=True)
 class Estimate:
-    """An F2 on new domains, foreseen without target data.
+    """An estimate of F2 on new domains, made without target data.
 
     Attributes:
       f2: the estimate.
-      threshold: the threshold that gives it.
+      threshold: the threshold that the estimate is for.
       test_f2: F2 of the test at that threshold.
     """
 
@@ -230,7 +225,7 @@ class Estimate:
 
 @dataclass(frozen=True, kw_only=True)
 class DomainShiftEstimate:
-    """What training data alone says of F2 on new domains, beside the test.
+    """Two estimates of F2 on new domains from training data alone.
 
     Attributes:
       validation: from the validation split, of the domains trained on.
@@ -246,13 +241,13 @@ class DomainShiftEstimate:
 
     @property
     def closer(self) -> str:
-        """The name of the estimate that is closer to the test."""
+        """The name of the estimate with the smaller error."""
         if self.held_out_domains.error < self.validation.error:
             return "held_out_domains"
         return "validation"
 
     def to_json(self) -> dict[str, Any]:
-        """Returns both estimates, the test's F2 and the name of the closer one."""
+        """Returns both estimates, the test's F2 and the closer estimate's name."""
         held_out = {**asdict(self.held_out_domains), "domains": dict(self.domains)}
         return {
             "validation": asdict(self.validation),
@@ -262,14 +257,14 @@ class DomainShiftEstimate:
         }
 
     def line(self) -> str:
-        """Returns the estimates in one line for a person."""
-        found = {
+        """Returns both estimates in one line for the console."""
+        both = {
             "validation": self.validation,
             "held out domains": self.held_out_domains,
         }
         texts = [
             f"{name} {e.f2:.4f} at {e.threshold:.2f} (test there {e.test_f2:.4f})"
-            for name, e in found.items()
+            for name, e in both.items()
         ]
         closer = self.closer.replace("_", " ")
         return f"estimates  {', '.join(texts)}; closer: {closer}"
@@ -280,23 +275,18 @@ class EvaluationResult:
     """The content of `metrics.json`.
 
     Attributes:
-      stage: of the checkpoint that was evaluated.
-      step: of that checkpoint.
+      stage: stage of the checkpoint.
+      step: step of the checkpoint.
       created: time, ISO 8601.
       hardware: devices and host.
-      seed: of the run.
       dataset: kind and folder.
       config_hash: content hash of the configuration.
-      label_hash: of the labels.
-      data_hash: of the dataset.
-      short_side_pixels: images of the dataset are reduced to it; None: not recorded.
-      num_params: numbers in the network.
-      provenance: what influenced the figures.
-      decoder: whose predictions count.
-      constant: the best constant prediction.
-      splits: figures by split.
-      estimates: of F2 on new domains, where domains were held out.
-      variant: what was done to the model before, such as "adabn".
+      label_hash: content hash of the labels.
+      data_hash: content hash of the dataset.
+      short_side_pixels: short side of the dataset's images; None if not recorded.
+      num_params: number of parameters of the network.
+      estimates: of F2 on new domains; None if no domain was held out.
+      variant: names of the `InferenceOptions` in use, such as "adabn".
       members: the checkpoints whose probabilities were averaged.
     """
 
@@ -322,19 +312,15 @@ class EvaluationResult:
     def to_json(self) -> dict[str, Any]:
         """Returns the result as numbers, text, lists and dicts."""
         plain = {field.name: getattr(self, field.name) for field in fields(self)}
-        plain |= {
-            name: plain[name].to_json()
-            for name in ("provenance", "decoder", "constant")
-        }
-        plain["splits"] = {name: s.to_json() for name, s in self.splits.items()}
         if self.estimates is None:
             del plain["estimates"]
-        else:
-            plain["estimates"] = self.estimates.to_json()
+        for name in {"provenance", "decoder", "constant", "estimates"} & set(plain):
+            plain[name] = plain[name].to_json()
+        plain["splits"] = {name: s.to_json() for name, s in self.splits.items()}
         return plain
 
     def lines(self) -> list[str]:
-        """Returns the figures that a person asks for first."""
+        """Returns the main figures for the console."""
         rows: list[str] = []
         for split, figures in self.splits.items():
             rows.append(
@@ -364,10 +350,10 @@ class EvaluationResult:
 
 
 def threshold_index(thresholds: Sequence[float], threshold: float) -> int:
-    """Returns the position of a threshold on the grid.
+    """Returns the index of a threshold.
 
     Raises:
-      InputError: If it is not on the grid.
+      InputError: If the threshold is not on the grid.
     """
     distance = np.abs(np.asarray(thresholds) - threshold)
     index = int(np.argmin(distance))
@@ -381,7 +367,7 @@ def threshold_index(thresholds: Sequence[float], threshold: float) -> int:
 
 
 def hardware() -> str:
-    """Returns the devices and the host in a few words."""
+    """Returns a description of the devices and the host."""
     device = cast(Any, jax.devices()[0])
     kind = "CPU" if device.platform == "cpu" else device.device_kind
     return (
@@ -392,11 +378,11 @@ def hardware() -> str:
 
 
 def write_evaluation(path: AnyPath, files: Iterable[AnyPath]) -> None:
-    """Writes the manifest of an evaluation: the files that belong together.
+    """Writes the manifest of an evaluation.
 
     Args:
       path: of the manifest.
-      files: beside it; those that do not exist are left out.
+      files: files of the evaluation beside it; missing ones are left out.
     """
     listed = {file.name: manifest.describe(file) for file in files if file.exists()}
     manifest.Manifest(listed).save(path)
@@ -405,12 +391,12 @@ def write_evaluation(path: AnyPath, files: Iterable[AnyPath]) -> None:
 def check_evaluation(
     path: AnyPath, names: Iterable[str], *, grown: str = "", again: str
 ) -> None:
-    """Refuses files that are not those of one whole evaluation.
+    """Checks that files belong to one complete evaluation.
 
     Args:
       path: of the manifest.
-      names: of files beside it.
-      grown: name of a file that may be longer by now; "" for none.
+      names: names of files beside it.
+      grown: name of a file that may have grown since; "" for none.
       again: how to evaluate again, for the error.
 
     Raises:
@@ -426,7 +412,7 @@ def check_evaluation(
 
 
 def _decoder_lines(splits: Mapping[str, SplitMetrics], in_use: str) -> list[str]:
-    """Returns a line a decoder: its F2 by split, then its figures on the last one."""
+    """Returns a line per decoder: F2 by split and its figures on the last split."""
     last = list(splits)[-1]
     rows = [f"decoders   {'':13}" + "".join(f"{split:>12}" for split in splits)]
     for name, figures in splits[last].decoders.items():
