@@ -115,6 +115,8 @@ def test_package_files_hold_one_docstring_but_for_the_public_packages():
         docstring, *rest = ast.parse(path.read_text()).body
         assert isinstance(docstring, ast.Expr), path
         part = path.parent.relative_to(PACKAGE).as_posix()
+        if part == ".":  # the public API, which exports lazily; see test_api
+            continue
         if part not in PUBLIC:
             assert not rest, path
         for node in rest:

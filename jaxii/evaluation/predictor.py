@@ -110,6 +110,23 @@ def shift_of(
     return label_shift.logit_shift(calibration, home, target)
 
 
+def make_features(model: Model, mesh: Mesh) -> Callable[[Array], Array]:
+    """Returns the function from images to pooled trunk features, [batch, feature]."""
+    forward = _features(model.apply, mesh)
+    return functools.partial(forward, model.params, model.batch_stats)
+
+
+@functools.cache
+def _features(
+    apply: Callable[..., tuple[Any, Tree]], mesh: Mesh
+) -> Callable[[Tree, Tree, Array], Array]:
+    def forward(params: Tree, batch_stats: Tree, images: Array) -> Array:
+        outputs, _ = apply(params, batch_stats, images, train=False, key=None)
+        return outputs.features
+
+    return _on_devices(forward, mesh)
+
+
 @functools.cache
 def _forward(
     apply: Callable[..., tuple[Any, Tree]], mesh: Mesh
@@ -122,6 +139,11 @@ def _forward(
         outputs, _ = apply(params, batch_stats, images, train=False, key=None)
         return jax.nn.sigmoid(outputs.logits), outputs.embedding
 
+    return _on_devices(forward, mesh)
+
+
+def _on_devices(forward: Callable[..., Any], mesh: Mesh) -> Callable[..., Any]:
+    """Compiles `forward(params, batch_stats, images)`, the images divided."""
     whole, parts = replicated(mesh), divided(mesh)
     everywhere, share = PartitionSpec(), PartitionSpec(DATA_AXIS)
     parallel = jax.shard_map(

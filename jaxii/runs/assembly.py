@@ -238,8 +238,14 @@ def image_files(
       listing: the files.
       short_side: pixels that its images were reduced to; None: the usual.
     """
-    stored = stored_short_side(config, short_side) or recode.MAX_PIXELS
-    return ImageFiles(listing, stored, config.data.central_share)
+    return ImageFiles(
+        listing, largest_short_side(config, short_side), config.data.central_share
+    )
+
+
+def largest_short_side(config: Config, short_side: int | None = None) -> int:
+    """Returns `stored_short_side`, or more pixels than any image has for None."""
+    return stored_short_side(config, short_side) or recode.MAX_PIXELS
 
 
 def stored_short_side(config: Config, short_side: int | None = None) -> int | None:

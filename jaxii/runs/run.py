@@ -11,22 +11,34 @@ from typing import Any, Literal
 import jax
 import numpy as np
 from jax.sharding import Mesh
-from jaxtyping import Array, Float
+from jaxtyping import Array, Float, Float32
 
 from jaxii.config import Config, ModelConfig
 from jaxii.data import label_embedding
 from jaxii.data.labels import Vocabulary
 from jaxii.data.prepared import Data
 from jaxii.data.seen import SeenImages
+from jaxii.decoding.decoders import Decode, Decoders
+from jaxii.decoding.decoders import load as load_decoders
 from jaxii.distributed.mesh import make_mesh, replicated
-from jaxii.errors import InputError
+from jaxii.errors import InputError, nearest
 from jaxii.evaluation.evaluator import Evaluator
-from jaxii.evaluation.predictor import Model
+from jaxii.evaluation.image_records import ImageFiles
+from jaxii.evaluation.predictions import Answer, answer
+from jaxii.evaluation.predictor import (
+    Model,
+    Predict,
+    make_features,
+    make_predict,
+)
 from jaxii.evaluation.provenance import HOME_SPLITS, Provenance
+from jaxii.evaluation.result import SplitMetrics
 from jaxii.models.multitask import EMBEDDING_HEAD
 from jaxii.models.pretrained import Trunk
 from jaxii.runs import assembly
+from jaxii.runs.images import Images, open_images
 from jaxii.runs.inference import InferenceOptions
+from jaxii.runs.predicted import Prediction, Predictions
 from jaxii.runs.workdir import Workdir
 from jaxii.storage import AnyPath, at
 from jaxii.train.checkpoint import Checkpoints, evaluated_params
@@ -241,6 +253,137 @@ class Run(AbstractContextManager["Run"]):
         dim = 0 if head is None else len(head["bias"])
         return _apply(config, len(self.vocabulary), dim, platform)
 
+    # Predictions of images that are no part of the data.
+
+    @property
+    def classes(self) -> tuple[str, ...]:
+        """The codes of the labels, in the order of the columns of probabilities."""
+        return tuple(self.vocabulary.codes)
+
+    def figures(self, split: str) -> SplitMetrics:
+        """Returns the figures of a split, as `train` or `evaluate` left them.
+
+        Raises:
+          InputError: If the run has not been evaluated, or not on this split.
+        """
+        splits = self.metrics["splits"]
+        if split not in splits:
+            raise InputError(
+                f"{split!r} is no split that was evaluated; {nearest(split, splits)}"
+                f"use one of {', '.join(splits)}."
+            )
+        return SplitMetrics.from_json(splits[split])
+
+    @cached_property
+    def metrics(self) -> dict[str, Any]:
+        """The figures that `train` or `evaluate` left, as JSON."""
+        return self.workdir.metrics()
+
+    @cached_property
+    def decoders(self) -> Decoders:
+        """The decoders that were fitted on this checkpoint."""
+        self.check_evaluated(self.metrics)
+        made = self.label_embedding
+        vectors = None if made is None else made.vectors
+        return load_decoders(self.workdir.result_file("decoders.npz"), vectors)
+
+    def predict_proba(self, images: Images) -> Float32[np.ndarray, "image class"]:
+        """Returns the probability of each label, as `jaxii predict` gives it.
+
+        Args:
+          images: a list of paths; uint8 [image, height, width, 3]; a list of uint8
+            [height, width, 3] of any sizes; or a folder, a CSV or a pattern.
+
+        Raises:
+          InputError: If an image cannot be read; it names the image.
+        """
+        answers = self._answers(images, _decode_nothing)
+        shape = len(answers), len(self.classes)
+        return np.array([given.probs for given in answers], np.float32).reshape(shape)
+
+    def predict(self, images: Images, decoder: str = "") -> Predictions:
+        """Returns the labels of each image.
+
+        Args:
+          images: see `predict_proba`.
+          decoder: by name; "" for the one that the evaluation uses.
+
+        Raises:
+          InputError: If an image cannot be read, or the run has no such decoder.
+        """
+        decoder = decoder or self.metrics["decoder"]["name"]
+        has_head = EMBEDDING_HEAD in self._model.params
+        self.decoders.check(decoder, self.decoders.names(has_head=has_head))
+        source = self._open_images(images)
+        vocabulary = self.vocabulary
+        return Predictions(
+            Prediction(
+                image=source.listing.shown(given.row),
+                labels=tuple(vocabulary.codes[i] for i in given.label_ids),
+                names=tuple(vocabulary.descriptions[i] for i in given.label_ids),
+                scores=tuple(float(given.probs[i]) for i in given.label_ids),
+            )
+            for given in self._answers(source, self.decoders.answer(decoder))
+        )
+
+    def features(self, images: Images) -> Float32[np.ndarray, "image feature"]:
+        """Returns the pooled features of the trunk, for kNN, clusters, linear probes.
+
+        Args:
+          images: see `predict_proba`.
+        """
+        compute = make_features(self._model, self.mesh)
+        answers = self._answers(
+            images, _decode_nothing, lambda pixels: (compute(pixels), None)
+        )
+        rows = np.array([given.probs for given in answers], np.float32)
+        return rows.reshape(len(answers), -1)
+
+    @cached_property
+    def _model(self) -> Model:
+        return self.model()
+
+    def _open_images(self, images: Images) -> ImageFiles:
+        stored = None
+        if self.workdir.result_file("metrics.json").exists():
+            stored = self.metrics.get("short_side_pixels")
+        return open_images(
+            images,
+            short_side=assembly.largest_short_side(self.config, stored),
+            central_share=self.config.data.central_share,
+        )
+
+    def _answers(
+        self,
+        images: Images | ImageFiles,
+        decode: Decode,
+        predict: Predict | None = None,
+    ) -> list[Answer]:
+        """Predicts all images; refuses the first that cannot be read."""
+        source = images
+        if not isinstance(source, ImageFiles):
+            source = self._open_images(source)
+        answers = list(
+            answer(
+                predict or make_predict([self._model], self.mesh),
+                assembly.file_batches(self.config, source),
+                num_rows=len(source),
+                decode=decode,
+                fault=source.fault,
+                mesh=self.mesh,
+                on_progress=lambda done, total, what: None,
+            )
+        )
+        for given in answers:
+            if given.fault:
+                raise InputError(
+                    f"{source.listing.shown(given.row)} cannot be used: {given.fault}; "
+                    "leave it out."
+                )
+        return answers
+
+    # Several runs together.
+
     def members(
         self, options: InferenceOptions, data: Data | None = None
     ) -> tuple["Run", ...]:
@@ -414,6 +557,12 @@ class Run(AbstractContextManager["Run"]):
             if metrics["stage"] == stage
         }
         return found if set(found) == set(self.data.domains) else {}
+
+
+def _decode_nothing(
+    probs: np.ndarray, embedding: np.ndarray | None
+) -> list[np.ndarray]:
+    return [np.zeros(0, np.int64)] * len(probs)
 
 
 @functools.cache

@@ -1,0 +1,81 @@
+"""Images as a caller gives them, paths or arrays, read as `prepare` reads files."""
+
+import os
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import cast
+
+import cv2
+import numpy as np
+
+from jaxii.errors import InputError
+from jaxii.evaluation.image_records import ImageFiles
+from jaxii.evaluation.listing import Listing, find
+from jaxii.prepare.recode import recode
+
+Images = (
+    str
+    | os.PathLike[str]
+    | np.ndarray
+    | Sequence[str]
+    | Sequence[os.PathLike[str]]
+    | Sequence[np.ndarray]
+)
+# Arrays are compressed to be read, and compression that saves space takes time.
+_PNG_OPTIONS = (cv2.IMWRITE_PNG_COMPRESSION, 1)
+
+
+@dataclass(frozen=True)
+class ImageArrays(ImageFiles):
+    """Pixels in memory, seen as PNG files of the same pixels would be.
+
+    Attributes:
+      arrays: uint8 [height, width, 3], RGB.
+    """
+
+    arrays: Sequence[np.ndarray] = ()
+
+    def jpeg(self, row: int) -> bytes:
+        """Returns an image as `prepare` would have stored it."""
+        pixels = cv2.cvtColor(self.arrays[row], cv2.COLOR_RGB2BGR)
+        _, encoded = cv2.imencode(".png", pixels, _PNG_OPTIONS)
+        return recode(encoded.tobytes(), short_side=self.short_side)
+
+
+def open_images(images: Images, *, short_side: int, central_share: float) -> ImageFiles:
+    """Returns the images as records to predict.
+
+    Args:
+      images: a folder, a CSV, a pattern (as `predict --images`); a list of paths; uint8
+        [image, height, width, 3]; or a list of uint8 [height, width, 3] of any sizes.
+      short_side: larger images are reduced to it, in pixels.
+      central_share: share of the short side that the network sees.
+
+    Raises:
+      InputError: If it is none of these.
+    """
+    if isinstance(images, str | os.PathLike):
+        listing = find(os.fspath(images))
+        return ImageFiles(listing, short_side, central_share)
+    given = list(cast(Sequence[object], images))
+    if all(isinstance(one, str | os.PathLike) for one in given):
+        names = [os.fspath(cast(str, one)) for one in given]
+        listing = Listing(Path(), names, names, f"{len(names)} images")
+        return ImageFiles(listing, short_side, central_share)
+    names = [f"image {row}" for row in range(len(given))]
+    arrays = [_pixels(one, name) for one, name in zip(given, names, strict=True)]
+    listing = Listing(Path(), names, names, f"{len(names)} arrays")
+    return ImageArrays(listing, short_side, central_share, arrays)
+
+
+def _pixels(one: object, name: str) -> np.ndarray:
+    pixels = np.asarray(one)
+    if pixels.dtype != np.uint8 or pixels.ndim != 3 or pixels.shape[2] != 3:
+        raise InputError(
+            f"{name} is {pixels.dtype} {list(pixels.shape)}; give paths, or uint8 "
+            "arrays [height, width, 3] with values from 0 to 255."
+        )
+    if not pixels.size:
+        raise InputError(f"{name} has no pixels; leave it out.")
+    return np.ascontiguousarray(pixels)

@@ -1,0 +1,254 @@
+"""The Python API: what a notebook can call, on a run made here."""
+
+import doctest
+import json
+import subprocess
+import sys
+from pathlib import Path
+
+import cv2
+import numpy as np
+import oracle
+import pytest
+import small_layout
+
+import jaxii
+from jaxii.decoding import decoders as decoding
+from jaxii.errors import InputError
+from jaxii.metrics import f_beta as f_beta_of_counts
+from jaxii.objective import losses
+from jaxii.prepare.kaggle import Layout, prepare
+from jaxii.runs import predict
+from jaxii.runs.inference import InferenceOptions
+
+ROOT = Path(__file__).parent.parent
+TRUTHS = ((0,), (1,), (2,))
+
+
+@pytest.fixture(scope="module")
+def run(tmp_path_factory):
+    """A run whose network knows the truth, trained through the API."""
+    root = tmp_path_factory.mktemp("api")
+    files = small_layout.write(root / "files", num_train=24)
+    for i in range(24):
+        small_layout.put(
+            files / "train" / "part_0", f"train{i:02d}", oracle.image(i % 3, 3)
+        )
+    prepare(Layout.find(files), root / "data", num_workers=1)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr("jaxii.runs.assembly.make_network", oracle.network(TRUTHS))
+        config = oracle.make_config(root / "data")
+        yield jaxii.train(config, workdir=root / "run")
+
+
+@pytest.fixture(scope="module")
+def paths(tmp_path_factory):
+    """Seven images of three sizes and two formats."""
+    folder = tmp_path_factory.mktemp("photos")
+    made = []
+    for i in range(7):
+        size = 40 + 8 * (i % 3), 40
+        shade = round(oracle.DARKEST + (i % 3) * 110)
+        path = folder / f"photo{i}.{'png' if i % 2 else 'jpg'}"
+        pixels = np.full((*size, 3), shade, np.uint8)
+        cv2.imwrite(str(path), pixels)
+        made.append(path)
+    return made
+
+
+def arrays_of(paths):
+    return [cv2.cvtColor(cv2.imread(str(p)), cv2.COLOR_BGR2RGB) for p in paths]
+
+
+def commanded(run, paths, output, decoder=""):
+    """Returns what the command `predict` writes of the images."""
+    predict.predict(
+        run.workdir,
+        request=predict.Request(
+            images=str(paths[0]), more=tuple(map(str, paths[1:])), output=output
+        ),
+        decoder=decoder,
+        stage="",
+        options=InferenceOptions(),
+    )
+    return [json.loads(line) for line in output.read_text().splitlines()]
+
+
+def test_import_is_quick_and_imports_no_jax():
+    script = (
+        "import sys, time; start = time.perf_counter(); import jaxii; "
+        "taken = time.perf_counter() - start; jaxii.train, dir(jaxii); "
+        "print('jax' in sys.modules, 'numpy' in sys.modules, taken < 0.2, taken)"
+    )
+    done = subprocess.run(
+        [sys.executable, "-c", script], cwd=ROOT, capture_output=True, text=True
+    )
+    assert done.stdout.startswith("False False True"), done.stdout + done.stderr
+
+
+def test_the_names_are_there_and_no_other():
+    for name in jaxii.__all__:
+        assert name in dir(jaxii)
+        assert getattr(jaxii, name) is not None
+    with pytest.raises(AttributeError, match="has no attribute 'loda'"):
+        jaxii.loda  # noqa: B018
+
+
+def test_the_package_is_typed():
+    assert (ROOT / "jaxii" / "py.typed").exists()
+    stub = (ROOT / "jaxii" / "__init__.pyi").read_text()
+    assert all(f"{name} as {name}" in stub for name in jaxii.__all__)
+
+
+def test_the_package_train_is_what_trains():
+    from jaxii.train import stages
+
+    assert callable(jaxii.train)
+    assert jaxii.train.stages is stages
+
+
+def test_predictions_are_those_of_the_command(run, paths, tmp_path):
+    lines = commanded(run, paths, tmp_path / "answers.jsonl")
+    rows = run.predict(paths)
+    probs = run.predict_proba(paths)
+    assert probs.dtype == np.float32
+    assert probs.shape == (7, len(run.classes))
+    for path, row, given, line in zip(paths, rows, probs, lines, strict=True):
+        assert row.image == str(path) == line["file"]
+        assert list(row.labels) == [label["code"] for label in line["labels"]]
+        assert list(row.names) == [label["name"] for label in line["labels"]]
+        scores = [round(score, 5) for score in row.scores]
+        assert scores == [label["score"] for label in line["labels"]]
+        for code, score in line["scores"].items():
+            assert round(float(given[run.classes.index(code)]), 5) == score
+
+
+def test_any_decoder_of_the_run_can_predict(run, paths, tmp_path):
+    lines = commanded(run, paths, tmp_path / "answers.jsonl", "expected_f2")
+    rows = run.predict(paths, decoder="expected_f2")
+    codes = [[label["code"] for label in line["labels"]] for line in lines]
+    assert [list(row.labels) for row in rows] == codes
+    with pytest.raises(InputError, match="expected_f2"):
+        run.predict(paths, decoder="expected_f3")
+
+
+def test_predictions_are_a_table(run, paths):
+    frame = run.predict(paths).to_frame()
+    assert frame.columns == ["image", "labels", "names", "scores"]
+    assert frame["image"].to_list() == list(map(str, paths))
+
+
+def test_arrays_are_seen_as_files_of_the_same_pixels(run, paths, tmp_path):
+    arrays = arrays_of(paths)
+    copies = []
+    for i, pixels in enumerate(arrays):
+        copies.append(tmp_path / f"{i}.png")
+        cv2.imwrite(str(copies[-1]), cv2.cvtColor(pixels, cv2.COLOR_RGB2BGR))
+    np.testing.assert_array_equal(run.predict_proba(arrays), run.predict_proba(copies))
+
+
+@pytest.mark.parametrize("number", [0, 1, 3])
+def test_any_number_of_images_can_be_given(run, paths, number):
+    same_size = np.stack(arrays_of(paths[:1] * number or paths[:1]))[:number]
+    for images in (same_size, list(same_size), paths[:number]):
+        assert run.predict_proba(images).shape == (number, len(run.classes))
+        assert len(run.predict(images)) == number
+
+
+def test_what_is_no_image_is_refused_by_name(run, paths, tmp_path):
+    damaged = tmp_path / "damaged.jpg"
+    damaged.write_bytes(paths[0].read_bytes()[:50])
+    with pytest.raises(InputError, match=r"damaged\.jpg cannot be used"):
+        run.predict_proba([paths[0], damaged])
+    for wrong in (np.zeros((2, 8, 8, 3)), np.zeros((2, 8, 8), np.uint8)):
+        with pytest.raises(InputError, match=r"image 0 is .*give paths, or uint8"):
+            run.predict_proba(wrong)
+    with pytest.raises(InputError, match="has no pixels"):
+        run.predict_proba([np.zeros((0, 8, 3), np.uint8)])
+
+
+def test_features_are_a_row_an_image(run, paths):
+    features = run.features(paths)
+    assert features.dtype == np.float32
+    # The oracle's features are its logits.
+    probs = 1 / (1 + np.exp(-features.astype(np.float64)))
+    np.testing.assert_allclose(probs, run.predict_proba(paths), atol=1e-6)
+
+
+def test_a_run_tells_its_figures_classes_and_provenance(run):
+    assert (
+        run.figures("validation").f2
+        == run.workdir.metrics()["splits"]["validation"]["f2"]
+    )
+    with pytest.raises(InputError, match="the nearest is validation"):
+        run.figures("validatoin")
+    assert run.classes == tuple(small_layout.CODES)
+    assert run.provenance.clean
+
+
+def test_a_trained_run_is_loaded_at_any_stage(run, paths):
+    with jaxii.load(run.workdir.path, stage="only") as again:
+        np.testing.assert_array_equal(
+            again.predict_proba(paths), run.predict_proba(paths)
+        )
+    with pytest.raises(InputError, match="holds no run"):
+        jaxii.load(run.workdir.path / "nowhere")
+
+
+def test_a_run_is_measured_on_other_images(run, paths, tmp_path):
+    names = run.vocabulary.descriptions
+    rows = [f"{path.name},{names[i % 3]}" for i, path in enumerate(paths)]
+    table = tmp_path / "holiday.csv"
+    small_layout.lines(table, "image,label", *rows)
+    found = jaxii.evaluate(run, images=paths[0].parent, labels=table, name="holiday")
+    assert (found.name, found.num_images) == ("holiday", 7)
+    assert found.unknown_labels == ()
+    targets = np.eye(len(run.classes), dtype=bool)[np.arange(7) % 3]
+    chosen = [row.labels for row in run.predict(paths)]
+    decisions = np.array([[c in labels for c in run.classes] for labels in chosen])
+    assert found.f2 == f_beta_of_counts(decisions, targets).mean()
+    frame = found.to_frame()
+    assert frame["f2"].is_sorted(descending=True)
+    assert set(frame["decoder"]) == set(found.decoders)
+
+
+def test_labels_that_the_run_does_not_know_are_named(run, paths, tmp_path):
+    known, table = run.vocabulary.descriptions[0], tmp_path / "labels.csv"
+    rows = [f"{p.name},{(known, 'unheard')[i % 2]}" for i, p in enumerate(paths)]
+    small_layout.lines(table, "image,label", *rows)
+    folder = paths[0].parent
+    found = jaxii.evaluate(run, images=folder, labels=table)
+    assert found.unknown_labels == ("unheard",)
+    rows = [f"{p.name},{('unseen', 'unheard')[i % 2]}" for i, p in enumerate(paths)]
+    small_layout.lines(table, "image,label", *rows)
+    with pytest.raises(InputError, match="knows none of the labels"):
+        jaxii.evaluate(run, images=folder, labels=table)
+
+
+def test_a_recipe_may_stand_for_a_configuration(tmp_path):
+    with pytest.raises(InputError, match=r"f2_multitas\.py is not a file"):
+        jaxii.train("configs/f2_multitas.py", workdir=tmp_path / "run")
+    with pytest.raises(ValueError, match="nearest is emoji"):
+        jaxii.train(f"{ROOT}/configs/f2_multitask.py:emojis", workdir=tmp_path / "run")
+
+
+def test_losses_metrics_and_decoders_take_arrays_alone():
+    rng = np.random.default_rng(0)
+    targets = (rng.uniform(size=(20, 5)) < 0.4).astype(np.float32)
+    targets[:, 0] = 1  # an image without a label scores 0
+    logits = (4 * targets - 2 + rng.normal(size=(20, 5))).astype(np.float32)
+    probs = 1 / (1 + np.exp(-logits))
+    loss = jaxii.losses.soft_f(logits, targets, beta=2.0)
+    assert loss.shape == (20,)
+    assert jaxii.losses is losses
+    decode = jaxii.decoding.fit(probs, targets, beta=2.0)
+    assert decode(probs).dtype == bool
+    scores = jaxii.metrics.f_beta(decode(probs), targets, beta=2.0)
+    assert scores.shape == (20,)
+    assert float(scores.mean()) > 0.8
+    assert jaxii.decoding.fit is decoding.fit
+
+
+def test_the_examples_in_docstrings_hold():
+    for module in (losses, decoding):
+        assert doctest.testmod(module).failed == 0
