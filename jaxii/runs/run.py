@@ -36,9 +36,8 @@ from jaxii.evaluation.result import SplitMetrics
 from jaxii.models.multitask import EMBEDDING_HEAD
 from jaxii.models.pretrained import Trunk
 from jaxii.runs import assembly
-from jaxii.runs.images import Images, open_images
+from jaxii.runs.images import Images, Prediction, Predictions, open_images
 from jaxii.runs.inference import InferenceOptions
-from jaxii.runs.predicted import Prediction, Predictions
 from jaxii.runs.workdir import Workdir
 from jaxii.storage import AnyPath, at
 from jaxii.train.checkpoint import Checkpoints, evaluated_params
