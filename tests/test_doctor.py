@@ -1,8 +1,6 @@
 """`doctor`: what is broken is named with its cure, what limits a run is measured."""
 
-import os
 import re
-import zlib
 from pathlib import Path
 
 import jax
@@ -25,53 +23,10 @@ def few_blocks():
         yield
 
 
-def test_an_entry_that_is_cut_off_is_named_and_the_others_are_not(tmp_path):
-    program = zlib.compress(os.urandom(5000))
-    (tmp_path / "jit_whole-1-cache").write_bytes(program)
-    (tmp_path / "jit_cut-2-cache").write_bytes(program[:-500])
-    (tmp_path / "jit_empty-3-cache").write_bytes(b"")
-    (tmp_path / "jit_zstd-4-cache").write_bytes(b"\x28\xb5\x2f\xfd...")
-    (tmp_path / "jit_whole-1-atime").write_bytes(b"\0" * 8)
-    found = checks.compilation_cache(str(tmp_path))
-    assert "4 cached" in found.lines[0]
-    assert len(found.broken) == 2
-    for name, text in zip(("jit_cut", "jit_empty"), sorted(found.broken), strict=True):
-        assert name in text
-        assert "delete it" in text
-
-
-def test_what_jax_keeps_is_whole(tmp_path):
-    keys = (
-        "jax_compilation_cache_dir",
-        "jax_persistent_cache_min_compile_time_secs",
-        "jax_persistent_cache_min_entry_size_bytes",
-    )
-    before = {key: getattr(jax.config, key) for key in keys}
-    try:
-        for key, value in zip(keys, (str(tmp_path), 0.0, 0), strict=True):
-            jax.config.update(key, value)
-        jax.jit(lambda x: x * 3.25 + 1)(np.ones(7, np.float32)).block_until_ready()
-    finally:
-        for key, value in before.items():
-            jax.config.update(key, value)
-    entries = list(tmp_path.glob("*-cache"))
-    # Whether another test has opened JAX's cache before decides if there are any.
-    found = checks.compilation_cache(str(tmp_path))
-    assert not found.broken
-    assert f"{len(entries)} cached" in found.lines[0]
-
-
-@pytest.mark.parametrize("folder", ["", "gs://bucket/cache", "/absent/cache"])
-def test_a_folder_of_programs_that_is_not_here_is_not_broken(folder):
-    found = checks.compilation_cache(folder)
-    assert found.lines
-    assert not found.broken
-
-
-def test_a_disk_is_measured_where_the_run_will_be(tmp_path):
+def test_a_disk_is_checked_where_the_run_will_be(tmp_path):
     found = checks.disk(tmp_path / "runs" / "new")
     assert str(tmp_path) in found.lines[0]
-    assert "MB/s" in found.lines[0]
+    assert "GB free" in found.lines[0]
     assert not (tmp_path / "runs").exists()
 
 
@@ -79,10 +34,10 @@ def test_a_full_or_closed_disk_is_broken(tmp_path, monkeypatch):
     monkeypatch.setattr(checks, "LOW_SPACE_BYTES", 1e18)
     assert "make room" in checks.disk(tmp_path).broken[0]
 
-    def refuse(place, size):
+    def refuse(dir):
         raise PermissionError(13, "Permission denied")
 
-    monkeypatch.setattr(checks, "_write_speed", refuse)
+    monkeypatch.setattr(checks.tempfile, "TemporaryFile", refuse)
     assert "Permission denied" in checks.disk(tmp_path).broken[0]
 
 
@@ -90,11 +45,6 @@ def test_versions_are_those_that_are_imported():
     (line,) = checks.versions().lines[:1]
     assert f"jax {jax.__version__}," in line
     assert f"numpy {np.__version__}" in line
-
-
-def test_a_plugin_of_another_jaxlib_is_broken(monkeypatch):
-    monkeypatch.setattr(checks, "_plugins", lambda: {"jax_cuda13_plugin": "0.1"})
-    assert "jaxii[cuda]" in checks.versions().broken[0]
 
 
 def test_an_accelerator_that_jax_does_not_use_is_broken(monkeypatch, tmp_path):
@@ -162,7 +112,7 @@ def small_config():
 def test_a_recipe_is_measured_and_nothing_is_written(quick, tmp_path, capsys):
     command.doctor(small_config(), place=tmp_path)
     said = capsys.readouterr().out
-    for word in ("versions", "devices", "disk", "programs", "input", "step", "limit"):
+    for word in ("versions", "devices", "disk", "input", "step", "limit"):
         assert f"\n{word}" in f"\n{said}", word
     assert said.endswith("all is well\n")
     assert not list(tmp_path.iterdir())
@@ -189,9 +139,7 @@ def test_on_cpus_a_batch_for_accelerators_is_made_small():
 
 
 def test_what_is_broken_ends_it_with_the_cure_in_sight(quick, monkeypatch, capsys):
-    monkeypatch.setattr(
-        checks, "compilation_cache", lambda folder: Finding([], ["x: delete it"])
-    )
+    monkeypatch.setattr(checks, "disk", lambda place: Finding([], ["x: delete it"]))
     monkeypatch.setattr(command, "_speeds", lambda config, what: [])
     with pytest.raises(CheckFailed, match="1 things to mend"):
         command.doctor(None, place=Path("/tmp"))

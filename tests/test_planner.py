@@ -15,7 +15,7 @@ from jaxii.config import Config
 from jaxii.distributed.mesh import make_mesh
 from jaxii.errors import InputError
 from jaxii.planner import plan_text, topology
-from jaxii.planner.compiled import DoesNotFit, Largest
+from jaxii.planner.compiled import DoesNotFit
 from jaxii.planner.topology import CHIPS, GIB
 from jaxii.prepare.kaggle import Layout, prepare
 from jaxii.runs import assembly
@@ -118,7 +118,6 @@ def fake_step(monkeypatch, limit):
             program_bytes=0.0,
             flops=1e12,
             hbm_bytes=1e9,
-            accessed_bytes=2e9,
             collectives=(),
         )
 
@@ -163,11 +162,6 @@ def test_several_topologies_are_a_table_and_refuse_what_does_not_fit(
     assert rows[header + 1].endswith("100.0%")
     with pytest.raises(InputError, match="do not fit v5e:2x4, v5e:4x4"):
         run(small_config(), topology=names, device_batch_size=200)
-
-
-def test_batches_that_were_refused_are_named():
-    found = Largest(device_batch_size=88, total_bytes=GIB, refused=(96,))
-    assert "too large: 96" in plan_text.found(found)[1]
 
 
 @pytest.mark.skipif(not has_tpu_compiler(), reason="libtpu is not installed")

@@ -17,7 +17,6 @@ FIGURES = Figures(
     program_bytes=4.0,
     flops=197e12 * 0.010,
     hbm_bytes=819e9 * 0.030,
-    accessed_bytes=1e15,
     collectives=(Collective(kind="all-reduce", num_bytes=175_000_000),),
 )
 CHIP = CHIPS["v5e"]

@@ -6,9 +6,9 @@ from jaxii.errors import InputError
 from jaxii.storage import at
 
 HELP = """\
-Checks this machine and says what would limit a run: versions, devices, disk, compiled
-programs, the speed of the input pipeline and of a train step. Trains nothing and keeps
-nothing but the step's program; takes seconds.
+Checks this machine and says what would limit a run: versions, devices, disk, the speed
+of the input pipeline and of a train step. Trains nothing and keeps nothing but the
+step's compiled program; takes seconds.
 
   python -m jaxii.main doctor
   python -m jaxii.main doctor --config=mydata/mydata.py

@@ -1,13 +1,9 @@
-"""A stage's train step, compiled for devices that need not exist.
-
-`step_compiler` compiles the step that training runs, `train.step.make_train_step`, on
-shapes instead of arrays. `largest_batch` finds the largest batch that fits in memory.
-"""
+"""Compiles the train step of training for devices that need not exist."""
 
 import math
 import re
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from typing import Any
 
 import jax
@@ -41,7 +37,6 @@ class Figures:
       program_bytes: Instructions.
       flops: Floating-point operations.
       hbm_bytes: Bytes read from and written to the device's memory.
-      accessed_bytes: XLA's "bytes accessed", with transfers within the chip.
       collectives: In program order.
     """
 
@@ -51,12 +46,11 @@ class Figures:
     program_bytes: float
     flops: float
     hbm_bytes: float
-    accessed_bytes: float
     collectives: tuple[Collective, ...]
 
     @property
     def total_bytes(self) -> float:
-        """Memory in use on a device while the step runs."""
+        """Memory of a device while the step runs."""
         return (
             self.argument_bytes
             + self.output_bytes
@@ -114,27 +108,8 @@ def figures_of(lowered: Any, micro_batches: int = 1) -> Figures:
         program_bytes=memory.generated_code_size_in_bytes,
         flops=costs["flops"] * micro_batches,
         hbm_bytes=memory_bytes(module, micro_batches),
-        accessed_bytes=costs["bytes accessed"] * micro_batches,
-        collectives=tuple(
-            replace(c, times=micro_batches if c.in_loop else 1)
-            for c in collectives(module)
-        ),
+        collectives=collectives(module, micro_batches),
     )
-
-
-@dataclass(frozen=True, kw_only=True)
-class Largest:
-    """The largest batch that compiles.
-
-    Attributes:
-      device_batch_size: Images per device.
-      total_bytes: Memory in use on a device during its step.
-      refused: Batch sizes that were compiled and do not fit.
-    """
-
-    device_batch_size: int
-    total_bytes: float
-    refused: tuple[int, ...]
 
 
 def largest_batch(
@@ -143,13 +118,11 @@ def largest_batch(
     start: int,
     hbm_bytes: float,
     micro_batches: int = 1,
-) -> Largest | None:
-    """Returns the largest batch per device that was compiled successfully.
+) -> tuple[int, float] | None:
+    """Returns the largest batch per device that was compiled, and its memory in bytes.
 
     The memory of two batch sizes is extrapolated linearly. The predicted size is
-    compiled; while the compiler refuses, the size shrinks by an eighth. Two small
-    compiles are enough on purpose: close to the limit XLA searches for values to
-    recompute, which takes up to a quarter of an hour.
+    compiled; while the compiler refuses, the size shrinks by an eighth.
 
     Args:
       total_bytes: Compiles a batch size and returns its memory, or None if it does not
@@ -161,18 +134,15 @@ def largest_batch(
     Returns:
       None if one image per micro-batch does not fit.
     """
+    # Only two small sizes are compiled before the jump: close to the limit, XLA
+    # searches for values to recompute, which takes up to a quarter of an hour.
     unit = math.lcm(BATCH_MULTIPLE, micro_batches)
-    refused: list[int] = []
     known: dict[int, float] = {}
 
     def fits(size: int) -> bool:
-        if size not in known and size not in refused:
-            found = total_bytes(size)
-            if found is None:
-                refused.append(size)
-            else:
-                known[size] = found
-        return size in known
+        if size not in known:
+            known[size] = total_bytes(size) or math.inf
+        return known[size] < math.inf
 
     def halved(size: int) -> int:
         return max(size // 2 // micro_batches, 1) * micro_batches
@@ -191,6 +161,4 @@ def largest_batch(
         while size > start and not fits(size):
             size = size * 7 // 8 // unit * unit
         size = max(size, start)
-    return Largest(
-        device_batch_size=size, total_bytes=known[size], refused=tuple(refused)
-    )
+    return size, known[size]

@@ -36,15 +36,7 @@ _CONTROL = ("while", "conditional", "call", "async-start")
 
 @dataclass(frozen=True, kw_only=True)
 class Instruction:
-    """One HLO instruction.
-
-    Attributes:
-      name: Unique in the module.
-      shape: Shape of the result, as written in the text.
-      opcode: For example "fusion".
-      operands: Names of the operand instructions.
-      text: Everything after the opcode.
-    """
+    """One HLO instruction; `text` is everything after the opcode."""
 
     name: str
     shape: str
@@ -62,12 +54,7 @@ class Instruction:
 
 @dataclass(frozen=True, kw_only=True)
 class Module:
-    """An HLO module.
-
-    Attributes:
-      computations: Computation name -> instructions, in execution order.
-      entry: Name of the entry computation.
-    """
+    """An HLO module: instructions by computation, in execution order."""
 
     computations: Mapping[str, tuple[Instruction, ...]]
     entry: str
@@ -75,9 +62,7 @@ class Module:
     def reachable(self, first: Iterable[str], opcodes: Iterable[str] = ()) -> set[str]:
         """Returns `first` and all computations called from it.
 
-        Args:
-          first: Names of computations.
-          opcodes: Calls to follow; empty for all.
+        Only calls by `opcodes` are followed; by all if it is empty.
         """
         seen: set[str] = set()
         left = list(first)
@@ -134,19 +119,22 @@ class Collective:
       kind: One of `KINDS`.
       num_bytes: Size of its result on one device.
       group_size: Number of devices that take part; 0 for all.
-      in_loop: Whether it runs inside a loop.
       times: Number of executions per step.
     """
 
     kind: str
     num_bytes: int
     group_size: int = 0
-    in_loop: bool = False
     times: int = 1
 
 
-def collectives(module: Module) -> tuple[Collective, ...]:
-    """Returns the collectives of a program, in the order of its text."""
+def collectives(module: Module, loop_runs: int = 1) -> tuple[Collective, ...]:
+    """Returns the collectives of a program, in the order of its text.
+
+    Args:
+      module: The program.
+      loop_runs: Number of executions of a loop's body.
+    """
     found = []
     looped = module.looped()
     for name, instructions in module.computations.items():
@@ -165,7 +153,7 @@ def collectives(module: Module) -> tuple[Collective, ...]:
                     kind=kind,
                     num_bytes=sum(num_bytes for num_bytes, _ in _arrays(one.shape)),
                     group_size=len(members.split(",")) if members else int(size),
-                    in_loop=name in looped,
+                    times=loop_runs if name in looped else 1,
                 )
             )
     return tuple(found)
@@ -213,15 +201,11 @@ def _moved_bytes(one: Instruction, shapes: Mapping[str, str]) -> int:
 
 
 def _arrays(shape: str) -> list[tuple[int, bool]]:
-    """Returns (bytes without padding, whether in on-chip memory) of each array.
-
-    Args:
-      shape: Of one array or a tuple of arrays. S(...) in a layout marks on-chip memory,
-        such as a TPU's VMEM.
-    """
+    """Returns (bytes without padding, whether in on-chip memory) of each array."""
     found = []
     for dtype, bits, sides, layout in _ARRAY.findall(shape):
         size = math.prod(int(side) for side in sides.split(",") if side)
         num_bytes = size * (8 if dtype == "pred" else int(bits)) // 8
+        # S(...) marks on-chip memory, such as a TPU's VMEM.
         found.append((num_bytes, "S(" in layout))
     return found

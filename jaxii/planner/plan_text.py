@@ -1,16 +1,14 @@
 """A plan as lines of text."""
 
-from jaxii.planner.compiled import Figures, Largest
+from jaxii.planner.compiled import Figures
 from jaxii.planner.roofline import Roofline, roofline
 from jaxii.planner.topology import GIB, Topology
 
 ASSUMED = (
-    "assumed   arithmetic at the chip's bfloat16 peak and memory traffic at its full "
-    "bandwidth, overlapping;",
-    "          then the collectives: an all-reduce of n bytes over d chips sends "
-    "2 n (d - 1) / d from each chip, on all",
-    "          axes of the slice at once; input is never waited for. This is a bound: "
-    "real runs are slower.",
+    "assumed   peak bfloat16 arithmetic and full memory bandwidth, overlapping; then "
+    "all-reduces of n bytes,",
+    "          2 n (d - 1) / d from each of d chips; no waiting for input. Real runs "
+    "are slower.",
 )
 HEADER = (
     f"{'topology':10} {'chips':>5} {'images/step':>13} {'GiB/chip':>15} "
@@ -32,33 +30,28 @@ def report(
       device_batch_size: Images per device.
       run_images: Images of all stages of the run.
     """
-    gflop = figures.flops / device_batch_size / 1e9
-    megabytes = figures.hbm_bytes / device_batch_size / 1e6
-    accessed = figures.accessed_bytes / device_batch_size / 1e6
     lines = [
         f"memory    {_memory(figures, topology)}",
         f"          arguments {figures.argument_bytes / GIB:.2f}, extra outputs "
         f"{figures.output_bytes / GIB:.2f}, temporaries "
         f"{figures.temporary_bytes / GIB:.2f}, program "
         f"{figures.program_bytes / GIB:.2f}",
-        f"compute   {gflop:.3g} GFLOP per image",
-        f"traffic   {megabytes:.0f} MB per image between a device and its memory "
-        f"({accessed:.0f} MB by XLA's count, with transfers within the chip)",
+        f"work      {figures.flops / device_batch_size / 1e9:.3g} GFLOP and "
+        f"{figures.hbm_bytes / device_batch_size / 1e6:.0f} MB of memory traffic per "
+        "image",
         *(f"network   {line}" for line in _collectives(figures)),
     ]
     bound = roofline(figures, topology)
     if bound is None:
-        return [
-            *lines,
-            f"roofline  none: the peaks of {topology.device_kind} are unknown",
-        ]
+        kind = topology.device_kind
+        return [*lines, f"roofline  none: the peaks of {kind} are unknown"]
     rate = device_batch_size * topology.num_devices / bound.step_seconds
     hours = run_images / rate / 3600
     return [
         *lines,
         f"roofline  {1e3 * bound.step_seconds:.1f} ms per step, {rate:,.0f} images/s, "
         f"{rate / topology.num_devices:,.0f} per chip; bound by {bound.longest}",
-        *_parts(bound, topology),
+        _parts(bound),
         f"the run   {run_images:,} images: {hours:.2f} hours, "
         f"{hours * topology.num_devices:.1f} chip hours, without evaluation",
         *ASSUMED,
@@ -86,18 +79,6 @@ def row(figures: Figures | None, topology: Topology, device_batch_size: int) -> 
     )
 
 
-def found(largest: Largest) -> list[str]:
-    """Returns the largest batch that fits, and the sizes that do not."""
-    lines = [
-        f"largest   {largest.device_batch_size} images per device fit, in "
-        f"{largest.total_bytes / GIB:.2f} GiB (compiled)"
-    ]
-    if largest.refused:
-        refused = ", ".join(str(size) for size in largest.refused)
-        lines.append(f"          compiled and too large: {refused}")
-    return lines
-
-
 def _memory(figures: Figures, topology: Topology) -> str:
     total = f"{figures.total_bytes / GIB:.2f} GiB per device"
     if topology.hbm_bytes is None:
@@ -107,8 +88,6 @@ def _memory(figures: Figures, topology: Topology) -> str:
 
 
 def _collectives(figures: Figures) -> list[str]:
-    if not figures.collectives:
-        return ["no collectives"]
     lines = []
     for kind in dict.fromkeys(c.kind for c in figures.collectives):
         of_kind = [c for c in figures.collectives if c.kind == kind]
@@ -117,17 +96,12 @@ def _collectives(figures: Figures) -> list[str]:
         listed += ", ..." if len(sizes) > MOST_SIZES else ""
         times = sum(c.times for c in of_kind)
         lines.append(f"{times} {kind} per step: {listed} bytes")
-    return lines
+    return lines or ["no collectives"]
 
 
-def _parts(bound: Roofline, topology: Topology) -> list[str]:
-    chip, bandwidth = topology.chip, topology.network_bandwidth
-    if chip is None or bandwidth is None:
-        return []
-    return [
-        f"          arithmetic {1e3 * bound.compute_seconds:.1f} ms at "
-        f"{chip.flops / 1e12:.0f} TFLOP/s, memory traffic "
-        f"{1e3 * bound.memory_seconds:.1f} ms at {chip.hbm_bandwidth / 1e9:,.0f} GB/s, "
-        f"collectives {1e3 * bound.network_seconds:.2f} ms at "
-        f"{bandwidth / 1e9:.0f} GB/s per chip"
-    ]
+def _parts(bound: Roofline) -> str:
+    return (
+        f"          arithmetic {1e3 * bound.compute_seconds:.1f} ms, memory traffic "
+        f"{1e3 * bound.memory_seconds:.1f} ms, collectives "
+        f"{1e3 * bound.network_seconds:.2f} ms"
+    )

@@ -35,8 +35,7 @@ class Chip:
       flops: Peak bfloat16 operations per second.
       hbm_bytes: Memory available to a program.
       hbm_bandwidth: Bytes per second between the chip and its memory.
-      link_bandwidth: Bytes per second in each direction of one link to a neighbor. Each
-        axis has two links.
+      link_bandwidth: Bytes per second in each direction of one of an axis's two links.
       slices: Available shapes.
     """
 
@@ -109,11 +108,7 @@ GPU_FLOPS = {
 
 
 def peak_flops(device_kind: str) -> float | None:
-    """Returns a device's peak bfloat16 operations per second, or None if unknown.
-
-    Args:
-      device_kind: JAX's name for the device.
-    """
+    """Returns peak bfloat16 operations per second of a kind of device, if known."""
     known = {chip.device_kind: chip.flops for chip in CHIPS.values()}
     if device_kind in known:
         return known[device_kind]
@@ -148,10 +143,10 @@ class Topology:
 
     Attributes:
       name: For example "v5e:4x4", or "local".
-      chip: None if its constants are unknown.
+      chip: None if its peaks are unknown.
       sides: Number of devices along each axis of the interconnect.
       mesh: The devices.
-      hbm_bytes: Memory available to a program on a device; None if unknown.
+      hbm_bytes: Memory of a device available to a program; None if unknown.
     """
 
     name: str
@@ -162,7 +157,7 @@ class Topology:
 
     @property
     def num_devices(self) -> int:
-        """The number of devices in the mesh."""
+        """Number of devices in the mesh."""
         return self.mesh.size
 
     @property
@@ -208,12 +203,9 @@ def local() -> Topology:
 
 
 def absent(name: str) -> Topology:
-    """Returns a TPU slice to compile for; no TPU is needed.
+    """Returns a TPU slice such as "v5e:16x16" to compile for; no TPU is needed.
 
     Restricts this process to its CPU and disables the persistent compilation cache.
-
-    Args:
-      name: Chip and sides, for example "v5e:16x16".
 
     Raises:
       InputError: If there is no such slice, or the TPU compiler is not installed.

@@ -1,4 +1,4 @@
-"""`doctor`: what this machine has, whether it works, and what would limit a run."""
+"""`doctor`: checks this machine and measures what would limit a run."""
 
 import os
 import time
@@ -18,36 +18,37 @@ from jaxii.doctor import checks, speed
 from jaxii.errors import CheckFailed
 from jaxii.prepare import recipe as recipes
 from jaxii.runs import assembly
-from jaxii.runs.plan import Facts, batch_shapes, facts_of
+from jaxii.runs.plan import (
+    Facts,
+    batch_shapes,
+    choose_stage,
+    facts_of,
+    plan_stage,
+)
 from jaxii.storage import AnyPath
 from jaxii.train.sharding import state_shardings
 from jaxii.train.step import make_train_step
 
 INPUT_SECONDS, STEP_SECONDS = 1.0, 1.0
-# What is measured where no recipe is given: a data set as many are.
+# The dataset that is assumed without a recipe.
 USUAL = {"num_images": 10_000, "num_labels": 100, "short_side": 256}
-# Images a second a chip at best, ResNet-50 at 224 pixels: the README's plan of a v5e.
-V5E_IMAGES = 4_200
+# Largest batch that is timed on CPUs, as 64 images of 64 pixels.
 CPU_PIXELS = 64 * 64**2
 
 
 def doctor(config: Config | None, *, place: AnyPath) -> None:
-    """Looks at this machine and says what would limit a run.
+    """Prints versions, devices, free space, and the speed of input and step.
 
     Args:
-      config: of the run, with its data where it has been prepared; None for a recipe
-        as `new` would write it.
-      place: where a run would write.
+      config: The run's configuration; None for a recipe as `new` would write it.
+      place: The folder of the run's workdir.
 
     Raises:
-      CheckFailed: something is broken.
+      CheckFailed: If a check fails.
     """
     findings = [checks.versions(), checks.devices()]
     if isinstance(place, Path):
         findings.append(checks.disk(place))
-    # `main` has set it, where nobody else has.
-    cache = os.environ.get("JAX_COMPILATION_CACHE_DIR", "")
-    findings.append(checks.compilation_cache(cache))
     broken = [text for finding in findings for text in finding.broken]
     for line in (line for finding in findings for line in finding.lines):
         say(line)
@@ -65,7 +66,7 @@ def doctor(config: Config | None, *, place: AnyPath) -> None:
 
 
 def _speeds(config: Config, what: str) -> list[str]:
-    """Measures input and step; returns what they are and which of them limits."""
+    """Measures input and step, and returns lines with both and the limit."""
     source, facts, of = _data(config)
     size = config.data.image_size_pixels
     cores = _num_cores()
@@ -84,20 +85,13 @@ def _speeds(config: Config, what: str) -> list[str]:
         f"(first step {compile_seconds:.0f} s)"
     )
     lines.append(_limit(given, taken, jax.default_backend()))
-    if jax.default_backend() == "cpu" and size < 224:
-        data = replace(config.data, image_size_pixels=224)
-        large = _input(replace(config, data=data), source)
-        lines.append(
-            f"          input at 224 pixels: {large:,.0f} images/s; a v5e chip takes "
-            f"up to {V5E_IMAGES:,} with ResNet-50"
-        )
     return lines
 
 
 def _smaller_batch(config: Config) -> Config:
-    """Returns a step for CPUs that is no longer than one of 64 images of 64 pixels.
+    """Returns the configuration with a batch of at most `CPU_PIXELS`.
 
-    That of a recipe for accelerators would take minutes, at as many images a second.
+    A step of a recipe for accelerators would take minutes on a CPU.
     """
     num_devices = jax.device_count()
     most = max(1, CPU_PIXELS // config.data.image_size_pixels**2 // num_devices)
@@ -107,7 +101,7 @@ def _smaller_batch(config: Config) -> Config:
 
 def _limit(given: float, taken: float, platform: str) -> str:
     if platform == "cpu":
-        # Both want the same cores, one after the other.
+        # Both use the same cores, one after the other.
         both = 1 / (1 / given + 1 / taken)
         return (
             f"limit     about {both:,.0f} images/s: input and step share the cores, "
@@ -154,12 +148,12 @@ def _usual_config() -> Config:
 
 
 def _data(config: Config) -> tuple[RandomAccess, Facts, str]:
-    """Returns records to decode, what shapes depend on, and where they come from."""
+    """Returns records to decode, their sizes, and their source as text."""
     is_drawn = config.data.dataset == "toy_regions"
     absent = "no data was given"
     if config.data.directory or is_drawn:
         directory: AnyPath = assembly.data_directory(config)
-        # Opening would draw it, which takes a minute.
+        # Opening a dataset that is not drawn yet would draw it, which takes a minute.
         if (directory / folder.INFO_FILE).exists() if is_drawn else directory.is_dir():
             data = assembly.open_data(config)
             source = data.split("train").source
@@ -177,13 +171,13 @@ def _data(config: Config) -> tuple[RandomAccess, Facts, str]:
 
 
 def _step(config: Config, facts: Facts) -> tuple[float, float]:
-    """Times the step that does most; returns images a second and the first one's."""
-    stages = assembly.stages_of(config, lambda split: facts.num_images)
-    stage = max(stages, key=lambda s: (s.trainable == "all", s.embedding_head))
-    dim = config.label_embedding.dim if stage.embedding_head else 0
-    (plan,) = assembly.make_plans(
-        config, (stage,), num_classes=facts.num_classes, embedding_dim=dim
-    )
+    """Times the largest stage's step.
+
+    Returns:
+      Images per second, and the seconds of the first step, which compiles.
+    """
+    stage = choose_stage(config, facts)
+    planned, vector_shape = plan_stage(config, facts, stage)
     mesh, size = make_mesh(), config.global_batch_size
     rng = np.random.default_rng(0)
     batch = {
@@ -194,17 +188,15 @@ def _step(config: Config, facts: Facts) -> tuple[float, float]:
     batch["label_confidences"][:, :4] = 1.0
     batch["mask"][:] = 1.0
     vectors = None
-    if dim:
-        vectors = jax.device_put(
-            rng.normal(size=(facts.num_classes, dim)).astype(np.float32),
-            replicated(mesh),
-        )
+    if vector_shape is not None:
+        drawn = rng.normal(size=vector_shape.shape).astype(np.float32)
+        vectors = jax.device_put(drawn, replicated(mesh))
     on_devices = jax.device_put(batch, divided(mesh))
-    train_step = make_train_step(plan.settings, mesh)
+    train_step = make_train_step(planned.settings, mesh)
     key = jax.random.key(0)
-    shapes = jax.eval_shape(plan.fresh_state, key)
-    shardings = state_shardings(shapes, mesh, plan.settings.shard_state)
-    state = jax.jit(plan.fresh_state, out_shardings=shardings)(key)
+    shapes = jax.eval_shape(planned.fresh_state, key)
+    shardings = state_shardings(shapes, mesh, planned.settings.shard_state)
+    state = jax.jit(planned.fresh_state, out_shardings=shardings)(key)
     start = time.perf_counter()
     state, metrics = train_step(state, on_devices, vectors)
     jax.block_until_ready(metrics)

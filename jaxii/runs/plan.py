@@ -1,7 +1,4 @@
-"""`plan`: what a configuration's train step takes of devices that need not be there.
-
-Called by `main` with a checked configuration; compiles, prints, and writes nothing.
-"""
+"""`plan`: memory, work and speed of a train step on devices that need not exist."""
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
@@ -20,29 +17,28 @@ from jaxii.planner import topology as topologies
 from jaxii.planner.compiled import (
     DoesNotFit,
     Figures,
-    Largest,
     Shapes,
     largest_batch,
     step_compiler,
 )
-from jaxii.planner.topology import Topology
+from jaxii.planner.topology import GIB, Topology
 from jaxii.runs import assembly
 from jaxii.train.stages import Stage
 from jaxii.train.trainer import StagePlan
 
-# dataset -> classes and training images of the files as they were published.
+# Dataset -> classes and training images of the published files.
 PUBLISHED = {"kaggle": (7178, 1_743_042), "open_images_v4": (7186, 1_743_042)}
 
 
 @dataclass(frozen=True, kw_only=True)
 class Facts:
-    """What shapes and lengths depend on beside the configuration.
+    """Sizes of the data that determine the shapes of a step.
 
     Attributes:
-      num_classes: labels.
-      num_slots: labels that an image carries to the device.
-      num_images: of the training split.
-      source: where these come from, in plan_text.
+      num_classes: Number of labels.
+      num_slots: Labels per image that are sent to the devices.
+      num_images: Number of training images.
+      source: Where the numbers come from, as text.
     """
 
     num_classes: int
@@ -58,18 +54,18 @@ def plan(
     stage: str,
     quick: bool,
 ) -> None:
-    """Compiles the step for each topology and prints what it takes.
+    """Compiles the train step for each topology and prints what it needs.
 
     Args:
-      config: checked.
-      topology: slices of TPUs, or "local".
-      device_batch_size: images a device; 0 for the configuration's batch over the
+      config: The checked configuration.
+      topology: Names of TPU slices, or "local".
+      device_batch_size: Images per device; 0 for the configuration's batch over the
         devices of the first topology.
-      stage: whose step; "" for that which does most.
-      quick: do not look for the largest batch that fits.
+      stage: The stage to compile; "" for the largest.
+      quick: Do not search for the largest batch that fits.
 
     Raises:
-      InputError: what cannot be planned, and a step that does not fit.
+      InputError: If the step does not fit, or an argument is invalid.
     """
     devices = [
         topologies.local() if name == topologies.LOCAL else topologies.absent(name)
@@ -88,15 +84,21 @@ def plan(
             f"{micro_batches} micro-batches; use a multiple of {micro_batches}."
         )
     facts = facts_of(config)
-    steps = [
-        _Step(config=config, facts=facts, topology=one, stage_name=stage)
-        for one in devices
-    ]
-    say(f"step      {steps[0].description()}")
+    chosen = choose_stage(config, facts, stage)
+    head = "with" if chosen.embedding_head else "without"
+    say(
+        f"step      of stage {chosen.name}: {config.model.variant} "
+        f"{config.model.depth} {head} embedding head, "
+        f"{config.data.image_size_pixels} pixels, {config.model.compute_dtype}, "
+        f"BatchNorm statistics: {config.model.batch_norm}, {config.optimizer.name}"
+    )
     say(
         f"data      {facts.num_classes:,} classes, {facts.num_images:,} training "
-        f"images, {facts.num_slots} slots for labels an image: {facts.source}"
+        f"images, up to {facts.num_slots} labels per image: {facts.source}"
     )
+    steps = [
+        _Step(config=config, facts=facts, stage=chosen, topology=one) for one in devices
+    ]
     if len(steps) == 1:
         _report(steps[0], device_batch_size, quick)
     else:
@@ -104,7 +106,7 @@ def plan(
 
 
 def facts_of(config: Config) -> Facts:
-    """Returns what the prepared data says, or else what is known of the published."""
+    """Returns the sizes of the prepared data, or of the published dataset."""
     dataset = config.data.dataset
     if config.data.directory or dataset not in PUBLISHED:
         data = assembly.open_data(config)
@@ -120,14 +122,14 @@ def facts_of(config: Config) -> Facts:
         num_classes=num_classes,
         num_slots=config.data.most_labels,
         num_images=round(num_images * (1 - config.data.validation_fraction)),
-        source="assumed, those of Open Images; --data_dir=DIR reads yours",
+        source="assumed from Open Images; --data_dir=DIR reads yours",
     )
 
 
 def batch_shapes(
     config: Config, facts: Facts, global_batch_size: int
 ) -> dict[str, jax.ShapeDtypeStruct]:
-    """Returns the shapes of a batch that `assembly.train_batches` would yield."""
+    """Returns the shapes of a batch of `assembly.train_batches`."""
     size = config.data.image_size_pixels
     shapes = {
         "images": ((size, size, 3), jnp.uint8),
@@ -142,122 +144,117 @@ def batch_shapes(
     }
 
 
+def choose_stage(config: Config, facts: Facts, name: str = "") -> Stage:
+    """Returns the stage of a name, or the one whose step does most.
+
+    Raises:
+      InputError: If there is no such stage.
+    """
+    stages = {stage.name: stage for stage in _stages(config, facts)}
+    if name and name not in stages:
+        raise InputError(
+            f"--stage={name} is not a stage of this recipe; {nearest(name, stages)}use "
+            f"{', '.join(stages)}."
+        )
+    if name:
+        return stages[name]
+    return max(
+        stages.values(),
+        key=lambda s: (s.trainable == "all", s.embedding_head, len(s.terms)),
+    )
+
+
+def plan_stage(
+    config: Config, facts: Facts, stage: Stage, platform: str | None = None
+) -> tuple[StagePlan, jax.ShapeDtypeStruct | None]:
+    """Returns a stage as training assembles it, and the shape of its label embeddings.
+
+    Args:
+      config: The configuration.
+      facts: Sizes of the data.
+      stage: The stage.
+      platform: The platform to compile for; None for that of this process.
+    """
+    dim = config.label_embedding.dim if stage.embedding_head else 0
+    (plan,) = assembly.make_plans(
+        config,
+        (stage,),
+        num_classes=facts.num_classes,
+        embedding_dim=dim,
+        platform=platform,
+    )
+    shape = jax.ShapeDtypeStruct((facts.num_classes, dim), jnp.float32)
+    return plan, shape if dim else None
+
+
+def _stages(config: Config, facts: Facts) -> tuple[Stage, ...]:
+    return assembly.stages_of(config, lambda split: facts.num_images)
+
+
 @dataclass(kw_only=True)
 class _Step:
-    """A stage's step on a topology."""
+    """A stage's train step on a topology."""
 
     config: Config
     facts: Facts
+    stage: Stage
     topology: Topology
-    stage_name: str
-
-    @cached_property
-    def stages(self) -> tuple[Stage, ...]:
-        return assembly.stages_of(self.config, lambda split: self.facts.num_images)
-
-    @cached_property
-    def stage(self) -> Stage:
-        """The stage of that name, or the one whose step does most."""
-        names = [stage.name for stage in self.stages]
-        if self.stage_name in names:
-            return self.stages[names.index(self.stage_name)]
-        if self.stage_name:
-            raise InputError(
-                f"--stage={self.stage_name} is not a stage of this recipe; "
-                f"{nearest(self.stage_name, names)}use "
-                f"{', '.join(names)}."
-            )
-        return max(
-            self.stages,
-            key=lambda s: (s.trainable == "all", s.embedding_head, len(s.terms)),
-        )
-
-    def description(self) -> str:
-        """Returns what is compiled, in plan_text."""
-        model = self.config.model
-        head = "with" if self.stage.embedding_head else "without"
-        return (
-            f"of stage {self.stage.name}: {model.variant} {model.depth} {head} "
-            f"embedding head, {self.config.data.image_size_pixels} pixels, "
-            f"{model.compute_dtype}, BatchNorm statistics: {model.batch_norm}, "
-            f"{self.config.optimizer.name}"
-        )
-
-    @property
-    def _embedding_dim(self) -> int:
-        return self.config.label_embedding.dim if self.stage.embedding_head else 0
-
-    @cached_property
-    def stage_plan(self) -> StagePlan:
-        """The stage with its parts, as training assembles it."""
-        (plan,) = assembly.make_plans(
-            self.config,
-            (self.stage,),
-            num_classes=self.facts.num_classes,
-            embedding_dim=self._embedding_dim,
-            platform=None if self.topology.name == topologies.LOCAL else "tpu",
-        )
-        return plan
 
     @cached_property
     def _compile(self) -> Callable[[Shapes], Figures]:
-        vectors = None
-        if self._embedding_dim:
-            shape = (self.facts.num_classes, self._embedding_dim)
-            vectors = jax.ShapeDtypeStruct(shape, jnp.float32)
-        return step_compiler(self.stage_plan, self.topology.mesh, vectors)
+        platform = None if self.topology.name == topologies.LOCAL else "tpu"
+        planned, vectors = plan_stage(self.config, self.facts, self.stage, platform)
+        return step_compiler(planned, self.topology.mesh, vectors)
 
     def figures(self, device_batch_size: int) -> Figures:
-        """Compiles the step for so many images a device; raises `DoesNotFit`."""
+        """Compiles the step for a batch size per device; raises `DoesNotFit`."""
         size = device_batch_size * self.topology.num_devices
         return self._compile(batch_shapes(self.config, self.facts, size))
 
-    def largest(self, start: int, known: Figures | None) -> Largest | None:
-        """Looks for the largest batch, from one that may be known to fit."""
-        if self.topology.hbm_bytes is None:
-            return None
-        totals = {} if known is None else {start: known.total_bytes}
-
-        def total_bytes(size: int) -> float | None:
-            if size in totals:
-                return totals[size]
-            try:
-                return self.figures(size).total_bytes
-            except DoesNotFit:
-                return None
-
-        return largest_batch(
-            total_bytes,
-            start=start,
-            hbm_bytes=self.topology.hbm_bytes,
-            micro_batches=self.config.micro_batches,
-        )
-
 
 def _report(step: _Step, device_batch_size: int, quick: bool) -> None:
-    topology, micro_batches = step.topology, step.config.micro_batches
+    topology, config = step.topology, step.config
     say(
         f"devices   {topology.name}: {topology.num_devices} x {topology.device_kind}; "
         f"{device_batch_size} images each, "
         f"{device_batch_size * topology.num_devices:,} a step"
     )
+    figures, known = None, {}
     try:
         figures = step.figures(device_batch_size)
     except DoesNotFit as error:
-        figures, start = None, device_batch_size // 2 // micro_batches * micro_batches
+        known[device_batch_size] = None
         say(f"memory    does not fit: {error}")
     else:
-        start = device_batch_size
-        num_steps = sum(stage.num_steps for stage in step.stages)
-        images = num_steps * step.config.global_batch_size
+        known[device_batch_size] = figures.total_bytes
+        num_steps = sum(s.num_steps for s in _stages(config, step.facts))
+        images = num_steps * config.global_batch_size
         for line in plan_text.report(figures, topology, device_batch_size, images):
             say(line)
-    largest = None if quick or not start else step.largest(start, figures)
+
+    def total_bytes(size: int) -> float | None:
+        if size in known:
+            return known[size]
+        try:
+            return step.figures(size).total_bytes
+        except DoesNotFit:
+            return None
+
+    largest = None
+    if not quick and topology.hbm_bytes is not None:
+        largest = largest_batch(
+            total_bytes,
+            start=device_batch_size,
+            hbm_bytes=topology.hbm_bytes,
+            micro_batches=config.micro_batches,
+        )
     if largest is not None:
-        for line in plan_text.found(largest):
-            say(line)
+        say(
+            f"largest   {largest[0]} images per device fit, in "
+            f"{largest[1] / GIB:.2f} GiB (compiled)"
+        )
     if figures is None:
-        fits = largest.device_batch_size if largest is not None else "less"
+        fits = "less" if largest is None else largest[0]
         raise _refusal(device_batch_size, topology.name, fits)
 
 
