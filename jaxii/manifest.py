@@ -1,9 +1,7 @@
-"""Manifests: JSON files that list the files of a folder with their sizes and hashes.
+"""Manifests: JSON files that list the files of a folder with sizes and XXH3 hashes.
 
-A manifest is written after its files are complete and checked before they are used. It
-detects damaged, missing, stale and mixed-up files. Hashes are XXH3, 128 bits; a
-manifest also holds its own. It is not a signature: whoever can write the files can
-write their manifest.
+A manifest also holds its own hash. It is not a signature: whoever can write the files
+can write their manifest.
 """
 
 import json
@@ -51,12 +49,8 @@ class Manifest:
     def load(cls, path: AnyPath, *, fix: str) -> "Manifest":
         """Reads a manifest.
 
-        Args:
-          path: The file.
-          fix: What to do if it is missing or damaged, for the error.
-
         Raises:
-          InputError: If the manifest is missing or was changed.
+          InputError: If the manifest is missing or was changed; it ends with `fix`.
         """
         try:
             stored = json.loads(path.read_bytes())
@@ -69,10 +63,10 @@ class Manifest:
                 f"{path} cannot be read ({error.strerror or error}); {fix}."
             ) from error
         except (
-            ValueError,
             KeyError,
             TypeError,
             AttributeError,
+            ValueError,
             RecursionError,
         ) as error:
             raise InputError(f"{path} is damaged: not a manifest; {fix}.") from error
@@ -99,10 +93,10 @@ class Manifest:
         Args:
           folder: Folder of the files.
           by: The path of the manifest, for the error.
-          fix: What to do about a file that differs, for the error.
-          names: Names of the files to check; None for all.
-          verify: Whether to read and hash every byte.
-          hashed: Names of larger files to hash.
+          fix: The fix, for the error.
+          names: Files to check; None for all.
+          verify: Whether to hash all files.
+          hashed: Larger files to hash.
           on_progress: Called with (files hashed, files to hash).
 
         Raises:
@@ -131,11 +125,7 @@ class Manifest:
 
 
 class Digest:
-    """Size and hash of a file that grows, updated as it does.
-
-    Args:
-      path: A file to start from; None for an empty one.
-    """
+    """Size and hash of a file that grows; starts from a file, or empty for None."""
 
     def __init__(self, path: AnyPath | None = None):
         self._digest, self._size = xxhash.xxh3_128(), 0
@@ -153,13 +143,7 @@ class Digest:
 
 
 def describe(path: AnyPath, first_bytes: int | None = None) -> File:
-    """Returns size and hash of a file, or of its first bytes.
-
-    Cost: one read, at several GB/s if the file is in the page cache.
-
-    Raises:
-      OSError: If the file cannot be read.
-    """
+    """Returns size and hash of a file, or of its first bytes. Cost: one read."""
     digest, size = xxhash.xxh3_128(), 0
     # The buffer stays in the processor's cache between reading and hashing.
     buffer = memoryview(bytearray(_CHUNK_BYTES))
@@ -175,11 +159,7 @@ def describe(path: AnyPath, first_bytes: int | None = None) -> File:
 
 
 def describe_all(folder: AnyPath, names: Iterable[str]) -> dict[str, File]:
-    """Returns name -> size and hash of files below a folder; reads several at a time.
-
-    Raises:
-      OSError: If a file cannot be read.
-    """
+    """Returns name -> size and hash of files below a folder; reads in parallel."""
     listed = list(names)
     with ThreadPoolExecutor(_THREADS) as pool:
         found = pool.map(lambda name: describe(folder / name), listed)

@@ -1,8 +1,4 @@
-"""Paths on disks and in buckets, and atomic writes to both.
-
-A local file is written under a temporary name and renamed. An object in a bucket (gs://,
-through etils.epath and the extra `gcs`) appears when its upload is complete.
-"""
+"""Paths on disks and in buckets (gs://, with the extra `gcs`), and atomic writes."""
 
 import contextlib
 import fcntl
@@ -13,7 +9,7 @@ import tempfile
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import IO, Any
+from typing import Any
 
 import fsspec
 from etils import epath
@@ -24,11 +20,7 @@ AnyPath = Path | epath.Path
 
 
 def user_cache() -> Path:
-    """Returns jaxii's folder in the user's cache; it need not exist.
-
-    Raises:
-      RuntimeError: If the user has no home directory.
-    """
+    """Returns jaxii's folder in the user's cache; it need not exist."""
     named = os.environ.get("XDG_CACHE_HOME", "")
     # The XDG specification ignores relative paths.
     root = Path(named) if Path(named).is_absolute() else Path.home() / ".cache"
@@ -36,11 +28,7 @@ def user_cache() -> Path:
 
 
 def at(path: str | os.PathLike[str]) -> AnyPath:
-    """Returns a local path, or a path in a bucket for gs://.
-
-    Raises:
-      InputError: If the path is gs:// and gcsfs is not installed.
-    """
+    """Returns a local path, or for gs:// a path in a bucket, which needs gcsfs."""
     text = os.fspath(path)
     if "://" not in text:
         return Path(path)
@@ -105,28 +93,20 @@ def write_beside(
     """
     if isinstance(path, Path):
         path.parent.mkdir(parents=True, exist_ok=True)
-    with local_draft(path) as draft, _opened(draft, binary) as file:
+    mode, encoding, newline = ("wb", None, None) if binary else ("w", "utf-8", "")
+    with (
+        local_draft(path) as draft,
+        draft.open(mode, encoding=encoding, newline=newline) as file,
+    ):
         write(file)
 
 
-def _opened(path: Path, binary: bool) -> IO[Any]:
-    if binary:
-        return path.open("wb")
-    return path.open("w", newline="", encoding="utf-8")
-
-
 class Mirror:
-    """A folder for files that grow; objects in a bucket cannot be appended to.
+    """A local folder, `path`, for files that grow.
 
-    On a disk it is the folder itself. For a bucket it is a temporary local folder,
-    whose changed files are uploaded at each `push`; later writes are lost if the
-    process dies.
-
-    Args:
-      home: The folder. It is created on a disk.
-
-    Attributes:
-      path: The local folder to write to.
+    On a disk it is `home` itself, which is created. For a bucket, whose objects cannot
+    be appended to, it is a temporary folder whose changed files are uploaded at each
+    `push`; later writes are lost if the process dies.
     """
 
     def __init__(self, home: AnyPath):
@@ -187,10 +167,7 @@ def write_json(path: AnyPath, value: Any) -> None:
 
 @contextmanager
 def local_draft(path: AnyPath) -> Iterator[Path]:
-    """Yields the path of a local file that becomes `path` when the block succeeds.
-
-    For writers that take neither open files nor paths in buckets.
-    """
+    """Yields the path of a local file that becomes `path` when the block succeeds."""
     if isinstance(path, Path):
         part = path.with_name(f".{path.name}.{os.getpid()}.part")
         try:

@@ -1,4 +1,4 @@
-"""What a person does with a report, in a browser: sort, search, change the theme.
+"""What a person does with a report, in a browser: sort, search, pick a label.
 
 For `tests/test_report_in_browser.py` and `tests.benchmarks.report_in_browser`, which
 need Playwright and axe (`pip install playwright axe-playwright-python`) and a Chromium.
@@ -56,7 +56,6 @@ def visit(opened, path: Path) -> Found:
     _listen(page, path, found.noise)
     started = time.perf_counter()
     page.goto(path.as_uri())
-    page.wait_for_selector(".theme:not([hidden])")
     if page.query_selector(".explorer"):
         page.wait_for_selector(".explorer tbody tr")
     found.seconds = time.perf_counter() - started
@@ -110,10 +109,10 @@ def _theme(page: Page):
         return page.evaluate("getComputedStyle(document.body).backgroundColor")
 
     before = paper()
-    page.click(".theme")
-    yield "the theme changes", paper() != before
-    page.click(".theme")
-    yield "the theme changes back", paper() == before
+    page.emulate_media(color_scheme="dark")
+    yield "the theme follows the system", paper() != before
+    page.emulate_media(color_scheme="light")
+    yield "the theme follows it back", paper() == before
 
 
 def _column(page: Page, number: int) -> list[float]:
@@ -233,7 +232,8 @@ def _without_script(opened, path: Path):
 
 
 def _audit(page: Page, found: Found) -> None:
-    for _ in range(2):
+    for scheme in ("light", "dark"):
+        page.emulate_media(color_scheme=scheme)
         result = Axe().run(page)
         for violation in result.response["violations"]:
             impact, nodes = violation["impact"], violation["nodes"]
@@ -244,4 +244,3 @@ def _audit(page: Page, found: Found) -> None:
                     f"{violation['id']} x {len(nodes)}: {first['html'][:160]} "
                     f"{first['failureSummary'][:200]}"
                 )
-        page.click(".theme")

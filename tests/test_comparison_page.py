@@ -52,7 +52,7 @@ def test_the_page_is_whole_and_fetches_nothing(runs):
     assert set(re.findall(r"url\(#([^)]*)\)", page)) <= set(read.ids)
     assert all(url.startswith(("#", "data:")) for url in read.urls)
     assert not read.tags & {"iframe", "img", "object", "form"}
-    assert page.count("<svg") == page.count('role="img" aria-label="') == 3
+    assert page.count("<svg") == page.count('role="img" aria-label="') == 2
     assert page.count("<table") == page.count("<caption>") == 2
 
 
@@ -90,14 +90,6 @@ def test_numbers_of_runs_in_one_place_do_not_lie_on_one_another(tmp_path):
         re.search(r'transform="[^"]*"|x="[^"]*" y="[^"]*"', m[0])[0] for m in found
     }
     assert len(places) == 5
-
-
-def test_only_runs_that_measured_training_images_show_a_gap(runs):
-    entries = compared(*runs).entries
-    drawn = comparison_page.gaps(entries)
-    assert "2. gap" in drawn
-    assert "base" not in drawn
-    assert comparison_page.gaps(entries[:1]) == ""
 
 
 def test_what_cannot_be_drawn_makes_no_figure(tmp_path):

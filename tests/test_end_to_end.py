@@ -328,7 +328,7 @@ def test_compare_puts_runs_in_one_table(folder, undisturbed):
     output = run("compare", str(workdir), str(workdir), f"--output={page}")
     assert "clean" in output
     assert "F2 train" in output
-    assert "Overfitting by step" in page.read_text()
+    assert "Mean F2 by run" in page.read_text()
     table = run("compare", str(workdir), "--markdown")
     assert table.startswith("| run | ")
 

@@ -24,13 +24,10 @@ _CHANNELS_FIRST, _CHANNELS_LAST, _KERNEL = (0, 3, 1, 2), (0, 2, 3, 1), (3, 2, 0,
 
 
 class Value(NamedTuple):
-    """A constant or a tensor of the graph.
+    """A constant, or the name of a tensor.
 
-    Attributes:
-      held: The constant, or the tensor's name.
-      shape: Shape before broadcasting. In the program an axis of 1 may have been
-        broadcast; ONNX's elementwise operations broadcast by themselves. The batch axis
-        is not an `int`.
+    The shape is that before broadcasting, because ONNX's elementwise operations
+    broadcast by themselves. The batch axis is not an `int`.
     """
 
     held: np.ndarray | str
@@ -88,16 +85,12 @@ def _elementwise(op: str) -> Rule:
         rank = len(eqn.outvars[0].aval.shape)
         shapes = [(1,) * (rank - len(x.shape)) + x.shape for x in inputs]
         shape = tuple(
-            next((n for n in sides if not _is_one(n)), 1)
+            next((n for n in sides if not isinstance(n, int) or n > 1), 1)
             for sides in zip(*shapes, strict=True)
         )
         return Value(graph.add(op, *inputs), shape)
 
     return rule
-
-
-def _is_one(side: Any) -> bool:
-    return isinstance(side, int) and side == 1
 
 
 def _cast(graph: Graph, eqn: Any, x: Value) -> Value:
@@ -236,11 +229,7 @@ RULES: dict[str, Rule] = {
 
 
 def packages() -> tuple[Any, Any]:
-    """Returns the modules onnx and onnxruntime.
-
-    Raises:
-      InputError: If one is not installed.
-    """
+    """Returns the modules onnx and onnxruntime, or raises `InputError`."""
     try:
         import onnx  # pyright: ignore[reportMissingImports]
         import onnxruntime  # pyright: ignore[reportMissingImports]
@@ -255,8 +244,7 @@ def to_onnx(program: ClosedJaxpr, metadata: dict[str, str]) -> bytes:
     """Returns a serialized ONNX model that maps images to probabilities.
 
     Args:
-      program: Traced program with one input [batch, height, width, 3] and one output
-        [batch, class]; the batch is symbolic.
+      program: Maps [batch, height, width, 3] to [batch, class], with symbolic batch.
       metadata: Metadata entries of the model.
 
     Raises:

@@ -1,7 +1,4 @@
-"""Writes a checkpoint as StableHLO (for JAX) and ONNX programs.
-
-Written programs are read back and compared with the probabilities of the checkpoint.
-"""
+"""Writes a checkpoint as StableHLO (for JAX) and ONNX programs, and checks them."""
 
 import csv
 import zipfile
@@ -23,7 +20,6 @@ from jaxii.errors import InputError
 from jaxii.evaluation.evaluator import gather
 from jaxii.evaluation.predictor import Batches, Model, Predict
 from jaxii.export.onnx_graph import INPUT, OPSET, OUTPUT, packages, to_onnx
-from jaxii.storage import write_beside
 
 PROGRAM, ONNX, LABELS, LOADER = "model.stablehlo", "model.onnx", "labels.csv", "load.py"
 RUNTIME = "flatbuffers.zip"
@@ -44,13 +40,7 @@ Program = Callable[[Images], Probs]
 def checkpoint_predictions(
     predict: Predict, batches: Batches, mesh: jax.sharding.Mesh
 ) -> tuple[Images, Probs]:
-    """Returns images and their probabilities as evaluation computes them.
-
-    Args:
-      predict: Predicts with the checkpoint.
-      batches: Batches of `eval_batches`; padding is removed.
-      mesh: The devices.
-    """
+    """Returns images without padding, and their probabilities as in evaluation."""
     images, probs = [], []
     for batch in batches:
         sent = to_devices({"images": batch["images"]}, divided(mesh))
@@ -61,10 +51,7 @@ def checkpoint_predictions(
 
 
 def stablehlo(model: Model, size_pixels: int) -> bytes:
-    """Returns a serialized `jax.export` program for images of `size_pixels`.
-
-    The program contains the parameters and takes batches of any size.
-    """
+    """Returns a serialized `jax.export` program, for batches of any size."""
     exported = jax.export.export(jax.jit(_forward(model)), platforms=PLATFORMS)
     with jax.default_matmul_precision(PRECISION), _without_paths():
         return bytes(exported(_any_batch(size_pixels)).serialize())
@@ -93,7 +80,7 @@ def read_onnx(path: Path) -> Program:
 def largest_difference(run: Program, images: Images, probs: Probs) -> float:
     """Returns the largest difference of a program's probabilities from `probs`.
 
-    Batches of each of `BATCH_SIZES` and of all images are compared; at least one image.
+    Several batch sizes are compared. There must be at least one image.
     """
     sizes = [min(size, len(images)) for size in BATCH_SIZES] + [len(images)]
     found = [np.abs(run(images[:size]) - probs[:size]).max() for size in sizes]
@@ -113,7 +100,7 @@ def write_programs(
 
     Args:
       folder: Existing folder.
-      model: The checkpoint's model and parameters.
+      model: The checkpoint's model.
       images: Images to compare on, at least 1.
       probs: The checkpoint's probabilities of the images.
       onnx_metadata: Metadata of the ONNX model; None for no ONNX model.
@@ -149,33 +136,16 @@ def write_programs(
 def write_labels(
     path: Path, vocabulary: Vocabulary, decoders: Decoders, name: str
 ) -> None:
-    """Writes one CSV row per label: its threshold, if any, and calibration.
-
-    Args:
-      path: The file.
-      vocabulary: Codes and names of the labels.
-      decoders: Fitted decoders.
-      name: The decoder in use.
-    """
+    """Writes one CSV row per label: calibration, and the decoder's threshold."""
     thresholds = thresholds_of(decoders, name, len(vocabulary))
     slopes, intercepts = decoders.calibration
-    columns = (
-        vocabulary.codes,
-        vocabulary.descriptions,
-        thresholds,
-        slopes,
-        intercepts,
-    )
-
-    def rows(file):
+    codes, texts = vocabulary.codes, vocabulary.descriptions
+    rows = zip(codes, texts, thresholds, slopes, intercepts, strict=True)
+    with path.open("w", newline="", encoding="utf-8") as file:
         writer = csv.writer(file, lineterminator="\n")
         writer.writerow(("index", "code", "name", "threshold", "slope", "intercept"))
-        writer.writerows(
-            (i, code, text, *map(str, numbers))
-            for i, (code, text, *numbers) in enumerate(zip(*columns, strict=True))
-        )
-
-    write_beside(path, rows)
+        for i, (code, text, *numbers) in enumerate(rows):
+            writer.writerow((i, code, text, *map(str, numbers)))
 
 
 def thresholds_of(decoders: Decoders, name: str, num_classes: int) -> Iterable[Any]:

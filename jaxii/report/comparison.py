@@ -1,11 +1,8 @@
-"""A table of runs: how their configurations differ, and their figures.
-
-Runs keep the order they were given in; sorting by the test figure would select on it.
-"""
+"""A table of runs: how their configurations differ, and their figures."""
 
 import re
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 from rich import box
@@ -34,8 +31,8 @@ from jaxii.report.run_files import (
 
 # With more differing fields than this, each row lists only its own changes.
 MAX_FIELD_COLUMNS = 4
-# Columns of words among the figures.
-TEXT_COLUMNS = ("worst slice", "provenance")
+# Kinds of the columns that hold no figure.
+KINDS = {"worst slice": "words", "provenance": "badge"}
 
 
 @dataclass(frozen=True)
@@ -45,22 +42,24 @@ class Comparison:
     Attributes:
         entries: The runs of each row.
         columns: The headings; the first is `run`.
+        kinds: "name", "setting", "figure", "words" or "badge", by column.
         rows: One per entry, as long as `columns`.
-        num_text_columns: Number of leading columns that hold no figure.
         notes: Sentences that explain the figures.
     """
 
     entries: tuple[Entry, ...]
     columns: tuple[str, ...]
+    kinds: tuple[str, ...]
     rows: tuple[tuple[str, ...], ...]
-    num_text_columns: int
     notes: tuple[str, ...]
 
 
 def build_comparison(
     runs: Sequence[EvaluatedRun], *, each: bool = False, ignored: Sequence[str] = ()
 ) -> Comparison:
-    """Returns the comparison of runs.
+    """Returns the comparison of runs, in their order.
+
+    Sorting by the test figure would select on it.
 
     Args:
         runs: At least one.
@@ -84,8 +83,12 @@ def build_comparison(
     return Comparison(
         entries=tuple(entries),
         columns=("run", *settings[0], *headings),
+        kinds=(
+            "name",
+            *["setting"] * len(settings[0]),
+            *(KINDS.get(h, "figure") for h in headings),
+        ),
         rows=rows,
-        num_text_columns=1 + len(settings[0]),
         notes=tuple(_notes(entries)),
     )
 
@@ -99,15 +102,11 @@ def f2(entry: Entry, split: str) -> Estimate | None:
             hold-out runs. `train` is the training images measured beside validation,
             at their own best threshold.
     """
-    return estimate([_f2(run, split) for run in entry.runs])
-
-
-def f2_error(entry: Entry, split: str) -> float | None:
-    """Returns the standard error of a split's mean F2 over its images."""
-    found = estimate(
+    found = estimate([_f2(run, split) for run in entry.runs])
+    error = estimate(
         [standard_error(run.metrics["splits"].get(split) or {}) for run in entry.runs]
     )
-    return None if found is None else found.mean
+    return replace(found, error=error.mean) if found and error else found
 
 
 def splits_of(entries: Sequence[Entry]) -> list[str]:
@@ -234,9 +233,14 @@ def _notes(entries: Sequence[Entry]) -> list[str]:
     notes = [f"Worst slice, mAP and coverage are on {which}."]
     if any(len(entry.runs) > 1 for entry in entries):
         notes.append("± is the sample standard deviation over seeds.")
+    errors = {
+        split: largest
+        for split in splits_of(entries)
+        if (largest := max(e.error for x in entries if (e := f2(x, split))))
+    }
     by_split = {
         "Mean F2 of the best constant prediction:": floors(entries),
-        "Standard error of a mean F2 over its images, at most:": _errors(entries),
+        "Standard error of a mean F2 over its images, at most:": errors,
     }
     for what, values in by_split.items():
         listed = [f"{plain(n)} {value:.4f}" for n, value in values.items()]
@@ -259,25 +263,13 @@ def _notes(entries: Sequence[Entry]) -> list[str]:
     return notes
 
 
-def _errors(entries: Sequence[Entry]) -> dict[str, float]:
-    """Returns split -> the largest standard error of the rows."""
-    found = {}
-    for split in splits_of(entries):
-        errors = [e for entry in entries if (e := f2_error(entry, split)) is not None]
-        if errors:
-            found[split] = max(errors)
-    return found
-
-
 def as_table(comparison: Comparison) -> Table:
     """Returns the comparison as a rich table."""
     table = Table(box=box.SIMPLE_HEAD, caption_justify="left")
     table.caption = Text("\n".join(comparison.notes))
-    for position, column in enumerate(comparison.columns):
-        is_text = is_text_column(comparison, position)
-        table.add_column(
-            Text(column), justify="left" if is_text else "right", overflow="fold"
-        )
+    for column, kind in zip(comparison.columns, comparison.kinds, strict=True):
+        side = "right" if kind == "figure" else "left"
+        table.add_column(Text(column), justify=side, overflow="fold")
     for row in comparison.rows:
         cells = [Text(cell) for cell in row]
         badge = cells[comparison.columns.index("provenance")]
@@ -297,10 +289,7 @@ def print_table(table: Table) -> None:
 
 def as_markdown(comparison: Comparison) -> str:
     """Returns the comparison as a GitHub Markdown table, followed by the notes."""
-    rules = [
-        "---" if is_text_column(comparison, i) else "---:"
-        for i in range(len(comparison.columns))
-    ]
+    rules = ["---:" if kind == "figure" else "---" for kind in comparison.kinds]
     rows = [
         [_escape(column) for column in comparison.columns],
         rules,
@@ -308,12 +297,6 @@ def as_markdown(comparison: Comparison) -> str:
     ]
     lines = [f"| {' | '.join(row)} |" for row in rows]
     return "\n".join([*lines, "", " ".join(map(_escape, comparison.notes))])
-
-
-def is_text_column(comparison: Comparison, position: int) -> bool:
-    """Returns whether a column holds words rather than figures."""
-    is_setting = position < comparison.num_text_columns
-    return is_setting or comparison.columns[position] in TEXT_COLUMNS
 
 
 def _escape(text: str) -> str:

@@ -15,27 +15,23 @@ from jaxii.report import label_table
 from jaxii.report.comparison import (
     Comparison,
     f2,
-    f2_error,
     floors,
-    is_text_column,
     splits_of,
 )
-from jaxii.report.entries import Entry, estimate
+from jaxii.report.entries import Entry, Estimate, estimate
 from jaxii.report.figures import (
     INK,
     MUTED,
     SERIES,
     STYLE,
     WIDTH_INCHES,
-    curve,
     legend,
-    panels,
     to_svg,
 )
 from jaxii.report.formatting import ABSENT, interval, number, plain, short_name
 from jaxii.report.label_table import Column
 from jaxii.report.page import templates
-from jaxii.report.run_files import last_rows, split_names
+from jaxii.report.run_files import split_names
 
 SECTIONS = (
     ("runs", "Mean F2 by run", "dots"),
@@ -43,11 +39,8 @@ SECTIONS = (
     ("figures", "All figures", "rows"),
     ("slices", "Slices", "slices"),
     ("labels", "Labels", "labels"),
-    ("gaps", "Overfitting by step", "gaps"),
 )
 MAX_ROW_NAME = 34
-# Colors cannot distinguish more curves than this.
-MAX_CURVES = 8
 # The test is what runs are judged by: it has the first color and the filled dot.
 MARKS: Mapping[str, dict[str, Any]] = {
     "train": {"marker": "|", "color": MUTED},
@@ -66,7 +59,6 @@ def render_comparison(comparison: Comparison) -> str:
         "rows": comparison.rows,
         "dots": Markup(dots(entries, constant)),
         "shift": Markup(shift(entries)),
-        "gaps": Markup(gaps(entries)),
         "slices": slices(entries),
         "labels": labels(entries),
     }
@@ -76,21 +68,13 @@ def render_comparison(comparison: Comparison) -> str:
         sections=[(id, title) for id, title, key in SECTIONS if content[key]],
         has_seeds=any(len(entry.runs) > 1 for entry in entries),
         columns=[
-            {"name": name, "kind": _kind(comparison, i)}
-            for i, name in enumerate(comparison.columns)
+            {"name": name, "kind": kind}
+            for name, kind in zip(comparison.columns, comparison.kinds, strict=True)
         ],
         notes=comparison.notes,
         labels_split=last_split(entries),
         **content,
     )
-
-
-def _kind(comparison: Comparison, position: int) -> str:
-    if comparison.columns[position] == "provenance":
-        return "badge"
-    if position == 0 or not is_text_column(comparison, position):
-        return "name" if position == 0 else "figure"
-    return "setting" if position < comparison.num_text_columns else "words"
 
 
 def dots(entries: Sequence[Entry], constant: Mapping[str, float]) -> str:
@@ -135,17 +119,17 @@ def dots(entries: Sequence[Entry], constant: Mapping[str, float]) -> str:
 def _plot_split(area: Axes, entries: Sequence[Entry], split: str) -> None:
     for clean in (True, False):
         shown = [
-            (row, found, f2_error(entry, split))
+            (row, found)
             for row, entry in enumerate(entries)
             if (found := f2(entry, split)) is not None
             and (entry.clean or split != "test") == clean
         ]
         if not shown:
             continue
-        rows = [row for row, _, _ in shown]
-        means = [found.mean for _, found, _ in shown]
-        deviations = [found.deviation or 0.0 for _, found, _ in shown]
-        errors = [error or 0.0 for _, _, error in shown]
+        rows = [row for row, _ in shown]
+        means = [found.mean for _, found in shown]
+        deviations = [found.deviation or 0.0 for _, found in shown]
+        errors = [found.error for _, found in shown]
         mark = _mark(split) if clean else UNCLEAN
         label = plain(split) if clean else f"{plain(split)}, run not clean"
         style = {"fmt": "none", "ecolor": mark["color"]}
@@ -158,9 +142,9 @@ def _plot_split(area: Axes, entries: Sequence[Entry], split: str) -> None:
 def shift(entries: Sequence[Entry]) -> str:
     """Draws test F2 against validation F2, with the number of each row; "" if none."""
     shown = [
-        (number, entry)
-        for number, entry in enumerate(entries, 1)
-        if f2(entry, "validation") and f2(entry, "test")
+        (row, x, y, entry.clean)
+        for row, entry in enumerate(entries, 1)
+        if (x := f2(entry, "validation")) and (y := f2(entry, "test"))
     ]
     if not shown:
         return ""
@@ -168,47 +152,33 @@ def shift(entries: Sequence[Entry]) -> str:
         figure = Figure(figsize=(WIDTH_INCHES, 4.6), layout="constrained")
         area = figure.subplots()
         for clean in (True, False):
-            part = [entry for _, entry in shown if entry.clean == clean]
-            if part:
-                _plot_shift(area, part, MARKS["test"] if clean else UNCLEAN, clean)
+            points = [(x, y) for _, x, y, is_clean in shown if is_clean == clean]
+            if points:
+                x, y = zip(*points, strict=True)
+                _plot_runs(area, x, y, MARKS["test"] if clean else UNCLEAN)
         _draw_equality(area)
         area.set(xlabel="mean F2, validation", ylabel="mean F2, test")
         legend(area)
-        numbers, numbered = zip(*shown, strict=True)
-        _number(figure, area, numbers, numbered)
+        places = np.array([(x.mean, y.mean) for _, x, y, _ in shown])
+        _number(figure, area, [row for row, *_ in shown], places)
         return to_svg(figure, "shift", "Mean F2 on test against validation, by run.")
 
 
-def _plot_shift(
-    area: Axes, entries: Sequence[Entry], mark: Mapping[str, Any], clean: bool
+def _plot_runs(
+    area: Axes, x: Sequence[Estimate], y: Sequence[Estimate], mark: Mapping[str, Any]
 ) -> None:
-    x, y = _means(entries)
-    for width, alpha, spread in ((0.7, 0.7, _errors), (3.0, 0.45, _deviations)):
-        across, up = (spread(entries, split) for split in ("validation", "test"))
-        style = {"fmt": "none", "ecolor": mark["color"], "alpha": alpha}
-        area.errorbar(x, y, xerr=across, yerr=up, elinewidth=width, **style)
-    label = "run" if clean else "run, not clean"
-    area.plot(x, y, linestyle="none", markersize=6, label=label, **mark)
-
-
-def _means(entries: Sequence[Entry]) -> Float64[np.ndarray, "two row"]:
-    found = [
-        [f2(entry, split) for entry in entries] for split in ("validation", "test")
-    ]
-    return np.array([[e.mean if e else np.nan for e in row] for row in found])
-
-
-def _errors(entries: Sequence[Entry], split: str) -> list[float]:
-    return [f2_error(entry, split) or 0.0 for entry in entries]
-
-
-def _deviations(entries: Sequence[Entry], split: str) -> list[float]:
-    found = [f2(entry, split) for entry in entries]
-    return [(e.deviation or 0.0) if e else 0.0 for e in found]
+    means = [e.mean for e in x], [e.mean for e in y]
+    errors = [e.error for e in y], [e.error for e in x]
+    deviations = [e.deviation or 0.0 for e in y], [e.deviation or 0.0 for e in x]
+    style = {"fmt": "none", "ecolor": mark["color"]}
+    area.errorbar(*means, *errors, elinewidth=0.7, alpha=0.7, **style)
+    area.errorbar(*means, *deviations, elinewidth=3.0, alpha=0.45, **style)
+    label = "run, not clean" if mark is UNCLEAN else "run"
+    area.plot(*means, linestyle="none", markersize=6, label=label, **mark)
 
 
 def _draw_equality(area: Axes) -> None:
-    """Draws the line where test equals validation, inside the current limits."""
+    """Draws the line where test equals validation within the limits of the axes."""
     limits = area.get_xlim(), area.get_ylim()
     low, high = max(low for low, _ in limits), min(high for _, high in limits)
     if low < high:
@@ -218,11 +188,13 @@ def _draw_equality(area: Axes) -> None:
 
 
 def _number(
-    figure: Figure, area: Axes, numbers: Sequence[int], entries: Sequence[Entry]
+    figure: Figure,
+    area: Axes,
+    numbers: Sequence[int],
+    points: Float64[np.ndarray, "row two"],
 ) -> None:
     """Writes each row's number beside its dot, on the side with most room."""
     figure.draw_without_rendering()
-    points = _means(entries).T
     places = area.transData.transform(points) * 72 / figure.dpi
     turns = np.linspace(0, 2 * np.pi, 8, endpoint=False) + np.pi / 4
     offsets = 9.0 * np.column_stack([np.cos(turns), np.sin(turns)])
@@ -235,39 +207,6 @@ def _number(
         taken.append(place + best)
         style = {"ha": "center", "va": "center", "fontsize": 7.5, "color": INK}
         area.annotate(str(row), point, xytext=best, textcoords="offset points", **style)
-
-
-def gaps(entries: Sequence[Entry]) -> str:
-    """Draws validation and training figures by step, for rows that recorded both.
-
-    Returns:
-        SVG, or "" if no row recorded figures of its training images.
-    """
-    rows = [
-        (number, entry, last_rows(entry.runs[0].history, "evaluation"))
-        for number, entry in enumerate(entries, 1)
-    ]
-    shown = [row for row in rows if any("train/f2" in figures for figures in row[2])]
-    shown = shown[:MAX_CURVES]
-    if not shown:
-        return ""
-    titles = [
-        "F2 at its best threshold",
-        "Cross-entropy per image (sum over labels)",
-    ]
-    with matplotlib.rc_context(STYLE):
-        figure, axes = panels(titles, height=2.3)
-        for i, (number, entry, history) in enumerate(shown):
-            name = f"{number}. {short_name(entry.name)}"
-            for area, key in zip(axes, ("f2", "bce"), strict=True):
-                style = {"color": SERIES[i], "label": name}
-                curve(area, history, f"validation/{key}", **style)
-                style = {"color": SERIES[i], "linestyle": "--", "linewidth": 1.0}
-                curve(area, history, f"train/{key}", **style)
-        legend(axes[0])
-        axes[-1].set_xlabel("step")
-        alt = "F2 and cross-entropy of validation and training images by step."
-        return to_svg(figure, "gaps", alt)
 
 
 def _mark(split: str) -> dict[str, Any]:

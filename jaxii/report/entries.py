@@ -1,7 +1,4 @@
-"""Rows of a comparison: runs that differ only by seed are one row.
-
-Also the fields in which configurations differ, as the smallest differing parts.
-"""
+"""Rows of a comparison, and the fields in which their configurations differ."""
 
 import json
 import math
@@ -25,19 +22,14 @@ _ABSENT = object()
 
 @dataclass(frozen=True)
 class Entry:
-    """A row: one run, or runs that differ only by seed.
-
-    Attributes:
-        name: Unique among the rows.
-        runs: At least one.
-    """
+    """A row: one run, or runs that differ only by seed. Names are unique."""
 
     name: str
     runs: tuple[EvaluatedRun, ...]
 
     @property
     def title(self) -> str:
-        """The name, with the number of seeds if there are several."""
+        """The name, and the number of seeds if there are several."""
         count = len(self.runs)
         return self.name if count == 1 else f"{self.name} ({count} seeds)"
 
@@ -51,11 +43,13 @@ class Entry:
 class Estimate:
     """Mean and sample standard deviation over the runs of a row.
 
-    The deviation is None for a single run.
+    The deviation is None for a single run. `error` is the standard error over images,
+    0 if unknown.
     """
 
     mean: float
     deviation: float | None
+    error: float = 0.0
 
 
 def estimate(values: Sequence[Any]) -> Estimate | None:
@@ -97,10 +91,7 @@ def entries_of(
 
 
 def config_of(run: EvaluatedRun, ignored: Sequence[str]) -> dict[str, Any]:
-    """Returns a run's configuration without the fields in `ignored`.
-
-    Field names have the form `seed` or `data.directory`.
-    """
+    """Returns a run's configuration without fields such as `data.directory`."""
     config = json.loads(json.dumps(run.config))
     for name in ignored:
         *parents, last = name.split(".")
@@ -159,8 +150,7 @@ def _short_names(workdirs: Sequence[AnyPath]) -> dict[AnyPath, str]:
 def _stem(names: Sequence[str]) -> str:
     """Returns the common part of the names of several seeds, or the first name.
 
-    For example `base` for `base_s0` and `base_s1`, and `base: adabn` for
-    `base-0: adabn` and `base-1: adabn`.
+    For example `base: adabn` for `base_s0: adabn` and `base_s1: adabn`.
     """
     if len(names) == 1:
         return names[0]
@@ -175,16 +165,11 @@ def _stem(names: Sequence[str]) -> str:
 
 
 def differences(trees: Sequence[Any], prefix: str = "") -> dict[str, list[str]]:
-    """Returns the fields in which configurations differ, with the text of each value.
+    """Returns the fields in which nested configurations differ, with all values.
 
-    Args:
-        trees: Nested configurations.
-        prefix: Start of every field name.
-
-    Returns:
-        For example `{"stages[0].terms.bce": ["1", "(0, 1), (0.4, 0)"]}`, in the order
-        of the fields; "-" where a configuration lacks the field. A part that only some
-        configurations have, with the same value, is one field.
+    For example `{"stages[0].terms.bce": ["1", "(0, 1), (0.4, 0)"]}`; "-" where a
+    configuration lacks the field. A part that only some configurations have, with the
+    same value, is one field. `prefix` is the start of every field name.
     """
     if len({_text(tree) for tree in trees}) <= 1:
         return {}

@@ -1,7 +1,6 @@
 """The figures of a run as SVG elements, and the parts that all figures share.
 
-Matplotlib draws them without a display and without pyplot's global state. Colors and
-fonts are CSS variables of the page, so one drawing serves light, dark and paper.
+Colors and fonts are CSS variables of the page: a drawing serves light, dark and paper.
 """
 
 import io
@@ -69,12 +68,9 @@ STYLE: dict[Any, Any] = {
 
 
 def to_svg(figure: Figure, name: str, alt: str) -> str:
-    """Returns a figure as an SVG element.
+    """Returns a figure as an SVG element with alternative text.
 
-    Args:
-        figure: The drawing.
-        name: Prefix of the element's identifiers, unique on a page.
-        alt: The alternative text.
+    `name` is the prefix of its identifiers and unique on a page.
     """
     buffer = io.StringIO()
     with matplotlib.rc_context({**STYLE, "svg.hashsalt": name}):
@@ -171,8 +167,8 @@ def training_curves(
     """Draws objective, loss terms, F2, cross-entropy and term weights against step.
 
     Args:
-        history: Rows of the training history.
-        stages: Rows of the stage table; their first steps are drawn as borders.
+        history: The training history.
+        stages: The stage table; first steps are drawn as borders.
         constant_f2: Validation F2 of the best constant prediction; None for no line.
 
     Returns:
@@ -228,8 +224,8 @@ def f2_against_threshold(
     """Draws mean F2 against threshold for each split, and the threshold in use.
 
     Args:
-        splits: Split -> figures of the evaluation.
-        constant: Split -> F2 of the best constant prediction.
+        splits: Figures by split.
+        constant: F2 of the best constant prediction, by split.
         threshold: In [0, 1]; None for no line.
 
     Returns:
@@ -279,14 +275,9 @@ def f2_against_threshold(
 
 
 def reliability(splits: Mapping[str, Any]) -> str:
-    """Draws the reliability diagram: frequency of labels against probability.
+    """Draws the frequency of labels against probability; "" without data.
 
-    Args:
-        splits: Split -> figures of the evaluation; `reliability` has rows [mean
-            probability, frequency, count].
-
-    Returns:
-        SVG, or "" without rows.
+    `reliability` of a split has rows [mean probability, frequency, count].
     """
     tables = {n: s["reliability"] for n, s in splits.items() if s.get("reliability")}
     if not tables:
@@ -311,15 +302,7 @@ def reliability(splits: Mapping[str, Any]) -> str:
 
 
 def throughput(history: Sequence[Row], stages: Sequence[Row]) -> str:
-    """Draws training throughput and the share of time spent waiting for input.
-
-    Args:
-        history: Rows of the training history.
-        stages: Rows of the stage table.
-
-    Returns:
-        SVG, or "" if neither was recorded.
-    """
+    """Draws images per second and the share of input wait; "" if not recorded."""
     train = last_rows(history, "train")
     known = {
         "images_per_second": "Images per second",

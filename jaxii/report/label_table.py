@@ -1,7 +1,4 @@
-"""The labels of a page: a table that the script sorts and searches, and a map.
-
-Without the script, and on paper, the page shows the top and the bottom of the table.
-"""
+"""The labels of a page: a table that the script sorts and searches, and a map."""
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -46,9 +43,7 @@ class Column:
 def of_run(labels: LabelTable, label_map: LabelMap | None) -> dict[str, Any]:
     """Returns the template's values for the label table of a run.
 
-    Args:
-      labels: Figures of each label.
-      label_map: Nearest labels and places; None without an embedding.
+    `label_map` is None for a run without a label embedding.
     """
     columns = [Column("Images, training", labels.train_images, 0)]
     # The last split comes first: it is the one to judge a run by.
@@ -99,11 +94,11 @@ def make_table(
     """Returns the template's values for a table of labels.
 
     Args:
-      names: Name of each label.
-      codes: Code of each label.
-      columns: Figures, from left to right.
-      ranked: The column that orders the ends of the table.
-      caption: Caption of the table.
+      names: By label.
+      codes: By label.
+      columns: From left to right.
+      ranked: Orders the ends of the table, which are shown without the script.
+      caption: Above the table.
       nearest: Nearest labels of each label; empty for no such column.
       place: Class ids, coordinates and cosines of the map, for the script.
     """
@@ -138,7 +133,7 @@ def _numbers(column: Column) -> list[float | int | None]:
 
 
 def _ends(ranked: Column) -> list[tuple[str, list[int]]]:
-    """Returns titles and labels of the tables that are shown without the script."""
+    """Returns titles and labels of the tables for paper and browsers without script."""
     known = np.flatnonzero(np.isfinite(ranked.values))
     order = known[np.argsort(-ranked.values[known], kind="stable")].tolist()
     if len(ranked.values) <= MOST_WITHOUT_SCRIPT:
@@ -173,9 +168,9 @@ def draw_map(
     """Returns the map as an SVG element; the script finds the label under a pointer.
 
     Args:
-      label_map: Of the label embedding.
-      names: Names of all classes.
-      counts: Training images of all classes; they decide dot sizes and named labels.
+      label_map: The map.
+      names: By class.
+      counts: Training images by class; they decide dot sizes and named labels.
     """
     at, height = places(label_map)
     order = np.argsort(-counts[label_map.class_ids], kind="stable")

@@ -1,8 +1,7 @@
 """The report of a run: one self-contained HTML file.
 
-`page_text` provides its texts, `figures` and `label_table` its drawings. Everything
-from data is escaped. The content security policy allows the page's own script, by its
-hash, and nothing else.
+Everything from data is escaped. The content security policy allows only the page's own
+script, by its hash.
 """
 
 import base64
@@ -27,7 +26,7 @@ from jaxii.report.run_files import (
 )
 
 NO_DETAILS = Details()
-# In the order of the page. A section without content is left out of page and contents.
+# In the order of the page; sections without content are left out.
 SECTIONS = (
     ("training", "Training", "training"),
     ("threshold", "F2 against threshold", "threshold_figure"),
@@ -55,7 +54,6 @@ def templates() -> jinja2.Environment:
         trim_blocks=True,
         lstrip_blocks=True,
     )
-    # JSON in a page has no spaces and keeps the order of its keys.
     environment.policies["json.dumps_kwargs"] = {
         "separators": (",", ":"),
         "allow_nan": False,
@@ -80,9 +78,9 @@ def render(
     """Returns the report of an evaluated run as HTML.
 
     Args:
-        name: Name of the run, the heading.
+        name: The heading.
         metrics: Content of `metrics.json`. Every part may be absent.
-        history: Rows of the training history.
+        history: The training history.
         config: The resolved configuration, nested.
         stages: Rows with `name`, `first_step`, `last_step`, `embedding_head`, `terms`
             ({term: [first weight, last weight]}), `enters_from`,

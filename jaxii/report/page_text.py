@@ -123,9 +123,7 @@ def decoder(chosen: Mapping[str, Any]) -> dict[str, Any]:
 def decoders(splits: Mapping[str, Any], in_use: Any) -> dict[str, Any]:
     """Returns one row per decoder with its figures on each split; {} without decoders.
 
-    Args:
-        splits: Split -> figures of the evaluation.
-        in_use: Name of the decoder that produces the figures of the result.
+    `in_use` is the name of the decoder that produces the figures of the result.
     """
     by_split = {n: s["decoders"] for n, s in splits.items() if s.get("decoders")}
     names = dict.fromkeys(name for table in by_split.values() for name in table)
@@ -155,11 +153,7 @@ def decoders(splits: Mapping[str, Any], in_use: Any) -> dict[str, Any]:
 
 
 def estimates(found: Mapping[str, Any]) -> list[dict[str, Any]]:
-    """Returns the estimates of F2 on new domains, with their held-out domains.
-
-    Args:
-        found: `estimates` of the evaluation; may be empty.
-    """
+    """Returns the estimates of F2 on new domains, with their held-out domains."""
     rows = []
     for name, title in ESTIMATES.items():
         estimate = found.get(name) or {}
@@ -201,11 +195,7 @@ def quality(splits: Mapping[str, Any]) -> dict[str, Any]:
     """Returns one row per figure and one column per split."""
     rows = (
         ("Images", "num_images", count),
-        (
-            "Images without a verified label, excluded",
-            "num_images_without_truth",
-            count,
-        ),
+        ("Images without verified labels, excluded", "num_images_without_truth", count),
         ("Mean F2", "f2", number),
         ("Best F2 at any threshold", "best_f2", number),
         ("Threshold of the best F2", "best_threshold", short),
@@ -315,10 +305,7 @@ def stage(row: Row) -> dict[str, Any]:
 def recipe(found: Mapping[str, Any], config: Mapping[str, Any]) -> dict[str, Any]:
     """Returns the recipe's name and the fields in which the run differs from it.
 
-    Args:
-        found: `name`, and `own`: the recipe's values of the changed fields. May be
-            empty.
-        config: Configuration of the run, nested.
+    `found` is empty, or has `name` and `own`: the recipe's values of changed fields.
     """
     fields = flatten(config)
     changed = [

@@ -1,5 +1,5 @@
 "use strict";
-// Sorts, searches and pages the labels, marks them on the map, and changes the theme.
+// Sorts, searches and pages the labels, and marks them on the map.
 // Without it the page shows all figures and the ends of the table.
 (() => {
   const PAGE = 25;
@@ -11,27 +11,6 @@
     if (text !== undefined) made.textContent = text;
     for (const [name, value] of Object.entries(attributes)) made.setAttribute(name, value);
     return made;
-  }
-
-  function theme() {
-    const button = document.querySelector(".theme");
-    const system = matchMedia("(prefers-color-scheme: dark)");
-    let chosen = null;
-    // Pages opened as files may have no storage.
-    try { chosen = localStorage.getItem("jaxii-theme"); } catch { chosen = null; }
-    const isDark = () => (chosen ? chosen === "dark" : system.matches);
-    function show() {
-      if (chosen) root.style.colorScheme = chosen;
-      button.textContent = isDark() ? "Light theme" : "Dark theme";
-    }
-    button.addEventListener("click", () => {
-      chosen = isDark() ? "light" : "dark";
-      try { localStorage.setItem("jaxii-theme", chosen); } catch { /* not kept */ }
-      show();
-    });
-    system.addEventListener("change", show);
-    button.hidden = false;
-    show();
   }
 
   function contents() {
@@ -263,7 +242,6 @@
     return pick;
   }
 
-  theme();
   contents();
   stops();
   print();

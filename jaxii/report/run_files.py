@@ -28,13 +28,13 @@ class EvaluatedRun:
 
     Attributes:
         workdir: The run's folder.
-        variant: `tuned_on_tuning` for `metrics_tuned_on_tuning.json`; "" for
+        variant: For example `tuned_on_tuning` of `metrics_tuned_on_tuning.json`; "" of
             `metrics.json`.
         metrics: Content of that file. It has a decoder, a provenance and a split.
         config: The resolved configuration, nested.
-        history: Rows of `history.jsonl`; empty without the file.
+        history: The training history; empty if it was not recorded.
         provenance: The record in `metrics`.
-        labels: Figures of each label; None without the file.
+        labels: Figures of each label; None if they were not recorded.
     """
 
     workdir: AnyPath
@@ -47,10 +47,7 @@ class EvaluatedRun:
 
 
 def read_run(path: AnyPath) -> EvaluatedRun:
-    """Reads an evaluation from a workdir.
-
-    Args:
-        path: A workdir, or a file `metrics_VARIANT.json` in one.
+    """Reads an evaluation from a workdir, or from `metrics_VARIANT.json` in one.
 
     Raises:
         InputError: If the folder or a file is missing, damaged or incomplete.
@@ -97,12 +94,7 @@ def read_run(path: AnyPath) -> EvaluatedRun:
 
 
 def last_rows(history: Iterable[Row], kind: str) -> list[Row]:
-    """Returns the rows of one kind in order of step; a repeated step's last row.
-
-    Args:
-        history: Rows in the order they were written.
-        kind: "train" or "evaluation".
-    """
+    """Returns the last row of each step, of kind "train" or "evaluation"."""
     by_step = {row["step"]: row for row in history if row.get("kind") == kind}
     return [by_step[step] for step in sorted(by_step)]
 
@@ -153,17 +145,13 @@ def split_names(metrics: Mapping[str, Any]) -> list[str]:
 
 
 def _read_object(path: AnyPath) -> dict[str, Any]:
+    fix = "run `evaluate` on this workdir again."
     try:
         value = json.loads(path.read_text(encoding="utf-8"))
     except (OSError, ValueError) as error:
         reason = " ".join(str(error).split())
-        raise InputError(
-            f"{path} is not readable JSON ({reason}); run `evaluate` on this workdir "
-            "again."
-        ) from error
+        raise InputError(f"{path} is not readable JSON ({reason}); {fix}") from error
     if not isinstance(value, dict):
-        raise InputError(
-            f"{path} holds a {type(value).__name__}, not a JSON object; run `evaluate` "
-            "on this workdir again."
-        )
+        kind = type(value).__name__
+        raise InputError(f"{path} holds a {kind}, not a JSON object; {fix}")
     return value

@@ -1,8 +1,4 @@
-"""The contact sheet of `predict`: one HTML file with images and their labels.
-
-The number of images shown is bounded, so that the sheet of a million images opens as
-fast as that of a hundred. The sheet states what it leaves out.
-"""
+"""The contact sheet of `predict`: one HTML file with images and their labels."""
 
 import base64
 from collections.abc import Callable, Iterable, Iterator
@@ -28,9 +24,9 @@ class Sheet:
 
     Args:
       num_images: Total number of images, at least 1.
-      name: Returns the name of an image's row.
-      vocabulary: Names of the labels.
-      thumbnail: Returns a small JPEG of an image's row.
+      name: Returns the name of a row's image.
+      vocabulary: The labels.
+      thumbnail: Returns a small JPEG of a row's image.
     """
 
     def __init__(
@@ -112,5 +108,5 @@ class Sheet:
         try:
             return base64.b64encode(self._thumbnail(row)).decode()
         except ValueError:
-            # The file is gone by now: the answer is shown without its image.
+            # The file was deleted: the labels are shown without an image.
             return ""

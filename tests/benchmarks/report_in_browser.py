@@ -6,9 +6,9 @@
 Writes a small set in the Kaggle layout with 7,178 classes whose names, codes, files and
 slices are as hostile as text can be; prepares it, trains a tiny network for a few steps
 and evaluates it, all by the command line. Then a browser opens each report and the
-comparison of the runs, sorts, searches, changes the theme, and has axe look at it in
-both themes. Exit code 1 where a page makes noise, does not react, weighs over 6 MB,
-takes over 2 s, or axe finds something serious.
+comparison of the runs, sorts, searches, and has axe look at it in both themes. Exit
+code 1 if a page makes noise, does not react, weighs over 6 MB, takes over 2 s, or axe
+finds something serious.
 """
 
 import argparse
