@@ -11,8 +11,7 @@ import numpy as np
 import polars as pl
 
 from jaxii.errors import InputError
-from jaxii.evaluation.image_records import ImageFiles
-from jaxii.evaluation.listing import Listing, find
+from jaxii.evaluation.image_records import ImageFiles, Listing, find
 from jaxii.prepare.recode import recode
 
 Images = (
