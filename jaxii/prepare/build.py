@@ -39,7 +39,7 @@ class Draft:
     Attributes:
       plan: Images and labels to write.
       tally: Images kept and left out so far.
-      submission_ids: Of the test split, the ids a submission must list, in its order.
+      submission_ids: For test, the ids that a submission lists, in its order.
     """
 
     plan: shards.Plan
@@ -47,60 +47,52 @@ class Draft:
     submission_ids: Sequence[str] = ()
 
 
-@dataclass(frozen=True)
-class LabelColumns:
-    """Labels of images, one entry per (image, label, source).
+def image_table(
+    image_ids: Sequence[str],
+    metadata: pl.DataFrame,
+    *,
+    rows: np.ndarray,
+    labels: np.ndarray,
+    confidences: np.ndarray,
+    sources: np.ndarray,
+) -> pl.DataFrame:
+    """Returns the index of images, with labels sorted by label and source.
 
-    Attributes:
-      offsets: Image i has the entries offsets[i]:offsets[i + 1] of the other columns.
-      labels: Vocabulary indices, int32; ascending within an image.
-      confidences: float32 in [0, 1].
-      sources: uint8; see `labels`.
+    The last four arguments have one entry per (image, label, source), in any order.
+
+    Args:
+      image_ids: Distinct ids.
+      metadata: Columns group, domain and slice. A null group is the image id, a null
+        domain or slice "all".
+      rows: Position of the image.
+      labels: Vocabulary indices.
+      confidences: In [0, 1].
+      sources: See `labels`.
     """
-
-    offsets: Int64[np.ndarray, " image_plus_1"]
-    labels: np.ndarray
-    confidences: np.ndarray
-    sources: np.ndarray
-
-    @classmethod
-    def sort(
-        cls,
-        rows: np.ndarray,
-        labels: np.ndarray,
-        confidences: np.ndarray,
-        sources: np.ndarray,
-        num_images: int,
-    ) -> "LabelColumns":
-        """Returns entries in the order of images, labels and sources.
-
-        Args:
-          rows: The image of each entry, in [0, num_images).
-          labels: See the class; in any order.
-          confidences: See the class.
-          sources: See the class.
-          num_images: Number of images.
-        """
-        # One integer key per entry sorts three times as fast as three columns.
-        num_labels = int(labels.max(initial=0)) + 1
-        key = (rows.astype(np.int64) * num_labels + labels) * 4 + sources
-        order = np.argsort(key, kind="stable")
-        offsets = np.zeros(num_images + 1, np.int64)
-        np.cumsum(np.bincount(rows, minlength=num_images), out=offsets[1:])
-        return cls(
-            offsets,
-            labels[order].astype(np.int32),
-            confidences[order].astype(np.float32),
-            sources[order].astype(np.uint8),
-        )
+    # One integer key per entry sorts three times as fast as three columns.
+    num_labels = int(labels.max(initial=0)) + 1
+    key = (rows.astype(np.int64) * num_labels + labels) * 4 + sources
+    order = np.argsort(key, kind="stable")
+    offsets = np.zeros(len(image_ids) + 1, np.int64)
+    np.cumsum(np.bincount(rows, minlength=len(image_ids)), out=offsets[1:])
+    ids = pl.Series(image_ids, dtype=pl.String)
+    return index.table(
+        image_ids=ids,
+        groups=metadata.select(pl.coalesce("group", pl.lit(ids))).to_series(),
+        domains=metadata["domain"].fill_null("all"),
+        slices=metadata["slice"].fill_null("all"),
+        offsets=offsets,
+        label_ids=labels[order],
+        confidences=confidences[order],
+        label_sources=sources[order],
+    )
 
 
 def make_plan(
     split: str,
     rows: Int64[np.ndarray, " chosen"],
     images: Images,
-    entries: LabelColumns,
-    metadata: pl.DataFrame,
+    table: pl.DataFrame,
 ) -> shards.Plan:
     """Returns the plan of a split.
 
@@ -108,29 +100,13 @@ def make_plan(
       split: Its name.
       rows: Positions of its images in `images`, in the order of the records.
       images: All images.
-      entries: Labels of all images.
-      metadata: Columns group, domain and slice of all images. A null group is the
-        image id, a null domain or slice "all".
+      table: The index of all images.
     """
-    lengths = np.diff(entries.offsets)[rows]
-    offsets = np.zeros(len(rows) + 1, np.int64)
-    np.cumsum(lengths, out=offsets[1:])
-    chosen = np.repeat(entries.offsets[:-1][rows] - offsets[:-1], lengths)
-    chosen += np.arange(offsets[-1], dtype=np.int64)
-    ids = [images.ids[row] for row in rows]
-    known = metadata[rows]
     return shards.Plan(
         split=split,
-        image_ids=ids,
+        table=table[rows],
         paths=[images.paths[row] for row in rows],
         facts=[images.facts[row] for row in rows],
-        groups=[group or i for group, i in zip(known["group"], ids, strict=True)],
-        domains=[domain or "all" for domain in known["domain"]],
-        slices=[name or "all" for name in known["slice"]],
-        offsets=offsets,
-        label_ids=entries.labels[chosen],
-        confidences=entries.confidences[chosen],
-        label_sources=entries.sources[chosen],
     )
 
 
@@ -146,7 +122,7 @@ def build(
     beam: Beam | None = None,
     on_progress: shards.Progress | None = None,
 ) -> Counts:
-    """Writes a dataset.
+    """Writes a dataset and returns what was read, kept and dropped.
 
     Args:
       drafts: One per split, in the order train, validation, tuning, test.
@@ -159,9 +135,6 @@ def build(
       num_workers: Number of threads; by default one per core.
       beam: Writes the shards through Apache Beam instead of threads.
       on_progress: Called with (images done, images in all, split).
-
-    Returns:
-      What was read, kept and dropped; also written to counts.json.
 
     Raises:
       InputError: If `short_side` is too small, no training image can be used, or the
@@ -223,16 +196,15 @@ def _write(
     leaks, splits, written = duplicates.leaks(stored), [], {}
     for draft in drafts:
         plan, twins = draft.plan, leaks.get(draft.plan.split, {})
-        reasons = {row: f"{t.reason} ({t.image_id})" for row, t in twins.items()}
+        reasons = {row: f"{why} ({twin})" for row, (why, twin) in twins.items()}
         result = shards.leave_out(
             output, plan, results[plan.split], reasons, short_side=short_side
         )
-        tally, table = _account(draft, result, twins), _index_table(plan, result.rows)
+        tally, table = _account(draft, result, twins), plan.table[result.rows]
         if plan.split == "train":
             check_left(tally)
-            groups, shown = duplicates.merged_groups(
-                _stored(plan, result.digests, result.rows.tolist())
-            )
+            kept = stored["train"].filter(pl.col("row").is_in(result.rows))
+            groups, shown = duplicates.merged_groups(kept)
             table = table.with_columns(group=pl.Series(groups, dtype=pl.String))
             tally = tally.with_note(duplicates.IN_OTHER_GROUPS, len(shown), shown)
         splits.append(tally)
@@ -242,34 +214,28 @@ def _write(
     return duplicates.note(stored, splits), written
 
 
-def _stored(
-    plan: shards.Plan, digests: Sequence[str], rows: Sequence[int] | None = None
-) -> duplicates.Stored:
-    """Returns some images of a split; by default all that can be records."""
-    if rows is None:
-        rows = [row for row, digest in enumerate(digests) if digest]
-    return duplicates.Stored(
-        rows=rows,
-        image_ids=[plan.image_ids[row] for row in rows],
-        groups=[plan.groups[row] for row in rows],
-        digests=[digests[row] for row in rows],
-    )
+def _stored(plan: shards.Plan, digests: Sequence[str]) -> pl.DataFrame:
+    """Returns row, image_id, group and digest of each readable image."""
+    columns = plan.table.select("image_id", "group").with_row_index("row")
+    columns = columns.with_columns(digest=pl.Series(digests, dtype=pl.String))
+    return columns.filter(pl.col("digest") != "")
 
 
 def _account(
-    draft: Draft, result: Written, twins: Mapping[int, duplicates.Twin]
+    draft: Draft, result: Written, twins: Mapping[int, tuple[str, str]]
 ) -> Tally:
     plan, tally = draft.plan, draft.tally
     dropped, named = dict(tally.dropped), dict[str, list[str]]()
     for row, why in result.faults.items():
-        image_id, twin = plan.image_ids[row], twins.get(row)
-        if twin is None:
-            named.setdefault("unreadable", []).append(f"{image_id}: {why}")
+        image_id = plan.table["image_id"][row]
+        if row in twins:
+            reason, twin = twins[row]
+            named.setdefault(reason, []).append(f"{image_id} = {twin}")
         else:
-            named.setdefault(twin.reason, []).append(f"{image_id} = {twin.image_id}")
+            named.setdefault("unreadable", []).append(f"{image_id}: {why}")
     dropped |= {reason: len(images) for reason, images in named.items()}
     examples = {**tally.examples, **{r: few(images) for r, images in named.items()}}
-    entries = np.diff(plan.offsets)[result.rows]
+    entries = plan.table["label_ids"].list.len().to_numpy()[result.rows]
     notes = {"labels": int(entries.sum()), **tally.notes}
     if entries.any() and not entries.all():
         notes["without a label (not scored)"] = int(np.sum(entries == 0))
@@ -288,20 +254,6 @@ def check_left(train: Tally) -> None:
         )
 
 
-def _index_table(plan: shards.Plan, rows: Int64[np.ndarray, " record"]) -> pl.DataFrame:
-    table = index.table(
-        image_ids=plan.image_ids,
-        groups=plan.groups,
-        domains=plan.domains,
-        slices=plan.slices,
-        offsets=plan.offsets,
-        label_ids=plan.label_ids,
-        confidences=plan.confidences,
-        label_sources=plan.label_sources,
-    )
-    return table[rows] if len(rows) < len(table) else table
-
-
 def fingerprint(
     drafts: Iterable[Draft], vocabulary: Vocabulary, short_side: int, inputs_hash: str
 ) -> str:
@@ -309,17 +261,14 @@ def fingerprint(
     digest = hashlib.sha256(f"{folder.FORMAT} {short_side}{inputs_hash}".encode())
     digest.update(json.dumps([vocabulary.codes, vocabulary.descriptions]).encode())
     for draft in drafts:
-        plan = draft.plan
-        texts = (plan.image_ids, plan.groups, plan.domains, plan.slices, plan.facts)
-        answered = draft.submission_ids
-        digest.update(json.dumps([plan.split, *texts, answered]).encode())
-        for column in (
-            plan.offsets,
-            plan.label_ids,
-            plan.confidences,
-            plan.label_sources,
-        ):
-            digest.update(np.ascontiguousarray(column).tobytes())
+        plan, table = draft.plan, draft.plan.table
+        texts = [table[c].to_list() for c in ("image_id", "group", "domain", "slice")]
+        described = [plan.split, *texts, plan.facts, draft.submission_ids]
+        digest.update(json.dumps(described).encode())
+        lengths = table["label_ids"].list.len().to_numpy()
+        digest.update(np.append(0, np.cumsum(lengths, dtype=np.int64)).tobytes())
+        for name in ("label_ids", "label_confidences", "label_sources"):
+            digest.update(table[name].explode().drop_nulls().to_numpy().tobytes())
     return digest.hexdigest()
 
 
@@ -331,7 +280,7 @@ def _image_files(drafts: Iterable[Draft]) -> pl.DataFrame:
     return pl.concat(
         pl.DataFrame(
             {
-                "image_id": draft.plan.image_ids,
+                "image_id": draft.plan.table["image_id"],
                 "size_bytes": [facts.size_bytes for facts in draft.plan.facts],
                 "stamp": [facts.stamp for facts in draft.plan.facts],
             },

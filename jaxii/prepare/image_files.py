@@ -161,10 +161,6 @@ class Images:
     repeated: tuple[str, ...] = ()
     unnamed: tuple[str, ...] = ()
 
-    def by_id(self) -> dict[str, int]:
-        """Returns the position of each id."""
-        return {image_id: i for i, image_id in enumerate(self.ids)}
-
 
 def find_images(folders: tuple[AnyPath, ...]) -> Images:
     """Finds the images in folders, searched recursively.

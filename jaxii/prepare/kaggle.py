@@ -17,7 +17,7 @@ from jaxii.data.labels import BOX, HUMAN, MACHINE
 from jaxii.errors import InputError
 from jaxii.prepare import image_ids, label_files, shards
 from jaxii.prepare.beam import Beam
-from jaxii.prepare.build import Draft, LabelColumns, build, check_left, make_plan
+from jaxii.prepare.build import Draft, build, check_left, image_table, make_plan
 from jaxii.prepare.image_files import Images, find_images
 from jaxii.prepare.recode import SHORT_SIDE
 from jaxii.prepare.tally import Counts, Tally, few
@@ -222,14 +222,13 @@ def _train(
     """Drafts train and a listed validation, without images of tuning and test."""
     ids = pl.Series(images.ids, dtype=pl.String)
     parts, tallies = _train_labels(layout, codes, ids)
-    columns = _columns(parts, len(ids))
-    labelled = np.flatnonzero(np.diff(columns.offsets))
     metadata = _metadata(layout.train_metadata, ids, tallies)
+    table = _image_table(images, metadata, parts)
+    labelled = (table["label_ids"].list.len() > 0).arg_true().to_numpy()
     splits = {"train": np.ones(len(ids), bool)}
     if layout.validation_ids is not None:
-        groups = metadata.select(pl.coalesce("group", pl.lit(ids))).to_series()
         splits["validation"], tally = label_files.read_validation(
-            layout.validation_ids, ids, groups
+            layout.validation_ids, ids, table["group"]
         )
         tallies.append(tally)
         splits["train"] = ~splits["validation"]
@@ -244,8 +243,7 @@ def _train(
         if split == "train":
             tally = _with_file_notes(tally, images)
             check_left(tally)
-        plan = make_plan(split, rows, images, columns, metadata)
-        drafts.append(Draft(plan, tally))
+        drafts.append(Draft(make_plan(split, rows, images, table), tally))
     return drafts, tallies
 
 
@@ -272,22 +270,25 @@ def _train_labels(
     return parts, tallies
 
 
-def _columns(
-    parts: Sequence[tuple[label_files.Entries, int]], num_images: int
-) -> LabelColumns:
-    """Returns the labels of several sources as columns over all images."""
+def _image_table(
+    images: Images,
+    metadata: pl.DataFrame,
+    parts: Sequence[tuple[label_files.Entries, int]],
+) -> pl.DataFrame:
+    """Returns the index of images with labels of several sources."""
     none = label_files.Entries(
         np.zeros(0, np.int64), np.zeros(0, np.int32), np.zeros(0, np.float32)
     )
     parts = [(none, HUMAN), *parts]
-    return LabelColumns.sort(
-        np.concatenate([entries.rows for entries, _ in parts]),
-        np.concatenate([entries.labels for entries, _ in parts]),
-        np.concatenate([entries.confidences for entries, _ in parts]),
-        np.concatenate(
+    return image_table(
+        images.ids,
+        metadata,
+        rows=np.concatenate([entries.rows for entries, _ in parts]),
+        labels=np.concatenate([entries.labels for entries, _ in parts]),
+        confidences=np.concatenate([entries.confidences for entries, _ in parts]),
+        sources=np.concatenate(
             [np.full(len(entries.rows), source, np.uint8) for entries, source in parts]
         ),
-        num_images,
     )
 
 
@@ -396,10 +397,10 @@ def _evaluation(
     images: Images,
     metadata: pl.DataFrame,
 ) -> Draft:
-    position = images.by_id()
+    position = {image_id: i for i, image_id in enumerate(images.ids)}
     rows = np.array(sorted(position[i] for i in names if i in position), np.int64)
     missing = sorted(i for i in names if i not in position)
-    columns = _columns([(labels, HUMAN)] if labels else [], len(images.ids))
+    table = _image_table(images, metadata, [(labels, HUMAN)] if labels else [])
     reason = "listed but missing"
     tally = Tally(
         split,
@@ -411,7 +412,7 @@ def _evaluation(
     )
     if split == "test":
         tally = _with_file_notes(tally, images)
-    return Draft(make_plan(split, rows, images, columns, metadata), tally)
+    return Draft(make_plan(split, rows, images, table), tally)
 
 
 def _metadata(

@@ -16,6 +16,7 @@ from types import MappingProxyType
 
 import cv2
 import numpy as np
+import polars as pl
 import xxhash
 from array_record.python.array_record_module import ArrayRecordWriter
 
@@ -36,31 +37,20 @@ Progress = Callable[[int, int, str], None]
 class Plan:
     """The images of a split, in the order of their records.
 
-    The fields up to `slices` have one entry per image; see `schema` for their meaning.
-
     Attributes:
       split: Name of the split.
+      table: The rows of its index, see `index.table`.
+      paths: One per image.
       facts: Size and stamp of each file.
-      offsets: int64; entries offsets[i]:offsets[i + 1] are the labels of image i.
-      label_ids: int32.
-      confidences: float32.
-      label_sources: uint8.
     """
 
     split: str
-    image_ids: Sequence[str]
+    table: pl.DataFrame
     paths: Sequence[AnyPath]
     facts: Sequence[FileFacts]
-    groups: Sequence[str]
-    domains: Sequence[str]
-    slices: Sequence[str]
-    offsets: np.ndarray
-    label_ids: np.ndarray
-    confidences: np.ndarray
-    label_sources: np.ndarray
 
     def __len__(self) -> int:
-        return len(self.image_ids)
+        return len(self.paths)
 
     def shards(self) -> list[range]:
         """Returns the rows of each shard: 1,024 images, more in large splits."""
@@ -72,21 +62,7 @@ class Plan:
     def part(self, rows: range) -> "Plan":
         """Returns the plan of some rows."""
         span = slice(rows.start, rows.stop)
-        offsets = self.offsets[rows.start : rows.stop + 1]
-        entries = slice(offsets[0], offsets[-1])
-        return Plan(
-            split=self.split,
-            image_ids=self.image_ids[span],
-            paths=self.paths[span],
-            facts=self.facts[span],
-            groups=self.groups[span],
-            domains=self.domains[span],
-            slices=self.slices[span],
-            offsets=offsets - offsets[0],
-            label_ids=self.label_ids[entries],
-            confidences=self.confidences[entries],
-            label_sources=self.label_sources[entries],
-        )
+        return Plan(self.split, self.table[span], self.paths[span], self.facts[span])
 
 
 @dataclass(frozen=True)
@@ -97,10 +73,9 @@ class Written:
       rows: Rows of the plan that became records, ascending.
       shard_lengths: Number of records per shard.
       num_bytes: Size of all shards.
-      faults: Why the image of a row could not be used.
+      faults: Why an image has no record, by its row in the plan.
       files: Size and hash of each shard, by name.
-      digests: Hash of the image file of each row of the plan; "" if the image cannot be
-        a record.
+      digests: Hash of the image file of each row; "" if it cannot be read.
       accounts: Account of each shard; see `write_shard`.
     """
 
@@ -133,7 +108,7 @@ def write(
     num_workers: int | None = None,
     on_progress: Progress | None = None,
 ) -> Written:
-    """Writes the missing shards of a split.
+    """Writes the missing shards of a split, and returns all.
 
     Args:
       directory: An existing folder with shards of the same plan or none.
@@ -142,9 +117,6 @@ def write(
       num_workers: Number of threads; by default one per available core, more for images
         in a bucket.
       on_progress: Called from this thread with (images done, images in all, split).
-
-    Returns:
-      All shards, written now or before.
     """
     shards = list(zip(shard_paths(directory, plan), plan.shards(), strict=True))
     # Reading from a bucket is bound by latency.
@@ -216,17 +188,9 @@ def leave_out(
     *,
     short_side: int,
 ) -> Written:
-    """Rewrites the shards of some images without them.
+    """Rewrites the shards of some images without them, and returns all shards.
 
-    Args:
-      directory: Folder of the shards.
-      plan: The images.
-      written: The shards written before.
-      rows: Why each row of the plan is left out; becomes its fault.
-      short_side: See `recode.recode`.
-
-    Returns:
-      The shards written now. Shards without such images are unchanged.
+    `rows` maps each row to leave out to the reason, which becomes its fault.
     """
     paths, accounts = shard_paths(directory, plan), list(written.accounts)
     for number, span in enumerate(plan.shards()):
@@ -266,7 +230,7 @@ def write_shard(
     """Writes one shard, then its account.
 
     Args:
-      path: Of the shard.
+      path: The shard.
       part: The plan of its images.
       first_row: Row of its first image in the plan of the split.
       short_side: See `recode.recode`.
@@ -283,10 +247,10 @@ def write_shard(
         # JPEG does not compress further.
         writer = ArrayRecordWriter(os.fspath(draft), "group_size:1,uncompressed")
         try:
-            for i, image in enumerate(part.paths):
+            for i, fields in enumerate(part.table.iter_rows(named=True)):
                 row, data, digest = first_row + i, b"", ""
                 try:
-                    source = image_files.read(image, part.facts[i].size_bytes)
+                    source = image_files.read(part.paths[i], part.facts[i].size_bytes)
                     data = recode(source, short_side=short_side)
                     digest = xxhash.xxh3_128_hexdigest(source)
                     fault = left_out.get(row, "")
@@ -295,7 +259,10 @@ def write_shard(
                 if fault:
                     faults.append((row, fault))
                 else:
-                    writer.write(_record(part, i, data))
+                    name = fields.pop("slice")
+                    writer.write(
+                        schema.serialize(image=data, slice_name=name, **fields)
+                    )
                 digests.append(digest)
                 advance()
         finally:
@@ -345,17 +312,3 @@ class _Counter:
 
 class _Stopped(Exception):
     pass
-
-
-def _record(plan: Plan, row: int, image: bytes) -> bytes:
-    labels = slice(plan.offsets[row], plan.offsets[row + 1])
-    return schema.serialize(
-        image=image,
-        image_id=plan.image_ids[row],
-        label_ids=plan.label_ids[labels],
-        label_confidences=plan.confidences[labels],
-        label_sources=plan.label_sources[labels],
-        group=plan.groups[row],
-        domain=plan.domains[row],
-        slice_name=plan.slices[row],
-    )

@@ -22,7 +22,7 @@ import numpy as np
 import polars as pl
 
 from jaxii.data import dataset
-from jaxii.data.index import Index
+from jaxii.data.index import columns
 from jaxii.prepare import build, kaggle, label_files
 from jaxii.prepare.image_files import FileFacts, Images
 from jaxii.prepare.kaggle import Layout
@@ -133,17 +133,7 @@ def work(root: Path) -> dict:
     drafts, tallies = kaggle.draft_splits(layout, codes, train, test)
     build.fingerprint(drafts, codes.vocabulary, 256, "")
     drafted = time.perf_counter() - begin[0]
-    plan = drafts[0].plan
-    index = Index(
-        image_ids=np.array(plan.image_ids, object),
-        groups=np.array(plan.groups, object),
-        domains=np.array(plan.domains, object),
-        slice_ids=np.zeros(len(plan), np.int32),
-        offsets=plan.offsets,
-        label_ids=plan.label_ids,
-        confidences=plan.confidences,
-        label_sources=plan.label_sources,
-    )
+    index = columns(drafts[0].plan.table, ("all",))
     split = dataset.Split("train", index, Nowhere())
     opened = dataset.Dataset(root, codes.vocabulary, ("all",), {"train": split})
     splits = opened.carve(VALIDATION_FRACTION)

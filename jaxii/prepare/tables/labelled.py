@@ -16,8 +16,8 @@ import polars as pl
 from jaxii.data.labels import HUMAN, Vocabulary
 from jaxii.errors import InputError
 from jaxii.prepare import image_files, image_ids
-from jaxii.prepare.build import Draft, LabelColumns, make_plan
-from jaxii.prepare.image_files import Images
+from jaxii.prepare.build import Draft, image_table
+from jaxii.prepare.shards import Plan
 from jaxii.prepare.tables import images
 from jaxii.prepare.tables.images import absolute
 from jaxii.prepare.tables.notes import Notes, shown
@@ -409,24 +409,19 @@ def _draft(found: Labelled, split: str) -> Draft:
     # Exact: row and label numbers are below 2**53.
     columns = np.array(entries, np.float64).reshape(-1, 3).T
     rows, labels = columns[:2].astype(np.int64)
-    given = {
-        name: [found.extra[name][i] or None for i in numbers]
-        if name in found.extra
-        else [None] * len(numbers)
+    nothing = [""] * len(found.files)
+    metadata = {
+        name: [found.extra.get(name, nothing)[i] or None for i in numbers]
         for name in METADATA
     }
-    plan = make_plan(
-        split,
-        np.arange(len(numbers)),
-        Images(ids, paths, [image_files.facts(path) for path in paths]),
-        LabelColumns.sort(
-            rows,
-            labels,
-            np.ones(len(rows)) if split == "test" else columns[2],
-            np.full(len(rows), HUMAN, np.uint8),
-            len(numbers),
-        ),
-        pl.DataFrame(given, schema=dict.fromkeys(METADATA, pl.String)),
+    table = image_table(
+        ids,
+        pl.DataFrame(metadata, schema=dict.fromkeys(METADATA, pl.String)),
+        rows=rows,
+        labels=labels,
+        confidences=np.ones(len(rows)) if split == "test" else columns[2],
+        sources=np.full(len(rows), HUMAN, np.uint8),
     )
+    plan = Plan(split, table, paths, [image_files.facts(path) for path in paths])
     tally = Tally(split, "images", read=len(numbers), kept=len(numbers))
     return Draft(plan, tally, submission_ids=ids if split == "test" else ())
