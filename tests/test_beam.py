@@ -46,10 +46,9 @@ def test_a_part_of_a_plan_has_the_labels_of_its_images(root, tmp_path, monkeypat
     with pytest.raises(ZeroDivisionError):
         prepare(Layout.find(root), tmp_path / "out")
     part = plans[0].part(range(1, 3))
-    assert part.image_ids == ["train01", "train02"]
-    assert part.offsets.tolist() == [0, 2, 3]
-    assert part.label_ids.tolist() == [1, 1, 2]
-    assert len(part.paths) == len(part.facts) == len(part.groups) == 2
+    assert part.table["image_id"].to_list() == ["train01", "train02"]
+    assert part.table["label_ids"].to_list() == [[1, 1], [2]]
+    assert len(part.paths) == len(part.facts) == len(part.table) == 2
 
 
 def test_beam_writes_the_very_files_of_the_local_path(apache_beam, root, tmp_path):

@@ -17,7 +17,6 @@ from jaxii.errors import InputError
 from jaxii.prepare import shards
 from jaxii.storage import AnyPath, at, names_in, write_beside
 
-PLAN_SUFFIX = ".plan"
 SECONDS_BETWEEN_LOOKS = 5.0
 
 
@@ -27,7 +26,7 @@ class Beam:
 
     Attributes:
       runner: Apache Beam's name: DirectRunner, DataflowRunner, FlinkRunner, ...
-      options: Pipeline options, as "name=value" or "name".
+      options: "name=value" or "name".
     """
 
     runner: str
@@ -66,13 +65,10 @@ class Beam:
             raise InputError(f"--beam_runner={self.runner}: {error}") from error
 
     def check(self, paths: Sequence[AnyPath]) -> None:
-        """Checks that the pipeline can run.
-
-        Args:
-          paths: Folders that the runner's machines read and write.
+        """Checks that the pipeline can run and reach these folders.
 
         Raises:
-          InputError: As for `pipeline`, or if Dataflow cannot reach a path.
+          InputError: As for `pipeline`, or if Dataflow cannot reach a folder.
         """
         local = [path for path in paths if isinstance(path, Path)]
         if "dataflow" in self.runner.lower() and local:
@@ -182,4 +178,4 @@ def _write_planned(name: str, short_side: int) -> None:
 
 
 def _plan_path(shard: AnyPath) -> AnyPath:
-    return shard.with_name(shard.name + PLAN_SUFFIX)
+    return shard.with_name(shard.name + ".plan")

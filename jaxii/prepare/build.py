@@ -17,7 +17,6 @@ import numpy as np
 import polars as pl
 import tensorflow_datasets as tfds
 from etils import epath
-from jaxtyping import Int64
 from tensorflow_datasets.core import splits as split_lib
 
 from jaxii import manifest
@@ -26,7 +25,6 @@ from jaxii.data.labels import Vocabulary
 from jaxii.errors import InputError
 from jaxii.prepare import duplicates, shards
 from jaxii.prepare.beam import Beam, write_with_beam
-from jaxii.prepare.image_files import Images
 from jaxii.prepare.shards import Written
 from jaxii.prepare.tally import Counts, Tally, few
 from jaxii.storage import AnyPath, names_in, write_beside, write_json
@@ -85,28 +83,6 @@ def image_table(
         label_ids=labels[order],
         confidences=confidences[order],
         label_sources=sources[order],
-    )
-
-
-def make_plan(
-    split: str,
-    rows: Int64[np.ndarray, " chosen"],
-    images: Images,
-    table: pl.DataFrame,
-) -> shards.Plan:
-    """Returns the plan of a split.
-
-    Args:
-      split: Its name.
-      rows: Positions of its images in `images`, in the order of the records.
-      images: All images.
-      table: The index of all images.
-    """
-    return shards.Plan(
-        split=split,
-        table=table[rows],
-        paths=[images.paths[row] for row in rows],
-        facts=[images.facts[row] for row in rows],
     )
 
 

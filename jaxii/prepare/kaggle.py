@@ -7,7 +7,7 @@ which labels make up each split, and counts what is left out and why.
 import os
 import tempfile
 from collections.abc import Container, Mapping, Sequence
-from dataclasses import dataclass, fields, replace
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import numpy as np
@@ -17,7 +17,7 @@ from jaxii.data.labels import BOX, HUMAN, MACHINE
 from jaxii.errors import InputError
 from jaxii.prepare import image_ids, label_files, shards
 from jaxii.prepare.beam import Beam
-from jaxii.prepare.build import Draft, build, check_left, image_table, make_plan
+from jaxii.prepare.build import Draft, build, check_left, image_table
 from jaxii.prepare.image_files import Images, find_images
 from jaxii.prepare.recode import SHORT_SIDE
 from jaxii.prepare.tally import Counts, Tally, few
@@ -96,25 +96,18 @@ class Layout:
             raise InputError(
                 f"{root} is not a folder; give the one with {HUMAN_LABELS} in it"
             )
-        names = [field.name for field in fields(cls)]
-        for name in overrides:
-            if name not in names:
-                raise InputError(
-                    f"{name} is not part of a layout; allowed: {', '.join(names)}"
-                )
+        folders = [path for path in sorted(root.iterdir()) if path.is_dir()]
         found: dict[str, object] = {
-            "train_images": tuple(
-                path
-                for path in sorted(root.iterdir())
-                if path.is_dir() and path.name.startswith("train")
-            ),
-            "test_images": tuple(
-                path for path in [root / TEST_IMAGES] if path.is_dir()
-            ),
+            "train_images": tuple(p for p in folders if p.name.startswith("train")),
+            "test_images": tuple(p for p in folders if p.name == TEST_IMAGES),
         }
         for name, file in FILES.items():
             found[name] = root / file if (root / file).is_file() else None
         for name, value in overrides.items():
+            if name not in found:
+                raise InputError(
+                    f"{name} is not part of a layout; allowed: {', '.join(found)}"
+                )
             found[name] = _given(name, value)
         for name in ("classes", "human_labels"):
             if found[name] is None:
@@ -154,11 +147,11 @@ def prepare(
 
     Args:
       layout: The files.
-      output_dir: See `build.build`, as for the other arguments.
-      short_side: Larger images are reduced to it, in pixels.
-      num_workers: Number of threads; by default one per core.
-      beam: Writes the shards through Apache Beam instead of threads.
-      on_progress: Called with (images done, images in all, split).
+      output_dir: See `build.build` for this and the other arguments.
+      short_side: See `build.build`.
+      num_workers: See `build.build`.
+      beam: See `build.build`.
+      on_progress: See `build.build`.
 
     Returns:
       What was read, kept and dropped; also written to counts.json.
@@ -193,13 +186,7 @@ def draft_splits(
     train_images: Images,
     test_images: Images,
 ) -> tuple[list[Draft], list[Tally]]:
-    """Reads the label files and drafts the splits.
-
-    Args:
-      layout: The files, local.
-      codes: The label codes that files may use.
-      train_images: The training images.
-      test_images: The images of tuning and test.
+    """Reads the local files of a layout and drafts the splits.
 
     Returns:
       Drafts of train and, if present, validation, tuning and test; an account of each
@@ -243,7 +230,7 @@ def _train(
         if split == "train":
             tally = _with_file_notes(tally, images)
             check_left(tally)
-        drafts.append(Draft(make_plan(split, rows, images, table), tally))
+        drafts.append(Draft(_plan(split, rows, images, table), tally))
     return drafts, tallies
 
 
@@ -295,16 +282,7 @@ def _image_table(
 def _without_listed(
     rows: np.ndarray, ids: pl.Series, listed: Mapping[str, Sequence[str]]
 ) -> tuple[np.ndarray, dict[str, list[str]]]:
-    """Leaves out training images that tuning or test list.
-
-    Args:
-      rows: Rows of training images.
-      ids: Ids of all training images.
-      listed: The ids that each split lists, including those of missing images.
-
-    Returns:
-      The remaining rows; ids of the images left out, by reason.
-    """
+    """Returns rows without those that a later split lists; their ids by reason."""
     also = {}
     for split, names in listed.items():
         found, _ = image_ids.find_rows(pl.Series(names, dtype=pl.String), ids)
@@ -412,7 +390,18 @@ def _evaluation(
     )
     if split == "test":
         tally = _with_file_notes(tally, images)
-    return Draft(make_plan(split, rows, images, table), tally)
+    return Draft(_plan(split, rows, images, table), tally)
+
+
+def _plan(
+    split: str, rows: np.ndarray, images: Images, table: pl.DataFrame
+) -> shards.Plan:
+    return shards.Plan(
+        split=split,
+        table=table[rows],
+        paths=[images.paths[row] for row in rows],
+        facts=[images.facts[row] for row in rows],
+    )
 
 
 def _metadata(

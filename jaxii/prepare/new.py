@@ -41,12 +41,12 @@ def new(
       folder: Created if absent; its name is that of the dataset.
       images: The folder of images, which are not changed.
       labels: The label file; see `tables.labelled.read` for this and the next five.
-      path_column: The column that names the images.
-      label_column: The column of labels.
-      label_separator: The separator of labels in a cell.
+      path_column: "" detects it.
+      label_column: "" detects it.
+      label_separator: "" detects it.
       fold_case: Whether labels that differ only in case are one label.
       min_images: Labels with fewer training images are left out.
-      platform: The platform to train on, as JAX names it: cpu, gpu or tpu.
+      platform: The platform to train on: cpu, gpu or tpu.
       num_devices: Number of devices of that platform.
       short_side: Larger images are reduced to it, in pixels. 0 chooses it from the
         image size of the recipe.
@@ -54,7 +54,11 @@ def new(
     Raises:
       InputError: If the data cannot be used, or the folder holds something else.
     """
-    _check_empty_or_begun(folder)
+    begun = (folder / "data" / prepared.INPUTS_FILE).exists()
+    if not begun and any(path.is_file() for path in folder.rglob("*")):
+        raise InputError(
+            f"{folder} has files that new did not write; give another name."
+        )
     found = _read(
         images,
         labels,
@@ -67,17 +71,19 @@ def new(
     facts = _facts(folder.name, found, platform, num_devices)
     chosen = recipes.choose(facts)
     data = folder / "data"
-    side = short_side or prepared.short_side(data) or chosen.short_side
-    _prepare(found, data, side, inputs_hash="" if labels is None else _hash(labels))
-    _write_recipe(folder, facts, chosen)
-
-
-def _check_empty_or_begun(folder: Path) -> None:
-    begun = (folder / "data" / prepared.INPUTS_FILE).exists()
-    if not begun and any(path.is_file() for path in folder.rglob("*")):
-        raise InputError(
-            f"{folder} has files that new did not write; give another name."
+    labels_hash = labels and xxhash.xxh3_128_hexdigest(labels.read_bytes())
+    with progress() as on_progress:
+        counts = build(
+            found.drafts(),
+            found.vocabulary,
+            data,
+            short_side=short_side or prepared.short_side(data) or chosen.short_side,
+            inputs_hash=labels_hash or "",
+            on_progress=on_progress,
         )
+    for line in counts.lines():
+        say(f"prepared  {line}")
+    _write_recipe(folder, facts, chosen)
 
 
 def _read(images: Path, labels: Path | None, **options: Any) -> Labelled:
@@ -91,24 +97,6 @@ def _read(images: Path, labels: Path | None, **options: Any) -> Labelled:
         # Printed after an error, too: the notes explain it.
         for line in notes.lines:
             say(line)
-
-
-def _prepare(found: Labelled, data: Path, short_side: int, *, inputs_hash: str) -> None:
-    with progress() as on_progress:
-        counts = build(
-            found.drafts(),
-            found.vocabulary,
-            data,
-            short_side=short_side,
-            inputs_hash=inputs_hash,
-            on_progress=on_progress,
-        )
-    for line in counts.lines():
-        say(f"prepared  {line}")
-
-
-def _hash(file: Path) -> str:
-    return xxhash.xxh3_128_hexdigest(file.read_bytes())
 
 
 def _facts(

@@ -27,11 +27,11 @@ class Facts:
       name: Name of the dataset.
       num_images: Training images, including a validation split still to be carved out.
       num_groups: Groups of training images.
-      num_labels: Number of labels.
+      num_labels: Size of the vocabulary.
       short_side: Median short side of the images, in pixels.
       several_labels: Share of the training images with at least two labels.
       has_validation: Whether the data names its validation images.
-      platform: Platform as JAX names it: cpu, gpu or tpu.
+      platform: cpu, gpu or tpu.
       num_devices: Devices that a batch is divided over.
       num_cores: Processor cores of this machine.
     """
@@ -63,8 +63,8 @@ class Recipe:
 
     Attributes:
       choices: Fields that differ from their defaults.
-      epochs: Of each stage.
-      has_embedding: Whether they learn the label embedding.
+      epochs: Length of each stage.
+      has_embedding: Whether the label embedding is learned.
       short_side: Size in pixels to store images at: twice the training size, at most
         256, so that random crops need no enlarging.
     """
@@ -84,32 +84,27 @@ def choose(facts: Facts) -> Recipe:
     fewest = CPU_FEWEST_EPOCHS if on_cpu else FEWEST_EPOCHS
     epochs = min(MOST_EPOCHS, max(fewest, budget / num_train))
     batch = _batch_size(num_train, on_cpu, facts.num_devices)
+    rate = 0.05 * min(1.0, batch / 64) if batch <= 64 else 0.4 * batch / 1024
+    devices = f"{facts.num_devices} {facts.platform} device(s)"
     steps = math.ceil(epochs * num_train / batch)
+    evaluate_every = max(20, min(2000, steps // 8))
+    log_every = max(1, min(100, steps // 50))
+    threads = max(4, facts.num_cores)
     has_embedding = facts.several_labels >= 0.05
     choices = [
         *(_network_for_cpu(facts) if on_cpu else _network(facts)),
-        *_optimizer(facts, batch, on_cpu),
+        Choice("global_batch_size", batch, f"{facts.num_images:,} images, {devices}"),
+        Choice("optimizer.peak_lr", round(rate, 5), "proportional to the batch size"),
+        Choice("data.num_threads", threads, "one a core, at least four"),
         Choice(
-            "data.num_threads", max(4, facts.num_cores), "one a core, at least four"
+            "evaluate_every_steps", evaluate_every, "about eight evaluations per run"
         ),
-        Choice(
-            "evaluate_every_steps",
-            max(20, min(2000, steps // 8)),
-            "about eight evaluations per run",
-        ),
-        Choice(
-            "log_every_steps",
-            max(1, min(100, steps // 50)),
-            "about fifty lines a run",
-        ),
+        Choice("log_every_steps", log_every, "about fifty lines a run"),
     ]
     if has_embedding:
+        dim = min(32 if on_cpu else 1024, facts.num_labels)
         choices.append(
-            Choice(
-                "label_embedding.dim",
-                min(32 if on_cpu else 1024, facts.num_labels),
-                "at most the number of labels",
-            )
+            Choice("label_embedding.dim", dim, "at most the number of labels")
         )
     if fraction:
         groups = f"{facts.num_groups:,} groups"
@@ -132,20 +127,13 @@ def _image_size(facts: Facts) -> int:
 
 
 def _network_for_cpu(facts: Facts) -> list[Choice]:
+    why = f"the median short side is {facts.short_side}; on CPUs at most 64"
     return [
-        Choice(
-            "data.image_size_pixels",
-            _image_size(facts),
-            f"the median short side is {facts.short_side}; on CPUs at most 64",
-        ),
+        Choice("data.image_size_pixels", _image_size(facts), why),
         Choice("model.depth", 18, "a small network, as there is no accelerator"),
         Choice("model.width", 32, "half the published width, to save time"),
         Choice("model.compute_dtype", "float32", "bfloat16 is hardly faster on CPUs"),
-        Choice(
-            "data.augmentation",
-            0.5,
-            "more does not pay in so few epochs",
-        ),
+        Choice("data.augmentation", 0.5, "more does not pay in so few epochs"),
         Choice("optimizer.average", "ema", "steadier metrics in a short run"),
         Choice("optimizer.ema_decay", 0.99, "averages about a hundred steps"),
     ]
@@ -153,13 +141,10 @@ def _network_for_cpu(facts: Facts) -> list[Choice]:
 
 def _network(facts: Facts) -> list[Choice]:
     size = _image_size(facts)
+    why = f"the median short side is {facts.short_side}; at most 224"
     depth = 50 if facts.num_images >= 10_000 else 18
     choices = [
-        Choice(
-            "data.image_size_pixels",
-            size,
-            f"the median short side is {facts.short_side}; at most 224",
-        ),
+        Choice("data.image_size_pixels", size, why),
         Choice("model.depth", depth, f"{facts.num_images:,} images"),
     ]
     if size <= 64:
@@ -174,34 +159,21 @@ def _batch_size(num_train: int, on_cpu: bool, num_devices: int) -> int:
     return math.ceil(min(most, fits) / num_devices) * num_devices
 
 
-def _optimizer(facts: Facts, batch: int, on_cpu: bool) -> list[Choice]:
-    devices = f"{facts.num_devices} {facts.platform} device(s)"
-    rate = 0.05 * min(1.0, batch / 64) if batch <= 64 else 0.4 * batch / 1024
-    return [
-        Choice("global_batch_size", batch, f"{facts.num_images:,} images, {devices}"),
-        Choice("optimizer.peak_lr", round(rate, 5), "proportional to the batch size"),
-    ]
-
-
 def _validation_fraction(facts: Facts) -> float:
     share = min(0.4, FEW_VALIDATION / max(1, facts.num_groups))
     return max(0.1, round(share, 2))
 
 
 def text(facts: Facts, recipe: Recipe, command: str) -> str:
-    """Returns the Python file of a recipe; the prepared data lies beside it in data/.
+    """Returns the Python file of a recipe, which reads the dataset in data/ beside it.
 
-    Args:
-      facts: Of the dataset.
-      recipe: The choices for it.
-      command: Trains with the recipe; stands in the docstring.
+    Its docstring shows `command`, which trains with it.
     """
     lines = "\n".join(
         f"    # {choice.why[0].upper()}{choice.why[1:]}.\n"
         f"    config.{choice.field} = {json.dumps(choice.value)}"
         for choice in recipe.choices
     )
-    stages = "\n".join(_stages(recipe))
     # Folder names may hold these two characters, which end or change a string.
     shown = command.replace("\\", r"\\").replace('"', r"\"")
     return f'''"""Recipe for {facts.name}, written by `jaxii new`; yours to change.
@@ -226,48 +198,43 @@ def get_config():
     config.data.directory = str(Path(__file__).resolve().parent / "data")
 {lines}
     config.stages = (
-{stages}
+{_stages(recipe)}
     )
     return config
 '''
 
 
-def _stages(recipe: Recipe) -> list[str]:
-    embedding = '                "embedding": 1.0,' if recipe.has_embedding else ""
-    head = f'            "embedding_head": {recipe.has_embedding},'
-    first_name = "multitask" if recipe.has_embedding else "bce_focal"
+def _stages(recipe: Recipe) -> str:
+    has_embedding = recipe.has_embedding
+    embedding = '                "embedding": 1.0,\n' if has_embedding else ""
     first, second, *last = recipe.epochs
-    lines = [
-        "        {",
-        f'            "name": "{first_name}",',
-        f'            "num_epochs": {first!r},',
-        head,
-        '            "terms": {',
-        '                "bce": ((0.0, 1.0), (0.4, 1.0), (0.6, 0.0)),',
-        '                "focal": {"weight": ((0.4, 0.0), (0.6, 1.0)), **FOCAL},',
-        embedding,
-        "            },",
-        "        },",
-        "        {",
-        '            "name": "f2",',
-        f'            "num_epochs": {second!r},',
-        head,
-        '            "peak_lr": config.optimizer.peak_lr / 2,',
-        '            "terms": {',
-        '                "focal": {"weight": 1.0, **FOCAL},',
-        '                "soft_f": ((0.0, 0.0), (0.3, 10.0)),',
-        embedding,
-        "            },",
-        "        },",
-    ]
+    text = f'''\
+        {{
+            "name": "{"multitask" if has_embedding else "bce_focal"}",
+            "num_epochs": {first!r},
+            "embedding_head": {has_embedding},
+            "terms": {{
+                "bce": ((0.0, 1.0), (0.4, 1.0), (0.6, 0.0)),
+                "focal": {{"weight": ((0.4, 0.0), (0.6, 1.0)), **FOCAL}},
+{embedding}            }},
+        }},
+        {{
+            "name": "f2",
+            "num_epochs": {second!r},
+            "embedding_head": {has_embedding},
+            "peak_lr": config.optimizer.peak_lr / 2,
+            "terms": {{
+                "focal": {{"weight": 1.0, **FOCAL}},
+                "soft_f": ((0.0, 0.0), (0.3, 10.0)),
+{embedding}            }},
+        }},'''
     if last:
-        lines += [
-            "        {",
-            '            "name": "classifier",',
-            f'            "num_epochs": {last[0]!r},',
-            '            "embedding_head": False,',
-            '            "peak_lr": config.optimizer.peak_lr / 10,',
-            '            "terms": {"focal": {"weight": 1.0, **FOCAL}, "soft_f": 10.0},',
-            "        },",
-        ]
-    return [line for line in lines if line]
+        text += f"""
+        {{
+            "name": "classifier",
+            "num_epochs": {last[0]!r},
+            "embedding_head": False,
+            "peak_lr": config.optimizer.peak_lr / 10,
+            "terms": {{"focal": {{"weight": 1.0, **FOCAL}}, "soft_f": 10.0}},
+        }},"""
+    return text

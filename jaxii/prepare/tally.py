@@ -12,14 +12,12 @@ NUM_EXAMPLES = 5
 
 @dataclass(frozen=True)
 class Tally:
-    """Counts of one file or split.
+    """Counts of one file or split; `read` is `kept` plus all of `dropped`.
 
     Attributes:
-      name: Of the file or split.
+      name: Name of the file or split.
       unit: What is counted: "rows", "images" or "labels".
-      read: Number read.
-      kept: Number that is in the dataset.
-      dropped: Number left out by reason; `read` is `kept` plus these.
+      dropped: Number left out by reason.
       examples: The first few items per reason or note.
       notes: Further counts, such as labels kept.
     """
@@ -64,12 +62,7 @@ class Tally:
 
 @dataclass(frozen=True)
 class Counts:
-    """Counts of a preparation.
-
-    Attributes:
-      files: One tally per label or metadata file.
-      splits: One tally per split, in images.
-    """
+    """Counts of label and metadata files, and of the images of splits."""
 
     files: tuple[Tally, ...]
     splits: tuple[Tally, ...]
