@@ -4,12 +4,12 @@ A record is a `tf.train.Example` in an ArrayRecord shard. It is read and written
 TensorFlow and without TFDS's generic decoder, which is slower.
 """
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import numpy as np
 import tensorflow_datasets as tfds
-from jaxtyping import Int
+from jaxtyping import Float, Int
 from tensorflow_datasets.proto import tf_example_pb2, tf_feature_pb2
 
 from jaxii.data.labels import Vocabulary
@@ -52,9 +52,9 @@ def serialize(
     *,
     image: bytes,
     image_id: str,
-    label_ids: Iterable[int],
-    label_confidences: Iterable[float],
-    label_sources: Iterable[int],
+    label_ids: Sequence[int] | Int[np.ndarray, " label"],
+    label_confidences: Sequence[float] | Float[np.ndarray, " label"],
+    label_sources: Sequence[int] | Int[np.ndarray, " label"],
     group: str,
     domain: str,
     slice_name: str,

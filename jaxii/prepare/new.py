@@ -41,15 +41,14 @@ def new(
       folder: Created if absent; its name is that of the dataset.
       images: The folder of images, which are not changed.
       labels: The label file; see `tables.labelled.read` for this and the next five.
-      path_column: "" detects it.
-      label_column: "" detects it.
-      label_separator: "" detects it.
-      fold_case: Whether labels that differ only in case are one label.
-      min_images: Labels with fewer training images are left out.
+      path_column: "" detects it, like the next two.
+      label_column: See `path_column`.
+      label_separator: See `path_column`.
+      fold_case: See `tables.labelled.read`.
+      min_images: See `tables.labelled.read`.
       platform: The platform to train on: cpu, gpu or tpu.
       num_devices: Number of devices of that platform.
-      short_side: Larger images are reduced to it, in pixels. 0 chooses it from the
-        image size of the recipe.
+      short_side: Larger images are reduced to it, in pixels; 0 chooses it.
 
     Raises:
       InputError: If the data cannot be used, or the folder holds something else.
@@ -71,19 +70,24 @@ def new(
     facts = _facts(folder.name, found, platform, num_devices)
     chosen = recipes.choose(facts)
     data = folder / "data"
+    side = short_side or prepared.short_side(data) or chosen.short_side
     labels_hash = labels and xxhash.xxh3_128_hexdigest(labels.read_bytes())
+    _prepare(found, data, side, labels_hash or "")
+    _write_recipe(folder, facts, chosen)
+
+
+def _prepare(found: Labelled, data: Path, short_side: int, inputs_hash: str) -> None:
     with progress() as on_progress:
         counts = build(
             found.drafts(),
             found.vocabulary,
             data,
-            short_side=short_side or prepared.short_side(data) or chosen.short_side,
-            inputs_hash=labels_hash or "",
+            short_side=short_side,
+            inputs_hash=inputs_hash,
             on_progress=on_progress,
         )
     for line in counts.lines():
         say(f"prepared  {line}")
-    _write_recipe(folder, facts, chosen)
 
 
 def _read(images: Path, labels: Path | None, **options: Any) -> Labelled:
