@@ -9,7 +9,7 @@ from typing import Any
 
 import numpy as np
 import tensorflow_datasets as tfds
-from jaxtyping import Float, Int
+from jaxtyping import Float, Int, UInt8
 from tensorflow_datasets.proto import tf_example_pb2, tf_feature_pb2
 
 from jaxii.data.labels import Vocabulary
@@ -54,7 +54,7 @@ def serialize(
     image_id: str,
     label_ids: Sequence[int] | Int[np.ndarray, " label"],
     label_confidences: Sequence[float] | Float[np.ndarray, " label"],
-    label_sources: Sequence[int] | Int[np.ndarray, " label"],
+    label_sources: Sequence[int] | UInt8[np.ndarray, " label"],
     group: str,
     domain: str,
     slice_name: str,
