@@ -30,10 +30,10 @@ from jaxii.models import resnet
 from jaxii.prepare.kaggle import Layout, prepare
 from jaxii.runs.run import Run
 
+pytestmark = pytest.mark.usefixtures("without_drawings")
+
 RECIPE = """
 from jaxii.config import default_config
-
-pytestmark = pytest.mark.usefixtures("without_drawings")
 
 
 def get_config(split="train"):
