@@ -293,13 +293,9 @@ def _begin(
             f"{output} is not empty and no preparation was begun in it; choose an "
             "empty or new folder"
         )
-    claim = {
-        "format": folder.FORMAT,
-        "fingerprint": fingerprint,
-        "short_side": short_side,
-    }
-    if not inputs.exists():
-        write_json(inputs, claim)
+    else:
+        made_of = {"fingerprint": fingerprint, "short_side": short_side}
+        write_json(inputs, {"format": folder.FORMAT, **made_of})
     write_beside(output / folder.IMAGES_FILE, images.write_parquet, binary=True)
     return False
 
@@ -336,13 +332,8 @@ def complete(
     for pattern in ("*.part", "*.plan"):
         for path in output.glob(pattern):
             path.unlink()
-    names = [
-        folder.LABELS_FILE,
-        folder.COUNTS_FILE,
-        folder.INPUTS_FILE,
-        folder.IMAGES_FILE,
-        folder.SUBMISSION_FILE,
-    ]
+    names = [folder.LABELS_FILE, folder.COUNTS_FILE, folder.INPUTS_FILE]
+    names += [folder.IMAGES_FILE, folder.SUBMISSION_FILE]
     names += [folder.index_path(output, split).name for split in written]
     files = manifest.describe_all(output, names)
     for result in written.values():

@@ -25,7 +25,6 @@ IMAGE_SUFFIXES = (".jpg", ".jpeg", ".png", ".webp")
 MAX_FILE_BYTES = 256 * 2**20
 # Fields of a bucket listing that change with the content of an object.
 _STAMPS = ("generation", "etag", "ETag", "md5Hash", "mtime", "LastModified")
-_ADDRESS = "an address; images are read from disks and gs:// buckets"
 _NO_FILE = "no such file"
 # Faults of one file. Other I/O errors, such as a lost network disk, end the run.
 _FAULTS = {
@@ -79,7 +78,7 @@ def read(path: AnyPath, size_bytes: int | None = None) -> bytes:
     """Returns the bytes of an image file.
 
     Args:
-      path: Of the file.
+      path: Local, or in a bucket.
       size_bytes: Size of an object in a bucket, if a listing gave it. The size of a
         local file is always queried.
 
@@ -93,18 +92,10 @@ def read(path: AnyPath, size_bytes: int | None = None) -> bytes:
 
 
 def check(path: AnyPath, size_bytes: int | None = None) -> int:
-    """Returns the size of a readable image file, in bytes.
+    """Returns the size of a readable image file in bytes; see `read`.
 
     A local file must be regular: reading a pipe waits for a writer, and a device may be
     endless.
-
-    Args:
-      path: Of the file.
-      size_bytes: As for `read`.
-
-    Raises:
-      ValueError: As for `read`.
-      OSError: As for `read`.
     """
     with _named_faults(path):
         if isinstance(path, Path):
@@ -137,9 +128,9 @@ def _named_faults(path: AnyPath) -> Iterator[None]:
         # pathlib makes http:/x of http://x.
         is_address = isinstance(path, Path) and path.parts[0].endswith(":")
         fault = _FAULTS[number]
-        raise ValueError(
-            _ADDRESS if fault == _NO_FILE and is_address else fault
-        ) from error
+        if fault == _NO_FILE and is_address:
+            fault = "an address; images are read from disks and gs:// buckets"
+        raise ValueError(fault) from error
 
 
 @dataclass(frozen=True)
@@ -215,11 +206,7 @@ def files_below(
             system.invalidate_cache()  # others may have written since
             for name, info in system.find(root, detail=True).items():
                 path = str(system.unstrip_protocol(name))
-                yield (
-                    path,
-                    path.rpartition("/")[2],
-                    partial(facts_listed, info),
-                )
+                yield path, path.rpartition("/")[2], partial(facts_listed, info)
             continue
         try:
             place = os.stat(folder)  # noqa: PTH116 (the folder is text here)

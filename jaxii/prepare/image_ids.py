@@ -9,7 +9,6 @@ The files are label files, metadata, lists of validation images and sample submi
 """
 
 from collections.abc import Container, Sequence
-from typing import NamedTuple
 
 import polars as pl
 
@@ -43,40 +42,32 @@ def without_suffix(names: pl.Series, images: pl.DataFrame) -> pl.DataFrame:
     return found.select("image", "row")
 
 
-class Found(NamedTuple):
-    """Images that names mean.
-
-    Attributes:
-      rows: Position of the image of each name; null for none.
-      num_suffixed: Number of names that mean an image only without their suffix.
-    """
-
-    rows: pl.Series
-    num_suffixed: int
-
-
-def find_rows(names: pl.Series, ids: pl.Series) -> Found:
+def find_rows(names: pl.Series, ids: pl.Series) -> tuple[pl.Series, int]:
     """Finds the image that each name means.
 
     Args:
       names: As written in a file.
       ids: Distinct ids of the images.
+
+    Returns:
+      Position of the image of each name, null for none; the number of names that mean
+      an image only without their suffix.
     """
     images = numbered(ids)
     asked = pl.DataFrame({"image": names.cast(pl.String).str.strip_chars()})
     found = asked.join(images, on="image", how="left", maintain_order="left")["row"]
     more = without_suffix(asked["image"].filter(found.is_null()), images)
     if not len(more):
-        return Found(found, 0)
+        return found, 0
     known = pl.concat([images, more])
     again = asked.join(known, on="image", how="left", maintain_order="left")["row"]
-    return Found(again, found.null_count() - again.null_count())
+    return again, found.null_count() - again.null_count()
 
 
 def meant(name: str, ids: Container[str]) -> str:
-    """Returns the id that a name means by the same rule, or the stripped name.
+    """Returns the id that a name means, or the stripped name.
 
-    For few names, and for ids that are not UTF-8, which polars cannot hold.
+    It also works for ids that are not UTF-8, which polars cannot hold.
     """
     name = name.strip()
     if name in ids or not name.lower().endswith(IMAGE_SUFFIXES):

@@ -326,7 +326,7 @@ def _listed(
         path, codes, ids, header=header
     )
     tallies.append(tally)
-    return entries, _meant(names, image_ids.find_rows(names, ids).rows, ids)
+    return entries, _meant(names, image_ids.find_rows(names, ids)[0], ids)
 
 
 def _meant(names: pl.Series, rows: pl.Series, ids: pl.Series) -> list[str]:

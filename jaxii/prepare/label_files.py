@@ -6,7 +6,8 @@ file, so that 15 million rows take seconds. Every row left out is counted by rea
 
 import os
 import unicodedata
-from collections.abc import Sequence
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 
 import numpy as np
@@ -82,7 +83,15 @@ def read_codes(trainable: AnyPath, descriptions: AnyPath | None) -> Codes:
     codes = _read(trainable, ("label_code",))["label_code"].fill_null("").to_list()
     if not codes:
         raise InputError(f"{trainable} lists no class; it needs one label_code a row")
-    _check_codes(trainable, codes)
+    # A submission holds the codes of an image in one cell, separated by spaces.
+    for line, code in enumerate(codes, start=2):
+        unfit = (c.isspace() or unicodedata.category(c) == "Cc" for c in code)
+        if not code or any(unfit):
+            raise InputError(
+                f"{trainable} line {line}: the label_code {code!r} is empty, or has "
+                "white space or a control character in it, which a submission cannot "
+                "hold; replace such characters, for example by _"
+            )
     names: dict[str, str] = {}
     if descriptions is not None:
         table = _read(descriptions, ("label_code", "description"))
@@ -93,18 +102,6 @@ def read_codes(trainable: AnyPath, descriptions: AnyPath | None) -> Codes:
         raise InputError(f"{trainable}: {error}") from error
     described_in = descriptions.name if descriptions else trainable.name
     return Codes(vocabulary, frozenset(names) | set(codes), described_in)
-
-
-def _check_codes(path: AnyPath, codes: Sequence[str]) -> None:
-    # A submission holds the codes of an image in one cell, separated by spaces.
-    for line, code in enumerate(codes, start=2):
-        unfit = (c.isspace() or unicodedata.category(c) == "Cc" for c in code)
-        if not code or any(unfit):
-            raise InputError(
-                f"{path} line {line}: the label_code {code!r} is empty, or has white "
-                "space or a control character in it; codes are separated by spaces in "
-                "a submission: replace such characters, for example by _"
-            )
 
 
 def read_labels(
@@ -128,7 +125,7 @@ def read_labels(
       InputError: If the header is wrong, a confidence is not a number from 0 to 1, or
         more than one row in twenty has an unknown code.
     """
-    _check_header(path, LABEL_COLUMNS)
+    _read(path, LABEL_COLUMNS, rows=0)
     lazy = pl.scan_csv(os.fspath(path), infer_schema=False).select(
         image=pl.col("ImageID").str.strip_chars(),
         code=pl.col("LabelName").str.strip_chars(),
@@ -218,14 +215,14 @@ def read_metadata(path: AnyPath, image_ids: pl.Series) -> tuple[pl.DataFrame, Ta
             f"{path} has the columns {','.join(table.columns)}; it needs image_id and "
             "at least one of group, domain, slice"
         )
-    columns = [_text(name) for name in METADATA if name in table.columns]
-    columns += [
-        pl.lit(None, pl.String).alias(name)
+    columns = {
+        name: pl.col(name).str.strip_chars().replace("", None)
+        if name in table.columns
+        else pl.lit(None, pl.String)
         for name in METADATA
-        if name not in table.columns
-    ]
+    }
     rows, num_suffixed = find_rows(table["image_id"], image_ids)
-    chosen = table.select("image_id", *columns).with_columns(row=rows)
+    chosen = table.select("image_id", **columns).with_columns(row=rows)
     missing = chosen.filter(pl.col("row").is_null())["image_id"].fill_null("")
     found = chosen.filter(pl.col("row").is_not_null())
     once = found.unique("row", keep="first", maintain_order=True)
@@ -244,12 +241,6 @@ def read_metadata(path: AnyPath, image_ids: pl.Series) -> tuple[pl.DataFrame, Ta
     return aligned.select(METADATA), tally
 
 
-def _text(name: str) -> pl.Expr:
-    """Returns a column with stripped values, null if empty."""
-    text = pl.col(name).str.strip_chars()
-    return pl.when(text != "").then(text).alias(name)
-
-
 def _collect(
     path: AnyPath,
     lazy: pl.LazyFrame,
@@ -262,7 +253,12 @@ def _collect(
     _check_confidences(path, lazy, table["confidence"])
     unknown = int((table["label"] == _UNKNOWN).sum())
     if unknown > MAX_UNKNOWN_SHARE * len(table):
-        raise _unknown_codes(path, lazy, codes, unknown, len(table))
+        first = _first_unknown(path, lazy, codes)[0]
+        raise InputError(
+            f"{path}: {unknown:,} of {len(table):,} rows have an unknown label code, "
+            f"the first is {first!r}; at most {MAX_UNKNOWN_SHARE:.0%} may be missing "
+            f"in {codes.described_in}: check that the files belong together"
+        )
     examples: dict[str, tuple[str, ...]] = {}
     notes: dict[str, int] = {}
     if table.filter(pl.col("label") >= 0)["row"].null_count():
@@ -336,17 +332,6 @@ def _first_unknown(path: AnyPath, lazy: pl.LazyFrame, codes: Codes) -> list[str]
     return [str(code) for code in table["code"].unique(maintain_order=True)]
 
 
-def _unknown_codes(
-    path: AnyPath, lazy: pl.LazyFrame, codes: Codes, unknown: int, total: int
-) -> InputError:
-    first = _first_unknown(path, lazy, codes)[0]
-    return InputError(
-        f"{path}: {unknown:,} of {total:,} rows have an unknown label code, the first "
-        f"is {first!r}; codes must be listed in {codes.described_in} (at most "
-        f"{MAX_UNKNOWN_SHARE:.0%} may be unknown): check that the files belong together"
-    )
-
-
 def _check_confidences(path: AnyPath, lazy: pl.LazyFrame, values: pl.Series) -> None:
     if bool(values.is_between(0.0, 1.0).fill_null(False).all()):
         return
@@ -359,22 +344,16 @@ def _check_confidences(path: AnyPath, lazy: pl.LazyFrame, values: pl.Series) -> 
     )
 
 
-def _check_header(path: AnyPath, expected: Sequence[str]) -> None:
-    _read(path, tuple(expected), rows=0)
-
-
 def _read(
     path: AnyPath, expected: tuple[str, ...] | None, rows: int | None = None
 ) -> pl.DataFrame:
-    try:
+    with _errors_named(path):
         table = pl.read_csv(
             os.fspath(path),
             infer_schema=False,
             n_rows=rows,
             has_header=expected is not None,
         )
-    except (OSError, pl.exceptions.PolarsError) as error:
-        raise _unreadable(path, error) from error
     if expected is not None and not set(expected) <= set(table.columns):
         found = ",".join(table.columns)
         found = found if len(found) <= 120 else found[:120] + "..."
@@ -385,18 +364,20 @@ def _read(
 
 
 def _run(path: AnyPath, lazy: pl.LazyFrame) -> pl.DataFrame:
-    try:
+    with _errors_named(path):
         return lazy.collect(engine="streaming")
+
+
+@contextmanager
+def _errors_named(path: AnyPath) -> Iterator[None]:
+    try:
+        yield
     except (OSError, pl.exceptions.PolarsError) as error:
-        raise _unreadable(path, error) from error
-
-
-def _unreadable(path: AnyPath, error: Exception) -> InputError:
-    reason = (str(error).strip().splitlines() or [type(error).__name__])[0]
-    return InputError(
-        f"{path} cannot be read as CSV ({reason}); it must be UTF-8 text with commas "
-        "between the columns"
-    )
+        reason = (str(error).strip().splitlines() or [type(error).__name__])[0]
+        raise InputError(
+            f"{path} cannot be read as CSV ({reason}); it must be UTF-8 text with "
+            "commas between the columns"
+        ) from error
 
 
 def read_validation(

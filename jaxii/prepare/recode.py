@@ -35,16 +35,13 @@ _LARGE = threading.Semaphore(1)
 _LAST = {"jpeg": b"\xff\xd9", "png": b"IEND"}
 
 
-def recode(
-    data: bytes, *, short_side: int = SHORT_SIDE, quality: int = JPEG_QUALITY
-) -> bytes:
+def recode(data: bytes, *, short_side: int = SHORT_SIDE) -> bytes:
     """Returns the image as an upright RGB JPEG.
 
     Args:
       data: A JPEG, PNG or WebP file, up to 120 megapixels. Its first bytes decide the
         format.
       short_side: Larger images are reduced to it, in pixels; smaller ones are kept.
-      quality: JPEG quality, 1 to 100.
 
     Returns:
       JPEG bytes; `data` itself if nothing needs to change.
@@ -65,16 +62,12 @@ def recode(
             )
         if height * width > LARGE_PIXELS:
             with _LARGE:
-                return _recode(data, kind, height, width, color, short_side, quality)
-        return _recode(data, kind, height, width, color, short_side, quality)
+                return _recode(data, kind, height, width, color, short_side)
+        return _recode(data, kind, height, width, color, short_side)
 
 
 def describe(short_side: int) -> dict[str, Any]:
-    """Returns the parameters of `recode` and its steps in words.
-
-    Args:
-      short_side: As in `recode`.
-    """
+    """Returns the parameters of `recode` and its steps in words."""
     scales = ", ".join(f"1/{shrink}" for shrink in JPEG_SHRINKS)
     return {
         "short_side_pixels": short_side,
@@ -134,7 +127,9 @@ def probe(data: bytes, size_bytes: int) -> tuple[int, int]:
     return height, width
 
 
-def _recode(data, kind, height, width, color, short_side, quality) -> bytes:
+def _recode(
+    data: bytes, kind: str, height: int, width: int, color: str, short_side: int
+) -> bytes:
     turn = orientation(read_exif(data, kind))
     if kind == "jpeg":
         size = decoded_size(height, width, short_side, short_side)
@@ -148,7 +143,7 @@ def _recode(data, kind, height, width, color, short_side, quality) -> bytes:
     # A small image has no colour detail to spare.
     subsampling = "420" if min(height, width) > short_side else "444"
     return simplejpeg.encode_jpeg(
-        np.ascontiguousarray(image), quality=quality, colorsubsampling=subsampling
+        np.ascontiguousarray(image), quality=JPEG_QUALITY, colorsubsampling=subsampling
     )
 
 

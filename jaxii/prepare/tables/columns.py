@@ -59,7 +59,7 @@ def find(
     """Finds the kind of each column, and the image that each row names.
 
     Args:
-      table: From `table.read_table`.
+      table: See `table.read_table`.
       matcher: Finds images by name.
       notes: Collects what was assumed.
       path_column: The column that names the images; "" detects it.

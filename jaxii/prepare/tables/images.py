@@ -15,10 +15,9 @@ from jaxii.errors import InputError
 from jaxii.prepare import image_files
 from jaxii.prepare.image_files import IMAGE_SUFFIXES, files_below, is_text
 from jaxii.prepare.recode import probe, recode, size
-from jaxii.prepare.shards import one_thread_each
+from jaxii.prepare.shards import Progress, one_thread_each
 from jaxii.prepare.tables.notes import Notes
 
-Progress = Callable[[int, int, str], None]
 # Up to so many images are decoded: half a minute on two cores.
 MOST_DECODED = 4_000
 # Bytes read at the start, which mostly include the header, and at the end.
@@ -34,7 +33,7 @@ class Checked:
     """Result of checking images.
 
     Attributes:
-      short_sides: Of the readable images, in pixels.
+      short_sides: Short sides of the readable images, in pixels.
       broken: The fault of each broken image, by its position.
       decoded: Whether all images were decoded, or only their headers read.
     """
@@ -77,12 +76,7 @@ def find(root: Path, notes: Notes) -> list[str]:
 
 
 def check(files: Sequence[str], on_progress: Progress | None = None) -> Checked:
-    """Checks images on all cores; many images only by their headers.
-
-    Args:
-      files: Paths.
-      on_progress: Called with (done, total, what).
-    """
+    """Checks images on all cores; more than `MOST_DECODED` only by their headers."""
     decoded = len(files) <= MOST_DECODED
     what = "decoding" if decoded else "reading headers"
     read_size = _decode if decoded else _read_ends
@@ -157,12 +151,9 @@ class Matcher:
     """Finds images by their names in label files.
 
     Args:
-      files: Paths of the images, at least one.
+      files: Paths of at least one image.
       root: Their folder.
       home: The folder of the label file.
-
-    Attributes:
-      example: Path of an image, relative to `root`.
     """
 
     def __init__(self, files: Sequence[str], root: Path, home: Path):
@@ -172,8 +163,7 @@ class Matcher:
         below = [plain(os.path.relpath(file, root)) for file in files]
         self._by_path = _numbers(below)
         self._by_place = _numbers([plain(absolute(f)) for f in files])
-        names = [PurePosixPath(path).name for path in below]
-        self._by_name = _numbers(names)
+        self._by_name = _numbers([PurePosixPath(path).name for path in below])
 
     def match(self, cells: Sequence[str]) -> Match:
         """Returns the image of each cell, by one rule for all cells.

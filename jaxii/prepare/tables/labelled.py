@@ -7,7 +7,7 @@ import os
 import re
 from collections import Counter, defaultdict
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from pathlib import Path, PurePath
 
 import numpy as np
@@ -17,7 +17,8 @@ from jaxii.data.labels import HUMAN, Vocabulary
 from jaxii.errors import InputError
 from jaxii.prepare import image_files, image_ids
 from jaxii.prepare.build import Draft, image_table
-from jaxii.prepare.shards import Plan
+from jaxii.prepare.label_files import METADATA
+from jaxii.prepare.shards import Plan, Progress
 from jaxii.prepare.tables import images
 from jaxii.prepare.tables.images import absolute
 from jaxii.prepare.tables.notes import Notes, shown
@@ -25,7 +26,6 @@ from jaxii.prepare.tables.rows import LabelRows, clean, of_file, of_folders
 from jaxii.prepare.tally import Tally
 from jaxii.storage import AnyPath
 
-METADATA = ("group", "domain", "slice")
 # No network learns a label from fewer images.
 FEW_IMAGES = 10
 # White space and control characters: spaces separate codes in a submission.
@@ -72,11 +72,8 @@ class Labelled:
 
     def drafts(self) -> list[Draft]:
         """Returns drafts of the splits that have images: train, validation, test."""
-        return [
-            _draft(self, name)
-            for name in ("train", "validation", "test")
-            if self.split(name)
-        ]
+        names = ("train", "validation", "test")
+        return [_draft(self, name) for name in names if self.split(name)]
 
 
 def read(
@@ -89,7 +86,7 @@ def read(
     label_separator: str = "",
     fold_case: bool = False,
     min_images: int = 1,
-    on_progress: images.Progress | None = None,
+    on_progress: Progress | None = None,
 ) -> Labelled:
     """Finds the images of a folder and reads their labels.
 
@@ -110,9 +107,9 @@ def read(
     """
     files = images.find(root, notes)
     if labels is None:
-        found = of_folders(files, root, notes)
+        rows = of_folders(files, root, notes)
     else:
-        found = of_file(
+        rows = of_file(
             labels,
             files,
             root,
@@ -121,30 +118,20 @@ def read(
             label_column=label_column,
             label_separator=label_separator,
         )
-    return _combine(
-        found,
-        files,
-        root,
-        notes,
-        fold_case=fold_case,
-        min_images=min_images,
-        on_progress=on_progress,
-    )
+    entries = _entries(rows, _spellings(rows, notes, fold_case), notes)
+    return _combine(rows, entries, files, root, notes, min_images, on_progress)
 
 
 def _combine(
     rows: LabelRows,
+    entries: Mapping[int, Mapping[str, float]],
     files: Sequence[str],
     root: Path,
     notes: Notes,
-    *,
-    fold_case: bool,
     min_images: int,
-    on_progress: images.Progress | None = None,
+    on_progress: Progress | None,
 ) -> Labelled:
-    """Combines rows into one entry per image, and checks the images."""
-    spelling = _spellings(rows, notes, fold_case)
-    entries = _entries(rows, spelling, notes)
+    """Checks the images and leaves out rare labels."""
     below = [os.path.relpath(file, root) for file in files]
     names = _ids(below, notes)
     no_label = sorted(set(rows.numbers) - entries.keys())
@@ -162,24 +149,22 @@ def _combine(
     _check_divided(extra.get("group", []), splits, notes)
     taught = [number for number, s in zip(used, splits, strict=True) if s == "train"]
     if not taught:
-        raise InputError(
-            "no image of the split train has a label; see the notes above."
-        )
+        raise InputError("no image of the split train has a label; see the notes.")
     labels = _labels(entries, taught, used, notes, min_images)
     index = {label: i for i, label in enumerate(labels)}
-    found = Labelled(
-        files=[absolute(files[i]) for i in used],
-        ids=[names[i] for i in used],
+    known = [{index[k]: c for k, c in entries[i].items() if k in index} for i in used]
+    emptied = [absolute(files[i]) for i, e in zip(used, known, strict=True) if not e]
+    notes.left_out("images", emptied, " without any label that is used")
+    kept = [row for row, entry in enumerate(known) if entry]
+    return Labelled(
+        files=[absolute(files[used[row]]) for row in kept],
+        ids=[names[used[row]] for row in kept],
         labels=labels,
         codes=_codes(labels),
-        entries=[
-            {index[label]: c for label, c in entries[i].items() if label in index}
-            for i in used
-        ],
-        extra=extra,
+        entries=[known[row] for row in kept],
+        extra={kind: [each[row] for row in kept] for kind, each in extra.items()},
         short_side=short_side,
     )
-    return _without_empty(found, notes)
 
 
 def _spellings(rows: LabelRows, notes: Notes, fold_case: bool) -> dict[str, str]:
@@ -242,16 +227,13 @@ def _entries(
 
 
 def _ids(below: Sequence[str], notes: Notes) -> list[str]:
+    stems = [PurePath(path).stem.strip() for path in below]
+    without_suffix = [str(PurePath(path).with_suffix("")).strip() for path in below]
+    path = "path below --images"
     choices = (
-        ([PurePath(path).stem.strip() for path in below], ""),
-        (
-            [os.fspath(PurePath(path).with_suffix("")).strip() for path in below],
-            "path below --images without suffix, as folders share file names",
-        ),
-        (
-            list(below),
-            "path below --images, as some names differ only in their suffix",
-        ),
+        (stems, ""),
+        (without_suffix, f"{path} without suffix, as folders share file names"),
+        (list(below), f"{path}, as some names differ only in their suffix"),
     )
     ids, why = next(
         (c for c in choices if len(set(c[0])) == len(below) and all(c[0])), choices[-1]
@@ -263,8 +245,7 @@ def _ids(below: Sequence[str], notes: Notes) -> list[str]:
             f"system that ignores case cannot hold both: {shown(twins)}"
         )
     if why:
-        names = Counter(choices[0][0])
-        twice = [name for name, number in names.items() if number > 1]
+        twice = [name for name, number in Counter(stems).items() if number > 1]
         notes.assumed(f"the id of an image is its {why}: {shown(twice)}")
     return ids
 
@@ -274,7 +255,7 @@ def _readable(
     files: Sequence[str],
     below: Sequence[str],
     notes: Notes,
-    on_progress: images.Progress | None,
+    on_progress: Progress | None,
 ) -> tuple[list[int], int]:
     """Returns the readable images, and the median of their short sides."""
     checked = images.check([files[i] for i in used], on_progress)
@@ -380,19 +361,6 @@ def _codes(labels: Sequence[str]) -> list[str]:
             code, number = f"{plain}_{number}", number + 1
         codes[code] = None
     return list(codes)
-
-
-def _without_empty(found: Labelled, notes: Notes) -> Labelled:
-    kept = [i for i, entry in enumerate(found.entries) if entry]
-    emptied = [found.files[i] for i, entry in enumerate(found.entries) if not entry]
-    notes.left_out("images", emptied, " without any label that is used")
-    return replace(
-        found,
-        files=[found.files[i] for i in kept],
-        ids=[found.ids[i] for i in kept],
-        entries=[found.entries[i] for i in kept],
-        extra={kind: [each[i] for i in kept] for kind, each in found.extra.items()},
-    )
 
 
 def _draft(found: Labelled, split: str) -> Draft:

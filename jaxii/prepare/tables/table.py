@@ -58,7 +58,7 @@ def read_table(path: Path, notes: Notes) -> pl.DataFrame:
         notes.found(f"{path} is a Parquet file")
     else:
         text = _decode(path, data, notes).lstrip("\n")
-        if not text:
+        if not text.strip():
             raise InputError(f"{path} is empty; give a table with a header.")
         if text.startswith("{"):
             table = _as_text(path, _read_json_lines(path, text), notes)
@@ -84,8 +84,6 @@ def _bytes(path: Path) -> bytes:
         data = path.read_bytes()
     except OSError as error:
         raise InputError(f"{path} cannot be read ({error.strerror}).") from error
-    if not data.strip():
-        raise InputError(f"{path} is empty; give a table with a header.")
     for start, kind in _OTHER_FILES.items():
         if data.startswith(start):
             raise InputError(
@@ -226,9 +224,8 @@ def _parse(path: Path, text: str, separator: str, has_header: bool) -> pl.DataFr
         )
         if has_header:
             return table.rename(lambda name: name.strip())
-        return table.rename(
-            dict(zip(table.columns, _unnamed(table.width), strict=True))
-        )
+        numbered = zip(table.columns, _unnamed(table.width), strict=True)
+        return table.rename(dict(numbered))
     except pl.exceptions.PolarsError:
         return _parse_leniently(path, text, separator, has_header)
 
