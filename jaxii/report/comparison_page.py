@@ -40,7 +40,7 @@ SECTIONS = (
     ("slices", "Slices", "slices"),
     ("labels", "Labels", "labels"),
 )
-MAX_ROW_NAME = 34
+MAX_ROW_NAME = 30
 # The test is what runs are judged by: it has the first color and the filled dot.
 MARKS: Mapping[str, dict[str, Any]] = {
     "train": {"marker": "|", "color": MUTED},
@@ -104,11 +104,7 @@ def dots(entries: Sequence[Entry], constant: Mapping[str, float]) -> str:
             style = {"color": _mark(split)["color"], "linewidth": 1.0}
             label = f"best constant, {plain(split)}"
             area.axvline(constant[split], linestyle=":", label=label, **style)
-        names = [
-            f"{i}. {short_name(entry.title, MAX_ROW_NAME)}"
-            for i, entry in enumerate(entries, 1)
-        ]
-        area.set_yticks(range(len(entries)), names)
+        area.set_yticks(range(len(entries)), _names(entries))
         area.set_ylim(len(entries) - 0.5, -0.5)
         area.tick_params(axis="y", length=0, labelcolor=INK)
         area.set_xlabel("mean F2")
@@ -293,4 +289,6 @@ def labels(entries: Sequence[Entry]) -> dict[str, Any] | None:
 
 
 def _names(entries: Sequence[Entry]) -> list[str]:
-    return [f"{i}. {short_name(e.title, 28)}" for i, e in enumerate(entries, 1)]
+    return [
+        f"{i}. {short_name(e.title, MAX_ROW_NAME)}" for i, e in enumerate(entries, 1)
+    ]

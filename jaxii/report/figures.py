@@ -5,7 +5,7 @@ Colors and fonts are CSS variables of the page: a drawing serves light, dark and
 
 import io
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from html import escape
 from typing import Any
 
@@ -176,46 +176,37 @@ def training_curves(
     """
     train, evaluations = last_rows(history, "train"), last_rows(history, "evaluation")
     losses, weights = _terms(train, "loss/"), _terms(train, "weight/")
-    kinds = (
-        (
-            "Objective (weighted sum of the terms)",
-            bool(train),
-            lambda area: curve(area, train, "objective", SERIES[0]),
-        ),
-        (
-            "Loss terms, unweighted, on a logarithmic scale",
-            bool(losses),
-            lambda area: _plot_terms(area, train, "loss/", losses),
-        ),
-        (
-            "F2 at its best threshold",
-            bool(evaluations),
-            lambda area: _plot_f2(area, evaluations, stages, constant_f2),
-        ),
-        (
-            "Cross-entropy per image (sum over labels)",
-            bool(_splits(evaluations, "bce")),
-            lambda area: _plot_splits(area, evaluations, "bce"),
-        ),
-        (
-            "Weights of the terms",
-            bool(weights),
-            lambda area: _plot_terms(area, train, "weight/", weights),
-        ),
-    )
-    shown = [(title, draw) for title, has_data, draw in kinds if has_data]
-    if not shown:
+    draw: dict[str, Callable[[Axes], None]] = {}
+    if train:
+        draw["Objective (weighted sum of the terms)"] = lambda area: curve(
+            area, train, "objective", SERIES[0]
+        )
+    if losses:
+        draw["Loss terms, unweighted, on a logarithmic scale"] = lambda area: (
+            _plot_terms(area, train, "loss/", losses)
+        )
+    if evaluations:
+        draw["F2 at its best threshold"] = lambda area: _plot_f2(
+            area, evaluations, stages, constant_f2
+        )
+    if _splits(evaluations, "bce"):
+        draw["Cross-entropy per image (sum over labels)"] = lambda area: _plot_splits(
+            area, evaluations, "bce"
+        )
+    if weights:
+        draw["Weights of the terms"] = lambda area: _plot_terms(
+            area, train, "weight/", weights
+        )
+    if not draw:
         return ""
-    titles = [title for title, _ in shown]
     with matplotlib.rc_context(STYLE):
-        figure, axes = panels(titles, height=1.45)
-        for area, (_, draw) in zip(axes, shown, strict=True):
-            draw(area)
+        figure, axes = panels(list(draw), height=1.45)
+        for area, plot in zip(axes, draw.values(), strict=True):
+            plot(area)
         draw_stages(axes, stages)
         axes[-1].set_xlabel("step")
-        return to_svg(
-            figure, "training", f"Against training step: {'; '.join(titles)}."
-        )
+        alt = f"Against training step: {'; '.join(draw)}."
+        return to_svg(figure, "training", alt)
 
 
 def f2_against_threshold(
@@ -237,28 +228,16 @@ def f2_against_threshold(
     with matplotlib.rc_context(STYLE):
         figure, (area,) = panels(["Mean F2 of the images"], height=2.9)
         for i, (name, summary) in enumerate(curves.items()):
+            color, label = SERIES[i % 8], short_name(name)
             x, y = summary["thresholds"], summary["f2_by_threshold"]
-            area.plot(
-                x,
-                y,
-                color=SERIES[i % 8],
-                linestyle=DASHES[i % 4],
-                label=short_name(name),
-            )
+            area.plot(x, y, color=color, linestyle=DASHES[i % 4], label=label)
             best = number_or_none(summary.get("best_threshold"))
             if best is not None:
-                area.plot(
-                    best, summary["best_f2"], "o", color=SERIES[i % 8], markersize=5
-                )
-        for i, name in enumerate(curves):
+                area.plot(best, summary["best_f2"], "o", color=color, markersize=5)
             floor = number_or_none(constant.get(name))
             if floor is not None:
-                style = {
-                    "color": SERIES[i % 8],
-                    "linewidth": 0.7,
-                    "linestyle": (0, (1, 1)),
-                }
-                area.axhline(floor, label=f"best constant, {short_name(name)}", **style)
+                style = {"color": color, "linewidth": 0.7, "linestyle": (0, (1, 1))}
+                area.axhline(floor, label=f"best constant, {label}", **style)
         if threshold is not None:
             area.axvline(threshold, color=MUTED, linewidth=1.0, linestyle=":")
             # The label is on the side with more room.
@@ -379,10 +358,9 @@ def _plot_f2(
         style = {"color": MUTED, "linewidth": 0.9, "linestyle": ":"}
         area.axhline(floor, label="best constant prediction", **style)
     best = [
-        (s["best_step"], s["best_f2"])
-        for s in stages
-        if number_or_none(s.get("best_step")) is not None
-        and number_or_none(s.get("best_f2")) is not None
+        (step, value)
+        for step, value in ((s.get("best_step"), s.get("best_f2")) for s in stages)
+        if number_or_none(step) is not None and number_or_none(value) is not None
     ]
     if best:
         x, y = zip(*best, strict=True)

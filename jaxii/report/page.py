@@ -16,7 +16,15 @@ from markupsafe import Markup
 
 from jaxii.evaluation.details import Details
 from jaxii.report import figures, label_table, page_text
-from jaxii.report.formatting import as_text, flatten, number, number_or_none, percent
+from jaxii.report.formatting import (
+    as_text,
+    count,
+    flatten,
+    number,
+    number_or_none,
+    percent,
+    short,
+)
 from jaxii.report.run_files import (
     Row,
     images_per_second,
@@ -26,6 +34,8 @@ from jaxii.report.run_files import (
 )
 
 NO_DETAILS = Details()
+# Labels of an image that are shown, of each kind.
+MOST_LABELS = 8
 # In the order of the page; sections without content are left out.
 SECTIONS = (
     ("training", "Training", "training"),
@@ -54,12 +64,20 @@ def templates() -> jinja2.Environment:
         trim_blocks=True,
         lstrip_blocks=True,
     )
+    environment.filters |= {
+        "as_text": as_text,
+        "base64": lambda data: base64.b64encode(data).decode(),
+        "number": number,
+        "short": short,
+        "whole": count,
+    }
     environment.policies["json.dumps_kwargs"] = {
         "separators": (",", ":"),
         "allow_nan": False,
     }
     script = (_FOLDER / "report.js").read_text(encoding="utf-8")
     digest = base64.b64encode(hashlib.sha256(script.encode()).digest()).decode()
+    environment.globals["most_labels"] = MOST_LABELS
     environment.globals["script"] = Markup(script)
     environment.globals["script_hash"] = f"sha256-{digest}"
     return environment
@@ -119,7 +137,7 @@ def render(
         headlines=page_text.headlines(splits, floors),
         decoder=page_text.decoder(chosen),
         constant_labels=list(constant.get("names") or constant.get("labels") or []),
-        stages=[page_text.stage(row) for row in stages],
+        stages=stages,
         recipe=page_text.recipe(recipe or {}, config),
         rate=number(images_per_second(history), ",.1f"),
         wait=percent(median(row.get("input_wait_share") for row in train)),
@@ -146,7 +164,7 @@ def _details(details: Details) -> dict[str, Any]:
     labels, label_map = details.labels, details.label_map
     found: dict[str, Any] = {
         "labels": labels and label_table.of_run(labels, label_map),
-        "gallery": details.gallery and page_text.gallery(details.gallery),
+        "gallery": details.gallery,
         "map_figure": "",
         "map_notes": {},
     }

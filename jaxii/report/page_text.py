@@ -1,12 +1,11 @@
 """The text sections of a run's page: values of the template, as strings."""
 
-import base64
 import math
 from collections.abc import Mapping
 from datetime import datetime
 from typing import Any
 
-from jaxii.evaluation.details import Gallery, LabelMap, ShownImage
+from jaxii.evaluation.details import LabelMap
 from jaxii.evaluation.provenance import PARTS, Provenance
 from jaxii.report.formatting import (
     ABSENT,
@@ -18,10 +17,7 @@ from jaxii.report.formatting import (
     number_or_none,
     short,
 )
-from jaxii.report.run_files import Row
 
-# Labels of an image that are shown, of each kind.
-MOST_LABELS = 8
 DECODERS = {
     "threshold": "global threshold",
     "per_class": "threshold per label, shrunk toward the global one",
@@ -90,23 +86,28 @@ def headlines(
     splits: Mapping[str, Any], floors: Mapping[str, Any]
 ) -> list[dict[str, Any]]:
     """Returns one card per split, the test first: it is the one to judge a run by."""
-    order = ["test", *(n for n in splits if n != "test")]
     cards = []
-    for name in (n for n in order if n in splits):
-        f2, floor = number_or_none(splits[name].get("f2")), floors.get(name)
-        floor = number_or_none(floor)
-        card = {
-            "split": name,
-            "f2": number(f2),
-            "floor": number(floor),
-            "gain": "",
-            "images": count(splits[name].get("num_images")),
-            "interval": interval(splits[name].get("interval")),
-        }
-        if f2 is not None and floor is not None:
-            card["gain"] = f"{f2 - floor:+.4f}".replace("-", "−")
-        cards.append(card)
+    for name in sorted(splits, key=lambda name: name != "test"):
+        f2, floor = splits[name].get("f2"), floors.get(name)
+        cards.append(
+            {
+                "split": name,
+                "f2": number(f2),
+                "floor": number(floor),
+                "gain": _difference(f2, floor),
+                "images": count(splits[name].get("num_images")),
+                "interval": interval(splits[name].get("interval")),
+            }
+        )
     return cards
+
+
+def _difference(one: Any, other: Any) -> str:
+    """Returns `one` - `other` with its sign, or an empty string if one is absent."""
+    known, reference = number_or_none(one), number_or_none(other)
+    if known is None or reference is None:
+        return ""
+    return f"{known - reference:+.4f}".replace("-", "−")
 
 
 def decoder(chosen: Mapping[str, Any]) -> dict[str, Any]:
@@ -159,8 +160,7 @@ def estimates(found: Mapping[str, Any]) -> list[dict[str, Any]]:
         estimate = found.get(name) or {}
         if not estimate:
             continue
-        f2, test = (number_or_none(estimate.get(key)) for key in ("f2", "test_f2"))
-        off = None if f2 is None or test is None else f2 - test
+        f2, test = estimate.get("f2"), estimate.get("test_f2")
         rows.append(
             {
                 "name": title,
@@ -168,7 +168,7 @@ def estimates(found: Mapping[str, Any]) -> list[dict[str, Any]]:
                 "f2": number(f2),
                 "threshold": short(estimate.get("threshold")),
                 "test": number(test),
-                "off": number(off, "+.4f").replace("-", "−"),
+                "off": _difference(f2, test) or ABSENT,
                 "domains": [
                     (domain, number(value))
                     for domain, value in (estimate.get("domains") or {}).items()
@@ -282,26 +282,6 @@ def _bootstrap(draws: Mapping[str, Any]) -> str:
     )
 
 
-def stage(row: Row) -> dict[str, Any]:
-    """Returns a row of the stage table as text."""
-    first, last = row.get("first_step"), row.get("last_step")
-    terms = []
-    for term, weights in (row.get("terms") or {}).items():
-        texts = [number(w, ".3g") for w in weights]
-        changes = len(set(texts)) > 1
-        terms.append((term, " → ".join(texts) if changes else texts[0]))
-    return {
-        "name": as_text(row.get("name") or ABSENT),
-        "steps": f"{count(first)} to {count(last)}",
-        "head": "yes" if row.get("embedding_head") else "no",
-        "terms": terms,
-        "enters_from": as_text(row.get("enters_from") or ABSENT),
-        "compilations": count(row.get("train_step_compilations")),
-        "best_step": count(row.get("best_step")),
-        "best_f2": number(row.get("best_f2")),
-    }
-
-
 def recipe(found: Mapping[str, Any], config: Mapping[str, Any]) -> dict[str, Any]:
     """Returns the recipe's name and the fields in which the run differs from it.
 
@@ -314,30 +294,6 @@ def recipe(found: Mapping[str, Any], config: Mapping[str, Any]) -> dict[str, Any
         if as_text(own) != as_text(fields.get(field))
     ]
     return {"name": str(found.get("name") or ""), "changed": changed}
-
-
-def gallery(images: Gallery) -> dict[str, Any]:
-    """Returns the images of the gallery, the worst first."""
-    kinds = [("Worst", images.worst), ("Best", images.best)]
-    return {
-        "split": images.split,
-        "kinds": [(title, [_image(i) for i in some]) for title, some in kinds if some],
-    }
-
-
-def _image(image: ShownImage) -> dict[str, Any]:
-    kinds = {"right": image.right, "missed": image.missed, "wrong": image.wrong}
-    return {
-        "id": image.image_id,
-        "slice": image.slice,
-        "f2": number(image.f2, ".2f"),
-        "jpeg": base64.b64encode(image.jpeg).decode(),
-        "kinds": [
-            (kind, names[:MOST_LABELS], max(0, len(names) - MOST_LABELS))
-            for kind, names in kinds.items()
-            if names
-        ],
-    }
 
 
 def map_notes(label_map: LabelMap, num_labels: int) -> dict[str, Any]:

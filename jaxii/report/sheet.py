@@ -1,7 +1,7 @@
 """The contact sheet of `predict`: one HTML file with images and their labels."""
 
-import base64
 from collections.abc import Callable, Iterable, Iterator
+from contextlib import suppress
 from typing import Any
 
 from jaxii.data.labels import Vocabulary
@@ -96,17 +96,14 @@ class Sheet:
             }
             for i in given.label_ids
         ]
-        image = "" if given.fault else self._encoded(given.row)
+        jpeg = b""
+        if not given.fault:
+            # A file that was deleted is shown without an image.
+            with suppress(ValueError):
+                jpeg = self._thumbnail(given.row)
         return {
             "name": visible(self._name(given.row)),
             "fault": visible(given.fault),
             "labels": labels,
-            "image": image,
+            "image": jpeg,
         }
-
-    def _encoded(self, row: int) -> str:
-        try:
-            return base64.b64encode(self._thumbnail(row)).decode()
-        except ValueError:
-            # The file was deleted: the labels are shown without an image.
-            return ""
