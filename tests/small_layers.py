@@ -11,7 +11,7 @@ from jaxii.models.resnet import DEPTHS
 
 
 def norm_of(num_channels=3, **kwargs):
-    kwargs = {"momentum": 0.9, "axis_name": None, "dtype": jnp.float32, **kwargs}
+    kwargs = {"axis_name": None, "dtype": jnp.float32, **kwargs}
     return BatchNorm(num_channels, **kwargs)
 
 

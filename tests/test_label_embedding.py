@@ -178,7 +178,6 @@ def test_labels_that_never_meet_give_zeros():
         ({"dim": 0}, "dim=0"),
         ({"context_smoothing": 0.0}, "context_smoothing"),
         ({"num_classes": 1, "dim": 1}, "label ids"),
-        ({"offsets": np.array([0, 1])}, "offsets"),
     ],
 )
 def test_what_cannot_be_used_is_refused(change, says):

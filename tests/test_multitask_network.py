@@ -4,7 +4,6 @@ import numpy as np
 import pytest
 import small_layers
 
-from jaxii.errors import InputError
 from jaxii.models.multitask import EMBEDDING_HEAD, make_network
 
 
@@ -178,17 +177,3 @@ def test_a_second_step_does_not_trace_again(trained):
     for seed in range(3):
         _, batch_stats = step(params, batch_stats, images_of(), jax.random.key(seed))
     assert num_traces == 1
-
-
-@pytest.mark.parametrize(
-    ("bad", "named"),
-    [
-        ({"num_classes": -1}, "num_classes=-1"),
-        ({"embedding_dim": -1}, "embedding_dim=-1"),
-        ({"dropout": 1.0}, "dropout=1.0"),
-        ({"classifier_bias": np.zeros(4, np.float32)}, r"shape \(4,\)"),
-    ],
-)
-def test_sizes_out_of_range_are_refused_by_name(bad, named):
-    with pytest.raises(InputError, match=named):
-        network_of(**bad)

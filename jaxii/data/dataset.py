@@ -1,4 +1,7 @@
-"""Opens a prepared dataset: an index and a source of records per split."""
+"""Opens prepared datasets as splits of records with their index.
+
+`Dataset.hold_out` separates a domain from train; `Dataset.carve` makes validation.
+"""
 
 import hashlib
 import os
@@ -22,17 +25,17 @@ from jaxii.errors import InputError, nearest, nearest_path
 from jaxii.storage import AnyPath, at, names_in, sizes_below
 
 Progress = Callable[[int, int, str], None]
-# Threads that read the first record of each shard on opening.
+# Threads that read the first record of each shard; buckets answer in parallel.
 _THREADS = 8
 
 
 @dataclass(frozen=True)
 class Split:
-    """A set of images.
+    """Images of a dataset; row i of the index describes record i.
 
     Attributes:
       name: train, validation, held_out, tuning or test.
-      index: One row per record, in the same order.
+      index: The columns of all images.
       source: The records.
     """
 
@@ -45,7 +48,7 @@ class Split:
         return len(self.index)
 
     def select(self, rows: Int64[np.ndarray, " chosen"]) -> "Split":
-        """Returns the split of some rows, in their order; copies only the index."""
+        """Returns the split of these rows, in the given order."""
         rows = np.asarray(rows, np.int64)
         return replace(
             self, index=self.index.select(rows), source=self.source.select(rows)
@@ -56,13 +59,13 @@ class Split:
 class Dataset:
     """A prepared dataset.
 
-    Attributes:
-      directory: Its folder.
-      vocabulary: Its labels.
-      slices: Names of slices over all splits, in order.
-      splits: The stored splits, by name.
-      content_hash: 32 hexadecimal digits that depend on all records, labels and their
-        order, but not on the folder or the time of preparation.
+    Args:
+      directory: The folder of the dataset.
+      vocabulary: The labels, by id.
+      slices: Sorted names of the slices of all splits.
+      splits: The splits, by name.
+      content_hash: 32 hexadecimal digits that depend on the records, labels and their
+        order, not on the folder or the time of preparation.
     """
 
     directory: AnyPath
@@ -73,19 +76,16 @@ class Dataset:
 
     @property
     def domains(self) -> tuple[str, ...]:
-        """The domains of the training data, sorted."""
+        """The sorted domains of train."""
         return tuple(sorted(set(self.splits["train"].index.domains)))
 
     def hold_out(self, domain: str) -> "Dataset":
-        """Returns the dataset with a domain of train as the split `held_out`.
+        """Returns the dataset with one domain of train moved to the split `held_out`.
 
-        Neither train nor a stored or later carved validation split has images of it.
-
-        Args:
-          domain: One of `domains`.
+        A stored validation split loses the domain, too.
 
         Raises:
-          InputError: If there is no such domain, or no other.
+          InputError: If the domain does not exist or is the only one.
         """
         check_domains(self.directory, self.domains)
         if domain not in self.domains:
@@ -93,28 +93,21 @@ class Dataset:
                 f"{self.directory} has no domain {domain!r} in its training data; "
                 f"{nearest(domain, self.domains)}use one of {', '.join(self.domains)}"
             )
-        train = self.splits["train"]
+        splits, train = dict(self.splits), self.splits["train"]
         held_out = train.select(np.flatnonzero(train.index.domains == domain))
-        others = {
-            name: split.select(np.flatnonzero(split.index.domains != domain))
-            for name, split in self.splits.items()
-            if name in ("train", "validation")
-        }
-        splits = {
-            **self.splits,
-            **others,
-            "held_out": replace(held_out, name="held_out"),
-        }
+        splits["held_out"] = replace(held_out, name="held_out")
+        for name in {"train", "validation"} & splits.keys():
+            rows = np.flatnonzero(splits[name].index.domains != domain)
+            splits[name] = splits[name].select(rows)
         return replace(self, splits=splits)
 
     def carve(self, validation_fraction: float) -> dict[str, Split]:
-        """Returns the splits with a validation split taken out of train.
+        """Returns the splits, with `validation.choose` of train as validation.
 
-        `validation.choose` decides which images. A stored validation split is used as
-        it is, and train stays whole.
+        A stored validation split stays, and train stays whole.
 
         Args:
-          validation_fraction: Expected share of the groups, in [0, 1); 0: none.
+          validation_fraction: Expected share of the groups, in [0, 1); 0 for none.
 
         Raises:
           InputError: If the fraction is outside [0, 1), or leaves a side empty.
@@ -144,12 +137,16 @@ class Dataset:
 
 
 def check_domains(directory: AnyPath, domains: tuple[str, ...]) -> None:
-    """Raises InputError if there is only one domain."""
+    """Raises an error if there is only one domain, which cannot be held out.
+
+    Raises:
+      InputError: If `domains` has one name.
+    """
     if len(domains) == 1:
         raise InputError(
             f"every training image of {directory} has the domain {domains[0]!r}, so "
-            "that none can be held out; prepare it again with a train metadata CSV "
-            "(--train_metadata) that has the columns image_id and domain"
+            "none can be held out; prepare it again with --train_metadata, a CSV with "
+            "the columns image_id and domain"
         )
 
 
@@ -163,18 +160,17 @@ def open_dataset(
     """Opens a prepared dataset, or a prepared copy of TFDS's `open_images_v4`.
 
     Args:
-      directory: Contains `dataset_info.json`, or one folder that does.
-      vocabulary: The expected labels. They must equal those of a dataset that `prepare`
-        wrote; labels of `open_images_v4` are mapped to them by code. None takes the
-        dataset's own.
-      verify: Whether to compare the hash of every byte with the manifest. Sizes,
-        indexes and the first id of each shard are always checked.
-      on_progress: Called with (done, total, what) while the index of an
-        `open_images_v4` is made for the first time, and while bytes are verified.
+      directory: The folder with `dataset_info.json`, or a folder above exactly one.
+      vocabulary: The expected labels; None accepts the dataset's. Labels of
+        `open_images_v4` are mapped to them by code; other datasets must have the same.
+      verify: Whether to hash every byte. Sizes, indexes and the first id of each shard
+        are always checked.
+      on_progress: Called with (done, total, what) during verification and the first
+        scan of an `open_images_v4`.
 
     Raises:
       InputError: If there is no dataset, or it is unfinished, damaged, in another
-        format, of other labels or without a training image.
+        format, has other labels or no training image.
     """
     path = _locate(at(directory))
     info = folder.read_info(path)
@@ -208,8 +204,7 @@ def _locate(directory: AnyPath) -> AnyPath:
         )
     if (directory / folder.INPUTS_FILE).exists():
         raise InputError(
-            f"the preparation of {directory} did not finish; run it again, it goes on "
-            "where it was"
+            f"the preparation of {directory} did not finish; run it again to continue"
         )
     # TFDS writes to NAME/CONFIG/VERSION below its data_dir.
     below = sorted(
@@ -235,7 +230,6 @@ def _ours(
     path = info.directory
     reported = on_progress if verify else lambda done, total: None
     listed = folder.check_manifest(path, verify=verify, on_progress=reported)
-    indexes = {name: folder.index_path(path, name) for name in info.splits}
     stored = Vocabulary.load(path / folder.LABELS_FILE)
     if info.names("label_ids") != stored.codes:
         raise InputError(
@@ -244,27 +238,25 @@ def _ours(
         )
     if vocabulary is not None and vocabulary.codes != stored.codes:
         raise InputError(
-            f"{path} has {len(stored)} labels (hash {stored.content_hash()}), expected"
-            f" are {len(vocabulary)} (hash {vocabulary.content_hash()}); use the "
-            "dataset that the labels belong to"
+            f"{path} has {len(stored)} labels (hash {stored.content_hash()}) instead of"
+            f" {len(vocabulary)} (hash {vocabulary.content_hash()}); use the dataset "
+            "that the labels belong to"
         )
-    tables = {name: index.load(file) for name, file in indexes.items()}
-    slices = tuple(
-        sorted({s for table in tables.values() for s in table["slice"].unique()})
-    )
+    tables = {name: index.load(folder.index_path(path, name)) for name in info.splits}
+    slices = tuple(sorted(set().union(*(t["slice"].unique() for t in tables.values()))))
     slice_ids = {name: i for i, name in enumerate(slices)}
     decode, splits = partial(schema.decode, slice_ids=slice_ids), {}
     for name, table in tables.items():
         columns = index.columns(table, slices)
         raw = _raw(info, name)
         records = Records(raw, decode, columns.image_ids, f"{name} of {path}")
-        _check_records(records, info.splits[name], len(columns), indexes[name])
+        described_in = folder.index_path(path, name)
+        _check_records(records, info.splits[name], len(columns), described_in)
         splits[name] = Split(name, columns, records)
     return Dataset(path, stored, slices, splits, _content_hash(info, listed))
 
 
 def _content_hash(info: folder.Info, listed: manifest.Manifest) -> str:
-    """Returns a hash of the labels and of every split's records and index."""
     names = [folder.LABELS_FILE]
     for split, shards in info.splits.items():
         names.append(folder.index_path(info.directory, split).name)
@@ -280,8 +272,8 @@ def _open_images_v4(
 ) -> Dataset:
     path = info.directory
     mapping, vocabulary = open_images_v4.read_mapping(
-        info.names(f"{open_images_v4.LABELS}/label".replace("/", "-")),
-        info.names(f"{open_images_v4.LABELS}/source".replace("/", "-")),
+        info.names(f"{open_images_v4.LABELS}-label"),
+        info.names(f"{open_images_v4.LABELS}-source"),
         vocabulary,
     )
     sizes = sizes_below(path)
@@ -289,7 +281,7 @@ def _open_images_v4(
     splits, digest = {}, xxhash.xxh3_128("\n".join(vocabulary.codes).encode())
     for name, shards in info.splits.items():
         raw = _raw(info, name)
-        # Shard sizes identify the dataset that was scanned.
+        # A rebuilt dataset has shards of other sizes.
         of_shards = [sizes[at(shard.filename).name] for shard in shards]
         table = _cached_index(path, name, of_shards, vocabulary, raw, mapping, report)
         columns = index.columns(table, ("all",))
@@ -329,10 +321,7 @@ def _check_records(
     num_rows: int,
     described_in: AnyPath,
 ) -> None:
-    """Raises InputError if the shards differ from the index in number or first ids.
-
-    Cost: one record per shard.
-    """
+    """Checks the number of records and the first id of each shard against the index."""
     if len(records) != num_rows:
         raise InputError(
             f"{described_in} is for {num_rows} images and {records} has {len(records)} "

@@ -1,6 +1,6 @@
-"""The files of a prepared dataset, and how they are read and checked.
+"""The files of a prepared dataset and how they are checked.
 
-TFDS's `dataset_info.json` is written last: where it exists, the dataset is complete.
+TFDS's `dataset_info.json` is written last, so a dataset that has it is complete.
 `manifest.json` lists every other file with its hash.
 """
 
@@ -19,7 +19,7 @@ from jaxii import manifest
 from jaxii.errors import InputError
 from jaxii.storage import AnyPath
 
-# Version of these files, including those of an interrupted preparation.
+# Version of all files, including those of an unfinished preparation.
 FORMAT = 2
 INFO_FILE = "dataset_info.json"
 LABELS_FILE = "labels.csv"
@@ -28,9 +28,10 @@ INPUTS_FILE = "preparation.json"
 IMAGES_FILE = "preparation.parquet"
 SUBMISSION_FILE = "submission_ids.csv"
 FEATURES_FILE = "features.json"
-DEFAULT_TEMPLATE = "{DATASET}-{SPLIT}.{FILEFORMAT}-{SHARD_X_OF_Y}"
+# TFDS's default names of shards.
+_TEMPLATE = "{DATASET}-{SPLIT}.{FILEFORMAT}-{SHARD_X_OF_Y}"
 PREPARE_AGAIN = "delete the folder and prepare it again, or restore it from a copy"
-# Of the datasets that `prepare` writes and of TFDS's `open_images_v4`.
+# The types in prepared datasets and in TFDS's `open_images_v4`.
 FEATURE_TYPES = frozenset(
     f"tensorflow_datasets.core.features.{name}"
     for name in (
@@ -43,17 +44,16 @@ FEATURE_TYPES = frozenset(
         "text_feature.Text",
     )
 )
-# Protocol buffer classes are made at run time, unseen by type checkers.
+# Protocol buffer classes are made at run time.
 _Info: Any = dataset_info_pb2.DatasetInfo  # pyright: ignore[reportAttributeAccessIssue]
 
 
 def index_path(directory: AnyPath, split: str) -> AnyPath:
-    """Returns where the index of a split is kept."""
     return directory / f"index-{split}.parquet"
 
 
 def short_side(directory: AnyPath) -> int | None:
-    """Returns the short side that images were reduced to, in pixels, if known."""
+    """Returns the short side that preparation reduced images to, pixels, if known."""
     inputs = directory / INPUTS_FILE
     return read_json(inputs).get("short_side") if inputs.exists() else None
 
@@ -72,13 +72,11 @@ def check_manifest(
     verify: bool = False,
     on_progress: Callable[[int, int], None] = lambda done, total: None,
 ) -> manifest.Manifest:
-    """Checks the files of a dataset against its manifest, and returns the manifest.
-
-    Indexes are always hashed, as they are read completely.
+    """Checks files against the manifest and returns it. Indexes are always hashed.
 
     Args:
-      directory: Of the dataset.
-      verify: Whether to hash every file.
+      directory: The folder of the dataset.
+      verify: Whether to hash every byte.
       on_progress: Called with (files hashed, files to hash).
 
     Raises:
@@ -99,7 +97,7 @@ def check_manifest(
 
 @dataclass
 class Shard:
-    """A file of records, in the form that `ArrayRecordDataSource` requires."""
+    """A file of records, in the form that `ArrayRecordDataSource` accepts."""
 
     filename: str
     skip: int
@@ -109,12 +107,12 @@ class Shard:
 
 @dataclass(frozen=True)
 class Info:
-    """The parts of TFDS's description of a dataset that reading needs.
+    """The parts of TFDS's description that reading a dataset needs.
 
-    Attributes:
+    Args:
       features: Names of the fields of a record.
-      splits: Shards of each split in order; empty splits are left out.
-      directory: Of the dataset.
+      splits: Shards of each split that is not empty, in order.
+      directory: The folder of the dataset.
     """
 
     features: frozenset[str]
@@ -133,14 +131,14 @@ class Info:
 
 
 def read_info(directory: AnyPath) -> Info:
-    """Reads `dataset_info.json` and `features.json`.
+    """Reads `dataset_info.json` and `features.json` without TFDS.
 
-    TFDS imports the module of every feature that `features.json` names, so that a file
-    from elsewhere could run any code. Here nothing is imported.
+    TFDS imports the modules that `features.json` names, which could run foreign code.
+    Here nothing is imported; feature types outside `FEATURE_TYPES` are refused.
 
     Raises:
-      InputError: If a file is missing, damaged or of another format, names a feature
-        type outside `FEATURE_TYPES`, or a shard outside the folder.
+      InputError: If a file is missing, damaged or in another format, or names an
+        unknown feature type or a file outside the folder.
     """
     features = read_json(directory / FEATURES_FILE)
     unknown = set(_feature_types(features)) - FEATURE_TYPES
@@ -165,10 +163,9 @@ def read_info(directory: AnyPath) -> Info:
         ) from error
     if info.file_format != "array_record":
         raise InputError(
-            f"{path} says that records are stored as {info.file_format or 'tfrecord'}; "
-            "array_record is read: convert it with "
-            "`python -m tensorflow_datasets.scripts.convert_format "
-            "--to_file_format=array_record` or build it with that file_format"
+            f"{path} has the file format {info.file_format or 'tfrecord'}, not "
+            "array_record; convert it: `python -m tensorflow_datasets.scripts."
+            "convert_format --to_file_format=array_record`"
         )
     splits = {split.name: _shards(path, info.name, split) for split in info.splits}
     filled = {name: shards for name, shards in splits.items() if shards}
@@ -176,8 +173,7 @@ def read_info(directory: AnyPath) -> Info:
 
 
 def _shards(path: AnyPath, dataset: str, split: Any) -> tuple[Shard, ...]:
-    """Returns the files of a split, with at least one record each."""
-    template = split.filepath_template or DEFAULT_TEMPLATE
+    template = split.filepath_template or _TEMPLATE
     number, found = len(split.shard_lengths), []
     for i, length in enumerate(split.shard_lengths):
         name = template
@@ -190,7 +186,7 @@ def _shards(path: AnyPath, dataset: str, split: Any) -> tuple[Shard, ...]:
             name = name.replace(f"{{{key}}}", value)
         if not re.fullmatch(r"[\w.-]+", name) or name.startswith("."):
             raise InputError(
-                f"{path} says that split {split.name!r} is in {name!r}, which is no "
+                f"{path} names the file {name!r} of split {split.name!r}, which is no "
                 f"plain name of a file beside it; {PREPARE_AGAIN}."
             )
         if length > 0:
@@ -199,7 +195,6 @@ def _shards(path: AnyPath, dataset: str, split: Any) -> tuple[Shard, ...]:
 
 
 def _feature_types(tree: Any) -> Iterator[str]:
-    """Yields every `pythonClassName` in the JSON of a feature."""
     if isinstance(tree, dict):
         for key, value in tree.items():
             if key == "pythonClassName":

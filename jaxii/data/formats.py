@@ -1,7 +1,7 @@
-"""Decodes JPEG, PNG and WebP files to RGB pixels, and names the fault of damaged ones.
+"""Decodes JPEG, PNG and WebP files to upright RGB pixels and refuses damaged files.
 
-JPEG files are decoded by libjpeg-turbo, whose warnings are checked: OpenCV silently
-fills the missing part of a truncated JPEG with grey.
+OpenCV silently fills the missing half of a truncated JPEG with grey, so JPEG files are
+decoded by libjpeg-turbo, whose warnings are read.
 """
 
 import struct
@@ -15,22 +15,22 @@ from jaxtyping import Shaped, UInt8
 
 Pixels = UInt8[np.ndarray, "height width 3"]
 
-# What `decode_jpeg`, `decode_other` and `turned` do, in words.
+# Describes `decode_jpeg`, `decode_other` and `turned`; written to exports.
 COLOURS = (
     "It is turned as its EXIF orientation says; grey is repeated; of 16 bits the upper "
     "8 are kept; what is transparent is composed on white; the inks of a CMYK JPEG are "
     "stored inverted, so that RGB = CMY * K / 255."
 )
 _ORIENTATION_TAG = 0x0112
-# The orientations in which rows and columns change places.
+# The orientations that swap rows and columns.
 TRANSPOSED = (5, 6, 7, 8)
-# Warnings of libjpeg on complete images.
+# Warnings of libjpeg about whole images.
 _HARMLESS_WARNINGS = ("extraneous bytes before marker", "unknown JFIF revision")
 
 
 @contextmanager
 def damage_as_value_error(kind: str) -> Iterator[None]:
-    """Turns the exceptions of decoders and parsers on damaged files into ValueError."""
+    """Turns errors of the decoders and parsers into ValueError."""
     try:
         yield
     except (cv2.error, struct.error, IndexError, MemoryError) as error:
@@ -44,7 +44,7 @@ def sniff(data: bytes) -> str:
     """Returns "jpeg", "png" or "webp".
 
     Raises:
-      ValueError: If the bytes are none of these; names what they look like.
+      ValueError: If the bytes are none of them; names the format if it is known.
     """
     if data[:3] == b"\xff\xd8\xff":
         return "jpeg"
@@ -68,7 +68,7 @@ def sniff(data: bytes) -> str:
 
 
 def orientation(exif: bytes) -> int:
-    """Returns the EXIF orientation, 1 to 8, of a TIFF structure; 1 if it has none.
+    """Returns the EXIF orientation in a TIFF structure, 1 to 8; 1 if it has none.
 
     Source: EXIF 2.32, section 4.6.4 (tag 0x0112), in TIFF 6.0 byte order.
     """
@@ -90,14 +90,14 @@ def orientation(exif: bytes) -> int:
 
 
 def read_header(data: bytes, kind: str) -> tuple[int, int, str]:
-    """Returns the stored height and width, and the colour space of a JPEG.
+    """Returns height and width as stored, and the colour space of a JPEG.
 
     Args:
       data: The file, or its start.
-      kind: From `sniff`.
+      kind: The result of `sniff`.
 
     Raises:
-      ValueError: If a JPEG has no header. For other kinds see `damage_as_value_error`.
+      ValueError: If a JPEG has no header. For others see `damage_as_value_error`.
     """
     if kind == "jpeg":
         try:
@@ -124,9 +124,9 @@ def read_header(data: bytes, kind: str) -> tuple[int, int, str]:
 
 
 def read_exif(data: bytes, kind: str) -> bytes:
-    """Returns the TIFF structure of a file's EXIF data; b"" if it has none."""
+    """Returns the TIFF structure of a file's EXIF data, b"" if it has none."""
     if kind == "jpeg":
-        # Walking the segments is faster than searching the bytes.
+        # Walking the segments takes a few microseconds; searching the bytes more.
         position, last = 2, len(data) - 4
         while position <= last and data[position] == 0xFF:
             marker = data[position + 1]
@@ -147,7 +147,7 @@ def read_exif(data: bytes, kind: str) -> bytes:
 
 
 def _chunks(data: bytes, kind: str):
-    """Yields (name, body) of a PNG or WebP file; raises ValueError if it ends early."""
+    """Yields (name, body) of a PNG or WebP file; ValueError if it is truncated."""
     position = 8 if kind == "png" else 12
     end = len(data)
     if kind == "webp":
@@ -173,12 +173,12 @@ def _chunks(data: bytes, kind: str):
 
 
 def decode_jpeg(data: bytes, color: str, size: tuple[int, int]) -> tuple[Pixels, bool]:
-    """Decodes a JPEG at the smallest scale with enough rows and columns.
+    """Decodes a JPEG at the smallest scale of at least `size`.
 
     Args:
       data: The file.
-      color: Its colour space, from `read_header`.
-      size: Fewest rows and columns, before it is turned upright.
+      color: The colour space from `read_header`.
+      size: Fewest rows and columns, as stored.
 
     Returns:
       The pixels as stored, and whether the decoder gave no warning.
@@ -195,25 +195,25 @@ def decode_jpeg(data: bytes, color: str, size: tuple[int, int]) -> tuple[Pixels,
         if not any(warning in str(error) for warning in _HARMLESS_WARNINGS):
             word = "truncated" if "remature end" in str(error) else "damaged"
             raise ValueError(f"{word} JPEG ({error})") from error
-        # Only the last warning is reported: a harmless one may hide a missing end.
+        # libjpeg reports the last warning only, which may hide a missing end.
         if b"\xff\xd9" not in data[-4096:]:
             raise ValueError("truncated JPEG (no end marker)") from error
         image, clean = simplejpeg.decode_jpeg(data, strict=False, **kwargs), False
     if space == "CMYK":
-        # Inks are stored inverted, by Adobe's convention.
+        # Adobe stores inks inverted, and so do others.
         ink = image[..., :3].astype(np.uint16) * image[..., 3:]
         image = (ink // 255).astype(np.uint8)
     return image, clean
 
 
 def decode_other(data: bytes, kind: str) -> Pixels:
-    """Decodes a PNG or WebP file on a white background; pixels are as stored.
+    """Decodes a PNG or WebP file to the pixels as stored, on white.
 
     Raises:
-      ValueError: If the file is truncated or damaged; see `damage_as_value_error`, too.
+      ValueError: If the file is truncated or damaged. See also `damage_as_value_error`.
     """
     transparent = b""
-    # Reads to the end, as a missing end is an error.
+    # Iterates to the end, because a missing end is an error.
     for name, body in _chunks(data, kind):
         if name == b"tRNS":
             transparent = body
@@ -240,9 +240,9 @@ def _grey_alpha(
     grey: Shaped[np.ndarray, "height width 1"],
     transparent: bytes,
 ) -> Shaped[np.ndarray, "height width 1"]:
-    """Returns the alpha channel of a grey PNG with one transparent value.
+    """Returns the alpha channel of a grey PNG with a transparent value.
 
-    OpenCV ignores the transparent value of grey images.
+    OpenCV applies such a value in colour and palette images only.
 
     Args:
       data: The file.
@@ -262,7 +262,7 @@ def _grey_alpha(
 def turned(
     image: Pixels, turn: int
 ) -> UInt8[np.ndarray, "upright_height upright_width 3"]:
-    """Turns stored pixels upright, by their EXIF orientation."""
+    """Returns stored pixels upright, given their EXIF orientation."""
     if turn in TRANSPOSED:
         image = image.swapaxes(0, 1)
     if turn in (3, 4, 7, 8):

@@ -1,13 +1,15 @@
-"""The vocabulary of labels, and how contradicting labels of an image are resolved.
+"""The vocabulary of labels, and how an image's labels are resolved.
 
-Label files name labels by code; everything else uses indices into a `Vocabulary`.
+Label files and prepared datasets name labels by code; other modules use ids of a
+`Vocabulary`. Labels of people, boxes and machines may contradict each other:
+`resolve_labels` keeps one confidence per label of an image, and `resolve_rows` does the
+same for many images.
 """
 
 import functools
 import hashlib
-import io
 import os
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 
 import numpy as np
@@ -23,14 +25,14 @@ MACHINE_LABELS = ("ignored", "soft", "thresholded")
 
 @dataclass(frozen=True)
 class Vocabulary:
-    """The labels of a dataset, in order.
+    """The labels of a model, in their official order.
 
-    Attributes:
-      codes: Distinct codes, such as "/m/01g317".
-      descriptions: Readable name of each label; the code if none is known.
+    Args:
+      codes: Unique codes such as "/m/01g317".
+      descriptions: One readable name per code; the code itself if none is known.
 
     Raises:
-      InputError: If a code occurs twice, or the lengths differ.
+      InputError: If a code is repeated or the lengths differ.
     """
 
     codes: tuple[str, ...]
@@ -39,8 +41,8 @@ class Vocabulary:
     def __post_init__(self):
         if len(self.codes) != len(self.descriptions):
             raise InputError(
-                f"{len(self.codes)} label codes and {len(self.descriptions)} "
-                "descriptions; give one description a code"
+                f"{len(self.codes)} label codes with {len(self.descriptions)} "
+                "descriptions; give one description per code"
             )
         if len(set(self.codes)) != len(self.codes):
             seen: set[str] = set()
@@ -53,27 +55,20 @@ class Vocabulary:
         return len(self.codes)
 
     @functools.cached_property
-    def _index(self) -> dict[str, int]:
+    def index(self) -> Mapping[str, int]:
+        """The id of each code."""
         return {code: i for i, code in enumerate(self.codes)}
 
-    def index(self) -> dict[str, int]:
-        """Returns the index of each code; do not modify the dictionary."""
-        return self._index
-
     def content_hash(self) -> str:
-        """Returns 16 hexadecimal digits that change with any code or their order."""
+        """Returns 16 hexadecimal digits that depend on the codes and their order."""
         return hashlib.sha256("\n".join(self.codes).encode()).hexdigest()[:16]
 
     def names(self, ids: Iterable[int] | Int[np.ndarray, " label"]) -> list[str]:
-        """Returns the descriptions of label indices.
-
-        Args:
-          ids: Indices in [0, len(self)); -1 (padding) is skipped.
-        """
+        """Returns the descriptions of label ids, without those of padding (-1)."""
         return [self.descriptions[i] for i in ids if i >= 0]
 
     def save(self, path: str | os.PathLike[str]) -> None:
-        """Writes a CSV file with the columns label_code,description, atomically."""
+        """Writes a CSV file with the columns label_code and description, atomically."""
         table = pl.DataFrame(
             {"label_code": self.codes, "description": self.descriptions},
             schema={"label_code": pl.String, "description": pl.String},
@@ -82,15 +77,13 @@ class Vocabulary:
 
     @classmethod
     def load(cls, path: str | os.PathLike[str]) -> "Vocabulary":
-        """Reads what `save` wrote.
+        """Reads a file that `save` wrote.
 
         Raises:
           InputError: If the file is missing or has other columns.
         """
         try:
-            table = pl.read_csv(
-                io.BytesIO(at(path).read_bytes()), infer_schema=False
-            ).fill_null("")
+            table = pl.read_csv(at(path).read_bytes(), infer_schema=False).fill_null("")
             codes, names = table["label_code"], table["description"]
         except (OSError, pl.exceptions.PolarsError) as error:
             raise InputError(
@@ -100,39 +93,25 @@ class Vocabulary:
         return cls(tuple(codes), tuple(names))
 
 
-def check_machine_labels(machine_labels: str, machine_threshold: float) -> None:
-    """Raises InputError for a value outside `MACHINE_LABELS` or [0, 1]."""
-    if machine_labels not in MACHINE_LABELS:
-        raise InputError(
-            f"machine_labels={machine_labels!r}; allowed: {', '.join(MACHINE_LABELS)}"
-        )
-    if not 0.0 <= machine_threshold <= 1.0:
-        raise InputError(
-            f"machine_threshold={machine_threshold} is not a confidence; give a number "
-            "from 0 to 1"
-        )
-
-
 def resolve_labels(
-    label_ids: Int[np.ndarray, " label"] | Sequence[int],
-    confidences: Float[np.ndarray, " label"] | Sequence[float],
-    sources: UInt8[np.ndarray, " label"] | Sequence[int],
+    label_ids: Int[np.ndarray, " label"],
+    confidences: Float[np.ndarray, " label"],
+    sources: UInt8[np.ndarray, " label"],
     *,
     machine_labels: str,
     machine_threshold: float,
 ) -> tuple[Int[np.ndarray, " slot"], Float[np.ndarray, " slot"]]:
     """Returns one confidence for each label of one image.
 
-    Human and box labels override machine labels; of equals, the largest confidence
-    counts. Labels without an entry are unknown and left out, as are machine labels of
-    confidence 0, which verify nothing.
+    Labels of people and boxes overrule machine labels; otherwise the largest confidence
+    of a label counts. Labels with only a machine confidence of 0 are left out.
 
     Args:
-      label_ids: Label indices in any order, with repetitions.
+      label_ids: Label ids in any order, possibly repeated.
       confidences: In [0, 1]; 1 = present, 0 = verified absent.
-      sources: HUMAN, MACHINE or BOX for each entry.
-      machine_labels: "ignored"; "soft" keeps confidences as targets; "thresholded"
-        makes labels of at least the threshold present and drops the others.
+      sources: HUMAN, MACHINE or BOX of each entry.
+      machine_labels: "ignored"; "soft" keeps the confidence; "thresholded" makes labels
+        of at least the threshold present and drops the others.
       machine_threshold: In [0, 1], for "thresholded".
 
     Returns:
@@ -140,14 +119,14 @@ def resolve_labels(
     """
     verified: dict[int, float] = {}
     guessed: dict[int, float] = {}
-    entries = zip(_list(label_ids), _list(confidences), _list(sources), strict=True)
-    for label, confidence, source in entries:
+    columns = label_ids.tolist(), confidences.tolist(), sources.tolist()
+    for label, confidence, source in zip(*columns, strict=True):
         kind = guessed if source == MACHINE else verified
         if confidence >= kind.get(label, -1.0):
             kind[label] = confidence
     if machine_labels != "ignored":
         soft = machine_labels == "soft"
-        # float32, as the columns are: a stored 0.7 must reach a threshold of 0.7
+        # float32 as in the columns: a stored 0.7 must reach a threshold of 0.7.
         threshold = float(np.float32(machine_threshold))
         for label, confidence in guessed.items():
             if label in verified or confidence <= 0.0:
@@ -157,14 +136,8 @@ def resolve_labels(
             elif confidence >= threshold:
                 verified[label] = 1.0
     ids = sorted(verified)
-    return (
-        np.array(ids, np.int32),
-        np.array([verified[i] for i in ids], np.float32),
-    )
-
-
-def _list(values) -> list:
-    return values.tolist() if isinstance(values, np.ndarray) else list(values)
+    best = np.array([verified[i] for i in ids], np.float32)
+    return np.array(ids, np.int32), best
 
 
 def resolve_rows(
@@ -178,17 +151,9 @@ def resolve_rows(
 ) -> tuple[
     Int[np.ndarray, " row_plus_1"], Int[np.ndarray, " kept"], Float[np.ndarray, " kept"]
 ]:
-    """Resolves the labels of many images, with the result of `resolve_labels`.
+    """Applies `resolve_labels` to many images at once. Cost: one sort of the entries.
 
-    Cost: one sort of the entries.
-
-    Args:
-      offsets: Entries offsets[i]:offsets[i + 1] belong to image i.
-      label_ids: Label index of each entry.
-      confidences: See `resolve_labels`, as for the other arguments.
-      sources: HUMAN, MACHINE or BOX for each entry.
-      machine_labels: Use of machine labels.
-      machine_threshold: In [0, 1].
+    Image i has the entries offsets[i]:offsets[i + 1] of the columns.
 
     Returns:
       New offsets (int64), label ids (int32) and confidences (float32).
@@ -223,7 +188,7 @@ def largest_by_key(
 ) -> tuple[Int[np.ndarray, " key"], Float[np.ndarray, " key"]]:
     """Returns the distinct keys, ascending, and the largest value of each.
 
-    Cost: one sort, unless the keys are ascending.
+    Cost: one sort, or none if the keys are ascending.
     """
     if not len(keys):
         return keys, values

@@ -1,7 +1,7 @@
-"""Reads a prepared copy of TFDS's `open_images_v4` in place.
+"""Reads TFDS's `open_images_v4` in place: maps labels by code and builds an index.
 
-Confidences are stored as 0 to 10, and labels as positions in a list of 7,186 codes.
-Labels are mapped by code, as Kaggle's 7,178 classes are in another order.
+Confidences are stored as 0 to 10, labels as positions in a list of 7,186 codes, whose
+order is not that of Kaggle's 7,178 classes.
 """
 
 from collections.abc import Callable, Mapping, Sequence
@@ -33,10 +33,10 @@ _CHUNK = 512
 
 @dataclass(frozen=True)
 class StoredLabels:
-    """Maps stored labels and sources.
+    """Maps stored numbers to ours.
 
-    Attributes:
-      labels: Vocabulary index of each stored label; -1 if the vocabulary lacks it.
+    Args:
+      labels: Vocabulary id of each stored label, -1 if the vocabulary lacks it.
       sources: HUMAN, MACHINE or BOX of each stored source.
     """
 
@@ -47,18 +47,18 @@ class StoredLabels:
 def read_mapping(
     codes: Sequence[str], names: Sequence[str], vocabulary: Vocabulary | None
 ) -> tuple[StoredLabels, Vocabulary]:
-    """Returns the mapping of stored numbers, and its vocabulary.
+    """Returns the mapping of stored numbers, and the vocabulary it maps to.
 
     Args:
-      codes: Code of each stored label.
-      names: Name of each stored source.
-      vocabulary: The labels to map to; None takes all labels of the dataset.
+      codes: Codes of the stored labels.
+      names: Names of the stored sources.
+      vocabulary: The requested labels; None takes all of the dataset.
 
     Raises:
-      InputError: If the dataset has no code of the vocabulary, or an unknown source.
+      InputError: If the dataset has none of the labels, or an unknown source.
     """
     vocabulary = vocabulary or Vocabulary(tuple(codes), tuple(codes))
-    position = vocabulary.index()
+    position = vocabulary.index
     labels = np.array([position.get(code, -1) for code in codes], np.int32)
     if not np.any(labels >= 0):
         raise InputError(
@@ -77,7 +77,6 @@ def read_mapping(
 
 
 def image_id(fields: Mapping) -> str:
-    """Returns the id of a stored record: its file name without the suffix."""
     return PurePosixPath(schema.text(fields, "image/filename")).stem
 
 
@@ -86,7 +85,7 @@ def labels(
 ) -> tuple[
     Int[np.ndarray, " label"], Float[np.ndarray, " label"], UInt8[np.ndarray, " label"]
 ]:
-    """Returns vocabulary indices, confidences and sources of a stored record."""
+    """Returns vocabulary ids, confidences and sources of a stored record."""
     ids = mapping.labels[schema.integers(fields, f"{LABELS}/label")]
     confidences = schema.integers(fields, f"{LABELS}/confidence").astype(np.float32)
     sources = mapping.sources[schema.integers(fields, f"{LABELS}/source")]
@@ -95,7 +94,7 @@ def labels(
 
 
 def decode(fields: Mapping, *, mapping: StoredLabels) -> dict[str, Any]:
-    """Returns a stored record as `records.RandomAccess` describes it."""
+    """Returns a record as described by `records.RandomAccess`."""
     ids, confidences, sources = labels(fields, mapping)
     return {
         "image": fields["image"].bytes_list.value[0],
@@ -111,13 +110,13 @@ def scan(
     records: ArrayRecordDataSource,
     mapping: StoredLabels,
     *,
-    on_progress: Callable[[int, int], None] | None = None,
+    on_progress: Callable[[int, int], None],
 ) -> pl.DataFrame:
-    """Reads every record once and returns the index table of a split.
+    """Returns the index table of a split after reading every record once.
 
     Args:
-      records: The stored bytes; read by several threads.
-      mapping: From `read_mapping`.
+      records: The stored bytes, read in several threads.
+      mapping: The result of `read_mapping`.
       on_progress: Called with (records done, records in all).
     """
 
@@ -130,22 +129,16 @@ def scan(
     with ThreadPoolExecutor(8) as pool:
         for part in pool.map(chunk, range(0, len(records), _CHUNK)):
             found.extend(part)
-            if on_progress is not None:
-                on_progress(len(found), len(records))
-    ids = [row[0] for row in found]
-    offsets = np.zeros(len(found) + 1, np.int64)
-    np.cumsum([len(row[1]) for row in found], out=offsets[1:])
+            on_progress(len(found), len(records))
+    ids, label_ids, confidences, sources = zip(*found, strict=True)
+    offsets = np.cumsum([0, *map(len, label_ids)])
     return index.table(
         image_ids=ids,
         groups=ids,
         domains=["all"] * len(ids),
         slices=["all"] * len(ids),
         offsets=offsets,
-        label_ids=np.concatenate([np.zeros(0, np.int32), *(row[1] for row in found)]),
-        confidences=np.concatenate(
-            [np.zeros(0, np.float32), *(row[2] for row in found)]
-        ),
-        label_sources=np.concatenate(
-            [np.zeros(0, np.uint8), *(row[3] for row in found)]
-        ),
+        label_ids=np.concatenate(label_ids),
+        confidences=np.concatenate(confidences),
+        label_sources=np.concatenate(sources),
     )

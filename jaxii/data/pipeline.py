@@ -1,7 +1,7 @@
-"""Order, sharding over processes, decoding, batching and prefetch: records to batches.
+"""Turns records into batches: order, shards of processes, decoding, labels, padding.
 
-The examples of step n are a function of the configuration and n alone, for any number
-of processes; evaluation reads each record once.
+The examples of step n depend only on the configuration and n, for any number of
+processes; evaluation yields each record once.
 """
 
 import sys
@@ -20,24 +20,24 @@ from jaxii.data.labels import resolve_labels
 from jaxii.data.records import RandomAccess
 from jaxii.data.transforms import EvalTransform, Pixels
 
-# Field of the row of each example in the split; the train step does not use it.
+# Batch field: row of the split. The train step ignores it.
 INDEX = "index"
-# Field of the position of each example in the run, which seeds its augmentation.
+# Batch field: position in the run, which seeds randomness on the device.
 POSITIONS = "positions"
 PADDING = -1
 
 
 @dataclass(frozen=True, kw_only=True)
 class LabelPolicy:
-    """How the labels of a record become the slots of a batch.
+    """How the labels of a record fill the slots of a batch.
 
-    An image with more labels than slots keeps those of highest confidence: present
-    labels first, then machine labels, then verified absences; of equal confidence, the
-    lower ids.
+    An image with more labels than slots keeps those of highest confidence, and of equal
+    confidence the lower ids.
 
     Attributes:
-      num_slots: Most labels per image.
-      machine_labels: See `labels.resolve_labels`, as for machine_threshold.
+      num_slots: Most labels of an image.
+      machine_labels: "ignored", "soft" (the confidence is the target) or "thresholded".
+      machine_threshold: Lowest confidence of a present label if thresholded.
     """
 
     num_slots: int
@@ -70,9 +70,9 @@ class ShardSpec:
     """The part of every global batch that one process loads.
 
     Attributes:
-      global_batch_size: Examples per step over all processes.
-      process_index: Index of this process.
-      process_count: Number of processes; divides `global_batch_size`.
+      global_batch_size: Examples per step of all processes.
+      process_index: Number of this process.
+      process_count: Divides `global_batch_size`.
       num_threads: Threads that read and decode.
     """
 
@@ -83,17 +83,13 @@ class ShardSpec:
 
     @property
     def process_batch_size(self) -> int:
-        """Examples per step in this process."""
         return self.global_batch_size // self.process_count
 
     def position(self, example: int) -> int:
-        """Returns the position of a process's example among those of all processes.
+        """Returns the position of this process's example among those of all processes.
 
-        Each process loads a block of each batch, so that devices get the same examples
-        for any number of processes.
-
-        Args:
-          example: Number of the example in this process, from 0.
+        A process takes a block of each batch, so devices get the same examples for any
+        number of processes.
         """
         batch, row = divmod(example, self.process_batch_size)
         first = self.process_index * self.process_batch_size
@@ -109,17 +105,16 @@ def train_batches(
     seed: int,
     start_example: int = 0,
 ) -> Iterator[dict[str, np.ndarray]]:
-    """Yields shuffled, augmented batches without end.
+    """Yields shuffled, augmented batches without end, from any example of the run.
 
     Args:
       source: The training split.
-      transform: Maps an encoded image and an rng to pixels [size, size, 3], like
-        `TrainTransform`.
-      policy: Maps labels to slots.
-      shard: The part of this process.
+      transform: Makes pixels [size, size, 3] from an encoded image and an rng.
+      policy: Fills the label slots.
+      shard: This process's part.
       seed: Seed of the order of each epoch, and of the augmentation, which depends on
-        the seed and the position in the run.
-      start_example: Number of examples of the whole run already used.
+        (seed, position in the run).
+      start_example: Examples of all processes that the run has used.
 
     Yields:
       Batches of `process_batch_size` examples: images, label_ids, label_confidences,
@@ -130,19 +125,18 @@ def train_batches(
         position, index = item
         record = source[index]
         pixels = transform(record["image"], rng)
-        # Accelerators count in int32; this wraps after 2^31 examples.
+        # Wraps after 2^31 examples: accelerators count in int32.
         place = {POSITIONS: np.int32(position % 2**31)}
         return _example(index, record, pixels, policy) | place
 
-    # Shuffles before sharding; otherwise each process would see the same part of the
-    # data in every epoch. Only row numbers pass through grain, which would count the
-    # bytes of records.
+    # Shuffles before sharding, or each process would see the same part of the data in
+    # every epoch. Shuffles row numbers, because grain counts the bytes of records.
     rows = grain.MapDataset.range(len(source)).seed(seed).shuffle().repeat()
     rows = rows.map_with_index(lambda position, row: (position, row))
     everything = rows.random_map(example)
 
     def own(number: int) -> Example:
-        # Infinite: every position exists.
+        # The dataset is infinite.
         return cast(Example, everything[start_example + shard.position(number)])
 
     return _batches(own, sys.maxsize // shard.process_batch_size, shard)
@@ -157,19 +151,18 @@ def eval_batches(
     scored: Bool[np.ndarray, " row"] | None = None,
     mask_damaged: bool = False,
 ) -> Iterator[dict[str, np.ndarray]]:
-    """Yields every record once, in order; the last batch is padded and masked.
+    """Yields every record once, in order; the last batch is padded.
 
     Args:
       source: The split.
-      transform: Maps an encoded image to pixels.
-      policy: Maps labels to slots.
-      shard: The part of this process; all processes yield the same number of batches.
-      scored: Whether each record counts in metrics; others have mask 0. None: all.
-      mask_damaged: Whether images that cannot be read get mask 0 instead of raising
-        ValueError.
+      transform: Makes pixels from an encoded image.
+      policy: Fills the label slots.
+      shard: This process's part; all processes yield the same number of batches.
+      scored: Whether each record counts in figures; others get mask 0. None: all count.
+      mask_damaged: Whether damaged images get mask 0 instead of raising ValueError.
 
     Yields:
-      Batches like those of `train_batches`; padding has mask 0 and index -1.
+      Batches like `train_batches`; padding has mask 0 and index -1.
     """
     length = len(source)
     blank = _blank(transform.size_pixels, policy.num_slots)
@@ -189,17 +182,12 @@ def eval_batches(
         mask = {"mask": np.float32(counts)}
         return _example(position, record, pixels, policy) | mask
 
-    return _batches(example, num_eval_batches(length, shard), shard)
-
-
-def num_eval_batches(length: int, shard: ShardSpec) -> int:
-    """Returns the number of batches that `eval_batches` yields."""
-    return -(-length // shard.global_batch_size)
+    return _batches(example, -(-length // shard.global_batch_size), shard)
 
 
 @dataclass(frozen=True)
 class Reordered:
-    """Some rows of a source, in another order."""
+    """Some rows of a source, in the order of `rows`."""
 
     source: RandomAccess
     rows: Int[np.ndarray, " row"]
@@ -224,7 +212,7 @@ def _example(index, record, pixels, policy) -> Example:
 
 
 def _blank(size_pixels: int, num_slots: int) -> Example:
-    """Returns an example with mask 0."""
+    """Returns padding."""
     return {
         "images": np.zeros((size_pixels, size_pixels, 3), np.uint8),
         "label_ids": np.full(num_slots, PADDING, np.int32),
@@ -238,8 +226,7 @@ def _blank(size_pixels: int, num_slots: int) -> Example:
 def _batches(
     example: Callable[[int], Example], num_batches: int, shard: ShardSpec
 ) -> Iterator[dict[str, np.ndarray]]:
-    """Yields batches of this process's examples."""
-    # Threads decode images in parallel; OpenCV's own threads would compete.
+    # OpenCV's threads would compete with grain's.
     cv2.setNumThreads(1)
     return batching.batches(
         example,

@@ -1,6 +1,6 @@
-"""Opens a prepared dataset for training: carves splits and resolves labels."""
+"""A prepared dataset, opened, with its validation split and resolved labels."""
 
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
 from typing import Any
 
@@ -8,17 +8,15 @@ import numpy as np
 from jaxtyping import Bool, Float, Int, Int64
 
 from jaxii.data import folder
-from jaxii.data.dataset import Split, open_dataset
+from jaxii.data.dataset import Progress, Split, open_dataset
 from jaxii.data.labels import Vocabulary, resolve_rows
 from jaxii.errors import InputError
 from jaxii.storage import AnyPath
 
-Progress = Callable[[int, int, str], None]
-
 
 @dataclass(frozen=True, kw_only=True)
 class Rows:
-    """Resolved labels of a split; image i has entries offsets[i]:offsets[i + 1]."""
+    """Resolved labels of a split; image i has the entries offsets[i]:offsets[i + 1]."""
 
     offsets: Int[np.ndarray, " row_plus_1"]
     label_ids: Int[np.ndarray, " entry"]
@@ -27,13 +25,13 @@ class Rows:
     def present(
         self,
     ) -> tuple[Int64[np.ndarray, " row_plus_1"], Int[np.ndarray, " kept"]]:
-        """Returns offsets and ids of the labels with confidence of at least 0.5."""
+        """Returns offsets and ids of the labels with a confidence of at least 0.5."""
         kept = self.confidences >= 0.5
         before = np.concatenate([[0], np.cumsum(kept)])
         return before[self.offsets].astype(np.int64), self.label_ids[kept]
 
     def class_counts(self, num_classes: int) -> Float[np.ndarray, " class"]:
-        """Returns the sum of the confidences of each label over the images."""
+        """Returns the sum of each label's confidences."""
         return np.bincount(
             self.label_ids, weights=self.confidences, minlength=num_classes
         ).astype(np.float64)
@@ -43,34 +41,34 @@ class Rows:
         return int(np.diff(self.offsets).max(initial=0))
 
     def scored(self) -> Bool[np.ndarray, " row"]:
-        """Returns whether each image can be scored: whether it has a label.
+        """Returns whether each image has a label, present or absent.
 
-        A label may be present or absent. An image without any is not known to show
-        nothing, even if a truth file lists it with an empty row.
+        Preparation keeps labels, not rows, so an empty row of a truth file is not
+        scored.
         """
         return np.diff(self.offsets) > 0
 
     def of_scored(self) -> "Rows":
-        """Returns the rows of the scored images, in order."""
-        # Other images have no entry: only offsets change.
+        """Returns the rows of the scored images."""
+        # The other images have no entries.
         starts = np.append(self.scored(), True)
         return replace(self, offsets=self.offsets[starts])
 
 
 @dataclass(frozen=True, kw_only=True)
 class Data:
-    """A prepared dataset, with its validation split carved out of train.
+    """A prepared dataset with a validation split.
 
     Attributes:
-      directory: Where it was opened.
+      directory: The folder of the dataset.
       vocabulary: The labels.
-      slices: Names of the slices that metrics are computed for.
+      slices: Names of the slices.
       domains: Domains of the training data, including a held-out one.
-      splits: train, validation and, if present, held_out, tuning and test.
-      train_rows: Labels of the training split, as used for training.
-      content_hash: Hash of all records and labels.
-      submission_ids: Ids that a submission lists, in order, including those of missing
-        and unreadable images. Empty if the dataset has none.
+      splits: train, validation and, if they exist, held_out, tuning and test.
+      train_rows: Labels of train as training uses them.
+      content_hash: See `dataset.Dataset`.
+      submission_ids: Ids of a submission, in order, including missing and unreadable
+        images; empty if unknown.
     """
 
     directory: AnyPath
@@ -81,7 +79,7 @@ class Data:
     train_rows: Rows
     content_hash: str
     submission_ids: tuple[str, ...]
-    # Cached for repeated evaluation; not copied by `replace`.
+    # Cache of `verified_rows`; copies with other splits start empty.
     _verified: dict[str, Rows] = field(
         default_factory=dict, init=False, repr=False, compare=False
     )
@@ -90,7 +88,7 @@ class Data:
     def choosing_split(self) -> str:
         """The default split for choosing checkpoint and threshold.
 
-        A held-out domain shows the effect of a domain shift, unlike validation.
+        A held-out domain shows the effect of a domain shift.
         """
         return "held_out" if "held_out" in self.splits else "validation"
 
@@ -98,7 +96,7 @@ class Data:
         """Returns a split by name.
 
         Raises:
-          InputError: If the split is missing or empty.
+          InputError: If it does not exist or is empty.
         """
         if self.has_images(name):
             return self.splits[name]
@@ -109,7 +107,7 @@ class Data:
         )
 
     def has_images(self, name: str) -> bool:
-        """Returns whether a split exists and has images."""
+        """Returns whether a split exists and is not empty."""
         return name in self.splits and self.splits[name].num_examples > 0
 
     def has_truth(self, name: str) -> bool:
@@ -117,13 +115,17 @@ class Data:
         return self.has_images(name) and bool(self.verified_rows(name).scored().any())
 
     def check_truth(self, name: str) -> None:
-        """Raises InputError if no image of a split has a verified label."""
+        """Raises an error if a split cannot be scored.
+
+        Raises:
+          InputError: If the split has no image with a verified label.
+        """
         count = self.split(name).num_examples
         if not self.has_truth(name):
             raise InputError(
                 f"none of the {count} images of split {name!r} of {self.directory} has "
-                "a label verified by a person or a box, and machine labels are not "
-                "used for evaluation; prepare the data with human labels for it."
+                "a human or box label, and evaluation uses no machine labels; prepare "
+                "the data with human labels for it."
             )
 
     def without_truth(self, name: str) -> int:
@@ -131,14 +133,11 @@ class Data:
         return int(np.count_nonzero(~self.verified_rows(name).scored()))
 
     def training_rows(self, name: str) -> Rows:
-        """Returns a split's labels as used for training."""
+        """Returns a split's labels as training uses them."""
         return self.train_rows if name == "train" else self.verified_rows(name)
 
     def verified_rows(self, name: str) -> Rows:
-        """Returns a split's verified labels, without machine labels.
-
-        They are the truth for evaluation. Results are cached.
-        """
+        """Returns a split's labels as evaluation uses them, without machine labels."""
         if name not in self._verified:
             self._verified[name] = _resolve(
                 self.split(name), machine_labels="ignored", machine_threshold=0.5
@@ -160,28 +159,24 @@ def open_prepared(
     """Opens a prepared dataset.
 
     Args:
-      directory: Written by `prepare`, `new` or TFDS.
-      vocabulary: The labels and their order; None takes the dataset's own.
-      validation_fraction: Share of the groups of train that become `validation`, unless
-        the dataset has a validation split.
-      held_out_domain: Domain of train that becomes the split `held_out`; "" for none.
-      machine_labels: Their use in training; see `labels.resolve_labels`.
-      machine_threshold: See `labels.resolve_labels`.
-      verify: Whether to read and hash every byte first.
-      on_progress: Called with (done, total, what) while a dataset without an index is
-        scanned for the first time, and while bytes are verified.
+      directory: See `dataset.open_dataset`.
+      vocabulary: The expected labels; None accepts the dataset's.
+      validation_fraction: Share of the groups of train for validation, if the dataset
+        has no validation split.
+      held_out_domain: Domain of train for the split `held_out`; "" for none.
+      machine_labels: How training uses machine labels; see `labels.resolve_labels`.
+      machine_threshold: Lowest confidence of a present label if thresholded.
+      verify: Whether to hash every byte.
+      on_progress: See `dataset.open_dataset`.
 
     Raises:
-      InputError: If there is no such dataset or domain, or train or validation is
-        empty.
+      InputError: If there is no dataset or domain, or train or validation is empty.
     """
     opened = open_dataset(directory, vocabulary, verify=verify, on_progress=on_progress)
     domains = opened.domains
     if held_out_domain:
         opened = opened.hold_out(held_out_domain)
-    splits = opened.splits
-    if "validation" not in splits:
-        splits = opened.carve(validation_fraction)
+    splits = opened.carve(validation_fraction)
     train = _resolve(
         splits["train"],
         machine_labels=machine_labels,

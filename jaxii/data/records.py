@@ -1,4 +1,4 @@
-"""Stored records by position, as grain asks for them."""
+"""Access to stored records by position."""
 
 from collections.abc import Callable
 from typing import Any, Protocol, SupportsIndex, runtime_checkable
@@ -15,7 +15,7 @@ from jaxii.errors import InputError
 
 @runtime_checkable
 class RandomAccess(Protocol):
-    """Records by position, as grain requires; picklable and thread-safe.
+    """Picklable, thread-safe access to records by position, as grain requires.
 
     A record is a dict: image (JPEG bytes), image_id (str), label_ids (int32 [n]),
     label_confidences (float32 [n]), label_sources (uint8 [n]), slice_id (int).
@@ -32,9 +32,9 @@ class Records:
     Args:
       raw: The stored bytes of the split.
       decode: Turns parsed fields into a record; picklable.
-      image_ids: The expected ids of all stored records. Reading a record with another
-        id raises InputError.
-      name: Names the split in errors.
+      image_ids: Expected ids of all stored records. A record with another id raises
+        InputError.
+      name: The split in error messages.
       rows: The stored rows in use, in order. None uses all.
     """
 
@@ -62,8 +62,8 @@ class Records:
         stored = position if self._rows is None else int(self._rows[position])
         try:
             record = self._decode(schema.parse(self._raw[stored]))
-        # ArrayRecord raises these for a wrong checksum or a truncated file, the parser
-        # for a damaged message.
+        # Raised by ArrayRecord for wrong checksums and truncated files, and by the
+        # parser for damaged messages.
         except (RuntimeError, ValueError, IndexError, OSError, DecodeError) as error:
             reason = (str(error).splitlines() or [type(error).__name__])[0]
             raise InputError(
@@ -78,7 +78,7 @@ class Records:
         return record
 
     def select(self, rows: Int64[np.ndarray, " chosen"]) -> "Records":
-        """Returns these records only, in this order."""
+        """Returns the records of these rows, in the given order."""
         chosen = np.asarray(rows, np.int64) if self._rows is None else self._rows[rows]
         return Records(self._raw, self._decode, self._image_ids, self._name, chosen)
 

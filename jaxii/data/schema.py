@@ -1,7 +1,7 @@
-"""The schema of a record, as TFDS features.
+"""The schema of records that preparation writes and training reads.
 
-A record is a `tf.train.Example` in an ArrayRecord shard. It is read and written without
-TensorFlow and without TFDS's generic decoder, which is slower.
+A record is a `tf.train.Example` with TFDS features in an ArrayRecord shard, written and
+parsed without TensorFlow and without TFDS's slower decoder.
 """
 
 from collections.abc import Mapping, Sequence
@@ -16,18 +16,14 @@ from jaxii.data.labels import Vocabulary
 
 NAME = "labelled_images"
 VERSION = "1.0.0"
-# Protocol buffer classes are made at run time, unseen by type checkers.
+# Protocol buffer classes are made at run time.
 _Example: Any = tf_example_pb2.Example  # pyright: ignore[reportAttributeAccessIssue]
 _PROTOS: Any = tf_feature_pb2
 Fields = Mapping[str, Any]
 
 
 def features(vocabulary: Vocabulary) -> tfds.features.FeaturesDict:
-    """Returns the TFDS description of a record.
-
-    Args:
-      vocabulary: Its codes become the label file of `label_ids`.
-    """
+    """Returns the TFDS description of a record, with the codes of a vocabulary."""
     return tfds.features.FeaturesDict(
         {
             "image": tfds.features.Image(shape=(None, None, 3), encoding_format="jpeg"),
@@ -59,7 +55,7 @@ def serialize(
     domain: str,
     slice_name: str,
 ) -> bytes:
-    """Returns a record, equal to the bytes of TFDS's serializer."""
+    """Returns a record, byte for byte as TFDS serializes it."""
     record = {
         "image": _bytes(image),
         "image_id": _bytes(image_id.encode()),
@@ -77,16 +73,16 @@ def serialize(
 
 
 def parse(record: bytes) -> Fields:
-    """Returns the fields of any `tf.train.Example`, by name, undecoded."""
+    """Returns the undecoded fields of a `tf.train.Example`, by name."""
     return _Example.FromString(record).features.feature
 
 
 def decode(fields: Fields, *, slice_ids: Mapping[str, int]) -> dict[str, Any]:
-    """Returns a record as `records.RandomAccess` describes it.
+    """Returns a record as described by `records.RandomAccess`.
 
     Args:
-      fields: Parsed fields of a record that `serialize` wrote.
-      slice_ids: Position of each slice name of the dataset.
+      fields: Parsed fields of a record.
+      slice_ids: Position of each slice of the dataset.
     """
     return {
         "image": fields["image"].bytes_list.value[0],
@@ -101,12 +97,11 @@ def decode(fields: Fields, *, slice_ids: Mapping[str, int]) -> dict[str, Any]:
 
 
 def text(fields: Fields, name: str) -> str:
-    """Returns a text field."""
     return fields[name].bytes_list.value[0].decode()
 
 
 def integers(fields: Fields, name: str) -> Int[np.ndarray, " label"]:
-    """Returns an integer field, int64; empty if the record lacks it."""
+    """Returns a field of integers, int64; empty if the record lacks it."""
     return np.array(fields[name].int64_list.value, np.int64)
 
 

@@ -1,8 +1,8 @@
-"""Records which images influenced a run, to find them in another dataset.
+"""Records the images that a run has learnt from, to find them in another dataset.
 
-A run stores an 8-byte hash of the id of each image per part of a result that the image
-influenced. Comparing a million images with ten thousand finds a false match once in
-10^8 times.
+A run keeps an 8-byte hash of the id of each image, for each part of a result that the
+image influenced. Of 10^8 comparisons of a million images with ten thousand, one has a
+false match.
 """
 
 import io
@@ -41,7 +41,7 @@ class SeenImages:
         )
 
     def count(self, image_ids: Iterable[str]) -> dict[str, int]:
-        """Returns how many of the images influenced each part, without zeros."""
+        """Returns how many images influenced each part, for parts with at least one."""
         hashes = hashes_of(image_ids)
         counts = {
             part: int(np.isin(hashes, seen).sum())
@@ -50,13 +50,12 @@ class SeenImages:
         return {part: count for part, count in counts.items() if count}
 
     def save(self, path: AnyPath) -> None:
-        """Writes the hashes, atomically."""
         arrays: dict[str, Any] = dict(self.by_part)
         write_beside(path, lambda file: np.savez(file, **arrays), binary=True)
 
     @classmethod
     def load(cls, path: AnyPath) -> "SeenImages":
-        """Reads what `save` wrote.
+        """Reads a file that `save` wrote.
 
         Raises:
           InputError: If the file is missing or damaged.
@@ -72,6 +71,6 @@ class SeenImages:
 
 
 def hashes_of(image_ids: Iterable[str]) -> Hashes:
-    """Returns the sorted hashes of image ids, without duplicates."""
+    """Returns the sorted, distinct hashes of image ids."""
     hashes = (xxhash.xxh3_64_intdigest(image_id.encode()) for image_id in image_ids)
     return np.unique(np.fromiter(hashes, np.uint64))

@@ -1,6 +1,6 @@
-"""Turns the bytes of one image into the square of pixels that the network sees.
+"""Turns the bytes of an image into the square of pixels that the network reads.
 
-The decoders and OpenCV release the interpreter lock, so that threads run in parallel.
+The decoders and OpenCV release the GIL, so worker threads run in parallel.
 """
 
 import math
@@ -26,41 +26,41 @@ from jaxii.data.formats import (
     turned,
 )
 
-# Smallest share of the image and widest shape of a crop at strength 1, as in Szegedy et
-# al. 2015 (section 6) and later ImageNet recipes.
+# At strength 1: least area of a crop as a share of the image, and its largest aspect
+# ratio (Szegedy et al. 2015, section 6).
 CROP_MIN_AREA = 0.35
 ASPECT_RATIO = 4 / 3
 CROP_ATTEMPTS = 10
 ROTATION_DEGREES = 12.0
 SHEAR = 0.1
-# The image shrinks by up to this factor inside its mirrored edges: scale jitter as wide
-# as that of detectors (Ghiasi et al. 2021, section 3).
+# Largest factor by which an image shrinks within its mirrored edges: scale jitter as
+# in detectors (Ghiasi et al. 2021, section 3).
 ZOOM_OUT = 2.5
-# Share of degraded images, like web photos that were scaled and saved again.
+# Degradation like that of web photos: rescaling and recompression.
 DEGRADED_PROBABILITY = 0.25
 SCALE_DOWN = 3.0
 JPEG_QUALITIES = (20, 80)
-# Up to this factor, shrinking by linear interpolation is as exact as the area average
-# and five to ten times as fast in OpenCV; beyond, it is up to 8 dB less exact.
+# Up to this shrink, linear interpolation is as exact as the area average and five to
+# ten times as fast in OpenCV; beyond, it is up to 8 dB less exact.
 LINEAR_SHRINK = 1.5
-# libjpeg-turbo has fast code for the scale 1 and 1 divided by these.
+# libjpeg-turbo has fast code for the scale 1 and the reciprocals of these.
 JPEG_SHRINKS = (8, 4, 2)
-# Up to this factor, blur and linear interpolation are nearer to the antialiasing of
-# Pillow and torchvision than the area average (46 dB against 42 at 1.7, 51 against 40
-# at 2.5), in half of its time.
+# Up to this shrink, a blur before interpolation is nearer to the antialiasing of Pillow
+# and torchvision than the area average (46 dB instead of 42 at 1.7, 51 instead of 40 at
+# 2.5) and takes half the time.
 BLURRED_SHRINK = 3.0
-# Taps of that blur up to and beyond FEW_TAPS_SHRINK.
+# Taps of that blur up to and beyond a shrink.
 FEW_TAPS, FEW_TAPS_SHRINK, MANY_TAPS = 3, 2.0, 5
 
 
 @dataclass(frozen=True, kw_only=True)
 class TrainTransform:
-    """Random crop, mirroring, rotation, shear, zoom and loss of quality.
+    """Random crop, mirror, rotation, shear, zoom and degradation.
 
     Attributes:
       size_pixels: Side of the resulting square.
-      strength: Of everything but mirroring, up to 2.5: 0 is the view of
-        `EvalTransform`, 1 that of common recipes.
+      strength: Of everything except the mirror: 0 equals `EvalTransform`, 1 is usual;
+        at most 2.5.
       mirror: Whether half of the images are mirrored left to right.
     """
 
@@ -76,11 +76,11 @@ class TrainTransform:
         return np.ascontiguousarray(view)
 
     def crop(self, encoded: bytes, rng: np.random.Generator) -> Pixels:
-        """Returns a random crop [size, size, 3], mirrored or not."""
+        """Returns a random crop [size, size, 3], possibly mirrored."""
         image = read(encoded)
         height, width = image.height, image.width
         top, left, crop_height, crop_width = self._crop(height, width, rng)
-        # Decodes only as many pixels as the crop needs at its final size.
+        # Decodes at the smallest scale that the crop needs.
         shrink = max(1.0, min(crop_height, crop_width) / self.size_pixels)
         pixels = image.decode(height / shrink, width / shrink)
         y, x = pixels.shape[0] / height, pixels.shape[1] / width
@@ -119,8 +119,8 @@ class TrainTransform:
         # Rotation times shear times scale, from the view to its source.
         to_source = ((cosine, cosine * lean - sine), (sine, sine * lean + cosine))
         last = self.size_pixels - 1
-        # Mirroring the edges first takes two thirds of the time of mirroring point by
-        # point in the warp. Once is enough, as mirrored edges repeat.
+        # Mirroring rows first takes two thirds of the time of the warp's mirroring
+        # point by point. One period is enough, as the image repeats.
         across, down = (
             min(last, max(0, math.ceil(last / 2 * (abs(x) + abs(y) - 1)) + 1))
             for x, y in to_source
@@ -141,7 +141,7 @@ class TrainTransform:
         )
 
     def _degrade(self, view: Pixels, rng: np.random.Generator) -> Pixels:
-        """Scales some images down and up again, and compresses some."""
+        """Rescales and recompresses some images."""
         probability = DEGRADED_PROBABILITY * self.strength
         scaled, compressed, scale, quality = rng.random(4)
         if scaled < probability:
@@ -160,11 +160,11 @@ class TrainTransform:
 
 @dataclass(frozen=True, kw_only=True)
 class EvalTransform:
-    """The resized central square, without randomness.
+    """The central square, resized.
 
     Attributes:
       size_pixels: Side of the resulting square.
-      central_share: Side of the central square as a share of the short side.
+      central_share: Side of the cropped square as a share of the short side.
     """
 
     size_pixels: int
@@ -182,10 +182,7 @@ class EvalTransform:
         return np.ascontiguousarray(resize(view, self.size_pixels, self.size_pixels))
 
     def describe(self) -> dict[str, Any]:
-        """Returns the parameters of this view, and its steps in words.
-
-        Following the words with OpenCV gives the same pixels.
-        """
+        """Returns the numbers of this view and its steps in words, exact for OpenCV."""
         size, share = self.size_pixels, self.central_share
         scales = ", ".join(f"1/{shrink}" for shrink in JPEG_SHRINKS)
         return {
@@ -224,11 +221,7 @@ class EvalTransform:
 
 
 def thumbnail(encoded: bytes, longest_side: int) -> bytes:
-    """Returns a small JPEG of a whole image.
-
-    Args:
-      encoded: JPEG, PNG or WebP.
-      longest_side: Of the copy, in pixels; smaller images keep their size.
+    """Returns a JPEG of a whole image whose sides are at most `longest_side` pixels.
 
     Raises:
       ValueError: If the bytes are not an image.
@@ -253,11 +246,12 @@ class Image:
     """An encoded image and its header; see `read`.
 
     Attributes:
+      encoded: The file.
       height: Rows of the upright image.
       width: Columns of the upright image.
       color: Colour space of a JPEG.
-      turn: EXIF orientation of a JPEG.
-      pixels: The whole image, if its format cannot be decoded at a smaller scale.
+      turn: EXIF orientation.
+      pixels: The upright pixels, except of a JPEG.
     """
 
     encoded: bytes
@@ -275,18 +269,18 @@ class Image:
           width: Fewest columns needed.
 
         Returns:
-          Pixels [rows, columns, 3], with rows >= height and columns >= width if the
-          image has as many.
+          Pixels [rows, columns, 3], rows >= height and columns >= width if the image is
+          large enough.
 
         Raises:
-          ValueError: If the bytes are damaged.
+          ValueError: If the file is damaged.
         """
         if self.pixels is not None:
             return self.pixels
         rows, columns = decoded_size(self.height, self.width, int(height), int(width))
         stored = (columns, rows) if self.turn in TRANSPOSED else (rows, columns)
         pixels, _ = decode_jpeg(self.encoded, self.color, stored)
-        # OpenCV takes no negative strides.
+        # OpenCV refuses negative strides.
         return np.ascontiguousarray(turned(pixels, self.turn))
 
 
@@ -295,13 +289,7 @@ def decoded_size(
 ) -> tuple[int, int]:
     """Returns the size of a JPEG at the smallest sufficient scale of 1/8, 1/4, 1/2, 1.
 
-    libjpeg-turbo is slower at the other eighths than at the next of these.
-
-    Args:
-      height: Rows of the whole image.
-      width: Columns of the whole image.
-      fewest_rows: Fewest rows needed.
-      fewest_columns: Fewest columns needed.
+    The other eighths are smaller, but libjpeg-turbo decodes them more slowly.
     """
     for shrink in JPEG_SHRINKS:
         rows, columns = -(-height // shrink), -(-width // shrink)
@@ -311,13 +299,13 @@ def decoded_size(
 
 
 def read(encoded: bytes) -> Image:
-    """Reads the header of a JPEG, or decodes an image of another format.
+    """Reads the size of an image, and the pixels of all but a JPEG.
 
-    Colours, transparency and EXIF orientation are handled as in `prepare.recode`, so
-    that recoding does not change how an image looks.
+    Colours, transparency and orientation are resolved as in `recode`, so recoding does
+    not change the look of an image.
 
     Raises:
-      ValueError: If the bytes are not an image, or damaged.
+      ValueError: If the bytes are not an image, or the image is damaged.
     """
     kind = sniff(encoded)
     with damage_as_value_error(kind):
@@ -335,12 +323,11 @@ def read(encoded: bytes) -> Image:
 def resize(
     pixels: Pixels, height: int, width: int
 ) -> UInt8[np.ndarray, "height2 width2 channel"]:
-    """Resizes with antialiasing if the image shrinks to less than two thirds.
+    """Resizes linearly, with antialiasing for a shrink above `LINEAR_SHRINK`.
 
-    Down to a third, a blur precedes linear interpolation. Its variance plus that of the
-    interpolation (1/6 of a pixel) is the variance of a triangle as wide as two pixels
-    of the result, shrink^2 / 6: the filter of Pillow and torchvision. Smaller results
-    are averaged over areas.
+    Up to `BLURRED_SHRINK` a blur is added: its variance and that of linear
+    interpolation, 1/6, sum to that of a triangle of two result pixels, shrink^2 / 6,
+    the filter of Pillow and torchvision. Beyond it, areas are averaged.
     """
     if pixels.shape[:2] == (height, width):
         return pixels

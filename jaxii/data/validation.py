@@ -15,22 +15,20 @@ MIN_GROUPS = 10
 def choose(index: Index, fraction: float) -> Bool[np.ndarray, " row"]:
     """Returns which images are validation; groups are never divided.
 
-    A group is in validation if a hash of its name is below the fraction, so that its
-    side does not depend on other images. This may leave a side without any image of a
-    rare label. If at least ten groups have the label verified as present, one of them
-    then changes sides: the one whose hash is nearest to the other side. Rarer labels
-    are served first, and no move takes the last group of another such label from a
-    side. The choice is a function of the data alone.
+    A group is in validation if the hash of its name is below the fraction, independent
+    of other images. If a side then lacks a label that is verified as present in at
+    least ten groups, the one with the hash nearest to that side moves. Rarer labels
+    come first, and no move takes the last group of another such label from a side. The
+    choice depends only on the data.
 
-    Cost: one hash per image; one sort of the labels if a label lacks a side.
+    Cost: One hash per image; one sort of the labels if a side lacks a label.
 
     Args:
       index: The images of train.
       fraction: Expected share of the groups, in (0, 1).
 
-    Source: Sechidis, Tsoumakas and Vlahavas 2011, "On the Stratification of
-      Multi-Label Data", algorithm 1 (rarest label first), with whole groups in place of
-      examples and a hash in place of chance.
+    Source: Sechidis, Tsoumakas and Vlahavas 2011, "On the Stratification of Multi-Label
+      Data", algorithm 1, with groups and hashes in place of examples and chance.
     """
     hashes = _hashes(index.groups)
     chosen = hashes < np.uint64(int(fraction * 2**64))
@@ -60,7 +58,7 @@ def _hashes(groups: Shaped[np.ndarray, " row"]) -> UInt64[np.ndarray, " row"]:
 def _lacks_a_side(
     is_validation: Bool[np.ndarray, " entry"], labels: Int[np.ndarray, " entry"]
 ) -> bool:
-    """Returns whether a side lacks a label that has enough entries for `MIN_GROUPS`."""
+    """Returns whether a side lacks a label with at least `MIN_GROUPS` entries."""
     total = np.bincount(labels)
     validation = np.bincount(labels[is_validation], minlength=len(total))
     lacking = (validation == 0) | (validation == total)
@@ -75,14 +73,14 @@ def _stratify(
     """Moves groups until both sides have every label of at least `MIN_GROUPS` groups.
 
     Args:
-      sides: Whether each group is in validation; groups are in the order of hashes.
+      sides: Whether each group is in validation, in the order of hashes.
       groups: Group of each verified label.
       labels: Label of each entry.
     """
     num_labels = int(labels.max()) + 1
     pairs = np.unique(groups * num_labels + labels)
     groups, labels = pairs // num_labels, pairs % num_labels
-    # One key per entry: sorted by label, each label's groups are in order, too.
+    # A stable sort keeps each label's groups in order.
     by_label = np.argsort(labels, kind="stable")
     num_groups = np.bincount(labels, minlength=num_labels)
     counted = num_groups >= MIN_GROUPS

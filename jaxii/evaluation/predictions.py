@@ -131,7 +131,7 @@ def fallback_labels(
     codes: Sequence[str], vocabulary: Vocabulary
 ) -> Int[np.ndarray, " label"]:
     """Returns label ids of the best constant prediction, for damaged images."""
-    index = vocabulary.index()
+    index = vocabulary.index
     return np.array([index[code] for code in codes])
 
 

@@ -1,4 +1,4 @@
-"""Forms of the layers that are fast on XLA's CPU backend, equal up to rounding."""
+"""Layers in forms that XLA's CPU backend runs fast, equal up to rounding."""
 
 import math
 from collections.abc import Callable
@@ -10,7 +10,7 @@ from jax import lax
 from jaxtyping import Array, Float
 
 Convolution = Callable[[Array, Array, int], Array]
-# Channels of a convolution that is fast on a CPU, without too many to compile.
+# Channels of a group that is fast without compiling too many convolutions.
 _GROUP_CHANNELS = 64
 
 
@@ -21,17 +21,17 @@ def convolve(
     groups: int,
     plain: Convolution,
 ) -> Float[Array, "batch out_height out_width out_channel"]:
-    """Returns a square, padded convolution: one plain one, or matrix product, a group.
+    """Returns a square, padded convolution, computed group by group.
 
     The gradient of a grouped convolution is up to 100 times slower on XLA's CPU backend
-    than those of the plain convolutions that it consists of.
+    than those of plain convolutions.
 
     Args:
-      x: activations.
-      kernel: weights.
-      stride: of the windows.
-      groups: parts of the channels that are convolved apart.
-      plain: `plain(x, kernel, stride)`, the convolution of one group.
+      x: Activations.
+      kernel: Weights.
+      stride: Stride of the windows.
+      groups: Number of separate groups of channels.
+      plain: The convolution of one group, `plain(x, kernel, stride)`.
     """
     if groups == 1:
         return _convolve_group(x, kernel, stride, plain)
@@ -46,9 +46,9 @@ def convolve(
 def _convolve_group(x: Array, kernel: Array, stride: int, plain: Convolution) -> Array:
     size = kernel.shape[0]
     smallest_output = (min(x.shape[1:3]) - 1) // stride + 1
-    # XLA's CPU backend runs a convolution to a map smaller than its kernel, or its
-    # gradient, up to 80 times slower than the matrix product, and the weight
-    # gradient of a 1x1 convolution several times slower.
+    # On XLA's CPU backend, a convolution to a map smaller than its kernel is up to 80
+    # times slower than the matrix product, as is its gradient; the weight gradient of a
+    # 1x1 convolution is several times slower.
     if size == 1 or smallest_output < size:
         patches = jnp.concatenate(_window_pixels(x, size, stride, 0.0), axis=-1)
         return _multiply(patches, kernel.reshape(-1, kernel.shape[-1]))
@@ -60,8 +60,8 @@ def max_pool(
 ) -> Float[Array, "batch out_height out_width channel"]:
     """Returns the maximum of 3x3 windows, stride 2, over nine shifted float32 slices.
 
-    XLA's CPU backend runs its gradient 8 times faster than that of `reduce_window`.
-    Equal pixels share the gradient, where `reduce_window` gives it to the first.
+    On XLA's CPU backend, its gradient is 8 times faster than that of `reduce_window`.
+    Equal pixels share the gradient; `reduce_window` gives it to the first.
     """
     pixels = _window_pixels(x.astype(jnp.float32), 3, 2, -jnp.inf)
     return reduce(jnp.maximum, pixels).astype(x.dtype)
@@ -74,9 +74,9 @@ def _multiply(
 ) -> Float[Array, "batch height width out_channel"]:
     """Returns each pixel times the matrix.
 
-    The gradient of the matrix has its own rule: XLA's CPU backend transposes the left
-    operand of a product over pixels, and JAX's rule puts the gradient of the output
-    there, usually the wider operand, whose copy costs a sixth of a train step.
+    The matrix has its own gradient rule: XLA's CPU backend copies the left operand of a
+    product over pixels, which takes a sixth of a train step in JAX's rule. Here the
+    narrower operand is on the left.
     """
     return jnp.einsum("bhwc,cd->bhwd", x, matrix)
 
@@ -104,7 +104,7 @@ def _join_small_groups(
     kernel: Float[Array, "kernel_height kernel_width in_channel out_channel"],
     groups: int,
 ) -> tuple[Float[Array, "kernel_height kernel_width joined out_channel"], int]:
-    """Joins groups of few channels into larger ones, with zeros where they meet."""
+    """Joins groups of few channels into larger ones, zero between groups."""
     rows, columns, in_channels, out_channels = kernel.shape
     joined = math.gcd(groups, max(1, _GROUP_CHANNELS // in_channels))
     if joined == 1:
@@ -121,7 +121,7 @@ def _join_small_groups(
 def _window_pixels(
     x: Float[Array, "batch height width channel"], size: int, stride: int, fill: float
 ) -> list[Array]:
-    """Returns pixel (i, j) of every window as a map, for each i, j of size x size."""
+    """Returns pixel (i, j) of all windows as a map, for each i, j."""
     pad = (size - 1) // 2
     last_row, last_column = ((side - 1) // stride * stride for side in x.shape[1:3])
     if pad:

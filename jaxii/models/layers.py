@@ -1,7 +1,7 @@
-"""Layers of the ResNets, as Flax NNX modules and plain functions.
+"""Layers of the ResNets, as Flax NNX modules and functions.
 
-Layers compute in the given type and keep float32 parameters. `cpu_forms` selects forms
-that are fast on XLA's CPU backend and equal up to rounding (see `cpu`).
+Layers compute in the given type with float32 parameters. `cpu_forms` selects the forms
+of `cpu`.
 """
 
 import math
@@ -18,14 +18,14 @@ from jaxtyping import Array, Float
 from jaxii.models import cpu
 
 _EPSILON = 1e-5
+_MOMENTUM = 0.9
 _kaiming = jax.nn.initializers.variance_scaling(2.0, "fan_out", "normal")
 
 
 class Conv(nnx.Module):
-    """A square convolution without bias, padded by (kernel_size - 1) / 2 all round.
+    """A square convolution without bias, padded by (kernel_size - 1) / 2 on all sides.
 
-    With `groups` above 1 the channels are divided into so many parts, each a
-    convolution of its own (Xie et al. 2016, https://arxiv.org/abs/1611.05431).
+    Source of `groups`: Xie et al. 2016, https://arxiv.org/abs/1611.05431
     """
 
     def __init__(
@@ -61,7 +61,7 @@ def convolve(
 ) -> Float[Array, "batch out_height out_width out_channel"]:
     """Returns a square convolution, padded by (kernel_size - 1) / 2 on all sides."""
     pad = (kernel.shape[0] - 1) // 2
-    # "SAME" would pad stride-2 layers on one side only, unlike torchvision.
+    # "SAME" pads stride-2 layers on one side only, unlike torchvision.
     return lax.conv_general_dilated(
         x,
         kernel,
@@ -73,14 +73,17 @@ def convolve(
 
 
 class BatchNorm(nnx.Module):
-    """Batch normalisation with float32 statistics, whatever the compute type.
+    """Batch normalisation with float32 statistics.
 
-    The running variance averages the biased batch variance (Flax's rule); torch
-    averages the unbiased one, larger by n / (n - 1) for n = batch x height x width.
-    Loaded statistics are used as they are, so evaluation agrees.
+    The running variance averages the biased batch variance, as in Flax; torch averages
+    the unbiased one, larger by n / (n - 1) for n = batch x height x width.
 
-    Statistics are those of one device; with `axis_name`, of all devices along that mesh
-    axis, or of each `group` neighbours there.
+    Args:
+      num_channels: Channels of the input.
+      dtype: Type of the output.
+      axis_name: Mesh axis over which statistics are averaged. None: per device.
+      group: Neighbours on `axis_name` that share statistics. None: all.
+      initial_scale: Initial value of the scale.
 
     Source: Ioffe and Szegedy 2015, https://arxiv.org/abs/1502.03167
     """
@@ -90,7 +93,6 @@ class BatchNorm(nnx.Module):
         num_channels: int,
         *,
         dtype: DTypeLike,
-        momentum: float,
         axis_name: str | None,
         group: int | None = None,
         initial_scale: float = 1.0,
@@ -99,8 +101,7 @@ class BatchNorm(nnx.Module):
         self.bias = nnx.Param(jnp.zeros((num_channels,), jnp.float32))
         self.mean = nnx.BatchStat(jnp.zeros((num_channels,), jnp.float32))
         self.var = nnx.BatchStat(jnp.ones((num_channels,), jnp.float32))
-        self.dtype, self.momentum = dtype, momentum
-        self.axis_name, self.group = axis_name, group
+        self.dtype, self.axis_name, self.group = dtype, axis_name, group
 
     def __call__(
         self,
@@ -108,7 +109,7 @@ class BatchNorm(nnx.Module):
         train: bool,
         moments_of: Float[Array, "batch in_height in_width channel"] | None = None,
     ) -> Float[Array, "batch height width channel"]:
-        """Normalises `x`, in training by the batch moments of another or of itself."""
+        """Normalises `x`, in training by the batch moments of `moments_of` or `x`."""
         moments_of = x if moments_of is None else moments_of
         x = x.astype(jnp.float32)
         if train:
@@ -124,17 +125,16 @@ class BatchNorm(nnx.Module):
     def track(
         self, mean: Float[Array, " channel"], var: Float[Array, " channel"]
     ) -> None:
-        """Moves the running statistics towards those of a batch."""
-        keep = self.momentum
-        self.mean[...] = keep * self.mean[...] + (1.0 - keep) * mean
-        self.var[...] = keep * self.var[...] + (1.0 - keep) * var
+        """Updates the running statistics with those of a batch."""
+        self.mean[...] = _MOMENTUM * self.mean[...] + (1.0 - _MOMENTUM) * mean
+        self.var[...] = _MOMENTUM * self.var[...] + (1.0 - _MOMENTUM) * var
 
     def factor(self, var: Float[Array, " channel"]) -> Float[Array, " channel"]:
-        """Returns what centred values are multiplied by."""
+        """Returns the factor of centred values."""
         return lax.rsqrt(var + _EPSILON) * self.scale[...]
 
     def _batch_moments(self, x):
-        # Mean and mean square in one pass over x, and one collective for both.
+        # One pass over x and one collective.
         moments = jnp.stack(
             [jnp.mean(x, axis=(0, 1, 2)), jnp.mean(jnp.square(x), axis=(0, 1, 2))]
         )
@@ -147,11 +147,11 @@ class BatchNorm(nnx.Module):
 def _mean_over_devices(
     moments: Float[Array, "moment channel"], axis_name: str, group: int | None
 ) -> Float[Array, "moment channel"]:
-    """Returns the mean over all devices, or over this one's group of neighbours."""
+    """Returns the mean over all devices, or over this device's group."""
     if group is None:
         return lax.pmean(moments, axis_name)
     num_devices = lax.axis_size(axis_name)
-    # Where fewer devices evaluate a network than trained it, all of them are a group.
+    # Evaluation may use fewer devices than training.
     size = math.gcd(group, num_devices)
     groups = np.arange(num_devices).reshape(-1, size).tolist()
     # `pmean` takes no groups under check_vma (jax 0.10 to 0.12).
@@ -160,7 +160,7 @@ def _mean_over_devices(
 
 
 def can_fold(conv: Conv, norm: BatchNorm) -> bool:
-    """Returns whether `normalised_convolution` computes this pair, and saves memory."""
+    """Returns whether `normalised_convolution` supports the pair and saves memory."""
     in_channels, out_channels = conv.kernel.shape[-2:]
     is_matrix = conv.kernel_size == conv.stride == conv.groups == 1
     return is_matrix and out_channels >= 2 * in_channels and norm.axis_name is None
@@ -171,16 +171,16 @@ def normalised_convolution(
 ) -> Float[Array, "batch height width out_channel"]:
     """Returns `norm(conv(x), train=True)` up to rounding, and updates the norm.
 
-    A train step on a TPU is bound by memory traffic, most of it of the wide maps that
-    1x1 convolutions produce. With a kernel W [channel, out_channel], the output has the
-    mean W' mean(x) and the variance diag(W' cov(x) W), so that convolution and norm are
-    one convolution with scaled weights, and the map before the norm is never stored.
-    The statistics cost channel / out_channel of the convolution.
+    A train step on a TPU is bound by memory traffic, mostly of the wide outputs of 1x1
+    convolutions. With a kernel W [channel, out_channel], the output has the mean W'
+    mean(x) and the variance diag(W' cov(x) W), so one convolution with scaled weights
+    suffices and the map before the norm is never stored. The statistics cost channel /
+    out_channel of the convolution.
 
     Args:
-      conv: for which, with the norm, `can_fold` holds.
-      norm: of the convolution's output.
-      x: input of the convolution, in its compute type.
+      conv: A convolution that, with the norm, satisfies `can_fold`.
+      norm: The norm of its output.
+      x: Input of the convolution, in its compute type.
     """
     kernel = conv.kernel[...][0, 0]
     num_pixels = x.shape[0] * x.shape[1] * x.shape[2]
@@ -206,7 +206,7 @@ def normalised_convolution(
 
 
 class Linear(nnx.Module):
-    """A linear layer in float32: against the trunk's cost, its precision is free."""
+    """A linear layer in float32, which is cheap compared with the trunk."""
 
     def __init__(self, num_features, num_outputs, *, bias, initial, rngs):
         shape = (num_features, num_outputs)
@@ -226,7 +226,7 @@ class SqueezeExcite(nnx.Module):
     """
 
     def __init__(self, num_channels: int, *, rngs: nnx.Rngs):
-        # 8 at least, as timm has it: a narrow network would have a gate of one number.
+        # At least 8, as in timm.
         num_squeezed = max(8, num_channels // 16)
         layer = partial(Linear, initial=jax.nn.initializers.he_normal(), rngs=rngs)
         self.squeeze = layer(num_channels, num_squeezed, bias=jnp.zeros(num_squeezed))
@@ -250,9 +250,9 @@ def global_average(
 def average_pool(
     x: Float[Array, "batch height width channel"],
 ) -> Float[Array, "batch out_height out_width channel"]:
-    """Returns the means of 2x2 windows, stride 2; a window over the edge is cut."""
+    """Returns the means of 2x2 windows, stride 2, cut at the edges."""
     batch, height, width, channels = x.shape
-    # To repeat the last pixel is to leave the missing one out of the mean.
+    # Repeating the last pixel leaves the missing one out of the mean.
     for axis, side in ((1, height), (2, width)):
         if side % 2:
             last = lax.slice_in_dim(x, side - 1, side, axis=axis)
@@ -264,17 +264,12 @@ def average_pool(
 def max_pool(
     x: Float[Array, "batch height width channel"], cpu_forms: bool = False
 ) -> Float[Array, "batch out_height out_width channel"]:
-    """Returns the maximum of 3x3 windows, stride 2, padded by 1 with minus infinity.
-
-    Args:
-        x: activations.
-        cpu_forms: use the form that is fast on XLA's CPU backend.
-    """
+    """Returns the maximum of 3x3 windows, stride 2, padded by 1 with -inf."""
     if cpu_forms:
         return cpu.max_pool(x)
     return lax.reduce_window(
         x,
-        -jnp.inf,  # a plain constant, or JAX has no gradient for it
+        -jnp.inf,  # JAX needs a plain constant for the gradient
         lax.max,
         window_dimensions=(1, 3, 3, 1),
         window_strides=(1, 2, 2, 1),

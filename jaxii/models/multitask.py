@@ -1,9 +1,8 @@
-"""The network that is trained: one trunk, a classifier, and a droppable embedding head.
+"""The network: a trunk, a classifier, and a droppable embedding head.
 
-Before it comes `resnet`; after it the objective reads `Outputs`. The NNX modules are
-split here, once: callers hold plain nested dicts of arrays with string keys, and two
-pure functions. Dropping the embedding head is deleting the `EMBEDDING_HEAD` subtree of
-the parameters and making the network again with `embedding_dim=0`.
+The NNX modules are split here: callers use two pure functions and nested dicts of
+arrays. To drop the embedding head, delete the subtree `EMBEDDING_HEAD` of the
+parameters and make the network with `embedding_dim=0`.
 """
 
 from collections.abc import Callable
@@ -17,7 +16,6 @@ from flax import nnx
 from jax.typing import DTypeLike
 from jaxtyping import Array, Float, UInt8
 
-from jaxii.errors import InputError
 from jaxii.models.layers import Linear
 from jaxii.models.resnet import ResNet, check_shape
 
@@ -27,11 +25,11 @@ Tree = dict[str, Any]  # nested dicts of arrays, string keys
 
 
 class Outputs(NamedTuple):
-    """What one forward pass gives, all float32."""
+    """Float32 outputs of a forward pass."""
 
     logits: Float[Array, "batch class"]
-    embedding: Float[Array, "batch embed"] | None  # None: no embedding head
-    features: Float[Array, "batch feature"]  # pooled trunk output, before any dropout
+    embedding: Float[Array, "batch embed"] | None  # None without an embedding head
+    features: Float[Array, "batch feature"]  # pooled, before dropout
 
 
 def normalise(
@@ -39,7 +37,7 @@ def normalise(
 ) -> Float[Array, "batch height width 3"]:
     """Returns float32 pixels with ImageNet's channel means 0 and deviations 1.
 
-    Source: the constants of every torchvision model.
+    Source: the constants of torchvision's models.
     """
     mean = 255.0 * jnp.array([0.485, 0.456, 0.406], jnp.float32)
     deviation = 255.0 * jnp.array([0.229, 0.224, 0.225], jnp.float32)
@@ -49,16 +47,15 @@ def normalise(
 
 
 class Network(NamedTuple):
-    """A network as two pure functions over plain pytrees.
+    """A network as two pure functions over nested dicts of arrays.
 
     Attributes:
-        init: `init(key) -> (params, batch_stats)`; may be jitted or `eval_shape`d.
-        apply: `apply(params, batch_stats, images, *, train, key=None) -> (Outputs,
-            new_batch_stats)`. `images` [batch, height, width, 3] are uint8 pixels,
-            which are normalised first, or floats that have been; `key` drives dropout,
-            needed in training with an embedding head. With `train=False` the running
-            statistics are used and returned unchanged. With `bn_axis=None` under
-            `shard_map` the new statistics differ between devices.
+      init: `init(key) -> (params, batch_stats)`; may be jitted or `eval_shape`d.
+      apply: `apply(params, batch_stats, images, *, train, key=None) -> (Outputs,
+        new_batch_stats)`. `images` [batch, height, width, 3] are uint8, or normalised
+        floats; `key` drives dropout in training with an embedding head. Without
+        `train`, the running statistics are used and returned unchanged. Under
+        `shard_map` with `bn_axis=None`, new statistics differ between devices.
     """
 
     init: Callable[[Array], tuple[Tree, Tree]]
@@ -90,9 +87,7 @@ class _MultiTask(nnx.Module):
 
 def _dropout(features, rate, key):
     if key is None:
-        raise ValueError(
-            "apply(train=True) needs `key` for the embedding head's dropout"
-        )
+        raise ValueError("the dropout of apply(train=True) needs `key`")
     keep = jax.random.bernoulli(key, 1.0 - rate, features.shape)
     return jnp.where(keep, features / (1.0 - rate), jnp.zeros_like(features))
 
@@ -110,38 +105,36 @@ def make_network(
     classifier_bias: Float[np.ndarray, "class"] | Float[Array, "class"] | None = None,
     bn_axis: str | None = None,
     bn_group: int | None = None,
-    bn_momentum: float = 0.9,
     zero_init_residual: bool = True,
     platform: str | None = None,
 ) -> Network:
     """Builds the trunk and its heads, and returns them as pure functions.
 
     Args:
-        depth: 18, 26, 34, 50, 101 or 152.
-        num_classes: labels, >= 1.
-        embedding_dim: length of a label embedding; 0 builds no embedding head.
-        variant: a key of `resnet.VARIANTS`.
-        width: channels of the first stage; 64 is the standard network.
-        stem: "imagenet", or "small" for images of up to about 64 pixels.
-        dropout: share of features dropped before the embedding head, in [0, 1).
-        dtype: what the trunk computes in; everything kept or returned is float32.
-        classifier_bias: initial bias, one number a class; None: zeros.
-        bn_axis: mesh axis over which batch statistics are averaged; None: per device.
-        bn_group: neighbours on `bn_axis` that share statistics; None: all of it.
-        bn_momentum: the share a step keeps of the running statistics, in [0, 1).
-        zero_init_residual: start every residual block as the identity.
-        platform: to be fast on, as "cpu" or "tpu"; None: that of the devices at hand.
+      depth: 18, 26, 34, 50, 101 or 152.
+      num_classes: Number of labels.
+      embedding_dim: Length of a label embedding; 0 builds no embedding head.
+      variant: A key of `resnet.VARIANTS`.
+      width: Channels of the first stage; 64 is the standard network.
+      stem: "imagenet", or "small" for images of up to about 64 pixels.
+      dropout: Share of features dropped before the embedding head, in [0, 1).
+      dtype: Compute type of the trunk; parameters and outputs are float32.
+      classifier_bias: Initial bias of each class. None: zeros.
+      bn_axis: See `layers.BatchNorm`.
+      bn_group: See `layers.BatchNorm`.
+      zero_init_residual: Whether every residual block starts as the identity.
+      platform: The platform to be fast on, such as "cpu" or "tpu". None: JAX's default.
 
     Returns:
-        A `Network`; its params are under "trunk", "classifier" and "embedding".
+      A `Network`; its params are under "trunk", "classifier" and "embedding".
 
     Raises:
-        InputError: an unknown depth, variant or stem, or a size out of range.
+      InputError: If the depth, variant, stem or width is not allowed.
     """
     check_shape(depth, width, stem, variant)
-    _check_heads(num_classes, embedding_dim, dropout, classifier_bias)
     if classifier_bias is None:
         classifier_bias = np.zeros(num_classes, np.float32)
+    platform = platform or jax.default_backend()
     trunk = partial(
         ResNet,
         depth=depth,
@@ -150,32 +143,13 @@ def make_network(
         stem=stem,
         zero_init_residual=zero_init_residual,
         dtype=dtype,
-        bn_momentum=bn_momentum,
         bn_axis=bn_axis,
         bn_group=bn_group,
-        **_forms_for(platform or jax.default_backend()),
+        cpu_forms=platform == "cpu",
+        folds_norms=platform == "tpu",
     )
     heads = {"classifier_bias": classifier_bias, "embedding_dim": embedding_dim}
     return _split(partial(_MultiTask, trunk=trunk, dropout=dropout, **heads))
-
-
-def _forms_for(platform: str) -> dict[str, bool]:
-    """Returns how the trunk is written: equal up to rounding, not in speed."""
-    return {"cpu_forms": platform == "cpu", "folds_norms": platform == "tpu"}
-
-
-def _check_heads(num_classes, embedding_dim, dropout, classifier_bias) -> None:
-    if num_classes < 1:
-        raise InputError(f"num_classes={num_classes}; a classifier needs at least 1")
-    if embedding_dim < 0:
-        raise InputError(f"embedding_dim={embedding_dim}; use 0 for no embedding head")
-    if not 0 <= dropout < 1:
-        raise InputError(f"dropout={dropout} is outside [0, 1); the recipe uses 0.2")
-    if classifier_bias is not None and classifier_bias.shape != (num_classes,):
-        raise InputError(
-            f"classifier_bias has shape {classifier_bias.shape}; it needs one number "
-            f"for each of num_classes={num_classes}"
-        )
 
 
 def _split(build: Callable[..., nnx.Module]) -> Network:

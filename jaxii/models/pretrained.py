@@ -1,13 +1,11 @@
-"""Weights in torchvision's or timm's layout, put into our network before training.
+"""Puts weights in torchvision's or timm's layout into a network.
 
-Comes after `weight_files`, which reads a state dict (`conv1.weight`,
-`layer1.0.bn1.running_mean`), and before the first stage, whose fresh trunk it replaces.
-Plain, wide and ResNeXt networks have torchvision's names, which are timm's too;
-ResNet-D and SE-ResNet have timm's. Only NumPy: the caller places arrays on devices.
+Plain, wide and ResNeXt networks have torchvision's names, which timm shares; ResNet-D
+and SE-ResNet have timm's. All arrays are NumPy's.
 """
 
 import re
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -18,7 +16,7 @@ from jaxii.models.weight_files import read_state_dict
 Tree = dict[str, Any]
 
 CLASSIFIER = ("fc.weight", "fc.bias")
-# Batches that a BatchNorm, or an average of weights, has seen.
+# Counters of BatchNorm and of averaged weights.
 COUNTERS = ("num_batches_tracked", "n_averaged")
 _MODULES = {
     "conv": "conv",
@@ -31,7 +29,7 @@ _MODULES = {
     "squeeze": "fc1",
     "excite": "fc2",
 }
-# Of a ResNet-D, whose names count what has no weights too: a ReLU, the average pool.
+# Names in a ResNet-D, which count ReLU and average pool, too.
 _DEEP_STEM_MODULES = {
     "shortcut_conv": "downsample.1",
     "shortcut_norm": "downsample.2",
@@ -52,14 +50,14 @@ _LEAVES = {
 
 
 class Trunk(NamedTuple):
-    """A trunk's float32 NumPy arrays, where they came from, and what was left out.
+    """A trunk's weights and their origin.
 
     Attributes:
-        origin: the file and what was taken of it, for the record.
-        digest: SHA-256 of the file, in hexadecimal.
-        params: of the trunk.
-        batch_stats: of the trunk.
-        left_out: the classifier's weights in the file, in words; "" where it has none.
+      origin: The file and the part of it that was used.
+      digest: SHA-256 of the file, in hexadecimal.
+      params: Float32 arrays.
+      batch_stats: Float32 arrays.
+      left_out: The classifier's weights in the file; "" if it has none.
     """
 
     origin: str
@@ -72,16 +70,16 @@ class Trunk(NamedTuple):
 def load_trunk(path: str, params: Tree, batch_stats: Tree) -> Trunk:
     """Reads the trunk of a torchvision or timm ResNet from a file.
 
-    The classifier stays out even where it has the right size: a file does not say
-    which label a row of `fc.weight` is, and another order would be taken in silence.
+    The classifier is left out even if its size fits, because a file does not name the
+    label of each row.
 
     Args:
-        path: a `.safetensors` file, or one of `torch.save`.
-        params: as `Network.init` gives them, or their shapes.
-        batch_stats: as `Network.init` gives them, or their shapes.
+      path: A `.safetensors` file, or one of `torch.save`.
+      params: Parameters of the network, or their shapes.
+      batch_stats: Statistics of the network, or their shapes.
 
     Raises:
-        InputError: an unreadable file, or one that is not this network's.
+      InputError: If the file is unreadable or belongs to another network.
     """
     state = read_state_dict(path)
     try:
@@ -101,19 +99,19 @@ def load_trunk(path: str, params: Tree, batch_stats: Tree) -> Trunk:
 def fit_trunk(
     weights: Mapping[str, np.ndarray], params: Tree, batch_stats: Tree
 ) -> tuple[Tree, Tree]:
-    """Arranges the state dict of a torchvision or timm ResNet as our trunk.
+    """Arranges the state dict of a torchvision or timm ResNet as a trunk.
 
     Args:
-        weights: their names to arrays; the classifier and counters are passed over.
-        params: the trunk's, or their shapes; not changed.
-        batch_stats: the trunk's, or their shapes; not changed.
+      weights: Arrays by name; the classifier and counters are ignored.
+      params: The trunk's parameters, or their shapes.
+      batch_stats: The trunk's statistics, or their shapes.
 
     Returns:
-        Parameters and batch statistics, float32.
+      Parameters and batch statistics, float32.
 
     Raises:
-        InputError: weights that are missing, superfluous, of another shape or type, or
-            not finite.
+      InputError: If weights are missing, superfluous, not finite, or have another shape
+        or type.
     """
     unused = {name for name in weights if not name.endswith(COUNTERS)}
     unused -= set(CLASSIFIER)
@@ -147,31 +145,33 @@ def fit_trunk(
     taken = take(params, ()), take(batch_stats, ())
     problems += [f"{name} has no place in this network" for name in sorted(unused)]
     if problems:
-        raise InputError(_describe(problems))
+        shown = "; ".join(problems[:5])
+        more = f"; and {len(problems) - 5} more" if len(problems) > 5 else ""
+        raise InputError(
+            f"the weights are not this network's: {shown}{more}. "
+            "Use weights of the same variant, depth, width and stem"
+        )
     return taken
 
 
 def _torchvision_name(path: tuple[str, ...], names: Mapping[str, str]) -> str:
     """Returns e.g. layer1.0.conv2.weight for (stage1_block1, conv2, kernel)."""
-    *modules, leaf = path
-    return ".".join([*_torchvision_modules(modules, names), _LEAVES[leaf]])
-
-
-def _torchvision_modules(modules: list[str], names: Mapping[str, str]) -> Iterator[str]:
-    for module in modules:
+    words = []
+    for module in path[:-1]:
+        kind = module.rstrip("0123456789")
         if block := re.fullmatch(r"stage(\d+)_block(\d+)", module):
-            yield f"layer{block[1]}.{int(block[2]) - 1}"
+            words.append(f"layer{block[1]}.{int(block[2]) - 1}")
         elif module in names:
-            yield names[module]
+            words.append(names[module])
         else:
-            kind = module.rstrip("0123456789")
-            yield names[kind] + module[len(kind) :]
+            words.append(names[kind] + module[len(kind) :])
+    return ".".join([*words, _LEAVES[path[-1]]])
 
 
 def _ours(array: np.ndarray, rank: int) -> np.ndarray:
-    """torch's [out, in, height, width] or [out, in] in our axis order, as float32.
+    """Returns torch's [out, in, height, width] or [out, in] transposed, as float32.
 
-    A matrix may be a 1x1 convolution there, as timm's squeeze-and-excite is.
+    A matrix may be a 1x1 convolution in torch, as in timm's squeeze-and-excite.
     """
     if array.ndim == 4 and rank == 2 and array.shape[2:] == (1, 1):
         array = array[..., 0, 0]
@@ -179,14 +179,5 @@ def _ours(array: np.ndarray, rank: int) -> np.ndarray:
         array = array.transpose(2, 3, 1, 0)
     elif array.ndim == 2:
         array = array.transpose(1, 0)
-    with np.errstate(over="ignore"):  # what float32 cannot hold is told as not finite
+    with np.errstate(over="ignore"):  # the result is reported as not finite
         return np.array(array, np.float32, order="C")
-
-
-def _describe(problems: list[str]) -> str:
-    shown = "; ".join(problems[:5])
-    more = f"; and {len(problems) - 5} more" if len(problems) > 5 else ""
-    return (
-        f"the weights are not this network's: {shown}{more}. "
-        "Use weights of the same variant, depth, width and stem"
-    )

@@ -1,9 +1,7 @@
-"""The image trunk: ResNet v1.5 or a variant, from normalised pixels to features.
+"""The trunk: ResNet v1.5 and variants, from normalised images to pooled features.
 
-Before it comes the batch, normalised on the device; after it the heads of `multitask`.
-With torchvision's or timm's weights (`pretrained`) it gives their numbers: batch norm
-epsilon 1e-5, symmetric padding written out, the stride on the 3x3 convolution. Modules
-here are Flax NNX; `multitask` splits them once, so nothing else sees NNX.
+With torchvision's or timm's weights (`pretrained`) it gives their outputs: batch norm
+epsilon 1e-5, symmetric padding, and the stride on the 3x3 convolution.
 """
 
 from functools import partial
@@ -27,7 +25,7 @@ from jaxii.models.layers import (
     normalised_convolution,
 )
 
-# depth -> (blocks of each of the four stages, whether they are bottlenecks)
+# depth -> (blocks of each stage, whether they are bottlenecks)
 DEPTHS: dict[int, tuple[tuple[int, int, int, int], bool]] = {
     18: ((2, 2, 2, 2), False),
     26: ((2, 2, 2, 2), True),
@@ -37,28 +35,24 @@ DEPTHS: dict[int, tuple[tuple[int, int, int, int], bool]] = {
     152: ((3, 8, 36, 3), True),
 }
 STEMS = ("imagenet", "small")
-EXPANSION = 4  # a bottleneck's output channels over the plain network's inner ones
+EXPANSION = 4  # output channels of a bottleneck per inner channel
 
 
 class Variant(NamedTuple):
-    """What a variant changes of the plain network.
+    """Differences from the plain network.
 
     Attributes:
-        deep_stem: three 3x3 convolutions in the stem, and an average pool before the
-            1x1 convolution of a strided shortcut.
-        squeeze_excite: gates on a block's channels before they are added.
-        inner_factor: a bottleneck's 3x3 convolution has so many times the channels.
-        grouped: that convolution has a group for every two of the network's width.
+      deep_stem: Three 3x3 convolutions in the stem, and an average pool before the 1x1
+        convolution of a strided shortcut.
+      squeeze_excite: Gates on a block's channels before the addition.
+      inner_factor: Multiplies the channels of a bottleneck's 3x3 convolution.
+      grouped: That convolution has a group for every two of the network's width.
     """
 
     deep_stem: bool = False
     squeeze_excite: bool = False
     inner_factor: int = 1
     grouped: bool = False
-
-    @property
-    def needs_bottleneck(self) -> bool:
-        return self.inner_factor > 1
 
 
 VARIANTS = {
@@ -77,10 +71,10 @@ VARIANTS = {
 class Block(nnx.Module):
     """A residual block: two 3x3 convolutions, or a 1x1, 3x3, 1x1 bottleneck.
 
-    The skip is the identity, or a strided 1x1 convolution where the shape changes.
+    The skip is the identity, or a strided 1x1 convolution if the shape changes.
 
     Source: He et al. 2015, https://arxiv.org/abs/1512.03385; stride on the 3x3 ("v1.5")
-    as in torchvision; the variants as in torchvision or timm.
+      as in torchvision; variants as in torchvision or timm.
     """
 
     def __init__(
@@ -93,7 +87,7 @@ class Block(nnx.Module):
         variant: Variant,
         groups: int,
         last_scale: float,
-        folds_norms: bool = False,
+        folds_norms: bool,
         conv,
         norm,
         squeeze_excite,
@@ -149,26 +143,21 @@ class ResNet(nnx.Module):
     """ResNet v1.5 without its classifier: normalised images to pooled features.
 
     Args:
-        depth: a key of `DEPTHS`.
-        variant: a key of `VARIANTS`; "resnext" and "wide_resnet" need a bottleneck.
-        width: channels of the first stage, >= 1; 64 is the standard network.
-        stem: "imagenet" (7x7 stride 2, then 3x3 max-pool stride 2) or "small" (3x3,
-            stride 1, no pool: for images of up to about 64 pixels).
-        zero_init_residual: start the last scale of each block at 0, so that every block
-            starts as the identity (Goyal et al. 2017, https://arxiv.org/abs/1706.02677).
-        dtype: what convolutions compute in; parameters are float32.
-        bn_momentum: the share that a step keeps of the running statistics, in [0, 1).
-        bn_axis: mesh axis over which batch statistics are averaged; None: per device.
-        bn_group: neighbours on `bn_axis` that share statistics; None: all of it.
-        cpu_forms: write 1x1 and grouped convolutions, those to tiny maps, and the
-            max-pool in the forms that XLA's CPU backend runs fastest. Equal up to
-            rounding.
-        folds_norms: in training, make one of a widening 1x1 convolution and its norm,
-            which moves a quarter less to and from a TPU's memory. Equal up to rounding.
-        rngs: `params` stream for the initial weights.
-
-    Raises:
-        InputError: an unknown depth, variant or stem, or two that do not go together.
+      depth: A key of `DEPTHS`.
+      variant: A key of `VARIANTS`; "resnext" and "wide_resnet" need a bottleneck.
+      width: Channels of the first stage; 64 is the standard network.
+      stem: "imagenet" (7x7 stride 2, then 3x3 max-pool stride 2) or "small" (3x3,
+        stride 1, no pool, for images of up to about 64 pixels).
+      zero_init_residual: Whether the last scale of each block starts at 0, so every
+        block starts as the identity (Goyal et al. 2017,
+        https://arxiv.org/abs/1706.02677).
+      dtype: Compute type; parameters are float32.
+      bn_axis: See `layers.BatchNorm`.
+      bn_group: See `layers.BatchNorm`.
+      cpu_forms: Whether to use the forms of `cpu`.
+      folds_norms: Whether training uses `layers.normalised_convolution`, which moves a
+        quarter less to and from a TPU's memory.
+      rngs: Stream `params` for the initial weights.
     """
 
     def __init__(
@@ -180,28 +169,20 @@ class ResNet(nnx.Module):
         stem: str = "imagenet",
         zero_init_residual: bool = True,
         dtype: DTypeLike = jnp.bfloat16,
-        bn_momentum: float = 0.9,
         bn_axis: str | None = None,
         bn_group: int | None = None,
         cpu_forms: bool = False,
         folds_norms: bool = False,
         rngs: nnx.Rngs,
     ):
-        check_shape(depth, width, stem, variant)
         stage_blocks, bottleneck = DEPTHS[depth]
         changes = VARIANTS[variant]
 
         conv = partial(Conv, dtype=dtype, cpu_forms=cpu_forms, rngs=rngs)
-        norm = partial(
-            BatchNorm,
-            dtype=dtype,
-            momentum=bn_momentum,
-            axis_name=bn_axis,
-            group=bn_group,
-        )
+        norm = partial(BatchNorm, dtype=dtype, axis_name=bn_axis, group=bn_group)
         self.stem, self.dtype, self.cpu_forms = stem, dtype, cpu_forms
         self.add_stem(width, changes.deep_stem, conv, norm)
-        # Blocks are named attributes, not a list: a list would give integer keys.
+        # A list of blocks would give integer keys.
         self.block_names: tuple[str, ...] = ()
         self.num_features = width
         for stage, num_blocks in enumerate(stage_blocks):
@@ -249,7 +230,7 @@ class ResNet(nnx.Module):
     def run_stem(
         self, images: Float[Array, "batch height width 3"], train: bool
     ) -> Float[Array, "batch out_height out_width channel"]:
-        """Returns what the first stage is given."""
+        """Returns the input of the first stage."""
         x = images.astype(self.dtype)
         for name in self.stem_names:
             x = getattr(self, f"stem_conv{name}")(x)
@@ -262,11 +243,11 @@ class ResNet(nnx.Module):
     def norm_of_pooled(
         self, x: Float[Array, "batch height width channel"], norm, train: bool
     ) -> Float[Array, "batch out_height out_width channel"]:
-        """Returns the max-pool of the norm's ReLU, the pool taken first.
+        """Returns the max-pool of ReLU(norm(x)), computed after pooling x.
 
-        Norm, rounding and ReLU rise with x, or fall where the norm's scale is negative:
-        their largest value is that of the largest, or smallest, x. The norm's output on
-        the network's largest map, four times the pooled one, is then never made.
+        Norm and ReLU are monotone in x, decreasing if the norm's scale is negative, so
+        their maximum is at the largest or smallest x. The network's largest map, four
+        times the pooled one, is then never normalised.
         """
         sign = jnp.where(norm.scale[...] < 0, -1.0, 1.0).astype(x.dtype)
         x = x * sign[None, None, None]
@@ -276,11 +257,11 @@ class ResNet(nnx.Module):
 
 
 def check_shape(depth: int, width: int, stem: str, variant: str) -> None:
-    """Refuses a network that cannot be built.
+    """Checks that a network can be built.
 
     Raises:
-        InputError: an unknown depth, variant or stem, a variant without a bottleneck to
-            change, a width under 1, or an odd one to be divided into groups.
+      InputError: If the depth, variant, stem or width is not allowed, or the depth or
+        width does not fit the variant.
     """
     if variant not in VARIANTS:
         allowed = ", ".join(VARIANTS)
@@ -288,7 +269,7 @@ def check_shape(depth: int, width: int, stem: str, variant: str) -> None:
     if depth not in DEPTHS:
         allowed = ", ".join(str(known) for known in DEPTHS)
         raise InputError(f"depth={depth} is not a ResNet here; use one of {allowed}")
-    if VARIANTS[variant].needs_bottleneck and not DEPTHS[depth][1]:
+    if VARIANTS[variant].inner_factor > 1 and not DEPTHS[depth][1]:
         allowed = ", ".join(str(d) for d, (_, inner) in DEPTHS.items() if inner)
         raise InputError(
             f"depth={depth} has no bottleneck for variant={variant!r} to change; use "

@@ -1,16 +1,15 @@
-"""The pickle inside a file of `torch.save`, read without running anything.
+"""Reads the pickle in a file of `torch.save` without running anything.
 
-A pickle is a program, and unpickling runs what it names. Here nothing is called and no
-name is looked up: instructions are decoded by `pickletools`, the few that state dicts
-are made of are followed on plain lists and dictionaries, a tensor becomes a note of
-where its numbers lie, and whatever else the program names is refused. `weight_files`
-finds the pickle and reads the numbers.
+Unpickling runs the functions that a pickle names. Here `pickletools` decodes the
+instructions; those of state dicts are followed on lists and dictionaries, a tensor
+becomes a reference to its numbers, and any other name is refused.
 """
 
 import io
 import pickletools
 from typing import Any, NamedTuple
 
+# Types of storages in a file, and of their numbers.
 DTYPES = {
     "torch DoubleStorage": "<f8",
     "torch FloatStorage": "<f4",
@@ -23,12 +22,11 @@ DTYPES = {
     "torch ByteStorage": "u1",
     "torch BoolStorage": "?",
 }
-"""The types of storage that a file may name, and what they hold."""
 
 _TENSORS = ("torch._utils _rebuild_tensor", "torch._utils _rebuild_tensor_v2")
 _PARAMETER = "torch._utils _rebuild_parameter"
 _ORDERED_DICT = "collections OrderedDict"
-# The options of timm's and torchvision's training scripts, beside the weights.
+# Options that timm's and torchvision's training scripts save beside the weights.
 _NAMESPACE = "argparse Namespace"
 ALLOWED = {*DTYPES, *_TENSORS, _PARAMETER, _ORDERED_DICT, _NAMESPACE}
 
@@ -36,19 +34,19 @@ _LITERALS = {
     *("NONE", "NEWTRUE", "NEWFALSE"),
     *("BININT", "BININT1", "BININT2", "LONG1", "LONG4", "BINFLOAT"),
     *("SHORT_BINUNICODE", "BINUNICODE", "BINUNICODE8"),
-    *("SHORT_BINSTRING", "BINSTRING"),  # Python 2 wrote torchvision's oldest files
+    *("SHORT_BINSTRING", "BINSTRING"),  # written by Python 2
 }
 _CONSTANTS = {"NONE": None, "NEWTRUE": True, "NEWFALSE": False}
 _TUPLES = {"EMPTY_TUPLE": 0, "TUPLE1": 1, "TUPLE2": 2, "TUPLE3": 3}
 
 
 class Storage(NamedTuple):
-    """A row of numbers in the file.
+    """Numbers in the file.
 
     Attributes:
-        dtype: a value of `DTYPES`.
-        key: its name in the file.
-        num_elements: >= 0, as the pickle says.
+      dtype: A value of `DTYPES`.
+      key: Its name in the file.
+      num_elements: Its size according to the pickle.
     """
 
     dtype: str
@@ -57,7 +55,7 @@ class Storage(NamedTuple):
 
 
 class Tensor(NamedTuple):
-    """A view of a storage; offset and strides count elements, and are not checked."""
+    """A view of a storage; offset and strides count elements and are not checked."""
 
     storage: Storage
     offset: int
@@ -66,12 +64,12 @@ class Tensor(NamedTuple):
 
 
 class Pickle(NamedTuple):
-    """What a pickle describes.
+    """The content of a pickle.
 
     Attributes:
-        value: of dict, list, tuple, str, int, float, bool, None and `Tensor`; the
-            options of a training script are an empty dict.
-        storages: key -> every storage that it refers to.
+      value: dict, list, tuple, str, int, float, bool, None and `Tensor`; options of a
+        training script are an empty dict.
+      storages: Every storage that it refers to, by key.
     """
 
     value: Any
@@ -79,17 +77,17 @@ class Pickle(NamedTuple):
 
 
 class _Name(NamedTuple):
-    """What the pickle would import, as text."""
+    """A name that the pickle would import."""
 
     text: str
 
 
 def read_pickle(file: io.BytesIO) -> Pickle:
-    """Reads one pickle and leaves the file behind it.
+    """Reads one pickle and leaves the file position after it.
 
     Raises:
-        ValueError: a name outside `ALLOWED`, an instruction that no state dict needs,
-            or a damaged pickle.
+      ValueError: If the pickle is damaged or has a name or instruction that state dicts
+        do not need.
     """
     machine = _Machine()
     try:
@@ -102,7 +100,7 @@ def read_pickle(file: io.BytesIO) -> Pickle:
 
 
 class _Machine:
-    """Stack, marks and memo of a pickle that is being read."""
+    """Stack, marks and memo while reading a pickle."""
 
     def __init__(self):
         self.stack: list[Any] = []
@@ -155,7 +153,7 @@ class _Machine:
                 name, arguments = self._pop(2)
                 stack.append(_rebuilt(_of_type(_Name, name).text, arguments))
             case "BUILD":
-                # Versions of modules, or a script's options: nothing that is needed.
+                # Discards versions of modules and options of scripts.
                 _of_type(dict, self._pop(1)[0])
                 _of_type(dict, stack[-1])
             case _:
@@ -198,12 +196,12 @@ def _storage(persistent_id: Any) -> Storage:
 
 
 def _rebuilt(name: str, arguments: Any) -> Any:
-    """Returns what a call of an allowed name stands for."""
+    """Returns the value of a call of an allowed name."""
     arguments = _of_type(tuple, arguments)
     if name == _NAMESPACE:
         return {}
     if name == _ORDERED_DICT:
-        # Python 2 gave the pairs at once.
+        # Python 2 passed the pairs as an argument.
         return dict(_entries(*arguments)) if arguments else {}
     if name == _PARAMETER:
         return _of_type(Tensor, arguments[0])
@@ -230,8 +228,7 @@ def _count(value: Any) -> int:
     return value
 
 
-# Errors show no value of another type: a small pickle can describe one whose text, or
-# hash, would take for ever.
+# Errors do not show the value: a small pickle can describe one of unbounded text.
 def _of_type(kind: Any, value: Any) -> Any:
     if not isinstance(value, kind):
         raise TypeError(f"{type(value).__name__} in an unfit place")

@@ -1,8 +1,7 @@
-"""Files of torch's weights, read without torch and without running anything in them.
+"""Reads files of torch's weights without torch and without running code in them.
 
-Comes before `pretrained`, which puts the arrays into a network. Read are `.safetensors`
-and what `torch.save` writes, as a zip or, before torch 1.6, a row of pickles; which of
-them a file is, its first bytes say.
+Supports `.safetensors` and the formats of `torch.save`: a zip, or a sequence of pickles
+before torch 1.6.
 """
 
 import hashlib
@@ -20,9 +19,9 @@ from jaxii.errors import InputError
 from jaxii.models.torch_pickle import Storage, Tensor, read_pickle
 from jaxii.storage import at
 
-# Where training scripts keep the state dict, the averaged one first, as timm does.
+# Keys of the state dict in a checkpoint; averaged weights first, as in timm.
 WRAPPERS = ("state_dict_ema", "model_ema", "state_dict", "model")
-# What torch.compile and DistributedDataParallel put before every name.
+# Prefixes of torch.compile and DistributedDataParallel.
 PREFIXES = ("_orig_mod.", "module.")
 MOST_NAME_LETTERS = 200
 
@@ -44,12 +43,12 @@ _LEGACY_PROTOCOL = 1001
 
 
 class StateDict(NamedTuple):
-    """Weights by torch's names, and where they came from.
+    """Weights by torch's names, and their origin.
 
     Attributes:
-        arrays: read-only, of the types in the file; bfloat16 is widened to float32.
-        origin: the file's name, what was taken of it, and the SHA-256 of its content.
-        digest: that SHA-256 alone, in hexadecimal.
+      arrays: Read-only, in the types of the file; bfloat16 is widened to float32.
+      origin: The file, the key that was used, and the SHA-256 of the file.
+      digest: That SHA-256, in hexadecimal.
     """
 
     arrays: dict[str, np.ndarray]
@@ -58,14 +57,14 @@ class StateDict(NamedTuple):
 
 
 def read_state_dict(path: str) -> StateDict:
-    """Reads the weights that a file holds.
+    """Reads the weights in a file.
 
     Args:
-        path: of a file, or gs://...
+      path: A file, or gs://...
 
     Raises:
-        InputError: no such file, another format, a damaged file, or a pickle with
-            anything but a state dict in it.
+      InputError: If the file is missing, damaged, of another format, or a pickle with
+        anything except a state dict.
     """
     place = at(path)
     try:
@@ -82,18 +81,18 @@ def read_state_dict(path: str) -> StateDict:
         ArithmeticError,
         LookupError,
         OSError,
-        RuntimeError,  # zipfile's word for an encrypted file, JSON's for a deep one
+        RuntimeError,  # an encrypted zip, or deeply nested JSON
         TypeError,
         ValueError,
         struct.error,
         zipfile.BadZipFile,
     ) as error:
-        # The file's own words are among them, and may be long or steer a terminal.
+        # Text from the file may be long or contain control characters.
         shown = "".join(c if c.isprintable() else " " for c in str(error)[:500])
         reason = " ".join(shown.split())
         raise InputError(
-            f"{path} cannot be used as weights: {reason}. Fetch it again; or, "
-            "if you trust it, load it in torch and save its state dict with "
+            f"{path} cannot be used as weights: {reason}. Fetch it again; or, if you "
+            "trust it, load it in torch and save its state dict with "
             "safetensors.torch.save_file(state_dict, 'weights.safetensors')"
         ) from error
     digest = hashlib.sha256(content).hexdigest()
@@ -112,7 +111,7 @@ def _reader(content: bytes) -> Callable[[bytes], tuple[str, dict[str, np.ndarray
 
 
 def _read_safetensors(content: bytes) -> tuple[str, dict[str, np.ndarray]]:
-    """Reads 8 bytes of header length, a JSON header, then the raw little-endian data.
+    """Reads 8 bytes of header length, a JSON header, then raw little-endian data.
 
     Source: https://github.com/huggingface/safetensors#format
     """
@@ -139,7 +138,7 @@ def _safetensor(name: str, entry: Mapping[str, Any], data: memoryview) -> np.nda
 
 
 def _read_zip(content: bytes) -> tuple[str, dict[str, np.ndarray]]:
-    """Reads NAME/data.pkl and the storages NAME/data/KEY, each by its exact name."""
+    """Reads NAME/data.pkl and the storages NAME/data/KEY."""
     with zipfile.ZipFile(io.BytesIO(content)) as archive:
         members = {info.filename: info for info in archive.infolist()}
         packed = [
@@ -147,7 +146,7 @@ def _read_zip(content: bytes) -> tuple[str, dict[str, np.ndarray]]:
         ]
         if packed:
             raise ValueError(f"{packed[0]} in it is compressed, as torch writes none")
-        # With overlapping members a small file could stand for a huge one.
+        # Overlapping members could expand a small file to a huge one.
         if sum(info.file_size for info in archive.infolist()) > len(content):
             raise ValueError("its members claim more bytes than the file has")
         found = [name for name in members if name.endswith("/data.pkl")]
@@ -170,7 +169,7 @@ def _read_zip(content: bytes) -> tuple[str, dict[str, np.ndarray]]:
 
 
 def _read_legacy(content: bytes) -> tuple[str, dict[str, np.ndarray]]:
-    """Reads five pickles, then the storages: a count, and so many numbers each."""
+    """Reads five pickles, then each storage: a count and its numbers."""
     file = io.BytesIO(content)
     for expected in (_LEGACY_MAGIC, _LEGACY_PROTOCOL):
         if read_pickle(file).value != expected:
@@ -193,7 +192,7 @@ def _read_legacy(content: bytes) -> tuple[str, dict[str, np.ndarray]]:
 
 
 def _unwrapped(value: Any) -> tuple[str, dict[str, Tensor]]:
-    """Returns the wrapper's name, "" for none, and the state dict in it."""
+    """Returns the state dict and the key it was under; "" for none."""
     wrapper = ""
     if isinstance(value, dict):
         wrapper = next((key for key in WRAPPERS if value.get(key) is not None), "")
@@ -226,14 +225,14 @@ def _arrays(
 
 
 def _view(name: str, tensor: Tensor, storage: np.ndarray) -> np.ndarray:
-    """Returns a tensor's part of a storage, uncopied; never reaches beyond its end."""
+    """Returns a tensor as a view of its storage, within its bounds."""
     shape, strides = tensor.shape, tensor.strides
     if len(shape) != len(strides):
         raise ValueError(f"{name} has the shape {shape} and the strides {strides}")
     last = tensor.offset + sum(
         (size - 1) * stride for size, stride in zip(shape, strides, strict=True)
     )
-    # As many elements as the storage at most: a stride of 0 makes much out of little.
+    # A stride of 0 could expand a small storage to a huge tensor.
     if not 0 < math.prod(shape) <= storage.size or last >= storage.size:
         raise ValueError(
             f"{name}, of shape {shape} and strides {strides} from {tensor.offset}, "
@@ -252,7 +251,7 @@ def _view(name: str, tensor: Tensor, storage: np.ndarray) -> np.ndarray:
 def _numbers(data: bytes | memoryview, dtype: str) -> np.ndarray:
     if dtype != "bfloat16":
         return np.frombuffer(data, dtype)
-    # NumPy has no bfloat16: it is the upper half of a float32.
+    # NumPy has no bfloat16, the upper half of a float32.
     bits = np.frombuffer(data, "<u2").astype(np.uint32) << np.uint32(16)
     return bits.view(np.float32)
 
@@ -265,7 +264,7 @@ def _without_prefixes(arrays: Mapping[str, np.ndarray]) -> dict[str, np.ndarray]
     clean: dict[str, np.ndarray] = {}
     for name, array in arrays.items():
         bare = name
-        # In either order, and again: a compiled model may be wrapped and compiled.
+        # Prefixes may be repeated in any order.
         while bare.startswith(PREFIXES):
             bare = bare.partition(".")[2]
         if not bare.isprintable() or len(bare) > MOST_NAME_LETTERS:

@@ -41,8 +41,8 @@ class Codes:
     described_in: str
 
     def table(self) -> pl.DataFrame:
-        """Returns the label of each code; -1 for known codes that are not trainable."""
-        trainable = self.vocabulary.index()
+        """Returns code -> label, -1 where it is known but not trainable."""
+        trainable = self.vocabulary.index
         others = sorted(self.known - trainable.keys())
         return pl.DataFrame(
             {

@@ -1,4 +1,4 @@
-"""Simulates the annotators of the embedded dataset: people, a classifier, boxes."""
+"""Simulates the sources of labels: people, a classifier and a box annotator."""
 
 import hashlib
 
@@ -7,25 +7,25 @@ import numpy as np
 from jaxii.prepare.toy_regions.scenes import KINDS, LABELS, Scene, labels
 from jaxii.prepare.toy_regions.shapes import drawing
 
-# Share of the true labels of each kind that a person records.
+# Share of the true labels of each kind that a person notes.
 _THOROUGH = {"object": 0.86, "parent": 0.67, "context": 0.67, "attribute": 0.6}
 _HASTY = {"object": 0.82, "parent": 0.12, "context": 0.24, "attribute": 0.18}
 _FOUND_BY_MACHINE = 0.72
 _FALSE_ALARMS = 1.3
-# Described and used in label files, but not trainable, as in real label files.
+# Labels that are described and used but not trainable, as in real label files.
 UNTRAINABLE = ("Illustration", "Landscape", "Sky", "Kite", "Art")
 BOX_COLUMNS = ("XMin", "XMax", "YMin", "YMax", "IsOccluded", "IsTruncated",
                "IsGroupOf", "IsDepiction", "IsInside")  # fmt: skip
 
 
 def verified(scene: Scene, rng: np.random.Generator, *, thorough: bool) -> list[str]:
-    """Returns the labels that a person records: at least one of the true labels.
+    """Returns the labels that a person notes: some of the true ones, at least one.
 
     Args:
       scene: The scene.
-      rng: Decides which labels are missed.
-      thorough: Whether about 3 in 4 labels are recorded; otherwise fewer, mostly
-        specific labels rather than parents, contexts and attributes.
+      rng: Chooses what is forgotten.
+      thorough: Whether to note about 3 in 4 labels; otherwise fewer, and few parents,
+        contexts and attributes.
     """
     shares = _THOROUGH if thorough else _HASTY
     noted = [name for name in labels(scene) if rng.random() < shares[KINDS[name]]]
@@ -33,7 +33,7 @@ def verified(scene: Scene, rng: np.random.Generator, *, thorough: bool) -> list[
 
 
 def guessed(scene: Scene, rng: np.random.Generator) -> list[tuple[str, float]]:
-    """Returns labels with the confidences of a classifier, from 0.01 to 0.99.
+    """Returns labels with confidences of a classifier, 0.01 to 0.99.
 
     Most true labels are included, with higher confidences than false ones.
     """
@@ -47,12 +47,7 @@ def guessed(scene: Scene, rng: np.random.Generator) -> list[tuple[str, float]]:
 
 
 def boxes(scene: Scene, width: int, height: int) -> list[tuple]:
-    """Returns a row (name, BOX_COLUMNS) for every object of a scene.
-
-    Args:
-      scene: The scene.
-      width, height: Size of its image in pixels.
-    """
+    """Returns a row (name, *BOX_COLUMNS) for each object; sizes are in pixels."""
     reach = min(width, height) / np.array((width, height))
     rows = []
     for thing in scene.things:
@@ -68,7 +63,7 @@ def boxes(scene: Scene, width: int, height: int) -> list[tuple]:
 
 
 def label_code(name: str) -> str:
-    """Returns a code of the Open Images kind, /m/0 and six signs, fixed for a name."""
+    """Returns a code like those of Open Images, /m/0 and six letters or digits."""
     number = int(hashlib.sha1(name.encode()).hexdigest(), 16)
-    signs = "0123456789bcdfghjklmnpqrstvwxyz_"
-    return "/m/0" + "".join(signs[(number >> (5 * place)) & 31] for place in range(6))
+    letters = "0123456789bcdfghjklmnpqrstvwxyz_"
+    return "/m/0" + "".join(letters[(number >> (5 * place)) & 31] for place in range(6))

@@ -1,6 +1,6 @@
-"""Draws a scene of the embedded dataset as pixels, with the faults of a poor camera.
+"""Paints a scene and degrades the image like a poor camera.
 
-Everything is drawn at twice the size and averaged down.
+Images are drawn at twice the size and averaged down.
 """
 
 import colorsys
@@ -13,7 +13,7 @@ from jaxtyping import Float, UInt8
 from jaxii.prepare.toy_regions.scenes import Region, Scene, Thing
 from jaxii.prepare.toy_regions.shapes import RGB, drawing
 
-# Two extra bits of place: OpenCV takes fixed-point coordinates.
+# Fractional bits of OpenCV's fixed-point coordinates.
 _SHIFT = 4
 _OVERSAMPLING = 2
 _GROUND = {
@@ -37,12 +37,12 @@ _GLOWING = ("Moon", "Star", "Sun", "Lighthouse", "Street light", "Traffic light"
 
 @dataclass(frozen=True)
 class Quality:
-    """How an image was taken and stored.
+    """Properties of a camera and its files.
 
     Attributes:
-      blur_pixels: standard deviation of the blur.
-      noise: standard deviation of the sensor noise, in grey levels of 255.
-      exposure: factor on the light; below 1 is under-exposed.
+      blur_pixels: Standard deviation of the blur.
+      noise: Standard deviation of the sensor noise, in grey levels of 255.
+      exposure: Factor on the light; below 1 is under-exposed.
       jpeg: JPEG quality, 1 to 100.
     """
 
@@ -55,13 +55,11 @@ class Quality:
 def paint(
     scene: Scene, width: int, height: int, rng: np.random.Generator
 ) -> UInt8[np.ndarray, "height width 3"]:
-    """Returns the image of a scene, RGB.
+    """Returns the RGB image of a scene.
 
     Args:
-      scene: what to draw.
-      width, height: size in pixels.
-      rng: decides textures and small changes of colour; the same state gives the same
-        image.
+      scene: The scene. width, height: Size in pixels.
+      rng: Chooses textures and small changes of colour.
     """
     size = (_OVERSAMPLING * width, _OVERSAMPLING * height)
     palette = _palette(scene.region, rng)
@@ -83,7 +81,7 @@ def spoil(
     quality: Quality,
     rng: np.random.Generator,
 ) -> UInt8[np.ndarray, "height width 3"]:
-    """Returns the image as a camera of this quality takes it (JPEG loss apart)."""
+    """Returns the image as taken by this camera, before JPEG compression."""
     taken = image.astype(np.float32)
     if quality.blur_pixels > 0.0:
         taken = cv2.GaussianBlur(taken, (0, 0), quality.blur_pixels)
@@ -94,7 +92,7 @@ def spoil(
 
 
 def _palette(region: Region, rng: np.random.Generator) -> dict[str, np.ndarray]:
-    """The named colours as this region, and this image of it, has them."""
+    """Returns the named colours in the tones of a region."""
     hue = region.hue + rng.uniform(-0.008, 0.008)
     saturation = region.saturation * rng.uniform(0.92, 1.08)
     value = region.value * rng.uniform(0.93, 1.05)
@@ -176,9 +174,8 @@ def _lane(
     height, width = canvas.shape[:2]
     verge = split + int(0.07 * height)
     canvas[split:verge] = np.clip(palette["tan"] * light, 0, 255).astype(np.uint8)
-    _stroke(
-        canvas, np.array(((0.0, verge), (width, verge))), light * (232, 232, 232), 3.0
-    )
+    edge = np.array(((0.0, verge), (width, verge)))
+    _stroke(canvas, edge, light * (232, 232, 232), 3.0)
     middle = verge + 0.45 * (height - verge)
     for x in np.arange(-0.05, 1.0, 0.22) * width:
         dash = np.array(((x, middle), (x + 0.12 * width, middle)))
@@ -201,36 +198,24 @@ def _texture(
         return
     places = rng.uniform((0, top), (width, height), (46, 2))
     shades = rng.choice(np.array([0.86, 1.1]), 46)
+    dots = scene.region.texture == "dots"
+    step, width_pixels = ((0.1, 0.1), 3.5) if dots else ((-2.0, -7.0), 1.5)
     for place, shade in zip(places, shades, strict=True):
-        if scene.region.texture == "dots":
-            _stroke(canvas, np.stack([place, place + 0.1]), shade * colour, 3.5)
-        else:
-            _stroke(
-                canvas,
-                np.stack([place, place - np.array((2.0, 7.0))]),
-                shade * colour,
-                1.5,
-            )
+        _stroke(canvas, np.stack([place, place + step]), shade * colour, width_pixels)
 
 
 def _weather(canvas: np.ndarray, rng: np.random.Generator, *, rain: bool) -> None:
     height, width = canvas.shape[:2]
-    for place in rng.uniform((0, 0), (width, height), (36 if rain else 30, 2)):
-        if rain:
-            _stroke(
-                canvas,
-                np.stack([place, place + np.array((-5.0, 17.0))]),
-                np.array((206, 220, 236)),
-                1.5,
-            )
-        else:
-            _stroke(
-                canvas, np.stack([place, place + 0.1]), np.array((255, 255, 255)), 4.0
-            )
+    count, step, colour, width_pixels = 30, (0.1, 0.1), (255, 255, 255), 4.0
+    if rain:
+        count, step, colour, width_pixels = 36, (-5.0, 17.0), (206, 220, 236), 1.5
+    for place in rng.uniform((0, 0), (width, height), (count, 2)):
+        line = np.stack([place, place + step])
+        _stroke(canvas, line, np.array(colour), width_pixels)
 
 
 def _shadow(canvas: np.ndarray, scene: Scene, thing: Thing) -> None:
-    """Darkens the ground under a thing, so that it stands instead of floating."""
+    """Darkens the ground under a thing."""
     height, width = canvas.shape[:2]
     half = thing.half * min(width, height)
     foot = thing.y * height + 0.9 * half
@@ -258,12 +243,11 @@ def _thing(
     half = thing.half * min(width, height)
     scale = np.array((-half if thing.mirrored else half, half))
     centre = np.array((thing.x * width, thing.y * height))
-    night = scene.sky == "Night"
     outline = scene.region.outline * half
     for stroke in drawing(thing.name, thing.variant):
         name = thing.colour if stroke.colour == "body" else stroke.colour
-        # Windows are lit at night.
-        name = "lamp" if night and name == "glass" else name
+        if name == "glass" and scene.sky == "Night":
+            name = "lamp"
         glows = name == "lamp" or thing.name in _GLOWING
         colour = palette[name] * (1.0 if glows else light)
         points = centre + scale * stroke.points
@@ -282,7 +266,6 @@ def _thing(
 def _stripe(
     canvas: np.ndarray, points: np.ndarray, colour: np.ndarray, half: float
 ) -> None:
-    """Paints slanted stripes inside a polygon."""
     mask = np.zeros(canvas.shape[:2], np.uint8)
     cv2.fillPoly(mask, [_fixed(points)], (255,), shift=_SHIFT)
     left, top = np.maximum(np.floor(points.min(axis=0)).astype(int), 0)
@@ -299,9 +282,8 @@ def _fixed(points: Float[np.ndarray, "point 2"]) -> np.ndarray:
     return np.rint(points * (1 << _SHIFT)).astype(np.int32)
 
 
-def _colour(rgb: np.ndarray) -> tuple[float, float, float]:
-    red, green, blue = np.clip(rgb, 0, 255)
-    return float(red), float(green), float(blue)
+def _colour(rgb: np.ndarray) -> list[float]:
+    return np.clip(rgb, 0, 255).astype(float).tolist()
 
 
 def _fill(canvas: np.ndarray, points: np.ndarray, rgb: np.ndarray) -> None:

@@ -1,7 +1,7 @@
-"""Composes the scenes of the embedded dataset, with their regions and labels.
+"""Composes the scenes of the embedded dataset and their labels.
 
-Tables say which objects stand on which ground, so that labels co-occur (boat with
-water) and have a long tail.
+Tables of the objects on each ground make labels co-occur (boat with water) with a long
+tail.
 """
 
 from collections.abc import Mapping
@@ -14,17 +14,16 @@ from jaxii.prepare.toy_regions.shapes import COLOURS, NAMES, TOY_COLOURS
 
 @dataclass(frozen=True)
 class Region:
-    """A part of the toy world: how its images are painted and what is common there.
+    """A region of the toy world: its look and its common scenes.
 
     Attributes:
-      hue: shift of all colours, in turns.
-      saturation, value: factors on the colours.
-      outline: width of outlines as a share of the object's size; 0 draws none.
-      ink: colour of the outlines, RGB.
-      sky: colours of a clear day at the top and at the horizon, RGB.
+      hue: Shift of all colours, in turns. saturation, value: Factors on the colours.
+      outline: Width of outlines as a share of the object's size; 0 draws none.
+      ink: RGB colour of the outlines.
+      sky: RGB colours of a clear day at the top and at the horizon.
       texture: "strokes", "dots" or "bands" on the ground.
-      foreign: probability that an object has its second drawing (where there is one).
-      grounds: weights of the kinds of ground, in the order of GROUNDS.
+      foreign: Probability of an object's second drawing.
+      grounds: Weights in the order of GROUNDS.
     """
 
     name: str
@@ -76,7 +75,7 @@ IN_SKY: dict[str, dict[str, float]] = {
     "Night": {"Moon": 9, "Star": 9, "Airplane": 1},
 }  # fmt: skip
 
-# Size against the other objects of a scene.
+# Relative size of objects; 1 if absent.
 SCALE = {"House": 1.2, "Tower": 1.25, "Lighthouse": 1.25, "Windmill": 1.2, "Tree": 1.2,
          "Palm tree": 1.25, "Conifer": 1.15, "Bus": 1.2, "Truck": 1.15, "Train": 1.2,
          "Rainbow": 1.5, "Ball": 0.65, "Mushroom": 0.75, "Bird": 0.8, "Star": 0.7,
@@ -107,7 +106,7 @@ LABELS = tuple(KINDS)
 
 @dataclass(frozen=True)
 class Thing:
-    """One object of a scene: centre and half size as shares of the image's sides."""
+    """An object: centre and half size as shares of the image's sides."""
 
     name: str
     x: float
@@ -121,7 +120,7 @@ class Thing:
 
 @dataclass(frozen=True)
 class Scene:
-    """Everything that is to be seen in one image."""
+    """The content of an image."""
 
     region: Region
     ground: str
@@ -136,16 +135,15 @@ class Scene:
 
 
 def compose(region: Region, rng: np.random.Generator) -> Scene:
-    """Returns a scene as the region would have it."""
+    """Returns a scene of a region."""
     ground = _pick(rng, dict(zip(GROUNDS, region.grounds, strict=True)))
     sky = _pick(rng, {"Day": 70, "Sunset": 14, "Night": 16})
     rain = bool(sky == "Day" and ground != "Snow" and rng.random() < 0.14)
     odds = dict(ON_GROUND[ground])
     if rain and ground != "Water":
         odds["Umbrella"] = odds.get("Umbrella", 0.0) + 12
-    layout = _pick(
-        rng, {"single": 26, "pair": 36, "three": 12, "close": 11, "group": 8}
-    )
+    layouts = {"single": 26, "pair": 36, "three": 12, "close": 11, "group": 8}
+    layout = _pick(rng, layouts)
     horizon = float(rng.uniform(0.4, 0.58))
     if layout == "close":
         things = [_thing(region, rng, _pick(rng, odds), 0.5, 0.56, 0.42)]
@@ -156,7 +154,7 @@ def compose(region: Region, rng: np.random.Generator) -> Scene:
         things = _row(region, rng, odds, count, horizon)
     if layout != "close" and rng.random() < (0.8 if rain else 0.5):
         name = "Cloud" if rain else _pick(rng, IN_SKY[sky])
-        # A wide object needs a wide sky, or it would hang over the ground.
+        # Keeps wide objects above the ground.
         half = float(rng.uniform(0.14, 0.18)) * SCALE.get(name, 1.0)
         y = min(float(rng.uniform(0.16, 0.26)), horizon - 0.08)
         things.insert(0, _thing(region, rng, name, rng.uniform(0.2, 0.8), y, half))
@@ -175,7 +173,7 @@ def compose(region: Region, rng: np.random.Generator) -> Scene:
 
 
 def another_view(scene: Scene, rng: np.random.Generator) -> Scene:
-    """Returns the scene from another place: mirrored, moved, nearer or farther."""
+    """Returns the scene from another place: mirrored, shifted and zoomed."""
     zoom, shift = rng.uniform(0.88, 1.08), rng.uniform(-0.05, 0.05)
     things = tuple(
         replace(
@@ -241,7 +239,7 @@ def _row(
     count: int,
     horizon: float,
 ) -> list[Thing]:
-    """Objects side by side; the nearer ones are larger and are drawn last."""
+    """Returns objects side by side; nearer ones are larger and last."""
     left = dict(odds)
     things = []
     for place in range(count):
@@ -262,7 +260,7 @@ def _group(
     sky_odds: Mapping[str, float],
     horizon: float,
 ) -> list[Thing]:
-    """Four to six of one kind, of the ground's or the sky's."""
+    """Returns four to six objects of one kind, on the ground or in the sky."""
     flying = {name: weight for name, weight in sky_odds.items() if name in GROUPS}
     standing = {name: weight for name, weight in odds.items() if name in GROUPS}
     in_sky = rng.random() < 0.35

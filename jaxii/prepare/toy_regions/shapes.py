@@ -1,10 +1,9 @@
-"""Drawings of the objects in the embedded dataset, as data.
+"""Drawings of the objects in the embedded dataset.
 
-Every object is one or more drawings in a frame of -100..100 (x to the right, y down).
-A drawing is a list of strokes, back to front: `poly COLOUR x y x y ...`,
-`disc COLOUR x y rx [ry]`, `line COLOUR width x y x y ...`, `ring` and `arc` (a whole
-and an upper half outline: COLOUR width x y rx [ry]). The colour `body` is the object's
-own.
+An object has one or more drawings in a frame of -100..100 (x to the right, y down). A
+drawing lists strokes from back to front: `poly COLOUR x y x y ...`, `disc COLOUR x y rx
+[ry]`, `line COLOUR width x y x y ...`, `ring` and `arc` (a whole and an upper half
+outline: COLOUR width x y rx [ry]). The colour `body` is the object's.
 """
 
 from dataclasses import dataclass
@@ -35,7 +34,7 @@ RGB = {
     "cream": (250, 236, 204),
 }
 
-# Body colours of each object; an object that is not listed is painted like a toy.
+# Body colours of each object; TOY_COLOURS if absent.
 TOY_COLOURS = ("red", "blue", "yellow", "green", "orange", "purple", "white")
 COLOURS = {
     "Dog": ("brown", "tan", "black"),
@@ -282,10 +281,7 @@ NAMES = tuple(_DRAWINGS)
 
 @dataclass(frozen=True)
 class Stroke:
-    """One filled polygon or one polyline of a drawing.
-
-    `width` is 0 for a filled polygon; `points` are in the object's frame of -1..1.
-    """
+    """A filled polygon (width 0) or a polyline, in the object's frame of -1..1."""
 
     colour: str
     width: float
@@ -294,12 +290,7 @@ class Stroke:
 
 @cache
 def drawing(name: str, variant: int) -> tuple[Stroke, ...]:
-    """Returns the strokes of an object, back to front.
-
-    Args:
-      name: one of NAMES.
-      variant: any number; taken modulo the number of drawings of the object.
-    """
+    """Returns the strokes of an object, back to front; variants repeat."""
     texts = _DRAWINGS[name]
     return tuple(
         _stroke(line.split()) for line in texts[variant % len(texts)].split(";")

@@ -1,8 +1,8 @@
-"""Writes the embedded dataset: a drawn Inclusive Images challenge in Kaggle's layout.
+"""Draws the embedded dataset: a toy Inclusive Images challenge in Kaggle's layout.
 
-Training images come from three regions; tuning and test images come from two others,
-with worse cameras and less thorough annotators. `kaggle` prepares the result like any
-other copy of the challenge.
+Training images come from three regions; tuning and test images from two others, with
+poorer cameras and annotators who note less. `kaggle` prepares it like the real
+challenge.
 """
 
 import csv
@@ -31,17 +31,24 @@ from jaxii.storage import AnyPath, locked
 Progress = Callable[[int, int, str], None]
 VERSION = 1
 MARKER = "toy_regions.json"
-# Time of the last change of every drawn file, since 1970.
+# Modification time of every drawn file, since 1970.
 _TIME_SECONDS = 1_500_000_000
 _SPLITS = ("train", "tuning", "test")
 _SIZES = ((96, 96), (112, 96), (96, 112), (128, 96))
 _SECOND_VIEW = 0.2
 _BOXED_IMAGES = 0.35
+# Ranges of `Quality` for poor cameras, and the one property that is worse.
+_MEDIOCRE = {"blur_pixels": (0.2, 0.6), "noise": (3.0, 7.0), "exposure": (0.75, 1.05)}
+_WORSE = {
+    "blurred": {"blur_pixels": (0.9, 1.4)},
+    "dark": {"exposure": (0.38, 0.58)},
+    "grainy": {"noise": (11.0, 20.0)},
+}
 
 
 @dataclass(frozen=True)
 class _Image:
-    """One image to draw; `scene_number` and `view` determine its content."""
+    """An image to draw, seeded by `scene_number` and `view`."""
 
     split: str
     scene_number: int
@@ -62,22 +69,22 @@ def write(
     num_test: int = 1000,
     on_progress: Progress | None = None,
 ) -> Path:
-    """Draws the dataset, unless it exists.
+    """Draws the dataset, unless it exists already.
 
-    The folder appears only when complete. The same arguments give the same files, and a
-    larger dataset begins with the images of a smaller one.
+    Complete files appear under their final name at once. The same arguments give the
+    same files, and a larger dataset begins with the images of a smaller one.
 
     Args:
-      directory: Absent, empty, or holding this dataset.
-      seed: Determines everything that is drawn; at least 0.
-      num_train, num_tuning, num_test: Images per split, at least 1.
-      on_progress: Called with (images done, images in all, what is being done).
+      directory: A new or empty directory, or one with this dataset.
+      seed: At least 0. num_train, num_tuning, num_test: Images of each split, at least
+      1.
+      on_progress: Called with (images done, images in all, activity).
 
     Returns:
       The directory, with train/images, stage_1_test_images and Kaggle's label files.
 
     Raises:
-      InputError: If a number is out of range, or the directory holds something else.
+      InputError: If a number is out of range, or the directory has other content.
     """
     directory = Path(directory)
     counts = {"train": num_train, "tuning": num_tuning, "test": num_test}
@@ -94,12 +101,12 @@ def write(
     try:
         _write_all(draft, seed, counts, on_progress or (lambda done, total, what: None))
         (draft / MARKER).write_text(json.dumps(made_with, indent=1) + "\n")
-        # Temporary folders are private.
+        # mkdtemp makes private folders.
         draft.chmod(0o755)
         try:
             draft.rename(directory)
         except OSError:
-            # Another process may have finished the same dataset first.
+            # Another process may have finished first.
             if not _is_complete(directory, made_with):
                 raise
     finally:
@@ -122,7 +129,7 @@ def _is_complete(directory: Path, made_with: dict) -> bool:
         found = "an unreadable marker"
     if found != made_with:
         raise InputError(
-            f"{directory} was drawn with {json.dumps(found)}, asked for is "
+            f"{directory} was drawn with {json.dumps(found)} instead of "
             f"{json.dumps(made_with)}; give another directory or delete this one"
         )
     return True
@@ -145,11 +152,11 @@ def _write_all(
     def draw(image: _Image) -> None:
         path = folders[image.split] / f"{image.image_id}.jpg"
         path.write_bytes(_draw(image, seed))
-        # `prepare` compares times of change; drawn again, a file is the same.
+        # `prepare` compares modification times.
         os.utime(path, (_TIME_SECONDS, _TIME_SECONDS))
 
     with ThreadPoolExecutor(os.cpu_count() or 1) as pool:
-        # Consuming the results raises the error of a failed image.
+        # Raises the error of a failed image.
         for done, _ in enumerate(pool.map(draw, everything), start=1):
             on_progress(done, len(everything), "drawing toy_regions")
 
@@ -173,7 +180,7 @@ def _plan(split: str, count: int, seed: int) -> list[_Image]:
             views.append(scenes.another_view(views[0], rng))
         quality = "good"
         if split != "train":
-            quality = ("blurred", "dark", "grainy")[int(rng.integers(3))]
+            quality = tuple(_WORSE)[int(rng.integers(3))]
         size = _SIZES[int(rng.integers(len(_SIZES)))]
         for view, scene in enumerate(views[: count - len(images)]):
             name = f"{seed} {split} {scene_number} {view}"
@@ -186,22 +193,11 @@ def _plan(split: str, count: int, seed: int) -> list[_Image]:
 
 
 def _quality(name: str, rng: np.random.Generator) -> Quality:
-    """Returns a camera with one bad quality; the others are mediocre."""
     if name == "good":
         return Quality()
-    blur, noise, exposure = (0.2, 0.6), (3.0, 7.0), (0.75, 1.05)
-    if name == "blurred":
-        blur = (0.9, 1.4)
-    elif name == "grainy":
-        noise = (11.0, 20.0)
-    elif name == "dark":
-        exposure = (0.38, 0.58)
-    return Quality(
-        blur_pixels=rng.uniform(*blur),
-        noise=rng.uniform(*noise),
-        exposure=rng.uniform(*exposure),
-        jpeg=int(rng.integers(22, 50)),
-    )
+    ranges = _MEDIOCRE | _WORSE[name]
+    drawn = {field: rng.uniform(*limits) for field, limits in ranges.items()}
+    return Quality(**drawn, jpeg=int(rng.integers(22, 50)))
 
 
 def _draw(image: _Image, seed: int) -> bytes:
@@ -229,11 +225,10 @@ def _write_labels(draft: Path, images: dict[str, list[_Image]], seed: int) -> No
         guesses = annotators.guessed(image.scene, rng)
         machine += [(image.image_id, "machine", code[n], p) for n, p in guesses]
         if rng.random() < _BOXED_IMAGES:
+            drawn = annotators.boxes(image.scene, image.width, image.height)
             boxes += [
                 (image.image_id, "xclick", code[name], 1, *numbers)
-                for name, *numbers in annotators.boxes(
-                    image.scene, image.width, image.height
-                )
+                for name, *numbers in drawn
             ]
     heading = ("ImageID", "Source", "LabelName", "Confidence")
     _csv(draft / "train_human_labels.csv", heading, human)
@@ -251,26 +246,21 @@ def _write_labels(draft: Path, images: dict[str, list[_Image]], seed: int) -> No
 
 
 def _annotator(image: _Image, seed: int) -> np.random.Generator:
-    """Labels each image on its own, also two views of one scene."""
+    """Returns the rng of an annotator; views are annotated independently."""
     return _rng(seed, image.split, image.scene_number, 3 + image.view)
 
 
 def _write_truth(
     draft: Path, tuning: list[_Image], test: list[_Image], seed: int
 ) -> None:
-    def rows(images: list[_Image]) -> list[tuple[str, str]]:
-        verified = (
-            annotators.verified(p.scene, _annotator(p, seed), thorough=False)
-            for p in images
-        )
-        return [
-            (p.image_id, " ".join(sorted(map(label_code, names))))
-            for p, names in zip(images, verified, strict=True)
-        ]
+    def row(image: _Image) -> tuple[str, str]:
+        rng = _annotator(image, seed)
+        names = annotators.verified(image.scene, rng, thorough=False)
+        return image.image_id, " ".join(sorted(map(label_code, names)))
 
     heading = ("image_id", "labels")
-    _csv(draft / "tuning_labels.csv", None, rows(tuning))
-    _csv(draft / "truth" / "solution.csv", heading, rows(test))
+    _csv(draft / "tuning_labels.csv", None, map(row, tuning))
+    _csv(draft / "truth" / "solution.csv", heading, map(row, test))
     empty = [(image.image_id, "") for image in test]
     _csv(draft / "stage_1_sample_submission.csv", heading, empty)
 
@@ -303,10 +293,10 @@ def _csv(path: Path, heading: tuple[str, ...] | None, rows: Iterable[tuple]) -> 
 def prepare_toy_regions(
     directory: AnyPath, on_progress: Progress | None = None
 ) -> None:
-    """Draws and prepares the embedded dataset, unless it is complete.
+    """Draws and prepares the embedded dataset, unless it exists already.
 
     Raises:
-      InputError: the folder holds something else.
+      InputError: If the folder has other content or is in a bucket.
     """
     if (directory / INFO_FILE).exists():
         return
@@ -315,15 +305,14 @@ def prepare_toy_regions(
             f"{directory} is not on this machine, where toy_regions is drawn; give a "
             "local folder"
         )
-    # Several runs or processes may need it at the same time.
+    # Several processes may need it at the same time.
     with locked(directory.parent):
-        _prepare_toy_regions(directory, on_progress)
+        if not (directory / INFO_FILE).exists():
+            _draw_and_prepare(directory, on_progress)
 
 
-def _prepare_toy_regions(directory: Path, on_progress: Progress | None) -> None:
-    if (directory / INFO_FILE).exists():
-        return
-    # Checked before drawing, which takes minutes.
+def _draw_and_prepare(directory: Path, on_progress: Progress | None) -> None:
+    # Checked here before minutes of drawing.
     begun = (directory / INPUTS_FILE).exists()
     if directory.is_file() or (
         directory.is_dir() and any(directory.iterdir()) and not begun
