@@ -5,7 +5,7 @@
 
 import hashlib
 import os
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, replace
 from functools import partial
@@ -35,8 +35,6 @@ class Split:
 
     Attributes:
       name: train, validation, held_out, tuning or test.
-      index: The columns of all images.
-      source: The records.
     """
 
     name: str
@@ -59,11 +57,9 @@ class Split:
 class Dataset:
     """A prepared dataset.
 
-    Args:
-      directory: The folder of the dataset.
+    Attributes:
       vocabulary: The labels, by id.
       slices: Sorted names of the slices of all splits.
-      splits: The splits, by name.
       content_hash: 32 hexadecimal digits that depend on the records, labels and their
         order, not on the folder or the time of preparation.
     """
@@ -137,11 +133,7 @@ class Dataset:
 
 
 def check_domains(directory: AnyPath, domains: tuple[str, ...]) -> None:
-    """Raises an error if there is only one domain, which cannot be held out.
-
-    Raises:
-      InputError: If `domains` has one name.
-    """
+    """Raises InputError if there is only one domain, which cannot be held out."""
     if len(domains) == 1:
         raise InputError(
             f"every training image of {directory} has the domain {domains[0]!r}, so "
@@ -206,7 +198,7 @@ def _locate(directory: AnyPath) -> AnyPath:
         raise InputError(
             f"the preparation of {directory} did not finish; run it again to continue"
         )
-    # TFDS writes to NAME/CONFIG/VERSION below its data_dir.
+    # TFDS puts NAME/CONFIG/VERSION below its data_dir.
     below = sorted(
         path.parent
         for depth in (1, 2, 3)
@@ -248,11 +240,10 @@ def _ours(
     decode, splits = partial(schema.decode, slice_ids=slice_ids), {}
     for name, table in tables.items():
         columns = index.columns(table, slices)
-        raw = _raw(info, name)
-        records = Records(raw, decode, columns.image_ids, f"{name} of {path}")
         described_in = folder.index_path(path, name)
-        _check_records(records, info.splits[name], len(columns), described_in)
-        splits[name] = Split(name, columns, records)
+        splits[name] = _split(
+            info, name, columns, _raw(info, name), decode, described_in
+        )
     return Dataset(path, stored, slices, splits, _content_hash(info, listed))
 
 
@@ -285,9 +276,8 @@ def _open_images_v4(
         of_shards = [sizes[at(shard.filename).name] for shard in shards]
         table = _cached_index(path, name, of_shards, vocabulary, raw, mapping, report)
         columns = index.columns(table, ("all",))
-        records = Records(raw, decode, columns.image_ids, f"{name} of {path}")
-        _check_records(records, shards, len(columns), path / folder.INFO_FILE)
-        splits[name] = Split(name, columns, records)
+        described_in = path / folder.INFO_FILE
+        splits[name] = _split(info, name, columns, raw, decode, described_in)
         digest.update(f"{name} {of_shards} {columns.content_hash()}".encode())
     return Dataset(path, vocabulary, ("all",), splits, digest.hexdigest())
 
@@ -315,19 +305,16 @@ def _raw(info: folder.Info, name: str) -> ArrayRecordDataSource:
     return ArrayRecordDataSource(list(shards))
 
 
-def _check_records(
-    records: Records,
-    shards: Sequence[folder.Shard],
-    num_rows: int,
-    described_in: AnyPath,
-) -> None:
-    """Checks the number of records and the first id of each shard against the index."""
-    if len(records) != num_rows:
+def _split(info, name, columns, raw, decode, described_in) -> Split:
+    """Returns a split, after checking its size and the first id of each shard."""
+    records = Records(raw, decode, columns.image_ids, f"{name} of {info.directory}")
+    if len(records) != len(columns):
         raise InputError(
-            f"{described_in} is for {num_rows} images and {records} has {len(records)} "
-            f"records; {folder.PREPARE_AGAIN}"
+            f"{described_in} is for {len(columns)} images and {records} has "
+            f"{len(records)} records; {folder.PREPARE_AGAIN}"
         )
-    starts = np.cumsum([0, *(shard.examples_in_shard for shard in shards[:-1])])
+    lengths = [shard.examples_in_shard for shard in info.splits[name]]
     with ThreadPoolExecutor(_THREADS) as pool:
-        for _ in pool.map(lambda row: records[int(row)], starts):
-            pass
+        starts = np.cumsum([0, *lengths[:-1]]).tolist()
+        list(pool.map(lambda row: records[row]["image_id"], starts))
+    return Split(name, columns, records)

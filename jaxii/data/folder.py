@@ -76,7 +76,7 @@ def check_manifest(
 
     Args:
       directory: The folder of the dataset.
-      verify: Whether to hash every byte.
+      verify: Whether to hash every file.
       on_progress: Called with (files hashed, files to hash).
 
     Raises:
@@ -109,10 +109,9 @@ class Shard:
 class Info:
     """The parts of TFDS's description that reading a dataset needs.
 
-    Args:
+    Attributes:
       features: Names of the fields of a record.
       splits: Shards of each split that is not empty, in order.
-      directory: The folder of the dataset.
     """
 
     features: frozenset[str]

@@ -92,9 +92,7 @@ def orientation(exif: bytes) -> int:
 def read_header(data: bytes, kind: str) -> tuple[int, int, str]:
     """Returns height and width as stored, and the colour space of a JPEG.
 
-    Args:
-      data: The file, or its start.
-      kind: The result of `sniff`.
+    The start of the file is enough.
 
     Raises:
       ValueError: If a JPEG has no header. For others see `damage_as_value_error`.
@@ -243,11 +241,6 @@ def _grey_alpha(
     """Returns the alpha channel of a grey PNG with a transparent value.
 
     OpenCV applies such a value in colour and palette images only.
-
-    Args:
-      data: The file.
-      grey: Its pixels, uint8 or uint16.
-      transparent: The body of its tRNS chunk.
 
     Source: PNG specification, third edition, section 11.3.1.1.
     """

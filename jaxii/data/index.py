@@ -25,7 +25,7 @@ from jaxii.storage import AnyPath, user_cache, write_beside
 class Index:
     """Columns over the images of a split, in the order of its records.
 
-    Args:
+    Attributes:
       image_ids: Unique strings.
       groups: Strings; a group is never divided over splits.
       domains: Strings; the source of each image.

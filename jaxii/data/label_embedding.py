@@ -132,11 +132,7 @@ def _embed(
 
 
 def check_options(num_classes: int, dim: int, context_smoothing: float) -> None:
-    """Checks arguments of `label_embedding`.
-
-    Raises:
-      InputError: If one is out of range.
-    """
+    """Raises InputError if an argument of `label_embedding` is out of range."""
     if not 1 <= dim <= num_classes:
         raise InputError(
             f"dim={dim} of the label embedding with {num_classes} classes; use 1 to "
@@ -156,7 +152,7 @@ def save(
     """Writes an embedding as .npz, atomically.
 
     Args:
-      path: The new file; an existing one is replaced.
+      path: Ends in .npz; an existing file is replaced.
       embedding: The embedding.
       provenance: JSON values that identify the counted labels.
 

@@ -27,7 +27,7 @@ MACHINE_LABELS = ("ignored", "soft", "thresholded")
 class Vocabulary:
     """The labels of a model, in their official order.
 
-    Args:
+    Attributes:
       codes: Unique codes such as "/m/01g317".
       descriptions: One readable name per code; the code itself if none is known.
 

@@ -35,7 +35,7 @@ _CHUNK = 512
 class StoredLabels:
     """Maps stored numbers to ours.
 
-    Args:
+    Attributes:
       labels: Vocabulary id of each stored label, -1 if the vocabulary lacks it.
       sources: HUMAN, MACHINE or BOX of each stored source.
     """
@@ -112,13 +112,7 @@ def scan(
     *,
     on_progress: Callable[[int, int], None],
 ) -> pl.DataFrame:
-    """Returns the index table of a split after reading every record once.
-
-    Args:
-      records: The stored bytes, read in several threads.
-      mapping: The result of `read_mapping`.
-      on_progress: Called with (records done, records in all).
-    """
+    """Returns the index table of a split after reading every record once."""
 
     def chunk(start: int):
         rows = range(start, min(start + _CHUNK, len(records)))

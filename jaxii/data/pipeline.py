@@ -29,15 +29,10 @@ PADDING = -1
 
 @dataclass(frozen=True, kw_only=True)
 class LabelPolicy:
-    """How the labels of a record fill the slots of a batch.
+    """How labels of a record fill the slots of a batch; see `labels.resolve_labels`.
 
     An image with more labels than slots keeps those of highest confidence, and of equal
     confidence the lower ids.
-
-    Attributes:
-      num_slots: Most labels of an image.
-      machine_labels: "ignored", "soft" (the confidence is the target) or "thresholded".
-      machine_threshold: Lowest confidence of a present label if thresholded.
     """
 
     num_slots: int
@@ -67,7 +62,7 @@ class LabelPolicy:
 
 @dataclass(frozen=True, kw_only=True)
 class ShardSpec:
-    """The part of every global batch that one process loads.
+    """This process's part of every global batch.
 
     Attributes:
       global_batch_size: Examples per step of all processes.
@@ -178,9 +173,8 @@ def eval_batches(
             if not mask_damaged:
                 raise
             return {**blank, INDEX: np.int32(position)}
-        counts = scored is None or scored[position]
-        mask = {"mask": np.float32(counts)}
-        return _example(position, record, pixels, policy) | mask
+        mask = np.float32(scored is None or scored[position])
+        return _example(position, record, pixels, policy) | {"mask": mask}
 
     return _batches(example, -(-length // shard.global_batch_size), shard)
 

@@ -60,9 +60,6 @@ class Data:
     """A prepared dataset with a validation split.
 
     Attributes:
-      directory: The folder of the dataset.
-      vocabulary: The labels.
-      slices: Names of the slices.
       domains: Domains of the training data, including a held-out one.
       splits: train, validation and, if they exist, held_out, tuning and test.
       train_rows: Labels of train as training uses them.
@@ -129,7 +126,7 @@ class Data:
             )
 
     def without_truth(self, name: str) -> int:
-        """Returns the number of images of a split that cannot be scored."""
+        """Returns the number of images of a split that are not scored."""
         return int(np.count_nonzero(~self.verified_rows(name).scored()))
 
     def training_rows(self, name: str) -> Rows:

@@ -32,7 +32,7 @@ class Records:
     Args:
       raw: The stored bytes of the split.
       decode: Turns parsed fields into a record; picklable.
-      image_ids: Expected ids of all stored records. A record with another id raises
+      image_ids: Expected ids of all stored records. Reading another id raises
         InputError.
       name: The split in error messages.
       rows: The stored rows in use, in order. None uses all.

@@ -116,7 +116,7 @@ class TrainTransform:
         lean = SHEAR * self.strength * (2 * shear - 1)
         scale = ZOOM_OUT ** (self.strength * zoom)
         cosine, sine = scale * math.cos(angle), scale * math.sin(angle)
-        # Rotation times shear times scale, from the view to its source.
+        # A rotation times a shear times the scale, from the view to its source.
         to_source = ((cosine, cosine * lean - sine), (sine, sine * lean + cosine))
         last = self.size_pixels - 1
         # Mirroring rows first takes two thirds of the time of the warp's mirroring
@@ -243,10 +243,9 @@ def central_square(
 
 @dataclass(frozen=True)
 class Image:
-    """An encoded image and its header; see `read`.
+    """An encoded image whose header has been read; see `read`.
 
     Attributes:
-      encoded: The file.
       height: Rows of the upright image.
       width: Columns of the upright image.
       color: Colour space of a JPEG.
@@ -263,10 +262,6 @@ class Image:
 
     def decode(self, height: float, width: float) -> Pixels:
         """Decodes to upright RGB at the scale of `decoded_size`.
-
-        Args:
-          height: Fewest rows needed.
-          width: Fewest columns needed.
 
         Returns:
           Pixels [rows, columns, 3], rows >= height and columns >= width if the image is

@@ -72,10 +72,8 @@ def _stratify(
 ) -> Bool[np.ndarray, " group"]:
     """Moves groups until both sides have every label of at least `MIN_GROUPS` groups.
 
-    Args:
-      sides: Whether each group is in validation, in the order of hashes.
-      groups: Group of each verified label.
-      labels: Label of each entry.
+    Groups are numbered in the order of their hashes; `groups` and `labels` are columns
+    of the verified labels.
     """
     num_labels = int(labels.max()) + 1
     pairs = np.unique(groups * num_labels + labels)

@@ -24,14 +24,7 @@ def convolve(
     """Returns a square, padded convolution, computed group by group.
 
     The gradient of a grouped convolution is up to 100 times slower on XLA's CPU backend
-    than those of plain convolutions.
-
-    Args:
-      x: Activations.
-      kernel: Weights.
-      stride: Stride of the windows.
-      groups: Number of separate groups of channels.
-      plain: The convolution of one group, `plain(x, kernel, stride)`.
+    than those of plain convolutions. `plain(x, kernel, stride)` convolves one group.
     """
     if groups == 1:
         return _convolve_group(x, kernel, stride, plain)

@@ -175,12 +175,8 @@ def normalised_convolution(
     convolutions. With a kernel W [channel, out_channel], the output has the mean W'
     mean(x) and the variance diag(W' cov(x) W), so one convolution with scaled weights
     suffices and the map before the norm is never stored. The statistics cost channel /
-    out_channel of the convolution.
-
-    Args:
-      conv: A convolution that, with the norm, satisfies `can_fold`.
-      norm: The norm of its output.
-      x: Input of the convolution, in its compute type.
+    out_channel of the convolution. `can_fold` must hold, and `x` must have the compute
+    type.
     """
     kernel = conv.kernel[...][0, 0]
     num_pixels = x.shape[0] * x.shape[1] * x.shape[2]

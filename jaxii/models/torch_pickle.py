@@ -41,13 +41,7 @@ _TUPLES = {"EMPTY_TUPLE": 0, "TUPLE1": 1, "TUPLE2": 2, "TUPLE3": 3}
 
 
 class Storage(NamedTuple):
-    """Numbers in the file.
-
-    Attributes:
-      dtype: A value of `DTYPES`.
-      key: Its name in the file.
-      num_elements: Its size according to the pickle.
-    """
+    """Numbers in the file; `dtype` is a value of `DTYPES`."""
 
     dtype: str
     key: str

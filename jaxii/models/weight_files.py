@@ -57,10 +57,7 @@ class StateDict(NamedTuple):
 
 
 def read_state_dict(path: str) -> StateDict:
-    """Reads the weights in a file.
-
-    Args:
-      path: A file, or gs://...
+    """Reads the weights in a local file or at gs://...
 
     Raises:
       InputError: If the file is missing, damaged, of another format, or a pickle with
@@ -75,7 +72,7 @@ def read_state_dict(path: str) -> StateDict:
             "pretrained weights"
         ) from error
     try:
-        wrapper, arrays = _reader(content)(content)
+        wrapper, arrays = _read(content)
         arrays = _without_prefixes(arrays)
     except (
         ArithmeticError,
@@ -100,17 +97,17 @@ def read_state_dict(path: str) -> StateDict:
     return StateDict(arrays, f"{taken}{place.name} (sha256 {digest})", digest)
 
 
-def _reader(content: bytes) -> Callable[[bytes], tuple[str, dict[str, np.ndarray]]]:
+def _read(content: bytes) -> tuple[str, dict[str, np.ndarray]]:
     if content[8:9] == b"{":
-        return _read_safetensors
+        return "", _read_safetensors(content)
     if content.startswith(b"PK"):
-        return _read_zip
+        return _read_zip(content)
     if content.startswith(b"\x80"):
-        return _read_legacy
+        return _read_legacy(content)
     raise ValueError("it is neither .safetensors nor a file of torch.save")
 
 
-def _read_safetensors(content: bytes) -> tuple[str, dict[str, np.ndarray]]:
+def _read_safetensors(content: bytes) -> dict[str, np.ndarray]:
     """Reads 8 bytes of header length, a JSON header, then raw little-endian data.
 
     Source: https://github.com/huggingface/safetensors#format
@@ -121,8 +118,7 @@ def _read_safetensors(content: bytes) -> tuple[str, dict[str, np.ndarray]]:
     header = json.loads(content[8 : 8 + header_bytes])
     data = memoryview(content)[8 + header_bytes :]
     header.pop("__metadata__", None)
-    arrays = {name: _safetensor(name, entry, data) for name, entry in header.items()}
-    return "", arrays
+    return {name: _safetensor(name, entry, data) for name, entry in header.items()}
 
 
 def _safetensor(name: str, entry: Mapping[str, Any], data: memoryview) -> np.ndarray:

@@ -55,12 +55,7 @@ class Quality:
 def paint(
     scene: Scene, width: int, height: int, rng: np.random.Generator
 ) -> UInt8[np.ndarray, "height width 3"]:
-    """Returns the RGB image of a scene.
-
-    Args:
-      scene: The scene. width, height: Size in pixels.
-      rng: Chooses textures and small changes of colour.
-    """
+    """Returns the RGB image of a scene; `rng` chooses textures and tones."""
     size = (_OVERSAMPLING * width, _OVERSAMPLING * height)
     palette = _palette(scene.region, rng)
     canvas = _background(scene, size, palette, rng)

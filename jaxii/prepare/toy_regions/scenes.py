@@ -17,7 +17,8 @@ class Region:
     """A region of the toy world: its look and its common scenes.
 
     Attributes:
-      hue: Shift of all colours, in turns. saturation, value: Factors on the colours.
+      hue: Shift of all colours, in turns.
+      saturation, value: Factors on the colours.
       outline: Width of outlines as a share of the object's size; 0 draws none.
       ink: RGB colour of the outlines.
       sky: RGB colours of a clear day at the top and at the horizon.

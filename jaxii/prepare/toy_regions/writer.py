@@ -59,6 +59,10 @@ class _Image:
     width: int
     height: int
 
+    @property
+    def domain(self) -> str:
+        return self.scene.region.name
+
 
 def write(
     directory: str | os.PathLike[str],
@@ -76,23 +80,18 @@ def write(
 
     Args:
       directory: A new or empty directory, or one with this dataset.
-      seed: At least 0. num_train, num_tuning, num_test: Images of each split, at least
-      1.
+      seed: At least 0.
+      num_train, num_tuning, num_test: Images of each split, at least 1.
       on_progress: Called with (images done, images in all, activity).
 
     Returns:
       The directory, with train/images, stage_1_test_images and Kaggle's label files.
 
     Raises:
-      InputError: If a number is out of range, or the directory has other content.
+      InputError: If the directory has other content.
     """
     directory = Path(directory)
     counts = {"train": num_train, "tuning": num_tuning, "test": num_test}
-    for split, count in counts.items():
-        if count < 1:
-            raise InputError(f"num_{split}={count} images; use 1 or more")
-    if seed < 0:
-        raise InputError(f"seed={seed}; use 0 or more")
     made_with = {"version": VERSION, "seed": seed, "num_images": counts}
     if _is_complete(directory, made_with):
         return directory
@@ -178,9 +177,7 @@ def _plan(split: str, count: int, seed: int) -> list[_Image]:
         views = [scenes.compose(region, rng)]
         if split == "train" and rng.random() < _SECOND_VIEW:
             views.append(scenes.another_view(views[0], rng))
-        quality = "good"
-        if split != "train":
-            quality = tuple(_WORSE)[int(rng.integers(3))]
+        quality = "good" if split == "train" else list(_WORSE)[int(rng.integers(3))]
         size = _SIZES[int(rng.integers(len(_SIZES)))]
         for view, scene in enumerate(views[: count - len(images)]):
             name = f"{seed} {split} {scene_number} {view}"
@@ -268,15 +265,13 @@ def _write_truth(
 def _write_metadata(draft: Path, images: dict[str, list[_Image]]) -> None:
     heading = ("image_id", "group", "domain", "slice")
     train = [
-        (p.image_id, f"scene-{p.scene_number:06d}", region, region)
+        (p.image_id, f"scene-{p.scene_number:06d}", p.domain, p.domain)
         for p in images["train"]
-        for region in (p.scene.region.name,)
     ]
     _csv(draft / "train_meta.csv", heading, train)
     unseen = [
-        (p.image_id, region, f"{region}/{p.quality_name}")
+        (p.image_id, p.domain, f"{p.domain}/{p.quality_name}")
         for p in (*images["tuning"], *images["test"])
-        for region in (p.scene.region.name,)
     ]
     heading = ("image_id", "domain", "slice")
     _csv(draft / "truth" / "test_meta.csv", heading, unseen)
