@@ -119,7 +119,7 @@ def label_embedding(
 def _embed(
     matrix: scipy.sparse.csr_array, dim: int, *, exact: bool, seed: int
 ) -> tuple[Float32[np.ndarray, " embed"], Float32[np.ndarray, "class embed"]]:
-    vectors = np.zeros((matrix.shape[0], dim), np.float32)
+    vectors = np.zeros((len(matrix.indptr) - 1, dim), np.float32)
     eigenvalues = np.zeros(dim, np.float32)
     # Isolated classes would only add eigenvalues of 0.
     linked = np.flatnonzero(np.diff(matrix.indptr))
@@ -163,7 +163,7 @@ def save(
     if path.suffix != ".npz":
         raise InputError(f"{path} for the label embedding; use a name ending in .npz")
     record = vars(embedding) | {"provenance": dict(provenance)}
-    arrays = {name: record.pop(name) for name in ("vectors", "eigenvalues")}
+    arrays: dict[str, Any] = {n: record.pop(n) for n in ("vectors", "eigenvalues")}
     arrays["record"] = np.array(json.dumps(record, sort_keys=True))
     write_beside(path, lambda file: np.savez(file, **arrays), binary=True)
 

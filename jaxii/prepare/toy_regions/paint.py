@@ -56,19 +56,14 @@ def paint(
     scene: Scene, width: int, height: int, rng: np.random.Generator
 ) -> UInt8[np.ndarray, "height width 3"]:
     """Returns the RGB image of a scene; `rng` chooses textures and tones."""
-    size = (_OVERSAMPLING * width, _OVERSAMPLING * height)
-    palette = _palette(scene.region, rng)
-    canvas = _background(scene, size, palette, rng)
-    light = np.array(_LIGHT[scene.sky])
+    painter = _Painter(scene, _OVERSAMPLING * width, _OVERSAMPLING * height, rng)
+    painter.background()
     for thing in scene.things:
         if scene.ground != "Water" and thing.y + thing.half > scene.horizon + 0.1:
-            _shadow(canvas, scene, thing)
-        _thing(canvas, scene, thing, palette, light)
-    if scene.rain:
-        _weather(canvas, rng, rain=True)
-    elif scene.ground == "Snow":
-        _weather(canvas, rng, rain=False)
-    return cv2.resize(canvas, (width, height), interpolation=cv2.INTER_AREA)
+            painter.shadow(thing)
+        painter.thing(thing)
+    painter.weather()
+    return cv2.resize(painter.canvas, (width, height), interpolation=cv2.INTER_AREA)
 
 
 def spoil(
@@ -101,176 +96,158 @@ def _palette(region: Region, rng: np.random.Generator) -> dict[str, np.ndarray]:
     return palette
 
 
-def _background(
-    scene: Scene,
-    size: tuple[int, int],
-    palette: dict[str, np.ndarray],
-    rng: np.random.Generator,
-) -> np.ndarray:
-    width, height = size
-    light = np.array(_LIGHT[scene.sky])
-    top, low = (np.array(rgb, float) for rgb in _SKY.get(scene.sky, scene.region.sky))
-    if scene.rain:
-        top, low = np.array((112, 120, 134.0)), np.array((172, 178, 186.0))
-    split = int(scene.horizon * height)
-    depth = np.linspace(0.0, 1.0, height)[:, None, None]
-    above = top + (low - top) * np.minimum(depth / scene.horizon, 1.0)
-    below = palette[scene.ground] * light * (0.9 + 0.22 * depth)
-    rows = np.where(np.arange(height)[:, None, None] < split, above, below)
-    canvas = np.clip(np.broadcast_to(rows, (height, width, 3)), 0, 255).astype(np.uint8)
-    if scene.mountain:
-        _mountains(canvas, split, light, rng)
-    if scene.sea:
-        sea = np.clip(palette["Water"] * light, 0, 255)
-        edge = split + int(0.16 * height)
-        canvas[split:edge] = sea.astype(np.uint8)
-        _waves(canvas, split, edge, 8, light, rng)
-    if scene.ground == "Water":
-        _waves(canvas, split, height, 34, light, rng)
-    elif scene.ground == "Road":
-        _lane(canvas, split, palette, light)
-    else:
-        _texture(canvas, scene, palette[scene.ground] * light, split, rng)
-    return canvas
+class _Painter:
+    """Paints a scene on a canvas; methods draw from `rng` in the order of calls."""
 
+    def __init__(self, scene: Scene, width: int, height: int, rng: np.random.Generator):
+        self.scene, self.rng = scene, rng
+        self.width, self.height = width, height
+        self.palette = _palette(scene.region, rng)
+        self.light = np.array(_LIGHT[scene.sky])
+        self.horizon = int(scene.horizon * height)
+        self.canvas = np.zeros((height, width, 3), np.uint8)
 
-def _mountains(
-    canvas: np.ndarray, split: int, light: np.ndarray, rng: np.random.Generator
-) -> None:
-    height, width = canvas.shape[:2]
-    for centre in (rng.uniform(0.1, 0.4), rng.uniform(0.55, 0.9)):
-        peak = np.array((centre * width, split - rng.uniform(0.2, 0.34) * height))
-        reach = rng.uniform(0.26, 0.36) * width
-        feet = np.array(((peak[0] - reach, split), (peak[0] + reach, split)))
-        _fill(canvas, np.vstack([peak, feet]), light * (112, 116, 148))
-        cap = peak + 0.3 * (feet - peak)
-        notch = peak + np.array((0.0, 0.2 * (split - peak[1])))
-        _fill(canvas, np.vstack([peak, cap[0], notch, cap[1]]), light * (244, 246, 252))
+    def background(self) -> None:
+        scene, height = self.scene, self.height
+        sky = _SKY.get(scene.sky, scene.region.sky)
+        if scene.rain:
+            sky = ((112, 120, 134), (172, 178, 186))
+        top, low = (np.array(rgb, float) for rgb in sky)
+        depth = np.linspace(0.0, 1.0, height)[:, None, None]
+        above = top + (low - top) * np.minimum(depth / scene.horizon, 1.0)
+        below = self.palette[scene.ground] * self.light * (0.9 + 0.22 * depth)
+        is_above = np.arange(height)[:, None, None] < self.horizon
+        self.canvas[:] = np.clip(np.where(is_above, above, below), 0, 255)
+        if scene.mountain:
+            self.mountains()
+        if scene.sea:
+            edge = self.horizon + int(0.16 * height)
+            self.rows(self.horizon, edge, self.palette["Water"] * self.light)
+            self.waves(edge, 8)
+        if scene.ground == "Water":
+            self.waves(height, 34)
+        elif scene.ground == "Road":
+            self.lane()
+        else:
+            self.texture(self.palette[scene.ground] * self.light)
 
+    def mountains(self) -> None:
+        rng, base = self.rng, self.horizon
+        for centre in (rng.uniform(0.1, 0.4), rng.uniform(0.55, 0.9)):
+            rise = rng.uniform(0.2, 0.34) * self.height
+            peak = np.array((centre * self.width, base - rise))
+            reach = rng.uniform(0.26, 0.36) * self.width
+            feet = np.array(((peak[0] - reach, base), (peak[0] + reach, base)))
+            self.fill(np.vstack([peak, feet]), self.light * (112, 116, 148))
+            cap = peak + 0.3 * (feet - peak)
+            notch = peak + np.array((0.0, 0.2 * (base - peak[1])))
+            snow = np.vstack([peak, cap[0], notch, cap[1]])
+            self.fill(snow, self.light * (244, 246, 252))
 
-def _waves(
-    canvas: np.ndarray,
-    top: int,
-    bottom: int,
-    count: int,
-    light: np.ndarray,
-    rng: np.random.Generator,
-) -> None:
-    width = canvas.shape[1]
-    for x, y, length in rng.uniform((0, top + 4, 8), (width, bottom, 26), (count, 3)):
-        steps = np.linspace(0.0, 1.0, 7)
-        wave = np.stack([x + length * steps, y + 2.5 * np.sin(6.0 * steps)], axis=1)
-        _stroke(canvas, wave, light * (176, 216, 240), 2.0)
+    def waves(self, bottom: int, count: int) -> None:
+        lowest, highest = (0, self.horizon + 4, 8), (self.width, bottom, 26)
+        for x, y, length in self.rng.uniform(lowest, highest, (count, 3)):
+            steps = np.linspace(0.0, 1.0, 7)
+            wave = np.stack([x + length * steps, y + 2.5 * np.sin(6.0 * steps)], axis=1)
+            self.stroke(wave, self.light * (176, 216, 240), 2.0)
 
+    def lane(self) -> None:
+        height, width = self.height, self.width
+        verge = self.horizon + int(0.07 * height)
+        self.rows(self.horizon, verge, self.palette["tan"] * self.light)
+        edge = np.array(((0.0, verge), (width, verge)))
+        self.stroke(edge, self.light * (232, 232, 232), 3.0)
+        middle = verge + 0.45 * (height - verge)
+        for x in np.arange(-0.05, 1.0, 0.22) * width:
+            dash = np.array(((x, middle), (x + 0.12 * width, middle)))
+            self.stroke(dash, self.light * (240, 236, 214), 5.0)
 
-def _lane(
-    canvas: np.ndarray, split: int, palette: dict[str, np.ndarray], light: np.ndarray
-) -> None:
-    height, width = canvas.shape[:2]
-    verge = split + int(0.07 * height)
-    canvas[split:verge] = np.clip(palette["tan"] * light, 0, 255).astype(np.uint8)
-    edge = np.array(((0.0, verge), (width, verge)))
-    _stroke(canvas, edge, light * (232, 232, 232), 3.0)
-    middle = verge + 0.45 * (height - verge)
-    for x in np.arange(-0.05, 1.0, 0.22) * width:
-        dash = np.array(((x, middle), (x + 0.12 * width, middle)))
-        _stroke(canvas, dash, light * (240, 236, 214), 5.0)
+    def texture(self, colour: np.ndarray) -> None:
+        top = self.horizon + (0.18 * self.height if self.scene.sea else 4)
+        kind = self.scene.region.texture
+        if kind == "bands":
+            for share in (0.25, 0.55, 0.85):
+                row = int(top + share * (self.height - top))
+                self.rows(row, row + 5, 0.93 * colour)
+            return
+        places = self.rng.uniform((0, top), (self.width, self.height), (46, 2))
+        shades = self.rng.choice(np.array([0.86, 1.1]), 46)
+        step, width_pixels = (0.1, 3.5) if kind == "dots" else ((-2.0, -7.0), 1.5)
+        for place, shade in zip(places, shades, strict=True):
+            self.stroke(np.stack([place, place + step]), shade * colour, width_pixels)
 
+    def weather(self) -> None:
+        if self.scene.rain:
+            count, step, colour, width_pixels = 36, (-5.0, 17.0), (206, 220, 236), 1.5
+        elif self.scene.ground == "Snow":
+            count, step, colour, width_pixels = 30, 0.1, (255, 255, 255), 4.0
+        else:
+            return
+        for place in self.rng.uniform((0, 0), (self.width, self.height), (count, 2)):
+            line = np.stack([place, place + step])
+            self.stroke(line, np.array(colour), width_pixels)
 
-def _texture(
-    canvas: np.ndarray,
-    scene: Scene,
-    colour: np.ndarray,
-    split: int,
-    rng: np.random.Generator,
-) -> None:
-    height, width = canvas.shape[:2]
-    top = split + (0.18 * height if scene.sea else 4)
-    if scene.region.texture == "bands":
-        for share in (0.25, 0.55, 0.85):
-            row = int(top + share * (height - top))
-            canvas[row : row + 5] = np.clip(0.93 * colour, 0, 255).astype(np.uint8)
-        return
-    places = rng.uniform((0, top), (width, height), (46, 2))
-    shades = rng.choice(np.array([0.86, 1.1]), 46)
-    dots = scene.region.texture == "dots"
-    step, width_pixels = ((0.1, 0.1), 3.5) if dots else ((-2.0, -7.0), 1.5)
-    for place, shade in zip(places, shades, strict=True):
-        _stroke(canvas, np.stack([place, place + step]), shade * colour, width_pixels)
+    def shadow(self, thing: Thing) -> None:
+        """Darkens the ground under a thing."""
+        half = thing.half * min(self.width, self.height)
+        x, y = thing.x * self.width, thing.y * self.height + 0.9 * half
+        top, left = max(int(y - 0.16 * half), 0), max(int(x - half), 0)
+        bottom = max(int(y + 0.16 * half) + 1, 0)
+        right = max(int(x + half) + 1, left)
+        patch = self.canvas[top:bottom, left:right]
+        down = (np.arange(top, top + patch.shape[0]) - y) / (0.15 * half)
+        across = (np.arange(left, left + patch.shape[1]) - x) / (0.85 * half)
+        inside = np.clip(1.3 - across[None, :] ** 2 - down[:, None] ** 2, 0.0, 1.0)
+        strength = 0.22 if self.scene.ground == "Snow" else 0.34
+        patch[:] = (patch * (1.0 - strength * inside[..., None])).astype(np.uint8)
 
+    def thing(self, thing: Thing) -> None:
+        scene, light, palette = self.scene, self.light, self.palette
+        half = thing.half * min(self.width, self.height)
+        scale = np.array((-half if thing.mirrored else half, half))
+        centre = np.array((thing.x * self.width, thing.y * self.height))
+        outline = scene.region.outline * half
+        for stroke in drawing(thing.name, thing.variant):
+            name = thing.colour if stroke.colour == "body" else stroke.colour
+            if name == "glass" and scene.sky == "Night":
+                name = "lamp"
+            glows = name == "lamp" or thing.name in _GLOWING
+            colour = palette[name] * (1.0 if glows else light)
+            points = centre + scale * stroke.points
+            if stroke.width:
+                self.stroke(points, colour, max(stroke.width * half, 1.5))
+                continue
+            self.fill(points, colour)
+            if thing.striped and stroke.colour == "body":
+                stripe = palette["blue" if thing.colour == "white" else "white"] * light
+                self.stripes(points, stripe, half)
+            if outline > 0.0:
+                ink = np.array(scene.region.ink) * (1.0 if glows else light)
+                self.stroke(np.vstack([points, points[:1]]), ink, outline)
 
-def _weather(canvas: np.ndarray, rng: np.random.Generator, *, rain: bool) -> None:
-    height, width = canvas.shape[:2]
-    count, step, colour, width_pixels = 30, (0.1, 0.1), (255, 255, 255), 4.0
-    if rain:
-        count, step, colour, width_pixels = 36, (-5.0, 17.0), (206, 220, 236), 1.5
-    for place in rng.uniform((0, 0), (width, height), (count, 2)):
-        line = np.stack([place, place + step])
-        _stroke(canvas, line, np.array(colour), width_pixels)
+    def stripes(self, points: np.ndarray, colour: np.ndarray, half: float) -> None:
+        mask = np.zeros((self.height, self.width), np.uint8)
+        cv2.fillPoly(mask, [_fixed(points)], (255,), shift=_SHIFT)
+        left, top = np.maximum(np.floor(points.min(axis=0)).astype(int), 0)
+        right, bottom = np.ceil(points.max(axis=0)).astype(int) + 1
+        inside = mask[top:bottom, left:right] > 0
+        rows, columns = np.ogrid[: inside.shape[0], : inside.shape[1]]
+        period = max(0.42 * half, 8.0)
+        banded = ((columns + 0.5 * rows) % period) < 0.5 * period
+        patch = self.canvas[top:bottom, left:right]
+        patch[inside & banded] = np.clip(colour, 0, 255).astype(np.uint8)
 
+    def rows(self, top: int, bottom: int, rgb: np.ndarray) -> None:
+        self.canvas[top:bottom] = np.clip(rgb, 0, 255).astype(np.uint8)
 
-def _shadow(canvas: np.ndarray, scene: Scene, thing: Thing) -> None:
-    """Darkens the ground under a thing."""
-    height, width = canvas.shape[:2]
-    half = thing.half * min(width, height)
-    foot = thing.y * height + 0.9 * half
-    rows = slice(max(int(foot - 0.16 * half), 0), max(int(foot + 0.16 * half) + 1, 0))
-    left = max(int(thing.x * width - half), 0)
-    columns = slice(left, max(int(thing.x * width + half) + 1, left))
-    patch = canvas[rows, columns]
-    if patch.size == 0:
-        return
-    y = (np.arange(rows.start, rows.start + patch.shape[0]) - foot) / (0.15 * half)
-    x = (np.arange(left, left + patch.shape[1]) - thing.x * width) / (0.85 * half)
-    inside = np.clip(1.3 - x[None, :] ** 2 - y[:, None] ** 2, 0.0, 1.0)
-    strength = 0.22 if scene.ground == "Snow" else 0.34
-    patch[:] = (patch * (1.0 - strength * inside[..., None])).astype(np.uint8)
+    def fill(self, points: np.ndarray, rgb: np.ndarray) -> None:
+        shape, colour = [_fixed(points)], _colour(rgb)
+        cv2.fillPoly(self.canvas, shape, colour, cv2.LINE_AA, _SHIFT)
 
-
-def _thing(
-    canvas: np.ndarray,
-    scene: Scene,
-    thing: Thing,
-    palette: dict[str, np.ndarray],
-    light: np.ndarray,
-) -> None:
-    height, width = canvas.shape[:2]
-    half = thing.half * min(width, height)
-    scale = np.array((-half if thing.mirrored else half, half))
-    centre = np.array((thing.x * width, thing.y * height))
-    outline = scene.region.outline * half
-    for stroke in drawing(thing.name, thing.variant):
-        name = thing.colour if stroke.colour == "body" else stroke.colour
-        if name == "glass" and scene.sky == "Night":
-            name = "lamp"
-        glows = name == "lamp" or thing.name in _GLOWING
-        colour = palette[name] * (1.0 if glows else light)
-        points = centre + scale * stroke.points
-        ink = np.array(scene.region.ink) * (light if not glows else 1.0)
-        if stroke.width:
-            _stroke(canvas, points, colour, max(stroke.width * half, 1.5))
-            continue
-        _fill(canvas, points, colour)
-        if thing.striped and stroke.colour == "body":
-            stripe = palette["blue" if thing.colour == "white" else "white"] * light
-            _stripe(canvas, points, stripe, half)
-        if outline > 0.0:
-            _stroke(canvas, np.vstack([points, points[:1]]), ink, outline)
-
-
-def _stripe(
-    canvas: np.ndarray, points: np.ndarray, colour: np.ndarray, half: float
-) -> None:
-    mask = np.zeros(canvas.shape[:2], np.uint8)
-    cv2.fillPoly(mask, [_fixed(points)], (255,), shift=_SHIFT)
-    left, top = np.maximum(np.floor(points.min(axis=0)).astype(int), 0)
-    right, bottom = np.ceil(points.max(axis=0)).astype(int) + 1
-    inside = mask[top:bottom, left:right] > 0
-    rows, columns = np.ogrid[: inside.shape[0], : inside.shape[1]]
-    period = max(0.42 * half, 8.0)
-    banded = ((columns + 0.5 * rows) % period) < 0.5 * period
-    patch = canvas[top:bottom, left:right]
-    patch[inside & banded] = np.clip(colour, 0, 255).astype(np.uint8)
+    def stroke(self, points: np.ndarray, rgb: np.ndarray, width_pixels: float) -> None:
+        line, colour = [_fixed(points)], _colour(rgb)
+        width = max(round(width_pixels), 1)
+        cv2.polylines(self.canvas, line, False, colour, width, cv2.LINE_AA, _SHIFT)
 
 
 def _fixed(points: Float[np.ndarray, "point 2"]) -> np.ndarray:
@@ -279,16 +256,3 @@ def _fixed(points: Float[np.ndarray, "point 2"]) -> np.ndarray:
 
 def _colour(rgb: np.ndarray) -> list[float]:
     return np.clip(rgb, 0, 255).astype(float).tolist()
-
-
-def _fill(canvas: np.ndarray, points: np.ndarray, rgb: np.ndarray) -> None:
-    cv2.fillPoly(canvas, [_fixed(points)], _colour(rgb), cv2.LINE_AA, _SHIFT)
-
-
-def _stroke(
-    canvas: np.ndarray, points: np.ndarray, rgb: np.ndarray, width_pixels: float
-) -> None:
-    thickness = max(round(width_pixels), 1)
-    cv2.polylines(
-        canvas, [_fixed(points)], False, _colour(rgb), thickness, cv2.LINE_AA, _SHIFT
-    )
