@@ -32,21 +32,15 @@ class Vocabulary:
       descriptions: One readable name per code; the code itself if none is known.
 
     Raises:
-      InputError: If a code is repeated or the lengths differ.
+      InputError: If a code is repeated.
     """
 
     codes: tuple[str, ...]
     descriptions: tuple[str, ...]
 
     def __post_init__(self):
-        if len(self.codes) != len(self.descriptions):
-            raise InputError(
-                f"{len(self.codes)} label codes with {len(self.descriptions)} "
-                "descriptions; give one description per code"
-            )
         if len(set(self.codes)) != len(self.codes):
-            seen: set[str] = set()
-            twice = next(c for c in self.codes if c in seen or seen.add(c))
+            twice = next(code for code in self.codes if self.codes.count(code) > 1)
             raise InputError(
                 f"label code {twice} is listed twice; each code may be listed once"
             )
@@ -69,10 +63,8 @@ class Vocabulary:
 
     def save(self, path: str | os.PathLike[str]) -> None:
         """Writes a CSV file with the columns label_code and description, atomically."""
-        table = pl.DataFrame(
-            {"label_code": self.codes, "description": self.descriptions},
-            schema={"label_code": pl.String, "description": pl.String},
-        )
+        columns = {"label_code": self.codes, "description": self.descriptions}
+        table = pl.DataFrame(columns, schema=dict.fromkeys(columns, pl.String))
         write_beside(at(path), table.write_csv, binary=True)
 
     @classmethod

@@ -29,24 +29,15 @@ class SeenImages:
 
     def union(self, other: "SeenImages") -> "SeenImages":
         """Returns the images of both."""
-        none = np.zeros(0, np.uint64)
-        parts = self.by_part.keys() | other.by_part.keys()
-        return SeenImages(
-            {
-                part: np.union1d(
-                    self.by_part.get(part, none), other.by_part.get(part, none)
-                )
-                for part in sorted(parts)
-            }
-        )
+        merged = dict(self.by_part)
+        for part, hashes in other.by_part.items():
+            merged[part] = np.union1d(merged.get(part, hashes), hashes)
+        return SeenImages(dict(sorted(merged.items())))
 
     def count(self, image_ids: Iterable[str]) -> dict[str, int]:
         """Returns how many images influenced each part, for parts with at least one."""
-        hashes = hashes_of(image_ids)
-        counts = {
-            part: int(np.isin(hashes, seen).sum())
-            for part, seen in self.by_part.items()
-        }
+        hashes, seen = hashes_of(image_ids), self.by_part.items()
+        counts = {part: int(np.isin(hashes, known).sum()) for part, known in seen}
         return {part: count for part, count in counts.items() if count}
 
     def save(self, path: AnyPath) -> None:
