@@ -87,7 +87,7 @@ class Block(nnx.Module):
         variant: Variant,
         groups: int,
         last_scale: float,
-        folds_norms: bool,
+        folds_norms: bool = False,
         conv,
         norm,
         squeeze_excite,

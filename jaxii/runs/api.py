@@ -145,7 +145,7 @@ def evaluate(
     table = None if labels is None else Path(labels)
     found = labelled.read(folder, table, Notes())
     index = {text: i for i, text in enumerate(run.vocabulary.descriptions)}
-    index |= run.vocabulary.index()
+    index |= run.vocabulary.index
     places = [index.get(label, -1) for label in found.labels]
     unknown = tuple(
         label for label, place in zip(found.labels, places, strict=True) if place < 0
