@@ -23,9 +23,9 @@ class SplitFigures:
     """Figures of each label on one split.
 
     Attributes:
-      support: images that have the label.
-      average_precision: NaN where no image has the label.
-      f2: by the decoder in use; NaN where the label is neither present nor predicted.
+      support: number of images with the label.
+      average_precision: NaN if no image has the label.
+      f2: of the decoder in use; NaN if the label is neither present nor predicted.
     """
 
     support: Float64[np.ndarray, " class"]
@@ -39,7 +39,8 @@ class LabelTable:
 
     Attributes:
       vocabulary: the labels.
-      train_images: training images that have the label, machines' by confidence.
+      train_images: number of training images with the label; machine labels count by
+        confidence.
       thresholds: of the decoder `per_class`.
       splits: split name -> figures.
     """
@@ -50,7 +51,7 @@ class LabelTable:
     splits: Mapping[str, SplitFigures]
 
     def save(self, path: AnyPath) -> None:
-        """Writes a CSV with one row a label, whole or not at all."""
+        """Writes a CSV file with one row per label, atomically."""
         columns = {
             "label_code": self.vocabulary.codes,
             "description": self.vocabulary.descriptions,
@@ -74,10 +75,10 @@ def split_figures(
     """Returns the figures of each label on a split.
 
     Args:
-      histogram: counts by probability bin, of the split.
-      hits: images in which the label is present and predicted.
-      predicted: images for which it is predicted.
-      support: images in which it is present.
+      histogram: counts by probability bin.
+      hits: number of images in which the label is present and predicted.
+      predicted: number of images for which the label is predicted.
+      support: number of images in which the label is present.
     """
     return SplitFigures(
         support=support.astype(np.float64),
@@ -90,7 +91,7 @@ def load(path: AnyPath) -> LabelTable:
     """Reads what `save` wrote.
 
     Raises:
-      InputError: If the file is absent or something else.
+      InputError: If the file is missing or not such a table.
     """
     try:
         table = pl.read_csv(

@@ -1,13 +1,13 @@
 """Scores every decoder's predictions on a split, on the host.
 
-Predictions are scored as they would be submitted, with at least one label an image.
-Each process decodes its own images; `add_processes` then adds what all have found.
+Predictions are scored as submitted, with at least one label per image. Each process
+decodes its own images; `add_processes` then adds the scores of all processes.
 """
 
 # JAX's functions are partly untyped.
 # pyright: reportUnknownMemberType=false
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 import jax
@@ -21,18 +21,18 @@ from jaxii.metrics import bootstrap
 from jaxii.metrics.f_beta import f_beta
 
 MOST_SHOWN = 9
-"""Images of a kind that the report shows, best or worst."""
+"""Number of best images, and of worst images, that the report shows."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class SplitTruth:
-    """Labels of a split's images, and how its figures are cut.
+    """Labels, slices and groups of a split's images.
 
     Attributes:
-      offsets: n + 1 starts of the images in `label_ids` (CSR).
+      offsets: start of each image in `label_ids`, and its length (CSR).
       label_ids: the labels present, without duplicates within an image.
-      scored: whether the truth of each image is known; the others count nowhere.
-      slice_ids: the slice of each image.
+      scored: whether the truth of an image is known; other images are not scored.
+      slice_ids: index of each image's slice in `slices`.
       slices: names of the slices.
       groups: images of one thing share a group; intervals draw whole groups.
     """
@@ -48,13 +48,13 @@ class SplitTruth:
         return len(self.offsets) - 1
 
     def labels(self, row: int) -> Int[np.ndarray, " label"]:
-        """Returns the labels that are present in an image."""
+        """Returns the ids of the labels that are present in an image."""
         return self.label_ids[self.offsets[row] : self.offsets[row + 1]]
 
     def present(
         self, rows: Int[np.ndarray, " batch"], num_classes: int
     ) -> Bool[np.ndarray, "batch class"]:
-        """Returns True where the label is present."""
+        """Returns whether each label is present in each of the images."""
         found = np.zeros((len(rows), num_classes), bool)
         for place, row in enumerate(rows.tolist()):
             found[place, self.labels(row)] = True
@@ -64,15 +64,15 @@ class SplitTruth:
 class DecoderScores:
     """F2 of each image and counts of each label, for every decoder on one split.
 
-    Memory: 8 bytes an image and decoder, and the predictions of the decoder in use.
+    Memory: 8 bytes per image and decoder, and the predictions of the decoder in use.
 
     Args:
-      decoders: fitted.
-      names: of the decoders to score.
-      in_use: the decoder whose predictions are kept and make the split's figures.
-      truth: of the split.
-      num_summed: images whose scores are summed before they are added to those before
-        them, at least 1; decides the last digits of means, whatever the processes.
+      decoders: fitted decoders.
+      names: the decoders to score.
+      in_use: the decoder whose predictions are kept; slices and intervals are of them.
+      truth: labels of the split.
+      num_summed: number of images in a partial sum of scores, at least 1; fixes the
+        rounding of means for any number of processes.
     """
 
     def __init__(
@@ -99,24 +99,29 @@ class DecoderScores:
         embedding: Float[np.ndarray, "batch embed"] | None,
         rows: Int[np.ndarray, " batch"],
     ) -> None:
-        """Takes a batch of this process; row -1 is padding.
+        """Decodes and scores a batch of this process; row -1 is padding.
 
-        Images without known truth are decoded by the decoder in use and not scored.
+        Images without known truth are only decoded, by the decoder in use.
         """
-        scored = (rows >= 0) & self.truth.scored[rows]
-        self._score(np.flatnonzero(scored), probs, embedding, rows)
-        unscored = np.flatnonzero((rows >= 0) & ~scored)
-        if len(unscored):
-            chosen = self._decide([self._in_use], unscored, probs, embedding)
-            self._keep(rows[unscored], chosen[self._in_use], probs[unscored])
+        for is_scored, names in ((True, self._names), (False, (self._in_use,))):
+            places = np.flatnonzero(
+                (rows >= 0) & (self.truth.scored[rows] == is_scored)
+            )
+            if not len(places):
+                continue
+            part = None if embedding is None else embedding[places]
+            chosen = self._decoders.decisions(names, probs[places], part)
+            lists = label_lists(chosen[self._in_use], probs[places])
+            for row, label_ids in zip(rows[places], lists, strict=True):
+                self.predictions[row] = label_ids
+            if is_scored:
+                self._score(rows[places], chosen)
 
     def add_processes(self) -> None:
-        """Adds the scores and predictions of all processes; every process calls it.
-
-        Sums are exact, in any order: of an image's scores, all but one are 0.
-        """
+        """Adds the scores and predictions of all processes; every process calls it."""
         if jax.process_count() == 1:
             return
+        # Exact: of an image's scores in all processes, all but one are 0.
         for sums in (self._f2, self._labels, self._hits):
             for name, own in sums.items():
                 sums[name] = _gather(own).sum(axis=0)
@@ -170,7 +175,7 @@ class DecoderScores:
         return self._interval(self.truth.scored)
 
     def bootstrap(self) -> Bootstrap:
-        """Returns how intervals are drawn: by image where each is its own group."""
+        """Returns how intervals are drawn: by image if each is its own group."""
         groups = self.truth.groups[self.truth.scored]
         are_alone = len(np.unique(groups)) == len(groups)
         return Bootstrap(
@@ -181,60 +186,35 @@ class DecoderScores:
 
     @property
     def f2(self) -> Float[np.ndarray, " image"]:
-        """F2 of each image, by the decoder in use; 0 where it is not scored."""
+        """F2 of each image by the decoder in use; 0 for images not scored."""
         return self._f2[self._in_use]
 
     @property
     def hits(self) -> Int[np.ndarray, " class"]:
-        """Images in which each label is present and predicted, by the one in use."""
+        """Number of images in which the decoder in use finds each label correctly."""
         return self._hits[self._in_use]
 
     @property
     def labels(self) -> Int[np.ndarray, " class"]:
-        """Scored images for which each label is predicted, by the one in use."""
+        """Number of scored images for which the decoder in use predicts each label."""
         return self._labels[self._in_use]
 
     def best_and_worst(self) -> tuple[list[int], list[int]]:
-        """Returns the rows of the best and of the worst images, see below."""
+        """Returns rows of the scored images; see the function `best_and_worst`."""
         rows = np.flatnonzero(self.truth.scored)
         num_true = np.diff(self.truth.offsets)
         return best_and_worst(self.f2[rows], num_true[rows], rows)
 
     def _score(
         self,
-        places: Int[np.ndarray, " scored"],
-        probs: Float[np.ndarray, "batch class"],
-        embedding: Float[np.ndarray, "batch embed"] | None,
-        rows: Int[np.ndarray, " batch"],
-    ) -> None:
-        if not len(places):
-            return
-        present = self.truth.present(rows[places], probs.shape[1])
-        for name, chosen in self._decide(self._names, places, probs, embedding).items():
-            self._f2[name][rows[places]] = f_beta(chosen, present)
-            self._labels[name] += chosen.sum(axis=0)
-            self._hits[name] += (chosen & present).sum(axis=0)
-            if name == self._in_use:
-                self._keep(rows[places], chosen, probs[places])
-
-    def _decide(
-        self,
-        names: Sequence[str],
-        places: Int[np.ndarray, " part"],
-        probs: Float[np.ndarray, "batch class"],
-        embedding: Float[np.ndarray, "batch embed"] | None,
-    ) -> dict[str, Bool[np.ndarray, "part class"]]:
-        part = None if embedding is None else embedding[places]
-        return self._decoders.decisions(names, probs[places], part)
-
-    def _keep(
-        self,
         rows: Int[np.ndarray, " part"],
-        chosen: Bool[np.ndarray, "part class"],
-        probs: Float[np.ndarray, "part class"],
+        chosen: Mapping[str, Bool[np.ndarray, "part class"]],
     ) -> None:
-        for row, ids in zip(rows, label_lists(chosen, probs), strict=True):
-            self.predictions[row] = ids
+        present = self.truth.present(rows, len(self.hits))
+        for name, predicted in chosen.items():
+            self._f2[name][rows] = f_beta(predicted, present)
+            self._labels[name] += predicted.sum(axis=0)
+            self._hits[name] += (predicted & present).sum(axis=0)
 
     def _interval(
         self, among: Bool[np.ndarray, " image"]
@@ -258,8 +238,8 @@ def best_and_worst(
 ) -> tuple[list[int], list[int]]:
     """Returns the rows of the best images, best first, and of the worst, worst first.
 
-    Of equal F2, images with more labels say more and come first, then lower rows. At
-    most half of the images are among the worst, and no image is in both lists.
+    Ties are ordered by more labels, then by lower row. At most half of the images are
+    among the worst, and no image is in both lists.
     """
     num_worst = min(MOST_SHOWN, -(-len(rows) // 2))
     worst = rows[np.lexsort((rows, -num_true, f2))[:num_worst]].tolist()
@@ -269,7 +249,7 @@ def best_and_worst(
 
 
 def _gather(own: Shaped[np.ndarray, " n"]) -> Shaped[np.ndarray, "process n"]:
-    """Returns the arrays of all processes, which have one shape, on each of them."""
+    """Returns the arrays of all processes, which have the same shape."""
     # As bytes: JAX would round float64 and int64.
     gathered = multihost_utils.process_allgather(own.view(np.uint8))
     return np.ascontiguousarray(gathered).view(own.dtype)

@@ -1,4 +1,4 @@
-"""What the report shows beyond `metrics.json`: labels, their map, and some images."""
+"""Parts of the report beyond `metrics.json`: label figures, label map, images."""
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
@@ -16,16 +16,15 @@ _ROWS = 512
 
 @dataclass(frozen=True, kw_only=True)
 class ShownImage:
-    """An image with its labels and its answer.
+    """An image with its labels and its prediction.
 
     Attributes:
-      image_id: of the data set.
-      slice: its name.
-      f2: of the answer.
-      right: names of the answer's labels that it has, the most probable first.
-      missed: of the labels that it has and the answer has not.
-      wrong: of the answer's labels that it has not, the most probable first.
-      jpeg: a small copy of the image; empty where it cannot be read.
+      slice: name of the slice.
+      f2: of the prediction.
+      right: names of labels predicted correctly, the most probable first.
+      missed: names of labels present and not predicted.
+      wrong: names of labels predicted and not present, the most probable first.
+      jpeg: a small copy of the image; empty if it cannot be read.
     """
 
     image_id: str
@@ -39,13 +38,8 @@ class ShownImage:
 
 @dataclass(frozen=True, kw_only=True)
 class Gallery:
-    """The images of a split that were answered best and worst.
-
-    Attributes:
-      split: its name.
-      best: best first; of equal F2 those with more labels.
-      worst: worst first; likewise.
-    """
+    """The images of a split with the best and worst predictions; see
+    `decoder_scores.best_and_worst`."""
 
     split: str
     best: tuple[ShownImage, ...]
@@ -57,11 +51,11 @@ class LabelMap:
     """Places of the labels that occur together with others.
 
     Attributes:
-      class_ids: of the labels on the map, ascending.
-      places: on the first two principal axes of the unit vectors.
-      shares: of the vectors' variance that each axis has, 0 to 1.
-      nearest: class ids of the labels of the largest cosine, the nearest first.
-      cosines: theirs.
+      class_ids: the labels on the map, ascending.
+      places: coordinates on the first two principal axes of the unit vectors.
+      shares: share of the variance on each axis, 0 to 1.
+      nearest: class ids of the labels with the largest cosine, the nearest first.
+      cosines: cosines of `nearest`.
     """
 
     class_ids: Int[np.ndarray, " label"]
@@ -73,12 +67,12 @@ class LabelMap:
 
 @dataclass(frozen=True, kw_only=True)
 class Details:
-    """What an evaluation knows beyond its figures; each part may be absent.
+    """Parts of a report beyond its figures.
 
     Attributes:
       labels: figures of each label.
-      label_map: of the label embedding.
-      gallery: images of the last split that has labels.
+      label_map: map of the label embedding.
+      gallery: images of the last split with labels.
     """
 
     labels: LabelTable | None = None
@@ -97,11 +91,11 @@ def make_gallery(
     """Returns the best and worst images of a split.
 
     Args:
-      split: its name.
-      scores: of all its images, all processes added.
-      vocabulary: gives the names.
-      image_ids: one a row.
-      thumbnail: the small JPEG of a row; ValueError where it cannot be decoded.
+      split: name of the split.
+      scores: scores of the split, all processes added.
+      vocabulary: the labels.
+      image_ids: one per row.
+      thumbnail: returns a small JPEG of a row; ValueError if it cannot be decoded.
     """
 
     def shown(row: int) -> ShownImage:
@@ -129,11 +123,10 @@ def make_gallery(
 def label_map(vectors: Float32[np.ndarray, "class embed"]) -> LabelMap | None:
     """Returns the map of a label embedding; None for fewer than three labels on it.
 
-    Unit vectors, as both the decoder and the nearest labels compare by cosine. Cost:
-    labels squared x embed; memory 512 x labels at a time; 7,178 labels take seconds.
+    Cost: labels squared x embed, seconds for 7,178 labels. Memory: 512 x labels.
 
     Args:
-      vectors: one a class; zero where it occurs with no other, and then not on the map.
+      vectors: embedding of each class; classes with a zero vector are left out.
     """
     lengths = np.linalg.norm(vectors, axis=1)
     class_ids = np.flatnonzero(lengths)
@@ -142,10 +135,10 @@ def label_map(vectors: Float32[np.ndarray, "class embed"]) -> LabelMap | None:
     unit = vectors[class_ids] / lengths[class_ids, None]
     centred = (unit - unit.mean(axis=0)).astype(np.float64)
     variances, axes = np.linalg.eigh(centred.T @ centred)
-    # An embedding of one number has one axis; the map's other one is then flat.
+    # An embedding of one number has one axis; the second axis of the map is then 0.
     axes = axes[:, ::-1][:, :2]
     axes = np.pad(axes, ((0, 0), (0, 2 - axes.shape[1])))
-    # An eigenvector has no sign of its own: a map is not to be another's mirror image.
+    # The sign of an eigenvector is arbitrary: fix it, or maps are mirrored at random.
     largest = np.abs(axes).argmax(axis=0)
     axes = axes * np.where(axes[largest, [0, 1]] < 0, -1.0, 1.0)
     shares = np.append(variances[::-1], 0.0)[:2] / max(variances.sum(), 1e-12)

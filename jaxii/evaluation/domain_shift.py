@@ -1,7 +1,7 @@
 """Estimates F2 on new domains from training data alone.
 
-Two estimates: the validation split, of the domains trained on, and domains that were
-held out in turn, each measured with a model that never saw it.
+One estimate is the validation split, of the domains trained on. The other is domains
+held out in turn, each measured with a model that was not trained on it.
 """
 
 from collections.abc import Mapping
@@ -17,13 +17,12 @@ from jaxii.evaluation.result import DomainShiftEstimate, Estimate, SplitMetrics
 
 @dataclass(frozen=True, kw_only=True)
 class Pooled:
-    """The threshold that is best over domains that were held out.
+    """The best threshold over held-out domains.
 
     Attributes:
-      threshold: where the mean over domains of mean F2 is largest; a domain counts as
-        one, however many images it has.
+      threshold: maximizes the mean over domains of F2; each domain has weight 1.
       f2: that mean.
-      domains: domain -> mean F2 over its images at the threshold.
+      domains: domain -> F2 at the threshold.
     """
 
     threshold: float
@@ -35,10 +34,10 @@ def pool(held_out: Mapping[str, SplitMetrics]) -> Pooled:
     """Chooses one threshold for all domains.
 
     Args:
-      held_out: domain -> figures on it of the model trained without it; at least one.
+      held_out: domain -> figures of the model trained without it; at least one.
 
     Raises:
-      InputError: If they were measured at different thresholds.
+      InputError: If the grids of thresholds differ.
     """
     grids = {tuple(figures.thresholds) for figures in held_out.values()}
     if len(grids) != 1:
@@ -57,8 +56,7 @@ def estimate(
 ) -> DomainShiftEstimate:
     """Returns both estimates of F2 on new domains beside the test's.
 
-    An estimate is an F2 and the threshold that gives it, so it is compared with the
-    test's F2 at the same threshold, whichever threshold the result uses.
+    Each estimate is compared with the test's F2 at the threshold of the estimate.
 
     Args:
       validation: figures of the validation split.
@@ -81,10 +79,10 @@ def estimate(
 
 
 def table(results: Mapping[str, Mapping[str, Any]]) -> list[str]:
-    """Returns lines that show how runs did on the domains that they held out.
+    """Returns a table of runs on the domains that they held out.
 
     Args:
-      results: domain -> content of `metrics.json` of the run that held it out.
+      results: domain -> `metrics.json` of the run that held it out.
     """
     splits = {
         domain: {

@@ -1,12 +1,14 @@
-"""One pass over a split: every image once, masked where padded, summed on the device.
+"""Evaluates a split in one pass, with sums on the devices.
 
-`split_metrics` joins the device's sums with the decoders' scores.
+`split_metrics` joins these sums with the decoders' scores.
 """
 
 # JAX's functions are partly untyped.
 # pyright: reportUnknownMemberType=false
 
+import functools
 from collections.abc import Callable, Iterator
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -40,7 +42,7 @@ from jaxii.metrics.streaming import Accumulators
 from jaxii.objective.objective import targets_from_labels
 
 INDEX = "index"
-# Of the labels of a batch, what the sums on the device need.
+# Fields of a batch that the sums need.
 _LABELS = ("label_ids", "label_confidences", "mask")
 # This process's probabilities [batch, class], embedding [batch, embed] or None, and row
 # of each image; row -1 is padding.
@@ -51,10 +53,8 @@ class Evaluator:
     """Sums the evaluation figures of whole splits.
 
     Args:
-      mesh: the devices.
-      num_classes: number of classes.
-      label_embeddings: [class, embed]; None without the embedding decoder.
-      thresholds: the grid.
+      label_embeddings: None without the embedding decoder.
+      thresholds: the grid, ascending.
     """
 
     def __init__(
@@ -81,35 +81,35 @@ class Evaluator:
         """Returns the sums over all batches, the same on every process.
 
         Args:
-          predict: images to probabilities and embedding.
-          batches: as `eval_batches` yields them; what has mask 0 is in no sum.
+          predict: returns probabilities and embedding of images.
+          batches: from `eval_batches`; images with mask 0 are in no sum.
           verified_absent: whether the split's labels include verified absences; then
             average precision counts annotated entries only.
-          on_batch: called with every batch of this process, on the host.
+          on_batch: called on the host with every batch of this process.
         """
         sums = self._empty()
         for batch, probs, embedding in self._predicted(predict, batches):
             ranked = embedding if self._label_embeddings is not None else None
             sums = self._update(
+                verified_absent,
                 sums,
                 probs,
                 ranked,
                 {name: batch[name] for name in _LABELS},
                 self._label_embeddings if ranked is not None else None,
-                verified_absent,
             )
             if on_batch is not None:
                 _hand_over(on_batch, batch, probs, embedding)
         return jax.device_get(self._total(sums))
 
     def predict(self, predict: Predict, batches: Batches, on_batch: OnBatch) -> None:
-        """Passes over all batches without sums; see `run`."""
+        """Calls `on_batch` with all batches, without sums; see `run`."""
         for batch, probs, embedding in self._predicted(predict, batches):
             _hand_over(on_batch, batch, probs, embedding)
 
     @staticmethod
     def figures(sums: Accumulators, split: str) -> dict[str, float]:
-        """Returns the few figures that are followed during a run, `split/...`."""
+        """Returns the figures that training logs, named `split/...`."""
         num_images = _num_images(sums)
         best, best_f2 = best_threshold(sums.thresholds, f2_by_threshold(sums))
         histogram = np.asarray(sums.sums.histogram)
@@ -143,10 +143,10 @@ def split_metrics(
     """Returns all figures of a split.
 
     Args:
-      sums: of the split, all devices and processes added.
-      scores: of the split, all processes added.
+      sums: from `Evaluator.run`.
+      scores: all processes added.
       in_use: the decoder whose predictions are the result.
-      threshold: of the decoder `threshold`, on the grid.
+      threshold: of the decoder `threshold`.
 
     Raises:
       InputError: If there is no image, or the threshold is not on the grid.
@@ -193,14 +193,14 @@ def split_metrics(
 
 
 def gather(array: Array) -> np.ndarray:
-    """Returns the rows of a divided array from all processes, on every host."""
+    """Returns all rows of a divided array, on every process."""
     if jax.process_count() == 1:
         return np.asarray(array)
     return np.asarray(multihost_utils.process_allgather(array, tiled=True))
 
 
 def own_rows(array: Array) -> np.ndarray:
-    """Returns the rows of a divided array that lie on this process's devices."""
+    """Returns the rows of a divided array on this process's devices."""
     if jax.process_count() == 1:
         return np.asarray(array)
     shards = sorted(array.addressable_shards, key=lambda s: s.index[0].start or 0)
@@ -227,7 +227,7 @@ def _num_images(sums: Accumulators) -> int:
 def _counts_at(
     sums: Accumulators, threshold: float
 ) -> tuple[Int[np.ndarray, " class"], Int[np.ndarray, " class"]]:
-    """Returns images in which each label is rightly predicted, and predicted at all."""
+    """Returns the number of correct and of all predictions of each label."""
     histogram = np.asarray(sums.sums.histogram)
     edges = bin_edges(sums.thresholds, histogram.shape[1])
     at = threshold_index(sums.thresholds, threshold)
@@ -252,49 +252,43 @@ def _recall_at_5(sums: Accumulators) -> float:
 
 
 def _make_update(mesh: Mesh, num_classes: int) -> Callable[..., Accumulators]:
-    """Compiles the addition of one batch; every device keeps sums of its own."""
+    """Compiles the addition of one batch; every device has its own sums."""
     everywhere, share = PartitionSpec(), PartitionSpec(DATA_AXIS)
 
-    def update(
+    def local(
+        verified_absent: bool,
         sums: Accumulators,
         probs: Array,
         embedding: Array | None,
         labels: dict[str, Array],
         label_embeddings: Array | None,
-        verified_absent: bool,
     ) -> Accumulators:
-        def local(
-            sums: Accumulators,
-            probs: Array,
-            embedding: Array | None,
-            labels: dict[str, Array],
-            label_embeddings: Array | None,
-        ) -> Accumulators:
-            targets, known = targets_from_labels(
-                labels["label_ids"],
-                labels["label_confidences"],
-                num_classes=num_classes,
-                unknown="ignored",
-            )
-            added = streaming.update(
-                jax.tree.map(_first, sums),
-                probs,
-                (targets >= 0.5).astype(jnp.float32),
-                known if verified_absent else None,
-                labels["mask"],
-                embedding,
-                label_embeddings,
-            )
-            return jax.tree.map(_alone, added)
+        targets, known = targets_from_labels(
+            labels["label_ids"],
+            labels["label_confidences"],
+            num_classes=num_classes,
+            unknown="ignored",
+        )
+        added = streaming.update(
+            jax.tree.map(_first, sums),
+            probs,
+            (targets >= 0.5).astype(jnp.float32),
+            known if verified_absent else None,
+            labels["mask"],
+            embedding,
+            label_embeddings,
+        )
+        return jax.tree.map(_alone, added)
 
+    def update(verified_absent: bool, *arrays: Any) -> Accumulators:
         return jax.shard_map(
-            local,
+            functools.partial(local, verified_absent),
             mesh=mesh,
             in_specs=(share, share, share, share, everywhere),
             out_specs=share,
-        )(sums, probs, embedding, labels, label_embeddings)
+        )(*arrays)
 
-    return jax.jit(update, static_argnums=5, donate_argnums=0)
+    return jax.jit(update, static_argnums=0, donate_argnums=1)
 
 
 def _first(x: Array) -> Array:
@@ -308,7 +302,7 @@ def _alone(x: Array) -> Array:
 def _make_empty_and_total(
     mesh: Mesh, num_classes: int, thresholds: tuple[float, ...]
 ) -> tuple[Callable[[], Accumulators], Callable[[Accumulators], Accumulators]]:
-    """Compiles the start (one set of zeros a device) and the end (their sum)."""
+    """Compiles zeros for every device, and the sum over devices."""
     num_devices = mesh.devices.size
 
     def empty() -> Accumulators:

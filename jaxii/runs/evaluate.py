@@ -1,11 +1,10 @@
-"""`evaluate`: measures the best checkpoint of a stage on every split that has labels.
+"""Measures the best checkpoint of a stage on every split with labels.
 
-`train` calls `measure` when its last stage has ended. Figures, the report and the
-submission are left in the workdir.
+`train` calls `measure` after its last stage.
 """
 
 import datetime
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import reduce
 
@@ -23,8 +22,8 @@ from jaxii.errors import InputError
 from jaxii.evaluation.by_label import SplitFigures, split_figures
 from jaxii.evaluation.decoder_scores import DecoderScores, SplitTruth
 from jaxii.evaluation.domain_shift import estimate, pool
-from jaxii.evaluation.evaluator import split_metrics
-from jaxii.evaluation.predictor import Batches, Predict
+from jaxii.evaluation.evaluator import Evaluator, split_metrics
+from jaxii.evaluation.predictor import Batches, Model, Predict
 from jaxii.evaluation.provenance import Provenance
 from jaxii.evaluation.result import (
     Constant,
@@ -40,7 +39,6 @@ from jaxii.runs.inference import InferenceOptions
 from jaxii.runs.results import Measured
 from jaxii.runs.run import Run
 from jaxii.runs.workdir import Workdir
-from jaxii.train.stages import Saved
 
 AS_TRAINED = InferenceOptions()
 
@@ -55,7 +53,7 @@ def evaluate(
     options: InferenceOptions = AS_TRAINED,
     verify: bool = False,
 ) -> None:
-    """Measures a trained run again; nothing is trained."""
+    """Measures a trained run; see `measure`."""
     with Run.open(workdir.path, stage, data_dir=data_dir, verify=verify) as run:
         measure(run, tune_on=tune_on, decoder=decoder, options=options)
 
@@ -67,80 +65,81 @@ def measure(
     decoder: str = "threshold",
     options: InferenceOptions = AS_TRAINED,
 ) -> EvaluationResult:
-    """Measures the best checkpoint of a stage, writes figures, report and submission.
+    """Measures a checkpoint and writes figures, report and submission to the workdir.
 
     Args:
       run: opened at the checkpoint.
-      tune_on: the split that the decoders are fitted on; "" is the run's own choice.
-      decoder: the one whose predictions count and are submitted; all are scored.
-      options: what is done to the model before.
+      tune_on: the split that fits the decoders; "" for the one that chose checkpoints.
+      decoder: its predictions are the result; all decoders are scored.
+      options: changes to the model.
     """
     data = run.data
     tune_on = tune_on or data.choosing_split
-    # Domains that other runs held out give a threshold; all else is chosen on images.
+    # Domains that other runs held out give only a threshold; the rest needs images.
     by_runs = tune_on == "held_out" and not data.has_images("held_out")
     chooser = "validation" if by_runs else tune_on
     data.check_truth(chooser)
-    members, saved = run.members(options, data), run.saved
+    members = run.members(options, data)
     splits = dict.fromkeys((chooser, "validation", "held_out", "test"))
     splits = [split for split in splits if data.has_images(split)]
-    provenance = _provenance(run, members, options, splits, (tune_on, chooser))
+    provenance = _provenance(run, members, options, splits, tune_on, chooser)
     for caveat in provenance.caveats():
         say(f"CAVEAT     {caveat}")
-    passes = _Passes(run, members, options, chooser)
+    plan = run.plan(run.saved.stage)
+    # The network of the plan: the prediction may have been compiled for it already.
+    own = run.model(plan.settings.apply)
+    passes = _Passes(
+        run=run,
+        models=[own, *(other.model() for other in members[1:])],
+        options=options,
+        chooser=chooser,
+        evaluator=run.evaluator(),
+    )
     sums = passes.sums(chooser)
     choice = choose(sums)
     if by_runs:
-        choice = replace(choice, threshold=_threshold_of_runs(run, saved.stage))
+        choice = replace(choice, threshold=_threshold_of_runs(run))
     made = run.label_embedding
     vectors = None if made is None else made.vectors
     decoders = fit_decoders(sums, choice, label_embeddings=vectors)
-    has_head = run.plan(saved.stage).stage.embedding_head and len(members) == 1
+    has_head = plan.stage.embedding_head and len(members) == 1
     names = decoders.names(has_head=has_head)
     decoders.check(decoder, names)
     scoring = _Scoring(run, passes, decoders, names, decoder)
     metrics, measured = scoring.score(splits, chooser, sums)
-    in_use = DecoderInUse(name=decoder, chosen_on=tune_on, choice=choice)
-    averaged = [member.name for member in members]
     result = _result(
-        run, saved, metrics, in_use, chooser, provenance, options.names, averaged
+        run,
+        metrics=metrics,
+        decoder=DecoderInUse(name=decoder, chosen_on=tune_on, choice=choice),
+        constant=_constant(data, list(metrics), chooser),
+        provenance=provenance,
+        variant=options.names,
+        members=[member.name for member in members],
     )
     if processes.is_lead():
         elsewhere = tune_on != data.choosing_split
         variants = [f"tuned_on_{tune_on}"] * elsewhere + options.names
-        results.write(run, result, decoders, measured, variants, saved)
+        results.write(run, result, decoders, measured, variants)
     processes.wait_for_all("results")
     for other in members[1:]:
         other.close()
     return result
 
 
+@dataclass(frozen=True, kw_only=True)
 class _Passes:
-    """Passes of the evaluated models over whole splits.
+    """Passes of the models over whole splits.
 
-    Args:
-      run: opened at the checkpoint.
-      members: the checkpoints whose probabilities are averaged.
-      options: what is done to the models before.
+    Attributes:
+      models: their probabilities are averaged.
       chooser: the split that the decoders are fitted on.
     """
 
-    def __init__(
-        self,
-        run: Run,
-        members: Sequence[Run],
-        options: InferenceOptions,
-        chooser: str,
-    ):
-        own, *others = members
-        # The network of the plan: the prediction may have been compiled for it already.
-        apply = run.plan(own.saved.stage).settings.apply
-        self._models = [
-            own.model(apply),
-            *(other.model() for other in others),
-        ]
-        self._run, self._options, self._chooser = run, options, chooser
-        self._evaluator = run.evaluator()
+    run: Run
+    models: Sequence[Model]
+    options: InferenceOptions
+    chooser: str
+    evaluator: Evaluator
 
     def sums(
         self,
@@ -148,33 +147,33 @@ class _Passes:
         decoders: Decoders | None = None,
         scores: DecoderScores | None = None,
     ) -> Accumulators:
-        """Returns the sums of a split; `scores` takes every batch."""
-        return self._evaluator.run(
+        """Returns the sums of a split and adds every batch to `scores`."""
+        return self.evaluator.run(
             self._predict(split, decoders),
             self._batches(split),
-            verified_absent=self._run.verified_absent(split),
+            verified_absent=self.run.verified_absent(split),
             on_batch=None if scores is None else scores.add,
         )
 
     def decode(
         self, split: str, decoders: Decoders, scores: DecoderScores, target: str
     ) -> None:
-        """Lets `scores` take every batch of a split, by a model adapted to `target`."""
+        """Adds every batch of a split to `scores`, by models adapted to `target`."""
         predict = self._predict(target, decoders)
-        self._evaluator.predict(predict, self._batches(split), scores.add)
+        self.evaluator.predict(predict, self._batches(split), scores.add)
 
     def _batches(self, split: str) -> Batches:
-        return assembly.eval_batches(self._run.config, self._run.data, split)
+        return assembly.eval_batches(self.run.config, self.run.data, split)
 
     def _predict(self, target: str, decoders: Decoders | None) -> Predict:
         def images() -> Batches:
-            source = self._run.data.split(target).source
-            return assembly.unlabelled_batches(self._run.config, source)
+            source = self.run.data.split(target).source
+            return assembly.unlabelled_batches(self.run.config, source)
 
-        options = self._options if target != "validation" else AS_TRAINED
+        options = self.options if target != "validation" else AS_TRAINED
         # On the split that calibrated, labels occur as often as the decoders expect.
-        home = decoders if target != self._chooser else None
-        return options.make_predict(self._models, self._run.mesh, images, home)
+        home = decoders if target != self.chooser else None
+        return options.make_predict(self.models, self.run.mesh, images, home)
 
 
 @dataclass(frozen=True)
@@ -190,12 +189,12 @@ class _Scoring:
     def score(
         self, splits: Sequence[str], chooser: str, chosen_sums: Accumulators
     ) -> tuple[dict[str, SplitMetrics], Measured]:
-        """Returns the figures of each split that has labels, and the predictions.
+        """Returns the figures of each split with labels, and the predictions.
 
         Args:
-          splits: by name.
+          splits: names.
           chooser: the split that the decoders were fitted on.
-          chosen_sums: of that split.
+          chosen_sums: sums of `chooser`.
         """
         data = self.run.data
         metrics: dict[str, SplitMetrics] = {}
@@ -213,7 +212,7 @@ class _Scoring:
             if split == "test":
                 image_ids = data.split(split).index.image_ids
                 submitted |= zip(image_ids, scores.predictions, strict=True)
-            # A test whose labels nobody has is predicted, and not scored.
+            # A test without labels is predicted and not scored.
             if data.has_truth(split):
                 metrics[split] = split_metrics(
                     sums,
@@ -228,9 +227,9 @@ class _Scoring:
         return metrics, measured
 
     def _predict_tuning(self) -> dict[str, np.ndarray]:
-        """Returns predictions for tuning images that the submission has rows for.
+        """Returns predictions for the submission's tuning images, if it has any.
 
-        The model is the one that predicts the test: it adapts to images of the test.
+        The model is the one that predicts the test, adapted to images of the test.
         """
         data = self.run.data
         if not data.has_images("tuning"):
@@ -278,62 +277,55 @@ def _provenance(
     members: Sequence[Run],
     options: InferenceOptions,
     splits: Sequence[str],
-    chosen_on: tuple[str, str],
+    tune_on: str,
+    chooser: str,
 ) -> Provenance:
     """Returns what influences the figures.
 
     Args:
       run: opened at the checkpoint.
-      members: the checkpoints.
-      options: what is done to the models.
-      splits: those that are measured.
-      chosen_on: splits that choose the threshold, and everything else of the decoders.
+      members: the run and those it is averaged with.
+      options: changes to the models.
+      splits: the splits that are measured.
+      tune_on: the split that chooses the threshold.
+      chooser: the split that chooses all other parameters of the decoders.
+
+    Raises:
+      InputError: If the run learned from images that it is measured on, and `options`
+        do not allow it.
     """
-    tune_on, chooser = chosen_on
+    seen, *others = (member.provenance_on(run.data) for member in members)
+    if seen.badge() != run.provenance.badge() and not options.allow_tuning_labels:
+        raise InputError(
+            f"{run.name} has learnt from images of {run.data.directory} that it is "
+            f"to be measured on ({seen.badge()}); add --allow_tuning_labels if that is "
+            "meant."
+        )
     adapted = [split for split in splits if split != "validation"]
     corrected = [split for split in adapted if split != chooser]
-    record = options.provenance(_record_of(run, members, options), adapted, corrected)
+    record = options.provenance(
+        reduce(Provenance.union, others, seen), adapted, corrected
+    )
     record = record.with_("thresholds", labels=[tune_on, chooser])
     return record.with_("calibration", labels=[chooser])
 
 
-def _record_of(
-    run: Run, members: Sequence[Run], options: InferenceOptions
-) -> Provenance:
-    """Returns what influenced the models, where they may be measured on these data.
-
-    Raises:
-      InputError: If the run has seen images that it is to be measured on, and nobody
-        said that this is meant.
-    """
-    own = members[0]
-    records = [member.provenance_on(run.data) for member in members]
-    record, seen = reduce(Provenance.union, records), records[0]
-    if seen.badge() != own.provenance.badge() and not options.allow_tuning_labels:
-        raise InputError(
-            f"{own.name} has learnt from images of {run.data.directory} that it is "
-            f"to be measured on ({seen.badge()}); add --allow_tuning_labels if that is "
-            "meant."
-        )
-    return record
-
-
-def _threshold_of_runs(run: Run, stage: str) -> float:
-    found = _held_out(run, stage)
+def _threshold_of_runs(run: Run) -> float:
+    found = _held_out(run)
     if found:
         return pool(found).threshold
     raise InputError(
         f"{run.workdir.path} has not been trained without each of the domains "
-        f"{', '.join(run.data.domains)} and evaluated at its stage {stage}; run "
-        "hold_out with the same --workdir first."
+        f"{', '.join(run.data.domains)} and evaluated at its stage {run.saved.stage}; "
+        "run hold_out with the same --workdir first."
     )
 
 
 def _estimates(
-    run: Run, saved: Saved, metrics: dict[str, SplitMetrics]
+    run: Run, metrics: Mapping[str, SplitMetrics]
 ) -> DomainShiftEstimate | None:
-    """Returns estimates of F2 on new domains, where the test can tell how good."""
-    held_out = _held_out(run, saved.stage)
+    """Returns estimates of F2 on new domains, if there is a test to compare with."""
+    held_out = _held_out(run)
     if "held_out" in metrics:
         held_out = {run.config.data.held_out_domain: metrics["held_out"]}
     if not held_out or "test" not in metrics:
@@ -341,27 +333,27 @@ def _estimates(
     return estimate(metrics["validation"], held_out, metrics["test"])
 
 
-def _held_out(run: Run, stage: str) -> dict[str, SplitMetrics]:
-    found = run.held_out_figures(stage)
+def _held_out(run: Run) -> dict[str, SplitMetrics]:
+    found = run.held_out_figures(run.saved.stage)
     return {name: SplitMetrics.from_json(record) for name, record in found.items()}
 
 
 def _result(
     run: Run,
-    saved: Saved,
-    metrics: dict[str, SplitMetrics],
+    *,
+    metrics: Mapping[str, SplitMetrics],
     decoder: DecoderInUse,
-    chooser: str,
+    constant: Constant,
     provenance: Provenance,
     variant: Sequence[str],
     members: Sequence[str],
 ) -> EvaluationResult:
-    config, data = run.config, run.data
-    created = datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds")
+    config, data, saved = run.config, run.data, run.saved
+    params, _ = jax.eval_shape(run.plan(saved.stage).init, jax.random.key(0))
     return EvaluationResult(
         stage=saved.stage,
         step=saved.step,
-        created=created,
+        created=datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds"),
         hardware=hardware(),
         seed=config.seed,
         dataset=f"{config.data.dataset} ({data.directory.name})",
@@ -369,12 +361,12 @@ def _result(
         label_hash=data.vocabulary.content_hash(),
         data_hash=data.content_hash,
         short_side_pixels=folder.short_side(data.directory),
-        num_params=_num_params(run, saved),
+        num_params=sum(leaf.size for leaf in jax.tree.leaves(params)),
         provenance=provenance,
         decoder=decoder,
-        constant=_constant(data, list(metrics), chooser),
+        constant=constant,
         splits=metrics,
-        estimates=_estimates(run, saved, metrics),
+        estimates=_estimates(run, metrics),
         variant=variant,
         members=members,
     )
@@ -394,9 +386,3 @@ def _constant(data: Data, splits: Sequence[str], chooser: str) -> Constant:
         names=data.vocabulary.names(label_ids.tolist()),
         f2={s: constant_f2(label_ids, num_classes, *truth[s]) for s in splits},
     )
-
-
-def _num_params(run: Run, saved: Saved) -> int:
-    plan = run.plan(saved.stage)
-    params, _ = jax.eval_shape(plan.init, jax.random.key(0))
-    return sum(leaf.size for leaf in jax.tree.leaves(params))

@@ -1,7 +1,4 @@
-"""Writes what an evaluation leaves in the workdir: figures, decoders, report, answers.
-
-Only the lead process writes.
-"""
+"""Writes the files of an evaluation: figures, decoders, report, submission."""
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -31,13 +28,13 @@ THUMBNAIL_PIXELS = 160
 
 @dataclass(frozen=True, kw_only=True)
 class Measured:
-    """Scores and predictions of the splits, beside their figures.
+    """Scores and predictions of the splits.
 
     Attributes:
       scores: by split, of splits with labels.
       labels: figures of each label by split.
-      submitted: image id -> predicted label ids, of the submission's images that can
-        be used; empty without a test.
+      submitted: image id -> predicted label ids of the submission's images that are
+        not damaged; empty without a test.
     """
 
     scores: Mapping[str, DecoderScores]
@@ -51,25 +48,22 @@ def write(
     decoders: Decoders,
     measured: Measured,
     variants: Sequence[str],
-    saved: Saved,
 ) -> None:
-    """Writes figures, decoders, answers and report into the workdir, and says so.
+    """Writes all files into the workdir and prints the figures; for the lead process.
 
     Args:
       run: opened at the checkpoint.
       evaluation: the result.
-      decoders: fitted.
+      decoders: fitted decoders.
       measured: scores and predictions.
-      variants: in what the result differs from the run's own.
-      saved: the checkpoint.
+      variants: how the evaluation differs from the run's own; part of file names.
     """
-    # Here and not above: matplotlib takes most of a second, and a run that starts to
-    # train need not wait for it.
+    # Imported here: matplotlib takes most of a second, also when training starts.
     from jaxii.report.page import render
 
     workdir, data, metrics = run.workdir, run.data, evaluation.to_json()
     files = {"metrics.json": workdir.result_file("metrics.json", variants)}
-    # Until the manifest is there again, no file of this evaluation is used.
+    # Without the manifest no file of the evaluation is used.
     listed = workdir.result_file(EVALUATION, variants)
     listed.unlink(missing_ok=True)
     decoders_file = workdir.result_file("decoders.npz", variants)
@@ -94,7 +88,7 @@ def write(
         config=run.config.to_dict(),
         stages=rows,
         details=details,
-        recipe=_recipe(run, saved),
+        recipe=_recipe(run),
     )
     write_text(files["report.html"], page)
     others = decoders_file, workdir.config_file, workdir.history_file
@@ -108,7 +102,7 @@ def _say(
     rows: Sequence[Mapping[str, Any]],
     files: Mapping[str, AnyPath],
 ) -> None:
-    """Prints figures, stages and where everything is."""
+    """Prints figures, stages and paths."""
     for line in evaluation.lines():
         say(line)
     for row in rows:
@@ -129,7 +123,7 @@ def _write_submission(
     evaluation: EvaluationResult,
     answers: Mapping[str, np.ndarray],
 ) -> None:
-    """Writes a row for each id of the submission, as `predict --ids` does."""
+    """Writes a row for each id of the submission."""
     image_ids = data.submission_ids or tuple(answers)
     answered = [meant(image_id, answers) for image_id in image_ids]
     constant = evaluation.constant
@@ -149,9 +143,10 @@ def _write_submission(
         )
 
 
-def _recipe(run: Run, saved: Saved) -> dict[str, Any]:
-    """Returns what the configuration came of; an evaluation may have other data."""
-    recipe = run.checkpoints.metadata(saved)["recipe"]
+def _recipe(run: Run) -> dict[str, Any]:
+    """Returns the recipe and flags that the configuration was made from."""
+    recipe = run.checkpoints.metadata(run.saved)["recipe"]
+    # An evaluation may use other data.
     directory = run.workdir.config().data.directory
     if recipe and directory != run.config.data.directory:
         recipe["own"].setdefault("data.directory", directory)
@@ -159,7 +154,6 @@ def _recipe(run: Run, saved: Saved) -> dict[str, Any]:
 
 
 def _details(run: Run, decoders: Decoders, measured: Measured) -> Details:
-    """Returns what the report shows beyond the figures."""
     data, made = run.data, run.label_embedding
     split, scores = list(measured.scores.items())[-1]
     of_split = data.split(split)
@@ -186,7 +180,7 @@ def _details(run: Run, decoders: Decoders, measured: Measured) -> Details:
 
 
 def _stage_rows(
-    plans: Sequence[StagePlan], checkpoints: Checkpoints, origin: str = ""
+    plans: Sequence[StagePlan], checkpoints: Checkpoints, origin: str
 ) -> list[dict[str, Any]]:
     """Returns a row of the report's stage table for each stage that has begun.
 
