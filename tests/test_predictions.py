@@ -166,7 +166,6 @@ FACTS = predictions.Facts(
     source="photos",
     run="step 1",
     provenance=Provenance(),
-    caveats=(),
     constant=("/m/any",),
     constant_names=("Any",),
     decoder="top_k",

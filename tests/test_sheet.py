@@ -21,7 +21,6 @@ FACTS = Facts(
     source="/photos/<b>mine</b>",
     run="step 3 of stage f2 of runs/<i>",
     provenance=Provenance().with_("thresholds", labels=["validation"]),
-    caveats=(),
     constant=("/m/0",),
     constant_names=(ODD[0],),
     decoder="threshold",
@@ -118,9 +117,7 @@ def test_scores_and_the_further_labels_are_there():
 
 def test_a_result_that_is_not_clean_says_so_first():
     record = FACTS.provenance.with_("weights", labels=["tuning"])
-    facts = dataclasses.replace(
-        FACTS, provenance=record, caveats=tuple(record.caveats())
-    )
+    facts = dataclasses.replace(FACTS, provenance=record)
     _, page = page_of(["a.jpg"], [given(0)], facts)
     assert 'class="badge bad"' in page
     assert record.caveats()[0] in page

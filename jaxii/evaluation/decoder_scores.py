@@ -73,6 +73,12 @@ class DecoderScores:
       truth: labels of the split.
       num_summed: number of images in a partial sum of scores, at least 1; fixes the
         rounding of means for any number of processes.
+
+    Attributes, all of the decoder in use:
+      predictions: label ids of each image, the most probable first.
+      f2: F2 of each image; 0 for images not scored.
+      labels: number of scored images for which each label is predicted.
+      hits: number of images for which each label is predicted correctly.
     """
 
     def __init__(
@@ -92,6 +98,8 @@ class DecoderScores:
         self._f2 = {name: np.zeros(len(truth)) for name in names}
         self._labels = {name: np.zeros(num_classes, np.int64) for name in names}
         self._hits = {name: np.zeros(num_classes, np.int64) for name in names}
+        self.f2, self.labels = self._f2[in_use], self._labels[in_use]
+        self.hits = self._hits[in_use]
 
     def add(
         self,
@@ -123,8 +131,8 @@ class DecoderScores:
             return
         # Exact: of an image's scores in all processes, all but one are 0.
         for sums in (self._f2, self._labels, self._hits):
-            for name, own in sums.items():
-                sums[name] = _gather(own).sum(axis=0)
+            for own in sums.values():
+                own[:] = _gather(own).sum(axis=0)
         lengths = _gather(np.array([len(ids) for ids in self.predictions], np.int64))
         own = np.concatenate([np.zeros(0, np.int64), *self.predictions])
         room = max(int(lengths.sum(axis=1).max()), 1)
@@ -153,7 +161,7 @@ class DecoderScores:
 
     def slices(self) -> dict[str, SliceMetrics]:
         """Returns the figures of each slice that has scored images."""
-        truth, f2 = self.truth, self._f2[self._in_use]
+        truth, f2 = self.truth, self.f2
         counts = np.bincount(truth.slice_ids[truth.scored], minlength=len(truth.slices))
         totals, squares = self._by_slice(f2), self._by_slice(f2**2)
         found: dict[str, SliceMetrics] = {}
@@ -183,21 +191,6 @@ class DecoderScores:
             level=bootstrap.LEVEL,
             resamples=bootstrap.RESAMPLES,
         )
-
-    @property
-    def f2(self) -> Float[np.ndarray, " image"]:
-        """F2 of each image by the decoder in use; 0 for images not scored."""
-        return self._f2[self._in_use]
-
-    @property
-    def hits(self) -> Int[np.ndarray, " class"]:
-        """Number of images in which the decoder in use finds each label correctly."""
-        return self._hits[self._in_use]
-
-    @property
-    def labels(self) -> Int[np.ndarray, " class"]:
-        """Number of scored images for which the decoder in use predicts each label."""
-        return self._labels[self._in_use]
 
     def best_and_worst(self) -> tuple[list[int], list[int]]:
         """Returns rows of the scored images; see the function `best_and_worst`."""

@@ -7,7 +7,7 @@ import csv
 import json
 import unicodedata
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from typing import Any, TextIO
 
 import numpy as np
@@ -55,7 +55,6 @@ class Facts:
       source: the images, as the user named them.
       run: the checkpoint, for readers.
       provenance: of the answers.
-      caveats: sentences that a reader needs before trusting the answers.
       constant: codes of the best constant prediction, which a submission gives damaged
         images; see `decoding.constant`.
       constant_names: names of these labels.
@@ -66,13 +65,10 @@ class Facts:
     source: str
     run: str
     provenance: Provenance
-    caveats: Sequence[str]
     constant: Sequence[str]
     constant_names: Sequence[str]
-    decoder: str = ""
-    parameter: Mapping[str, float | int | None] = field(
-        default_factory=dict[str, float | int | None]
-    )
+    decoder: str
+    parameter: Mapping[str, float | int | None]
 
     @property
     def decoder_words(self) -> str:

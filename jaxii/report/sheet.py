@@ -69,7 +69,7 @@ class Sheet:
         return template.render(
             run=visible(facts.run),
             provenance=facts.provenance,
-            caveats=[visible(caveat) for caveat in facts.caveats],
+            caveats=[visible(caveat) for caveat in facts.provenance.caveats()],
             decoder=facts.decoder_words,
             constant_names=[visible(name) for name in facts.constant_names],
             title=visible(facts.source.rstrip("/").rpartition("/")[2]) or "/",

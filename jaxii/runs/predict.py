@@ -3,7 +3,7 @@
 import os
 from collections.abc import Iterable, Iterator, Sequence
 from contextlib import ExitStack
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -139,14 +139,22 @@ def predict(
             run.config, found, metrics.get("short_side_pixels")
         )
         models = [member.model() for member in members]
-        facts = _facts(files, members, metrics, options)
-    decoders = _decoders(workdir, averaged)
-    decoder = decoder or metrics["decoder"]["name"]
-    has_head = EMBEDDING_HEAD in models[0].params and len(models) == 1
-    decoders.check(decoder, decoders.names(has_head=has_head))
-    facts = replace(facts, decoder=decoder, parameter=decoders.parameter(decoder))
+        decoders = _decoders(workdir, averaged)
+        decoder = decoder or metrics["decoder"]["name"]
+        has_head = EMBEDDING_HEAD in models[0].params and len(models) == 1
+        decoders.check(decoder, decoders.names(has_head=has_head))
+        record = Provenance.from_json(metrics["provenance"]).union(run.provenance)
+        facts = Facts(
+            source=found.source,
+            run="; ".join(member.name for member in members),
+            provenance=options.provenance(record, [IMAGES], [IMAGES]),
+            constant=metrics["constant"]["labels"],
+            constant_names=metrics["constant"]["names"],
+            decoder=decoder,
+            parameter=decoders.parameter(decoder),
+        )
     request.check_places()
-    for caveat in facts.caveats:
+    for caveat in facts.provenance.caveats():
         say(f"CAVEAT     {caveat}")
 
     def target():
@@ -242,23 +250,3 @@ def _decoders(workdir: Workdir, averaged: list[str]) -> decoding.Decoders:
     made = workdir.embedding_file
     vectors = label_embedding.load(made).vectors if made.exists() else None
     return decoding.load(workdir.result_file("decoders.npz", averaged), vectors)
-
-
-def _facts(
-    files: ImageFiles,
-    members: Sequence[Run],
-    metrics: dict[str, Any],
-    options: InferenceOptions,
-) -> Facts:
-    """Returns what is said of all answers; the decoder is yet to be named."""
-    own = members[0]
-    record = Provenance.from_json(metrics["provenance"]).union(own.provenance)
-    record = options.provenance(record, [IMAGES], [IMAGES])
-    return Facts(
-        source=files.listing.source,
-        run="; ".join(member.name for member in members),
-        provenance=record,
-        caveats=tuple(record.caveats()),
-        constant=metrics["constant"]["labels"],
-        constant_names=metrics["constant"]["names"],
-    )
