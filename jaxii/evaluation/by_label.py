@@ -38,11 +38,9 @@ class LabelTable:
     """Figures of each label.
 
     Attributes:
-      vocabulary: the labels.
       train_images: number of training images with the label; machine labels count by
         confidence.
       thresholds: of the decoder `per_class`.
-      splits: split name -> figures.
     """
 
     vocabulary: Vocabulary

@@ -91,9 +91,7 @@ def make_gallery(
     """Returns the best and worst images of a split.
 
     Args:
-      split: name of the split.
       scores: scores of the split, all processes added.
-      vocabulary: the labels.
       image_ids: one per row.
       thumbnail: returns a small JPEG of a row; ValueError if it cannot be decoded.
     """

@@ -59,9 +59,7 @@ def estimate(
     Each estimate is compared with the test's F2 at the threshold of the estimate.
 
     Args:
-      validation: figures of the validation split.
       held_out: see `pool`.
-      test: figures of the test split.
     """
     pooled, threshold = pool(held_out), validation.best_threshold
     return DomainShiftEstimate(

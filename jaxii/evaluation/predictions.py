@@ -54,11 +54,9 @@ class Facts:
     Attributes:
       source: the images, as the user named them.
       run: the checkpoint, for readers.
-      provenance: of the answers.
       constant: codes of the best constant prediction, which a submission gives damaged
         images; see `decoding.constant`.
       constant_names: names of these labels.
-      decoder: the decoder that chooses the labels.
       parameter: its parameter by name; empty if it has none.
     """
 
@@ -95,10 +93,7 @@ def answer(
     Args:
       predict: returns probabilities and embedding of images.
       batches: from `eval_batches(..., mask_damaged=True)`.
-      num_rows: total number of images.
-      decode: the decoder.
       fault: returns why the image of a masked row is damaged.
-      mesh: the devices.
       on_progress: called with (images done, `num_rows`, "predict").
     """
     done = 0
@@ -141,10 +136,7 @@ def write_submission(
     """Writes `image_id,labels` and, beside it, the provenance, atomically.
 
     Args:
-      path: the CSV file.
-      image_ids: one per image.
       labels: label ids of each image, at least one.
-      vocabulary: the labels.
       provenance: JSON for `<path>.provenance.json`.
 
     Raises:
@@ -180,11 +172,8 @@ def write_json_lines(
     from `SCORE_FLOOR` on). A damaged image has `error`, and no labels or scores.
 
     Args:
-      path: the file.
-      image_ids: one per image.
       names: names of the files.
       answers: one per image, in the same order.
-      vocabulary: the labels.
       facts: decoder and provenance of the answers.
 
     Raises:

@@ -89,9 +89,7 @@ def shift_of(
     Memory: a histogram of class x bin.
 
     Args:
-      predict: uncorrected prediction.
       batches: `images` and `mask` of the target.
-      mesh: the devices.
       calibration: of the probabilities.
       home: frequency of each label where the calibration was fitted.
     """

@@ -60,9 +60,7 @@ class Provenance:
     Args:
         weights: data that trained the parameters and the batch statistics.
         model_selection: data that chose the checkpoint or ended a stage.
-        calibration: data that calibrated the probabilities.
         thresholds: data that chose the threshold, or the number of labels kept.
-        label_embedding: data that the label embedding was computed from.
         pretrained: the files of the first weights, each with its SHA-256; empty for
             random weights.
         label_hash: content hash of the vocabulary; empty if unknown.

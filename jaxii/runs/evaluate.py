@@ -192,7 +192,6 @@ class _Scoring:
         """Returns the figures of each split with labels, and the predictions.
 
         Args:
-          splits: names.
           chooser: the split that the decoders were fitted on.
           chosen_sums: sums of `chooser`.
         """
@@ -220,7 +219,14 @@ class _Scoring:
                     in_use=self.in_use,
                     threshold=self.decoders.choice.threshold,
                 )
-                scored[split], labels[split] = scores, _by_label(sums, scores)
+                label_ids = scores.truth.label_ids
+                labels[split] = split_figures(
+                    np.asarray(sums.sums.histogram),
+                    hits=scores.hits,
+                    predicted=scores.labels,
+                    support=np.bincount(label_ids, minlength=len(scores.hits)),
+                )
+                scored[split] = scores
         if submitted:
             submitted |= self._predict_tuning()
         measured = Measured(scores=scored, labels=labels, submitted=submitted)
@@ -263,15 +269,6 @@ class _Scoring:
         )
 
 
-def _by_label(sums: Accumulators, scores: DecoderScores) -> SplitFigures:
-    return split_figures(
-        np.asarray(sums.sums.histogram),
-        hits=scores.hits,
-        predicted=scores.labels,
-        support=np.bincount(scores.truth.label_ids, minlength=len(scores.hits)),
-    )
-
-
 def _provenance(
     run: Run,
     members: Sequence[Run],
@@ -285,8 +282,6 @@ def _provenance(
     Args:
       run: opened at the checkpoint.
       members: the run and those it is averaged with.
-      options: changes to the models.
-      splits: the splits that are measured.
       tune_on: the split that chooses the threshold.
       chooser: the split that chooses all other parameters of the decoders.
 

@@ -12,6 +12,7 @@ from jaxii.data.prepared import Data
 from jaxii.data.transforms import thumbnail
 from jaxii.decoding.decoders import Decoders
 from jaxii.evaluation import by_label, predictions
+from jaxii.evaluation.by_label import LabelTable, SplitFigures
 from jaxii.evaluation.decoder_scores import DecoderScores
 from jaxii.evaluation.details import Details, label_map, make_gallery
 from jaxii.evaluation.result import EVALUATION, EvaluationResult, write_evaluation
@@ -38,7 +39,7 @@ class Measured:
     """
 
     scores: Mapping[str, DecoderScores]
-    labels: Mapping[str, by_label.SplitFigures]
+    labels: Mapping[str, SplitFigures]
     submitted: Mapping[str, np.ndarray]
 
 
@@ -52,10 +53,6 @@ def write(
     """Writes all files into the workdir and prints the figures; for the lead process.
 
     Args:
-      run: opened at the checkpoint.
-      evaluation: the result.
-      decoders: fitted decoders.
-      measured: scores and predictions.
       variants: how the evaluation differs from the run's own; part of file names.
     """
     # Imported here: matplotlib takes most of a second, also when training starts.
@@ -71,10 +68,14 @@ def write(
     if measured.submitted:
         path = files["submission.csv"] = workdir.result_file("submission.csv", variants)
         _write_submission(path, data, evaluation, measured.submitted)
-    details = _details(run, decoders, measured)
-    if details.labels is not None:
-        files[by_label.FILE] = workdir.result_file(by_label.FILE, variants)
-        details.labels.save(files[by_label.FILE])
+    labels = LabelTable(
+        vocabulary=data.vocabulary,
+        train_images=data.train_rows.class_counts(len(data.vocabulary)),
+        thresholds=decoders.class_thresholds.astype(np.float64),
+        splits=measured.labels,
+    )
+    files[by_label.FILE] = workdir.result_file(by_label.FILE, variants)
+    labels.save(files[by_label.FILE])
     write_json(files["metrics.json"], metrics)
     origin = run.config.start_from or run.config.model.pretrained
     rows = _stage_rows(run.plans, run.checkpoints, origin)
@@ -87,7 +88,7 @@ def write(
         history=[] if run.history_fault else read_history(workdir.history_file),
         config=run.config.to_dict(),
         stages=rows,
-        details=details,
+        details=_details(run, labels, measured),
         recipe=_recipe(run),
     )
     write_text(files["report.html"], page)
@@ -153,7 +154,7 @@ def _recipe(run: Run) -> dict[str, Any]:
     return recipe
 
 
-def _details(run: Run, decoders: Decoders, measured: Measured) -> Details:
+def _details(run: Run, labels: LabelTable, measured: Measured) -> Details:
     data, made = run.data, run.label_embedding
     split, scores = list(measured.scores.items())[-1]
     of_split = data.split(split)
@@ -161,21 +162,17 @@ def _details(run: Run, decoders: Decoders, measured: Measured) -> Details:
     def small(row: int) -> bytes:
         return thumbnail(of_split.source[row]["image"], THUMBNAIL_PIXELS)
 
+    gallery = make_gallery(
+        split,
+        scores,
+        vocabulary=data.vocabulary,
+        image_ids=of_split.index.image_ids,
+        thumbnail=small,
+    )
     return Details(
-        labels=by_label.LabelTable(
-            vocabulary=data.vocabulary,
-            train_images=data.train_rows.class_counts(len(data.vocabulary)),
-            thresholds=decoders.class_thresholds.astype(np.float64),
-            splits=measured.labels,
-        ),
+        labels=labels,
         label_map=None if made is None else label_map(made.vectors),
-        gallery=make_gallery(
-            split,
-            scores,
-            vocabulary=data.vocabulary,
-            image_ids=of_split.index.image_ids,
-            thumbnail=small,
-        ),
+        gallery=gallery,
     )
 
 
@@ -185,8 +182,6 @@ def _stage_rows(
     """Returns a row of the report's stage table for each stage that has begun.
 
     Args:
-      plans: the stages in order.
-      checkpoints: of the run.
       origin: the run or file that the first stage starts from; "" for none.
     """
     found = checkpoints.saved()
