@@ -85,16 +85,7 @@ def measure(
     provenance = _provenance(run, members, options, splits, tune_on, chooser)
     for caveat in provenance.caveats():
         say(f"CAVEAT     {caveat}")
-    plan = run.plan(run.saved.stage)
-    # The network of the plan: the prediction may have been compiled for it already.
-    own = run.model(plan.settings.apply)
-    passes = _Passes(
-        run=run,
-        models=[own, *(other.model() for other in members[1:])],
-        options=options,
-        chooser=chooser,
-        evaluator=run.evaluator(),
-    )
+    passes = _passes(run, members, options, chooser)
     sums = passes.sums(chooser)
     choice = choose(sums)
     if by_runs:
@@ -102,8 +93,8 @@ def measure(
     made = run.label_embedding
     vectors = None if made is None else made.vectors
     decoders = fit_decoders(sums, choice, label_embeddings=vectors)
-    has_head = plan.stage.embedding_head and len(members) == 1
-    names = decoders.names(has_head=has_head)
+    has_head = run.plan(run.saved.stage).stage.embedding_head
+    names = decoders.names(has_head=has_head and len(members) == 1)
     decoders.check(decoder, names)
     scoring = _Scoring(run, passes, decoders, names, decoder)
     metrics, measured = scoring.score(splits, chooser, sums)
@@ -174,6 +165,20 @@ class _Passes:
         # On the split that calibrated, labels occur as often as the decoders expect.
         home = decoders if target != self.chooser else None
         return options.make_predict(self.models, self.run.mesh, images, home)
+
+
+def _passes(
+    run: Run, members: Sequence[Run], options: InferenceOptions, chooser: str
+) -> _Passes:
+    # The network of the plan: the prediction may have been compiled for it already.
+    own = run.model(run.plan(run.saved.stage).settings.apply)
+    return _Passes(
+        run=run,
+        models=[own, *(other.model() for other in members[1:])],
+        options=options,
+        chooser=chooser,
+        evaluator=run.evaluator(),
+    )
 
 
 @dataclass(frozen=True)
