@@ -1,7 +1,7 @@
 """`predict`: the labels of images on disk, with nothing but a workdir."""
 
 import os
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -143,16 +143,8 @@ def predict(
         decoder = decoder or metrics["decoder"]["name"]
         has_head = EMBEDDING_HEAD in models[0].params and len(models) == 1
         decoders.check(decoder, decoders.names(has_head=has_head))
-        record = Provenance.from_json(metrics["provenance"]).union(run.provenance)
-        facts = Facts(
-            source=found.source,
-            run="; ".join(member.name for member in members),
-            provenance=options.provenance(record, [IMAGES], [IMAGES]),
-            constant=metrics["constant"]["labels"],
-            constant_names=metrics["constant"]["names"],
-            decoder=decoder,
-            parameter=decoders.parameter(decoder),
-        )
+        parameter = decoders.parameter(decoder)
+        facts = _facts(found.source, members, metrics, options, decoder, parameter)
     request.check_places()
     for caveat in facts.provenance.caveats():
         say(f"CAVEAT     {caveat}")
@@ -250,3 +242,24 @@ def _decoders(workdir: Workdir, averaged: list[str]) -> decoding.Decoders:
     made = workdir.embedding_file
     vectors = label_embedding.load(made).vectors if made.exists() else None
     return decoding.load(workdir.result_file("decoders.npz", averaged), vectors)
+
+
+def _facts(
+    source: str,
+    members: Sequence[Run],
+    metrics: dict[str, Any],
+    options: InferenceOptions,
+    decoder: str,
+    parameter: Mapping[str, float | int | None],
+) -> Facts:
+    own = members[0]
+    record = Provenance.from_json(metrics["provenance"]).union(own.provenance)
+    return Facts(
+        source=source,
+        run="; ".join(member.name for member in members),
+        provenance=options.provenance(record, [IMAGES], [IMAGES]),
+        constant=metrics["constant"]["labels"],
+        constant_names=metrics["constant"]["names"],
+        decoder=decoder,
+        parameter=parameter,
+    )
