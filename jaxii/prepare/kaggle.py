@@ -24,11 +24,10 @@ from jaxii.prepare.tally import Counts, Tally, few
 from jaxii.storage import AnyPath, at
 
 TEST_IMAGES = "stage_1_test_images"
-HUMAN_LABELS = "train_human_labels.csv"
 # The field of `Layout` that holds each file, and the name it is found by.
 FILES = {
     "classes": "classes-trainable.csv",
-    "human_labels": HUMAN_LABELS,
+    "human_labels": "train_human_labels.csv",
     "machine_labels": "train_machine_labels.csv",
     "bounding_boxes": "train_bounding_boxes.csv",
     "descriptions": "class-descriptions.csv",
@@ -93,9 +92,8 @@ class Layout:
         """
         root = at(directory)
         if not root.is_dir():
-            raise InputError(
-                f"{root} is not a folder; give the one with {HUMAN_LABELS} in it"
-            )
+            file = FILES["human_labels"]
+            raise InputError(f"{root} is not a folder; give the one with {file} in it")
         folders = [path for path in sorted(root.iterdir()) if path.is_dir()]
         found: dict[str, object] = {
             "train_images": tuple(p for p in folders if p.name.startswith("train")),
@@ -248,10 +246,7 @@ def _train_labels(
             continue
         entries, tally = label_files.read_labels(path, codes, ids)
         if source == HUMAN and not tally.read:
-            raise InputError(
-                f"{path} has no label row, only a header; give one row a label of an "
-                "image"
-            )
+            raise InputError(f"{path} has no label row, only a header; add one")
         parts.append((entries, source))
         tallies.append(tally)
     return parts, tallies
@@ -359,10 +354,8 @@ def _test_names(
         rows, num_suffixed = image_ids.find_rows(given, ids)
         names = _meant(given, rows, ids)
         answered = given.str.strip_chars().unique(maintain_order=True).to_list()
-        repeated = {"repeated": len(given) - len(names)}
-        tally = Tally(
-            layout.sample_submission.name, "rows", len(given), len(names), repeated
-        )
+        file, repeated = layout.sample_submission.name, len(given) - len(names)
+        tally = Tally(file, "rows", len(given), len(names), {"repeated": repeated})
         tallies.append(tally.with_note(image_ids.SUFFIX_NOTE, num_suffixed))
     names = [name for name in names if name not in tuning]
     return names, labels, answered or sorted(names)
@@ -380,14 +373,8 @@ def _evaluation(
     missing = sorted(i for i in names if i not in position)
     table = _image_table(images, metadata, [(labels, HUMAN)] if labels else [])
     reason = "listed but missing"
-    tally = Tally(
-        split,
-        "images",
-        read=len(names),
-        kept=len(rows),
-        dropped={reason: len(missing)},
-        examples={reason: few(missing)},
-    )
+    dropped, examples = {reason: len(missing)}, {reason: few(missing)}
+    tally = Tally(split, "images", len(names), len(rows), dropped, examples)
     if split == "test":
         tally = _with_file_notes(tally, images)
     return Draft(_plan(split, rows, images, table), tally)

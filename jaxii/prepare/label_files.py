@@ -165,11 +165,7 @@ def read_image_labels(
 
 
 def read_rows(path: AnyPath, *, header: bool) -> pl.DataFrame:
-    """Reads the columns image_id,labels as text.
-
-    Args:
-      path: The CSV file.
-      header: As in `read_image_labels`.
+    """Reads the columns image_id,labels as text; see `read_image_labels`.
 
     Raises:
       InputError: If the file has no such columns.
@@ -235,9 +231,8 @@ def read_metadata(path: AnyPath, image_ids: pl.Series) -> tuple[pl.DataFrame, Ta
             f"{path} names no image ({tally.line()}); give ids as the image files are "
             "named, without folder and suffix"
         )
-    aligned = numbered(image_ids).join(
-        once, on="row", how="left", maintain_order="left"
-    )
+    images = numbered(image_ids)
+    aligned = images.join(once, on="row", how="left", maintain_order="left")
     return aligned.select(METADATA), tally
 
 
@@ -409,17 +404,10 @@ def read_validation(
     rows, num_suffixed = find_rows(listed, ids)
     absent = listed.filter(rows.is_null()).to_list()
     found = rows.drop_nulls().unique().to_numpy()
-    tally = Tally(
-        path.name,
-        "images",
-        read=len(listed),
-        kept=len(found),
-        dropped={
-            "listed but missing": len(absent),
-            "repeated": len(listed) - len(absent) - len(found),
-        },
-        examples={"listed but missing": few(absent)},
-    )
+    repeated = len(listed) - len(absent) - len(found)
+    dropped = {"listed but missing": len(absent), "repeated": repeated}
+    examples = {"listed but missing": few(absent)}
+    tally = Tally(path.name, "images", len(listed), len(found), dropped, examples)
     if not tally.kept:
         raise InputError(
             f"{path} lists no training image ({tally.line()}); give ids as the label "

@@ -320,11 +320,8 @@ def _labels(
         label for i in taught for label, c in entries[i].items() if c >= 0.5
     )
     everywhere = {label for i in used for label in entries[i]}
-    notes.left_out(
-        "labels",
-        sorted(everywhere - counts.keys()),
-        " without a training image",
-    )
+    untaught = sorted(everywhere - counts.keys())
+    notes.left_out("labels", untaught, " without a training image")
     rare = sorted(label for label, n in counts.items() if n < min_images)
     notes.left_out("labels", rare, f" with fewer than {min_images} training images")
     labels = sorted(counts.keys() - set(rare))

@@ -69,9 +69,9 @@ def of_file(
     """Reads the rows of a label file.
 
     Args:
-      path: The file; see `table.read_table`.
+      path: See `table.read_table`.
       files: Sorted paths of the images.
-      root: Their folder.
+      root: The folder of the images.
       notes: Collects what was assumed and left out.
       path_column: See `columns.find`.
       label_column: See `columns.find`.
@@ -87,9 +87,8 @@ def of_file(
     )
     below = [os.path.relpath(file, root) for file in files]
     _note_missing(table[found.path].to_list(), match, below, notes)
-    is_there = pl.Series([number != NOWHERE for number in match.rows])
-    table = table.filter(is_there)
     numbers = [number for number in match.rows if number != NOWHERE]
+    table = table.filter(pl.Series(match.rows) != NOWHERE)
     if found.one_hot:
         labels = _one_hot(table, found.labels)
         notes.assumed("0 means absent, like a label that is not listed")
@@ -115,12 +114,7 @@ def of_file(
 
 
 def of_folders(files: Sequence[str], root: Path, notes: Notes) -> LabelRows:
-    """Takes the folder of each image as its label.
-
-    Args:
-      files: Sorted paths of the images.
-      root: Their folder. Images directly in it have no label.
-      notes: Collects what was assumed.
+    """Takes the folder of each image as its label; images in `root` have none.
 
     Raises:
       InputError: If there is no subfolder.
@@ -139,9 +133,8 @@ def of_folders(files: Sequence[str], root: Path, notes: Notes) -> LabelRows:
     )
     extra = {}
     if has_splits:
-        extra["split"] = [
-            SPLITS[part[0].lower()] if part else "train" for part in parts
-        ]
+        names = [part[0].lower() if part else "train" for part in parts]
+        extra["split"] = [SPLITS[name] for name in names]
         parts = [part[1:] for part in parts]
     labels = [list(part[:1]) for part in parts]
     return LabelRows(range(len(files)), labels, [1.0] * len(files), extra)
@@ -224,7 +217,7 @@ def labels_of(
     """Returns the labels of each cell, as written.
 
     Args:
-      cells: Texts.
+      cells: One per row.
       row_a_label: Whether images have several rows with different labels.
       separator: One of `CHOICES`; "" detects it.
       notes: Collects which separator is used and why.
