@@ -380,7 +380,7 @@ def read_validation(
 ) -> tuple[Bool[np.ndarray, " image"], Tally]:
     """Reads which training images form the validation split.
 
-    Groups are never divided: if one image of a group is listed, all of it is taken.
+    Groups are never divided: if one image is listed, its whole group is taken.
 
     Args:
       path: CSV with the column image_id; `image_ids` defines what an id means.

@@ -208,7 +208,7 @@ class Matcher:
                 self._by_path,
                 partial(_without, number),
             )
-        rule = "by the name of the file alone, whatever folder they name"
+        rule = "by the name of the file alone, without folders"
         yield rule, self._by_name, lambda path: path.rpartition("/")[2]
 
     def _number(self, found: list[int], cell: str, *, exact: bool) -> int:

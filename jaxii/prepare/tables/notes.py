@@ -25,7 +25,7 @@ class Notes:
             self._add("left out", f"{len(items):,} {what}{why}: {shown(items)}")
 
     def check(self, text: str) -> None:
-        """Notes a possible mistake in the data, which is used as it is."""
+        """Notes a possible mistake in the data, which is not changed."""
         self._add("check", text)
 
     def _add(self, kind: str, text: str) -> None:

@@ -1,6 +1,6 @@
 """Rows of labels, read from a label file or from folders named after labels.
 
-Whether "red fox" is one label or two cannot be told from one cell. Over all cells, they
+One cell does not show whether "red fox" is one label or two. All cells together
 are lists if nearly every part occurs in at least two different cells, if splitting
 leaves at most half as many labels as there are different cells, or if most images have
 a cell of their own, which no network could learn. --label_separator overrides the rule.
