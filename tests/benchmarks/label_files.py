@@ -135,7 +135,8 @@ def work(root: Path) -> dict:
     drafted = time.perf_counter() - begin[0]
     index = columns(drafts[0].plan.table, ("all",))
     split = dataset.Split("train", index, Nowhere())
-    opened = dataset.Dataset(root, codes.vocabulary, ("all",), {"train": split})
+    splits = {"train": split}
+    opened = dataset.Dataset(root, codes.vocabulary, ("all",), splits, "")
     splits = opened.carve(VALIDATION_FRACTION)
     return {
         "lines": [t.line() for t in (*tallies, *(draft.tally for draft in drafts))],
