@@ -318,7 +318,7 @@ def _prepare(seed: int) -> int:
 def _train_half(seed: int) -> int:
     from jaxii.distributed import processes
 
-    processes.wanted_back = lambda: lambda step: step >= STOPPED_AFTER_STEP
+    processes.preemption_notice = lambda: lambda step: step >= STOPPED_AFTER_STEP
     words = [word for word in TRAIN if word != WORKDIR]
     return forked.command(*words, f"--workdir={STOPPED}", f"--config.seed={seed}")()
 

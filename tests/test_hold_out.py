@@ -77,8 +77,8 @@ def done(data, tmp_path_factory):
     workdir = Workdir(tmp_path_factory.mktemp("runs") / "all")
     config = make_config(data)
     with pytest.raises(Preempted):
-        hold_out(workdir, config=config, data_dir="", wanted_back=lambda step: True)
-    hold_out(workdir, config=None, data_dir="", wanted_back=never)
+        hold_out(workdir, config=config, data_dir="", should_stop=lambda step: True)
+    hold_out(workdir, config=None, data_dir="", should_stop=never)
     train(config, workdir, never)
     return workdir
 
@@ -120,7 +120,7 @@ def test_the_held_out_f2_is_followed_beside_validations(done):
 def test_what_is_done_is_not_trained_again(done, capfd):
     files = (done.path / "held_out").glob("*/metrics.json")
     before = {p: p.stat().st_mtime_ns for p in files}
-    hold_out(done, config=None, data_dir="", wanted_back=never)
+    hold_out(done, config=None, data_dir="", should_stop=never)
     text = capfd.readouterr().out
     assert "asia (1 of 2)" in text
     assert text.count("done before") == 2
@@ -128,7 +128,7 @@ def test_what_is_done_is_not_trained_again(done, capfd):
 
 
 def test_the_table_has_a_row_a_domain_and_the_pooled_threshold(done, capfd):
-    hold_out(done, config=None, data_dir="", wanted_back=never)
+    hold_out(done, config=None, data_dir="", should_stop=never)
     rows = capfd.readouterr().out.splitlines()[-5:]
     assert [row.split()[0] for row in rows[:4]] == ["held", *DOMAINS, "mean"]
     held_out = [metrics(done.held_out(d))["splits"]["held_out"] for d in DOMAINS]
@@ -186,7 +186,7 @@ def test_runs_of_another_configuration_say_nothing_about_a_run(done, tmp_path):
     with pytest.raises(InputError, match=r"asia has another .*\(seed: 0 -> 3\)"):
         evaluate(copy, data_dir="", stage="", tune_on="")
     with pytest.raises(InputError, match=r"another configuration \(seed: 3 -> 0\)"):
-        hold_out(copy, config=None, data_dir="", wanted_back=never)
+        hold_out(copy, config=None, data_dir="", should_stop=never)
 
 
 def test_figures_of_another_moment_are_made_again(done, tmp_path, monkeypatch):
@@ -198,7 +198,7 @@ def test_figures_of_another_moment_are_made_again(done, tmp_path, monkeypatch):
     monkeypatch.setattr(
         "jaxii.runs.hold_out.train", lambda config, run, _: trained.append(run)
     )
-    hold_out(copy, config=None, data_dir="", wanted_back=never)
+    hold_out(copy, config=None, data_dir="", should_stop=never)
     assert trained == [copy.held_out("asia")]
 
 
@@ -207,7 +207,7 @@ def test_a_configuration_that_holds_a_domain_out_cannot_hold_out_in_turn(
 ):
     config = make_config(data, held_out_domain="asia")
     with pytest.raises(InputError, match=r"held_out_domain='asia'.* leave it empty"):
-        hold_out(Workdir(tmp_path), config=config, data_dir="", wanted_back=never)
+        hold_out(Workdir(tmp_path), config=config, data_dir="", should_stop=never)
 
 
 def test_data_of_one_domain_says_how_to_give_domains(tmp_path):
@@ -216,7 +216,7 @@ def test_data_of_one_domain_says_how_to_give_domains(tmp_path):
     config = make_config(tmp_path / "data")
     workdir = Workdir(tmp_path / "run")
     with pytest.raises(InputError, match=r"domain 'all'.*--train_metadata.* domain"):
-        hold_out(workdir, config=config, data_dir="", wanted_back=never)
+        hold_out(workdir, config=config, data_dir="", should_stop=never)
     assert not workdir.path.exists()
 
 

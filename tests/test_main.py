@@ -73,7 +73,7 @@ def listing(folder):
 def run(monkeypatch, capfd):
     """Runs `jaxii WORDS` in this process; returns code, stdout and stderr."""
     monkeypatch.chdir(ROOT)
-    monkeypatch.setattr(processes, "wanted_back", lambda: lambda step: False)
+    monkeypatch.setattr(processes, "preemption_notice", lambda: lambda step: False)
     monkeypatch.setenv("JAX_COMPILATION_CACHE_DIR", "")
 
     def run(*words):

@@ -85,7 +85,7 @@ class Runs:
             contextlib.redirect_stderr(printed),
         ):
             patch.setattr(sys, "argv", argv)
-            patch.setattr(processes, "wanted_back", lambda: lambda step: False)
+            patch.setattr(processes, "preemption_notice", lambda: lambda step: False)
             found = main.main(argv)
         assert found == code, printed.getvalue()
         return printed.getvalue()

@@ -1,11 +1,11 @@
-"""The roll call over loopback: who is missing has a name, everywhere."""
+"""The rendezvous over loopback: every process names the missing ones."""
 
 import socket
 import threading
 import time
 from concurrent.futures import ThreadPoolExecutor
 
-from jaxii.distributed.rendezvous import Lost, hold
+from jaxii.distributed.rendezvous import ProcessLost, wait_for_processes
 from jaxii.errors import InputError
 
 
@@ -26,14 +26,14 @@ def connected(port):
 
 
 def attend(indices, count, *, programs=None, seconds=1.0, port=None):
-    """Calls the roll among some of the processes; returns what each was told."""
+    """Holds a rendezvous of some processes; returns the error of each."""
     address = f"127.0.0.1:{port or free_port()}"
 
     def one(index):
         program = (programs or {}).get(index, "same")
         try:
-            hold(address, index, count, program, seconds)
-        except (Lost, InputError) as error:
+            wait_for_processes(address, index, count, program, seconds)
+        except (ProcessLost, InputError) as error:
             return error
         return None
 
@@ -48,7 +48,7 @@ def test_all_who_are_there_go_on():
 def test_everyone_learns_who_is_missing():
     told = attend([0, 1, 3], 5)
     for error in told.values():
-        assert isinstance(error, Lost)
+        assert isinstance(error, ProcessLost)
         assert "processes 2, 4 of 5 did not come within 1 s" in str(error)
 
 

@@ -76,6 +76,6 @@ def run(flags: Flags) -> None:
         num_epochs=flags.num_epochs or 0.0,
         peak_lr=flags.peak_lr or 0.0,
         data_dir=flags.data_dir,
-        wanted_back=processes.wanted_back(),
+        should_stop=processes.preemption_notice(),
         verify=flags.verify,
     )

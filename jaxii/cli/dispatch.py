@@ -106,12 +106,13 @@ def main(argv: list[str]) -> int:
 def _failure(error: Exception, place: ProcessInfo | None) -> tuple[int, str]:
     """Returns code and message of a run that ended early; raises what is a bug."""
     from jaxii.distributed import processes
+    from jaxii.distributed.rendezvous import ProcessLost
     from jaxii.train.checkpoint import FailedSave
     from jaxii.train.trainer import Diverged, Preempted
 
     if isinstance(error, Preempted):
         return PREEMPTED, f"{error}; the same command goes on."
-    if isinstance(error, Diverged | FailedSave | CheckFailed | processes.Lost):
+    if isinstance(error, Diverged | FailedSave | CheckFailed | ProcessLost):
         return FAILED, str(error)
     if place is None:
         raise error

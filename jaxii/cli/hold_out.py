@@ -44,6 +44,6 @@ def run(flags: Flags) -> None:
         Workdir(workdir),
         config=config,
         data_dir=flags.data_dir,
-        wanted_back=processes.wanted_back(),
+        should_stop=processes.preemption_notice(),
         verify=flags.verify,
     )

@@ -75,7 +75,7 @@ def run(flags: Flags) -> None:
     train(
         config,
         Workdir(workdir),
-        processes.wanted_back(),
+        processes.preemption_notice(),
         allow_tuning_labels=flags.allow_tuning_labels,
         change_batch_size=flags.change_batch_size,
         profile_steps=steps,

@@ -1,8 +1,4 @@
-"""Cluster detection: which process of a run this one is, by flags or environment.
-
-Reads environment variables (Slurm, TPU slices on Kubernetes) and, on a Cloud TPU VM,
-its metadata server. Does not import JAX.
-"""
+"""Cluster detection by flags, environment variables or a Cloud TPU's metadata."""
 
 import os
 import re
@@ -14,7 +10,7 @@ from pathlib import Path
 
 from jaxii.errors import InputError
 
-# Where process 0 listens when the cluster says no port: JAX's own choice on TPUs.
+# Port of process 0 where the cluster names none; JAX uses the same on TPUs.
 PORT = 8476
 METADATA = "http://{}/computeMetadata/v1/instance/attributes/{}"
 METADATA_SECONDS = 10.0
@@ -70,7 +66,7 @@ def from_flags(coordinator: str, count: int, index: int) -> ProcessInfo | None:
 
 
 def detected(env: Mapping[str, str] = os.environ) -> ProcessInfo | None:
-    """Returns this process as the cluster names it; None outside of a cluster."""
+    """Detects this process of a cluster; None outside of one."""
     for detect in _CLUSTERS:
         process = detect(env)
         if process is not None and process.count > 1:
@@ -79,7 +75,7 @@ def detected(env: Mapping[str, str] = os.environ) -> ProcessInfo | None:
 
 
 def _slurm(env: Mapping[str, str]) -> ProcessInfo | None:
-    """A step of Slurm: `srun`, one task a node."""
+    """Detects a step of Slurm: `srun` with one task per node."""
     if "SLURM_STEP_NODELIST" not in env or "SLURM_PROCID" not in env:
         return None
     # Two jobs may share a node; one job runs one step at a time.
@@ -101,7 +97,7 @@ def first_host(nodelist: str) -> str:
 
 
 def _gke_tpu(env: Mapping[str, str]) -> ProcessInfo | None:
-    """A TPU slice, or several, on Kubernetes."""
+    """Detects one or several TPU slices on Kubernetes."""
     if not env.get("TPU_WORKER_HOSTNAMES"):
         return None
     hosts = env["TPU_WORKER_HOSTNAMES"].split(",")
@@ -109,7 +105,7 @@ def _gke_tpu(env: Mapping[str, str]) -> ProcessInfo | None:
 
 
 def _cloud_tpu(env: Mapping[str, str]) -> ProcessInfo | None:
-    """A Cloud TPU VM; its metadata server knows the others."""
+    """Detects a Cloud TPU VM by its metadata server."""
     devices = (*Path("/dev").glob("accel*"), *Path("/dev").glob("vfio/[0-9]*"))
     if not (devices or env.get("GCE_METADATA_IP")) or env.get("TPU_SKIP_MDS_QUERY"):
         return None
@@ -117,7 +113,7 @@ def _cloud_tpu(env: Mapping[str, str]) -> ProcessInfo | None:
     workers = _metadata(env, "worker-network-endpoints")
     if index is None or workers is None:
         return None
-    # Either names, or name:id:address of each.
+    # Each entry is a name, or name:id:address.
     hosts = [worker.split(":")[-1] for worker in workers.split(",")]
     return _tpu(env, hosts, int(index))
 

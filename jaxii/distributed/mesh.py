@@ -1,8 +1,4 @@
-"""The devices of a run as a one-axis mesh, and how arrays lie on it.
-
-Comes first in training: the batch is divided over the axis "data", everything else is
-replicated.
-"""
+"""A one-axis mesh of all devices, and the shardings of arrays on it."""
 
 from collections.abc import Mapping, Sequence
 from typing import Any
@@ -24,22 +20,22 @@ def make_mesh(devices: Sequence[Any] | None = None) -> Mesh:
 
 
 def replicated(mesh: Mesh) -> NamedSharding:
-    """Returns the sharding of what every device holds whole."""
+    """Returns the sharding of arrays that every device holds whole."""
     return NamedSharding(mesh, PartitionSpec())
 
 
 def divided(mesh: Mesh) -> NamedSharding:
-    """Returns the sharding of what is divided over the mesh along its first axis."""
+    """Returns the sharding of arrays divided over the mesh along their first axis."""
     return NamedSharding(mesh, PartitionSpec(DATA_AXIS))
 
 
 def check_batch_size(
     global_batch_size: int, num_devices: int, micro_batches: int = 1
 ) -> None:
-    """Refuses a batch that does not divide over devices and micro-batches.
+    """Checks that a batch divides over devices and micro-batches.
 
     Raises:
-      InputError: with the nearest sizes that do.
+      InputError: If it does not; names the nearest sizes that do.
     """
     unit = num_devices * micro_batches
     if global_batch_size > 0 and global_batch_size % unit == 0:
@@ -56,10 +52,10 @@ def check_batch_size(
 
 
 def check_group(group: int | None, num_devices: int) -> None:
-    """Refuses a group of devices for BatchNorm that does not divide the devices.
+    """Checks that BatchNorm's group of devices divides the devices.
 
     Raises:
-      InputError: with the nearest sizes that do.
+      InputError: If it does not; names the nearest sizes that do.
     """
     if group is None or num_devices % group == 0:
         return
@@ -77,8 +73,8 @@ def to_devices(
     """Sends this process's share of a batch to its devices, without waiting.
 
     Args:
-      batch: arrays [process_batch_size, ...].
-      sharding: how the global batch is divided.
+      batch: Arrays [process_batch_size, ...].
+      sharding: Sharding of the global batch.
 
     Returns:
       Global arrays [global_batch_size, ...].

@@ -1,7 +1,7 @@
-"""Several processes as one run: how they come together, agree, and part.
+"""Start, agreement and end of a run of several processes.
 
-`main` calls `join` before anything touches a device. Afterwards every process runs the
-same program; what only one may do (writing text, telling a person) is for the lead.
+`join` runs before anything touches a device. Afterwards every process runs the same
+program; only the lead process writes text.
 """
 
 import hashlib
@@ -21,34 +21,33 @@ from jax.sharding import PartitionSpec as P
 from jaxii import console
 from jaxii.distributed import rendezvous
 from jaxii.distributed.cluster import ProcessInfo
-from jaxii.distributed.rendezvous import Lost as Lost
 from jaxii.errors import InputError
 
-# A process that has not been heard of for so long is lost, and the others stop.
+# A process without a heartbeat for so long is lost, and the others stop.
 HEARTBEAT_SECONDS = 30
 SHUTDOWN_SECONDS = 20
-# What may differ between the processes of a run.
+# Flags that may differ between the processes of a run.
 OWN_FLAGS = ("--process_id",)
 
 
 def join(place: ProcessInfo, argv: Sequence[str], timeout_seconds: int) -> None:
-    """Makes this process one of several of a run; returns when all are there.
+    """Joins a run of several processes; returns when all have started.
 
     Args:
-      place: which one it is.
-      argv: the command line, which has to be the same everywhere.
-      timeout_seconds: how long to wait for the others.
+      place: Which process this is.
+      argv: The command line, which must be the same on all processes.
+      timeout_seconds: Longest wait for the others.
 
     Raises:
-      roll_call.Lost: some did not come; says which.
-      InputError: some run another program.
+      ProcessLost: If some do not start; names them.
+      InputError: If some run another program.
     """
-    address, index = place.coordinator, place.index
-    rendezvous.hold(address, index, place.count, _program(argv), timeout_seconds)
+    process = place.coordinator, place.index, place.count
+    rendezvous.wait_for_processes(*process, _program(argv), timeout_seconds)
     jax.distributed.initialize(
-        address,
+        place.coordinator,
         place.count,
-        index,
+        place.index,
         cluster_detection_method="deactivate",
         initialization_timeout=timeout_seconds,
         heartbeat_timeout_seconds=HEARTBEAT_SECONDS,
@@ -60,10 +59,10 @@ def join(place: ProcessInfo, argv: Sequence[str], timeout_seconds: int) -> None:
 
 
 def _connect_devices() -> None:
-    """Adds up one number of every device, while all processes are at the same point.
+    """Runs a first all-reduce while all processes are at the same point.
 
-    CPUs give each other 30 s to come to their first exchange. That would be the first
-    train step, which one process may take longer to compile than another.
+    CPUs wait at most 30 s for each other in their first exchange. That would be the
+    first train step, which some processes may take longer to compile.
     """
     mesh = Mesh(np.asarray(jax.devices()), ("all",))
     ones = jax.make_array_from_callback(
@@ -85,29 +84,28 @@ def _program(argv: Sequence[str]) -> str:
 
 
 def is_lead() -> bool:
-    """Says whether this process writes text and tells a person."""
     return jax.process_index() == 0
 
 
 def wait_for_all(what: str) -> None:
-    """Waits until every process is here; nothing to wait for with one.
+    """Waits until every process has called this.
 
     Args:
-      what: has been done, in words; the same everywhere.
+      what: Name of the barrier; the same on all processes.
     """
     if jax.process_count() > 1:
         multihost_utils.sync_global_devices(what)
 
 
 def check_same(digest: str, problem: str) -> None:
-    """Refuses to go on where processes hold different content.
+    """Checks that all processes hold the same content.
 
     Args:
-      digest: of the content, hexadecimal, of the same length everywhere.
-      problem: what is different, in words.
+      digest: Hexadecimal digest, of the same length on all processes.
+      problem: What differs, in words.
 
     Raises:
-      InputError: on every process.
+      InputError: On every process, if the digests differ.
     """
     if jax.process_count() == 1:
         return
@@ -124,54 +122,51 @@ def check_same(digest: str, problem: str) -> None:
 
 
 def check_on_lead(check: Callable[[], None]) -> None:
-    """Refuses on every process what the lead process refuses.
-
-    Args:
-      check: is called by the lead process alone.
+    """Runs a check on the lead process; its error ends every process.
 
     Raises:
-      InputError: on every process; the lead's says why.
+      InputError: On every process; the lead's names the reason.
     """
-    refused: InputError | None = None
+    refusal: InputError | None = None
     if is_lead():
         try:
             check()
         except InputError as error:
-            refused = error
+            refusal = error
     if jax.process_count() > 1:
-        told = multihost_utils.broadcast_one_to_all(np.int32(refused is not None))
-        if told and refused is None:
+        failed = multihost_utils.broadcast_one_to_all(np.int32(refusal is not None))
+        if failed and refusal is None:
             raise InputError("process 0 refuses to start; its output says why.")
-    if refused is not None:
-        raise refused
+    if refusal is not None:
+        raise refusal
 
 
-def wanted_back() -> Callable[[int], bool]:
-    """Turns SIGTERM or Ctrl-C into a request to save and leave.
+def preemption_notice() -> Callable[[int], bool]:
+    """Turns SIGTERM or Ctrl-C into a request to save and stop.
 
     Returns:
-      A function of the step, to be called after every one: whether to save and leave.
-      With several processes it is true on all of them at the same step, after any of
-      them was asked (by a signal, or by the maintenance notice of a Cloud TPU).
+      A function of the step, called after each: whether to save and stop. With several
+      processes it is true on all of them at the same step, after any of them received
+      a signal or the maintenance notice of a Cloud TPU.
     """
     if jax.process_count() > 1:
-        # JAX's coordination service has its own handler of SIGTERM: it tells everyone.
+        # JAX's coordination service handles SIGTERM and notifies every process.
         signal.signal(signal.SIGINT, lambda *_: signal.raise_signal(signal.SIGTERM))
         return multihost_utils.reached_preemption_sync_point
-    asked = []
+    received = []
 
-    def ask(signum, frame):
-        if asked:
+    def receive(signum, frame):
+        if received:
             signal.default_int_handler(signum, frame)
-        asked.append(signum)
+        received.append(signum)
 
     for number in (signal.SIGTERM, signal.SIGINT):
-        signal.signal(number, ask)
-    return lambda step: bool(asked)
+        signal.signal(number, receive)
+    return lambda step: bool(received)
 
 
 def failure(place: ProcessInfo, error: Exception) -> str:
-    """Returns what an error on one of several processes most likely means."""
+    """Returns the message for an error on one of several processes."""
     reason = str(error).partition("\n")[0][:200] or type(error).__name__
     return (
         f"process {place.index} of {place.count} failed ({reason}); if the logs of the "
@@ -181,11 +176,11 @@ def failure(place: ProcessInfo, error: Exception) -> str:
 
 
 def leave(code: int) -> None:
-    """Parts from the others at the end; ends this process where they cannot.
+    """Disconnects from the other processes; exits at once if that fails.
 
     Args:
-      code: the exit code; of a process that failed alone, or lost another, nobody is
-        waited for.
+      code: The exit code. A process that failed alone or lost another (1) does not
+        wait for the others.
     """
     if jax.process_count() == 1:
         return

@@ -1,7 +1,7 @@
-"""The roll that process 0 calls before a run of several starts, over one TCP port.
+"""Rendezvous of all processes before JAX starts, over one TCP port of process 0.
 
-JAX's own start-up ends a process without a word on who was missing; here everyone
-learns it, and that all run the same program, before JAX takes over the port.
+JAX's own start-up does not name a missing process. Here every process learns which one
+is missing, and that all run the same program, before JAX takes over the port.
 """
 
 import contextlib
@@ -14,45 +14,46 @@ from collections.abc import Mapping
 from jaxii.errors import InputError
 
 RETRY_SECONDS = 0.2
-MOST_NAMED = 8
-BYTES = 1 << 16
+MAX_NAMED = 8
 
 
-class Lost(Exception):
-    """A process of the run did not come, or went; the others cannot go on."""
+class ProcessLost(Exception):
+    """A process of the run did not start or ended; the others cannot continue."""
 
 
-def hold(address: str, index: int, count: int, program: str, seconds: float) -> None:
-    """Takes part in the roll call; returns when every process is there.
+def wait_for_processes(
+    address: str, index: int, count: int, program: str, seconds: float
+) -> None:
+    """Waits until every process of the run has connected to process 0.
 
     Args:
       address: HOST:PORT of process 0, which listens there.
-      index: of this process.
-      count: processes in all.
-      program: what has to be the same everywhere: code and arguments, in a digest.
-      seconds: how long to wait.
+      index: Index of this process.
+      count: Number of processes.
+      program: Digest of code and arguments, which must be equal on all processes.
+      seconds: Timeout.
 
     Raises:
-      Lost: a process did not come in time, or came and went.
-      InputError: a process runs another program, or the port is taken.
+      ProcessLost: If a process does not connect in time, or disconnects.
+      InputError: If a process runs another program, or the port is taken.
     """
     deadline = time.monotonic() + seconds
     host, _, port = address.rpartition(":")
     verdict = (
-        _call(int(port), count, program, deadline, seconds)
+        _lead(int(port), count, program, deadline, seconds)
         if index == 0
-        else _answer(host, int(port), index, program, deadline, seconds)
+        else _report(host, int(port), index, program, deadline, seconds)
     )
     if verdict["missing"]:
-        raise Lost(verdict["missing"])
+        raise ProcessLost(verdict["missing"])
     if verdict["differing"]:
         raise InputError(verdict["differing"])
 
 
-def _call(
+def _lead(
     port: int, count: int, program: str, deadline: float, seconds: float
 ) -> Mapping[str, str]:
-    """Waits for all others, tells them the verdict and returns it."""
+    """Waits for all others, sends them the verdict and returns it."""
     try:
         server = socket.create_server(("", port), backlog=count)
     except OSError as error:
@@ -68,7 +69,7 @@ def _call(
             ready, _, _ = select.select([server, *present.values()], [], [], 0.5)
             if server in ready:
                 _admit(server, present, programs, count)
-            # Whoever waits for the verdict says nothing; end of file is its end.
+            # A waiting process sends nothing; a readable socket is its end of file.
             gone = {i for i, peer in present.items() if peer in ready}
         verdict = _verdict(set(range(1, count)) - set(present), gone, programs, seconds)
         for peer in present.values():
@@ -77,61 +78,65 @@ def _call(
     return verdict
 
 
-def _admit(server, present, programs, count) -> None:
+def _admit(
+    server: socket.socket,
+    present: dict[int, socket.socket],
+    programs: dict[int, str],
+    count: int,
+) -> None:
     peer, _ = server.accept()
     peer.settimeout(5.0)
     try:
-        said = json.loads(peer.makefile("r").readline())
-        index = int(said["process"])
+        hello = json.loads(peer.makefile("r").readline())
+        index = int(hello["process"])
     except (OSError, ValueError, KeyError, TypeError):
-        # A port scanner; a process that is meant would try again.
+        # A port scanner; a process of the run would try again.
         peer.close()
         return
     if not 0 < index < count or index in present:
-        _send(
-            peer,
-            {
-                "missing": "",
-                "differing": f"--process_id={index} of {count} is there already or not "
-                "one of them; give every process its own number.",
-            },
+        problem = (
+            f"--process_id={index} of {count} is already connected or out of range; "
+            "give every process its own number."
         )
+        _send(peer, {"missing": "", "differing": problem})
         peer.close()
         return
     present[index] = peer
-    programs[index] = said["program"]
+    programs[index] = hello["program"]
 
 
-def _verdict(missing, gone, programs, seconds) -> dict[str, str]:
-    of, log = f"of {len(programs) + len(missing)}", "see its log"
-    others = [i for i in sorted(programs) if programs[i] != programs[0]]
+def _verdict(
+    missing: set[int], gone: set[int], programs: Mapping[int, str], seconds: float
+) -> dict[str, str]:
+    total = f"of {len(programs) + len(missing)}"
+    others = {i for i in programs if programs[i] != programs[0]}
     text = {"missing": "", "differing": ""}
     if gone:
-        text["missing"] = f"{_names(gone)} {of} ended during start-up; {log}"
+        text["missing"] = f"{_names(gone)} {total} ended during start-up; see its log"
     elif missing:
         text["missing"] = (
-            f"{_names(missing)} {of} did not come within {seconds:.0f} s; {log}, or "
-            "wait longer with --start_timeout_seconds"
+            f"{_names(missing)} {total} did not come within {seconds:.0f} s; see its "
+            "log, or wait longer with --start_timeout_seconds"
         )
     elif others:
         text["differing"] = (
-            f"{_names(others)} {of} runs another version of the code or other "
+            f"{_names(others)} {total} runs another version of the code or other "
             "flags than process 0; start the same revision and flags everywhere."
         )
     return text
 
 
-def _names(indices) -> str:
+def _names(indices: set[int]) -> str:
     chosen = sorted(indices)
-    shown = ", ".join(map(str, chosen[:MOST_NAMED]))
-    more = f" and {len(chosen) - MOST_NAMED} more" if len(chosen) > MOST_NAMED else ""
+    shown = ", ".join(map(str, chosen[:MAX_NAMED]))
+    more = f" and {len(chosen) - MAX_NAMED} more" if len(chosen) > MAX_NAMED else ""
     return f"process{'es' if len(chosen) > 1 else ''} {shown}{more}"
 
 
-def _answer(
+def _report(
     host: str, port: int, index: int, program: str, deadline: float, seconds: float
 ) -> Mapping[str, str]:
-    """Says that this process is there and returns the verdict on all."""
+    """Reports this process to process 0 and returns the verdict on all."""
     where = f"process 0, the coordinator at {host}:{port},"
     while True:
         left = deadline - time.monotonic()
@@ -144,7 +149,7 @@ def _answer(
             time.sleep(min(RETRY_SECONDS, left))
     with peer:
         _send(peer, {"process": index, "program": program})
-        # It decides when time is up; a little later than here, if it began later.
+        # Process 0 may have started later, and times out later than this process.
         peer.settimeout(max(deadline - time.monotonic(), 0.0) + seconds)
         try:
             return json.loads(peer.makefile("r").readline())
@@ -152,7 +157,7 @@ def _answer(
             return {"missing": f"{where} ended during start-up; see its log"}
 
 
-def _send(peer: socket.socket, said: Mapping[str, object]) -> None:
-    # Where it is gone, whoever waits for it will notice.
+def _send(peer: socket.socket, message: Mapping[str, object]) -> None:
+    # A closed connection is noticed by whoever waits for that process.
     with contextlib.suppress(OSError):
-        peer.sendall((json.dumps(said) + "\n").encode())
+        peer.sendall((json.dumps(message) + "\n").encode())

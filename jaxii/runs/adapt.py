@@ -27,7 +27,7 @@ def adapt(
     num_epochs: float,
     peak_lr: float,
     data_dir: str,
-    wanted_back: Callable[[int], bool],
+    should_stop: Callable[[int], bool],
     verify: bool = False,
 ) -> None:
     """Fine-tunes a run on the tuning split's labels, evaluates and reports it.
@@ -40,7 +40,7 @@ def adapt(
       num_epochs: passes over the tuning split; 0 takes the default.
       peak_lr: highest learning rate; 0 takes the default.
       data_dir: the dataset, if it has moved; "" otherwise.
-      wanted_back: says, after a step, whether to save and leave.
+      should_stop: Called with each step; whether to save and stop.
       verify: read and hash every byte of the data first.
     """
     start = Run.open(workdir.path, stage)
@@ -49,7 +49,7 @@ def adapt(
     train(
         config.moved(data_dir),
         Workdir(output),
-        wanted_back,
+        should_stop,
         allow_tuning_labels=True,
         verify=verify,
     )

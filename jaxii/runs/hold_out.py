@@ -25,7 +25,7 @@ def hold_out(
     *,
     config: Config | None,
     data_dir: str,
-    wanted_back: Callable[[int], bool],
+    should_stop: Callable[[int], bool],
     verify: bool = False,
 ) -> None:
     """Trains and evaluates without each domain in turn, then compares.
@@ -34,7 +34,7 @@ def hold_out(
       workdir: of the run that is trained on all domains, before or after.
       config: its configuration, checked; None reads it in the workdir.
       data_dir: the dataset, if it has moved; "" otherwise.
-      wanted_back: says, after a step, whether to save and leave.
+      should_stop: Called with each step; whether to save and stop.
       verify: read and hash every byte of the data first.
 
     Raises:
@@ -63,7 +63,7 @@ def hold_out(
             f"{', done before' if done else ''}"
         )
         if not done:
-            train(without, run, wanted_back)
+            train(without, run, should_stop)
     for line in domain_shift.table(workdir.held_out_metrics()):
         say(line)
     say(f"`evaluate --workdir={workdir.path} --tune_on=held_out` takes this threshold")

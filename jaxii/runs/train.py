@@ -51,7 +51,7 @@ COMPARED = (
 def train(
     config: Config,
     workdir: Workdir,
-    wanted_back: Callable[[int], bool],
+    should_stop: Callable[[int], bool],
     *,
     allow_tuning_labels: bool = False,
     change_batch_size: bool = False,
@@ -64,7 +64,7 @@ def train(
     Args:
       config: checked.
       workdir: of the run.
-      wanted_back: says, after a step, whether to save and leave.
+      should_stop: Called with each step; whether to save and stop.
       allow_tuning_labels: let the weights learn from labels of `tuning`.
       change_batch_size: let a run go on with batches of another size.
       profile_steps: first and last step of a trace; equal ones for none.
@@ -95,7 +95,7 @@ def train(
                 run,
                 telemetry,
                 batches=_shown_batches(run, telemetry),
-                should_stop=wanted_back,
+                should_stop=should_stop,
                 profiler=profiler,
                 recipe=recipe or {},
             )

@@ -1,11 +1,10 @@
-"""What of a run is on disk, and how it gets there and back.
+"""Saves and restores the checkpoints of a run with Orbax, in the background.
 
-`WORKDIR/checkpoints/<stage>/<step>/` through Orbax, in the background: `model`
-(parameters, their average, BatchNorm statistics: all that evaluation needs), `training`
-(optimizer and counters), `metadata` (JSON) and `manifest.json`, which has the size and
-hash of every file. A step's folder appears under its name only when it is complete, and
-loses it before it is deleted. Kept are the last checkpoint of a stage and its best.
-What is restored is verified before, byte by byte.
+`WORKDIR/checkpoints/<stage>/<step>/` holds `model` (parameters, their average and
+BatchNorm statistics), `training` (optimizer and counters), `metadata` (JSON) and
+`manifest.json` (size and hash of every file). A step's folder has its name only while
+it is complete. The last and the best checkpoint of a stage are kept. Every byte is
+verified before it is restored.
 """
 
 import contextlib
@@ -16,6 +15,7 @@ import sys
 import threading
 from collections.abc import Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor, wait
+from dataclasses import fields
 from pathlib import Path
 from typing import Any
 
@@ -34,15 +34,10 @@ from jaxii.train.state import TrainState, Tree
 
 
 class FailedSave(Exception):
-    """A checkpoint could not be saved; those that were complete still are.
-
-    Args:
-      folder: of the stage's checkpoints.
-      step: of the checkpoint.
-      error: what went wrong.
+    """A checkpoint could not be saved; earlier checkpoints are unaffected.
 
     Attributes:
-      last: step of the last complete checkpoint of the stage, None if there is none.
+      last: Step of the stage's last complete checkpoint; None if there is none.
     """
 
     def __init__(self, folder: epath.Path, step: int, error: Exception):
@@ -53,8 +48,8 @@ class FailedSave(Exception):
             rest = f"goes on from step {self.last}, which is complete"
         super().__init__(
             f"saving the checkpoint of step {step} in {folder} failed: "
-            f"{_reason(error)}. See to the space and the permissions there; the same "
-            f"command {rest}."
+            f"{_reason(error)}. Check space and permissions there; the same command "
+            f"{rest}."
         )
 
 
@@ -62,11 +57,11 @@ class Checkpoints:
     """The checkpoints of one workdir.
 
     Args:
-      workdir: folder of the run.
-      stage_names: names of the run's stages, in order.
-      label_hash: content hash of the vocabulary; checkpoints of another are refused.
-        "" refuses none, where nothing is saved.
-      read_only: leave alone what a save that is going on elsewhere has half written.
+      workdir: Folder of the run.
+      stage_names: Names of the run's stages, in order.
+      label_hash: Content hash of the vocabulary, which checkpoints must share; "" skips
+        the check when only reading.
+      read_only: Leaves unfinished saves of other processes alone.
     """
 
     def __init__(
@@ -78,19 +73,18 @@ class Checkpoints:
         read_only: bool = False,
     ):
         path = at(workdir)
-        # Orbax wants absolute paths, and a bucket's are.
+        # Orbax needs absolute paths; those of buckets are.
         path = path.resolve() if isinstance(path, Path) else path
         self.directory = epath.Path(path) / "checkpoints"
         self._stage_names = tuple(stage_names)
         self._label_hash = label_hash
         self._read_only = read_only
         self._managers: dict[str, ocp.CheckpointManager] = {}
-        # Stage, step and part of what has been read and found whole.
-        self._whole: set[tuple[str, int, str]] = set()
-        # Stage and step of the save that was started last, until its end was noticed.
+        # Stage, step and part of verified checkpoints.
+        self._verified: set[tuple[str, int, str]] = set()
+        # Stage and step of the running save; None once its end was noticed.
         self._started: tuple[str, int] | None = None
-        # One process saves in a thread: even the start of a save takes Orbax a tenth
-        # of a second and more, in which the loop can go on.
+        # A single process saves in a thread: starting a save takes Orbax 0.1 s or more.
         self._thread = ThreadPoolExecutor(1, "save")
         self._writing: Future[None] | None = None
         self._failed = threading.Event()
@@ -99,8 +93,8 @@ class Checkpoints:
         """Returns stage name -> its complete checkpoints, by step.
 
         Raises:
-          FailedSave: the save that was started last did not succeed.
-          InputError: If they were made with other labels, or one is damaged.
+          FailedSave: If the last save failed.
+          InputError: If a checkpoint has other labels or is damaged.
         """
         self.wait()
         found = {}
@@ -109,16 +103,16 @@ class Checkpoints:
                 found[name] = [
                     self._describe(name, step)
                     for step in sorted(self._manager(name).all_steps())
-                    # A run that is going on elsewhere may have replaced it by now.
+                    # A running training may have replaced it.
                     if self._record_file(name, step).exists()
                 ]
         return found
 
     def best_of(self, stage: str = "") -> Saved:
-        """Returns the best checkpoint of a stage; "" is the last one trained.
+        """Returns the best checkpoint of a stage; "" is the last trained stage.
 
         Raises:
-          InputError: nothing, or not this stage, has been trained.
+          InputError: If the stage has no checkpoint.
         """
         found = self.saved()
         trained = [name for name in found if found[name]]
@@ -133,66 +127,55 @@ class Checkpoints:
         return choose(found[stage or trained[-1]], "best")
 
     def latest(self) -> Saved | None:
-        """Returns the checkpoint of the most steps; None before the first."""
+        """Returns the checkpoint with the most steps; None if there is none."""
         every = [saved for found in self.saved().values() for saved in found]
         return max(every, key=lambda saved: saved.step, default=None)
 
     def metadata(self, saved: Saved) -> dict[str, Any]:
-        """Returns the JSON that was saved with a checkpoint."""
+        """Returns the JSON saved with a checkpoint."""
         return self._record(saved.stage, saved.step)
 
     def save(
         self, saved: Saved, state: TrainState, metadata: Mapping[str, Any]
     ) -> None:
-        """Starts to save; the steps that follow may have the buffers of the state.
+        """Starts a save; the caller may donate the state's buffers afterwards.
 
-        Memory: until it is saved, a second state on the devices, where there is one
-        process. Several copy it to their hosts first, and wait for that.
+        Memory: a single process holds a second state on its devices until it is saved.
+        Several processes copy it to their hosts before this returns.
 
         Args:
-          saved: what this checkpoint says of itself.
-          state: the state after `saved.step` updates.
-          metadata: anything else to keep with it, as JSON.
+          saved: Description of the checkpoint.
+          state: The state after `saved.step` updates.
+          metadata: Further JSON to keep with it.
 
         Raises:
-          FailedSave: this save could not be started, or the one before has failed.
+          FailedSave: If this save cannot start, or the previous one failed.
         """
         self.wait()
-        record = {
-            **metadata,
-            "label_hash": self._label_hash,
-            "stage": saved.stage,
-            "step": saved.step,
-            "first_step": saved.first_step,
-            "example": saved.example,
-            "first_example": saved.first_example,
-            "metric": saved.metric,
-            "evaluations": [list(pair) for pair in saved.evaluations],
-            "finished": saved.finished,
-        }
+        record = {**metadata, "label_hash": self._label_hash, **vars(saved)}
         self._failed.clear()
         try:
             manager = self._manager(saved.stage)
             if jax.process_count() == 1:
-                # Sent off before the steps that follow, and so copied before them.
+                # Dispatched before the following steps, and so copied before them.
                 state = jax.device_put(state, may_alias=False)
                 self._writing = self._thread.submit(save, manager, state, record)
             else:
-                # They exchange data meanwhile, in the order of the loop.
+                # Orbax's collectives must run in the order of the loop.
                 start(manager, state, record)
         except jax.errors.JaxRuntimeError:
-            # Of the devices or of another process, not of the disk.
+            # An error of the devices or of another process, not of the disk.
             raise
         except Exception as error:
             raise self._failure(saved.stage, saved.step, error) from error
         self._started = saved.stage, saved.step
 
     def restore_state(self, saved: Saved, like: TrainState) -> TrainState:
-        """Returns the whole state of a checkpoint, as and where `like` says.
+        """Returns the whole state of a checkpoint.
 
         Args:
-          saved: the checkpoint.
-          like: shapes, dtypes and shardings of every leaf.
+          saved: The checkpoint.
+          like: Shape, dtype and sharding of every leaf.
 
         Raises:
           InputError: If the checkpoint is damaged.
@@ -206,13 +189,13 @@ class Checkpoints:
                 training=ocp.args.StandardRestore(training),
             ),
         )
-        fields = {**restored["model"], **restored["training"]}
-        return TrainState(**{"average_params": None, **fields})
+        leaves = {**restored["model"], **restored["training"]}
+        return TrainState(**{"average_params": None, **leaves})
 
     def restore_model(self, saved: Saved, sharding: Sharding) -> dict[str, Tree]:
-        """Returns `params`, `batch_stats` and, where there is one, `average_params`.
+        """Returns `params`, `batch_stats` and, if saved, `average_params`.
 
-        Works on any devices: only the shapes come from the checkpoint.
+        The devices may be others than those that saved it.
 
         Raises:
           InputError: If the checkpoint is damaged.
@@ -226,7 +209,7 @@ class Checkpoints:
     def model_shapes(
         self, saved: Saved, sharding: Sharding | None = None
     ) -> dict[str, Tree]:
-        """Returns what `restore_model` does as shapes, without reading the arrays."""
+        """Returns the shapes of `restore_model`, without reading the arrays."""
         shapes = self._manager(saved.stage).item_metadata(saved.step)["model"]
         return jax.tree.map(
             lambda leaf: jax.ShapeDtypeStruct(
@@ -236,10 +219,10 @@ class Checkpoints:
         )
 
     def check(self) -> None:
-        """Notices whether the save that was started last has ended; does not wait.
+        """Polls the running save without waiting.
 
         Raises:
-          FailedSave: it has, without success.
+          FailedSave: If the save failed.
         """
         if self._started is None:
             return
@@ -251,10 +234,10 @@ class Checkpoints:
             self.wait()
 
     def wait(self) -> None:
-        """Waits until what was started to be saved is on disk.
+        """Waits until the running save is on disk.
 
         Raises:
-          FailedSave: it is not; said once.
+          FailedSave: If the save failed; only the first call raises.
         """
         if self._started is None:
             return
@@ -272,18 +255,18 @@ class Checkpoints:
         self._delete_replaced(name)
 
     def finish(self) -> None:
-        """Lets a save that this process has begun come to its end, whatever that is.
+        """Waits for the running save, failed or not.
 
-        For who ends with an error: Orbax cannot once the interpreter shuts down.
+        Call before exiting on error; Orbax cannot finish during interpreter shutdown.
         """
         if self._writing is not None:
             wait([self._writing])
 
     def close(self) -> None:
-        """Waits, then lets go of Orbax's threads.
+        """Waits for the running save and ends Orbax's threads.
 
         Raises:
-          FailedSave: the save that was started last did not succeed.
+          FailedSave: If the save failed.
         """
         self.wait()
         self._thread.shutdown()
@@ -292,35 +275,33 @@ class Checkpoints:
         self._managers.clear()
 
     def _failure(self, name: str, step: int, error: Exception) -> FailedSave:
-        """Returns what is to be said, and leaves nothing of the save behind."""
+        """Removes the remains of a failed save and returns its error."""
         folder = self.directory / name
         if jax.process_count() == 1:
-            # It counts the failed step, and no longer those that it would have
-            # replaced; the next one reads what is there.
+            # Its list of steps is wrong now; a new manager reads the folder.
             manager = self._managers.pop(name, None)
             for _ in range(2):
-                # The first reports the failure again and stops half-way.
+                # The first call reports the failure again and stops half-way.
                 with contextlib.suppress(Exception):
                     if manager is not None:
                         manager.close()
-            # The space is wanted now, not by the next save.
+            # Frees the space now, not at the next save.
             with contextlib.suppress(OSError):
                 for path in folder.glob(f"{step}.orbax-checkpoint-tmp*"):
                     path.rmtree()
         return FailedSave(folder, step, error)
 
     def _delete_replaced(self, name: str) -> None:
-        # Deleted in its place a checkpoint would count, for a while or, where the
-        # process is killed, for ever, while parts of it are missing.
+        # Orbax moves a checkpoint here before deleting it, so that a killed process
+        # leaves no partly deleted checkpoint under its name.
         if jax.process_index() == 0 and not self._read_only:
             with contextlib.suppress(OSError):
                 (self.directory / name / REPLACED).rmtree(missing_ok=True)
 
     def _meet(self, *, key: str, timeout_ms: int) -> None:
-        """Waits in a thread of Orbax for the other processes, unless this one failed.
+        """Barrier of Orbax's threads that raises at once if this process failed.
 
-        Orbax would wait for them in that case too, 20 minutes where they in their turn
-        wait for this one, and would let nobody know before.
+        Orbax's own barrier waits 20 minutes for processes that wait for this one.
         """
         error = sys.exception()
         in_background = threading.current_thread() is not threading.main_thread()
@@ -330,23 +311,23 @@ class Checkpoints:
         ocp.multihost.get_barrier_sync_fn()(key=key, timeout_ms=timeout_ms)
 
     def _verify(self, saved: Saved, parts: tuple[str, ...]) -> None:
-        """Reads every byte of parts of a checkpoint; refuses a damaged one."""
-        missing = {p for p in parts if (saved.stage, saved.step, p) not in self._whole}
-        if missing:
-            self._check_files(saved.stage, saved.step, parts=tuple(missing))
-            self._whole |= {(saved.stage, saved.step, part) for part in missing}
+        """Checks every byte of parts of a checkpoint, once."""
+        keys = {(saved.stage, saved.step, part) for part in parts} - self._verified
+        if keys:
+            parts = tuple(part for _, _, part in keys)
+            self._check_files(saved.stage, saved.step, parts=parts)
+            self._verified |= keys
 
     def _check_files(self, name: str, step: int, *, parts: tuple[str, ...]) -> None:
-        """Refuses a damaged checkpoint, by sizes, small files and parts read whole."""
+        """Checks sizes, small files and every byte of some parts of a checkpoint."""
         folder = at(os.fspath(self.directory / name / str(step)))
         try:
             _check(folder, parts, fix="")
         except InputError:
-            # What to do takes reading other checkpoints to say.
+            # Finding the fix reads the other checkpoints.
             _check(folder, parts, fix=self._fix(name, step))
 
     def _fix(self, name: str, step: int) -> str:
-        """Returns what to do about a damaged checkpoint."""
         before = [
             f"step {other} of stage {stage}"
             for stage in self._stage_names[: self._stage_names.index(name) + 1]
@@ -370,14 +351,14 @@ class Checkpoints:
         return True
 
     def _steps(self, name: str) -> list[int]:
-        """Returns the steps of a stage's complete checkpoints, damaged or not."""
+        """Returns the steps of a stage's complete checkpoints, intact or damaged."""
         folder = at(os.fspath(self.directory / name))
         if not folder.is_dir():
             return []
         steps = sorted(int(n) for n in names_in(folder) if n.isdecimal())
         if isinstance(folder, Path):
             return steps
-        # In a bucket nothing is renamed: Orbax marks what is complete.
+        # A bucket cannot rename: Orbax marks complete checkpoints.
         return [s for s in steps if (folder / str(s) / "commit_success.txt").exists()]
 
     def _describe(self, name: str, step: int) -> Saved:
@@ -389,19 +370,12 @@ class Checkpoints:
                 f"{self._label_hash}; use the data it was trained on, or another "
                 "workdir."
             )
-        return Saved(
-            stage=record["stage"],
-            step=record["step"],
-            first_step=record["first_step"],
-            example=record["example"],
-            first_example=record["first_example"],
-            metric=record["metric"],
-            evaluations=tuple((step, metric) for step, metric in record["evaluations"]),
-            finished=record["finished"],
-        )
+        facts = {field.name: record[field.name] for field in fields(Saved)}
+        facts["evaluations"] = tuple(map(tuple, record["evaluations"]))
+        return Saved(**facts)
 
     def _record(self, name: str, step: int) -> dict[str, Any]:
-        # Not through Orbax, whose restore all processes have to call together.
+        # Orbax's restore would have to be called by all processes together.
         return json.loads(self._record_file(name, step).read_text())
 
     def _record_file(self, name: str, step: int) -> epath.Path:
@@ -409,12 +383,12 @@ class Checkpoints:
 
     def _manager(self, name: str) -> ocp.CheckpointManager:
         if name not in self._managers:
-            # Before Orbax, which reads metrics and has an error of its own for each.
+            # Checked before Orbax reads them, for one clear error.
             for step in self._steps(name):
                 try:
                     self._check_files(name, step, parts=())
                 except InputError:
-                    # Unless a run that is going on elsewhere has just replaced it.
+                    # A running training may have just replaced it.
                     if step in self._steps(name):
                         raise
             self._delete_replaced(name)
@@ -425,13 +399,7 @@ class Checkpoints:
 
 
 def _check(folder: AnyPath, parts: tuple[str, ...], *, fix: str) -> None:
-    """Refuses a damaged checkpoint.
-
-    Args:
-      folder: of the checkpoint.
-      parts: beginnings of the names of files to read whole; () for none.
-      fix: what to do, for the error.
-    """
+    """Checks a checkpoint's files; hashes those whose names start with `parts`."""
     path = folder / manifest.NAME
     listed = Manifest.load(path, fix=fix)
     hashed = [name for name in listed.files if name.startswith(parts)]
@@ -439,7 +407,7 @@ def _check(folder: AnyPath, parts: tuple[str, ...], *, fix: str) -> None:
 
 
 def evaluated_params(model: Mapping[str, Tree]) -> Tree:
-    """Returns the averaged parameters of a restored model where it has some."""
+    """Returns a restored model's averaged parameters, or its parameters without."""
     average = model.get("average_params")
     return model["params"] if average is None else average
 
@@ -451,11 +419,11 @@ def _last(folder: epath.Path) -> int | None:
 
 
 def _reason(error: Exception) -> str:
-    """Returns the system's own words for what went wrong, where there are some."""
+    """Returns the operating system's text of an error, if it has one."""
     text = str(error).partition("\n")[0]
     if isinstance(error, OSError) and error.strerror:
         return error.strerror
-    # TensorStore's errors name several files before they say it.
+    # TensorStore's errors name several files first.
     found = re.search(r"os_error_code='(\d+)'", text)
     if found:
         return os.strerror(int(found[1]))

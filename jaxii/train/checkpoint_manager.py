@@ -1,4 +1,4 @@
-"""How Orbax writes a stage's checkpoints: its manager, what it keeps, the manifest."""
+"""Orbax's manager of a stage's checkpoints: writing, retention and manifests."""
 
 import asyncio
 import os
@@ -34,19 +34,18 @@ def make_manager(
     """
     options = ocp.CheckpointManagerOptions(
         preservation_policy=_LastAndBest(),
-        # Without it Orbax does not write the metrics, and a resumed run does not know
-        # its best checkpoint.
+        # Without it Orbax does not write the metrics that a resumed run needs.
         best_fn=_metric,
         cleanup_tmp_directories=not read_only,
         read_only=read_only,
         todelete_subdir=REPLACED,
-        temporary_path_class=_path_class(folder),
+        temporary_path_class=_InBucket if "://" in os.fspath(folder) else _OnDisk,
         async_options=ocp.AsyncOptions(barrier_sync_fn=meet),
     )
     return ocp.CheckpointManager(
         folder,
         options=options,
-        # Named here, so that shapes on disk can be read before the first restore.
+        # Allows reading shapes on disk before the first restore.
         item_handlers={
             "model": ocp.StandardCheckpointHandler(),
             "training": ocp.StandardCheckpointHandler(),
@@ -72,10 +71,6 @@ class _OnDisk(_WithManifest, ocp.path.atomicity.AtomicRenameTemporaryPath):
 
 class _InBucket(_WithManifest, ocp.path.atomicity.CommitFileTemporaryPath):
     pass
-
-
-def _path_class(folder: epath.Path) -> type[_OnDisk] | type[_InBucket]:
-    return _InBucket if "://" in os.fspath(folder) else _OnDisk
 
 
 def _write_manifest(folder: epath.Path) -> None:
@@ -105,13 +100,13 @@ def start(
 def save(
     manager: ocp.CheckpointManager, state: TrainState, record: Mapping[str, Any]
 ) -> None:
-    """Saves a state, and returns when it is on disk."""
+    """Saves a state; returns when it is on disk."""
     start(manager, state, record)
     manager.wait_until_finished()
 
 
 def split(state: TrainState) -> tuple[dict[str, Tree], dict[str, Tree]]:
-    """Returns the parts `model`, which evaluation needs, and `training`."""
+    """Splits a state into `model`, which evaluation needs, and `training`."""
     fields = {name: value for name, value in vars(state).items() if value is not None}
     model = {name: fields.pop(name) for name in _MODEL_FIELDS if name in fields}
     return model, fields
