@@ -1,9 +1,8 @@
 """Augmentation on the device, inside the train step: blur, colours, noise, mixing.
 
-Comes before the forward pass. Crop, geometry and compression are done by the input
-workers (`data.transforms`), which must touch the pixels anyway. What happens to an
-example depends on (seed, its position in the run) alone, not on the devices it lands
-on; only whom it is mixed with depends on its neighbours there.
+Input workers crop, flip and compress (`data.transforms`). An example's augmentation
+depends on (seed, its position in the run) alone; only the image that it is mixed with
+depends on its device.
 """
 
 import jax
@@ -13,9 +12,9 @@ from jaxtyping import Array, Float, Int, Key, UInt8
 
 from jaxii.train.state import derive_key
 
-# Rec. 601 luma, as in every colour-jitter since.
+# Rec. 601 luma.
 LUMA = (0.299, 0.587, 0.114)
-# At strength 1, as SimCLR (Chen et al. 2020, appendix A) has it at its strength 0.5.
+# Strength 1 here is strength 0.5 of SimCLR (Chen et al. 2020, appendix A).
 BRIGHTNESS = CONTRAST = SATURATION = 0.4
 HUE_TURNS = 0.1
 GREY_PROBABILITY = 0.2
@@ -34,16 +33,13 @@ def augment(
     seed: int,
     strength: float,
 ) -> UInt8[Array, "batch height width 3"]:
-    """Blurs, recolours and roughens each image at random.
+    """Randomly blurs each image, changes its colours and adds noise.
 
     Args:
-      images: pixels.
-      positions: of the examples in the run; each has its own random numbers.
-      seed: of the run.
+      images: Pixels.
+      positions: Positions of the examples in the run; each has its own random numbers.
+      seed: The run's seed.
       strength: 0 changes nothing; 1 is the strength of common recipes; at most 2.5.
-
-    Returns:
-      Pixels.
 
     Source: Chen et al. 2020, SimCLR, appendix A; the noise is that of a small sensor.
     """
@@ -55,8 +51,7 @@ def augment(
     pixels = images.astype(jnp.float32)
     pixels, mean = _blur(pixels, keys("blur"), strength)
     pixels = _recolour(pixels, mean, keys("colours"), strength)
-    height, width = pixels.shape[1:3]
-    pixels = pixels + _noise(keys("noise"), (height, width), strength)
+    pixels = pixels + _noise(keys("noise"), pixels.shape[1:3], strength)
     return jnp.clip(jnp.round(pixels), 0.0, 255.0).astype(jnp.uint8)
 
 
@@ -75,15 +70,16 @@ def mix(
 ]:
     """Mixes images with the next one on the device: half by mixup, half by CutMix.
 
-    The own share of an image is uniform in [0.5, 1]: Beta(1, 1), the larger part first.
+    An image keeps a share of itself that is uniform in [0.5, 1]: the larger part of
+    Beta(1, 1).
 
     Args:
-      images: pixels.
-      targets: in [0, 1].
+      images: Pixels.
+      targets: In [0, 1].
       known: 1 where the target counts.
-      positions: of the examples in the run.
-      seed: of the run.
-      probability: share of the images that are mixed.
+      positions: Positions of the examples in the run.
+      seed: The run's seed.
+      probability: Share of the images that are mixed.
 
     Returns:
       Pixels; targets mixed in the same proportion; known where both were.
@@ -97,7 +93,7 @@ def mix(
         numbers = jax.random.uniform(jax.random.fold_in(base, position), (5,))
         own = 0.5 + 0.5 * numbers[0]
         mixed, cut = numbers[1] < probability, numbers[2] < 0.5
-        # A rectangle of the image's shape that covers 1 - own of it.
+        # A rectangle of the image's aspect ratio that covers 1 - own of it.
         side = jnp.sqrt(1.0 - own)
         inside = _within(numbers[3], side, height)[:, None]
         inside = inside & _within(numbers[4], side, width)[None, :]
@@ -115,7 +111,7 @@ def mix(
 
 
 def _within(start, side, length: int):
-    """Returns which of `length` pixels lie in a stretch of share `side` of them."""
+    """Returns which of `length` pixels lie in an interval of share `side`."""
     first = start * (1.0 - side) * length
     pixels = jnp.arange(length, dtype=jnp.float32) + 0.5
     return (pixels >= first) & (pixels < first + side * length)
@@ -126,11 +122,9 @@ def _blur(
     keys: Key[Array, " batch"],
     strength: float,
 ) -> tuple[Float[Array, "batch height width 3"], Float[Array, "batch 3"]]:
-    """Blurs some of the images by a Gaussian, each by its own.
+    """Blurs some of the images, each by its own Gaussian; returns their means too.
 
-    Returns:
-      Pixels; their means, taken from what comes in, so that what changes the colours
-      by them need not wait until all of the image is blurred.
+    The means are computed from the input, so that `_recolour` fuses with the blur.
     """
     largest = BLUR_SHARE * strength * min(pixels.shape[1:3])
     radius = max(1, round(2.0 * largest))
@@ -142,7 +136,7 @@ def _blur(
     identity = (offsets == 0).astype(jnp.float32)
     taps = jnp.where(numbers[:, :1] < BLUR_PROBABILITY * strength, taps, identity)
     rows, columns = (_shares(taps, length) for length in pixels.shape[1:3])
-    # TPUs would round to bfloat16.
+    # By default TPUs round to bfloat16.
     mean = jnp.einsum("bh,bhwc,bw->bc", rows, pixels, columns, precision="highest")
     for axis in (1, 2):
         length = pixels.shape[axis]
@@ -159,7 +153,7 @@ def _blur(
 def _shares(
     taps: Float[Array, "batch tap"], length: int
 ) -> Float[Array, "batch length"]:
-    """Returns how much each of a line's pixels weighs in the mean of the blurred."""
+    """Returns the weight of each pixel of a line in the mean of the blurred line."""
     radius = taps.shape[1] // 2
     offsets = np.arange(-radius, radius + 1)[:, None]
     sources = np.clip(np.arange(length) + offsets, 0, length - 1)
@@ -176,17 +170,17 @@ def _recolour(
 ) -> Float[Array, "batch height width 3"]:
     """Changes brightness, contrast, saturation and hue of each image, or greys it.
 
-    All five are linear in the pixels: one 3x3 matrix and one offset an image.
+    All are linear in the pixels: one 3x3 matrix and one offset per image.
     """
     matrices, contrasts = jax.vmap(lambda key: _draw(key, strength))(keys)
     luma = jnp.asarray(LUMA, jnp.float32)
     grey = mean @ luma
-    # Contrast moves pixels away from the image's mean grey; the matrix maps grey to
-    # grey, so that doing it before the matrix equals doing it after.
+    # Contrast scales about the image's mean grey. It commutes with the matrix, which
+    # maps grey to grey.
     shift = (1.0 - contrasts) * grey
     pixels = pixels * _spread(contrasts) + _spread(shift)
-    # Written out, so that it is one pass with what comes before and after: as a product
-    # of matrices it would turn the images about, to the layout of one, and back.
+    # Written out to fuse with its neighbours: a matrix product would transpose the
+    # images to another layout and back.
     channels = [
         pixels[..., c : c + 1] * matrices[:, None, None, :, c] for c in range(3)
     ]
@@ -194,7 +188,7 @@ def _recolour(
 
 
 def _noise(
-    keys: Key[Array, " batch"], shape: tuple[int, int], strength: float
+    keys: Key[Array, " batch"], shape: tuple[int, ...], strength: float
 ) -> Float[Array, "batch height width 1"]:
     """Returns grey Gaussian noise for some of the images, 0 for the others."""
 
@@ -214,7 +208,7 @@ def _spread(values: Float[Array, " batch"]) -> Float[Array, "batch 1 1 1"]:
 def _draw(
     key: Key[Array, ""], strength: float
 ) -> tuple[Float[Array, "3 3"], Float[Array, ""]]:
-    """Draws one image's colour matrix (brightness, saturation, hue, grey), contrast."""
+    """Draws one image's colour matrix (brightness, saturation, hue) and contrast."""
     numbers = jax.random.uniform(key, (5,))
 
     def around_one(number, width):
@@ -231,7 +225,7 @@ def _draw(
 
 
 def _hue(angle: Float[Array, ""]) -> Float[Array, "3 3"]:
-    """Turns colours about the grey axis (Rodrigues' rotation about (1, 1, 1))."""
+    """Rotation of colours about the grey axis (1, 1, 1), by Rodrigues' formula."""
     cosine, sine = jnp.cos(angle), jnp.sin(angle)
     cross = jnp.array([[0.0, -1.0, 1.0], [1.0, 0.0, -1.0], [-1.0, 1.0, 0.0]])
     third = jnp.full((3, 3), 1.0 / 3.0)

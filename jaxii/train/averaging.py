@@ -1,9 +1,7 @@
 """Averages of the parameters along a stage, which are evaluated in their place.
 
-The train step moves the average after every update: by `rate` of the way from where it
-is to the parameters. A rate is a schedule of the stage's step alone, so that a run
-which is resumed goes on with the same average. After an update that was skipped the
-average moves as well, towards the parameters as they stayed.
+After every update, skipped ones included, the train step moves the average towards the
+parameters by `rate`, a function of the stage's step alone.
 """
 
 from collections.abc import Callable
@@ -14,17 +12,15 @@ from jaxtyping import Array, Float, Int
 
 from jaxii.train.state import Tree
 
-# Of `stage_step`: the steps of the stage before this one.
+# A function of `stage_step`, the updates of the stage so far.
 Rate = Callable[[Int[Array, ""]], Float[Array, ""]]
 
 
 def ema_rate(decay: float) -> Rate:
-    """Returns the rate of an exponential moving average.
-
-    Early on it moves faster, so that it does not remember the start.
+    """Returns the rate of an exponential moving average with warm-up.
 
     Args:
-      decay: what a step keeps of the average, in [0, 1).
+      decay: Share of the average that a step keeps, in [0, 1); less in early steps.
     """
 
     def rate(stage_step: Int[Array, ""]) -> Float[Array, ""]:
@@ -37,14 +33,14 @@ def ema_rate(decay: float) -> Rate:
 def swa_rate(num_steps: int, share: float) -> Rate:
     """Returns the rate of a uniform average over a stage's last part.
 
-    Until then the average is the parameters themselves.
+    Before that part the average equals the parameters.
 
     Args:
-      num_steps: updates in the stage.
-      share: of them that are averaged, in [0, 1].
+      num_steps: Updates in the stage.
+      share: Share of the updates that are averaged, in [0, 1].
 
     Source: Izmailov et al. 2018, https://arxiv.org/abs/1803.05407, algorithm 1, with
-      the cycle length 1 that it gives for learning rates without cycles.
+      cycle length 1.
     """
     first = num_steps - round(share * num_steps)
 
@@ -56,5 +52,5 @@ def swa_rate(num_steps: int, share: float) -> Rate:
 
 
 def move(average: Tree, params: Tree, rate: Float[Array, ""]) -> Tree:
-    """Returns the average moved towards the parameters; at rate 1 it is they."""
+    """Returns the average moved towards the parameters; rate 1 returns them."""
     return jax.tree.map(lambda a, p: (1.0 - rate) * a + rate * p, average, params)

@@ -1,7 +1,7 @@
-"""BatchNorm's running statistics, measured anew over images whose labels do not matter.
+"""Re-estimation of BatchNorm's running statistics over unlabelled images.
 
-Comes after training: on images of a target domain (`evaluate --adapt_bn`), or on the
-training images for parameters that are an average and never saw a batch (SWA).
+Used on images of a target domain (`evaluate --adapt_bn`), and on training images for
+averaged parameters (SWA), which have no statistics of their own.
 """
 
 import functools
@@ -26,20 +26,17 @@ def reestimate(
 ) -> Tree:
     """Returns the mean and variance of every BatchNorm over the images of all batches.
 
-    Each batch is normalised by its own statistics, as in training, so that images
-    should come in no order; a few thousand are enough. The variance is that of all
-    images together, not the mean of the batches' variances.
+    Each batch is normalised by its own statistics, as in training, so the images should
+    be shuffled; a few thousand suffice. The variance is that of all images together,
+    not the mean of the batches' variances.
 
     Args:
-      apply: the network.
-      params: its parameters.
-      batch_stats: their structure; their values where there is no image at all.
-      batches: host batches of one size with `images` and `mask`; padding is replaced by
-        other images of its batch and weighs nothing in the mean over batches.
-      mesh: the devices.
-
-    Returns:
-      New batch_stats, equal on all devices.
+      apply: The network.
+      params: Its parameters.
+      batch_stats: Old statistics, returned if there is no image.
+      batches: Host batches of one size with `images` and `mask`. Padding is replaced by
+        other images of its batch and has no weight in the mean over batches.
+      mesh: The devices.
 
     Source: Li et al. 2016, Revisiting Batch Normalization For Practical Domain
       Adaptation (AdaBN), https://arxiv.org/abs/1603.04779
@@ -65,11 +62,11 @@ def _without_padding(batch: Mapping[str, np.ndarray]) -> dict[str, np.ndarray]:
 
 @functools.cache
 def _compiled(apply, mesh):
-    """Compiles a batch's sums, their addition, and what statistics they make."""
+    """Compiles the sums of a batch, their addition, and the final statistics."""
     everywhere, share = PartitionSpec(), PartitionSpec(DATA_AXIS)
 
     def moments(params, batch_stats, batch):
-        """Returns mean and mean square over a device's images, weighed, and weights."""
+        """Returns the weighted sums of mean and mean square, and the weight."""
         params, zeros = jax.lax.pcast(
             (params, jax.tree.map(jnp.zeros_like, batch_stats)), DATA_AXIS, to="varying"
         )
@@ -79,13 +76,13 @@ def _compiled(apply, mesh):
             key = jax.random.key(0)
             return apply(params, old, batch["images"], train=True, key=key)[1]
 
-        # An update keeps a share of the old statistics; what it makes of zeros and of
-        # ones tells the share. XLA runs the network, the same in both, once.
+        # An update keeps a share of the old statistics; its results for zeros and for
+        # ones differ by that share. XLA runs the network, equal in both, once.
         of_zeros, of_ones = updated(zeros), updated(ones)
         stats = jax.tree.map(lambda a, b: a / (1.0 - (b - a)), of_zeros, of_ones)
         weight = jnp.sum(batch["mask"])
-        weighed = jax.tree.map(lambda x: weight * x, _with_squares(stats))
-        return jax.lax.psum((weighed, weight), DATA_AXIS)
+        sums = jax.tree.map(lambda x: weight * x, _with_squares(stats))
+        return jax.lax.psum((sums, weight), DATA_AXIS)
 
     measure = jax.shard_map(
         moments,

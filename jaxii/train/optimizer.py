@@ -1,16 +1,11 @@
-"""The optimizers: what turns gradients into an update of the params.
+"""The optimizers, as optax transformations whose `update` takes the `stage_step`.
 
-The gradients of the objective come in from the train step, which applies the updates,
-keeps the moving average and accumulates micro-batches.
+The learning rate is a schedule of `stage_step`: a count of the optimizer's own would
+miss updates skipped for non-finite gradients. Adam's moments count the gradients that
+they average, for their bias correction.
 
-The learning rate is a schedule of `stage_step`, which the train step gives to `update`.
-No optimizer here counts steps for its schedule: a count of its own would miss the
-updates that are skipped for non-finite gradients, and fall behind the stage and the
-log. Adam's moments do keep their own count, of the gradients that they average, because
-their bias correction depends on it.
-
-Where a device holds but a slice of every array, the lengths that clipping and trust
-ratios need are given to `update` too: `gradient_norm`, `squared_norms`.
+With a sharded state, the train step also gives `update` the norms over all devices that
+clipping and trust ratios need: `gradient_norm`, `squared_norms`.
 """
 
 import math
@@ -27,32 +22,19 @@ from jaxii.errors import InputError
 
 @dataclass(frozen=True, kw_only=True)
 class Hyperparameters:
-    """What the optimizers share; each takes what it needs.
+    """Hyperparameters of all optimizers; see `make_optimizer`."""
 
-    Args:
-      weight_decay: at least 0; off one-dimensional leaves (`decay_mask`).
-      momentum: in [0, 1); sgd and lars.
-      b1: decay of the mean of gradients, in [0, 1); adamw and lamb.
-      b2: decay of the mean of squared gradients, in [0, 1); adamw and lamb.
-      trust_coefficient: above 0; lars.
-    """
-
-    weight_decay: float = 0.0
-    momentum: float = 0.9
-    b1: float = 0.9
-    b2: float = 0.999
-    trust_coefficient: float = 0.001
+    weight_decay: float
+    momentum: float
+    b1: float
+    b2: float
+    trust_coefficient: float
 
 
 def decay_mask(params: Any) -> Any:
-    """Marks the leaves that weight decay and trust ratios apply to.
+    """Returns True for kernels (two dimensions or more), False for biases and scales.
 
-    Args:
-      params: a tree of arrays.
-
-    Returns:
-      The same tree of bools: True for kernels (two dimensions or more), False for every
-      bias and for BatchNorm's scale.
+    Weight decay and trust ratios apply to the leaves that are True.
 
     Source: He et al. 2019, Bag of Tricks for Image Classification, section 3.1.
     """
@@ -60,14 +42,14 @@ def decay_mask(params: Any) -> Any:
 
 
 def local_squared_norms(*trees: Any) -> tuple[Any, ...]:
-    """Returns the squared norm of every leaf, where each is a whole array."""
+    """Returns the squared norm of every leaf of trees of whole arrays."""
     return tuple(
         jax.tree.map(lambda leaf: jnp.sum(jnp.square(leaf)), tree) for tree in trees
     )
 
 
 def _scale_by_trust_ratio(coefficient: float):
-    """Scales each kernel's update to `coefficient` times the kernel's length."""
+    """Scales each kernel's update to `coefficient` times the kernel's norm."""
 
     def update(updates, state, params=None, *, squared_norms=local_squared_norms, **_):
         def scaled(masked, update, of_param, of_update):
@@ -84,7 +66,7 @@ def _scale_by_trust_ratio(coefficient: float):
 
 
 def _clip(clip_norm: float):
-    """Cuts the gradient of all parameters together to a length."""
+    """Clips the gradient by its global norm."""
 
     def update(updates, state, params=None, *, gradient_norm=None, **_):
         norm = optax.tree.norm(updates) if gradient_norm is None else gradient_norm
@@ -95,7 +77,7 @@ def _clip(clip_norm: float):
 
 
 def _scale_by_learning_rate(schedule: optax.Schedule):
-    """Scales updates by minus the learning rate at the `stage_step` that is given."""
+    """Scales updates by minus the learning rate at `stage_step`."""
 
     def update(updates, state, params=None, **extra):
         size = -1 * schedule(extra["stage_step"])
@@ -105,7 +87,7 @@ def _scale_by_learning_rate(schedule: optax.Schedule):
 
 
 def _sgd(schedule: optax.Schedule, hyper: Hyperparameters):
-    """SGD with Nesterov momentum; decay is classic L2: added to the gradient first."""
+    """SGD with Nesterov momentum; L2 decay is added to the gradient."""
     return optax.chain(
         optax.add_decayed_weights(hyper.weight_decay, decay_mask),
         optax.trace(hyper.momentum, nesterov=True),
@@ -123,7 +105,7 @@ def _adamw(schedule: optax.Schedule, hyper: Hyperparameters):
 
 
 def _lars(schedule: optax.Schedule, hyper: Hyperparameters):
-    """LARS (You et al. 2017): SGD whose step is scaled per kernel to its length."""
+    """LARS (You et al. 2017): SGD whose step is scaled to each kernel's norm."""
     return optax.chain(
         optax.add_decayed_weights(hyper.weight_decay, decay_mask),
         _scale_by_trust_ratio(hyper.trust_coefficient),
@@ -133,7 +115,7 @@ def _lars(schedule: optax.Schedule, hyper: Hyperparameters):
 
 
 def _lamb(schedule: optax.Schedule, hyper: Hyperparameters):
-    """LAMB (You et al. 2020): Adam whose step is scaled to each kernel's length."""
+    """LAMB (You et al. 2020): Adam whose step is scaled to each kernel's norm."""
     return optax.chain(
         optax.scale_by_adam(b1=hyper.b1, b2=hyper.b2, eps=1e-6),
         optax.add_decayed_weights(hyper.weight_decay, decay_mask),
@@ -161,21 +143,21 @@ def make_optimizer(
     """Builds an optimizer: clip by global norm, then the named rule.
 
     Args:
-      name: a key of `OPTIMIZERS`.
-      schedule: learning rate of the stage's step.
-      weight_decay: at least 0.
-      momentum: in [0, 1); sgd and lars.
-      b1: in [0, 1); adamw and lamb.
-      b2: in [0, 1); adamw and lamb.
-      trust_coefficient: above 0; lars.
-      clip_norm: largest global norm of the gradient, above 0; None = no clipping.
+      name: A key of `OPTIMIZERS`.
+      schedule: Learning rate as a function of `stage_step`.
+      weight_decay: At least 0; applies to kernels only (`decay_mask`).
+      momentum: In [0, 1); sgd and lars.
+      b1: Decay of the mean of gradients, in [0, 1); adamw and lamb.
+      b2: Decay of the mean of squared gradients, in [0, 1); adamw and lamb.
+      trust_coefficient: Above 0; lars.
+      clip_norm: Largest global norm of the gradient, above 0; None does not clip.
 
     Returns:
       The transformation; its `update` needs the params and `stage_step`, an int32
-      scalar: the batches of the stage before this one.
+      scalar that counts the stage's earlier batches.
 
     Raises:
-      InputError: an unknown name or a number outside its range.
+      InputError: If the name is unknown or a number is out of range.
     """
     if name not in OPTIMIZERS:
         raise InputError(
@@ -207,7 +189,6 @@ def _with_standard_promotion(
     rule: optax.GradientTransformation,
 ) -> optax.GradientTransformation:
     """Lets optax mix dtypes: its Adam raises a float to an int32 step count."""
-
     rule = optax.with_extra_args_support(rule)
 
     def update(

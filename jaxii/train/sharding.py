@@ -1,13 +1,11 @@
-"""The optimizer's state divided over the devices, and the collectives of an update.
+"""Sharding of the optimizer's state over the devices, and the collectives it needs.
 
-Used by `step`, and by whoever makes or restores a state. Every array keeps its name and
-shape and is cut along one of its axes, so that a checkpoint is the same for any number
-of devices, and for a state that is whole on each of them: that is one shard.
+Every array keeps its name and shape and is divided along one axis, so that a checkpoint
+is the same for any number of devices.
 
-Gradients are added up whole, as always: each device then updates its slices of the
-parameters, and one all-gather of one buffer puts the parameters together. Element by
-element nothing else is computed, so that the run is the same. (The paper scatters the
-gradients while it adds them up; XLA for TPUs makes an all-reduce of that again.)
+Gradients are summed whole; each device updates its slices of the parameters, and one
+all-gather of one buffer joins them. Each element is computed as without sharding. (The
+paper's reduce-scatter of the gradients becomes an all-reduce on TPUs again.)
 
 Source: Rajbhandari et al. 2020, ZeRO, https://arxiv.org/abs/1910.02054, section 5.1.
 """
@@ -21,19 +19,19 @@ import jax
 import jax.numpy as jnp
 from jax import lax
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
-from jaxtyping import Array, Float
 
 from jaxii.distributed.mesh import DATA_AXIS
 from jaxii.train.state import TrainState, Tree
 
-# XLA for TPUs gathers whole tiles; of anything else it makes an all-reduce.
+# XLA for TPUs gathers whole tiles, and turns other sizes into an all-reduce.
 _TILE = 1024
 
 
 def cut_axis(shape: Sequence[int], num_shards: int) -> int | None:
-    """Returns the axis along which an array is divided, or None where none divides.
+    """Returns the axis along which an array is divided; None if no axis divides.
 
-    The largest, but the last only where no other divides: accelerators pad short rows.
+    The largest axis, and the last one only if no other divides: accelerators pad short
+    rows.
     """
     axes = [axis for axis, size in enumerate(shape) if size and size % num_shards == 0]
     if num_shards == 1 or not axes:
@@ -42,11 +40,11 @@ def cut_axis(shape: Sequence[int], num_shards: int) -> int | None:
 
 
 def state_specs(state: TrainState, num_shards: int) -> TrainState:
-    """Returns a state of the same structure that says how each array is divided.
+    """Returns the partition spec of each array of a state.
 
     Args:
-      state: arrays, or their shapes.
-      num_shards: devices over which the optimizer's state is divided; 1: it is not.
+      state: Arrays or their shapes.
+      num_shards: Devices over which the optimizer's state is divided; 1 is unsharded.
     """
 
     def spec(leaf: Any) -> PartitionSpec:
@@ -60,25 +58,13 @@ def state_specs(state: TrainState, num_shards: int) -> TrainState:
 
 
 def state_shardings(state: TrainState, mesh: Mesh, shard_state: bool) -> TrainState:
-    """Returns a state of the same structure that says where each array lies.
-
-    Args:
-      state: arrays, or their shapes.
-      mesh: the devices.
-      shard_state: divide the optimizer's state over them.
-    """
+    """Returns the sharding of each array of a state (arrays or their shapes)."""
     specs = state_specs(state, mesh.size if shard_state else 1)
     return jax.tree.map(lambda spec: NamedSharding(mesh, spec), specs)
 
 
 def state_shapes(state: TrainState, mesh: Mesh, shard_state: bool) -> TrainState:
-    """Returns a state of the same structure, of shapes that say where they lie.
-
-    Args:
-      state: arrays, or their shapes.
-      mesh: the devices.
-      shard_state: divide the optimizer's state over them.
-    """
+    """Returns the shape, dtype and sharding of each array of a state."""
 
     def shape(leaf: Any, sharding: NamedSharding) -> jax.ShapeDtypeStruct:
         return jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=sharding)
@@ -87,11 +73,11 @@ def state_shapes(state: TrainState, mesh: Mesh, shard_state: bool) -> TrainState
 
 
 class Shards:
-    """Trees of the parameters' structure, divided; for use inside `jax.shard_map`.
+    """Divides trees of the parameters' structure; for use inside `jax.shard_map`.
 
     Args:
-      params: the parameters, whole, or their shapes.
-      num_shards: devices over which they are divided; 1: they are not.
+      params: The whole parameters or their shapes.
+      num_shards: Devices over which they are divided; 1 divides nothing.
     """
 
     def __init__(self, params: Tree, num_shards: int):
@@ -99,11 +85,11 @@ class Shards:
         self._num_shards = num_shards
         self._shapes = [leaf.shape for leaf in leaves]
         axes = (cut_axis(shape, num_shards) for shape in self._shapes)
-        # Number of a leaf -> axis along which it is divided; the others stay whole.
+        # Index of a divided leaf -> its axis.
         self._cut = {i: axis for i, axis in enumerate(axes) if axis is not None}
 
     def own(self, tree: Tree) -> Tree:
-        """Returns this device's slices of a tree that is whole."""
+        """Returns this device's slices of a whole tree."""
         leaves = self._structure.flatten_up_to(tree)
         device = lax.axis_index(DATA_AXIS)
         for i, axis in self._cut.items():
@@ -112,7 +98,7 @@ class Shards:
         return self._structure.unflatten(leaves)
 
     def whole(self, tree: Tree) -> Tree:
-        """Returns the tree that the devices have slices of; undoes `own`."""
+        """Gathers the whole tree from the devices' slices; undoes `own`."""
         if not self._cut:
             return tree
         leaves = self._structure.flatten_up_to(tree)
@@ -127,16 +113,12 @@ class Shards:
         return self._structure.unflatten(leaves)
 
     def squared_norms(self, *trees: Tree) -> tuple[Tree, ...]:
-        """Returns the squared norms of the whole arrays that the trees are slices of.
+        """Returns the squared norm of each whole array, from the devices' slices.
 
-        Args:
-          trees: slices, each tree of the parameters' structure.
-
-        Returns:
-          Trees of float32 scalars; one all-reduce gives them all.
+        One all-reduce for all trees, each of the parameters' structure.
         """
         squares = [
-            [_square(leaf) for leaf in self._structure.flatten_up_to(tree)]
+            [jnp.sum(jnp.square(leaf)) for leaf in self._structure.flatten_up_to(tree)]
             for tree in trees
         ]
         if self._cut:
@@ -145,7 +127,3 @@ class Shards:
                 for i, total in zip(self._cut, sums, strict=True):
                     row[i] = total
         return tuple(self._structure.unflatten(row) for row in squares)
-
-
-def _square(leaf: Array) -> Float[Array, ""]:
-    return jnp.sum(jnp.square(leaf))

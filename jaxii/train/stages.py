@@ -1,7 +1,4 @@
-"""Which stage runs next, and when it ends: pure functions of what is on disk. No JAX.
-
-The loop asks `next_action` at every start and `has_ended` after every evaluation.
-"""
+"""Stages of a run: which one runs next, and when it ends. No JAX."""
 
 import math
 from collections.abc import Mapping, Sequence
@@ -13,26 +10,24 @@ ENTERS_FROM = ("best", "last")
 
 @dataclass(frozen=True, kw_only=True)
 class Stage:
-    """One part of a run: an objective, a length, and which heads are trained.
+    """One part of a run: an objective, a length, and the trained heads.
 
     Attributes:
-      name: names its folder of checkpoints; unique.
-      terms: objective, as `jaxii.objective.objective.make_objective` takes it.
-      num_steps: length in updates.
-      embedding_head: whether the label-embedding head exists. A stage that starts from
-        one with the head and has none of its own drops it.
-      split: whose images and labels it trains on, "train" or "tuning". Of a stage on
-        "tuning" the last checkpoint is the result: `validation` would choose the one
-        that has adapted least.
-      trainable: "all", or the "last_layer" alone: the classifier. The trunk then stays
-        as it is, BatchNorm's running statistics included, and normalises by them.
-      peak_lr: highest learning rate; 0 takes `optimizer.peak_lr`.
-      warmup_share: share of the stage during which the learning rate rises to the peak.
-      enters_from: which checkpoint of the previous stage it starts from: the "best" by
-        the validation metric, or the "last".
-      plateau_evaluations: end early when the metric has not risen by
-        `plateau_min_delta` for so many evaluations; 0 never ends early.
-      plateau_min_delta: smallest rise of the metric that counts.
+      name: Unique; the name of its folder of checkpoints.
+      terms: Objective, as `jaxii.objective.objective.make_objective` takes it.
+      num_steps: Length in updates.
+      embedding_head: Whether the label-embedding head exists; a head of the previous
+        stage is dropped otherwise.
+      split: Split to train on, "train" or "tuning". The result of a stage on "tuning"
+        is its last checkpoint: `validation` would choose the least adapted one.
+      trainable: "all", or "last_layer" for the classifier alone, with a frozen trunk
+        that normalises by BatchNorm's running statistics.
+      peak_lr: Highest learning rate; 0 takes `optimizer.peak_lr`.
+      warmup_share: Share of the stage during which the learning rate rises.
+      enters_from: Checkpoint of the previous stage to start from: "best" by the
+        validation metric, or "last".
+      plateau_evaluations: Evaluations without a rise of `plateau_min_delta` after which
+        the stage ends early; 0 never ends early.
     """
 
     name: str
@@ -50,18 +45,16 @@ class Stage:
 
 @dataclass(frozen=True, kw_only=True)
 class Saved:
-    """What the metadata of one complete checkpoint says.
+    """Metadata of one complete checkpoint.
 
     Attributes:
-      stage: name of its stage.
-      step: updates done in the whole run.
-      first_step: updates that had been done when the stage began.
-      example: training examples used in the whole run; with batches of one size, as
-        many a step.
-      first_example: examples that had been used when the stage began.
-      metric: validation metric at this step; None where it was not evaluated.
-      evaluations: every (step, metric) of the stage so far, in order.
-      finished: whether the stage had ended.
+      step: Updates done in the whole run.
+      first_step: Updates done before the stage began.
+      example: Training examples used in the whole run.
+      first_example: Examples used before the stage began.
+      metric: Validation metric at this step; None if not evaluated.
+      evaluations: Every (step, metric) of the stage so far, in order.
+      finished: Whether the stage had ended.
     """
 
     stage: str
@@ -76,7 +69,7 @@ class Saved:
 
 @dataclass(frozen=True)
 class Enter:
-    """Start a stage: from fresh parameters, or from a checkpoint of the one before."""
+    """Start a stage, from fresh parameters or a checkpoint of the previous stage."""
 
     stage: Stage
     start: Saved | None
@@ -86,7 +79,7 @@ class Enter:
 
 @dataclass(frozen=True)
 class Resume:
-    """Go on with a stage from its last checkpoint."""
+    """Continue a stage from its last checkpoint."""
 
     stage: Stage
     start: Saved
@@ -102,15 +95,10 @@ class Done:
 def next_action(
     stages: Sequence[Stage], saved: Mapping[str, Sequence[Saved]]
 ) -> Enter | Resume | Done:
-    """Decides what to do, from the checkpoints that exist.
+    """Returns the next action, from the complete checkpoints of each stage.
 
-    Args:
-      stages: the run's stages in order.
-      saved: stage name -> its complete checkpoints.
-
-    Returns:
-      `Resume` the first stage that has checkpoints and has not ended; else `Enter` the
-      first stage that has none; else `Done`.
+    `Resume` the first stage that has checkpoints and has not ended; else `Enter` the
+    first stage that has none; else `Done`.
     """
     previous: list[Saved] = []
     for stage in stages:
@@ -129,8 +117,7 @@ def next_action(
 def choose(checkpoints: Sequence[Saved], which: str) -> Saved:
     """Returns the "best" (highest metric, the latest of equals) or the "last" one.
 
-    A metric that is None or NaN is no measurement. The checkpoints that are kept on
-    disk are chosen by this rule too.
+    Metrics that are None or NaN are ignored. Retention on disk uses the same rule.
     """
     ordered = sorted(checkpoints, key=lambda s: s.step)
     measured = [s for s in ordered if s.metric is not None and not math.isnan(s.metric)]
@@ -142,7 +129,7 @@ def choose(checkpoints: Sequence[Saved], which: str) -> Saved:
 def has_ended(
     stage: Stage, stage_step: int, evaluations: Sequence[tuple[int, float]]
 ) -> bool:
-    """Says whether a stage is over: steps done, or its metric on a plateau."""
+    """Returns whether a stage has done its steps or its metric is on a plateau."""
     if stage_step >= stage.num_steps:
         return True
     patience = stage.plateau_evaluations

@@ -1,7 +1,4 @@
-"""How far a run is, on a terminal or in a job's log: what telemetry draws with.
-
-Nothing here asks a device: all of it is host numbers of the last log, and the clock.
-"""
+"""Progress of a run on a terminal or in a job's log, from host numbers alone."""
 
 import math
 import textwrap
@@ -24,13 +21,12 @@ LEAST_FOR_BARS = 60
 
 @dataclass(frozen=True, kw_only=True)
 class Part:
-    """How far a stage is, or the whole run.
+    """Progress of a stage or the whole run.
 
     Attributes:
-      name: of it.
-      step: updates done of it.
-      num_steps: updates of it; the most, where it may end early.
-      may_end_early: whether a plateau of the metric would end it, or a part of it.
+      step: Updates done.
+      num_steps: Updates, at most if it may end early.
+      may_end_early: Whether a plateau of the metric may shorten it.
     """
 
     name: str
@@ -39,25 +35,23 @@ class Part:
     may_end_early: bool = False
 
     def eta(self, seconds_per_step: float) -> str:
-        """Returns the time that is left, `at most` where it may end early."""
+        """Returns the remaining time, with `at most` if it may end early."""
         left = _duration((self.num_steps - self.step) * seconds_per_step)
         return f"at most {left}" if self.may_end_early and left != "-" else left
 
 
 @dataclass(frozen=True, kw_only=True)
 class Standing:
-    """Where a run stands at a log; NaN and None are what is not known.
+    """Progress of a run at a log; NaN and None are unknown.
 
     Attributes:
-      stage: the one that runs.
-      run: all of them.
-      seconds_per_step: wall time, evaluations included.
-      objective: mean since the log before.
-      images_per_second: evaluations left out.
-      input_wait: share of the time in which the loop stood still for want of a batch.
-      mfu: share of the device's peak.
-      memory_bytes: taken at most.
-      skipped: updates that were left out, their gradients not being finite.
+      seconds_per_step: Wall time, evaluations included.
+      objective: Mean since the previous log.
+      images_per_second: Evaluations excluded.
+      input_wait: Share of the time in which the loop waited for a batch.
+      mfu: Share of the device's peak.
+      memory_bytes: Peak memory.
+      skipped: Updates skipped for non-finite gradients.
     """
 
     stage: Part
@@ -73,7 +67,7 @@ class Standing:
 
 @dataclass(frozen=True)
 class Evaluated:
-    """F2 on `validation` at the last evaluation, and the best so far with its step."""
+    """F2 on `validation` at the last evaluation, and the best with its step."""
 
     f2: float
     best_f2: float
@@ -82,27 +76,24 @@ class Evaluated:
 
 @dataclass(frozen=True)
 class SavedAt:
-    """A checkpoint: its step, and by the display's clock when it was saved.
-
-    NaN seconds: by an earlier process.
-    """
+    """Step and time of a checkpoint; NaN seconds for one of an earlier process."""
 
     step: int
     seconds: float
 
 
 def can_draw(stream: Any) -> bool:
-    """Says whether a stream is a terminal on which a panel can be drawn anew."""
+    """Returns whether a stream is a terminal that can redraw a panel."""
     if not stream.isatty():
         return False
     console = Console(file=stream)
-    # Rules and ellipses need Unicode; a terminal may say that it is 0 columns wide.
+    # Rules and ellipses need Unicode; a terminal may report 0 columns.
     is_unicode = console.encoding.startswith("utf")
     return console.is_interactive and is_unicode and console.width > 0
 
 
 class Lines:
-    """One plain line for each log: for pipes, files and job logs."""
+    """One plain line per log, for pipes, files and job logs."""
 
     def __init__(self, stream: Any):
         self._stream = stream
@@ -110,7 +101,7 @@ class Lines:
         self._saved: SavedAt | None = None
 
     def show(self, standing: Standing) -> None:
-        """Prints where the run stands."""
+        """Prints the progress."""
         run = standing.run
         width = len(str(run.num_steps))
         parts = [
@@ -147,21 +138,18 @@ class Lines:
         print(text, file=self._stream, flush=True)
 
     def print_parts(self, parts: Sequence[str]) -> None:
-        """Prints what belongs together, in one line."""
+        """Prints parts in one line."""
         self.print(GAP.join(parts))
 
     def close(self) -> None:
-        """Writes out what is held back."""
+        """Flushes the stream."""
         self._stream.flush()
 
 
 class Panel:
-    """Two bars (stage and run) over lines of figures; a renderable of rich.
+    """Two bars (stage and run) above lines of figures; a renderable of rich.
 
-    Every line fits the terminal: bars give way first, then the ends of lines.
-
-    Args:
-      clock: seconds, monotonic.
+    A narrow terminal shows no bars and cuts the ends of lines.
     """
 
     def __init__(self, clock: Callable[[], float]):
@@ -219,13 +207,9 @@ class Panel:
 
 
 class Bars:
-    """A panel at the foot of a terminal, drawn anew twice a second by its own thread.
+    """A panel at the foot of a terminal, redrawn twice a second by its own thread.
 
     Colours obey NO_COLOR.
-
-    Args:
-      stream: the terminal.
-      clock: seconds, monotonic.
     """
 
     def __init__(self, stream: Any, clock: Callable[[], float]):
@@ -235,7 +219,7 @@ class Bars:
         self._live.start()
 
     def show(self, standing: Standing) -> None:
-        """Lets the panel say where the run stands, from its next drawing on."""
+        """Shows the progress at the next drawing."""
         self._panel.standing = standing
 
     def evaluated(self, evaluated: Evaluated) -> None:
@@ -251,8 +235,8 @@ class Bars:
         self._console.print(text, markup=False, highlight=False, soft_wrap=True)
 
     def print_parts(self, parts: Sequence[str]) -> None:
-        """Prints what belongs together above the panel; breaks lines between parts."""
-        # To textwrap a no-break space is no place to break.
+        """Prints parts above the panel; breaks lines only between parts."""
+        # textwrap does not break at a no-break space.
         text = GAP.join(part.replace(" ", NO_BREAK) for part in parts)
         lines = textwrap.wrap(
             text,
@@ -265,7 +249,7 @@ class Bars:
             self.print(line.replace(NO_BREAK, " "))
 
     def close(self) -> None:
-        """Leaves the terminal as it is."""
+        """Stops drawing."""
         self._live.stop()
 
 
@@ -283,7 +267,7 @@ def _speed(standing: Standing) -> list[str]:
 
 
 def _duration(seconds: float) -> str:
-    """`1h02m`, `1m20s` or `45s`; `-` where it is not known."""
+    """Returns `1h02m`, `1m20s` or `45s`; `-` if unknown."""
     if not math.isfinite(seconds):
         return "-"
     whole = max(round(seconds), 0)

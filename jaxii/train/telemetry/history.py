@@ -1,7 +1,4 @@
-"""What a run wrote of itself, figures by step: `WORKDIR/history.jsonl`, read back.
-
-Telemetry writes it at every log and evaluation; the report reads it afterwards.
-"""
+"""Reads `WORKDIR/history.jsonl`, the metrics that telemetry writes by step."""
 
 import json
 import math
@@ -16,16 +13,10 @@ RESUME = "resume"
 
 
 def read_history(path: str | PathLike[str]) -> list[dict[str, Any]]:
-    """Reads a history file as the run that is on disk now saw it.
+    """Returns the rows of a history file by step; non-finite metrics are NaN.
 
-    Rows that a killed run wrote after the step it was resumed from are left out; of a
-    (kind, step) that is there twice the last wins; a line that is not whole is skipped.
-
-    Args:
-      path: `WORKDIR/history.jsonl`; absent = no rows.
-
-    Returns:
-      Rows in the order of steps; a metric that was not finite is NaN.
+    Skips rows that a killed run wrote after the step it was resumed from, earlier rows
+    of the same (kind, step) and incomplete lines. A missing file has no rows.
     """
     path = at(path)
     rows: dict[tuple[str, int], dict[str, Any]] = {}
@@ -44,7 +35,7 @@ def read_history(path: str | PathLike[str]) -> list[dict[str, Any]]:
 
 
 def drop_partial_line(path: Path) -> bool:
-    """Cuts a half-written last line off; tells whether the file was there."""
+    """Removes an incomplete last line; returns whether the file exists."""
     if not path.exists():
         return False
     with path.open("r+b") as file:

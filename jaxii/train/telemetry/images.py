@@ -1,7 +1,4 @@
-"""What the network sees: some training images after augmentation, with their labels.
-
-Comes beside the loop, at the start of a stage; trackers show it.
-"""
+"""Augmented training images with their labels, shown at the start of a stage."""
 
 from collections.abc import Callable, Mapping, Sequence
 from typing import NamedTuple
@@ -15,12 +12,12 @@ from jaxii.train.step import StepSettings, examples
 
 ROWS = COLUMNS = 4
 GAP_PIXELS = 2
-# Below it a soft target says nothing to a person.
+# Smaller soft targets are not shown.
 LEAST_TARGET = 0.05
 
 
 class Images(NamedTuple):
-    """Images in one, row by row, and what each one shows."""
+    """A grid of images, row by row, and a caption for each."""
 
     pixels: UInt8[np.ndarray, "height width 3"]
     captions: tuple[str, ...]
@@ -29,24 +26,21 @@ class Images(NamedTuple):
 def make_images(
     settings: StepSettings, names: Sequence[str]
 ) -> Callable[[Mapping[str, np.ndarray]], Images]:
-    """Returns a function that shows the first images of a batch as a step sees them.
+    """Returns a function from this process's host batch to its first augmented images.
 
-    Compiles augmentation once more, for a few images of one device.
+    Compiles augmentation once more, for a few images on one device.
 
     Args:
-      settings: of the train step.
-      names: of the labels, in order.
-
-    Returns:
-      `show(batch)`, the batch being this process's, on the host.
+      settings: Settings of the train step.
+      names: Names of the labels, in order.
     """
     prepare = jax.jit(lambda batch: examples(settings, batch)[:2])
     most = ROWS * COLUMNS
 
     def show(batch):
         share = len(batch["images"]) // jax.local_device_count()
-        # An image is mixed with the one after it on its device, the last with the
-        # first: with one more row than is shown, all that are shown are right.
+        # An image is mixed with the next one on its device, the last with the first;
+        # one more row makes all shown images right.
         rows = min(share, most + 1)
         images, targets = jax.device_get(
             prepare({name: value[:rows] for name, value in batch.items()})
@@ -63,7 +57,7 @@ def make_images(
 def grid(
     images: UInt8[np.ndarray, "image height width 3"],
 ) -> UInt8[np.ndarray, "total_height total_width 3"]:
-    """Returns up to 16 images in one, four in a row, with gaps between them."""
+    """Returns a grid of images, four in a row, with gaps between them."""
     count, height, width, _ = images.shape
     rows = -(-count // COLUMNS)
     tall, wide = height + GAP_PIXELS, width + GAP_PIXELS
@@ -75,7 +69,7 @@ def grid(
 
 
 def png(pixels: UInt8[np.ndarray, "height width 3"]) -> bytes:
-    """Returns an image as PNG."""
+    """Encodes an image as PNG."""
     _, encoded = cv2.imencode(".png", pixels[..., ::-1])
     return encoded.tobytes()
 

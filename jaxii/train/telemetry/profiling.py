@@ -1,4 +1,4 @@
-"""Memory, arithmetic and traces of a run's steps."""
+"""Memory, operations and traces of train steps."""
 
 import sys
 from pathlib import Path
@@ -13,14 +13,14 @@ except ImportError:  # not on Windows
 
 
 def memory_bytes() -> dict[str, float]:
-    """Returns the most memory taken so far, in bytes.
+    """Returns the peak memory so far.
 
-    `host_memory_bytes` of this process, and `device_memory_bytes` of the fullest of its
-    devices; the latter only where devices count it, which CPUs do not.
+    `host_memory_bytes` is that of this process, `device_memory_bytes` that of its
+    fullest device, which CPUs do not report.
     """
     found = {}
     if resource is not None:
-        # Kilobytes, but for macOS.
+        # Kilobytes, except on macOS.
         unit = 1 if sys.platform == "darwin" else 1024
         peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
         found["host_memory_bytes"] = float(peak * unit)
@@ -32,14 +32,13 @@ def memory_bytes() -> dict[str, float]:
 
 
 def step_flops(train_step: Any, *given: Any) -> float:
-    """Returns the operations of a train step on one device, as the compiler counts.
+    """Returns the compiler's count of a train step's operations on one device.
 
-    Compiles it again, or takes it from the persistent cache: seconds, once a stage.
+    Takes seconds: compiles it again, or reads the persistent cache.
 
     Args:
-      train_step: compiled with `jax.jit`.
-      given: its arguments, or their shapes. Of a loop over micro-batches one turn is
-        counted.
+      train_step: Compiled with `jax.jit`. One turn of a loop over micro-batches counts.
+      given: Its arguments or their shapes.
     """
     costs = train_step.lower(*given).compile().cost_analysis() or {}
     return float(costs.get("flops", 0.0))
@@ -49,9 +48,9 @@ class Profiler:
     """Traces the updates between two steps into a folder, with jax.profiler.
 
     Args:
-      folder: where to; TensorBoard reads it, and Perfetto the *.trace.json.gz in it.
-      first: step after which the trace starts.
-      last: step after which it ends; `first` or less traces nothing.
+      folder: Read by TensorBoard; Perfetto reads the *.trace.json.gz in it.
+      first: Step after which the trace starts.
+      last: Step after which it ends; `first` or less traces nothing.
     """
 
     def __init__(self, folder: Path = Path(), first: int = 0, last: int = 0):
@@ -59,12 +58,12 @@ class Profiler:
         self._tracing = self._traced = False
 
     def at(self, step: int, computed: Any) -> None:
-        """Starts or ends the trace where that is due.
+        """Starts or ends the trace if this step is its first or last.
 
         Args:
-          step: updates done in the whole run.
-          computed: arrays of the newest update, which is waited for at either end, so
-            that the trace holds whole steps.
+          step: Updates done in the whole run.
+          computed: Arrays of the newest update, awaited so that the trace holds whole
+            steps.
         """
         if self._tracing and step >= self._last:
             jax.block_until_ready(computed)
@@ -75,7 +74,7 @@ class Profiler:
             self._tracing = True
 
     def close(self) -> str:
-        """Ends a trace that is still going on; returns what came of it, "" for none."""
+        """Ends a running trace; returns a message on the trace, "" if none was due."""
         if self._tracing:
             self._stop()
         if self._traced:
