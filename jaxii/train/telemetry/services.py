@@ -1,7 +1,7 @@
-"""Weights & Biases and MLflow, as trackers: each an extra, found only when asked for.
+"""Trackers for Weights & Biases and MLflow, both optional packages.
 
-Both go on with the run they began when a workdir is resumed: its id there is kept in
-`WORKDIR/tracked_run.json`. Where they send to is theirs to configure: WANDB_PROJECT,
+A resumed workdir continues the same run of the service, whose id is kept in
+`WORKDIR/tracked_run.json`. Their own variables configure them: WANDB_PROJECT,
 WANDB_MODE=offline, MLFLOW_TRACKING_URI, MLFLOW_EXPERIMENT_NAME.
 """
 
@@ -25,10 +25,9 @@ from jaxii.train.telemetry.tensorboard import TensorBoard
 from jaxii.train.telemetry.trackers import Facts, Tracker, Trackers
 
 PROJECT = "jaxii"
-# W&B's own limits at a run's start and end, which would else keep a process that is
-# wanted back.
+# Timeout of W&B at a run's start and end; its default would delay a preempted process.
 WANDB_SECONDS = 20.0
-# What MLflow takes in one request.
+# MLflow's limits of one request.
 MLFLOW_BATCH = {"metrics": 1000, "params": 100}
 MLFLOW_MOST_CHARACTERS = 5000
 
@@ -77,24 +76,24 @@ class _Kept:
 
 
 class Wandb:
-    """A run at Weights & Biases; offline where WANDB_MODE says so, or nobody answers.
+    """A run at Weights & Biases; offline by WANDB_MODE, or if the server is down.
 
     Args:
-      workdir: of the run; W&B's own files go below it where it is a folder.
-      facts: what the run is.
-      say: is told where the run is to be seen.
+      workdir: The run's; a local one also holds W&B's own files.
+      facts: Name, settings and description of the run.
+      say: Receives the address of the run.
     """
 
     @staticmethod
     def check() -> None:
-        """Refuses to start without the package, or online without a key.
+        """Checks the package and, online, the key.
 
         Raises:
-          InputError: with what to do.
+          InputError: If one is missing.
         """
         wandb = _import_wandb()
         offline = wandb.setup().settings.mode in ("offline", "disabled", "dryrun")
-        # No question is asked, and no server: a run must start without either.
+        # Neither prompts nor contacts the server: a run starts without both.
         if not offline and not wandb.login(verify=False, prompt=False):
             raise InputError(
                 "config.track='wandb' and there is no key of Weights & Biases here; "
@@ -118,7 +117,7 @@ class Wandb:
             "name": facts.name,
             "config": dict(facts.settings) | {"about": dict(facts.about)},
             "dir": str(folder) if isinstance(folder, Path) else None,
-            # It would wrap the terminal that the run is shown on.
+            # Otherwise it would wrap the terminal of the progress display.
             "settings": wandb.Settings(
                 console="off",
                 silent=True,
@@ -133,7 +132,7 @@ class Wandb:
             self._run = wandb.init(**given, mode="offline")
             say("wandb: nobody answers.")
         kept.run_id = run_id
-        # W&B's own count of steps cannot go back to where a killed run is resumed.
+        # W&B's own step counter cannot go back when a killed run is resumed.
         self._run.define_metric("*", step_metric="step")
         folder = Path(self._run.dir).parent
         offline = f"offline; `wandb sync {folder}` sends it"
@@ -151,7 +150,7 @@ class Wandb:
         pixels: UInt8[np.ndarray, "height width 3"],
         captions: Sequence[str],
     ) -> None:
-        """Logs the images as one, with their captions below it."""
+        """Logs the grid of images, with the captions below it."""
         lines = [f"{i}: {caption}" for i, caption in enumerate(captions, 1)]
         image = self._wandb.Image(pixels, caption="\n".join(lines))
         self._run.log({name: image, "step": step})
@@ -163,7 +162,7 @@ class Wandb:
         self._exit_code = 0
 
     def flush(self) -> None:
-        """Does nothing: W&B sends as it comes."""
+        """Does nothing: W&B sends continuously."""
 
     def close(self) -> None:
         """Sends the rest."""
@@ -174,17 +173,17 @@ class Mlflow:
     """A run at an MLflow server, or in MLflow's own SQLite file.
 
     Args:
-      workdir: of the run.
-      facts: what the run is.
-      say: is told where the run is to be seen.
+      workdir: The run's.
+      facts: Name, settings and description of the run.
+      say: Receives the address of the run.
     """
 
     @staticmethod
     def check() -> None:
-        """Refuses to start without the package.
+        """Checks the package.
 
         Raises:
-          InputError: with what to do.
+          InputError: If it is missing.
         """
         _import_mlflow()
 
@@ -210,7 +209,7 @@ class Mlflow:
         try:
             self._client.get_run(run_id)
         except mlflow.exceptions.MlflowException as error:
-            # Of another server; any other error is not an answer.
+            # The run is of another server; other errors are failures.
             if error.error_code == "RESOURCE_DOES_NOT_EXIST":
                 return False
             raise
@@ -228,19 +227,20 @@ class Mlflow:
         return run.info.run_id
 
     def _describe(self, facts: Facts) -> None:
-        """Logs the parameters that are not there yet; MLflow refuses to change one."""
+        """Logs the new parameters; MLflow rejects changes of existing ones."""
         there = self._client.get_run(self._run_id).data.params
         params = [
             self._entities.Param(name, str(value)[:MLFLOW_MOST_CHARACTERS])
             for name, value in facts.settings.items()
             if name not in there
         ]
-        self._log(self._run_id, "params", params)
+        self._log("params", params)
 
-    def _log(self, run_id: str, kind: str, entries: list[Any]) -> None:
+    def _log(self, kind: str, entries: list[Any]) -> None:
         size = MLFLOW_BATCH[kind]
         for first in range(0, len(entries), size):
-            self._client.log_batch(run_id, **{kind: entries[first : first + size]})
+            batch = {kind: entries[first : first + size]}
+            self._client.log_batch(self._run_id, **batch)
 
     def scalars(self, step: int, values: Mapping[str, float]) -> None:
         """Logs figures."""
@@ -249,7 +249,7 @@ class Mlflow:
             self._entities.Metric(name, value, now, step)
             for name, value in values.items()
         ]
-        self._log(self._run_id, "metrics", metrics)
+        self._log("metrics", metrics)
 
     def images(
         self,
@@ -258,7 +258,7 @@ class Mlflow:
         pixels: UInt8[np.ndarray, "height width 3"],
         captions: Sequence[str],
     ) -> None:
-        """Keeps the images as one PNG, and the captions in a text beside it."""
+        """Logs the grid of images as PNG, and the captions as text."""
         stem = f"{name.replace('/', '_')}_{step}"
         with tempfile.TemporaryDirectory() as folder:
             file = Path(folder, f"{stem}.png")
@@ -268,7 +268,7 @@ class Mlflow:
         self._client.log_text(self._run_id, "\n".join(lines), f"images/{stem}.txt")
 
     def result(self, step: int, figures: Mapping[str, float]) -> None:
-        """Logs the figures; the run counts as finished."""
+        """Logs the figures and marks the run as finished."""
         self.scalars(step, figures)
         self._status = "FINISHED"
 
@@ -276,7 +276,7 @@ class Mlflow:
         """Does nothing: every call is sent at once."""
 
     def close(self) -> None:
-        """Ends the run; a resume sets it running again."""
+        """Ends the run; a resume reopens it."""
         self._client.set_terminated(self._run_id, status=self._status)
 
 
@@ -284,10 +284,10 @@ SERVICES: dict[str, type[Wandb] | type[Mlflow]] = {"wandb": Wandb, "mlflow": Mlf
 
 
 def check_tracker(track: str) -> None:
-    """Refuses a service that is not installed, or that knows nobody here.
+    """Checks that a service is installed and has credentials; "" is no service.
 
     Raises:
-      InputError: with what to install or to set.
+      InputError: If not.
     """
     if track:
         SERVICES[track].check()
@@ -301,14 +301,14 @@ def open_trackers(
     start_step: int = 0,
     warn: Callable[[str], None],
 ) -> Trackers:
-    """Starts TensorBoard's files and the service that was asked for.
+    """Starts TensorBoard's files and the configured service.
 
     Args:
-      workdir: of the run; a service's name for the run is kept in it.
-      facts: what the run is.
-      track: a key of `SERVICES`, or "".
-      start_step: steps done already.
-      warn: is told, in a thread of a tracker's own, what a person should know.
+      workdir: The run's; holds the service's id of the run.
+      facts: Name, settings and description of the run.
+      track: A key of `SERVICES`, or "".
+      start_step: Updates done before this start.
+      warn: Receives messages, in a tracker's own thread.
     """
     makers: dict[str, Callable[[], Tracker]] = {
         "TensorBoard": lambda: TensorBoard(workdir, facts, start_step=start_step)

@@ -1,8 +1,6 @@
-"""What a run tells while it trains: the terminal, history.jsonl, and trackers.
+"""Progress on the terminal, `history.jsonl` and trackers, from host numbers alone.
 
-The loop hands in host numbers at every log and evaluation; the report reads the
-history back afterwards. Only the lead process writes: every other process holds the
-same object, which then does nothing. No JAX here, and nothing waits for a device.
+Only the lead process writes; on other processes every method does nothing. No JAX.
 """
 
 import json
@@ -40,7 +38,7 @@ MAX_FIGURES = 5
 
 
 class ThroughputMeter:
-    """Measures steps a second and the share of time spent waiting for input."""
+    """Measures steps per second and the share of time spent waiting for input."""
 
     def __init__(self, clock: Callable[[], float] = time.monotonic):
         self._clock = clock
@@ -52,12 +50,12 @@ class ThroughputMeter:
         self._waited = self._paused = 0.0
 
     def waited(self, seconds: float) -> None:
-        """Adds time in which the loop stood still for want of a batch."""
+        """Adds time in which the loop waited for a batch."""
         self._waited += seconds
 
     @contextmanager
     def paused(self) -> Iterator[None]:
-        """Leaves what happens inside (evaluation, saving) out of the window."""
+        """Excludes the time inside (evaluation, saving) from the window."""
         start = self._clock()
         try:
             yield
@@ -65,7 +63,7 @@ class ThroughputMeter:
             self._paused += self._clock() - start
 
     def close_window(self, step: int) -> tuple[float, float]:
-        """Ends the window and opens the next: steps a second, input-wait share."""
+        """Opens the next window; returns steps per second and input-wait share."""
         seconds = max(self._clock() - self._start - self._paused, 1e-9)
         result = (step - self._step) / seconds, min(self._waited / seconds, 1.0)
         self.open_window(step)
@@ -73,21 +71,20 @@ class ThroughputMeter:
 
 
 class Telemetry:
-    """Shows and records a run; a context manager, so that all is closed.
+    """Shows and records a run; a context manager.
 
     Args:
-      workdir: gets `history.jsonl`; in a bucket at evaluations, which is when
-        checkpoints are saved, and at the end.
-      total_steps: steps of the whole run.
-      start_step: steps done already; what was recorded after it no longer counts.
-      is_lead: False = nothing is written anywhere.
-      tracker: is told the figures too; whoever gives it closes it.
-      stream: where a person looks; None = standard output.
-      clock: seconds, monotonic.
-      memory: gives figures of memory by name, in bytes, `device_memory_bytes` or
-        `host_memory_bytes` being shown.
-      peak_flops: operations a second that a device can do; None where that is not
-        known, and then MFU (the share of them that a step uses) is not either.
+      workdir: Receives `history.jsonl`; a bucket at evaluations and at the end.
+      total_steps: Steps of the whole run.
+      start_step: Steps done before; later records in the history no longer count.
+      is_lead: False writes nothing.
+      tracker: Receives the metrics too; the caller closes it.
+      stream: Output for the display; None is standard output.
+      clock: Monotonic seconds.
+      memory: Returns memory by name, in bytes; `device_memory_bytes` is shown, else
+        `host_memory_bytes`.
+      peak_flops: Peak operations per second of a device; None computes no MFU (the
+        share of the peak that a step uses).
     """
 
     def __init__(
@@ -155,55 +152,55 @@ class Telemetry:
         total_steps: int | None = None,
         may_end_early: tuple[bool, bool] = (False, False),
     ) -> None:
-        """Starts a stage, or goes on with it after a resume.
+        """Starts or resumes a stage.
 
         Args:
-          name: of the stage.
-          first_step: run step at which the stage's own step is 0.
-          num_steps: steps of the stage, planned.
-          images_per_step: global batch size times accumulated micro-batches.
-          step: run step now, where the stage is resumed; None = `first_step`.
-          total_steps: of the whole run, where an early end has changed it.
-          may_end_early: whether a plateau may end this stage, and one of those left.
+          name: Name of the stage.
+          first_step: Run step at which the stage starts.
+          num_steps: Planned steps of the stage.
+          images_per_step: Global batch size times accumulated micro-batches.
+          step: Current run step of a resumed stage; None is `first_step`.
+          total_steps: Steps of the whole run, if an early end has changed them.
+          may_end_early: Whether a plateau may end this stage, and any remaining one.
         """
         self._stage, self._stage_first, self._stage_steps = name, first_step, num_steps
         self._begun = first_step if step is None else step
         self._total_steps = total_steps or self._total_steps
         self._stage_may_end, self._run_may_end = may_end_early
-        # The first window holds the compilation: a pace from it would be fiction.
+        # The first window includes compilation and gives no pace.
         self._pace = None
         self._step_flops = None
         self._images_per_step = images_per_step
         self._meter.open_window(self._begun)
 
     def images(self, images: Images) -> None:
-        """Hands on what the network sees at the start of the stage."""
+        """Sends augmented images of the stage's start to the tracker."""
         if self._is_lead and self._tracker is not None:
             self._tracker.images(self._begun, f"images/{self._stage}", *images)
 
     def waited(self, seconds: float) -> None:
-        """Adds time in which the loop stood still for want of a batch."""
+        """Adds time in which the loop waited for a batch."""
         self._meter.waited(seconds)
 
     @property
     def wants_flops(self) -> bool:
-        """Whether `step_takes` is to be called: once a stage, where MFU can be told."""
+        """Whether MFU needs a call of `step_takes`, once per stage."""
         return self._peak_flops is not None and self._step_flops is None
 
     def step_takes(self, flops: float) -> None:
-        """Notes how many operations a step of this stage is on one device."""
+        """Sets the operations of a step of this stage on one device."""
         self._step_flops = flops
 
     def paused(self) -> AbstractContextManager[None]:
-        """Leaves what happens inside (evaluation) out of images a second."""
+        """Excludes the time inside (evaluation) from images per second."""
         return self._meter.paused()
 
     def log_train(self, step: int, metrics: Mapping[str, Any]) -> None:
-        """Records the training metrics of a step and moves the display.
+        """Records the training metrics of a step and updates the display.
 
         Args:
-          step: updates done in the whole run.
-          metrics: name -> host number; `objective` is what a person is shown.
+          step: Updates done in the whole run.
+          metrics: Name -> host number; `objective` is displayed.
         """
         if not self._is_lead:
             return
@@ -243,11 +240,12 @@ class Telemetry:
         )
 
     def log_evaluation(self, step: int, metrics: Mapping[str, Any]) -> None:
-        """Records an evaluation; keys are `split/name`, and `validation/f2` is shown.
+        """Records an evaluation and updates the display.
 
         Args:
-          step: updates done in the whole run.
-          metrics: name -> host number; the first five are printed.
+          step: Updates done in the whole run.
+          metrics: `split/name` -> host number; the first five are printed, and
+            `validation/f2` is displayed.
         """
         if not self._is_lead:
             return
@@ -255,16 +253,18 @@ class Telemetry:
         self._record("evaluation", step, row)
         self._note_f2(step, row)
         figures = [f"{name} {value:.4g}" for name, value in row.items()]
-        parts = [f"{self._stage:<{STAGE_WIDTH}}", self._place(step)]
+        width = len(str(self._total_steps))
+        place = f"step {step:>{width}}/{self._total_steps}"
+        parts = [f"{self._stage:<{STAGE_WIDTH}}", place]
         self._screen.print_parts(parts + figures[:MAX_FIGURES])
         if self._tracker is not None:
             self._tracker.flush()
         self._files.push()
 
     def history(self) -> File | None:
-        """Returns size and hash of `history.jsonl` now; None where none is written.
+        """Returns size and hash of `history.jsonl`; None if not the lead process.
 
-        A bucket has all of it then: a checkpoint that names more would find it cut.
+        Uploads it to a bucket first, so that a checkpoint never lists missing rows.
         """
         if not self._is_lead:
             return None
@@ -272,23 +272,20 @@ class Telemetry:
         return self._history_digest.file()
 
     def saved(self, step: int | None, *, before: bool = False) -> None:
-        """Notes the last checkpoint; None = there is none.
+        """Displays the step of the last checkpoint; None if there is none.
 
         Args:
-          step: of it.
-          before: whether an earlier process saved it.
+          step: Its step.
+          before: Whether an earlier process saved it.
         """
         if self._is_lead:
             seconds = math.nan if before else self._clock()
             self._screen.saved(None if step is None else SavedAt(step, seconds))
 
     def note(self, text: str) -> None:
-        """Prints a line, above the bars where there are any."""
+        """Prints a line, above the bars if any."""
         if self._is_lead:
             self._screen.print(text)
-
-    def _place(self, step: int) -> str:
-        return f"step {step:>{len(str(self._total_steps))}}/{self._total_steps}"
 
     def _note_f2(self, step: int, row: Mapping[str, Any]) -> None:
         f2 = row.get("validation/f2", math.nan)
@@ -302,7 +299,7 @@ class Telemetry:
         self._screen.evaluated(self._evaluated)
 
     def _seconds_per_step(self, step: int) -> float:
-        """Wall time a step since the stage's first log, evaluations included."""
+        """Wall time per step since the stage's first log, evaluations included."""
         now = self._clock()
         if self._pace is None or step <= self._pace[1]:
             self._pace = (now, step)
@@ -312,7 +309,7 @@ class Telemetry:
     def _record(self, kind: str, step: int, row: dict[str, float]) -> None:
         head = {"kind": kind, "step": step, "stage": self._stage}
         head |= {"stage_step": step - self._stage_first}
-        # NaN is not JSON, and not every reader of the history is Python.
+        # NaN is not JSON.
         self._append(
             head | {k: v if math.isfinite(v) else None for k, v in row.items()}
         )

@@ -1,7 +1,6 @@
-"""TensorBoard's files, written without TensorFlow: curves, images, words, HPARAMS.
+"""TensorBoard's files, written without TensorFlow: curves, images, text, HPARAMS.
 
-Names of labels, files and domains may be any text: what TensorBoard shows as Markdown
-is escaped here, character by character.
+Names of labels, files and domains may be any text, so text for Markdown is escaped.
 """
 
 import os
@@ -22,7 +21,7 @@ from jaxii.storage import Mirror, at, names_in
 from jaxii.train.telemetry.images import png
 from jaxii.train.telemetry.trackers import RESULT_SPLITS, Facts, result_name
 
-# Made at run time from a description, where no type checker finds them.
+# protobuf makes these at run time.
 Event = event_pb2.Event  # pyright: ignore[reportAttributeAccessIssue]
 SessionLog = event_pb2.SessionLog  # pyright: ignore[reportAttributeAccessIssue]
 Summary = summary_pb2.Summary  # pyright: ignore[reportAttributeAccessIssue]
@@ -35,19 +34,19 @@ LAYOUT = {
     }
 }
 _PLAIN = frozenset(string.ascii_letters + string.digits + " ")
-# They reorder what comes after them, and have no place in a name.
+# Bidirectional controls, which reorder the text after them.
 _REORDERING = frozenset(map(chr, (*range(0x202A, 0x202F), *range(0x2066, 0x206A))))
-# Controls, line breaks, and what stands for bytes that are no UTF-8.
+# Controls, line breaks, and surrogates for bytes that are not UTF-8.
 _UNSHOWN = frozenset(("Cc", "Zl", "Zp", "Cs"))
 _RIGHT_TO_LEFT = {"R", "AL", "AN"}
 _ISOLATE, _END_ISOLATE = "\u2068", "\u2069"
 
 
 def as_markdown(text: str) -> str:
-    """Returns Markdown (and HTML) that shows a text as it is, in one line.
+    """Escapes a text for Markdown and HTML, in one line.
 
-    What could be syntax becomes a character reference. Text that runs from right to
-    left is isolated, so that it does not reorder what stands beside it.
+    Possible syntax becomes character references. Right-to-left text is isolated, so
+    that it does not reorder the text beside it.
     """
     shown = []
     for character in text:
@@ -64,27 +63,27 @@ def as_markdown(text: str) -> str:
 
 
 def as_table(rows: Mapping[str, str], head: tuple[str, str]) -> str:
-    """Returns a Markdown table of two columns that shows any text as it is."""
+    """Returns a Markdown table of two columns of escaped text."""
     lines = [head, ("---", "---")]
     lines += [(as_markdown(name), as_markdown(text)) for name, text in rows.items()]
     return "\n".join(f"| {left} | {right} |" for left, right in lines)
 
 
 class TensorBoard:
-    """Writes `WORKDIR/tensorboard/`; in a bucket at evaluations and at the end.
+    """Writes `WORKDIR/tensorboard/`; to a bucket at evaluations and at the end.
 
     Args:
-      workdir: of the run.
-      facts: what it is.
-      start_step: steps done already; what an earlier process wrote after it is purged.
+      workdir: The run's.
+      facts: Name, settings and description of the run.
+      start_step: Updates done before; events of an earlier process after it are purged.
     """
 
     def __init__(self, workdir: str | PathLike[str], facts: Facts, *, start_step: int):
         home = at(workdir) / FOLDER
         goes_on = home.exists() and bool(names_in(home))
         self._files = Mirror(home)
-        # Not tensorboardX's SummaryWriter: its own queue makes a flush come too early.
-        # The name that it makes is the same for all that is opened in one second.
+        # The queue of tensorboardX's SummaryWriter would make a flush come too early.
+        # The suffix tells files opened in the same second apart.
         self._writer = EventsWriter(
             str(self._files.path / "events"), f".{os.getpid()}.{start_step}"
         )
@@ -108,7 +107,7 @@ class TensorBoard:
         pixels: UInt8[np.ndarray, "height width 3"],
         captions: Sequence[str],
     ) -> None:
-        """Shows the images as one, and the captions as a table."""
+        """Shows the grid of images, and the captions as a table."""
         height, width = pixels.shape[:2]
         image = Summary.Image(
             height=height, width=width, colorspace=3, encoded_image_string=png(pixels)
@@ -124,12 +123,12 @@ class TensorBoard:
         self._write(step, summary=self._end)
 
     def flush(self) -> None:
-        """Writes out what is held back, and uploads it."""
+        """Flushes and uploads."""
         self._writer.flush()
         self._files.push()
 
     def close(self) -> None:
-        """Writes and uploads the rest."""
+        """Flushes, uploads and closes."""
         self._writer.close()
         self._files.close()
 

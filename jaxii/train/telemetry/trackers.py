@@ -1,8 +1,7 @@
-"""Where a run can be followed besides the terminal: one interface, three programs.
+"""Interface of TensorBoard and tracking services, and their threads.
 
-TensorBoard's files are always written; `config.track` names one service beside them.
-Telemetry hands figures in, the command images and the result. Each tracker works in a
-thread of its own, so that none can hold the training up or end it.
+TensorBoard's files are always written; `config.track` adds one service. Each tracker
+runs in its own thread, so that none can delay or end the training.
 """
 
 import json
@@ -16,9 +15,9 @@ from typing import Any, Protocol, runtime_checkable
 from jaxtyping import UInt8
 from numpy import ndarray
 
-# Entries that wait for a tracker: hours of logs, and some megabytes.
+# Most waiting entries per tracker: hours of logs, some megabytes.
 MOST_WAITING = 1000
-# What is waited at the end for a network that may be slow, or gone.
+# Longest wait at the end, for a network that may be slow or down.
 CLOSE_SECONDS = 30.0
 Value = str | float | bool
 
@@ -27,21 +26,20 @@ RESULT_SPLITS = ("validation", "test")
 
 
 def result_name(split: str) -> str:
-    """Returns the name of a split's F2 in the result.
+    """Returns the name of the best checkpoint's F2 on a split.
 
-    Not that of the evaluations while it trains: the result is the best checkpoint's.
+    It differs from the name of evaluations during training.
     """
     return f"result/{split}/f2"
 
 
 @dataclass(frozen=True, kw_only=True)
 class Facts:
-    """What a run is.
+    """Name and description of a run.
 
     Attributes:
-      name: of the run.
-      settings: field of the configuration -> value, flat.
-      about: what -> words for a person: data, provenance. Any text.
+      settings: Flat field of the configuration -> value.
+      about: Topic (data, provenance) -> any text.
     """
 
     name: str
@@ -50,12 +48,11 @@ class Facts:
 
 
 def flat(fields: Mapping[str, Any], first: Sequence[str] = ()) -> dict[str, Value]:
-    """Returns nested fields as `part.field` -> number, text or truth value.
+    """Flattens nested fields to `part.field` -> number, text or bool.
 
     Args:
-      fields: a configuration as JSON has it; of a list of parts with names, each goes
-        by its name.
-      first: fields that come first: pages that show a few show these.
+      fields: A configuration as JSON; parts of a list are keyed by their `name`.
+      first: Fields to put first, for pages that show only a few.
     """
     values = dict(_leaves(fields, ""))
     names = [*(name for name in first if name in values), *values]
@@ -80,10 +77,10 @@ def _leaves(fields: Mapping[str, Any], prefix: str):
 
 @runtime_checkable
 class Tracker(Protocol):
-    """Shows and keeps what a run hands in; called in one thread."""
+    """Records metrics and images of a run; called in one thread."""
 
     def scalars(self, step: int, values: Mapping[str, float]) -> None:
-        """Takes figures of a step, all finite."""
+        """Records finite figures of a step."""
 
     def images(
         self,
@@ -92,26 +89,26 @@ class Tracker(Protocol):
         pixels: UInt8[ndarray, "height width 3"],
         captions: tuple[str, ...],
     ) -> None:
-        """Takes images that lie in one, row by row, and what each one shows."""
+        """Records a grid of images, row by row, with a caption for each."""
 
     def result(self, step: int, figures: Mapping[str, float]) -> None:
-        """Takes the figures that runs are compared by; the run has ended well."""
+        """Records the final figures of a run that has ended well."""
 
     def flush(self) -> None:
-        """Puts what came so far where others can see it."""
+        """Makes all records so far visible."""
 
     def close(self) -> None:
-        """Ends the run, for now: it may go on in another process."""
+        """Ends the run for now; another process may resume it."""
 
 
 class Trackers:
-    """Hands everything on to some trackers, itself one; none can stop the caller.
+    """A tracker that forwards to others, whose failures never reach the caller.
 
     Args:
-      makers: name -> opens a tracker; called in that tracker's thread, and again at the
-        next entry where it failed.
-      warn: is told the first failure of each.
-      close_seconds: how long `close` waits for all of them together.
+      makers: Name -> function that opens a tracker; called in that tracker's thread,
+        and after a failure again at the next entry.
+      warn: Receives the first failure of each.
+      close_seconds: Longest wait of `close` for all of them together.
     """
 
     def __init__(
@@ -131,7 +128,7 @@ class Trackers:
         self.close()
 
     def scalars(self, step: int, values: Mapping[str, float]) -> None:
-        """Hands figures of a step on."""
+        """Forwards figures of a step."""
         self._put(lambda tracker: tracker.scalars(step, values))
 
     def images(
@@ -141,19 +138,19 @@ class Trackers:
         pixels: UInt8[ndarray, "height width 3"],
         captions: tuple[str, ...],
     ) -> None:
-        """Hands images on."""
+        """Forwards images."""
         self._put(lambda tracker: tracker.images(step, name, pixels, captions))
 
     def result(self, step: int, figures: Mapping[str, float]) -> None:
-        """Hands the result on."""
+        """Forwards the result."""
         self._put(lambda tracker: tracker.result(step, figures))
 
     def flush(self) -> None:
-        """Has every tracker show what it was given."""
+        """Flushes every tracker."""
         self._put(lambda tracker: tracker.flush())
 
     def close(self) -> None:
-        """Closes all; what a tracker has not taken in time is lost, and said."""
+        """Closes all; warns of entries that are lost because a tracker is slow."""
         end = time.monotonic() + self._close_seconds
         for line in self._lines:
             line.ask_to_close()
@@ -167,7 +164,7 @@ class Trackers:
 
 
 class _Line:
-    """What waits for one tracker, and the thread that hands it over."""
+    """The queue and the thread of one tracker."""
 
     def __init__(
         self, name: str, make: Callable[[], Tracker], warn: Callable[[str], None]
@@ -176,9 +173,9 @@ class _Line:
         self._warned = False
         self._waiting: queue.SimpleQueue[Callable[[Tracker], None] | None]
         self._waiting = queue.SimpleQueue()
-        # So that it is opened now, and a person soon told where to look.
+        # Opens the tracker now, which prints its address.
         self._waiting.put(lambda tracker: None)
-        # A thread that hangs in a network must not keep the process from ending.
+        # A thread that hangs in a network must not keep the process alive.
         self._thread = threading.Thread(target=self._work, name=name, daemon=True)
         self._thread.start()
 
@@ -202,7 +199,7 @@ class _Line:
     def _work(self) -> None:
         tracker = None
         while (act := self._waiting.get()) is not None:
-            # Whatever a service raises, the run goes on.
+            # The run continues after any error of a service.
             try:
                 tracker = tracker or self._make()
                 act(tracker)
