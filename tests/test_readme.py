@@ -70,7 +70,7 @@ def folder(tmp_path_factory):
     """A reader's folder: the recipes, images with a label file, and a drawn dataset."""
     root = tmp_path_factory.mktemp("reader")
     (root / "configs").symlink_to(ROOT / "configs")
-    images, labels = root / "photos", ["path,labels"]
+    images, labels = root / "photos", ["path,labels,split"]
     images.mkdir()
     rng = np.random.default_rng(0)
     for i in range(48):
@@ -79,7 +79,8 @@ def folder(tmp_path_factory):
         pixels[..., 0] += 40 * tint
         path = images / f"{i:02d}.png"
         cv2.imwrite(str(path), pixels.astype(np.uint8))
-        labels.append(f"{path.name},{('dark', 'grey', 'light')[shade]};{'sb'[tint]}lue")
+        words = f"{('dark', 'grey', 'light')[shade]};{('warm', 'cold')[tint]}"
+        labels.append(f"{path.name},{words},{'test' if i >= 36 else 'train'}")
     (root / "labels.csv").write_text("\n".join(labels) + "\n")
     shutil.copytree(images, root / "new_photos")
     shutil.copytree(images, root / "holiday")
