@@ -54,10 +54,15 @@ def test_the_readme_is_a_page():
     assert len(TEXT.splitlines()) < 170
 
 
-def test_links_and_images_exist():
-    for path in re.findall(r"\]\(([^)#]+)\)", TEXT):
+@pytest.mark.parametrize(
+    "page",
+    [path.relative_to(ROOT) for path in sorted(ROOT.rglob("README.md"))],
+    ids=str,
+)
+def test_links_and_images_of_every_page_exist(page):
+    for path in re.findall(r"\]\(([^)#]+)\)", (ROOT / page).read_text()):
         if "://" not in path:
-            assert (ROOT / path).exists(), path
+            assert (ROOT / page).parent.joinpath(path).exists(), path
 
 
 def test_commands_are_those_of_jaxii_or_install_it():
