@@ -12,7 +12,7 @@ import numpy as np
 import simplejpeg
 from jaxtyping import UInt8
 
-from jaxii.data.formats import (
+from jaxii.data.image_decoding import (
     COLOURS,
     TRANSPOSED,
     Pixels,

@@ -8,7 +8,7 @@ import cv2
 import numpy as np
 import simplejpeg
 
-from jaxii.data.formats import (
+from jaxii.data.image_decoding import (
     COLOURS,
     damage_as_value_error,
     decode_jpeg,

@@ -2,7 +2,7 @@
 
 import pytest
 
-from jaxii.data.formats import orientation, sniff
+from jaxii.data.image_decoding import orientation, sniff
 
 
 def test_big_endian_exif_is_read():
