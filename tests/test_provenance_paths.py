@@ -391,7 +391,7 @@ def test_tuning_and_test_labels_change_nothing_that_does_not_ask_for_them(runs):
 
 
 def test_nothing_is_fitted_on_the_test(runs):
-    assert "<|validation|held_out|tuning>" in runs.evaluate(
+    assert "<validation|held_out|tuning>" in runs.evaluate(
         "clean", "--tune_on=test", "--allow_tuning_labels", code=2
     )
 

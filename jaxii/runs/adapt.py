@@ -7,7 +7,7 @@ it. The original tried this and gave it up, as against the spirit of the task.
 
 from collections.abc import Callable, Mapping
 from dataclasses import replace
-from typing import Any, Literal
+from typing import Any, Literal, cast
 
 from jaxii.config import ADAPT_EPOCHS, ADAPT_LR_SHARES, Config, StageConfig, Terms
 from jaxii.runs.run import Run
@@ -98,4 +98,6 @@ def final_terms(terms: Terms) -> Terms:
 
 
 def _last(value: Any) -> Any:
-    return value[-1][1] if isinstance(value, tuple) else value
+    if isinstance(value, tuple):
+        return cast(tuple[tuple[float, float], ...], value)[-1][1]
+    return value

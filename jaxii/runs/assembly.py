@@ -3,6 +3,9 @@
 What is built here takes plain arguments and knows nothing of the configuration.
 """
 
+# JAX's functions are partly untyped.
+# pyright: reportUnknownMemberType=false
+
 import dataclasses
 import functools
 import itertools

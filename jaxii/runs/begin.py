@@ -1,5 +1,8 @@
 """`begin`: checks a run that is to be trained, claims its workdir, assembles it."""
 
+# JAX's functions are partly untyped.
+# pyright: reportUnknownMemberType=false
+
 from collections.abc import Sequence
 from dataclasses import replace
 

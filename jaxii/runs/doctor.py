@@ -1,9 +1,13 @@
 """`doctor`: checks this machine and measures what would limit a run."""
 
+# JAX's functions are partly untyped.
+# pyright: reportUnknownMemberType=false
+
 import os
 import time
 from dataclasses import replace
 from pathlib import Path
+from typing import cast
 
 import jax
 import numpy as np
@@ -27,6 +31,7 @@ from jaxii.runs.plan import (
 )
 from jaxii.storage import AnyPath
 from jaxii.train.sharding import state_shardings
+from jaxii.train.state import TrainState
 from jaxii.train.step import make_train_step
 
 INPUT_SECONDS, STEP_SECONDS = 1.0, 1.0
@@ -189,14 +194,16 @@ def _step(config: Config, facts: Facts) -> tuple[float, float]:
     batch["mask"][:] = 1.0
     vectors = None
     if vector_shape is not None:
-        drawn = rng.normal(size=vector_shape.shape).astype(np.float32)
+        shape = cast(tuple[int, ...], vector_shape.shape)
+        drawn = rng.normal(size=shape).astype(np.float32)
         vectors = jax.device_put(drawn, replicated(mesh))
     on_devices = jax.device_put(batch, divided(mesh))
     train_step = make_train_step(planned.settings, mesh)
     key = jax.random.key(0)
     shapes = jax.eval_shape(planned.fresh_state, key)
     shardings = state_shardings(shapes, mesh, planned.settings.shard_state)
-    state = jax.jit(planned.fresh_state, out_shardings=shardings)(key)
+    make_state = jax.jit(planned.fresh_state, out_shardings=shardings)
+    state = cast(TrainState, make_state(key))
     start = time.perf_counter()
     state, metrics = train_step(state, on_devices, vectors)
     jax.block_until_ready(metrics)

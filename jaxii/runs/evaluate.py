@@ -3,6 +3,9 @@
 `train` calls `measure` after its last stage.
 """
 
+# JAX's functions are partly untyped.
+# pyright: reportUnknownMemberType=false
+
 import datetime
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
@@ -380,9 +383,10 @@ def _constant(data: Data, splits: Sequence[str], chooser: str) -> Constant:
         split: data.verified_rows(split).of_scored().present()
         for split in {*splits, chooser}
     }
-    label_ids, _ = best_constant(counts, *truth[chooser])
+    best, _ = best_constant(counts, *truth[chooser])
+    label_ids: list[int] = best.tolist()
     return Constant(
         labels=[data.vocabulary.codes[i] for i in label_ids],
-        names=data.vocabulary.names(label_ids.tolist()),
-        f2={s: constant_f2(label_ids, num_classes, *truth[s]) for s in splits},
+        names=data.vocabulary.names(label_ids),
+        f2={s: constant_f2(best, num_classes, *truth[s]) for s in splits},
     )

@@ -127,7 +127,7 @@ def _images(
     # The batch of training may be thousands.
     config, mesh = replace(run.config, global_batch_size=BATCH_SIZE), run.mesh
 
-    def answers(model):
+    def answers(model: Model) -> tuple[exporting.Images, exporting.Probs]:
         batches = assembly.eval_batches(config, run.data, "validation", NUM_IMAGES)
         return exporting.checkpoint_predictions(
             make_predict([model], mesh), batches, mesh

@@ -219,7 +219,8 @@ def _report(step: _Step, device_batch_size: int, quick: bool) -> None:
         f"{device_batch_size} images each, "
         f"{device_batch_size * topology.num_devices:,} a step"
     )
-    figures, known = None, {}
+    figures: Figures | None = None
+    known: dict[int, float | None] = {}
     try:
         figures = step.figures(device_batch_size)
     except DoesNotFit as error:
@@ -264,7 +265,7 @@ def _table(steps: list[_Step], device_batch_size: int) -> None:
         "the share of a step that is not collectives"
     )
     say(plan_text.HEADER)
-    refused = []
+    refused: list[str] = []
     for step in steps:
         try:
             figures = step.figures(device_batch_size)

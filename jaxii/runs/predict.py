@@ -88,7 +88,7 @@ class Damaged:
     """The images that could not be used: how many, and the first of them."""
 
     count: int = 0
-    first: list[Answer] = field(default_factory=list)
+    first: list[Answer] = field(default_factory=list[Answer])
 
     def watch(self, answers: Iterable[Answer]) -> Iterator[Answer]:
         """Passes answers on; refuses to end where no image could be used."""
@@ -149,7 +149,7 @@ def predict(
     for caveat in facts.provenance.caveats():
         say(f"CAVEAT     {caveat}")
 
-    def target():
+    def target() -> assembly.Batches:
         return assembly.unlabelled_batches(run.config, files)
 
     damaged = Damaged()

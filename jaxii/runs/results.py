@@ -1,5 +1,8 @@
 """Writes the files of an evaluation: figures, decoders, report, submission."""
 
+# JAX's functions are partly untyped.
+# pyright: reportUnknownMemberType=false
+
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any

@@ -1,5 +1,8 @@
 """`Run`: a workdir with its configuration, its checkpoints and, if needed, its data."""
 
+# JAX's functions are partly untyped.
+# pyright: reportUnknownMemberType=false
+
 import copy
 import functools
 from collections.abc import Callable, Mapping
@@ -315,15 +318,18 @@ class Run(AbstractContextManager["Run"]):
         self.decoders.check(decoder, self.decoders.names(has_head=has_head))
         source = self._open_images(images)
         vocabulary = self.vocabulary
-        return Predictions(
-            Prediction(
-                image=source.listing.shown(given.row),
-                labels=tuple(vocabulary.codes[i] for i in given.label_ids),
-                names=tuple(vocabulary.descriptions[i] for i in given.label_ids),
-                scores=tuple(float(given.probs[i]) for i in given.label_ids),
+        predictions: list[Prediction] = []
+        for given in self._answers(source, self.decoders.answer(decoder)):
+            label_ids: list[int] = given.label_ids.tolist()
+            predictions.append(
+                Prediction(
+                    image=source.listing.shown(given.row),
+                    labels=tuple(vocabulary.codes[i] for i in label_ids),
+                    names=tuple(vocabulary.names(label_ids)),
+                    scores=tuple(float(given.probs[i]) for i in label_ids),
+                )
             )
-            for given in self._answers(source, self.decoders.answer(decoder))
-        )
+        return Predictions(predictions)
 
     def features(self, images: Images) -> Float32[np.ndarray, "image feature"]:
         """Returns the pooled features of the trunk, for kNN, clusters, linear probes.

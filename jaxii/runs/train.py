@@ -3,11 +3,14 @@
 Called by `main` with a checked configuration; returns when all files are on disk.
 """
 
+# JAX's functions are partly untyped.
+# pyright: reportUnknownMemberType=false
+
 import itertools
 from collections.abc import Callable, Mapping
 from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import jax
 
@@ -110,6 +113,7 @@ def train(
 
 
 def _telemetry(run: Run, start_step: int, trackers: Trackers) -> Telemetry:
+    device_kind = cast(str, jax.devices()[0].device_kind)
     return Telemetry(
         run.workdir.path,
         total_steps=sum(plan.stage.num_steps for plan in run.plans),
@@ -117,7 +121,7 @@ def _telemetry(run: Run, start_step: int, trackers: Trackers) -> Telemetry:
         is_lead=processes.is_lead(),
         tracker=trackers,
         memory=memory_bytes,
-        peak_flops=peak_flops(jax.devices()[0].device_kind),
+        peak_flops=peak_flops(device_kind),
     )
 
 
@@ -233,7 +237,7 @@ def _evaluate(
     ) -> dict[str, float]:
         model = Model(apply=settings.apply, params=params, batch_stats=batch_stats)
         predict = make_predict([model], run.mesh)
-        figures = {}
+        figures: dict[str, float] = {}
         for split, num_images in splits.items():
             sums = evaluator.run(
                 predict,

@@ -7,7 +7,7 @@ before a file is touched.
 import json
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
-from typing import Any
+from typing import Any, cast
 from urllib.parse import quote
 
 from jaxii import manifest
@@ -145,7 +145,7 @@ class Workdir:
           InputError: one differs from this run in more than the domain.
         """
         fields = self.config().to_dict()
-        found = {}
+        found: dict[str, dict[str, Any]] = {}
         for file in sorted((self.path / "held_out").glob("*/metrics.json")):
             run = Workdir(file.parent)
             config = run.config()
@@ -244,8 +244,8 @@ class Workdir:
         try:
             fields = json.loads(self.config_file.read_text(encoding="utf-8"))
             if isinstance(fields, dict):
-                return fields
-            reason: object = f"a {type(fields).__name__}, not an object"
+                return cast(dict[str, Any], fields)
+            reason: object = f"a {type(cast(object, fields)).__name__}, not an object"
         except (OSError, ValueError) as error:
             reason = error
         raise InputError(
