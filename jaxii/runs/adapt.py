@@ -1,8 +1,7 @@
-"""`adapt`: a trained run goes on with the labels of the tuning split, in a new workdir.
+"""`adapt`: fine-tunes a trained run on the tuning split's labels, in a new workdir.
 
-What it makes is a run of one stage like any other: it resumes, it is evaluated and
-compared, and every file that comes of it says that labels of the target domain trained
-it. The original tried this and gave it up, as against the spirit of the task.
+The result is an ordinary run of one stage; its provenance says that labels of the
+target domain trained it.
 """
 
 from collections.abc import Callable, Mapping
@@ -33,8 +32,7 @@ def adapt(
     """Fine-tunes a run on the tuning split's labels, evaluates and reports it.
 
     Args:
-      workdir: of the run.
-      output: of the adapted run, another folder.
+      output: workdir of the adapted run.
       stage: whose best checkpoint to start from; "" is the last one trained.
       trainable: a key of `config.ADAPT_EPOCHS`.
       num_epochs: passes over the tuning split; 0 takes the default.
@@ -86,7 +84,7 @@ def adapted(
 
 
 def final_terms(terms: Terms) -> Terms:
-    """Returns an objective as it is at the end of a stage, without the embedding."""
+    """Returns the objective at the end of a stage, without the embedding term."""
     kept = {
         name: {key: _last(value) for key, value in term.items()}
         if isinstance(term, Mapping)

@@ -1,4 +1,4 @@
-"""The calls of the Python API: what the command line does, without its printing."""
+"""Functions of the Python API."""
 
 import os
 import runpy

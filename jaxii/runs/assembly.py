@@ -1,7 +1,4 @@
-"""From a configuration and its data to the parts of a run.
-
-What is built here takes plain arguments and knows nothing of the configuration.
-"""
+"""Builds the parts of a run from its configuration and data."""
 
 # JAX's functions are partly untyped.
 # pyright: reportUnknownMemberType=false
@@ -53,7 +50,7 @@ def data_directory(config: Config) -> AnyPath:
     """Returns the folder of the prepared dataset.
 
     Raises:
-      InputError: a dataset that is not drawn here, and no folder given.
+      InputError: If the dataset has to be prepared and no folder is given.
     """
     if config.data.directory:
         return at(config.data.directory)
@@ -70,7 +67,6 @@ def open_data(config: Config, *, verify: bool = False) -> Data:
     """Opens the prepared dataset; draws the embedded one first if need be.
 
     Args:
-      config: of the run.
       verify: whether to read and hash every byte first, on the lead process for all.
 
     Raises:
@@ -209,9 +205,6 @@ def eval_batches(
     it, and its own index, so that it is answered.
 
     Args:
-      config: checked.
-      data: opened.
-      split: by name.
       num_images: number of scored images, evenly spaced in the split's order; more than
         there are: all of them. 0: every image of the split, scored or not.
     """
@@ -234,12 +227,10 @@ def eval_batches(
 def image_files(
     config: Config, listing: Listing, short_side: int | None = None
 ) -> ImageFiles:
-    """Returns the files of a listing, as the run's own images were prepared.
+    """Returns the files of a listing, prepared as the run's own images were.
 
     Args:
-      config: of the run.
-      listing: the files.
-      short_side: pixels that its images were reduced to; None: the usual.
+      short_side: pixels that the run's images were reduced to; None: the usual.
     """
     return ImageFiles(
         listing, largest_short_side(config, short_side), config.data.central_share
@@ -255,8 +246,7 @@ def stored_short_side(config: Config, short_side: int | None = None) -> int | No
     """Returns the short side that a run's own images were reduced to, in pixels.
 
     Args:
-      config: of the run.
-      short_side: what the dataset says of it; None: nothing.
+      short_side: as the dataset records it; None if it does not.
 
     Returns:
       Pixels; None where images are stored as they were found.
@@ -283,15 +273,13 @@ def file_batches(config: Config, files: pipeline.RandomAccess) -> Batches:
 def unlabelled_batches(
     config: Config, source: pipeline.RandomAccess, most: int | None = None
 ) -> Batches:
-    """Yields every image of a source once, in random order, and nothing else of it.
+    """Yields each image of a source once, in random order.
 
     Args:
-      config: checked.
-      source: of records.
-      most: images; None for all.
+      most: Largest number of images; None for all.
 
     Yields:
-      Batches of `images` and `mask`; what is damaged or padding has mask 0.
+      Batches of `images` and `mask`; damaged images and padding have mask 0.
     """
     rows = np.random.default_rng(config.seed).permutation(len(source))[:most]
     for batch in file_batches(config, pipeline.Reordered(source, rows)):
@@ -310,8 +298,7 @@ def stages_of(config: Config, num_images: Callable[[str], int]) -> tuple[Stage, 
     """Returns the run's stages, their lengths in steps.
 
     Args:
-      config: checked.
-      num_images: images of a split, by its name.
+      num_images: Returns the number of images of a split.
     """
     return tuple(_stage(config, given, num_images) for given in config.stages)
 
@@ -328,11 +315,11 @@ def _stage(
 
 
 def check_before_data(config: Config) -> None:
-    """Refuses what can be refused before any data is opened or drawn.
+    """Checks the configuration before any data is opened or drawn.
 
     Raises:
-      InputError: a network that cannot be built, a batch or a BatchNorm group that does
-        not divide over the devices, a stage or a term that cannot work.
+      InputError: If a network cannot be built, a batch or a BatchNorm group does not
+        divide over the devices, or a stage or a term cannot work.
     """
     model = config.model
     check_shape(model.depth, model.width, model.stem, model.variant)
@@ -368,11 +355,9 @@ def network_of(
     """Returns the network of a configuration.
 
     Args:
-      model: its section.
-      num_classes: labels.
-      embedding_dim: numbers of the embedding head's output; 0 for no head.
-      classifier_bias: where the classifier's bias starts; None for 0.
-      platform: that it is compiled for; None for that of the devices at hand.
+      embedding_dim: size of the embedding head's output; 0 for no head.
+      classifier_bias: initial bias of the classifier; None for 0.
+      platform: compilation target; None for that of the devices.
     """
     return make_network(
         depth=model.depth,
@@ -401,15 +386,8 @@ def make_plans(
 ) -> tuple[StagePlan, ...]:
     """Builds every stage's objective, optimizer and network.
 
-    Stages with the same heads share one network.
-
-    Args:
-      config: of the run.
-      stages: of `stages_of`.
-      num_classes: see `network_of`, as for the others.
-      embedding_dim: of the stages with an embedding head.
-      classifier_bias: see `network_of`.
-      platform: see `network_of`.
+    Stages with the same heads share one network. For the arguments see `network_of`;
+    `embedding_dim` is that of the stages with an embedding head.
 
     Raises:
       InputError: If a term or a parameter does not exist, or is out of range.

@@ -1,4 +1,4 @@
-"""`begin`: checks a run that is to be trained, claims its workdir, assembles it."""
+"""`begin`: checks a run before training, claims its workdir and assembles it."""
 
 # JAX's functions are partly untyped.
 # pyright: reportUnknownMemberType=false
@@ -42,7 +42,6 @@ def begin(
     Nothing is written before everything that can be refused has been checked.
 
     Args:
-      config: of the run.
       workdir: empty, or of the same configuration.
       allow_tuning_labels: let weights be trained that have learnt from labels of
         `tuning`, in this run or before it.
@@ -85,7 +84,7 @@ def begin(
 
 
 def describe(run: Run) -> list[str]:
-    """Returns what a person checks before a run: data, embedding, length."""
+    """Returns the lines shown before a run: data, embedding, length."""
     data, config = run.data, run.config
     counts = ", ".join(f"{n} {s.num_examples}" for n, s in data.splits.items())
     rows = [
@@ -178,7 +177,7 @@ def _write_start(run: Run) -> None:
 
 
 def _start(config: Config, plan: StagePlan, label_hash: str) -> Run | Trunk | None:
-    """Opens what the first stage is to start from, and checks that it fits."""
+    """Opens the weights that the first stage starts from; checks that they fit."""
     if config.model.pretrained:
         shapes = jax.eval_shape(plan.init, jax.random.key(0))
         trunk = load_trunk(config.model.pretrained, *shapes)

@@ -1,4 +1,4 @@
-"""`export`: a folder from which a checkpoint answers without jaxii."""
+"""`export`: writes a checkpoint as programs that run without jaxii."""
 
 import json
 from dataclasses import replace
@@ -82,7 +82,7 @@ def export(
 def _record(
     run: Run, metrics: dict[str, Any], decoders: decoding.Decoders, name: str
 ) -> dict[str, Any]:
-    """Returns what can be said before anything is computed, for `export.json`."""
+    """Returns the facts for `export.json` that need no computation."""
     provenance = Provenance.from_json(metrics["provenance"]).union(run.provenance)
     data = run.config.data
     size = data.image_size_pixels
@@ -150,7 +150,7 @@ def _images(
 
 
 def _for_onnx(record: dict[str, Any], vocabulary: Vocabulary) -> dict[str, str]:
-    """Returns what a lone ONNX file tells of itself."""
+    """Returns the metadata of the ONNX file."""
     kept = {name: record[name] for name in ("provenance", "images", "decoder")}
     kept["labels"] = vocabulary.codes
     return {name: json.dumps(value) for name, value in kept.items()}

@@ -1,8 +1,7 @@
-"""`hold_out`: one configuration trained once without each domain of its data.
+"""`hold_out`: trains one configuration once without each domain of its data.
 
-What a model makes of a domain that it never saw foresees a shift, which a validation
-split of the same domains cannot. The runs lie below the workdir of the run that they
-speak for; its `evaluate` reads their figures.
+Figures on a domain that a model never saw estimate a domain shift. The runs lie below
+the workdir of the run on all domains; its `evaluate` reads their figures.
 """
 
 from collections.abc import Callable
@@ -32,13 +31,14 @@ def hold_out(
 
     Args:
       workdir: of the run that is trained on all domains, before or after.
-      config: its configuration, checked; None reads it in the workdir.
+      config: its configuration; None reads that of the workdir.
       data_dir: the dataset, if it has moved; "" otherwise.
       should_stop: Called with each step; whether to save and stop.
       verify: read and hash every byte of the data first.
 
     Raises:
-      InputError: nothing to hold out, or runs of another configuration are there.
+      InputError: If there is nothing to hold out, or the folder has runs of another
+        configuration.
     """
     config = (workdir.config() if config is None else config).moved(data_dir)
     if config.data.held_out_domain:
@@ -70,7 +70,7 @@ def hold_out(
 
 
 def _is_done(run: Workdir, config: Config) -> bool:
-    """Says whether a run has ended and its figures are those of its end."""
+    """Returns whether a run has finished and its figures are of its best checkpoint."""
     if not run.result_file("metrics.json").exists():
         return False
     run.check(config)

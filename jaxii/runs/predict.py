@@ -1,4 +1,4 @@
-"""`predict`: the labels of images on disk, with nothing but a workdir."""
+"""`predict`: labels images on disk; needs only a workdir."""
 
 import os
 from collections.abc import Iterable, Iterator, Mapping, Sequence
@@ -57,7 +57,7 @@ class Request:
         """Finds the images.
 
         Raises:
-          InputError: what cannot be used, or two images with one id.
+          InputError: If an image cannot be used, or two images have one id.
         """
         found = image_records.find(self.images, self.more)
         if self.ids is not None:
@@ -67,7 +67,7 @@ class Request:
         return found
 
     def check_places(self) -> None:
-        """Refuses files that cannot be written, before the work and not after it."""
+        """Checks that the files can be written."""
         for path in filter(None, (self.output, self.sheet)):
             try:
                 path.parent.mkdir(parents=True, exist_ok=True)
@@ -85,7 +85,7 @@ class Request:
 
 @dataclass
 class Damaged:
-    """The images that could not be used: how many, and the first of them."""
+    """The number of damaged images, and the first of them."""
 
     count: int = 0
     first: list[Answer] = field(default_factory=list[Answer])

@@ -225,7 +225,7 @@ class Run(AbstractContextManager["Run"]):
         """Returns the network and what it is evaluated with.
 
         Args:
-          apply: the network, if it has been made already.
+          apply: The network; None makes it.
         """
         restored = self.checkpoints.restore_model(self.saved, replicated(self.mesh))
         params = evaluated_params(restored)
@@ -234,10 +234,9 @@ class Run(AbstractContextManager["Run"]):
         return Model(apply=apply, params=params, batch_stats=restored["batch_stats"])
 
     def in_float32(self, model: Model, *, portable: bool = False) -> Model:
-        """Returns a restored model that computes in float32, whatever the run does.
+        """Returns a restored model that computes in float32.
 
         Args:
-          model: of this checkpoint.
           portable: whether to leave out the embedding head and to use operations that
             suit every platform.
         """

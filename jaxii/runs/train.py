@@ -1,7 +1,4 @@
-"""`train`: every stage that is left, then figures, report and answers.
-
-Called by `main` with a checked configuration; returns when all files are on disk.
-"""
+"""`train`: trains the remaining stages, then evaluates and reports."""
 
 # JAX's functions are partly untyped.
 # pyright: reportUnknownMemberType=false
@@ -41,7 +38,7 @@ BATCH_NORM_IMAGES = 2048
 
 TrainBatches = Callable[[str, int], assembly.Batches]
 
-# By what runs are told apart most often.
+# Fields by which runs differ most often.
 COMPARED = (
     "optimizer.peak_lr",
     "global_batch_size",
@@ -62,11 +59,9 @@ def train(
     verify: bool = False,
     recipe: Mapping[str, Any] | None = None,
 ) -> None:
-    """Trains every stage that is left, then evaluates, reports and writes answers.
+    """Trains the remaining stages, then evaluates, reports and writes answers.
 
     Args:
-      config: checked.
-      workdir: of the run.
       should_stop: Called with each step; whether to save and stop.
       allow_tuning_labels: let the weights learn from labels of `tuning`.
       change_batch_size: let a run go on with batches of another size.
@@ -76,7 +71,7 @@ def train(
         values of the fields that were changed.
 
     Raises:
-      InputError: whatever cannot be used.
+      InputError: If something cannot be used.
     """
     assembly.check_before_data(config)
     processes.check_on_lead(lambda: check_tracker(config.track))
@@ -126,7 +121,7 @@ def _telemetry(run: Run, start_step: int, trackers: Trackers) -> Telemetry:
 
 
 def _trackers(run: Run, start_step: int) -> Trackers:
-    """Opens what a run can be followed in; only the lead process has any."""
+    """Opens the trackers of a run; only the lead process has any."""
     if not processes.is_lead():
         return Trackers({}, say)
     data, config = run.data, run.config
@@ -223,7 +218,7 @@ def make_trainer(
 def _evaluate(
     run: Run,
 ) -> Callable[[StepSettings, Tree, Tree], dict[str, float]]:
-    """Returns what evaluates a state, on the splits that are watched in training."""
+    """Returns a function that evaluates a state on the splits watched in training."""
     config, data = run.config, run.data
     evaluator = run.evaluator()
     # In this order: the first figures are printed.

@@ -1,7 +1,6 @@
-"""The files of one run, by name: what `train` leaves and the other commands start from.
+"""Names and checks the files of one run.
 
-A run's folder belongs to one configuration and one vocabulary; anything else is refused
-before a file is touched.
+A run's folder belongs to one configuration and one vocabulary.
 """
 
 import json
@@ -21,8 +20,7 @@ from jaxii.storage import AnyPath, write_json
 MOST_SHOWN = 5
 # The one field in which a run with a domain held out differs from the run without.
 HELD_OUT = "data.held_out_domain"
-# What may change while a run goes on where that is said: it is the same run from then
-# on in its examples, and not in its numbers.
+# Fields that `change_batch_size` lets change on resume; the order of examples stays.
 BATCH_SIZE = ("global_batch_size", "micro_batches")
 
 
@@ -71,7 +69,7 @@ class Workdir:
         """Returns the figures of the run, or of a variant of it.
 
         Raises:
-          InputError: it has not been evaluated.
+          InputError: If it has not been evaluated.
         """
         same = "".join(f" and --{name}" for name in variants)
         again = f"run evaluate with the same --workdir{same}"
@@ -93,9 +91,6 @@ class Workdir:
 
     def check_belongs(self, metadata: Mapping[str, Any]) -> None:
         """Refuses files and a configuration that are not those of a checkpoint.
-
-        Args:
-          metadata: of the checkpoint.
 
         Raises:
           InputError: If a file is missing or differs, or a field of the configuration.
@@ -142,7 +137,7 @@ class Workdir:
         """Returns domain -> figures of every run that held one out and was evaluated.
 
         Raises:
-          InputError: one differs from this run in more than the domain.
+          InputError: If one differs from this run in more than the domain.
         """
         fields = self.config().to_dict()
         found: dict[str, dict[str, Any]] = {}
@@ -163,7 +158,7 @@ class Workdir:
         """Makes the folder this configuration's, after `check`.
 
         Raises:
-          InputError: as `check`, or no folder can be there.
+          InputError: As `check`, or if the folder cannot be made.
         """
         self.check(config, change_batch_size=change_batch_size)
         self._make_folder()
@@ -173,11 +168,10 @@ class Workdir:
         """Checks that the folder is this configuration's, or nobody's; writes nothing.
 
         Args:
-          config: checked.
           change_batch_size: let the run go on with batches of another size.
 
         Raises:
-          InputError: it is another run's, with the fields that differ.
+          InputError: If it is another run's; names the fields that differ.
         """
         if self.config_file.exists():
             free = BATCH_SIZE if change_batch_size else ()
@@ -187,7 +181,7 @@ class Workdir:
         """Returns the configuration of the run.
 
         Raises:
-          InputError: no run is here, or it was made by a version with other fields.
+          InputError: If no run is here, or another version of jaxii wrote it.
         """
         if not self.config_file.exists():
             raise InputError(
