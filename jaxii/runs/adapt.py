@@ -1,7 +1,8 @@
 """`adapt`: fine-tunes a trained run on the tuning split's labels, in a new workdir.
 
 The result is an ordinary run of one stage; its provenance says that labels of the
-target domain trained it.
+target domain trained it. The original tried this and gave it up, as against the spirit
+of the task.
 """
 
 from collections.abc import Callable, Mapping

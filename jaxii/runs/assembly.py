@@ -59,7 +59,7 @@ def data_directory(config: Config) -> AnyPath:
     raise InputError(
         f"config.data.directory is empty and {config.data.dataset} is not drawn here; "
         "prepare the data once (python -m jaxii.main prepare --help) and give its "
-        "folder with --data_dir."
+        "folder with --data_dir (in Python: config.data.directory)."
     )
 
 

@@ -71,7 +71,8 @@ def begin(
     if last.weights.away("labels") and not allow_tuning_labels:
         raise InputError(
             f"this run's weights would learn from labels of the target domain "
-            f"({last.badge()}); add --allow_tuning_labels if that is meant."
+            f"({last.badge()}); add --allow_tuning_labels if that is meant "
+            "(in Python: allow_tuning_labels=True)."
         )
     workdir.check(config, change_batch_size=change_batch_size)
     if processes.is_lead():
@@ -132,7 +133,7 @@ def _check_begun(run: Run) -> None:
             f"{workdir.path} was trained on another dataset (hash "
             f"{metadata['data_hash']}) than that of {data.directory} (hash "
             f"{data.content_hash}); give the dataset it was trained on with "
-            "--data_dir, or another --workdir."
+            "--data_dir (config.data.directory), or use another --workdir."
         )
     fault = workdir.history_fault(metadata)
     if fault and processes.is_lead():
