@@ -69,8 +69,9 @@ class Workdir:
         """Returns the figures of the run, or of a variant of it.
 
         Raises:
-          InputError: If it has not been evaluated.
+          InputError: If no run is here, or it has not been evaluated.
         """
+        self._check_is_run()
         same = "".join(f" and --{name}" for name in variants)
         again = f"run evaluate with the same --workdir{same}"
         path = self.result_file("metrics.json", variants)
@@ -183,11 +184,7 @@ class Workdir:
         Raises:
           InputError: If no run is here, or another version of jaxii wrote it.
         """
-        if not self.config_file.exists():
-            raise InputError(
-                f"{self.path} holds no run (there is no config.json); give the "
-                "--workdir of a training run."
-            )
+        self._check_is_run()
         fields = self._fields()
         try:
             config = Config.resolve(fields)
@@ -232,6 +229,13 @@ class Workdir:
             raise InputError(
                 f"{self.path} was trained on labels {before} and the data has labels "
                 f"{now}; use the data it was trained on, or another --workdir."
+            )
+
+    def _check_is_run(self) -> None:
+        if not self.config_file.exists():
+            raise InputError(
+                f"{self.path} holds no run (there is no config.json); give the "
+                "--workdir of a training run."
             )
 
     def _fields(self) -> dict[str, Any]:
