@@ -148,7 +148,7 @@ def test_images_without_truth_are_in_no_figure_and_counted(
         said = f"{unknown} of {known + unknown} images of {split} have no verified"
         assert said in run.said
         assert f"{unknown} of {known + unknown} images have no verified" in run.said
-    assert "Images without a verified label, excluded" in (
+    assert "Images without verified labels, excluded" in (
         run.workdir.path / "report.html"
     ).read_text("utf-8")
     assert len(run.submitted()) == 15
