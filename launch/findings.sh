@@ -4,7 +4,7 @@
 #
 #   launch/findings.sh DATA RUNS [--dry-run]
 #
-# DATA  the prepared emoji set (README, "Real data"); RUNS  a folder for the workdirs.
+# DATA  the prepared emoji set; RUNS  a folder for the workdirs.
 # In order of value: stop it when you have seen enough. The same command goes on where
 # it stopped, inside a run too. SEEDS="0 1 2" (the default) repeats the baseline.
 set -euo pipefail
@@ -62,7 +62,7 @@ adapt baseline adapted_last_layer --train=last_layer
 adapt baseline adapted_all --train=all
 
 for name in embedding_1 embedding_0.1 embedding_dropped embedding_dim_8 \
-    embedding_dim_128 embedding_positive; do
+    embedding_dim_128; do
     train "$name" "$name"
 done
 for name in resnet_26 resnet_26_d se_resnet_26 resnext_26; do
@@ -71,7 +71,6 @@ done
 for seed in ${SEEDS:-0 1 2}; do
     [[ $seed == 0 ]] || train baseline "baseline_seed_$seed" --config.seed="$seed"
 done
-train strong_augmentation strong_augmentation
 
 # The table: first the baseline, which the others are compared with.
 rows=("$runs/baseline" "$runs"/baseline/metrics_*.json)
