@@ -68,7 +68,6 @@ def commanded(run, paths, output, decoder=""):
             images=str(paths[0]), more=tuple(map(str, paths[1:])), output=output
         ),
         decoder=decoder,
-        stage="",
         options=InferenceOptions(),
     )
     return [json.loads(line) for line in output.read_text().splitlines()]

@@ -69,9 +69,7 @@ def predicted(files, workdir, output):
         ids=files / "stage_1_sample_submission.csv",
         output=output,
     )
-    predict.predict(
-        workdir, request=request, decoder="", stage="", options=InferenceOptions()
-    )
+    predict.predict(workdir, request=request, decoder="", options=InferenceOptions())
     return output.read_bytes()
 
 

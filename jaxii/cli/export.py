@@ -53,7 +53,6 @@ def run(flags: Flags) -> None:
         Workdir(workdir),
         output=output,
         decoder=flags.decoder or "",
-        stage="",
         onnx=flags.onnx,
         data_dir=flags.data_dir,
         verify=flags.verify,

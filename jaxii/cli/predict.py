@@ -118,6 +118,5 @@ def run(flags: Flags) -> None:
         Workdir(workdir),
         request=request,
         decoder=flags.decoder or "",
-        stage="",
         options=inference_of(flags),
     )

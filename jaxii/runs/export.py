@@ -31,7 +31,6 @@ def export(
     *,
     output: AnyPath,
     decoder: str,
-    stage: str,
     onnx: bool,
     data_dir: str,
     verify: bool = False,
@@ -42,7 +41,6 @@ def export(
       workdir: of an evaluated run.
       output: a folder that is not there yet.
       decoder: whose thresholds go with it; "" for the one that `evaluate` used.
-      stage: whose best checkpoint, which has to be the evaluated one; "" for that.
       onnx: write an ONNX model too.
       data_dir: the dataset, if it has moved.
       verify: read and hash every byte of the data first.
@@ -55,7 +53,7 @@ def export(
     metrics = workdir.metrics()
     decoders = decoding.load(workdir.result_file("decoders.npz"), None)
     name = decoder or metrics["decoder"]["name"]
-    stage = stage or metrics["stage"]
+    stage = metrics["stage"]
     with Run.open(workdir.path, stage, data_dir=data_dir, verify=verify) as run:
         run.check_evaluated(metrics)
         record = _record(run, metrics, decoders, name)

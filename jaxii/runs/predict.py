@@ -113,7 +113,6 @@ def predict(
     *,
     request: Request,
     decoder: str,
-    stage: str,
     options: InferenceOptions,
 ) -> None:
     """Writes the labels of every image.
@@ -122,7 +121,6 @@ def predict(
       workdir: of an evaluated run.
       request: which images, and where to.
       decoder: whose answers; "" for the one that `evaluate` used.
-      stage: whose best checkpoint, which has to be the evaluated one; "" for that.
       options: what is done to the model before; of the images themselves.
     """
     # An adaptation is to these images; what `evaluate` adapted to does not matter.
@@ -130,7 +128,7 @@ def predict(
     metrics = workdir.metrics(averaged)
     found = request.find()
     with ExitStack() as opened:
-        run = opened.enter_context(Run.open(workdir.path, stage or metrics["stage"]))
+        run = opened.enter_context(Run.open(workdir.path, metrics["stage"]))
         members = run.members(options)
         for other in members[1:]:
             opened.enter_context(other)
