@@ -117,8 +117,9 @@ class DataConfig(_Section, path="config.data"):
     central_share: Annotated[float, Range(0.1, 1.0)] = 1.0
     # Share of the groups of the training data that are held out as `validation`.
     validation_fraction: Annotated[float, Range(0.001, 0.9)] = 0.1
-    # Domain of the training data that is kept out of training and becomes the split
-    # `held_out`, which chooses the checkpoint and the threshold; "" for none.
+    # Domain of the training data, or "fold K of N" of its groups, that is kept out of
+    # training and becomes the split `held_out`, which chooses the checkpoint and the
+    # threshold; "" for none.
     held_out_domain: str = ""
     # Labels that only a machine gave.
     machine_labels: Literal["ignored", "soft", "thresholded"] = "ignored"

@@ -14,7 +14,7 @@ from small_layout import lines
 
 from jaxii import manifest
 from jaxii.data import index
-from jaxii.data.dataset import Dataset, open_dataset
+from jaxii.data.dataset import Dataset, fold_names, open_dataset
 from jaxii.data.labels import Vocabulary
 from jaxii.errors import InputError
 from jaxii.prepare.kaggle import Layout, prepare
@@ -219,6 +219,28 @@ def test_an_unknown_domain_is_refused_with_those_there_are(two_domains):
 def test_the_only_domain_is_not_held_out(dataset):
     with pytest.raises(InputError, match=r"has the domain 'eu'.*columns image_id and"):
         dataset.hold_out("eu")
+
+
+def test_folds_are_every_image_once_and_divide_no_group(two_domains):
+    parts = [two_domains.hold_out(name).splits for name in fold_names(3)]
+    every = [image_id for part in parts for image_id in ids(part["held_out"])]
+    assert sorted(every) == sorted(ids(two_domains.splits["train"]))
+    for part in parts:
+        groups = [set(part[name].index.groups) for name in ("train", "held_out")]
+        assert not groups[0] & groups[1]
+        assert len(groups[1]) == NUM_TRAIN // 2 // 3
+
+
+def test_validation_of_a_fold_is_that_of_all_data(two_domains):
+    whole = set(ids(two_domains.carve(0.3)["validation"]))
+    for name in fold_names(3):
+        assert set(ids(two_domains.hold_out(name).carve(0.3)["validation"])) < whole
+
+
+def test_a_fold_that_does_not_exist_is_refused(dataset):
+    for name in ("fold 1 of 31", "fold 3 of 2"):
+        with pytest.raises(InputError, match=f"'{name}' .* has no image.* 30 groups"):
+            dataset.hold_out(name)
 
 
 # Files that are not those of the dataset.

@@ -202,6 +202,23 @@ def test_figures_of_another_moment_are_made_again(done, tmp_path, monkeypatch):
     assert trained == [copy.held_out("asia")]
 
 
+def test_folds_hold_out_every_image_once_and_estimate_no_shift(done, tmp_path, capfd):
+    copy = Workdir(shutil.copytree(done.path, tmp_path / "copy"))
+    hold_out(copy, config=None, data_dir="", should_stop=never, folds=2)
+    rows = capfd.readouterr().out.splitlines()[-5:]
+    assert [row[:11].strip() for row in rows[:4]] == [
+        "held out", "fold 1 of 2", "fold 2 of 2", "mean"
+    ]  # fmt: skip
+    assert "suspects --workdir=" in rows[4]
+    parts = [metrics(copy.held_out(f"fold {i} of 2")) for i in (1, 2)]
+    assert [part["splits"]["held_out"]["num_images"] for part in parts] == [12, 12]
+    assert not any("estimates" in part for part in parts)
+    # Those of the domains are as before.
+    evaluate(copy, data_dir="", stage="", tune_on="held_out")
+    estimates = metrics(copy, "metrics_tuned_on_held_out.json")["estimates"]
+    assert set(estimates["held_out_domains"]["domains"]) == set(DOMAINS)
+
+
 def test_a_configuration_that_holds_a_domain_out_cannot_hold_out_in_turn(
     data, tmp_path
 ):

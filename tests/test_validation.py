@@ -87,3 +87,13 @@ def test_the_choice_does_not_depend_on_the_order_of_the_images():
     order = np.random.default_rng(0).permutation(len(given))
     turned = given.select(order)
     assert set(turned.image_ids[validation.choose(turned, 0.05)]) == chosen
+
+
+@pytest.mark.parametrize("number", [2, 5])
+def test_folds_are_even_also_within_validation(number):
+    given = random_index(seed=3)
+    folds, chosen = validation.folds(given.groups, number), by_hash(given, 0.3)
+    for rows in (chosen, ~chosen):
+        sizes = [len(set(given.groups[rows & (folds == i)])) for i in range(number)]
+        assert max(sizes) - min(sizes) <= 1
+        assert sum(sizes) == len(set(given.groups[rows]))

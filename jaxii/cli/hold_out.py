@@ -1,4 +1,4 @@
-"""`hold_out`: measures a configuration on each domain that it was not trained on."""
+"""`hold_out`: measures a configuration on data that it was not trained on, in turn."""
 
 from jaxii.cli.flags import (
     Flags,
@@ -17,22 +17,33 @@ data. The same command again continues where it stopped.
   python -m jaxii.main hold_out --workdir=runs/emoji
   python -m jaxii.main evaluate --workdir=runs/emoji --tune_on=held_out
 
+With --folds it holds out folds of the images instead (cross-validation): then `suspects`
+finds wrong labels, with predictions of models that never saw them.
+
+  python -m jaxii.main hold_out --workdir=runs/emoji --folds=4
+  python -m jaxii.main suspects --workdir=runs/emoji
+
 {flags}"""
 
 
 def declare(flags: Flags) -> None:
     """Declares the command's flags."""
-    flags.text(
-        "workdir", "DIR", "the run on all domains; the others go into DIR/held_out"
-    )
+    flags.text("workdir", "DIR", "the run on all data; the others go into DIR/held_out")
     flags.takes_config("its configuration, if it has not been trained yet")
+    flags.integer(
+        "folds",
+        "N",
+        "hold out each of N folds instead; images of one group are in one fold",
+        at_least=2,
+        otherwise="each domain",
+    )
     declare_data_dir(flags)
     declare_verify(flags)
     declare_processes(flags)
 
 
 def run(flags: Flags) -> None:
-    """Trains and measures without each domain."""
+    """Trains and measures without each domain or fold."""
     workdir = required(flags, "workdir")
     config = None if flags.config is None else config_of(flags)
     start_jax(flags)
@@ -45,5 +56,6 @@ def run(flags: Flags) -> None:
         config=config,
         data_dir=flags.data_dir,
         should_stop=processes.preemption_notice(),
+        folds=flags.folds or 0,
         verify=flags.verify,
     )

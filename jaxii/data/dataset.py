@@ -5,6 +5,7 @@
 
 import hashlib
 import os
+import re
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, replace
@@ -14,7 +15,7 @@ import numpy as np
 import polars as pl
 import xxhash
 from array_record.python.array_record_data_source import ArrayRecordDataSource
-from jaxtyping import Int64
+from jaxtyping import Bool, Int64
 
 from jaxii import manifest
 from jaxii.data import folder, index, open_images_v4, schema, validation
@@ -27,6 +28,7 @@ from jaxii.storage import AnyPath, at, names_in, sizes_below
 Progress = Callable[[int, int, str], None]
 # Threads that read the first record of each shard; buckets answer in parallel.
 _THREADS = 8
+_FOLD = re.compile(r"fold ([1-9][0-9]*) of ([1-9][0-9]*)")
 
 
 @dataclass(frozen=True)
@@ -76,26 +78,45 @@ class Dataset:
         return tuple(sorted(set(self.splits["train"].index.domains)))
 
     def hold_out(self, domain: str) -> "Dataset":
-        """Returns the dataset with one domain of train moved to the split `held_out`.
+        """Returns the dataset with a part of train moved to the split `held_out`.
 
-        A stored validation split loses the domain, too.
+        Args:
+          domain: A domain of train, which a stored validation split loses, too; or a
+            fold of the groups, named by `fold_names`.
 
         Raises:
-          InputError: If the domain does not exist or is the only one.
+          InputError: If the domain does not exist or is the only one, or there are
+            fewer groups than folds.
         """
+        splits, train = dict(self.splits), self.splits["train"]
+        is_held_out = self._is_held_out(domain)
+        held_out = train.select(np.flatnonzero(is_held_out))
+        splits["held_out"] = replace(held_out, name="held_out")
+        splits["train"] = train.select(np.flatnonzero(~is_held_out))
+        if "validation" in splits:
+            stored = splits["validation"]
+            rows = np.flatnonzero(stored.index.domains != domain)
+            splits["validation"] = stored.select(rows)
+        return replace(self, splits=splits)
+
+    def _is_held_out(self, domain: str) -> Bool[np.ndarray, " row"]:
+        index, fold = self.splits["train"].index, _FOLD.fullmatch(domain)
+        if fold and domain not in self.domains:
+            part, number = int(fold[1]), int(fold[2])
+            folds = validation.folds(index.groups, number)
+            if folds.max() + 1 < number or part > number:
+                raise InputError(
+                    f"{domain!r} of {self.directory} has no image: its training data "
+                    f"has {len(set(index.groups))} groups; use at most as many folds"
+                )
+            return folds == part - 1
         check_domains(self.directory, self.domains)
         if domain not in self.domains:
             raise InputError(
                 f"{self.directory} has no domain {domain!r} in its training data; "
                 f"{nearest(domain, self.domains)}use one of {', '.join(self.domains)}"
             )
-        splits, train = dict(self.splits), self.splits["train"]
-        held_out = train.select(np.flatnonzero(train.index.domains == domain))
-        splits["held_out"] = replace(held_out, name="held_out")
-        for name in {"train", "validation"} & splits.keys():
-            rows = np.flatnonzero(splits[name].index.domains != domain)
-            splits[name] = splits[name].select(rows)
-        return replace(self, splits=splits)
+        return index.domains == domain
 
     def carve(self, validation_fraction: float) -> dict[str, Split]:
         """Returns the splits, with `validation.choose` of train as validation.
@@ -132,13 +153,18 @@ class Dataset:
         }
 
 
+def fold_names(number: int) -> tuple[str, ...]:
+    """Returns the names of the folds that divide the groups of train."""
+    return tuple(f"fold {part} of {number}" for part in range(1, number + 1))
+
+
 def check_domains(directory: AnyPath, domains: tuple[str, ...]) -> None:
     """Raises InputError if there is only one domain, which cannot be held out."""
     if len(domains) == 1:
         raise InputError(
             f"every training image of {directory} has the domain {domains[0]!r}, so "
             "none can be held out; prepare it again with --train_metadata, a CSV with "
-            "the columns image_id and domain"
+            "the columns image_id and domain, or hold out folds (hold_out --folds=4)"
         )
 
 

@@ -160,7 +160,7 @@ def open_prepared(
       vocabulary: The expected labels; None accepts the dataset's.
       validation_fraction: Share of the groups of train for validation, if the dataset
         has no validation split.
-      held_out_domain: Domain of train for the split `held_out`; "" for none.
+      held_out_domain: See `dataset.Dataset.hold_out`; "" for none.
       machine_labels: How training uses machine labels; see `labels.resolve_labels`.
       machine_threshold: Lowest confidence of a present label if thresholded.
       verify: Whether to hash every byte.

@@ -1,4 +1,4 @@
-"""Chooses the images of train that become the validation split."""
+"""Chooses the images of train that become validation, and divides train into folds."""
 
 import hashlib
 
@@ -42,6 +42,16 @@ def choose(index: Index, fraction: float) -> Bool[np.ndarray, " row"]:
     sides = np.zeros(len(keys), bool)
     sides[groups] = chosen
     return _stratify(sides, groups[rows], labels)[groups]
+
+
+def folds(groups: Shaped[np.ndarray, " row"], number: int) -> Int[np.ndarray, " row"]:
+    """Returns the fold of each image, 0 to number - 1; groups are never divided.
+
+    Folds have equal numbers of groups, up to one, and equal shares of `choose`'s: they
+    take turns in the order of the hashes.
+    """
+    _, places = np.unique(_hashes(groups), return_inverse=True)
+    return places % number
 
 
 def _hashes(groups: Shaped[np.ndarray, " row"]) -> UInt64[np.ndarray, " row"]:

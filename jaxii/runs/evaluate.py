@@ -329,8 +329,9 @@ def _estimates(
 ) -> DomainShiftEstimate | None:
     """Returns estimates of F2 on new domains, if there is a test to compare with."""
     held_out = _held_out(run)
-    if "held_out" in metrics:
-        held_out = {run.config.data.held_out_domain: metrics["held_out"]}
+    domain = run.config.data.held_out_domain
+    if domain in run.data.domains:
+        held_out = {domain: metrics["held_out"]}
     if not held_out or "test" not in metrics:
         return None
     return estimate(metrics["validation"], held_out, metrics["test"])

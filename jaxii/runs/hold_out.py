@@ -1,7 +1,8 @@
-"""`hold_out`: trains one configuration once without each domain of its data.
+"""`hold_out`: trains one configuration once without each part of its training data.
 
-Figures on a domain that a model never saw estimate a domain shift. The runs lie below
-the workdir of the run on all domains; its `evaluate` reads their figures.
+The parts are its domains, whose figures estimate a domain shift, or folds of its
+groups. The runs lie below the workdir of the run on all data; its `evaluate` reads the
+figures on domains, and `suspects` predicts all images with models that never saw them.
 """
 
 from collections.abc import Callable
@@ -9,7 +10,7 @@ from dataclasses import replace
 
 from jaxii.config import Config
 from jaxii.console import say
-from jaxii.data.dataset import check_domains
+from jaxii.data.dataset import check_domains, fold_names
 from jaxii.distributed import processes
 from jaxii.errors import InputError
 from jaxii.evaluation import domain_shift
@@ -25,15 +26,17 @@ def hold_out(
     config: Config | None,
     data_dir: str,
     should_stop: Callable[[int], bool],
+    folds: int = 0,
     verify: bool = False,
 ) -> None:
-    """Trains and evaluates without each domain in turn, then compares.
+    """Trains and evaluates without each part in turn, then compares.
 
     Args:
-      workdir: of the run that is trained on all domains, before or after.
+      workdir: of the run that is trained on all data, before or after.
       config: its configuration; None reads that of the workdir.
       data_dir: the dataset, if it has moved; "" otherwise.
       should_stop: Called with each step; whether to save and stop.
+      folds: Parts that the groups are divided into; 0 for the domains.
       verify: read and hash every byte of the data first.
 
     Raises:
@@ -44,29 +47,38 @@ def hold_out(
     if config.data.held_out_domain:
         raise InputError(
             f"config.data.held_out_domain={config.data.held_out_domain!r} is given and "
-            "hold_out sets it to each domain in turn; leave it empty."
+            "hold_out sets it to each part in turn; leave it empty."
         )
     assembly.check_before_data(config)
     data = assembly.open_data(config, verify=verify)
-    check_domains(data.directory, data.domains)
+    if not folds:
+        check_domains(data.directory, data.domains)
+    parts = fold_names(folds) if folds else data.domains
     workdir.check_labels(data.vocabulary)
     workdir.check(config)
     if processes.is_lead():
         workdir.claim_labels(data.vocabulary)
         workdir.claim(config)
-    for number, domain in enumerate(data.domains, 1):
-        run = workdir.held_out(domain)
-        without = replace(config, data=replace(config.data, held_out_domain=domain))
+    for number, part in enumerate(parts, 1):
+        run = workdir.held_out(part)
+        without = replace(config, data=replace(config.data, held_out_domain=part))
         done = _is_done(run, without)
         say(
-            f"held out  {domain} ({number} of {len(data.domains)}): {run.path}"
+            f"held out  {part} ({number} of {len(parts)}): {run.path}"
             f"{', done before' if done else ''}"
         )
         if not done:
             train(without, run, should_stop)
-    for line in domain_shift.table(workdir.held_out_metrics()):
+    found = workdir.held_out_metrics()
+    for line in domain_shift.table({part: found[part] for part in parts}):
         say(line)
-    say(f"`evaluate --workdir={workdir.path} --tune_on=held_out` takes this threshold")
+    if folds:
+        say(f"`suspects --workdir={workdir.path}` lists labels that may be wrong")
+    else:
+        say(
+            f"`evaluate --workdir={workdir.path} --tune_on=held_out` takes this "
+            "threshold"
+        )
 
 
 def _is_done(run: Workdir, config: Config) -> bool:

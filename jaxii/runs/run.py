@@ -558,7 +558,7 @@ class Run(AbstractContextManager["Run"]):
         found = {
             domain: metrics["splits"]["held_out"]
             for domain, metrics in self.workdir.held_out_metrics().items()
-            if metrics["stage"] == stage
+            if metrics["stage"] == stage and domain in self.data.domains
         }
         return found if set(found) == set(self.data.domains) else {}
 
