@@ -17,8 +17,8 @@ data. The same command again continues where it stopped.
   python -m jaxii.main hold_out --workdir=runs/emoji
   python -m jaxii.main evaluate --workdir=runs/emoji --tune_on=held_out
 
-With --folds it holds out folds of the images instead (cross-validation): then `suspects`
-finds wrong labels, with predictions of models that never saw them.
+With --folds it holds out folds of the images instead (cross-validation), from which
+`suspects` lists labels that may be wrong.
 
   python -m jaxii.main hold_out --workdir=runs/emoji --folds=4
   python -m jaxii.main suspects --workdir=runs/emoji
