@@ -1,5 +1,6 @@
 """Runs without each domain in turn, and the threshold and estimates that they give."""
 
+import csv
 import json
 import shutil
 
@@ -16,6 +17,8 @@ from jaxii.models.multitask import Network, Outputs
 from jaxii.prepare.kaggle import Layout, prepare
 from jaxii.runs.evaluate import evaluate
 from jaxii.runs.hold_out import hold_out
+from jaxii.runs.run import Run
+from jaxii.runs.suspects import suspects
 from jaxii.runs.train import train
 from jaxii.runs.workdir import Workdir
 from jaxii.train.trainer import Preempted
@@ -217,6 +220,47 @@ def test_folds_hold_out_every_image_once_and_estimate_no_shift(done, tmp_path, c
     evaluate(copy, data_dir="", stage="", tune_on="held_out")
     estimates = metrics(copy, "metrics_tuned_on_held_out.json")["estimates"]
     assert set(estimates["held_out_domains"]["domains"]) == set(DOMAINS)
+
+
+def listed(workdir, folder, top=1000):
+    output, sheet = folder / "suspects.csv", folder / "suspects.html"
+    suspects(workdir, data_dir="", output=output, sheet=sheet, top=top)
+    with output.open(newline="") as file:
+        return list(csv.DictReader(file)), sheet.read_text()
+
+
+def test_suspects_are_predicted_by_the_runs_that_never_saw_them(
+    data, done, tmp_path, capfd
+):
+    rows, page = listed(done, tmp_path)
+    assert "predicted 24 of 24 training images" in capfd.readouterr().out
+    scores = [float(row["score"]) for row in rows]
+    assert rows and scores == sorted(scores, reverse=True) and min(scores) >= 0.5
+    for row in rows:
+        number = int(row["image_id"].removeprefix("train"))
+        assert row["domain"] == DOMAINS[number % 2]
+        assert row["given"] == str(int(row["label"] == small_layout.CODES[number % 3]))
+        with Run.open(done.held_out(row["domain"]).path) as run:
+            path = data.parent / f"files/train/part_0/{row['image_id']}.jpg"
+            probs = run.predict_proba([path])[0]
+            wanted = probs[run.classes.index(row["label"])]
+        assert float(row["probability"]) == pytest.approx(wanted, abs=1e-4)
+        assert row["image_id"] in page
+    assert listed(done, tmp_path, top=2)[0] == rows[:2]
+
+
+def test_without_hold_out_suspects_are_those_of_validation(done, tmp_path, capfd):
+    copy = Workdir(shutil.copytree(done.path, tmp_path / "copy"))
+    shutil.rmtree(copy.path / "held_out")
+    rows, page = listed(copy, tmp_path)
+    with Run.open(copy.path) as run:
+        image_ids = run.data.split("validation").index.image_ids.tolist()
+    assert {row["image_id"] for row in rows} <= set(image_ids)
+    assert {row["split"] for row in rows} == {"validation"}
+    text = capfd.readouterr().out
+    assert f"predicted {len(image_ids)} of 24" in text
+    assert "hold_out --workdir" in text and "--folds=4" in text
+    assert "clean" in page
 
 
 def test_a_configuration_that_holds_a_domain_out_cannot_hold_out_in_turn(

@@ -69,6 +69,12 @@ def test_present_is_what_a_loop_finds():
         np.testing.assert_array_equal(label_ids[starts[i] : starts[i + 1]], expected)
 
 
+def test_multi_hot_tells_what_is_present_and_what_is_listed():
+    present, listed = ROWS.multi_hot(4)
+    assert present.astype(int).tolist() == [[1, 0, 0, 0], [0, 0, 0, 0], [1, 1, 0, 0]]
+    assert listed.astype(int).tolist() == [[1, 0, 1, 0], [0, 0, 0, 0], [1, 1, 1, 0]]
+
+
 def test_class_counts_add_a_machines_confidence():
     np.testing.assert_allclose(ROWS.class_counts(4), [2.0, 0.5, 0.3, 0.0], atol=1e-6)
 

@@ -13,7 +13,7 @@ from jaxii.data.labels import Vocabulary
 from jaxii.evaluation.predictions import Answer, Facts
 from jaxii.evaluation.provenance import Provenance
 from jaxii.report import sheet
-from jaxii.report.sheet import Sheet
+from jaxii.report.sheet import Sheet, SuspectImage, render_suspects
 
 ODD = (*mixed_images.NAMES, mixed_images.NO_UTF8)
 VOCABULARY = Vocabulary(tuple(f"/m/{i}" for i in range(len(ODD))), ODD)
@@ -173,3 +173,27 @@ def test_a_sheet_stays_small_however_many_images(monkeypatch):
         return len(page_of(names, answers, thumbnail=lambda row: jpeg)[1])
 
     assert size(3_000) < 1.01 * size(sheet.MOST_SHOWN)
+
+
+def test_a_sheet_of_suspects_says_what_is_wrong_and_what_is_missing(monkeypatch):
+    monkeypatch.setattr(sheet, "MOST_SHOWN", 2)
+    images = [
+        SuspectImage(
+            image_id=f"{number}<i>",
+            labels=[("<b>cat", True, 0.9), ("dog", False, 0.625)],
+            given=["<b>cat", "boat"] * (number > 0),
+            jpeg=b"a JPEG",
+        )
+        for number in range(3)
+    ]
+    page = render_suspects(
+        images, title="mine", run="run <i>", provenance=FACTS.provenance, num_found=70
+    )
+    elements = Page(page)
+    assert not {"i", "script"} & set(elements.tags)
+    assert {"0<i>", "1<i>", "<b>cat", "dog", "boat"} <= set(elements.isolated)
+    assert "2<i>" not in elements.isolated
+    assert page.count("wrong 0.90</span>") == page.count("missing 0.62</span>") == 2
+    assert "has no label" in page
+    assert "<b>6</b>" in page and "of 70 that may be" in page
+    assert "the first 2 shown below" in page

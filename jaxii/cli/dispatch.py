@@ -28,6 +28,7 @@ from jaxii.cli import (
     plan,
     predict,
     prepare,
+    suspects,
     train,
 )
 from jaxii.cli.flags import Flags
@@ -64,6 +65,7 @@ COMMANDS: Mapping[str, Command] = {
     "prepare": prepare,
     "evaluate": evaluate,
     "hold_out": hold_out,
+    "suspects": suspects,
     "adapt": adapt,
     "predict": predict,
     "export": export,

@@ -30,6 +30,20 @@ class Rows:
         before = np.concatenate([[0], np.cumsum(kept)])
         return before[self.offsets].astype(np.int64), self.label_ids[kept]
 
+    def multi_hot(
+        self, num_classes: int
+    ) -> tuple[Bool[np.ndarray, "row class"], Bool[np.ndarray, "row class"]]:
+        """Returns whether each image has each label, and whether it is listed.
+
+        Memory: images x labels x 2 bytes.
+        """
+        rows = np.repeat(np.arange(len(self.offsets) - 1), np.diff(self.offsets))
+        has = np.zeros((len(self.offsets) - 1, num_classes), bool)
+        listed = has.copy()
+        has[rows, self.label_ids] = self.confidences >= 0.5
+        listed[rows, self.label_ids] = True
+        return has, listed
+
     def class_counts(self, num_classes: int) -> Float[np.ndarray, " class"]:
         """Returns the sum of each label's confidences."""
         return np.bincount(

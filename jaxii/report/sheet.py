@@ -1,11 +1,13 @@
-"""The contact sheet of `predict`: one HTML file with images and their labels."""
+"""The contact sheets of `predict` and `suspects`: HTML files with images and labels."""
 
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import suppress
+from dataclasses import dataclass
 from typing import Any
 
 from jaxii.data.labels import Vocabulary
 from jaxii.evaluation.predictions import Answer, Facts, visible
+from jaxii.evaluation.provenance import Provenance
 from jaxii.report.formatting import count, percent, short
 from jaxii.report.page import templates
 from jaxii.storage import AnyPath, write_text
@@ -107,3 +109,70 @@ class Sheet:
             "labels": labels,
             "image": jpeg,
         }
+
+
+@dataclass(frozen=True, kw_only=True)
+class SuspectImage:
+    """An image with labels that may be wrong or missing.
+
+    Attributes:
+      labels: name, whether the image has it, and score of each, most likely first.
+      given: names of all labels that the image has.
+      jpeg: a small copy of the image; empty if it cannot be read.
+    """
+
+    image_id: str
+    labels: Sequence[tuple[str, bool, float]]
+    given: Sequence[str]
+    jpeg: bytes
+
+
+def render_suspects(
+    images: Sequence[SuspectImage],
+    *,
+    title: str,
+    run: str,
+    provenance: Provenance,
+    num_found: int,
+) -> str:
+    """Returns the contact sheet of suspects as HTML; shows at most `MOST_SHOWN` images.
+
+    Args:
+      images: the most likely first.
+      run: the runs that predicted, for readers.
+      provenance: theirs.
+      num_found: suspects, including those that are not listed.
+    """
+    tiles = [
+        {
+            "name": visible(image.image_id),
+            "fault": "",
+            "image": image.jpeg,
+            "given": [visible(name) for name in image.given],
+            "labels": [
+                {
+                    "name": visible(name),
+                    "kind": "wrong" if is_given else "missing",
+                    "score": short(score),
+                    "percent": round(100 * score, 1),
+                }
+                for name, is_given, score in image.labels
+            ],
+        }
+        for image in images[:MOST_SHOWN]
+    ]
+    return (
+        templates()
+        .get_template("suspects.html.j2")
+        .render(
+            title=visible(title),
+            run=visible(run),
+            provenance=provenance,
+            caveats=[visible(caveat) for caveat in provenance.caveats()],
+            num_found=count(num_found),
+            num_labels=count(sum(len(image.labels) for image in images)),
+            num_images=count(len(images)),
+            num_shown=count(len(tiles)),
+            tiles=tiles,
+        )
+    )

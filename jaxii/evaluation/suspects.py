@@ -1,0 +1,161 @@
+"""Ranks labels that are likely wrong or missing, by confident learning.
+
+Needs probabilities of models that were not trained on the images that they rank.
+"""
+
+import csv
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import TextIO
+
+import numpy as np
+from jaxtyping import Bool, Float, Float32, Int64, Shaped
+
+from jaxii.data.labels import Vocabulary
+from jaxii.storage import AnyPath, write_beside
+
+HEADER = (
+    *("image_id", "label", "name", "given", "probability", "score"),
+    *("split", "domain"),
+)
+# A spreadsheet takes a cell that begins with one of these for a formula.
+_FORMULA = ("=", "+", "-", "@", "\t", "\r")
+_DIGITS = 4
+
+
+@dataclass(frozen=True, kw_only=True)
+class Suspects:
+    """Labels of images that are likely wrong or missing, the most likely first.
+
+    Attributes:
+      rows: the images.
+      label_ids: their labels.
+      given: whether the image has the label, which is then likely wrong; otherwise it
+        is likely missing.
+      probs: out-of-sample probability of the label.
+      scores: 0 to 1, comparable between labels; see `rank`.
+    """
+
+    rows: Int64[np.ndarray, " suspect"]
+    label_ids: Int64[np.ndarray, " suspect"]
+    given: Bool[np.ndarray, " suspect"]
+    probs: Float32[np.ndarray, " suspect"]
+    scores: Float[np.ndarray, " suspect"]
+
+    def __len__(self) -> int:
+        return len(self.rows)
+
+    def first(self, number: int) -> "Suspects":
+        """Returns the most likely ones, at most `number`."""
+        return Suspects(
+            **{name: values[:number] for name, values in vars(self).items()}
+        )
+
+
+def rank(
+    probs: Float32[np.ndarray, "image class"],
+    targets: Bool[np.ndarray, "image class"],
+    known: Bool[np.ndarray, "image class"],
+) -> Suspects:
+    """Returns the labels that contradict a model's probabilities.
+
+    Each label is taken by itself as two classes, present and absent. From the
+    probability of a class its mean over the images that are given the class is
+    subtracted, as how sure a model is differs between classes. A label is suspect where
+    the class that it is not given then has the larger one. Scores are that value, made
+    a probability: the larger mean is added to both, and both are divided by their sum.
+    A label that no image has, or that every image has, is never suspect.
+
+    Memory: images x 30 bytes, beside the arguments and the result.
+
+    Args:
+      probs: out-of-sample probabilities, in [0, 1].
+      targets: whether the image is given the label.
+      known: whether the entry counts at all; others are never suspect.
+
+    Source: Northcutt, Jiang and Chuang 2021, "Confident Learning", section 3 (means as
+      thresholds); Thyagarajan et al. 2022,
+      "Identifying Incorrect Annotations in Multi-Label Classification Data" (label by
+      label). A score is 1 minus that of cleanlab's `get_label_quality_scores` with
+      `adjust_pred_probs`.
+    """
+    found = [
+        _rank_label(probs[:, label], targets[:, label], known[:, label])
+        for label in range(probs.shape[1])
+    ]
+    rows = np.concatenate([rows for rows, _ in found])
+    scores = np.concatenate([scores for _, scores in found])
+    lengths = [len(rows) for rows, _ in found]
+    label_ids = np.repeat(np.arange(len(found), dtype=np.int64), lengths)
+    order = np.lexsort((label_ids, rows, -scores))
+    rows, label_ids = rows[order], label_ids[order]
+    return Suspects(
+        rows=rows,
+        label_ids=label_ids,
+        given=targets[rows, label_ids],
+        probs=probs[rows, label_ids],
+        scores=scores[order],
+    )
+
+
+def _rank_label(
+    probs: Float32[np.ndarray, " image"],
+    targets: Bool[np.ndarray, " image"],
+    known: Bool[np.ndarray, " image"],
+) -> tuple[Int64[np.ndarray, " suspect"], Float[np.ndarray, " suspect"]]:
+    """Returns the suspect rows of one label, and their scores."""
+    rows = np.flatnonzero(known)
+    given = targets[rows]
+    if given.all() or not given.any():
+        return rows[:0], np.zeros(0)
+    present = probs[rows].astype(np.float64)
+    mean_present, mean_absent = present[given].mean(), (1.0 - present[~given]).mean()
+    margin = (present - mean_present) - (1.0 - present - mean_absent)
+    margin[given] *= -1.0
+    suspect = margin > 0.0
+    # The two values that `rank` divides by their sum, which is the same for all images.
+    total = 1.0 + abs(mean_present - mean_absent)
+    return rows[suspect], 0.5 + 0.5 * margin[suspect] / total
+
+
+def save(
+    suspects: Suspects,
+    path: AnyPath,
+    *,
+    vocabulary: Vocabulary,
+    image_ids: Shaped[np.ndarray, " image"],
+    splits: Sequence[str],
+    domains: Shaped[np.ndarray, " image"],
+) -> None:
+    """Writes a CSV file with the columns `HEADER`, a row per suspect, atomically.
+
+    An apostrophe is put before text that a spreadsheet would take for a formula.
+
+    Args:
+      splits: of each image, in the run that predicted it.
+      domains: of each image.
+    """
+
+    def write(file: TextIO) -> None:
+        writer = csv.writer(file, lineterminator="\n")
+        writer.writerow(HEADER)
+        for place in range(len(suspects)):
+            row, label = int(suspects.rows[place]), int(suspects.label_ids[place])
+            cells = (
+                _plain(image_ids[row]),
+                _plain(vocabulary.codes[label]),
+                _plain(vocabulary.descriptions[label]),
+                int(suspects.given[place]),
+                round(float(suspects.probs[place]), _DIGITS),
+                round(float(suspects.scores[place]), _DIGITS),
+                splits[row],
+                _plain(domains[row]),
+            )
+            writer.writerow(cells)
+
+    write_beside(path, write)
+
+
+def _plain(text: str) -> str:
+    """Returns text that is no formula."""
+    return f"'{text}" if text.startswith(_FORMULA) else text

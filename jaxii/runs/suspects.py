@@ -1,0 +1,195 @@
+"""`suspects`: lists labels of the training data that are likely wrong or missing.
+
+A run that was not trained on an image predicts it: one of `hold_out`, or the run itself
+if the image is in its validation split.
+"""
+
+import itertools
+from collections.abc import Iterator, Sequence
+from contextlib import ExitStack
+from dataclasses import dataclass, replace
+from functools import reduce
+
+import numpy as np
+from jaxtyping import Bool, Float32
+
+from jaxii.console import progress, say
+from jaxii.data.dataset import Split
+from jaxii.data.transforms import thumbnail
+from jaxii.distributed import processes
+from jaxii.evaluation import suspects as ranking
+from jaxii.evaluation.predictions import answer
+from jaxii.evaluation.predictor import make_predict
+from jaxii.evaluation.provenance import HOME_SPLITS, Provenance
+from jaxii.evaluation.suspects import Suspects
+from jaxii.report import sheet as pages
+from jaxii.report.sheet import SuspectImage
+from jaxii.runs import assembly
+from jaxii.runs.run import Run
+from jaxii.runs.workdir import Workdir
+from jaxii.storage import AnyPath, write_text
+
+# Splits of images that a run was not trained on, of the training data.
+UNSEEN = ("held_out", "validation")
+THUMBNAIL_PIXELS = 240
+
+
+def suspects(
+    workdir: Workdir, *, data_dir: str, output: AnyPath, sheet: AnyPath, top: int
+) -> None:
+    """Writes the labels that are most likely wrong or missing.
+
+    Memory: images x labels x 6 bytes.
+
+    Args:
+      workdir: of a run that was trained, or whose parts `hold_out` trained.
+      data_dir: the dataset, if it has moved; "" otherwise.
+      output: the CSV file.
+      sheet: the contact sheet of the images.
+      top: most labels that are written.
+
+    Raises:
+      InputError: If nothing has been trained, or the data has other labels.
+    """
+    with ExitStack() as opened:
+        runs = [opened.enter_context(run) for run in _open(workdir, data_dir)]
+        # Folds first: a domain that a model was not trained on is harder for it.
+        runs.sort(key=lambda run: run.config.data.held_out_domain in run.data.domains)
+        parts = list(_predict(runs))
+        found = ranking.rank(
+            np.concatenate([part.probs for part in parts]),
+            np.concatenate([part.targets for part in parts]),
+            np.concatenate([part.known for part in parts]),
+        )
+        if processes.is_lead():
+            _write(
+                found.first(top),
+                parts,
+                runs,
+                output=output,
+                sheet=sheet,
+                num_found=len(found),
+            )
+    data = runs[0].data
+    images = sum(
+        data.split(name).num_examples for name in HOME_SPLITS if data.has_images(name)
+    )
+    predicted = sum(len(part.probs) for part in parts)
+    say(f"predicted {predicted} of {images} training images by runs without them")
+    if predicted < images:
+        say(f"          `hold_out --workdir={workdir.path} --folds=4` gives the others")
+    given = int(found.given.sum())
+    say(
+        f"suspects  {len(found)} labels: {given} that images have, likely wrong, and "
+        f"{len(found) - given} that they lack, likely missing; the first {top}:"
+    )
+    say(f"labels    {output}")
+    say(f"sheet     {sheet}")
+
+
+def _open(workdir: Workdir, data_dir: str) -> Iterator[Run]:
+    """Yields the runs that held a part out, or else the run itself."""
+    label_hash = workdir.vocabulary().content_hash()
+    for part in workdir.held_out_metrics() or ("",):
+        path = workdir.held_out(part).path if part else workdir.path
+        yield Run.open(path, data_dir=data_dir, label_hash=label_hash)
+
+
+@dataclass(frozen=True, kw_only=True)
+class _Part:
+    """Images with their labels and the probabilities of a run without them.
+
+    Attributes:
+      split: the images.
+      targets: whether an image has a label.
+      known: whether that is known; it is not of images without verified labels, and
+        where unlisted labels do not train.
+    """
+
+    split: Split
+    probs: Float32[np.ndarray, "image class"]
+    targets: Bool[np.ndarray, "image class"]
+    known: Bool[np.ndarray, "image class"]
+
+
+def _predict(runs: Sequence[Run]) -> Iterator[_Part]:
+    """Yields every image that one of the runs was not trained on, once."""
+    seen: set[str] = set()
+    for unseen, run in itertools.product(UNSEEN, runs):
+        if run.data.has_images(unseen):
+            split = run.data.split(unseen)
+            image_ids: list[str] = split.index.image_ids.tolist()
+            rows = [
+                row for row, image_id in enumerate(image_ids) if image_id not in seen
+            ]
+            if rows:
+                yield _predict_split(run, split.select(np.array(rows)))
+                seen.update(image_ids)
+
+
+def _predict_split(run: Run, split: Split) -> _Part:
+    num_classes = len(run.vocabulary)
+    probs = np.zeros((split.num_examples, num_classes), np.float32)
+    data = replace(run.data, splits={**run.data.splits, split.name: split})
+    targets, known = data.verified_rows(split.name).multi_hot(num_classes)
+    if run.config.data.unknown == "negative":
+        known |= known.any(axis=1, keepdims=True)
+    with progress() as on_progress:
+        for given in answer(
+            make_predict([run.model()], run.mesh),
+            assembly.file_batches(run.config, split.source),
+            num_rows=split.num_examples,
+            decode=lambda probs, embedding: [np.zeros(0, np.int64)] * len(probs),
+            fault=lambda row: "damaged",
+            mesh=run.mesh,
+            on_progress=on_progress,
+        ):
+            probs[given.row] = given.probs
+            known[given.row] &= not given.fault
+    return _Part(split=split, probs=probs, targets=targets, known=known)
+
+
+def _write(
+    found: Suspects,
+    parts: Sequence[_Part],
+    runs: Sequence[Run],
+    *,
+    output: AnyPath,
+    sheet: AnyPath,
+    num_found: int,
+) -> None:
+    """Writes the CSV file and the contact sheet."""
+    vocabulary = runs[0].vocabulary
+    image_ids = np.concatenate([part.split.index.image_ids for part in parts])
+    ranking.save(
+        found,
+        output,
+        vocabulary=vocabulary,
+        image_ids=image_ids,
+        splits=[part.split.name for part in parts for _ in part.probs],
+        domains=np.concatenate([part.split.index.domains for part in parts]),
+    )
+    places = [(part, row) for part in parts for row in range(len(part.probs))]
+
+    def shown(image: int) -> SuspectImage:
+        part, row = places[image]
+        its = np.flatnonzero(found.rows == image)
+        names = vocabulary.names(found.label_ids[its])
+        given, scores = found.given[its].tolist(), found.scores[its].tolist()
+        return SuspectImage(
+            image_id=str(image_ids[image]),
+            labels=list(zip(names, given, scores, strict=True)),
+            given=vocabulary.names(np.flatnonzero(part.targets[row])),
+            jpeg=thumbnail(part.split.source[row]["image"], THUMBNAIL_PIXELS),
+        )
+
+    page = pages.render_suspects(
+        [shown(image) for image in dict.fromkeys(found.rows.tolist())],
+        title=runs[0].data.directory.name,
+        run="; ".join(run.name for run in runs),
+        provenance=reduce(
+            Provenance.union, (run.provenance_on(run.data) for run in runs)
+        ),
+        num_found=num_found,
+    )
+    write_text(sheet, page)
