@@ -74,7 +74,7 @@ def scores_of(decoders, names, targets, slices, *, in_use, scored=None, groups=N
         slices=SLICES,
         groups=np.arange(num_images) // 2 if groups is None else groups,
     )
-    return DecoderScores(decoders, names, in_use=in_use, truth=truth, num_summed=64)
+    return DecoderScores(decoders, names, in_use=in_use, truth=truth)
 
 
 def add(found, order, size, seed=2):

@@ -63,9 +63,7 @@ def metrics_of(probs, targets, *, threshold=0.5, **others):
         slices=("north", "south"),
         groups=np.arange(num_images),
     )
-    scores = DecoderScores(
-        decoders, ["threshold"], in_use="threshold", truth=truth, num_summed=7
-    )
+    scores = DecoderScores(decoders, ["threshold"], in_use="threshold", truth=truth)
     scores.add(probs, None, np.arange(num_images))
     acc = accumulate(probs, targets, **others)
     return split_metrics(acc, scores, in_use="threshold", threshold=threshold)

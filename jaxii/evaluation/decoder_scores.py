@@ -1,12 +1,14 @@
 """Scores every decoder's predictions on a split, on the host.
 
 Predictions are scored as submitted, with at least one label per image. Each process
-decodes its own images; `add_processes` then adds the scores of all processes.
+decodes its own images; `add_processes` then adds the scores of all processes. Sums are
+rounded once, so that they do not depend on the order of the images.
 """
 
 # JAX's functions are partly untyped.
 # pyright: reportUnknownMemberType=false
 
+import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
@@ -71,8 +73,6 @@ class DecoderScores:
       names: the decoders to score.
       in_use: the decoder whose predictions are kept; slices and intervals are of them.
       truth: labels of the split.
-      num_summed: number of images in a partial sum of scores, at least 1; fixes the
-        rounding of means for any number of processes.
 
     Attributes, all of the decoder in use:
       predictions: label ids of each image, the most probable first.
@@ -88,12 +88,10 @@ class DecoderScores:
         *,
         in_use: str,
         truth: SplitTruth,
-        num_summed: int,
     ):
         self.truth = truth
         self.predictions = [np.zeros(0, np.int64)] * len(truth)
         self._decoders, self._names, self._in_use = decoders, tuple(names), in_use
-        self._num_summed = num_summed
         num_classes = len(decoders.class_thresholds)
         self._f2 = {name: np.zeros(len(truth)) for name in names}
         self._labels = {name: np.zeros(num_classes, np.int64) for name in names}
@@ -148,8 +146,10 @@ class DecoderScores:
         count = int(np.count_nonzero(self.truth.scored))
         found: dict[str, DecoderMetrics] = {}
         for name, f2 in self._f2.items():
-            total, squares = self._by_slice(f2).sum(), self._by_slice(f2**2).sum()
-            mean, error = bootstrap.mean_and_error(count, float(total), float(squares))
+            # Images that are not scored have 0.
+            mean, error = bootstrap.mean_and_error(
+                count, math.fsum(f2), math.fsum(f2**2)
+            )
             found[name] = DecoderMetrics(
                 f2=mean,
                 standard_error=error,
@@ -161,20 +161,20 @@ class DecoderScores:
 
     def slices(self) -> dict[str, SliceMetrics]:
         """Returns the figures of each slice that has scored images."""
-        truth, f2 = self.truth, self.f2
+        truth = self.truth
         counts = np.bincount(truth.slice_ids[truth.scored], minlength=len(truth.slices))
-        totals, squares = self._by_slice(f2), self._by_slice(f2**2)
         found: dict[str, SliceMetrics] = {}
         for i in np.flatnonzero(counts).tolist():
-            count = int(counts[i])
+            among, count = truth.slice_ids == i, int(counts[i])
+            f2 = self.f2[among]
             mean, error = bootstrap.mean_and_error(
-                count, float(totals[i]), float(squares[i])
+                count, math.fsum(f2), math.fsum(f2**2)
             )
             found[truth.slices[i]] = SliceMetrics(
                 num_images=count,
                 f2=mean,
                 standard_error=error,
-                interval=self._interval(truth.slice_ids == i),
+                interval=self._interval(among),
             )
         return found
 
@@ -214,14 +214,6 @@ class DecoderScores:
     ) -> tuple[float, float] | None:
         rows = np.flatnonzero(among & self.truth.scored)
         return bootstrap.interval(self.f2[rows], self.truth.groups[rows])
-
-    def _by_slice(self, values: Float[np.ndarray, " image"]) -> Float[np.ndarray, " s"]:
-        """Returns the sums of the images' values by slice."""
-        slice_ids, total = self.truth.slice_ids, np.zeros(len(self.truth.slices))
-        for start in range(0, len(values), self._num_summed):
-            part = slice(start, start + self._num_summed)
-            total += np.bincount(slice_ids[part], values[part], minlength=len(total))
-        return total
 
 
 def best_and_worst(

@@ -273,7 +273,6 @@ class _Scoring:
             self.names,
             in_use=self.in_use,
             truth=truth,
-            num_summed=assembly.eval_batch_size(self.run.config),
         )
 
 
