@@ -23,7 +23,7 @@ from PIL import Image
 from small_runs import seal
 
 from jaxii import main
-from jaxii.cli import dispatch, new, start
+from jaxii.cli import dispatch, start
 from jaxii.cli import flags as cli_flags
 from jaxii.cli.flags import DECODERS, config_of
 from jaxii.decoding.decoders import NAMES
@@ -297,7 +297,7 @@ def test_the_decoder_flag_offers_the_decoders_there_are():
 
 
 def test_the_label_separator_flag_offers_those_that_cells_can_have():
-    assert ("", *new.SEPARATORS) == rows.CHOICES
+    assert ("", *cli_flags.SEPARATORS) == rows.CHOICES
 
 
 def test_a_flags_value_is_not_taken_for_the_command(refused):

@@ -5,20 +5,43 @@ from jaxii.cli.flags import (
     Flags,
     declare_data_dir,
     declare_inference,
+    declare_label_file,
     declare_verify,
     existing,
     inference_of,
+    label_file_of,
+    local,
 )
 from jaxii.cli.start import declare_processes, start_jax
 from jaxii.errors import InputError
+from jaxii.storage import AnyPath
 
 HELP = """\
 Measures the best checkpoint of a run on validation and test, with every decoder fitted
 on one split; writes metrics.json, label_figures.csv, report.html and submission.csv.
+With --images, measures an evaluated run on any other images with labels. Nothing is
+fitted on them: weights, calibration and thresholds are those of the run. The figures
+are a section of report.html and a column of compare; all files are in WORKDIR/sets.
 
   python -m jaxii.main evaluate --workdir=runs/emoji
+  python -m jaxii.main evaluate --workdir=runs/emoji --images=holiday \\
+      --labels=holiday.csv --name=holiday
 
-{flags}"""
+{flags}
+
+Columns of the label file called slice (or else domain) and group are used as in new:
+figures are given by slice, and intervals draw whole groups. Labels that the run does
+not know, and images that cannot be read, are counted, named and left out."""
+# Flags that say how the run's own splits are evaluated.
+OF_SPLITS = (
+    *("stage", "data_dir", "verify", "decoder", "tune_on"),
+    *("ensemble", "adapt_bn", "label_shift", "allow_tuning_labels"),
+)
+# Flags that say which images are measured instead, and how their labels are read.
+OF_SET = (
+    *("labels", "name", "path_column"),
+    *("label_column", "label_separator", "fold_case"),
+)
 
 
 def declare(flags: Flags) -> None:
@@ -54,17 +77,19 @@ def declare(flags: Flags) -> None:
         "tuning labels, and with a run that was trained on test images; the results "
         "say so",
     )
+    flags.text("images", "DIR", "measure the run on these labelled images instead")
+    flags.text("name", "NAME", "of these images in results", otherwise="the folder's")
+    declare_label_file(flags)
     declare_processes(flags)
 
 
 def run(flags: Flags) -> None:
     """Evaluates."""
-    if flags.tune_on == "tuning" and not flags.allow_tuning_labels:
-        raise InputError(
-            "--tune_on=tuning lets labels of the target domain choose the threshold; "
-            "add --allow_tuning_labels if that is meant."
-        )
+    _check(flags)
     workdir = existing(flags, "workdir")
+    if flags.images:
+        _evaluate_set(flags, workdir)
+        return
     start_jax(flags)
     from jaxii.runs.evaluate import evaluate
     from jaxii.runs.workdir import Workdir
@@ -78,3 +103,39 @@ def run(flags: Flags) -> None:
         options=inference_of(flags),
         verify=flags.verify,
     )
+
+
+def _evaluate_set(flags: Flags, workdir: AnyPath) -> None:
+    images = local("--images", existing(flags, "images"))
+    labels = local("--labels", existing(flags, "labels")) if flags.labels else None
+    start_jax(flags)
+    from jaxii.runs.labelled_set import evaluate_set
+    from jaxii.runs.run import Run
+    from jaxii.runs.workdir import Workdir
+
+    stage = Workdir(workdir).metrics()["stage"]
+    options = label_file_of(flags)
+    with Run.open(workdir, stage) as run:
+        evaluate_set(run, images=images, labels=labels, name=flags.name, **options)
+
+
+def _check(flags: Flags) -> None:
+    """Refuses flags that make no sense together."""
+    others = OF_SPLITS if flags.images else OF_SET
+    given = [name for name in others if flags.values[name].present]
+    if given and flags.images:
+        raise InputError(
+            f"--{given[0]} is for the run's own splits; with --images nothing is "
+            "chosen or fitted, and checkpoint and decoders are those of the run's "
+            f"evaluation: leave out --{given[0]}, or evaluate without --images first."
+        )
+    if given:
+        raise InputError(
+            f"--{given[0]} belongs to --images=DIR, the folder of labelled images; "
+            "give that, too."
+        )
+    if flags.tune_on == "tuning" and not flags.allow_tuning_labels:
+        raise InputError(
+            "--tune_on=tuning lets labels of the target domain choose the threshold; "
+            "add --allow_tuning_labels if that is meant."
+        )

@@ -1,6 +1,7 @@
 """Declares and reads the flags of a command, and the flags that commands share."""
 
 from collections.abc import Sequence
+from pathlib import Path
 from typing import Any
 
 from absl import flags as absl_flags
@@ -19,6 +20,10 @@ DECODERS = (
     "embedding",
     "expected_f2",
 )
+
+
+# The same as `prepare.tables.rows.CHOICES` without "", which imports Polars.
+SEPARATORS = ("none", "|", ";", ",", "space", "json")
 
 
 class Flags:
@@ -148,6 +153,38 @@ def declare_data_dir(flags: Flags) -> None:
     flags.text("data_dir", "DIR", "the dataset, if it has moved")
 
 
+def declare_label_file(flags: Flags) -> None:
+    """Declares a label file and how it is read."""
+    flags.text(
+        "labels",
+        "FILE",
+        "CSV, TSV, Parquet or JSON Lines with a column of paths or ids, and labels: "
+        "one row per label, or one row per image with several labels in a cell (also "
+        "as a list), or a column of 0 and 1 for each label",
+        otherwise="folders are labels",
+    )
+    flags.text(
+        "path_column",
+        "NAME",
+        "the column that names the images",
+        otherwise="the one whose cells name most",
+    )
+    flags.text(
+        "label_column",
+        "NAME",
+        "the column with the labels",
+        otherwise="by its name, or the only one left",
+    )
+    flags.choice(
+        "label_separator",
+        "CHAR",
+        SEPARATORS,
+        "between labels in a cell",
+        otherwise="found from all cells; the rule is printed",
+    )
+    flags.switch("fold_case", "merge labels that differ only in case")
+
+
 def declare_verify(flags: Flags) -> None:
     """Declares the flag that hashes the data."""
     flags.switch(
@@ -226,6 +263,30 @@ def existing(flags: Flags, name: str) -> AnyPath:
     if near:
         raise InputError(f"--{name}={path} does not exist; {near}")
     return path
+
+
+def label_file_of(flags: Flags) -> dict[str, Any]:
+    """Returns what `declare_label_file` declared, but for the file."""
+    return {
+        "path_column": flags.path_column,
+        "label_column": flags.label_column,
+        "label_separator": flags.label_separator or "",
+        "fold_case": flags.fold_case,
+    }
+
+
+def local(name: str, path: AnyPath) -> Path:
+    """Returns a path that is not in a bucket; `name` is what gave it.
+
+    Raises:
+      InputError: If it is in a bucket.
+    """
+    if isinstance(path, Path):
+        return path
+    raise InputError(
+        f"{name}={path} is in a bucket; local files are read here: mount it, or copy "
+        "it to this machine."
+    )
 
 
 def file_to_write(flags: Flags, name: str, kind: str) -> AnyPath | None:

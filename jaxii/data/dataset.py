@@ -21,7 +21,7 @@ from jaxii import manifest
 from jaxii.data import folder, index, open_images_v4, schema, validation
 from jaxii.data.index import Index
 from jaxii.data.labels import Vocabulary
-from jaxii.data.records import Records
+from jaxii.data.records import Records, Selectable
 from jaxii.errors import InputError, nearest, nearest_path
 from jaxii.storage import AnyPath, at, names_in, sizes_below
 
@@ -36,12 +36,12 @@ class Split:
     """Images of a dataset; row i of the index describes record i.
 
     Attributes:
-      name: train, validation, held_out, tuning or test.
+      name: train, validation, held_out, tuning or test, or that of a labelled set.
     """
 
     name: str
     index: Index
-    source: Records
+    source: Selectable
 
     @property
     def num_examples(self) -> int:

@@ -26,6 +26,14 @@ class RandomAccess(Protocol):
     def __getitem__(self, row: SupportsIndex, /) -> dict[str, Any]: ...
 
 
+class Selectable(RandomAccess, Protocol):
+    """Records of which some can be selected."""
+
+    def select(self, rows: Int64[np.ndarray, " chosen"]) -> "Selectable":
+        """Returns the records of these rows, in the given order."""
+        ...
+
+
 class Records:
     """Records of a split by position; satisfies `RandomAccess`.
 

@@ -13,11 +13,13 @@ from collections.abc import Generator, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any, SupportsIndex
+from typing import Any, SupportsIndex, cast
 
 import numpy as np
 import simplejpeg  # pyright: ignore[reportMissingTypeStubs]
+from jaxtyping import Int64
 
+from jaxii.data.index import Index
 from jaxii.data.transforms import EvalTransform, read
 from jaxii.errors import InputError
 from jaxii.prepare import image_files
@@ -152,6 +154,44 @@ class ImageFiles:
             size_pixels=min(THUMBNAIL_PIXELS, side), central_share=self.central_share
         )
         return simplejpeg.encode_jpeg(view(encoded), quality=_THUMBNAIL_QUALITY)
+
+
+@dataclass(frozen=True, kw_only=True)
+class LabelledFiles(ImageFiles):
+    """Records with the labels of an index, whose row i describes file i."""
+
+    index: Index
+
+    def __getitem__(self, row: SupportsIndex, /) -> dict[str, Any]:
+        """Returns a record.
+
+        Raises:
+          InputError: If the image is damaged or missing.
+        """
+        try:
+            record = super().__getitem__(row)
+        except ValueError as error:
+            name = self.listing.shown(row.__index__())
+            raise InputError(
+                f"{name} could be read at first, and cannot be now ({error}); evaluate "
+                "again."
+            ) from error
+        index, number = self.index, row.__index__()
+        own = slice(index.offsets[number], index.offsets[number + 1])
+        return record | {
+            "label_ids": index.label_ids[own],
+            "label_confidences": index.confidences[own],
+            "label_sources": index.label_sources[own],
+            "slice_id": int(index.slice_ids[number]),
+        }
+
+    def select(self, rows: Int64[np.ndarray, " chosen"]) -> "LabelledFiles":
+        """Returns the records of these rows, in the given order."""
+        listing, places = self.listing, cast(list[int], rows.tolist())
+        names = [listing.names[row] for row in places]
+        image_ids = [listing.image_ids[row] for row in places]
+        chosen = replace(listing, names=names, image_ids=image_ids)
+        return replace(self, listing=chosen, index=self.index.select(rows))
 
 
 def find(given: str, more: Sequence[str] = ()) -> Listing:

@@ -14,15 +14,17 @@ from typing import Any, cast
 
 import jax
 import numpy as np
+import polars as pl
 
 from jaxii import manifest
 from jaxii.decoding.thresholds import DecoderChoice
 from jaxii.errors import InputError
-from jaxii.evaluation.provenance import Provenance
+from jaxii.evaluation.provenance import PARTS, Provenance
 from jaxii.storage import AnyPath
 
 # The manifest of an evaluation; written last, removed first.
 EVALUATION = "evaluation.json"
+_IN_FRAME = ("f2", "standard_error", "coverage", "labels_per_image")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -349,6 +351,66 @@ class EvaluationResult:
         return rows
 
 
+@dataclass(frozen=True, kw_only=True)
+class SetResult(EvaluationResult):
+    """Figures of a run on a labelled set that is no split of its data.
+
+    The decoders are those of the run; nothing is fitted on the set.
+
+    Attributes:
+      name: of the set, the only one in `splits`.
+      decoders_hash: XXH3 of the file of the decoders.
+      num_seen: number of images that influenced each part of the result, by their ids.
+      unknown_labels: labels of the set that the run does not know; in no figure.
+      broken_images: images that cannot be read, each with the reason; in no figure.
+    """
+
+    name: str
+    decoders_hash: str
+    num_seen: Mapping[str, int]
+    unknown_labels: Sequence[str]
+    broken_images: Sequence[str]
+
+    @property
+    def figures(self) -> SplitMetrics:
+        """All figures."""
+        return self.splits[self.name]
+
+    @property
+    def f2(self) -> float:
+        """Mean F2 of the images, by the decoder in use."""
+        return self.figures.f2
+
+    @property
+    def num_images(self) -> int:
+        """Number of images with a label that the run knows."""
+        return self.figures.num_images
+
+    @property
+    def decoders(self) -> Mapping[str, DecoderMetrics]:
+        """Figures by decoder."""
+        return self.figures.decoders
+
+    def to_frame(self) -> pl.DataFrame:
+        """Returns a row a decoder, best first."""
+        rows = [
+            {"name": self.name, "decoder": name, "num_images": self.num_images}
+            | {key: getattr(found, key) for key in _IN_FRAME}
+            for name, found in self.decoders.items()
+        ]
+        return pl.DataFrame(rows).sort("f2", descending=True)
+
+    def caveats(self) -> list[str]:
+        """Returns what a reader needs before trusting the figures."""
+        seen = [
+            f"The ids of {count} images are those of images that "
+            f"{PARTS[part].replace('_', ' ')}; if they are other images, give their "
+            "files other names."
+            for part, count in self.num_seen.items()
+        ]
+        return [*self.provenance.caveats(), *seen]
+
+
 def threshold_index(thresholds: Sequence[float], threshold: float) -> int:
     """Returns the index of a threshold.
 
@@ -386,6 +448,18 @@ def write_evaluation(path: AnyPath, files: Iterable[AnyPath]) -> None:
     """
     listed = {file.name: manifest.describe(file) for file in files if file.exists()}
     manifest.Manifest(listed).save(path)
+
+
+def describe_again(path: AnyPath, file: AnyPath) -> None:
+    """Updates the manifest of an evaluation after a change of one of its files.
+
+    Args:
+      path: of the manifest.
+      file: the file beside it.
+    """
+    listed = manifest.Manifest.load(path, fix="run evaluate again").files
+    described = {**listed, file.name: manifest.describe(file)}
+    manifest.Manifest(described).save(path)
 
 
 def check_evaluation(

@@ -25,6 +25,7 @@ from jaxii.report.run_files import (
     EvaluatedRun,
     images_per_second,
     last_rows,
+    last_split,
     split_names,
     standard_error,
 )
@@ -168,7 +169,7 @@ def _settings(
 
 def _figures(entry: Entry, splits: Sequence[str]) -> dict[str, str]:
     run = entry.runs[0]
-    last = split_names(run.metrics)[-1]
+    last = last_split(run)
 
     def shown(key: str) -> list[Any]:
         return [(r.metrics["splits"].get(last) or {}).get(key) for r in entry.runs]
@@ -228,7 +229,7 @@ def _threshold(entry: Entry) -> str:
 
 def _notes(entries: Sequence[Entry]) -> list[str]:
     runs = [run for entry in entries for run in entry.runs]
-    lasts = {split_names(run.metrics)[-1] for run in runs}
+    lasts = {last_split(run) for run in runs}
     which = lasts.pop() if len(lasts) == 1 else "each run's last split"
     notes = [f"Worst slice, mAP and coverage are on {which}."]
     if any(len(entry.runs) > 1 for entry in entries):
@@ -258,8 +259,30 @@ def _notes(entries: Sequence[Entry]) -> list[str]:
             notes.append(
                 f"The runs have different {what}: their F2 values are not comparable."
             )
+    notes += _notes_on_sets(runs)
     if any(not run.provenance.clean for run in runs):
         notes.append("A run that is not clean was influenced by tuning or test data.")
+    return notes
+
+
+def _notes_on_sets(runs: Sequence[EvaluatedRun]) -> list[str]:
+    """Returns sentences on the labelled sets that runs were evaluated on."""
+    by_name: dict[str, list[Any]] = {}
+    for run in runs:
+        for name, found in run.sets.items():
+            by_name.setdefault(name, []).append(found)
+    notes: list[str] = []
+    for name, found in by_name.items():
+        notes.append(f"Nothing was fitted on {plain(name)}, a set measured afterwards.")
+        if len({of["data_hash"] for of in found}) > 1:
+            notes.append(
+                f"The images or labels of {plain(name)} differ between runs: their F2 "
+                "values are not comparable."
+            )
+        if any(of["num_seen"] for of in found):
+            notes.append(
+                f"Images of {plain(name)} have ids of images that a run learnt from."
+            )
     return notes
 
 

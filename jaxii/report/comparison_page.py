@@ -48,6 +48,7 @@ MARKS: Mapping[str, dict[str, Any]] = {
     "held_out": {"marker": "D", "color": SERIES[3], "markerfacecolor": "none"},
     "test": {"marker": "o", "color": SERIES[0]},
 }
+OTHER = {"marker": "s", "color": SERIES[4], "markerfacecolor": "none"}
 UNCLEAN = {"marker": "X", "color": SERIES[1]}
 
 
@@ -206,13 +207,15 @@ def _number(
 
 
 def _mark(split: str) -> dict[str, Any]:
-    return MARKS.get(split, MARKS["train"])
+    return MARKS.get(split, OTHER)
 
 
 def last_split(entries: Sequence[Entry]) -> str | None:
     """Returns the last split that all runs share, or None."""
     runs = [run for entry in entries for run in entry.runs]
-    shared = set.intersection(*(set(run.metrics["splits"]) for run in runs))
+    shared = set.intersection(
+        *(run.metrics["splits"].keys() - run.sets.keys() for run in runs)
+    )
     names = [name for name in split_names(runs[0].metrics) if name in shared]
     return names[-1] if names else None
 

@@ -111,7 +111,7 @@ def _but_for_seed(run: EvaluatedRun, ignored: Sequence[str]) -> Any:
         config_of(run, [*ignored, "seed"]),
         run.variant,
         run.provenance.badge(),
-        sorted(run.metrics["splits"]),
+        sorted(run.metrics["splits"].keys() - run.sets.keys()),
         [decoder.get("name"), decoder.get("chosen_on")],
         others,
     ]

@@ -14,6 +14,7 @@ from typing import Any
 import jinja2
 from markupsafe import Markup
 
+from jaxii.errors import InputError
 from jaxii.evaluation.details import Details
 from jaxii.report import figures, label_table, page_text
 from jaxii.report.formatting import (
@@ -143,6 +144,31 @@ def render(
         wait=percent(median(row.get("input_wait_share") for row in train)),
         **content,
     )
+
+
+def with_sets(page: str, sets: Mapping[str, Any]) -> str:
+    """Returns a page of `render` with another section on labelled sets.
+
+    Args:
+        page: The page.
+        sets: See `run_files.read_sets`.
+
+    Raises:
+        InputError: If another version of jaxii wrote the page.
+    """
+    macros = templates().get_template("sets.html.j2").module
+    values = page_text.sets(sets)
+    for part in ("contents", "section"):
+        start, end = f"<!-- {part} of sets -->", "<!-- end -->"
+        before, found, after = page.partition(start)
+        if not found:
+            raise InputError(
+                "report.html has no place for labelled sets, so another version of "
+                "jaxii wrote it; run evaluate again."
+            )
+        after = after.partition(end)[2]
+        page = f"{before}{start}{getattr(macros, part)(values)}{end}{after}"
+    return page
 
 
 def _figures(splits, history, stages, floors, threshold) -> dict[str, Markup]:

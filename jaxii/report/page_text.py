@@ -1,9 +1,10 @@
 """The text sections of a run's page: values of the template, as strings."""
 
 import math
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from datetime import datetime
 from typing import Any
+from urllib.parse import quote
 
 from jaxii.evaluation.details import LabelMap
 from jaxii.evaluation.provenance import PARTS, Provenance
@@ -17,7 +18,10 @@ from jaxii.report.formatting import (
     number_or_none,
     short,
 )
+from jaxii.report.run_files import SETS
 
+# Unknown labels and unreadable images of a set that are named.
+MOST_NAMED = 20
 DECODERS = {
     "threshold": "global threshold",
     "per_class": "threshold per label, shrunk toward the global one",
@@ -216,6 +220,37 @@ def quality(splits: Mapping[str, Any]) -> dict[str, Any]:
         if any(number_or_none(s.get(key)) is not None for s in splits.values())
     ]
     return {"columns": list(splits), "rows": table} if table else {}
+
+
+def sets(found: Mapping[str, Any]) -> list[dict[str, Any]]:
+    """Returns the values of each labelled set; see `run_files.read_sets`."""
+    return [_set(name, metrics) for name, metrics in found.items()]
+
+
+def _set(name: str, metrics: Mapping[str, Any]) -> dict[str, Any]:
+    splits, chosen = metrics["splits"], metrics["decoder"]
+    without = splits[name]["num_images_without_truth"]
+    record = Provenance.from_json(metrics["provenance"])
+    return {
+        "name": name,
+        "card": headlines(splits, metrics["constant"]["f2"])[0],
+        "without": count(without) if without else "",
+        "link": f"{SETS}/{quote(metrics['folder'])}/report.html",
+        "dataset": metrics["dataset"],
+        "badge": record.badge(),
+        "caveats": record.caveats(),
+        "unknown": _some(metrics["unknown_labels"]),
+        "broken": _some(metrics["broken_images"]),
+        "decoders": decoders(splits, chosen["name"]),
+        "chosen_on": chosen["chosen_on"],
+        "slices": all_slices(splits),
+    }
+
+
+def _some(items: Sequence[str]) -> str:
+    """Returns the number of items and the first of them; "" for none."""
+    more = ", ..." if len(items) > MOST_NAMED else ""
+    return f"{count(len(items))} ({', '.join(items[:MOST_NAMED])}{more})" * bool(items)
 
 
 def all_slices(splits: Mapping[str, Any]) -> list[dict[str, Any]]:

@@ -5,9 +5,10 @@ import math
 import re
 import statistics
 from collections.abc import Iterable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
+from jaxii import manifest
 from jaxii.errors import InputError
 from jaxii.evaluation import by_label
 from jaxii.evaluation.by_label import LabelTable
@@ -18,6 +19,8 @@ from jaxii.storage import AnyPath
 from jaxii.train.telemetry.history import HISTORY, read_history
 
 SPLIT_ORDER = ("validation", "held_out", "tuning", "test")
+# The folder of the results on labelled sets, in a workdir.
+SETS = "sets"
 
 Row = Mapping[str, Any]
 
@@ -30,11 +33,13 @@ class EvaluatedRun:
         workdir: The run's folder.
         variant: For example `tuned_on_tuning` of `metrics_tuned_on_tuning.json`; "" of
             `metrics.json`.
-        metrics: Content of that file. It has a decoder, a provenance and a split.
+        metrics: Content of that file. It has a decoder, a provenance and a split; and
+            the figures of the run on labelled sets, as splits of their names.
         config: The resolved configuration, nested.
         history: The training history; empty if it was not recorded.
         provenance: The record in `metrics`.
         labels: Figures of each label; None if they were not recorded.
+        sets: Labelled set -> content of the `metrics.json` of it.
     """
 
     workdir: AnyPath
@@ -44,6 +49,7 @@ class EvaluatedRun:
     history: list[dict[str, Any]]
     provenance: Provenance
     labels: LabelTable | None
+    sets: Mapping[str, Any] = field(default_factory=dict[str, Any])
 
 
 def read_run(path: AnyPath) -> EvaluatedRun:
@@ -82,6 +88,12 @@ def read_run(path: AnyPath) -> EvaluatedRun:
         provenance = Provenance.from_json(metrics["provenance"])
     except InputError as error:
         raise InputError(f"{file}: {error}") from error
+    sets = {} if variant else read_sets(file.parent, metrics)
+    for name, found in sets.items():
+        metrics["splits"][name] = found["splits"][name]
+        metrics.setdefault("constant", {}).setdefault("f2", {}).update(
+            found["constant"]["f2"]
+        )
     return EvaluatedRun(
         workdir=file.parent,
         variant=variant.removeprefix("_"),
@@ -90,7 +102,37 @@ def read_run(path: AnyPath) -> EvaluatedRun:
         history=read_history(file.parent / HISTORY),
         provenance=provenance,
         labels=by_label.load(of_labels) if of_labels.is_file() else None,
+        sets=sets,
     )
+
+
+def read_sets(workdir: AnyPath, metrics: Mapping[str, Any]) -> dict[str, Any]:
+    """Returns labelled set -> figures and folder, of sets measured as the run is now.
+
+    A set that was measured at another checkpoint or with other decoders is left out,
+    and so is one whose evaluation was interrupted.
+
+    Args:
+        workdir: The run's folder.
+        metrics: Content of its `metrics.json`.
+
+    Raises:
+        InputError: If a file is damaged.
+    """
+    files = sorted((workdir / SETS).glob(f"*/{EVALUATION}"))
+    if not files:
+        return {}
+    decoders = manifest.describe(workdir / "decoders.npz").xxh3
+    now = metrics["stage"], metrics["step"], metrics["decoder"]["name"], decoders
+    found: dict[str, Any] = {}
+    for listed in files:
+        file = listed.parent / "metrics.json"
+        again = "evaluate --images on this set again, or remove the folder"
+        check_evaluation(listed, [file.name], again=again)
+        of = _read_object(file)
+        if now == (of["stage"], of["step"], of["decoder"]["name"], of["decoders_hash"]):
+            found[of["name"]] = of | {"folder": file.parent.name}
+    return found
 
 
 def last_rows(history: Iterable[Row], kind: str) -> list[Row]:
@@ -133,6 +175,11 @@ def standard_error(summary: Row) -> float | None:
     )
     variance = max(squares / count - (total / count) ** 2, 0.0)
     return math.sqrt(variance / (count - 1))
+
+
+def last_split(run: EvaluatedRun) -> str:
+    """Returns the last split of a run's own data: the test, if it has one."""
+    return [n for n in split_names(run.metrics) if n not in run.sets][-1]
 
 
 def split_names(metrics: Mapping[str, Any]) -> list[str]:

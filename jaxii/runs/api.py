@@ -2,25 +2,18 @@
 
 import os
 import runpy
-from collections.abc import Mapping
-from dataclasses import dataclass
 from pathlib import Path
-
-import numpy as np
-import polars as pl
 
 from jaxii.config import Config
 from jaxii.errors import InputError, nearest_path
-from jaxii.evaluation.result import DecoderMetrics
-from jaxii.metrics.f_beta import f_beta
-from jaxii.prepare.tables import labelled
-from jaxii.prepare.tables.notes import Notes
+from jaxii.evaluation.result import SetResult
+from jaxii.runs.labelled_set import evaluate_set
 from jaxii.runs.run import Run
 from jaxii.runs.train import train as train_run
 from jaxii.runs.workdir import Workdir
 from jaxii.storage import AnyPath, at
 
-__all__ = ("Evaluation", "Run", "evaluate", "load", "load_recipe", "train")
+__all__ = ("Run", "SetResult", "evaluate", "load", "load_recipe", "train")
 
 
 def load(path: str | AnyPath, stage: str = "") -> Run:
@@ -80,113 +73,44 @@ def train(
     return load(workdir)
 
 
-@dataclass(frozen=True, kw_only=True)
-class Evaluation:
-    """Figures of a run on other images.
-
-    Attributes:
-      name: of the images.
-      num_images: that were predicted.
-      decoder: the one that the run's own evaluation uses.
-      decoders: figures by decoder.
-      unknown_labels: labels of these images that the run does not know; they count in
-        no figure.
-    """
-
-    name: str
-    num_images: int
-    decoder: str
-    decoders: Mapping[str, DecoderMetrics]
-    unknown_labels: tuple[str, ...]
-
-    @property
-    def f2(self) -> float:
-        """Mean F2 of the images, by the decoder in use."""
-        return self.decoders[self.decoder].f2
-
-    def to_frame(self) -> pl.DataFrame:
-        """Returns a row a decoder, best first."""
-        rows = [
-            {
-                "name": self.name,
-                "decoder": decoder,
-                "num_images": self.num_images,
-                "f2": figures.f2,
-                "standard_error": figures.standard_error,
-                "coverage": figures.coverage,
-                "labels_per_image": figures.labels_per_image,
-            }
-            for decoder, figures in self.decoders.items()
-        ]
-        return pl.DataFrame(rows).sort("f2", descending=True)
-
-
 def evaluate(
     run: Run,
     *,
     images: str | os.PathLike[str],
     labels: str | os.PathLike[str] | None = None,
     name: str = "",
-) -> Evaluation:
-    """Measures a run on other images with labels; nothing is fitted or written.
+    path_column: str = "",
+    label_column: str = "",
+    label_separator: str = "",
+    fold_case: bool = False,
+) -> SetResult:
+    """Measures a run on a labelled set, as `evaluate --images` does.
+
+    Nothing is fitted: the decoders are those of the run. The figures are written to the
+    workdir and to its report.
 
     Args:
       run: evaluated before, which fits its decoders.
       images: a folder of images.
       labels: their labels: a CSV, TSV, Parquet or JSON lines file as `new` reads it;
         None takes the folders of the images as labels.
-      name: of the images in the result; "" for the name of the folder.
+      name: of the set; "" for the name of the folder.
+      path_column: the column that names the images; "" detects it.
+      label_column: the column of labels; "" detects it.
+      label_separator: between labels in a cell; "" detects it.
+      fold_case: whether labels that differ only in case are one label.
 
     Raises:
       InputError: If the images or labels cannot be used, or the run knows none of the
         labels.
     """
-    folder = Path(images)
-    table = None if labels is None else Path(labels)
-    found = labelled.read(folder, table, Notes())
-    index = {text: i for i, text in enumerate(run.vocabulary.descriptions)}
-    index |= run.vocabulary.index
-    places = [index.get(label, -1) for label in found.labels]
-    unknown = tuple(
-        label for label, place in zip(found.labels, places, strict=True) if place < 0
-    )
-    if len(unknown) == len(places):
-        raise InputError(
-            f"the run knows none of the labels {', '.join(unknown[:5])}; its labels "
-            f"are {', '.join(run.vocabulary.descriptions[:5])}, ..."
-        )
-    targets = np.zeros((len(found.files), len(run.classes)), bool)
-    for row, entries in enumerate(found.entries):
-        for label, confidence in entries.items():
-            if places[label] >= 0:
-                targets[row, places[label]] = confidence >= 0.5
-    probs = run.predict_proba(list(found.files))
-    decoders = {
-        decoder: _figures(run, decoder, probs, targets)
-        for decoder in run.decoders.names(has_head=False)
-    }
-    in_use = run.metrics["decoder"]["name"]
-    return Evaluation(
-        name=name or folder.name,
-        num_images=len(targets),
-        decoder=in_use if in_use in decoders else next(iter(decoders)),
-        decoders=decoders,
-        unknown_labels=unknown,
-    )
-
-
-def _figures(
-    run: Run, decoder: str, probs: np.ndarray, targets: np.ndarray
-) -> DecoderMetrics:
-    decisions = np.zeros_like(targets)
-    for row, chosen in enumerate(run.decoders.answer(decoder)(probs, None)):
-        decisions[row, chosen] = True
-    f2 = f_beta(decisions, targets)
-    deviation = float(f2.std(ddof=1)) if len(f2) > 1 else 0.0
-    return DecoderMetrics(
-        f2=float(f2.mean()),
-        standard_error=deviation / len(f2) ** 0.5,
-        coverage=int((decisions & targets).any(axis=0).sum()),
-        labels_per_image=float(decisions.sum(axis=1).mean()),
-        parameter=run.decoders.parameter(decoder),
+    return evaluate_set(
+        run,
+        images=Path(images),
+        labels=None if labels is None else Path(labels),
+        name=name,
+        path_column=path_column,
+        label_column=label_column,
+        label_separator=label_separator,
+        fold_case=fold_case,
     )

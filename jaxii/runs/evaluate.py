@@ -16,6 +16,7 @@ import numpy as np
 
 from jaxii.console import say
 from jaxii.data import folder
+from jaxii.data.dataset import Progress
 from jaxii.data.prepared import Data
 from jaxii.decoding.constant import best_constant, constant_f2
 from jaxii.decoding.decoders import Decoders, fit_decoders
@@ -99,7 +100,7 @@ def measure(
     has_head = run.plan(run.saved.stage).stage.embedding_head
     names = decoders.names(has_head=has_head and len(members) == 1)
     decoders.check(decoder, names)
-    scoring = _Scoring(run, passes, decoders, names, decoder)
+    scoring = Scoring(run, passes, decoders, names, decoder)
     metrics, measured = scoring.score(splits, chooser, sums)
     result = _result(
         run,
@@ -121,12 +122,14 @@ def measure(
 
 
 @dataclass(frozen=True, kw_only=True)
-class _Passes:
+class Passes:
     """Passes of the models over whole splits.
 
     Attributes:
       models: their probabilities are averaged.
-      chooser: the split that the decoders are fitted on.
+      chooser: the split that the decoders are fitted on; "" if they were fitted before.
+      evaluator: sums the figures.
+      on_progress: called with (images done, images in all, what).
     """
 
     run: Run
@@ -134,6 +137,7 @@ class _Passes:
     options: InferenceOptions
     chooser: str
     evaluator: Evaluator
+    on_progress: Progress = lambda done, total, what: None
 
     def sums(
         self,
@@ -157,7 +161,12 @@ class _Passes:
         self.evaluator.predict(predict, self._batches(split), scores.add)
 
     def _batches(self, split: str) -> Batches:
-        return assembly.eval_batches(self.run.config, self.run.data, split)
+        num_images = self.run.data.split(split).num_examples
+        size = assembly.eval_batch_size(self.run.config)
+        batches = assembly.eval_batches(self.run.config, self.run.data, split)
+        for done, batch in enumerate(batches, 1):
+            yield batch
+            self.on_progress(min(done * size, num_images), num_images, split)
 
     def _predict(self, target: str, decoders: Decoders | None) -> Predict:
         def images() -> Batches:
@@ -172,10 +181,10 @@ class _Passes:
 
 def _passes(
     run: Run, members: Sequence[Run], options: InferenceOptions, chooser: str
-) -> _Passes:
+) -> Passes:
     # The network of the plan: the prediction may have been compiled for it already.
     own = run.model(run.plan(run.saved.stage).settings.apply)
-    return _Passes(
+    return Passes(
         run=run,
         models=[own, *(other.model() for other in members[1:])],
         options=options,
@@ -185,11 +194,16 @@ def _passes(
 
 
 @dataclass(frozen=True)
-class _Scoring:
-    """Measures splits with fitted decoders, one pass each."""
+class Scoring:
+    """Measures splits with fitted decoders, one pass each.
+
+    Attributes:
+      names: the decoders to score.
+      in_use: the decoder whose predictions are the result.
+    """
 
     run: Run
-    passes: _Passes
+    passes: Passes
     decoders: Decoders
     names: Sequence[str]
     in_use: str
@@ -209,36 +223,49 @@ class _Scoring:
         labels: dict[str, SplitFigures] = {}
         submitted: dict[str, np.ndarray] = {}
         for split in splits:
-            scores = self._scores(split)
-            if split == chooser:
-                sums = chosen_sums
-                self.passes.decode(split, self.decoders, scores, target=split)
-            else:
-                sums = self.passes.sums(split, self.decoders, scores)
-            scores.add_processes()
+            sums, scores = self.sums(split, chosen_sums if split == chooser else None)
             if split == "test":
                 image_ids = data.split(split).index.image_ids
                 submitted |= zip(image_ids, scores.predictions, strict=True)
             # A test without labels is predicted and not scored.
             if data.has_truth(split):
-                metrics[split] = split_metrics(
-                    sums,
-                    scores,
-                    in_use=self.in_use,
-                    threshold=self.decoders.choice.threshold,
-                )
-                label_ids = scores.truth.label_ids
-                labels[split] = split_figures(
-                    np.asarray(sums.sums.histogram),
-                    hits=scores.hits,
-                    predicted=scores.labels,
-                    support=np.bincount(label_ids, minlength=len(scores.hits)),
-                )
+                metrics[split], labels[split] = self.figures(sums, scores)
                 scored[split] = scores
         if submitted:
             submitted |= self._predict_tuning()
         measured = Measured(scores=scored, labels=labels, submitted=submitted)
         return metrics, measured
+
+    def sums(
+        self, split: str, known: Accumulators | None = None
+    ) -> tuple[Accumulators, DecoderScores]:
+        """Returns the sums and the scores of a split, of all processes.
+
+        Args:
+          known: the sums, if they are known; then only decoders are scored.
+        """
+        scores = self._scores(split)
+        if known is None:
+            known = self.passes.sums(split, self.decoders, scores)
+        else:
+            self.passes.decode(split, self.decoders, scores, target=split)
+        scores.add_processes()
+        return known, scores
+
+    def figures(
+        self, sums: Accumulators, scores: DecoderScores
+    ) -> tuple[SplitMetrics, SplitFigures]:
+        """Returns the figures of a split and those of its labels."""
+        threshold = self.decoders.choice.threshold
+        metrics = split_metrics(sums, scores, in_use=self.in_use, threshold=threshold)
+        label_ids = scores.truth.label_ids
+        of_labels = split_figures(
+            np.asarray(sums.sums.histogram),
+            hits=scores.hits,
+            predicted=scores.labels,
+            support=np.bincount(label_ids, minlength=len(scores.hits)),
+        )
+        return metrics, of_labels
 
     def _predict_tuning(self) -> dict[str, np.ndarray]:
         """Returns predictions for the submission's tuning images, if it has any.

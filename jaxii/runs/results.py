@@ -14,13 +14,16 @@ from jaxii.console import say
 from jaxii.data.prepared import Data
 from jaxii.data.transforms import thumbnail
 from jaxii.decoding.decoders import Decoders
+from jaxii.errors import InputError
 from jaxii.evaluation import by_label, predictions
 from jaxii.evaluation.by_label import LabelTable, SplitFigures
 from jaxii.evaluation.decoder_scores import DecoderScores
 from jaxii.evaluation.details import Details, label_map, make_gallery
 from jaxii.evaluation.result import EVALUATION, EvaluationResult, write_evaluation
 from jaxii.prepare.image_ids import meant
+from jaxii.report.run_files import SETS, read_sets
 from jaxii.runs.run import Run
+from jaxii.runs.workdir import Workdir
 from jaxii.storage import AnyPath, write_json, write_text
 from jaxii.train.checkpoint import Checkpoints
 from jaxii.train.stages import Saved, choose
@@ -59,7 +62,7 @@ def write(
       variants: how the evaluation differs from the run's own; part of file names.
     """
     # Imported here: matplotlib takes most of a second, also when training starts.
-    from jaxii.report.page import render
+    from jaxii.report.page import render, with_sets
 
     workdir, data, metrics = run.workdir, run.data, evaluation.to_json()
     files = {"metrics.json": workdir.result_file("metrics.json", variants)}
@@ -94,6 +97,8 @@ def write(
         details=_details(run, labels, measured),
         recipe=_recipe(run),
     )
+    if not variants:
+        page = with_sets(page, sets_of_report(workdir, metrics))
     write_text(files["report.html"], page)
     others = decoders_file, workdir.config_file, workdir.history_file
     write_evaluation(listed, [*files.values(), *others])
@@ -119,6 +124,23 @@ def _say(
         say(f"{name:17} {path}")
     folder = run.workdir.path / run.checkpoints.directory.name
     say(f"{'checkpoints':17} {folder}")
+
+
+def sets_of_report(workdir: Workdir, metrics: Mapping[str, Any]) -> dict[str, Any]:
+    """Returns the labelled sets of the report; names those that are to be repeated.
+
+    Args:
+      metrics: of the run.
+    """
+    try:
+        sets = read_sets(workdir.path, metrics)
+    except InputError as error:
+        say(f"CAVEAT     the report has no labelled sets: {error}")
+        return {}
+    present = {path.parent.name for path in (workdir.path / SETS).glob("*/*.json")}
+    for folder in sorted(present - {found["folder"] for found in sets.values()}):
+        say(f"CAVEAT     the set {folder} was measured before; evaluate it again")
+    return sets
 
 
 def _write_submission(

@@ -38,6 +38,7 @@ from jaxii.evaluation.provenance import HOME_SPLITS, Provenance
 from jaxii.evaluation.result import SplitMetrics
 from jaxii.models.multitask import EMBEDDING_HEAD
 from jaxii.models.pretrained import Trunk
+from jaxii.report.run_files import read_sets
 from jaxii.runs import assembly
 from jaxii.runs.images import Images, Prediction, Predictions, open_images
 from jaxii.runs.inference import InferenceOptions
@@ -142,6 +143,12 @@ class Run(AbstractContextManager["Run"]):
         """
         other = copy.copy(self)
         other._saved = self.checkpoints.best_of(stage)
+        return other
+
+    def on(self, data: Data) -> "Run":
+        """Returns the run with other data of the same labels; the rest is shared."""
+        other = copy.copy(self)
+        other._data = data
         return other
 
     def close(self) -> None:
@@ -262,12 +269,14 @@ class Run(AbstractContextManager["Run"]):
         return tuple(self.vocabulary.codes)
 
     def figures(self, split: str) -> SplitMetrics:
-        """Returns the figures of a split, as `train` or `evaluate` left them.
+        """Returns the figures of a split or labelled set, as `evaluate` left them.
 
         Raises:
           InputError: If the run has not been evaluated, or not on this split.
         """
-        splits = self.metrics["splits"]
+        splits = dict(self.metrics["splits"])
+        for name, found in read_sets(self.workdir.path, self.metrics).items():
+            splits[name] = found["splits"][name]
         if split not in splits:
             raise InputError(
                 f"{split!r} is no split that was evaluated; {nearest(split, splits)}"

@@ -15,6 +15,7 @@ from jaxii.data.labels import Vocabulary
 from jaxii.errors import InputError
 from jaxii.evaluation.result import EVALUATION, check_evaluation
 from jaxii.manifest import File, Manifest
+from jaxii.report.run_files import SETS
 from jaxii.storage import AnyPath, write_json
 
 MOST_SHOWN = 5
@@ -128,11 +129,11 @@ class Workdir:
 
     def held_out(self, domain: str) -> "Workdir":
         """Returns the folder of this run without a domain of its training data."""
-        name = quote(domain, safe=" ")
-        # Any text can be a domain, and these name other folders.
-        if name in (".", ".."):
-            name = name.replace(".", "%2E")
-        return Workdir(self.path / "held_out" / name)
+        return Workdir(self.path / "held_out" / _as_folder(domain))
+
+    def set_file(self, set_name: str, name: str) -> AnyPath:
+        """Returns where a result on a labelled set lies; see `run_files.read_sets`."""
+        return self.path / SETS / _as_folder(set_name) / name
 
     def held_out_metrics(self) -> dict[str, dict[str, Any]]:
         """Returns domain -> figures of every run that held one out and was evaluated.
@@ -270,6 +271,12 @@ class Workdir:
                 f"--workdir={self.path} cannot be made ({error.strerror}); give a "
                 "folder that can be written."
             ) from error
+
+
+def _as_folder(text: str) -> str:
+    name = quote(text, safe=" ")
+    # Any text can be a name, and these name other folders.
+    return name.replace(".", "%2E") if name in (".", "..") else name
 
 
 def _differing(one: dict[str, Any], other: dict[str, Any], *free: str) -> str:

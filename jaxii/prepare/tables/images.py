@@ -75,9 +75,17 @@ def find(root: Path, notes: Notes) -> list[str]:
     return sorted(found)
 
 
-def check(files: Sequence[str], on_progress: Progress | None = None) -> Checked:
-    """Checks images on all cores; more than `MOST_DECODED` only by their headers."""
-    decoded = len(files) <= MOST_DECODED
+def check(
+    files: Sequence[str], on_progress: Progress | None = None, *, decode: bool = False
+) -> Checked:
+    """Checks images on all cores.
+
+    Args:
+      files: Paths.
+      on_progress: Called with (images checked, images in all, what).
+      decode: Decode all images, and not only the headers of more than `MOST_DECODED`.
+    """
+    decoded = decode or len(files) <= MOST_DECODED
     what = "decoding" if decoded else "reading headers"
     read_size = _decode if decoded else _read_ends
     sides: list[int] = []

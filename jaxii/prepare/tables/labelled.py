@@ -6,7 +6,7 @@ Notes name every label and image that is left out, and possible mistakes in the 
 import os
 import re
 from collections import Counter, defaultdict
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping, Sequence, Set
 from dataclasses import dataclass
 from pathlib import Path, PurePath
 
@@ -21,6 +21,7 @@ from jaxii.prepare.label_files import METADATA
 from jaxii.prepare.shards import Plan, Progress
 from jaxii.prepare.tables import images
 from jaxii.prepare.tables.images import absolute
+from jaxii.prepare.tables.known import KnownLabels
 from jaxii.prepare.tables.notes import Notes, shown
 from jaxii.prepare.tables.rows import LabelRows, clean, of_file, of_folders
 from jaxii.prepare.tally import Tally
@@ -40,11 +41,14 @@ class Labelled:
     Attributes:
       files: Absolute paths of the images.
       ids: Id of each image in reports and predictions.
-      labels: All labels, sorted.
+      labels: All labels, sorted, or those of a trained run in its order.
       codes: Code of each label, without white space.
       entries: The confidence of each label (its position in `labels`) per image.
       extra: Values of split, group, domain and slice per image, if given; "" for none.
       short_side: Median over the images, in pixels.
+      unused: Labels that are left out.
+      broken: Labelled images that cannot be read, each with the reason.
+      num_unlabelled: Number of other images without a label that is used.
     """
 
     files: Sequence[str]
@@ -54,6 +58,9 @@ class Labelled:
     entries: Sequence[Mapping[int, float]]
     extra: Mapping[str, Sequence[str]]
     short_side: int
+    unused: Sequence[str]
+    broken: Sequence[str]
+    num_unlabelled: int
 
     @property
     def vocabulary(self) -> Vocabulary:
@@ -69,6 +76,35 @@ class Labelled:
     def num_with_several(self) -> int:
         """Returns the number of training images with at least two labels."""
         return sum(len(self.entries[i]) > 1 for i in self.split("train"))
+
+    def table(self, numbers: Sequence[int], *, is_test: bool) -> pl.DataFrame:
+        """Returns the index of images; see `data.index.table`.
+
+        Args:
+          numbers: Positions of the images.
+          is_test: Whether labels are a list of the present ones, as those of a test.
+        """
+        entries = [
+            (row, label, 1.0 if is_test else confidence)
+            for row, i in enumerate(numbers)
+            for label, confidence in self.entries[i].items()
+            if confidence >= 0.5 or not is_test
+        ]
+        # Exact: row and label numbers are below 2**53.
+        rows, labels, confidences = np.array(entries, np.float64).reshape(-1, 3).T
+        nothing = [""] * len(self.files)
+        metadata = {
+            name: [self.extra.get(name, nothing)[i] or None for i in numbers]
+            for name in METADATA
+        }
+        return image_table(
+            [self.ids[i] for i in numbers],
+            pl.DataFrame(metadata, schema=dict.fromkeys(METADATA, pl.String)),
+            rows=rows.astype(np.int64),
+            labels=labels.astype(np.int64),
+            confidences=confidences,
+            sources=np.full(len(rows), HUMAN, np.uint8),
+        )
 
     def drafts(self) -> list[Draft]:
         """Returns drafts of the splits that have images: train, validation, test."""
@@ -86,6 +122,7 @@ def read(
     label_separator: str = "",
     fold_case: bool = False,
     min_images: int = 1,
+    vocabulary: Vocabulary | None = None,
     on_progress: Progress | None = None,
 ) -> Labelled:
     """Finds the images of a folder and reads their labels.
@@ -99,12 +136,17 @@ def read(
       label_separator: See `rows.labels_of`.
       fold_case: Whether labels that differ only in case are one label.
       min_images: Labels with fewer training images are left out.
+      vocabulary: The labels of a trained run, by code or name; other labels are left
+        out, and all images are decoded. None takes the labels of the training images.
       on_progress: Called with (images checked, images in all, what).
 
     Raises:
       InputError: If the label file cannot be understood, no image can be used, or fewer
-        than two labels are left.
+        than two labels are left; with a vocabulary, if it has none of the labels.
     """
+    known = None
+    if vocabulary is not None:
+        known = KnownLabels(vocabulary, fold_case=fold_case)
     files = images.find(root, notes)
     if labels is None:
         rows = of_folders(files, root, notes)
@@ -117,9 +159,10 @@ def read(
             path_column=path_column,
             label_column=label_column,
             label_separator=label_separator,
+            is_known=None if known is None else known.has,
         )
     entries = _entries(rows, _spellings(rows, notes, fold_case), notes)
-    return _combine(rows, entries, files, root, notes, min_images, on_progress)
+    return _combine(rows, entries, files, root, notes, min_images, known, on_progress)
 
 
 def _combine(
@@ -129,9 +172,10 @@ def _combine(
     root: Path,
     notes: Notes,
     min_images: int,
+    known: KnownLabels | None,
     on_progress: Progress | None,
 ) -> Labelled:
-    """Checks the images and leaves out rare labels."""
+    """Checks the images and leaves out rare or unknown labels."""
     below = [os.path.relpath(file, root) for file in files]
     names = _ids(below, notes)
     no_label = sorted(set(rows.numbers) - entries.keys())
@@ -141,29 +185,38 @@ def _combine(
         " without a label; to keep them as examples of nothing, give them a label of "
         "their own, such as none",
     )
-    used, short_side = _readable(sorted(entries), files, below, notes, on_progress)
+    checked = images.check(
+        [files[i] for i in sorted(entries)], on_progress, decode=known is not None
+    )
+    used, broken = _readable(checked, sorted(entries), below, notes)
     extra = {kind: _one_each(kind, rows, used, notes) for kind in rows.extra}
-    if "split" in extra:
-        extra["split"] = [split or "train" for split in extra["split"]]
-    splits = extra.get("split") or ["train"] * len(used)
-    _check_divided(extra.get("group", []), splits, notes)
-    taught = [number for number, s in zip(used, splits, strict=True) if s == "train"]
-    if not taught:
-        raise InputError("no image of the split train has a label; see the notes.")
-    labels = _labels(entries, taught, used, notes, min_images)
-    index = {label: i for i, label in enumerate(labels)}
-    known = [{index[k]: c for k, c in entries[i].items() if k in index} for i in used]
-    emptied = [absolute(files[i]) for i, e in zip(used, known, strict=True) if not e]
+    everywhere = {label for i in used for label in entries[i]}
+    if known is not None:
+        labels, codes = known.vocabulary.descriptions, known.vocabulary.codes
+        index = known.index(everywhere, notes)
+    else:
+        if "split" in extra:
+            extra["split"] = [split or "train" for split in extra["split"]]
+        splits = extra.get("split") or ["train"] * len(used)
+        _check_divided(extra.get("group", []), splits, notes)
+        taught = [i for i, split in zip(used, splits, strict=True) if split == "train"]
+        labels = _labels(entries, taught, everywhere, notes, min_images)
+        codes, index = _codes(labels), {label: i for i, label in enumerate(labels)}
+    in_use = [{index[k]: c for k, c in entries[i].items() if k in index} for i in used]
+    emptied = [absolute(files[i]) for i, e in zip(used, in_use, strict=True) if not e]
     notes.left_out("images", emptied, " without any label that is used")
-    kept = [row for row, entry in enumerate(known) if entry]
+    kept = [row for row, entry in enumerate(in_use) if entry]
     return Labelled(
         files=[absolute(files[used[row]]) for row in kept],
         ids=[names[used[row]] for row in kept],
         labels=labels,
-        codes=_codes(labels),
-        entries=[known[row] for row in kept],
+        codes=codes,
+        entries=[in_use[row] for row in kept],
         extra={kind: [each[row] for row in kept] for kind, each in extra.items()},
-        short_side=short_side,
+        short_side=int(np.median(checked.short_sides)),
+        unused=sorted(everywhere - index.keys()),
+        broken=broken,
+        num_unlabelled=len(files) - len(kept) - len(broken),
     )
 
 
@@ -251,20 +304,14 @@ def _ids(below: Sequence[str], notes: Notes) -> list[str]:
 
 
 def _readable(
-    used: Sequence[int],
-    files: Sequence[str],
-    below: Sequence[str],
-    notes: Notes,
-    on_progress: Progress | None,
-) -> tuple[list[int], int]:
-    """Returns the readable images, and the median of their short sides."""
-    checked = images.check([files[i] for i in used], on_progress)
+    checked: images.Checked, numbers: Sequence[int], below: Sequence[str], notes: Notes
+) -> tuple[list[int], list[str]]:
+    """Returns the readable images, and the broken ones with their faults."""
+    broken = [f"{below[numbers[i]]}: {why}" for i, why in checked.broken.items()]
     notes.left_out(
-        "broken images",
-        [f"{below[used[i]]}: {why}" for i, why in checked.broken.items()],
-        "" if checked.decoded else " judged by their headers",
+        "broken images", broken, "" if checked.decoded else " judged by their headers"
     )
-    whole = [number for i, number in enumerate(used) if i not in checked.broken]
+    whole = [number for i, number in enumerate(numbers) if i not in checked.broken]
     if not whole:
         raise InputError("no readable image has a label; see the notes above.")
     sides = checked.short_sides
@@ -273,7 +320,7 @@ def _readable(
         f"{len(sides):,} readable images with labels, {how}; short side "
         f"{sides.min()} to {sides.max()} pixels, median {int(np.median(sides))}"
     )
-    return whole, int(np.median(sides))
+    return whole, broken
 
 
 def _check_divided(groups: Sequence[str], splits: Sequence[str], notes: Notes) -> None:
@@ -312,14 +359,15 @@ def _one_each(
 def _labels(
     entries: Mapping[int, Mapping[str, float]],
     taught: Sequence[int],
-    used: Sequence[int],
+    everywhere: Set[str],
     notes: Notes,
     min_images: int,
 ) -> list[str]:
+    if not taught:
+        raise InputError("no image of the split train has a label; see the notes.")
     counts = Counter(
         label for i in taught for label, c in entries[i].items() if c >= 0.5
     )
-    everywhere = {label for i in used for label in entries[i]}
     untaught = sorted(everywhere - counts.keys())
     notes.left_out("labels", untaught, " without a training image")
     rare = sorted(label for label, n in counts.items() if n < min_images)
@@ -362,31 +410,9 @@ def _codes(labels: Sequence[str]) -> list[str]:
 
 def _draft(found: Labelled, split: str) -> Draft:
     numbers = sorted(found.split(split), key=lambda i: found.ids[i])
+    table = found.table(numbers, is_test=split == "test")
     paths: list[AnyPath] = [Path(found.files[i]) for i in numbers]
-    ids = [found.ids[i] for i in numbers]
-    entries = [
-        (row, label, confidence)
-        for row, i in enumerate(numbers)
-        for label, confidence in found.entries[i].items()
-        # Test labels are a list of the present ones.
-        if split != "test" or confidence >= 0.5
-    ]
-    # Exact: row and label numbers are below 2**53.
-    columns = np.array(entries, np.float64).reshape(-1, 3).T
-    rows, labels = columns[:2].astype(np.int64)
-    nothing = [""] * len(found.files)
-    metadata = {
-        name: [found.extra.get(name, nothing)[i] or None for i in numbers]
-        for name in METADATA
-    }
-    table = image_table(
-        ids,
-        pl.DataFrame(metadata, schema=dict.fromkeys(METADATA, pl.String)),
-        rows=rows,
-        labels=labels,
-        confidences=np.ones(len(rows)) if split == "test" else columns[2],
-        sources=np.full(len(rows), HUMAN, np.uint8),
-    )
     plan = Plan(split, table, paths, [image_files.facts(path) for path in paths])
     tally = Tally(split, "images", read=len(numbers), kept=len(numbers))
+    ids = [found.ids[i] for i in numbers]
     return Draft(plan, tally, submission_ids=ids if split == "test" else ())

@@ -3,7 +3,9 @@
 One cell does not show whether "red fox" is one label or two. All cells together
 are lists if nearly every part occurs in at least two different cells, if splitting
 leaves at most half as many labels as there are different cells, or if most images have
-a cell of their own, which no network could learn. --label_separator overrides the rule.
+a cell of their own, which no network could learn. Where the labels are those of a
+trained run, cells are split so that most parts are labels of the run. --label_separator
+overrides both rules.
 """
 
 import ast
@@ -12,7 +14,7 @@ import os
 import re
 import unicodedata
 from collections import Counter, defaultdict
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -65,6 +67,7 @@ def of_file(
     path_column: str,
     label_column: str,
     label_separator: str,
+    is_known: Callable[[str], bool] | None = None,
 ) -> LabelRows:
     """Reads the rows of a label file.
 
@@ -76,6 +79,7 @@ def of_file(
       path_column: See `columns.find`.
       label_column: See `columns.find`.
       label_separator: See `labels_of`.
+      is_known: See `labels_of`.
 
     Raises:
       InputError: If the file cannot be understood.
@@ -99,6 +103,7 @@ def of_file(
             row_a_label=_has_row_a_label(numbers, texts),
             separator=label_separator,
             notes=notes,
+            is_known=is_known,
         )
     extra = {
         kind: table[name].to_list()
@@ -212,7 +217,12 @@ def _with_confidences(rows: LabelRows, texts: pl.Series, notes: Notes) -> LabelR
 
 
 def labels_of(
-    cells: Sequence[str], *, row_a_label: bool, separator: str, notes: Notes
+    cells: Sequence[str],
+    *,
+    row_a_label: bool,
+    separator: str,
+    notes: Notes,
+    is_known: Callable[[str], bool] | None = None,
 ) -> list[list[str]]:
     """Returns the labels of each cell, as written.
 
@@ -221,6 +231,7 @@ def labels_of(
       row_a_label: Whether images have several rows with different labels.
       separator: One of `CHOICES`; "" detects it.
       notes: Collects which separator is used and why.
+      is_known: Whether a label is one of a trained run; None without a run.
 
     Raises:
       InputError: If `separator` is "json" and no cell is a JSON list.
@@ -228,6 +239,8 @@ def labels_of(
     counts = Counter(clean(cell) for cell in cells if cell)
     chosen = separator or _choose(counts, row_a_label)
     why = "as given" if separator else _REASONS.get(chosen, _REASON_LISTS)
+    if is_known is not None and not separator and chosen != "json":
+        chosen, why = _most_known(counts, is_known), "most labels are then the run's"
     if chosen == "json":
         notes.assumed(f"a cell is a list of labels in JSON ({why})")
         return _json_lists(cells, notes)
@@ -236,13 +249,29 @@ def labels_of(
         notes.assumed(f"a cell is one label, {layout} ({why}; --label_separator)")
         _mind_separators(counts, notes)
         return [[cell] if cell else [] for cell in cells]
-    between = " " if chosen == "space" else chosen
+    name = SEPARATORS[" " if chosen == "space" else chosen]
     notes.assumed(
-        f"a cell is a list of labels with {SEPARATORS[between]} between them ({why}; "
+        f"a cell is a list of labels with {name} between them ({why}; "
         "--label_separator=none if a cell is one label)"
     )
+    return [_parts(cell, chosen) for cell in cells]
+
+
+def _parts(cell: str, separator: str) -> list[str]:
+    if separator == "none":
+        return [cell]
     # split() without a separator splits at any white space, without empty parts.
-    return [cell.split(None if between == " " else between) for cell in cells]
+    return cell.split(None if separator == "space" else separator)
+
+
+def _most_known(counts: Counter[str], is_known: Callable[[str], bool]) -> str:
+    """Returns the separator with the largest share of known labels among the parts."""
+
+    def share(separator: str) -> float:
+        parts = {clean(part) for cell in counts for part in _parts(cell, separator)}
+        return sum(map(is_known, parts)) / max(len(parts - {""}), 1)
+
+    return max((choice for choice in CHOICES if choice not in ("", "json")), key=share)
 
 
 _REASON_LISTS = (

@@ -1,0 +1,276 @@
+"""Measures a trained run on labelled images that are no split of its data.
+
+Needs the workdir alone. Images and labels go the way of a test split: files are reduced
+as `prepare` reduces them, and the same passes, decoders and sums make the figures.
+"""
+
+import datetime
+import os
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from jaxii.console import progress, say
+from jaxii.data import index
+from jaxii.data.dataset import Split
+from jaxii.data.prepared import Data, Rows
+from jaxii.data.seen import SeenImages
+from jaxii.data.transforms import thumbnail
+from jaxii.decoding.constant import constant_f2
+from jaxii.distributed import processes
+from jaxii.errors import InputError
+from jaxii.evaluation import by_label
+from jaxii.evaluation.by_label import SplitFigures
+from jaxii.evaluation.decoder_scores import DecoderScores
+from jaxii.evaluation.details import Details, make_gallery
+from jaxii.evaluation.image_records import LabelledFiles, Listing
+from jaxii.evaluation.provenance import Provenance
+from jaxii.evaluation.result import (
+    EVALUATION,
+    Constant,
+    DecoderInUse,
+    SetResult,
+    check_evaluation,
+    describe_again,
+    hardware,
+    write_evaluation,
+)
+from jaxii.manifest import describe
+from jaxii.metrics.streaming import Accumulators
+from jaxii.models.multitask import EMBEDDING_HEAD
+from jaxii.prepare.tables import labelled
+from jaxii.prepare.tables.labelled import Labelled
+from jaxii.prepare.tables.notes import Notes
+from jaxii.runs import assembly
+from jaxii.runs.evaluate import AS_TRAINED, Passes, Scoring
+from jaxii.runs.results import THUMBNAIL_PIXELS, sets_of_report
+from jaxii.runs.run import Run
+from jaxii.storage import write_json, write_text
+
+SPLITS = ("train", "validation", "held_out", "tuning", "test")
+
+
+def evaluate_set(
+    run: Run, *, images: Path, labels: Path | None, name: str, **options: Any
+) -> SetResult:
+    """Measures a run on a labelled set; writes the figures and the report's section.
+
+    Args:
+      run: opened at the checkpoint that was evaluated.
+      images: the folder of images.
+      labels: their label file; None takes the folders of the images as labels.
+      name: of the set; "" for that of the folder. Another result of the name is
+        replaced.
+      options: how the label file is read; see `tables.labelled.read`.
+
+    Raises:
+      InputError: If the run has not been evaluated, the name is that of a split, or the
+        images or labels cannot be used.
+    """
+    name = name or images.name
+    if not name or name in SPLITS:
+        raise InputError(
+            f"name={name!r} is {'the name of a split' if name else 'empty'}; give the "
+            "labelled set a name of its own, such as holiday."
+        )
+    run.check_evaluated(run.metrics)
+    check_evaluation(
+        run.workdir.result_file(EVALUATION),
+        ["report.html", by_label.FILE],
+        again="run evaluate again first",
+    )
+    found = _read(run, images, labels, **options)
+    data = _data_of(run, found, images, name)
+    result = _result(run, found, data, name)
+    for caveat in result.caveats():
+        say(f"CAVEAT     {caveat}")
+    other = run.on(data)
+    scoring, sums, scores = _measure(other, name)
+    figures, of_labels = scoring.figures(sums, scores)
+    # As of a split: the images without a label are counted, too.
+    without = figures.num_images_without_truth + found.num_unlabelled
+    figures = replace(figures, num_images_without_truth=without)
+    result = replace(result, splits={name: figures})
+    if processes.is_lead():
+        _write(other, result, of_labels, scores)
+    processes.wait_for_all("set")
+    return result
+
+
+def _measure(run: Run, name: str) -> tuple[Scoring, Accumulators, DecoderScores]:
+    """Makes one pass over the set, which is the data of the run."""
+    model, decoders = run.model(), run.decoders
+    names = decoders.names(has_head=EMBEDDING_HEAD in model.params)
+    with progress() as on_progress:
+        passes = Passes(
+            run=run,
+            models=[model],
+            options=AS_TRAINED,
+            chooser="",
+            evaluator=run.evaluator(),
+            on_progress=on_progress,
+        )
+        in_use = run.metrics["decoder"]["name"]
+        scoring = Scoring(run, passes, decoders, names, in_use)
+        return scoring, *scoring.sums(name)
+
+
+def _read(run: Run, images: Path, labels: Path | None, **options: Any) -> Labelled:
+    notes = Notes()
+    try:
+        with progress() as on_progress:
+            found = labelled.read(
+                images,
+                labels,
+                notes,
+                vocabulary=run.vocabulary,
+                on_progress=on_progress,
+                **options,
+            )
+        if "split" in found.extra:
+            notes.assumed("all images are measured, whatever their split")
+        return found
+    finally:
+        # Printed after an error, too: the notes explain it.
+        for line in notes.lines:
+            say(line)
+
+
+def _data_of(run: Run, found: Labelled, images: Path, name: str) -> Data:
+    """Returns the set as the only split of a dataset."""
+    numbers = sorted(range(len(found.files)), key=lambda i: found.ids[i])
+    # A domain is a slice where nothing else is.
+    extra = {"slice": found.extra["domain"]} if "domain" in found.extra else {}
+    found = replace(found, extra=extra | dict(found.extra))
+    table = found.table(numbers, is_test=True)
+    slices = tuple(sorted(table["slice"].unique()))
+    columns = index.columns(table, slices)
+    listing = Listing(
+        Path(),
+        [found.files[i] for i in numbers],
+        [found.ids[i] for i in numbers],
+        os.fspath(images),
+    )
+    stored = run.metrics.get("short_side_pixels")
+    files = LabelledFiles(
+        listing=listing,
+        short_side=assembly.largest_short_side(run.config, stored),
+        central_share=run.config.data.central_share,
+        index=columns,
+    )
+    data = Data(
+        directory=images,
+        vocabulary=run.vocabulary,
+        slices=slices,
+        domains=(),
+        splits={name: Split(name, columns, files)},
+        train_rows=Rows(
+            offsets=np.zeros(1, np.int64),
+            label_ids=np.zeros(0, np.int32),
+            confidences=np.zeros(0, np.float32),
+        ),
+        content_hash=columns.content_hash(),
+        submission_ids=(),
+    )
+    data.check_truth(name)
+    return data
+
+
+def _result(run: Run, found: Labelled, data: Data, name: str) -> SetResult:
+    """Returns the result without its figures."""
+    metrics, vocabulary = run.metrics, run.vocabulary
+    record = Provenance.from_json(metrics["provenance"]).union(run.provenance)
+    image_ids = data.split(name).index.image_ids
+    seen = SeenImages.load(run.workdir.seen_file).count(image_ids)
+    for part in seen:
+        record = record.with_(part, labels=[name])
+    constant, decoder = metrics["constant"], metrics["decoder"]
+    best = np.array([vocabulary.index[code] for code in constant["labels"]])
+    truth = data.verified_rows(name).of_scored().present()
+    return SetResult(
+        name=name,
+        decoders_hash=describe(run.workdir.result_file("decoders.npz")).xxh3,
+        num_seen=seen,
+        unknown_labels=tuple(found.unused),
+        broken_images=tuple(found.broken),
+        stage=run.saved.stage,
+        step=run.saved.step,
+        created=datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds"),
+        hardware=hardware(),
+        seed=run.config.seed,
+        dataset=f"labelled set ({data.directory})",
+        config_hash=metrics["config_hash"],
+        label_hash=vocabulary.content_hash(),
+        data_hash=data.content_hash,
+        short_side_pixels=metrics["short_side_pixels"],
+        num_params=metrics["num_params"],
+        provenance=record,
+        decoder=DecoderInUse(
+            name=decoder["name"],
+            chosen_on=decoder["chosen_on"],
+            choice=run.decoders.choice,
+        ),
+        constant=Constant(
+            labels=constant["labels"],
+            names=constant["names"],
+            f2={name: constant_f2(best, len(vocabulary), *truth)},
+        ),
+        splits={},
+        estimates=None,
+        variant=(),
+        members=metrics["members"],
+    )
+
+
+def _write(
+    run: Run, result: SetResult, of_labels: SplitFigures, scores: DecoderScores
+) -> None:
+    """Writes the files of a set, adds its section to the report, prints the figures.
+
+    Args:
+      run: on the data of the set.
+    """
+    # Imported here: matplotlib takes most of a second.
+    from jaxii.report.page import render, with_sets
+
+    name, workdir, metrics = result.name, run.workdir, result.to_json()
+    of_run = by_label.load(workdir.result_file(by_label.FILE))
+    labels = replace(of_run, splits={name: of_labels})
+    source = run.data.split(name).source
+    gallery = make_gallery(
+        name,
+        scores,
+        vocabulary=run.vocabulary,
+        image_ids=run.data.split(name).index.image_ids,
+        thumbnail=lambda row: thumbnail(source[row]["image"], THUMBNAIL_PIXELS),
+    )
+    page = render(
+        f"{name}: {workdir.path.absolute().name}",
+        metrics=metrics,
+        history=[],
+        config=run.config.to_dict(),
+        stages=[],
+        details=Details(labels=labels, gallery=gallery),
+    )
+    # Without the manifest no file of the set is used.
+    listed = workdir.set_file(name, EVALUATION)
+    listed.unlink(missing_ok=True)
+    files = [
+        workdir.set_file(name, file)
+        for file in ("metrics.json", by_label.FILE, "report.html")
+    ]
+    write_json(files[0], metrics)
+    labels.save(files[1])
+    write_text(files[2], page)
+    write_evaluation(listed, files)
+    report = workdir.result_file("report.html")
+    sets = sets_of_report(workdir, run.metrics)
+    write_text(report, with_sets(report.read_text(encoding="utf-8"), sets))
+    describe_again(workdir.result_file(EVALUATION), report)
+    for line in result.lines():
+        say(line)
+    say(f"nothing was fitted on {name}")
+    for file in (*files, report):
+        say(f"{file.name:17} {file}")
