@@ -67,7 +67,7 @@ def labelled_images(files):
     folder = files.parent / "photos"
     folder.mkdir()
     for name in table["image_id"]:
-        shutil.copy(files / "stage_1_labelled_images" / f"{name}.jpg", folder)
+        shutil.copy(files / "stage_1_test_images" / f"{name}.jpg", folder)
     return folder, table.sample(fraction=1.0, shuffle=True, seed=0)
 
 
