@@ -109,6 +109,9 @@ class DataConfig(_Section, path="config.data"):
     # Strength of every random change of training images: crop, geometry, colours,
     # blur, noise, JPEG quality and scale. 0 is none, 1 that of common recipes.
     augmentation: Annotated[float, Range(0.0, 2.5)] = 1.0
+    # Strength of random changes of style: channels mixed or greyed, edges outlined,
+    # textures smoothed. For test images of another source; 0 is none.
+    restyling: Annotated[float, Range(0.0, 1.6)] = 0.0
     # Mirror half of the training images.
     mirror: bool = True
     # Share of training images that are mixed with another (mixup or CutMix).

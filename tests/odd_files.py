@@ -88,7 +88,9 @@ def main(root: Path) -> None:
 
 def _new(root: Path) -> str:
     from jaxii.prepare.new import new
+    from jaxii.prepare.recipe import Pace
 
+    pace = Pace(images_per_second=100.0, start_seconds=1.0)
     said = io.StringIO()
     with contextlib.redirect_stdout(said):
         new(
@@ -102,6 +104,7 @@ def _new(root: Path) -> str:
             min_images=1,
             platform="cpu",
             num_devices=1,
+            pace_of=lambda fields: pace,
         )
     return said.getvalue()
 

@@ -2,12 +2,15 @@
 
 import contextlib
 
+import jax
 import jax.numpy as jnp
 import pytest
 from flax import nnx
 
+from jaxii.distributed.mesh import make_mesh
 from jaxii.models.layers import BatchNorm, Conv
 from jaxii.models.resnet import DEPTHS
+from jaxii.runs import speed
 
 
 def norm_of(num_channels=3, **kwargs):
@@ -30,3 +33,16 @@ def few_blocks(*num_blocks):
         for depth, (_, bottleneck) in DEPTHS.items():
             patch.setitem(DEPTHS, depth, (num_blocks, bottleneck))
         yield
+
+
+@contextlib.contextmanager
+def measured_quickly(monkeypatch):
+    """Makes `runs.speed` measure briefly, on one device, barely optimised."""
+    monkeypatch.setattr(speed, "INPUT_SECONDS", 0.05)
+    monkeypatch.setattr(speed, "STEP_SECONDS", 0.05)
+    # To compile for the eight of the tests takes long.
+    mesh = make_mesh(jax.devices()[:1])
+    monkeypatch.setattr(speed, "make_mesh", lambda: mesh)
+    jax.config.update("jax_disable_most_optimizations", True)
+    yield
+    jax.config.update("jax_disable_most_optimizations", False)

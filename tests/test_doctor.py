@@ -10,11 +10,12 @@ import small_layers
 from small_runs import changed
 
 from jaxii.data.transforms import TrainTransform
-from jaxii.distributed.mesh import make_mesh
-from jaxii.doctor import checks, speed
+from jaxii.doctor import checks
 from jaxii.doctor.checks import Finding
+from jaxii.doctor.speed import Drawn, input_speed
 from jaxii.errors import CheckFailed
 from jaxii.runs import doctor as command
+from jaxii.runs.speed import Speed
 
 
 @pytest.fixture(scope="module", autouse=True)
@@ -69,7 +70,7 @@ def test_devices_that_cannot_be_had_are_broken(monkeypatch):
 
 def test_the_input_path_delivers_whole_batches():
     transform = TrainTransform(size_pixels=32)
-    assert speed.input_speed(speed.Drawn(), transform, 2, 0.1) > 10
+    assert input_speed(Drawn(), transform, 2, 0.1) > 10
 
 
 @pytest.mark.parametrize(
@@ -81,20 +82,15 @@ def test_the_input_path_delivers_whole_batches():
     ],
 )
 def test_what_limits_is_the_slower_of_input_and_step(given, taken, platform, words):
-    assert re.search(words, command._limit(given, taken, platform))
+    measured = Speed(input=given, step=taken, first_step_seconds=1.0, batch_size=64)
+    assert re.search(words, command._limit(measured, platform))
 
 
 @pytest.fixture
 def quick(monkeypatch):
-    monkeypatch.setattr(command, "INPUT_SECONDS", 0.05)
-    monkeypatch.setattr(command, "STEP_SECONDS", 0.05)
-    monkeypatch.setattr(speed, "NUM_IMAGES", 2)
-    # To compile for the eight of the tests takes long.
-    mesh = make_mesh(jax.devices()[:1])
-    monkeypatch.setattr(command, "make_mesh", lambda: mesh)
-    jax.config.update("jax_disable_most_optimizations", True)
-    yield
-    jax.config.update("jax_disable_most_optimizations", False)
+    monkeypatch.setattr("jaxii.doctor.speed.NUM_IMAGES", 2)
+    with small_layers.measured_quickly(monkeypatch):
+        yield
 
 
 def small_config():
@@ -121,21 +117,9 @@ def test_a_recipe_is_measured_and_nothing_is_written(quick, tmp_path, capsys):
 def test_a_recipe_whose_data_is_not_there_yet_is_measured_all_the_same(tmp_path):
     config = small_config().moved(str(tmp_path / "prepared"))
     source, facts, of = command._data(config)
-    assert isinstance(source, speed.Drawn)
+    assert isinstance(source, Drawn)
     assert facts.num_classes >= config.label_embedding.dim
     assert f"{tmp_path}/prepared is not there yet" in of
-
-
-def test_on_cpus_a_batch_for_accelerators_is_made_small():
-    config = changed(
-        small_config(),
-        data__image_size_pixels=224,
-        global_batch_size=1024,
-        micro_batches=4,
-    )
-    config = command._smaller_batch(config)
-    assert config.global_batch_size == jax.device_count()
-    assert config.micro_batches == 1
 
 
 def test_what_is_broken_ends_it_with_the_cure_in_sight(quick, monkeypatch, capsys):

@@ -32,8 +32,9 @@ from jaxii.distributed.mesh import replicated
 from jaxii.errors import CheckFailed, InputError
 from jaxii.evaluation import by_label
 from jaxii.prepare.kaggle import Layout, prepare
+from jaxii.prepare.recipe import Pace
 from jaxii.prepare.tables import rows
-from jaxii.runs import doctor
+from jaxii.runs import doctor, speed
 from jaxii.runs import evaluate as evaluation
 from jaxii.runs.begin import begin
 from jaxii.runs.workdir import Workdir
@@ -1024,7 +1025,10 @@ def test_a_folder_that_is_mistyped_is_answered_with_the_one_there_is(refused, tm
     refused(words, f"does not exist; the nearest is {tmp_path / 'photos'}")
 
 
-def test_new_writes_a_recipe_that_the_command_line_loads(run, tmp_path):
+def test_new_writes_a_recipe_that_the_command_line_loads(run, tmp_path, monkeypatch):
+    # The step is timed in test_speed.
+    pace = Pace(images_per_second=100.0, start_seconds=1.0)
+    monkeypatch.setattr(speed, "pace_of", lambda fields: pace)
     plain_data.spaces(tmp_path, [(small_layout.jpeg(9), ["a", "b"])] * 12)
     words = ("--images=" + str(tmp_path / "photos"), f"--labels={tmp_path}/labels.csv")
     code, said, errors = run(

@@ -44,7 +44,13 @@ OPTIONS = {
     "fold_case": False,
     "min_images": 1,
 }
-CPU = {"platform": "cpu", "num_devices": 1}
+
+
+def pace_of(fields):
+    return recipes.Pace(images_per_second=100.0, start_seconds=20.0)
+
+
+CPU = {"platform": "cpu", "num_devices": 1, "pace_of": pace_of}
 
 
 def examples(number=60):
@@ -513,6 +519,7 @@ def facts(**changes):
         **{
             "name": "mine",
             "num_images": 500,
+            "num_evaluated": 50,
             "num_groups": 500,
             "num_labels": 20,
             "short_side": 300,
@@ -539,7 +546,7 @@ def test_every_recipe_passes_check(tmp_path, platform, num_images, several):
         short_side=20,
     )
     file = tmp_path / "mine.py"
-    file.write_text(recipes.text(given, recipes.choose(given), "a command"))
+    file.write_text(recipes.text(given, recipes.choose(given, pace_of), "a command"))
     config = Config.resolve(runpy.run_path(str(file))["get_config"]())
     assert config.global_batch_size % 6 == 0
     assert any(stage.embedding_head for stage in config.stages) == (several > 0)
@@ -548,9 +555,33 @@ def test_every_recipe_passes_check(tmp_path, platform, num_images, several):
 
 def test_every_choice_is_a_field_with_a_reason():
     config = default_config()
-    for choice in recipes.choose(facts()).choices:
+    for choice in recipes.choose(facts(), pace_of).choices:
         config.update_from_flattened_dict({choice.field: choice.value})
         assert choice.why
+
+
+def test_the_epochs_fill_the_minutes_and_the_estimate_says_so():
+    chosen = {
+        minutes: recipes.choose(facts(num_images=9_000), pace_of, minutes=minutes)
+        for minutes in (10.0, 30.0, 90.0)
+    }
+    epochs = {
+        minutes: recipe.stages[0]["num_epochs"] for minutes, recipe in chosen.items()
+    }
+    for minutes, recipe in chosen.items():
+        assert recipe.minutes == pytest.approx(minutes, rel=0.05)
+    # 100 images a second of 8,100, less start-up and evaluations.
+    assert epochs[30.0] == pytest.approx((1800 - 51) / 81, rel=0.05)
+    assert epochs[10.0] < epochs[30.0] < epochs[90.0]
+
+
+def test_small_data_trains_a_limited_number_of_epochs_and_large_data_one():
+    few = recipes.choose(facts(num_images=40), pace_of)
+    many = recipes.choose(facts(num_images=2_000_000), pace_of)
+    assert few.stages[0]["num_epochs"] == recipes.MOST_EPOCHS
+    assert few.minutes < 5
+    assert many.stages[0]["num_epochs"] == recipes.FEWEST_EPOCHS
+    assert many.minutes > 200
 
 
 # All of it.

@@ -35,6 +35,12 @@ def declare(flags: Flags) -> None:
         default=1,
         at_least=1,
     )
+    flags.number(
+        "minutes",
+        "M",
+        "train for about so long on this machine",
+        otherwise="30 on CPUs, 18 to 40 epochs on accelerators",
+    )
     flags.integer(
         "short_side",
         "PIXELS",
@@ -60,6 +66,7 @@ def run(flags: Flags) -> None:
     import jax
 
     from jaxii.prepare.new import new
+    from jaxii.runs.speed import pace_of
 
     new(
         folder,
@@ -70,4 +77,6 @@ def run(flags: Flags) -> None:
         short_side=flags.short_side or 0,
         platform=jax.default_backend(),
         num_devices=jax.device_count(),
+        pace_of=pace_of,
+        minutes=flags.minutes,
     )

@@ -2,6 +2,7 @@
 
 import os
 import shlex
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -30,6 +31,8 @@ def new(
     min_images: int,
     platform: str,
     num_devices: int,
+    pace_of: Callable[[Mapping[str, Any]], recipes.Pace],
+    minutes: float | None = None,
     short_side: int = 0,
 ) -> None:
     """Prepares images and labels as FOLDER/data and writes the recipe FOLDER/NAME.py.
@@ -48,6 +51,8 @@ def new(
       min_images: See `tables.labelled.read`.
       platform: The platform to train on: cpu, gpu or tpu.
       num_devices: Number of devices of that platform.
+      pace_of: Measures a configuration, given as its fields.
+      minutes: Duration of training; see `recipe.choose`.
       short_side: Larger images are reduced to it, in pixels; 0 chooses it.
 
     Raises:
@@ -68,12 +73,11 @@ def new(
         min_images=min_images,
     )
     facts = _facts(folder.name, found, platform, num_devices)
-    chosen = recipes.choose(facts)
     data = folder / "data"
-    side = short_side or prepared.short_side(data) or chosen.short_side
+    side = short_side or prepared.short_side(data) or recipes.short_side(facts)
     labels_hash = labels and xxhash.xxh3_128_hexdigest(labels.read_bytes())
     _prepare(found, data, side, labels_hash or "")
-    _write_recipe(folder, facts, chosen)
+    _write_recipe(folder, facts, pace_of, minutes)
 
 
 def _prepare(found: Labelled, data: Path, short_side: int, inputs_hash: str) -> None:
@@ -112,6 +116,7 @@ def _facts(
     return recipes.Facts(
         name=name,
         num_images=len(train),
+        num_evaluated=len(validation) + len(found.split("test")),
         num_groups=len(distinct),
         num_labels=len(found.labels),
         short_side=found.short_side,
@@ -123,25 +128,43 @@ def _facts(
     )
 
 
-def _write_recipe(folder: Path, facts: recipes.Facts, chosen: recipes.Recipe) -> None:
-    file = folder / f"{folder.name}.py"
+def _write_recipe(
+    folder: Path,
+    facts: recipes.Facts,
+    pace_of: Callable[[Mapping[str, Any]], recipes.Pace],
+    minutes: float | None,
+) -> None:
+    file, data = folder / f"{folder.name}.py", folder / "data"
     config, workdir = shlex.quote(str(file)), f"runs/{folder.name}"
     command = f"python -m jaxii.main train --config={config} --workdir={workdir}"
     if file.exists():
         say(f"recipe    {file} exists and is kept")
     else:
-        for choice in chosen.choices:
-            say(f"recipe    {choice.field} = {choice.value!r}: {choice.why}")
-        epochs = " + ".join(f"{epochs:g}" for epochs in chosen.epochs)
-        head = "with" if chosen.has_embedding else "without"
-        say(
-            f"recipe    stages of {epochs} epochs, {head} a label embedding: "
-            f"{facts.several_labels:.0%} of the images have two labels or more"
+        where = {"data.dataset": "kaggle", "data.directory": str(data)}
+        chosen = recipes.choose(
+            facts, lambda fields: pace_of(where | fields), minutes=minutes
         )
-        say("recipe    images are mirrored; set data.mirror=False if left and right")
-        say("          matter, as in text")
+        _show(chosen)
         text = recipes.text(facts, chosen, command)
         write_beside(file, lambda opened: opened.write(text.encode()), binary=True)
-        say(f"written   {file} is the recipe, {folder / 'data'} the prepared data")
+        say(f"written   {file} is the recipe, {data} the prepared data")
     say("next")
     say(f"  {command}")
+
+
+def _show(chosen: recipes.Recipe) -> None:
+    """Prints a recipe and how long it takes."""
+    for choice in chosen.choices:
+        say(f"recipe    {choice.field} = {choice.value!r}: {choice.why}")
+    for stage in chosen.stages:
+        head = "with" if stage["embedding_head"] else "without"
+        say(
+            f"recipe    stage {stage['name']}: {stage['num_epochs']:g} epochs, "
+            f"{head} a label embedding"
+        )
+    say("recipe    images are mirrored; set data.mirror=False if left and right")
+    say("          matter, as in text")
+    say(
+        f"time      about {chosen.minutes:.0f} minutes on this machine, by its speed in"
+    )
+    say("          the first steps; --minutes=M chooses other epochs")

@@ -452,6 +452,7 @@ def _plan(
             clip_norm=optimizer.clip_norm or None,
         ),
         learning_rate=schedule,
+        restyling=config.data.restyling,
         augmentation=config.data.augmentation,
         mix_probability=config.data.mix_probability,
         micro_batches=config.micro_batches,

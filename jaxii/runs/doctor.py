@@ -4,41 +4,25 @@
 # pyright: reportUnknownMemberType=false
 
 import os
-import time
-from dataclasses import replace
 from pathlib import Path
-from typing import cast
 
 import jax
-import numpy as np
 
 from jaxii.config import Config, default_config
 from jaxii.console import say
 from jaxii.data import folder
 from jaxii.data.records import RandomAccess
-from jaxii.data.transforms import TrainTransform
-from jaxii.distributed.mesh import divided, make_mesh, replicated
-from jaxii.doctor import checks, speed
+from jaxii.doctor import checks
+from jaxii.doctor.speed import HEIGHT, WIDTH, Drawn
 from jaxii.errors import CheckFailed
 from jaxii.prepare import recipe as recipes
-from jaxii.runs import assembly
-from jaxii.runs.plan import (
-    Facts,
-    batch_shapes,
-    choose_stage,
-    facts_of,
-    plan_stage,
-)
+from jaxii.runs import assembly, speed
+from jaxii.runs.plan import Facts, facts_of
+from jaxii.runs.speed import Speed
 from jaxii.storage import AnyPath
-from jaxii.train.sharding import state_shardings
-from jaxii.train.state import TrainState
-from jaxii.train.step import make_train_step
 
-INPUT_SECONDS, STEP_SECONDS = 1.0, 1.0
 # The dataset that is assumed without a recipe.
 USUAL = {"num_images": 10_000, "num_labels": 100, "short_side": 256}
-# Largest batch that is timed on CPUs, as 64 images of 64 pixels.
-CPU_PIXELS = 64 * 64**2
 
 
 def doctor(config: Config | None, *, place: AnyPath) -> None:
@@ -73,41 +57,23 @@ def doctor(config: Config | None, *, place: AnyPath) -> None:
 def _speeds(config: Config, what: str) -> list[str]:
     """Measures input and step, and returns lines with both and the limit."""
     source, facts, of = _data(config)
+    measured = speed.measure(config, source, facts)
+    cores, model = _num_cores(), config.model
     size = config.data.image_size_pixels
-    cores = _num_cores()
-    given = _input(config, source)
-    lines = [
-        f"input     {given:,.0f} images/s of {size} pixels, on {cores} cores "
-        f"({given / cores:,.0f} a core): {of}"
+    return [
+        f"input     {measured.input:,.0f} images/s of {size} pixels, on {cores} cores "
+        f"({measured.input / cores:,.0f} a core): {of}",
+        f"step      {measured.step:,.0f} images/s: {what} {model.variant} "
+        f"{model.depth}, width {model.width}, {size} pixels, {measured.batch_size} "
+        f"images a step (first step {measured.first_step_seconds:.0f} s)",
+        _limit(measured, jax.default_backend()),
     ]
-    if jax.default_backend() == "cpu":
-        config = _smaller_batch(config)
-    taken, compile_seconds = _step(config, facts)
-    model = config.model
-    lines.append(
-        f"step      {taken:,.0f} images/s: {what} {model.variant} {model.depth}, width "
-        f"{model.width}, {size} pixels, {config.global_batch_size} images a step "
-        f"(first step {compile_seconds:.0f} s)"
-    )
-    lines.append(_limit(given, taken, jax.default_backend()))
-    return lines
 
 
-def _smaller_batch(config: Config) -> Config:
-    """Returns the configuration with a batch of at most `CPU_PIXELS`.
-
-    A step of a recipe for accelerators would take minutes on a CPU.
-    """
-    num_devices = jax.device_count()
-    most = max(1, CPU_PIXELS // config.data.image_size_pixels**2 // num_devices)
-    size = min(config.global_batch_size, most * num_devices)
-    return replace(config, global_batch_size=size, micro_batches=1)
-
-
-def _limit(given: float, taken: float, platform: str) -> str:
+def _limit(measured: Speed, platform: str) -> str:
+    given, taken = measured.input, measured.step
     if platform == "cpu":
-        # Both use the same cores, one after the other.
-        both = 1 / (1 / given + 1 / taken)
+        both = measured.images_per_second
         return (
             f"limit     about {both:,.0f} images/s: input and step share the cores, "
             f"and the step takes {both / taken:.0%} of the time"
@@ -120,20 +86,11 @@ def _limit(given: float, taken: float, platform: str) -> str:
     return f"limit     the step: the input is {given / taken:.1f} times as fast"
 
 
-def _input(config: Config, source: RandomAccess) -> float:
-    transform = TrainTransform(
-        size_pixels=config.data.image_size_pixels,
-        strength=config.data.augmentation,
-        mirror=config.data.mirror,
-    )
-    threads = config.data.num_threads
-    return speed.input_speed(source, transform, threads, INPUT_SECONDS)
-
-
 def _usual_config() -> Config:
-    config = default_config()
+    recipe = default_config()
     facts = recipes.Facts(
         name="usual",
+        num_evaluated=0,
         num_groups=USUAL["num_images"],
         several_labels=1.0,
         has_validation=False,
@@ -142,14 +99,14 @@ def _usual_config() -> Config:
         num_cores=_num_cores(),
         **USUAL,
     )
-    choices = recipes.choose(facts).choices
-    values = {choice.field: choice.value for choice in choices}
-    config.update_from_flattened_dict({"data.dataset": "kaggle", **values})
-    terms = {"bce": 1.0, "embedding": 1.0}
-    config.stages = (
-        {"name": "both", "num_epochs": 1.0, "embedding_head": True, "terms": terms},
+    # The number of epochs does not matter here.
+    pace = recipes.Pace(images_per_second=1000.0, start_seconds=0.0)
+    chosen = recipes.choose(facts, lambda fields: pace)
+    values = {choice.field: choice.value for choice in chosen.choices}
+    recipe.update_from_flattened_dict(
+        {"data.dataset": "kaggle", **values, "stages": tuple(chosen.stages)}
     )
-    return Config.resolve(config)
+    return Config.resolve(recipe)
 
 
 def _data(config: Config) -> tuple[RandomAccess, Facts, str]:
@@ -171,49 +128,8 @@ def _data(config: Config) -> tuple[RandomAccess, Facts, str]:
         num_images=USUAL["num_images"],
         source="",
     )
-    drawn = f"JPEGs of {speed.WIDTH}x{speed.HEIGHT} in memory, for {absent}"
-    return speed.Drawn(), facts, drawn
-
-
-def _step(config: Config, facts: Facts) -> tuple[float, float]:
-    """Times the largest stage's step.
-
-    Returns:
-      Images per second, and the seconds of the first step, which compiles.
-    """
-    stage = choose_stage(config, facts)
-    planned, vector_shape = plan_stage(config, facts, stage)
-    mesh, size = make_mesh(), config.global_batch_size
-    rng = np.random.default_rng(0)
-    batch = {
-        name: np.zeros(shape.shape, shape.dtype)
-        for name, shape in batch_shapes(config, facts, size).items()
-    }
-    batch["images"] = rng.integers(0, 256, batch["images"].shape, np.uint8)
-    batch["label_confidences"][:, :4] = 1.0
-    batch["mask"][:] = 1.0
-    vectors = None
-    if vector_shape is not None:
-        shape = cast(tuple[int, ...], vector_shape.shape)
-        drawn = rng.normal(size=shape).astype(np.float32)
-        vectors = jax.device_put(drawn, replicated(mesh))
-    on_devices = jax.device_put(batch, divided(mesh))
-    train_step = make_train_step(planned.settings, mesh)
-    key = jax.random.key(0)
-    shapes = jax.eval_shape(planned.fresh_state, key)
-    shardings = state_shardings(shapes, mesh, planned.settings.shard_state)
-    make_state = jax.jit(planned.fresh_state, out_shardings=shardings)
-    state = cast(TrainState, make_state(key))
-    start = time.perf_counter()
-    state, metrics = train_step(state, on_devices, vectors)
-    jax.block_until_ready(metrics)
-    first = time.perf_counter() - start
-    done, start = 0, time.perf_counter()
-    while (taken := time.perf_counter() - start) < STEP_SECONDS or not done:
-        state, metrics = train_step(state, on_devices, vectors)
-        jax.block_until_ready(metrics)
-        done += size
-    return done / taken, first
+    drawn = f"JPEGs of {WIDTH}x{HEIGHT} in memory, for {absent}"
+    return Drawn(), facts, drawn
 
 
 def _num_cores() -> int:

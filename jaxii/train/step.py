@@ -21,7 +21,7 @@ from jaxtyping import Array, Bool, Float, UInt8
 
 from jaxii.distributed.mesh import DATA_AXIS, divided, replicated
 from jaxii.objective.objective import Objective
-from jaxii.train.augment import augment, mix
+from jaxii.train.augment import augment, mix, restyle
 from jaxii.train.averaging import Rate, move
 from jaxii.train.sharding import Shards, state_specs
 from jaxii.train.state import TrainState, Tree, derive_key
@@ -57,6 +57,7 @@ class StepSettings:
       objective: The stage's objective.
       optimizer: The stage's optimizer; its `update` takes `stage_step`.
       learning_rate: The schedule inside `optimizer`, for the log.
+      restyling: Strength of `restyle`; 0 leaves the pixels alone.
       augmentation: Strength of `augment`; 0 leaves the pixels alone.
       mix_probability: Share of the examples that `mix` mixes, in [0, 1].
       micro_batches: Slices of a device's batch whose gradients are added before an
@@ -72,6 +73,7 @@ class StepSettings:
     objective: Objective
     optimizer: optax.GradientTransformation
     learning_rate: Callable[..., Float[Array, ""]]
+    restyling: float = 0.0
     augmentation: float = 0.0
     mix_probability: float = 0.0
     micro_batches: int = 1
@@ -181,6 +183,13 @@ def examples(
         batch["label_ids"], batch["label_confidences"]
     )
     images = batch["images"]
+    if settings.restyling > 0:
+        images = restyle(
+            images,
+            batch["positions"],
+            seed=settings.seed,
+            strength=settings.restyling,
+        )
     if settings.augmentation > 0:
         images = augment(
             images,
