@@ -183,3 +183,57 @@ def test_half_of_the_mixed_images_are_cut_and_not_blended():
 def test_a_mixed_target_is_known_where_both_were():
     (_, _, known), (_, _, out) = mixed()
     np.testing.assert_array_equal(out, np.minimum(known, np.roll(known, -1, axis=0)))
+
+
+def restyled(images, places, strength=1.0, seed=0):
+    return np.asarray(augment.restyle(images, places, seed=seed, strength=strength))
+
+
+def test_restyling_of_strength_zero_changes_nothing():
+    out = restyled(small_images(), positions(), 0.0)
+    np.testing.assert_array_equal(out, small_images())
+
+
+def test_an_example_is_restyled_alike_wherever_it_lies_in_the_batch():
+    images, places = small_images(), positions()
+    whole = restyled(images, places)
+    order = np.array([5, 0, 3])
+    np.testing.assert_array_equal(restyled(images[order], places[order]), whole[order])
+    assert (restyled(images, places, seed=1) != whole).any()
+
+
+def test_white_stays_white_in_every_style():
+    white = jnp.full((200, 8, 8, 3), 255, jnp.uint8)
+    np.testing.assert_array_equal(restyled(white, positions(200)), white)
+
+
+def test_a_restyled_image_matches_opencv(monkeypatch):
+    entries = np.array([[0.3, -1.0, 0.5], [0.0, 0.8, -0.2], [1.0, 0.1, -0.6]])
+    numbers = [0.1, 0.9, 0.1, 0.5, 0.1]  # mixed, not greyed, edges of half, smoothed
+    monkeypatch.setattr(jax.random, "uniform", lambda key, shape: jnp.array(numbers))
+    monkeypatch.setattr(
+        jax.random, "normal", lambda key, shape: jnp.asarray(entries, jnp.float32)
+    )
+    out = restyled(small_images(), positions())
+    matrix = np.eye(3) + augment.MIXED * entries
+
+    def mean(pixels):
+        return cv2.blur(pixels, (3, 3), borderType=cv2.BORDER_REPLICATE)
+
+    for image, found in zip(np.asarray(small_images()), out, strict=True):
+        pixels = np.zeros(image.shape)
+        for i, j, c in np.ndindex(image.shape):
+            pixels[i, j, c] = 255 + sum(
+                (float(image[i, j, k]) - 255) * matrix[c, k] for k in range(3)
+            )
+        contrast = np.abs(pixels - mean(pixels)).mean(axis=-1, keepdims=True)
+        pixels = mean(pixels - augment.EDGES * 0.5 * contrast)
+        expected = np.clip(np.round(pixels), 0, 255)
+        assert np.abs(found - expected).max() <= 1
+
+
+def test_restyling_greys_three_images_in_ten():
+    image = jnp.broadcast_to(small_images(1), (1000, 12, 12, 3))
+    out = restyled(image, positions(1000)).astype(int)
+    grey = np.ptp(out, axis=-1).max(axis=(1, 2)) == 0
+    assert 250 < grey.sum() < 350
