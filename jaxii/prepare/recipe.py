@@ -94,6 +94,20 @@ class Recipe:
     minutes: float
 
 
+# The stock recipe for small data on CPUs, beside the image and batch size.
+SMALL = (
+    Choice("model.depth", 18, "a small network, as there is no accelerator"),
+    Choice("model.width", 32, "half the published width, to save time"),
+    Choice("model.compute_dtype", "float32", "bfloat16 is hardly faster on CPUs"),
+    Choice("data.augmentation", 0.5, "more does not pay in so few epochs"),
+    Choice("data.restyling", 1.0, "pays where test images come from elsewhere"),
+    Choice("optimizer.peak_lr", 0.15, "for 64 images; it is scaled to the batch"),
+    Choice("optimizer.base_batch_size", 64, "the batch that peak_lr is for"),
+    Choice("optimizer.average", "ema", "steadier metrics in a short run"),
+    Choice("optimizer.ema_decay", 0.99, "averages about a hundred steps"),
+)
+
+
 def choose(
     facts: Facts,
     pace_of: Callable[[Mapping[str, Any]], Pace],
@@ -117,7 +131,7 @@ def choose(
         why = f"of {groups}, to choose a threshold; there is no validation split"
         choices.append(Choice("data.validation_fraction", fraction, why))
     values = {choice.field: choice.value for choice in choices}
-    pace = pace_of(values | {"stages": _stages(facts, 1.0)})
+    pace = pace_of(values | {"stages": stages(1.0, _has_embedding(facts))})
     # Besides the evaluations of the run, each split is measured at the end.
     seconds = pace.start_seconds + (EVALUATIONS + 2) * num_evaluated / (
         EVALUATION_SPEED * pace.images_per_second
@@ -140,7 +154,9 @@ def choose(
         ),
     ]
     return Recipe(
-        choices, _stages(facts, epochs), (seconds + epochs * epoch_seconds) / 60
+        choices,
+        stages(epochs, _has_embedding(facts)),
+        (seconds + epochs * epoch_seconds) / 60,
     )
 
 
@@ -155,12 +171,10 @@ def short_side(facts: Facts) -> int:
 def _fields(facts: Facts, num_train: int) -> list[Choice]:
     on_cpu = facts.platform == "cpu"
     batch = _batch_size(num_train, on_cpu, facts.num_devices)
-    rate = 0.15 * min(1.0, batch / 64) if batch <= 64 else 0.4 * batch / 1024
     devices = f"{facts.num_devices} {facts.platform} device(s)"
     choices = [
         *(_network_for_cpu(facts) if on_cpu else _network(facts)),
         Choice("global_batch_size", batch, f"{facts.num_images:,} images, {devices}"),
-        Choice("optimizer.peak_lr", round(rate, 5), "proportional to the batch size"),
         Choice(
             "data.num_threads", max(4, facts.num_cores), "one a core, at least four"
         ),
@@ -186,16 +200,7 @@ def _image_size(facts: Facts) -> int:
 
 def _network_for_cpu(facts: Facts) -> list[Choice]:
     why = f"the median short side is {facts.short_side}; on CPUs at most 64"
-    return [
-        Choice("data.image_size_pixels", _image_size(facts), why),
-        Choice("model.depth", 18, "a small network, as there is no accelerator"),
-        Choice("model.width", 32, "half the published width, to save time"),
-        Choice("model.compute_dtype", "float32", "bfloat16 is hardly faster on CPUs"),
-        Choice("data.augmentation", 0.5, "more does not pay in so few epochs"),
-        Choice("data.restyling", 1.0, "pays where test images come from elsewhere"),
-        Choice("optimizer.average", "ema", "steadier metrics in a short run"),
-        Choice("optimizer.ema_decay", 0.99, "averages about a hundred steps"),
-    ]
+    return [Choice("data.image_size_pixels", _image_size(facts), why), *SMALL]
 
 
 def _network(facts: Facts) -> list[Choice]:
@@ -205,6 +210,8 @@ def _network(facts: Facts) -> list[Choice]:
     choices = [
         Choice("data.image_size_pixels", size, why),
         Choice("model.depth", depth, f"{facts.num_images:,} images"),
+        Choice("optimizer.peak_lr", 0.4, "for 1,024 images; it is scaled to the batch"),
+        Choice("optimizer.base_batch_size", 1024, "the batch that peak_lr is for"),
     ]
     if size <= 64:
         choices.append(Choice("model.stem", "small", "images of 64 pixels or fewer"))
@@ -223,15 +230,16 @@ def _validation_fraction(facts: Facts) -> float:
     return max(0.1, round(share, 2))
 
 
-def _stages(facts: Facts, epochs: float) -> tuple[dict[str, Any], ...]:
+def stages(epochs: float, has_embedding: bool) -> tuple[dict[str, Any], ...]:
+    """Returns `Config.stages` of the stock recipe."""
     terms: dict[str, Any] = {"bce": 1.0}
-    if _has_embedding(facts):
+    if has_embedding:
         terms["embedding"] = 0.1
     return (
         {
-            "name": "multitask" if _has_embedding(facts) else "classifier",
+            "name": "multitask" if has_embedding else "classifier",
             "num_epochs": epochs,
-            "embedding_head": _has_embedding(facts),
+            "embedding_head": has_embedding,
             "terms": terms,
         },
     )
