@@ -383,20 +383,12 @@ def test_thresholds_are_those_of_the_decoder_in_the_order_of_the_labels(
     assert [float(row["slope"]) for row in rows] == calibration.slopes.tolist()
 
 
-def test_a_decoder_without_thresholds_gives_no_answers_and_says_why(
-    workdir, tmp_path, capsys
+def test_an_evaluation_by_a_decoder_without_thresholds_exports_the_global_one(
+    workdir, folder
 ):
-    folder = exported(workdir, tmp_path / "folder", "--decoder=expected_f2")
-    assert "no thresholds, so load.py returns probabilities" in capsys.readouterr()[0]
-    script = """
-images = np.zeros((2, 16, 16, 3), np.uint8)
-assert load.probabilities(images).shape == (2, len(load.LABELS))
-try:
-    load.predict_labels(images)
-except RuntimeError as error:
-    print(error)
-"""
-    assert "export with --decoder=threshold or" in elsewhere(folder, script).stdout
+    assert workdir.metrics()["decoder"]["name"] == "expected_f2"
+    record = json.loads((folder / "export.json").read_text())
+    assert record["decoder"]["name"] == "threshold"
 
 
 def test_how_far_the_runs_own_compute_type_is_is_told(folder):

@@ -1,7 +1,6 @@
 """`export`: writes a checkpoint that runs without jaxii."""
 
 from jaxii.cli.flags import (
-    DECODERS,
     Flags,
     declare_data_dir,
     declare_verify,
@@ -33,10 +32,9 @@ def declare(flags: Flags) -> None:
     flags.choice(
         "decoder",
         "NAME",
-        DECODERS,
-        "the decoder whose thresholds are written; only threshold and per_class have "
-        "any, with the others load.py gives no labels",
-        otherwise="that of the evaluation",
+        ("threshold", "per_class"),
+        "the decoder whose thresholds are written",
+        otherwise="per_class if the evaluation used it, else threshold",
     )
     declare_data_dir(flags)
     declare_verify(flags)

@@ -14,11 +14,11 @@ from jaxii.storage import AnyPath, at
 
 # The same as `decoding.decoders.NAMES`, which imports JAX; the first is the default.
 DECODERS = (
+    "expected_f2",
     "threshold",
     "per_class",
     "top_k",
     "embedding",
-    "expected_f2",
 )
 
 

@@ -30,6 +30,7 @@ TOLERANCE = 1e-4
 PRECISION = "highest"
 BATCH_SIZES = (1, 3)
 # Decoders with one threshold per label, which the loader can apply.
+# Decoders that `load.py` can apply.
 WITH_THRESHOLDS = ("threshold", "per_class")
 
 Images = UInt8[np.ndarray, "batch height width 3"]
@@ -149,22 +150,10 @@ def write_labels(
 
 
 def thresholds_of(decoders: Decoders, name: str, num_classes: int) -> Iterable[Any]:
-    """Returns a threshold per class, or empty strings for a decoder without them."""
-    if name == "threshold":
-        return [decoders.choice.threshold] * num_classes
+    """Returns a threshold per class; `name` is one of `WITH_THRESHOLDS`."""
     if name == "per_class":
         return decoders.class_thresholds
-    return [""] * num_classes
-
-
-def note(name: str) -> str:
-    """Returns whether the loader can apply a decoder, as a sentence."""
-    if name in WITH_THRESHOLDS:
-        return "load.py predicts labels with the thresholds in labels.csv"
-    return (
-        f"{name} has no thresholds, so load.py returns probabilities only; for labels, "
-        f"export with --decoder={' or '.join(WITH_THRESHOLDS)}"
-    )
+    return [decoders.choice.threshold] * num_classes
 
 
 def write_loader(folder: Path) -> None:

@@ -19,7 +19,7 @@ from jaxii.data import folder
 from jaxii.data.dataset import Progress
 from jaxii.data.prepared import Data
 from jaxii.decoding.constant import best_constant, constant_f2
-from jaxii.decoding.decoders import Decoders, fit_decoders
+from jaxii.decoding.decoders import NAMES, Decoders, fit_decoders
 from jaxii.decoding.thresholds import choose
 from jaxii.distributed import processes
 from jaxii.errors import InputError
@@ -53,7 +53,7 @@ def evaluate(
     data_dir: str,
     stage: str,
     tune_on: str,
-    decoder: str = "threshold",
+    decoder: str = NAMES[0],
     options: InferenceOptions = AS_TRAINED,
     verify: bool = False,
 ) -> None:
@@ -66,7 +66,7 @@ def measure(
     run: Run,
     *,
     tune_on: str = "",
-    decoder: str = "threshold",
+    decoder: str = NAMES[0],
     options: InferenceOptions = AS_TRAINED,
 ) -> EvaluationResult:
     """Measures a checkpoint and writes figures, report and submission to the workdir.

@@ -40,7 +40,8 @@ def export(
     Args:
       workdir: of an evaluated run.
       output: a folder that is not there yet.
-      decoder: whose thresholds go with it; "" for the one that `evaluate` used.
+      decoder: whose thresholds go with it, threshold or per_class; "" for the one that
+        `evaluate` used if it has thresholds, else threshold.
       onnx: write an ONNX model too.
       data_dir: the dataset, if it has moved.
       verify: read and hash every byte of the data first.
@@ -52,7 +53,8 @@ def export(
         packages()
     metrics = workdir.metrics()
     decoders = decoding.load(workdir.result_file("decoders.npz"), None)
-    name = decoder or metrics["decoder"]["name"]
+    used = metrics["decoder"]["name"]
+    name = decoder or (used if used in exporting.WITH_THRESHOLDS else "threshold")
     stage = metrics["stage"]
     with Run.open(workdir.path, stage, data_dir=data_dir, verify=verify) as run:
         run.check_evaluated(metrics)
@@ -109,7 +111,6 @@ def _record(
             "name": name,
             **decoders.parameter(name),
             "chosen_on": metrics["decoder"]["chosen_on"],
-            "note": exporting.note(name),
         },
     }
 
@@ -166,5 +167,8 @@ def _tell(output: AnyPath, record: dict[str, Any]) -> None:
             f"{'':16} (in float32; the run evaluates in {check['compute_dtype']}, "
             f"which is {check['compute_dtype_difference']:.1e} from it)"
         )
-    say(f"decoder {decoder['name']}: {decoder['note']}; provenance: {record['badge']}")
+    say(
+        f"decoder {decoder['name']}: load.py predicts labels with the thresholds in "
+        f"labels.csv; provenance: {record['badge']}"
+    )
     say(f"export {output}")
