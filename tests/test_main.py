@@ -47,7 +47,8 @@ pytestmark = pytest.mark.usefixtures("without_drawings")
 ROOT = Path(__file__).parent.parent
 RECIPE = "--config=configs/f2_multitask.py"
 SETTINGS = (
-    f"{RECIPE}:emoji",
+    RECIPE,
+    "--config.data.dataset=kaggle",
     "--config.model.width=8",
     "--config.data.image_size_pixels=16",
     "--config.data.validation_fraction=0.4",
@@ -584,7 +585,7 @@ def test_a_misspelt_field_of_a_stage_is_refused_by_name(refused, dataset, tmp_pa
     recipe = tmp_path / "recipe.py"
     text = (ROOT / "configs" / "f2_multitask.py").read_text()
     recipe.write_text(text.replace('"embedding_head": True', '"embeding_head": True'))
-    words = (f"--config={recipe}:emoji", *train_words(dataset, tmp_path / "run")[1:])
+    words = (f"--config={recipe}", *train_words(dataset, tmp_path / "run")[1:])
     refused(
         words,
         "has no field 'embeding_head'; the nearest is embedding_head; fields are",
@@ -595,7 +596,7 @@ def test_a_misspelt_term_of_a_stage_is_refused_by_name(refused, dataset, tmp_pat
     recipe = tmp_path / "recipe.py"
     text = (ROOT / "configs" / "f2_multitask.py").read_text()
     recipe.write_text(text.replace('"soft_f":', '"soft_f2":'))
-    words = (f"--config={recipe}:emoji", *train_words(dataset, tmp_path / "run")[1:])
+    words = (f"--config={recipe}", *train_words(dataset, tmp_path / "run")[1:])
     refused(words, "term 'soft_f2' does not exist; the nearest is soft_f; use")
 
 
@@ -850,7 +851,7 @@ def test_mixed_files_get_a_row_each_and_the_damaged_are_named(run, evaluated, tm
     words = f"--output={output}", f"--sheet={page}"
     code, text, errors = run(*predict_words(evaluated, files, *words))
     assert code == 0
-    assert "60 images, 12 of them damaged; decoder threshold" in text
+    assert "60 images, 12 of them damaged; decoder expected_f2" in text
     lines = [json.loads(line) for line in output.read_text("utf-8").splitlines()]
     assert [line["file"] for line in lines] == [one.name for one in written]
     assert [line["file"] for line in lines if "error" in line] == damaged
