@@ -287,7 +287,11 @@ def test_the_threshold_of_a_fit_is_the_best_of_the_grid_for_its_beta():
 @pytest.mark.parametrize(
     ("shape", "changes", "reason"),
     [
-        ((3, 4), {"decoder": "embedding"}, "decoder='embedding'; use one of expected_f2"),
+        (
+            (3, 4),
+            {"decoder": "embedding"},
+            "decoder='embedding'; use one of expected_f2",
+        ),
         ((3, 4), {"decoder": "expected_f2", "beta": 1.0}, "expected_f2 maximises F2"),
         ((3, 5), {}, r"probs of shape \(3, 4\) and targets of shape \(3, 5\)"),
         ((0, 4), {}, "at least one image"),

@@ -30,9 +30,11 @@ def few_blocks():
         yield
 
 
-def small_config(preset="emoji", **fields):
+def small_config(preset="toy_regions", **fields):
     recipe = runpy.run_path(str(ROOT / "configs" / "f2_multitask.py"))
     config = recipe["get_config"](preset)
+    if preset == "toy_regions":
+        config.data.dataset = "kaggle"
     config.model.width = 8
     config.data.image_size_pixels = 16
     config.label_embedding.dim = 2

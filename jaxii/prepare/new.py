@@ -142,7 +142,7 @@ def _write_recipe(
     else:
         where = {"data.dataset": "kaggle", "data.directory": str(data)}
         chosen = recipes.choose(
-            facts, lambda fields: pace_of(where | fields), minutes=minutes
+            facts, lambda fields: pace_of({**where, **fields}), minutes=minutes
         )
         _show(chosen)
         text = recipes.text(facts, chosen, command)
