@@ -10,6 +10,7 @@ from jaxii.decoding.expected_f import (
     TOLERANCE,
     best_sizes,
     expected_f2,
+    expected_f2_of,
     largest_sizes,
     num_nodes,
     num_powers,
@@ -51,6 +52,26 @@ def test_the_set_is_the_best_of_all_sets_on_1000_cases():
     got = worth[chosen, np.arange(len(probs))]
     assert len(probs) == NUM_CASES
     np.testing.assert_allclose(got, worth.max(axis=0), rtol=0, atol=2 * TOLERANCE)
+
+
+def test_the_expected_f2_of_any_set_is_the_sum_over_all_outcomes():
+    probs = cases()[:: NUM_CASES // 100]
+    sets, f2 = f2_of_all_sets()
+    chosen = np.random.default_rng(1).integers(len(sets), size=len(probs))
+    chosen[0] = 0
+    chances = np.where(sets[None] == 1, probs[:, None], 1 - probs[:, None]).prod(axis=2)
+    want = np.einsum("ct,ct->c", f2[chosen], chances)
+    got = expected_f2_of(probs, sets[chosen].astype(bool))
+    assert got[0] == 0
+    np.testing.assert_allclose(got, want, rtol=0, atol=2 * TOLERANCE)
+
+
+def test_the_expected_f2_of_the_best_set_is_that_of_its_size():
+    probs = np.random.default_rng(2).beta(0.1, 3, (70, 400))
+    sizes = best_sizes(probs)
+    want = expected_f2(probs, int(sizes.max()))[np.arange(70), sizes - 1]
+    got = expected_f2_of(probs, expected_f2_decoder(probs))
+    np.testing.assert_allclose(got, want, rtol=0, atol=2 * TOLERANCE)
 
 
 def by_recursion(probs, k):

@@ -3,6 +3,7 @@
 import csv
 import json
 import shutil
+from pathlib import Path
 
 import jax
 import jax.numpy as jnp
@@ -12,12 +13,17 @@ import small_layout
 from small_runs import seal
 
 from jaxii.config import Config, default_config
+from jaxii.decoding.decoders import load
+from jaxii.decoding.thresholds import f2_by_threshold
 from jaxii.errors import InputError
+from jaxii.evaluation.held_out import errors_of_pools, fit, pool
 from jaxii.models.multitask import Network, Outputs
 from jaxii.prepare.kaggle import Layout, prepare
 from jaxii.runs.evaluate import evaluate
 from jaxii.runs.hold_out import hold_out
-from jaxii.runs.run import Run
+from jaxii.runs.inference import InferenceOptions
+from jaxii.runs.predict import Request, predict
+from jaxii.runs.run import Run, _apply
 from jaxii.runs.suspects import suspects
 from jaxii.runs.train import train
 from jaxii.runs.workdir import Workdir
@@ -72,6 +78,7 @@ def linear_network():
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr("jaxii.runs.assembly.make_network", linear)
         yield
+    _apply.cache_clear()
 
 
 @pytest.fixture(scope="module")
@@ -164,6 +171,64 @@ def test_the_threshold_of_the_held_out_domains_serves_the_run_on_all(done):
     # All that is chosen but the threshold is still chosen on images of validation.
     assert found["provenance"]["thresholds"]["labels"] == ["held_out", "validation"]
     assert metrics(done) == before
+
+
+def test_predictions_for_a_held_out_domain_are_kept_with_its_figures(done):
+    kept = done.held_out_predictions("asia")
+    assert sorted(kept.image_ids) == [f"train{i:02d}" for i in range(0, 24, 2)]
+    figures = metrics(done.held_out("asia"))["splits"]["held_out"]
+    curve = f2_by_threshold(kept.sums())
+    np.testing.assert_allclose(curve, figures["f2_by_threshold"])
+
+
+def test_all_decoders_are_fitted_on_the_pooled_domains(done):
+    evaluate(done, data_dir="", stage="", tune_on="held_out")
+    kept = [done.held_out_predictions(domain) for domain in DOMAINS]
+    wanted = fit(pool([predictions.sums() for predictions in kept]))
+    found = load(done.result_file("decoders.npz", ["tuned_on_held_out"]), None)
+    np.testing.assert_array_equal(found.calibration, wanted.calibration)
+    np.testing.assert_array_equal(found.class_thresholds, wanted.class_thresholds)
+    assert found.choice == wanted.choice
+    record = metrics(done, "metrics_tuned_on_held_out.json")
+    assert record["provenance"]["calibration"]["labels"] == ["held_out"]
+    errors = errors_of_pools(dict(zip(DOMAINS, kept, strict=True)))
+    assert record["held_out"]["expected_f2_errors"] == errors
+
+
+def test_damaged_predictions_are_refused(done, tmp_path):
+    copy = Workdir(shutil.copytree(done.path, tmp_path / "copy"))
+    (copy.held_out("asia").path / "held_out.npz").write_bytes(b"")
+    with pytest.raises(InputError, match=r"held_out.npz is damaged.*run hold_out"):
+        evaluate(copy, data_dir="", stage="", tune_on="held_out")
+
+
+def test_predict_says_what_f2_to_expect_and_what_adapting_did(
+    data, done, tmp_path, capfd
+):
+    evaluate(done, data_dir="", stage="", tune_on="")
+    output = tmp_path / "answers.csv"
+    images = str(data.parent / "files" / "train")
+
+    def said(workdir, **options):
+        request = Request(images=images, output=output)
+        given = InferenceOptions(**options)
+        predict(workdir, request=request, decoder="", options=given)
+        return capfd.readouterr().out, json.loads(
+            Path(f"{output}.provenance.json").read_text()
+        )
+
+    text, record = said(done)
+    errors = metrics(done)["held_out"]["expected_f2_errors"]
+    error = np.sqrt(np.mean([errors[d]["threshold"] ** 2 for d in DOMAINS]))
+    assert record["expected_f2"]["error"] == pytest.approx(error)
+    mean = record["expected_f2"]["mean"]
+    assert f"these images: expected F2 {mean:.2f} ± {error:.2f}" in text
+    text, record = said(done, adapt_bn=True)
+    assert "adapted    adabn: F2 on held-out domains +0.00 ± 0.00" in text
+    assert record["expected_f2"]["error"] is None
+    text, _ = said(done.held_out("asia"), label_shift=True)
+    assert "CAVEAT     the effect of label_shift on new domains is unknown" in text
+    assert "± unknown; hold_out --workdir=" in text
 
 
 def test_a_run_with_a_domain_held_out_estimates_by_that_one(done):

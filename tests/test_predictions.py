@@ -128,7 +128,7 @@ def test_answers_come_while_images_are_still_unread(images):
 
 def write(path, labels, ids=("a", "b")):
     predictions.write_submission(
-        path, ids, [np.array(x, int) for x in labels], VOCABULARY, PROVENANCE
+        path, ids, [np.array(x, int) for x in labels], VOCABULARY, lambda: PROVENANCE
     )
 
 

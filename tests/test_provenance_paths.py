@@ -114,7 +114,10 @@ class Runs:
             *words,
             code=code,
         )
-        return said, json.loads(Path(f"{output}.provenance.json").read_text())
+        beside = json.loads(Path(f"{output}.provenance.json").read_text())
+        # Whether it is right is tested in test_held_out.py.
+        assert set(beside.pop("expected_f2")) == {"mean", "error"}
+        return said, beside
 
     def predict_refused(self, name):
         """Predicts with a run that is refused; returns what was said."""

@@ -6,7 +6,7 @@ A label that nobody verified counts as absent, as it does in F2.
 from typing import NamedTuple
 
 import numpy as np
-from jaxtyping import Float, Float64, Int
+from jaxtyping import Float, Float64, Int, Num
 from scipy.special import expit, logit  # pyright: ignore[reportMissingTypeStubs]
 
 from jaxii.decoding.thresholds import PRIOR_POSITIVES
@@ -35,7 +35,7 @@ class Calibration(NamedTuple):
 
 
 def calibrate(
-    histogram: Int[np.ndarray, "kind class bin"],
+    histogram: Num[np.ndarray, "kind class bin"],
     thresholds: tuple[float, ...],
     *,
     prior_positives: float = PRIOR_POSITIVES,
@@ -49,7 +49,7 @@ def calibrate(
     pair of class and bin, of at most 256 bins.
 
     Args:
-        histogram: counts of `metrics`, of the split the fit may see.
+        histogram: counts of `metrics`, weighted or not, of the split the fit may see.
         thresholds: the grid it was summed with.
         prior_positives: above 0; without limit, all classes get the same values.
 
@@ -75,12 +75,12 @@ class Entries(NamedTuple):
     """Images of one class in one bin: their logit, how many, how many with it."""
 
     logits: Float64[np.ndarray, " entry"]
-    images: Int[np.ndarray, " entry"]
-    present: Int[np.ndarray, " entry"]
+    images: Float64[np.ndarray, " entry"]
+    present: Float64[np.ndarray, " entry"]
 
 
 def entries_of(
-    histogram: Int[np.ndarray, "kind class bin"], thresholds: tuple[float, ...]
+    histogram: Num[np.ndarray, "kind class bin"], thresholds: tuple[float, ...]
 ) -> tuple[Int[np.ndarray, " entry"], Entries]:
     """Returns the used pairs of class and bin, neighbouring bins taken together."""
     _, num_classes, num_bins = histogram.shape
@@ -89,10 +89,8 @@ def entries_of(
     edges = np.concatenate([[LOWEST_LOGIT], edges, [HIGHEST_LOGIT]])
     starts = np.arange(0, int(num_bins), -(-int(num_bins) // MOST_BINS))
     middles = (edges[starts] + edges[np.append(starts[1:], num_bins)]) / 2
-    present = np.add.reduceat(histogram[PRESENT], starts, axis=1, dtype=np.int64)
-    images = np.add.reduceat(
-        histogram.sum(axis=0, dtype=np.int64), starts, axis=1, dtype=np.int64
-    )
+    present = np.add.reduceat(histogram[PRESENT], starts, axis=1, dtype=np.float64)
+    images = np.add.reduceat(histogram.sum(axis=0, dtype=np.float64), starts, axis=1)
     classes, bins = np.nonzero(images)
     found = Entries(middles[bins], images[classes, bins], present[classes, bins])
     return classes, found

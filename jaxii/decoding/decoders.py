@@ -18,7 +18,7 @@ import numpy as np
 from jaxtyping import Bool, Float, Float64, Int
 
 from jaxii.decoding.calibration import Calibration, calibrate
-from jaxii.decoding.expected_f import best_sizes
+from jaxii.decoding.expected_f import best_sizes, expected_f2_of
 from jaxii.decoding.label_shift import frequencies
 from jaxii.decoding.thresholds import (
     DEFAULT_THRESHOLDS,
@@ -231,6 +231,19 @@ class Decoders:
             )
         return {name: ways[name]() for name in names}
 
+    def expected_f2(
+        self,
+        probs: Float[np.ndarray, "batch class"],
+        chosen: Bool[np.ndarray, "batch class"],
+    ) -> Float64[np.ndarray, " batch"]:
+        """Returns the F2 that the calibrated probabilities expect of decisions.
+
+        Args:
+          probs: the network's probabilities.
+          chosen: what a decoder predicts.
+        """
+        return expected_f2_of(self.calibration(probs), chosen)
+
     def parameter(self, name: str) -> dict[str, float | int | None]:
         """Returns the one parameter of a decoder by name; the others have none."""
         parameters: dict[str, dict[str, float | int | None]] = {
@@ -342,21 +355,35 @@ def fit(
             f"probs of shape {probs.shape} and targets of shape {targets.shape}; give "
             "two arrays of the same shape [image, class] with at least one image."
         )
-    acc = streaming.empty(probs.shape[1], DEFAULT_THRESHOLDS, beta)
-    jitted = jax.jit(streaming.update, donate_argnums=0)
-    update = cast(Callable[..., Accumulators], jitted)
-    for start in range(0, len(probs), _BATCH):
-        batch = slice(start, start + _BATCH)
-        scores = jnp.asarray(probs[batch], jnp.float32)
-        present = jnp.asarray(targets[batch])
-        acc = update(acc, scores, present, None, jnp.ones(len(scores)))
-    acc = jax.device_get(acc)
+    acc = sums_of(probs, targets, beta)
     fitted = fit_decoders(acc, choose(acc), label_embeddings=None)
 
     def decode(probs: np.ndarray | jax.Array) -> np.ndarray:
         return fitted.decisions([decoder], np.asarray(probs), None)[decoder]
 
     return decode
+
+
+def sums_of(
+    probs: np.ndarray | jax.Array, targets: np.ndarray | jax.Array, beta: float = 2.0
+) -> Accumulators:
+    """Returns the sums that decoders are fitted on; see `fit` for the arguments."""
+    acc = streaming.empty(probs.shape[1], DEFAULT_THRESHOLDS, beta)
+    for start in range(0, len(probs), _BATCH):
+        batch = slice(start, start + _BATCH)
+        scores, present = np.asarray(probs[batch]), np.asarray(targets[batch])
+        rest = ((0, _BATCH - len(scores)), (0, 0))
+        acc = _update(
+            acc,
+            jnp.asarray(np.pad(scores, rest), jnp.float32),
+            jnp.asarray(np.pad(present, rest)),
+            None,
+            jnp.arange(_BATCH) < len(scores),
+        )
+    return jax.device_get(acc)
+
+
+_update: Callable[..., Accumulators] = jax.jit(streaming.update, donate_argnums=0)
 
 
 def fit_decoders(

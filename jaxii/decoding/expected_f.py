@@ -21,7 +21,7 @@ import os
 from concurrent.futures import ThreadPoolExecutor
 
 import numpy as np
-from jaxtyping import Float, Float64, Int64
+from jaxtyping import Bool, Float, Float64, Int64
 
 # Half of it is for the nodes, half for the powers.
 TOLERANCE = 1e-12
@@ -47,11 +47,26 @@ def best_sizes(
     Returns:
         At least 1; no other size is better by more than `TOLERANCE`.
     """
-    starts = range(0, len(probs), CHUNK_IMAGES)
-    chunks = [probs[start : start + CHUNK_IMAGES] for start in starts]
     with ThreadPoolExecutor(os.cpu_count()) as pool:
-        sizes = list(pool.map(_best_sizes, chunks))
+        sizes = list(pool.map(_best_sizes, _chunks(probs)))
     return np.concatenate([np.zeros(0, np.int64), *sizes])
+
+
+def expected_f2_of(
+    probs: Float[np.ndarray, "batch class"], chosen: Bool[np.ndarray, "batch class"]
+) -> Float64[np.ndarray, " batch"]:
+    """Returns the expected F2 of any set of labels, such as a decoder chose.
+
+    Args:
+        probs: probabilities in [0, 1].
+        chosen: True where the label is in the set.
+
+    Returns:
+        Correct to `TOLERANCE`; 0 for the empty set.
+    """
+    with ThreadPoolExecutor(os.cpu_count()) as pool:
+        f2 = list(pool.map(_expected_f2_of, _chunks(probs), _chunks(chosen)))
+    return np.concatenate([np.zeros(0), *f2])
 
 
 def expected_f2(
@@ -137,6 +152,28 @@ def largest_sizes(
     at_least = 5 * s / (4 * (1 + s[:, -1:] - ordered) + k)
     possible = at_most >= at_least.max(axis=1, keepdims=True)
     return np.maximum(possible.sum(axis=1), 1)
+
+
+def _chunks(rows: np.ndarray) -> list[np.ndarray]:
+    starts = range(0, len(rows), CHUNK_IMAGES)
+    return [rows[start : start + CHUNK_IMAGES] for start in starts]
+
+
+def _expected_f2_of(
+    probs: Float[np.ndarray, "batch class"], chosen: Bool[np.ndarray, "batch class"]
+) -> Float64[np.ndarray, " batch"]:
+    probs, sizes = probs.astype(np.float64), chosen.sum(axis=1)
+    count = num_nodes(float(probs.sum(axis=1).max()), int(sizes.max()))
+    t, weights = _nodes(count)
+    kept = chosen.any(axis=0) | (probs.max(axis=0) > SMALL)
+    product = 5 * weights * _product_of_small(probs[:, ~kept], t**4)
+    product *= t ** (3 + sizes[:, None])
+    sums = np.zeros_like(product)
+    for p, hit in zip(probs[:, kept].T, chosen[:, kept].T, strict=True):
+        factor = _factors(p[None], t**4)[0]
+        product *= factor
+        sums += (p * hit)[:, None] / factor
+    return np.einsum("bn,bn->b", product, sums)
 
 
 def _best_sizes(

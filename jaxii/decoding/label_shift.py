@@ -6,7 +6,7 @@ differ, not how their images look.
 
 import jax.numpy as jnp
 import numpy as np
-from jaxtyping import Array, Float, Float64, Int
+from jaxtyping import Array, Float, Float64, Int, Num
 from scipy.special import expit, logit  # pyright: ignore[reportMissingTypeStubs]
 
 from jaxii.decoding.calibration import Calibration, Entries, entries_of
@@ -21,7 +21,7 @@ SMALLEST_SLOPE = 0.1
 
 
 def frequencies(
-    histogram: Int[np.ndarray, "kind class bin"],
+    histogram: Num[np.ndarray, "kind class bin"],
     thresholds: tuple[float, ...],
     calibration: Calibration,
 ) -> Float64[np.ndarray, " class"]:
@@ -38,11 +38,11 @@ def frequencies(
     classes, entries = entries_of(histogram, thresholds)
     probs = expit(_calibrated(calibration, classes, entries))
     sums = np.bincount(classes, entries.images * probs, minlength=histogram.shape[1])
-    return sums / histogram[:, 0].sum(dtype=np.int64)
+    return sums / histogram[:, 0].sum(dtype=np.float64)
 
 
 def target_frequencies(
-    histogram: Int[np.ndarray, "kind class bin"],
+    histogram: Num[np.ndarray, "kind class bin"],
     thresholds: tuple[float, ...],
     calibration: Calibration,
     home: Float64[np.ndarray, " class"],
@@ -68,7 +68,7 @@ def target_frequencies(
     """
     classes, entries = entries_of(histogram, thresholds)
     logits = _calibrated(calibration, classes, entries)
-    num_images = histogram[:, 0].sum(dtype=np.int64)
+    num_images = histogram[:, 0].sum(dtype=np.float64)
     prior_images = prior_positives / home
     low = np.full(len(home), -HIGHEST_LOG_ODDS)
     high = -low

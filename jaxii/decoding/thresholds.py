@@ -32,7 +32,7 @@ class DecoderChoice:
 
 def f2_by_threshold(acc: Accumulators) -> Float[np.ndarray, " threshold"]:
     """Returns the mean per-image F-beta at each threshold; 0 of no images."""
-    return value(acc.sums.f2) / max(int(acc.sums.num_images), 1)
+    return value(acc.sums.f2) / max(float(acc.sums.num_images), 1.0)
 
 
 def best_threshold(
@@ -101,7 +101,7 @@ def class_thresholds(
     f2 = np.interp(threshold, grid, f2_by_threshold(acc))
     gains = (1 + acc.beta**2) * counts[PRESENT] - f2 * counts.sum(axis=0)
     own = np.array([grid[_middle_of_best(row)] for row in gains])
-    positives = histogram[PRESENT].sum(axis=1, dtype=np.int64)
+    positives = histogram[PRESENT].sum(axis=1, dtype=np.float64)
     weight = positives / (positives + PRIOR_POSITIVES)
     return weight * own + (1 - weight) * threshold
 

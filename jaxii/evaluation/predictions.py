@@ -15,7 +15,7 @@ from jax.sharding import Mesh
 from jaxtyping import Float, Int
 
 from jaxii.data.labels import Vocabulary
-from jaxii.decoding.decoders import Decode
+from jaxii.decoding.decoders import Decode, Decoders, label_lists
 from jaxii.distributed.mesh import divided, to_devices
 from jaxii.evaluation.evaluator import gather
 from jaxii.evaluation.predictor import Batches, Predict
@@ -47,6 +47,40 @@ class Answer:
     fault: str
 
 
+@dataclass
+class ExpectedF2:
+    """Decodes, and adds up the F2 that is expected of what it decodes.
+
+    Attributes:
+      decoders: with the calibration that probabilities are expected by.
+      name: of the decoder.
+      error: of the mean, see `HeldOut.expected_f2_error`; None if it is unknown.
+    """
+
+    decoders: Decoders
+    name: str
+    error: float | None
+    total: float = 0.0
+    num_images: int = 0
+
+    def decode(
+        self, probs: np.ndarray, embedding: np.ndarray | None
+    ) -> list[np.ndarray]:
+        """Returns the label ids of each image; see `decoders.Decode`."""
+        chosen = self.decoders.decisions([self.name], probs, embedding)[self.name]
+        self.total += float(self.decoders.expected_f2(probs, chosen).sum())
+        self.num_images += len(probs)
+        return label_lists(chosen, probs)
+
+    def to_json(self) -> dict[str, float | None]:
+        """Returns the mean over images and its error."""
+        return {"mean": self.total / max(self.num_images, 1), "error": self.error}
+
+    def __str__(self) -> str:
+        error = "unknown" if self.error is None else f"{self.error:.2f}"
+        return f"{self.to_json()['mean']:.2f} ± {error}"
+
+
 @dataclass(frozen=True, kw_only=True)
 class Facts:
     """What all answers have in common.
@@ -58,6 +92,7 @@ class Facts:
         images; see `decoding.constant`.
       constant_names: names of these labels.
       parameter: its parameter by name; empty if it has none.
+      expected_f2: complete when all images are answered; None without a calibration.
     """
 
     source: str
@@ -67,6 +102,14 @@ class Facts:
     constant_names: Sequence[str]
     decoder: str
     parameter: Mapping[str, float | int | None]
+    expected_f2: ExpectedF2 | None = None
+
+    def record(self) -> dict[str, Any]:
+        """Returns what is written beside answers: provenance and expected F2."""
+        record = self.provenance.to_json()
+        if self.expected_f2 is not None:
+            record["expected_f2"] = self.expected_f2.to_json()
+        return record
 
     @property
     def decoder_words(self) -> str:
@@ -131,13 +174,13 @@ def write_submission(
     image_ids: Sequence[str],
     labels: Iterable[np.ndarray],
     vocabulary: Vocabulary,
-    provenance: Mapping[str, Any],
+    record: Callable[[], Mapping[str, Any]],
 ) -> None:
     """Writes `image_id,labels` and, beside it, the provenance, atomically.
 
     Args:
       labels: label ids of each image, at least one.
-      provenance: JSON for `<path>.provenance.json`.
+      record: returns JSON for `<path>.provenance.json`; called after the last image.
 
     Raises:
       ValueError: If an image has no label, or the lengths differ.
@@ -154,7 +197,7 @@ def write_submission(
             row = [_encodable(image_id), " ".join(codes[i] for i in chosen)]
             writer.writerow(row)
 
-    _write_with_provenance(path, rows, provenance)
+    _write_with_provenance(path, rows, record)
 
 
 def write_json_lines(
@@ -188,7 +231,7 @@ def write_json_lines(
             line = json.dumps(fields, ensure_ascii=False, allow_nan=False)
             file.write(_encodable(line) + "\n")
 
-    _write_with_provenance(path, rows, facts.provenance.to_json())
+    _write_with_provenance(path, rows, facts.record)
 
 
 def visible(name: str) -> str:
@@ -218,12 +261,14 @@ def _fields(given: Answer, vocabulary: Vocabulary) -> dict[str, Any]:
 
 
 def _write_with_provenance(
-    path: AnyPath, write: Callable[[TextIO], None], provenance: Mapping[str, Any]
+    path: AnyPath,
+    write: Callable[[TextIO], None],
+    record: Callable[[], Mapping[str, Any]],
 ) -> None:
     def write_all(file: TextIO) -> None:
         write(file)
         # Before the file has its name, so that answers never lack it.
-        write_json(path.with_name(path.name + ".provenance.json"), provenance)
+        write_json(path.with_name(path.name + ".provenance.json"), record())
 
     write_beside(path, write_all)
 

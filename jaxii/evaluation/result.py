@@ -19,6 +19,7 @@ import polars as pl
 from jaxii import manifest
 from jaxii.decoding.thresholds import DecoderChoice
 from jaxii.errors import InputError
+from jaxii.evaluation.held_out import HeldOut
 from jaxii.evaluation.provenance import PARTS, Provenance
 from jaxii.storage import AnyPath
 
@@ -288,6 +289,8 @@ class EvaluationResult:
       short_side_pixels: short side of the dataset's images; None if not recorded.
       num_params: number of parameters of the network.
       estimates: of F2 on new domains; None if no domain was held out.
+      held_out: errors and effects measured on held-out domains; None if no domain was
+        held out.
       variant: names of the `InferenceOptions` in use, such as "adabn".
       members: the checkpoints whose probabilities were averaged.
     """
@@ -308,14 +311,18 @@ class EvaluationResult:
     constant: Constant
     splits: Mapping[str, SplitMetrics]
     estimates: DomainShiftEstimate | None
+    held_out: HeldOut | None
     variant: Sequence[str]
     members: Sequence[str]
 
     def to_json(self) -> dict[str, Any]:
         """Returns the result as numbers, text, lists and dicts."""
         plain = {field.name: getattr(self, field.name) for field in fields(self)}
-        if self.estimates is None:
-            del plain["estimates"]
+        for name in ("estimates", "held_out"):
+            if plain[name] is None:
+                del plain[name]
+        if self.held_out is not None:
+            plain["held_out"] = asdict(self.held_out)
         for name in {"provenance", "decoder", "constant", "estimates"} & set(plain):
             plain[name] = plain[name].to_json()
         plain["splits"] = {name: s.to_json() for name, s in self.splits.items()}

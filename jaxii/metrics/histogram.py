@@ -13,7 +13,7 @@ from typing import overload
 import jax
 import jax.numpy as jnp
 import numpy as np
-from jaxtyping import Array, Bool, Float, Int, Shaped
+from jaxtyping import Array, Bool, Float, Int, Num, Shaped
 
 NUM_RELIABILITY_BINS = 15
 HISTOGRAM_BYTES = 100_000_000
@@ -117,10 +117,10 @@ def _cells(probs: np.ndarray | Array) -> np.ndarray | Array:
 
 
 def counts_at_least(
-    histogram: Int[np.ndarray, "*dims bin"],
+    histogram: Num[np.ndarray, "*dims bin"],
     edges: Float[np.ndarray, " edge"],
     thresholds: Float[np.ndarray, " threshold"],
-) -> Int[np.ndarray, "*dims threshold"]:
+) -> Num[np.ndarray, "*dims threshold"]:
     """Returns how many entries have a probability of at least each threshold.
 
     Args:
@@ -129,7 +129,8 @@ def counts_at_least(
         thresholds: strictly ascending float32, each one of the edges.
     """
     starts = np.searchsorted(edges, thresholds) + 1
-    between = np.add.reduceat(histogram, starts, axis=-1, dtype=np.int64)
+    dtype = np.promote_types(histogram.dtype, np.int64)
+    between = np.add.reduceat(histogram, starts, axis=-1, dtype=dtype)
     return np.cumsum(between[..., ::-1], axis=-1)[..., ::-1]
 
 

@@ -73,6 +73,7 @@ class Sheet:
             provenance=facts.provenance,
             caveats=[visible(caveat) for caveat in facts.provenance.caveats()],
             decoder=facts.decoder_words,
+            expected_f2=facts.expected_f2,
             constant_names=[visible(name) for name in facts.constant_names],
             title=visible(facts.source.rstrip("/").rpartition("/")[2]) or "/",
             source=visible(facts.source),

@@ -14,7 +14,7 @@ from pathlib import Path
 import jax
 import jax.numpy as jnp
 import numpy as np
-from jaxtyping import Float32, Num
+from jaxtyping import Float32, Int64, Num
 
 from jaxii.config import Config, ModelConfig, StageConfig
 from jaxii.console import progress
@@ -196,6 +196,13 @@ def eval_batch_size(config: Config) -> int:
     return math.ceil(config.global_batch_size / devices) * devices
 
 
+def scored_rows(data: Data, split: str, most: int) -> Int64[np.ndarray, " row"]:
+    """Returns rows of a split whose images are scored, evenly spaced if not all."""
+    rows = np.flatnonzero(data.verified_rows(split).scored())
+    number = min(most, len(rows))
+    return rows[np.arange(number) * len(rows) // max(number, 1)]
+
+
 def eval_batches(
     config: Config, data: Data, split: str, num_images: int = 0
 ) -> Batches:
@@ -211,9 +218,7 @@ def eval_batches(
     verified = data.verified_rows(split)
     images, scored = data.split(split), verified.scored()
     if num_images > 0:
-        rows = np.flatnonzero(scored)
-        number = min(num_images, len(rows))
-        rows = rows[np.arange(number) * len(rows) // max(number, 1)]
+        rows = scored_rows(data, split, num_images)
         images, scored = images.select(rows), scored[rows]
     return pipeline.eval_batches(
         images.source,

@@ -25,8 +25,9 @@ from jaxii.distributed import processes
 from jaxii.errors import InputError
 from jaxii.evaluation.by_label import SplitFigures, split_figures
 from jaxii.evaluation.decoder_scores import DecoderScores, SplitTruth
-from jaxii.evaluation.domain_shift import estimate, pool
+from jaxii.evaluation.domain_shift import estimate
 from jaxii.evaluation.evaluator import Evaluator, split_metrics
+from jaxii.evaluation.held_out import HeldOut
 from jaxii.evaluation.predictor import Batches, Model, Predict
 from jaxii.evaluation.provenance import Provenance
 from jaxii.evaluation.result import (
@@ -38,7 +39,7 @@ from jaxii.evaluation.result import (
     hardware,
 )
 from jaxii.metrics.streaming import Accumulators
-from jaxii.runs import assembly, results
+from jaxii.runs import assembly, results, unseen
 from jaxii.runs.inference import InferenceOptions
 from jaxii.runs.results import Measured
 from jaxii.runs.run import Run
@@ -79,8 +80,9 @@ def measure(
     """
     data = run.data
     tune_on = tune_on or data.choosing_split
-    # Domains that other runs held out give only a threshold; the rest needs images.
     by_runs = tune_on == "held_out" and not data.has_images("held_out")
+    pooled, record = unseen.read(run, pooled=by_runs)
+    # What is chosen by embeddings or by truth alone is chosen on images of this run.
     chooser = "validation" if by_runs else tune_on
     data.check_truth(chooser)
     members = run.members(options, data)
@@ -89,36 +91,43 @@ def measure(
     provenance = _provenance(run, members, options, splits, tune_on, chooser)
     for caveat in provenance.caveats():
         say(f"CAVEAT     {caveat}")
+    for line in unseen.adaptation_lines(record, options, decoder, run.workdir.path):
+        say(line)
     passes = _passes(run, members, options, chooser)
     sums = passes.sums(chooser)
-    choice = choose(sums)
-    if by_runs:
-        choice = replace(choice, threshold=_threshold_of_runs(run))
-    made = run.label_embedding
-    vectors = None if made is None else made.vectors
-    decoders = fit_decoders(sums, choice, label_embeddings=vectors)
+    decoders = _fit(run, sums if pooled is None else unseen.ranked(pooled, sums))
     has_head = run.plan(run.saved.stage).stage.embedding_head
     names = decoders.names(has_head=has_head and len(members) == 1)
     decoders.check(decoder, names)
     scoring = Scoring(run, passes, decoders, names, decoder)
     metrics, measured = scoring.score(splits, chooser, sums)
+    elsewhere = tune_on != data.choosing_split
+    variants = [f"tuned_on_{tune_on}"] * elsewhere + options.names
+    if run.config.data.held_out_domain in data.domains and not variants:
+        own, record = unseen.predict_held_out(run, passes.models[0])
+        measured = replace(measured, held_out=own)
     result = _result(
         run,
         metrics=metrics,
-        decoder=DecoderInUse(name=decoder, chosen_on=tune_on, choice=choice),
+        decoder=DecoderInUse(name=decoder, chosen_on=tune_on, choice=decoders.choice),
         constant=_constant(data, list(metrics), chooser),
         provenance=provenance,
+        held_out=record,
         variant=options.names,
         members=[member.name for member in members],
     )
     if processes.is_lead():
-        elsewhere = tune_on != data.choosing_split
-        variants = [f"tuned_on_{tune_on}"] * elsewhere + options.names
         results.write(run, result, decoders, measured, variants)
     processes.wait_for_all("results")
     for other in members[1:]:
         other.close()
     return result
+
+
+def _fit(run: Run, sums: Accumulators) -> Decoders:
+    made = run.label_embedding
+    vectors = None if made is None else made.vectors
+    return fit_decoders(sums, choose(sums), label_embeddings=vectors)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -316,8 +325,8 @@ def _provenance(
     Args:
       run: opened at the checkpoint.
       members: the run and those it is averaged with.
-      tune_on: the split that chooses the threshold.
-      chooser: the split that chooses all other parameters of the decoders.
+      tune_on: the split that fits the decoders.
+      chooser: the split that chooses what is chosen by embeddings or by truth alone.
 
     Raises:
       InputError: If the run learned from images that it is measured on, and `options`
@@ -336,36 +345,23 @@ def _provenance(
         reduce(Provenance.union, others, seen), adapted, corrected
     )
     record = record.with_("thresholds", labels=[tune_on, chooser])
-    return record.with_("calibration", labels=[chooser])
-
-
-def _threshold_of_runs(run: Run) -> float:
-    found = _held_out(run)
-    if found:
-        return pool(found).threshold
-    raise InputError(
-        f"{run.workdir.path} has not been trained without each of the domains "
-        f"{', '.join(run.data.domains)} and evaluated at its stage {run.saved.stage}; "
-        "run hold_out with the same --workdir first."
-    )
+    return record.with_("calibration", labels=[tune_on])
 
 
 def _estimates(
     run: Run, metrics: Mapping[str, SplitMetrics]
 ) -> DomainShiftEstimate | None:
     """Returns estimates of F2 on new domains, if there is a test to compare with."""
-    held_out = _held_out(run)
+    held_out = {
+        domain: SplitMetrics.from_json(found["splits"]["held_out"])
+        for domain, found in run.held_out_metrics().items()
+    }
     domain = run.config.data.held_out_domain
     if domain in run.data.domains:
         held_out = {domain: metrics["held_out"]}
     if not held_out or "test" not in metrics:
         return None
     return estimate(metrics["validation"], held_out, metrics["test"])
-
-
-def _held_out(run: Run) -> dict[str, SplitMetrics]:
-    found = run.held_out_figures(run.saved.stage)
-    return {name: SplitMetrics.from_json(record) for name, record in found.items()}
 
 
 def _result(
@@ -375,6 +371,7 @@ def _result(
     decoder: DecoderInUse,
     constant: Constant,
     provenance: Provenance,
+    held_out: HeldOut | None,
     variant: Sequence[str],
     members: Sequence[str],
 ) -> EvaluationResult:
@@ -397,6 +394,7 @@ def _result(
         constant=constant,
         splits=metrics,
         estimates=_estimates(run, metrics),
+        held_out=held_out,
         variant=variant,
         members=members,
     )

@@ -14,6 +14,7 @@ from jaxii.data.dataset import check_domains, fold_names
 from jaxii.distributed import processes
 from jaxii.errors import InputError
 from jaxii.evaluation import domain_shift
+from jaxii.evaluation.held_out import FILE
 from jaxii.runs import assembly
 from jaxii.runs.train import train
 from jaxii.runs.workdir import Workdir
@@ -76,14 +77,15 @@ def hold_out(
         say(f"`suspects --workdir={workdir.path}` lists labels that may be wrong")
     else:
         say(
-            f"`evaluate --workdir={workdir.path} --tune_on=held_out` takes this "
-            "threshold"
+            f"`evaluate --workdir={workdir.path} --tune_on=held_out` fits all decoders "
+            "on these domains"
         )
 
 
 def _is_done(run: Workdir, config: Config) -> bool:
     """Returns whether a run has finished and its figures are of its best checkpoint."""
-    if not run.result_file("metrics.json").exists():
+    files = "metrics.json", FILE
+    if not all(run.result_file(name).exists() for name in files):
         return False
     run.check(config)
     try:

@@ -219,6 +219,7 @@ def _result(run: Run, found: Labelled, data: Data, name: str) -> SetResult:
         ),
         splits={},
         estimates=None,
+        held_out=None,
         variant=(),
         members=metrics["members"],
     )

@@ -1,9 +1,10 @@
 """`predict`: labels images on disk; needs only a workdir."""
 
 import os
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass, field
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -15,10 +16,10 @@ from jaxii.distributed import processes
 from jaxii.errors import InputError
 from jaxii.evaluation import image_records, predictions
 from jaxii.evaluation.image_records import ImageFiles, Listing
-from jaxii.evaluation.predictions import Answer, Facts, visible
+from jaxii.evaluation.predictions import Answer, ExpectedF2, Facts, visible
 from jaxii.evaluation.provenance import Provenance
 from jaxii.models.multitask import EMBEDDING_HEAD
-from jaxii.runs import assembly
+from jaxii.runs import assembly, unseen
 from jaxii.runs.inference import InferenceOptions
 from jaxii.runs.run import Run
 from jaxii.runs.workdir import Workdir
@@ -141,22 +142,23 @@ def predict(
         decoder = decoder or metrics["decoder"]["name"]
         has_head = EMBEDDING_HEAD in models[0].params and len(models) == 1
         decoders.check(decoder, decoders.names(has_head=has_head))
-        parameter = decoders.parameter(decoder)
-        facts = _facts(found.source, members, metrics, options, decoder, parameter)
+        record = unseen.record_of(metrics)
+        error = unseen.expected_f2_error(record, options, decoder)
+        expected = ExpectedF2(decoders, decoder, error)
+        facts = _facts(found.source, members, metrics, options, expected)
     request.check_places()
     for caveat in facts.provenance.caveats():
         say(f"CAVEAT     {caveat}")
-
-    def target() -> assembly.Batches:
-        return assembly.unlabelled_batches(run.config, files)
-
+    for line in unseen.adaptation_lines(record, options, decoder, workdir.path):
+        say(line)
+    target = partial(assembly.unlabelled_batches, run.config, files)
     damaged = Damaged()
     with progress() as on_progress:
         answers = predictions.answer(
             options.make_predict(models, run.mesh, target, decoders),
             assembly.file_batches(run.config, files),
             num_rows=len(files),
-            decode=decoders.answer(decoder),
+            decode=expected.decode,
             # Told by the lead process alone, which looks at the file again.
             fault=files.fault if processes.is_lead() else lambda row: "damaged",
             mesh=run.mesh,
@@ -164,6 +166,7 @@ def predict(
         )
         _write(request, files, damaged.watch(answers), workdir.vocabulary(), facts)
     _say(request, files, damaged, facts)
+    say(unseen.expected_f2_line(expected, workdir.path))
 
 
 def _write(
@@ -188,8 +191,9 @@ def _write(
     elif request.is_submission:
         constant = predictions.fallback_labels(facts.constant, vocabulary)
         labels = (constant if given.fault else given.label_ids for given in answers)
-        provenance = facts.provenance.to_json()
-        predictions.write_submission(output, image_ids, labels, vocabulary, provenance)
+        predictions.write_submission(
+            output, image_ids, labels, vocabulary, facts.record
+        )
     else:
         names = files.listing.names
         predictions.write_json_lines(
@@ -247,8 +251,7 @@ def _facts(
     members: Sequence[Run],
     metrics: dict[str, Any],
     options: InferenceOptions,
-    decoder: str,
-    parameter: Mapping[str, float | int | None],
+    expected: ExpectedF2,
 ) -> Facts:
     own = members[0]
     record = Provenance.from_json(metrics["provenance"]).union(own.provenance)
@@ -258,6 +261,7 @@ def _facts(
         provenance=options.provenance(record, [IMAGES], [IMAGES]),
         constant=metrics["constant"]["labels"],
         constant_names=metrics["constant"]["names"],
-        decoder=decoder,
-        parameter=parameter,
+        decoder=expected.name,
+        parameter=expected.decoders.parameter(expected.name),
+        expected_f2=expected,
     )

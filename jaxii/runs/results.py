@@ -19,6 +19,7 @@ from jaxii.evaluation import by_label, predictions
 from jaxii.evaluation.by_label import LabelTable, SplitFigures
 from jaxii.evaluation.decoder_scores import DecoderScores
 from jaxii.evaluation.details import Details, label_map, make_gallery
+from jaxii.evaluation.held_out import FILE, Predictions
 from jaxii.evaluation.result import EVALUATION, EvaluationResult, write_evaluation
 from jaxii.prepare.image_ids import meant
 from jaxii.report.run_files import SETS, read_sets
@@ -40,6 +41,7 @@ class Measured:
     Attributes:
       scores: by split, of splits with labels.
       labels: figures of each label by split.
+      held_out: predictions for a held-out domain, to be kept; None without.
       submitted: image id -> predicted label ids of the submission's images that are
         not damaged; empty without a test.
     """
@@ -47,6 +49,7 @@ class Measured:
     scores: Mapping[str, DecoderScores]
     labels: Mapping[str, SplitFigures]
     submitted: Mapping[str, np.ndarray]
+    held_out: Predictions | None = None
 
 
 def write(
@@ -71,6 +74,9 @@ def write(
     listed.unlink(missing_ok=True)
     decoders_file = workdir.result_file("decoders.npz", variants)
     decoders.save(decoders_file)
+    if measured.held_out is not None:
+        path = files[FILE] = workdir.result_file(FILE, variants)
+        measured.held_out.save(path, evaluation.label_hash)
     if measured.submitted:
         path = files["submission.csv"] = workdir.result_file("submission.csv", variants)
         _write_submission(path, data, evaluation, measured.submitted)
@@ -159,7 +165,7 @@ def _write_submission(
         image_ids,
         [answers.get(image_id, fallback) for image_id in answered],
         data.vocabulary,
-        evaluation.provenance.to_json(),
+        evaluation.provenance.to_json,
     )
     unanswered = sum(image_id not in answers for image_id in answered)
     if unanswered:

@@ -307,7 +307,7 @@ class Run(AbstractContextManager["Run"]):
         Raises:
           InputError: If an image cannot be read; it names the image.
         """
-        answers = self._answers(images, _decode_nothing)
+        answers = self._answers(images, decode_nothing)
         shape = len(answers), len(self.classes)
         return np.array([given.probs for given in answers], np.float32).reshape(shape)
 
@@ -347,7 +347,7 @@ class Run(AbstractContextManager["Run"]):
         """
         compute = make_features(self._model, self.mesh)
         answers = self._answers(
-            images, _decode_nothing, lambda pixels: (compute(pixels), None)
+            images, decode_nothing, lambda pixels: (compute(pixels), None)
         )
         rows = np.array([given.probs for given in answers], np.float32)
         return rows.reshape(len(answers), -1)
@@ -558,23 +558,22 @@ class Run(AbstractContextManager["Run"]):
             for stage, provenance in self.stage_provenance.items()
         }
 
-    def held_out_figures(self, stage: str) -> dict[str, Any]:
-        """Returns domain -> figures of a stage on it, of the runs that held it out.
+    def held_out_metrics(self) -> dict[str, dict[str, Any]]:
+        """Returns domain -> `metrics.json` at this stage of the run that held it out.
 
         Empty unless that was done with every domain: the mean over some of them would
         be another estimate than the one over all.
         """
         found = {
-            domain: metrics["splits"]["held_out"]
+            domain: metrics
             for domain, metrics in self.workdir.held_out_metrics().items()
-            if metrics["stage"] == stage and domain in self.data.domains
+            if metrics["stage"] == self.saved.stage and domain in self.data.domains
         }
         return found if set(found) == set(self.data.domains) else {}
 
 
-def _decode_nothing(
-    probs: np.ndarray, embedding: np.ndarray | None
-) -> list[np.ndarray]:
+def decode_nothing(probs: np.ndarray, embedding: np.ndarray | None) -> list[np.ndarray]:
+    """Returns no label for any image, where only probabilities are wanted."""
     return [np.zeros(0, np.int64)] * len(probs)
 
 

@@ -13,6 +13,7 @@ from jaxii import manifest
 from jaxii.config import FREE_FIELDS, Config, differences
 from jaxii.data.labels import Vocabulary
 from jaxii.errors import InputError
+from jaxii.evaluation.held_out import FILE, Predictions
 from jaxii.evaluation.result import EVALUATION, check_evaluation
 from jaxii.manifest import File, Manifest
 from jaxii.report.run_files import SETS
@@ -155,6 +156,17 @@ class Workdir:
                 )
             found[config.data.held_out_domain] = run.metrics()
         return found
+
+    def held_out_predictions(self, domain: str) -> Predictions:
+        """Returns what the run that held a domain out predicted for it.
+
+        Raises:
+          InputError: If that is missing, damaged or of other labels.
+        """
+        run = self.held_out(domain)
+        path, again = run.result_file(FILE), "run hold_out again"
+        check_evaluation(run.result_file(EVALUATION), [FILE], again=again)
+        return Predictions.load(path, self.vocabulary().content_hash())
 
     def claim(self, config: Config, *, change_batch_size: bool = False) -> None:
         """Makes the folder this configuration's, after `check`.

@@ -1,0 +1,223 @@
+"""Predictions for domains that were held out, and what they say of new domains.
+
+Every image is predicted by the run that was not trained on its domain. Pooled over the
+domains, these predictions fit decoders that expect a shift; with each domain left out
+of the pool in turn, they give the error of an expected F2.
+"""
+
+# JAX's functions are partly untyped.
+# pyright: reportUnknownMemberType=false
+
+import zipfile
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
+from typing import Any, BinaryIO, cast
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jaxtyping import Bool, Float32
+
+from jaxii.decoding import label_shift
+from jaxii.decoding.decoders import Decoders, fit_decoders, sums_of
+from jaxii.decoding.thresholds import choose
+from jaxii.errors import InputError
+from jaxii.metrics.f_beta import f_beta
+from jaxii.metrics.streaming import Accumulators
+from jaxii.storage import AnyPath, write_beside
+
+# The file of a run that held a domain out.
+FILE = "held_out.npz"
+# Numbers in it, 4 bytes each; of more images those are kept that are evenly spaced.
+MOST_NUMBERS = 2**26
+
+
+@dataclass(frozen=True, kw_only=True)
+class Predictions:
+    """Probabilities and truth of images that a run was not trained on.
+
+    Attributes:
+      image_ids: text, in the order of the split.
+      probs: of the network, not calibrated.
+      truth: whether a label is present.
+    """
+
+    image_ids: np.ndarray
+    probs: Float32[np.ndarray, "image class"]
+    truth: Bool[np.ndarray, "image class"]
+
+    def sums(self) -> Accumulators:
+        """Returns what decoders are fitted on."""
+        return sums_of(self.probs, self.truth)
+
+    def f2s(self, decoders: Decoders) -> dict[str, float]:
+        """Returns the mean F2 of each decoder."""
+        names = decoders.names(has_head=False)
+        chosen = decoders.decisions(names, self.probs, None)
+        return {name: float(f_beta(chosen[name], self.truth).mean()) for name in names}
+
+    def save(self, path: AnyPath, label_hash: str) -> None:
+        """Writes the file; `label_hash` is the content hash of the labels."""
+        arrays: dict[str, Any] = {
+            "label_hash": np.array(label_hash),
+            "image_ids": self.image_ids.astype(str),
+            "probs": self.probs,
+            "truth": np.packbits(self.truth, axis=1),
+        }
+        write_beside(path, lambda file: np.savez(file, **arrays), binary=True)
+
+    @classmethod
+    def load(cls, path: AnyPath, label_hash: str) -> "Predictions":
+        """Reads what `save` wrote.
+
+        Raises:
+          InputError: If there is no such file, or it is of other labels.
+        """
+        try:
+            with cast(BinaryIO, path.open("rb")) as file, np.load(file) as arrays:
+                found = str(arrays["label_hash"])
+                probs = arrays["probs"]
+                truth = np.unpackbits(arrays["truth"], axis=1, count=probs.shape[1])
+                read = cls(
+                    image_ids=arrays["image_ids"], probs=probs, truth=truth.astype(bool)
+                )
+        except (OSError, EOFError, ValueError, KeyError, zipfile.BadZipFile) as error:
+            raise InputError(
+                f"{path} does not hold predictions ({error}); run hold_out again."
+            ) from error
+        if found != label_hash:
+            raise InputError(
+                f"{path} is of labels {found}, and the run has labels {label_hash}; "
+                "run hold_out again."
+            )
+        return read
+
+
+def pool(sums: Sequence[Accumulators]) -> Accumulators:
+    """Returns the sums over all domains, each of which weighs the same.
+
+    A new domain is no more like a large domain than like a small one. As much is
+    weighed in all as there are images.
+    """
+    counts = [int(domain.sums.num_images) for domain in sums]
+    weights = [np.mean(counts) / count for count in counts]
+
+    def add(*leaves: np.ndarray) -> Any:
+        return sum(weight * leaf for weight, leaf in zip(weights, leaves, strict=True))
+
+    return replace(sums[0], sums=jax.tree.map(add, *(domain.sums for domain in sums)))
+
+
+def fit(sums: Accumulators) -> Decoders:
+    """Returns all decoders but that by embedding."""
+    return fit_decoders(sums, choose(sums), label_embeddings=None)
+
+
+def expected_f2_errors(decoders: Decoders, seen: Predictions) -> dict[str, float]:
+    """Returns, for each decoder, the mean expected F2 minus the mean F2.
+
+    Args:
+      decoders: fitted on other domains.
+      seen: of one domain.
+    """
+    names = decoders.names(has_head=False)
+    errors: dict[str, float] = {}
+    for name, chosen in decoders.decisions(names, seen.probs, None).items():
+        expected = decoders.expected_f2(seen.probs, chosen)
+        errors[name] = float(expected.mean() - f_beta(chosen, seen.truth).mean())
+    return errors
+
+
+def errors_of_pools(found: Mapping[str, Predictions]) -> dict[str, dict[str, float]]:
+    """Returns domain -> errors of expected F2, if all other domains fit the decoders.
+
+    Args:
+      found: domain -> predictions, of at least two domains.
+    """
+    sums = {domain: predictions.sums() for domain, predictions in found.items()}
+    return {
+        domain: expected_f2_errors(
+            fit(pool([sums[other] for other in found if other != domain])), own
+        )
+        for domain, own in found.items()
+    }
+
+
+def adaptation_gains(
+    decoders: Decoders,
+    held_out: Predictions,
+    adapted_probs: Float32[np.ndarray, "image class"],
+) -> dict[str, dict[str, float]]:
+    """Measures what adapting to the images of a held-out domain does to F2 on it.
+
+    Args:
+      decoders: fitted on other domains.
+      held_out: of this domain.
+      adapted_probs: of the same images, with their BatchNorm statistics.
+
+    Returns:
+      Names of `InferenceOptions` -> decoder -> F2 with it minus F2 without.
+    """
+    adapted = replace(held_out, probs=adapted_probs)
+    ways = {
+        "adabn": adapted,
+        "label_shift": _without_label_shift(held_out, decoders),
+        "adabn_label_shift": _without_label_shift(adapted, decoders),
+    }
+    before = held_out.f2s(decoders)
+    return {
+        way: {name: f2 - before[name] for name, f2 in found.f2s(decoders).items()}
+        for way, found in ways.items()
+    }
+
+
+def _without_label_shift(predictions: Predictions, decoders: Decoders) -> Predictions:
+    sums, calibration = predictions.sums(), decoders.calibration
+    home, histogram = decoders.frequencies, np.asarray(sums.sums.histogram)
+    target = label_shift.target_frequencies(
+        histogram, sums.thresholds, calibration, home
+    )
+    shift = label_shift.logit_shift(calibration, home, target)
+    probs = label_shift.corrected(jnp.asarray(predictions.probs), jnp.asarray(shift))
+    return replace(predictions, probs=np.asarray(probs))
+
+
+@dataclass(frozen=True, kw_only=True)
+class HeldOut:
+    """What was measured on domains that were held out.
+
+    Attributes:
+      adaptation_gains: domain -> see the function of this name.
+      expected_f2_errors: domain -> see the function of this name.
+    """
+
+    adaptation_gains: Mapping[str, Mapping[str, Mapping[str, float]]]
+    expected_f2_errors: Mapping[str, Mapping[str, float]]
+
+    def union(self, other: "HeldOut") -> "HeldOut":
+        """Returns the record of both records' domains."""
+        return HeldOut(
+            adaptation_gains={**self.adaptation_gains, **other.adaptation_gains},
+            expected_f2_errors={**self.expected_f2_errors, **other.expected_f2_errors},
+        )
+
+    def expected_f2_error(self, decoder: str) -> float | None:
+        """Returns the root mean square over domains; None if it is unknown."""
+        found = [errors.get(decoder) for errors in self.expected_f2_errors.values()]
+        known = [error for error in found if error is not None]
+        if len(known) < 2:
+            return None
+        return float(np.sqrt(np.mean(np.square(known))))
+
+    def adaptation_gain(self, way: str, decoder: str) -> tuple[float, float] | None:
+        """Returns mean and standard deviation over domains; None if it is unknown.
+
+        Args:
+          way: of `adaptation_gains`.
+          decoder: whose F2.
+        """
+        found = [ways[way].get(decoder) for ways in self.adaptation_gains.values()]
+        known = [gain for gain in found if gain is not None]
+        if len(known) < 2:
+            return None
+        return float(np.mean(known)), float(np.std(known, ddof=1))

@@ -1,0 +1,165 @@
+"""What runs that held a domain out say of new domains.
+
+A run that held one out keeps its predictions for it and the effect of adapting to it;
+the run on all domains reads those of all others.
+"""
+
+from collections.abc import Mapping
+from dataclasses import replace
+from functools import reduce
+from typing import Any
+
+import numpy as np
+
+from jaxii.errors import InputError
+from jaxii.evaluation import held_out
+from jaxii.evaluation.held_out import HeldOut, Predictions
+from jaxii.evaluation.predictions import ExpectedF2, answer
+from jaxii.evaluation.predictor import Model, make_predict
+from jaxii.metrics.streaming import Accumulators
+from jaxii.runs import assembly
+from jaxii.runs.inference import InferenceOptions
+from jaxii.runs.run import Run, decode_nothing
+from jaxii.storage import AnyPath
+
+
+def predict_held_out(run: Run, model: Model) -> tuple[Predictions, HeldOut]:
+    """Predicts a held-out domain, and measures decoders of validation on it.
+
+    Cost: three passes, and one for the statistics of BatchNorm.
+
+    Args:
+      run: with a domain held out.
+      model: of its checkpoint.
+    """
+    source = run.data.split("held_out").source
+    adapted = model.adapted(assembly.unlabelled_batches(run.config, source), run.mesh)
+    decoders = held_out.fit(_predict(run, model, "validation").sums())
+    own = _predict(run, model, "held_out")
+    of_adapted = _predict(run, adapted, "held_out").probs
+    gains = held_out.adaptation_gains(decoders, own, of_adapted)
+    errors = held_out.expected_f2_errors(decoders, own)
+    domain = run.config.data.held_out_domain
+    return own, HeldOut(
+        adaptation_gains={domain: gains}, expected_f2_errors={domain: errors}
+    )
+
+
+def read(run: Run, *, pooled: bool) -> tuple[Accumulators | None, HeldOut | None]:
+    """Reads what the runs without each domain predicted and measured.
+
+    Args:
+      run: on all domains.
+      pooled: whether decoders are fitted on their predictions and not on validation.
+
+    Returns:
+      The sums of their predictions if `pooled`; what was measured with such decoders,
+      None unless there is a run without each of the domains.
+
+    Raises:
+      InputError: If there is not and `pooled`, or predictions are damaged.
+    """
+    metrics = run.held_out_metrics()
+    found = [record_of(of_domain) for of_domain in metrics.values()]
+    known = [one for one in found if one is not None]
+    record = reduce(HeldOut.union, known) if known and None not in found else None
+    if not pooled:
+        return None, record
+    if record is None:
+        raise InputError(
+            f"{run.workdir.path} has not been trained without each of the domains "
+            f"{', '.join(run.data.domains)} and evaluated at its stage "
+            f"{run.saved.stage}; run hold_out with the same --workdir first."
+        )
+    predictions = {name: run.workdir.held_out_predictions(name) for name in metrics}
+    sums = held_out.pool([domain.sums() for domain in predictions.values()])
+    errors = held_out.errors_of_pools(predictions)
+    return sums, replace(record, expected_f2_errors=errors)
+
+
+def ranked(pooled: Accumulators, own: Accumulators) -> Accumulators:
+    """Returns sums over held-out domains with a run's own sums over embeddings."""
+    sums = pooled.sums._replace(embedding=own.sums.embedding)
+    return replace(pooled, sums=sums)
+
+
+def record_of(metrics: Mapping[str, Any]) -> HeldOut | None:
+    """Returns what an evaluation knows of new domains; None if that is nothing."""
+    return HeldOut(**metrics["held_out"]) if "held_out" in metrics else None
+
+
+def expected_f2_error(
+    record: HeldOut | None, options: InferenceOptions, decoder: str
+) -> float | None:
+    """Returns the error of an expected F2; None if it is unknown."""
+    # It was measured with single models as they were trained.
+    if record is None or options.names:
+        return None
+    return record.expected_f2_error(decoder)
+
+
+def expected_f2_line(expected: ExpectedF2, workdir: AnyPath) -> str:
+    """Returns an expected F2 for the console, with how to measure an unknown error."""
+    said = f"these images: expected F2 {expected}"
+    return said if expected.error is not None else f"{said}; {how_to_measure(workdir)}"
+
+
+def adaptation_lines(
+    record: HeldOut | None, options: InferenceOptions, decoder: str, workdir: AnyPath
+) -> list[str]:
+    """Returns what is known of the effect of adapting, for the console.
+
+    Args:
+      record: of the run; None if nothing was measured.
+      options: of the prediction.
+      decoder: in use.
+      workdir: of the run on all domains.
+    """
+    way = "_".join(name for name in options.names if name != "ensemble")
+    if not way:
+        return []
+    gain = None if record is None else record.adaptation_gain(way, decoder)
+    if gain is None:
+        return [
+            f"CAVEAT     the effect of {way} on new domains is unknown; "
+            f"{how_to_measure(workdir)}."
+        ]
+    mean, deviation = gain
+    rows = [f"adapted    {way}: F2 on held-out domains {mean:+.2f} ± {deviation:.2f}"]
+    if mean < 0:
+        rows.append(
+            f"CAVEAT     {way} lowered F2 on domains held out of training; leave it "
+            "out unless labels of the target show that it helps there."
+        )
+    return rows
+
+
+def how_to_measure(workdir: AnyPath) -> str:
+    """Returns the commands that measure a run on new domains."""
+    return (
+        f"hold_out --workdir={workdir} and then evaluate --workdir={workdir} measure "
+        "it on domains held out of training"
+    )
+
+
+def _predict(run: Run, model: Model, split: str) -> Predictions:
+    """Returns predictions for the scored images of a split, or for some."""
+    num_classes = len(run.data.vocabulary)
+    most = held_out.MOST_NUMBERS // num_classes
+    rows = assembly.scored_rows(run.data, split, most)
+    chosen = run.data.split(split).select(rows)
+    data = replace(run.data, splits={**run.data.splits, split: chosen})
+    answers = answer(
+        make_predict([model], run.mesh),
+        assembly.file_batches(run.config, chosen.source),
+        num_rows=len(rows),
+        decode=decode_nothing,
+        fault=lambda row: "damaged",
+        mesh=run.mesh,
+        on_progress=lambda done, total, what: None,
+    )
+    return Predictions(
+        image_ids=chosen.index.image_ids,
+        probs=np.array([given.probs for given in answers], np.float32),
+        truth=data.verified_rows(split).multi_hot(num_classes)[0],
+    )
