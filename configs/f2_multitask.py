@@ -90,9 +90,8 @@ def _stock(config):
     config.data.dataset = "kaggle"
     for choice in SMALL:
         config.update_from_flattened_dict({choice.field: choice.value})
-    config.label_embedding.dim = 32
     config.evaluate_every_steps = 400
-    config.stages = stages(epochs=40.0, has_embedding=True)
+    config.stages = stages(epochs=40.0)
     return config
 
 

@@ -99,7 +99,6 @@ def small_config():
         data__image_size_pixels=32,
         data__augmentation=0.0,
         model__width=8,
-        label_embedding__dim=4,
         global_batch_size=8,
         optimizer__average="none",
     )
@@ -118,7 +117,7 @@ def test_a_recipe_whose_data_is_not_there_yet_is_measured_all_the_same(tmp_path)
     config = small_config().moved(str(tmp_path / "prepared"))
     source, facts, of = command._data(config)
     assert isinstance(source, Drawn)
-    assert facts.num_classes >= config.label_embedding.dim
+    assert facts.num_classes == command.USUAL["num_labels"]
     assert f"{tmp_path}/prepared is not there yet" in of
 
 

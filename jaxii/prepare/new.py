@@ -120,7 +120,6 @@ def _facts(
         num_groups=len(distinct),
         num_labels=len(found.labels),
         short_side=found.short_side,
-        several_labels=found.num_with_several() / len(train),
         has_validation=bool(validation),
         platform=platform,
         num_devices=num_devices,
@@ -157,11 +156,7 @@ def _show(chosen: recipes.Recipe) -> None:
     for choice in chosen.choices:
         say(f"recipe    {choice.field} = {choice.value!r}: {choice.why}")
     for stage in chosen.stages:
-        head = "with" if stage["embedding_head"] else "without"
-        say(
-            f"recipe    stage {stage['name']}: {stage['num_epochs']:g} epochs, "
-            f"{head} a label embedding"
-        )
+        say(f"recipe    stage {stage['name']}: {stage['num_epochs']:g} epochs")
     say("recipe    images are mirrored; set data.mirror=False if left and right")
     say("          matter, as in text")
     say(

@@ -37,7 +37,6 @@ class Facts:
       num_groups: Groups of training images.
       num_labels: Size of the vocabulary.
       short_side: Median short side of the images, in pixels.
-      several_labels: Share of the training images with at least two labels.
       has_validation: Whether the data names its validation images.
       platform: cpu, gpu or tpu.
       num_devices: Devices that a batch is divided over.
@@ -50,7 +49,6 @@ class Facts:
     num_groups: int
     num_labels: int
     short_side: int
-    several_labels: float
     has_validation: bool
     platform: str
     num_devices: int
@@ -131,7 +129,7 @@ def choose(
         why = f"of {groups}, to choose a threshold; there is no validation split"
         choices.append(Choice("data.validation_fraction", fraction, why))
     values = {choice.field: choice.value for choice in choices}
-    pace = pace_of(values | {"stages": stages(1.0, _has_embedding(facts))})
+    pace = pace_of(values | {"stages": stages(1.0)})
     # Besides the evaluations of the run, each split is measured at the end.
     seconds = pace.start_seconds + (EVALUATIONS + 2) * num_evaluated / (
         EVALUATION_SPEED * pace.images_per_second
@@ -155,7 +153,7 @@ def choose(
     ]
     return Recipe(
         choices,
-        stages(epochs, _has_embedding(facts)),
+        stages(epochs),
         (seconds + epochs * epoch_seconds) / 60,
     )
 
@@ -179,16 +177,7 @@ def _fields(facts: Facts, num_train: int) -> list[Choice]:
             "data.num_threads", max(4, facts.num_cores), "one a core, at least four"
         ),
     ]
-    if _has_embedding(facts):
-        dim = min(32 if on_cpu else 1024, facts.num_labels)
-        choices.append(
-            Choice("label_embedding.dim", dim, "at most the number of labels")
-        )
     return choices
-
-
-def _has_embedding(facts: Facts) -> bool:
-    return facts.several_labels >= 0.05
 
 
 def _image_size(facts: Facts) -> int:
@@ -230,19 +219,9 @@ def _validation_fraction(facts: Facts) -> float:
     return max(0.1, round(share, 2))
 
 
-def stages(epochs: float, has_embedding: bool) -> tuple[dict[str, Any], ...]:
+def stages(epochs: float) -> tuple[dict[str, Any], ...]:
     """Returns `Config.stages` of the stock recipe."""
-    terms: dict[str, Any] = {"bce": 1.0}
-    if has_embedding:
-        terms["embedding"] = 0.1
-    return (
-        {
-            "name": "multitask" if has_embedding else "classifier",
-            "num_epochs": epochs,
-            "embedding_head": has_embedding,
-            "terms": terms,
-        },
-    )
+    return ({"name": "classifier", "num_epochs": epochs, "terms": {"bce": 1.0}},)
 
 
 def text(facts: Facts, recipe: Recipe, command: str) -> str:

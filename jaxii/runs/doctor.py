@@ -92,7 +92,6 @@ def _usual_config() -> Config:
         name="usual",
         num_evaluated=0,
         num_groups=USUAL["num_images"],
-        several_labels=1.0,
         has_validation=False,
         platform=jax.default_backend(),
         num_devices=jax.device_count(),
@@ -121,9 +120,10 @@ def _data(config: Config) -> tuple[RandomAccess, Facts, str]:
             source = data.split("train").source
             return source, facts_of(config), f"training images of {directory}"
         absent = f"{directory} is not there yet"
-    dim = config.label_embedding.dim
+    has_embedding = any(stage.embedding_head for stage in config.stages)
+    fewest = config.label_embedding.dim if has_embedding else 0
     facts = Facts(
-        num_classes=max(dim, USUAL["num_labels"]),
+        num_classes=max(fewest, USUAL["num_labels"]),
         num_slots=8,
         num_images=USUAL["num_images"],
         source="",

@@ -73,10 +73,6 @@ class Labelled:
             return list(range(len(self.files))) if name == "train" else []
         return [i for i, split in enumerate(splits) if split == name]
 
-    def num_with_several(self) -> int:
-        """Returns the number of training images with at least two labels."""
-        return sum(len(self.entries[i]) > 1 for i in self.split("train"))
-
     def table(self, numbers: Sequence[int], *, is_test: bool) -> pl.DataFrame:
         """Returns the index of images; see `data.index.table`.
 
