@@ -273,7 +273,7 @@ def _notes_on_sets(runs: Sequence[EvaluatedRun]) -> list[str]:
             by_name.setdefault(name, []).append(found)
     notes: list[str] = []
     for name, found in by_name.items():
-        notes.append(f"Nothing was fitted on {plain(name)}, a set measured afterwards.")
+        notes.append(f"Nothing was fitted for {plain(name)}, measured after training.")
         if len({of["data_hash"] for of in found}) > 1:
             notes.append(
                 f"The images or labels of {plain(name)} differ between runs: their F2 "

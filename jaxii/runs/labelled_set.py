@@ -76,11 +76,7 @@ def evaluate_set(
             "labelled set a name of its own, such as holiday."
         )
     run.check_evaluated(run.metrics)
-    check_evaluation(
-        run.workdir.result_file(EVALUATION),
-        ["report.html", by_label.FILE],
-        again="run evaluate again first",
-    )
+    _check_report(run)
     found = _read(run, images, labels, **options)
     data = _data_of(run, found, images, name)
     result = _result(run, found, data, name)
@@ -89,7 +85,7 @@ def evaluate_set(
     other = run.on(data)
     scoring, sums, scores = _measure(other, name)
     figures, of_labels = scoring.figures(sums, scores)
-    # As of a split: the images without a label are counted, too.
+    # As of a split: listed images without a label are counted, too.
     without = figures.num_images_without_truth + found.num_unlabelled
     figures = replace(figures, num_images_without_truth=without)
     result = replace(result, splits={name: figures})
@@ -97,6 +93,20 @@ def evaluate_set(
         _write(other, result, of_labels, scores)
     processes.wait_for_all("set")
     return result
+
+
+def _check_report(run: Run) -> None:
+    """Refuses a report that a section cannot be added to, before anything is done."""
+    # Imported here: matplotlib takes most of a second.
+    from jaxii.report.page import with_sets
+
+    report = run.workdir.result_file("report.html")
+    check_evaluation(
+        run.workdir.result_file(EVALUATION),
+        [report.name, by_label.FILE],
+        again="run evaluate again first",
+    )
+    with_sets(report.read_text(encoding="utf-8"), {})
 
 
 def _measure(run: Run, name: str) -> tuple[Scoring, Accumulators, DecoderScores]:
@@ -233,7 +243,6 @@ def _write(
     Args:
       run: on the data of the set.
     """
-    # Imported here: matplotlib takes most of a second.
     from jaxii.report.page import render, with_sets
 
     name, workdir, metrics = result.name, run.workdir, result.to_json()
@@ -272,6 +281,6 @@ def _write(
     describe_again(workdir.result_file(EVALUATION), report)
     for line in result.lines():
         say(line)
-    say(f"nothing was fitted on {name}")
+    say(f"fitted     nothing for {name}: calibration and thresholds are the run's")
     for file in (*files, report):
         say(f"{file.name:17} {file}")

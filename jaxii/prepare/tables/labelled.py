@@ -48,7 +48,7 @@ class Labelled:
       short_side: Median over the images, in pixels.
       unused: Labels that are left out.
       broken: Labelled images that cannot be read, each with the reason.
-      num_unlabelled: Number of other images without a label that is used.
+      num_unlabelled: Number of other listed images, without a label that is used.
     """
 
     files: Sequence[str]
@@ -212,7 +212,7 @@ def _combine(
         short_side=int(np.median(checked.short_sides)),
         unused=sorted(everywhere - index.keys()),
         broken=broken,
-        num_unlabelled=len(files) - len(kept) - len(broken),
+        num_unlabelled=len(set(rows.numbers)) - len(kept) - len(broken),
     )
 
 
