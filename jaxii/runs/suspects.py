@@ -39,7 +39,7 @@ def suspects(
 ) -> None:
     """Writes the labels that are most likely wrong or missing.
 
-    Memory: images x labels x 6 bytes.
+    Memory: images x labels x 12 bytes.
 
     Args:
       workdir: of a run that was trained, or whose parts `hold_out` trained.
