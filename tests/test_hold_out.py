@@ -281,6 +281,8 @@ def test_folds_hold_out_every_image_once_and_estimate_no_shift(done, tmp_path, c
     parts = [metrics(copy.held_out(f"fold {i} of 2")) for i in (1, 2)]
     assert [part["splits"]["held_out"]["num_images"] for part in parts] == [12, 12]
     assert not any("estimates" in part for part in parts)
+    hold_out(copy, config=None, data_dir="", should_stop=never, folds=2)
+    assert capfd.readouterr().out.count("done before") == 2
     # Those of the domains are as before.
     evaluate(copy, data_dir="", stage="", tune_on="held_out")
     estimates = metrics(copy, "metrics_tuned_on_held_out.json")["estimates"]

@@ -63,7 +63,7 @@ def hold_out(
     for number, part in enumerate(parts, 1):
         run = workdir.held_out(part)
         without = replace(config, data=replace(config.data, held_out_domain=part))
-        done = _is_done(run, without)
+        done = _is_done(run, without, is_domain=not folds)
         say(
             f"held out  {part} ({number} of {len(parts)}): {run.path}"
             f"{', done before' if done else ''}"
@@ -82,9 +82,10 @@ def hold_out(
         )
 
 
-def _is_done(run: Workdir, config: Config) -> bool:
+def _is_done(run: Workdir, config: Config, *, is_domain: bool) -> bool:
     """Returns whether a run has finished and its figures are of its best checkpoint."""
-    files = "metrics.json", FILE
+    # Predictions for folds are not kept: decoders are fitted on domains.
+    files = ("metrics.json", FILE) if is_domain else ("metrics.json",)
     if not all(run.result_file(name).exists() for name in files):
         return False
     run.check(config)

@@ -25,7 +25,7 @@ from jaxii.evaluation.suspects import Suspects
 from jaxii.report import sheet as pages
 from jaxii.report.sheet import SuspectImage
 from jaxii.runs import assembly
-from jaxii.runs.run import Run
+from jaxii.runs.run import Run, decode_nothing
 from jaxii.runs.workdir import Workdir
 from jaxii.storage import AnyPath, write_text
 
@@ -139,7 +139,7 @@ def _predict_split(run: Run, split: Split) -> _Part:
             make_predict([run.model()], run.mesh),
             assembly.file_batches(run.config, split.source),
             num_rows=split.num_examples,
-            decode=lambda probs, embedding: [np.zeros(0, np.int64)] * len(probs),
+            decode=decode_nothing,
             fault=lambda row: "damaged",
             mesh=run.mesh,
             on_progress=on_progress,
