@@ -22,6 +22,8 @@ DECODERS = (
 )
 
 
+# The same as `prepare.recurring.CHOICES`, which imports Polars.
+NEAR_COPIES = ("keep", "remove", "ignore")
 # The same as `prepare.tables.rows.CHOICES` without "", which imports Polars.
 SEPARATORS = ("none", "|", ";", ",", "space", "json")
 
@@ -151,6 +153,19 @@ class Flags:
 def declare_data_dir(flags: Flags) -> None:
     """Declares the flag of a run whose dataset has moved."""
     flags.text("data_dir", "DIR", "the dataset, if it has moved")
+
+
+def declare_near_copies(flags: Flags) -> None:
+    """Declares what `prepare` and `new` do about near copies."""
+    flags.choice(
+        "near_copies",
+        "WHAT",
+        NEAR_COPIES,
+        "images that are another one recompressed, resized or cropped: keep counts "
+        "them, and evaluate gives its figures without them, too; remove treats them "
+        "as identical files; ignore does not look for them",
+        default="keep",
+    )
 
 
 def declare_label_file(flags: Flags) -> None:

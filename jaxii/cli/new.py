@@ -3,7 +3,14 @@
 import re
 from pathlib import Path
 
-from jaxii.cli.flags import Flags, declare_label_file, existing, label_file_of, local
+from jaxii.cli.flags import (
+    Flags,
+    declare_label_file,
+    declare_near_copies,
+    existing,
+    label_file_of,
+    local,
+)
 from jaxii.cli.start import start_jax
 from jaxii.errors import InputError
 from jaxii.storage import at
@@ -48,6 +55,7 @@ def declare(flags: Flags) -> None:
         at_least=16,
         otherwise="by the image size of the recipe",
     )
+    declare_near_copies(flags)
 
 
 def run(flags: Flags) -> None:
@@ -75,6 +83,7 @@ def run(flags: Flags) -> None:
         **label_file_of(flags),
         min_images=flags.min_images,
         short_side=flags.short_side or 0,
+        near_copies=flags.near_copies,
         platform=jax.default_backend(),
         num_devices=jax.device_count(),
         pace_of=pace_of,

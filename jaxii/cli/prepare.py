@@ -1,6 +1,6 @@
 """`prepare`: writes the dataset that training reads."""
 
-from jaxii.cli.flags import Flags, existing, required
+from jaxii.cli.flags import Flags, declare_near_copies, existing, required
 from jaxii.errors import InputError
 from jaxii.storage import at
 
@@ -34,6 +34,7 @@ def declare(flags: Flags) -> None:
         default=SHORT_SIDE,
         at_least=16,
     )
+    declare_near_copies(flags)
     flags.text(
         "train_metadata",
         "CSV",
@@ -78,6 +79,7 @@ def run(flags: Flags) -> None:
             layout,
             output,
             short_side=flags.short_side,
+            near_copies=flags.near_copies,
             beam=beam,
             on_progress=on_progress,
         )

@@ -27,6 +27,7 @@ COUNTS_FILE = "counts.json"
 INPUTS_FILE = "preparation.json"
 IMAGES_FILE = "preparation.parquet"
 SUBMISSION_FILE = "submission_ids.csv"
+RECURRING_FILE = "recurring.parquet"
 FEATURES_FILE = "features.json"
 # TFDS's default names of shards.
 _TEMPLATE = "{DATASET}-{SPLIT}.{FILEFORMAT}-{SHARD_X_OF_Y}"
@@ -64,6 +65,15 @@ def submission_ids(directory: AnyPath) -> tuple[str, ...]:
     if not path.exists():
         return ()
     return tuple(pl.read_csv(path.read_bytes(), infer_schema=False)["image_id"])
+
+
+def recurring(directory: AnyPath) -> pl.DataFrame | None:
+    """Returns the pairs of near copies: split, image_id, other_split and other_id.
+
+    Each pair is there in both directions. None if they were not looked for.
+    """
+    path = directory / RECURRING_FILE
+    return pl.read_parquet(path.read_bytes()) if path.exists() else None
 
 
 def check_manifest(

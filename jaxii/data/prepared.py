@@ -1,10 +1,11 @@
 """A prepared dataset, opened, with its validation split and resolved labels."""
 
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field, replace
 from typing import Any
 
 import numpy as np
+import polars as pl
 from jaxtyping import Bool, Float, Int, Int64
 
 from jaxii.data import folder
@@ -12,6 +13,9 @@ from jaxii.data.dataset import Progress, Split, open_dataset
 from jaxii.data.labels import Vocabulary, resolve_rows
 from jaxii.errors import InputError
 from jaxii.storage import AnyPath
+
+# Follows the name of a split, for its images without near copies in training data.
+WITHOUT_RECURRING = "_without_recurring"
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -80,6 +84,7 @@ class Data:
       content_hash: See `dataset.Dataset`.
       submission_ids: Ids of a submission, in order, including missing and unreadable
         images; empty if unknown.
+      recurring: See `folder.recurring`.
     """
 
     directory: AnyPath
@@ -90,6 +95,7 @@ class Data:
     train_rows: Rows
     content_hash: str
     submission_ids: tuple[str, ...]
+    recurring: pl.DataFrame | None = None
     # Cache of `verified_rows`; copies with other splits start empty.
     _verified: dict[str, Rows] = field(
         default_factory=dict, init=False, repr=False, compare=False
@@ -124,6 +130,33 @@ class Data:
     def has_truth(self, name: str) -> bool:
         """Returns whether a split has an image that can be scored."""
         return self.has_images(name) and bool(self.verified_rows(name).scored().any())
+
+    def without_recurring(self, name: str, among: Iterable[str]) -> Split | None:
+        """Returns a split without near copies of images of other splits.
+
+        Args:
+          name: Of the split.
+          among: Names of the other splits.
+
+        Returns:
+          The split `name` + `WITHOUT_RECURRING`; None if no image has a near copy, all
+          have one, or they were not looked for.
+        """
+        split = self.split(name)
+        others = [
+            pl.Series(self.splits[other].index.image_ids, dtype=pl.String)
+            for other in among
+            if other != name and other in self.splits
+        ]
+        if self.recurring is None or not others:
+            return None
+        found = pl.col("other_id").is_in(pl.concat(others).implode())
+        found = self.recurring.filter(found)["image_id"]
+        ids = pl.Series(split.index.image_ids, dtype=pl.String)
+        alone = np.flatnonzero(~ids.is_in(found.implode()).to_numpy())
+        if not 0 < len(alone) < len(ids):
+            return None
+        return replace(split.select(alone), name=name + WITHOUT_RECURRING)
 
     def check_truth(self, name: str) -> None:
         """Raises an error if a split cannot be scored.
@@ -202,6 +235,7 @@ def open_prepared(
         train_rows=train,
         content_hash=opened.content_hash,
         submission_ids=folder.submission_ids(opened.directory),
+        recurring=folder.recurring(opened.directory),
     )
     data.split("train")
     data.split("validation")

@@ -17,6 +17,7 @@ import numpy as np
 import polars as pl
 
 from jaxii import manifest
+from jaxii.data.prepared import WITHOUT_RECURRING
 from jaxii.decoding.thresholds import DecoderChoice
 from jaxii.errors import InputError
 from jaxii.evaluation.held_out import HeldOut
@@ -293,6 +294,8 @@ class EvaluationResult:
         held out.
       variant: names of the `InferenceOptions` in use, such as "adabn".
       members: the checkpoints whose probabilities were averaged.
+      recurring: number of images with near copies in training data, by split; None if
+        they were not looked for.
     """
 
     stage: str
@@ -314,11 +317,12 @@ class EvaluationResult:
     held_out: HeldOut | None
     variant: Sequence[str]
     members: Sequence[str]
+    recurring: Mapping[str, int] | None = None
 
     def to_json(self) -> dict[str, Any]:
         """Returns the result as numbers, text, lists and dicts."""
         plain = {field.name: getattr(self, field.name) for field in fields(self)}
-        for name in ("estimates", "held_out"):
+        for name in ("estimates", "held_out", "recurring"):
             if plain[name] is None:
                 del plain[name]
         if self.held_out is not None:
@@ -333,7 +337,7 @@ class EvaluationResult:
         rows: list[str] = []
         for split, figures in self.splits.items():
             rows.append(
-                f"{split:11}F2 {figures.f2:.4f}  (best constant "
+                f"{split:10} F2 {figures.f2:.4f}  (best constant "
                 f"{self.constant.f2[split]:.4f})  mAP {figures.map:.4f}  coverage "
                 f"{figures.coverage}  worst slice {figures.worst_slice}"
             )
@@ -343,6 +347,7 @@ class EvaluationResult:
                     f"{'':11}{without} of {figures.num_images + without} images have "
                     "no verified label: they are left out of all figures"
                 )
+        rows += recurring_notes(self.recurring or {})
         rows += _decoder_lines(self.splits, self.decoder.name)
         rows.append(
             f"decoder    {self.decoder.name}, fitted on {self.decoder.chosen_on} "
@@ -416,6 +421,16 @@ class SetResult(EvaluationResult):
             for part, count in self.num_seen.items()
         ]
         return [*self.provenance.caveats(), *seen]
+
+
+def recurring_notes(recurring: Mapping[str, int]) -> list[str]:
+    """Returns a sentence for each split with near copies in training data."""
+    return [
+        f"{count:,} images of {split} are near copies of training images; "
+        f"{split}{WITHOUT_RECURRING} has the figures of the others"
+        for split, count in recurring.items()
+        if count
+    ]
 
 
 def threshold_index(thresholds: Sequence[float], threshold: float) -> int:
@@ -495,9 +510,13 @@ def check_evaluation(
 def _decoder_lines(splits: Mapping[str, SplitMetrics], in_use: str) -> list[str]:
     """Returns a line per decoder: F2 by split and its figures on the last split."""
     last = list(splits)[-1]
-    rows = [f"decoders   {'':13}" + "".join(f"{split:>12}" for split in splits)]
+    widths = {split: max(12, len(split) + 2) for split in splits}
+    rows = [f"decoders   {'':13}" + "".join(f"{s:>{n}}" for s, n in widths.items())]
     for name, figures in splits[last].decoders.items():
-        f2s = "".join(f"{s.decoders[name].f2:12.4f}" for s in splits.values())
+        f2s = "".join(
+            f"{splits[split].decoders[name].f2:{width}.4f}"
+            for split, width in widths.items()
+        )
         rows.append(
             f"         {'*' if name == in_use else ' '} {name:13}{f2s} "
             f"± {figures.standard_error:.4f}  coverage {figures.coverage}, "

@@ -9,7 +9,7 @@ import hashlib
 import json
 import os
 import tempfile
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 
@@ -23,7 +23,7 @@ from jaxii import manifest
 from jaxii.data import folder, index, schema
 from jaxii.data.labels import Vocabulary
 from jaxii.errors import InputError
-from jaxii.prepare import duplicates, shards
+from jaxii.prepare import duplicates, recurring, shards
 from jaxii.prepare.beam import Beam, write_with_beam
 from jaxii.prepare.shards import Written
 from jaxii.prepare.tally import Counts, Tally, few
@@ -94,6 +94,7 @@ def build(
     short_side: int,
     file_tallies: Sequence[Tally] = (),
     inputs_hash: str = "",
+    near_copies: str = recurring.KEEP,
     num_workers: int | None = None,
     beam: Beam | None = None,
     on_progress: shards.Progress | None = None,
@@ -108,6 +109,8 @@ def build(
       short_side: Larger images are reduced to it, in pixels; at least 16.
       file_tallies: Accounts of the label files, stored in counts.json.
       inputs_hash: Hash of input files that the drafts do not describe in full.
+      near_copies: What is done about near copies in other splits or groups, of
+        `recurring.CHOICES`.
       num_workers: Number of threads; by default one per core.
       beam: Writes the shards through Apache Beam instead of threads.
       on_progress: Called with (images done, images in all, split).
@@ -118,6 +121,8 @@ def build(
     """
     if short_side < 16:
         raise InputError(f"short_side={short_side} pixels; give at least 16")
+    if near_copies != recurring.KEEP:
+        inputs_hash += f" near_copies={near_copies}"
     made_of = fingerprint(drafts, vocabulary, short_side, inputs_hash)
     if _begin(output, made_of, short_side, _image_files(drafts)):
         return Counts.load(output / folder.COUNTS_FILE)
@@ -125,7 +130,9 @@ def build(
     if beam is not None:
         plans = [draft.plan for draft in drafts]
         write_with_beam(output, plans, beam=beam, **options)
-    splits, written = _write(output, drafts, num_workers=num_workers, **options)
+    splits, written = _write(
+        output, drafts, near_copies=near_copies, num_workers=num_workers, **options
+    )
     counts = Counts(tuple(file_tallies), tuple(splits))
     counts.save(output / folder.COUNTS_FILE)
     vocabulary.save(output / folder.LABELS_FILE)
@@ -149,6 +156,7 @@ def _write(
     drafts: Sequence[Draft],
     *,
     short_side: int,
+    near_copies: str,
     num_workers: int | None,
     on_progress: shards.Progress | None,
 ) -> tuple[list[Tally], dict[str, Written]]:
@@ -169,7 +177,29 @@ def _write(
         if plan.split == "train":
             check_left(_account(draft, results["train"], {}))
         stored[plan.split] = _stored(plan, results[plan.split].digests)
-    leaks, splits, written = duplicates.leaks(stored), [], {}
+    leaks = duplicates.leaks(stored)
+    kept = _without(stored, leaks)
+    twins = duplicates.same_file(kept["train"]["digest"].to_list())
+    kept["train"], merged = duplicates.merged_groups(kept["train"], twins)
+    notes = {duplicates.IN_OTHER_GROUPS: merged}
+    pairs = None
+    if near_copies != recurring.IGNORE:
+        pairs = recurring.find(
+            output,
+            [draft.plan for draft in drafts],
+            results,
+            kept,
+            num_workers=num_workers,
+            on_progress=on_progress,
+        )
+    if pairs is not None and near_copies == recurring.REMOVE:
+        near = recurring.leaks(pairs, list(kept))
+        leaks = {split: leaks.get(split, {}) | near.get(split, {}) for split in kept}
+        kept = _without(kept, near)
+        within, pairs = recurring.within_train(pairs, kept)
+        kept["train"], merged = duplicates.merged_groups(kept["train"], within)
+        notes[recurring.MERGED] = merged
+    splits, written = [], {}
     for draft in drafts:
         plan, twins = draft.plan, leaks.get(draft.plan.split, {})
         reasons = {row: f"{why} ({twin})" for row, (why, twin) in twins.items()}
@@ -179,20 +209,33 @@ def _write(
         tally, table = _account(draft, result, twins), plan.table[result.rows]
         if plan.split == "train":
             check_left(tally)
-            kept = stored["train"].filter(pl.col("row").is_in(result.rows))
-            groups, shown = duplicates.merged_groups(kept)
-            table = table.with_columns(group=pl.Series(groups, dtype=pl.String))
-            tally = tally.with_note(duplicates.IN_OTHER_GROUPS, len(shown), shown)
+            table = table.with_columns(kept["train"]["group"])
+            for what, shown in notes.items():
+                tally = tally.with_note(what, len(shown), shown)
         splits.append(tally)
         if len(result.rows):
             written[plan.split] = result
             index.save(table, folder.index_path(output, plan.split))
-    return duplicates.note(stored, splits), written
+    splits = duplicates.note(stored, splits)
+    if pairs is not None:
+        index.save(pairs.select(recurring.COLUMNS), output / folder.RECURRING_FILE)
+        splits = recurring.note(pairs, splits)
+    return splits, written
+
+
+def _without(
+    tables: Mapping[str, pl.DataFrame], leaving: Mapping[str, Collection[int]]
+) -> dict[str, pl.DataFrame]:
+    """Returns the tables of splits without some rows."""
+    return {
+        split: table.filter(~pl.col("row").is_in(list(leaving.get(split, ()))))
+        for split, table in tables.items()
+    }
 
 
 def _stored(plan: shards.Plan, digests: Sequence[str]) -> pl.DataFrame:
-    """Returns row, image_id, group and digest of each readable image."""
-    columns = plan.table.select("image_id", "group").with_row_index("row")
+    """Returns row, image_id, group, domain and digest of each readable image."""
+    columns = plan.table.select("image_id", "group", "domain").with_row_index("row")
     columns = columns.with_columns(digest=pl.Series(digests, dtype=pl.String))
     return columns.filter(pl.col("digest") != "")
 
@@ -334,6 +377,8 @@ def complete(
             path.unlink()
     names = [folder.LABELS_FILE, folder.COUNTS_FILE, folder.INPUTS_FILE]
     names += [folder.IMAGES_FILE, folder.SUBMISSION_FILE]
+    if (output / folder.RECURRING_FILE).exists():
+        names.append(folder.RECURRING_FILE)
     names += [folder.index_path(output, split).name for split in written]
     files = manifest.describe_all(output, names)
     for result in written.values():
@@ -349,8 +394,9 @@ def complete(
             write_beside(
                 output / path.name, lambda file, c=content: file.write(c), binary=True
             )
-    for path in output.glob("*.array_record-*.json"):
-        path.unlink()
+    for pattern in ("*.array_record-*.json", "*.array_record-*.thumbnails"):
+        for path in output.glob(pattern):
+            path.unlink()
 
 
 def _tfds_info(

@@ -1,10 +1,10 @@
 """Finds identical image files, by a hash of their bytes, between and within splits.
 
-An image in both train and test makes test metrics too high. The same photo encoded
-twice is not found.
+An image in both train and test makes test metrics too high. `recurring` finds the same
+photo encoded twice.
 """
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 
 import polars as pl
 
@@ -39,36 +39,47 @@ def leaks(splits: Mapping[str, pl.DataFrame]) -> dict[str, dict[int, tuple[str, 
     return found
 
 
-def merged_groups(train: pl.DataFrame) -> tuple[list[str], list[str]]:
-    """Merges the groups of train that share a file.
+def same_file(digests: Sequence[str]) -> Iterator[tuple[int, int]]:
+    """Yields each image whose file occurs before, and the first one with it."""
+    first = dict[str, int]()
+    for row, digest in enumerate(digests):
+        before = first.setdefault(digest, row)
+        if before != row:
+            yield row, before
 
-    A validation split carved out of train by groups then shares no file with train.
+
+def merged_groups(
+    train: pl.DataFrame, pairs: Iterable[tuple[int, int]]
+) -> tuple[pl.DataFrame, list[str]]:
+    """Merges the groups of images of train that are the same.
+
+    A validation split carved out of train by groups then shares none with train.
 
     Args:
-      train: Columns image_id, group and digest.
+      train: Columns image_id and group.
+      pairs: Rows of images that are the same.
 
     Returns:
-      The group of each image, and "image = image" for each image whose file occurs in
-      another group.
+      The table with the merged groups, and "image = image" for each pair of different
+      groups.
     """
     parents = dict[str, str]()
-    first = dict[str, tuple[str, str]]()
-    twins = []
+    image_ids, groups = train["image_id"], train["group"]
+    merged = []
 
     def find(group: str) -> str:
         while group in parents:
             group = parents[group]
         return group
 
-    columns = train.select("image_id", "group", "digest")
-    for image_id, group, digest in columns.iter_rows():
-        first_id, first_group = first.setdefault(digest, (image_id, group))
-        if group != first_group:
-            twins.append(f"{image_id} = {first_id}")
-            one, other = sorted((find(group), find(first_group)))
+    for row, before in pairs:
+        if groups[row] != groups[before]:
+            merged.append(f"{image_ids[row]} = {image_ids[before]}")
+            one, other = sorted((find(groups[row]), find(groups[before])))
             if one != other:
                 parents[other] = one
-    return [find(group) for group in train["group"]], twins
+    found = pl.Series("group", [find(group) for group in groups], pl.String)
+    return train.with_columns(found), merged
 
 
 def note(splits: Mapping[str, pl.DataFrame], tallies: Sequence[Tally]) -> list[Tally]:

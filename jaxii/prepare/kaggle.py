@@ -20,6 +20,7 @@ from jaxii.prepare.beam import Beam
 from jaxii.prepare.build import Draft, build, check_left, image_table
 from jaxii.prepare.image_files import Images, find_images
 from jaxii.prepare.recode import SHORT_SIDE
+from jaxii.prepare.recurring import KEEP
 from jaxii.prepare.tally import Counts, Tally, few
 from jaxii.storage import AnyPath, at
 
@@ -137,6 +138,7 @@ def prepare(
     output_dir: str | os.PathLike[str],
     *,
     short_side: int = SHORT_SIDE,
+    near_copies: str = KEEP,
     num_workers: int | None = None,
     beam: Beam | None = None,
     on_progress: shards.Progress | None = None,
@@ -147,6 +149,7 @@ def prepare(
       layout: The files.
       output_dir: See `build.build` for this and the other arguments.
       short_side: See `build.build`.
+      near_copies: See `build.build`.
       num_workers: See `build.build`.
       beam: See `build.build`.
       on_progress: See `build.build`.
@@ -171,6 +174,7 @@ def prepare(
         codes.vocabulary,
         output,
         short_side=short_side,
+        near_copies=near_copies,
         file_tallies=tallies,
         num_workers=num_workers,
         beam=beam,

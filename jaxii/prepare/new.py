@@ -13,6 +13,7 @@ from jaxii.data import folder as prepared
 from jaxii.errors import InputError
 from jaxii.prepare import recipe as recipes
 from jaxii.prepare.build import build
+from jaxii.prepare.recurring import KEEP
 from jaxii.prepare.tables import labelled
 from jaxii.prepare.tables.labelled import Labelled
 from jaxii.prepare.tables.notes import Notes
@@ -34,6 +35,7 @@ def new(
     pace_of: Callable[[Mapping[str, Any]], recipes.Pace],
     minutes: float | None = None,
     short_side: int = 0,
+    near_copies: str = KEEP,
 ) -> None:
     """Prepares images and labels as FOLDER/data and writes the recipe FOLDER/NAME.py.
 
@@ -54,6 +56,7 @@ def new(
       pace_of: Measures a configuration, given as its fields.
       minutes: Duration of training; see `recipe.choose`.
       short_side: Larger images are reduced to it, in pixels; 0 chooses it.
+      near_copies: See `build.build`.
 
     Raises:
       InputError: If the data cannot be used, or the folder holds something else.
@@ -76,11 +79,13 @@ def new(
     data = folder / "data"
     side = short_side or prepared.short_side(data) or recipes.short_side(facts)
     labels_hash = labels and xxhash.xxh3_128_hexdigest(labels.read_bytes())
-    _prepare(found, data, side, labels_hash or "")
+    _prepare(found, data, side, near_copies, labels_hash or "")
     _write_recipe(folder, facts, pace_of, minutes)
 
 
-def _prepare(found: Labelled, data: Path, short_side: int, inputs_hash: str) -> None:
+def _prepare(
+    found: Labelled, data: Path, short_side: int, near_copies: str, inputs_hash: str
+) -> None:
     with progress() as on_progress:
         counts = build(
             found.drafts(),
@@ -88,6 +93,7 @@ def _prepare(found: Labelled, data: Path, short_side: int, inputs_hash: str) -> 
             data,
             short_side=short_side,
             inputs_hash=inputs_hash,
+            near_copies=near_copies,
             on_progress=on_progress,
         )
     for line in counts.lines():

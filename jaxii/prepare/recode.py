@@ -10,6 +10,7 @@ import simplejpeg
 
 from jaxii.data.image_decoding import (
     COLOURS,
+    Pixels,
     damage_as_value_error,
     decode_jpeg,
     decode_other,
@@ -50,6 +51,11 @@ def recode(data: bytes, *, short_side: int = SHORT_SIDE) -> bytes:
       ValueError: If the file is not an image, truncated, damaged or too large; the
         message is a short description of the fault.
     """
+    return recode_and_decode(data, short_side=short_side)[0]
+
+
+def recode_and_decode(data: bytes, *, short_side: int) -> tuple[bytes, Pixels]:
+    """Returns what `recode` does, and its pixels before they were encoded."""
     kind = sniff(data)
     with damage_as_value_error(kind):
         height, width, color = read_header(data, kind)
@@ -129,22 +135,24 @@ def probe(data: bytes, size_bytes: int) -> tuple[int, int]:
 
 def _recode(
     data: bytes, kind: str, height: int, width: int, color: str, short_side: int
-) -> bytes:
+) -> tuple[bytes, Pixels]:
     turn = orientation(read_exif(data, kind))
     if kind == "jpeg":
         size = decoded_size(height, width, short_side, short_side)
         image, clean = decode_jpeg(data, color, size)
         small = min(height, width) <= short_side
         if small and clean and turn == 1 and color in ("YCbCr", "RGB"):
-            return data
+            return data, image
     else:
         image = decode_other(data, kind)
-    image = turned(_reduce(image, height, width, short_side), turn)
+    image = _reduce(image, height, width, short_side)
+    image = np.ascontiguousarray(turned(image, turn))
     # A small image has no colour detail to spare.
     subsampling = "420" if min(height, width) > short_side else "444"
-    return simplejpeg.encode_jpeg(
-        np.ascontiguousarray(image), quality=JPEG_QUALITY, colorsubsampling=subsampling
+    encoded = simplejpeg.encode_jpeg(
+        image, quality=JPEG_QUALITY, colorsubsampling=subsampling
     )
+    return encoded, image
 
 
 def _reduce(image, height: int, width: int, short_side: int):

@@ -24,8 +24,9 @@ from jaxii import manifest
 from jaxii.data import schema
 from jaxii.prepare import image_files
 from jaxii.prepare.image_files import FileFacts
-from jaxii.prepare.recode import recode
-from jaxii.storage import AnyPath, local_draft, names_in, write_json
+from jaxii.prepare.near_copies import THUMBNAIL_SHAPE, Thumbnails, thumbnail
+from jaxii.prepare.recode import recode_and_decode
+from jaxii.storage import AnyPath, local_draft, names_in, write_beside, write_json
 
 SHARD_IMAGES = 1024
 ACCOUNT_KEYS = {"num_records", "faults", "digests", "file"}
@@ -100,6 +101,17 @@ def account_path(shard: AnyPath) -> AnyPath:
     return shard.with_name(shard.name + ".json")
 
 
+def thumbnails_path(shard: AnyPath) -> AnyPath:
+    """Returns the path of the thumbnails of a shard's images, kept like its account."""
+    return shard.with_name(shard.name + ".thumbnails")
+
+
+def read_thumbnails(shard: AnyPath) -> Thumbnails:
+    """Returns the thumbnail of each image of a shard's plan; zeros if unreadable."""
+    data = thumbnails_path(shard).read_bytes()
+    return np.frombuffer(data, np.uint8).reshape(-1, *THUMBNAIL_SHAPE)
+
+
 def write(
     directory: AnyPath,
     plan: Plan,
@@ -121,13 +133,13 @@ def write(
     shards = list(zip(shard_paths(directory, plan), plan.shards(), strict=True))
     # Reading from a bucket is bound by latency.
     is_local = all(isinstance(path, Path) for path in plan.paths[:1])
-    workers = num_workers or _num_cores() * (1 if is_local else 8)
+    workers = num_workers or num_cores() * (1 if is_local else 8)
     done = _Counter()
     present = names_in(directory)
 
     def work(path: AnyPath, rows: range) -> dict:
         if {path.name, account_path(path).name} <= present:
-            account = _finished(path)
+            account = _finished(path, len(rows))
             if account is not None:
                 done.add(len(rows))
                 return account
@@ -153,7 +165,7 @@ def write(
     return _written(len(plan), [path for path, _ in shards], parts)
 
 
-def _finished(path: AnyPath) -> dict | None:
+def _finished(path: AnyPath, num_images: int) -> dict | None:
     """Returns the account of an existing shard; None if it must be written again.
 
     Size and hash are compared, as a crash of the machine may truncate a file.
@@ -161,6 +173,7 @@ def _finished(path: AnyPath) -> dict | None:
     try:
         account = json.loads(account_path(path).read_text())
         whole = manifest.File(**account["file"]) == manifest.describe(path)
+        whole = whole and len(read_thumbnails(path)) == num_images
         return account if whole and account.keys() == ACCOUNT_KEYS else None
     except (OSError, ValueError, KeyError, TypeError):
         return None
@@ -227,7 +240,7 @@ def write_shard(
     advance: Callable[[], None],
     left_out: Mapping[int, str] = MappingProxyType({}),
 ) -> dict:
-    """Writes one shard, then its account.
+    """Writes one shard, then its thumbnails and its account.
 
     Args:
       path: The shard.
@@ -243,6 +256,7 @@ def write_shard(
     """
     faults: list[tuple[int, str]] = []
     digests: list[str] = []
+    thumbnails = np.zeros((len(part), *THUMBNAIL_SHAPE), np.uint8)
     with local_draft(path) as draft:
         # JPEG does not compress further.
         writer = ArrayRecordWriter(os.fspath(draft), "group_size:1,uncompressed")
@@ -251,7 +265,8 @@ def write_shard(
                 row, data, digest = first_row + i, b"", ""
                 try:
                     source = image_files.read(part.paths[i], part.facts[i].size_bytes)
-                    data = recode(source, short_side=short_side)
+                    data, pixels = recode_and_decode(source, short_side=short_side)
+                    thumbnails[i] = thumbnail(pixels)
                     digest = xxhash.xxh3_128_hexdigest(source)
                     fault = left_out.get(row, "")
                 except ValueError as error:
@@ -274,6 +289,8 @@ def write_shard(
             # Hashed here, while its bytes are in the page cache.
             "file": asdict(manifest.describe(draft)),
         }
+        small = thumbnails.tobytes()
+        write_beside(thumbnails_path(path), lambda file: file.write(small), binary=True)
         write_json(account_path(path), account)
     return account
 
@@ -289,7 +306,8 @@ def one_thread_each() -> Iterator[None]:
         cv2.setNumThreads(before)
 
 
-def _num_cores() -> int:
+def num_cores() -> int:
+    """Returns the number of cores that this process may use."""
     if hasattr(os, "sched_getaffinity"):
         return len(os.sched_getaffinity(0))
     return os.cpu_count() or 1

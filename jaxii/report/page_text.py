@@ -8,6 +8,7 @@ from urllib.parse import quote
 
 from jaxii.evaluation.details import LabelMap
 from jaxii.evaluation.provenance import PARTS, Provenance
+from jaxii.evaluation.result import recurring_notes
 from jaxii.report.formatting import (
     ABSENT,
     as_text,
@@ -81,7 +82,10 @@ def provenance(metrics: Mapping[str, Any]) -> dict[str, Any]:
     return {
         "badge": record.badge(),
         "clean": record.clean,
-        "caveats": record.caveats(),
+        "caveats": [
+            *record.caveats(),
+            *(f"{note}." for note in recurring_notes(metrics.get("recurring") or {})),
+        ],
         "parts": parts,
     }
 
@@ -238,7 +242,10 @@ def _set(name: str, metrics: Mapping[str, Any]) -> dict[str, Any]:
         "link": f"{SETS}/{quote(metrics['folder'])}/report.html",
         "dataset": metrics["dataset"],
         "badge": record.badge(),
-        "caveats": record.caveats(),
+        "caveats": [
+            *record.caveats(),
+            *(f"{note}." for note in recurring_notes(metrics.get("recurring") or {})),
+        ],
         "unknown": _some(metrics["unknown_labels"]),
         "broken": _some(metrics["broken_images"]),
         "decoders": decoders(splits, chosen["name"]),

@@ -17,7 +17,7 @@ import numpy as np
 from jaxii.console import say
 from jaxii.data import folder
 from jaxii.data.dataset import Progress
-from jaxii.data.prepared import Data
+from jaxii.data.prepared import WITHOUT_RECURRING, Data
 from jaxii.decoding.constant import best_constant, constant_f2
 from jaxii.decoding.decoders import NAMES, Decoders, fit_decoders
 from jaxii.decoding.thresholds import choose
@@ -93,6 +93,7 @@ def measure(
         say(f"CAVEAT     {caveat}")
     for line in unseen.adaptation_lines(record, options, decoder, run.workdir.path):
         say(line)
+    run, splits, recurring = _without_recurring(run, splits, provenance)
     passes = _passes(run, members, options, chooser)
     sums = passes.sums(chooser)
     decoders = _fit(run, sums if pooled is None else unseen.ranked(pooled, sums))
@@ -110,11 +111,12 @@ def measure(
         run,
         metrics=metrics,
         decoder=DecoderInUse(name=decoder, chosen_on=tune_on, choice=decoders.choice),
-        constant=_constant(data, list(metrics), chooser),
+        constant=_constant(run.data, list(metrics), chooser),
         provenance=provenance,
         held_out=record,
         variant=options.names,
         members=[member.name for member in members],
+        recurring=recurring,
     )
     if processes.is_lead():
         results.write(run, result, decoders, measured, variants)
@@ -178,6 +180,9 @@ class Passes:
             self.on_progress(min(done * size, num_images), num_images, split)
 
     def _predict(self, target: str, decoders: Decoders | None) -> Predict:
+        # Adapted to all images of the split.
+        target = target.removesuffix(WITHOUT_RECURRING)
+
         def images() -> Batches:
             source = self.run.data.split(target).source
             return assembly.unlabelled_batches(self.run.config, source)
@@ -312,6 +317,32 @@ class Scoring:
         )
 
 
+def _without_recurring(
+    run: Run, splits: Sequence[str], provenance: Provenance
+) -> tuple[Run, list[str], dict[str, int] | None]:
+    """Adds each split without its near copies of images that shaped the weights.
+
+    Returns:
+      The run on these splits, their names, and the number of near copies by split; None
+      if preparation did not look for them.
+    """
+    data = run.data
+    if data.recurring is None:
+        return run, list(splits), None
+    seen = {*provenance.weights.labels, *provenance.weights.images}
+    more, names, recurring = dict(data.splits), list[str](), dict[str, int]()
+    for split in splits:
+        alone = data.without_recurring(split, seen)
+        recurring[split] = 0
+        if alone is not None:
+            recurring[split] = data.split(split).num_examples - alone.num_examples
+            more[alone.name] = alone
+            names.append(alone.name)
+        # The report shows images of the last split.
+        names.append(split)
+    return run.on(replace(data, splits=more)), names, recurring
+
+
 def _provenance(
     run: Run,
     members: Sequence[Run],
@@ -374,6 +405,7 @@ def _result(
     held_out: HeldOut | None,
     variant: Sequence[str],
     members: Sequence[str],
+    recurring: Mapping[str, int] | None,
 ) -> EvaluationResult:
     config, data, saved = run.config, run.data, run.saved
     params, _ = jax.eval_shape(run.plan(saved.stage).init, jax.random.key(0))
@@ -397,6 +429,7 @@ def _result(
         held_out=held_out,
         variant=variant,
         members=members,
+        recurring=recurring,
     )
 
 

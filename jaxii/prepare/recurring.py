@@ -1,0 +1,177 @@
+"""Near copies of images in other splits or groups, and what is done about them.
+
+They are counted, removed from training as identical files are, or not looked for.
+"""
+
+import functools
+import os
+from collections.abc import Callable, Iterable, Mapping, Sequence
+
+import numpy as np
+import polars as pl
+from array_record.python.array_record_data_source import ArrayRecordDataSource
+
+from jaxii.data import schema
+from jaxii.data.folder import Shard
+from jaxii.prepare import near_copies, shards
+from jaxii.prepare.duplicates import LOSING
+from jaxii.prepare.near_copies import Thumbnails
+from jaxii.prepare.shards import Plan, Written
+from jaxii.prepare.tally import NUM_EXAMPLES, Tally
+from jaxii.storage import AnyPath
+
+# Keep them and count them, treat them as identical files, or do not look for them.
+CHOICES = KEEP, REMOVE, IGNORE = "keep", "remove", "ignore"
+NEAR = "near copies of images of {}"
+REMOVED = "near copy of an image of {}"
+WITHIN = "near copies of images of other groups"
+MERGED = "near copies in different groups, now in one"
+COLUMNS = ("split", "image_id", "other_split", "other_id")
+_WITHIN = (pl.col("split") == "train") & (pl.col("other_split") == "train")
+
+
+def find(
+    directory: AnyPath,
+    plans: Sequence[Plan],
+    written: Mapping[str, Written],
+    stored: Mapping[str, pl.DataFrame],
+    *,
+    num_workers: int | None,
+    on_progress: shards.Progress | None,
+) -> pl.DataFrame:
+    """Returns the pairs of near copies, each in both directions.
+
+    Images are compared with those of other splits; within train with those of other
+    groups or domains, which may be held out.
+
+    Args:
+      directory: The folder of the shards.
+      plans: Of train, validation, tuning and test, in this order.
+      written: Their shards.
+      stored: Columns row, image_id, group and domain of the images to compare.
+      num_workers: Number of threads; by default one per core.
+      on_progress: Called with (steps done, steps in all, what).
+
+    Returns:
+      Columns `COLUMNS`, row and other_row.
+    """
+    tables, blocks, readers = [], list[Callable[[], Thumbnails]](), []
+    for plan in plans:
+        own = stored[plan.split].with_columns(split=pl.lit(plan.split))
+        kept = np.zeros(len(plan), bool)
+        kept[own["row"].to_numpy()] = True
+        every = pl.DataFrame({"row": np.arange(len(plan), dtype=np.uint32)})
+        tables.append(every.join(own, on="row", how="left", maintain_order="left"))
+        paths = shards.shard_paths(directory, plan)
+        for path, rows in zip(paths, plan.shards(), strict=True):
+            among = kept[rows.start : rows.stop]
+            blocks.append(functools.partial(_thumbnails, path, among))
+        readers.append(_reader(paths, written[plan.split]))
+    images = pl.concat(tables)
+    starts = np.cumsum([0, *(len(plan) for plan in plans)])
+
+    def encoded(number: int) -> bytes:
+        which = int(np.searchsorted(starts, number, side="right")) - 1
+        return readers[which](number - int(starts[which]))
+
+    def report(done: int, total: int) -> None:
+        if on_progress is not None:
+            on_progress(done, total, "near copies")
+
+    pairs = near_copies.find(
+        blocks,
+        _kinds(images),
+        encoded,
+        num_workers=num_workers or shards.num_cores(),
+        on_progress=report,
+    )
+    both = np.concatenate([pairs, pairs[:, ::-1]])
+    one = images[both[:, 0]].select("split", "image_id", "row")
+    names = {"split": "other_split", "image_id": "other_id", "row": "other_row"}
+    return pl.concat(
+        [one, images[both[:, 1]].select(*names).rename(names)], how="horizontal"
+    )
+
+
+def leaks(
+    pairs: pl.DataFrame, splits: Sequence[str]
+) -> dict[str, dict[int, tuple[str, str]]]:
+    """Finds images of train and validation with near copies in later splits.
+
+    Returns:
+      For each split, the reason and the image that stays per row to leave out.
+    """
+    found: dict[str, dict[int, tuple[str, str]]] = {}
+    for split, row, other_split, other in pairs.select(
+        "split", "row", "other_split", "other_id"
+    ).iter_rows():
+        if split in LOSING and splits.index(other_split) > splits.index(split):
+            found.setdefault(split, {})[row] = REMOVED.format(other_split), other
+    return found
+
+
+def within_train(
+    pairs: pl.DataFrame, kept: Mapping[str, pl.DataFrame]
+) -> tuple[list[tuple[int, int]], pl.DataFrame]:
+    """Returns the pairs within train, as rows of its table, and the other pairs.
+
+    Args:
+      pairs: See `find`.
+      kept: The images that stay, as `stored` of `find`; pairs with others are dropped.
+    """
+    rows = pl.concat(
+        table.select(pl.lit(split).alias("split"), "row")
+        for split, table in kept.items()
+    )
+    of_other = rows.rename({"split": "other_split", "row": "other_row"})
+    pairs = pairs.join(rows, on=rows.columns, how="semi", maintain_order="left")
+    pairs = pairs.join(of_other, on=of_other.columns, how="semi", maintain_order="left")
+    within = pairs.filter(_WITHIN & (pl.col("row") > pl.col("other_row")))
+    place = kept["train"]["row"].to_numpy()
+    found = np.searchsorted(place, within.select("row", "other_row").to_numpy())
+    return [(one, other) for one, other in found.tolist()], pairs.filter(~_WITHIN)
+
+
+def note(pairs: pl.DataFrame, tallies: Iterable[Tally]) -> list[Tally]:
+    """Adds the number of near copies to the tally of the later split of each pair."""
+    noted: dict[str, Tally] = {}
+    for tally in tallies:
+        own = pairs.filter(pl.col("split") == tally.name)
+        for other in [*noted, "train"] if tally.name == "train" else noted:
+            found = own.filter(pl.col("other_split") == other)
+            found = found.unique("image_id", keep="first", maintain_order=True)
+            what = WITHIN if other == tally.name else NEAR.format(other)
+            shown = found.select("image_id", "other_id").head(NUM_EXAMPLES).iter_rows()
+            examples = [f"{image_id} = {twin}" for image_id, twin in shown]
+            tally = tally.with_note(what, len(found), examples)
+        noted[tally.name] = tally
+    return list(noted.values())
+
+
+def _kinds(images: pl.DataFrame) -> np.ndarray:
+    """Returns a number per image; those of equal numbers are never apart."""
+    is_train = pl.col("split") == "train"
+    apart = pl.struct(
+        "split",
+        pl.when(is_train).then("group").alias("group"),
+        pl.when(is_train).then("domain").alias("domain"),
+    )
+    return images.select(apart.rank("dense")).to_series().to_numpy().astype(np.int64)
+
+
+def _thumbnails(path: AnyPath, among: np.ndarray) -> Thumbnails:
+    return np.where(among[:, None, None, None], shards.read_thumbnails(path), 0)
+
+
+def _reader(paths: Sequence[AnyPath], written: Written) -> Callable[[int], bytes]:
+    """Returns a function that returns the JPEG bytes of a row of a plan."""
+    sizes = zip(paths, written.shard_lengths, strict=True)
+    filled = [Shard(os.fspath(path), 0, size, size) for path, size in sizes if size]
+    source = ArrayRecordDataSource(filled) if filled else None
+
+    def encoded(row: int) -> bytes:
+        assert source is not None
+        fields = schema.parse(source[int(np.searchsorted(written.rows, row))])
+        return fields["image"].bytes_list.value[0]
+
+    return encoded
