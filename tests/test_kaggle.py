@@ -263,7 +263,8 @@ def test_progress_ends_at_the_total(root, out):
         out,
         on_progress=lambda done, total, what: seen.update({what: (done, total)}),
     )
-    assert seen == {"train": (6, 6), "tuning": (2, 2), "test": (3, 3)}
+    splits = {"train": (6, 6), "tuning": (2, 2), "test": (3, 3)}
+    assert seen == {**splits, "near copies": (11, 11)}
 
 
 def test_counts_are_kept_as_json(root, out):

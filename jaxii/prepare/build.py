@@ -160,20 +160,12 @@ def _write(
     num_workers: int | None,
     on_progress: shards.Progress | None,
 ) -> tuple[list[Tally], dict[str, Written]]:
-    """Writes missing shards and all indexes; returns accounts and what was written.
-
-    Images of train or validation whose file occurs in a later split are left out.
-    """
+    """Writes missing shards and all indexes; returns accounts and what was written."""
     results, stored = {}, {}
+    how = {"num_workers": num_workers, "on_progress": on_progress}
     for draft in drafts:
         plan = draft.plan
-        results[plan.split] = shards.write(
-            output,
-            plan,
-            short_side=short_side,
-            num_workers=num_workers,
-            on_progress=on_progress,
-        )
+        results[plan.split] = shards.write(output, plan, short_side=short_side, **how)
         if plan.split == "train":
             check_left(_account(draft, results["train"], {}))
         stored[plan.split] = _stored(plan, results[plan.split].digests)
@@ -184,14 +176,8 @@ def _write(
     notes = {duplicates.IN_OTHER_GROUPS: merged}
     pairs = None
     if near_copies != recurring.IGNORE:
-        pairs = recurring.find(
-            output,
-            [draft.plan for draft in drafts],
-            results,
-            kept,
-            num_workers=num_workers,
-            on_progress=on_progress,
-        )
+        plans = [draft.plan for draft in drafts]
+        pairs = recurring.find(output, plans, results, kept, **how)
     if pairs is not None and near_copies == recurring.REMOVE:
         near = recurring.leaks(pairs, list(kept))
         leaks = {split: leaks.get(split, {}) | near.get(split, {}) for split in kept}
@@ -199,6 +185,31 @@ def _write(
         within, pairs = recurring.within_train(pairs, kept)
         kept["train"], merged = duplicates.merged_groups(kept["train"], within)
         notes[recurring.MERGED] = merged
+    groups = kept["train"]["group"]
+    splits, written = _leave_out(output, drafts, results, leaks, groups, short_side)
+    for what, shown in notes.items():
+        splits[0] = splits[0].with_note(what, len(shown), shown)
+    splits = duplicates.note(stored, splits)
+    if pairs is not None:
+        index.save(pairs.select(recurring.COLUMNS), output / folder.RECURRING_FILE)
+        splits = recurring.note(pairs, splits)
+    return splits, written
+
+
+def _leave_out(
+    output: AnyPath,
+    drafts: Sequence[Draft],
+    results: Mapping[str, Written],
+    leaks: Mapping[str, Mapping[int, tuple[str, str]]],
+    groups: pl.Series,
+    short_side: int,
+) -> tuple[list[Tally], dict[str, Written]]:
+    """Leaves out images that are in later splits and writes all indexes.
+
+    Args:
+      leaks: Reason and the image that stays, by row and split.
+      groups: Of the images of train that stay.
+    """
     splits, written = [], {}
     for draft in drafts:
         plan, twins = draft.plan, leaks.get(draft.plan.split, {})
@@ -209,17 +220,11 @@ def _write(
         tally, table = _account(draft, result, twins), plan.table[result.rows]
         if plan.split == "train":
             check_left(tally)
-            table = table.with_columns(kept["train"]["group"])
-            for what, shown in notes.items():
-                tally = tally.with_note(what, len(shown), shown)
+            table = table.with_columns(groups)
         splits.append(tally)
         if len(result.rows):
             written[plan.split] = result
             index.save(table, folder.index_path(output, plan.split))
-    splits = duplicates.note(stored, splits)
-    if pairs is not None:
-        index.save(pairs.select(recurring.COLUMNS), output / folder.RECURRING_FILE)
-        splits = recurring.note(pairs, splits)
     return splits, written
 
 

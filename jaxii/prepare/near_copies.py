@@ -52,7 +52,7 @@ MAX_DIFFERENCE = 36.0
 REGION_PIXELS = 8
 
 Thumbnails = UInt8[np.ndarray, "image y x channel"]
-Progress = Callable[[int, int], None]
+Progress = Callable[[int, int, str], None]
 
 
 def thumbnail(pixels: Pixels) -> UInt8[np.ndarray, "y x channel"]:
@@ -67,8 +67,8 @@ def find(
     kinds: Int[np.ndarray, " image"],
     encoded: Callable[[int], bytes],
     *,
-    num_workers: int,
-    on_progress: Progress = lambda done, total: None,
+    num_workers: int | None = None,
+    on_progress: Progress | None = None,
 ) -> Int64[np.ndarray, "pair 2"]:
     """Returns the pairs of images that are near copies, the lower number first.
 
@@ -80,9 +80,10 @@ def find(
         images that are not compared.
       kinds: Images of the same kind are not compared.
       encoded: Returns the JPEG bytes of an image by its number.
-      num_workers: Number of threads.
-      on_progress: Called with (steps done, steps in all).
+      num_workers: Number of threads; None leaves it to the machine.
+      on_progress: Called with (images or pairs done, in all, what).
     """
+    on_progress = on_progress or (lambda done, total, what: None)
     candidates = _candidates(thumbnails, kinds, on_progress)
     views = functools.lru_cache(PAIRS_AT_ONCE)(lambda i: _view(encoded(i)))
 
@@ -101,7 +102,7 @@ def find(
                 if is_copy:
                     found.append((min(one, other), max(one, other)))
             done += len(part)
-            on_progress(done, len(candidates))
+            on_progress(done, len(candidates), "pairs")
     return np.array(sorted(found), np.int64).reshape(-1, 2)
 
 
@@ -114,13 +115,13 @@ def _candidates(
     whole = [_sketches(block(), SPANS[:1])[:, 0] for block in thumbnails]
     near, first = _InvertedFile(np.concatenate(whole), kinds), 0
     found = []
-    for done, block in enumerate(thumbnails, 1):
+    for block in thumbnails:
         small = block()
         for start in range(0, len(small), IMAGES_AT_ONCE):
             crops = _sketches(small[start : start + IMAGES_AT_ONCE], SPANS)
             found.append(near.candidates(crops, first + start))
         first += len(small)
-        on_progress(done, len(thumbnails))
+        on_progress(first, len(kinds), "near copies")
     ends = pl.min_horizontal("one", "other"), pl.max_horizontal("one", "other")
     low_and_high = ends[0].alias("low"), ends[1].alias("high")
     return _best_first(pl.concat(found).with_columns(low_and_high)).unique(

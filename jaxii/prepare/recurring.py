@@ -36,8 +36,8 @@ def find(
     written: Mapping[str, Written],
     stored: Mapping[str, pl.DataFrame],
     *,
-    num_workers: int | None,
-    on_progress: shards.Progress | None,
+    num_workers: int | None = None,
+    on_progress: shards.Progress | None = None,
 ) -> pl.DataFrame:
     """Returns the pairs of near copies, each in both directions.
 
@@ -50,47 +50,41 @@ def find(
       written: Their shards.
       stored: Columns row, image_id, group and domain of the images to compare.
       num_workers: Number of threads; by default one per core.
-      on_progress: Called with (steps done, steps in all, what).
+      on_progress: Called with (images or pairs done, in all, what).
 
     Returns:
       Columns `COLUMNS`, row and other_row.
     """
-    tables, blocks, readers = [], list[Callable[[], Thumbnails]](), []
+    images = pl.concat(
+        pl.DataFrame({"row": np.arange(len(plan), dtype=np.uint32)})
+        .join(stored[plan.split], on="row", how="left", maintain_order="left")
+        .with_columns(split=pl.lit(plan.split))
+        for plan in plans
+    )
+    blocks = list[Callable[[], Thumbnails]]()
     for plan in plans:
-        own = stored[plan.split].with_columns(split=pl.lit(plan.split))
-        kept = np.zeros(len(plan), bool)
-        kept[own["row"].to_numpy()] = True
-        every = pl.DataFrame({"row": np.arange(len(plan), dtype=np.uint32)})
-        tables.append(every.join(own, on="row", how="left", maintain_order="left"))
+        kept = np.isin(np.arange(len(plan)), stored[plan.split]["row"].to_numpy())
         paths = shards.shard_paths(directory, plan)
         for path, rows in zip(paths, plan.shards(), strict=True):
             among = kept[rows.start : rows.stop]
             blocks.append(functools.partial(_thumbnails, path, among))
-        readers.append(_reader(paths, written[plan.split]))
-    images = pl.concat(tables)
-    starts = np.cumsum([0, *(len(plan) for plan in plans)])
-
-    def encoded(number: int) -> bytes:
-        which = int(np.searchsorted(starts, number, side="right")) - 1
-        return readers[which](number - int(starts[which]))
-
-    def report(done: int, total: int) -> None:
-        if on_progress is not None:
-            on_progress(done, total, "near copies")
-
+    readers = {
+        plan.split: _reader(shards.shard_paths(directory, plan), written[plan.split])
+        for plan in plans
+    }
+    splits, rows = images["split"].to_list(), images["row"].to_list()
     pairs = near_copies.find(
         blocks,
         _kinds(images),
-        encoded,
-        num_workers=num_workers or shards.num_cores(),
-        on_progress=report,
+        lambda number: readers[splits[number]](rows[number]),
+        num_workers=num_workers,
+        on_progress=on_progress,
     )
     both = np.concatenate([pairs, pairs[:, ::-1]])
     one = images[both[:, 0]].select("split", "image_id", "row")
     names = {"split": "other_split", "image_id": "other_id", "row": "other_row"}
-    return pl.concat(
-        [one, images[both[:, 1]].select(*names).rename(names)], how="horizontal"
-    )
+    other = images[both[:, 1]].select(*names).rename(names)
+    return pl.concat([one, other], how="horizontal")
 
 
 def leaks(

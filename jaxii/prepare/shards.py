@@ -133,7 +133,7 @@ def write(
     shards = list(zip(shard_paths(directory, plan), plan.shards(), strict=True))
     # Reading from a bucket is bound by latency.
     is_local = all(isinstance(path, Path) for path in plan.paths[:1])
-    workers = num_workers or num_cores() * (1 if is_local else 8)
+    workers = num_workers or _num_cores() * (1 if is_local else 8)
     done = _Counter()
     present = names_in(directory)
 
@@ -274,10 +274,8 @@ def write_shard(
                 if fault:
                     faults.append((row, fault))
                 else:
-                    name = fields.pop("slice")
-                    writer.write(
-                        schema.serialize(image=data, slice_name=name, **fields)
-                    )
+                    fields["slice_name"] = fields.pop("slice")
+                    writer.write(schema.serialize(image=data, **fields))
                 digests.append(digest)
                 advance()
         finally:
@@ -306,7 +304,7 @@ def one_thread_each() -> Iterator[None]:
         cv2.setNumThreads(before)
 
 
-def num_cores() -> int:
+def _num_cores() -> int:
     """Returns the number of cores that this process may use."""
     if hasattr(os, "sched_getaffinity"):
         return len(os.sched_getaffinity(0))

@@ -1,0 +1,139 @@
+"""Near copies are found, counted, removed on request and left out of figures."""
+
+import cv2
+import numpy as np
+import pytest
+import simplejpeg
+import small_layout
+from small_layout import lines
+
+from jaxii.data.dataset import open_dataset
+from jaxii.data.folder import RECURRING_FILE
+from jaxii.data.prepared import open_prepared
+from jaxii.prepare import near_copies
+from jaxii.prepare.kaggle import Layout, prepare
+
+
+def scene(seed, height=120, width=160):
+    """Returns an image of a few coloured shapes."""
+    rng = np.random.default_rng(seed)
+    image = np.full((height, width, 3), rng.integers(60, 200, 3), np.uint8)
+    for _ in range(8):
+        centre = (int(rng.integers(width)), int(rng.integers(height)))
+        axes = (int(rng.integers(8, 40)), int(rng.integers(8, 40)))
+        colour = rng.integers(0, 256, 3).tolist()
+        cv2.ellipse(image, centre, axes, float(rng.integers(180)), 0, 360, colour, -1)
+    return image
+
+
+def encoded(image, quality=92):
+    return simplejpeg.encode_jpeg(np.ascontiguousarray(image), quality=quality)
+
+
+def altered(seed):
+    """Returns copies of one scene: recompressed, cropped, smaller and larger."""
+    image = scene(seed)
+    height, width, _ = image.shape
+    sizes = (width // 2, height // 2), (width * 2, height * 2)
+    return [
+        encoded(image, quality=30),
+        encoded(image[16:110, 3:140], quality=60),
+        *(encoded(cv2.resize(image, size), quality=50) for size in sizes),
+    ]
+
+
+def pairs(images, kinds=None):
+    small = [near_copies.read(data).decode(256, 256) for data in images]
+    thumbnails = np.stack([near_copies.thumbnail(image) for image in small])
+    found = near_copies.find(
+        [lambda: thumbnails[:5], lambda: thumbnails[5:]],
+        np.arange(len(images)) if kinds is None else np.array(kinds),
+        lambda number: images[number],
+    )
+    return {tuple(pair) for pair in found.tolist()}
+
+
+@pytest.fixture
+def root(tmp_path):
+    """The small layout; of train, 01 and 04 are near copies of test2, and 03 of 05."""
+    root = small_layout.write(tmp_path / "kaggle")
+    train, test = root / "train/part_0", root / "stage_1_test_images"
+    for number in range(6):
+        small_layout.put(train, f"train{number:02d}", encoded(scene(number)))
+    for number in range(3):
+        small_layout.put(test, f"test{number}", encoded(scene(10 + number)))
+    copies = altered(12)
+    small_layout.put(train, "train01", copies[0])
+    small_layout.put(train, "train04", copies[1])
+    small_layout.put(train, "train03", altered(5)[2])
+    return root
+
+
+def test_recompressed_cropped_and_resized_images_are_found():
+    images = [encoded(scene(i)) for i in range(12)]
+    found = pairs([*images, *altered(3), *altered(7)])
+    for original, copies in ((3, range(12, 16)), (7, range(16, 20))):
+        assert {(original, copy) for copy in copies} <= found
+    assert all(other >= 12 for _, other in found)
+
+
+def test_other_colours_or_another_detail_make_another_image():
+    image = scene(3)
+    other_detail = image.copy()
+    cv2.circle(other_detail, (80, 60), 12, (255, 255, 0), -1)
+    assert not pairs([encoded(image), encoded(image[..., ::-1]), encoded(other_detail)])
+
+
+def test_images_of_one_kind_and_flat_images_are_not_compared():
+    image, flat = encoded(scene(3)), encoded(np.full((90, 90, 3), 200, np.uint8))
+    assert not pairs([image, image, flat, flat], kinds=[0, 0, 1, 2])
+    assert pairs([image, image], kinds=[0, 1]) == {(0, 1)}
+
+
+def test_near_copies_are_counted_and_listed(root, tmp_path):
+    counts = prepare(Layout.find(root), tmp_path / "out")
+    test, train = counts.split("test"), counts.split("train")
+    assert test.notes["near copies of images of train"] == 1
+    assert test.examples["near copies of images of train"] == ("test2 = train01",)
+    assert train.notes["near copies of images of other groups"] == 4
+    assert train.kept == 6
+    assert (tmp_path / "out" / RECURRING_FILE).exists()
+    assert not list((tmp_path / "out").glob("*.thumbnails"))
+
+
+def test_near_copies_can_be_removed_from_train(root, tmp_path):
+    out = tmp_path / "out"
+    train = prepare(Layout.find(root), out, near_copies="remove").split("train")
+    assert (train.kept, train.dropped["near copy of an image of test"]) == (4, 2)
+    assert train.notes["near copies in different groups, now in one"] == 1
+    index = open_dataset(out).splits["train"].index
+    assert index.image_ids.tolist() == ["train00", "train02", "train03", "train05"]
+    assert index.groups.tolist() == ["train00", "train02", "train03", "train03"]
+
+
+def test_near_copies_of_one_group_are_no_leak(root, tmp_path):
+    rows = "train03,one", "train05,one", "train01,two", "train04,two"
+    lines(root / "train_meta.csv", "image_id,group", *rows)
+    train = prepare(Layout.find(root), tmp_path / "out").split("train")
+    assert set(train.notes) == {"labels"}
+
+
+def test_a_split_is_given_without_its_near_copies(root, tmp_path):
+    prepare(Layout.find(root), tmp_path / "out")
+    data = open_prepared(
+        tmp_path / "out",
+        validation_fraction=0.5,
+        machine_labels="ignored",
+        machine_threshold=0.5,
+    )
+    alone = data.without_recurring("test", ["train"])
+    assert alone is not None
+    assert alone.index.image_ids.tolist() == ["test0", "test1"]
+    assert data.without_recurring("test", ["tuning"]) is None
+
+
+def test_they_are_not_looked_for_on_request(root, tmp_path):
+    out = tmp_path / "out"
+    counts = prepare(Layout.find(root), out, near_copies="ignore")
+    assert [set(tally.notes) for tally in counts.splits] == [{"labels"}] * 3
+    assert not (out / RECURRING_FILE).exists()
