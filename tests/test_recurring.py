@@ -1,17 +1,23 @@
 """Near copies are found, counted, removed on request and left out of figures."""
 
+import json
+
 import cv2
 import numpy as np
 import pytest
 import simplejpeg
 import small_layout
+from small_layers import few_blocks
 from small_layout import lines
 
+import jaxii
+from jaxii.config import Config, default_config
 from jaxii.data.dataset import open_dataset
 from jaxii.data.folder import RECURRING_FILE
 from jaxii.data.prepared import open_prepared
 from jaxii.prepare import near_copies
 from jaxii.prepare.kaggle import Layout, prepare
+from jaxii.prepare.toy_regions import writer
 
 
 def scene(seed, height=120, width=160):
@@ -137,3 +143,51 @@ def test_they_are_not_looked_for_on_request(root, tmp_path):
     counts = prepare(Layout.find(root), out, near_copies="ignore")
     assert [set(tally.notes) for tally in counts.splits] == [{"labels"}] * 3
     assert not (out / RECURRING_FILE).exists()
+
+
+# Evaluation.
+
+
+@pytest.fixture(scope="module")
+def measured(tmp_path_factory):
+    """A run on toy_regions, of whose 12 test images 3 are near copies of train's."""
+    root = tmp_path_factory.mktemp("recurring")
+    files = writer.write(root / "files", num_train=40, num_tuning=2, num_test=12)
+    train = sorted((files / "train").rglob("*.jpg"))
+    for path, original in zip(
+        sorted((files / "stage_1_test_images").iterdir())[:3], train, strict=False
+    ):
+        pixels = simplejpeg.decode_jpeg(original.read_bytes())
+        path.write_bytes(encoded(pixels[4:, 6:], quality=60))
+    labels = files / "truth" / "solution.csv"
+    layout = Layout.find(files, test_labels=labels)
+    prepare(layout, root / "data", short_side=64)
+    config = default_config()
+    config.data.dataset, config.data.directory = "kaggle", str(root / "data")
+    config.data.image_size_pixels, config.data.validation_fraction = 32, 0.2
+    config.data.num_threads = 1
+    config.model.depth, config.model.width, config.model.stem = 18, 8, "small"
+    config.label_embedding.dim, config.global_batch_size = 8, 8
+    config.stages = ({"name": "only", "terms": {"bce": 1.0}, "num_steps": 2},)
+    with few_blocks(1, 1, 1, 1):
+        jaxii.train(Config.resolve(config), workdir=root / "run")
+    return root / "run"
+
+
+@pytest.mark.usefixtures("without_drawings")
+def test_evaluation_gives_every_figure_without_near_copies_too(measured):
+    metrics = json.loads((measured / "metrics.json").read_text())
+    whole, alone = (metrics["splits"][n] for n in ("test", "test_without_recurring"))
+    copies = metrics["recurring"]["test"]
+    assert copies == whole["num_images"] - alone["num_images"] > 0
+    assert alone.keys() == whole.keys()
+    # The decoders and the best constant are those of the split with near copies.
+    assert alone["threshold"] == whole["threshold"]
+    assert "test_without_recurring" in metrics["constant"]["f2"]
+
+
+@pytest.mark.usefixtures("without_drawings")
+def test_the_report_names_the_number_of_near_copies(measured):
+    page = (measured / "report.html").read_text()
+    assert "images of test are near copies of training images" in page
+    assert "test_without_recurring" in (measured / "label_figures.csv").read_text()
