@@ -61,7 +61,8 @@ def new(
     Raises:
       InputError: If the data cannot be used, or the folder holds something else.
     """
-    begun = (folder / "data" / prepared.INPUTS_FILE).exists()
+    data = folder / "data"
+    begun = (data / prepared.INPUTS_FILE).exists()
     if not begun and any(path.is_file() for path in folder.rglob("*")):
         raise InputError(
             f"{folder} has files that new did not write; give another name."
@@ -76,23 +77,22 @@ def new(
         min_images=min_images,
     )
     facts = _facts(folder.name, found, platform, num_devices)
-    data = folder / "data"
     side = short_side or prepared.short_side(data) or recipes.short_side(facts)
-    labels_hash = labels and xxhash.xxh3_128_hexdigest(labels.read_bytes())
-    _prepare(found, data, side, near_copies, labels_hash or "")
+    _prepare(found, data, side, near_copies, labels)
     _write_recipe(folder, facts, pace_of, minutes)
 
 
 def _prepare(
-    found: Labelled, data: Path, short_side: int, near_copies: str, inputs_hash: str
+    found: Labelled, data: Path, short_side: int, near_copies: str, labels: Path | None
 ) -> None:
+    labels_hash = xxhash.xxh3_128_hexdigest(labels.read_bytes()) if labels else ""
     with progress() as on_progress:
         counts = build(
             found.drafts(),
             found.vocabulary,
             data,
             short_side=short_side,
-            inputs_hash=inputs_hash,
+            inputs_hash=labels_hash,
             near_copies=near_copies,
             on_progress=on_progress,
         )

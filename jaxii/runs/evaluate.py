@@ -7,7 +7,7 @@
 # pyright: reportUnknownMemberType=false
 
 import datetime
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import reduce
 
@@ -93,7 +93,7 @@ def measure(
         say(f"CAVEAT     {caveat}")
     for line in unseen.adaptation_lines(record, options, decoder, run.workdir.path):
         say(line)
-    run, splits, recurring = _without_recurring(run, splits, provenance)
+    run, splits = _without_recurring(run, splits, provenance)
     passes = _passes(run, members, options, chooser)
     sums = passes.sums(chooser)
     decoders = _fit(run, sums if pooled is None else unseen.ranked(pooled, sums))
@@ -116,7 +116,6 @@ def measure(
         held_out=record,
         variant=options.names,
         members=[member.name for member in members],
-        recurring=recurring,
     )
     if processes.is_lead():
         results.write(run, result, decoders, measured, variants)
@@ -319,28 +318,35 @@ class Scoring:
 
 def _without_recurring(
     run: Run, splits: Sequence[str], provenance: Provenance
-) -> tuple[Run, list[str], dict[str, int] | None]:
+) -> tuple[Run, list[str]]:
     """Adds each split without its near copies of images that shaped the weights.
 
     Returns:
-      The run on these splits, their names, and the number of near copies by split; None
-      if preparation did not look for them.
+      The run on these splits, and the names of all.
     """
-    data = run.data
-    if data.recurring is None:
-        return run, list(splits), None
-    seen = {*provenance.weights.labels, *provenance.weights.images}
-    more, names, recurring = dict(data.splits), list[str](), dict[str, int]()
+    data, names = run.data, list[str]()
+    every = dict(data.splits)
     for split in splits:
-        alone = data.without_recurring(split, seen)
-        recurring[split] = 0
+        weights = provenance.weights
+        alone = data.without_recurring(split, [*weights.labels, *weights.images])
         if alone is not None:
-            recurring[split] = data.split(split).num_examples - alone.num_examples
-            more[alone.name] = alone
+            every[alone.name] = alone
             names.append(alone.name)
         # The report shows images of the last split.
         names.append(split)
-    return run.on(replace(data, splits=more)), names, recurring
+    return run.on(replace(data, splits=every)), names
+
+
+def _recurring(data: Data, splits: Iterable[str]) -> dict[str, int] | None:
+    """Returns the number of near copies in each split; None if nothing looked."""
+    if data.recurring is None:
+        return None
+    sizes = {split: data.split(split).num_examples for split in splits}
+    return {
+        split: size - sizes.get(split + WITHOUT_RECURRING, size)
+        for split, size in sizes.items()
+        if not split.endswith(WITHOUT_RECURRING)
+    }
 
 
 def _provenance(
@@ -405,7 +411,6 @@ def _result(
     held_out: HeldOut | None,
     variant: Sequence[str],
     members: Sequence[str],
-    recurring: Mapping[str, int] | None,
 ) -> EvaluationResult:
     config, data, saved = run.config, run.data, run.saved
     params, _ = jax.eval_shape(run.plan(saved.stage).init, jax.random.key(0))
@@ -429,7 +434,7 @@ def _result(
         held_out=held_out,
         variant=variant,
         members=members,
-        recurring=recurring,
+        recurring=_recurring(data, metrics),
     )
 
 
