@@ -219,13 +219,24 @@ def test_predict_says_what_f2_to_expect_and_what_adapting_did(
 
     text, record = said(done)
     errors = metrics(done)["held_out"]["expected_f2_errors"]
-    error = np.sqrt(np.mean([errors[d]["threshold"] ** 2 for d in DOMAINS]))
+    decoder = metrics(done)["decoder"]["name"]
+    error = np.sqrt(np.mean([errors[d][decoder] ** 2 for d in DOMAINS]))
     assert record["expected_f2"]["error"] == pytest.approx(error)
     mean = record["expected_f2"]["mean"]
     assert f"these images: expected F2 {mean:.2f} ± {error:.2f}" in text
     text, record = said(done, adapt_bn=True)
     assert "adapted    adabn: F2 on held-out domains +0.00 ± 0.00" in text
     assert record["expected_f2"]["error"] is None
+    evaluate(done, data_dir="", stage="", tune_on="held_out")
+    request = Request(images=images, output=output)
+    options = InferenceOptions()
+    predict(done, request=request, decoder="", options=options, tune_on="held_out")
+    record = json.loads(Path(f"{output}.provenance.json").read_text())
+    tuned = metrics(done, "metrics_tuned_on_held_out.json")
+    errors = tuned["held_out"]["expected_f2_errors"]
+    error = np.sqrt(np.mean([errors[d][decoder] ** 2 for d in DOMAINS]))
+    assert record["expected_f2"]["error"] == pytest.approx(error)
+    assert record["calibration"]["labels"] == ["held_out"]
     text, _ = said(done.held_out("asia"), label_shift=True)
     assert "CAVEAT     the effect of label_shift on new domains is unknown" in text
     assert "± unknown; hold_out --workdir=" in text

@@ -66,8 +66,8 @@ def declare(flags: Flags) -> None:
         "tune_on",
         "SPLIT",
         ("validation", "held_out", "tuning"),
-        "the split that decoders are fitted on; after hold_out, held_out takes the "
-        "threshold found there",
+        "the split that decoders are fitted on; after hold_out, held_out is all "
+        "domains, each predicted by the run without it",
         otherwise="held_out if a domain is held out, else validation",
     )
     declare_inference(flags, "each split's images")

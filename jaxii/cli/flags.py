@@ -217,9 +217,14 @@ def declare_inference(flags: Flags, images: str) -> None:
       images: The images that it adapts to, in words.
     """
     flags.texts("ensemble", "RUNS", "average with the runs in these workdirs")
-    flags.switch("adapt_bn", f"BatchNorm statistics of {images}, without labels")
     flags.switch(
-        "label_shift", f"correct for the label frequencies of {images}, without labels"
+        "adapt_bn",
+        f"BatchNorm statistics of {images}, without labels; its effect on held-out "
+        "domains is printed beside it, after hold_out",
+    )
+    flags.switch(
+        "label_shift",
+        f"correct for the label frequencies of {images}, without labels; likewise",
     )
 
 

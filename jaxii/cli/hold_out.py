@@ -11,7 +11,7 @@ from jaxii.cli.start import declare_processes, start_jax
 
 HELP = """\
 Trains a run's configuration once without each domain of its training data and measures
-it there: an estimate of F2 on new domains, and a threshold for them, without any target
+it there: an estimate of F2 on new domains, and decoders for them, without any target
 data. The same command again continues where it stopped.
 
   python -m jaxii.main hold_out --workdir=runs/emoji

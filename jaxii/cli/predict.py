@@ -42,6 +42,10 @@ named on stderr and keeps its row: in a submission with the most frequent labels
 training (as many as do best unseen, see metrics.json), in JSON lines with an error and
 no label.
 
+The last line is the F2 to expect of these images, from calibrated probabilities; its
+error is the root mean square on domains held out of training (hold_out, then evaluate
+and predict with --tune_on=held_out).
+
 Exit codes: 0 done, also with damaged images, which the last lines count; 2 something
 given cannot be used, or no image can be read."""
 # The files that --output writes, by the ending of its name.
@@ -78,6 +82,13 @@ def declare(flags: Flags) -> None:
         DECODERS,
         "the decoder that chooses the labels",
         otherwise="that of the evaluation",
+    )
+    flags.choice(
+        "tune_on",
+        "SPLIT",
+        ("held_out", "tuning"),
+        "use the decoders that evaluate --tune_on fitted on this split",
+        otherwise="those that evaluate fitted without it",
     )
     declare_inference(flags, "these images")
     flags.switch(
@@ -119,4 +130,5 @@ def run(flags: Flags) -> None:
         request=request,
         decoder=flags.decoder or "",
         options=inference_of(flags),
+        tune_on=flags.tune_on or "",
     )

@@ -115,6 +115,7 @@ def predict(
     request: Request,
     decoder: str,
     options: InferenceOptions,
+    tune_on: str = "",
 ) -> None:
     """Writes the labels of every image.
 
@@ -123,10 +124,12 @@ def predict(
       request: which images, and where to.
       decoder: whose answers; "" for the one that `evaluate` used.
       options: what is done to the model before; of the images themselves.
+      tune_on: the split of the evaluation whose decoders are used; "" for the default.
     """
     # An adaptation is to these images; what `evaluate` adapted to does not matter.
-    averaged = ["ensemble"] if options.ensemble else []
-    metrics = workdir.metrics(averaged)
+    variants = [f"tuned_on_{tune_on}"] * bool(tune_on)
+    variants += ["ensemble"] * bool(options.ensemble)
+    metrics = workdir.metrics(variants)
     found = request.find()
     with ExitStack() as opened:
         run = opened.enter_context(Run.open(workdir.path, metrics["stage"]))
@@ -134,11 +137,10 @@ def predict(
         for other in members[1:]:
             opened.enter_context(other)
         _check_members(members, metrics, options)
-        files = assembly.image_files(
-            run.config, found, metrics.get("short_side_pixels")
-        )
+        stored = metrics.get("short_side_pixels")
+        files = assembly.image_files(run.config, found, stored)
         models = [member.model() for member in members]
-        decoders = _decoders(workdir, averaged)
+        decoders = _decoders(workdir, variants)
         decoder = decoder or metrics["decoder"]["name"]
         has_head = EMBEDDING_HEAD in models[0].params and len(models) == 1
         decoders.check(decoder, decoders.names(has_head=has_head))
@@ -240,10 +242,10 @@ def _check_members(
     members[0].check_evaluated(metrics)
 
 
-def _decoders(workdir: Workdir, averaged: list[str]) -> decoding.Decoders:
+def _decoders(workdir: Workdir, variants: Sequence[str]) -> decoding.Decoders:
     made = workdir.embedding_file
     vectors = label_embedding.load(made).vectors if made.exists() else None
-    return decoding.load(workdir.result_file("decoders.npz", averaged), vectors)
+    return decoding.load(workdir.result_file("decoders.npz", variants), vectors)
 
 
 def _facts(

@@ -11,6 +11,7 @@ from typing import Any
 
 import numpy as np
 
+from jaxii.console import say
 from jaxii.errors import InputError
 from jaxii.evaluation import held_out
 from jaxii.evaluation.held_out import HeldOut, Predictions
@@ -34,9 +35,9 @@ def predict_held_out(run: Run, model: Model) -> tuple[Predictions, HeldOut]:
     """
     source = run.data.split("held_out").source
     adapted = model.adapted(assembly.unlabelled_batches(run.config, source), run.mesh)
-    decoders = held_out.fit(_predict(run, model, "validation").sums())
-    own = _predict(run, model, "held_out")
-    of_adapted = _predict(run, adapted, "held_out").probs
+    decoders = held_out.fit(predict_split(run, model, "validation").sums())
+    own = predict_split(run, model, "held_out")
+    of_adapted = predict_split(run, adapted, "held_out").probs
     gains = held_out.adaptation_gains(decoders, own, of_adapted)
     errors = held_out.expected_f2_errors(decoders, own)
     domain = run.config.data.held_out_domain
@@ -64,6 +65,8 @@ def read(run: Run, *, pooled: bool) -> tuple[Accumulators | None, HeldOut | None
     known = [one for one in found if one is not None]
     record = reduce(HeldOut.union, known) if known and None not in found else None
     if not pooled:
+        if record is not None:
+            say("held out   --tune_on=held_out fits decoders on the domains held out")
         return None, record
     if record is None:
         raise InputError(
@@ -142,7 +145,7 @@ def how_to_measure(workdir: AnyPath) -> str:
     )
 
 
-def _predict(run: Run, model: Model, split: str) -> Predictions:
+def predict_split(run: Run, model: Model, split: str) -> Predictions:
     """Returns predictions for the scored images of a split, or for some."""
     num_classes = len(run.data.vocabulary)
     most = held_out.MOST_NUMBERS // num_classes

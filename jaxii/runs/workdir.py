@@ -74,7 +74,8 @@ class Workdir:
           InputError: If no run is here, or it has not been evaluated.
         """
         self._check_is_run()
-        same = "".join(f" and --{name}" for name in variants)
+        flags = [name.replace("tuned_on_", "tune_on=") for name in variants]
+        same = "".join(f" and --{flag}" for flag in flags)
         again = f"run evaluate with the same --workdir{same}"
         path = self.result_file("metrics.json", variants)
         listed = self.result_file(EVALUATION, variants)
