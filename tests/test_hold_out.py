@@ -28,6 +28,7 @@ from jaxii.runs.suspects import suspects
 from jaxii.runs.train import train
 from jaxii.runs.workdir import Workdir
 from jaxii.train.trainer import Preempted
+from tests.benchmarks import shifted_figures
 
 pytestmark = pytest.mark.usefixtures("without_drawings")
 
@@ -363,3 +364,13 @@ def test_data_of_one_domain_says_how_to_give_domains(tmp_path):
 def test_any_domain_has_a_folder_of_its_own(tmp_path, domain):
     path = Workdir(tmp_path).held_out(domain).path
     assert path.resolve().parent == (tmp_path / "held_out").resolve()
+
+
+def test_the_benchmark_scores_a_test_as_the_evaluation_does(done):
+    evaluate(done, data_dir="", stage="", tune_on="held_out")
+    found = shifted_figures.figures(done.path, tune_on="held_out", decoder="")
+    wanted = metrics(done, "metrics_tuned_on_held_out.json")["splits"]["test"]
+    assert found.true["test"] == pytest.approx(wanted["f2"])
+    assert found.true["all"] == pytest.approx(wanted["slices"]["all"]["f2"])
+    assert found.oracle == wanted["best_f2"]
+    assert 0 < found.expected["test"] < 1
