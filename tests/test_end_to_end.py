@@ -296,13 +296,13 @@ def test_a_threshold_from_tuning_labels_is_recorded_and_told(undisturbed):
 
 
 @pytest.mark.parametrize(
-    "decoder", ["threshold", pytest.param("expected_f2", marks=pytest.mark.slow)]
+    "decoder", ["expected_f2", pytest.param("threshold", marks=pytest.mark.slow)]
 )
 def test_predicting_the_files_of_the_test_gives_the_rows_of_its_evaluation(
     folder, data, undisturbed, decoder
 ):
     workdir, _ = undisturbed
-    if decoder != "threshold":
+    if decoder != "expected_f2":
         workdir = shutil.copytree(workdir, folder / decoder)
         run("evaluate", f"--workdir={workdir}", f"--decoder={decoder}")
     with (workdir / "submission.csv").open() as file:
