@@ -22,6 +22,7 @@ import numpy as np
 from jaxii.data.folder import INFO_FILE, INPUTS_FILE
 from jaxii.errors import InputError
 from jaxii.prepare import kaggle
+from jaxii.prepare.recurring import IGNORE
 from jaxii.prepare.toy_regions import annotators, paint, scenes
 from jaxii.prepare.toy_regions.annotators import UNTRAINABLE, label_code
 from jaxii.prepare.toy_regions.paint import Quality
@@ -323,4 +324,5 @@ def _draw_and_prepare(directory: Path, on_progress: Progress | None) -> None:
         test_labels=drawn / "truth" / "solution.csv",
         test_metadata=drawn / "truth" / "test_meta.csv",
     )
-    kaggle.prepare(layout, directory, on_progress=on_progress)
+    # No scene is drawn twice.
+    kaggle.prepare(layout, directory, near_copies=IGNORE, on_progress=on_progress)
