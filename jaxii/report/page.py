@@ -122,7 +122,7 @@ def render(
         "quality": page_text.quality(splits),
         "slices": page_text.all_slices(splits),
         "config": [(key, as_text(value)) for key, value in flatten(config).items()],
-        **_figures(splits, history, stages, floors, chosen.get("threshold")),
+        **_figures(splits, history, stages, floors, chosen),
         **_details(details),
     }
     content["training"] = content["training_figure"] or stages
@@ -171,14 +171,15 @@ def with_sets(page: str, sets: Mapping[str, Any]) -> str:
     return page
 
 
-def _figures(splits, history, stages, floors, threshold) -> dict[str, Markup]:
+def _figures(splits, history, stages, floors, chosen) -> dict[str, Markup]:
     """Returns the drawings by name; empty without data."""
+    in_use = chosen.get("threshold") if chosen.get("name") == "threshold" else None
     drawn = {
         "training_figure": figures.training_curves(
             history, stages, number_or_none(floors.get("validation"))
         ),
         "threshold_figure": figures.f2_against_threshold(
-            splits, floors, number_or_none(threshold)
+            splits, floors, number_or_none(in_use)
         ),
         "reliability_figure": figures.reliability(splits),
         "throughput_figure": figures.throughput(history, stages),
