@@ -1,13 +1,16 @@
 """A network that knows the truth: the shade of an image says which labels it has."""
 
+import contextlib
 from collections.abc import Callable, Sequence
 
 import jax.numpy as jnp
 import numpy as np
+import pytest
 import small_layout
 
 from jaxii.config import Config, default_config
 from jaxii.models.multitask import Network, Outputs
+from jaxii.runs.run import _apply
 
 DARKEST, LIGHTEST = 10, 230
 
@@ -40,6 +43,16 @@ def network(truths: Sequence[Sequence[int]]) -> Callable[..., Network]:
         return Network(init=init, apply=apply)
 
     return make_network
+
+
+@contextlib.contextmanager
+def every_network_is(network: Callable[..., Network]):
+    """Gives runs this network; runs of other tests in the process keep theirs."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr("jaxii.runs.assembly.make_network", network)
+        _apply.cache_clear()
+        yield
+    _apply.cache_clear()
 
 
 def make_config(data, **changes) -> Config:

@@ -35,8 +35,7 @@ def run(tmp_path_factory):
             files / "train" / "part_0", f"train{i:02d}", oracle.image(i % 3, 3)
         )
     prepare(Layout.find(files), root / "data", num_workers=1)
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr("jaxii.runs.assembly.make_network", oracle.network(TRUTHS))
+    with oracle.every_network_is(oracle.network(TRUTHS)):
         config = oracle.make_config(root / "data")
         yield jaxii.train(config, workdir=root / "run")
 

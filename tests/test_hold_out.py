@@ -8,6 +8,7 @@ from pathlib import Path
 import jax
 import jax.numpy as jnp
 import numpy as np
+import oracle
 import pytest
 import small_layout
 from small_runs import seal
@@ -23,7 +24,7 @@ from jaxii.runs.evaluate import evaluate
 from jaxii.runs.hold_out import hold_out
 from jaxii.runs.inference import InferenceOptions
 from jaxii.runs.predict import Request, predict
-from jaxii.runs.run import Run, _apply
+from jaxii.runs.run import Run
 from jaxii.runs.suspects import suspects
 from jaxii.runs.train import train
 from jaxii.runs.workdir import Workdir
@@ -76,10 +77,8 @@ def linear(*, num_classes, **_):
 
 @pytest.fixture(scope="module", autouse=True)
 def linear_network():
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr("jaxii.runs.assembly.make_network", linear)
+    with oracle.every_network_is(linear):
         yield
-    _apply.cache_clear()
 
 
 @pytest.fixture(scope="module")

@@ -80,8 +80,7 @@ def write(root, *, num_train=36, unknown_validation=0, unknown_test=0):
 
 @pytest.fixture(scope="module", autouse=True)
 def knows_the_truth():
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr("jaxii.runs.assembly.make_network", oracle.network(TRUTHS))
+    with oracle.every_network_is(oracle.network(TRUTHS)):
         yield
 
 

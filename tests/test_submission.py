@@ -47,9 +47,7 @@ def write(root):
 
 @pytest.fixture(scope="module", autouse=True)
 def knows_the_truth():
-    with pytest.MonkeyPatch.context() as patch:
-        truths = ((0,), (1,), (2,))
-        patch.setattr("jaxii.runs.assembly.make_network", oracle.network(truths))
+    with oracle.every_network_is(oracle.network(((0,), (1,), (2,)))):
         yield
 
 
