@@ -31,8 +31,8 @@ from jaxii.metrics import streaming
 from jaxii.metrics.streaming import Accumulators
 from jaxii.storage import AnyPath, write_beside
 
-# The first is the default: it has the highest F2 on held-out domains of five datasets
-# (configs/README.md).
+# The first is the default: ahead of one threshold on every held-out domain that was
+# tried (configs/README.md).
 NAMES = ("expected_f2", "threshold", "per_class", "top_k", "embedding")
 # Probabilities [batch, class] and embedding [batch, embed] or None to the label ids of
 # each image, the most probable first, never none.

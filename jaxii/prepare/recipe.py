@@ -1,7 +1,7 @@
 """Chooses a recipe for a dataset, with a reason for every field.
 
-The choices for small data were made on held-out training domains of five datasets; see
-configs/README.md.
+The choices for small data were made on three held-out training domains of emoji and
+drawings; those for accelerators are not measured. See configs/README.md.
 """
 
 import json
@@ -170,14 +170,13 @@ def _fields(facts: Facts, num_train: int) -> list[Choice]:
     on_cpu = facts.platform == "cpu"
     batch = _batch_size(num_train, on_cpu, facts.num_devices)
     devices = f"{facts.num_devices} {facts.platform} device(s)"
-    choices = [
+    return [
         *(_network_for_cpu(facts) if on_cpu else _network(facts)),
         Choice("global_batch_size", batch, f"{facts.num_images:,} images, {devices}"),
         Choice(
             "data.num_threads", max(4, facts.num_cores), "one a core, at least four"
         ),
     ]
-    return choices
 
 
 def _image_size(facts: Facts) -> int:
@@ -234,7 +233,7 @@ def text(facts: Facts, recipe: Recipe, command: str) -> str:
         f"    config.{choice.field} = {json.dumps(choice.value)}"
         for choice in recipe.choices
     )
-    stages = pprint.pformat(tuple(recipe.stages), width=80, sort_dicts=False)
+    written = pprint.pformat(tuple(recipe.stages), width=80, sort_dicts=False)
     # Folder names may hold these two characters, which end or change a string.
     shown = command.replace("\\", r"\\").replace('"', r"\"")
     return f'''"""Recipe for {facts.name}, written by `jaxii new`; yours to change.
@@ -256,6 +255,6 @@ def get_config():
     config.data.dataset = "kaggle"
     config.data.directory = str(Path(__file__).resolve().parent / "data")
 {lines}
-    config.stages = {textwrap.indent(stages, "    ").lstrip()}
+    config.stages = {textwrap.indent(written, "    ").lstrip()}
     return config
 '''
