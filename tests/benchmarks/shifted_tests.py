@@ -7,11 +7,13 @@ by default the five of the project: clip2photo, and the emoji of each of four ve
 turn as the test of the other three. Every folder becomes a table for `new`, which
 prepares it and writes the stock recipe for --minutes; `train` trains it. Beside it, on
 a core of its own, SCRIPT trains ResNet-18 in PyTorch for as long: the epochs that fit,
-by the time of its first two. Neither sees a label or an image of the test.
+by the processor time of its first two. Neither sees a label or an image of the test.
 
-Each finished pair is a line of WORK/results.jsonl and is not repeated. The table shows
-F2 of the test by the decoder that each side chose on its own validation split, the
-provenance of jaxii's figure, and the estimate of time that `new` printed.
+Both lengths are measured for all sets first, on a machine that does nothing else. Each
+finished pair is a line of WORK/results.jsonl and is not repeated. The table shows F2 of
+the test by the decoder that each side chose on its own validation split, the provenance
+of jaxii's figure, the estimate of time that `new` printed, and the minutes of processor
+time of both, which other work on the machine does not change.
 """
 
 import argparse
@@ -47,15 +49,15 @@ def main() -> None:
     args = parser.parse_args()
     args.work.mkdir(parents=True, exist_ok=True)
     results = args.work / "results.jsonl"
-    for seed in args.seeds.split(","):
-        for name in args.names.split(","):
-            key = [name, int(seed), args.minutes]
-            if key in [row["key"] for row in _rows(results)]:
-                continue
-            row = {"key": key, **_pair(args, name, int(seed))}
-            with results.open("a") as file:
-                file.write(json.dumps(row) + "\n")
-            print(json.dumps(row), flush=True)
+    seeds, names = args.seeds.split(","), args.names.split(",")
+    keys = [[name, int(seed), args.minutes] for seed in seeds for name in names]
+    keys = [key for key in keys if key not in [row["key"] for row in _rows(results)]]
+    lengths = [_lengths(args, name, seed) for name, seed, _ in keys]
+    for key, length in zip(keys, lengths, strict=True):
+        row = {"key": key, **_pair(args, *key[:2], *length)}
+        with results.open("a") as file:
+            file.write(json.dumps(row) + "\n")
+        print(json.dumps(row), flush=True)
     _print_table([row for row in _rows(results) if row["key"][2] == args.minutes])
 
 
@@ -63,44 +65,61 @@ def _rows(results: Path) -> list[dict]:
     return list(map(json.loads, results.open())) if results.exists() else []
 
 
-def _pair(args: argparse.Namespace, name: str, seed: int) -> dict:
+def _lengths(args: argparse.Namespace, name: str, seed: int) -> tuple[int, int | None]:
+    """Returns the peer's epochs and the minutes that `new` estimates for its recipe.
+
+    `new` and the peer's first epochs run at the same time, as the two trainings do.
+    """
+    files, work = args.sets / name, _work(args, name, seed)
+    lengths = work / "lengths.json"
+    if not lengths.exists():
+        _write_table(files, work / "table.csv")
+        peer = _start_peer(args, files, work / "first.log", 2, seed)
+        new = ("new", str(work / "stock"), f"--images={files}")
+        new += (f"--labels={work / 'table.csv'}", f"--minutes={args.minutes}")
+        _finish(_start_jaxii(work / "new.log", *new, "--label_separator=space"))
+        epochs = int(args.minutes / _finish(peer) * 2)
+        printed = (work / "new.log").read_text()
+        estimate = re.search(r"time +about (\d+) minutes", printed)
+        minutes = int(estimate[1]) if estimate else None
+        lengths.write_text(json.dumps([max(2, epochs), minutes]))
+    return tuple(json.loads(lengths.read_text()))
+
+
+def _pair(
+    args: argparse.Namespace, name: str, seed: int, epochs: int, estimate: int | None
+) -> dict:
     """Trains both sides on a set at the same time; returns their figures."""
-    files, work = args.sets / name, args.work / f"{name}-{args.minutes:g}-{seed}"
-    work.mkdir(parents=True, exist_ok=True)
-    per_epoch = _peer_result(_start_peer(args, files, work / "first.log", 2, seed))
-    epochs = max(2, int(args.minutes * 60 / per_epoch["seconds"] * 2))
-    peer = _start_peer(args, files, work / "peer.log", epochs, seed)
-    _write_table(files, work / "table.csv")
-    recipe = work / "stock" / "stock.py"
-    _jaxii(
-        work / "new.log",
-        *("new", str(recipe.parent), f"--images={files}"),
-        *(f"--labels={work / 'table.csv'}", f"--minutes={args.minutes}"),
-        "--label_separator=space",
-    )
-    estimate = re.search(r"time +about (\d+) minutes", (work / "new.log").read_text())
+    work = _work(args, name, seed)
+    peer = _start_peer(args, args.sets / name, work / "peer.log", epochs, seed)
+    train = ("train", f"--config={work / 'stock' / 'stock.py'}")
+    train += (f"--workdir={work / 'run'}", f"--config.seed={seed}")
     start = time.monotonic()
-    _jaxii(
-        work / "train.log",
-        *("train", f"--config={recipe}", f"--workdir={work / 'run'}"),
-        f"--config.seed={seed}",
-    )
+    our_minutes = _finish(_start_jaxii(work / "train.log", *train))
     minutes = (time.monotonic() - start) / 60
     metrics = json.loads((work / "run" / "metrics.json").read_text())
-    theirs = _peer_result(peer)
+    peer_minutes = _finish(peer)
+    theirs = _peer_figures(work / "peer.log")
     return {
         "jaxii": metrics["splits"]["test"]["f2"],
         "oracle_threshold": metrics["splits"]["test"]["best_f2"],
-        "peer": theirs["f2"],
         "validation": metrics["splits"]["validation"]["f2"],
-        "peer_validation": theirs["validation"],
         "decoder": metrics["decoder"]["name"],
         "minutes": round(minutes, 1),
-        "estimated_minutes": int(estimate[1]) if estimate else None,
-        "peer_minutes": round(theirs["seconds"] / 60, 1),
+        "processor_minutes": round(our_minutes, 1),
+        "estimated_minutes": estimate,
+        "peer": theirs["f2"],
+        "peer_validation": theirs["validation"],
+        "peer_processor_minutes": round(peer_minutes, 1),
         "peer_epochs": epochs,
         "clean": metrics["provenance"]["clean"],
     }
+
+
+def _work(args: argparse.Namespace, name: str, seed: int) -> Path:
+    work = args.work / f"{name}-{args.minutes:g}-{seed}"
+    work.mkdir(parents=True, exist_ok=True)
+    return work
 
 
 def _write_table(files: Path, path: Path) -> None:
@@ -137,36 +156,41 @@ def _csv(path: Path) -> list[list[str]]:
         return list(csv.reader(file))[1:]
 
 
-def _jaxii(log: Path, *words: str) -> None:
-    command = [sys.executable, "-m", "jaxii.main", *words]
-    print("  " + shlex.join(command), flush=True)
-    with log.open("w") as file:
-        subprocess.run(
-            command, check=True, cwd=ROOT, stdout=file, preexec_fn=lambda: _core(0)
-        )
+def _start_jaxii(log: Path, *words: str) -> tuple[subprocess.Popen, Path]:
+    return _start([sys.executable, "-m", "jaxii.main", *words], log, core=0)
 
 
 def _start_peer(
     args: argparse.Namespace, files: Path, log: Path, epochs: int, seed: int
 ) -> tuple[subprocess.Popen, Path]:
     command = [peers.python(), str(args.peer), str(files), f"--epochs={epochs}"]
-    command += [*PEER_FLAGS, f"--seed={seed}"]
+    return _start([*command, *PEER_FLAGS, f"--seed={seed}"], log, core=1)
+
+
+def _start(command: list[str], log: Path, core: int) -> tuple[subprocess.Popen, Path]:
     print("  " + shlex.join(command), flush=True)
     with log.open("w") as file:
-        return subprocess.Popen(command, stdout=file, preexec_fn=lambda: _core(1)), log
+        process = subprocess.Popen(
+            command, cwd=ROOT, stdout=file, preexec_fn=lambda: _core(core)
+        )
+    return process, log
 
 
-def _peer_result(started: tuple[subprocess.Popen, Path]) -> dict[str, float]:
+def _finish(started: tuple[subprocess.Popen, Path]) -> float:
+    """Waits for a command; returns the minutes of processor time that it took."""
     process, log = started
-    if process.wait():
-        raise SystemExit(f"the peer failed; see {log}")
-    number = r"([\d.]+)"
+    _, status, usage = os.wait4(process.pid, 0)
+    process.returncode = os.waitstatus_to_exitcode(status)
+    if process.returncode:
+        raise SystemExit(f"a command failed; see {log}")
+    return (usage.ru_utime + usage.ru_stime) / 60
+
+
+def _peer_figures(log: Path) -> dict[str, float]:
     last = log.read_text().splitlines()[-1]
-    found = re.search(
-        rf"epoch \d+ {number} s +validation F2 {number} .* test F2 {number}", last
-    )
-    seconds, validation, f2 = map(float, found.groups())
-    return {"seconds": seconds, "validation": validation, "f2": f2}
+    figures = re.search(r"validation F2 ([\d.]+) .* test F2 ([\d.]+)", last)
+    validation, f2 = map(float, figures.groups())
+    return {"validation": validation, "f2": f2}
 
 
 def _core(number: int) -> None:
@@ -175,15 +199,16 @@ def _core(number: int) -> None:
 
 
 def _print_table(rows: list[dict]) -> None:
-    print("| test | seed | minutes (estimate) | jaxii | PyTorch, epochs | difference |")
+    print("| test | seed | minutes (estimate) | jaxii | PyTorch | difference |")
     print("|---|---|---|---|---|---|")
     for row in rows:
         name, seed, _ = row["key"]
         print(
             f"| {name} | {seed} | {row['minutes']} ({row['estimated_minutes']}) | "
-            f"{row['jaxii']:.3f} {'clean' if row['clean'] else 'NOT CLEAN'} | "
-            f"{row['peer']:.3f}, "
-            f"{row['peer_epochs']} | {row['jaxii'] - row['peer']:+.3f} |"
+            f"{row['jaxii']:.3f} {'clean' if row['clean'] else 'NOT CLEAN'}, "
+            f"{row['processor_minutes']} min | "
+            f"{row['peer']:.3f}, {row['peer_epochs']} epochs, "
+            f"{row['peer_processor_minutes']} min | {row['jaxii'] - row['peer']:+.3f} |"
         )
     if rows:
         ours, theirs = (mean(row[side] for row in rows) for side in ("jaxii", "peer"))
