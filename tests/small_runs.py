@@ -5,6 +5,7 @@ import json
 from jaxii.config import Config
 from jaxii.evaluation.provenance import Provenance
 from jaxii.evaluation.result import write_evaluation
+from jaxii.train.checkpoint import CheckpointMetadata
 
 CLEAN = Provenance().with_("thresholds", labels=["validation"])
 
@@ -16,6 +17,22 @@ def changed(config, **changes):
         *sections, name = path.split("__")
         (fields[sections[0]] if sections else fields)[name] = value
     return Config.resolve(fields)
+
+
+def metadata_of(saved, **changes):
+    """Returns metadata of a checkpoint that belongs to no run."""
+    facts = {
+        "provenance": {},
+        "config_hash": "",
+        "config": {},
+        "recipe": {},
+        "data_hash": "",
+        "files": {},
+        "train_step_compilations": 1,
+        "history": None,
+        "label_hash": "0123456789abcdef",
+    }
+    return CheckpointMetadata(**facts | changes, saved=saved)
 
 
 def summary(f2, error=0.01):

@@ -11,13 +11,19 @@ import numpy as np
 import optax
 import orbax.checkpoint as ocp
 import pytest
+from small_runs import metadata_of
 
 from jaxii import manifest
 from jaxii.distributed.mesh import make_mesh, replicated
 from jaxii.errors import InputError
-from jaxii.manifest import Manifest
+from jaxii.manifest import File, Manifest
 from jaxii.train import checkpoint_manager
-from jaxii.train.checkpoint import Checkpoints, FailedSave, evaluated_params
+from jaxii.train.checkpoint import (
+    CheckpointMetadata,
+    Checkpoints,
+    FailedSave,
+    evaluated_params,
+)
 from jaxii.train.optimizer import OPTIMIZERS, make_optimizer
 from jaxii.train.stages import ENTERS_FROM, Saved, choose
 from jaxii.train.state import new_state
@@ -67,7 +73,7 @@ def checkpoints(tmp_path):
 @pytest.mark.parametrize("name", OPTIMIZERS)
 def test_every_leaf_comes_back_on_another_number_of_devices(checkpoints, name):
     state = make_state(name)
-    checkpoints.save(saved(7), state, {})
+    checkpoints.save(metadata_of(saved(7)), state)
     mesh = make_mesh(jax.devices()[:1])
     (found,) = checkpoints.saved()["first"]
     restored = checkpoints.restore_state(found, like(state, mesh))
@@ -80,7 +86,7 @@ def test_every_leaf_comes_back_on_another_number_of_devices(checkpoints, name):
 
 def test_a_state_without_an_average_comes_back_without_one(checkpoints):
     state = make_state(with_average=False)
-    checkpoints.save(saved(7), state, {})
+    checkpoints.save(metadata_of(saved(7)), state)
     (found,) = checkpoints.saved()["first"]
     assert (
         checkpoints.restore_state(found, like(state, make_mesh())).average_params
@@ -90,7 +96,7 @@ def test_a_state_without_an_average_comes_back_without_one(checkpoints):
 
 def test_the_model_comes_back_without_knowing_the_optimizer(checkpoints):
     state = make_state("lamb")
-    checkpoints.save(saved(7), state, {})
+    checkpoints.save(metadata_of(saved(7)), state)
     (found,) = checkpoints.saved()["first"]
     model = checkpoints.restore_model(found, replicated(make_mesh(jax.devices()[:1])))
     assert set(model) == {"params", "batch_stats", "average_params"}
@@ -102,7 +108,7 @@ def test_the_model_comes_back_without_knowing_the_optimizer(checkpoints):
 def test_the_best_and_the_last_are_kept(checkpoints):
     metrics = {1: 0.3, 2: 0.6, 3: 0.5, 4: 0.4}
     for step, metric in metrics.items():
-        checkpoints.save(saved(step, metric), make_state(), {})
+        checkpoints.save(metadata_of(saved(step, metric)), make_state())
     assert [s.step for s in checkpoints.saved()["first"]] == [2, 4]
 
 
@@ -123,7 +129,7 @@ def test_the_best_and_the_last_are_kept(checkpoints):
 def test_what_would_be_chosen_of_all_checkpoints_is_still_on_disk(checkpoints, metrics):
     everything = [saved(step, metric) for step, metric in enumerate(metrics, start=1)]
     for number, one in enumerate(everything, start=1):
-        checkpoints.save(one, make_state(), {})
+        checkpoints.save(metadata_of(one), make_state())
         chosen = {choose(everything[:number], which) for which in ENTERS_FROM}
         steps = {one.step for one in chosen}
         assert {one.step for one in checkpoints.saved()["first"]} == steps
@@ -133,25 +139,52 @@ def test_the_best_is_kept_when_the_run_goes_on_in_another_process(
     checkpoints, tmp_path
 ):
     for step, metric in {1: 0.3, 2: 0.6, 3: 0.5}.items():
-        checkpoints.save(saved(step, metric), make_state(), {})
+        checkpoints.save(metadata_of(saved(step, metric)), make_state())
     checkpoints.close()
     again = Checkpoints(tmp_path, ["first"], "0123456789abcdef")
-    again.save(saved(4, 0.4), make_state(), {})
-    again.save(saved(5), make_state(), {})
+    again.save(metadata_of(saved(4, 0.4)), make_state())
+    again.save(metadata_of(saved(5)), make_state())
     assert [s.step for s in again.saved()["first"]] == [2, 5]
     again.close()
 
 
 def test_what_a_checkpoint_says_of_itself_comes_back(checkpoints):
     given = saved(4, 0.5, evaluations=((2, 0.25), (4, 0.5)), finished=True)
-    checkpoints.save(given, make_state(), {"provenance": {"clean": True}})
+    file = File(size_bytes=3, xxh3="0" * 32)
+    metadata = metadata_of(
+        given, provenance={"clean": True}, files={"labels.csv": file}, history=file
+    )
+    checkpoints.save(metadata, make_state())
     (found,) = checkpoints.saved()["first"]
     assert found == given
-    assert checkpoints.metadata(found)["provenance"] == {"clean": True}
+    assert checkpoints.metadata(found) == metadata
+
+
+def test_the_keys_of_the_metadata_are_those_of_earlier_checkpoints():
+    assert list(metadata_of(saved(4)).to_json()) == [
+        *("provenance", "config_hash", "config", "recipe", "data_hash", "files"),
+        *("train_step_compilations", "history", "label_hash"),
+        *("stage", "step", "first_step", "example", "first_example"),
+        *("metric", "evaluations", "finished"),
+    ]
+
+
+@pytest.mark.parametrize(
+    ("key", "more", "text"),
+    [
+        ("recipe", {}, "lacks recipe and has no key in excess"),
+        ("step", {"steps": 4}, "lacks step and has steps in excess"),
+    ],
+)
+def test_metadata_with_other_keys_is_refused_by_key(key, more, text):
+    record = metadata_of(saved(4)).to_json() | more
+    del record[key]
+    with pytest.raises(InputError, match=f"a/metadata {text}.* version of jaxii"):
+        CheckpointMetadata.from_json(record, "a/metadata")
 
 
 def test_a_save_that_was_cut_off_does_not_count(checkpoints, tmp_path):
-    checkpoints.save(saved(4), make_state(), {})
+    checkpoints.save(metadata_of(saved(4)), make_state())
     checkpoints.wait()
     folder = tmp_path / "checkpoints" / "first"
     (folder / "5.orbax-checkpoint-tmp").mkdir()
@@ -161,7 +194,7 @@ def test_a_save_that_was_cut_off_does_not_count(checkpoints, tmp_path):
 
 
 def test_who_only_reads_leaves_a_save_of_another_process_alone(checkpoints, tmp_path):
-    checkpoints.save(saved(4), make_state(), {})
+    checkpoints.save(metadata_of(saved(4)), make_state())
     checkpoints.wait()
     half = tmp_path / "checkpoints" / "first" / "5.orbax-checkpoint-tmp"
     half.mkdir()
@@ -173,8 +206,8 @@ def test_who_only_reads_leaves_a_save_of_another_process_alone(checkpoints, tmp_
 
 
 def test_what_is_half_deleted_does_not_count(checkpoints, tmp_path):
-    checkpoints.save(saved(4, 0.5), make_state(), {})
-    checkpoints.save(saved(5, 0.4), make_state(), {})
+    checkpoints.save(metadata_of(saved(4, 0.5)), make_state())
+    checkpoints.save(metadata_of(saved(5, 0.4)), make_state())
     checkpoints.wait()
     (tmp_path / "checkpoints" / "first" / "4" / "metadata" / "metadata").unlink()
     assert [s.step for s in checkpoints.saved()["first"]] == [5]
@@ -182,7 +215,7 @@ def test_what_is_half_deleted_does_not_count(checkpoints, tmp_path):
 
 def test_nothing_is_left_of_a_checkpoint_that_was_replaced(checkpoints, tmp_path):
     for step in (4, 5, 6):
-        checkpoints.save(saved(step), make_state(), {})
+        checkpoints.save(metadata_of(saved(step)), make_state())
     checkpoints.wait()
     folder = tmp_path / "checkpoints" / "first"
     assert [path.name for path in folder.iterdir()] == ["6"]
@@ -194,11 +227,11 @@ def test_a_failed_save_is_noticed_without_waiting_and_leaves_the_others(
     def fail(self, directory):
         raise ValueError("... file 4: No space left on device [os_error_code='28']")
 
-    checkpoints.save(saved(4, 0.5), make_state(), {})
+    checkpoints.save(metadata_of(saved(4, 0.5)), make_state())
     checkpoints.wait()
     with monkeypatch.context() as patch:
         patch.setattr(ocp.StandardCheckpointHandler, "finalize", fail)
-        checkpoints.save(saved(5, 0.6), make_state(), {})
+        checkpoints.save(metadata_of(saved(5, 0.6)), make_state())
         with pytest.raises(FailedSave, match=r"step 5 .*failed: No space") as raised:
             for _ in range(1000):
                 checkpoints.check()
@@ -206,14 +239,14 @@ def test_a_failed_save_is_noticed_without_waiting_and_leaves_the_others(
     assert raised.value.last == 4
     checkpoints.wait()
     assert [s.step for s in checkpoints.saved()["first"]] == [4]
-    checkpoints.save(saved(6, 0.4), make_state(), {})
+    checkpoints.save(metadata_of(saved(6, 0.4)), make_state())
     assert [s.step for s in checkpoints.saved()["first"]] == [4, 6]
     folder = tmp_path / "checkpoints" / "first"
     assert sorted(path.name for path in folder.iterdir()) == ["4", "6"]
 
 
 def test_checkpoints_of_other_labels_are_refused(checkpoints, tmp_path):
-    checkpoints.save(saved(4), make_state(), {})
+    checkpoints.save(metadata_of(saved(4)), make_state())
     checkpoints.wait()
     other = Checkpoints(tmp_path, ["first"], "fedcba9876543210")
     with pytest.raises(InputError, match="0123456789abcdef"):
@@ -225,7 +258,7 @@ def test_a_checkpoint_is_not_touched_by_the_steps_that_follow_its_save(checkpoin
     state = make_state(value=1.0)
 
     step = jax.jit(blank, donate_argnums=0)
-    checkpoints.save(saved(7), state, {})
+    checkpoints.save(metadata_of(saved(7)), state)
     shapes = like(state, make_mesh())
     step(state)
     (found,) = checkpoints.saved()["first"]
@@ -244,7 +277,7 @@ def test_the_loop_goes_on_while_a_save_is_only_beginning(checkpoints, monkeypatc
     monkeypatch.setattr("jaxii.train.checkpoint.save", wait_and_save)
     state = make_state(value=1.0)
     shapes = like(state, make_mesh())
-    checkpoints.save(saved(7), state, {})
+    checkpoints.save(metadata_of(saved(7)), state)
     assert begun.wait(60)
     checkpoints.check()
     # What the next steps do to the buffers, before anything of them was read.
@@ -257,7 +290,7 @@ def test_the_loop_goes_on_while_a_save_is_only_beginning(checkpoints, monkeypatc
 
 
 def test_who_ends_with_an_error_can_let_a_save_finish(checkpoints, tmp_path):
-    checkpoints.save(saved(7), make_state(), {})
+    checkpoints.save(metadata_of(saved(7)), make_state())
     checkpoints.finish()
     assert (tmp_path / "checkpoints" / "first" / "7" / "metadata").exists()
 
@@ -267,7 +300,7 @@ def test_a_folder_that_cannot_be_made_is_a_failed_save(tmp_path):
     (tmp_path / "checkpoints" / "first").write_text("in the way")
     checkpoints = Checkpoints(tmp_path, ["first"], "0123456789abcdef")
     with pytest.raises(FailedSave, match="step 7 "):
-        checkpoints.save(saved(7), make_state(), {})
+        checkpoints.save(metadata_of(saved(7)), make_state())
         checkpoints.wait()
     checkpoints.close()
 
@@ -301,7 +334,7 @@ def flip(path):
 def two(checkpoints, tmp_path):
     """Checkpoints at the steps 2 (the best) and 4, closed; returns the workdir."""
     for step, metric in {2: 0.6, 4: 0.4}.items():
-        checkpoints.save(saved(step, metric), make_state(), {})
+        checkpoints.save(metadata_of(saved(step, metric)), make_state())
     checkpoints.close()
     return tmp_path
 

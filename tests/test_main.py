@@ -691,12 +691,14 @@ def trained(dataset, tmp_path_factory):
             evaluations=((step, 0.1),),
             finished=True,
         )
-        metadata = {
-            **run.metadata({})[plan.stage.name],
-            "train_step_compilations": 1,
-            "history": None,
-        }
-        run.checkpoints.save(saved, state, metadata)
+        metadata = run.metadata(
+            saved,
+            recipe={},
+            files=run.workdir.own_files(),
+            history=None,
+            train_step_compilations=1,
+        )
+        run.checkpoints.save(metadata, state)
     run.checkpoints.close()
     return workdir.path
 

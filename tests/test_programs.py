@@ -280,12 +280,14 @@ def workdir(tmp_path_factory):
         evaluations=((2, 0.1),),
         finished=True,
     )
-    metadata = {
-        **run.metadata({})["only"],
-        "train_step_compilations": 1,
-        "history": None,
-    }
-    run.checkpoints.save(saved, jax.device_put(state, replicated(run.mesh)), metadata)
+    metadata = run.metadata(
+        saved,
+        recipe={},
+        files=run.workdir.own_files(),
+        history=None,
+        train_step_compilations=1,
+    )
+    run.checkpoints.save(metadata, jax.device_put(state, replicated(run.mesh)))
     evaluate.measure(run.at_best())
     run.checkpoints.close()
     return workdir

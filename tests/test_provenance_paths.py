@@ -283,7 +283,7 @@ def test_pretrained_weights_are_a_start_that_every_file_names(runs):
     assert json.loads(beside) == record
     assert origin in (folder / "report.html").read_text()
     metadata, model = runs.arrays("pretrained")
-    assert metadata["provenance"]["pretrained"] == origin
+    assert metadata.provenance["pretrained"] == origin
     kernel = model["params"]["trunk"]["stem_conv"]["kernel"].transpose(3, 2, 0, 1)
     np.testing.assert_allclose(kernel, arrays["conv1.weight"], atol=1e-6)
     assert np.abs(model["params"]["classifier"]["kernel"] - 1.0).min() > 0.1

@@ -10,6 +10,7 @@ import numpy as np
 import optax
 import pytest
 from jax.sharding import PartitionSpec
+from small_runs import metadata_of
 
 from jaxii.distributed.mesh import divided, make_mesh, to_devices
 from jaxii.models.multitask import make_network
@@ -235,8 +236,10 @@ def half_way(tmp_path_factory):
     """A run over 8 devices with a divided state, saved in the middle."""
     settings, mesh = settings_of("adamw", True), make_mesh()
     state, _ = run(settings, mesh, placed(settings, mesh), range(STEPS // 2))
-    checkpoints = Checkpoints(tmp_path_factory.mktemp("run"), ["only"], "0" * 16)
-    checkpoints.save(Saved(stage="only", step=10, first_step=0), state, {})
+    checkpoints = Checkpoints(
+        tmp_path_factory.mktemp("run"), ["only"], "0123456789abcdef"
+    )
+    checkpoints.save(metadata_of(Saved(stage="only", step=10, first_step=0)), state)
     checkpoints.wait()
     yield checkpoints
     checkpoints.close()

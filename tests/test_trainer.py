@@ -13,6 +13,7 @@ import numpy as np
 import optax
 import orbax.checkpoint as ocp
 import pytest
+from small_runs import metadata_of
 
 from jaxii.distributed.mesh import make_mesh, replicated
 from jaxii.errors import InputError
@@ -163,7 +164,7 @@ class Folder:
                 jnp.eye(NUM_CLASSES, 2), replicated(make_mesh())
             ),
             initial_weights=more.get("start", FRESH),
-            metadata={stage.name: {"split": stage.split} for stage in stages},
+            metadata=metadata_of,
             global_batch_size=more.get("batch", BATCH),
             evaluate_every_steps=more.get("evaluate_every_steps", 2),
             log_every_steps=1,

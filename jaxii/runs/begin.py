@@ -128,14 +128,14 @@ def _check_begun(run: Run) -> None:
         return
     metadata = run.checkpoints.metadata(latest)
     workdir.check_belongs(metadata)
-    if metadata["data_hash"] != data.content_hash:
+    if metadata.data_hash != data.content_hash:
         raise InputError(
             f"{workdir.path} was trained on another dataset (hash "
-            f"{metadata['data_hash']}) than that of {data.directory} (hash "
+            f"{metadata.data_hash}) than that of {data.directory} (hash "
             f"{data.content_hash}); give the dataset it was trained on with "
             "--data_dir (config.data.directory), or use another --workdir."
         )
-    fault = workdir.history_fault(metadata)
+    fault = workdir.history_fault(metadata.history)
     if fault and processes.is_lead():
         aside = workdir.set_history_aside()
         say(f"CAVEAT    {fault}: it is now {aside.name}, and curves begin anew")
@@ -196,8 +196,7 @@ def _start(config: Config, plan: StagePlan, label_hash: str) -> Run | Trunk | No
 def _record(run: Run, begun: Sequence[Saved] | None) -> Provenance:
     """Returns what influenced the run before its first stage."""
     if begun:
-        metadata = run.checkpoints.metadata(begun[0])
-        return Provenance.from_json(metadata["provenance"])
+        return Provenance.from_json(run.checkpoints.metadata(begun[0]).provenance)
     data, start = run.data, run.start
     record = Provenance(
         label_hash=data.vocabulary.content_hash(), datasets=(data.content_hash,)

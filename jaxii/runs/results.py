@@ -175,9 +175,9 @@ def _write_submission(
         )
 
 
-def _recipe(run: Run) -> dict[str, Any]:
+def _recipe(run: Run) -> Mapping[str, Any]:
     """Returns the recipe and flags that the configuration was made from."""
-    recipe = run.checkpoints.metadata(run.saved)["recipe"]
+    recipe = run.checkpoints.metadata(run.saved).recipe
     # An evaluation may use other data.
     directory = run.workdir.config().data.directory
     if recipe and directory != run.config.data.directory:
@@ -223,6 +223,7 @@ def _stage_rows(
         if not saved:
             break
         best, last = choose(saved, "best"), choose(saved, "last")
+        of_last = checkpoints.metadata(last)
         ends = [
             plan.settings.objective.weights(jnp.asarray(step, jnp.int32))
             for step in (0, last.step - last.first_step)
@@ -235,9 +236,7 @@ def _stage_rows(
                 "embedding_head": plan.stage.embedding_head,
                 "terms": {name: [float(end[name]) for end in ends] for name in ends[0]},
                 "enters_from": _entered_from(plan, previous, origin),
-                "train_step_compilations": checkpoints.metadata(last)[
-                    "train_step_compilations"
-                ],
+                "train_step_compilations": of_last.train_step_compilations,
                 "best_step": best.step,
                 "best_f2": best.metric,
             }

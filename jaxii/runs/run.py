@@ -28,14 +28,10 @@ from jaxii.errors import InputError, nearest
 from jaxii.evaluation.evaluator import Evaluator
 from jaxii.evaluation.image_records import ImageFiles
 from jaxii.evaluation.predictions import Answer, answer
-from jaxii.evaluation.predictor import (
-    Model,
-    Predict,
-    make_features,
-    make_predict,
-)
+from jaxii.evaluation.predictor import Model, Predict, make_features, make_predict
 from jaxii.evaluation.provenance import HOME_SPLITS, Provenance
 from jaxii.evaluation.result import SplitMetrics
+from jaxii.manifest import File
 from jaxii.models.multitask import EMBEDDING_HEAD
 from jaxii.models.pretrained import Trunk
 from jaxii.report.run_files import read_sets
@@ -44,7 +40,7 @@ from jaxii.runs.images import Images, Prediction, Predictions, open_images
 from jaxii.runs.inference import InferenceOptions
 from jaxii.runs.workdir import Workdir
 from jaxii.storage import AnyPath, at
-from jaxii.train.checkpoint import Checkpoints, evaluated_params
+from jaxii.train.checkpoint import CheckpointMetadata, Checkpoints, evaluated_params
 from jaxii.train.initial_weights import (
     FRESH,
     CheckpointWeights,
@@ -184,7 +180,7 @@ class Run(AbstractContextManager["Run"]):
     @property
     def provenance(self) -> Provenance:
         """What influenced the weights and the choice of the checkpoint."""
-        return Provenance.from_json(self.checkpoints.metadata(self.saved)["provenance"])
+        return Provenance.from_json(self.checkpoints.metadata(self.saved).provenance)
 
     @cached_property
     def vocabulary(self) -> Vocabulary:
@@ -207,8 +203,8 @@ class Run(AbstractContextManager["Run"]):
             to choose thresholds.
         """
         metadata = self.checkpoints.metadata(self.saved)
-        record = Provenance.from_json(metadata["provenance"])
-        if metadata["data_hash"] == data.content_hash:
+        record = Provenance.from_json(metadata.provenance)
+        if metadata.data_hash == data.content_hash:
             return record
         seen = SeenImages.load(self.workdir.seen_file)
         for name in ("validation", "held_out", "tuning", "test"):
@@ -538,25 +534,30 @@ class Run(AbstractContextManager["Run"]):
         latest = self.checkpoints.latest()
         if latest is None or self.stage_provenance:
             return ""
-        return self.workdir.history_fault(self.checkpoints.metadata(latest))
+        return self.workdir.history_fault(self.checkpoints.metadata(latest).history)
 
-    def metadata(self, recipe: Mapping[str, Any]) -> dict[str, dict[str, Any]]:
-        """Returns stage name -> what its checkpoints say of the run they belong to.
-
-        Args:
-          recipe: what the configuration came of; see `train`.
-        """
-        run = {
-            "config_hash": self.config.content_hash(),
-            "config": self.config.to_dict(),
-            "recipe": dict(recipe),
-            "data_hash": self.data.content_hash,
-            "files": self.workdir.own_files(),
-        }
-        return {
-            stage: {"provenance": provenance.to_json(), **run}
-            for stage, provenance in self.stage_provenance.items()
-        }
+    def metadata(
+        self,
+        saved: Saved,
+        *,
+        recipe: Mapping[str, Any],
+        files: Mapping[str, File],
+        history: File | None,
+        train_step_compilations: int,
+    ) -> CheckpointMetadata:
+        """Returns the metadata of a checkpoint; the arguments are its fields."""
+        return CheckpointMetadata(
+            provenance=self.stage_provenance[saved.stage].to_json(),
+            config_hash=self.config.content_hash(),
+            config=self.config.to_dict(),
+            recipe=recipe,
+            data_hash=self.data.content_hash,
+            files=files,
+            train_step_compilations=train_step_compilations,
+            history=history,
+            label_hash=self.data.vocabulary.content_hash(),
+            saved=saved,
+        )
 
     def held_out_metrics(self) -> dict[str, dict[str, Any]]:
         """Returns domain -> `metrics.json` at this stage of the run that held it out.

@@ -201,7 +201,7 @@ def make_trainer(
         batch_stats=partial(_batch_stats, run),
         initial_weights=run.initial_weights,
         label_embeddings=run.vectors(),
-        metadata=run.metadata(recipe),
+        metadata=partial(run.metadata, recipe=recipe, files=run.workdir.own_files()),
         global_batch_size=config.global_batch_size,
         evaluate_every_steps=config.evaluate_every_steps,
         log_every_steps=config.log_every_steps,

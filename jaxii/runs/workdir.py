@@ -5,7 +5,7 @@ A run's folder belongs to one configuration and one vocabulary.
 
 import json
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from typing import Any, cast
 from urllib.parse import quote
 
@@ -18,6 +18,7 @@ from jaxii.evaluation.result import EVALUATION, check_evaluation
 from jaxii.manifest import File, Manifest
 from jaxii.report.run_files import SETS
 from jaxii.storage import AnyPath, write_json
+from jaxii.train.checkpoint import CheckpointMetadata
 
 MOST_SHOWN = 5
 # The one field in which a run with a domain held out differs from the run without.
@@ -88,12 +89,12 @@ class Workdir:
         check_evaluation(listed, [path.name, decoders.name], again=f"{again} again")
         return json.loads(path.read_text(encoding="utf-8"))
 
-    def own_files(self) -> dict[str, dict[str, Any]]:
+    def own_files(self) -> dict[str, File]:
         """Returns size and hash of the files that the run's checkpoints belong to."""
         files = (self.labels_file, self.embedding_file, self.seen_file)
-        return {f.name: asdict(manifest.describe(f)) for f in files if f.exists()}
+        return {f.name: manifest.describe(f) for f in files if f.exists()}
 
-    def check_belongs(self, metadata: Mapping[str, Any]) -> None:
+    def check_belongs(self, metadata: CheckpointMetadata) -> None:
         """Refuses files and a configuration that are not those of a checkpoint.
 
         Raises:
@@ -102,21 +103,19 @@ class Workdir:
         fix = (
             "restore it from a copy of the workdir, or train again in another --workdir"
         )
-        files = {name: File(**entry) for name, entry in metadata["files"].items()}
-        by = f"step {metadata['step']} of stage {metadata['stage']}"
-        Manifest(files).check(self.path, by=by, fix=fix, verify=True)
-        differing = _differing(metadata["config"], self.config().to_dict(), *BATCH_SIZE)
+        by = f"step {metadata.saved.step} of stage {metadata.saved.stage}"
+        Manifest(metadata.files).check(self.path, by=by, fix=fix, verify=True)
+        differing = _differing(metadata.config, self.config().to_dict(), *BATCH_SIZE)
         if differing:
             raise InputError(
                 f"{self.config_file} is not the configuration that the checkpoint was "
                 f"trained with ({differing}); {fix}."
             )
 
-    def history_fault(self, metadata: Mapping[str, Any]) -> str:
+    def history_fault(self, wanted: File | None) -> str:
         """Returns why `history.jsonl` is not what a checkpoint's run wrote, or ""."""
-        if metadata["history"] is None:
+        if wanted is None:
             return ""
-        wanted = File(**metadata["history"])
         if not self.history_file.exists():
             return f"{self.history_file} is missing"
         found = manifest.describe(self.history_file, wanted.size_bytes)
@@ -292,7 +291,7 @@ def _as_folder(text: str) -> str:
     return name.replace(".", "%2E") if name in (".", "..") else name
 
 
-def _differing(one: dict[str, Any], other: dict[str, Any], *free: str) -> str:
+def _differing(one: Mapping[str, Any], other: Mapping[str, Any], *free: str) -> str:
     """Returns the first few fields in which two results differ, "" for none."""
     free = (*FREE_FIELDS, *free)
     lines = [

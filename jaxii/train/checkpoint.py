@@ -15,7 +15,7 @@ import sys
 import threading
 from collections.abc import Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor, wait
-from dataclasses import fields
+from dataclasses import asdict, dataclass, fields
 from pathlib import Path
 from typing import Any
 
@@ -26,7 +26,7 @@ from jax.sharding import Sharding
 
 from jaxii import manifest
 from jaxii.errors import InputError, nearest
-from jaxii.manifest import Manifest
+from jaxii.manifest import File, Manifest
 from jaxii.storage import AnyPath, at, names_in
 from jaxii.train.checkpoint_manager import REPLACED, make_manager, save, split, start
 from jaxii.train.stages import Saved, choose
@@ -51,6 +51,70 @@ class FailedSave(Exception):
             f"{_reason(error)}. Check space and permissions there; the same command "
             f"{rest}."
         )
+
+
+@dataclass(frozen=True, kw_only=True)
+class CheckpointMetadata:
+    """What a checkpoint says of itself and of its run; its file `metadata`, as JSON.
+
+    Attributes:
+      provenance: JSON of `evaluation.provenance.Provenance`.
+      config: The resolved configuration, nested.
+      recipe: Name of the recipe, and `own`, its values of the fields that the command
+        line changed; empty if unknown.
+      data_hash: Content hash of the dataset.
+      files: The files of the workdir that the checkpoint belongs to.
+      train_step_compilations: Number of compilations of the stage's train step.
+      history: `history.jsonl` when the save began; None without one.
+      label_hash: Content hash of the vocabulary.
+      saved: Place in the run, and metric.
+    """
+
+    provenance: Mapping[str, Any]
+    config_hash: str
+    config: Mapping[str, Any]
+    recipe: Mapping[str, Any]
+    data_hash: str
+    files: Mapping[str, File]
+    train_step_compilations: int
+    history: File | None
+    label_hash: str
+    saved: Saved
+
+    def to_json(self) -> dict[str, Any]:
+        """Returns one object, with the fields of `saved` among its keys."""
+        plain = asdict(self)
+        saved = plain.pop("saved")
+        return plain | saved
+
+    @classmethod
+    def from_json(cls, record: Mapping[str, Any], path: object) -> "CheckpointMetadata":
+        """Returns the metadata that `to_json` wrote.
+
+        Args:
+          record: The JSON object.
+          path: Its file, for the error.
+
+        Raises:
+          InputError: If a key is missing or unknown.
+        """
+        names = {field.name for field in fields(cls)} - {"saved"}
+        of_saved = {field.name for field in fields(Saved)}
+        lacking = sorted((names | of_saved) - record.keys())
+        unknown = sorted(record.keys() - names - of_saved)
+        if lacking or unknown:
+            raise InputError(
+                f"{path} lacks {', '.join(lacking) or 'no key'} and has "
+                f"{', '.join(unknown) or 'no key'} in excess; use the version of jaxii "
+                "that wrote it, or train again in another workdir."
+            )
+        own = {name: record[name] for name in names}
+        own["files"] = {name: File(**file) for name, file in record["files"].items()}
+        if own["history"] is not None:
+            own["history"] = File(**own["history"])
+        saved = {name: record[name] for name in of_saved}
+        saved["evaluations"] = tuple(map(tuple, saved["evaluations"]))
+        return cls(**own, saved=Saved(**saved))
 
 
 class Checkpoints:
@@ -101,7 +165,7 @@ class Checkpoints:
         for name in self._stage_names:
             if (self.directory / name).exists():
                 found[name] = [
-                    self._describe(name, step)
+                    self._metadata(name, step).saved
                     for step in sorted(self._manager(name).all_steps())
                     # A running training may have replaced it.
                     if self._record_file(name, step).exists()
@@ -131,28 +195,25 @@ class Checkpoints:
         every = [saved for found in self.saved().values() for saved in found]
         return max(every, key=lambda saved: saved.step, default=None)
 
-    def metadata(self, saved: Saved) -> dict[str, Any]:
-        """Returns the JSON saved with a checkpoint."""
-        return self._record(saved.stage, saved.step)
+    def metadata(self, saved: Saved) -> CheckpointMetadata:
+        """Returns what a checkpoint says of itself."""
+        return self._metadata(saved.stage, saved.step)
 
-    def save(
-        self, saved: Saved, state: TrainState, metadata: Mapping[str, Any]
-    ) -> None:
+    def save(self, metadata: CheckpointMetadata, state: TrainState) -> None:
         """Starts a save; the caller may donate the state's buffers afterwards.
 
         Memory: a single process holds a second state on its devices until it is saved.
         Several processes copy it to their hosts before this returns.
 
         Args:
-          saved: Description of the checkpoint.
-          state: The state after `saved.step` updates.
-          metadata: Further JSON to keep with it.
+          metadata: What the checkpoint says of itself.
+          state: The state after `metadata.saved.step` updates.
 
         Raises:
           FailedSave: If this save cannot start, or the previous one failed.
         """
         self.wait()
-        record = {**metadata, "label_hash": self._label_hash, **vars(saved)}
+        saved, record = metadata.saved, metadata.to_json()
         self._failed.clear()
         try:
             manager = self._manager(saved.stage)
@@ -361,22 +422,18 @@ class Checkpoints:
         # A bucket cannot rename: Orbax marks complete checkpoints.
         return [s for s in steps if (folder / str(s) / "commit_success.txt").exists()]
 
-    def _describe(self, name: str, step: int) -> Saved:
-        record = self._record(name, step)
-        if self._label_hash not in ("", record["label_hash"]):
+    def _metadata(self, name: str, step: int) -> CheckpointMetadata:
+        # Orbax's restore would have to be called by all processes together.
+        path = self._record_file(name, step)
+        metadata = CheckpointMetadata.from_json(json.loads(path.read_text()), path)
+        if self._label_hash not in ("", metadata.label_hash):
             raise InputError(
                 f"the checkpoint {self.directory / name / str(step)} was made with "
-                f"labels {record['label_hash']} and the data has labels "
+                f"labels {metadata.label_hash} and the data has labels "
                 f"{self._label_hash}; use the data it was trained on, or another "
                 "workdir."
             )
-        facts = {field.name: record[field.name] for field in fields(Saved)}
-        facts["evaluations"] = tuple(map(tuple, record["evaluations"]))
-        return Saved(**facts)
-
-    def _record(self, name: str, step: int) -> dict[str, Any]:
-        # Orbax's restore would have to be called by all processes together.
-        return json.loads(self._record_file(name, step).read_text())
+        return metadata
 
     def _record_file(self, name: str, step: int) -> epath.Path:
         return self.directory / name / str(step) / "metadata" / "metadata"

@@ -11,8 +11,8 @@ fails is noticed after the next update.
 
 import collections
 import time
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import asdict, dataclass, replace
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass, replace
 from typing import Any
 
 import jax
@@ -22,7 +22,7 @@ from jaxtyping import Array, Float
 
 from jaxii.distributed.mesh import divided, replicated, to_devices
 from jaxii.errors import InputError
-from jaxii.train.checkpoint import Checkpoints, FailedSave
+from jaxii.train.checkpoint import CheckpointMetadata, Checkpoints, FailedSave
 from jaxii.train.initial_weights import (
     FRESH,
     CheckpointWeights,
@@ -105,7 +105,8 @@ class Trainer:
         evaluated and saved with; None takes those of the state.
       initial_weights: Where the first stage starts from.
       label_embeddings: [class, embed] float32; None without an embedding head.
-      metadata: Stage name to the JSON that is kept with its checkpoints.
+      metadata: `metadata(saved, history=, train_step_compilations=)`, what a checkpoint
+        says of itself.
       global_batch_size: Examples a step.
       evaluate_every_steps: Cadence of evaluation and saving.
       log_every_steps: Cadence of the log.
@@ -131,7 +132,7 @@ class Trainer:
         batch_stats: Callable[[StagePlan, TrainState], Tree] | None = None,
         initial_weights: InitialWeights = FRESH,
         label_embeddings: Float[Array, "class embed"] | None = None,
-        metadata: Mapping[str, Mapping[str, Any]],
+        metadata: Callable[..., CheckpointMetadata],
         global_batch_size: int,
         evaluate_every_steps: int,
         log_every_steps: int,
@@ -373,15 +374,14 @@ class Trainer:
 
         What is waited for is needed afterwards: if saving it fails, it is tried again.
         """
-        history = self._telemetry.history()
-        metadata = {
-            **self._metadata[saved.stage],
-            "train_step_compilations": train_step._cache_size(),
-            "history": None if history is None else asdict(history),
-        }
+        metadata = self._metadata(
+            saved,
+            history=self._telemetry.history(),
+            train_step_compilations=train_step._cache_size(),
+        )
 
         def start() -> None:
-            self._checkpoints.save(saved, state, metadata)
+            self._checkpoints.save(metadata, state)
             self._telemetry.saved(saved.step)
 
         self._succeeds(self._checkpoints.wait)

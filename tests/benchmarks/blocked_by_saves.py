@@ -32,6 +32,7 @@ from jaxii.train.optimizer import make_optimizer
 from jaxii.train.stages import Saved
 from jaxii.train.state import new_state
 from tests.benchmarks.table import Row, emit
+from tests.small_runs import metadata_of
 
 STAGE = "only"
 BAR = 0.05
@@ -78,7 +79,7 @@ def save_once(checkpoints, step, state, update):
     )
     saved = Saved(stage=STAGE, step=step, first_step=0)
     start = time.monotonic()
-    checkpoints.save(saved, state, {})
+    checkpoints.save(metadata_of(saved), state)
     in_save = time.monotonic() - start
     after, state = timed(update, state)
     checkpoints.wait()

@@ -36,6 +36,7 @@ from jaxii.train.checkpoint import Checkpoints, FailedSave
 from jaxii.train.optimizer import make_optimizer
 from jaxii.train.stages import Saved
 from jaxii.train.state import new_state
+from tests.small_runs import metadata_of
 
 STAGE, LABEL_HASH = "only", "0123456789abcdef"
 KINDS = ("none", "disk full", "permission", "kill")
@@ -103,7 +104,7 @@ def work(folder, pipe):
         pipe.send("started")
         resource.setrlimit(resource.RLIMIT_FSIZE, (most_file_bytes, -1))
         try:
-            checkpoints.save(saved, state, {})
+            checkpoints.save(metadata_of(saved), state)
             checkpoints.wait()
             answer = ""
         except FailedSave as failure:

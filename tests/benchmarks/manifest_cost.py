@@ -36,6 +36,7 @@ from jaxii.train.stages import Saved
 from tests.benchmarks.blocked_by_saves import STAGE, make_state
 from tests.benchmarks.images import jpeg, write_layout
 from tests.benchmarks.table import Row, emit
+from tests.small_runs import metadata_of
 
 WORKERS = 2
 NUM_IMAGES = 32
@@ -85,7 +86,9 @@ def of_save(folder: Path, num_saves: int) -> Row:
     with timed(checkpoint_manager, "_write_manifest") as writing:
         for step in range(num_saves + 1):
             start = time.perf_counter()
-            checkpoints.save(Saved(stage=STAGE, step=step, first_step=0), state, {})
+            checkpoints.save(
+                metadata_of(Saved(stage=STAGE, step=step, first_step=0)), state
+            )
             checkpoints.wait()
             wholes.append(time.perf_counter() - start)
     checkpoints.close()
