@@ -14,6 +14,7 @@ import numpy as np
 from jax.sharding import Mesh
 from jaxtyping import Float, Int
 
+from jaxii.data.dataset import Progress
 from jaxii.data.labels import Vocabulary
 from jaxii.decoding.decoders import Decode, Decoders, label_lists
 from jaxii.distributed.mesh import divided, to_devices
@@ -121,15 +122,20 @@ class Facts:
         return self.decoder + words
 
 
+def decode_nothing(probs: np.ndarray, embedding: np.ndarray | None) -> list[np.ndarray]:
+    """Returns no label for any image, where only probabilities are wanted."""
+    return [np.zeros(0, np.int64)] * len(probs)
+
+
 def answer(
     predict: Predict,
     batches: Batches,
     *,
     num_rows: int,
-    decode: Decode,
-    fault: Callable[[int], str],
     mesh: Mesh,
-    on_progress: Callable[[int, int, str], None],
+    decode: Decode = decode_nothing,
+    fault: Callable[[int], str] = lambda row: "damaged",
+    on_progress: Progress = lambda done, total, what: None,
 ) -> Iterator[Answer]:
     """Yields the answer for every image in order, including damaged ones.
 

@@ -27,7 +27,7 @@ from jaxii.distributed.mesh import make_mesh, replicated
 from jaxii.errors import InputError, nearest
 from jaxii.evaluation.evaluator import Evaluator
 from jaxii.evaluation.image_records import ImageFiles
-from jaxii.evaluation.predictions import Answer, answer
+from jaxii.evaluation.predictions import Answer, answer, decode_nothing
 from jaxii.evaluation.predictor import Model, Predict, make_features, make_predict
 from jaxii.evaluation.provenance import HOME_SPLITS, Provenance
 from jaxii.evaluation.result import SplitMetrics
@@ -377,10 +377,9 @@ class Run(AbstractContextManager["Run"]):
                 predict or make_predict([self._model], self.mesh),
                 assembly.file_batches(self.config, source),
                 num_rows=len(source),
+                mesh=self.mesh,
                 decode=decode,
                 fault=source.fault,
-                mesh=self.mesh,
-                on_progress=lambda done, total, what: None,
             )
         )
         for given in answers:
@@ -571,11 +570,6 @@ class Run(AbstractContextManager["Run"]):
             if metrics["stage"] == self.saved.stage and domain in self.data.domains
         }
         return found if set(found) == set(self.data.domains) else {}
-
-
-def decode_nothing(probs: np.ndarray, embedding: np.ndarray | None) -> list[np.ndarray]:
-    """Returns no label for any image, where only probabilities are wanted."""
-    return [np.zeros(0, np.int64)] * len(probs)
 
 
 @functools.cache

@@ -7,25 +7,24 @@ if the image is in its validation split.
 import itertools
 from collections.abc import Iterator, Sequence
 from contextlib import ExitStack
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from functools import reduce
 
 import numpy as np
-from jaxtyping import Bool, Float32
+from jaxtyping import Bool
 
 from jaxii.console import progress, say
 from jaxii.data.dataset import Split
 from jaxii.data.transforms import thumbnail
 from jaxii.distributed import processes
 from jaxii.evaluation import suspects as ranking
-from jaxii.evaluation.predictions import answer
-from jaxii.evaluation.predictor import make_predict
+from jaxii.evaluation.held_out import Predictions
 from jaxii.evaluation.provenance import HOME_SPLITS, Provenance
 from jaxii.evaluation.suspects import Suspects
 from jaxii.report import sheet as pages
 from jaxii.report.sheet import SuspectImage
-from jaxii.runs import assembly
-from jaxii.runs.run import Run, decode_nothing
+from jaxii.runs.run import Run
+from jaxii.runs.unseen import predict_split
 from jaxii.runs.workdir import Workdir
 from jaxii.storage import AnyPath, write_text
 
@@ -57,8 +56,8 @@ def suspects(
         runs.sort(key=lambda run: run.config.data.held_out_domain in run.data.domains)
         parts = list(_predict(runs))
         found = ranking.rank(
-            np.concatenate([part.probs for part in parts]),
-            np.concatenate([part.targets for part in parts]),
+            np.concatenate([part.found.probs for part in parts]),
+            np.concatenate([part.found.truth for part in parts]),
             np.concatenate([part.known for part in parts]),
         )
         if processes.is_lead():
@@ -74,7 +73,7 @@ def suspects(
     images = sum(
         data.split(name).num_examples for name in HOME_SPLITS if data.has_images(name)
     )
-    predicted = sum(len(part.probs) for part in parts)
+    predicted = sum(len(part.known) for part in parts)
     say(f"predicted {predicted} of {images} training images by runs without them")
     if predicted < images:
         say(f"          `hold_out --workdir={workdir.path} --folds=4` gives the others")
@@ -97,18 +96,15 @@ def _open(workdir: Workdir, data_dir: str) -> Iterator[Run]:
 
 @dataclass(frozen=True, kw_only=True)
 class _Part:
-    """Images with their labels and the probabilities of a run without them.
+    """Images and the predictions of a run without them.
 
     Attributes:
-      split: the images.
-      targets: whether an image has a label.
-      known: whether that is known; it is not of images without verified labels, and
-        where unlisted labels do not train.
+      known: whether the truth of a label is known; it is not of images without verified
+        labels, and where unlisted labels do not train.
     """
 
     split: Split
-    probs: Float32[np.ndarray, "image class"]
-    targets: Bool[np.ndarray, "image class"]
+    found: Predictions
     known: Bool[np.ndarray, "image class"]
 
 
@@ -123,30 +119,13 @@ def _predict(runs: Sequence[Run]) -> Iterator[_Part]:
                 row for row, image_id in enumerate(image_ids) if image_id not in seen
             ]
             if rows:
-                yield _predict_split(run, split.select(np.array(rows)))
+                part = split.select(np.array(rows))
+                with progress() as on_progress:
+                    found, known = predict_split(run, run.model(), part, on_progress)
+                if run.config.data.unknown == "negative":
+                    known |= known.any(axis=1, keepdims=True)
+                yield _Part(split=part, found=found, known=known)
                 seen.update(image_ids)
-
-
-def _predict_split(run: Run, split: Split) -> _Part:
-    num_classes = len(run.vocabulary)
-    probs = np.zeros((split.num_examples, num_classes), np.float32)
-    data = replace(run.data, splits={**run.data.splits, split.name: split})
-    targets, known = data.verified_rows(split.name).multi_hot(num_classes)
-    if run.config.data.unknown == "negative":
-        known |= known.any(axis=1, keepdims=True)
-    with progress() as on_progress:
-        for given in answer(
-            make_predict([run.model()], run.mesh),
-            assembly.file_batches(run.config, split.source),
-            num_rows=split.num_examples,
-            decode=decode_nothing,
-            fault=lambda row: "damaged",
-            mesh=run.mesh,
-            on_progress=on_progress,
-        ):
-            probs[given.row] = given.probs
-            known[given.row] &= not given.fault
-    return _Part(split=split, probs=probs, targets=targets, known=known)
 
 
 def _write(
@@ -166,10 +145,10 @@ def _write(
         output,
         vocabulary=vocabulary,
         image_ids=image_ids,
-        splits=[part.split.name for part in parts for _ in part.probs],
+        splits=[part.split.name for part in parts for _ in part.known],
         domains=np.concatenate([part.split.index.domains for part in parts]),
     )
-    places = [(part, row) for part in parts for row in range(len(part.probs))]
+    places = [(part, row) for part in parts for row in range(len(part.known))]
 
     def shown(image: int) -> SuspectImage:
         part, row = places[image]
@@ -179,7 +158,7 @@ def _write(
         return SuspectImage(
             image_id=str(image_ids[image]),
             labels=list(zip(names, given, scores, strict=True)),
-            given=vocabulary.names(np.flatnonzero(part.targets[row])),
+            given=vocabulary.names(np.flatnonzero(part.found.truth[row])),
             jpeg=thumbnail(part.split.source[row]["image"], THUMBNAIL_PIXELS),
         )
 

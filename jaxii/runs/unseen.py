@@ -10,8 +10,10 @@ from functools import reduce
 from typing import Any
 
 import numpy as np
+from jaxtyping import Bool
 
 from jaxii.console import say
+from jaxii.data.dataset import Progress, Split
 from jaxii.errors import InputError
 from jaxii.evaluation import held_out
 from jaxii.evaluation.held_out import HeldOut, Predictions
@@ -20,7 +22,7 @@ from jaxii.evaluation.predictor import Model, make_predict
 from jaxii.metrics.streaming import Accumulators
 from jaxii.runs import assembly
 from jaxii.runs.inference import InferenceOptions
-from jaxii.runs.run import Run, decode_nothing
+from jaxii.runs.run import Run
 from jaxii.storage import AnyPath
 
 
@@ -35,9 +37,9 @@ def predict_held_out(run: Run, model: Model) -> tuple[Predictions, HeldOut]:
     """
     source = run.data.split("held_out").source
     adapted = model.adapted(assembly.unlabelled_batches(run.config, source), run.mesh)
-    decoders = held_out.fit(predict_split(run, model, "validation").sums())
-    own = predict_split(run, model, "held_out")
-    of_adapted = predict_split(run, adapted, "held_out").probs
+    decoders = held_out.fit(predict_scored(run, model, "validation").sums())
+    own = predict_scored(run, model, "held_out")
+    of_adapted = predict_scored(run, adapted, "held_out").probs
     gains = held_out.adaptation_gains(decoders, own, of_adapted)
     errors = held_out.expected_f2_errors(decoders, own)
     domain = run.config.data.held_out_domain
@@ -145,24 +147,35 @@ def how_to_measure(workdir: AnyPath) -> str:
     )
 
 
-def predict_split(run: Run, model: Model, split: str) -> Predictions:
+def predict_scored(run: Run, model: Model, split: str) -> Predictions:
     """Returns predictions for the scored images of a split, or for some."""
-    num_classes = len(run.data.vocabulary)
-    most = held_out.MOST_NUMBERS // num_classes
+    most = held_out.MOST_NUMBERS // len(run.data.vocabulary)
     rows = assembly.scored_rows(run.data, split, most)
-    chosen = run.data.split(split).select(rows)
-    data = replace(run.data, splits={**run.data.splits, split: chosen})
-    answers = answer(
+    predictions, _ = predict_split(run, model, run.data.split(split).select(rows))
+    return predictions
+
+
+def predict_split(
+    run: Run,
+    model: Model,
+    split: Split,
+    on_progress: Progress = lambda done, total, what: None,
+) -> tuple[Predictions, Bool[np.ndarray, "image class"]]:
+    """Returns predictions for all images of a split, and which labels are verified.
+
+    Of a damaged image no label is.
+    """
+    data = replace(run.data, splits={**run.data.splits, split.name: split})
+    truth, verified = data.verified_rows(split.name).multi_hot(len(data.vocabulary))
+    probs = np.zeros(truth.shape, np.float32)
+    for given in answer(
         make_predict([model], run.mesh),
-        assembly.file_batches(run.config, chosen.source),
-        num_rows=len(rows),
-        decode=decode_nothing,
-        fault=lambda row: "damaged",
+        assembly.file_batches(run.config, split.source),
+        num_rows=len(probs),
         mesh=run.mesh,
-        on_progress=lambda done, total, what: None,
-    )
-    return Predictions(
-        image_ids=chosen.index.image_ids,
-        probs=np.array([given.probs for given in answers], np.float32),
-        truth=data.verified_rows(split).multi_hot(num_classes)[0],
-    )
+        on_progress=on_progress,
+    ):
+        probs[given.row] = given.probs
+        verified[given.row] &= not given.fault
+    found = Predictions(image_ids=split.index.image_ids, probs=probs, truth=truth)
+    return found, verified

@@ -55,7 +55,7 @@ def figures(path: Path, *, tune_on: str, decoder: str) -> Figures:
         run.check_evaluated(metrics)
         decoder = decoder or metrics["decoder"]["name"]
         decoders = load(run.workdir.result_file("decoders.npz", variants), None)
-        test = unseen.predict_split(run, run.model(), "test")
+        test = unseen.predict_scored(run, run.model(), "test")
         index = run.data.split("test").index
         rows = np.flatnonzero(np.isin(index.image_ids, test.image_ids))
         slice_ids, slices = index.slice_ids[rows], run.data.slices
