@@ -624,7 +624,7 @@ def test_the_last_layer_alone_learns(runs):
     (before, old), (after, new) = (
         runs.arrays(name) for name in ("clean", "last_layer")
     )
-    assert before["provenance"] != after["provenance"]
+    assert before.provenance != after.provenance
     jax.tree.map(np.testing.assert_array_equal, new["batch_stats"], old["batch_stats"])
     jax.tree.map(
         np.testing.assert_array_equal, new["params"]["trunk"], old["params"]["trunk"]

@@ -424,7 +424,8 @@ def test_another_run_is_where_the_first_stage_starts(folder, tmp_path):
         step=7,
     )
     saved = Saved(stage="one", step=7, first_step=0)
-    other.save(saved, jax.device_put(state, replicated(make_mesh())), {})
+    state = jax.device_put(state, replicated(make_mesh()))
+    other.save(metadata_of(saved), state)
     other.wait()
     start = CheckpointWeights(checkpoints=other, saved=saved, source="step 7 of a run")
     folder.run(stages, start=start, rate=1e-30)
