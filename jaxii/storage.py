@@ -4,12 +4,15 @@ import contextlib
 import fcntl
 import json
 import os
+import platform
+import re
 import shutil
 import tempfile
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from datetime import UTC, datetime
 from pathlib import Path
-from typing import Any
+from typing import Any, TextIO
 
 import fsspec
 from etils import epath
@@ -17,6 +20,8 @@ from etils import epath
 from jaxii.errors import InputError
 
 AnyPath = Path | epath.Path
+# The file by which a process holds a folder.
+LOCK = ".lock"
 
 
 def user_cache() -> Path:
@@ -144,15 +149,84 @@ class Mirror:
 
 
 @contextmanager
-def locked(folder: Path) -> Iterator[None]:
-    """Holds an exclusive lock on a folder, which is created; other processes wait."""
+def locked(folder: AnyPath) -> Iterator[None]:
+    """Holds an exclusive lock on a folder, which is created; other processes wait.
+
+    In a bucket, and on file systems without locks of folders (NFS), there is none.
+    """
+    if not isinstance(folder, Path):
+        yield
+        return
     folder.mkdir(parents=True, exist_ok=True)
     handle = os.open(folder, os.O_RDONLY)
     try:
-        fcntl.flock(handle, fcntl.LOCK_EX)
+        with contextlib.suppress(OSError):
+            fcntl.flock(handle, fcntl.LOCK_EX)
         yield
     finally:
         os.close(handle)
+
+
+@contextmanager
+def held(folder: AnyPath) -> Iterator[None]:
+    """Holds a folder, which is created, for one process; refuses every other one.
+
+    The lock is one of the operating system, on the file `LOCK`, and ends with the
+    process, even if that is killed. NFS shares it between hosts. Buckets and file
+    systems without locks have none: nothing is refused there.
+
+    Raises:
+      InputError: If another process holds the folder, or it cannot be written.
+    """
+    if not isinstance(folder, Path):
+        yield
+        return
+    new = [path for path in (folder, *folder.parents) if not path.exists()]
+    file = _hold(folder)
+    try:
+        yield
+    finally:
+        # Before the lock ends, so that no file of the next process is removed.
+        (folder / LOCK).unlink(missing_ok=True)
+        file.close()
+        with contextlib.suppress(OSError):  # something was written
+            for path in new:
+                path.rmdir()
+
+
+def _hold(folder: Path) -> TextIO:
+    """Returns the locked file of a folder; it says which process holds the folder."""
+    path = folder / LOCK
+    try:
+        while True:
+            folder.mkdir(parents=True, exist_ok=True)
+            file = path.open("a+", encoding="utf-8", errors="replace")
+            try:
+                fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            except BlockingIOError:
+                file.seek(0)
+                holder = file.read(200) or "another process"
+                file.close()
+                raise InputError(
+                    f"{folder} is in use by {holder}; wait until that ends or stop it, "
+                    "or give another folder."
+                ) from None
+            except OSError:  # a file system without locks
+                pass
+            # The last holder may have removed the file after it was opened here.
+            with contextlib.suppress(FileNotFoundError):
+                if os.path.samestat(os.fstat(file.fileno()), path.stat()):
+                    break
+            file.close()
+        file.truncate(0)
+        now = datetime.now(UTC).isoformat(" ", "seconds")
+        file.write(f"process {os.getpid()} on {platform.node()} since {now}")
+        file.flush()
+        return file
+    except OSError as error:
+        raise InputError(
+            f"{folder} cannot be written ({error.strerror}); give a folder that can be."
+        ) from error
 
 
 def write_text(path: AnyPath, text: str) -> None:
@@ -166,13 +240,28 @@ def write_json(path: AnyPath, value: Any) -> None:
 
 
 @contextmanager
+def named(path: str | os.PathLike[str], draft: Path | None = None) -> Iterator[None]:
+    """Names a file in errors that name none, as that of a full disk, or its draft."""
+    try:
+        yield
+    except Exception as error:
+        # Polars raises errors of its own, with the number in their text.
+        told = re.search(r"\(os error (\d+)\)", str(error))
+        code = int(told[1]) if told else getattr(error, "errno", None)
+        if code is None or getattr(error, "filename", None) not in (None, str(draft)):
+            raise
+        raise OSError(code, os.strerror(code), os.fspath(path)) from error
+
+
+@contextmanager
 def local_draft(path: AnyPath) -> Iterator[Path]:
     """Yields the path of a local file that becomes `path` when the block succeeds."""
     if isinstance(path, Path):
         part = path.with_name(f".{path.name}.{os.getpid()}.part")
         try:
-            yield part
-            part.replace(path)
+            with named(path, part):
+                yield part
+                part.replace(path)
         finally:
             part.unlink(missing_ok=True)
     else:
@@ -208,7 +297,8 @@ def local_draft_folder(path: AnyPath) -> Iterator[Path]:
             f"{path} cannot be created ({error.strerror}); give a writable folder."
         ) from error
     try:
-        yield part
-        part.replace(path)
+        with named(path):
+            yield part
+            part.replace(path)
     finally:
         shutil.rmtree(part, ignore_errors=True)

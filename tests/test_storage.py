@@ -1,8 +1,20 @@
+import os
+import platform
+import subprocess
+import sys
+
 import pytest
 from etils import epath
 
 from jaxii.errors import InputError
-from jaxii.storage import local_draft_folder, user_cache, write_beside, write_json
+from jaxii.storage import (
+    LOCK,
+    held,
+    local_draft_folder,
+    user_cache,
+    write_beside,
+    write_json,
+)
 
 
 def test_json_is_whole_or_not_there(tmp_path):
@@ -56,3 +68,80 @@ def test_a_folder_is_whole_or_not_there_and_replaces_none(tmp_path, kind):
     assert (path / "file").read_text() == "whole"
     with pytest.raises(InputError, match="already exists"), local_draft_folder(path):
         pass
+
+
+# Folders that one process holds.
+
+HOLD = """
+import sys
+from pathlib import Path
+from jaxii.storage import held
+with held(Path(sys.argv[1])):
+    print("held", flush=True)
+    sys.stdin.read()
+"""
+CONTEND = """
+import os, sys
+from pathlib import Path
+from jaxii.errors import InputError
+from jaxii.storage import held
+folder, times = Path(sys.argv[1]), 0
+while times < 40:
+    try:
+        with held(folder):
+            os.close(os.open(folder / "inside", os.O_CREAT | os.O_EXCL))
+            times += 1
+            (folder / "inside").unlink()
+    except InputError:
+        pass
+"""
+
+
+def start(program, folder):
+    words = [sys.executable, "-c", program, str(folder)]
+    pipe = subprocess.PIPE
+    return subprocess.Popen(words, stdin=pipe, stdout=pipe, text=True)
+
+
+def test_a_held_folder_is_refused_with_its_holder_until_that_is_killed(tmp_path):
+    with start(HOLD, tmp_path) as holder:
+        assert holder.stdout.readline() == "held\n"
+        for _ in range(2):
+            with (
+                pytest.raises(
+                    InputError,
+                    match=f"in use by process {holder.pid} on {platform.node()} since "
+                    r"\d{4}-.*wait until that ends or stop it",
+                ),
+                held(tmp_path),
+            ):
+                pass
+        holder.kill()
+        holder.wait()
+    assert (tmp_path / LOCK).exists()
+    with held(tmp_path):
+        assert f"process {os.getpid()} " in (tmp_path / LOCK).read_text()
+    assert not (tmp_path / LOCK).exists()
+
+
+def test_no_two_processes_hold_a_folder_at_once(tmp_path):
+    contenders = [start(CONTEND, tmp_path) for _ in range(3)]
+    for process in contenders:
+        process.communicate()
+    assert [process.returncode for process in contenders] == [0, 0, 0]
+
+
+def test_what_is_refused_while_it_holds_a_new_folder_leaves_none(tmp_path):
+    with pytest.raises(RuntimeError), held(tmp_path / "new" / "run"):
+        raise RuntimeError
+    assert list(tmp_path.iterdir()) == []
+    with held(tmp_path / "new" / "run"):
+        (tmp_path / "new" / "run" / "file").touch()
+    assert [path.name for path in (tmp_path / "new" / "run").iterdir()] == ["file"]
+
+
+def test_a_folder_that_cannot_be_written_is_not_held(tmp_path):
+    (tmp_path / "file").touch()
+    for folder in (tmp_path / "file", tmp_path / "file" / "run"):
+        with pytest.raises(InputError, match=r"cannot be written \("), held(folder):
+            pass

@@ -27,7 +27,7 @@ from jaxii.prepare import duplicates, recurring, shards
 from jaxii.prepare.beam import Beam, write_with_beam
 from jaxii.prepare.shards import Written
 from jaxii.prepare.tally import Counts, Tally, few
-from jaxii.storage import AnyPath, names_in, write_beside, write_json
+from jaxii.storage import LOCK, AnyPath, held, names_in, write_beside, write_json
 
 
 @dataclass(frozen=True)
@@ -116,29 +116,30 @@ def build(
       on_progress: Called with (images done, images in all, split).
 
     Raises:
-      InputError: If `short_side` is too small, no training image can be used, or the
-        output folder holds anything else.
+      InputError: If `short_side` is too small, no training image can be used, the
+        output folder holds anything else, or another process writes it.
     """
     if short_side < 16:
         raise InputError(f"short_side={short_side} pixels; give at least 16")
     if near_copies != recurring.KEEP:
         inputs_hash += f" near_copies={near_copies}"
     made_of = fingerprint(drafts, vocabulary, short_side, inputs_hash)
-    if _begin(output, made_of, short_side, _image_files(drafts)):
-        return Counts.load(output / folder.COUNTS_FILE)
-    options = {"short_side": short_side, "on_progress": on_progress}
-    if beam is not None:
-        plans = [draft.plan for draft in drafts]
-        write_with_beam(output, plans, beam=beam, **options)
-    splits, written = _write(
-        output, drafts, near_copies=near_copies, num_workers=num_workers, **options
-    )
-    counts = Counts(tuple(file_tallies), tuple(splits))
-    counts.save(output / folder.COUNTS_FILE)
-    vocabulary.save(output / folder.LABELS_FILE)
-    answered = [image_id for draft in drafts for image_id in draft.submission_ids]
-    save_submission_ids(output, answered)
-    complete(output, schema.features(vocabulary), written)
+    with held(output):
+        if _begin(output, made_of, short_side, _image_files(drafts)):
+            return Counts.load(output / folder.COUNTS_FILE)
+        options = {"short_side": short_side, "on_progress": on_progress}
+        if beam is not None:
+            plans = [draft.plan for draft in drafts]
+            write_with_beam(output, plans, beam=beam, **options)
+        splits, written = _write(
+            output, drafts, near_copies=near_copies, num_workers=num_workers, **options
+        )
+        counts = Counts(tuple(file_tallies), tuple(splits))
+        counts.save(output / folder.COUNTS_FILE)
+        vocabulary.save(output / folder.LABELS_FILE)
+        answered = [image_id for draft in drafts for image_id in draft.submission_ids]
+        save_submission_ids(output, answered)
+        complete(output, schema.features(vocabulary), written)
     return counts
 
 
@@ -336,7 +337,7 @@ def _begin(
         if (output / folder.INFO_FILE).exists():
             folder.check_manifest(output)
             return True
-    elif names_in(output):
+    elif names_in(output) - {LOCK}:
         raise InputError(
             f"{output} is not empty and no preparation was begun in it; choose an "
             "empty or new folder"

@@ -47,7 +47,7 @@ from jaxii.runs import assembly
 from jaxii.runs.evaluate import AS_TRAINED, Passes, Scoring
 from jaxii.runs.results import THUMBNAIL_PIXELS, sets_of_report
 from jaxii.runs.run import Run
-from jaxii.storage import write_json, write_text
+from jaxii.storage import locked, write_json, write_text
 
 SPLITS = ("train", "validation", "held_out", "tuning", "test")
 
@@ -90,7 +90,8 @@ def evaluate_set(
     figures = replace(figures, num_images_without_truth=without)
     result = replace(result, splits={name: figures})
     if processes.is_lead():
-        _write(other, result, of_labels, scores)
+        with locked(run.workdir.path):
+            _write(other, result, of_labels, scores)
     processes.wait_for_all("set")
     return result
 

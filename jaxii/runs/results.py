@@ -25,7 +25,7 @@ from jaxii.prepare.image_ids import meant
 from jaxii.report.run_files import SETS, read_sets
 from jaxii.runs.run import Run
 from jaxii.runs.workdir import Workdir
-from jaxii.storage import AnyPath, write_json, write_text
+from jaxii.storage import AnyPath, locked, write_json, write_text
 from jaxii.train.checkpoint import Checkpoints
 from jaxii.train.stages import Saved, choose
 from jaxii.train.telemetry.history import read_history
@@ -64,6 +64,20 @@ def write(
     Args:
       variants: how the evaluation differs from the run's own; part of file names.
     """
+    # Another evaluation may end now, or a training.
+    with locked(run.workdir.path):
+        rows, files = _write(run, evaluation, decoders, measured, variants)
+    _say(run, evaluation, rows, files)
+
+
+def _write(
+    run: Run,
+    evaluation: EvaluationResult,
+    decoders: Decoders,
+    measured: Measured,
+    variants: Sequence[str],
+) -> tuple[Sequence[Mapping[str, Any]], Mapping[str, AnyPath]]:
+    """Writes all files; returns the rows of the stages, and the files to name."""
     # Imported here: matplotlib takes most of a second, also when training starts.
     from jaxii.report.page import render, with_sets
 
@@ -108,7 +122,7 @@ def write(
     write_text(files["report.html"], page)
     others = decoders_file, workdir.config_file, workdir.history_file
     write_evaluation(listed, [*files.values(), *others])
-    _say(run, evaluation, rows, files)
+    return rows, files
 
 
 def _say(

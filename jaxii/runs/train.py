@@ -5,6 +5,7 @@
 
 import itertools
 from collections.abc import Callable, Mapping
+from contextlib import ExitStack
 from functools import partial
 from pathlib import Path
 from typing import Any, cast
@@ -23,6 +24,7 @@ from jaxii.runs.begin import begin, describe
 from jaxii.runs.evaluate import measure
 from jaxii.runs.run import Run
 from jaxii.runs.workdir import Workdir
+from jaxii.storage import held
 from jaxii.train.batch_norm import reestimate
 from jaxii.train.state import TrainState, Tree
 from jaxii.train.step import StepSettings
@@ -71,18 +73,30 @@ def train(
         values of the fields that were changed.
 
     Raises:
-      InputError: If something cannot be used.
+      InputError: If something cannot be used, or another process trains in the workdir.
     """
     assembly.check_before_data(config)
     processes.check_on_lead(lambda: check_tracker(config.track))
     profiler = _profiler(workdir, profile_steps)
-    run = begin(
-        config,
-        workdir,
-        allow_tuning_labels=allow_tuning_labels,
-        change_batch_size=change_batch_size,
-        verify=verify,
-    )
+    with ExitStack() as lock:
+        processes.check_on_lead(lambda: lock.enter_context(held(workdir.path)))
+        run = begin(
+            config,
+            workdir,
+            allow_tuning_labels=allow_tuning_labels,
+            change_batch_size=change_batch_size,
+            verify=verify,
+        )
+        _train(run, should_stop, profiler, recipe or {})
+
+
+def _train(
+    run: Run,
+    should_stop: Callable[[int], bool],
+    profiler: Profiler,
+    recipe: Mapping[str, Any],
+) -> None:
+    """Trains a run that has begun, evaluates it and closes its checkpoints."""
     for line in describe(run):
         say(line)
     saved = [s for found in run.checkpoints.saved().values() for s in found]
@@ -95,7 +109,7 @@ def train(
                 batches=_shown_batches(run, telemetry),
                 should_stop=should_stop,
                 profiler=profiler,
-                recipe=recipe or {},
+                recipe=recipe,
             )
             try:
                 trainer.run()
