@@ -9,6 +9,7 @@ import shutil
 import subprocess
 import sys
 from pathlib import Path
+from unittest.mock import Mock
 
 import cv2
 import jax
@@ -38,6 +39,7 @@ from jaxii.runs import doctor, speed
 from jaxii.runs import evaluate as evaluation
 from jaxii.runs.begin import begin
 from jaxii.runs.workdir import Workdir
+from jaxii.storage import held
 from jaxii.train.checkpoint import Checkpoints, FailedSave
 from jaxii.train.stages import Saved
 from jaxii.train.state import new_state
@@ -466,6 +468,11 @@ def test_files_that_cannot_be_prepared_are_refused(refused, files, spoil, patter
     refused(prepare_words(files), pattern)
 
 
+def test_a_folder_that_another_process_prepares_is_refused(refused, files):
+    with held(files.parent / "data"):
+        refused(prepare_words(files), r"data is in use by process \d+ on .* since")
+
+
 def test_a_folder_that_is_not_there_cannot_be_prepared(refused, tmp_path):
     refused(prepare_words(tmp_path / "absent"), "is not a folder; give the one with")
 
@@ -750,6 +757,17 @@ def test_a_workdir_of_another_configuration_is_refused(refused, dataset, trained
     refused(words, r"another configuration \(seed: 0 -> 4\)", folder=trained)
 
 
+def test_a_workdir_in_which_another_process_trains_is_refused(
+    refused, dataset, trained
+):
+    with held(trained):
+        refused(
+            train_words(dataset, trained),
+            r"run is in use by process \d+ on .* since",
+            folder=trained,
+        )
+
+
 def test_one_batch_again_and_again_does_not_go_on_with_a_real_run(
     refused, dataset, trained
 ):
@@ -806,6 +824,27 @@ def test_the_files_of_an_evaluation_agree_on_slices_labels_and_images(evaluated)
     num_images = list(metrics["splits"].values())[-1]["num_images"]
     assert page.count('src="data:image/jpeg;base64,') == min(num_images, 18)
     assert "was not recorded" in page
+
+
+def test_an_evaluation_that_ends_between_its_files_is_not_used(
+    run, refused, evaluated, photos, tmp_path, monkeypatch
+):
+    copy = shutil.copytree(evaluated, tmp_path / "copy")
+    metrics = (copy / "metrics.json").read_bytes()
+
+    def killed(path, value):
+        raise RuntimeError(path.name)
+
+    with monkeypatch.context() as patch, pytest.raises(RuntimeError, match="metrics"):
+        patch.setattr("jaxii.runs.results.write_json", killed)
+        run("evaluate", f"--workdir={copy}", "--stage=classifier")
+    assert (copy / "metrics.json").read_bytes() == metrics
+    for words in (
+        predict_words(copy, photos),
+        ["export", f"--workdir={copy}", f"--output={tmp_path / 'exported'}"],
+        ["compare", copy],
+    ):
+        refused(words, r"evaluation.json is missing; run .?evaluate.? .* again")
 
 
 @pytest.mark.parametrize("decoder", NAMES)
@@ -998,6 +1037,64 @@ def test_a_test_without_labels_gets_a_submission_and_no_figures(run, tmp_path, t
     assert list(metrics["splits"]) == ["validation"]
     rows = (copy / "submission.csv").read_text().splitlines()[1:]
     assert [row.split(",")[0] for row in rows] == ["test0", "test1", "test2"]
+
+
+# Disks that are full. A draft that is a link to /dev/full fails as on such a disk.
+
+
+@pytest.fixture
+def full(run):
+    """Checks that `jaxii WORDS` ends with 1 and one line if a file has no space."""
+
+    def full(path, *words):
+        before = path.read_bytes() if path.exists() else None
+        path.parent.mkdir(parents=True, exist_ok=True)
+        draft = path.with_name(f".{path.name}.{os.getpid()}.part")
+        draft.symlink_to("/dev/full")
+        code, _, errors = run(*words)
+        assert (code, errors) == (
+            1,
+            f"jaxii: {path}: No space left on device; make room there, then run the "
+            "command again.\n",
+        )
+        assert not draft.is_symlink()
+        assert before == (path.read_bytes() if path.exists() else None)
+
+    return full
+
+
+@pytest.mark.parametrize(
+    "name", ["decoders.npz", "metrics.json", "label_figures.csv", "report.html"]
+)
+def test_an_evaluation_without_space_names_its_file(full, evaluated, tmp_path, name):
+    copy = shutil.copytree(evaluated, tmp_path / "copy")
+    full(copy / name, "evaluate", f"--workdir={copy}", "--stage=multitask")
+
+
+@pytest.mark.parametrize("name", ["answers.csv", "answers.jsonl"])
+def test_answers_without_space_name_their_file(full, evaluated, photos, tmp_path, name):
+    output = tmp_path / name
+    full(output, *predict_words(evaluated, photos, f"--output={output}"))
+
+
+def test_a_page_of_runs_without_space_names_its_file(full, evaluated, tmp_path):
+    full(tmp_path / "a.html", "compare", evaluated, f"--output={tmp_path / 'a.html'}")
+
+
+@pytest.mark.parametrize("name", ["labels.csv", "config.json", "seen_images.npz"])
+def test_a_training_without_space_names_its_file(full, dataset, tmp_path, name):
+    full(tmp_path / "run" / name, *train_words(dataset, tmp_path / "run"))
+
+
+@pytest.mark.parametrize("name", ["counts.json", "index-train.parquet", "labels.csv"])
+def test_a_preparation_without_space_names_its_file_and_goes_on(run, full, files, name):
+    # Begun before, as its folder has to be empty otherwise.
+    data = files.parent / "data"
+    with pytest.MonkeyPatch.context() as patch, pytest.raises(RuntimeError):
+        patch.setattr("jaxii.prepare.build._write", Mock(side_effect=RuntimeError))
+        run(*prepare_words(files))
+    full(data / name, *prepare_words(files))
+    assert run(*prepare_words(files))[0] == 0
 
 
 # `new` and `doctor`; what they do is tested in test_new.py and test_doctor.py.

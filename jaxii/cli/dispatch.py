@@ -4,6 +4,7 @@ Imports no JAX, so that help and errors of the command line are immediate; a com
 imports what it needs in its `run`.
 """
 
+import errno
 import logging
 import os
 import sys
@@ -39,6 +40,24 @@ from jaxii.errors import CheckFailed, InputError, nearest, nearest_path
 DONE, FAILED, MISUSED, PREEMPTED = 0, 1, 2, 75
 # Of help, and of the descriptions in a command's.
 WIDTH, COLUMN = 88, 25
+
+
+# What to do about errors of the operating system; any other one is a bug.
+FIXES = {
+    errno.ENOSPC: "make room there",
+    errno.EDQUOT: "make room there",
+    errno.EFBIG: "raise the limit on the size of files (ulimit -f)",
+    errno.EMFILE: "raise the limit on open files (ulimit -n)",
+    errno.ENFILE: "close other programs",
+    errno.EROFS: "give a place that can be written",
+    errno.EACCES: "change its permissions or give another place",
+    errno.EPERM: "change its permissions or give another place",
+    errno.ENOTDIR: "give a path without a file in the middle",
+    errno.EISDIR: "give the name of a file",
+    errno.ENAMETOOLONG: "give a shorter name",
+    errno.EIO: "check that disk",
+    errno.ESTALE: "check that disk",
+}
 
 
 class Command(Protocol):
@@ -107,6 +126,10 @@ def main(argv: list[str]) -> int:
 
 def _failure(error: Exception, place: ProcessInfo | None) -> tuple[int, str]:
     """Returns code and message of a run that ended early; raises what is a bug."""
+    if isinstance(error, OSError) and error.errno in FIXES:
+        where = f"{error.filename}: " if error.filename else ""
+        fix = FIXES[error.errno]
+        return FAILED, f"{where}{error.strerror}; {fix}, then run the command again."
     from jaxii.distributed import processes
     from jaxii.distributed.rendezvous import ProcessLost
     from jaxii.train.checkpoint import FailedSave

@@ -14,7 +14,7 @@ from os import PathLike
 from typing import Any
 
 from jaxii.manifest import Digest, File
-from jaxii.storage import Mirror, at
+from jaxii.storage import Mirror, at, named
 from jaxii.train.telemetry.display import (
     STAGE_WIDTH,
     Bars,
@@ -137,7 +137,8 @@ class Telemetry:
         """Flushes and closes everything; safe to call twice."""
         if self._is_lead:
             self._screen.close()
-            self._history.close()
+            with named(self._history.name):
+                self._history.close()
             self._files.close()
             self._is_lead = False
 
@@ -320,6 +321,7 @@ class Telemetry:
 
     def _append(self, row: Mapping[str, Any]) -> None:
         line = json.dumps(row) + "\n"
-        self._history.write(line)
-        self._history.flush()
+        with named(self._history.name):
+            self._history.write(line)
+            self._history.flush()
         self._history_digest.update(line.encode())
