@@ -1,11 +1,11 @@
 """Paths on disks and in buckets (gs://, with the extra `gcs`), and atomic writes."""
 
 import contextlib
+import errno
 import fcntl
 import json
 import os
 import platform
-import re
 import shutil
 import tempfile
 from collections.abc import Callable, Iterator
@@ -22,6 +22,7 @@ from jaxii.errors import InputError
 AnyPath = Path | epath.Path
 # The file by which a process holds a folder.
 LOCK = ".lock"
+_DISK_ERRORS = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EIO)
 
 
 def user_cache() -> Path:
@@ -245,9 +246,9 @@ def named(path: str | os.PathLike[str], draft: Path | None = None) -> Iterator[N
     try:
         yield
     except Exception as error:
-        # Polars raises errors of its own, with the number in their text.
-        told = re.search(r"\(os error (\d+)\)", str(error))
-        code = int(told[1]) if told else getattr(error, "errno", None)
+        # Polars and ArrayRecord raise errors of their own with the system's text.
+        told = (code for code in _DISK_ERRORS if os.strerror(code) in str(error))
+        code = getattr(error, "errno", None) or next(told, None)
         if code is None or getattr(error, "filename", None) not in (None, str(draft)):
             raise
         raise OSError(code, os.strerror(code), os.fspath(path)) from error
