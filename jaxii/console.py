@@ -1,10 +1,18 @@
-"""Progress and messages: a bar on a terminal, lines in a log."""
+"""Progress and messages: a bar on a terminal, lines in a log.
 
+Names of files, labels and domains may be any text: what a terminal would obey is
+escaped.
+"""
+
+import os
 import sys
 import time
+import unicodedata
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from datetime import timedelta
+from pathlib import Path
+from typing import Any
 
 from rich.console import Console
 from rich.progress import (
@@ -18,8 +26,61 @@ from rich.progress import (
 )
 from rich.text import Text
 
+from jaxii.storage import named
+
 SECONDS_BETWEEN_LINES = 10.0
 _muted = False
+# Controls, which terminals obey; line breaks; surrogates for bytes that are not UTF-8.
+_UNSHOWN = frozenset(("Cc", "Zl", "Zp", "Cs"))
+# They reverse text: a name that ends in .exe can look like x.gpj.
+_REORDERING = frozenset(map(chr, (*range(0x202A, 0x202F), *range(0x2066, 0x206A))))
+
+
+def is_shown(character: str) -> bool:
+    """Returns whether a character is shown, alone and in its place."""
+    unshown = unicodedata.category(character) in _UNSHOWN
+    return not unshown and character not in _REORDERING
+
+
+def visible(text: str, *, kept: str = "") -> str:
+    """Returns a text with its control and reordering characters escaped.
+
+    Args:
+      text: Any text.
+      kept: Such characters that stay.
+    """
+    return "".join(
+        letter
+        if is_shown(letter) or letter in kept
+        else letter.encode("unicode_escape").decode()
+        for letter in text
+    )
+
+
+@contextmanager
+def open_ended(stream: Any) -> Iterator[None]:
+    """Writes to a stream as long as someone reads it, as `head` does for a while.
+
+    The work goes on without a reader, and what else is written is lost.
+
+    Raises:
+      OSError: If the stream is a file and its disk is full.
+    """
+    try:
+        with named("the output"):
+            yield
+    except OSError as error:
+        # What is left in the buffer would fail again at the interpreter's end.
+        with Path(os.devnull).open("w") as nothing:
+            os.dup2(nothing.fileno(), stream.fileno())
+        if not isinstance(error, BrokenPipeError):
+            raise
+
+
+def write_line(text: str, stream: Any) -> None:
+    """Writes a text as one line, at once."""
+    with open_ended(stream):
+        print(visible(text), file=stream, flush=True)
 
 
 def mute() -> None:
@@ -38,7 +99,7 @@ def progress() -> Iterator[Callable[[int, int, str], None]]:
         yield _lines()
         return
     columns = (
-        TextColumn("{task.description}"),
+        TextColumn("{task.description}", markup=False),
         BarColumn(),
         MofNCompleteColumn(),
         _RateColumn(),
@@ -49,7 +110,7 @@ def progress() -> Iterator[Callable[[int, int, str], None]]:
 
         def move(done: int, total: int, what: str) -> None:
             if what not in tasks:
-                tasks[what] = bars.add_task(what, total=total)
+                tasks[what] = bars.add_task(visible(what), total=total)
             bars.update(tasks[what], completed=done, total=total)
 
         yield move
@@ -82,7 +143,7 @@ def _lines() -> Callable[[int, int, str], None]:
             if done < total:
                 left = timedelta(seconds=round((total - done) / rate))
                 text += f"  {left} left"
-        print(text, flush=True)
+        write_line(text, sys.stdout)
 
     return line
 
@@ -94,10 +155,10 @@ def _rate(speed: float) -> str:
 def say(text: str = "") -> None:
     """Prints a line at once."""
     if not _muted:
-        print(text, flush=True)
+        write_line(text, sys.stdout)
 
 
 def warn(text: str) -> None:
     """Prints a line on stderr at once."""
     if not _muted:
-        print(text, file=sys.stderr, flush=True)
+        write_line(text, sys.stderr)

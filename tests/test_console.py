@@ -1,5 +1,10 @@
 """What a person who waits is told: how far, how fast, how long yet."""
 
+import io
+import subprocess
+import sys
+from pathlib import Path
+
 import pytest
 
 from jaxii import console
@@ -47,3 +52,50 @@ def test_a_warning_goes_to_stderr_unless_another_process_tells(monkeypatch, caps
     monkeypatch.setattr(console, "_muted", True)
     console.warn("damaged  b.jpg")
     assert capsys.readouterr() == ("", "damaged  a.jpg\n")
+
+
+@pytest.mark.parametrize(
+    ("name", "shown"),
+    [
+        ("a\nb\x1b[31m", "a\\nb\\x1b[31m"),
+        ("\x9b31m\u2028", "\\x9b31m\\u2028"),
+        ("x\u202egpj.exe", "x\\u202egpj.exe"),
+        ("\udcff", "\\udcff"),
+        ("صورة 👩‍🚀 cafe\u0301 <b>", "صورة 👩‍🚀 cafe\u0301 <b>"),
+    ],
+)
+def test_what_a_terminal_would_obey_or_not_show_is_escaped(monkeypatch, name, shown):
+    monkeypatch.setattr(console, "_muted", False)
+    for tell, stream in ((console.say, "stdout"), (console.warn, "stderr")):
+        monkeypatch.setattr(sys, stream, io.StringIO())
+        tell(f"{name} 1")
+        assert getattr(sys, stream).getvalue() == f"{shown} 1\n"
+    monkeypatch.setattr(sys, "stdout", io.StringIO())
+    with console.progress() as move:
+        move(3, 3, name)
+    assert sys.stdout.getvalue() == f"{shown}  3/3\n"
+
+
+def test_work_goes_on_when_nobody_reads_its_output_any_more():
+    work = (
+        "import sys; from jaxii.console import say; say('one'); sys.stdin.read(1); "
+        "say('two'); say('three'); sys.exit(7)"
+    )
+    with subprocess.Popen(
+        [sys.executable, "-c", work],
+        stdin=subprocess.PIPE,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+    ) as process:
+        assert process.stdout.readline() == b"one\n"
+        process.stdout.close()
+        process.stdin.write(b".")
+        process.stdin.close()
+        assert (process.wait(), process.stderr.read()) == (7, b"")
+
+
+def test_an_output_without_space_is_told_as_such():
+    with Path("/dev/full").open("w") as full:
+        with pytest.raises(OSError, match="No space left on device: 'the output'"):
+            console.write_line("text", full)
+        console.write_line("what is left would fail again", full)

@@ -6,6 +6,7 @@ import json
 import os
 import re
 import shutil
+import signal
 import subprocess
 import sys
 from pathlib import Path
@@ -21,7 +22,7 @@ import small_layers
 import small_layout
 from etils import epath
 from PIL import Image
-from small_runs import seal
+from small_runs import seal, summary, write_run
 
 from jaxii import main
 from jaxii.cli import dispatch, start
@@ -390,6 +391,76 @@ def test_the_process_exits_with_the_code_and_one_line(words, code):
     assert found.returncode == code
     assert found.stdout == ""
     assert re.fullmatch(r"jaxii: [^\n]+\n", found.stderr), found.stderr
+
+
+# Outputs, names and signals as they may be.
+
+HOSTILE = "te\x1b[31mst"
+
+
+def jaxii(*words, before="", **environment):
+    """Runs jaxii as a process; `before` is run in it first, by a shell."""
+    line = f'{before} exec "$@"'
+    python = sys.executable, "-m", "jaxii.main"
+    return subprocess.run(
+        ["bash", "-c", line, "bash", *python, *map(str, words)],
+        cwd=ROOT,
+        capture_output=True,
+        text=True,
+        env={**os.environ, **environment},
+    )
+
+
+def test_no_name_of_a_run_reaches_the_terminal_as_a_command(tmp_path):
+    one = write_run(tmp_path / "one")
+    two = write_run(
+        tmp_path / HOSTILE,
+        dataset=HOSTILE,
+        splits={"validation": summary(0.3), HOSTILE: summary(0.2)},
+    )
+    for flag in ("--markdown", "--nomarkdown"):
+        found = jaxii("compare", one, two, flag)
+        assert found.stderr == ""
+        assert r"te\x1b[31mst" in found.stdout.replace("\\\\", "\\")
+        assert "\x1b" not in found.stdout
+
+
+@pytest.mark.parametrize(
+    "words", [["compare", HOSTILE], [f"--{HOSTILE}=1"], [HOSTILE], ["new", HOSTILE]]
+)
+def test_no_word_that_was_given_comes_back_as_a_command(run, words):
+    code, _, errors = run(*words)
+    assert code == 2
+    assert r"te\x1b[31mst" in errors and "\x1b" not in errors
+
+
+def test_an_output_need_not_have_all_characters_nor_be_open(tmp_path):
+    splits = {"validation": summary(0.3), "tést": summary(0.2)}
+    path = write_run(tmp_path / "run", splits=splits)
+    # The locale C, without what Python does about it.
+    ascii = {"LC_ALL": "C", "PYTHONUTF8": "0", "PYTHONCOERCECLOCALE": "0"}
+    found = jaxii("compare", path, **ascii)
+    assert (found.returncode, found.stderr) == (0, "")
+    assert r"F2 t\xe9st" in found.stdout
+    for closed in (">&-;", ">&- 2>&-;"):
+        found = jaxii("compare", path, before=f"exec {closed}")
+        assert (found.returncode, found.stdout, found.stderr) == (0, "", "")
+
+
+def test_an_interrupt_is_one_line_and_ends_the_shells_script_too(tmp_path):
+    recipe = tmp_path / "recipe.py"
+    waits = "import time\ntime.sleep(60)"
+    recipe.write_text(f"print('begun', flush=True)\n{waits}\n")
+    with subprocess.Popen(
+        [sys.executable, "-m", "jaxii.main", f"--config={recipe}"],
+        cwd=ROOT,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+    ) as process:
+        assert process.stdout.readline() == b"begun\n"
+        process.send_signal(signal.SIGINT)
+        errors = process.stderr.read()
+    assert (process.returncode, errors) == (-signal.SIGINT, b"jaxii: interrupted.\n")
 
 
 # `prepare`: what label files and images may look like.
@@ -810,16 +881,16 @@ def test_the_files_of_an_evaluation_agree_on_slices_labels_and_images(evaluated)
     metrics = json.loads((evaluated / "metrics.json").read_text())
     labels = by_label.load(evaluated / by_label.FILE)
     assert list(labels.splits) == list(metrics["splits"])
-    for split, summary in metrics["splits"].items():
-        for entry in (summary, *summary["slices"].values()):
+    for split, whole in metrics["splits"].items():
+        for entry in (whole, *whole["slices"].values()):
             low, high = entry["interval"]
             assert 0 <= low <= entry["f2"] + 1e-9
             assert entry["f2"] - 1e-9 <= high <= 1
         figures = labels.splits[split]
         mean = np.nanmean(figures.average_precision)
-        assert mean == pytest.approx(summary["map"], abs=1e-5)
-        per_image = figures.support.sum() / summary["num_images"]
-        assert per_image == pytest.approx(summary["labels_per_image_true"])
+        assert mean == pytest.approx(whole["map"], abs=1e-5)
+        per_image = figures.support.sum() / whole["num_images"]
+        assert per_image == pytest.approx(whole["labels_per_image_true"])
     page = (evaluated / "report.html").read_text()
     num_images = list(metrics["splits"].values())[-1]["num_images"]
     assert page.count('src="data:image/jpeg;base64,') == min(num_images, 18)
@@ -1086,7 +1157,13 @@ def test_a_training_without_space_names_its_file(full, dataset, tmp_path, name):
     full(tmp_path / "run" / name, *train_words(dataset, tmp_path / "run"))
 
 
-@pytest.mark.parametrize("name", ["counts.json", "index-train.parquet", "labels.csv"])
+@pytest.mark.parametrize(
+    "name",
+    [
+        *("counts.json", "index-train.parquet", "labels.csv"),
+        "labelled_images-train.array_record-00000-of-00001",
+    ],
+)
 def test_a_preparation_without_space_names_its_file_and_goes_on(run, full, files, name):
     # Begun before, as its folder has to be empty otherwise.
     data = files.parent / "data"

@@ -236,19 +236,6 @@ def test_json_lines_of_too_few_answers_leave_the_old_ones(tmp_path):
     assert not list(tmp_path.glob(".*"))
 
 
-@pytest.mark.parametrize(
-    ("name", "shown"),
-    [
-        ("a\nb\x1b[31m", "a\\nb\\x1b[31m"),
-        ("x\u202egpj.exe", "x\\u202egpj.exe"),
-        ("\udcff", "\\udcff"),
-        ("صورة 👩‍🚀 cafe\u0301 <b>", "صورة 👩‍🚀 cafe\u0301 <b>"),
-    ],
-)
-def test_what_would_not_show_in_a_name_is_escaped(name, shown):
-    assert predictions.visible(name) == shown
-
-
 def test_a_decoder_is_told_with_its_parameter():
     assert FACTS.decoder_words == "top_k (k 5)"
     threshold = {"decoder": "threshold", "parameter": {"threshold": 0.3}}

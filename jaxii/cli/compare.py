@@ -70,7 +70,8 @@ def compare(
 
         write_text(output, render_comparison(comparison))
     if markdown:
-        say(as_markdown(comparison))
+        for line in as_markdown(comparison).split("\n"):
+            say(line)
         return
     print_table(as_table(comparison))
     if output is not None:

@@ -5,6 +5,7 @@ imports what it needs in its `run`.
 """
 
 import errno
+import io
 import logging
 import os
 import sys
@@ -34,6 +35,7 @@ from jaxii.cli import (
 )
 from jaxii.cli.flags import Flags
 from jaxii.config import check_overrides
+from jaxii.console import open_ended, write_line
 from jaxii.distributed.cluster import ProcessInfo
 from jaxii.errors import CheckFailed, InputError, nearest, nearest_path
 
@@ -100,23 +102,25 @@ def main(argv: list[str]) -> int:
     Args:
       argv: As `sys.argv`: the program, then the words of the command line.
     """
-    if any(word in ("-h", "--help", "-help") for word in argv[1:]):
-        print(help_text(argv[1:]))
-        return DONE
+    _set_outputs()
     _set_environment()
     flags = None
     code, text = DONE, ""
     try:
+        if any(word in ("-h", "--help", "-help") for word in argv[1:]):
+            with open_ended(sys.stdout):
+                print(help_text(argv[1:]), flush=True)
+            return DONE
         command, rest = find_command(argv[1:])
         flags = parse(command, [argv[0], *rest])
         COMMANDS[command].run(flags)
     except InputError as error:
-        code, text = MISUSED, " ".join(str(error).split())
+        code, text = MISUSED, str(error)
     except Exception as error:
         code, text = _failure(error, flags.place if flags is not None else None)
     place = flags.place if flags is not None else None
     if text and (code == FAILED or place is None or place.index == 0):
-        print(f"jaxii: {text}", file=sys.stderr)
+        write_line(f"jaxii: {' '.join(text.split())}", sys.stderr)
     if place is not None:
         from jaxii.distributed import processes
 
@@ -324,6 +328,19 @@ def _recipe_error(recipe: str | None, error: BaseException) -> InputError:
     # A recipe's own message may name it already.
     text = text.removeprefix(f"{recipe}; ")
     return InputError(f"--config={recipe}: {kind}{text}{where}")
+
+
+def _set_outputs() -> None:
+    """Makes both outputs writable: they may be closed, or not have all characters."""
+    # A file must not be opened in place of a closed output.
+    while (handle := os.open(os.devnull, os.O_RDWR)) <= 2:
+        pass
+    os.close(handle)
+    sys.stdout = sys.stdout or os.fdopen(1, "w")
+    sys.stderr = sys.stderr or os.fdopen(2, "w")
+    for stream in (sys.stdout, sys.stderr):
+        if isinstance(stream, io.TextIOWrapper):
+            stream.reconfigure(errors="backslashreplace")
 
 
 def _set_environment() -> None:

@@ -5,7 +5,6 @@ Answers are written as they arrive: memory does not grow with the number of imag
 
 import csv
 import json
-import unicodedata
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, TextIO
@@ -27,8 +26,6 @@ HEADER = ("image_id", "labels")
 # The least probability of a label in JSON lines, unless it was chosen.
 SCORE_FLOOR = 0.01
 _DIGITS = 5
-# They reverse text: a name that ends in .exe can look like x.gpj.
-_BIDI_CONTROLS = set("\u202a\u202b\u202c\u202d\u202e\u2066\u2067\u2068\u2069")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -238,16 +235,6 @@ def write_json_lines(
             file.write(_encodable(line) + "\n")
 
     _write_with_provenance(path, rows, facts.record)
-
-
-def visible(name: str) -> str:
-    """Returns a name with its invisible characters escaped."""
-    return "".join(
-        letter.encode("unicode_escape").decode()
-        if unicodedata.category(letter) in ("Cc", "Cs") or letter in _BIDI_CONTROLS
-        else letter
-        for letter in name
-    )
 
 
 def _fields(given: Answer, vocabulary: Vocabulary) -> dict[str, Any]:

@@ -1,6 +1,7 @@
 """A table of runs: how their configurations differ, and their figures."""
 
 import re
+import sys
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from typing import Any
@@ -11,6 +12,7 @@ from rich.measure import Measurement
 from rich.table import Table
 from rich.text import Text
 
+from jaxii.console import open_ended, visible
 from jaxii.report.entries import (
     NO_FIELD,
     Entry,
@@ -289,12 +291,12 @@ def _notes_on_sets(runs: Sequence[EvaluatedRun]) -> list[str]:
 def as_table(comparison: Comparison) -> Table:
     """Returns the comparison as a rich table."""
     table = Table(box=box.SIMPLE_HEAD, caption_justify="left")
-    table.caption = Text("\n".join(comparison.notes))
+    table.caption = Text("\n".join(map(visible, comparison.notes)))
     for column, kind in zip(comparison.columns, comparison.kinds, strict=True):
         side = "right" if kind == "figure" else "left"
-        table.add_column(Text(column), justify=side, overflow="fold")
+        table.add_column(Text(visible(column)), justify=side, overflow="fold")
     for row in comparison.rows:
-        cells = [Text(cell) for cell in row]
+        cells = [Text(visible(cell, kept="\n")) for cell in row]
         badge = cells[comparison.columns.index("provenance")]
         badge.stylize("green" if badge.plain == "clean" else "bold red")
         table.add_row(*cells)
@@ -307,7 +309,8 @@ def print_table(table: Table) -> None:
     if not console.is_terminal:
         needed = Measurement.get(console, console.options.update(width=10_000), table)
         console.width = max(needed.maximum, console.width)
-    console.print(table)
+    with open_ended(sys.stdout):
+        console.print(table)
 
 
 def as_markdown(comparison: Comparison) -> str:

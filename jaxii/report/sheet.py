@@ -5,8 +5,9 @@ from contextlib import suppress
 from dataclasses import dataclass
 from typing import Any
 
+from jaxii.console import visible
 from jaxii.data.labels import Vocabulary
-from jaxii.evaluation.predictions import Answer, Facts, visible
+from jaxii.evaluation.predictions import Answer, Facts
 from jaxii.evaluation.provenance import Provenance
 from jaxii.report.formatting import count, percent, short
 from jaxii.report.page import templates

@@ -16,7 +16,7 @@ from jaxii.distributed import processes
 from jaxii.errors import InputError
 from jaxii.evaluation import image_records, predictions
 from jaxii.evaluation.image_records import ImageFiles, Listing
-from jaxii.evaluation.predictions import Answer, ExpectedF2, Facts, visible
+from jaxii.evaluation.predictions import Answer, ExpectedF2, Facts
 from jaxii.evaluation.provenance import Provenance
 from jaxii.models.multitask import EMBEDDING_HEAD
 from jaxii.runs import assembly, unseen
@@ -207,7 +207,7 @@ def _write(
 
 def _say(request: Request, files: ImageFiles, damaged: Damaged, facts: Facts) -> None:
     for given in damaged.first:
-        warn(f"damaged  {visible(files.listing.shown(given.row))}: {given.fault}")
+        warn(f"damaged  {files.listing.shown(given.row)}: {given.fault}")
     told_all = request.output is not None and not request.is_submission
     if damaged.count > len(damaged.first):
         where = (

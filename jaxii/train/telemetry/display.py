@@ -12,6 +12,8 @@ from rich.progress_bar import ProgressBar
 from rich.table import Table
 from rich.text import Text
 
+from jaxii.console import visible, write_line
+
 STAGE_WIDTH = 10
 GAP = "  "
 NO_BREAK = "\u00a0"
@@ -135,7 +137,7 @@ class Lines:
 
     def print(self, text: str) -> None:
         """Prints a line."""
-        print(text, file=self._stream, flush=True)
+        write_line(text, self._stream)
 
     def print_parts(self, parts: Sequence[str]) -> None:
         """Prints parts in one line."""
@@ -232,6 +234,7 @@ class Bars:
 
     def print(self, text: str) -> None:
         """Prints a line above the panel."""
+        text = visible(text)
         self._console.print(text, markup=False, highlight=False, soft_wrap=True)
 
     def print_parts(self, parts: Sequence[str]) -> None:

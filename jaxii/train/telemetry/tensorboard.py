@@ -17,6 +17,7 @@ from tensorboardX import summary
 from tensorboardX.event_file_writer import EventsWriter
 from tensorboardX.proto import event_pb2, summary_pb2
 
+from jaxii.console import is_shown
 from jaxii.storage import Mirror, at, names_in
 from jaxii.train.telemetry.images import png
 from jaxii.train.telemetry.trackers import RESULT_SPLITS, Facts, result_name
@@ -34,10 +35,6 @@ LAYOUT = {
     }
 }
 _PLAIN = frozenset(string.ascii_letters + string.digits + " ")
-# Bidirectional controls, which reorder the text after them.
-_REORDERING = frozenset(map(chr, (*range(0x202A, 0x202F), *range(0x2066, 0x206A))))
-# Controls, line breaks, and surrogates for bytes that are not UTF-8.
-_UNSHOWN = frozenset(("Cc", "Zl", "Zp", "Cs"))
 _RIGHT_TO_LEFT = {"R", "AL", "AN"}
 _ISOLATE, _END_ISOLATE = "\u2068", "\u2069"
 
@@ -50,7 +47,7 @@ def as_markdown(text: str) -> str:
     """
     shown = []
     for character in text:
-        if character in _REORDERING or unicodedata.category(character) in _UNSHOWN:
+        if not is_shown(character):
             shown.append(f"&#92;u{ord(character):04x}")
         elif character in _PLAIN or character > "\x7f":
             shown.append(character)
