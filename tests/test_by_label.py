@@ -1,5 +1,7 @@
 """Figures of each label are scikit-learn's, and survive the file they are kept in."""
 
+import csv
+
 import jax.numpy as jnp
 import numpy as np
 import pytest
@@ -76,3 +78,24 @@ def test_another_file_is_refused(tmp_path, text):
     path.write_text(text)
     with pytest.raises(InputError, match=r"not a table of label figures.*evaluate"):
         by_label.load(path)
+
+
+def test_no_cell_is_a_formula_of_a_spreadsheet_and_labels_are_read_as_they_were(
+    figures, tmp_path
+):
+    labels = ("=cmd|' /C calc'!A0", "+1", "@SUM(1)", "-2")
+    vocabulary = Vocabulary(labels, ("'=x", "'", "\tx", "it's"))
+    nothing = np.zeros(CLASSES)
+    table = by_label.LabelTable(
+        vocabulary=vocabulary,
+        train_images=nothing,
+        thresholds=nothing,
+        splits={"test": figures, "=set": figures},
+    )
+    table.save(tmp_path / by_label.FILE)
+    with (tmp_path / by_label.FILE).open(newline="") as file:
+        cells = [cell for row in csv.reader(file) for cell in row]
+    assert not [cell for cell in cells if cell.startswith(("=", "+", "-", "@", "\t"))]
+    read = by_label.load(tmp_path / by_label.FILE)
+    assert read.vocabulary == vocabulary
+    assert list(read.splits) == ["test", "=set"]

@@ -1,5 +1,6 @@
 """What a person who waits is told: how far, how fast, how long yet."""
 
+import ast
 import io
 import subprocess
 import sys
@@ -74,6 +75,20 @@ def test_what_a_terminal_would_obey_or_not_show_is_escaped(monkeypatch, name, sh
     with console.progress() as move:
         move(3, 3, name)
     assert sys.stdout.getvalue() == f"{shown}  3/3\n"
+
+
+def test_only_what_escapes_prints():
+    package = Path(console.__file__).parent
+    printing = {
+        path.relative_to(package).as_posix()
+        for path in package.rglob("*.py")
+        for node in ast.walk(ast.parse(path.read_text()))
+        if isinstance(node, ast.Call)
+        and isinstance(node.func, ast.Name)
+        and node.func.id == "print"
+    }
+    # The help is not of anybody's data.
+    assert printing == {"console.py", "cli/dispatch.py"}
 
 
 def test_work_goes_on_when_nobody_reads_its_output_any_more():

@@ -1219,6 +1219,28 @@ def test_new_writes_a_recipe_that_the_command_line_loads(run, tmp_path, monkeypa
     assert "validation_fraction=0.4 of the 1 groups of train leaves no" in errors
 
 
+def test_names_in_ones_own_data_reach_no_terminal_as_commands(
+    run, tmp_path, monkeypatch
+):
+    pace = Pace(images_per_second=100.0, start_seconds=1.0)
+    monkeypatch.setattr(speed, "pace_of", lambda fields: pace)
+    (tmp_path / "photos").mkdir()
+    rows = [["path", f"label{HOSTILE}", "domain", "slice", f"{HOSTILE}\n"]]
+    for i in range(12):
+        small_layout.put(tmp_path / "photos", f"{HOSTILE}{i}", small_layout.jpeg(9 * i))
+        name = f"{HOSTILE}{i}.jpg" if i else f"{HOSTILE}none.jpg"
+        rows.append([name, f"{HOSTILE} {i % 2}", HOSTILE, HOSTILE, HOSTILE])
+    with (tmp_path / "labels.csv").open("w", newline="") as file:
+        csv.writer(file).writerows(rows)
+    words = f"--images={tmp_path / 'photos'}", f"--labels={tmp_path / 'labels.csv'}"
+    said = []
+    for more in ([], [f"--label_column=label{HOSTILE}"]):
+        said += run("new", tmp_path / "mine", *words, *more)
+    assert said[0] == 2 and said[3] == 0, said
+    assert r"te\x1b[31mst" in said[1] + said[2] and r"te\x1b[31mst" in said[4]
+    assert not re.search(r"[\x00-\x09\x0b-\x1f\x7f-\x9f]", "".join(map(str, said)))
+
+
 def test_doctor_ends_with_1_where_something_is_broken(run, monkeypatch):
     def fail(config, place):
         raise CheckFailed("1 things to mend; see BROKEN above.")

@@ -358,7 +358,7 @@ def test_a_run_can_go_on_after_a_failed_save(folder, full_disk):
     told = [line for line in lines if "Training goes on without it." in line]
     assert len(told) == 2
     assert "step 4 " in told[0] and "goes on from step 2" in told[0]
-    assert "step 8 " in told[1] and "starts anew" in told[1]
+    assert "step 8 " in told[1] and "starts the stage anew" in told[1]
     checkpoints = folder.path / "checkpoints"
     left = {path.name for path in checkpoints.glob("*/*") if path.name[0] != "."}
     assert left == {"6", "10"}

@@ -1,6 +1,7 @@
 """A run's folder belongs to one configuration and one vocabulary."""
 
 import json
+from pathlib import Path
 
 import pytest
 
@@ -8,6 +9,21 @@ from jaxii.config import Config, default_config
 from jaxii.data.labels import Vocabulary
 from jaxii.errors import InputError
 from jaxii.runs.workdir import Workdir
+
+HOSTILE = (
+    *(
+        "../../../x",
+        "/etc/x",
+        "a/b",
+        "a\\b",
+        ".",
+        "..",
+        "\x1b]0;x\x07",
+        "\n",
+        "é" * 300,
+    ),
+    *("x" * 300, "x" * 301, "x" * 120 + "%%", "%2E", "con", "label=1"),
+)
 
 LABELS = Vocabulary(("/m/a", "/m/b"), ("A", "B"))
 OTHER_LABELS = Vocabulary(("/m/b", "/m/a"), ("B", "A"))
@@ -160,3 +176,14 @@ def test_what_was_tuned_elsewhere_has_names_of_its_own(tmp_path):
         workdir.result_file("metrics.json", ["tuned_on_tuning", "adabn"]).name
         == "metrics_tuned_on_tuning_adabn.json"
     )
+
+
+def test_any_domain_is_the_name_of_one_folder_of_its_own(workdir):
+    folders = [workdir.held_out(domain).path for domain in HOSTILE]
+    for folder in folders:
+        Workdir(folder).claim(new_config())
+    made = list((workdir.path / "held_out").iterdir())
+    assert sorted(made) == sorted(folders)
+    assert len(set(folders)) == len(HOSTILE)
+    assert all(path.is_relative_to(workdir.path) for path in map(Path.resolve, made))
+    assert all(folder.name.isprintable() for folder in folders)

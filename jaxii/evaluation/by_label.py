@@ -15,6 +15,8 @@ from jaxii.metrics.f_beta import f_beta_from_counts
 from jaxii.storage import AnyPath, write_beside
 
 FILE = "label_figures.csv"
+# A spreadsheet takes a cell that begins with one of these for a formula.
+_FORMULA = ("=", "+", "-", "@", "\t", "\r")
 _FIGURES = ("support", "average_precision", "f2")
 
 
@@ -49,16 +51,16 @@ class LabelTable:
     splits: Mapping[str, SplitFigures]
 
     def save(self, path: AnyPath) -> None:
-        """Writes a CSV file with one row per label, atomically."""
+        """Writes a CSV file with one row per label, atomically; see `as_cell`."""
         columns = {
-            "label_code": self.vocabulary.codes,
-            "description": self.vocabulary.descriptions,
+            "label_code": [as_cell(code) for code in self.vocabulary.codes],
+            "description": [as_cell(text) for text in self.vocabulary.descriptions],
             "train_images": self.train_images,
             "threshold": self.thresholds.round(6),
         }
         for split, figures in self.splits.items():
             for name in _FIGURES:
-                columns[f"{split}/{name}"] = getattr(figures, name).round(6)
+                columns[as_cell(f"{split}/{name}")] = getattr(figures, name).round(6)
         table = pl.DataFrame(columns).fill_nan(None)
         write_beside(path, table.write_csv, binary=True)
 
@@ -85,6 +87,15 @@ def split_figures(
     )
 
 
+def as_cell(text: str) -> str:
+    """Returns text for a file that people open: an apostrophe is before a formula."""
+    return f"'{text}" if text.startswith((*_FORMULA, "'")) else text
+
+
+def _of_cell(cell: str) -> str:
+    return cell.removeprefix("'")
+
+
 def load(path: AnyPath) -> LabelTable:
     """Reads what `save` wrote.
 
@@ -101,9 +112,11 @@ def load(path: AnyPath) -> LabelTable:
         def column(name: str) -> Float64[np.ndarray, " class"]:
             return table[name].cast(pl.Float64).fill_null(np.nan).to_numpy()
 
+        table.columns = [_of_cell(name) for name in table.columns]
         names = dict.fromkeys(n.rpartition("/")[0] for n in table.columns if "/" in n)
         codes, descriptions = (
-            table[name].fill_null("") for name in ("label_code", "description")
+            map(_of_cell, table[name].fill_null(""))
+            for name in ("label_code", "description")
         )
         return LabelTable(
             vocabulary=Vocabulary(tuple(codes), tuple(descriptions)),

@@ -12,14 +12,13 @@ import numpy as np
 from jaxtyping import Bool, Float, Float32, Int64, Shaped
 
 from jaxii.data.labels import Vocabulary
+from jaxii.evaluation.by_label import as_cell
 from jaxii.storage import AnyPath, write_beside
 
 HEADER = (
     *("image_id", "label", "name", "given", "probability", "score"),
     *("split", "domain"),
 )
-# A spreadsheet takes a cell that begins with one of these for a formula.
-_FORMULA = ("=", "+", "-", "@", "\t", "\r")
 _DIGITS = 4
 
 
@@ -129,7 +128,7 @@ def save(
 ) -> None:
     """Writes a CSV file with the columns `HEADER`, a row per suspect, atomically.
 
-    An apostrophe is put before text that a spreadsheet would take for a formula.
+    Text is in it as `as_cell` gives it.
 
     Args:
       splits: of each image, in the run that predicted it.
@@ -142,20 +141,15 @@ def save(
         for place in range(len(suspects)):
             row, label = int(suspects.rows[place]), int(suspects.label_ids[place])
             cells = (
-                _plain(image_ids[row]),
-                _plain(vocabulary.codes[label]),
-                _plain(vocabulary.descriptions[label]),
+                as_cell(image_ids[row]),
+                as_cell(vocabulary.codes[label]),
+                as_cell(vocabulary.descriptions[label]),
                 int(suspects.given[place]),
                 round(float(suspects.probs[place]), _DIGITS),
                 round(float(suspects.scores[place]), _DIGITS),
                 splits[row],
-                _plain(domains[row]),
+                as_cell(domains[row]),
             )
             writer.writerow(cells)
 
     write_beside(path, write)
-
-
-def _plain(text: str) -> str:
-    """Returns text that is no formula."""
-    return f"'{text}" if text.startswith(_FORMULA) else text

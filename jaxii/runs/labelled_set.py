@@ -40,6 +40,7 @@ from jaxii.evaluation.result import (
 from jaxii.manifest import describe
 from jaxii.metrics.streaming import Accumulators
 from jaxii.models.multitask import EMBEDDING_HEAD
+from jaxii.prepare.image_files import is_text
 from jaxii.prepare.tables import labelled
 from jaxii.prepare.tables.labelled import Labelled
 from jaxii.prepare.tables.notes import Notes
@@ -70,10 +71,11 @@ def evaluate_set(
         images or labels cannot be used.
     """
     name = name or images.name
-    if not name or name in SPLITS:
+    if not name or name in SPLITS or not is_text(name):
+        what = "the name of a split" if name in SPLITS else "empty or not UTF-8"
         raise InputError(
-            f"name={name!r} is {'the name of a split' if name else 'empty'}; give the "
-            "labelled set a name of its own, such as holiday."
+            f"name={name!r} is {what}; give the labelled set a name of its own, such "
+            "as holiday."
         )
     run.check_evaluated(run.metrics)
     _check_report(run)

@@ -9,6 +9,8 @@ from dataclasses import dataclass
 from typing import Any, cast
 from urllib.parse import quote
 
+import xxhash
+
 from jaxii import manifest
 from jaxii.config import FREE_FIELDS, Config, differences
 from jaxii.data.labels import Vocabulary
@@ -21,6 +23,8 @@ from jaxii.storage import AnyPath, write_json
 from jaxii.train.checkpoint import CheckpointMetadata
 
 MOST_SHOWN = 5
+# Of a folder's name; file systems allow 255 bytes.
+MOST_LETTERS = 120
 # The one field in which a run with a domain held out differs from the run without.
 HELD_OUT = "data.held_out_domain"
 # Fields that `change_batch_size` lets change on resume; the order of examples stays.
@@ -286,8 +290,12 @@ class Workdir:
 
 
 def _as_folder(text: str) -> str:
+    """Returns the name of one folder for any text, another one for each."""
     name = quote(text, safe=" ")
-    # Any text can be a name, and these name other folders.
+    if len(name) > MOST_LETTERS:
+        # `quote` never gives two percent signs.
+        name = f"{name[:MOST_LETTERS]}%%{xxhash.xxh3_64_hexdigest(name.encode())}"
+    # These name other folders.
     return name.replace(".", "%2E") if name in (".", "..") else name
 
 

@@ -43,7 +43,7 @@ class FailedSave(Exception):
     def __init__(self, folder: epath.Path, step: int, error: Exception):
         self.last = _last(folder)
         if self.last is None:
-            rest = "starts anew: no checkpoint is complete yet"
+            rest = "starts the stage anew, which has no complete checkpoint yet"
         else:
             rest = f"goes on from step {self.last}, which is complete"
         super().__init__(
