@@ -264,7 +264,8 @@ def local_draft(path: AnyPath) -> Iterator[Path]:
                 yield part
                 part.replace(path)
         finally:
-            part.unlink(missing_ok=True)
+            with contextlib.suppress(OSError):  # a read-only disk
+                part.unlink(missing_ok=True)
     else:
         with tempfile.TemporaryDirectory() as folder:
             part = Path(folder, path.name)

@@ -877,6 +877,15 @@ def test_evaluate_leaves_figures_report_and_submission(evaluated):
     assert not [name for name in names if name.endswith(".part")]
 
 
+def test_an_evaluation_that_could_not_be_kept_is_not_begun(
+    refused, evaluated, monkeypatch
+):
+    monkeypatch.setattr(os, "access", lambda path, mode: path != evaluated)
+    words = ["evaluate", f"--workdir={evaluated}"]
+    for more in ([], ["--images=configs"]):
+        refused([*words, *more], "run is read-only, and .* copy the folder", evaluated)
+
+
 def test_the_files_of_an_evaluation_agree_on_slices_labels_and_images(evaluated):
     metrics = json.loads((evaluated / "metrics.json").read_text())
     labels = by_label.load(evaluated / by_label.FILE)

@@ -60,6 +60,7 @@ def evaluate(
 ) -> None:
     """Measures a trained run; see `measure`."""
     with Run.open(workdir.path, stage, data_dir=data_dir, verify=verify) as run:
+        run.workdir.check_writable()
         measure(run, tune_on=tune_on, decoder=decoder, options=options)
 
 

@@ -78,6 +78,7 @@ def evaluate_set(
             "as holiday."
         )
     run.check_evaluated(run.metrics)
+    run.workdir.check_writable()
     _check_report(run)
     found = _read(run, images, labels, **options)
     data = _data_of(run, found, images, name)

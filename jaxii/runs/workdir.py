@@ -4,8 +4,10 @@ A run's folder belongs to one configuration and one vocabulary.
 """
 
 import json
+import os
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any, cast
 from urllib.parse import quote
 
@@ -92,6 +94,18 @@ class Workdir:
         decoders = self.result_file("decoders.npz", variants)
         check_evaluation(listed, [path.name, decoders.name], again=f"{again} again")
         return json.loads(path.read_text(encoding="utf-8"))
+
+    def check_writable(self) -> None:
+        """Refuses a folder that results cannot be written into, before they are made.
+
+        Raises:
+          InputError: If the folder is read-only.
+        """
+        if isinstance(self.path, Path) and not os.access(self.path, os.W_OK):
+            raise InputError(
+                f"{self.path} is read-only, and results are written into it; change "
+                "its permissions, or copy the folder."
+            )
 
     def own_files(self) -> dict[str, File]:
         """Returns size and hash of the files that the run's checkpoints belong to."""
