@@ -3,8 +3,18 @@
 import json
 
 from jaxii.config import Config
+from jaxii.decoding.thresholds import DecoderChoice
 from jaxii.evaluation.provenance import Provenance
-from jaxii.evaluation.result import write_evaluation
+from jaxii.evaluation.result import (
+    Bootstrap,
+    Constant,
+    DecoderInUse,
+    DecoderMetrics,
+    EvaluationResult,
+    SliceMetrics,
+    SplitMetrics,
+    write_evaluation,
+)
 from jaxii.train.checkpoint import CheckpointMetadata
 
 CLEAN = Provenance().with_("thresholds", labels=["validation"])
@@ -35,17 +45,88 @@ def metadata_of(saved, **changes):
     return CheckpointMetadata(**facts | changes, saved=saved)
 
 
-def summary(f2, error=0.01):
-    return {
+def slice_metrics(f2, num_images=40, error=0.01, interval=None):
+    return SliceMetrics(
+        num_images=num_images, f2=f2, standard_error=error, interval=interval
+    )
+
+
+def decoder_metrics(f2, **parameter):
+    return DecoderMetrics(
+        f2=f2,
+        standard_error=0.0054,
+        coverage=44,
+        labels_per_image=3.1,
+        parameter=parameter,
+    )
+
+
+def split_metrics(f2, **changes):
+    """Returns figures of a split with two slices."""
+    facts = {
+        "num_images": 100,
+        "num_images_without_truth": 0,
         "f2": f2,
-        "map": 0.4321,
+        "interval": None,
+        "bootstrap": Bootstrap(by="image", level=0.95, resamples=1000),
         "coverage": 1234,
-        "worst_slice": "[bold]north",
+        "labels_per_image_predicted": 3.1,
+        "labels_per_image_true": 2.4,
         "slices": {
-            "[bold]north": {"num_images": 40, "f2": 0.1111, "standard_error": error},
-            "south": {"num_images": 60, "f2": 0.5, "standard_error": error},
+            "[bold]north": slice_metrics(0.1111),
+            "south": slice_metrics(0.5, 60),
         },
+        "decoders": {"threshold": decoder_metrics(f2, threshold=0.31)},
+        "threshold": 0.31,
+        "micro_f2": 0.3,
+        "macro_f2": 0.2,
+        "thresholds": [0.25, 0.5],
+        "f2_by_threshold": [0.2, 0.1],
+        "best_threshold": 0.25,
+        "best_f2": 0.2,
+        "map": 0.4321,
+        "map_num_classes": 58,
+        "recall_at_5": 0.6789,
+        "bce": 3.2,
+        "calibration_error": 0.0345,
+        "reliability": [[0.1, 0.2, 90], [0.6, 0.5, 20]],
+        **changes,
     }
+    slices = facts["slices"]
+    worst = min(slices, key=lambda name: slices[name].f2)
+    return SplitMetrics(**{"worst_slice": worst} | facts)
+
+
+def result(cls=EvaluationResult, **changes):
+    """Returns the result of an evaluation."""
+    facts = {
+        "stage": "last",
+        "step": 3,
+        "created": "2025-01-31T12:00:00+00:00",
+        "hardware": "1 x CPU",
+        "seed": 3,
+        "dataset": "toy_regions",
+        "config_hash": "9a0b33cd12ef4567",
+        "label_hash": "abc",
+        "data_hash": "4f1c2a9be0d37715",
+        "short_side_pixels": None,
+        "num_params": 11_241_123,
+        "provenance": CLEAN,
+        "decoder": decoder_in_use(),
+        "constant": constant({"validation": 0.2, "test": 0.1}),
+        "splits": {"validation": split_metrics(0.35), "test": split_metrics(0.25)},
+        "members": ["one"],
+    }
+    return cls(**facts | changes)
+
+
+def decoder_in_use(name="threshold", chosen_on="validation"):
+    choice = DecoderChoice(threshold=0.31, top_k=4)
+    return DecoderInUse(name=name, chosen_on=chosen_on, choice=choice)
+
+
+def constant(f2, names=("/m/0sky",)):
+    return Constant(labels=list(names), names=list(names), f2=f2)
 
 
 def write_run(
@@ -53,31 +134,22 @@ def write_run(
     *,
     f2=0.25,
     lr=0.1,
-    seed=3,
-    provenance=CLEAN,
     config=None,
-    empty=None,
+    without=None,
     file="metrics.json",
     history=(),
-    **metrics,
+    **changes,
 ):
-    """Writes one evaluation of a run; `metrics` replace or add keys of its file."""
+    """Writes one evaluation of a run; `changes` are fields of its result."""
     workdir.mkdir(parents=True, exist_ok=True)
-    config = config or {"optimizer": {"peak_lr": lr}, "seed": seed}
+    splits = {"validation": split_metrics(f2 + 0.1), "test": split_metrics(f2)}
+    metrics = result(**{"splits": splits} | changes)
+    config = config or {"optimizer": {"peak_lr": lr}, "seed": metrics.seed}
+    config = {"stages": [{"name": "last"}], **config}
     (workdir / "config.json").write_text(json.dumps(config))
-    metrics = {
-        "dataset": "toy_regions",
-        "label_hash": "abc",
-        "step": 3,
-        "decoder": {"name": "threshold", "threshold": 0.31, "chosen_on": "validation"},
-        "provenance": provenance.to_json(),
-        "constant": {"f2": {"validation": 0.2, "test": 0.1}},
-        "splits": {"validation": summary(f2 + 0.1), "test": summary(f2)},
-        **metrics,
-    }
-    if empty:
-        metrics[empty] = {}
-    (workdir / file).write_text(json.dumps(metrics))
+    record = metrics.to_json()
+    record.pop(without, None)
+    (workdir / file).write_text(json.dumps(record))
     rows = [
         {"kind": "train", "step": 1, "images_per_second": 1.0},
         {"kind": "train", "step": 2, "images_per_second": 100.0},

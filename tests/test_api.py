@@ -174,10 +174,7 @@ def test_features_are_a_row_an_image(run, paths):
 
 
 def test_a_run_tells_its_figures_classes_and_provenance(run):
-    assert (
-        run.figures("validation").f2
-        == run.workdir.metrics()["splits"]["validation"]["f2"]
-    )
+    assert run.figures("validation") == run.workdir.metrics().splits["validation"]
     with pytest.raises(InputError, match="the nearest is validation"):
         run.figures("validatoin")
     assert run.classes == tuple(small_layout.CODES)

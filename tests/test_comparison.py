@@ -5,10 +5,19 @@ import statistics
 
 import numpy as np
 import pytest
-from small_runs import CLEAN, seal, summary, write_run
+from small_runs import (
+    CLEAN,
+    constant,
+    decoder_in_use,
+    seal,
+    slice_metrics,
+    split_metrics,
+    write_run,
+)
 
 from jaxii.cli.compare import compare
 from jaxii.errors import InputError
+from jaxii.evaluation.result import DomainShiftEstimate, Estimate
 from jaxii.report.comparison import build_comparison
 from jaxii.report.formatting import flatten
 from jaxii.report.run_files import read_run, standard_error
@@ -94,27 +103,32 @@ def test_training_f2_is_that_of_the_evaluated_step(tmp_path):
 
 
 def test_the_estimate_of_held_out_domains_is_shown(tmp_path):
-    estimates = {"held_out_domains": {"f2": 0.28, "threshold": 0.4, "domains": {}}}
+    estimates = DomainShiftEstimate(
+        validation=Estimate(f2=0.3, threshold=0.3, test_f2=0.2),
+        held_out_domains=Estimate(f2=0.28, threshold=0.4, test_f2=0.2),
+        domains={},
+        test_f2=0.25,
+    )
     one = write_run(tmp_path / "one", estimates=estimates)
     two = write_run(tmp_path / "two", lr=0.2)
     assert [row["F2 held out"] for row in rows_of(one, two)] == ["0.2800", "-"]
-    splits = {"validation": summary(0.3), "held_out": summary(0.27)}
+    splits = {"validation": split_metrics(0.3), "held_out": split_metrics(0.27)}
     three = write_run(tmp_path / "three", splits=splits)
     assert rows_of(three)[0]["F2 held out"] == "0.2700"
 
 
 def test_another_decoder_than_the_threshold_is_named(tmp_path):
-    one = write_run(tmp_path / "one", decoder={"name": "expected_f2", "threshold": 0.3})
+    one = write_run(tmp_path / "one", decoder=decoder_in_use("expected_f2"))
     assert rows_of(one)[0]["threshold"] == "expected_f2"
 
 
 def test_a_run_without_a_test_split_has_no_test_column(tmp_path):
-    one = write_run(tmp_path / "one", splits={"validation": summary(0.3)})
+    one = write_run(tmp_path / "one", splits={"validation": split_metrics(0.3)})
     assert "F2 test" not in rows_of(one)[0]
 
 
 def test_a_split_that_only_some_runs_have_is_a_column(tmp_path):
-    splits = {split: summary(0.3) for split in ("tuning", "test")}
+    splits = {split: split_metrics(0.3) for split in ("tuning", "test")}
     one = write_run(tmp_path / "one", splits=splits)
     two = write_run(tmp_path / "two", lr=0.2)
     assert [row["F2 tuning"] for row in rows_of(one, two)] == ["0.3000", "-"]
@@ -146,7 +160,9 @@ def test_the_best_constant_prediction_is_told_where_runs_agree_on_it(tmp_path):
     one = write_run(tmp_path / "one")
     said = "Mean F2 of the best constant prediction: validation 0.2000"
     assert f"{said}, test 0.1000." in compared(one).notes
-    two = write_run(tmp_path / "two", constant={"f2": {"validation": 0.2, "test": 0.3}})
+    two = write_run(
+        tmp_path / "two", constant=constant({"validation": 0.2, "test": 0.3})
+    )
     assert f"{said}." in compared(one, two).notes
 
 
@@ -196,8 +212,8 @@ def test_seeds_of_another_provenance_stay_apart(tmp_path):
 
 def test_the_worst_slice_of_several_seeds_is_worst_on_average(tmp_path):
     def of(north, south):
-        slices = {"north": {"f2": north}, "south": {"f2": south}}
-        return {"test": {"f2": 0.3, "slices": slices}}
+        slices = {"north": slice_metrics(north), "south": slice_metrics(south)}
+        return {"test": split_metrics(0.3, slices=slices)}
 
     one = write_run(tmp_path / "one", seed=0, splits=of(0.1, 0.2))
     two = write_run(tmp_path / "two", seed=1, splits=of(0.5, 0.2))
@@ -207,23 +223,22 @@ def test_the_worst_slice_of_several_seeds_is_worst_on_average(tmp_path):
 def test_the_standard_error_pooled_over_slices_is_that_of_all_images():
     rng = np.random.default_rng(0)
     parts = {"a": rng.random(31), "b": 0.3 * rng.random(17), "c": rng.random(1)}
-    slices = {
-        name: {
-            "num_images": len(f2),
-            "f2": f2.mean(),
-            "standard_error": np.std(f2) / np.sqrt(max(len(f2) - 1, 1)),
-        }
-        for name, f2 in parts.items()
-    }
+    slices = [
+        slice_metrics(
+            float(f2.mean()),
+            len(f2),
+            float(np.std(f2) / np.sqrt(max(len(f2) - 1, 1))),
+        )
+        for f2 in parts.values()
+    ]
     every = np.concatenate(list(parts.values()))
     exact = np.std(every, ddof=1) / np.sqrt(len(every))
-    found = standard_error({"slices": slices})
-    assert found == pytest.approx(exact)
+    assert standard_error(slices) == pytest.approx(exact)
 
 
-def test_without_errors_of_the_slices_there_is_no_standard_error():
-    assert standard_error({"slices": {"a": {"num_images": 9, "f2": 0.3}}}) is None
-    assert standard_error({}) is None
+def test_one_image_has_no_standard_error():
+    assert standard_error([slice_metrics(0.3, 1, 0.0)]) == 0
+    assert standard_error([]) == 0
 
 
 # Printed.
@@ -239,8 +254,9 @@ def test_piped_text_is_plain_whole_and_one_line_a_run(tmp_path, capsys):
 
 
 def test_markdown_is_a_table_with_a_cell_for_every_column(tmp_path, capsys):
-    slices = {"a|b\\": {"f2": 0.1}}
-    one = write_run(tmp_path / "one", splits={"test": {"f2": 0.2, "slices": slices}})
+    slices = {"a|b\\": slice_metrics(0.1)}
+    splits = {"test": split_metrics(0.2, slices=slices)}
+    one = write_run(tmp_path / "one", splits=splits)
     text = printed(capsys, one, write_run(tmp_path / "two", lr=0.2), markdown=True)
     head, rule, *rows = text.partition("\n\n")[0].splitlines()
     columns = head.strip("| ").split(" | ")
@@ -310,7 +326,7 @@ def test_a_damaged_file_is_refused_in_one_line(tmp_path, name, text):
 @pytest.mark.parametrize("key", ["decoder", "provenance", "splits"])
 def test_incomplete_metrics_are_refused_by_key(tmp_path, key):
     with pytest.raises(InputError, match=f"lacks {key}"):
-        read_run(write_run(tmp_path / "one", empty=key))
+        read_run(write_run(tmp_path / "one", without=key))
 
 
 def test_an_unreadable_provenance_names_its_file(tmp_path):

@@ -5,7 +5,7 @@ from xml.etree import ElementTree
 
 import numpy as np
 import pytest
-from small_runs import CLEAN, seal, summary, write_run
+from small_runs import CLEAN, seal, slice_metrics, split_metrics, write_run
 from test_label_table import EVIL, labels_of
 from test_page import Reader
 
@@ -37,7 +37,9 @@ def runs(tmp_path):
         ),
         write_run(tmp_path / "gap", lr=0.2, history=GAP),
         write_run(tmp_path / "tuned", lr=0.3, f2=0.4, provenance=tuned),
-        write_run(tmp_path / "blind", lr=0.4, splits={"validation": summary(0.3)}),
+        write_run(
+            tmp_path / "blind", lr=0.4, splits={"validation": split_metrics(0.3)}
+        ),
     ]
 
 
@@ -93,7 +95,8 @@ def test_numbers_of_runs_in_one_place_do_not_lie_on_one_another(tmp_path):
 
 
 def test_what_cannot_be_drawn_makes_no_figure(tmp_path):
-    path = write_run(tmp_path / "one", splits={"validation": {"f2": float("nan")}})
+    splits = {"validation": split_metrics(float("nan"))}
+    path = write_run(tmp_path / "one", splits=splits)
     entries = compared(path).entries
     assert comparison_page.dots(entries, {}) == comparison_page.shift(entries) == ""
     Reader(render_comparison(compared(path)))
@@ -120,8 +123,12 @@ def with_labels(path, count=40, **facts):
 
 
 def sliced(north, south):
-    found = {"north": {"f2": north, "interval": [north - 0.1, north + 0.1]}}
-    return summary(0.3) | {"slices": found | {"south": {"f2": south}}}
+    interval = [north - 0.1, north + 0.1]
+    slices = {
+        "north": slice_metrics(north, interval=interval),
+        "south": slice_metrics(south),
+    }
+    return split_metrics(0.3, slices=slices)
 
 
 @pytest.fixture
@@ -135,29 +142,35 @@ def two(tmp_path):
 def test_the_worst_slice_comes_first_and_its_best_run_is_marked(
     two,
 ):
-    found = comparison_page.slices(entries(*two))
-    assert [row["name"] for row in found["rows"]] == ["north", "south"]
-    north = found["rows"][0]["cells"]
-    assert [cell["f2"] for cell in north] == ["0.4000", "0.2000"]
-    assert [cell["best"] for cell in north] == [True, False]
-    assert north[0]["interval"] == "0.300 to 0.500"
-    assert found["runs"] == ["1. a", "2. b"]
+    rows = dict(comparison_page.slices(entries(*two), "test"))
+    assert list(rows) == ["north", "south"]
+    north = rows["north"]
+    assert [cell.found.mean for cell in north] == [0.4, 0.2]
+    assert [cell.is_best for cell in north] == [True, False]
+    page = render_comparison(compared(*two))
+    part = page[page.index('id="slices"') : page.index('id="labels"')]
+    assert "0.4000" in part
+    assert "0.300 to 0.500" in part
+    assert part.index("1. a") < part.index("2. b")
 
 
 def test_a_slice_that_a_run_does_not_have_is_a_dash(tmp_path):
     one = write_run(tmp_path / "a", splits={"test": sliced(0.4, 0.3)})
-    other = summary(0.3) | {"slices": {"north": {"f2": 0.1}}}
+    other = split_metrics(0.3, slices={"north": slice_metrics(0.1)})
     two = write_run(tmp_path / "b", lr=0.2, splits={"test": other})
-    south = comparison_page.slices(entries(one, two))["rows"][1]
-    assert [cell["f2"] for cell in south["cells"]] == ["0.3000", "–"]
+    _, (name, south) = comparison_page.slices(entries(one, two), "test")
+    assert name == "south"
+    assert [cell.found and cell.found.mean for cell in south] == [0.3, None]
+    page = render_comparison(compared(one, two))
+    assert '<td class="num best">0.3000</td><td class="num">–</td>' in page
 
 
 def test_labels_stand_side_by_side_with_their_spread(two):
     changed = labels_of(40)
     changed.splits["test"].f2[5] = 0.999
     changed.save(two[1] / by_label.FILE)
-    table = comparison_page.labels(entries(*two))
-    columns = {c["title"]: c["values"] for c in table["data"]["columns"]}
+    table = comparison_page.labels(entries(*two), "test")
+    columns = {c["title"]: c["values"] for c in table.data()["columns"]}
     assert list(columns) == ["Images, test", "1. a", "2. b", "Spread"]
     own = labels_of(40).splits["test"].f2[5]
     assert columns["1. a"][5] == round(own, 3)
@@ -170,16 +183,16 @@ def test_seeds_have_their_mean(tmp_path):
     halved = labels_of(40)
     halved.splits["test"].f2[:] /= 2
     halved.save(paths[1] / by_label.FILE)
-    (column,) = comparison_page.labels(entries(*paths))["columns"][1:]
+    (column,) = comparison_page.labels(entries(*paths), "test").columns[1:]
     wanted = 0.75 * labels_of(40).splits["test"].f2
     np.testing.assert_allclose(column.values, wanted, atol=1e-5)
 
 
 def test_runs_with_other_labels_or_without_figures_have_no_table(two, tmp_path):
     plain = write_run(tmp_path / "plain", lr=0.3)
-    assert comparison_page.labels(entries(two[0], plain)) is None
+    assert comparison_page.labels(entries(two[0], plain), "test") is None
     other = with_labels(tmp_path / "other", count=41, lr=0.4)
-    assert comparison_page.labels(entries(two[0], other)) is None
+    assert comparison_page.labels(entries(two[0], other), "test") is None
 
 
 def test_a_variant_has_the_figures_of_its_own_labels(two):

@@ -25,7 +25,9 @@ def test_long_names_leave_room_for_the_curves():
     with warnings.catch_warnings():
         warnings.simplefilter("error")
         drawn = figures.reliability({long: summary(0.4, 0.3)})
-        drawn += figures.f2_against_threshold({long: summary(0.4, 0.3)}, {}, 0.9)
+        drawn += figures.f2_against_threshold(
+            {long: summary(0.4, 0.3)}, {long: 0.2}, 0.9
+        )
     assert "split split split s…" in drawn
 
 

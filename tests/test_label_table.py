@@ -45,25 +45,25 @@ def map_of(count):
 
 def test_the_judging_split_comes_first_and_every_figure_asked_for_is_there():
     table = label_table.of_run(labels_of(30), None)
-    titles = [column["title"] for column in table["data"]["columns"]]
+    titles = [column["title"] for column in table.data()["columns"]]
     assert titles.index("F2, test") < titles.index("F2, validation")
     assert {"Images, test", "AP, test", "Own threshold"} <= set(titles)
-    assert table["nearest"] == []
+    assert table.nearest == []
 
 
 def test_a_missing_figure_is_null_for_the_script_and_a_dash_on_paper():
     table = label_table.of_run(labels_of(30), None)
-    (f2,) = (c for c in table["data"]["columns"] if c["title"] == "F2, test")
+    (f2,) = (c for c in table.data()["columns"] if c["title"] == "F2, test")
     assert f2["values"][1] is None
-    (column,) = (c for c in table["columns"] if c.title == "F2, test")
+    (column,) = (c for c in table.columns if c.title == "F2, test")
     assert column.text(1) == "–"
-    json.dumps(table["data"], allow_nan=False)
+    json.dumps(table.data(), allow_nan=False)
 
 
 def test_few_labels_are_all_there_without_a_script_and_many_by_their_ends():
-    ((_, few),) = label_table.of_run(labels_of(30), None)["ends"]
+    ((_, few),) = label_table.of_run(labels_of(30), None).ends()
     assert sorted(few) == list(range(30))
-    best, worst = label_table.of_run(labels_of(500), None)["ends"]
+    best, worst = label_table.of_run(labels_of(500), None).ends()
     f2 = labels_of(500).splits["test"].f2
     assert len(best[1]) == len(worst[1]) == ENDS
     assert min(f2[best[1]]) > max(f2[worst[1]])
@@ -72,16 +72,15 @@ def test_few_labels_are_all_there_without_a_script_and_many_by_their_ends():
 
 def test_a_label_off_the_map_has_no_nearest_labels():
     table = label_table.of_run(labels_of(40), map_of(40))
-    assert table["nearest"][2] == []
-    assert all(len(near) == 3 for i, near in enumerate(table["nearest"]) if i != 2)
-    assert 2 not in table["data"]["map"]["ids"]
+    assert table.nearest[2] == []
+    assert all(len(near) == 3 for i, near in enumerate(table.nearest) if i != 2)
+    assert 2 not in table.data()["map"]["ids"]
 
 
 @pytest.mark.parametrize("count", [40, 900])
 def test_the_map_has_every_dot_inside_and_names_that_do_not_touch(count):
     found, labels = map_of(count), labels_of(count)
-    names, counts = labels.vocabulary.descriptions, labels.train_images
-    drawn = label_table.draw_map(found, names, counts)
+    drawn = label_table.draw_map(found, labels)
     dots = re.findall(r"M(-?\d+) (-?\d+)h0", drawn)
     assert len(dots) == count - 1
     _, height = label_table.places(found)

@@ -11,7 +11,6 @@ import jaxii
 from jaxii import main
 from jaxii.config import Config, default_config
 from jaxii.errors import InputError
-from jaxii.evaluation.provenance import Provenance
 from jaxii.prepare.kaggle import Layout, prepare
 from jaxii.prepare.tables.notes import Notes
 from jaxii.prepare.tables.rows import labels_of
@@ -118,12 +117,12 @@ def test_the_test_split_measured_again_has_the_same_figures_to_the_bit(
     names = dict(zip(run.classes, run.vocabulary.descriptions, strict=True))
     write(table, path, *[names] * (ending == "jsonl"))
     found = jaxii.evaluate(run, images=folder, labels=path, name="again")
-    split = run.metrics["splits"]["test"]
+    split = plain(run.metrics.splits["test"])
     assert len(split["decoders"]) == 5
     assert len(split["slices"]) > 3
     assert plain(found.figures) == split
     assert run.figures("again") == run.figures("test")
-    assert found.constant.f2["again"] == run.metrics["constant"]["f2"]["test"]
+    assert found.constant.f2["again"] == run.metrics.constant.f2["test"]
     written = json.loads((folder_of(run, "again") / "metrics.json").read_text())
     assert written["splits"]["again"] == split
 
@@ -138,7 +137,7 @@ def test_nothing_was_fitted_on_the_set_and_the_run_is_as_before(
     }
     found = measured(run, labelled_images, tmp_path, "holiday")
     assert found.provenance.clean
-    assert found.provenance == Provenance.from_json(run.metrics["provenance"])
+    assert found.provenance == run.metrics.provenance
     assert found.num_seen == {}
     assert found.decoder.choice == run.decoders.choice
     for name, content in before.items():

@@ -3,12 +3,15 @@
 import base64
 import json
 import re
+from dataclasses import replace
 
 import pytest
+from small_runs import constant, slice_metrics
 from test_label_table import EVIL, labels_of, map_of
 from test_page import CONFIG, HISTORY, STAGES, Reader, make_metrics, summary
 
 from jaxii.evaluation.details import Details, Gallery, ShownImage
+from jaxii.evaluation.result import Bootstrap
 from jaxii.report.page import render, templates
 
 JPEG = b"\xff\xd8 not really an image"
@@ -37,7 +40,7 @@ def details(count=30, **changes):
 def page(found=None, *, metrics=None, recipe=None):
     return render(
         "run",
-        metrics=metrics or make_metrics(),
+        metrics or make_metrics(),
         history=HISTORY,
         config=CONFIG,
         stages=STAGES,
@@ -85,8 +88,7 @@ def test_the_labels_of_the_script_are_those_of_the_table(full):
 
 
 def test_hostile_names_are_text_everywhere_and_do_not_turn_their_neighbours():
-    entry = {"num_images": 3, "f2": 0.2, "standard_error": 0.1}
-    slices = {EVIL: entry, RTL: entry}
+    slices = {EVIL: slice_metrics(0.2, 3, 0.1), RTL: slice_metrics(0.2, 3, 0.1)}
     gallery = Gallery(
         split=EVIL,
         best=(),
@@ -94,7 +96,7 @@ def test_hostile_names_are_text_everywhere_and_do_not_turn_their_neighbours():
     )
     metrics = make_metrics(
         splits={"test": summary(0.4, 0.4, slices=slices)},
-        constant={"names": [EVIL, RTL], "f2": {"test": 0.2}},
+        constant=constant({"test": 0.2}, (EVIL, RTL)),
     )
     text = page(
         details(gallery=gallery),
@@ -128,12 +130,12 @@ def test_an_image_that_cannot_be_read_is_listed_without_a_image():
 
 def with_intervals():
     slices = {
-        "coast": {"num_images": 7, "f2": 0.5, "interval": [0.45, 0.56]},
-        "highland": {"num_images": 9, "f2": 0.3, "interval": [0.21, 0.4]},
+        "coast": slice_metrics(0.5, 7, interval=[0.45, 0.56]),
+        "highland": slice_metrics(0.3, 9, interval=[0.21, 0.4]),
     }
+    draws = Bootstrap(by="group", level=0.95, resamples=1000)
     found = summary(0.4, 0.4, slices=slices)
-    draws = {"by": "group", "level": 0.95, "resamples": 1000}
-    return found | {"interval": [0.35, 0.44], "bootstrap": draws}
+    return replace(found, interval=[0.35, 0.44], bootstrap=draws)
 
 
 def test_slices_have_their_intervals_the_worst_first_and_the_method_is_said():

@@ -7,6 +7,7 @@ import re
 import shutil
 import subprocess
 import sys
+from dataclasses import replace
 from importlib.util import find_spec
 from pathlib import Path
 from typing import NamedTuple
@@ -29,7 +30,6 @@ from jaxii.decoding import decoders as decoding
 from jaxii.distributed.mesh import divided, make_mesh, replicated, to_devices
 from jaxii.errors import InputError
 from jaxii.evaluation.predictor import Model, make_predict
-from jaxii.evaluation.provenance import Provenance
 from jaxii.export import programs
 from jaxii.export.onnx_graph import to_onnx
 from jaxii.models.multitask import make_network
@@ -380,7 +380,7 @@ def test_thresholds_are_those_of_the_decoder_in_the_order_of_the_labels(
     vocabulary, metrics = workdir.vocabulary(), workdir.metrics()
     assert [row["code"] for row in rows] == list(vocabulary.codes)
     assert [row["name"] for row in rows] == list(vocabulary.descriptions)
-    assert {float(r["threshold"]) for r in rows} == {metrics["decoder"]["threshold"]}
+    assert {float(r["threshold"]) for r in rows} == {metrics.decoder.choice.threshold}
     calibration = decoding.load(workdir.path / "decoders.npz", None).calibration
     assert [float(row["slope"]) for row in rows] == calibration.slopes.tolist()
 
@@ -388,7 +388,7 @@ def test_thresholds_are_those_of_the_decoder_in_the_order_of_the_labels(
 def test_an_evaluation_by_a_decoder_without_thresholds_exports_the_global_one(
     workdir, folder
 ):
-    assert workdir.metrics()["decoder"]["name"] == "expected_f2"
+    assert workdir.metrics().decoder.name == "expected_f2"
     record = json.loads((folder / "export.json").read_text())
     assert record["decoder"]["name"] == "threshold"
 
@@ -545,10 +545,9 @@ def test_the_words_name_the_numbers_that_go_with_them(folder):
 def test_provenance_and_its_caveats_go_with_the_folder(workdir, tmp_path, capsys):
     copy = Workdir(shutil.copytree(workdir.path, tmp_path / "copy"))
     metrics = copy.metrics()
-    record = Provenance.from_json(metrics["provenance"])
-    record = record.with_("thresholds", labels=["tuning"])
-    metrics["provenance"] = record.to_json()
-    (copy.path / "metrics.json").write_text(json.dumps(metrics))
+    record = metrics.provenance.with_("thresholds", labels=["tuning"])
+    metrics = replace(metrics, provenance=record)
+    (copy.path / "metrics.json").write_text(json.dumps(metrics.to_json()))
     seal(copy.path)
     has_onnx = "onnx" in sys.modules or find_spec("onnx") is not None
     folder = exported(copy, tmp_path / "folder", *["--onnx"] * has_onnx)
@@ -570,8 +569,8 @@ def test_provenance_and_its_caveats_go_with_the_folder(workdir, tmp_path, capsys
 
 def test_thresholds_of_another_checkpoint_are_refused(workdir, tmp_path, capsys):
     copy = Workdir(shutil.copytree(workdir.path, tmp_path / "copy"))
-    metrics = copy.metrics() | {"step": 1}
-    (copy.path / "metrics.json").write_text(json.dumps(metrics))
+    metrics = replace(copy.metrics(), step=1)
+    (copy.path / "metrics.json").write_text(json.dumps(metrics.to_json()))
     seal(copy.path)
     words = f"--workdir={copy.path}", f"--output={tmp_path / 'folder'}"
     assert run("export", *words) == 2

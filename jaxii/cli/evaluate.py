@@ -113,7 +113,7 @@ def _evaluate_set(flags: Flags, workdir: AnyPath) -> None:
     from jaxii.runs.run import Run
     from jaxii.runs.workdir import Workdir
 
-    stage = Workdir(workdir).metrics()["stage"]
+    stage = Workdir(workdir).metrics().stage
     options = label_file_of(flags)
     with Run.open(workdir, stage) as run:
         evaluate_set(run, images=images, labels=labels, name=flags.name, **options)

@@ -1,6 +1,6 @@
 """Parts of the report beyond `metrics.json`: label figures, label map, images."""
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -63,6 +63,28 @@ class LabelMap:
     shares: tuple[float, float]
     nearest: Int[np.ndarray, "label near"]
     cosines: Float[np.ndarray, "label near"]
+
+
+@dataclass(frozen=True, kw_only=True)
+class StageRow:
+    """A stage that has begun, with its best checkpoint.
+
+    Attributes:
+      terms: loss term -> its weights at the start and at the end.
+      enters_from: what the stage starts from, for readers.
+      train_step_compilations: number of compilations of its train step.
+      best_f2: on the split that chooses checkpoints; None if not measured.
+    """
+
+    name: str
+    first_step: int
+    last_step: int
+    embedding_head: bool
+    terms: Mapping[str, Sequence[float]]
+    enters_from: str
+    train_step_compilations: int
+    best_step: int
+    best_f2: float | None
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -6,13 +6,17 @@ held out in turn, each measured with a model that was not trained on it.
 
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Any
 
 import numpy as np
 
 from jaxii.decoding.thresholds import best_threshold
 from jaxii.errors import InputError
-from jaxii.evaluation.result import DomainShiftEstimate, Estimate, SplitMetrics
+from jaxii.evaluation.result import (
+    DomainShiftEstimate,
+    Estimate,
+    EvaluationResult,
+    SplitMetrics,
+)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -76,17 +80,14 @@ def estimate(
     )
 
 
-def table(results: Mapping[str, Mapping[str, Any]]) -> list[str]:
+def table(results: Mapping[str, EvaluationResult]) -> list[str]:
     """Returns a table of runs on the domains that they held out.
 
     Args:
-      results: domain -> `metrics.json` of the run that held it out.
+      results: domain -> figures of the run that held it out.
     """
     splits = {
-        domain: {
-            name: SplitMetrics.from_json(result["splits"][name])
-            for name in ("validation", "held_out")
-        }
+        domain: {name: result.splits[name] for name in ("validation", "held_out")}
         for domain, result in results.items()
     }
     pooled = pool({domain: s["held_out"] for domain, s in splits.items()})

@@ -6,11 +6,12 @@
 # JAX's functions are partly untyped.
 # pyright: reportUnknownMemberType=false
 
+import json
 import os
 import platform
-from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import asdict, dataclass, fields
-from typing import Any, cast
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import MISSING, asdict, dataclass, fields
+from typing import Any, TypeVar, cast
 
 import jax
 import numpy as np
@@ -186,6 +187,16 @@ class DecoderInUse:
         """Returns name, split and parameters in one dict."""
         return {"name": self.name, "chosen_on": self.chosen_on, **asdict(self.choice)}
 
+    @classmethod
+    def from_json(cls, record: Mapping[str, Any]) -> "DecoderInUse":
+        """Returns the decoder that `to_json` wrote."""
+        choice = {field.name: record[field.name] for field in fields(DecoderChoice)}
+        return cls(
+            name=record["name"],
+            chosen_on=record["chosen_on"],
+            choice=DecoderChoice(**choice),
+        )
+
 
 @dataclass(frozen=True, kw_only=True)
 class Constant:
@@ -205,6 +216,11 @@ class Constant:
     def to_json(self) -> dict[str, Any]:
         """Returns the fields and the number of labels."""
         return {**asdict(self), "num_labels": len(self.labels)}
+
+    @classmethod
+    def from_json(cls, record: Mapping[str, Any]) -> "Constant":
+        """Returns the prediction that `to_json` wrote."""
+        return cls(labels=record["labels"], names=record["names"], f2=record["f2"])
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -260,6 +276,18 @@ class DomainShiftEstimate:
             "closer": self.closer,
         }
 
+    @classmethod
+    def from_json(cls, record: Mapping[str, Any]) -> "DomainShiftEstimate":
+        """Returns the estimates that `to_json` wrote."""
+        held_out = dict(record["held_out_domains"])
+        domains = held_out.pop("domains")
+        return cls(
+            validation=Estimate(**record["validation"]),
+            held_out_domains=Estimate(**held_out),
+            domains=domains,
+            test_f2=record["test"]["f2"],
+        )
+
     def line(self) -> str:
         """Returns both estimates in one line for the console."""
         both = {
@@ -313,9 +341,9 @@ class EvaluationResult:
     decoder: DecoderInUse
     constant: Constant
     splits: Mapping[str, SplitMetrics]
-    estimates: DomainShiftEstimate | None
-    held_out: HeldOut | None
-    variant: Sequence[str]
+    estimates: DomainShiftEstimate | None = None
+    held_out: HeldOut | None = None
+    variant: Sequence[str] = ()
     members: Sequence[str]
     recurring: Mapping[str, int] | None = None
 
@@ -421,6 +449,40 @@ class SetResult(EvaluationResult):
             for part, count in self.num_seen.items()
         ]
         return [*self.provenance.caveats(), *seen]
+
+
+_Result = TypeVar("_Result", bound=EvaluationResult)
+
+
+def read_result(kind: type[_Result], path: AnyPath) -> _Result:
+    """Reads the JSON file of an `EvaluationResult` or a `SetResult`.
+
+    Raises:
+      InputError: If it lacks a figure, or its provenance contradicts itself.
+    """
+    readers: dict[str, Callable[[Any], Any]] = {
+        "provenance": Provenance.from_json,
+        "decoder": DecoderInUse.from_json,
+        "constant": Constant.from_json,
+        "splits": lambda splits: {n: SplitMetrics.from_json(splits[n]) for n in splits},
+        "estimates": DomainShiftEstimate.from_json,
+        "held_out": lambda held_out: HeldOut(**held_out),
+    }
+    record = json.loads(path.read_text(encoding="utf-8"))
+    try:
+        facts = {
+            field.name: record[field.name]
+            for field in fields(kind)
+            if field.name in record or field.default is MISSING
+        }
+        for name in readers.keys() & facts.keys():
+            facts[name] = readers[name](facts[name])
+        return kind(**facts)
+    except (KeyError, TypeError, InputError) as error:
+        reason = f"lacks {error.args[0]}" if isinstance(error, KeyError) else error
+        raise InputError(
+            f"{path}: {reason}; run `evaluate` on this workdir again."
+        ) from error
 
 
 def recurring_notes(recurring: Mapping[str, int]) -> list[str]:

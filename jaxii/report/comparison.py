@@ -1,8 +1,9 @@
 """A table of runs: how their configurations differ, and their figures."""
 
 import re
+import statistics
 import sys
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -13,6 +14,7 @@ from rich.table import Table
 from rich.text import Text
 
 from jaxii.console import open_ended, visible
+from jaxii.evaluation.result import SetResult
 from jaxii.report.entries import (
     NO_FIELD,
     Entry,
@@ -22,7 +24,7 @@ from jaxii.report.entries import (
     entries_of,
     estimate,
 )
-from jaxii.report.formatting import as_text, number_or_none, plain
+from jaxii.report.formatting import number_or_none, plain
 from jaxii.report.run_files import (
     EvaluatedRun,
     images_per_second,
@@ -106,53 +108,43 @@ def f2(entry: Entry, split: str) -> Estimate | None:
             at their own best threshold.
     """
     found = estimate([_f2(run, split) for run in entry.runs])
-    error = estimate(
-        [standard_error(run.metrics["splits"].get(split) or {}) for run in entry.runs]
-    )
-    return replace(found, error=error.mean) if found and error else found
+    splits = [run.metrics.splits.get(split) for run in entry.runs]
+    errors = [standard_error(s.slices.values()) for s in splits if s is not None]
+    if found is None or len(errors) < len(splits):
+        return found
+    return replace(found, error=statistics.fmean(errors))
 
 
 def splits_of(entries: Sequence[Entry]) -> list[str]:
     """Returns the splits for which any row has an F2, the test last."""
-    names = dict.fromkeys(
-        n for e in entries for r in e.runs for n in r.metrics["splits"]
-    )
-    order = split_names({"splits": {**names, "train": None, "held_out": None}})
-    order = ["train", *(name for name in order if name != "train")]
+    names = {n for e in entries for r in e.runs for n in r.metrics.splits}
+    order = ["train", *split_names(names | {"held_out"})]
     return [n for n in order if any(f2(entry, n) is not None for entry in entries)]
 
 
 def floors(entries: Sequence[Entry]) -> dict[str, float]:
     """Returns split -> F2 of the best constant prediction, where all runs agree."""
-    found: dict[str, set[float | None]] = {}
+    found: dict[str, set[float]] = {}
     for run in (run for entry in entries for run in entry.runs):
-        by_split = (run.metrics.get("constant") or {}).get("f2") or {}
-        for split in run.metrics["splits"]:
-            value = number_or_none(by_split.get(split))
-            found.setdefault(split, set()).add(
-                None if value is None else round(value, 4)
-            )
-    return {
-        split: value
-        for split, values in found.items()
-        if len(values) == 1 and (value := values.pop()) is not None
-    }
+        for split, value in run.metrics.constant.f2.items():
+            found.setdefault(split, set()).add(round(value, 4))
+    return {split: values.pop() for split, values in found.items() if len(values) == 1}
 
 
-def _f2(run: EvaluatedRun, split: str) -> Any:
+def _f2(run: EvaluatedRun, split: str) -> float | None:
+    metrics = run.metrics
     if split == "train":
         rows = last_rows(run.history, "evaluation")
-        at = [row for row in rows if row["step"] == run.metrics.get("step")]
-        return at[0].get("train/f2") if at else None
-    if split == "held_out":
-        pooled = (run.metrics.get("estimates") or {}).get("held_out_domains") or {}
-        if number_or_none(pooled.get("f2")) is not None:
-            return pooled["f2"]
-    return (run.metrics["splits"].get(split) or {}).get("f2")
+        at = [row for row in rows if row["step"] == metrics.step]
+        return number_or_none(at[0].get("train/f2")) if at else None
+    if split == "held_out" and metrics.estimates is not None:
+        return metrics.estimates.held_out_domains.f2
+    found = metrics.splits.get(split)
+    return None if found is None else found.f2
 
 
 def _settings(
-    names: Sequence[str], configs: Sequence[dict[str, Any]]
+    names: Sequence[str], configs: Sequence[Mapping[str, Any]]
 ) -> list[dict[str, str]]:
     """Returns each row's cells for the differing fields, by heading."""
     differing = differences(configs)
@@ -172,17 +164,15 @@ def _settings(
 def _figures(entry: Entry, splits: Sequence[str]) -> dict[str, str]:
     run = entry.runs[0]
     last = last_split(run)
-
-    def shown(key: str) -> list[Any]:
-        return [(r.metrics["splits"].get(last) or {}).get(key) for r in entry.runs]
-
+    # Runs of an entry have the same splits.
+    shown = [r.metrics.splits[last] for r in entry.runs]
     return {
         **{heading(split): text(f2(entry, split)) for split in splits},
         "worst slice": _worst_slice(entry, last),
-        "mAP": text(estimate(shown("map"))),
-        "coverage": text(estimate(shown("coverage")), ",.0f"),
+        "mAP": text(estimate([s.map for s in shown])),
+        "coverage": text(estimate([s.coverage for s in shown]), ",.0f"),
         "threshold": _threshold(entry),
-        "provenance": run.provenance.badge(),
+        "provenance": run.metrics.provenance.badge(),
         "images/s": text(
             estimate([images_per_second(r.history) for r in entry.runs]), ",.1f"
         ),
@@ -205,12 +195,9 @@ def text(found: Estimate | None, form: str = ".4f") -> str:
 
 
 def _worst_slice(entry: Entry, split: str) -> str:
-    tables = [
-        (run.metrics["splits"].get(split) or {}).get("slices") or {}
-        for run in entry.runs
-    ]
+    tables = [run.metrics.splits[split].slices for run in entry.runs]
     by_slice = {
-        name: estimate([(table.get(name) or {}).get("f2") for table in tables])
+        name: estimate([t[name].f2 if name in t else None for t in tables])
         for name in tables[0]
     }
     known = {name: found for name, found in by_slice.items() if found is not None}
@@ -221,12 +208,10 @@ def _worst_slice(entry: Entry, split: str) -> str:
 
 
 def _threshold(entry: Entry) -> str:
-    decoders = [run.metrics["decoder"] for run in entry.runs]
-    name = decoders[0].get("name") or "threshold"
-    found = estimate([decoder.get("threshold") for decoder in decoders])
-    if name == "threshold":
-        return text(found, ".3g")
-    return as_text(name)
+    decoders = [run.metrics.decoder for run in entry.runs]
+    if decoders[0].name != "threshold":
+        return decoders[0].name
+    return text(estimate([decoder.choice.threshold for decoder in decoders]), ".3g")
 
 
 def _notes(entries: Sequence[Entry]) -> list[str]:
@@ -255,33 +240,36 @@ def _notes(entries: Sequence[Entry]) -> list[str]:
         "held_out": "F2 held out is measured on domains excluded from training.",
     }
     notes += [explained[n] for n in splits_of(entries) if n in explained]
-    facts = {"datasets": ("dataset", "data_hash"), "label lists": ("label_hash",)}
-    for what, keys in facts.items():
-        if len({tuple(as_text(run.metrics.get(k)) for k in keys) for run in runs}) > 1:
+    facts = {
+        "datasets": {(run.metrics.dataset, run.metrics.data_hash) for run in runs},
+        "label lists": {run.metrics.label_hash for run in runs},
+    }
+    for what, values in facts.items():
+        if len(values) > 1:
             notes.append(
                 f"The runs have different {what}: their F2 values are not comparable."
             )
     notes += _notes_on_sets(runs)
-    if any(not run.provenance.clean for run in runs):
+    if not all(entry.clean for entry in entries):
         notes.append("A run that is not clean was influenced by tuning or test data.")
     return notes
 
 
 def _notes_on_sets(runs: Sequence[EvaluatedRun]) -> list[str]:
     """Returns sentences on the labelled sets that runs were evaluated on."""
-    by_name: dict[str, list[Any]] = {}
+    by_name: dict[str, list[SetResult]] = {}
     for run in runs:
         for name, found in run.sets.items():
             by_name.setdefault(name, []).append(found)
     notes: list[str] = []
     for name, found in by_name.items():
         notes.append(f"Nothing was fitted for {plain(name)}, measured after training.")
-        if len({of["data_hash"] for of in found}) > 1:
+        if len({of.data_hash for of in found}) > 1:
             notes.append(
                 f"The images or labels of {plain(name)} differ between runs: their F2 "
                 "values are not comparable."
             )
-        if any(of["num_seen"] for of in found):
+        if any(of.num_seen for of in found):
             notes.append(
                 f"Images of {plain(name)} have ids of images that a run learnt from."
             )

@@ -2,6 +2,7 @@
 
 import math
 from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from typing import Any
 
 import matplotlib
@@ -11,7 +12,6 @@ from markupsafe import Markup
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
-from jaxii.report import label_table
 from jaxii.report.comparison import (
     Comparison,
     f2,
@@ -28,8 +28,8 @@ from jaxii.report.figures import (
     legend,
     to_svg,
 )
-from jaxii.report.formatting import ABSENT, interval, number, plain, short_name
-from jaxii.report.label_table import Column
+from jaxii.report.formatting import plain, short_name
+from jaxii.report.label_table import Column, LabelPanel
 from jaxii.report.page import templates
 from jaxii.report.run_files import split_names
 
@@ -55,25 +55,23 @@ UNCLEAN = {"marker": "X", "color": SERIES[1]}
 def render_comparison(comparison: Comparison) -> str:
     """Returns the page of a comparison as HTML."""
     entries, constant = comparison.entries, floors(comparison.entries)
-    count = len(entries)
+    count, split = len(entries), last_split(entries)
     content = {
         "rows": comparison.rows,
         "dots": Markup(dots(entries, constant)),
         "shift": Markup(shift(entries)),
-        "slices": slices(entries),
-        "labels": labels(entries),
+        "slices": slices(entries, split) if split else [],
+        "labels": labels(entries, split) if split else None,
     }
     template = templates().get_template("comparison.html.j2")
     return template.render(
         heading=f"{count} runs" if count > 1 else entries[0].title,
         sections=[(id, title) for id, title, key in SECTIONS if content[key]],
         has_seeds=any(len(entry.runs) > 1 for entry in entries),
-        columns=[
-            {"name": name, "kind": kind}
-            for name, kind in zip(comparison.columns, comparison.kinds, strict=True)
-        ],
+        columns=list(zip(comparison.columns, comparison.kinds, strict=True)),
         notes=comparison.notes,
-        labels_split=last_split(entries),
+        split=split,
+        names=_names(entries),
         **content,
     )
 
@@ -214,58 +212,57 @@ def last_split(entries: Sequence[Entry]) -> str | None:
     """Returns the last split that all runs share, or None."""
     runs = [run for entry in entries for run in entry.runs]
     shared = set.intersection(
-        *(run.metrics["splits"].keys() - run.sets.keys() for run in runs)
+        *(run.metrics.splits.keys() - run.sets.keys() for run in runs)
     )
-    names = [name for name in split_names(runs[0].metrics) if name in shared]
-    return names[-1] if names else None
+    return split_names(shared)[-1] if shared else None
 
 
-def slices(entries: Sequence[Entry]) -> dict[str, Any]:
-    """Returns the slices of the last split by row; {} without shared slices."""
-    split = last_split(entries)
-    if split is None:
-        return {}
-    tables = [
-        [run.metrics["splits"][split].get("slices") or {} for run in entry.runs]
-        for entry in entries
-    ]
+@dataclass(frozen=True)
+class Cell:
+    """F2 of a slice; the best of a row is marked if there are several rows of runs."""
+
+    found: Estimate | None
+    interval: Sequence[float] | None
+    is_best: bool
+
+
+def slices(entries: Sequence[Entry], split: str) -> list[tuple[str, list[Cell]]]:
+    """Returns the slices of a split, each with a cell for every row of runs.
+
+    The slice with the lowest mean over rows comes first.
+    """
+    tables = [[run.metrics.splits[split].slices for run in e.runs] for e in entries]
     names = dict.fromkeys(n for of in tables for table in of for n in table)
-    rows = []
+    rows: list[tuple[float, str, list[Cell]]] = []
     for name in names:
-        found = [estimate([t.get(name, {}).get("f2") for t in of]) for of in tables]
-        means = [f.mean for f in found if f is not None]
-        cells = [
-            {
-                "f2": ABSENT if f is None else number(f.mean),
-                "interval": interval(of[0].get(name, {}).get("interval"))
-                if len(of) == 1
-                else "",
-                "best": f is not None and len(entries) > 1 and f.mean == max(means),
-            }
-            for f, of in zip(found, tables, strict=True)
+        each = [[t[name] for t in of if name in t] for of in tables]
+        found = [
+            estimate([part.f2 for part in parts]) if len(parts) == len(of) else None
+            for parts, of in zip(each, tables, strict=True)
         ]
-        worst = math.fsum(means) / len(means) if means else math.inf
-        rows.append((worst, {"name": name, "cells": cells}))
+        means = [f.mean for f in found if f is not None]
+        best = max(means) if means and len(entries) > 1 else None
+        cells = [
+            Cell(
+                found=f,
+                interval=parts[0].interval if f and len(parts) == 1 else None,
+                is_best=f is not None and f.mean == best,
+            )
+            for f, parts in zip(found, each, strict=True)
+        ]
+        rows.append((math.fsum(means) / len(means) if means else math.inf, name, cells))
     rows.sort(key=lambda row: row[0])
-    if not rows:
-        return {}
-    return {
-        "split": split,
-        "runs": _names(entries),
-        "rows": [row for _, row in rows],
-        "has_intervals": any(c["interval"] for _, row in rows for c in row["cells"]),
-    }
+    return [(name, cells) for _, name, cells in rows]
 
 
-def labels(entries: Sequence[Entry]) -> dict[str, Any] | None:
-    """Returns the F2 of each label on the last split by row.
+def labels(entries: Sequence[Entry], split: str) -> LabelPanel | None:
+    """Returns the F2 of each label on a split by row.
 
     None if a run has no figures of its labels, or different labels.
     """
-    split = last_split(entries)
     tables = [run.labels for entry in entries for run in entry.runs]
     known = [table for table in tables if table is not None]
-    if split is None or len(known) < len(tables):
+    if len(known) < len(tables):
         return None
     first = known[0]
     is_same = all(
@@ -282,10 +279,9 @@ def labels(entries: Sequence[Entry]) -> dict[str, Any] | None:
     spread = Column("Spread", f2.max(axis=0) - f2.min(axis=0), 3)
     support = Column(f"Images, {split}", first.splits[split].support, 0)
     several = len(entries) > 1
-    return label_table.make_table(
-        first.vocabulary.descriptions,
-        first.vocabulary.codes,
-        [support, *columns, *[spread] * several],
+    return LabelPanel(
+        vocabulary=first.vocabulary,
+        columns=[support, *columns, *[spread] * several],
         ranked=spread if several else columns[0],
         caption=f"F2 of each label on {split}, by run",
     )

@@ -9,7 +9,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from jaxii.report.formatting import as_text, is_list, number_or_none
+from jaxii.report.formatting import as_text, is_list
 from jaxii.report.run_files import EvaluatedRun
 from jaxii.storage import AnyPath
 
@@ -36,7 +36,7 @@ class Entry:
     @property
     def clean(self) -> bool:
         """Whether no run was influenced by tuning or test data."""
-        return all(run.provenance.clean for run in self.runs)
+        return all(run.metrics.provenance.clean for run in self.runs)
 
 
 @dataclass(frozen=True)
@@ -52,11 +52,10 @@ class Estimate:
     error: float = 0.0
 
 
-def estimate(values: Sequence[Any]) -> Estimate | None:
+def estimate(values: Sequence[float | None]) -> Estimate | None:
     """Returns mean and deviation, or None unless every value is a finite number."""
-    numbers = [number_or_none(value) for value in values]
-    known = [number for number in numbers if number is not None]
-    if not known or len(known) < len(numbers):
+    known = [v for v in values if v is not None and math.isfinite(v)]
+    if not known or len(known) < len(values):
         return None
     mean = math.fsum(known) / len(known)
     return Estimate(mean, statistics.stdev(known) if len(known) > 1 else None)
@@ -104,16 +103,14 @@ def config_of(run: EvaluatedRun, ignored: Sequence[str]) -> dict[str, Any]:
 
 def _but_for_seed(run: EvaluatedRun, ignored: Sequence[str]) -> Any:
     """Returns a key that is equal for runs that differ only by seed."""
-    decoder = run.metrics["decoder"]
-    facts = ("stage", "dataset", "data_hash", "label_hash")
-    others = [run.metrics.get(k) for k in facts]
+    metrics = run.metrics
     same = [
         config_of(run, [*ignored, "seed"]),
         run.variant,
-        run.provenance.badge(),
-        sorted(run.metrics["splits"].keys() - run.sets.keys()),
-        [decoder.get("name"), decoder.get("chosen_on")],
-        others,
+        metrics.provenance.badge(),
+        sorted(metrics.splits.keys() - run.sets.keys()),
+        [metrics.decoder.name, metrics.decoder.chosen_on],
+        [metrics.stage, metrics.dataset, metrics.data_hash, metrics.label_hash],
     ]
     return json.dumps(same, sort_keys=True)
 
@@ -130,8 +127,8 @@ def _names(runs: Sequence[EvaluatedRun]) -> list[str]:
         name = folders[run.workdir.absolute()]
         if run.variant:
             name += f": {run.variant}"
-        stages, stage = run.config.get("stages") or [{}], run.metrics.get("stage")
-        if stage and stage != stages[-1].get("name", stage):
+        last, stage = run.config["stages"][-1]["name"], run.metrics.stage
+        if stage != last:
             name += f" (stage {stage})"
         names.append(name)
     return names

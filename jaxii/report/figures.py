@@ -16,6 +16,8 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.ticker import FuncFormatter, LogLocator, NullFormatter
 
+from jaxii.evaluation.details import StageRow
+from jaxii.evaluation.result import SplitMetrics
 from jaxii.report.formatting import number_or_none, short_name
 from jaxii.report.run_files import Row, last_rows
 
@@ -127,19 +129,17 @@ def curve(area: Axes, rows: Sequence[Row], name: str, color: str, **style: Any) 
     area.plot(middles, means, color=color, marker=marker, **style)
 
 
-def draw_stages(axes: Sequence[Axes], stages: Sequence[Row]) -> None:
+def draw_stages(axes: Sequence[Axes], stages: Sequence[StageRow]) -> None:
     """Draws the start of each stage, and its name above the first panel."""
     if stages:
         axes[0].set_title(axes[0].get_title(loc="left"), pad=18)
     for number, stage in enumerate(stages):
-        first = number_or_none(stage.get("first_step"))
-        if first is None:
-            continue
+        style = {"color": MUTED, "linewidth": 0.9, "linestyle": (0, (4, 3))}
         for area in axes if number else ():
-            area.axvline(first, color=MUTED, linewidth=0.9, linestyle=(0, (4, 3)))
+            area.axvline(stage.first_step, **style)
         # The first stage starts before its first logged step, outside the frame.
-        inside = max(first, axes[0].get_xlim()[0])
-        label = axes[0].text(inside, 1.03, short_name(stage.get("name", "")))
+        inside = max(stage.first_step, axes[0].get_xlim()[0])
+        label = axes[0].text(inside, 1.03, short_name(stage.name))
         label.set(va="bottom", transform=axes[0].get_xaxis_transform(), fontsize=7.5)
         label.set(color=MUTED, in_layout=False)
 
@@ -162,7 +162,7 @@ def legend(area: Axes) -> None:
 
 
 def training_curves(
-    history: Sequence[Row], stages: Sequence[Row], constant_f2: float | None
+    history: Sequence[Row], stages: Sequence[StageRow], constant_f2: float | None
 ) -> str:
     """Draws objective, loss terms, F2, cross-entropy and term weights against step.
 
@@ -210,7 +210,9 @@ def training_curves(
 
 
 def f2_against_threshold(
-    splits: Mapping[str, Any], constant: Mapping[str, Any], threshold: float | None
+    splits: Mapping[str, SplitMetrics],
+    constant: Mapping[str, float],
+    threshold: float | None,
 ) -> str:
     """Draws mean F2 against threshold for each split, and the threshold in use.
 
@@ -218,26 +220,16 @@ def f2_against_threshold(
         splits: Figures by split.
         constant: F2 of the best constant prediction, by split.
         threshold: In [0, 1]; None for no line.
-
-    Returns:
-        SVG, or "" if no split has a curve.
     """
-    curves = {n: s for n, s in splits.items() if s.get("f2_by_threshold")}
-    if not curves:
-        return ""
     with matplotlib.rc_context(STYLE):
         figure, (area,) = panels(["Mean F2 of the images"], height=2.9)
-        for i, (name, summary) in enumerate(curves.items()):
+        for i, (name, of) in enumerate(splits.items()):
             color, label = SERIES[i % 8], short_name(name)
-            x, y = summary["thresholds"], summary["f2_by_threshold"]
+            x, y = of.thresholds, of.f2_by_threshold
             area.plot(x, y, color=color, linestyle=DASHES[i % 4], label=label)
-            best = number_or_none(summary.get("best_threshold"))
-            if best is not None:
-                area.plot(best, summary["best_f2"], "o", color=color, markersize=5)
-            floor = number_or_none(constant.get(name))
-            if floor is not None:
-                style = {"color": color, "linewidth": 0.7, "linestyle": (0, (1, 1))}
-                area.axhline(floor, label=f"best constant, {label}", **style)
+            area.plot(of.best_threshold, of.best_f2, "o", color=color, markersize=5)
+            style = {"color": color, "linewidth": 0.7, "linestyle": (0, (1, 1))}
+            area.axhline(constant[name], label=f"best constant, {label}", **style)
         if threshold is not None:
             area.axvline(threshold, color=MUTED, linewidth=1.0, linestyle=":")
             # The label is on the side with more room.
@@ -253,20 +245,14 @@ def f2_against_threshold(
         return to_svg(figure, "threshold", "Mean F2 against threshold, for each split.")
 
 
-def reliability(splits: Mapping[str, Any]) -> str:
-    """Draws the frequency of labels against probability; "" without data.
-
-    `reliability` of a split has rows [mean probability, frequency, count].
-    """
-    tables = {n: s["reliability"] for n, s in splits.items() if s.get("reliability")}
-    if not tables:
-        return ""
+def reliability(splits: Mapping[str, SplitMetrics]) -> str:
+    """Draws the frequency of labels against probability."""
     with matplotlib.rc_context(STYLE):
         figure = Figure(figsize=(WIDTH_INCHES, 2.9), layout="constrained")
         left, right = figure.subplots(1, 2)
         left.plot([0, 1], [0, 1], color=MUTED, linewidth=0.8, linestyle=":")
-        for i, (name, rows) in enumerate(tables.items()):
-            means, frequencies, counts = np.asarray(rows, np.float64).T
+        for i, (name, of) in enumerate(splits.items()):
+            means, frequencies, counts = np.asarray(of.reliability, np.float64).T
             style = {"color": SERIES[i % 8], "linestyle": DASHES[i % 4], "marker": "o"}
             left.plot(means, frequencies, markersize=3, label=short_name(name), **style)
             right.plot(means, counts, markersize=3, label=short_name(name), **style)
@@ -280,7 +266,7 @@ def reliability(splits: Mapping[str, Any]) -> str:
         return to_svg(figure, "reliability", alt)
 
 
-def throughput(history: Sequence[Row], stages: Sequence[Row]) -> str:
+def throughput(history: Sequence[Row], stages: Sequence[StageRow]) -> str:
     """Draws images per second and the share of input wait; "" if not recorded."""
     train = last_rows(history, "train")
     known = {
@@ -351,17 +337,13 @@ def _plot_splits(area: Axes, rows: Sequence[Row], figure: str) -> None:
 
 
 def _plot_f2(
-    area: Axes, rows: Sequence[Row], stages: Sequence[Row], floor: float | None
+    area: Axes, rows: Sequence[Row], stages: Sequence[StageRow], floor: float | None
 ) -> None:
     _plot_splits(area, rows, "f2")
     if floor is not None:
         style = {"color": MUTED, "linewidth": 0.9, "linestyle": ":"}
         area.axhline(floor, label="best constant prediction", **style)
-    best = [
-        (step, value)
-        for step, value in ((s.get("best_step"), s.get("best_f2")) for s in stages)
-        if number_or_none(step) is not None and number_or_none(value) is not None
-    ]
+    best = [(s.best_step, s.best_f2) for s in stages if s.best_f2 is not None]
     if best:
         x, y = zip(*best, strict=True)
         style = {"marker": "o", "linestyle": "none", "markersize": 5}

@@ -1,6 +1,6 @@
 """The labels of a page: a table that the script sorts and searches, and a map."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from html import escape
 from typing import Any
@@ -8,6 +8,7 @@ from typing import Any
 import numpy as np
 from jaxtyping import Float64, Int
 
+from jaxii.data.labels import Vocabulary
 from jaxii.evaluation.by_label import LabelTable
 from jaxii.evaluation.details import LabelMap
 from jaxii.report.formatting import number, plain, short_name
@@ -40,11 +41,61 @@ class Column:
         return number(float(self.values[label]), f",.{self.digits}f")
 
 
-def of_run(labels: LabelTable, label_map: LabelMap | None) -> dict[str, Any]:
-    """Returns the template's values for the label table of a run.
+@dataclass(frozen=True, kw_only=True)
+class LabelPanel:
+    """A table of labels, which the script sorts and searches.
 
-    `label_map` is None for a run without a label embedding.
+    Attributes:
+      columns: From left to right.
+      ranked: Orders the ends of the table, which are shown without the script.
+      caption: Above the table.
+      nearest: Nearest labels of each label; empty for no such column.
+      label_map: Drawn beside it, with the same labels; None for none.
     """
+
+    vocabulary: Vocabulary
+    columns: Sequence[Column]
+    ranked: Column
+    caption: str
+    nearest: Sequence[Sequence[int]] = ()
+    label_map: LabelMap | None = None
+
+    def data(self) -> dict[str, Any]:
+        """Returns the JSON that the script reads."""
+        names, codes = self.vocabulary.descriptions, self.vocabulary.codes
+        place: dict[str, Any] = {}
+        if self.label_map is not None:
+            x, y = places(self.label_map)[0].T.tolist()
+            cosines = self.label_map.cosines.astype(np.float64).round(2).tolist()
+            ids = self.label_map.class_ids.tolist()
+            place = {"ids": ids, "x": x, "y": y, "cosines": cosines}
+        return {
+            "names": names,
+            "codes": [c if c != n else "" for c, n in zip(codes, names, strict=True)],
+            "columns": [
+                {"title": c.title, "digits": c.digits, "values": _numbers(c)}
+                for c in self.columns
+            ],
+            "nearest": self.nearest,
+            "map": place,
+        }
+
+    def ends(self) -> list[tuple[str, list[int]]]:
+        """Returns titles and labels of the tables for paper, and without the script."""
+        ranked = self.ranked
+        known = np.flatnonzero(np.isfinite(ranked.values))
+        order = known[np.argsort(-ranked.values[known], kind="stable")].tolist()
+        if len(ranked.values) <= MOST_WITHOUT_SCRIPT:
+            rest = np.flatnonzero(~np.isfinite(ranked.values)).tolist()
+            return [(f"All labels, by {ranked.title}", order + rest)]
+        return [
+            (f"The {ENDS} labels with the largest {ranked.title}", order[:ENDS]),
+            (f"The {ENDS} labels with the smallest {ranked.title}", order[-ENDS:]),
+        ]
+
+
+def of_run(labels: LabelTable, label_map: LabelMap | None) -> LabelPanel:
+    """Returns the table of a run; `label_map` is None without a label embedding."""
     columns = [Column("Images, training", labels.train_images, 0)]
     # The last split comes first: it is the one to judge a run by.
     for split in reversed(list(labels.splits)):
@@ -56,71 +107,18 @@ def of_run(labels: LabelTable, label_map: LabelMap | None) -> dict[str, Any]:
         ]
     columns.append(Column("Own threshold", labels.thresholds, 2))
     nearest: list[list[int]] = []
-    place: dict[str, Any] = {}
     if label_map is not None:
         nearest = [[] for _ in labels.vocabulary.codes]
         for label, near in zip(label_map.class_ids, label_map.nearest, strict=True):
             nearest[label] = near.tolist()
-        at, _ = places(label_map)
-        x, y = at.T.tolist()
-        place = {
-            "ids": label_map.class_ids.tolist(),
-            "x": x,
-            "y": y,
-            "cosines": np.round(label_map.cosines.astype(np.float64), 2).tolist(),
-        }
-    ranked = next((c for c in columns if c.title.startswith("F2")), columns[0])
-    return make_table(
-        labels.vocabulary.descriptions,
-        labels.vocabulary.codes,
-        columns,
-        ranked=ranked,
-        nearest=nearest,
-        place=place,
+    return LabelPanel(
+        vocabulary=labels.vocabulary,
+        columns=columns,
+        ranked=next((c for c in columns if c.title.startswith("F2")), columns[0]),
         caption="Figures of each label",
+        nearest=nearest,
+        label_map=label_map,
     )
-
-
-def make_table(
-    names: Sequence[str],
-    codes: Sequence[str],
-    columns: Sequence[Column],
-    *,
-    ranked: Column,
-    caption: str,
-    nearest: Sequence[Sequence[int]] = (),
-    place: Mapping[str, Any] | None = None,
-) -> dict[str, Any]:
-    """Returns the template's values for a table of labels.
-
-    Args:
-      names: By label.
-      codes: By label.
-      columns: From left to right.
-      ranked: Orders the ends of the table, which are shown without the script.
-      caption: Above the table.
-      nearest: Nearest labels of each label; empty for no such column.
-      place: Class ids, coordinates and cosines of the map, for the script.
-    """
-    data = {
-        "names": list(names),
-        "codes": [c if c != n else "" for c, n in zip(codes, names, strict=True)],
-        "columns": [
-            {"title": c.title, "digits": c.digits, "values": _numbers(c)}
-            for c in columns
-        ],
-        "nearest": [list(near) for near in nearest],
-        "map": dict(place or {}),
-    }
-    return {
-        "names": list(names),
-        "codes": list(codes),
-        "columns": columns,
-        "nearest": nearest,
-        "caption": caption,
-        "ends": _ends(ranked),
-        "data": data,
-    }
 
 
 def _numbers(column: Column) -> list[float | int | None]:
@@ -129,19 +127,6 @@ def _numbers(column: Column) -> list[float | int | None]:
     return [
         None if not np.isfinite(v) else int(v) if whole or v == int(v) else v
         for v in rounded
-    ]
-
-
-def _ends(ranked: Column) -> list[tuple[str, list[int]]]:
-    """Returns titles and labels of the tables for paper and browsers without script."""
-    known = np.flatnonzero(np.isfinite(ranked.values))
-    order = known[np.argsort(-ranked.values[known], kind="stable")].tolist()
-    if len(ranked.values) <= MOST_WITHOUT_SCRIPT:
-        rest = np.flatnonzero(~np.isfinite(ranked.values)).tolist()
-        return [(f"All labels, by {ranked.title}", order + rest)]
-    return [
-        (f"The {ENDS} labels with the largest {ranked.title}", order[:ENDS]),
-        (f"The {ENDS} labels with the smallest {ranked.title}", order[-ENDS:]),
     ]
 
 
@@ -162,16 +147,12 @@ def places(label_map: LabelMap) -> tuple[Int[np.ndarray, "label 2"], int]:
     return at.round().astype(np.int64), height + 2 * MARGIN
 
 
-def draw_map(
-    label_map: LabelMap, names: tuple[str, ...], counts: Float64[np.ndarray, " class"]
-) -> str:
+def draw_map(label_map: LabelMap, labels: LabelTable) -> str:
     """Returns the map as an SVG element; the script finds the label under a pointer.
 
-    Args:
-      label_map: The map.
-      names: By class.
-      counts: Training images by class; they decide dot sizes and named labels.
+    Numbers of training images decide the sizes of dots, and which labels are named.
     """
+    names, counts = labels.vocabulary.descriptions, labels.train_images
     at, height = places(label_map)
     order = np.argsort(-counts[label_map.class_ids], kind="stable")
     paths = []

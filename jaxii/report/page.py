@@ -15,18 +15,20 @@ import jinja2
 from markupsafe import Markup
 
 from jaxii.errors import InputError
-from jaxii.evaluation.details import Details
+from jaxii.evaluation.details import Details, StageRow
+from jaxii.evaluation.result import EvaluationResult, SetResult, SplitMetrics
 from jaxii.report import figures, label_table, page_text
 from jaxii.report.formatting import (
     as_text,
     count,
     flatten,
+    interval,
     number,
-    number_or_none,
     percent,
     short,
 )
 from jaxii.report.run_files import (
+    SETS,
     Row,
     images_per_second,
     last_rows,
@@ -41,14 +43,14 @@ MOST_LABELS = 8
 SECTIONS = (
     ("training", "Training", "training"),
     ("threshold", "F2 against threshold", "threshold_figure"),
-    ("slices", "Slices", "slices"),
+    ("slices", "Slices", "splits"),
     ("labels", "Labels", "labels"),
     ("map", "Label map", "map_figure"),
     ("images", "Best and worst images", "gallery"),
-    ("decoders", "Decoders", "decoders"),
+    ("decoders", "Decoders", "splits"),
     ("shift", "Estimated domain shift", "estimates"),
     ("calibration", "Calibration", "reliability_figure"),
-    ("figures", "All figures", "quality"),
+    ("figures", "All figures", "splits"),
     ("throughput", "Throughput", "throughput_figure"),
     ("configuration", "Configuration", "config"),
 )
@@ -68,8 +70,16 @@ def templates() -> jinja2.Environment:
     environment.filters |= {
         "as_text": as_text,
         "base64": lambda data: base64.b64encode(data).decode(),
+        "caveats": page_text.caveats,
+        "influences": page_text.influences,
+        "interval": interval,
         "number": number,
+        "percent": percent,
+        "setting": page_text.setting,
         "short": short,
+        "signed": page_text.signed,
+        "slice_tables": page_text.slice_tables,
+        "some": page_text.some,
         "whole": count,
     }
     environment.policies["json.dumps_kwargs"] = {
@@ -78,7 +88,14 @@ def templates() -> jinja2.Environment:
     }
     script = (_FOLDER / "report.js").read_text(encoding="utf-8")
     digest = base64.b64encode(hashlib.sha256(script.encode()).digest()).decode()
-    environment.globals["most_labels"] = MOST_LABELS
+    environment.globals |= {
+        "decoder_titles": page_text.DECODERS,
+        "estimate_titles": page_text.ESTIMATES,
+        "facts": page_text.facts,
+        "most_labels": MOST_LABELS,
+        "quality": page_text.QUALITY,
+        "sets_folder": SETS,
+    }
     environment.globals["script"] = Markup(script)
     environment.globals["script_hash"] = f"sha256-{digest}"
     return environment
@@ -86,11 +103,11 @@ def templates() -> jinja2.Environment:
 
 def render(
     name: str,
+    result: EvaluationResult,
     *,
-    metrics: Mapping[str, Any],
-    history: Sequence[Row],
+    history: Sequence[Row] = (),
     config: Mapping[str, Any],
-    stages: Sequence[Row],
+    stages: Sequence[StageRow] = (),
     details: Details = NO_DETAILS,
     recipe: Mapping[str, Any] | None = None,
 ) -> str:
@@ -98,55 +115,56 @@ def render(
 
     Args:
         name: The heading.
-        metrics: Content of `metrics.json`. Every part may be absent.
+        result: The figures.
         history: The training history.
         config: The resolved configuration, nested.
-        stages: Rows with `name`, `first_step`, `last_step`, `embedding_head`, `terms`
-            ({term: [first weight, last weight]}), `enters_from`,
-            `train_step_compilations`, `best_step` and `best_f2`.
+        stages: The stages that have begun, in order.
         details: Labels, their map, and images.
         recipe: `name` of the recipe, and `own`: its values of the fields that the
             command line changed; None if unknown.
-
-    Raises:
-        InputError: If the provenance in `metrics` is incomplete.
     """
-    splits = {n: metrics["splits"][n] for n in split_names(metrics)}
-    constant = metrics.get("constant") or {}
-    floors = constant.get("f2") or {}
-    chosen = metrics.get("decoder") or {}
-    train = last_rows(history, "train")
-    content = {
-        "decoders": page_text.decoders(splits, chosen.get("name")),
-        "estimates": page_text.estimates(metrics.get("estimates") or {}),
-        "quality": page_text.quality(splits),
-        "slices": page_text.all_slices(splits),
-        "config": [(key, as_text(value)) for key, value in flatten(config).items()],
-        **_figures(splits, history, stages, floors, chosen),
-        **_details(details),
+    splits = {n: result.splits[n] for n in split_names(result.splits)}
+    labels, label_map = details.labels, details.label_map
+    drawn = {
+        **_figures(result, splits, history, stages),
+        "map_figure": ""
+        if labels is None or label_map is None
+        else Markup(label_table.draw_map(label_map, labels)),
     }
-    content["training"] = content["training_figure"] or stages
-    template = templates().get_template("template.html.j2")
-    return template.render(
-        name=name,
-        sections=[
-            ("summary", "Summary"),
-            *((id, title) for id, title, key in SECTIONS if content[key]),
-        ],
-        facts=page_text.facts(metrics),
-        provenance=page_text.provenance(metrics),
-        headlines=page_text.headlines(splits, floors),
-        decoder=page_text.decoder(chosen),
-        constant_labels=list(constant.get("names") or constant.get("labels") or []),
-        stages=stages,
-        recipe=page_text.recipe(recipe or {}, config),
-        rate=number(images_per_second(history), ",.1f"),
-        wait=percent(median(row.get("input_wait_share") for row in train)),
-        **content,
+    content = {
+        "splits": splits,
+        "labels": labels and label_table.of_run(labels, label_map),
+        "gallery": details.gallery,
+        "estimates": result.estimates,
+        "config": [(key, as_text(value)) for key, value in flatten(config).items()],
+        "training": drawn["training_figure"] or stages,
+        **drawn,
+    }
+    train = last_rows(history, "train")
+    return (
+        templates()
+        .get_template("template.html.j2")
+        .render(
+            name=name,
+            sections=[
+                ("summary", "Summary"),
+                *((id, title) for id, title, key in SECTIONS if content[key]),
+            ],
+            result=result,
+            # The test first: it is the one to judge a run by.
+            cards=sorted(splits, key=lambda split: split != "test"),
+            stages=stages,
+            details=details,
+            recipe_name=(recipe or {}).get("name"),
+            changed=page_text.changed(recipe or {}, config),
+            rate=number(images_per_second(history), ",.1f"),
+            wait=percent(median(row.get("input_wait_share") for row in train)),
+            **content,
+        )
     )
 
 
-def with_sets(page: str, sets: Mapping[str, Any]) -> str:
+def with_sets(page: str, sets: Mapping[str, SetResult]) -> str:
     """Returns a page of `render` with another section on labelled sets.
 
     Args:
@@ -157,7 +175,6 @@ def with_sets(page: str, sets: Mapping[str, Any]) -> str:
         InputError: If another version of jaxii wrote the page.
     """
     macros = templates().get_template("sets.html.j2").module
-    values = page_text.sets(sets)
     for part in ("contents", "section"):
         start, end = f"<!-- {part} of sets -->", "<!-- end -->"
         before, found, after = page.partition(start)
@@ -167,38 +184,25 @@ def with_sets(page: str, sets: Mapping[str, Any]) -> str:
                 "jaxii wrote it; run evaluate again."
             )
         after = after.partition(end)[2]
-        page = f"{before}{start}{getattr(macros, part)(values)}{end}{after}"
+        page = f"{before}{start}{getattr(macros, part)(sets)}{end}{after}"
     return page
 
 
-def _figures(splits, history, stages, floors, chosen) -> dict[str, Markup]:
+def _figures(
+    result: EvaluationResult,
+    splits: Mapping[str, SplitMetrics],
+    history: Sequence[Row],
+    stages: Sequence[StageRow],
+) -> dict[str, Markup]:
     """Returns the drawings by name; empty without data."""
-    in_use = chosen.get("threshold") if chosen.get("name") == "threshold" else None
+    floors, decoder = result.constant.f2, result.decoder
+    in_use = decoder.choice.threshold if decoder.name == "threshold" else None
     drawn = {
         "training_figure": figures.training_curves(
-            history, stages, number_or_none(floors.get("validation"))
+            history, stages, floors.get("validation")
         ),
-        "threshold_figure": figures.f2_against_threshold(
-            splits, floors, number_or_none(in_use)
-        ),
+        "threshold_figure": figures.f2_against_threshold(splits, floors, in_use),
         "reliability_figure": figures.reliability(splits),
         "throughput_figure": figures.throughput(history, stages),
     }
     return {name: Markup(drawing) for name, drawing in drawn.items()}
-
-
-def _details(details: Details) -> dict[str, Any]:
-    labels, label_map = details.labels, details.label_map
-    found: dict[str, Any] = {
-        "labels": labels and label_table.of_run(labels, label_map),
-        "gallery": details.gallery,
-        "map_figure": "",
-        "map_notes": {},
-    }
-    if labels is not None and label_map is not None:
-        drawing = label_table.draw_map(
-            label_map, labels.vocabulary.descriptions, labels.train_images
-        )
-        found["map_figure"] = Markup(drawing)
-        found["map_notes"] = page_text.map_notes(label_map, len(labels.train_images))
-    return found

@@ -391,7 +391,7 @@ def _estimates(
 ) -> DomainShiftEstimate | None:
     """Returns estimates of F2 on new domains, if there is a test to compare with."""
     held_out = {
-        domain: SplitMetrics.from_json(found["splits"]["held_out"])
+        domain: found.splits["held_out"]
         for domain, found in run.held_out_metrics().items()
     }
     domain = run.config.data.held_out_domain

@@ -12,7 +12,7 @@ from jaxii.data.labels import Vocabulary
 from jaxii.decoding import decoders as decoding
 from jaxii.decoding.calibration import HIGHEST_LOGIT, LOWEST_LOGIT
 from jaxii.evaluation.predictor import Model, make_predict
-from jaxii.evaluation.provenance import Provenance
+from jaxii.evaluation.result import EvaluationResult
 from jaxii.export import programs as exporting
 from jaxii.export.onnx_graph import packages
 from jaxii.prepare import recode
@@ -53,10 +53,9 @@ def export(
         packages()
     metrics = workdir.metrics()
     decoders = decoding.load(workdir.result_file("decoders.npz"), None)
-    used = metrics["decoder"]["name"]
+    used = metrics.decoder.name
     name = decoder or (used if used in exporting.WITH_THRESHOLDS else "threshold")
-    stage = metrics["stage"]
-    with Run.open(workdir.path, stage, data_dir=data_dir, verify=verify) as run:
+    with Run.open(workdir.path, metrics.stage, data_dir=data_dir, verify=verify) as run:
         run.check_evaluated(metrics)
         record = _record(run, metrics, decoders, name)
         for caveat in record["caveats"]:
@@ -80,21 +79,21 @@ def export(
 
 
 def _record(
-    run: Run, metrics: dict[str, Any], decoders: decoding.Decoders, name: str
+    run: Run, metrics: EvaluationResult, decoders: decoding.Decoders, name: str
 ) -> dict[str, Any]:
     """Returns the facts for `export.json` that need no computation."""
-    provenance = Provenance.from_json(metrics["provenance"]).union(run.provenance)
+    provenance = metrics.provenance.union(run.provenance)
     data = run.config.data
     size = data.image_size_pixels
-    short_side = assembly.stored_short_side(
-        run.config, metrics.get("short_side_pixels")
-    )
+    short_side = assembly.stored_short_side(run.config, metrics.short_side_pixels)
     as_found = {"how": ["Files are stored as they were found."]}
     return {
         "checkpoint": {
             "stage": run.saved.stage,
             "step": run.saved.step,
-            **{name: metrics[name] for name in ("config_hash", "seed", "dataset")},
+            "config_hash": metrics.config_hash,
+            "seed": metrics.seed,
+            "dataset": metrics.dataset,
         },
         "provenance": provenance.to_json(),
         "badge": provenance.badge(),
@@ -110,7 +109,7 @@ def _record(
         "decoder": {
             "name": name,
             **decoders.parameter(name),
-            "chosen_on": metrics["decoder"]["chosen_on"],
+            "chosen_on": metrics.decoder.chosen_on,
         },
     }
 

@@ -100,7 +100,7 @@ def _is_done(run: Workdir, config: Config, *, is_domain: bool) -> bool:
     done = (
         bool(saved)
         and saved[-1].finished
-        and (metrics["stage"], metrics["step"]) == (last, checkpoints.best_of().step)
+        and (metrics.stage, metrics.step) == (last, checkpoints.best_of().step)
     )
     checkpoints.close()
     return done

@@ -26,11 +26,8 @@ from jaxii.evaluation.by_label import SplitFigures
 from jaxii.evaluation.decoder_scores import DecoderScores
 from jaxii.evaluation.details import Details, make_gallery
 from jaxii.evaluation.image_records import LabelledFiles, Listing
-from jaxii.evaluation.provenance import Provenance
 from jaxii.evaluation.result import (
     EVALUATION,
-    Constant,
-    DecoderInUse,
     SetResult,
     check_evaluation,
     describe_again,
@@ -126,7 +123,7 @@ def _measure(run: Run, name: str) -> tuple[Scoring, Accumulators, DecoderScores]
             evaluator=run.evaluator(),
             on_progress=on_progress,
         )
-        in_use = run.metrics["decoder"]["name"]
+        in_use = run.metrics.decoder.name
         scoring = Scoring(run, passes, decoders, names, in_use)
         return scoring, *scoring.sums(name)
 
@@ -167,7 +164,7 @@ def _data_of(run: Run, found: Labelled, images: Path, name: str) -> Data:
         [found.ids[i] for i in numbers],
         os.fspath(images),
     )
-    stored = run.metrics.get("short_side_pixels")
+    stored = run.metrics.short_side_pixels
     files = LabelledFiles(
         listing=listing,
         short_side=assembly.largest_short_side(run.config, stored),
@@ -195,14 +192,14 @@ def _data_of(run: Run, found: Labelled, images: Path, name: str) -> Data:
 def _result(run: Run, found: Labelled, data: Data, name: str) -> SetResult:
     """Returns the result without its figures."""
     metrics, vocabulary = run.metrics, run.vocabulary
-    record = Provenance.from_json(metrics["provenance"]).union(run.provenance)
+    record = metrics.provenance.union(run.provenance)
     image_ids = data.split(name).index.image_ids
     seen = SeenImages.load(run.workdir.seen_file).count(image_ids)
     for part in seen:
         record = record.with_(part, labels=[name])
-    constant, decoder = metrics["constant"], metrics["decoder"]
-    best = np.array([vocabulary.index[code] for code in constant["labels"]])
+    best = np.array([vocabulary.index[code] for code in metrics.constant.labels])
     truth = data.verified_rows(name).of_scored().present()
+    f2 = {name: constant_f2(best, len(vocabulary), *truth)}
     return SetResult(
         name=name,
         decoders_hash=describe(run.workdir.result_file("decoders.npz")).xxh3,
@@ -215,27 +212,16 @@ def _result(run: Run, found: Labelled, data: Data, name: str) -> SetResult:
         hardware=hardware(),
         seed=run.config.seed,
         dataset=f"labelled set ({data.directory})",
-        config_hash=metrics["config_hash"],
+        config_hash=metrics.config_hash,
         label_hash=vocabulary.content_hash(),
         data_hash=data.content_hash,
-        short_side_pixels=metrics["short_side_pixels"],
-        num_params=metrics["num_params"],
+        short_side_pixels=metrics.short_side_pixels,
+        num_params=metrics.num_params,
         provenance=record,
-        decoder=DecoderInUse(
-            name=decoder["name"],
-            chosen_on=decoder["chosen_on"],
-            choice=run.decoders.choice,
-        ),
-        constant=Constant(
-            labels=constant["labels"],
-            names=constant["names"],
-            f2={name: constant_f2(best, len(vocabulary), *truth)},
-        ),
+        decoder=replace(metrics.decoder, choice=run.decoders.choice),
+        constant=replace(metrics.constant, f2=f2),
         splits={},
-        estimates=None,
-        held_out=None,
-        variant=(),
-        members=metrics["members"],
+        members=metrics.members,
     )
 
 
@@ -249,7 +235,7 @@ def _write(
     """
     from jaxii.report.page import render, with_sets
 
-    name, workdir, metrics = result.name, run.workdir, result.to_json()
+    name, workdir = result.name, run.workdir
     of_run = by_label.load(workdir.result_file(by_label.FILE))
     labels = replace(of_run, splits={name: of_labels})
     source = run.data.split(name).source
@@ -262,10 +248,8 @@ def _write(
     )
     page = render(
         f"{name}: {workdir.path.absolute().name}",
-        metrics=metrics,
-        history=[],
+        result,
         config=run.config.to_dict(),
-        stages=[],
         details=Details(labels=labels, gallery=gallery),
     )
     # Without the manifest no file of the set is used.
@@ -275,7 +259,7 @@ def _write(
         workdir.set_file(name, file)
         for file in ("metrics.json", by_label.FILE, "report.html")
     ]
-    write_json(files[0], metrics)
+    write_json(files[0], result.to_json())
     labels.save(files[1])
     write_text(files[2], page)
     write_evaluation(listed, files)

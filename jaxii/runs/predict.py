@@ -6,7 +6,6 @@ from contextlib import ExitStack
 from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
-from typing import Any
 
 from jaxii.console import progress, say, warn
 from jaxii.data import label_embedding
@@ -17,7 +16,7 @@ from jaxii.errors import InputError
 from jaxii.evaluation import image_records, predictions
 from jaxii.evaluation.image_records import ImageFiles, Listing
 from jaxii.evaluation.predictions import Answer, ExpectedF2, Facts
-from jaxii.evaluation.provenance import Provenance
+from jaxii.evaluation.result import EvaluationResult
 from jaxii.models.multitask import EMBEDDING_HEAD
 from jaxii.runs import assembly, unseen
 from jaxii.runs.inference import InferenceOptions
@@ -132,19 +131,18 @@ def predict(
     metrics = workdir.metrics(variants)
     found = request.find()
     with ExitStack() as opened:
-        run = opened.enter_context(Run.open(workdir.path, metrics["stage"]))
+        run = opened.enter_context(Run.open(workdir.path, metrics.stage))
         members = run.members(options)
         for other in members[1:]:
             opened.enter_context(other)
         _check_members(members, metrics, options)
-        stored = metrics.get("short_side_pixels")
-        files = assembly.image_files(run.config, found, stored)
+        files = assembly.image_files(run.config, found, metrics.short_side_pixels)
         models = [member.model() for member in members]
         decoders = _decoders(workdir, variants)
-        decoder = decoder or metrics["decoder"]["name"]
+        decoder = decoder or metrics.decoder.name
         has_head = EMBEDDING_HEAD in models[0].params and len(models) == 1
         decoders.check(decoder, decoders.names(has_head=has_head))
-        record = unseen.record_of(metrics)
+        record = metrics.held_out
         error = unseen.expected_f2_error(record, options, decoder)
         expected = ExpectedF2(decoders, decoder, error)
         facts = _facts(found.source, members, metrics, options, expected)
@@ -229,13 +227,13 @@ def _say(request: Request, files: ImageFiles, damaged: Damaged, facts: Facts) ->
 
 
 def _check_members(
-    members: Sequence[Run], metrics: dict[str, Any], options: InferenceOptions
+    members: Sequence[Run], metrics: EvaluationResult, options: InferenceOptions
 ) -> None:
     """Refuses checkpoints that the decoders were not fitted on."""
     names = [member.name for member in members]
-    if options.ensemble and names != metrics["members"]:
+    if options.ensemble and names != metrics.members:
         raise InputError(
-            f"thresholds were chosen for the mean of {'; '.join(metrics['members'])} "
+            f"thresholds were chosen for the mean of {'; '.join(metrics.members)} "
             f"and not of {'; '.join(names)}; run evaluate with the same --ensemble "
             "first."
         )
@@ -251,18 +249,18 @@ def _decoders(workdir: Workdir, variants: Sequence[str]) -> decoding.Decoders:
 def _facts(
     source: str,
     members: Sequence[Run],
-    metrics: dict[str, Any],
+    metrics: EvaluationResult,
     options: InferenceOptions,
     expected: ExpectedF2,
 ) -> Facts:
     own = members[0]
-    record = Provenance.from_json(metrics["provenance"]).union(own.provenance)
+    record = metrics.provenance.union(own.provenance)
     return Facts(
         source=source,
         run="; ".join(member.name for member in members),
         provenance=options.provenance(record, [IMAGES], [IMAGES]),
-        constant=metrics["constant"]["labels"],
-        constant_names=metrics["constant"]["names"],
+        constant=metrics.constant.labels,
+        constant_names=metrics.constant.names,
         decoder=expected.name,
         parameter=expected.decoders.parameter(expected.name),
         expected_f2=expected,

@@ -1,8 +1,5 @@
 """Writes the files of an evaluation: figures, decoders, report, submission."""
 
-# JAX's functions are partly untyped.
-# pyright: reportUnknownMemberType=false
-
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -18,9 +15,14 @@ from jaxii.errors import InputError
 from jaxii.evaluation import by_label, predictions
 from jaxii.evaluation.by_label import LabelTable, SplitFigures
 from jaxii.evaluation.decoder_scores import DecoderScores
-from jaxii.evaluation.details import Details, label_map, make_gallery
+from jaxii.evaluation.details import Details, StageRow, label_map, make_gallery
 from jaxii.evaluation.held_out import FILE, Predictions
-from jaxii.evaluation.result import EVALUATION, EvaluationResult, write_evaluation
+from jaxii.evaluation.result import (
+    EVALUATION,
+    EvaluationResult,
+    SetResult,
+    write_evaluation,
+)
 from jaxii.prepare.image_ids import meant
 from jaxii.report.run_files import SETS, read_sets
 from jaxii.runs.run import Run
@@ -76,12 +78,12 @@ def _write(
     decoders: Decoders,
     measured: Measured,
     variants: Sequence[str],
-) -> tuple[Sequence[Mapping[str, Any]], Mapping[str, AnyPath]]:
+) -> tuple[Sequence[StageRow], Mapping[str, AnyPath]]:
     """Writes all files; returns the rows of the stages, and the files to name."""
     # Imported here: matplotlib takes most of a second, also when training starts.
     from jaxii.report.page import render, with_sets
 
-    workdir, data, metrics = run.workdir, run.data, evaluation.to_json()
+    workdir, data = run.workdir, run.data
     files = {"metrics.json": workdir.result_file("metrics.json", variants)}
     # Without the manifest no file of the evaluation is used.
     listed = workdir.result_file(EVALUATION, variants)
@@ -102,7 +104,7 @@ def _write(
     )
     files[by_label.FILE] = workdir.result_file(by_label.FILE, variants)
     labels.save(files[by_label.FILE])
-    write_json(files["metrics.json"], metrics)
+    write_json(files["metrics.json"], evaluation.to_json())
     origin = run.config.start_from or run.config.model.pretrained
     rows = _stage_rows(run.plans, run.checkpoints, origin)
     if run.history_fault:
@@ -110,7 +112,7 @@ def _write(
     files["report.html"] = workdir.result_file("report.html", variants)
     page = render(
         files["report.html"].parent.absolute().name,
-        metrics=metrics,
+        evaluation,
         history=[] if run.history_fault else read_history(workdir.history_file),
         config=run.config.to_dict(),
         stages=rows,
@@ -118,7 +120,7 @@ def _write(
         recipe=_recipe(run),
     )
     if not variants:
-        page = with_sets(page, sets_of_report(workdir, metrics))
+        page = with_sets(page, sets_of_report(workdir, evaluation))
     write_text(files["report.html"], page)
     others = decoders_file, workdir.config_file, workdir.history_file
     write_evaluation(listed, [*files.values(), *others])
@@ -128,7 +130,7 @@ def _write(
 def _say(
     run: Run,
     evaluation: EvaluationResult,
-    rows: Sequence[Mapping[str, Any]],
+    rows: Sequence[StageRow],
     files: Mapping[str, AnyPath],
 ) -> None:
     """Prints figures, stages and paths."""
@@ -136,9 +138,9 @@ def _say(
         say(line)
     for row in rows:
         say(
-            f"stage     {row['name']}: steps {row['first_step']}-{row['last_step']}, "
-            f"{'with' if row['embedding_head'] else 'without'} embedding head, "
-            f"train_step compiled {row['train_step_compilations']} time(s)"
+            f"stage     {row.name}: steps {row.first_step}-{row.last_step}, "
+            f"{'with' if row.embedding_head else 'without'} embedding head, "
+            f"train_step compiled {row.train_step_compilations} time(s)"
         )
     for name, path in files.items():
         say(f"{name:17} {path}")
@@ -146,19 +148,21 @@ def _say(
     say(f"{'checkpoints':17} {folder}")
 
 
-def sets_of_report(workdir: Workdir, metrics: Mapping[str, Any]) -> dict[str, Any]:
+def sets_of_report(
+    workdir: Workdir, evaluation: EvaluationResult
+) -> dict[str, SetResult]:
     """Returns the labelled sets of the report; names those that are to be repeated.
 
     Args:
-      metrics: of the run.
+      evaluation: of the run.
     """
     try:
-        sets = read_sets(workdir.path, metrics)
+        sets = read_sets(workdir.path, evaluation)
     except InputError as error:
         say(f"CAVEAT     the report has no labelled sets: {error}")
         return {}
     present = {path.parent.name for path in (workdir.path / SETS).glob("*/*.json")}
-    for folder in sorted(present - {found["folder"] for found in sets.values()}):
+    for folder in sorted(present - sets.keys()):
         say(f"CAVEAT     the set {folder} was measured before; evaluate it again")
     return sets
 
@@ -223,14 +227,14 @@ def _details(run: Run, labels: LabelTable, measured: Measured) -> Details:
 
 def _stage_rows(
     plans: Sequence[StagePlan], checkpoints: Checkpoints, origin: str
-) -> list[dict[str, Any]]:
+) -> list[StageRow]:
     """Returns a row of the report's stage table for each stage that has begun.
 
     Args:
       origin: the run or file that the first stage starts from; "" for none.
     """
     found = checkpoints.saved()
-    rows: list[dict[str, Any]] = []
+    rows: list[StageRow] = []
     previous: Sequence[Saved] = ()
     for plan in plans:
         saved = found.get(plan.stage.name)
@@ -243,17 +247,17 @@ def _stage_rows(
             for step in (0, last.step - last.first_step)
         ]
         rows.append(
-            {
-                "name": plan.stage.name,
-                "first_step": last.first_step,
-                "last_step": last.step,
-                "embedding_head": plan.stage.embedding_head,
-                "terms": {name: [float(end[name]) for end in ends] for name in ends[0]},
-                "enters_from": _entered_from(plan, previous, origin),
-                "train_step_compilations": of_last.train_step_compilations,
-                "best_step": best.step,
-                "best_f2": best.metric,
-            }
+            StageRow(
+                name=plan.stage.name,
+                first_step=last.first_step,
+                last_step=last.step,
+                embedding_head=plan.stage.embedding_head,
+                terms={name: [float(end[name]) for end in ends] for name in ends[0]},
+                enters_from=_entered_from(plan, previous, origin),
+                train_step_compilations=of_last.train_step_compilations,
+                best_step=best.step,
+                best_f2=best.metric,
+            )
         )
         previous = saved
     return rows

@@ -30,7 +30,7 @@ from jaxii.evaluation.image_records import ImageFiles
 from jaxii.evaluation.predictions import Answer, answer, decode_nothing
 from jaxii.evaluation.predictor import Model, Predict, make_features, make_predict
 from jaxii.evaluation.provenance import HOME_SPLITS, Provenance
-from jaxii.evaluation.result import SplitMetrics
+from jaxii.evaluation.result import EvaluationResult, SplitMetrics
 from jaxii.manifest import File
 from jaxii.models.multitask import EMBEDDING_HEAD
 from jaxii.models.pretrained import Trunk
@@ -270,19 +270,19 @@ class Run(AbstractContextManager["Run"]):
         Raises:
           InputError: If the run has not been evaluated, or not on this split.
         """
-        splits = dict(self.metrics["splits"])
-        for name, found in read_sets(self.workdir.path, self.metrics).items():
-            splits[name] = found["splits"][name]
+        splits = dict(self.metrics.splits)
+        for found in read_sets(self.workdir.path, self.metrics).values():
+            splits[found.name] = found.figures
         if split not in splits:
             raise InputError(
                 f"{split!r} is no split that was evaluated; {nearest(split, splits)}"
                 f"use one of {', '.join(splits)}."
             )
-        return SplitMetrics.from_json(splits[split])
+        return splits[split]
 
     @cached_property
-    def metrics(self) -> dict[str, Any]:
-        """The figures that `train` or `evaluate` left, as JSON."""
+    def metrics(self) -> EvaluationResult:
+        """The figures that `train` or `evaluate` left."""
         return self.workdir.metrics()
 
     @cached_property
@@ -317,7 +317,7 @@ class Run(AbstractContextManager["Run"]):
         Raises:
           InputError: If an image cannot be read, or the run has no such decoder.
         """
-        decoder = decoder or self.metrics["decoder"]["name"]
+        decoder = decoder or self.metrics.decoder.name
         has_head = EMBEDDING_HEAD in self._model.params
         self.decoders.check(decoder, self.decoders.names(has_head=has_head))
         source = self._open_images(images)
@@ -355,7 +355,7 @@ class Run(AbstractContextManager["Run"]):
     def _open_images(self, images: Images) -> ImageFiles:
         stored = None
         if self.workdir.result_file("metrics.json").exists():
-            stored = self.metrics.get("short_side_pixels")
+            stored = self.metrics.short_side_pixels
         return open_images(
             images,
             short_side=assembly.largest_short_side(self.config, stored),
@@ -420,7 +420,7 @@ class Run(AbstractContextManager["Run"]):
                 )
         return self, *others
 
-    def check_evaluated(self, metrics: Mapping[str, Any]) -> None:
+    def check_evaluated(self, metrics: EvaluationResult) -> None:
         """Refuses figures of another checkpoint: their decoders do not fit this one.
 
         Args:
@@ -430,10 +430,10 @@ class Run(AbstractContextManager["Run"]):
           InputError: If they are those of another step or stage.
         """
         stage, step = self.saved.stage, self.saved.step
-        if (stage, step) != (metrics["stage"], metrics["step"]):
+        if (stage, step) != (metrics.stage, metrics.step):
             raise InputError(
                 f"the thresholds and the calibration of {self.workdir.path} were "
-                f"fitted on step {metrics['step']} of stage {metrics['stage']}, and "
+                f"fitted on step {metrics.step} of stage {metrics.stage}, and "
                 f"the checkpoint to use is step {step} of stage {stage}; run evaluate "
                 f"--workdir={self.workdir.path} --stage={stage} again first."
             )
@@ -558,8 +558,8 @@ class Run(AbstractContextManager["Run"]):
             saved=saved,
         )
 
-    def held_out_metrics(self) -> dict[str, dict[str, Any]]:
-        """Returns domain -> `metrics.json` at this stage of the run that held it out.
+    def held_out_metrics(self) -> dict[str, EvaluationResult]:
+        """Returns domain -> figures at this stage of the run that held it out.
 
         Empty unless that was done with every domain: the mean over some of them would
         be another estimate than the one over all.
@@ -567,7 +567,7 @@ class Run(AbstractContextManager["Run"]):
         found = {
             domain: metrics
             for domain, metrics in self.workdir.held_out_metrics().items()
-            if metrics["stage"] == self.saved.stage and domain in self.data.domains
+            if metrics.stage == self.saved.stage and domain in self.data.domains
         }
         return found if set(found) == set(self.data.domains) else {}
 

@@ -4,10 +4,8 @@ A run that held one out keeps its predictions for it and the effect of adapting 
 the run on all domains reads those of all others.
 """
 
-from collections.abc import Mapping
 from dataclasses import replace
 from functools import reduce
-from typing import Any
 
 import numpy as np
 from jaxtyping import Bool
@@ -63,7 +61,7 @@ def read(run: Run, *, pooled: bool) -> tuple[Accumulators | None, HeldOut | None
       InputError: If there is not and `pooled`, or predictions are damaged.
     """
     metrics = run.held_out_metrics()
-    found = [record_of(of_domain) for of_domain in metrics.values()]
+    found = [of_domain.held_out for of_domain in metrics.values()]
     known = [one for one in found if one is not None]
     record = reduce(HeldOut.union, known) if known and None not in found else None
     if not pooled:
@@ -86,11 +84,6 @@ def ranked(pooled: Accumulators, own: Accumulators) -> Accumulators:
     """Returns sums over held-out domains with a run's own sums over embeddings."""
     sums = pooled.sums._replace(embedding=own.sums.embedding)
     return replace(pooled, sums=sums)
-
-
-def record_of(metrics: Mapping[str, Any]) -> HeldOut | None:
-    """Returns what an evaluation knows of new domains; None if that is nothing."""
-    return HeldOut(**metrics["held_out"]) if "held_out" in metrics else None
 
 
 def expected_f2_error(

@@ -18,7 +18,12 @@ from jaxii.config import FREE_FIELDS, Config, differences
 from jaxii.data.labels import Vocabulary
 from jaxii.errors import InputError
 from jaxii.evaluation.held_out import FILE, Predictions
-from jaxii.evaluation.result import EVALUATION, check_evaluation
+from jaxii.evaluation.result import (
+    EVALUATION,
+    EvaluationResult,
+    check_evaluation,
+    read_result,
+)
 from jaxii.manifest import File, Manifest
 from jaxii.report.run_files import SETS
 from jaxii.storage import AnyPath, write_json
@@ -74,7 +79,7 @@ class Workdir:
         stem, dot, ending = name.partition(".")
         return self.path / f"{'_'.join([stem, *variants])}{dot}{ending}"
 
-    def metrics(self, variants: Sequence[str] = ()) -> dict[str, Any]:
+    def metrics(self, variants: Sequence[str] = ()) -> EvaluationResult:
         """Returns the figures of the run, or of a variant of it.
 
         Raises:
@@ -93,7 +98,7 @@ class Workdir:
             )
         decoders = self.result_file("decoders.npz", variants)
         check_evaluation(listed, [path.name, decoders.name], again=f"{again} again")
-        return json.loads(path.read_text(encoding="utf-8"))
+        return read_result(EvaluationResult, path)
 
     def check_writable(self) -> None:
         """Refuses a folder that results cannot be written into, before they are made.
@@ -154,14 +159,14 @@ class Workdir:
         """Returns where a result on a labelled set lies; see `run_files.read_sets`."""
         return self.path / SETS / _as_folder(set_name) / name
 
-    def held_out_metrics(self) -> dict[str, dict[str, Any]]:
+    def held_out_metrics(self) -> dict[str, EvaluationResult]:
         """Returns domain -> figures of every run that held one out and was evaluated.
 
         Raises:
           InputError: If one differs from this run in more than the domain.
         """
         fields = self.config().to_dict()
-        found: dict[str, dict[str, Any]] = {}
+        found: dict[str, EvaluationResult] = {}
         for file in sorted((self.path / "held_out").glob("*/metrics.json")):
             run = Workdir(file.parent)
             config = run.config()

@@ -53,13 +53,13 @@ def figures(path: Path, *, tune_on: str, decoder: str) -> Figures:
     with Run.open(path) as run:
         metrics = run.workdir.metrics(variants)
         run.check_evaluated(metrics)
-        decoder = decoder or metrics["decoder"]["name"]
+        decoder = decoder or metrics.decoder.name
         decoders = load(run.workdir.result_file("decoders.npz", variants), None)
         test = unseen.predict_scored(run, run.model(), "test")
         index = run.data.split("test").index
         rows = np.flatnonzero(np.isin(index.image_ids, test.image_ids))
         slice_ids, slices = index.slice_ids[rows], run.data.slices
-        record = unseen.record_of(metrics)
+        record = metrics.held_out
     chosen = decoders.decisions([decoder], test.probs, None)[decoder]
     expected = decoders.expected_f2(test.probs, chosen)
     true = f_beta(chosen, test.truth)
@@ -68,7 +68,7 @@ def figures(path: Path, *, tune_on: str, decoder: str) -> Figures:
     return Figures(
         expected={name: float(expected[part].mean()) for name, part in parts.items()},
         true={name: float(true[part].mean()) for name, part in parts.items()},
-        oracle=float(metrics["splits"]["test"]["best_f2"]),
+        oracle=metrics.splits["test"].best_f2,
         error=None if record is None else record.expected_f2_error(decoder),
     )
 
