@@ -4,9 +4,6 @@ Each takes scores [batch, class] and returns decisions, True where the label is
 predicted. `Decoders` holds what was fitted for them on one split.
 """
 
-# JAX's functions are partly untyped.
-# pyright: reportUnknownMemberType=false
-
 import zipfile
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass

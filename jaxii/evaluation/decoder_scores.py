@@ -5,9 +5,6 @@ decodes its own images; `add_processes` then adds the scores of all processes. S
 rounded once, so that they do not depend on the order of the images.
 """
 
-# JAX's functions are partly untyped.
-# pyright: reportUnknownMemberType=false
-
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass

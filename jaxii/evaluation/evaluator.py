@@ -3,9 +3,6 @@
 `split_metrics` joins these sums with the decoders' scores.
 """
 
-# JAX's functions are partly untyped.
-# pyright: reportUnknownMemberType=false
-
 import functools
 from collections.abc import Callable, Iterator
 from typing import Any

@@ -5,9 +5,6 @@ domains, these predictions fit decoders that expect a shift; with each domain le
 of the pool in turn, they give the error of an expected F2.
 """
 
-# JAX's functions are partly untyped.
-# pyright: reportUnknownMemberType=false
-
 import zipfile
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace

@@ -1,8 +1,5 @@
 """Computes probabilities of images by one network, or the mean of several."""
 
-# JAX's functions are partly untyped.
-# pyright: reportUnknownMemberType=false
-
 import functools
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace

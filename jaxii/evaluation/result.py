@@ -3,15 +3,12 @@
 `metrics.json` holds it, and the manifest `evaluation.json` names the files beside it.
 """
 
-# JAX's functions are partly untyped.
-# pyright: reportUnknownMemberType=false
-
 import json
 import os
 import platform
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import MISSING, asdict, dataclass, fields
-from typing import Any, TypeVar, cast
+from typing import Any, TypeVar
 
 import jax
 import numpy as np
@@ -514,7 +511,7 @@ def threshold_index(thresholds: Sequence[float], threshold: float) -> int:
 
 def hardware() -> str:
     """Returns a description of the devices and the host."""
-    device = cast(Any, jax.devices()[0])
+    device = jax.devices()[0]
     kind = "CPU" if device.platform == "cpu" else device.device_kind
     return (
         f"{jax.device_count()} x {kind} ({platform.machine()} host, "

@@ -1,8 +1,5 @@
 """How far probabilities are from the frequencies of what they predict."""
 
-# JAX's functions are partly untyped.
-# pyright: reportUnknownMemberType=false
-
 from typing import NamedTuple, cast
 
 import jax

@@ -5,9 +5,6 @@ other figures. Here every term is rounded once, to units of 2^-30, and integers 
 added: over images, batches, devices and processes, in any order, to the bit.
 """
 
-# JAX's functions are partly untyped.
-# pyright: reportUnknownMemberType=false
-
 from typing import NamedTuple
 
 import jax.numpy as jnp

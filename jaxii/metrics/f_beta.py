@@ -1,8 +1,5 @@
 """F-beta of sets of labels: (1 + b^2) TP / ((1 + b^2) TP + b^2 FN + FP)."""
 
-# JAX's functions are partly untyped.
-# pyright: reportUnknownMemberType=false
-
 from typing import overload
 
 import jax

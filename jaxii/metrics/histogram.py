@@ -4,9 +4,6 @@ Average precision, calibration, cross-entropy and counts at every threshold are 
 from the bins. Bins replace the sort of all images that these figures would need.
 """
 
-# JAX's functions are partly untyped.
-# pyright: reportUnknownMemberType=false
-
 import functools
 from typing import overload
 

@@ -7,9 +7,6 @@ Counts are int32: exact up to 2.1e9 images. Sums of fractions are integers too (
 `exact_sum`): however the images are divided, the sums are the same to the bit.
 """
 
-# JAX's functions are partly untyped.
-# pyright: reportUnknownMemberType=false
-
 import dataclasses
 import functools
 from typing import NamedTuple, cast

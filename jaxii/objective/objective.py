@@ -5,7 +5,6 @@ that swapping one loss for another recompiles nothing. The train step divides ea
 by its global weight, differentiates and updates.
 """
 
-# pyright: strict, reportUnknownMemberType=false
 # JAX's functions have parameters without types.
 
 import inspect

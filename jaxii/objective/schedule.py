@@ -5,7 +5,6 @@ functions of the step that are evaluated inside the compiled train step, so that
 from one loss to another compiles nothing again.
 """
 
-# pyright: strict, reportUnknownMemberType=false
 # JAX's functions have parameters without types.
 
 import math

@@ -1,8 +1,5 @@
 """Builds the parts of a run from its configuration and data."""
 
-# JAX's functions are partly untyped.
-# pyright: reportUnknownMemberType=false
-
 import dataclasses
 import functools
 import itertools

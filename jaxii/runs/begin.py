@@ -1,8 +1,5 @@
 """`begin`: checks a run before training, claims its workdir and assembles it."""
 
-# JAX's functions are partly untyped.
-# pyright: reportUnknownMemberType=false
-
 from collections.abc import Sequence
 from dataclasses import replace
 

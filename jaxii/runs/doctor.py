@@ -1,10 +1,8 @@
 """`doctor`: checks this machine and measures what would limit a run."""
 
-# JAX's functions are partly untyped.
-# pyright: reportUnknownMemberType=false
-
 import os
 from pathlib import Path
+from typing import Any
 
 import jax
 
@@ -87,7 +85,7 @@ def _limit(measured: Speed, platform: str) -> str:
 
 
 def _usual_config() -> Config:
-    recipe = default_config()
+    recipe: Any = default_config()
     facts = recipes.Facts(
         name="usual",
         num_evaluated=0,

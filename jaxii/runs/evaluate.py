@@ -3,9 +3,6 @@
 `train` calls `measure` after its last stage.
 """
 
-# JAX's functions are partly untyped.
-# pyright: reportUnknownMemberType=false
-
 import datetime
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace

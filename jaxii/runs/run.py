@@ -1,8 +1,5 @@
 """`Run`: a workdir with its configuration, its checkpoints and, if needed, its data."""
 
-# JAX's functions are partly untyped.
-# pyright: reportUnknownMemberType=false
-
 import copy
 import functools
 from collections.abc import Callable, Mapping

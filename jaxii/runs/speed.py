@@ -1,8 +1,5 @@
 """Speed of the input pipeline and of the train step, measured on this machine."""
 
-# JAX's functions are partly untyped.
-# pyright: reportUnknownMemberType=false
-
 import time
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
@@ -58,7 +55,7 @@ def pace_of(fields: Mapping[str, Any]) -> Pace:
     Args:
       fields: Fields of the configuration that differ from their defaults.
     """
-    recipe = default_config()
+    recipe: Any = default_config()
     recipe.update_from_flattened_dict(dict(fields))
     config = Config.resolve(recipe)
     # Before `validation` is carved out, which may be impossible.

@@ -1,14 +1,11 @@
 """`train`: trains the remaining stages, then evaluates and reports."""
 
-# JAX's functions are partly untyped.
-# pyright: reportUnknownMemberType=false
-
 import itertools
 from collections.abc import Callable, Mapping
 from contextlib import ExitStack
 from functools import partial
 from pathlib import Path
-from typing import Any, cast
+from typing import Any
 
 import jax
 
@@ -122,7 +119,6 @@ def _train(
 
 
 def _telemetry(run: Run, start_step: int, trackers: Trackers) -> Telemetry:
-    device_kind = cast(str, jax.devices()[0].device_kind)
     return Telemetry(
         run.workdir.path,
         total_steps=sum(plan.stage.num_steps for plan in run.plans),
@@ -130,7 +126,7 @@ def _telemetry(run: Run, start_step: int, trackers: Trackers) -> Telemetry:
         is_lead=processes.is_lead(),
         tracker=trackers,
         memory=memory_bytes,
-        peak_flops=peak_flops(device_kind),
+        peak_flops=peak_flops(jax.devices()[0].device_kind),
     )
 
 

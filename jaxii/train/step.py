@@ -6,7 +6,6 @@ all-reduces, of the terms' weights and then of gradients, statistics and sums to
 a sharded optimizer state adds an all-gather.
 """
 
-# pyright: strict, reportUnknownMemberType=false
 # JAX's functions have parameters without types.
 
 from collections.abc import Callable
