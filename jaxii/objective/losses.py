@@ -5,8 +5,6 @@ computed in float32 and in terms of `log_sigmoid`, so that values and gradients 
 finite where a probability rounds to 0 or 1.
 """
 
-# JAX's functions have parameters without types.
-
 from collections.abc import Callable
 
 import jax

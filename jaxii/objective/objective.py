@@ -5,8 +5,6 @@ that swapping one loss for another recompiles nothing. The train step divides ea
 by its global weight, differentiates and updates.
 """
 
-# JAX's functions have parameters without types.
-
 import inspect
 from collections.abc import Mapping
 from dataclasses import dataclass

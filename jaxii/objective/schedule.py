@@ -5,8 +5,6 @@ functions of the step that are evaluated inside the compiled train step, so that
 from one loss to another compiles nothing again.
 """
 
-# JAX's functions have parameters without types.
-
 import math
 from collections.abc import Callable, Sequence
 from numbers import Real

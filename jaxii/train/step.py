@@ -6,8 +6,6 @@ all-reduces, of the terms' weights and then of gradients, statistics and sums to
 a sharded optimizer state adds an all-gather.
 """
 
-# JAX's functions have parameters without types.
-
 from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any, NamedTuple, TypeVar, cast
