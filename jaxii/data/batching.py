@@ -2,7 +2,6 @@
 
 import threading
 from collections.abc import Callable, Iterator, Sequence
-from typing import Any
 
 import grain
 import numpy as np
@@ -12,7 +11,7 @@ import numpy as np
 BLOCK_EXAMPLES = 16
 
 # Arrays and NumPy scalars of one image, by name.
-Example = dict[str, Any]
+Example = dict[str, np.ndarray | np.generic]
 
 
 def batches(

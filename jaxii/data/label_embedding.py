@@ -10,7 +10,7 @@ import math
 import os
 from collections.abc import Mapping
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, BinaryIO
 
 import numpy as np
 import scipy.linalg
@@ -162,10 +162,15 @@ def save(
     path = at(path)
     if path.suffix != ".npz":
         raise InputError(f"{path} for the label embedding; use a name ending in .npz")
-    record = vars(embedding) | {"provenance": dict(provenance)}
-    arrays: dict[str, Any] = {n: record.pop(n) for n in ("vectors", "eigenvalues")}
-    arrays["record"] = np.array(json.dumps(record, sort_keys=True))
-    write_beside(path, lambda file: np.savez(file, **arrays), binary=True)
+    vectors, eigenvalues = embedding.vectors, embedding.eigenvalues
+    facts = vars(embedding) | {"provenance": dict(provenance)}
+    del facts["vectors"], facts["eigenvalues"]
+    record = np.array(json.dumps(facts, sort_keys=True))
+
+    def write(file: BinaryIO) -> None:
+        np.savez(file, vectors=vectors, eigenvalues=eigenvalues, record=record)
+
+    write_beside(path, write, binary=True)
 
 
 def load(path: str | os.PathLike[str]) -> LabelEmbedding:

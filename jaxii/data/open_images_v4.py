@@ -8,7 +8,6 @@ from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import PurePosixPath
-from typing import Any
 
 import numpy as np
 import polars as pl
@@ -17,6 +16,7 @@ from jaxtyping import Float, Int, UInt8
 
 from jaxii.data import index, schema
 from jaxii.data.labels import BOX, HUMAN, MACHINE, Vocabulary
+from jaxii.data.schema import Record
 from jaxii.errors import InputError
 
 LABELS = "objects_trainable"
@@ -93,8 +93,8 @@ def labels(
     return ids[known], confidences[known] / np.float32(10.0), sources[known]
 
 
-def decode(fields: Mapping, *, mapping: StoredLabels) -> dict[str, Any]:
-    """Returns a record as described by `records.RandomAccess`."""
+def decode(fields: Mapping, *, mapping: StoredLabels) -> Record:
+    """Returns a record."""
     ids, confidences, sources = labels(fields, mapping)
     return {
         "image": fields["image"].bytes_list.value[0],

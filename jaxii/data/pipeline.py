@@ -7,7 +7,7 @@ processes; evaluation yields each record once.
 import sys
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
-from typing import Any, SupportsIndex, cast
+from typing import SupportsIndex, cast
 
 import cv2
 import grain
@@ -18,6 +18,7 @@ from jaxii.data import batching
 from jaxii.data.batching import Example
 from jaxii.data.labels import resolve_labels
 from jaxii.data.records import RandomAccess
+from jaxii.data.schema import Record
 from jaxii.data.transforms import EvalTransform, Pixels
 
 # Batch field: row of the split. The train step ignores it.
@@ -40,7 +41,7 @@ class LabelPolicy:
     machine_threshold: float = 0.5
 
     def slots(
-        self, record: dict[str, Any]
+        self, record: Record
     ) -> tuple[Int32[np.ndarray, " slot"], Float32[np.ndarray, " slot"]]:
         """Returns label ids, padded with -1, and their confidences."""
         ids, confidences = resolve_labels(
@@ -189,7 +190,7 @@ class Reordered:
     def __len__(self) -> int:
         return len(self.rows)
 
-    def __getitem__(self, row: SupportsIndex, /) -> dict[str, Any]:
+    def __getitem__(self, row: SupportsIndex, /) -> Record:
         return self.source[int(self.rows[row])]
 
 

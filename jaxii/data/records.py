@@ -1,7 +1,7 @@
 """Access to stored records by position."""
 
 from collections.abc import Callable
-from typing import Any, Protocol, SupportsIndex, runtime_checkable
+from typing import Protocol, SupportsIndex, runtime_checkable
 
 import numpy as np
 from array_record.python.array_record_data_source import ArrayRecordDataSource
@@ -10,20 +10,17 @@ from jaxtyping import Int64, Shaped
 
 from jaxii.data import schema
 from jaxii.data.folder import PREPARE_AGAIN
+from jaxii.data.schema import Record
 from jaxii.errors import InputError
 
 
 @runtime_checkable
 class RandomAccess(Protocol):
-    """Picklable, thread-safe access to records by position, as grain requires.
-
-    A record is a dict: image (JPEG bytes), image_id (str), label_ids (int32 [n]),
-    label_confidences (float32 [n]), label_sources (uint8 [n]), slice_id (int).
-    """
+    """Picklable, thread-safe access to records by position, as grain requires."""
 
     def __len__(self) -> int: ...
 
-    def __getitem__(self, row: SupportsIndex, /) -> dict[str, Any]: ...
+    def __getitem__(self, row: SupportsIndex, /) -> Record: ...
 
 
 class Selectable(RandomAccess, Protocol):
@@ -49,7 +46,7 @@ class Records:
     def __init__(
         self,
         raw: ArrayRecordDataSource,
-        decode: Callable[[schema.Fields], dict[str, Any]],
+        decode: Callable[[schema.Fields], Record],
         image_ids: Shaped[np.ndarray, " stored"],
         name: str,
         rows: Int64[np.ndarray, " row"] | None = None,
@@ -63,7 +60,7 @@ class Records:
     def __len__(self) -> int:
         return len(self._raw) if self._rows is None else len(self._rows)
 
-    def __getitem__(self, row: SupportsIndex, /) -> dict[str, Any]:
+    def __getitem__(self, row: SupportsIndex, /) -> Record:
         position = row.__index__()
         if not 0 <= position < len(self):
             raise IndexError(f"record {position} of {len(self)}")

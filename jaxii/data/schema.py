@@ -5,11 +5,11 @@ parsed without TensorFlow and without TFDS's slower decoder.
 """
 
 from collections.abc import Mapping, Sequence
-from typing import Any
+from typing import Any, TypedDict
 
 import numpy as np
 import tensorflow_datasets as tfds
-from jaxtyping import Float, Int, UInt8
+from jaxtyping import Float, Float32, Int, Int32, UInt8
 from tensorflow_datasets.proto import tf_example_pb2, tf_feature_pb2
 
 from jaxii.data.labels import Vocabulary
@@ -20,6 +20,17 @@ VERSION = "1.0.0"
 _Example: Any = tf_example_pb2.Example  # pyright: ignore[reportAttributeAccessIssue]
 _PROTOS: Any = tf_feature_pb2
 Fields = Mapping[str, Any]
+
+
+class Record(TypedDict):
+    """A stored image with its labels, [n]."""
+
+    image: bytes  # JPEG
+    image_id: str
+    label_ids: Int32[np.ndarray, " label"]
+    label_confidences: Float32[np.ndarray, " label"]
+    label_sources: UInt8[np.ndarray, " label"]
+    slice_id: int
 
 
 def features(vocabulary: Vocabulary) -> tfds.features.FeaturesDict:
@@ -77,8 +88,8 @@ def parse(record: bytes) -> Fields:
     return _Example.FromString(record).features.feature
 
 
-def decode(fields: Fields, *, slice_ids: Mapping[str, int]) -> dict[str, Any]:
-    """Returns a record as described by `records.RandomAccess`.
+def decode(fields: Fields, *, slice_ids: Mapping[str, int]) -> Record:
+    """Returns a record.
 
     Args:
       fields: Parsed fields of a record.

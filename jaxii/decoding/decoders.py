@@ -7,7 +7,7 @@ predicted. `Decoders` holds what was fitted for them on one split.
 import zipfile
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any, BinaryIO, cast
+from typing import BinaryIO, cast
 
 import jax
 import jax.numpy as jnp
@@ -253,16 +253,20 @@ class Decoders:
     def save(self, path: AnyPath) -> None:
         """Writes all but the label embedding, which has a file; whole or not at all."""
         k = self.choice.embedding_k
-        arrays: dict[str, Any] = {
-            "threshold": np.float64(self.choice.threshold),
-            "top_k": np.int64(self.choice.top_k),
-            "embedding_k": np.int64(0 if k is None else k),
-            "class_thresholds": self.class_thresholds,
-            "slopes": self.calibration.slopes,
-            "intercepts": self.calibration.intercepts,
-            "frequencies": self.frequencies,
-        }
-        write_beside(path, lambda file: np.savez(file, **arrays), binary=True)
+
+        def write(file: BinaryIO) -> None:
+            np.savez(
+                file,
+                threshold=np.float64(self.choice.threshold),
+                top_k=np.int64(self.choice.top_k),
+                embedding_k=np.int64(0 if k is None else k),
+                class_thresholds=self.class_thresholds,
+                slopes=self.calibration.slopes,
+                intercepts=self.calibration.intercepts,
+                frequencies=self.frequencies,
+            )
+
+        write_beside(path, write, binary=True)
 
 
 def load(

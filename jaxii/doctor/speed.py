@@ -2,7 +2,7 @@
 
 import time
 from collections.abc import Sequence
-from typing import Any, SupportsIndex
+from typing import SupportsIndex
 
 import numpy as np
 import simplejpeg
@@ -10,6 +10,7 @@ import simplejpeg
 from jaxii.data.labels import HUMAN
 from jaxii.data.pipeline import LabelPolicy, ShardSpec, train_batches
 from jaxii.data.records import RandomAccess
+from jaxii.data.schema import Record
 from jaxii.data.transforms import TrainTransform
 
 # Photos as `prepare` stores them: short side 256, aspect ratio 4:3, quality 92.
@@ -27,9 +28,10 @@ class Drawn:
     def __len__(self) -> int:
         return 4096
 
-    def __getitem__(self, row: SupportsIndex, /) -> dict[str, Any]:
+    def __getitem__(self, row: SupportsIndex, /) -> Record:
         return {
             "image": self._encoded[int(row) % NUM_IMAGES],
+            "image_id": str(int(row)),
             "label_ids": np.array([0], np.int32),
             "label_confidences": np.array([1.0], np.float32),
             "label_sources": np.array([HUMAN], np.uint8),

@@ -55,13 +55,17 @@ class Predictions:
 
     def save(self, path: AnyPath, label_hash: str) -> None:
         """Writes the file; `label_hash` is the content hash of the labels."""
-        arrays: dict[str, Any] = {
-            "label_hash": np.array(label_hash),
-            "image_ids": self.image_ids.astype(str),
-            "probs": self.probs,
-            "truth": np.packbits(self.truth, axis=1),
-        }
-        write_beside(path, lambda file: np.savez(file, **arrays), binary=True)
+
+        def write(file: BinaryIO) -> None:
+            np.savez(
+                file,
+                label_hash=np.array(label_hash),
+                image_ids=self.image_ids.astype(str),
+                probs=self.probs,
+                truth=np.packbits(self.truth, axis=1),
+            )
+
+        write_beside(path, write, binary=True)
 
     @classmethod
     def load(cls, path: AnyPath, label_hash: str) -> "Predictions":

@@ -13,13 +13,14 @@ from collections.abc import Generator, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any, SupportsIndex, cast
+from typing import SupportsIndex, cast
 
 import numpy as np
 import simplejpeg  # pyright: ignore[reportMissingTypeStubs]
 from jaxtyping import Int64
 
 from jaxii.data.index import Index
+from jaxii.data.schema import Record
 from jaxii.data.transforms import EvalTransform, read
 from jaxii.errors import InputError
 from jaxii.prepare import image_files
@@ -113,9 +114,10 @@ class ImageFiles:
     def __len__(self) -> int:
         return len(self.listing)
 
-    def __getitem__(self, row: SupportsIndex, /) -> dict[str, Any]:
+    def __getitem__(self, row: SupportsIndex, /) -> Record:
         return {
             "image": self.jpeg(row.__index__()),
+            "image_id": self.listing.image_ids[row.__index__()],
             "label_ids": np.zeros(0, np.int32),
             "label_confidences": np.zeros(0, np.float32),
             "label_sources": np.zeros(0, np.uint8),
@@ -162,7 +164,7 @@ class LabelledFiles(ImageFiles):
 
     index: Index
 
-    def __getitem__(self, row: SupportsIndex, /) -> dict[str, Any]:
+    def __getitem__(self, row: SupportsIndex, /) -> Record:
         """Returns a record.
 
         Raises:
@@ -178,12 +180,11 @@ class LabelledFiles(ImageFiles):
             ) from error
         index, number = self.index, row.__index__()
         own = slice(index.offsets[number], index.offsets[number + 1])
-        return record | {
-            "label_ids": index.label_ids[own],
-            "label_confidences": index.confidences[own],
-            "label_sources": index.label_sources[own],
-            "slice_id": int(index.slice_ids[number]),
-        }
+        record["label_ids"] = index.label_ids[own]
+        record["label_confidences"] = index.confidences[own]
+        record["label_sources"] = index.label_sources[own]
+        record["slice_id"] = int(index.slice_ids[number])
+        return record
 
     def select(self, rows: Int64[np.ndarray, " chosen"]) -> "LabelledFiles":
         """Returns the records of these rows, in the given order."""

@@ -6,14 +6,13 @@ and SE-ResNet have timm's. All arrays are NumPy's.
 
 import re
 from collections.abc import Mapping
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import numpy as np
 
 from jaxii.errors import InputError
+from jaxii.models.multitask import Tree
 from jaxii.models.weight_files import read_state_dict
-
-Tree = dict[str, Any]
 
 CLASSIFIER = ("fc.weight", "fc.bias")
 # Counters of BatchNorm and of averaged weights.

@@ -3,7 +3,7 @@
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import NamedTuple
 
 import matplotlib
 import numpy as np
@@ -41,15 +41,25 @@ SECTIONS = (
     ("labels", "Labels", "labels"),
 )
 MAX_ROW_NAME = 30
+
+
+class Mark(NamedTuple):
+    """How the dots of a split are drawn."""
+
+    marker: str
+    color: str
+    fill: str = "none"
+
+
 # The test is what runs are judged by: it has the first color and the filled dot.
-MARKS: Mapping[str, dict[str, Any]] = {
-    "train": {"marker": "|", "color": MUTED},
-    "validation": {"marker": "o", "color": SERIES[2], "markerfacecolor": "none"},
-    "held_out": {"marker": "D", "color": SERIES[3], "markerfacecolor": "none"},
-    "test": {"marker": "o", "color": SERIES[0]},
+MARKS = {
+    "train": Mark("|", MUTED, MUTED),
+    "validation": Mark("o", SERIES[2]),
+    "held_out": Mark("D", SERIES[3]),
+    "test": Mark("o", SERIES[0], SERIES[0]),
 }
-OTHER = {"marker": "s", "color": SERIES[4], "markerfacecolor": "none"}
-UNCLEAN = {"marker": "X", "color": SERIES[1]}
+OTHER = Mark("s", SERIES[4])
+UNCLEAN = Mark("X", SERIES[1], SERIES[1])
 
 
 def render_comparison(comparison: Comparison) -> str:
@@ -100,7 +110,7 @@ def dots(entries: Sequence[Entry], constant: Mapping[str, float]) -> str:
         for split in splits:
             _plot_split(area, entries, split)
         for split in (n for n in splits if n in constant):
-            style = {"color": _mark(split)["color"], "linewidth": 1.0}
+            style = {"color": MARKS.get(split, OTHER).color, "linewidth": 1.0}
             label = f"best constant, {plain(split)}"
             area.axvline(constant[split], linestyle=":", label=label, **style)
         area.set_yticks(range(len(entries)), _names(entries))
@@ -125,13 +135,27 @@ def _plot_split(area: Axes, entries: Sequence[Entry], split: str) -> None:
         means = [found.mean for _, found in shown]
         deviations = [found.deviation or 0.0 for _, found in shown]
         errors = [found.error for _, found in shown]
-        mark = _mark(split) if clean else UNCLEAN
+        mark = MARKS.get(split, OTHER) if clean else UNCLEAN
         label = plain(split) if clean else f"{plain(split)}, run not clean"
-        style = {"fmt": "none", "ecolor": mark["color"]}
-        area.errorbar(means, rows, xerr=errors, elinewidth=0.8, **style)
-        area.errorbar(means, rows, xerr=deviations, elinewidth=3.2, alpha=0.5, **style)
-        style = {"linestyle": "none", "markersize": 5.5, "label": label, **mark}
-        area.plot(means, rows, **style)
+        for bars, width, alpha in ((errors, 0.8, None), (deviations, 3.2, 0.5)):
+            area.errorbar(
+                means,
+                rows,
+                xerr=bars,
+                fmt="none",
+                ecolor=mark.color,
+                elinewidth=width,
+                alpha=alpha,
+            )
+        area.plot(
+            means,
+            rows,
+            mark.marker,
+            color=mark.color,
+            markerfacecolor=mark.fill,
+            markersize=5.5,
+            label=label,
+        )
 
 
 def shift(entries: Sequence[Entry]) -> str:
@@ -160,16 +184,24 @@ def shift(entries: Sequence[Entry]) -> str:
 
 
 def _plot_runs(
-    area: Axes, x: Sequence[Estimate], y: Sequence[Estimate], mark: Mapping[str, Any]
+    area: Axes, x: Sequence[Estimate], y: Sequence[Estimate], mark: Mark
 ) -> None:
     means = [e.mean for e in x], [e.mean for e in y]
     errors = [e.error for e in y], [e.error for e in x]
     deviations = [e.deviation or 0.0 for e in y], [e.deviation or 0.0 for e in x]
-    style = {"fmt": "none", "ecolor": mark["color"]}
-    area.errorbar(*means, *errors, elinewidth=0.7, alpha=0.7, **style)
-    area.errorbar(*means, *deviations, elinewidth=3.0, alpha=0.45, **style)
+    for bars, width, alpha in ((errors, 0.7, 0.7), (deviations, 3.0, 0.45)):
+        area.errorbar(
+            *means, *bars, "none", ecolor=mark.color, elinewidth=width, alpha=alpha
+        )
     label = "run, not clean" if mark is UNCLEAN else "run"
-    area.plot(*means, linestyle="none", markersize=6, label=label, **mark)
+    area.plot(
+        *means,
+        mark.marker,
+        color=mark.color,
+        markerfacecolor=mark.fill,
+        markersize=6,
+        label=label,
+    )
 
 
 def _draw_equality(area: Axes) -> None:
@@ -202,10 +234,6 @@ def _number(
         taken.append(place + best)
         style = {"ha": "center", "va": "center", "fontsize": 7.5, "color": INK}
         area.annotate(str(row), point, xytext=best, textcoords="offset points", **style)
-
-
-def _mark(split: str) -> dict[str, Any]:
-    return MARKS.get(split, OTHER)
 
 
 def last_split(entries: Sequence[Entry]) -> str | None:

@@ -147,11 +147,14 @@ def places(label_map: LabelMap) -> tuple[Int[np.ndarray, "label 2"], int]:
     return at.round().astype(np.int64), height + 2 * MARGIN
 
 
-def draw_map(label_map: LabelMap, labels: LabelTable) -> str:
-    """Returns the map as an SVG element; the script finds the label under a pointer.
+def draw_map(label_map: LabelMap | None, labels: LabelTable | None) -> str:
+    """Returns the map as an SVG element; "" without one.
 
-    Numbers of training images decide the sizes of dots, and which labels are named.
+    The script finds the label under a pointer. Numbers of training images decide the
+    sizes of dots, and which labels are named.
     """
+    if label_map is None or labels is None:
+        return ""
     names, counts = labels.vocabulary.descriptions, labels.train_images
     at, height = places(label_map)
     order = np.argsort(-counts[label_map.class_ids], kind="stable")

@@ -124,16 +124,10 @@ def render(
             command line changed; None if unknown.
     """
     splits = {n: result.splits[n] for n in split_names(result.splits)}
-    labels, label_map = details.labels, details.label_map
-    drawn = {
-        **_figures(result, splits, history, stages),
-        "map_figure": ""
-        if labels is None or label_map is None
-        else Markup(label_table.draw_map(label_map, labels)),
-    }
+    labels, drawn = details.labels, _figures(result, splits, history, stages, details)
     content = {
         "splits": splits,
-        "labels": labels and label_table.of_run(labels, label_map),
+        "labels": labels and label_table.of_run(labels, details.label_map),
         "gallery": details.gallery,
         "estimates": result.estimates,
         "config": [(key, as_text(value)) for key, value in flatten(config).items()],
@@ -193,6 +187,7 @@ def _figures(
     splits: Mapping[str, SplitMetrics],
     history: Sequence[Row],
     stages: Sequence[StageRow],
+    details: Details,
 ) -> dict[str, Markup]:
     """Returns the drawings by name; empty without data."""
     floors, decoder = result.constant.f2, result.decoder
@@ -204,5 +199,6 @@ def _figures(
         "threshold_figure": figures.f2_against_threshold(splits, floors, in_use),
         "reliability_figure": figures.reliability(splits),
         "throughput_figure": figures.throughput(history, stages),
+        "map_figure": label_table.draw_map(details.label_map, details.labels),
     }
     return {name: Markup(drawing) for name, drawing in drawn.items()}
