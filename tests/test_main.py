@@ -22,7 +22,7 @@ import small_layers
 import small_layout
 from etils import epath
 from PIL import Image
-from small_runs import seal, summary, write_run
+from small_runs import seal, split_metrics, write_run
 
 from jaxii import main
 from jaxii.cli import dispatch, start
@@ -416,7 +416,7 @@ def test_no_name_of_a_run_reaches_the_terminal_as_a_command(tmp_path):
     two = write_run(
         tmp_path / HOSTILE,
         dataset=HOSTILE,
-        splits={"validation": summary(0.3), HOSTILE: summary(0.2)},
+        splits={"validation": split_metrics(0.3), HOSTILE: split_metrics(0.2)},
     )
     for flag in ("--markdown", "--nomarkdown"):
         found = jaxii("compare", one, two, flag)
@@ -435,7 +435,7 @@ def test_no_word_that_was_given_comes_back_as_a_command(run, words):
 
 
 def test_an_output_need_not_have_all_characters_nor_be_open(tmp_path):
-    splits = {"validation": summary(0.3), "tést": summary(0.2)}
+    splits = {"validation": split_metrics(0.3), "tést": split_metrics(0.2)}
     path = write_run(tmp_path / "run", splits=splits)
     # The locale C, without what Python does about it.
     ascii = {"LC_ALL": "C", "PYTHONUTF8": "0", "PYTHONCOERCECLOCALE": "0"}

@@ -89,7 +89,7 @@ def test_what_cannot_be_read_is_counted_and_given_the_best_constant(done, capfd)
     assert f"2 of {len(SAMPLE)} images are missing or cannot be read" in said
     with (workdir.path / "submission.csv").open() as file:
         rows = dict(csv.reader(file))
-    constant = " ".join(workdir.metrics()["constant"]["labels"])
+    constant = " ".join(workdir.metrics().constant.labels)
     assert rows[DAMAGED] == rows[MISSING] == constant
 
 

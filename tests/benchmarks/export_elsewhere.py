@@ -64,7 +64,7 @@ ENVIRONMENTS = {"jax": WITH_JAX, "onnxruntime": WITH_ONNX}
 
 def checkpoint_answers(workdir: Workdir, data_dir: str, folder: Path) -> None:
     """Writes images and what the checkpoint says of them."""
-    run = Run.open(workdir.path, workdir.metrics()["stage"], data_dir=data_dir)
+    run = Run.open(workdir.path, workdir.metrics().stage, data_dir=data_dir)
     mesh, predict = run.mesh, make_predict([run.in_float32(run.model())], run.mesh)
     batches = assembly.eval_batches(run.config, run.data, "test", NUM_IMAGES)
     with jax.default_matmul_precision(programs.PRECISION):
