@@ -3,7 +3,7 @@
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
-from typing import Any
+from typing import NamedTuple
 
 from jaxii.console import visible
 from jaxii.data.labels import Vocabulary
@@ -17,6 +17,30 @@ MOST_SHOWN = 500
 MOST_DAMAGED_LISTED = 200
 # Labels of an image that are visible before its list is expanded.
 _FIRST_LABELS = 5
+
+
+class Label(NamedTuple):
+    """A label of an image, with its probability as text and as the width of a bar."""
+
+    name: str
+    score: str
+    percent: float
+    kind: str
+
+
+@dataclass(frozen=True, kw_only=True)
+class Tile:
+    """An image of a page; `image` is a JPEG, empty if the file is damaged or gone."""
+
+    name: str
+    image: bytes
+    labels: Sequence[Label]
+    fault: str = ""
+    given: Sequence[str] = ()
+
+
+def _label(name: str, prob: float, kind: str = "") -> Label:
+    return Label(visible(name), short(prob), round(100 * prob, 1), kind)
 
 
 class Sheet:
@@ -45,7 +69,7 @@ class Sheet:
         self._thumbnail = thumbnail
         shown = min(num_images, MOST_SHOWN)
         self._rows = {i * num_images // shown for i in range(shown)}
-        self._tiles: list[dict[str, Any]] = []
+        self._tiles: list[Tile] = []
         self._damaged: list[tuple[str, str]] = []
         self._num_damaged = self._num_labels = 0
 
@@ -91,13 +115,9 @@ class Sheet:
             first_labels=_FIRST_LABELS,
         )
 
-    def _tile(self, given: Answer) -> dict[str, Any]:
+    def _tile(self, given: Answer) -> Tile:
         labels = [
-            {
-                "name": visible(self._vocabulary.descriptions[i]),
-                "score": short(float(given.probs[i])),
-                "percent": round(100 * float(given.probs[i]), 1),
-            }
+            _label(self._vocabulary.descriptions[i], float(given.probs[i]))
             for i in given.label_ids
         ]
         jpeg = b""
@@ -105,12 +125,8 @@ class Sheet:
             # A file that was deleted is shown without an image.
             with suppress(ValueError):
                 jpeg = self._thumbnail(given.row)
-        return {
-            "name": visible(self._name(given.row)),
-            "fault": visible(given.fault),
-            "labels": labels,
-            "image": jpeg,
-        }
+        name, fault = visible(self._name(given.row)), visible(given.fault)
+        return Tile(name=name, image=jpeg, labels=labels, fault=fault)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -146,21 +162,15 @@ def render_suspects(
       num_found: suspects, including those that are not listed.
     """
     tiles = [
-        {
-            "name": visible(image.image_id),
-            "fault": "",
-            "image": image.jpeg,
-            "given": [visible(name) for name in image.given],
-            "labels": [
-                {
-                    "name": visible(name),
-                    "kind": "wrong" if is_given else "missing",
-                    "score": short(score),
-                    "percent": round(100 * score, 1),
-                }
+        Tile(
+            name=visible(image.image_id),
+            image=image.jpeg,
+            labels=[
+                _label(name, score, "wrong" if is_given else "missing")
                 for name, is_given, score in image.labels
             ],
-        }
+            given=[visible(name) for name in image.given],
+        )
         for image in images[:MOST_SHOWN]
     ]
     return (

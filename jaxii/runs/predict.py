@@ -8,9 +8,7 @@ from functools import partial
 from pathlib import Path
 
 from jaxii.console import progress, say, warn
-from jaxii.data import label_embedding
 from jaxii.data.labels import Vocabulary
-from jaxii.decoding import decoders as decoding
 from jaxii.distributed import processes
 from jaxii.errors import InputError
 from jaxii.evaluation import image_records, predictions
@@ -138,7 +136,7 @@ def predict(
         _check_members(members, metrics, options)
         files = assembly.image_files(run.config, found, metrics.short_side_pixels)
         models = [member.model() for member in members]
-        decoders = _decoders(workdir, variants)
+        decoders = run.load_decoders(variants)
         decoder = decoder or metrics.decoder.name
         has_head = EMBEDDING_HEAD in models[0].params and len(models) == 1
         decoders.check(decoder, decoders.names(has_head=has_head))
@@ -238,12 +236,6 @@ def _check_members(
             "first."
         )
     members[0].check_evaluated(metrics)
-
-
-def _decoders(workdir: Workdir, variants: Sequence[str]) -> decoding.Decoders:
-    made = workdir.embedding_file
-    vectors = label_embedding.load(made).vectors if made.exists() else None
-    return decoding.load(workdir.result_file("decoders.npz", variants), vectors)
 
 
 def _facts(

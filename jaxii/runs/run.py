@@ -2,7 +2,7 @@
 
 import copy
 import functools
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import AbstractContextManager
 from dataclasses import replace
 from functools import cached_property
@@ -286,9 +286,14 @@ class Run(AbstractContextManager["Run"]):
     def decoders(self) -> Decoders:
         """The decoders that were fitted on this checkpoint."""
         self.check_evaluated(self.metrics)
+        return self.load_decoders()
+
+    def load_decoders(self, variants: Sequence[str] = ()) -> Decoders:
+        """Reads the decoders of an evaluation; see `Workdir.result_file`."""
         made = self.label_embedding
         vectors = None if made is None else made.vectors
-        return load_decoders(self.workdir.result_file("decoders.npz"), vectors)
+        path = self.workdir.result_file("decoders.npz", variants)
+        return load_decoders(path, vectors)
 
     def predict_proba(self, images: Images) -> Float32[np.ndarray, "image class"]:
         """Returns the probability of each label, as `jaxii predict` gives it.
