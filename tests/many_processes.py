@@ -81,6 +81,7 @@ class Run:
       flags: of jaxii, besides the recipe, the data and the place.
       is_recorded: write down which examples every step of each process trained on.
       most_seconds: to wait for a line or for the end.
+      platforms: JAX_PLATFORMS of the processes.
     """
 
     def __init__(
@@ -92,9 +93,10 @@ class Run:
         flags=(),
         is_recorded=False,
         most_seconds=MOST_SECONDS,
+        platforms="cpu",
     ):
         self.folder, self.workdir = folder, folder / name
-        self.most_seconds = most_seconds
+        self.most_seconds, self.platforms = most_seconds, platforms
         self.num_devices, self.flags = num_devices, flags
         self.module = "tests.recorded_main" if is_recorded else "jaxii.main"
         self.records = folder / f"{name}_records"
@@ -110,7 +112,7 @@ class Run:
             "JAX_COMPILATION_CACHE_DIR": str(self.folder / "compiled"),
             "JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS": "0.2",
             **os.environ,
-            "JAX_PLATFORMS": "cpu",
+            "JAX_PLATFORMS": self.platforms,
             "XLA_FLAGS": f"{os.environ.get('XLA_FLAGS', '')} "
             f"--xla_force_host_platform_device_count={devices}",
             RECORDS: str(self.records),

@@ -1,11 +1,11 @@
-"""Sets up JAX for a command: the folder of compiled programs, and several processes."""
+"""Sets up JAX for a command: compiled programs, GPU flags, and several processes."""
 
 import contextlib
 import os
 import sys
 
 from jaxii.cli.flags import Flags
-from jaxii.distributed import cluster
+from jaxii.distributed import cluster, gpu
 from jaxii.storage import user_cache
 
 # JAX's own variable; if it is set but empty, no program is kept.
@@ -40,6 +40,7 @@ def start_jax(flags: Flags) -> None:
         process runs another command or other code.
     """
     keep_compiled_programs()
+    gpu.set_flags()
     flags.place = _place(flags)
     if flags.place is not None:
         from jaxii.distributed import processes

@@ -23,7 +23,7 @@ from jax.typing import DTypeLike
 
 from jaxii.distributed.mesh import DATA_AXIS
 from jaxii.planner.compiled import DoesNotFit, Figures, figures_of, largest_batch
-from jaxii.planner.plan_text import found, report
+from jaxii.planner.plan_text import report
 from jaxii.planner.topology import absent
 
 BLOCKS = (3, 4, 6, 3)
@@ -155,7 +155,7 @@ def main() -> None:
         largest = largest_batch(
             total_bytes, start=args.device_batch_size, hbm_bytes=topology.hbm_bytes
         )
-        print(*found(largest), sep="\n")
+        print(f"largest   {largest[0]} images per device fit")
 
 
 if __name__ == "__main__":

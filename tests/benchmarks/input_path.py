@@ -18,6 +18,7 @@ longest side of 1024 (the smaller ones left out) and to a short side of 256.
 """
 
 import argparse
+import contextlib
 import itertools
 import statistics
 import tempfile
@@ -54,13 +55,13 @@ KINDS = {
 }
 
 
-def jaxii(source, images: int, transform) -> float:
+def jaxii(source, images: int, transform, workers: int = WORKERS) -> float:
     """Returns images a second of jaxii's training input path."""
     batches = train_batches(
         source,
         transform=transform,
         policy=LabelPolicy(num_slots=8),
-        shard=ShardSpec(global_batch_size=BATCH, num_threads=WORKERS),
+        shard=ShardSpec(global_batch_size=BATCH, num_threads=workers),
         seed=0,
     )
     for _ in range(WARM_UP_BATCHES):
@@ -161,6 +162,26 @@ def measure(kind: str, root: Path, source, rounds: int) -> None:
     )
 
 
+def rates(files: int, images: int, workers: int) -> dict[str, float]:
+    """Returns images a second of "jaxii" and "torch" on small JPEGs, measured once."""
+    with opened(images_of(SMALL, None), files) as (root, source):
+        ours = jaxii(source, images, TrainTransform(size_pixels=SIZE).crop, workers)
+        given = (root / "train", images, BATCH, workers, CROP_MIN_AREA)
+        theirs = peers.run("input_path.py", *map(str, given))
+    return {"jaxii": ours, "torch": theirs["images_per_second"]}
+
+
+@contextlib.contextmanager
+def opened(images: list[bytes], files: int):
+    """Writes and prepares so many files; yields their folder and their records."""
+    with tempfile.TemporaryDirectory() as scratch:
+        root = Path(scratch, "files")
+        layout = write_layout(root, images, files)
+        # As large as they are: the records hold the bytes of the files.
+        prepare(layout, Path(scratch, "out"), short_side=1024)
+        yield root, open_dataset(Path(scratch, "out")).splits["train"].source
+
+
 def images_of(kind: str, folder: str | None) -> list[bytes]:
     """Returns JPEGs of a kind: drawn, or of a folder of larger ones."""
     if folder is None:
@@ -191,12 +212,7 @@ def main() -> None:
         images = images_of(kind, args.photos)
         mean = np.mean([len(p) for p in images]) / 1e3
         print(f"{kind}: {len(images)} images of {mean:.0f} KB")
-        with tempfile.TemporaryDirectory() as scratch:
-            root = Path(scratch, "files")
-            layout = write_layout(root, images, KINDS[kind][0])
-            # As large as they are: the records hold the bytes of the files.
-            prepare(layout, Path(scratch, "out"), short_side=1024)
-            source = open_dataset(Path(scratch, "out")).splits["train"].source
+        with opened(images, KINDS[kind][0]) as (root, source):
             measure(kind, root, source, args.rounds)
 
 

@@ -4,6 +4,7 @@ Made at first use in the user's cache folder (several GB where pip takes a CUDA 
 or named by JAXII_PEERS_PYTHON.
 """
 
+import json
 import os
 import subprocess
 import sys
@@ -32,6 +33,39 @@ def python() -> str:
         subprocess.run(install, check=True)
         ready.touch()
     return str(interpreter)
+
+
+class Steps:
+    """A script of `peer/` that stays in its process and times steps when asked.
+
+    It starts at once; the first call waits until it has compiled. The script reads a
+    number of steps a line, and answers each with a JSON object.
+
+    Attributes:
+      answer: The last answer.
+    """
+
+    def __init__(self, script: str, *args: str):
+        self.answer: dict[str, float] = {}
+        self._process = subprocess.Popen(
+            [python(), str(FOLDER / script), *args],
+            stdin=subprocess.PIPE,
+            stdout=subprocess.PIPE,
+            text=True,
+        )
+
+    def __call__(self, number: int) -> float:
+        """Runs so many steps; returns the seconds of one."""
+        self._process.stdin.write(f"{number}\n")
+        self._process.stdin.flush()
+        line = self._process.stdout.readline()
+        if not line:
+            raise RuntimeError(f"{self._process.args} ended before it answered")
+        self.answer = json.loads(line)
+        return self.answer["seconds"]
+
+    def close(self) -> None:
+        self._process.communicate()
 
 
 def run(script: str, *args: str) -> dict:

@@ -5,14 +5,15 @@
 ResNet-50 with 7,178 classes, forward, backward and update, float32 and bfloat16: 8
 images of 224 pixels, then 64 of 64. jaxii runs the recipe's first stage, both heads and
 augmentation included, as training assembles it; the peers have one head and no
-augmentation. jaxii's and Flax's steps alternate in one process; PyTorch's (channels
-last, autocast for bfloat16) come after, in another. Medians; about 12 minutes.
+augmentation. All three take turns, PyTorch (channels last, autocast for bfloat16,
+torch.compile on GPUs) in a process of its own. Medians; about 12 minutes.
 """
 
 import argparse
+import contextlib
 import statistics
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 
 import jax
 import jax.numpy as jnp
@@ -32,11 +33,12 @@ NUM_CLASSES = 7178
 SIZES = ((8, 224), (64, 64))
 DTYPES = ("float32", "bfloat16")
 BAR = 0.80
-Step = Callable[[], object]
+# Trains so many steps and returns the seconds of one.
+Steps = Callable[[int], float]
 
 
-def our_step(dtype: str, batch: int, size: int) -> Step:
-    """Returns a function that trains one step of the recipe and keeps the state."""
+def our_steps(dtype: str, batch: int, size: int) -> Steps:
+    """Returns the train step of the recipe on one batch that stays in place."""
     config = f2_multitask.get_config("inclusive_images")
     config.model.compute_dtype = dtype
     config.data.image_size_pixels, config.global_batch_size = size, batch
@@ -69,13 +71,13 @@ def our_step(dtype: str, batch: int, size: int) -> Step:
 
     def step():
         kept[0], metrics = train_step(kept[0], arrays, vectors)
-        return jax.block_until_ready((kept[0], metrics))
+        return metrics
 
-    return step
+    return timed(step)
 
 
-def flax_step(dtype: str, batch: int, size: int) -> Step:
-    """Returns a function that trains one step of Flax's example."""
+def flax_steps(dtype: str, batch: int, size: int) -> Steps:
+    """Returns the train step of Flax's example on one batch that stays in place."""
     network = ResNet50(NUM_CLASSES, jnp.dtype(dtype))
     train_step, shapes = make_step(network, make_mesh(jax.devices()[:1]), batch, size)
     rng = np.random.default_rng(0)
@@ -89,21 +91,47 @@ def flax_step(dtype: str, batch: int, size: int) -> Step:
     def step():
         *state, metrics = train_step(*kept[0], images, labels)
         kept[0] = tuple(state)
-        return jax.block_until_ready((state, metrics))
+        return metrics
 
-    return step
+    return timed(step)
 
 
-def medians(steps: list[Step], rounds: int) -> list[float]:
-    """Returns the median seconds of each, run in turns; the first round compiles."""
-    seconds: list[list[float]] = [[] for _ in steps]
-    for number in range(rounds + 2):
-        for step, taken in zip(steps, seconds, strict=True):
-            start = time.perf_counter()
-            step()
-            if number > 1:
-                taken.append(time.perf_counter() - start)
-    return [statistics.median(taken) for taken in seconds]
+def timed(step: Callable[[], object]) -> Steps:
+    """Returns a function that runs steps and waits for the last."""
+
+    def steps(number: int) -> float:
+        start = time.perf_counter()
+        for _ in range(number):
+            metrics = step()
+        jax.block_until_ready(metrics)
+        return (time.perf_counter() - start) / number
+
+    return steps
+
+
+def medians(every: Mapping[str, Steps], rounds: int, number: int) -> dict[str, float]:
+    """Returns the median seconds of a step of each, in turns of `number` steps."""
+    for steps in every.values():
+        steps(2)
+    turns = [
+        {name: steps(number) for name, steps in every.items()} for _ in range(rounds)
+    ]
+    return {name: statistics.median(turn[name] for turn in turns) for name in every}
+
+
+def measure(
+    dtype: str, batch: int, size: int, *, rounds: int, number: int, torch: bool
+) -> dict[str, float]:
+    """Returns the seconds of a step of "jaxii", "flax" and, if asked for, "torch"."""
+    with contextlib.ExitStack() as stack:
+        every: dict[str, Steps] = {}
+        if torch:
+            # First, so that it compiles while the others do.
+            peer = peers.Steps("train_step.py", dtype, str(batch), str(size))
+            every["torch"] = stack.enter_context(contextlib.closing(peer))
+        every["jaxii"] = our_steps(dtype, batch, size)
+        every["flax"] = flax_steps(dtype, batch, size)
+        return medians(every, rounds, number)
 
 
 def main() -> None:
@@ -117,36 +145,36 @@ def main() -> None:
     for batch, size in SIZES:
         if args.sizes and size not in args.sizes:
             continue
-        ours, flax = {}, {}
-        for dtype in DTYPES:
-            steps = [our_step(dtype, batch, size), flax_step(dtype, batch, size)]
-            ours[dtype], flax[dtype] = medians(steps, args.rounds)
-            print(f"{size} {dtype}: jaxii {ours[dtype]:.3f} s, flax {flax[dtype]:.3f}")
-        best, peer = min(ours, key=ours.get), min(flax, key=flax.get)
-        what = f"train step, ResNet-50, {batch} images of {size} pixels"
-        emit(
-            Row(
-                f"{what}, best type",
-                f"{ours[best]:.3f} s ({best})",
-                f"Flax's example, {flax[peer]:.3f} s ({peer})",
-                ours[best] / flax[peer],
-                "<=",
-                BAR,
+        seconds = {
+            dtype: measure(
+                dtype,
+                batch,
+                size,
+                rounds=args.rounds,
+                number=1,
+                torch=not args.no_torch,
             )
-        )
-        if not args.no_torch:
-            torch_rows(what, ours, batch, size, args.rounds)
+            for dtype in DTYPES
+        }
+        for dtype, taken in seconds.items():
+            told = ", ".join(f"{name} {each:.3f} s" for name, each in taken.items())
+            print(f"{batch} images of {size} pixels, {dtype}: {told}")
+        emit(row(batch, size, seconds))
 
 
-def torch_rows(what, ours, batch, size, rounds) -> None:
-    """Prints what PyTorch takes; the aim, not the bar."""
-    for dtype in DTYPES:
-        seconds = peers.run("train_step.py", dtype, str(batch), str(size), str(rounds))
-        ratio = ours[dtype] / seconds["seconds"]
-        print(
-            f"{what}, {dtype}: jaxii {ours[dtype]:.3f} s, PyTorch "
-            f"{seconds['seconds']:.3f} s, ratio {ratio:.2f} (aim 1)"
-        )
+def row(batch: int, size: int, seconds: Mapping[str, Mapping[str, float]]) -> Row:
+    """Returns the best type of jaxii against the best type of Flax's example."""
+    best = min(DTYPES, key=lambda dtype: seconds[dtype]["jaxii"])
+    peer = min(DTYPES, key=lambda dtype: seconds[dtype]["flax"])
+    ours, theirs = seconds[best]["jaxii"], seconds[peer]["flax"]
+    return Row(
+        f"train step, ResNet-50, {batch} images of {size} pixels, best type",
+        f"{ours:.3f} s ({best})",
+        f"Flax's example, {theirs:.3f} s ({peer})",
+        ours / theirs,
+        "<=",
+        BAR,
+    )
 
 
 if __name__ == "__main__":

@@ -1,0 +1,342 @@
+"""Measures jaxii on one GPU beside Flax's ImageNet example and PyTorch: 8 minutes.
+
+    tests/benchmarks/on_gpu.sh OUT
+    JAX_PLATFORMS=cpu tests/benchmarks/on_gpu.sh OUT --tiny      # rehearses it
+
+Parts, each in a process of its own, one that fails stops none of the others:
+
+  device    the card, and what its matrix unit reaches: the ceiling of all below
+  step      the train step of ResNet-50 at 224 pixels in bfloat16, in turns with the
+            peers; memory; MFU of multiply-adds alone, three times the forward pass's;
+            a trace of five steps and the kernels that take longest
+  smoke     a small run trains, is stopped and continued, and equals the undisturbed
+            one bit for bit; then `evaluate` and `predict`
+  predict   the network of evaluation and prediction, in turns with PyTorch
+  input     the input path on all cores beside torchvision's
+
+OUT gets on_gpu.json, after each part, on_gpu.md, the table, and the trace.
+"""
+
+import argparse
+import gzip
+import json
+import os
+import platform
+import shutil
+import subprocess
+import sys
+import tempfile
+import time
+from collections import Counter
+from collections.abc import Callable, Iterator
+from importlib.metadata import version
+from pathlib import Path
+
+SIZE, CLASSES = 224, 7178
+BATCHES, ROUNDS, STEPS = (128, 256), 5, 10
+PREDICT_BATCH = 256
+MATRIX_SIDE = 8192
+SECONDS = 460
+TRACED_STEPS, LONGEST = 5, 15
+ROOT = Path(__file__).parents[2]
+# Of the 18 steps of the smoke run.
+STOP_AT = "step  8/"
+
+
+def device(args: argparse.Namespace) -> dict:
+    """Returns the device, versions, and the speed of a large matrix product."""
+    import jax
+    import jax.numpy as jnp
+
+    from jaxii.planner.topology import peak_flops
+    from tests.benchmarks.train_step import timed
+
+    found = jax.devices()[0]
+    side = 256 if args.tiny else MATRIX_SIDE
+    keys = jax.random.split(jax.random.key(0))
+    a, b = (jax.random.normal(key, (side, side), jnp.bfloat16) for key in keys)
+    product = jax.jit(jnp.matmul)
+    steps = timed(lambda: product(a, b))
+    steps(3)
+    memory = (found.memory_stats() or {}).get("bytes_limit")
+    return {
+        "kind": found.device_kind,
+        "memory_bytes": memory,
+        "driver": _driver(),
+        "cores": len(os.sched_getaffinity(0)),
+        "python": platform.python_version(),
+        "versions": {name: version(name) for name in ("jax", "flax", "torch")},
+        "peak_flops": peak_flops(found.device_kind),
+        "matmul_flops": 2 * side**3 / steps(30),
+    }
+
+
+def _driver() -> str | None:
+    if shutil.which("nvidia-smi") is None:
+        return None
+    query = ["nvidia-smi", "--query-gpu=driver_version", "--format=csv,noheader"]
+    return subprocess.run(query, capture_output=True, text=True).stdout.strip()
+
+
+def step(args: argparse.Namespace) -> dict:
+    """Returns seconds of a step by batch size and trainer, memory and FLOPs."""
+    from tests.benchmarks import train_step
+
+    size = 32 if args.tiny else SIZE
+    results = {"flops_an_image": _train_flops(size), "image_size": size}
+    for batch in (4,) if args.tiny else BATCHES:
+        results[str(batch)] = train_step.measure(
+            "bfloat16",
+            batch,
+            size,
+            rounds=2 if args.tiny else ROUNDS,
+            number=2 if args.tiny else STEPS,
+            torch=True,
+        )
+        print(f"batch {batch}: {results[str(batch)]}", flush=True)
+    results["longest"] = _trace(args, train_step.our_steps("bfloat16", batch, size))
+    results["traced_batch"] = batch
+    return results
+
+
+def _train_flops(size: int) -> float:
+    """Returns operations of a training image: multiply-adds of forward and backward.
+
+    Norms, activations, augmentation, the embedding head and the update count nothing.
+    """
+    import jax
+    import jax.numpy as jnp
+
+    from tests.benchmarks.flax_step import ResNet50
+
+    network = ResNet50(CLASSES)
+    images = jax.ShapeDtypeStruct((1, size, size, 3), jnp.bfloat16)
+    variables = jax.eval_shape(network.init, jax.random.key(0), images)
+
+    def forward(variables, images):
+        return network.apply(variables, images, mutable=["batch_stats"])
+
+    return 3 * 2 * _multiply_adds(jax.make_jaxpr(forward)(variables, images).jaxpr)
+
+
+def _multiply_adds(jaxpr) -> int:
+    """Returns the multiply-adds of the convolutions and matrix products of a jaxpr."""
+    total = 0
+    for equation in jaxpr.eqns:
+        name, outputs = equation.primitive.name, equation.outvars[0].aval
+        if name == "conv_general_dilated":
+            kernel = equation.invars[1].aval.shape
+            total += outputs.size * kernel[0] * kernel[1] * kernel[2]
+        elif name == "dot_general":
+            (contracted, _), _ = equation.params["dimension_numbers"]
+            left = equation.invars[0].aval.shape
+            total += outputs.size * _product(left[i] for i in contracted)
+        for inner in equation.params.values():
+            inner = getattr(inner, "jaxpr", inner)
+            if hasattr(inner, "eqns"):
+                total += _multiply_adds(inner)
+    return total
+
+
+def _product(numbers: Iterator[int]) -> int:
+    product = 1
+    for number in numbers:
+        product *= number
+    return product
+
+
+def _trace(args: argparse.Namespace, steps: Callable[[int], float]) -> list:
+    """Traces some steps; returns the longest kernels with their share of the time."""
+    import jax
+
+    steps(2)
+    with tempfile.TemporaryDirectory() as folder:
+        with jax.profiler.trace(folder):
+            steps(TRACED_STEPS)
+        (written,) = Path(folder).rglob("*.trace.json.gz")
+        shutil.copy(written, args.out / "trace.json.gz")
+    with gzip.open(args.out / "trace.json.gz") as file:
+        events = json.load(file)["traceEvents"]
+    names = {
+        event["pid"]: event["args"]["name"]
+        for event in events
+        if event.get("name") == "process_name"
+    }
+    taken: Counter[str] = Counter()
+    for event in events:
+        # Kernels; not the modules and steps that the profiler draws over them.
+        is_kernel = "hlo_op" in event.get("args", {})
+        if event.get("ph") == "X" and is_kernel and names.get(event["pid"]):
+            taken[event["name"]] += event["dur"]
+    total = sum(taken.values())
+    return [[name, time / total] for name, time in taken.most_common(LONGEST)]
+
+
+def smoke(args: argparse.Namespace) -> dict:
+    """Returns whether a continued run equals the undisturbed one, and the times."""
+    import jax
+    import numpy as np
+
+    from tests.many_processes import PREEMPTED, Run, prepare_folder
+
+    with tempfile.TemporaryDirectory() as name:
+        folder, seconds = Path(name), {}
+        prepare_folder(folder)
+        flags = {"num_devices": 1, "platforms": os.environ.get("JAX_PLATFORMS", "")}
+        whole, stopped = (Run(folder, name, **flags) for name in ("whole", "stopped"))
+        begun = time.monotonic()
+        whole.start(1)
+        _expect(whole, 0)
+        seconds["train"] = time.monotonic() - begun
+        stopped.start(1)
+        stopped.wait_for(STOP_AT)
+        stopped.preempt(0)
+        _expect(stopped, PREEMPTED)
+        stopped.start(1)
+        _expect(stopped, 0)
+        pairs = zip(
+            *(jax.tree.leaves(run.last()[1]) for run in (whole, stopped)), strict=True
+        )
+        equal = [np.asarray(a).tobytes() == np.asarray(b).tobytes() for a, b in pairs]
+        answers = [
+            (run.workdir / "submission.csv").read_bytes() for run in (whole, stopped)
+        ]
+        begun = time.monotonic()
+        words = ["predict", f"--workdir={whole.workdir}", f"--out={folder / 'p.csv'}"]
+        words += [f"--images={folder / 'files' / 'stage_1_test_images'}"]
+        subprocess.run([sys.executable, "-m", "jaxii.main", *words], check=True)
+        seconds["predict"] = time.monotonic() - begun
+        metrics = json.loads((whole.workdir / "metrics.json").read_text())
+    return {
+        "arrays": len(equal),
+        "equal_arrays": sum(equal),
+        "equal_submissions": answers[0] == answers[1],
+        "test_f2": metrics["splits"]["test"]["f2"],
+        "seconds": seconds,
+    }
+
+
+def _expect(run, code: int) -> None:
+    codes = run.wait()
+    if codes != [code]:
+        raise AssertionError(f"ended with {codes}, not {code}\n{run.logs()}")
+
+
+def predict(args: argparse.Namespace) -> dict:
+    """Returns seconds of a batch, from pixels to probabilities."""
+    from tests.benchmarks import predict_step
+
+    size, batch = (32, 4) if args.tiny else (SIZE, PREDICT_BATCH)
+    seconds = predict_step.measure(
+        "bfloat16",
+        batch,
+        size,
+        rounds=2 if args.tiny else ROUNDS,
+        number=2 if args.tiny else STEPS,
+    )
+    return {"batch": batch, "image_size": size, "seconds": seconds}
+
+
+def inputs(args: argparse.Namespace) -> dict:
+    """Returns images per second of the input path on all cores."""
+    from tests.benchmarks import input_path
+
+    files, images = (64, 512) if args.tiny else (4096, 16384)
+    return input_path.rates(files, images, workers=len(os.sched_getaffinity(0)))
+
+
+PARTS = {
+    "device": device,
+    "step": step,
+    "smoke": smoke,
+    "predict": predict,
+    "input": inputs,
+}
+
+
+def main() -> int:
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument("out", type=Path)
+    parser.add_argument("--tiny", action="store_true", help="sizes for a rehearsal")
+    parser.add_argument("--part", choices=PARTS, help=argparse.SUPPRESS)
+    args = parser.parse_args()
+    # Parts run in another folder.
+    args.out = args.out.resolve()
+    if args.part:
+        print(json.dumps(PARTS[args.part](args)))
+        return 0
+    args.out.mkdir(parents=True, exist_ok=True)
+    results, begun = {}, time.monotonic()
+    for name in PARTS:
+        started = time.monotonic()
+        left = SECONDS - (started - begun)
+        results[name] = _part(args, name, left)
+        results[name]["part_seconds"] = round(time.monotonic() - started, 1)
+        (args.out / "on_gpu.json").write_text(json.dumps(results, indent=1))
+    text = "".join(f"| {' | '.join(row)} |\n" for row in _rows(results))
+    (args.out / "on_gpu.md").write_text(text)
+    print(text)
+    return int(any("error" in result for result in results.values()))
+
+
+def _part(args: argparse.Namespace, name: str, seconds: float) -> dict:
+    """Runs a part in its own process; returns what it printed last, or its error."""
+    print(f"== {name}", flush=True)
+    command = [sys.executable, "-m", "tests.benchmarks.on_gpu", str(args.out)]
+    command += [f"--part={name}", *["--tiny"] * args.tiny]
+    log = args.out / f"{name}.log"
+    with log.open("w") as file:
+        try:
+            subprocess.run(
+                command,
+                cwd=ROOT,
+                stdout=file,
+                stderr=subprocess.STDOUT,
+                timeout=max(1.0, seconds),
+                check=True,
+            )
+        except subprocess.SubprocessError as error:
+            print(log.read_text()[-3000:])
+            return {"error": str(error)}
+    return json.loads(log.read_text().splitlines()[-1])
+
+
+def _rows(results: dict) -> Iterator[tuple[str, ...]]:
+    """Yields the table, of what was measured."""
+    yield "what", "jaxii", "Flax's example", "PyTorch", "jaxii / PyTorch"
+    yield ("---",) * 5
+    card, steps = results["device"], results["step"]
+    for batch, seconds in steps.items():
+        if not batch.isdigit():
+            continue
+        rates = {name: int(batch) / each for name, each in seconds.items()}
+        yield _row(f"train step, batch {batch}, images/s", rates)
+        peak = card.get("peak_flops") or card.get("matmul_flops")
+        if peak:
+            flops = steps["flops_an_image"]
+            used = {name: 100 * flops * each / peak for name, each in rates.items()}
+            yield _row(f"MFU, batch {batch}, %", used)
+    if "seconds" in results["predict"]:
+        found = results["predict"]
+        rates = {k: found["batch"] / v for k, v in found["seconds"].items()}
+        yield _row(f"prediction, batch {found['batch']}, images/s", rates)
+    if "error" not in results["input"]:
+        yield _row("input path, images/s", results["input"])
+    found = results["smoke"]
+    if "error" not in found:
+        same = f"{found['equal_arrays']} of {found['arrays']}"
+        yield "arrays of a continued run equal bit for bit", same, "", "", ""
+
+
+def _row(what: str, figures: dict) -> tuple[str, ...]:
+    cells = [
+        f"{figures[n]:,.1f}" if n in figures else "" for n in ("jaxii", "flax", "torch")
+    ]
+    both = "jaxii" in figures and "torch" in figures
+    return what, *cells, f"{figures['jaxii'] / figures['torch']:.2f}" if both else ""
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,29 @@
+#!/usr/bin/env bash
+# Measures jaxii on this machine's GPU, beside Flax and PyTorch, in under 8 minutes.
+#
+#   tests/benchmarks/on_gpu.sh OUT
+#   JAX_PLATFORMS=cpu tests/benchmarks/on_gpu.sh OUT --tiny      # rehearse it
+#
+# The machine needs no network. Its python has JAX with CUDA, Flax, Optax, Orbax, PyTorch,
+# torchvision; other packages are brought along as wheels in the folder WHEELS, which
+# tests/benchmarks/fetch_wheels.sh fills. What on_gpu.py says it measures is in OUT.
+# Environment: PYTHON [python3]; WHEELS [wheels].
+set -euo pipefail
+if [[ $# -eq 0 || $1 == -* ]]; then
+    sed -n '2,/^set/{/^set/d;s/^# \{0,1\}//;p}' "$0"
+    exit 2
+fi
+python=${PYTHON:-python3} wheels=${WHEELS:-wheels}
+export PYTHONPATH
+PYTHONPATH=$(cd "$(dirname "$0")/../.." && pwd)
+if [[ -d $wheels ]]; then
+    site=$(mktemp -d)
+    trap 'rm -rf "$site"' EXIT
+    "$python" -m pip install -q --no-index --no-deps --no-compile --target "$site" \
+        "$wheels"/*.whl
+    PYTHONPATH+=:$site
+fi
+export JAXII_PEERS_PYTHON=${JAXII_PEERS_PYTHON:-$python}
+# Two processes share the card's memory.
+export XLA_PYTHON_CLIENT_MEM_FRACTION=${XLA_PYTHON_CLIENT_MEM_FRACTION:-0.45}
+"$python" -m tests.benchmarks.on_gpu "$@"
