@@ -22,15 +22,28 @@ def test_kernels_are_kaiming_normal_by_fan_out():
 
 @pytest.mark.parametrize("stride", [1, 2])
 @pytest.mark.parametrize(
-    ("kernel_size", "size"), [(1, 6), (1, 7), (3, 1), (3, 2), (3, 3)]
+    ("kernel_size", "size"),
+    [(1, 6), (1, 7), (3, 1), (3, 2), (3, 3), (7, 8), (7, 16), (7, 17)],
 )
-def test_the_cpu_form_is_the_convolution(kernel_size, size, stride):
-    x = np.random.default_rng(0).normal(size=(2, size, size + 1, 5)).astype(np.float32)
+def test_the_cpu_form_is_the_convolution_and_its_gradient(kernel_size, size, stride):
+    x = values(2, size, size + 2, 5)
     ours, expected = (
-        conv_of(5, 7, kernel_size, stride=stride, cpu_forms=choice)(jnp.asarray(x))
+        with_gradients(conv_of(5, 7, kernel_size, stride=stride, cpu_forms=choice), x)
         for choice in (True, False)
     )
-    np.testing.assert_allclose(ours, expected, atol=1e-5)
+    for one, other in zip(ours, expected, strict=True):
+        np.testing.assert_allclose(one, other, atol=1e-4)
+
+
+def with_gradients(module, x):
+    """Returns the gradients of the sum of sines, and the output, as leaves."""
+    structure, kernel = nnx.split(module)
+
+    def total(x, kernel):
+        y = nnx.merge(structure, kernel)(x)
+        return jnp.sum(jnp.sin(y)), y
+
+    return jax.tree.leaves(jax.jit(jax.grad(total, (0, 1), has_aux=True))(x, kernel))
 
 
 @pytest.mark.parametrize("dtype", [jnp.float32, jnp.bfloat16])
@@ -125,19 +138,11 @@ def test_the_cpu_form_is_the_grouped_convolution_and_its_gradient(
 ):
     x = values(2, size, size + 1, channels)
 
-    def both(cpu_forms):
+    def of_form(cpu_forms):
         kwargs = {"stride": stride, "groups": groups, "cpu_forms": cpu_forms}
-        module = conv_of(channels, 2 * channels, 3, **kwargs)
-        structure, kernel = nnx.split(module)
+        return with_gradients(conv_of(channels, 2 * channels, 3, **kwargs), x)
 
-        def total(x, kernel):
-            y = nnx.merge(structure, kernel)(x)
-            return jnp.sum(jnp.sin(y)), y
-
-        return jax.jit(jax.grad(total, argnums=(0, 1), has_aux=True))(x, kernel)
-
-    pairs = zip(*map(jax.tree.leaves, (both(True), both(False))), strict=True)
-    for ours, expected in pairs:
+    for ours, expected in zip(of_form(True), of_form(False), strict=True):
         np.testing.assert_allclose(ours, expected, atol=1e-4)
 
 
