@@ -65,7 +65,7 @@ def device(args: argparse.Namespace) -> dict:
         "driver": _driver(),
         "cores": len(os.sched_getaffinity(0)),
         "python": platform.python_version(),
-        "versions": {name: version(name) for name in ("jax", "flax", "torch")},
+        "versions": {name: version(name) for name in ("jax", "jaxlib", "flax")},
         "peak_flops": peak_flops(found.device_kind),
         "matmul_flops": 2 * side**3 / steps(30),
     }
@@ -84,18 +84,14 @@ def step(args: argparse.Namespace) -> dict:
 
     size = 32 if args.tiny else SIZE
     results = {"flops_an_image": _train_flops(size), "image_size": size}
+    rounds, number = (2, 2) if args.tiny else (ROUNDS, STEPS)
     for batch in (4,) if args.tiny else BATCHES:
-        results[str(batch)] = train_step.measure(
-            "bfloat16",
-            batch,
-            size,
-            rounds=2 if args.tiny else ROUNDS,
-            number=2 if args.tiny else STEPS,
-            torch=True,
-        )
-        print(f"batch {batch}: {results[str(batch)]}", flush=True)
-    results["longest"] = _trace(args, train_step.our_steps("bfloat16", batch, size))
-    results["traced_batch"] = batch
+        with train_step.contestants("bfloat16", batch, size, torch=True) as every:
+            results[str(batch)] = train_step.medians(every, rounds, number)
+            print(f"batch {batch}: {results[str(batch)]}", flush=True)
+            results["torch_memory_bytes"] = every["torch"].answer.get("memory_bytes")
+            if batch == BATCHES[-1] or args.tiny:
+                results["longest"] = _trace(args, every["jaxii"])
     return results
 
 
@@ -149,10 +145,9 @@ def _trace(args: argparse.Namespace, steps: Callable[[int], float]) -> list:
     """Traces some steps; returns the longest kernels with their share of the time."""
     import jax
 
-    steps(2)
     with tempfile.TemporaryDirectory() as folder:
         with jax.profiler.trace(folder):
-            steps(TRACED_STEPS)
+            steps(1 if args.tiny else TRACED_STEPS)
         (written,) = Path(folder).rglob("*.trace.json.gz")
         shutil.copy(written, args.out / "trace.json.gz")
     with gzip.open(args.out / "trace.json.gz") as file:
@@ -202,7 +197,11 @@ def smoke(args: argparse.Namespace) -> dict:
             (run.workdir / "submission.csv").read_bytes() for run in (whole, stopped)
         ]
         begun = time.monotonic()
-        words = ["predict", f"--workdir={whole.workdir}", f"--out={folder / 'p.csv'}"]
+        words = [
+            "predict",
+            f"--workdir={whole.workdir}",
+            f"--output={folder / 'p.csv'}",
+        ]
         words += [f"--images={folder / 'files' / 'stage_1_test_images'}"]
         subprocess.run([sys.executable, "-m", "jaxii.main", *words], check=True)
         seconds["predict"] = time.monotonic() - begun
@@ -245,12 +244,13 @@ def inputs(args: argparse.Namespace) -> dict:
     return input_path.rates(files, images, workers=len(os.sched_getaffinity(0)))
 
 
+# Part and its longest time in seconds.
 PARTS = {
-    "device": device,
-    "step": step,
-    "smoke": smoke,
-    "predict": predict,
-    "input": inputs,
+    "device": (device, 60),
+    "step": (step, 220),
+    "smoke": (smoke, 150),
+    "predict": (predict, 100),
+    "input": (inputs, 80),
 }
 
 
@@ -265,14 +265,14 @@ def main() -> int:
     # Parts run in another folder.
     args.out = args.out.resolve()
     if args.part:
-        print(json.dumps(PARTS[args.part](args)))
+        print(json.dumps(PARTS[args.part][0](args)))
         return 0
     args.out.mkdir(parents=True, exist_ok=True)
     results, begun = {}, time.monotonic()
-    for name in PARTS:
+    for name, (_, most) in PARTS.items():
         started = time.monotonic()
         left = SECONDS - (started - begun)
-        results[name] = _part(args, name, left)
+        results[name] = _part(args, name, 10 * most if args.tiny else min(most, left))
         results[name]["part_seconds"] = round(time.monotonic() - started, 1)
         (args.out / "on_gpu.json").write_text(json.dumps(results, indent=1))
     text = "".join(f"| {' | '.join(row)} |\n" for row in _rows(results))

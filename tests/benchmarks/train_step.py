@@ -13,7 +13,7 @@ import argparse
 import contextlib
 import statistics
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
 
 import jax
 import jax.numpy as jnp
@@ -119,10 +119,11 @@ def medians(every: Mapping[str, Steps], rounds: int, number: int) -> dict[str, f
     return {name: statistics.median(turn[name] for turn in turns) for name in every}
 
 
-def measure(
-    dtype: str, batch: int, size: int, *, rounds: int, number: int, torch: bool
-) -> dict[str, float]:
-    """Returns the seconds of a step of "jaxii", "flax" and, if asked for, "torch"."""
+@contextlib.contextmanager
+def contestants(
+    dtype: str, batch: int, size: int, *, torch: bool
+) -> Iterator[dict[str, Steps]]:
+    """Yields the steps of "jaxii", "flax" and, if asked for, "torch"."""
     with contextlib.ExitStack() as stack:
         every: dict[str, Steps] = {}
         if torch:
@@ -131,7 +132,7 @@ def measure(
             every["torch"] = stack.enter_context(contextlib.closing(peer))
         every["jaxii"] = our_steps(dtype, batch, size)
         every["flax"] = flax_steps(dtype, batch, size)
-        return medians(every, rounds, number)
+        yield every
 
 
 def main() -> None:
@@ -145,17 +146,10 @@ def main() -> None:
     for batch, size in SIZES:
         if args.sizes and size not in args.sizes:
             continue
-        seconds = {
-            dtype: measure(
-                dtype,
-                batch,
-                size,
-                rounds=args.rounds,
-                number=1,
-                torch=not args.no_torch,
-            )
-            for dtype in DTYPES
-        }
+        seconds = {}
+        for dtype in DTYPES:
+            with contestants(dtype, batch, size, torch=not args.no_torch) as every:
+                seconds[dtype] = medians(every, args.rounds, 1)
         for dtype, taken in seconds.items():
             told = ", ".join(f"{name} {each:.3f} s" for name, each in taken.items())
             print(f"{batch} images of {size} pixels, {dtype}: {told}")
