@@ -22,6 +22,8 @@ from tests.benchmarks.table import ROWS_FILE, markdown, read
 
 NAMES = (
     "train_step",
+    "predict_step",
+    "whole_run",
     "input_path",
     "input_memory",
     "loop",

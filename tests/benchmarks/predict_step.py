@@ -69,15 +69,15 @@ def onnx_steps(batch: int, size: int) -> Steps:
 
 
 def measure(
-    dtype: str, batch: int, size: int, *, rounds: int, number: int
+    dtype: str, batch: int, size: int, *, rounds: int, number: int, torch: bool = True
 ) -> dict[str, float]:
     """Returns the seconds of a batch of "jaxii", "torch" and, on CPUs, "onnx"."""
-    peer = peers.Steps("predict_step.py", dtype, str(batch), str(size))
-    with contextlib.closing(peer):
-        every: dict[str, Steps] = {
-            "torch": peer,
-            "jaxii": our_steps(dtype, batch, size),
-        }
+    with contextlib.ExitStack() as stack:
+        every: dict[str, Steps] = {}
+        if torch:
+            peer = peers.Steps("predict_step.py", dtype, str(batch), str(size))
+            every["torch"] = stack.enter_context(contextlib.closing(peer))
+        every["jaxii"] = our_steps(dtype, batch, size)
         if jax.default_backend() == "cpu" and dtype == "float32":
             every["onnx"] = onnx_steps(batch, size)
         return medians(every, rounds, number)

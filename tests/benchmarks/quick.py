@@ -1,0 +1,75 @@
+"""The ratios that matter, against those of the last release, in three minutes.
+
+    python -m tests.benchmarks.quick              # before every release
+    python -m tests.benchmarks.quick --record     # after it: writes quick.json
+
+Each is jaxii's speed over that of a peer, in turns in one process, on two cores that do
+nothing else; greater is better. Exit code 1 where a ratio has lost 15 % or more.
+"""
+
+import argparse
+import json
+import statistics
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+
+import jax
+
+from jaxii.data.transforms import TrainTransform
+from tests.benchmarks import input_path, predict_step, train_step
+
+RECORD = Path(__file__).with_name("quick.json")
+MOST_LOST = 0.15
+ROUNDS = 5
+FILES, IMAGES = 2048, 2048
+
+
+def ratios() -> Iterator[tuple[str, float]]:
+    """Yields what is measured, and jaxii's speed over the peer's."""
+    with train_step.contestants("float32", 32, 64, torch=False) as every:
+        seconds = train_step.medians(every, ROUNDS, 1)
+    yield "train step, ResNet-50, 64 pixels / Flax's example", _ratio(seconds, "flax")
+    seconds = predict_step.measure(
+        "float32", 8, 224, rounds=ROUNDS, number=1, torch=False
+    )
+    yield "prediction, ResNet-50, 224 pixels / onnxruntime", _ratio(seconds, "onnx")
+    images = input_path.images_of(input_path.SMALL, None)
+    with input_path.opened(images, FILES) as (_, source):
+        crop = TrainTransform(size_pixels=input_path.SIZE).crop
+        jobs = input_path.decodes(source, 512)
+        found = [
+            input_path.jaxii(source, IMAGES, crop) / input_path.bare(jobs, IMAGES)
+            for _ in range(ROUNDS)
+        ]
+    yield "input path, 224 pixels / bare decoding", statistics.median(found)
+
+
+def _ratio(seconds: dict[str, float], peer: str) -> float:
+    return seconds[peer] / seconds["jaxii"]
+
+
+def main() -> int:
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument("--record", action="store_true", help="write quick.json")
+    args = parser.parse_args()
+    recorded = json.loads(RECORD.read_text())["ratios"] if RECORD.exists() else {}
+    measured, lost = {}, []
+    for name, ratio in ratios():
+        measured[name] = round(ratio, 3)
+        before = recorded.get(name)
+        print(f"{name}: {ratio:.2f} (last release {before})", flush=True)
+        if before is not None and ratio < (1 - MOST_LOST) * before:
+            lost.append(name)
+    if args.record:
+        written = {"jax": jax.__version__, "ratios": measured}
+        RECORD.write_text(json.dumps(written, indent=1) + "\n")
+        return 0
+    print(*(f"lost 15 % or more: {name}" for name in lost), sep="\n")
+    return int(bool(lost))
+
+
+if __name__ == "__main__":
+    sys.exit(main())
