@@ -24,6 +24,7 @@ NAMES = (
     "train_step",
     "predict_step",
     "whole_run",
+    "step_profile",
     "input_path",
     "input_memory",
     "loop",
