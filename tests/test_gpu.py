@@ -69,9 +69,12 @@ def test_flags_that_are_set_stay():
     assert words[2:] == ["--xla_gpu_exclude_nondeterministic_ops=true"]
 
 
-@pytest.mark.parametrize("has_plugin", [True, False])
-def test_flags_are_set_where_jax_has_a_gpu(has_plugin, monkeypatch):
+@pytest.mark.parametrize("has_driver", [True, False])
+def test_flags_are_set_where_there_is_a_gpu(has_driver, monkeypatch, tmp_path):
     monkeypatch.setenv("XLA_FLAGS", "")
-    monkeypatch.setattr(gpu, "find_spec", lambda name: has_plugin or None)
+    driver = tmp_path / "nvidiactl"
+    if has_driver:
+        driver.touch()
+    monkeypatch.setattr(gpu, "_DRIVER", (driver,))
     gpu.set_flags()
-    assert bool(os.environ["XLA_FLAGS"]) == has_plugin
+    assert bool(os.environ["XLA_FLAGS"]) == has_driver

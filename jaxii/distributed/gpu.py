@@ -14,10 +14,10 @@ XLA_FLAGS=--xla_gpu_deterministic_ops=true, which times nothing and is slower.
 """
 
 import os
-from importlib.util import find_spec
+from pathlib import Path
 
-# Packages that make JAX use an NVIDIA GPU.
-_PLUGINS = ("jax_cuda12_plugin", "jax_cuda13_plugin")
+# What the driver makes: on Linux, in containers, in WSL.
+_DRIVER = ("/proc/driver/nvidia/version", "/dev/nvidiactl", "/dev/dxg")
 FLAGS = {
     # No kernel whose sums depend on the order in which threads finish: a run that is
     # repeated, or continued, is equal bit for bit.
@@ -28,11 +28,12 @@ FLAGS = {
 
 
 def set_flags() -> None:
-    """Adds `FLAGS` to XLA_FLAGS if JAX has a GPU's plugin; call before JAX starts.
+    """Adds `FLAGS` to XLA_FLAGS if there is an NVIDIA GPU.
 
-    Flags that XLA_FLAGS already has stay as they are.
+    Flags that XLA_FLAGS already has stay as they are. Has no effect after the first
+    use of a device.
     """
-    if any(map(find_spec, _PLUGINS)):
+    if any(Path(path).exists() for path in _DRIVER):
         os.environ["XLA_FLAGS"] = with_flags(os.environ.get("XLA_FLAGS", ""))
 
 

@@ -47,7 +47,7 @@ def _convolve_group(x: Array, kernel: Array, stride: int, plain: Convolution) ->
         return _multiply(patches, kernel.reshape(-1, kernel.shape[-1]))
     if (size, stride) == (7, 2) and not any(side % 2 for side in x.shape[1:3]):
         return _convolve_blocks(_in_memory(x, kernel), kernel)
-    return _convolve(x, kernel, partial(plain, stride=stride))
+    return _convolve(x, kernel, lambda x, kernel: plain(x, kernel, stride))
 
 
 def _convolve_blocks(x: Array, kernel: Array) -> Array:

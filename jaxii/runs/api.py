@@ -5,6 +5,7 @@ import runpy
 from pathlib import Path
 
 from jaxii.config import Config
+from jaxii.distributed import gpu
 from jaxii.errors import InputError, nearest_path
 from jaxii.evaluation.result import SetResult
 from jaxii.runs.labelled_set import evaluate_set
@@ -64,6 +65,7 @@ def train(
     """
     if not isinstance(config, Config):
         config = load_recipe(config)
+    gpu.set_flags()
     train_run(
         config,
         Workdir(at(workdir)),
