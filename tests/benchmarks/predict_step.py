@@ -32,10 +32,14 @@ DTYPES = ("float32", "bfloat16")
 BAR = 1.0
 
 
-def make_model(dtype: str) -> Model:
+def make_model(dtype: str, platform: str | None = None) -> Model:
     """Returns ResNet-50 with random parameters, computing in a type."""
     network = make_network(
-        depth=50, num_classes=NUM_CLASSES, embedding_dim=0, dtype=jnp.dtype(dtype)
+        depth=50,
+        num_classes=NUM_CLASSES,
+        embedding_dim=0,
+        dtype=jnp.dtype(dtype),
+        platform=platform,
     )
     params, batch_stats = jax.jit(network.init)(jax.random.key(0))
     return Model(apply=network.apply, params=params, batch_stats=batch_stats)
@@ -60,7 +64,7 @@ def onnx_steps(batch: int, size: int) -> Steps:
     # Threads that wait would take the cores of whoever is timed next.
     options.add_session_config_entry("session.intra_op.allow_spinning", "0")
     session = onnxruntime.InferenceSession(
-        programs.onnx(make_model("float32"), size, {}),
+        programs.onnx(make_model("float32", platform="any"), size, {}),
         options,
         providers=["CPUExecutionProvider"],
     )
