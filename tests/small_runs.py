@@ -16,6 +16,7 @@ from jaxii.evaluation.result import (
     write_evaluation,
 )
 from jaxii.train.checkpoint import CheckpointMetadata
+from jaxii.train.stages import Saved
 
 CLEAN = Provenance().with_("thresholds", labels=["validation"])
 
@@ -169,3 +170,23 @@ def seal(workdir, file="metrics.json"):
     names = file, file.replace("metrics", "label_figures").replace(".json", ".csv")
     files = [workdir / name for name in (*names, "config.json", "history.jsonl")]
     write_evaluation(workdir / file.replace("metrics", "evaluation"), files)
+
+
+def save_checkpoint(run, stage, step, state, *, first_step):
+    """Saves a state as the last checkpoint of a finished stage."""
+    saved = Saved(
+        stage=stage,
+        step=step,
+        first_step=first_step,
+        metric=0.1,
+        evaluations=((step, 0.1),),
+        finished=True,
+    )
+    metadata = run.metadata(
+        saved,
+        recipe={},
+        files=run.workdir.own_files(),
+        history=None,
+        train_step_compilations=1,
+    )
+    run.checkpoints.save(metadata, state)

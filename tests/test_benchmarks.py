@@ -19,11 +19,12 @@ NAMES = sorted(path.stem for path in FOLDER.glob("[a-z]*.py"))
 @pytest.mark.parametrize("name", NAMES)
 def test_a_benchmark_is_importable(name):
     try:
-        importlib.import_module(f"tests.benchmarks.{name}")
+        module = importlib.import_module(f"tests.benchmarks.{name}")
     except ModuleNotFoundError as error:
         if error.name.startswith(("jaxii", "tests")):
             raise
         pytest.skip(f"needs {error.name}")
+    assert module.__doc__
 
 
 def test_the_plans_figures_are_found_in_its_text():

@@ -22,7 +22,7 @@ import small_layers
 import small_layout
 from etils import epath
 from PIL import Image
-from small_runs import seal, split_metrics, write_run
+from small_runs import save_checkpoint, seal, split_metrics, write_run
 
 from jaxii import main
 from jaxii.cli import dispatch, start
@@ -42,7 +42,6 @@ from jaxii.runs.begin import begin
 from jaxii.runs.workdir import Workdir
 from jaxii.storage import held
 from jaxii.train.checkpoint import Checkpoints, FailedSave
-from jaxii.train.stages import Saved
 from jaxii.train.state import new_state
 
 pytestmark = pytest.mark.usefixtures("without_drawings")
@@ -761,22 +760,7 @@ def trained(dataset, tmp_path_factory):
     run = begin(config, workdir)
     for step, plan in enumerate(run.plans, start=1):
         state = fresh_state(plan, step, replicated(run.mesh))
-        saved = Saved(
-            stage=plan.stage.name,
-            step=step,
-            first_step=step - 1,
-            metric=0.1,
-            evaluations=((step, 0.1),),
-            finished=True,
-        )
-        metadata = run.metadata(
-            saved,
-            recipe={},
-            files=run.workdir.own_files(),
-            history=None,
-            train_step_compilations=1,
-        )
-        run.checkpoints.save(metadata, state)
+        save_checkpoint(run, plan.stage.name, step, state, first_step=step - 1)
     run.checkpoints.close()
     return workdir.path
 

@@ -21,7 +21,7 @@ import pytest
 import simplejpeg
 import small_layers
 import small_layout
-from small_runs import seal
+from small_runs import save_checkpoint, seal
 
 from jaxii import main
 from jaxii.config import Config, default_config
@@ -39,7 +39,6 @@ from jaxii.runs import evaluate
 from jaxii.runs.begin import begin
 from jaxii.runs.run import Run
 from jaxii.runs.workdir import Workdir
-from jaxii.train.stages import Saved
 from jaxii.train.state import new_state
 
 pytestmark = pytest.mark.usefixtures("without_drawings")
@@ -272,22 +271,8 @@ def workdir(tmp_path_factory):
         step=2,
         with_average=False,
     )
-    saved = Saved(
-        stage="only",
-        step=2,
-        first_step=0,
-        metric=0.1,
-        evaluations=((2, 0.1),),
-        finished=True,
-    )
-    metadata = run.metadata(
-        saved,
-        recipe={},
-        files=run.workdir.own_files(),
-        history=None,
-        train_step_compilations=1,
-    )
-    run.checkpoints.save(metadata, jax.device_put(state, replicated(run.mesh)))
+    state = jax.device_put(state, replicated(run.mesh))
+    save_checkpoint(run, "only", 2, state, first_step=0)
     evaluate.measure(run.at_best())
     run.checkpoints.close()
     return workdir

@@ -18,8 +18,8 @@ OUT gets on_gpu.json, after each part, on_gpu.md, the table, and the trace.
 """
 
 import argparse
-import gzip
 import json
+import math
 import os
 import platform
 import shutil
@@ -49,7 +49,7 @@ def device(args: argparse.Namespace) -> dict:
     import jax.numpy as jnp
 
     from jaxii.planner.topology import peak_flops
-    from tests.benchmarks.train_step import timed
+    from tests.benchmarks.steps import timed
 
     found = jax.devices()[0]
     side = 256 if args.tiny else MATRIX_SIDE
@@ -80,18 +80,26 @@ def _driver() -> str | None:
 
 def step(args: argparse.Namespace) -> dict:
     """Returns seconds of a step by batch size and trainer, memory and FLOPs."""
-    from tests.benchmarks import train_step
+    from jaxii.train.telemetry.profiling import memory_bytes
+    from tests.benchmarks.steps import contestants, medians
+    from tests.benchmarks.train_step import MAKERS
 
     size = 32 if args.tiny else SIZE
     results = {"flops_an_image": _train_flops(size), "image_size": size}
     rounds, number = (2, 2) if args.tiny else (ROUNDS, STEPS)
+    memory = results["memory_bytes"] = {}
     for batch in (4,) if args.tiny else BATCHES:
-        with train_step.contestants("bfloat16", batch, size, torch=True) as every:
-            results[str(batch)] = train_step.medians(every, rounds, number)
+        given = ("bfloat16", batch, size)
+        with contestants(MAKERS, *given, torch="train_step.py") as every:
+            every["jaxii"](2)
+            # Before Flax's step takes any of this process's.
+            ours = memory_bytes().get("device_memory_bytes")
+            results[str(batch)] = medians(every, rounds, number)
+            theirs = every["torch"].answer.get("memory_bytes")
+            memory[batch] = {"jaxii": ours, "torch": theirs}
             print(f"batch {batch}: {results[str(batch)]}", flush=True)
-            results["torch_memory_bytes"] = every["torch"].answer.get("memory_bytes")
             if batch == BATCHES[-1] or args.tiny:
-                results["longest"] = _trace(args, every["jaxii"])
+                results["longest"] = _longest(args, every["jaxii"])
     return results
 
 
@@ -126,7 +134,7 @@ def _multiply_adds(jaxpr) -> int:
         elif name == "dot_general":
             (contracted, _), _ = equation.params["dimension_numbers"]
             left = equation.invars[0].aval.shape
-            total += outputs.size * _product(left[i] for i in contracted)
+            total += outputs.size * math.prod(left[i] for i in contracted)
         for inner in equation.params.values():
             inner = getattr(inner, "jaxpr", inner)
             if hasattr(inner, "eqns"):
@@ -134,35 +142,14 @@ def _multiply_adds(jaxpr) -> int:
     return total
 
 
-def _product(numbers: Iterator[int]) -> int:
-    product = 1
-    for number in numbers:
-        product *= number
-    return product
-
-
-def _trace(args: argparse.Namespace, steps: Callable[[int], float]) -> list:
+def _longest(args: argparse.Namespace, steps: Callable[[int], float]) -> list:
     """Traces some steps; returns the longest kernels with their share of the time."""
-    import jax
+    from tests.benchmarks.steps import traced
 
-    with tempfile.TemporaryDirectory() as folder:
-        with jax.profiler.trace(folder):
-            steps(1 if args.tiny else TRACED_STEPS)
-        (written,) = Path(folder).rglob("*.trace.json.gz")
-        shutil.copy(written, args.out / "trace.json.gz")
-    with gzip.open(args.out / "trace.json.gz") as file:
-        events = json.load(file)["traceEvents"]
-    names = {
-        event["pid"]: event["args"]["name"]
-        for event in events
-        if event.get("name") == "process_name"
-    }
+    number = 1 if args.tiny else TRACED_STEPS
     taken: Counter[str] = Counter()
-    for event in events:
-        # Kernels; not the modules and steps that the profiler draws over them.
-        is_kernel = "hlo_op" in event.get("args", {})
-        if event.get("ph") == "X" and is_kernel and names.get(event["pid"]):
-            taken[event["name"]] += event["dur"]
+    for event in traced(steps, number, args.out / "trace.json.gz"):
+        taken[event["name"]] += event["dur"]
     total = sum(taken.values())
     return [[name, time / total] for name, time in taken.most_common(LONGEST)]
 

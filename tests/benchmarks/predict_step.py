@@ -11,7 +11,6 @@ minutes.
 """
 
 import argparse
-import contextlib
 from collections.abc import Iterator, Mapping
 
 import jax
@@ -23,9 +22,9 @@ from jaxii.evaluation.predictor import Model, make_predict
 from jaxii.export import programs
 from jaxii.export.onnx_graph import packages
 from jaxii.models.multitask import make_network
-from tests.benchmarks import peers
+from tests.benchmarks.steps import Steps, contestants, medians, timed
 from tests.benchmarks.table import Row, emit
-from tests.benchmarks.train_step import NUM_CLASSES, Steps, medians, timed
+from tests.benchmarks.train_step import NUM_CLASSES
 
 BATCH, SIZE = 32, 224
 DTYPES = ("float32", "bfloat16")
@@ -57,14 +56,14 @@ def our_steps(dtype: str, batch: int, size: int) -> Steps:
     return timed(lambda: predict(resident)[0])
 
 
-def onnx_steps(batch: int, size: int) -> Steps:
+def onnx_steps(dtype: str, batch: int, size: int) -> Steps:
     """Returns the same in onnxruntime, of the model that `export` writes."""
     _, onnxruntime = packages()
     options = onnxruntime.SessionOptions()
     # Threads that wait would take the cores of whoever is timed next.
     options.add_session_config_entry("session.intra_op.allow_spinning", "0")
     session = onnxruntime.InferenceSession(
-        programs.onnx(make_model("float32", platform="any"), size, {}),
+        programs.onnx(make_model(dtype, platform="any"), size, {}),
         options,
         providers=["CPUExecutionProvider"],
     )
@@ -76,14 +75,11 @@ def measure(
     dtype: str, batch: int, size: int, *, rounds: int, number: int, torch: bool = True
 ) -> dict[str, float]:
     """Returns the seconds of a batch of "jaxii", "torch" and, on CPUs, "onnx"."""
-    with contextlib.ExitStack() as stack:
-        every: dict[str, Steps] = {}
-        if torch:
-            peer = peers.Steps("predict_step.py", dtype, str(batch), str(size))
-            every["torch"] = stack.enter_context(contextlib.closing(peer))
-        every["jaxii"] = our_steps(dtype, batch, size)
-        if jax.default_backend() == "cpu" and dtype == "float32":
-            every["onnx"] = onnx_steps(batch, size)
+    makers = {"jaxii": our_steps}
+    if jax.default_backend() == "cpu" and dtype == "float32":
+        makers["onnx"] = onnx_steps
+    script = "predict_step.py" if torch else None
+    with contestants(makers, dtype, batch, size, torch=script) as every:
         return medians(every, rounds, number)
 
 

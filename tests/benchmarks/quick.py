@@ -18,6 +18,7 @@ import jax
 
 from jaxii.data.transforms import TrainTransform
 from tests.benchmarks import input_path, predict_step, train_step
+from tests.benchmarks.steps import contestants, medians
 
 RECORD = Path(__file__).with_name("quick.json")
 MOST_LOST = 0.15
@@ -27,8 +28,8 @@ FILES, IMAGES = 2048, 2048
 
 def ratios() -> Iterator[tuple[str, float]]:
     """Yields what is measured, and jaxii's speed over the peer's."""
-    with train_step.contestants("float32", 32, 64, torch=False) as every:
-        seconds = train_step.medians(every, ROUNDS, 1)
+    with contestants(train_step.MAKERS, "float32", 32, 64, torch=None) as every:
+        seconds = medians(every, ROUNDS, 1)
     yield "train step, ResNet-50, 64 pixels / Flax's example", _ratio(seconds, "flax")
     seconds = predict_step.measure(
         "float32", 8, 224, rounds=ROUNDS, number=1, torch=False

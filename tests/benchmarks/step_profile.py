@@ -11,12 +11,8 @@ backend give them. Three minutes.
 """
 
 import argparse
-import gzip
-import json
 import re
-import tempfile
 from collections import Counter
-from pathlib import Path
 
 import jax
 import jax.numpy as jnp
@@ -25,10 +21,10 @@ import numpy as np
 from configs import f2_multitask
 from jaxii.config import Config
 from jaxii.distributed.mesh import make_mesh
-from jaxii.runs.plan import Facts, batch_shapes, choose_stage, plan_stage
-from jaxii.train.step import make_train_step
+from jaxii.runs.plan import Facts
+from jaxii.runs.speed import ResidentStep
 from tests.benchmarks import peers
-from tests.benchmarks.train_step import timed
+from tests.benchmarks.steps import timed, traced
 
 # Preset, batch, and what it is called.
 STEPS = {
@@ -62,32 +58,11 @@ def profile(preset: str, batch_size: int) -> tuple[float, Counter[str]]:
     config.global_batch_size, config.model.compute_dtype = batch_size, "float32"
     config = Config.resolve(config)
     facts = Facts(num_classes=60, num_slots=16, num_images=3000, source="")
-    stage = choose_stage(config, facts)
-    planned, vectors = plan_stage(config, facts, stage)
-    train_step = make_train_step(planned.settings, make_mesh(jax.devices()[:1]))
-    rng = np.random.default_rng(0)
-    shapes = batch_shapes(config, facts, batch_size)
-    batch = {name: np.ones(s.shape, s.dtype) for name, s in shapes.items()}
-    batch["images"] = rng.integers(0, 256, batch["images"].shape, np.uint8)
-    batch["label_ids"] = rng.integers(0, 60, batch["label_ids"].shape, np.int32)
-    batch = jax.tree.map(jnp.asarray, batch)
-    embedding = jnp.asarray(rng.normal(size=vectors.shape), jnp.float32)
-    kept = [jax.jit(planned.fresh_state)(jax.random.key(0))]
-    text = train_step.lower(kept[0], batch, embedding).compile().as_text()
-
-    def step():
-        kept[0], metrics = train_step(kept[0], batch, embedding)
-        return metrics
-
+    step = ResidentStep(config, facts, make_mesh(jax.devices()[:1]))
+    text = step.train_step.lower(step.state, *step.given).compile().as_text()
     steps = timed(step)
     steps(2)
-    seconds = steps(TRACED)
-    with tempfile.TemporaryDirectory() as folder:
-        with jax.profiler.trace(folder):
-            steps(TRACED)
-        (written,) = Path(folder).rglob("*.trace.json.gz")
-        with gzip.open(written) as file:
-            events = json.load(file)["traceEvents"]
+    seconds, events = steps(TRACED), traced(steps, TRACED)
     kinds = {
         found[1]: kind_of(found[1], found[3], name[1] if name else "")
         for found in map(_INSTRUCTION.match, text.splitlines())
@@ -96,9 +71,8 @@ def profile(preset: str, batch_size: int) -> tuple[float, Counter[str]]:
     }
     taken: Counter[str] = Counter()
     for event in events:
-        name = event.get("args", {}).get("hlo_op")
-        if event.get("ph") == "X" and name in kinds:
-            taken[kinds[name]] += event["dur"] / 1e6 / TRACED
+        if event["args"]["hlo_op"] in kinds:
+            taken[kinds[event["args"]["hlo_op"]]] += event["dur"] / 1e6 / TRACED
     return seconds, taken
 
 

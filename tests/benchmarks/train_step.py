@@ -10,10 +10,7 @@ torch.compile on GPUs) in a process of its own. Medians; about 12 minutes.
 """
 
 import argparse
-import contextlib
-import statistics
-import time
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Mapping
 
 import jax
 import jax.numpy as jnp
@@ -22,19 +19,16 @@ import numpy as np
 from configs import f2_multitask
 from jaxii.config import Config
 from jaxii.distributed.mesh import make_mesh
-from jaxii.runs import assembly
-from jaxii.runs.plan import Facts, batch_shapes
-from jaxii.train.step import make_train_step
-from tests.benchmarks import peers
+from jaxii.runs.plan import Facts
+from jaxii.runs.speed import ResidentStep
 from tests.benchmarks.flax_step import ResNet50, make_step
+from tests.benchmarks.steps import Steps, contestants, medians, timed
 from tests.benchmarks.table import Row, emit
 
 NUM_CLASSES = 7178
 SIZES = ((8, 224), (64, 64))
 DTYPES = ("float32", "bfloat16")
 BAR = 0.80
-# Trains so many steps and returns the seconds of one.
-Steps = Callable[[int], float]
 
 
 def our_steps(dtype: str, batch: int, size: int) -> Steps:
@@ -46,34 +40,7 @@ def our_steps(dtype: str, batch: int, size: int) -> Steps:
     facts = Facts(
         num_classes=NUM_CLASSES, num_slots=126, num_images=1_568_738, source="here"
     )
-    stage = assembly.stages_of(config, lambda split: facts.num_images)[0]
-    dim = config.label_embedding.dim
-    (plan,) = assembly.make_plans(
-        config, (stage,), num_classes=NUM_CLASSES, embedding_dim=dim
-    )
-    train_step = make_train_step(plan.settings, make_mesh(jax.devices()[:1]))
-    rng = np.random.default_rng(0)
-    arrays = {
-        name: jnp.zeros(shape.shape, shape.dtype)
-        for name, shape in batch_shapes(config, facts, batch).items()
-    }
-    images = rng.integers(0, 256, arrays["images"].shape, np.uint8)
-    labels = rng.integers(0, NUM_CLASSES, arrays["label_ids"].shape)
-    arrays |= {
-        "images": jnp.asarray(images),
-        "label_ids": jnp.asarray(labels, jnp.int32),
-        # The first four slots are labels, as many as an Open Images image has.
-        "label_confidences": arrays["label_confidences"].at[:, :4].set(1.0),
-        "mask": jnp.ones(batch, jnp.float32),
-    }
-    vectors = jnp.asarray(rng.normal(size=(NUM_CLASSES, dim)), jnp.float32)
-    kept = [plan.fresh_state(jax.random.key(0))]
-
-    def step():
-        kept[0], metrics = train_step(kept[0], arrays, vectors)
-        return metrics
-
-    return timed(step)
+    return timed(ResidentStep(config, facts, make_mesh(jax.devices()[:1])))
 
 
 def flax_steps(dtype: str, batch: int, size: int) -> Steps:
@@ -96,43 +63,7 @@ def flax_steps(dtype: str, batch: int, size: int) -> Steps:
     return timed(step)
 
 
-def timed(step: Callable[[], object]) -> Steps:
-    """Returns a function that runs steps and waits for the last."""
-
-    def steps(number: int) -> float:
-        start = time.perf_counter()
-        for _ in range(number):
-            metrics = step()
-        jax.block_until_ready(metrics)
-        return (time.perf_counter() - start) / number
-
-    return steps
-
-
-def medians(every: Mapping[str, Steps], rounds: int, number: int) -> dict[str, float]:
-    """Returns the median seconds of a step of each, in turns of `number` steps."""
-    for steps in every.values():
-        steps(2)
-    turns = [
-        {name: steps(number) for name, steps in every.items()} for _ in range(rounds)
-    ]
-    return {name: statistics.median(turn[name] for turn in turns) for name in every}
-
-
-@contextlib.contextmanager
-def contestants(
-    dtype: str, batch: int, size: int, *, torch: bool
-) -> Iterator[dict[str, Steps]]:
-    """Yields the steps of "jaxii", "flax" and, if asked for, "torch"."""
-    with contextlib.ExitStack() as stack:
-        every: dict[str, Steps] = {}
-        if torch:
-            # First, so that it compiles while the others do.
-            peer = peers.Steps("train_step.py", dtype, str(batch), str(size))
-            every["torch"] = stack.enter_context(contextlib.closing(peer))
-        every["jaxii"] = our_steps(dtype, batch, size)
-        every["flax"] = flax_steps(dtype, batch, size)
-        yield every
+MAKERS = {"jaxii": our_steps, "flax": flax_steps}
 
 
 def main() -> None:
@@ -148,7 +79,8 @@ def main() -> None:
             continue
         seconds = {}
         for dtype in DTYPES:
-            with contestants(dtype, batch, size, torch=not args.no_torch) as every:
+            torch = None if args.no_torch else "train_step.py"
+            with contestants(MAKERS, dtype, batch, size, torch=torch) as every:
                 seconds[dtype] = medians(every, args.rounds, 1)
         for dtype, taken in seconds.items():
             told = ", ".join(f"{name} {each:.3f} s" for name, each in taken.items())
