@@ -118,6 +118,35 @@ def test_no_size_beyond_the_bound_is_better():
     np.testing.assert_array_equal(best_sizes(probs), best)
 
 
+def test_the_bound_on_sizes_is_that_of_jensens_inequality():
+    probs = np.sort(np.random.default_rng(4).beta(0.2, 2, (40, 60)), axis=1)[:, ::-1]
+    want = []
+    for row in probs.tolist():
+        at_most, at_least = [], []
+        for k in range(1, 61):
+            total = sum(row[:k])
+            at_most.append(5 * total / (4 * total + k))
+            at_least.append(5 * total / (4 * (1 + sum(row) - row[k - 1]) + k))
+        want.append(max(k for k in range(1, 61) if at_most[k - 1] >= max(at_least)))
+    assert max(want) < 60
+    assert largest_sizes(probs).tolist() == want
+
+
+@pytest.mark.parametrize(("count", "sizes"), [(0.3, 5), (3.0, 20), (40.0, 100)])
+def test_as_many_nodes_are_taken_as_the_proof_needs(count, sizes):
+    def proved(nodes):
+        # By an ellipse of which the integrand is not too large.
+        s = np.linspace(0.01, 3.0, 300)
+        t = (1 + np.cosh(s)) / 2
+        with np.errstate(over="ignore"):
+            most = 5 * max(count, 1.0) * t ** (3.0 + sizes)
+            most = most * np.exp(count * (t**4 - 1) - 2 * nodes * s)
+            return np.min(2 * 2 * most / (1 - np.exp(-s))) <= TOLERANCE / 2
+
+    steps = [16, 24, 32, 48, 64, 96, 128, 192, 256]
+    assert num_nodes(count, sizes) == next(n for n in steps if proved(n))
+
+
 def test_equal_probabilities_that_are_small_are_all_chosen():
     assert best_sizes(np.full((1, 300), 1e-6)).tolist() == [300]
 
@@ -126,6 +155,11 @@ def test_an_image_of_no_probable_label_gets_the_first_one():
     probs = np.array([[0.0, 0.0, 0.0], [np.nan, 0.0, 0.4]], np.float32)
     got = expected_f2_decoder(probs).astype(int)
     assert got.tolist() == [[1, 0, 0], [0, 0, 1]]
+
+
+def test_a_label_without_a_number_is_never_chosen_and_hides_no_other():
+    probs = np.array([[np.nan, 0.9, 0.0, 0.8, np.nan]], np.float32)
+    assert expected_f2_decoder(probs).astype(int).tolist() == [[0, 1, 0, 1, 0]]
 
 
 def test_sure_labels_are_all_chosen_and_impossible_ones_never():

@@ -98,6 +98,23 @@ def test_smoothing_lowers_the_pmi_of_rare_pairs_and_keeps_symmetry():
     assert len(change) and change.max() < 0
 
 
+def test_smoothed_pmi_is_the_mean_over_both_directions_of_the_published_one():
+    rows = random_rows(300, 20, np.random.default_rng(0))
+    together, counts, n = cooccurrence(*csr(rows), 20)
+    got = pmi(together, counts, n, context_smoothing=0.75).toarray()
+    pairs, c = together.toarray(), counts.astype(float)
+    context = c**0.75 * c.sum() / np.sum(c**0.75)
+    for i, j in zip(*np.nonzero(pairs), strict=True):
+        one, other = (
+            pairs[i, j] * n / (c[a] * context[b]) for a, b in ((i, j), (j, i))
+        )
+        assert got[i, j] == pytest.approx((np.log(one) + np.log(other)) / 2)
+
+
+def test_a_single_image_says_nothing_of_what_belongs_together():
+    assert pmi(*cooccurrence(*csr([[0, 1]]), 2)).nnz == 0
+
+
 def test_vectors_of_all_dimensions_rebuild_the_matrix_with_the_signs_of_eigenvalues():
     offsets, ids = csr(random_rows(2000, 40, np.random.default_rng(3)))
     made = label_embedding.label_embedding(offsets, ids, 40, dim=40)
@@ -106,6 +123,16 @@ def test_vectors_of_all_dimensions_rebuild_the_matrix_with_the_signs_of_eigenval
     np.testing.assert_allclose(rebuilt, matrix, atol=1e-4)
     assert made.explained_energy == pytest.approx(1.0)
     assert (made.eigenvalues < 0).any()
+
+
+def test_the_energy_is_the_share_of_the_squared_eigenvalues():
+    offsets, ids = csr(random_rows(2000, 40, np.random.default_rng(3)))
+    made = label_embedding.label_embedding(offsets, ids, 40, dim=5)
+    values = np.linalg.eigvalsh(pmi(*cooccurrence(offsets, ids, 40)).toarray())
+    largest = np.sort(values**2)[::-1]
+    want = largest[:5].sum() / largest.sum()
+    assert made.explained_energy == pytest.approx(want, rel=1e-5)
+    np.testing.assert_allclose(made.eigenvalues**2, largest[:5], rtol=1e-4)
 
 
 @pytest.mark.parametrize("dim", [16, 64, 256])
@@ -159,6 +186,26 @@ def test_the_same_seed_gives_the_same_bytes(monkeypatch, exact_max):
     assert (first.vectors[peaks, np.arange(16)] > 0).all()
 
 
+def test_random_factors_depend_on_the_seed(monkeypatch):
+    monkeypatch.setattr(label_embedding, "EXACT_MAX_CLASSES", 0)
+    monkeypatch.setattr(label_embedding, "_MIN_BLOCKS", 1)
+    offsets, ids = csr(random_rows(2000, 200, np.random.default_rng(4)))
+    made = [
+        label_embedding.label_embedding(offsets, ids, 200, dim=16, seed=seed)
+        for seed in (7, 7, 8)
+    ]
+    first, second, other = (one.vectors.tobytes() for one in made)
+    assert first == second != other
+    assert made[2].options == {
+        "num_classes": 200,
+        "dim": 16,
+        "positive": False,
+        "context_smoothing": 1.0,
+        "seed": 8,
+        "method": "randomised",
+    }
+
+
 def test_classes_without_company_have_zero_vectors_and_are_counted():
     offsets, ids = csr([[0, 1], [1, 2], [0, 1, 2], [0, 3], [4], []])
     made = label_embedding.label_embedding(offsets, ids, 7, dim=6)
@@ -177,7 +224,10 @@ def test_labels_that_never_meet_give_zeros():
         ({"dim": 4}, "dim=4"),
         ({"dim": 0}, "dim=0"),
         ({"context_smoothing": 0.0}, "context_smoothing"),
+        ({"context_smoothing": 1.1}, "context_smoothing"),
         ({"num_classes": 1, "dim": 1}, "label ids"),
+        ({"num_classes": 2}, "label ids 0 to 2 with 2 classes; use 0 to 1"),
+        ({"label_ids": np.array([0, 1, -1, 2], np.int32)}, "label ids -1 to 2"),
     ],
 )
 def test_what_cannot_be_used_is_refused(change, says):
@@ -216,6 +266,15 @@ def test_a_zero_vector_has_no_neighbours_and_is_nobodys():
     vectors = np.array([[1.0, 0.0], [0.0, 0.0], [1.0, 1.0], [-1.0, 0.0]], np.float32)
     assert label_embedding.nearest(vectors, 1, 3) == []
     assert [place for place, _ in label_embedding.nearest(vectors, 0, 3)] == [2, 3]
+
+
+def test_neighbours_are_the_largest_cosines_and_of_equals_the_lower_class():
+    vectors = np.array([[2, 0], [0, 3], [1, 1], [5, 5], [-4, 0]], np.float32)
+    found = label_embedding.nearest(vectors, 0, 3)
+    assert [place for place, _ in found] == [2, 3, 1]
+    want = [np.sqrt(0.5), np.sqrt(0.5), 0.0]
+    assert [cosine for _, cosine in found] == pytest.approx(want, abs=1e-6)
+    assert len(label_embedding.nearest(vectors, 0, 9)) == 4
 
 
 def test_neighbours_in_the_toy_world_are_what_is_seen_together():

@@ -42,10 +42,20 @@ def test_hash_depends_on_codes_and_order_only():
     assert len(WORDS.content_hash()) == 16
 
 
+def test_the_hash_is_that_of_existing_checkpoints():
+    assert WORDS.content_hash() == "293507ae87313d3b"
+
+
 def test_vocabulary_survives_a_file(tmp_path):
     WORDS.save(tmp_path / "labels.csv")
     assert Vocabulary.load(tmp_path / "labels.csv") == WORDS
     assert [path.name for path in tmp_path.iterdir()] == ["labels.csv"]
+
+
+def test_codes_of_digits_and_empty_descriptions_survive_a_file(tmp_path):
+    words = Vocabulary(("007", "1.50", "true"), ("", "a\nb", "2"))
+    words.save(tmp_path / "labels.csv")
+    assert Vocabulary.load(tmp_path / "labels.csv") == words
 
 
 def test_loading_another_file_is_refused(tmp_path):
@@ -114,6 +124,20 @@ def test_rows_resolve_as_single_images_do(machine_labels):
         found = slice(new_offsets[i], new_offsets[i + 1])
         np.testing.assert_array_equal(new_ids[found], expected[0])
         np.testing.assert_array_equal(new_confidences[found], expected[1])
+
+
+def test_rows_without_any_label_have_none():
+    offsets, ids, confidences = labels.resolve_rows(
+        np.zeros(3, np.int64),
+        np.zeros(0, np.int32),
+        np.zeros(0, np.float32),
+        np.zeros(0, np.uint8),
+        machine_labels="soft",
+        machine_threshold=0.5,
+    )
+    assert offsets.tolist() == [0, 0, 0] and offsets.dtype == np.int64
+    assert (ids.dtype, confidences.dtype) == (np.int32, np.float32)
+    assert len(ids) == len(confidences) == 0
 
 
 def test_an_image_without_labels_has_none():

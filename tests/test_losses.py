@@ -13,6 +13,7 @@ from jaxii.objective.losses import (
     bce,
     embedding,
     focal,
+    has_direction,
     has_positive,
     soft_f,
 )
@@ -119,6 +120,24 @@ def test_soft_f_equals_the_looped_formula(beta):
     arrays = example()
     actual = soft_f(*on_device(*arrays), beta=beta)
     np.testing.assert_allclose(actual, soft_f_looped(*arrays, beta), atol=1e-6)
+
+
+def test_soft_f_of_faint_targets_and_guesses_is_the_formula_too():
+    arrays = np.full((1, 3), -6.0), np.full((1, 3), 0.01), np.ones((1, 3))
+    found = soft_f(*on_device(*map(np.float32, arrays)), beta=1.0)
+    np.testing.assert_allclose(found, soft_f_looped(*arrays, 1.0), rtol=1e-5)
+
+
+def test_the_default_parameters_are_those_of_the_papers():
+    arrays = example()
+    expected = {
+        "focal": looped(focal_cell(2.0, None))(*arrays),
+        "asl": looped(asl_cell(0.0, 4.0, 0.05))(*arrays),
+        "soft_f": soft_f_looped(*arrays, 2.0),
+    }
+    for name, values in expected.items():
+        found = LOSSES[name](*on_device(*arrays))
+        np.testing.assert_allclose(found, values, rtol=1e-5, atol=1e-6, err_msg=name)
 
 
 def test_soft_f_of_a_certain_prediction_is_one_minus_f2():
@@ -319,6 +338,21 @@ def test_embedding_loss_of_a_zero_vector_is_one_with_finite_gradient(zero, dtype
     )
     for slope in slopes:
         assert np.all(np.isfinite(np.asarray(slope, np.float32)))
+
+
+def test_the_gradient_of_a_zero_prediction_has_length_ten_thousand():
+    predicted, target = embeddings()
+    slope = jax.grad(lambda p: embedding(p, target).sum())(jnp.zeros_like(predicted))
+    np.testing.assert_allclose(np.linalg.norm(slope, axis=1), 1e4, rtol=1e-5)
+
+
+def test_a_target_has_a_direction_from_a_millionth_on():
+    lengths = np.array([[0.0], [0.9e-6], [1.1e-6], [1.0]], np.float32)
+    found = has_direction(jnp.asarray(lengths * np.array([[0.6, -0.8]], np.float32)))
+    np.testing.assert_array_equal(found, [0.0, 0.0, 1.0, 1.0])
+    unit = jnp.asarray([[0.6, -0.8]])
+    loss = embedding(unit, jnp.float32(1.1e-6) * unit)
+    np.testing.assert_allclose(loss, 0.0, atol=1e-6)
 
 
 def test_a_zero_target_does_not_move_the_prediction():

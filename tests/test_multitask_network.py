@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 import small_layers
 
-from jaxii.models.multitask import EMBEDDING_HEAD, make_network
+from jaxii.models.multitask import EMBEDDING_HEAD, make_network, normalise
 
 
 @pytest.fixture(scope="module", autouse=True)
@@ -147,6 +147,76 @@ def test_dropout_changes_the_embedding_by_key_and_never_the_logits(trained):
     )
     np.testing.assert_array_equal(first.logits, other.logits)
     assert not np.array_equal(first.embedding, other.embedding)
+
+
+def kept_features(trained, **kwargs):
+    """Returns the features, and what the embedding head gets of them in training."""
+    _, params, batch_stats = trained
+    network = network_of(zero_init_residual=False, embedding_dim=32, **kwargs)
+    head = {"kernel": jnp.eye(32), "bias": jnp.zeros(32)}
+    outputs, _ = jax.jit(network.apply, static_argnames="train")(
+        {**params, EMBEDDING_HEAD: head},
+        batch_stats,
+        images_of(16),
+        train=True,
+        key=jax.random.key(2),
+    )
+    return np.asarray(outputs.features), np.asarray(outputs.embedding)
+
+
+@pytest.mark.parametrize(("given", "rate"), [({}, 0.2), ({"dropout": 0.5}, 0.5)])
+def test_dropout_drops_its_share_and_scales_the_rest_to_the_same_mean(
+    trained, given, rate
+):
+    features, kept = kept_features(trained, **given)
+    alive = features > 0
+    dropped = alive & (kept == 0)
+    assert dropped.sum() / alive.sum() == pytest.approx(rate, abs=0.1)
+    rest = alive & ~dropped
+    np.testing.assert_allclose(kept[rest], features[rest] / (1 - rate), rtol=1e-5)
+
+
+def test_a_dropout_of_zero_needs_no_key(trained):
+    _, params, batch_stats = trained
+    network = network_of(dropout=0.0)
+    outputs, _ = jax.eval_shape(
+        lambda x: network.apply(params, batch_stats, x, train=True), images_of()
+    )
+    assert outputs.embedding.shape == (4, 3)
+
+
+def test_uint8_images_are_normalised_by_the_constants_of_torchvision(trained):
+    network, params, batch_stats = trained
+    images = np.random.default_rng(3).integers(0, 256, (4, 8, 8, 3)).astype(np.uint8)
+    # As `transforms.ToTensor` and `transforms.Normalize` of its reference training.
+    mean, deviation = np.array([[0.485, 0.456, 0.406], [0.229, 0.224, 0.225]])
+    expected = (images / 255 - mean) / deviation
+    np.testing.assert_allclose(normalise(jnp.asarray(images)), expected, atol=1e-5)
+    found = evaluate(network, params, batch_stats, jnp.asarray(images))
+    floats = jnp.asarray(expected, jnp.float32)
+    same = evaluate(network, params, batch_stats, floats)
+    np.testing.assert_allclose(found.logits, same.logits, atol=1e-5)
+
+
+def test_heads_start_with_a_deviation_of_a_hundredth():
+    params, _ = network_of(num_classes=300, embedding_dim=300).init(jax.random.key(0))
+    for head in ("classifier", EMBEDDING_HEAD):
+        kernel = np.asarray(params[head]["kernel"])
+        assert kernel.shape == (32, 300)
+        assert kernel.std() == pytest.approx(0.01, rel=0.05)
+        assert abs(kernel.mean()) < 0.001
+
+
+def test_by_default_it_is_the_standard_network_in_bfloat16():
+    network = make_network(depth=18, num_classes=5, embedding_dim=0)
+    params, batch_stats = jax.eval_shape(network.init, jax.random.key(0))
+    assert params["trunk"]["stem_conv"]["kernel"].shape == (7, 7, 3, 64)
+    assert params["classifier"]["kernel"].shape == (512, 5)
+    images = jax.ShapeDtypeStruct((1, 32, 32, 3), jnp.uint8)
+    text = jax.jit(network.apply, static_argnames="train").lower(
+        params, batch_stats, images, train=False
+    )
+    assert "tensor<7x7x3x64xbf16>" in text.as_text()
 
 
 def test_dropout_without_a_key_is_refused(trained):

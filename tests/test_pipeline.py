@@ -8,6 +8,7 @@ from jaxii.config import MOST_LABELS
 from jaxii.data import batching
 from jaxii.data.pipeline import (
     LabelPolicy,
+    Reordered,
     ShardSpec,
     eval_batches,
     train_batches,
@@ -106,6 +107,20 @@ def test_positions_count_the_examples_of_the_run():
     first, second = train(40, shard=shard, steps=2, start=80)
     assert first["positions"].tolist() == [82, 83]
     assert second["positions"].tolist() == [90, 91]
+
+
+def test_positions_wrap_where_int32_ends():
+    shard = ShardSpec(global_batch_size=4)
+    (batch,) = train(40, shard=shard, steps=1, start=2**31 - 2)
+    assert batch["positions"].tolist() == [2**31 - 2, 2**31 - 1, 0, 1]
+
+
+def test_a_training_batch_is_real_images_with_their_own_labels_and_slices():
+    (batch,) = train(40, shard=ShardSpec(global_batch_size=8), steps=1)
+    rows = batch["index"]
+    np.testing.assert_array_equal(batch["mask"], np.ones(8, np.float32))
+    np.testing.assert_array_equal(batch["label_ids"][:, 0], rows % 7)
+    np.testing.assert_array_equal(batch["slice_ids"], rows % 2)
 
 
 def test_the_batches_of_several_processes_one_after_another_are_that_of_one():
@@ -240,3 +255,28 @@ def test_a_record_that_is_not_scored_has_mask_0_and_its_own_index():
     assert batch["mask"].tolist() == [1.0, 0.0, 1.0, 0.0]
     assert batch["index"].tolist() == [0, 1, 2, -1]
     assert (batch["images"][1] == 1).all()
+
+
+def test_padding_has_no_label_and_is_black():
+    ((batch,),) = evaluate(3, batch=4)
+    assert batch["label_ids"][3].tolist() == [-1] * 4
+    assert batch["label_confidences"][3].tolist() == [0.0] * 4
+    assert (batch["index"][3], batch["mask"][3], batch["slice_ids"][3]) == (-1, 0, 0)
+    assert not batch["images"][3].any()
+
+
+def test_of_equally_sure_labels_those_of_lower_id_fill_the_slots():
+    record = {
+        "label_ids": np.array([6, 2, 4], np.int32),
+        "label_confidences": np.array([0.5, 0.5, 0.9], np.float32),
+        "label_sources": np.zeros(3, np.uint8),
+    }
+    for num_slots, kept in ((1, [4]), (2, [4, 2]), (3, [2, 4, 6])):
+        assert LabelPolicy(num_slots=num_slots).slots(record)[0].tolist() == kept
+
+
+def test_a_source_in_another_order_has_the_rows_that_are_named():
+    source = Reordered(Source(5), np.array([4, 0, 0]))
+    assert len(source) == 3
+    labels = [int(source[row]["label_ids"][0]) for row in range(3)]
+    assert labels == [4, 0, 0]

@@ -124,9 +124,10 @@ def test_a_bad_spec_is_refused_in_one_line_that_names_the_field(spec):
         assert "\n" not in str(caught.value)
 
 
-def test_a_stage_without_steps_is_refused():
+def test_a_stage_without_steps_is_refused_and_one_of_a_step_is_not():
     with pytest.raises(InputError, match="num_steps"):
         make_schedule(1.0, 0)
+    assert values(make_schedule(((0.0, 1.0), (1.0, 3.0)), 1), (0, 1)) == [1.0, 3.0]
 
 
 @pytest.mark.parametrize(
@@ -169,6 +170,7 @@ def test_without_warm_up_it_starts_at_the_peak():
         (0.0, 1, 10),
         (-0.1, 1, 10),
         (math.nan, 1, 10),
+        (math.inf, 1, 10),
         (0.1, 10, 10),
         (0.1, -1, 10),
         (0.1, 0, 0),

@@ -32,6 +32,7 @@ def saved(stage, step, metric=None, finished=False, first_step=0):
 BEST = saved("first", 60, 0.5)
 HALF = saved("first", 80, 0.4)
 END = saved("first", 100, 0.3, finished=True)
+LONGER = saved("first", 110, 0.3)
 SECOND_HALF = saved("second", 130, 0.6, first_step=100)
 SECOND_END = saved("second", 150, 0.6, finished=True, first_step=100)
 THIRD_END = saved("third", 200, 0.7, finished=True, first_step=150)
@@ -44,6 +45,8 @@ THIRD_END = saved("third", 200, 0.7, finished=True, first_step=150)
         ({"first": []}, Enter(FIRST, None, 0)),
         ({"first": [HALF, BEST]}, Resume(FIRST, HALF)),
         ({"first": [BEST, END]}, Enter(SECOND, END, 100)),
+        # Made longer after it had ended.
+        ({"first": [END, LONGER]}, Resume(FIRST, LONGER)),
         ({"first": [BEST, END], "second": [SECOND_HALF]}, Resume(SECOND, SECOND_HALF)),
         ({"first": [END], "second": [SECOND_END]}, Enter(THIRD, SECOND_END, 150)),
         (
@@ -60,6 +63,13 @@ def test_a_stage_that_enters_from_best_starts_at_the_end_of_the_one_before():
     stages = (FIRST, Stage(name="second", terms={"bce": 1.0}, num_steps=50))
     action = next_action(stages, {"first": [BEST, END]})
     assert action == Enter(stages[1], BEST, 100)
+
+
+def test_a_stage_starts_at_the_example_where_the_one_before_ended():
+    best = Saved(stage="first", step=60, first_step=0, example=480, metric=0.5)
+    end = Saved(stage="first", step=100, first_step=0, example=800, finished=True)
+    action = next_action((FIRST, THIRD), {"first": [best, end]})
+    assert action == Enter(THIRD, best, 100, 800)
 
 
 def test_the_best_is_the_highest_metric_and_the_latest_of_equals():
@@ -81,6 +91,22 @@ def test_a_metric_that_is_nan_is_no_measurement():
 def test_a_stage_ends_after_its_steps():
     assert not has_ended(FIRST, 99, [])
     assert has_ended(FIRST, 100, [])
+
+
+def test_a_stage_without_a_plateau_goes_on_whatever_its_metric():
+    assert not has_ended(FIRST, 99, [(step, 0.5) for step in range(99)])
+
+
+def test_a_rise_of_exactly_the_least_is_no_plateau():
+    stage = Stage(
+        name="s",
+        terms={"bce": 1.0},
+        num_steps=1000,
+        plateau_evaluations=1,
+        plateau_min_delta=0.25,
+    )
+    assert not has_ended(stage, 20, [(10, 0.5), (20, 0.75)])
+    assert has_ended(stage, 20, [(10, 0.5), (20, 0.7499)])
 
 
 @pytest.mark.parametrize(

@@ -316,6 +316,7 @@ def test_after_skipped_updates_the_rate_that_is_applied_is_the_one_that_is_logge
     broken = good | {"label_confidences": good["label_confidences"] * np.float32("nan")}
     state, metrics = trained(schedule, broken, broken, good)
     assert (int(metrics["skipped_steps"]), int(state.stage_step)) == (2, 3)
+    assert int(metrics["skipped_in_a_row"]) == int(state.skipped_in_a_row) == 0
     logged = float(metrics["learning_rate"])
     assert logged == pytest.approx(0.03)
     expected, _ = trained(lambda step: jnp.float32(logged), good)

@@ -41,6 +41,7 @@ def test_default_grid_is_99_steps_of_a_hundredth():
         ([0.1, 0.5, 0.2, 0.5, 0.5], 0.2),
         ([0.0, 0.0, 0.0, 0.0, 0.0], 0.3),
         ([0.1, 0.5, 0.5 + 1e-9, 0.5, 0.1], 0.3),
+        ([0.1, 0.5, 0.5, 0.5 + 1e-6, 0.1], 0.4),
     ],
 )
 def test_the_middle_of_the_first_best_plateau_is_chosen(f2s, want):
