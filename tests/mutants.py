@@ -1,0 +1,287 @@
+"""Mutation testing: which changes of a module do its tests notice?
+
+    pip install mutmut
+    python -m tests.mutants                          # a sample of every area
+    python -m tests.mutants metrics labels --sample=0    # every mutant of two areas
+    python -m tests.mutants --out=mutants.jsonl      # keeps outcomes; again: survivors
+
+A mutant is a module with one change of mutmut's: another operator, number or string,
+`None` for an argument or a value, an argument left out, a condition inverted. It is
+killed if one of the tests of its module fails. Messages of errors, annotations, imports
+and decorators are left alone. `EXPLAINED` names the mutants that no test can kill, or
+needs to: those that only cost time or memory, and those that change nothing.
+
+Mutants run in forked children of one process that has imported what tests import; the
+exit code is 1 if a mutant survives that is not explained. Linux only.
+"""
+
+import argparse
+import difflib
+import functools
+import gc
+import importlib
+import json
+import os
+import random
+import re
+import sys
+import tempfile
+import warnings
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from importlib.machinery import SourceFileLoader
+from pathlib import Path
+
+import libcst as cst
+import pytest
+from mutmut.mutation.mutators import mutation_operators
+
+from tests import forked
+
+ROOT = Path(__file__).parent.parent
+# Module -> the files that test it, the quickest first.
+AREAS: dict[str, dict[str, str]] = {
+    "objective": {
+        "objective/losses": "losses",
+        "objective/objective": "objective",
+        "objective/schedule": "schedule objective",
+    },
+    "metrics": {
+        "metrics/average_precision": "streaming",
+        "metrics/bootstrap": "bootstrap",
+        "metrics/calibration_error": "streaming",
+        "metrics/exact_sum": "exact_sum streaming",
+        "metrics/f_beta": "f_beta",
+        "metrics/histogram": "streaming calibration",
+        "metrics/streaming": "streaming",
+    },
+    "decoding": {
+        "decoding/calibration": "calibration decoders",
+        "decoding/constant": "constant",
+        "decoding/decoders": "decoders expected_f",
+        "decoding/expected_f": "expected_f",
+        "decoding/label_shift": "label_shift",
+        "decoding/thresholds": "thresholds decoders",
+    },
+    "provenance": {"evaluation/provenance": "provenance"},
+    "labels": {"data/labels": "labels"},
+    "pipeline": {"data/pipeline": "pipeline"},
+    "label_embedding": {"data/label_embedding": "label_embedding"},
+    "stages": {"train/stages": "stages"},
+    "averaging": {"train/averaging": "averaging"},
+    "multitask": {"models/multitask": "multitask_network"},
+}
+# Module, a pattern of the removed or the added line, and why it may survive.
+EXPLAINED: tuple[tuple[str, str, str], ...] = ()
+# What tests import and jaxii does not change.
+IMPORTED = (
+    *("beartype", "cv2", "doctest", "flax.nnx", "grain", "jax.numpy", "jaxtyping"),
+    *("optax", "orbax.checkpoint", "polars", "scipy.linalg", "scipy.sparse"),
+    *("scipy.special", "scipy.stats", "sklearn.calibration", "sklearn.linear_model"),
+)
+_LEFT_ALONE = (cst.Annotation, cst.Decorator, cst.Import, cst.ImportFrom, cst.Raise)
+
+
+@dataclass(frozen=True)
+class Mutant:
+    """A module with one change.
+
+    Attributes:
+      module: path below `jaxii/`, without its suffix.
+      line: of the change, from 1.
+      change: removed and added lines.
+      source: the whole module.
+    """
+
+    module: str
+    line: int
+    change: str
+    source: str
+
+    @property
+    def key(self) -> tuple[str, int, str]:
+        return self.module, self.line, self.change
+
+    @property
+    def reason(self) -> str:
+        """Why it may survive; "" if it may not."""
+        found = (
+            reason
+            for module, pattern, reason in EXPLAINED
+            if module == self.module and re.search(pattern, self.change)
+        )
+        return next(found, "")
+
+
+class _Changes(cst.CSTVisitor):
+    """Collects nodes with what mutmut makes of them."""
+
+    def __init__(self):
+        self.found: list[tuple[cst.CSTNode, cst.CSTNode]] = []
+
+    def on_visit(self, node: cst.CSTNode) -> bool:
+        if isinstance(node, _LEFT_ALONE) or _is_about_types(node):
+            return False
+        for kind, operator in mutation_operators:
+            if isinstance(node, kind):
+                changed = list(operator(node))
+                # Of a string, not also its upper and its lower case.
+                if isinstance(node, cst.BaseString):
+                    changed = changed[:1]
+                self.found += [(node, other) for other in changed]
+        return True
+
+
+def _is_about_types(node: cst.CSTNode) -> bool:
+    """Whether a node is an overload, an alias of a type or an axis string."""
+    match node:
+        case cst.FunctionDef(decorators=[cst.Decorator(cst.Name("overload")), *_]):
+            return True
+        case cst.Subscript(value=cst.Name("Callable" | "Annotated")):
+            return True
+        case cst.Subscript(slice=[_, cst.SubscriptElement(cst.Index(value))]):
+            return isinstance(value, cst.SimpleString)
+    return False
+
+
+def mutants(module: str) -> list[Callable[[], Mutant]]:
+    """Returns what makes each mutant of a module, in the order of its text."""
+    old = (ROOT / "jaxii" / f"{module}.py").read_text()
+    tree, changes = cst.parse_module(old), _Changes()
+    tree.visit(changes)
+
+    def make(node: cst.CSTNode, changed: cst.CSTNode) -> Mutant:
+        new = tree.deep_replace(node, changed).code
+        diff = list(difflib.unified_diff(old.split("\n"), new.split("\n"), n=0))[2:]
+        line = int(re.findall(r"\d+", diff[0])[0])
+        return Mutant(module, line, "\n".join(diff[1:]), new)
+
+    return [functools.partial(make, *change) for change in changes.found]
+
+
+def _run_tests(module: str, source: str | None = None) -> Callable[[], int]:
+    """Returns a function that runs a module's tests, with another source of it."""
+    path = ROOT / "jaxii" / f"{module}.py"
+    compiled = f"{path.parent}/__pycache__/{path.stem}.*"
+    names = next(area[module] for area in AREAS.values() if module in area).split()
+    words = [
+        "-x",
+        "-n0",
+        "--tb=line",
+        "--assert=plain",
+        *(f"tests/test_{name}.py" for name in names),
+    ]
+
+    def get_data(loader: SourceFileLoader, name: str) -> bytes:
+        if Path(name) == path:
+            return source.encode()
+        if Path(name).match(compiled):
+            raise OSError("compiled from the module as it is")
+        return Path(name).read_bytes()
+
+    def act() -> int:
+        os.chdir(ROOT)
+        if source is not None:
+            sys.dont_write_bytecode = True
+            SourceFileLoader.get_data = get_data
+        return pytest.main(words)
+
+    return act
+
+
+def run(chosen: Sequence[Mutant], *, at_once: int) -> Iterator[tuple[Mutant, str]]:
+    """Runs tests of mutants; yields each with "killed", "timeout" or "survived"."""
+    with tempfile.TemporaryDirectory() as scratch:
+
+        def folder() -> Path:
+            return Path(tempfile.mkdtemp(dir=scratch))
+
+        modules = sorted({mutant.module for mutant in chosen})
+        plain = ((module, _run_tests(module), folder) for module in modules)
+        longest = 0.0
+        for module, place, ended in forked.run_all(plain, at_once=1, most_seconds=900):
+            if ended.code:
+                text = (place / forked.STDOUT).read_text() + forked.said(place)
+                sys.exit(f"{module}: its tests fail as it is\n{text}")
+            print(f"{module}: its tests take {ended.wall_seconds:.0f} s", flush=True)
+            longest = max(longest, ended.wall_seconds)
+        jobs = ((m, _run_tests(m.module, m.source), folder) for m in chosen)
+        most = round(30 + 4 * longest)
+        ends = forked.run_all(jobs, at_once=at_once, most_seconds=most)
+        for mutant, _, ended in ends:
+            outcome = "timeout" if ended.hung else "killed"
+            yield mutant, outcome if ended.code else "survived"
+
+
+def table(outcomes: Mapping[str, Sequence[tuple[Mutant, str]]]) -> str:
+    """Returns a row an area, in Markdown."""
+    rows = ["| area | mutants | killed | explained | survivors |", "|---" * 5 + "|"]
+    everything = [one for found in outcomes.values() for one in found]
+    for area, found in (*outcomes.items(), ("all", everything)):
+        alive = [mutant for mutant, outcome in found if outcome == "survived"]
+        explained = sum(bool(mutant.reason) for mutant in alive)
+        killed = len(found) - len(alive)
+        share = killed / max(len(found), 1)
+        rows.append(
+            f"| {area} | {len(found)} | {killed} ({share:.0%}) | {explained} | "
+            f"{len(alive) - explained} |"
+        )
+    return "\n".join(rows)
+
+
+def main() -> int:
+    """Runs mutants, prints the survivors and a table; returns the exit code."""
+    options = _options()
+    for name in IMPORTED:
+        importlib.import_module(name)
+    gc.collect()
+    gc.freeze()
+    # JAX warns of every fork, as it cannot know that no device was touched.
+    warnings.filterwarnings("ignore", message=".*fork.*")
+    outcomes = {area: _outcomes(area, options) for area in options.areas or AREAS}
+    print(table(outcomes))
+    every = [one for found in outcomes.values() for one in found]
+    return int(not all(one.reason for one, outcome in every if outcome == "survived"))
+
+
+def _outcomes(area: str, options: argparse.Namespace) -> list[tuple[Mutant, str]]:
+    makers = [make for module in AREAS[area] for make in mutants(module)]
+    size = min(options.sample or len(makers), len(makers))
+    chosen = [make() for make in random.Random(options.seed).sample(makers, size)]
+    print(f"{area}: {size} of {len(makers)} mutants", flush=True)
+    known: dict[tuple[str, int, str], str] = {}
+    if options.out and options.out.exists():
+        rows = map(json.loads, options.out.read_text().splitlines())
+        known = {tuple(key): outcome for *key, outcome in rows}
+    found = [(mutant, known[mutant.key]) for mutant in chosen if mutant.key in known]
+    new = [mutant for mutant in chosen if mutant.key not in known]
+    for mutant, outcome in run(new, at_once=options.at_once):
+        found.append((mutant, outcome))
+        if outcome == "survived":
+            why = mutant.reason or "SURVIVED"
+            print(f"{mutant.module}.py:{mutant.line}: {why}\n{mutant.change}")
+            sys.stdout.flush()
+        elif options.out:
+            with options.out.open("a") as file:
+                file.write(json.dumps([*mutant.key, outcome]) + "\n")
+    return found
+
+
+def _options() -> argparse.Namespace:
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    add = parser.add_argument
+    add("areas", nargs="*", metavar="AREA", help=f"of {', '.join(AREAS)}")
+    add("--sample", type=int, default=60, help="mutants an area; 0 for all")
+    add("--seed", type=int, default=0, help="of the sample")
+    add("--at_once", type=int, default=1, help="children")
+    add("--out", type=Path, help="keeps what was killed, to be left out next time")
+    options = parser.parse_args()
+    if unknown := set(options.areas) - set(AREAS):
+        parser.error(f"{', '.join(unknown)}: unknown; use {', '.join(AREAS)}")
+    return options
+
+
+if __name__ == "__main__":
+    sys.exit(main())
