@@ -122,6 +122,9 @@ class _Changes(cst.CSTVisitor):
     def on_visit(self, node: cst.CSTNode) -> bool:
         if isinstance(node, _LEFT_ALONE) or _is_about_types(node):
             return False
+        if isinstance(node, cst.Call) and _name(node.func) == "cast":
+            node.args[1].visit(self)
+            return False
         for kind, operator in mutation_operators:
             if isinstance(node, kind):
                 changed = list(operator(node))
@@ -134,14 +137,17 @@ class _Changes(cst.CSTVisitor):
 
 def _is_about_types(node: cst.CSTNode) -> bool:
     """Whether a node is an overload, an alias of a type or an axis string."""
-    match node:
-        case cst.FunctionDef(decorators=[cst.Decorator(cst.Name("overload")), *_]):
-            return True
-        case cst.Subscript(value=cst.Name("Callable" | "Annotated")):
-            return True
-        case cst.Subscript(slice=[_, cst.SubscriptElement(cst.Index(value))]):
-            return isinstance(value, cst.SimpleString)
+    if isinstance(node, cst.FunctionDef):
+        return any(_name(each.decorator) == "overload" for each in node.decorators)
+    if isinstance(node, cst.Subscript):
+        last = node.slice[-1].slice
+        axes = isinstance(last, cst.Index) and isinstance(last.value, cst.SimpleString)
+        return _name(node.value) == "Callable" or (axes and len(node.slice) > 1)
     return False
+
+
+def _name(node: cst.CSTNode) -> str:
+    return node.value if isinstance(node, cst.Name) else ""
 
 
 def mutants(module: str) -> list[Callable[[], Mutant]]:

@@ -19,6 +19,7 @@ from jaxii.evaluation import image_records
 from jaxii.evaluation.image_records import THUMBNAIL_PIXELS, ImageFiles
 from jaxii.prepare import recode
 from jaxii.prepare.kaggle import Layout, prepare
+from jaxii.runs.predict import Request
 
 
 def scene(width=400, height=300):
@@ -210,6 +211,13 @@ def test_two_images_of_one_id_are_refused_by_name_where_ids_count(folder):
     with pytest.raises(InputError, match=words):
         image_records.find(".").select(["a"])
     image_records.find("sub").check_ids()
+
+
+def test_a_submission_refuses_two_images_of_one_id_and_json_lines_do_not(folder):
+    with pytest.raises(InputError, match="share the id b"):
+        Request(images=".", output=folder / "answers.csv").find()
+    assert len(Request(images=".", output=folder / "answers.jsonl").find().names) == 5
+    assert len(Request(images=".").find().names) == 5
 
 
 def test_a_list_of_ids_takes_their_files_in_its_order_and_some_have_none(folder):

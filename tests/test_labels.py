@@ -31,7 +31,7 @@ def test_names_leave_padding_out():
 
 def test_a_repeated_code_is_refused_by_name():
     with pytest.raises(InputError, match="/m/a is listed twice"):
-        Vocabulary(("/m/a", "/m/b", "/m/a"), ("", "", ""))
+        Vocabulary(("/m/b", "/m/a", "/m/a"), ("", "", ""))
 
 
 def test_hash_depends_on_codes_and_order_only():
@@ -53,7 +53,7 @@ def test_vocabulary_survives_a_file(tmp_path):
 
 
 def test_codes_of_digits_and_empty_descriptions_survive_a_file(tmp_path):
-    words = Vocabulary(("007", "1.50", "true"), ("", "a\nb", "2"))
+    words = Vocabulary(("007", "08"), ("", "1.50"))
     words.save(tmp_path / "labels.csv")
     assert Vocabulary.load(tmp_path / "labels.csv") == words
 
@@ -67,6 +67,10 @@ def test_loading_another_file_is_refused(tmp_path):
 def test_loading_an_absent_file_is_refused(tmp_path):
     with pytest.raises(InputError, match="is not a label file"):
         Vocabulary.load(tmp_path / "labels.csv")
+
+
+def test_the_sources_have_the_numbers_of_prepared_datasets():
+    assert (HUMAN, MACHINE, BOX) == (0, 1, 2)
 
 
 def test_people_overrule_the_machine():

@@ -212,6 +212,16 @@ def test_machine_labels_are_ignored_unless_asked_for():
     assert confidences.tolist() == [1.0, 0.25, 0.0, 0.0]
 
 
+def test_by_default_a_thresholded_machine_label_counts_from_one_half_on():
+    record = {
+        "label_ids": np.array([0, 1], np.int32),
+        "label_confidences": np.array([0.5, 0.49], np.float32),
+        "label_sources": np.ones(2, np.uint8),
+    }
+    policy = LabelPolicy(num_slots=2, machine_labels="thresholded")
+    assert policy.slots(record)[0].tolist() == [0, -1]
+
+
 def test_the_least_confident_labels_are_cut():
     record = {
         "label_ids": np.arange(3, dtype=np.int32),

@@ -6,7 +6,13 @@ from dataclasses import replace
 import pytest
 
 from jaxii.errors import InputError
-from jaxii.evaluation.provenance import PARTS, Influence, Provenance
+from jaxii.evaluation.provenance import (
+    PARTS,
+    Influence,
+    Provenance,
+    provenance_by_stage,
+)
+from jaxii.train.stages import Stage
 
 HOME = (
     Provenance(label_hash="0123456789abcdef")
@@ -112,6 +118,7 @@ def broken(**changes):
     ("record", "word"),
     [
         (broken(weight={}), "weight"),
+        ({}, "^provenance has the keys one_batch; .* with .*clean"),
         ({k: v for k, v in HOME.to_json().items() if k != "thresholds"}, "thresholds"),
         (broken(weights={"labels": ["train"]}), "images"),
         (broken(weights={"labels": "train", "images": []}), "weights.labels"),
@@ -167,3 +174,53 @@ def test_the_union_of_a_record_with_itself_is_that_record():
 def test_records_of_other_labels_have_no_union():
     with pytest.raises(InputError, match="labels 1f and 2e"):
         Provenance(label_hash="2e").union(Provenance(label_hash="1f"))
+
+
+def test_the_caveats_are_whole_sentences():
+    touched = (
+        replace(HOME, one_batch=True, pretrained="a.npz")
+        .with_("thresholds", labels=["tuning"])
+        .with_("weights", labels=["tuning"], images=["test"])
+        .with_("calibration", labels=["tuning"])
+    )
+    assert touched.caveats() == [
+        "The weights were trained on one batch again and again (reuse_batch); this "
+        "measures speed, and no figure of it is a result.",
+        "Images without labels of the test split shaped the weights; figures on test "
+        "stand for images that a model may see before it answers.",
+        "Labels of the tuning split shaped the weights, calibrated the probabilities "
+        "and chose the thresholds; figures on tuning do not stand for unseen data, "
+        "and none for a domain without labels.",
+        "The first weights came from a.npz; the images they were trained on are not "
+        "in this record. The Inclusive Images Challenge forbids such weights.",
+    ]
+
+
+def test_a_stage_has_its_own_record_and_those_of_the_stages_before():
+    def stage(name, **how):
+        return Stage(name=name, terms={}, num_steps=1, **how)
+
+    stages = [
+        stage("both", embedding_head=True),
+        stage("pure"),
+        stage("tuned", split="tuning"),
+    ]
+    start = Provenance(pretrained="a.npz")
+    found = provenance_by_stage(start, stages, "held_out")
+    both = (
+        start.with_("weights", labels=["train"])
+        .with_("model_selection", labels=["held_out"])
+        .with_("label_embedding", labels=["train"])
+    )
+    tuned = both.with_("weights", labels=["tuning"])
+    assert found == {"both": both, "pure": both, "tuned": tuned}
+    (pure,) = provenance_by_stage(start, [stage("pure")], "validation").values()
+    assert pure.label_embedding == Influence()
+
+
+def test_a_union_names_all_weights_and_data_once():
+    one = Provenance(pretrained="a.npz", datasets=("2", "3"))
+    other = Provenance(pretrained="b.npz", datasets=("1", "3"))
+    both = one.union(other)
+    assert (both.pretrained, both.datasets) == ("a.npz, b.npz", ("1", "2", "3"))
+    assert both.label_hash == ""

@@ -14,6 +14,7 @@ import small_layout
 
 from jaxii.errors import InputError
 from jaxii.prepare.kaggle import Layout, prepare
+from jaxii.runs.begin import begin
 from jaxii.runs.train import train
 from jaxii.runs.workdir import Workdir
 
@@ -195,3 +196,18 @@ def test_a_validation_split_that_nobody_verified_is_refused_before_training(tmp_
     with pytest.raises(InputError, match=r"none of the 1 images of split 'validation'"):
         train(config, workdir, lambda step: False)
     assert not workdir.path.exists()
+
+
+def test_validation_needs_truth_even_where_a_held_out_domain_chooses(tmp_path):
+    files = small_layout.write(tmp_path / "files", num_train=9)
+    small_layout.put(files / "train", "extra", small_layout.jpeg(9))
+    with (files / "train_machine_labels.csv").open("a") as file:
+        file.write("extra,machine,/m/cat,0.9\n")
+    small_layout.lines(files / "validation_ids.csv", "image_id", "extra")
+    rows = [f"train{i:02d},{('eu', 'asia')[i % 2]}" for i in range(9)]
+    meta = files / "train_meta.csv"
+    small_layout.lines(meta, "image_id,domain", *rows, "extra,eu")
+    prepare(Layout.find(files), tmp_path / "data", num_workers=1)
+    config = oracle.make_config(tmp_path / "data", held_out_domain="asia")
+    with pytest.raises(InputError, match="none of the 1 images of split 'validation'"):
+        begin(config, Workdir(tmp_path / "run"))

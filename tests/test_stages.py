@@ -3,6 +3,7 @@
 import pytest
 
 from jaxii.train.stages import (
+    ENTERS_FROM,
     Done,
     Enter,
     Resume,
@@ -72,10 +73,27 @@ def test_a_stage_starts_at_the_example_where_the_one_before_ended():
     assert action == Enter(THIRD, best, 100, 800)
 
 
-def test_the_best_is_the_highest_metric_and_the_latest_of_equals():
+def test_the_best_is_the_highest_metric_the_latest_of_equals_and_not_the_last():
     later = saved("first", 90, 0.5)
     assert choose([BEST, HALF, END], "best") == BEST
+    assert choose([BEST, END, HALF], "last") == END
     assert choose([BEST, later, END], "best") == later
+
+
+def test_each_way_to_enter_is_known_and_the_first_is_the_default():
+    assert [choose([BEST, END], which) for which in ENTERS_FROM] == [BEST, END]
+    assert FIRST.enters_from == ENTERS_FROM[0]
+
+
+def test_what_a_stage_does_not_say_is_the_plain_case():
+    assert (FIRST.split, FIRST.trainable) == ("train", "all")
+    assert (THIRD.embedding_head, FIRST.peak_lr, FIRST.warmup_share) == (False, 0, 0.05)
+
+
+def test_a_stage_that_begins_has_used_nothing_and_has_not_ended():
+    new = Saved(stage="first", step=5, first_step=5)
+    assert (new.example, new.first_example, new.evaluations) == (0, 0, ())
+    assert (new.metric, new.finished) == (None, False)
 
 
 def test_the_best_of_checkpoints_without_a_metric_is_the_last():
@@ -117,6 +135,8 @@ def test_a_rise_of_exactly_the_least_is_no_plateau():
         ([0.3, 0.2, 0.31], False),
         ([0.3, 0.2, 0.3005], True),
         ([0.1, 0.2, 0.3], False),
+        ([0.1, 0.3, 0.1], False),
+        ([0.1, 0.2, 0.3, 0.25, 0.25], True),
     ],
 )
 def test_a_stage_ends_on_a_plateau(metrics, ended):

@@ -2,7 +2,7 @@
 
 import math
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from typing import Any
 
 ENTERS_FROM = ("best", "last")
@@ -63,7 +63,7 @@ class Saved:
     example: int = 0
     first_example: int = 0
     metric: float | None = None
-    evaluations: tuple[tuple[int, float], ...] = field(default=())
+    evaluations: tuple[tuple[int, float], ...] = ()
     finished: bool = False
 
 
@@ -100,7 +100,7 @@ def next_action(
     `Resume` the first stage that has checkpoints and has not ended; else `Enter` the
     first stage that has none; else `Done`.
     """
-    previous: list[Saved] = []
+    previous: Sequence[Saved] = ()
     for stage in stages:
         checkpoints = sorted(saved.get(stage.name, ()), key=lambda s: s.step)
         if not checkpoints:
