@@ -100,7 +100,7 @@ def next_action(
     `Resume` the first stage that has checkpoints and has not ended; else `Enter` the
     first stage that has none; else `Done`.
     """
-    previous: Sequence[Saved] = ()
+    previous: list[Saved] = []
     for stage in stages:
         checkpoints = sorted(saved.get(stage.name, ()), key=lambda s: s.step)
         if not checkpoints:
