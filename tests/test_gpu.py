@@ -75,6 +75,6 @@ def test_flags_are_set_where_there_is_a_gpu(has_driver, monkeypatch, tmp_path):
     driver = tmp_path / "nvidiactl"
     if has_driver:
         driver.touch()
-    monkeypatch.setattr(gpu, "_DRIVER", (driver,))
+    monkeypatch.setattr(gpu, "DRIVER", (driver,))
     gpu.set_flags()
     assert bool(os.environ["XLA_FLAGS"]) == has_driver

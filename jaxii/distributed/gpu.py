@@ -17,7 +17,7 @@ import os
 from pathlib import Path
 
 # What the driver makes: on Linux, in containers, in WSL.
-_DRIVER = ("/proc/driver/nvidia/version", "/dev/nvidiactl", "/dev/dxg")
+DRIVER = ("/proc/driver/nvidia/version", "/dev/nvidiactl", "/dev/dxg")
 FLAGS = {
     # No kernel whose sums depend on the order in which threads finish: a run that is
     # repeated, or continued, is equal bit for bit.
@@ -33,7 +33,7 @@ def set_flags() -> None:
     Flags that XLA_FLAGS already has stay as they are. Has no effect after the first
     use of a device.
     """
-    if any(Path(path).exists() for path in _DRIVER):
+    if any(Path(path).exists() for path in DRIVER):
         os.environ["XLA_FLAGS"] = with_flags(os.environ.get("XLA_FLAGS", ""))
 
 
