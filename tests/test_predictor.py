@@ -13,7 +13,13 @@ from jaxii.decoding.calibration import Calibration
 from jaxii.decoding.label_shift import logit_shift, target_frequencies
 from jaxii.decoding.thresholds import DEFAULT_THRESHOLDS
 from jaxii.distributed.mesh import divided, make_mesh, to_devices
-from jaxii.evaluation.predictor import Model, make_predict, shift_of, shifted
+from jaxii.evaluation.predictor import (
+    Model,
+    make_predict,
+    predicted,
+    shift_of,
+    shifted,
+)
 
 NUM_CLASSES, BATCH = 3, 16
 HOME = np.array([0.1, 0.3, 0.5])
@@ -125,3 +131,27 @@ def test_shifted_probabilities_keep_the_embedding():
     expected = expit(logit(probs_of(model(0), images)) + shift)
     np.testing.assert_allclose(probs, expected, atol=1e-5)
     assert embedding.shape == (BATCH, 3)
+
+
+@pytest.mark.parametrize("number", [0, 1, 2, 5])
+def test_the_devices_have_the_next_batch_before_one_is_handed_over(number):
+    batches = [
+        {"images": np.full((2, 1, 1, 3), i, np.uint8), "index": np.array([i, i])}
+        for i in range(number)
+    ]
+    events = []
+
+    def predict(images):
+        events.append(f"predict {images[0, 0, 0, 0]}")
+        return images.astype(jnp.float32), None
+
+    mesh = make_mesh(jax.devices()[:1])
+    for batch, probs, embedding in predicted(predict, batches, mesh):
+        events.append(f"handed {batch['index'][0]}")
+        np.testing.assert_array_equal(probs, batch["images"])
+        assert embedding is None
+    expected = [f"predict {i}" for i in range(number)]
+    for i in range(number):
+        # After the batch that follows it, if there is one.
+        expected.insert(min(i + 2, number) + i, f"handed {i}")
+    assert events == expected

@@ -4,7 +4,7 @@
 """
 
 import functools
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from typing import Any
 
 import jax
@@ -19,10 +19,10 @@ from jaxii.decoding.thresholds import (
     best_threshold,
     f2_by_threshold,
 )
-from jaxii.distributed.mesh import DATA_AXIS, divided, replicated, to_devices
+from jaxii.distributed.mesh import DATA_AXIS, divided, replicated
 from jaxii.errors import InputError
 from jaxii.evaluation.decoder_scores import DecoderScores
-from jaxii.evaluation.predictor import Batches, Predict
+from jaxii.evaluation.predictor import Batches, Predict, predicted
 from jaxii.evaluation.result import SplitMetrics, threshold_index
 from jaxii.metrics import streaming
 from jaxii.metrics.average_precision import average_precision
@@ -85,7 +85,7 @@ class Evaluator:
           on_batch: called on the host with every batch of this process.
         """
         sums = self._empty()
-        for batch, probs, embedding in self._predicted(predict, batches):
+        for batch, probs, embedding in predicted(predict, batches, self._mesh):
             ranked = embedding if self._label_embeddings is not None else None
             sums = self._update(
                 verified_absent,
@@ -101,7 +101,7 @@ class Evaluator:
 
     def predict(self, predict: Predict, batches: Batches, on_batch: OnBatch) -> None:
         """Calls `on_batch` with all batches, without sums; see `run`."""
-        for batch, probs, embedding in self._predicted(predict, batches):
+        for batch, probs, embedding in predicted(predict, batches, self._mesh):
             _hand_over(on_batch, batch, probs, embedding)
 
     @staticmethod
@@ -123,15 +123,6 @@ class Evaluator:
             f"{split}/recall_at_5": _recall_at_5(sums),
             f"{split}/calibration_error": calibration_error(curve),
         }
-
-    def _predicted(
-        self, predict: Predict, batches: Batches
-    ) -> Iterator[tuple[dict[str, Array], Array, Array | None]]:
-        sharding = divided(self._mesh)
-        for host_batch in batches:
-            batch = to_devices(host_batch, sharding)
-            probs, embedding = predict(batch["images"])
-            yield batch, probs, embedding
 
 
 def split_metrics(

@@ -16,9 +16,8 @@ from jaxtyping import Float, Int
 from jaxii.data.dataset import Progress
 from jaxii.data.labels import Vocabulary
 from jaxii.decoding.decoders import Decode, Decoders, label_lists
-from jaxii.distributed.mesh import divided, to_devices
 from jaxii.evaluation.evaluator import gather
-from jaxii.evaluation.predictor import Batches, Predict
+from jaxii.evaluation.predictor import Batches, Predict, predicted
 from jaxii.evaluation.provenance import Provenance
 from jaxii.storage import AnyPath, write_beside, write_json
 
@@ -142,13 +141,10 @@ def answer(
       fault: returns why the image of a masked row is damaged.
       on_progress: called with (images done, `num_rows`, "predict").
     """
-    done = 0
-    for batch in batches:
-        sent = to_devices(
-            {name: batch[name] for name in ("images", "index", "mask")}, divided(mesh)
-        )
-        probs, embedding = predict(sent["images"])
-        probs, rows, mask = gather(probs), gather(sent["index"]), gather(sent["mask"])
+    done, fields = 0, ("images", "index", "mask")
+    needed = ({name: batch[name] for name in fields} for batch in batches)
+    for batch, probs, embedding in predicted(predict, needed, mesh):
+        probs, rows, mask = gather(probs), gather(batch["index"]), gather(batch["mask"])
         whole = np.flatnonzero(mask > 0)
         embedding = None if embedding is None else gather(embedding)[whole]
         labels = dict(zip(whole, decode(probs[whole], embedding), strict=True))

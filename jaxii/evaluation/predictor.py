@@ -1,7 +1,8 @@
 """Computes probabilities of images by one network, or the mean of several."""
 
+import collections
 import functools
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -20,6 +21,9 @@ from jaxii.train.batch_norm import reestimate
 from jaxii.train.state import Tree
 
 Batches = Iterable[Mapping[str, np.ndarray]]
+# Batches that the devices have before one is handed over: they do not wait for what the
+# host does with it, and their memory holds no more.
+BATCHES_AHEAD = 1
 # Images [batch, height, width, 3] on the devices to float32 probabilities
 # [batch, class] and the embedding [batch, embed] or None.
 Predict = Callable[[Array], tuple[Float[Array, "batch class"], Any]]
@@ -63,6 +67,25 @@ def make_predict(models: Sequence[Model], mesh: Mesh) -> Predict:
     return predict
 
 
+def predicted(
+    predict: Predict, batches: Batches, mesh: Mesh
+) -> Iterator[tuple[dict[str, Array], Array, Any]]:
+    """Yields each batch on the devices with its probabilities and embedding.
+
+    Args:
+      batches: this process's share of each batch; `images` and any other fields.
+    """
+    sharding = divided(mesh)
+    ahead: collections.deque[tuple[dict[str, Array], Array, Any]] = collections.deque()
+    for host_batch in batches:
+        batch = to_devices(host_batch, sharding)
+        ahead.append((batch, *predict(batch["images"])))
+        if len(ahead) > BATCHES_AHEAD:
+            jax.block_until_ready(ahead[0])
+            yield ahead.popleft()
+    yield from ahead
+
+
 def shifted(predict: Predict, shift: Float[np.ndarray, " class"]) -> Predict:
     """Returns the prediction with its probabilities corrected by `label_shift`."""
 
@@ -90,14 +113,13 @@ def shift_of(
       calibration: of the probabilities.
       home: frequency of each label where the calibration was fitted.
     """
-    sharding, num_classes = divided(mesh), len(home)
-    thresholds = DEFAULT_THRESHOLDS
+    thresholds, num_classes = DEFAULT_THRESHOLDS, len(home)
     edges = bin_edges(thresholds, num_classes)
     shape = (NUM_KINDS, num_classes, len(edges) + 1)
     counts, count = jnp.zeros(shape, jnp.int32, device=replicated(mesh)), _counter(mesh)
-    for batch in batches:
-        sent = to_devices({k: batch[k] for k in ("images", "mask")}, sharding)
-        counts = count(counts, predict(sent["images"])[0], sent["mask"])
+    needed = ({name: batch[name] for name in ("images", "mask")} for batch in batches)
+    for batch, probs, _ in predicted(predict, needed, mesh):
+        counts = count(counts, probs, batch["mask"])
     histogram = np.asarray(counts)
     if not histogram.any():
         return np.zeros(num_classes, np.float32)

@@ -29,7 +29,6 @@ TOLERANCE = 1e-4
 # By default accelerators multiply float32 with reduced precision.
 PRECISION = "highest"
 BATCH_SIZES = (1, 3)
-# Decoders with one threshold per label, which the loader can apply.
 # Decoders that `load.py` can apply.
 WITH_THRESHOLDS = ("threshold", "per_class")
 
