@@ -25,7 +25,9 @@ quoted() {
 }
 
 act() {
-    echo "+ $(quoted "$@")"
+    local line
+    line=$(quoted "$@")
+    echo "+ ${line//"${JAXII_RUN_TOKEN:-}"/TOKEN}" # logs are not for secrets
     [[ -n $dry ]] || "$@"
 }
 
@@ -46,4 +48,11 @@ check_places() {
         last=$word
     done
     [[ -n $workdir ]] || stop 2 "--workdir is missing: a run goes on from what lies there."
+}
+
+# Exports JAXII_RUN_TOKEN, random unless it is given: who knows it belongs to the run.
+take_token() {
+    [[ -n ${JAXII_RUN_TOKEN:-} ]] ||
+        JAXII_RUN_TOKEN=$(od -An -N16 -tx1 /dev/urandom | tr -d ' \n')
+    export JAXII_RUN_TOKEN
 }

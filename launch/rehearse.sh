@@ -28,6 +28,7 @@ until [[ -n $port ]]; do
     if (: < "/dev/tcp/127.0.0.1/$port") 2> /dev/null; then port=''; fi
 done
 
+take_token
 [[ -n $dry ]] || mkdir -p "$logs"
 pids=() running=()
 # send SIGNAL [-]: to the processes that have not ended, or to their groups.

@@ -20,6 +20,8 @@ set -euo pipefail
 # The job: sbatch runs a copy of this file, in the checkout of its commit.
 if [[ -n ${JAXII_JOB_LOG:-} && -n ${SLURM_JOB_ID:-} ]]; then
     trap : TERM # for srun alone; this shell has yet to queue the job again
+    source launch/commands.bash
+    take_token # srun hands the environment to every process
     export JAX_PLATFORMS=${JAX_PLATFORMS:-cuda,cpu} # an error where there is no GPU
     code=0
     srun --kill-on-bad-exit=0 --wait=0 "${PYTHON:-python}" -m jaxii.main "$@" || code=$?

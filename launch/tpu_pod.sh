@@ -92,7 +92,8 @@ launch() {
     act "${workers[@]}" --command="[ -e $home/.ready ] || \
 { echo 'commit ${revision:0:12} is not set up here' >&2; exit 1; }; cd $home; \
 ! kill -0 \$(cat ~/jaxii.pid 2> /dev/null) 2> /dev/null || exit 0; \
-rm -f ~/jaxii.exit; export JAX_PLATFORMS=tpu,cpu; trap '' HUP; \
+rm -f ~/jaxii.exit; export JAX_PLATFORMS=tpu,cpu; \
+export JAXII_RUN_TOKEN=$(quoted "$JAXII_RUN_TOKEN"); trap '' HUP; \
 { .venv/bin/python -m jaxii.main $(quoted "${flags[@]}"); echo \$? > ~/jaxii.exit; } \
 < /dev/null >> ~/jaxii.log 2>&1 & echo \$! > ~/jaxii.pid"
 }
@@ -175,6 +176,7 @@ case $verb in
             check_places '^gs://' "is not in a bucket; a pod's disks go with it: use gs://."
         fi
         take_pushed_revision
+        take_token
         [[ $verb == run ]] || install=yes
         if [[ $verb != setup ]]; then reach end
         else setup || stop 1 "setup failed on a worker of $name; its message is above."; fi

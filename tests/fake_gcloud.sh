@@ -26,6 +26,7 @@ cat > .venv/bin/python <<'PYTHON'
 #!/usr/bin/env bash
 worker=${HOME##*/}
 echo "$JAX_PLATFORMS $*" >> "$FAKE/runs.$worker"
+echo "$JAXII_RUN_TOKEN" >> "$FAKE/tokens.$worker"
 mapfile -t runs < "$FAKE/runs.$worker"
 mapfile -t outcomes < "$FAKE/outcomes"
 read -ra outcome <<< "${outcomes[${#runs[@]} - 1]}"

@@ -100,13 +100,13 @@ class Run:
         self.num_devices, self.flags = num_devices, flags
         self.module = "tests.recorded_main" if is_recorded else "jaxii.main"
         self.records = folder / f"{name}_records"
-        self.processes = []
+        self.processes, self.port = [], 0
 
     def start(self, count, *, evaluates=False):
         """Starts `count` processes that train, or evaluate what was trained."""
         with socket.socket() as one:
             one.bind(("127.0.0.1", 0))
-            port = one.getsockname()[1]
+            self.port = one.getsockname()[1]
         devices = self.num_devices // count
         environment = {
             "JAX_COMPILATION_CACHE_DIR": str(self.folder / "compiled"),
@@ -130,7 +130,7 @@ class Run:
         self.processes = []
         for index in range(count):
             place = [
-                f"--coordinator=127.0.0.1:{port}",
+                f"--coordinator=127.0.0.1:{self.port}",
                 f"--num_processes={count}",
                 f"--process_id={index}",
             ]

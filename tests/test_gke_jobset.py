@@ -11,6 +11,8 @@ from pathlib import Path
 
 import pytest
 
+from jaxii.distributed.rendezvous import TOKEN
+
 ROOT = Path(__file__).parent.parent
 FLAGS = (
     "--config=configs/f2_multitask.py:open_images_v4",
@@ -149,6 +151,16 @@ def test_the_run_has_a_node_pool_to_itself():
     annotations = rendered()["metadata"]["annotations"]
     key = "alpha.jobset.sigs.k8s.io/exclusive-topology"
     assert annotations[key] == "cloud.google.com/gke-nodepool"
+
+
+def test_the_token_is_the_uid_of_the_job_which_all_its_pods_know():
+    jobset = rendered()
+    assert jobset["spec"]["replicatedJobs"][0]["replicas"] == 1
+    (token,) = (
+        given for given in container_of(jobset)["env"] if given["name"] == TOKEN
+    )
+    path = token["valueFrom"]["fieldRef"]["fieldPath"]
+    assert path == "metadata.labels['batch.kubernetes.io/controller-uid']"
 
 
 def test_flags_arrive_as_they_were_given():

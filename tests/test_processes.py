@@ -4,6 +4,7 @@ Two processes of two CPU devices each over loopback, against one process of four
 network is tiny; everything else is what a user runs.
 """
 
+import socket
 import time
 from pathlib import Path
 
@@ -64,6 +65,20 @@ def test_all_leave_at_the_same_step_when_one_is_asked_to(together):
 @pytest.mark.slow
 def test_one_that_is_killed_ends_the_others_in_a_minute(together):
     assert together[2] < 60
+
+
+@pytest.mark.slow
+def test_nobody_else_can_connect_to_a_run_on_this_machine(folder):
+    run = Run(folder, "private")
+    run.start(2)
+    try:
+        run.wait_for("step  1/18")
+        socket.create_connection(("127.0.0.1", run.port)).close()
+        # Another address of this machine stands for another machine.
+        with pytest.raises(ConnectionRefusedError):
+            socket.create_connection(("127.0.0.2", run.port))
+    finally:
+        run.stop()
 
 
 @pytest.mark.slow

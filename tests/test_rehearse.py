@@ -1,6 +1,7 @@
 """`launch/rehearse.sh` with a `python` that ends as it is told."""
 
 import os
+import re
 import signal
 import subprocess
 import time
@@ -56,6 +57,33 @@ def test_every_process_gets_the_command_its_number_and_one_free_port(
         ports.add(words[5])
     (port,) = ports
     assert port.startswith("--coordinator=127.0.0.1:")
+
+
+@pytest.fixture
+def tokens(rehearse, tmp_path):
+    """Rehearses two processes that tell what token they have; returns both."""
+    python = tmp_path / "python"
+    python.write_text('#!/bin/sh\necho "token $JAXII_RUN_TOKEN"\n')
+    python.chmod(0o755)
+
+    def tell(**environment):
+        process = rehearse("2", PYTHON=str(python), **environment)
+        output, _ = process.communicate(timeout=60)
+        told = re.search("^token (.*)$", output, re.MULTILINE)[1]
+        assert output.count(told) == 1
+        return told, (tmp_path / "1.log").read_text().strip().removeprefix("token ")
+
+    return tell
+
+
+def test_the_processes_of_a_run_know_one_token_that_is_random_and_not_printed(tokens):
+    (first, same), (second, _) = tokens(), tokens()
+    assert first == same != second
+    assert re.fullmatch("[0-9a-f]{32}", first)
+
+
+def test_a_token_that_is_given_is_the_runs(tokens):
+    assert tokens(JAXII_RUN_TOKEN="my own") == ("my own", "my own")
 
 
 def test_without_flags_it_runs_the_default_recipe(rehearse):

@@ -28,6 +28,7 @@ printf '%s\\0' "$PWD" "$JAXII_JOB_LOG" "$@" > "$FAKE/job"
 """
 SRUN = """#!/usr/bin/env bash
 echo "srun $*" >> "$FAKE/calls"
+echo "token $JAXII_RUN_TOKEN" >> "$FAKE/calls"
 exit "$(cat "$FAKE/outcome")"
 """
 SCONTROL = """#!/usr/bin/env bash
@@ -131,6 +132,14 @@ def test_a_second_submission_of_a_commit_uses_its_checkout_again(submitted):
 def test_one_process_that_ends_does_not_kill_the_others_while_they_save(submitted):
     submitted.run_job(0)
     assert "--kill-on-bad-exit=0 --wait=0 " in submitted.calls("srun")[0]
+
+
+def test_the_processes_get_a_token_that_is_new_at_each_start(submitted):
+    submitted.run_job(75)
+    submitted.run_job(0)
+    first, second = (line.split()[1] for line in submitted.calls("token"))
+    assert len(first) == len(second) == 32
+    assert first != second
 
 
 @pytest.mark.parametrize(

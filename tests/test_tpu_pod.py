@@ -167,6 +167,21 @@ def test_run_starts_the_command_once_on_every_worker(ready):
     assert ready.runs(0) == ready.runs(1) == [command]
 
 
+def test_the_workers_get_one_token_that_is_random_and_not_printed(ready):
+    ready.outcomes("0 0")
+    result = ready("run", "pod", *FLAGS)
+    (token,) = ready.lines("tokens.worker0")
+    assert ready.lines("tokens.worker1") == [token]
+    assert len(token) == 32
+    assert token not in result.stdout + result.stderr
+
+
+def test_a_token_that_is_given_is_the_runs(ready):
+    ready.outcomes("0 0")
+    assert ready("run", "pod", *FLAGS, JAXII_RUN_TOKEN="it's mine").returncode == 0
+    assert ready.lines("tokens.worker1") == ["it's mine"]
+
+
 def test_run_without_setup_starts_nothing(pod):
     assert pod("create", "pod").returncode == 0
     result = pod("run", "pod", *FLAGS)

@@ -43,11 +43,15 @@ def join(place: ProcessInfo, argv: Sequence[str], timeout_seconds: int) -> None:
       InputError: If some run another program.
     """
     process = place.coordinator, place.index, place.count
-    rendezvous.wait_for_processes(*process, _program(argv), timeout_seconds)
+    token = os.environ.get(rendezvous.TOKEN, "")
+    rendezvous.wait_for_processes(*process, _program(argv), timeout_seconds, token)
+    is_local = rendezvous.is_loopback(place.coordinator.rpartition(":")[0])
     jax.distributed.initialize(
         place.coordinator,
         place.count,
         place.index,
+        # JAX's service asks nobody who they are, on all interfaces by default.
+        coordinator_bind_address=place.coordinator if is_local else None,
         cluster_detection_method="deactivate",
         initialization_timeout=timeout_seconds,
         heartbeat_timeout_seconds=HEARTBEAT_SECONDS,

@@ -2,19 +2,40 @@
 
 JAX's own start-up does not name a missing process. Here every process learns which one
 is missing, and that all run the same program, before JAX takes over the port.
+
+A connection counts once it proves that it knows the run's token. Each message is one
+line of JSON behind its HMAC-SHA256 over random numbers of both sides, so the token
+never crosses the wire, a recording is of no use, and nothing that a stranger sends is
+parsed:
+
+  process 0 -> I   N0
+  I -> process 0   HMAC("process" N0 message)  message: process, program, nonce NI
+  process 0 -> I   HMAC("verdict" NI message)  message: missing, differing
 """
 
 import contextlib
+import hmac
 import json
-import select
+import secrets
+import selectors
 import socket
 import time
 from collections.abc import Mapping
+from typing import Any
 
 from jaxii.errors import InputError
 
+# The environment variable with the run's token: any text, the same on all processes.
+TOKEN = "JAXII_RUN_TOKEN"
+# Stands for a token where there is none: it stops port scanners and other programs, but
+# nobody who has this code.
+_NO_TOKEN = "jaxii"
 RETRY_SECONDS = 0.2
 MAX_NAMED = 8
+MAX_LINE_BYTES = 4096
+# Connections of strangers that may be open at a time; the oldest are closed.
+MAX_STRANGERS = 16
+_NONCE_BYTES = 16
 
 
 class ProcessLost(Exception):
@@ -22,7 +43,12 @@ class ProcessLost(Exception):
 
 
 def wait_for_processes(
-    address: str, index: int, count: int, program: str, seconds: float
+    address: str,
+    index: int,
+    count: int,
+    program: str,
+    seconds: float,
+    token: str = "",
 ) -> None:
     """Waits until every process of the run has connected to process 0.
 
@@ -32,6 +58,7 @@ def wait_for_processes(
       count: Number of processes.
       program: Digest of code and arguments, which must be equal on all processes.
       seconds: Timeout.
+      token: Secret of the run, equal on all processes; "" if there is none.
 
     Raises:
       ProcessLost: If a process does not connect in time, or disconnects.
@@ -39,10 +66,13 @@ def wait_for_processes(
     """
     deadline = time.monotonic() + seconds
     host, _, port = address.rpartition(":")
+    key = (token or _NO_TOKEN).encode()
     verdict = (
-        _lead(int(port), count, program, deadline, seconds)
+        _Lead(count, program, key).hold(
+            host if is_loopback(host) else "", int(port), deadline, seconds
+        )
         if index == 0
-        else _report(host, int(port), index, program, deadline, seconds)
+        else _report(host, int(port), index, program, key, deadline, seconds)
     )
     if verdict["missing"]:
         raise ProcessLost(verdict["missing"])
@@ -50,80 +80,152 @@ def wait_for_processes(
         raise InputError(verdict["differing"])
 
 
-def _lead(
-    port: int, count: int, program: str, deadline: float, seconds: float
-) -> Mapping[str, str]:
-    """Waits for all others, sends them the verdict and returns it."""
-    try:
-        server = socket.create_server(("", port), backlog=count)
-    except OSError as error:
-        raise InputError(
-            f"process 0 cannot listen on port {port} ({error.strerror}); give a free "
-            "one in --coordinator."
-        ) from error
-    present: dict[int, socket.socket] = {}
-    programs = {0: program}
-    with server:
-        gone: set[int] = set()
-        while len(present) < count - 1 and not gone and time.monotonic() < deadline:
-            ready, _, _ = select.select([server, *present.values()], [], [], 0.5)
-            if server in ready:
-                _admit(server, present, programs, count)
-            # A waiting process sends nothing; a readable socket is its end of file.
-            gone = {i for i, peer in present.items() if peer in ready}
-        verdict = _verdict(set(range(1, count)) - set(present), gone, programs, seconds)
-        for peer in present.values():
-            _send(peer, verdict)
-            peer.close()
-    return verdict
+def is_loopback(host: str) -> bool:
+    """Returns whether only this machine can reach a host that is given so."""
+    return host in ("localhost", "127.0.0.1")
 
 
-def _admit(
-    server: socket.socket,
-    present: dict[int, socket.socket],
-    programs: dict[int, str],
-    count: int,
-) -> None:
-    peer, _ = server.accept()
-    peer.settimeout(5.0)
-    try:
-        hello = json.loads(peer.makefile("r").readline())
-        index = int(hello["process"])
-    except (OSError, ValueError, KeyError, TypeError):
-        # A port scanner; a process of the run would try again.
-        peer.close()
-        return
-    if not 0 < index < count or index in present:
-        problem = (
-            f"--process_id={index} of {count} is already connected or out of range; "
-            "give every process its own number."
-        )
-        _send(peer, {"missing": "", "differing": problem})
-        peer.close()
-        return
-    present[index] = peer
-    programs[index] = hello["program"]
+class _Peer:
+    """A connection to process 0.
+
+    Attributes:
+      nonce: The number that its first message must be sealed with.
+      received: The part of its first line that has arrived.
+      reply: The context of messages to it, once it is admitted.
+    """
+
+    def __init__(self, connection: socket.socket):
+        self.connection = connection
+        self.nonce = secrets.token_hex(_NONCE_BYTES).encode()
+        self.received = b""
+        self.reply = b""
 
 
-def _verdict(
-    missing: set[int], gone: set[int], programs: Mapping[int, str], seconds: float
-) -> dict[str, str]:
-    total = f"of {len(programs) + len(missing)}"
-    others = {i for i in programs if programs[i] != programs[0]}
-    text = {"missing": "", "differing": ""}
-    if gone:
-        text["missing"] = f"{_names(gone)} {total} ended during start-up; see its log"
-    elif missing:
-        text["missing"] = (
-            f"{_names(missing)} {total} did not come within {seconds:.0f} s; see its "
-            "log, or wait longer with --start_timeout_seconds"
-        )
-    elif others:
-        text["differing"] = (
-            f"{_names(others)} {total} runs another version of the code or other "
-            "flags than process 0; start the same revision and flags everywhere."
-        )
-    return text
+class _Lead:
+    """Process 0: admits the others and tells them the verdict."""
+
+    def __init__(self, count: int, program: str, key: bytes):
+        self._count, self._key = count, key
+        self._programs = {0: program}
+        self._present: dict[int, _Peer] = {}
+        self._strangers: list[_Peer] = []
+        self._turned_away = 0
+        self._gone: set[int] = set()
+        self._selector = selectors.DefaultSelector()
+
+    def hold(
+        self, interface: str, port: int, deadline: float, seconds: float
+    ) -> Mapping[str, str]:
+        """Waits for all others, sends them the verdict and returns it."""
+        try:
+            # Strangers must not fill the queue of those who wait to be accepted.
+            backlog = self._count + socket.SOMAXCONN
+            server = socket.create_server((interface, port), backlog=backlog)
+        except OSError as error:
+            raise InputError(
+                f"process 0 cannot listen on port {port} ({error.strerror}); give a "
+                "free one in --coordinator."
+            ) from error
+        with server, self._selector:
+            server.setblocking(False)
+            self._selector.register(server, selectors.EVENT_READ)
+            while len(self._present) < self._count - 1 and not self._gone:
+                left = deadline - time.monotonic()
+                if left <= 0:
+                    break
+                for key, _ in self._selector.select(left):
+                    if key.data is None:
+                        self._accept(server)
+                    else:
+                        self._hear(key.data)
+            verdict = self._verdict(seconds)
+            for peer in self._present.values():
+                _send(peer.connection, _sealed(self._key, peer.reply, verdict))
+            for peer in (*self._strangers, *self._present.values()):
+                peer.connection.close()
+        return verdict
+
+    def _accept(self, server: socket.socket) -> None:
+        try:
+            connection, _ = server.accept()
+        except OSError:
+            return  # it was closed meanwhile
+        connection.setblocking(False)
+        peer = _Peer(connection)
+        self._selector.register(connection, selectors.EVENT_READ, peer)
+        self._strangers.append(peer)
+        _send(connection, peer.nonce + b"\n")
+        # All processes of the run may be strangers at the same time.
+        if len(self._strangers) > self._count + MAX_STRANGERS:
+            self._drop(self._strangers[0])
+
+    def _hear(self, peer: _Peer) -> None:
+        """Reads what a connection sent, and admits or drops it."""
+        if peer not in self._strangers:
+            # A waiting process sends nothing; this is its end of file.
+            self._gone |= {i for i, one in self._present.items() if one is peer}
+            return
+        try:
+            received = peer.connection.recv(MAX_LINE_BYTES)
+        except OSError:
+            received = b""
+        peer.received += received
+        line, end, _ = peer.received.partition(b"\n")
+        if end:
+            self._admit(peer, line)
+        elif not received or len(peer.received) > MAX_LINE_BYTES:
+            self._drop(peer)
+
+    def _admit(self, peer: _Peer, line: bytes) -> None:
+        hello = _opened(self._key, b"process" + peer.nonce, line)
+        if hello is None:
+            self._turned_away += 1
+            self._drop(peer)
+            return
+        index: int = hello["process"]
+        peer.reply = b"verdict" + hello["nonce"].encode()
+        if not 0 < index < self._count or index in self._present:
+            problem = (
+                f"--process_id={index} of {self._count} is already connected or out "
+                "of range; give every process its own number."
+            )
+            refusal = {"missing": "", "differing": problem}
+            _send(peer.connection, _sealed(self._key, peer.reply, refusal))
+            self._drop(peer)
+            return
+        self._strangers.remove(peer)
+        self._present[index] = peer
+        self._programs[index] = hello["program"]
+
+    def _drop(self, peer: _Peer) -> None:
+        self._strangers.remove(peer)
+        self._selector.unregister(peer.connection)
+        peer.connection.close()
+
+    def _verdict(self, seconds: float) -> dict[str, str]:
+        missing = set(range(1, self._count)) - set(self._present)
+        total = f"of {self._count}"
+        others = {i for i, one in self._programs.items() if one != self._programs[0]}
+        text = {"missing": "", "differing": ""}
+        if self._gone:
+            text["missing"] = (
+                f"{_names(self._gone)} {total} ended during start-up; see its log"
+            )
+        elif missing:
+            text["missing"] = (
+                f"{_names(missing)} {total} did not come within {seconds:.0f} s; see "
+                "its log, or wait longer with --start_timeout_seconds"
+            )
+            if self._turned_away:
+                text["missing"] += (
+                    f"; {self._turned_away} did not know this run's {TOKEN}"
+                )
+        elif others:
+            text["differing"] = (
+                f"{_names(others)} {total} runs another version of the code or other "
+                "flags than process 0; start the same revision and flags everywhere."
+            )
+        return text
 
 
 def _names(indices: set[int]) -> str:
@@ -134,30 +236,72 @@ def _names(indices: set[int]) -> str:
 
 
 def _report(
-    host: str, port: int, index: int, program: str, deadline: float, seconds: float
+    host: str,
+    port: int,
+    index: int,
+    program: str,
+    key: bytes,
+    deadline: float,
+    seconds: float,
 ) -> Mapping[str, str]:
     """Reports this process to process 0 and returns the verdict on all."""
     where = f"process 0, the coordinator at {host}:{port},"
-    while True:
-        left = deadline - time.monotonic()
-        if left <= 0:
-            return {"missing": f"{where} did not answer within {seconds:.0f} s"}
+    mine = secrets.token_hex(_NONCE_BYTES)
+    while (left := deadline - time.monotonic()) > 0:
         try:
             peer = socket.create_connection((host, port), timeout=left)
-            break
         except OSError:
             time.sleep(min(RETRY_SECONDS, left))
-    with peer:
-        _send(peer, {"process": index, "program": program})
-        # Process 0 may have started later, and times out later than this process.
-        peer.settimeout(max(deadline - time.monotonic(), 0.0) + seconds)
-        try:
-            return json.loads(peer.makefile("r").readline())
-        except (OSError, ValueError):
-            return {"missing": f"{where} ended during start-up; see its log"}
+            continue
+        with peer:
+            challenge = _line(peer, deadline)
+            if len(challenge) != 2 * _NONCE_BYTES:
+                # A tunnel accepts connections before process 0 does.
+                time.sleep(RETRY_SECONDS)
+                continue
+            hello = {"process": index, "program": program, "nonce": mine}
+            _send(peer, _sealed(key, b"process" + challenge, hello))
+            # Process 0 may have started later, and times out later than this process.
+            line = _line(peer, deadline + seconds)
+            return _opened(key, b"verdict" + mine.encode(), line) or {
+                "missing": f"{where} ended during start-up or has another {TOKEN}; "
+                "see its log"
+            }
+    return {"missing": f"{where} did not answer within {seconds:.0f} s"}
 
 
-def _send(peer: socket.socket, message: Mapping[str, object]) -> None:
+def _sealed(key: bytes, context: bytes, message: Mapping[str, object]) -> bytes:
+    """Returns a message as a line that only holders of the key can make."""
+    text = json.dumps(message).encode()
+    return _proof(key, context, text) + b" " + text + b"\n"
+
+
+def _opened(key: bytes, context: bytes, line: bytes) -> dict[str, Any] | None:
+    """Returns the message of a line; None if a stranger made it."""
+    proof, _, text = line.partition(b" ")
+    if not hmac.compare_digest(proof, _proof(key, context, text)):
+        return None
+    return json.loads(text)
+
+
+def _proof(key: bytes, context: bytes, text: bytes) -> bytes:
+    return hmac.digest(key, context + text, "sha256").hex().encode()
+
+
+def _line(peer: socket.socket, deadline: float) -> bytes:
+    """Returns the next line, without its end; b"" if none comes in time."""
+    received = b""
+    with contextlib.suppress(OSError):
+        while not received.endswith(b"\n") and len(received) <= MAX_LINE_BYTES:
+            peer.settimeout(max(deadline - time.monotonic(), 1e-3))
+            if not (more := peer.recv(MAX_LINE_BYTES)):
+                return b""
+            received += more
+        return received.rstrip(b"\n")
+    return b""
+
+
+def _send(peer: socket.socket, line: bytes) -> None:
     # A closed connection is noticed by whoever waits for that process.
     with contextlib.suppress(OSError):
-        peer.sendall((json.dumps(message) + "\n").encode())
+        peer.sendall(line)
