@@ -36,6 +36,8 @@ def pytest_configure(config):
     if "PYTEST_XDIST_WORKER" in os.environ or not hasattr(config, "cache"):
         return
     folder = config.cache.mkdir("compiled")
+    # Or jaxii does not use it, as where the umask lets a group write.
+    folder.chmod(0o700)
     oldest = time.time() - DAYS_KEPT * 24 * 3600
     for path in folder.iterdir():
         if path.stat().st_mtime < oldest:

@@ -327,14 +327,61 @@ def test_compiled_programs_are_kept_in_the_users_cache(environment, tmp_path):
     assert folder.stat().st_mode & 0o777 == 0o700
 
 
-@pytest.mark.parametrize("given", ["", "/somewhere"])
+@pytest.mark.parametrize("given", ["", "elsewhere", "gs://bucket/compiled"])
 def test_compiled_programs_are_kept_where_and_only_if_jax_was_told(
-    environment, tmp_path, given
+    environment, tmp_path, given, monkeypatch
 ):
+    monkeypatch.chdir(tmp_path)
     environment[start.CACHE] = given
     start.keep_compiled_programs()
     assert environment[start.CACHE] == given
     assert not (tmp_path / "cache").exists()
+
+
+def test_a_named_folder_for_compiled_programs_is_made_for_this_user_alone(
+    environment, tmp_path
+):
+    environment[start.CACHE] = str(tmp_path / "elsewhere")
+    start.keep_compiled_programs()
+    assert (tmp_path / "elsewhere").stat().st_mode & 0o777 == 0o700
+
+
+@pytest.mark.parametrize("mode", [0o777, 0o775, 0o1777])
+@pytest.mark.parametrize("named", [False, True])
+def test_programs_that_others_could_have_put_there_are_not_run(
+    environment, tmp_path, mode, named, capsys
+):
+    folder = tmp_path / ("elsewhere" if named else "cache/jaxii/compiled")
+    folder.mkdir(parents=True)
+    folder.chmod(mode)
+    if named:
+        environment[start.CACHE] = str(folder)
+    start.keep_compiled_programs()
+    assert environment[start.CACHE] == ""
+    warning = capsys.readouterr().err
+    assert warning.count("\n") == 1
+    assert f"chmod go-w {folder}" in warning
+    folder.chmod(mode & 0o755)
+    if named:
+        environment[start.CACHE] = str(folder)
+    else:
+        del environment[start.CACHE]
+    start.keep_compiled_programs()
+    assert environment[start.CACHE] == str(folder)
+
+
+def test_compiled_programs_of_another_user_are_not_run(
+    environment, tmp_path, monkeypatch, capsys
+):
+    start.keep_compiled_programs()
+    folder = environment[start.CACHE]
+    if os.getuid() == 0:
+        os.chown(folder, 12345, -1)
+    else:
+        monkeypatch.setattr(os, "geteuid", lambda: os.getuid() + 1)
+    start.keep_compiled_programs()
+    assert environment[start.CACHE] == ""
+    assert "not used for compiled programs" in capsys.readouterr().err
 
 
 def test_a_cache_that_cannot_be_written_is_done_without(environment, monkeypatch):

@@ -6,6 +6,7 @@ import os
 import sys
 from pathlib import Path
 
+from jaxii import console
 from jaxii.cli.flags import Flags
 from jaxii.distributed import cluster, gpu
 from jaxii.storage import user_cache
@@ -26,7 +27,8 @@ def declare_processes(flags: Flags) -> None:
     """Declares the flags that make several processes one run."""
     flags.paragraph(
         "Several processes form one run. On Cloud TPU, on TPUs of Kubernetes and under "
-        "srun they find one another; elsewhere, give each process:"
+        "srun they find one another; elsewhere, give each process the flags below, and "
+        "the same random text in JAXII_RUN_TOKEN, which keeps others out:"
     )
     flags.text("coordinator", "HOST:PORT", "where process 0 listens")
     flags.integer("num_processes", "N", "number of processes", at_least=1)
@@ -60,17 +62,27 @@ def start_jax(flags: Flags) -> None:
 
 
 def keep_compiled_programs() -> None:
-    """Makes JAX keep compiled programs in the user's cache, unless `CACHE` is set.
+    """Makes JAX keep compiled programs in the user's cache, or where `CACHE` says.
 
     Does nothing where the folder cannot be written: JAX would warn of every program.
+    JAX executes what it finds there, so a folder that others can write to is not used.
     """
-    if CACHE in os.environ:
+    given = os.environ.get(CACHE)
+    if given == "" or "://" in (given or ""):
         return
     with contextlib.suppress(OSError, RuntimeError):
-        folder = user_cache() / "compiled"
-        # These programs are executed: nobody else may write here.
+        folder = Path(given or user_cache() / "compiled")
         folder.mkdir(mode=0o700, parents=True, exist_ok=True)
-        if os.access(folder, os.W_OK):
+        found = folder.stat()
+        # The sticky bit does not help: names of programs can be known in advance.
+        if found.st_uid not in (0, os.geteuid()) or found.st_mode & 0o022:
+            console.warn(
+                f"{folder} is not used for compiled programs, as others can write to "
+                f"it; chmod go-w {folder} if it is yours, or name another folder in "
+                f"{CACHE}."
+            )
+            os.environ[CACHE] = ""
+        elif given is None and os.access(folder, os.W_OK):
             os.environ[CACHE] = str(folder)
 
 

@@ -28,7 +28,7 @@ are marked so.
 
 Compiled programs are kept for the next start in $XDG_CACHE_HOME/jaxii/compiled (by
 default in ~/.cache), or where JAX_COMPILATION_CACHE_DIR says; set it empty to keep
-none.
+none. They are run, so a folder that others can write to is not used.
 
 Exit codes: 0 done; 2 something given cannot be used; 75 stopped on request (SIGTERM or
 Ctrl-C), run the same command to continue; 1 anything else."""
