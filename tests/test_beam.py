@@ -1,4 +1,6 @@
+import hashlib
 import json
+import pickle
 import sys
 
 import pytest
@@ -142,9 +144,21 @@ def test_dataflow_is_given_no_local_folder(tmp_path, monkeypatch):
         beam.check([epath.Path("gs://bucket/data"), tmp_path])
 
 
-def test_an_element_that_was_written_before_is_left_alone(apache_beam, tmp_path):
+def test_an_element_that_was_written_before_is_left_alone(tmp_path):
     shard = tmp_path / "shard"
     shard.write_bytes(b"whole")
     shards.account_path(shard).write_text("{}")
-    beam._write_planned(str(shard), short_side=16)
+    beam._write_planned((str(shard), ""), short_side=16)
     assert shard.read_bytes() == b"whole"
+
+
+def test_a_plan_that_somebody_else_wrote_is_not_unpickled(tmp_path):
+    class Runs:
+        def __reduce__(self):
+            return (tmp_path / "ran").touch, ()
+
+    job = str(tmp_path / "shard"), hashlib.sha256(b"own").hexdigest()
+    (tmp_path / "shard.plan").write_bytes(pickle.dumps(Runs()))
+    with pytest.raises(ValueError, match="not the plan of this job"):
+        beam._write_planned(job, short_side=16)
+    assert not (tmp_path / "ran").exists()

@@ -6,6 +6,7 @@ The paths and labels of a shard's images are in a file beside it, as Dataflow li
 job description to 10 MB.
 """
 
+import hashlib
 import pickle
 import threading
 from collections.abc import Sequence
@@ -108,7 +109,7 @@ def write_with_beam(
                 write_beside(
                     _plan_path(path), lambda file, j=job: file.write(j), binary=True
                 )
-                missing.append(str(path))
+                missing.append((str(path), hashlib.sha256(job).hexdigest()))
 
     def report() -> None:
         if on_progress is not None:
@@ -121,7 +122,7 @@ def write_with_beam(
     report()
 
 
-def _run(beam: Beam, missing: list[str], short_side: int, report) -> None:
+def _run(beam: Beam, missing: list[tuple[str, str]], short_side: int, report) -> None:
     # Some runners return at once and others at the end. A thread lets both report and
     # Ctrl-C stop them.
     from apache_beam import (  # pyright: ignore[reportMissingImports]
@@ -157,16 +158,25 @@ def _run(beam: Beam, missing: list[str], short_side: int, report) -> None:
         raise error
 
 
-def _write_planned(name: str, short_side: int) -> None:
-    """Writes one shard, on a machine of the runner."""
+def _write_planned(job: tuple[str, str], short_side: int) -> None:
+    """Writes one shard, on a machine of the runner.
+
+    Args:
+      job: The shard's path and the SHA-256 of its plan, which is a pickle.
+      short_side: See `recode.recode`.
+    """
+    name, digest = job
+    path = at(name)
+    if path.exists() and shards.account_path(path).exists():
+        return  # runners may repeat an element
+    plan = _plan_path(path).read_bytes()
+    if hashlib.sha256(plan).hexdigest() != digest:
+        raise ValueError(f"{_plan_path(path)} is not the plan of this job")
+    first_row, part = pickle.loads(plan)
     from apache_beam.metrics import (  # pyright: ignore[reportMissingImports]
         Metrics,
     )
 
-    path = at(name)
-    if path.exists() and shards.account_path(path).exists():
-        return  # runners may repeat an element
-    first_row, part = pickle.loads(_plan_path(path).read_bytes())
     with shards.one_thread_each():
         shards.write_shard(
             path,
