@@ -1,5 +1,6 @@
 import os
 import platform
+import stat
 import subprocess
 import sys
 
@@ -145,3 +146,23 @@ def test_a_folder_that_cannot_be_written_is_not_held(tmp_path):
     for folder in (tmp_path / "file", tmp_path / "file" / "run"):
         with pytest.raises(InputError, match=r"cannot be written \("), held(folder):
             pass
+
+
+@pytest.mark.parametrize("umask", [0o022, 0o027, 0o077])
+def test_what_is_written_is_as_open_as_the_umask_says(tmp_path, umask):
+    old = os.umask(umask)
+    try:
+        write_json(tmp_path / "new" / "text.json", {})
+        write_beside(tmp_path / "bytes", lambda file: file.write(b"x"), binary=True)
+        with local_draft_folder(tmp_path / "folder") as folder:
+            (folder / "file").touch()
+        with held(tmp_path / "run"):
+            (tmp_path / "run" / "result").touch()
+            lock = (tmp_path / "run" / LOCK).stat().st_mode
+    finally:
+        os.umask(old)
+    found = [path.stat().st_mode for path in tmp_path.rglob("*")]
+    files = {stat.S_IMODE(mode) for mode in (*found, lock) if stat.S_ISREG(mode)}
+    assert files == {0o666 & ~umask}
+    folders = {stat.S_IMODE(mode) for mode in found if stat.S_ISDIR(mode)}
+    assert folders == {0o777 & ~umask}
