@@ -28,6 +28,8 @@ from rich.text import Text
 
 from jaxii.storage import named
 
+# Called with (done, total, what).
+OnProgress = Callable[[int, int, str], None]
 SECONDS_BETWEEN_LINES = 10.0
 _muted = False
 # Controls, which terminals obey; line breaks; surrogates for bytes that are not UTF-8.
@@ -89,11 +91,15 @@ def mute() -> None:
     _muted = True
 
 
+def no_progress(done: int, total: int, what: str) -> None:
+    """Shows nothing."""
+
+
 @contextmanager
-def progress() -> Iterator[Callable[[int, int, str], None]]:
-    """Yields a callback `(done, total, what)` that moves a bar or prints lines."""
+def progress() -> Iterator[OnProgress]:
+    """Yields a callback that moves a bar or prints lines."""
     if _muted:
-        yield lambda done, total, what: None
+        yield no_progress
         return
     if not sys.stdout.isatty():
         yield _lines()
@@ -124,7 +130,7 @@ class _RateColumn(ProgressColumn):
         return Text(_rate(speed) if speed else "")
 
 
-def _lines() -> Callable[[int, int, str], None]:
+def _lines() -> OnProgress:
     first: dict[str, tuple[float, int]] = {}
     last: dict[str, float] = {}
 

@@ -7,6 +7,7 @@ import numpy as np
 import pytest
 
 from jaxii.errors import InputError
+from jaxii.train.telemetry.images import Images
 from jaxii.train.telemetry.services import Mlflow, Wandb
 from jaxii.train.telemetry.trackers import Facts
 
@@ -14,7 +15,7 @@ FACTS = Facts(
     name="run", settings={"optimizer.peak_lr": 0.05}, about={"provenance f2": "clean"}
 )
 NAMES = ("<script>alert('x')</script>", "שלום 👩🏽‍💻")
-PIXELS = np.full((4, 4, 3), 200, np.uint8)
+IMAGES = Images(np.full((4, 4, 3), 200, np.uint8), NAMES)
 pytestmark = [
     # Their own, and of what they import.
     pytest.mark.filterwarnings("ignore::DeprecationWarning"),
@@ -41,7 +42,7 @@ def test_an_mlflow_run_is_resumed_and_ends_with_its_result(tmp_path, mlflow):
     said = []
     first = Mlflow(tmp_path, FACTS, said.append)
     first.scalars(10, {"train/objective": 3.0})
-    first.images(0, "images/f2", PIXELS, NAMES)
+    first.images(0, "images/f2", IMAGES)
     first.close()
     client = mlflow.MlflowClient()
     name = run_id(tmp_path, "mlflow")
@@ -95,7 +96,7 @@ def test_a_wandb_run_is_kept_offline_and_goes_on_under_its_id(tmp_path, wandb):
     for _ in range(2):
         tracker = Wandb(tmp_path, FACTS, said.append)
         tracker.scalars(10, {"train/objective": 3.0})
-        tracker.images(0, "images/f2", PIXELS, NAMES)
+        tracker.images(0, "images/f2", IMAGES)
         tracker.result(10, {"result/test/f2": 0.5})
         tracker.close()
     name = run_id(tmp_path, "wandb")

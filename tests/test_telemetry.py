@@ -69,8 +69,8 @@ class Recorder:
     def scalars(self, step, values):
         self.told.append(("scalars", step, dict(values)))
 
-    def images(self, step, name, pixels, captions):
-        self.told.append(("images", step, name, captions))
+    def images(self, step, name, images):
+        self.told.append(("images", step, name, images.captions))
 
     def result(self, step, figures):
         self.told.append(("result", step, dict(figures)))

@@ -8,6 +8,7 @@ import pytest
 from tensorboardX.proto.event_pb2 import Event
 from tensorboardX.proto.plugin_hparams_pb2 import HParamsPluginData
 
+from jaxii.train.telemetry.images import Images
 from jaxii.train.telemetry.tensorboard import TensorBoard, as_markdown, as_table
 from jaxii.train.telemetry.trackers import Facts
 
@@ -130,7 +131,8 @@ def test_losses_and_weights_by_term_are_laid_out_side_by_side(tmp_path):
 def test_images_come_back_pixel_by_pixel_with_their_labels(tmp_path):
     tracker = write(tmp_path)
     pixels = np.arange(4 * 6 * 3, dtype=np.uint8).reshape(4, 6, 3)
-    tracker.images(7, "train/f2", pixels, ("dog, cat", HOSTILE["script"]))
+    images = Images(pixels, ("dog, cat", HOSTILE["script"]))
+    tracker.images(7, "train/f2", images)
     tracker.close()
     image = value_of(tmp_path, "train/f2").image
     assert (image.height, image.width) == (4, 6)

@@ -13,6 +13,7 @@ from jaxii.config import Config
 from jaxii.errors import InputError
 from jaxii.runs.train import COMPARED
 from jaxii.train.telemetry import trackers as tracking
+from jaxii.train.telemetry.images import Images
 from jaxii.train.telemetry.services import SERVICES, check_tracker, open_trackers
 from jaxii.train.telemetry.trackers import Facts, Trackers, flat
 
@@ -37,8 +38,8 @@ class Recorder:
     def scalars(self, step, values):
         self._take("scalars", step, values)
 
-    def images(self, step, name, pixels, captions):
-        self._take("images", step, name, pixels.shape, captions)
+    def images(self, step, name, images):
+        self._take("images", step, name, images.pixels.shape, images.captions)
 
     def result(self, step, figures):
         self._take("result", step, figures)
@@ -52,7 +53,7 @@ class Recorder:
 
 def tell(trackers):
     trackers.scalars(1, {"train/objective": 2.0})
-    trackers.images(1, "images/f2", PIXELS, ("dog",))
+    trackers.images(1, "images/f2", Images(PIXELS, ("dog",)))
     trackers.flush()
     trackers.result(2, {"result/test/f2": 0.5})
 

@@ -18,6 +18,7 @@ from array_record.python.array_record_data_source import ArrayRecordDataSource
 from jaxtyping import Bool, Int64
 
 from jaxii import manifest
+from jaxii.console import OnProgress, no_progress
 from jaxii.data import folder, index, open_images_v4, schema, validation
 from jaxii.data.index import Index
 from jaxii.data.labels import Vocabulary
@@ -25,7 +26,6 @@ from jaxii.data.records import Records, Selectable
 from jaxii.errors import InputError, nearest, nearest_path
 from jaxii.storage import AnyPath, at, names_in, sizes_below
 
-Progress = Callable[[int, int, str], None]
 # Threads that read the first record of each shard; buckets answer in parallel.
 _THREADS = 8
 _FOLD = re.compile(r"fold ([1-9][0-9]*) of ([1-9][0-9]*)")
@@ -173,7 +173,7 @@ def open_dataset(
     vocabulary: Vocabulary | None = None,
     *,
     verify: bool = False,
-    on_progress: Progress | None = None,
+    on_progress: OnProgress = no_progress,
 ) -> Dataset:
     """Opens a prepared dataset, or a prepared copy of TFDS's `open_images_v4`.
 
@@ -194,7 +194,7 @@ def open_dataset(
     info = folder.read_info(path)
 
     def report(what: str) -> Callable[[int, int], None]:
-        return lambda done, total: on_progress and on_progress(done, total, what)
+        return lambda done, total: on_progress(done, total, what)
 
     if open_images_v4.LABELS in info.features:
         dataset = _open_images_v4(info, vocabulary, report)

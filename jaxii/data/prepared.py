@@ -8,8 +8,9 @@ import numpy as np
 import polars as pl
 from jaxtyping import Bool, Float, Int, Int64
 
+from jaxii.console import OnProgress, no_progress
 from jaxii.data import folder
-from jaxii.data.dataset import Progress, Split, open_dataset
+from jaxii.data.dataset import Split, open_dataset
 from jaxii.data.labels import Vocabulary, resolve_rows
 from jaxii.errors import InputError
 from jaxii.storage import AnyPath
@@ -198,7 +199,7 @@ def open_prepared(
     machine_labels: str,
     machine_threshold: float,
     verify: bool = False,
-    on_progress: Progress | None = None,
+    on_progress: OnProgress = no_progress,
 ) -> Data:
     """Opens a prepared dataset.
 

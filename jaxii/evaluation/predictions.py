@@ -13,7 +13,7 @@ import numpy as np
 from jax.sharding import Mesh
 from jaxtyping import Float, Int
 
-from jaxii.data.dataset import Progress
+from jaxii.console import OnProgress, no_progress
 from jaxii.data.labels import Vocabulary
 from jaxii.decoding.decoders import Decode, Decoders, label_lists
 from jaxii.evaluation.evaluator import gather
@@ -131,7 +131,7 @@ def answer(
     mesh: Mesh,
     decode: Decode = decode_nothing,
     fault: Callable[[int], str] = lambda row: "damaged",
-    on_progress: Progress = lambda done, total, what: None,
+    on_progress: OnProgress = no_progress,
 ) -> Iterator[Answer]:
     """Yields the answer for every image in order, including damaged ones.
 

@@ -14,6 +14,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from jaxii.console import OnProgress, no_progress
 from jaxii.errors import InputError
 from jaxii.prepare import shards
 from jaxii.storage import AnyPath, at, names_in, write_beside
@@ -86,7 +87,7 @@ def write_with_beam(
     *,
     short_side: int,
     beam: Beam,
-    on_progress: shards.Progress | None = None,
+    on_progress: OnProgress = no_progress,
 ) -> None:
     """Writes the missing shards of all splits.
 
@@ -112,10 +113,9 @@ def write_with_beam(
                 missing.append((str(path), hashlib.sha256(job).hexdigest()))
 
     def report() -> None:
-        if on_progress is not None:
-            names = names_in(directory)
-            done = sum(n for path, n in images.items() if path.name in names)
-            on_progress(done, sum(images.values()), beam.runner)
+        names = names_in(directory)
+        done = sum(n for path, n in images.items() if path.name in names)
+        on_progress(done, sum(images.values()), beam.runner)
 
     if missing:
         _run(beam, missing, short_side, report)

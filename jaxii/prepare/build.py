@@ -20,6 +20,7 @@ from etils import epath
 from tensorflow_datasets.core import splits as split_lib
 
 from jaxii import manifest
+from jaxii.console import OnProgress, no_progress
 from jaxii.data import folder, index, schema
 from jaxii.data.labels import Vocabulary
 from jaxii.errors import InputError
@@ -97,7 +98,7 @@ def build(
     near_copies: str = recurring.KEEP,
     num_workers: int | None = None,
     beam: Beam | None = None,
-    on_progress: shards.Progress | None = None,
+    on_progress: OnProgress = no_progress,
 ) -> Counts:
     """Writes a dataset and returns what was read, kept and dropped.
 
@@ -159,7 +160,7 @@ def _write(
     short_side: int,
     near_copies: str,
     num_workers: int | None,
-    on_progress: shards.Progress | None,
+    on_progress: OnProgress,
 ) -> tuple[list[Tally], dict[str, Written]]:
     """Writes missing shards and all indexes; returns accounts and what was written."""
     results, stored = {}, {}

@@ -13,6 +13,7 @@ from pathlib import Path
 import numpy as np
 import polars as pl
 
+from jaxii.console import OnProgress, no_progress
 from jaxii.data.labels import BOX, HUMAN, MACHINE
 from jaxii.errors import InputError
 from jaxii.prepare import image_ids, label_files, shards
@@ -141,7 +142,7 @@ def prepare(
     near_copies: str = KEEP,
     num_workers: int | None = None,
     beam: Beam | None = None,
-    on_progress: shards.Progress | None = None,
+    on_progress: OnProgress = no_progress,
 ) -> Counts:
     """Writes the dataset of a layout: train, a listed validation, tuning and test.
 

@@ -19,6 +19,7 @@ import numpy as np
 import polars as pl
 from jaxtyping import Float32, Int, Int64, UInt8
 
+from jaxii.console import OnProgress, no_progress
 from jaxii.data.image_decoding import Pixels
 from jaxii.data.transforms import read
 
@@ -52,7 +53,6 @@ MAX_DIFFERENCE = 36.0
 REGION_PIXELS = 8
 
 Thumbnails = UInt8[np.ndarray, "image y x channel"]
-Progress = Callable[[int, int, str], None]
 
 
 def thumbnail(pixels: Pixels) -> UInt8[np.ndarray, "y x channel"]:
@@ -68,7 +68,7 @@ def find(
     encoded: Callable[[int], bytes],
     *,
     num_workers: int | None = None,
-    on_progress: Progress | None = None,
+    on_progress: OnProgress = no_progress,
 ) -> Int64[np.ndarray, "pair 2"]:
     """Returns the pairs of images that are near copies, the lower number first.
 
@@ -83,7 +83,6 @@ def find(
       num_workers: Number of threads; None leaves it to the machine.
       on_progress: Called with (images or pairs done, in all, what).
     """
-    on_progress = on_progress or (lambda done, total, what: None)
     candidates = _candidates(thumbnails, kinds, on_progress)
     views = functools.lru_cache(PAIRS_AT_ONCE)(lambda i: _view(encoded(i)))
 
@@ -109,7 +108,7 @@ def find(
 def _candidates(
     thumbnails: Sequence[Callable[[], Thumbnails]],
     kinds: Int[np.ndarray, " image"],
-    on_progress: Progress,
+    on_progress: OnProgress,
 ) -> pl.DataFrame:
     """Returns images `one` of which a `crop` is similar to `other`, each pair once."""
     whole = [_sketches(block(), SPANS[:1])[:, 0] for block in thumbnails]

@@ -11,6 +11,7 @@ import numpy as np
 import polars as pl
 from array_record.python.array_record_data_source import ArrayRecordDataSource
 
+from jaxii.console import OnProgress, no_progress
 from jaxii.data import schema
 from jaxii.data.folder import Shard
 from jaxii.prepare import near_copies, shards
@@ -37,7 +38,7 @@ def find(
     stored: Mapping[str, pl.DataFrame],
     *,
     num_workers: int | None = None,
-    on_progress: shards.Progress | None = None,
+    on_progress: OnProgress = no_progress,
 ) -> pl.DataFrame:
     """Returns the pairs of near copies, each in both directions.
 

@@ -21,6 +21,7 @@ import xxhash
 from array_record.python.array_record_module import ArrayRecordWriter
 
 from jaxii import manifest
+from jaxii.console import OnProgress, no_progress
 from jaxii.data import schema
 from jaxii.prepare import image_files
 from jaxii.prepare.image_files import FileFacts
@@ -31,7 +32,6 @@ from jaxii.storage import AnyPath, local_draft, names_in, write_beside, write_js
 SHARD_IMAGES = 1024
 ACCOUNT_KEYS = {"num_records", "faults", "digests", "file"}
 MAX_SHARDS = 512
-Progress = Callable[[int, int, str], None]
 
 
 @dataclass(frozen=True)
@@ -118,7 +118,7 @@ def write(
     *,
     short_side: int,
     num_workers: int | None = None,
-    on_progress: Progress | None = None,
+    on_progress: OnProgress = no_progress,
 ) -> Written:
     """Writes the missing shards of a split, and returns all.
 
@@ -156,8 +156,7 @@ def write(
         try:
             futures = [pool.submit(work, path, rows) for path, rows in shards]
             for _ in _until_done(futures):
-                if on_progress is not None:
-                    on_progress(done.value, len(plan), plan.split)
+                on_progress(done.value, len(plan), plan.split)
             parts = [future.result() for future in futures]
         finally:
             done.stop.set()

@@ -11,9 +11,8 @@ from functools import reduce
 import jax
 import numpy as np
 
-from jaxii.console import say
+from jaxii.console import OnProgress, no_progress, say
 from jaxii.data import folder
-from jaxii.data.dataset import Progress
 from jaxii.data.prepared import WITHOUT_RECURRING, Data
 from jaxii.decoding.constant import best_constant, constant_f2
 from jaxii.decoding.decoders import NAMES, Decoders, fit_decoders
@@ -145,7 +144,7 @@ class Passes:
     options: InferenceOptions
     chooser: str
     evaluator: Evaluator
-    on_progress: Progress = lambda done, total, what: None
+    on_progress: OnProgress = no_progress
 
     def sums(
         self,

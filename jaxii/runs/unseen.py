@@ -10,8 +10,8 @@ from functools import reduce
 import numpy as np
 from jaxtyping import Bool
 
-from jaxii.console import say
-from jaxii.data.dataset import Progress, Split
+from jaxii.console import OnProgress, no_progress, say
+from jaxii.data.dataset import Split
 from jaxii.errors import InputError
 from jaxii.evaluation import held_out
 from jaxii.evaluation.held_out import HeldOut, Predictions
@@ -152,7 +152,7 @@ def predict_split(
     run: Run,
     model: Model,
     split: Split,
-    on_progress: Progress = lambda done, total, what: None,
+    on_progress: OnProgress = no_progress,
 ) -> tuple[Predictions, Bool[np.ndarray, "image class"]]:
     """Returns predictions for all images of a split, and which labels are verified.
 

@@ -11,11 +11,12 @@ from pathlib import Path, PurePath, PurePosixPath
 
 import numpy as np
 
+from jaxii.console import OnProgress, no_progress
 from jaxii.errors import InputError
 from jaxii.prepare import image_files
 from jaxii.prepare.image_files import IMAGE_SUFFIXES, files_below, is_text
 from jaxii.prepare.recode import probe, recode, size
-from jaxii.prepare.shards import Progress, one_thread_each
+from jaxii.prepare.shards import one_thread_each
 from jaxii.prepare.tables.notes import Notes
 
 # Up to so many images are decoded: half a minute on two cores.
@@ -76,7 +77,7 @@ def find(root: Path, notes: Notes) -> list[str]:
 
 
 def check(
-    files: Sequence[str], on_progress: Progress | None = None, *, decode: bool = False
+    files: Sequence[str], on_progress: OnProgress = no_progress, *, decode: bool = False
 ) -> Checked:
     """Checks images on all cores.
 
@@ -98,8 +99,7 @@ def check(
         for start, (block_sides, block_broken) in zip(starts, blocks, strict=True):
             sides += block_sides
             broken |= block_broken
-            if on_progress is not None:
-                on_progress(min(start + BLOCK, len(files)), len(files), what)
+            on_progress(min(start + BLOCK, len(files)), len(files), what)
     return Checked(np.array(sides, np.int64), broken, decoded)
 
 

@@ -13,12 +13,13 @@ from pathlib import Path, PurePath
 import numpy as np
 import polars as pl
 
+from jaxii.console import OnProgress, no_progress
 from jaxii.data.labels import HUMAN, Vocabulary
 from jaxii.errors import InputError
 from jaxii.prepare import image_files, image_ids
 from jaxii.prepare.build import Draft, image_table
 from jaxii.prepare.label_files import METADATA
-from jaxii.prepare.shards import Plan, Progress
+from jaxii.prepare.shards import Plan
 from jaxii.prepare.tables import images
 from jaxii.prepare.tables.images import absolute
 from jaxii.prepare.tables.known import KnownLabels
@@ -119,7 +120,7 @@ def read(
     fold_case: bool = False,
     min_images: int = 1,
     vocabulary: Vocabulary | None = None,
-    on_progress: Progress | None = None,
+    on_progress: OnProgress = no_progress,
 ) -> Labelled:
     """Finds the images of a folder and reads their labels.
 
@@ -169,7 +170,7 @@ def _combine(
     notes: Notes,
     min_images: int,
     known: KnownLabels | None,
-    on_progress: Progress | None,
+    on_progress: OnProgress,
 ) -> Labelled:
     """Checks the images and leaves out rare or unknown labels."""
     below = [os.path.relpath(file, root) for file in files]

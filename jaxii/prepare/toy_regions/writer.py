@@ -11,7 +11,7 @@ import json
 import os
 import shutil
 import tempfile
-from collections.abc import Callable, Iterable
+from collections.abc import Iterable
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
@@ -19,6 +19,7 @@ from pathlib import Path
 import cv2
 import numpy as np
 
+from jaxii.console import OnProgress, no_progress
 from jaxii.data.folder import INFO_FILE, INPUTS_FILE
 from jaxii.errors import InputError
 from jaxii.prepare import kaggle
@@ -29,7 +30,6 @@ from jaxii.prepare.toy_regions.paint import Quality
 from jaxii.prepare.toy_regions.scenes import LABELS, Scene
 from jaxii.storage import AnyPath, locked
 
-Progress = Callable[[int, int, str], None]
 VERSION = 1
 MARKER = "toy_regions.json"
 # Modification time of every drawn file, since 1970.
@@ -72,7 +72,7 @@ def write(
     num_train: int = 4000,
     num_tuning: int = 200,
     num_test: int = 1000,
-    on_progress: Progress | None = None,
+    on_progress: OnProgress = no_progress,
 ) -> Path:
     """Draws the dataset, unless it exists already.
 
@@ -99,7 +99,7 @@ def write(
     directory.parent.mkdir(parents=True, exist_ok=True)
     draft = Path(tempfile.mkdtemp(prefix=f".{directory.name}.", dir=directory.parent))
     try:
-        _write_all(draft, seed, counts, on_progress or (lambda done, total, what: None))
+        _write_all(draft, seed, counts, on_progress)
         (draft / MARKER).write_text(json.dumps(made_with, indent=1) + "\n")
         # mkdtemp makes private folders.
         draft.chmod(0o755)
@@ -139,7 +139,7 @@ def _write_all(
     draft: Path,
     seed: int,
     counts: dict[str, int],
-    on_progress: Callable[[int, int, str], None],
+    on_progress: OnProgress,
 ) -> None:
     folders = {"train": draft / "train" / "images"}
     folders |= dict.fromkeys(("tuning", "test"), draft / "stage_1_test_images")
@@ -287,7 +287,7 @@ def _csv(path: Path, heading: tuple[str, ...] | None, rows: Iterable[tuple]) -> 
 
 
 def prepare_toy_regions(
-    directory: AnyPath, on_progress: Progress | None = None
+    directory: AnyPath, on_progress: OnProgress = no_progress
 ) -> None:
     """Draws and prepares the embedded dataset, unless it exists already.
 
@@ -307,7 +307,7 @@ def prepare_toy_regions(
             _draw_and_prepare(directory, on_progress)
 
 
-def _draw_and_prepare(directory: Path, on_progress: Progress | None) -> None:
+def _draw_and_prepare(directory: Path, on_progress: OnProgress) -> None:
     # Checked here before minutes of drawing.
     begun = (directory / INPUTS_FILE).exists()
     if directory.is_file() or (

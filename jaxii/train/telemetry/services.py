@@ -10,17 +10,16 @@ import os
 import secrets
 import tempfile
 import time
-from collections.abc import Callable, Mapping, Sequence
+from abc import abstractmethod
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from os import PathLike
 from pathlib import Path
-from typing import Any
-
-import numpy as np
-from jaxtyping import UInt8
+from typing import Any, ClassVar
 
 from jaxii.errors import InputError
-from jaxii.storage import at, write_json
-from jaxii.train.telemetry.images import png
+from jaxii.storage import AnyPath, at, write_json
+from jaxii.train.telemetry.images import Images, png
 from jaxii.train.telemetry.tensorboard import TensorBoard
 from jaxii.train.telemetry.trackers import Facts, Tracker, Trackers
 
@@ -32,57 +31,80 @@ MLFLOW_BATCH = {"metrics": 1000, "params": 100}
 MLFLOW_MOST_CHARACTERS = 5000
 
 
-def _import_wandb() -> Any:
+@contextmanager
+def _needed(track: str) -> Iterator[None]:
     try:
-        import wandb  # pyright: ignore[reportMissingImports]
+        yield
     except ImportError as error:
-        raise _missing("wandb", error) from error
+        raise InputError(
+            f"config.track={track!r} needs the package {track} ({error}); "
+            f"pip install 'jaxii[{track}]'"
+        ) from error
+
+
+def _import_wandb() -> Any:
+    with _needed("wandb"):
+        import wandb  # pyright: ignore[reportMissingImports]
     return wandb
 
 
 def _import_mlflow() -> Any:
-    try:
+    with _needed("mlflow"):
         import mlflow  # pyright: ignore[reportMissingImports]
-    except ImportError as error:
-        raise _missing("mlflow", error) from error
     return mlflow
 
 
-def _missing(track: str, error: ImportError) -> InputError:
-    return InputError(
-        f"config.track={track!r} needs the package {track} ({error}); "
-        f"pip install 'jaxii[{track}]'"
-    )
+def _numbered(captions: Sequence[str]) -> str:
+    return "\n".join(f"{i}: {caption}" for i, caption in enumerate(captions, 1))
 
 
-class _Kept:
-    """The id of this workdir's run at a service."""
-
-    def __init__(self, workdir: str | PathLike[str], service: str):
-        self._file = at(workdir) / "tracked_run.json"
-        self._service = service
-        self._ids: dict[str, str] = {}
-        if self._file.exists():
-            self._ids = json.loads(self._file.read_text(encoding="utf-8"))
-
-    @property
-    def run_id(self) -> str | None:
-        return self._ids.get(self._service)
-
-    @run_id.setter
-    def run_id(self, run_id: str) -> None:
-        self._ids[self._service] = run_id
-        write_json(self._file, self._ids)
-
-
-class Wandb:
-    """A run at Weights & Biases; offline by WANDB_MODE, or if the server is down.
+class _Service(Tracker):
+    """A workdir's run at a service.
 
     Args:
       workdir: The run's; a local one also holds W&B's own files.
       facts: Name, settings and description of the run.
       say: Receives the address of the run.
     """
+
+    name: ClassVar[str]
+
+    def __init__(
+        self,
+        workdir: str | PathLike[str],
+        facts: Facts,
+        say: Callable[[str], None] = print,
+    ):
+        self._say, self._has_result = say, False
+        folder = at(workdir)
+        file, ids = folder / "tracked_run.json", dict[str, str]()
+        if file.exists():
+            ids = json.loads(file.read_text(encoding="utf-8"))
+        self._run_id = ids[self.name] = self._open(folder, facts, ids.get(self.name))
+        write_json(file, ids)
+        say(f"{self.name}: {self._begin(facts)}")
+
+    @abstractmethod
+    def _open(self, folder: AnyPath, facts: Facts, run_id: str | None) -> str:
+        """Reopens a run, or begins one; returns its id."""
+
+    @abstractmethod
+    def _begin(self, facts: Facts) -> str:
+        """Describes the open run; returns its address."""
+
+    def result(self, step: int, figures: Mapping[str, float]) -> None:
+        """Logs the figures; the run then ends as finished."""
+        self.scalars(step, figures)
+        self._has_result = True
+
+    def flush(self) -> None:
+        """Does nothing: services send continuously."""
+
+
+class Wandb(_Service):
+    """A run at Weights & Biases; offline by WANDB_MODE, or if the server is down."""
+
+    name = "wandb"
 
     @staticmethod
     def check() -> None:
@@ -100,16 +122,9 @@ class Wandb:
                 "run `wandb login`, or set WANDB_MODE=offline."
             )
 
-    def __init__(
-        self,
-        workdir: str | PathLike[str],
-        facts: Facts,
-        say: Callable[[str], None] = print,
-    ):
+    def _open(self, folder: AnyPath, facts: Facts, run_id: str | None) -> str:
         wandb = self._wandb = _import_wandb()
-        folder = at(workdir)
-        kept = _Kept(workdir, "wandb")
-        run_id = kept.run_id or secrets.token_hex(4)
+        run_id = run_id or secrets.token_hex(4)
         given = {
             "project": os.environ.get("WANDB_PROJECT", PROJECT),
             "id": run_id,
@@ -130,53 +145,40 @@ class Wandb:
             self._run = wandb.init(**given)
         except wandb.errors.CommError:
             self._run = wandb.init(**given, mode="offline")
-            say("wandb: nobody answers.")
-        kept.run_id = run_id
+            self._say("wandb: nobody answers.")
+        return run_id
+
+    def _begin(self, facts: Facts) -> str:
         # W&B's own step counter cannot go back when a killed run is resumed.
         self._run.define_metric("*", step_metric="step")
         folder = Path(self._run.dir).parent
         offline = f"offline; `wandb sync {folder}` sends it"
-        say(f"wandb: {offline if self._run.offline else self._run.url}")
-        self._exit_code = 1
+        return offline if self._run.offline else self._run.url
 
     def scalars(self, step: int, values: Mapping[str, float]) -> None:
         """Logs figures."""
         self._run.log({**values, "step": step})
 
-    def images(
-        self,
-        step: int,
-        name: str,
-        pixels: UInt8[np.ndarray, "height width 3"],
-        captions: Sequence[str],
-    ) -> None:
+    def images(self, step: int, name: str, images: Images) -> None:
         """Logs the grid of images, with the captions below it."""
-        lines = [f"{i}: {caption}" for i, caption in enumerate(captions, 1)]
-        image = self._wandb.Image(pixels, caption="\n".join(lines))
+        caption = _numbered(images.captions)
+        image = self._wandb.Image(images.pixels, caption=caption)
         self._run.log({name: image, "step": step})
 
     def result(self, step: int, figures: Mapping[str, float]) -> None:
         """Puts the figures into the run's summary."""
-        self.scalars(step, figures)
+        super().result(step, figures)
         self._run.summary.update(dict(figures))
-        self._exit_code = 0
-
-    def flush(self) -> None:
-        """Does nothing: W&B sends continuously."""
 
     def close(self) -> None:
         """Sends the rest."""
-        self._run.finish(exit_code=self._exit_code)
+        self._run.finish(exit_code=0 if self._has_result else 1)
 
 
-class Mlflow:
-    """A run at an MLflow server, or in MLflow's own SQLite file.
+class Mlflow(_Service):
+    """A run at an MLflow server, or in MLflow's own SQLite file."""
 
-    Args:
-      workdir: The run's.
-      facts: Name, settings and description of the run.
-      say: Receives the address of the run.
-    """
+    name = "mlflow"
 
     @staticmethod
     def check() -> None:
@@ -187,28 +189,22 @@ class Mlflow:
         """
         _import_mlflow()
 
-    def __init__(
-        self,
-        workdir: str | PathLike[str],
-        facts: Facts,
-        say: Callable[[str], None] = print,
-    ):
-        mlflow = _import_mlflow()
-        self._entities = mlflow.entities
-        self._client = mlflow.MlflowClient()
-        self._status = "KILLED"
-        kept = _Kept(workdir, "mlflow")
-        if kept.run_id is None or not self._knows(mlflow, kept.run_id):
-            kept.run_id = self._create(facts)
-        self._run_id = kept.run_id
+    def _open(self, folder: AnyPath, facts: Facts, run_id: str | None) -> str:
+        self._mlflow = _import_mlflow()
+        self._client = self._mlflow.MlflowClient()
+        if run_id is not None and self._knows(run_id):
+            return run_id
+        return self._create(facts)
+
+    def _begin(self, facts: Facts) -> str:
         self._describe(facts)
         self._client.update_run(self._run_id, status="RUNNING")
-        say(f"mlflow: run {self._run_id} at {mlflow.get_tracking_uri()}")
+        return f"run {self._run_id} at {self._mlflow.get_tracking_uri()}"
 
-    def _knows(self, mlflow: Any, run_id: str) -> bool:
+    def _knows(self, run_id: str) -> bool:
         try:
             self._client.get_run(run_id)
-        except mlflow.exceptions.MlflowException as error:
+        except self._mlflow.exceptions.MlflowException as error:
             # The run is of another server; other errors are failures.
             if error.error_code == "RESOURCE_DOES_NOT_EXIST":
                 return False
@@ -230,7 +226,7 @@ class Mlflow:
         """Logs the new parameters; MLflow rejects changes of existing ones."""
         there = self._client.get_run(self._run_id).data.params
         params = [
-            self._entities.Param(name, str(value)[:MLFLOW_MOST_CHARACTERS])
+            self._mlflow.entities.Param(name, str(value)[:MLFLOW_MOST_CHARACTERS])
             for name, value in facts.settings.items()
             if name not in there
         ]
@@ -246,41 +242,28 @@ class Mlflow:
         """Logs figures."""
         now = int(time.time() * 1000)
         metrics = [
-            self._entities.Metric(name, value, now, step)
+            self._mlflow.entities.Metric(name, value, now, step)
             for name, value in values.items()
         ]
         self._log("metrics", metrics)
 
-    def images(
-        self,
-        step: int,
-        name: str,
-        pixels: UInt8[np.ndarray, "height width 3"],
-        captions: Sequence[str],
-    ) -> None:
+    def images(self, step: int, name: str, images: Images) -> None:
         """Logs the grid of images as PNG, and the captions as text."""
         stem = f"{name.replace('/', '_')}_{step}"
         with tempfile.TemporaryDirectory() as folder:
             file = Path(folder, f"{stem}.png")
-            file.write_bytes(png(pixels))
+            file.write_bytes(png(images.pixels))
             self._client.log_artifact(self._run_id, str(file), "images")
-        lines = [f"{i}: {caption}" for i, caption in enumerate(captions, 1)]
-        self._client.log_text(self._run_id, "\n".join(lines), f"images/{stem}.txt")
-
-    def result(self, step: int, figures: Mapping[str, float]) -> None:
-        """Logs the figures and marks the run as finished."""
-        self.scalars(step, figures)
-        self._status = "FINISHED"
-
-    def flush(self) -> None:
-        """Does nothing: every call is sent at once."""
+        text = _numbered(images.captions)
+        self._client.log_text(self._run_id, text, f"images/{stem}.txt")
 
     def close(self) -> None:
         """Ends the run; a resume reopens it."""
-        self._client.set_terminated(self._run_id, status=self._status)
+        status = "FINISHED" if self._has_result else "KILLED"
+        self._client.set_terminated(self._run_id, status=status)
 
 
-SERVICES: dict[str, type[Wandb] | type[Mlflow]] = {"wandb": Wandb, "mlflow": Mlflow}
+SERVICES = {service.name: service for service in (Wandb, Mlflow)}
 
 
 def check_tracker(track: str) -> None:

@@ -177,7 +177,7 @@ class Telemetry:
     def images(self, images: Images) -> None:
         """Sends augmented images of the stage's start to the tracker."""
         if self._is_lead and self._tracker is not None:
-            self._tracker.images(self._begun, f"images/{self._stage}", *images)
+            self._tracker.images(self._begun, f"images/{self._stage}", images)
 
     def waited(self, seconds: float) -> None:
         """Adds time in which the loop waited for a batch."""

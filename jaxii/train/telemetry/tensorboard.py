@@ -7,19 +7,17 @@ import os
 import string
 import time
 import unicodedata
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from os import PathLike
 from typing import Any
 
-import numpy as np
-from jaxtyping import UInt8
 from tensorboardX import summary
 from tensorboardX.event_file_writer import EventsWriter
 from tensorboardX.proto import event_pb2, summary_pb2
 
 from jaxii.console import is_shown
 from jaxii.storage import Mirror, at, names_in
-from jaxii.train.telemetry.images import png
+from jaxii.train.telemetry.images import Images, png
 from jaxii.train.telemetry.trackers import RESULT_SPLITS, Facts, result_name
 
 # protobuf makes these at run time.
@@ -97,21 +95,16 @@ class TensorBoard:
         for name, value in values.items():
             self._write(step, summary=summary.scalar(name, value))
 
-    def images(
-        self,
-        step: int,
-        name: str,
-        pixels: UInt8[np.ndarray, "height width 3"],
-        captions: Sequence[str],
-    ) -> None:
+    def images(self, step: int, name: str, images: Images) -> None:
         """Shows the grid of images, and the captions as a table."""
-        height, width = pixels.shape[:2]
+        height, width = images.pixels.shape[:2]
+        encoded = png(images.pixels)
         image = Summary.Image(
-            height=height, width=width, colorspace=3, encoded_image_string=png(pixels)
+            height=height, width=width, colorspace=3, encoded_image_string=encoded
         )
         value = Summary.Value(tag=name, image=image)
         self._write(step, summary=Summary(value=[value]))
-        rows = {str(i): caption for i, caption in enumerate(captions, 1)}
+        rows = {str(i): caption for i, caption in enumerate(images.captions, 1)}
         self._text(step, name, as_table(rows, ("image", "labels")))
 
     def result(self, step: int, figures: Mapping[str, float]) -> None:

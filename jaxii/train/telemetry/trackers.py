@@ -12,8 +12,7 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Protocol, runtime_checkable
 
-from jaxtyping import UInt8
-from numpy import ndarray
+from jaxii.train.telemetry.images import Images
 
 # Most waiting entries per tracker: hours of logs, some megabytes.
 MOST_WAITING = 1000
@@ -82,14 +81,8 @@ class Tracker(Protocol):
     def scalars(self, step: int, values: Mapping[str, float]) -> None:
         """Records finite figures of a step."""
 
-    def images(
-        self,
-        step: int,
-        name: str,
-        pixels: UInt8[ndarray, "height width 3"],
-        captions: tuple[str, ...],
-    ) -> None:
-        """Records a grid of images, row by row, with a caption for each."""
+    def images(self, step: int, name: str, images: Images) -> None:
+        """Records a grid of images with their captions."""
 
     def result(self, step: int, figures: Mapping[str, float]) -> None:
         """Records the final figures of a run that has ended well."""
@@ -131,15 +124,9 @@ class Trackers:
         """Forwards figures of a step."""
         self._put(lambda tracker: tracker.scalars(step, values))
 
-    def images(
-        self,
-        step: int,
-        name: str,
-        pixels: UInt8[ndarray, "height width 3"],
-        captions: tuple[str, ...],
-    ) -> None:
+    def images(self, step: int, name: str, images: Images) -> None:
         """Forwards images."""
-        self._put(lambda tracker: tracker.images(step, name, pixels, captions))
+        self._put(lambda tracker: tracker.images(step, name, images))
 
     def result(self, step: int, figures: Mapping[str, float]) -> None:
         """Forwards the result."""
