@@ -354,7 +354,7 @@ class Config(_Section, path="config"):
 
     def content_hash(self) -> str:
         """Returns 16 hexadecimal digits that name the result; `FREE_FIELDS` are out."""
-        fields = _paths(self.to_dict())
+        fields = flatten(self.to_dict())
         for name in FREE_FIELDS:
             del fields[name]
         text = json.dumps(fields, sort_keys=True)
@@ -380,8 +380,8 @@ def check_overrides(argv: list[str]) -> None:
     Raises:
       InputError: If there is no such field.
     """
-    fields: dict[str, Any] = _frozen(default_config())
-    names = [*_paths(fields), *fields]
+    fields: Mapping[str, object] = _frozen(default_config())
+    names = [*flatten(fields), *fields]
     for word in argv:
         # A stage has fields of its own: stages[0].num_epochs.
         name = word.removeprefix("--config.").partition("=")[0].partition("[")[0]
@@ -392,7 +392,7 @@ def check_overrides(argv: list[str]) -> None:
 
 def differences(one: Mapping[str, Any], other: Mapping[str, Any]) -> list[str]:
     """Returns `field: one -> other` for every field in which two `to_dict` differ."""
-    a, b = _paths(one), _paths(other)
+    a, b = flatten(one), flatten(other)
     return [
         f"{path}: {a.get(path, 'absent')} -> {b.get(path, 'absent')}"
         for path in sorted(a.keys() | b.keys())
@@ -400,22 +400,27 @@ def differences(one: Mapping[str, Any], other: Mapping[str, Any]) -> list[str]:
     ]
 
 
-def _paths(fields: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
-    """Returns `section.field` and `stages[0].field` -> value."""
-    flat: dict[str, Any] = {}
+def flatten(fields: Mapping[str, object], prefix: str = "") -> dict[str, object]:
+    """Returns `section.field` and `stages[0].field` -> value, in order.
+
+    Args:
+      fields: `to_dict` of a configuration.
+      prefix: Start of every name.
+    """
+    flat: dict[str, object] = {}
     for key, value in fields.items():
-        if isinstance(value, dict):
-            flat |= _paths(cast(dict[str, Any], value), f"{prefix}{key}.")
+        if isinstance(value, dict) and value:
+            flat |= flatten(cast(dict[str, object], value), f"{prefix}{key}.")
         elif isinstance(value, list) and key == "stages":
-            parts = enumerate(cast(list[Any], value))
-            flat |= _paths({f"{key}[{i}]": part for i, part in parts}, prefix)
+            parts = enumerate(cast(list[object], value))
+            flat |= flatten({f"{key}[{i}]": part for i, part in parts}, prefix)
         else:
             flat[prefix + key] = value
     return flat
 
 
 def _defaults(section: type[_Section]) -> ConfigDict:
-    values: dict[str, Any] = {"stages": ()} if section is Config else {}
+    values: dict[str, object] = {"stages": ()} if section is Config else {}
     for each in dataclasses.fields(cast(Any, section)):
         if each.default is not dataclasses.MISSING:
             values[each.name] = each.default
@@ -487,7 +492,7 @@ def _frozen(value: Any) -> Any:
 
 
 @functools.cache
-def _kinds(section: type[_Section]) -> dict[str, Any]:
+def _kinds(section: type[_Section]) -> Mapping[str, Any]:
     """Returns field -> annotation."""
     kinds = get_type_hints(section, include_extras=True)
     return {f.name: kinds[f.name] for f in dataclasses.fields(cast(Any, section))}

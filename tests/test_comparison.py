@@ -19,7 +19,6 @@ from jaxii.cli.compare import compare
 from jaxii.errors import InputError
 from jaxii.evaluation.result import DomainShiftEstimate, Estimate
 from jaxii.report.comparison import build_comparison
-from jaxii.report.formatting import flatten
 from jaxii.report.run_files import read_run, standard_error
 
 
@@ -353,13 +352,3 @@ def test_a_history_may_have_grown_since_the_evaluation(tmp_path):
     with (workdir / "history.jsonl").open("a") as file:
         file.write('{"kind": "train", "step": 4}\n')
     assert read_run(workdir).history[-1]["step"] == 4
-
-
-def test_flattening_names_stages_by_position():
-    tree = {"stages": [{"name": "a"}, {"name": "b"}], "sizes": [1, 2], "empty": {}}
-    assert flatten(tree) == {
-        "stages[0].name": "a",
-        "stages[1].name": "b",
-        "sizes": [1, 2],
-        "empty": {},
-    }

@@ -16,7 +16,13 @@ from typing import get_args, get_type_hints
 import pytest
 from small_runs import changed
 
-from jaxii.config import Config, StageConfig, default_config, differences
+from jaxii.config import (
+    Config,
+    StageConfig,
+    default_config,
+    differences,
+    flatten,
+)
 from jaxii.data.labels import MACHINE_LABELS
 from jaxii.errors import InputError
 from jaxii.models.resnet import DEPTHS, STEMS, VARIANTS
@@ -276,3 +282,13 @@ def test_a_head_cannot_come_back():
 def test_two_stages_of_one_name_are_refused():
     with pytest.raises(InputError, match="two stages"):
         Config.resolve({"stages": [GOOD, GOOD]})
+
+
+def test_flattening_names_stages_by_position():
+    tree = {"stages": [{"name": "a"}, {"name": "b"}], "sizes": [1, 2], "empty": {}}
+    assert flatten(tree) == {
+        "stages[0].name": "a",
+        "stages[1].name": "b",
+        "sizes": [1, 2],
+        "empty": {},
+    }

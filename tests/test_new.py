@@ -669,7 +669,7 @@ def test_new_goes_on_where_it_was_interrupted(tmp_path, monkeypatch):
         written.append(path.name)
         return write_shard(path, part, **more)
 
-    monkeypatch.setattr(shards, "_num_cores", lambda: 1)
+    monkeypatch.setattr(shards, "num_cores", lambda: 1)
     monkeypatch.setattr(shards, "write_shard", interrupted)
     with pytest.raises(KeyboardInterrupt):
         again(tmp_path)

@@ -17,6 +17,7 @@ from small_runs import (
     split_metrics,
 )
 
+from jaxii.config import flatten
 from jaxii.evaluation.details import StageRow
 from jaxii.evaluation.provenance import Provenance
 from jaxii.evaluation.result import (
@@ -147,13 +148,19 @@ STAGES = [
         best_f2=0.6543,
     ),
 ]
-CONFIG = {
-    "seed": 0,
-    "data": {"dataset": "toy_regions", "image_size_pixels": 64, "unknown": "negative"},
-    "model": {"depth": 18, "dtype": "bfloat16", "embedding_dim": 32},
-    "optimizer": {"name": "sgd", "peak_lr": 0.1, "weight_decay": 1e-4},
-    "stages": [{"name": s.name, "num_steps": 1400} for s in STAGES],
-}
+CONFIG = flatten(
+    {
+        "seed": 0,
+        "data": {
+            "dataset": "toy_regions",
+            "image_size_pixels": 64,
+            "unknown": "negative",
+        },
+        "model": {"depth": 18, "dtype": "bfloat16", "embedding_dim": 32},
+        "optimizer": {"name": "sgd", "peak_lr": 0.1, "weight_decay": 1e-4},
+        "stages": [{"name": s.name, "num_steps": 1400} for s in STAGES],
+    }
+)
 HISTORY = make_history()
 
 

@@ -159,6 +159,10 @@ class Runs:
         found.close()
         return metadata, model
 
+    def copy(self, name, of="clean"):
+        """Copies a run, as if the same command had trained it there."""
+        return shutil.copytree(self.folder / of, self.folder / name)
+
     def metrics(self, name, file="metrics.json"):
         return json.loads((self.folder / name / file).read_text())
 
@@ -426,7 +430,7 @@ def test_a_run_does_not_go_on_with_another_dataset(runs):
 
 
 def test_a_start_that_came_to_no_checkpoint_leaves_nothing_of_its_data(runs):
-    runs.train("first_start")
+    runs.copy("first_start")
     shutil.rmtree(runs.folder / "first_start" / "checkpoints")
     data = rearranged(runs.folder / "seventh", lambda name: f"new_{name}")
     runs.train("first_start", data=data)
@@ -434,6 +438,13 @@ def test_a_start_that_came_to_no_checkpoint_leaves_nothing_of_its_data(runs):
     train = open_dataset(data).carve(0.4)["train"].index.image_ids
     assert seen.count(train) == {"weights": len(train)}
     assert "weights" not in seen.count(runs.seen("clean"))
+
+
+@pytest.fixture(scope="module")
+def knows_the_test(runs, exchanged):
+    """The name of a run that was trained on `exchanged`."""
+    runs.train("knows_the_test", data=exchanged)
+    return "knows_the_test"
 
 
 @pytest.fixture(scope="module")
@@ -453,7 +464,7 @@ def test_a_run_measured_on_images_that_it_was_trained_on_is_not_clean(runs, exch
     said = runs.evaluate(*words, code=2)
     assert re.search("has learnt from images of .*test labels: weights.*add --a", said)
     assert runs.provenance("clean")["clean"] is True
-    runs.train("measured_elsewhere")
+    runs.copy("measured_elsewhere")
     words = "measured_elsewhere", f"--data_dir={exchanged}", "--allow_tuning_labels"
     said = runs.evaluate(*words)
     assert said.startswith("CAVEAT     Labels of the test split shaped the weights")
@@ -462,11 +473,10 @@ def test_a_run_measured_on_images_that_it_was_trained_on_is_not_clean(runs, exch
 
 
 def test_a_member_of_an_ensemble_that_was_trained_on_the_test_is_not_clean(
-    runs, exchanged
+    runs, knows_the_test
 ):
-    runs.train("knows_the_test", data=exchanged)
-    assert runs.provenance("knows_the_test")["clean"] is True
-    words = "clean", f"--ensemble={runs.folder / 'knows_the_test'}"
+    assert runs.provenance(knows_the_test)["clean"] is True
+    words = "clean", f"--ensemble={runs.folder / knows_the_test}"
     said = runs.evaluate(*words, code=2)
     assert re.search(r"learnt from labels .*\(test labels: weights, model.*add", said)
     runs.evaluate(*words, "--allow_tuning_labels")
@@ -474,9 +484,10 @@ def test_a_member_of_an_ensemble_that_was_trained_on_the_test_is_not_clean(
     assert (record["clean"], record["weights"]) == (False, influence(["test", "train"]))
 
 
-def test_a_run_that_starts_from_one_that_knows_the_test_is_not_clean(runs, exchanged):
-    runs.train("knows_the_test", data=exchanged)
-    start = f"--config.start_from={runs.folder / 'knows_the_test'}"
+def test_a_run_that_starts_from_one_that_knows_the_test_is_not_clean(
+    runs, knows_the_test
+):
+    start = f"--config.start_from={runs.folder / knows_the_test}"
     said = runs.train("heir_of_the_test", start, code=2)
     assert "test labels: weights" in said
     runs.train("heir_of_the_test", start, "--allow_tuning_labels")
@@ -493,7 +504,7 @@ def test_thresholds_are_not_chosen_on_images_that_trained_the_run(runs):
 
 def test_another_dataset_of_new_images_is_clean(runs):
     data = rearranged(runs.folder / "sixth", lambda name: f"new_{name}")
-    runs.train("elsewhere")
+    runs.copy("elsewhere")
     runs.evaluate("elsewhere", f"--data_dir={data}")
     assert runs.provenance("elsewhere")["clean"] is True
     assert runs.metrics("elsewhere")["data_hash"] != runs.metrics("clean")["data_hash"]
@@ -512,7 +523,7 @@ def test_another_dataset_of_new_images_is_clean(runs):
     ],
 )
 def test_an_edited_configuration_is_refused(runs, tmp_path, section, field, value):
-    copy = shutil.copytree(runs.folder / "clean", runs.folder / f"edited_{field}")
+    copy = runs.copy(f"edited_{field}")
     config = json.loads((copy / "config.json").read_text())
     before, config[section][field] = config[section][field], value
     (copy / "config.json").write_text(json.dumps(config))
@@ -523,7 +534,7 @@ def test_an_edited_configuration_is_refused(runs, tmp_path, section, field, valu
 
 
 def test_a_label_list_with_permuted_descriptions_is_refused(runs):
-    copy = shutil.copytree(runs.folder / "clean", runs.folder / "permuted")
+    copy = runs.copy("permuted")
     text = (copy / "labels.csv").read_text()
     swapped = text.replace("Cat", "?").replace("Dog", "Cat").replace("?", "Dog")
     (copy / "labels.csv").write_text(swapped)
@@ -532,7 +543,7 @@ def test_a_label_list_with_permuted_descriptions_is_refused(runs):
 
 
 def test_decoders_of_another_evaluation_are_refused(runs):
-    copy = shutil.copytree(runs.folder / "clean", runs.folder / "mixed")
+    copy = runs.copy("mixed")
     with np.load(copy / "decoders.npz") as stored:
         arrays = {**stored, "threshold": stored["threshold"] / 2}
     np.savez(copy / "decoders.npz", **arrays)
@@ -542,7 +553,7 @@ def test_decoders_of_another_evaluation_are_refused(runs):
 
 
 def test_an_interrupted_evaluation_is_not_used(runs):
-    copy = shutil.copytree(runs.folder / "clean", runs.folder / "interrupted")
+    copy = runs.copy("interrupted")
     (copy / "evaluation.json").unlink()
     for said in (
         runs.predict_refused("interrupted"),
@@ -553,7 +564,7 @@ def test_an_interrupted_evaluation_is_not_used(runs):
 
 
 def test_a_damaged_history_is_said_and_never_shown(runs):
-    copy = shutil.copytree(runs.folder / "clean", runs.folder / "history")
+    copy = runs.copy("history")
     text = (copy / "history.jsonl").read_text()
     (copy / "history.jsonl").write_text(text.replace('"step": 2', '"step": 1', 1))
     assert "history.jsonl is missing or damaged" in runs("compare", copy, code=2)

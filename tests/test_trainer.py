@@ -156,7 +156,7 @@ class Folder:
             mesh=make_mesh(),
             checkpoints=checkpoints,
             batches=more.get("batches", batches),
-            batch_stats=more.get("statistics"),
+            batch_stats=more.get("statistics", lambda plan, state: state.batch_stats),
             telemetry=telemetry,
             evaluate=metric or (lambda settings, params, stats: {METRIC: 0.5}),
             metric=METRIC,
@@ -172,7 +172,7 @@ class Folder:
             continue_after_failed_save=more.get("continue_after_failed_save", False),
             seed=0,
             should_stop=should_stop,
-            profiler=more.get("profiler"),
+            profiler=more.get("profiler", Profiler()),
         )
         try:
             with telemetry:
@@ -196,6 +196,14 @@ def folder(tmp_path):
     return Folder(tmp_path / "run")
 
 
+@pytest.fixture(scope="module")
+def undisturbed(tmp_path_factory):
+    """A whole run that nothing has stopped; read only."""
+    folder = Folder(tmp_path_factory.mktemp("undisturbed"))
+    folder.run()
+    return folder
+
+
 def test_stages_run_in_order_and_the_head_is_dropped(folder):
     last = folder.run()
     assert (last.stage, last.first_step, last.step, last.finished) == (
@@ -210,10 +218,8 @@ def test_stages_run_in_order_and_the_head_is_dropped(folder):
 
 @pytest.mark.parametrize("leave_after", [1, 3, 6, 7, 9])
 def test_left_at_any_step_and_resumed_it_is_the_same_run_bit_for_bit(
-    folder, tmp_path, leave_after
+    folder, undisturbed, leave_after
 ):
-    undisturbed = Folder(tmp_path / "undisturbed")
-    undisturbed.run()
     try:
         folder.run(leave_after=leave_after)
     except Preempted:
@@ -236,19 +242,26 @@ def test_a_state_of_another_structure_cannot_be_resumed_and_says_so(folder):
         folder.run(average="none")
 
 
+SWA = {"average": "swa", "statistics": statistics}
+
+
+@pytest.fixture(scope="module")
+def undisturbed_swa(tmp_path_factory):
+    folder = Folder(tmp_path_factory.mktemp("undisturbed_swa"))
+    folder.run(**SWA)
+    return folder
+
+
 @pytest.mark.parametrize("leave_after", [5, 9])
 def test_swa_with_statistics_of_its_own_is_the_same_run_when_left_and_resumed(
-    folder, tmp_path, leave_after
+    folder, undisturbed_swa, leave_after
 ):
-    more = {"average": "swa", "statistics": statistics}
-    undisturbed = Folder(tmp_path / "undisturbed")
-    undisturbed.run(**more)
     with pytest.raises(Preempted):
-        folder.run(leave_after=leave_after, **more)
-    folder.run(**more)
+        folder.run(leave_after=leave_after, **SWA)
+    folder.run(**SWA)
     for stage in ("both", "one"):
         last, model = folder.model(stage)
-        other_last, other = undisturbed.model(stage)
+        other_last, other = undisturbed_swa.model(stage)
         assert last == other_last
         jax.tree.map(np.testing.assert_array_equal, model, other)
 
@@ -471,14 +484,14 @@ def test_with_another_batch_size_it_goes_on_at_the_exact_example(folder):
 
 
 def test_with_a_divided_optimizer_state_a_run_left_and_resumed_ends_the_same(
-    folder, tmp_path
+    folder, undisturbed
 ):
-    whole = Folder(tmp_path / "whole")
-    whole.run()
     with pytest.raises(Preempted):
         folder.run(leave_after=3, shard_state=True)
     folder.run(shard_state=True)
-    ends = [each.model("one")[1]["params"]["classifier"] for each in (whole, folder)]
+    ends = [
+        each.model("one")[1]["params"]["classifier"] for each in (undisturbed, folder)
+    ]
     np.testing.assert_allclose(*ends, rtol=1e-5)
     assert folder.output.getvalue().count("train_step compiled 1 time(s)") == 2
 

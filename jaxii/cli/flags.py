@@ -2,7 +2,7 @@
 
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, TypedDict
 
 from absl import flags as absl_flags
 from ml_collections import config_flags
@@ -285,14 +285,23 @@ def existing(flags: Flags, name: str) -> AnyPath:
     return path
 
 
-def label_file_of(flags: Flags) -> dict[str, Any]:
+class LabelFile(TypedDict):
+    """How a label file is read; see `prepare.tables.labelled.read`."""
+
+    path_column: str
+    label_column: str
+    label_separator: str
+    fold_case: bool
+
+
+def label_file_of(flags: Flags) -> LabelFile:
     """Returns what `declare_label_file` declared, but for the file."""
-    return {
-        "path_column": flags.path_column,
-        "label_column": flags.label_column,
-        "label_separator": flags.label_separator or "",
-        "fold_case": flags.fold_case,
-    }
+    return LabelFile(
+        path_column=flags.path_column,
+        label_column=flags.label_column,
+        label_separator=flags.label_separator or "",
+        fold_case=flags.fold_case,
+    )
 
 
 def local(name: str, path: AnyPath) -> Path:

@@ -2,7 +2,6 @@
 
 import re
 from pathlib import Path
-from typing import Any
 
 from ml_collections import config_flags
 
@@ -11,6 +10,7 @@ from jaxii.cli.start import declare_processes, start_jax
 from jaxii.config import Config
 from jaxii.errors import InputError
 from jaxii.storage import AnyPath, at
+from jaxii.train.stages import Origin
 
 HELP = """\
 Trains every stage of a configuration, evaluates the result, and writes a report and a
@@ -84,12 +84,12 @@ def run(flags: Flags) -> None:
     )
 
 
-def _recipe(flags: Flags) -> dict[str, Any]:
+def _recipe(flags: Flags) -> Origin:
     """Returns the recipe's name, and its own values of the fields that flags change."""
     if flags.config is None:
         return {}
     holder = flags.values["config"]
-    own = {
+    own: dict[str, object] = {
         name: flags.values[f"config.{name}"].default
         for name in config_flags.get_override_values(holder)
     }

@@ -10,7 +10,7 @@ import math
 import os
 from collections.abc import Mapping
 from dataclasses import dataclass, field
-from typing import Any, BinaryIO
+from typing import BinaryIO
 
 import numpy as np
 import scipy.linalg
@@ -50,8 +50,8 @@ class LabelEmbedding:
     num_images: int
     num_pairs: int
     num_isolated: int
-    options: dict[str, Any]
-    provenance: dict[str, Any] = field(default_factory=dict)
+    options: Mapping[str, object]
+    provenance: Mapping[str, object] = field(default_factory=dict)
 
 
 def label_embedding(
@@ -147,7 +147,7 @@ def check_options(num_classes: int, dim: int, context_smoothing: float) -> None:
 def save(
     path: str | os.PathLike[str],
     embedding: LabelEmbedding,
-    provenance: Mapping[str, Any],
+    provenance: Mapping[str, object],
 ) -> None:
     """Writes an embedding as .npz, atomically.
 

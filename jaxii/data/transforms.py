@@ -4,8 +4,8 @@ The decoders and OpenCV release the GIL, so worker threads run in parallel.
 """
 
 import math
+from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Any
 
 import cv2
 import numpy as np
@@ -181,7 +181,7 @@ class EvalTransform:
         view = pixels[top : top + side, left : left + side]
         return np.ascontiguousarray(resize(view, self.size_pixels, self.size_pixels))
 
-    def describe(self) -> dict[str, Any]:
+    def describe(self) -> Mapping[str, object]:
         """Returns the numbers of this view and its steps in words, exact for OpenCV."""
         size, share = self.size_pixels, self.central_share
         scales = ", ".join(f"1/{shrink}" for shrink in JPEG_SHRINKS)

@@ -102,15 +102,8 @@ def _prepare(
 
 def _read(images: Path, labels: Path | None, **options: Any) -> Labelled:
     notes = Notes()
-    try:
-        with progress() as on_progress:
-            return labelled.read(
-                images, labels, notes, on_progress=on_progress, **options
-            )
-    finally:
-        # Printed after an error, too: the notes explain it.
-        for line in notes.lines:
-            say(line)
+    with notes.printed(), progress() as on_progress:
+        return labelled.read(images, labels, notes, on_progress=on_progress, **options)
 
 
 def _facts(

@@ -10,7 +10,7 @@ import pprint
 import textwrap
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, TypedDict
 
 from jaxii.prepare.recode import SHORT_SIDE
 
@@ -77,6 +77,14 @@ class Choice:
     why: str
 
 
+class StageFields(TypedDict):
+    """The fields of a `StageConfig` that a recipe gives."""
+
+    name: str
+    num_epochs: float
+    terms: Mapping[str, float]
+
+
 @dataclass(frozen=True)
 class Recipe:
     """The choices for a dataset.
@@ -88,7 +96,7 @@ class Recipe:
     """
 
     choices: Sequence[Choice]
-    stages: Sequence[Mapping[str, Any]]
+    stages: Sequence[StageFields]
     minutes: float
 
 
@@ -218,9 +226,9 @@ def _validation_fraction(facts: Facts) -> float:
     return max(0.1, round(share, 2))
 
 
-def stages(epochs: float) -> tuple[dict[str, Any], ...]:
+def stages(epochs: float) -> tuple[StageFields, ...]:
     """Returns `Config.stages` of the stock recipe."""
-    return ({"name": "classifier", "num_epochs": epochs, "terms": {"bce": 1.0}},)
+    return (StageFields(name="classifier", num_epochs=epochs, terms={"bce": 1.0}),)
 
 
 def text(facts: Facts, recipe: Recipe, command: str) -> str:

@@ -2,7 +2,7 @@
 
 import struct
 import threading
-from typing import Any
+from collections.abc import Mapping
 
 import cv2
 import numpy as np
@@ -72,7 +72,7 @@ def recode_and_decode(data: bytes, *, short_side: int) -> tuple[bytes, Pixels]:
         return _recode(data, kind, height, width, color, short_side)
 
 
-def describe(short_side: int) -> dict[str, Any]:
+def describe(short_side: int) -> Mapping[str, object]:
     """Returns the parameters of `recode` and its steps in words."""
     scales = ", ".join(f"1/{shrink}" for shrink in JPEG_SHRINKS)
     return {

@@ -30,7 +30,6 @@ from jaxii.prepare.recode import recode_and_decode
 from jaxii.storage import AnyPath, local_draft, names_in, write_beside, write_json
 
 SHARD_IMAGES = 1024
-ACCOUNT_KEYS = {"num_records", "faults", "digests", "file"}
 MAX_SHARDS = 512
 
 
@@ -67,6 +66,23 @@ class Plan:
 
 
 @dataclass(frozen=True)
+class Account:
+    """A written shard.
+
+    Attributes:
+      num_records: Number of its records.
+      faults: Why an image has no record, with its row of the split.
+      digests: One per image, see `Written`.
+      file: Size and hash of the shard.
+    """
+
+    num_records: int
+    faults: Sequence[tuple[int, str]]
+    digests: Sequence[str]
+    file: manifest.File
+
+
+@dataclass(frozen=True)
 class Written:
     """The written shards of a split.
 
@@ -77,7 +93,7 @@ class Written:
       faults: Why an image has no record, by its row in the plan.
       files: Size and hash of each shard, by name.
       digests: Hash of the image file of each row; "" if it cannot be read.
-      accounts: Account of each shard; see `write_shard`.
+      accounts: One per shard.
     """
 
     rows: np.ndarray
@@ -86,7 +102,7 @@ class Written:
     faults: dict[int, str]
     files: dict[str, manifest.File]
     digests: list[str]
-    accounts: list[dict]
+    accounts: Sequence[Account]
 
 
 def shard_paths(directory: AnyPath, plan: Plan) -> list[AnyPath]:
@@ -133,11 +149,11 @@ def write(
     shards = list(zip(shard_paths(directory, plan), plan.shards(), strict=True))
     # Reading from a bucket is bound by latency.
     is_local = all(isinstance(path, Path) for path in plan.paths[:1])
-    workers = num_workers or _num_cores() * (1 if is_local else 8)
+    workers = num_workers or num_cores() * (1 if is_local else 8)
     done = _Counter()
     present = names_in(directory)
 
-    def work(path: AnyPath, rows: range) -> dict:
+    def work(path: AnyPath, rows: range) -> Account:
         if {path.name, account_path(path).name} <= present:
             account = _finished(path, len(rows))
             if account is not None:
@@ -164,31 +180,34 @@ def write(
     return _written(len(plan), [path for path, _ in shards], parts)
 
 
-def _finished(path: AnyPath, num_images: int) -> dict | None:
+def _finished(path: AnyPath, num_images: int) -> Account | None:
     """Returns the account of an existing shard; None if it must be written again.
 
     Size and hash are compared, as a crash of the machine may truncate a file.
     """
     try:
-        account = json.loads(account_path(path).read_text())
-        whole = manifest.File(**account["file"]) == manifest.describe(path)
-        whole = whole and len(read_thumbnails(path)) == num_images
-        return account if whole and account.keys() == ACCOUNT_KEYS else None
+        stored = json.loads(account_path(path).read_text())
+        stored["file"] = manifest.File(**stored["file"])
+        stored["faults"] = [(row, why) for row, why in stored["faults"]]
+        account = Account(**stored)
+        whole = account.file == manifest.describe(path)
+        return account if whole and len(read_thumbnails(path)) == num_images else None
     except (OSError, ValueError, KeyError, TypeError):
         return None
 
 
-def _written(num_rows: int, paths: Sequence[AnyPath], parts: Sequence[dict]) -> Written:
-    faults = {row: why for part in parts for row, why in part["faults"]}
-    files = [manifest.File(**part["file"]) for part in parts]
+def _written(
+    num_rows: int, paths: Sequence[AnyPath], parts: Sequence[Account]
+) -> Written:
+    faults = {row: why for part in parts for row, why in part.faults}
     return Written(
         rows=np.array([row for row in range(num_rows) if row not in faults], np.int64),
-        shard_lengths=[part["num_records"] for part in parts],
-        num_bytes=sum(file.size_bytes for file in files),
+        shard_lengths=[part.num_records for part in parts],
+        num_bytes=sum(part.file.size_bytes for part in parts),
         faults=faults,
-        files={path.name: file for path, file in zip(paths, files, strict=True)},
-        digests=[digest for part in parts for digest in part["digests"]],
-        accounts=list(parts),
+        files={path.name: part.file for path, part in zip(paths, parts, strict=True)},
+        digests=[digest for part in parts for digest in part.digests],
+        accounts=parts,
     )
 
 
@@ -238,7 +257,7 @@ def write_shard(
     short_side: int,
     advance: Callable[[], None],
     left_out: Mapping[int, str] = MappingProxyType({}),
-) -> dict:
+) -> Account:
     """Writes one shard, then its thumbnails and its account.
 
     Args:
@@ -248,10 +267,6 @@ def write_shard(
       short_side: See `recode.recode`.
       advance: Called after each image; its exceptions stop the work.
       left_out: Why an image gets no record, by row of the split.
-
-    Returns:
-      The account: num_records, faults (pairs of row and reason), digests (one per
-      image, see `Written`), and file (size and hash of the shard).
     """
     faults: list[tuple[int, str]] = []
     digests: list[str] = []
@@ -279,16 +294,16 @@ def write_shard(
                 advance()
         finally:
             writer.close()
-        account = {
-            "num_records": len(part) - len(faults),
-            "faults": faults,
-            "digests": digests,
+        account = Account(
+            num_records=len(part) - len(faults),
+            faults=faults,
+            digests=digests,
             # Hashed here, while its bytes are in the page cache.
-            "file": asdict(manifest.describe(draft)),
-        }
+            file=manifest.describe(draft),
+        )
         small = thumbnails.tobytes()
         write_beside(thumbnails_path(path), lambda file: file.write(small), binary=True)
-        write_json(account_path(path), account)
+        write_json(account_path(path), asdict(account))
     return account
 
 
@@ -303,7 +318,7 @@ def one_thread_each() -> Iterator[None]:
         cv2.setNumThreads(before)
 
 
-def _num_cores() -> int:
+def num_cores() -> int:
     """Returns the number of cores that this process may use."""
     if hasattr(os, "sched_getaffinity"):
         return len(os.sched_getaffinity(0))

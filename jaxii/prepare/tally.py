@@ -1,7 +1,7 @@
 """Counts of what preparation read, kept and dropped, per file and split."""
 
 import json
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass, field, replace
 from typing import Any
 
@@ -95,7 +95,7 @@ def few(names: Iterable[str]) -> tuple[str, ...]:
     return tuple(name for name, _ in zip(names, range(NUM_EXAMPLES), strict=False))
 
 
-def _tallies(stored: list[dict[str, Any]]) -> tuple[Tally, ...]:
+def _tallies(stored: Sequence[Mapping[str, Any]]) -> tuple[Tally, ...]:
     return tuple(
         Tally(**{**t, "examples": {k: tuple(v) for k, v in t["examples"].items()}})
         for t in stored

@@ -89,7 +89,7 @@ def entries_of(
     ]
 
 
-def config_of(run: EvaluatedRun, ignored: Sequence[str]) -> dict[str, Any]:
+def config_of(run: EvaluatedRun, ignored: Sequence[str]) -> Mapping[str, Any]:
     """Returns a run's configuration without fields such as `data.directory`."""
     config = json.loads(json.dumps(run.config))
     for name in ignored:

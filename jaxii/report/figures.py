@@ -19,7 +19,8 @@ from matplotlib.ticker import FuncFormatter, LogLocator, NullFormatter
 from jaxii.evaluation.details import StageRow
 from jaxii.evaluation.result import SplitMetrics
 from jaxii.report.formatting import number_or_none, short_name
-from jaxii.report.run_files import Row, last_rows
+from jaxii.report.run_files import last_rows
+from jaxii.train.telemetry.history import Row
 
 WIDTH_INCHES = 9.6
 # A curve keeps this many points; a screen cannot show more.

@@ -55,26 +55,6 @@ def plain(split: str) -> str:
     return split.replace("_", " ")
 
 
-def flatten(tree: Any, prefix: str = "") -> dict[str, Any]:
-    """Returns the leaves of nested mappings and lists of mappings, in order.
-
-    Args:
-        tree: For example `{"optimizer": {"peak_lr": 0.1}, "stages": [{"name": "a"}]}`.
-        prefix: Start of every name.
-
-    Returns:
-        For example `{"optimizer.peak_lr": 0.1, "stages[0].name": "a"}`. A list of plain
-        values is one leaf.
-    """
-    if isinstance(tree, Mapping) and tree:
-        items = [(f"{prefix}.{k}" if prefix else str(k), v) for k, v in tree.items()]
-    elif is_list(tree) and any(isinstance(v, Mapping) for v in tree):
-        items = [(f"{prefix}[{i}]", v) for i, v in enumerate(tree)]
-    else:
-        return {prefix: tree}
-    return {k: v for name, value in items for k, v in flatten(value, name).items()}
-
-
 def as_text(value: Any) -> str:
     """Returns a configuration value as text, for example: 0.1, true, none, 1, 2, 3."""
     if value is None:

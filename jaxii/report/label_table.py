@@ -1,9 +1,8 @@
 """The labels of a page: a table that the script sorts and searches, and a map."""
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from html import escape
-from typing import Any
 
 import numpy as np
 from jaxtyping import Float64, Int
@@ -60,10 +59,10 @@ class LabelPanel:
     nearest: Sequence[Sequence[int]] = ()
     label_map: LabelMap | None = None
 
-    def data(self) -> dict[str, Any]:
+    def data(self) -> Mapping[str, object]:
         """Returns the JSON that the script reads."""
         names, codes = self.vocabulary.descriptions, self.vocabulary.codes
-        place: dict[str, Any] = {}
+        place: Mapping[str, object] = {}
         if self.label_map is not None:
             x, y = places(self.label_map)[0].T.tolist()
             cosines = self.label_map.cosines.astype(np.float64).round(2).tolist()

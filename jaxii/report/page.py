@@ -9,7 +9,6 @@ import functools
 import hashlib
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any
 
 import jinja2
 from markupsafe import Markup
@@ -21,7 +20,6 @@ from jaxii.report import figures, label_table, page_text
 from jaxii.report.formatting import (
     as_text,
     count,
-    flatten,
     interval,
     number,
     percent,
@@ -29,12 +27,13 @@ from jaxii.report.formatting import (
 )
 from jaxii.report.run_files import (
     SETS,
-    Row,
     images_per_second,
     last_rows,
     median,
     split_names,
 )
+from jaxii.train.stages import Origin
+from jaxii.train.telemetry.history import Row
 
 NO_DETAILS = Details()
 # Labels of an image that are shown, of each kind.
@@ -106,10 +105,10 @@ def render(
     result: EvaluationResult,
     *,
     history: Sequence[Row] = (),
-    config: Mapping[str, Any],
+    config: Mapping[str, object],
     stages: Sequence[StageRow] = (),
     details: Details = NO_DETAILS,
-    recipe: Mapping[str, Any] | None = None,
+    recipe: Origin | None = None,
 ) -> str:
     """Returns the report of an evaluated run as HTML.
 
@@ -117,11 +116,10 @@ def render(
         name: The heading.
         result: The figures.
         history: The training history.
-        config: The resolved configuration, nested.
+        config: Field of the resolved configuration -> value; see `config.flatten`.
         stages: The stages that have begun, in order.
         details: Labels, their map, and images.
-        recipe: `name` of the recipe, and `own`: its values of the fields that the
-            command line changed; None if unknown.
+        recipe: What the configuration was made from; None if unknown.
     """
     splits = {n: result.splits[n] for n in split_names(result.splits)}
     labels, drawn = details.labels, _figures(result, splits, history, stages, details)
@@ -130,7 +128,7 @@ def render(
         "labels": labels and label_table.of_run(labels, details.label_map),
         "gallery": details.gallery,
         "estimates": result.estimates,
-        "config": [(key, as_text(value)) for key, value in flatten(config).items()],
+        "config": [(key, as_text(value)) for key, value in config.items()],
         "training": drawn["training_figure"] or stages,
         **drawn,
     }

@@ -4,7 +4,6 @@ import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from datetime import datetime
-from typing import Any
 
 from jaxii.evaluation.provenance import PARTS, Provenance
 from jaxii.evaluation.result import (
@@ -13,7 +12,8 @@ from jaxii.evaluation.result import (
     SplitMetrics,
     recurring_notes,
 )
-from jaxii.report.formatting import ABSENT, as_text, count, flatten, number, short
+from jaxii.report.formatting import ABSENT, as_text, count, number, short
+from jaxii.train.stages import Origin
 
 # Unknown labels and unreadable images of a set that are named.
 MOST_NAMED = 20
@@ -129,18 +129,15 @@ def slice_tables(splits: Mapping[str, SplitMetrics]) -> list[SliceTable]:
     return tables
 
 
-def changed(
-    recipe: Mapping[str, Any], config: Mapping[str, Any]
-) -> list[tuple[str, str, str]]:
+def changed(recipe: Origin, config: Mapping[str, object]) -> list[tuple[str, str, str]]:
     """Returns the fields in which a run differs from its recipe, with both values.
 
     Args:
-      recipe: Empty, or with `own`: its values of the fields that were changed.
-      config: The resolved configuration, nested.
+      recipe: What the configuration was made from.
+      config: Field of the resolved configuration -> value.
     """
-    fields = flatten(config)
     return [
-        (field, as_text(own), as_text(fields.get(field)))
-        for field, own in (recipe.get("own") or {}).items()
-        if as_text(own) != as_text(fields.get(field))
+        (field, as_text(own), as_text(config.get(field)))
+        for field, own in recipe.get("own", {}).items()
+        if as_text(own) != as_text(config.get(field))
     ]

@@ -22,13 +22,11 @@ from jaxii.evaluation.result import (
 )
 from jaxii.report.formatting import number_or_none
 from jaxii.storage import AnyPath
-from jaxii.train.telemetry.history import HISTORY, read_history
+from jaxii.train.telemetry.history import HISTORY, Row, read_history
 
 SPLIT_ORDER = ("validation", "held_out", "tuning", "test")
 # The folder of the results on labelled sets, in a workdir.
 SETS = "sets"
-
-Row = Mapping[str, Any]
 
 
 @dataclass(frozen=True)

@@ -9,6 +9,7 @@ import numpy as np
 from jaxii.config import Config
 from jaxii.console import say
 from jaxii.data import label_embedding
+from jaxii.data.prepared import Data
 from jaxii.data.seen import SeenImages, hashes_of
 from jaxii.distributed import processes
 from jaxii.errors import InputError
@@ -83,11 +84,7 @@ def begin(
 
 def describe(run: Run) -> list[str]:
     """Returns the lines shown before a run: data, embedding, length."""
-    data, config = run.data, run.config
-    counts = ", ".join(f"{n} {s.num_examples}" for n, s in data.splits.items())
-    rows = [
-        f"data      {data.directory}: {len(data.vocabulary)} labels; images: {counts}"
-    ]
+    rows = [f"data      {in_words(run.data)}"]
     rows += [f"          {line}" for line in _left_out(run)]
     made = run.label_embedding
     if made is not None:
@@ -99,7 +96,7 @@ def describe(run: Run) -> list[str]:
     steps = sum(plan.stage.num_steps for plan in run.plans)
     rows.append(
         f"run       {run.workdir.path}: {len(run.plans)} stages, {steps} steps "
-        f"of {config.global_batch_size} images on {hardware()}"
+        f"of {run.config.global_batch_size} images on {hardware()}"
     )
     if isinstance(run.start, Trunk):
         rows.append(f"start     trunk from {run.start.origin}")
@@ -108,8 +105,14 @@ def describe(run: Run) -> list[str]:
                 f"          {run.start.left_out} left out: the file does not say "
                 "which label a row is"
             )
-    caveats = run.stage_provenance[config.stages[-1].name].caveats()
+    caveats = run.stage_provenance[run.config.stages[-1].name].caveats()
     return [f"CAVEAT    {caveat}" for caveat in caveats] + rows
+
+
+def in_words(data: Data) -> str:
+    """Returns where the data is, its number of labels, and its images by split."""
+    counts = ", ".join(f"{n} {s.num_examples}" for n, s in data.splits.items())
+    return f"{data.directory}: {len(data.vocabulary)} labels; images: {counts}"
 
 
 def _check_begun(run: Run) -> None:

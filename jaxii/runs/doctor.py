@@ -1,6 +1,5 @@
 """`doctor`: checks this machine and measures what would limit a run."""
 
-import os
 from pathlib import Path
 from typing import Any
 
@@ -14,6 +13,7 @@ from jaxii.doctor import checks
 from jaxii.doctor.speed import HEIGHT, WIDTH, Drawn
 from jaxii.errors import CheckFailed
 from jaxii.prepare import recipe as recipes
+from jaxii.prepare.shards import num_cores
 from jaxii.runs import assembly, speed
 from jaxii.runs.plan import Facts, facts_of
 from jaxii.runs.speed import Speed
@@ -56,7 +56,7 @@ def _speeds(config: Config, what: str) -> list[str]:
     """Measures input and step, and returns lines with both and the limit."""
     source, facts, of = _data(config)
     measured = speed.measure(config, source, facts)
-    cores, model = _num_cores(), config.model
+    cores, model = num_cores(), config.model
     size = config.data.image_size_pixels
     return [
         f"input     {measured.input:,.0f} images/s of {size} pixels, on {cores} cores "
@@ -93,7 +93,7 @@ def _usual_config() -> Config:
         has_validation=False,
         platform=jax.default_backend(),
         num_devices=jax.device_count(),
-        num_cores=_num_cores(),
+        num_cores=num_cores(),
         **USUAL,
     )
     # The number of epochs does not matter here.
@@ -128,9 +128,3 @@ def _data(config: Config) -> tuple[RandomAccess, Facts, str]:
     )
     drawn = f"JPEGs of {WIDTH}x{HEIGHT} in memory, for {absent}"
     return Drawn(), facts, drawn
-
-
-def _num_cores() -> int:
-    if hasattr(os, "sched_getaffinity"):
-        return len(os.sched_getaffinity(0))
-    return os.cpu_count() or 1

@@ -12,6 +12,7 @@ from typing import Any
 
 import numpy as np
 
+from jaxii.config import flatten
 from jaxii.console import progress, say
 from jaxii.data import index
 from jaxii.data.dataset import Split
@@ -130,23 +131,18 @@ def _measure(run: Run, name: str) -> tuple[Scoring, Accumulators, DecoderScores]
 
 def _read(run: Run, images: Path, labels: Path | None, **options: Any) -> Labelled:
     notes = Notes()
-    try:
-        with progress() as on_progress:
-            found = labelled.read(
-                images,
-                labels,
-                notes,
-                vocabulary=run.vocabulary,
-                on_progress=on_progress,
-                **options,
-            )
+    with notes.printed(), progress() as on_progress:
+        found = labelled.read(
+            images,
+            labels,
+            notes,
+            vocabulary=run.vocabulary,
+            on_progress=on_progress,
+            **options,
+        )
         if "split" in found.extra:
             notes.assumed("all images are measured, whatever their split")
         return found
-    finally:
-        # Printed after an error, too: the notes explain it.
-        for line in notes.lines:
-            say(line)
 
 
 def _data_of(run: Run, found: Labelled, images: Path, name: str) -> Data:
@@ -249,7 +245,7 @@ def _write(
     page = render(
         f"{name}: {workdir.path.absolute().name}",
         result,
-        config=run.config.to_dict(),
+        config=flatten(run.config.to_dict()),
         details=Details(labels=labels, gallery=gallery),
     )
     # Without the manifest no file of the set is used.

@@ -2,11 +2,11 @@
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any
 
 import jax.numpy as jnp
 import numpy as np
 
+from jaxii.config import flatten
 from jaxii.console import say
 from jaxii.data.prepared import Data
 from jaxii.data.transforms import thumbnail
@@ -29,7 +29,7 @@ from jaxii.runs.run import Run
 from jaxii.runs.workdir import Workdir
 from jaxii.storage import AnyPath, locked, write_json, write_text
 from jaxii.train.checkpoint import Checkpoints
-from jaxii.train.stages import Saved, choose
+from jaxii.train.stages import Origin, Saved, choose
 from jaxii.train.telemetry.history import read_history
 from jaxii.train.trainer import StagePlan
 
@@ -114,7 +114,7 @@ def _write(
         files["report.html"].parent.absolute().name,
         evaluation,
         history=[] if run.history_fault else read_history(workdir.history_file),
-        config=run.config.to_dict(),
+        config=flatten(run.config.to_dict()),
         stages=rows,
         details=_details(run, labels, measured),
         recipe=_recipe(run),
@@ -193,12 +193,12 @@ def _write_submission(
         )
 
 
-def _recipe(run: Run) -> Mapping[str, Any]:
+def _recipe(run: Run) -> Origin:
     """Returns the recipe and flags that the configuration was made from."""
     recipe = run.checkpoints.metadata(run.saved).recipe
     # An evaluation may use other data.
     directory = run.workdir.config().data.directory
-    if recipe and directory != run.config.data.directory:
+    if directory != run.config.data.directory and "own" in recipe:
         recipe["own"].setdefault("data.directory", directory)
     return recipe
 

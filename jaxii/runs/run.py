@@ -44,7 +44,7 @@ from jaxii.train.initial_weights import (
     InitialWeights,
     PretrainedWeights,
 )
-from jaxii.train.stages import Saved
+from jaxii.train.stages import Origin, Saved
 from jaxii.train.state import Tree
 from jaxii.train.trainer import StagePlan
 
@@ -541,7 +541,7 @@ class Run(AbstractContextManager["Run"]):
         self,
         saved: Saved,
         *,
-        recipe: Mapping[str, Any],
+        recipe: Origin,
         files: Mapping[str, File],
         history: File | None,
         train_step_compilations: int,

@@ -1,11 +1,10 @@
 """`train`: trains the remaining stages, then evaluates and reports."""
 
 import itertools
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 from contextlib import ExitStack
 from functools import partial
 from pathlib import Path
-from typing import Any
 
 import jax
 
@@ -17,12 +16,13 @@ from jaxii.evaluation.predictor import Model, make_predict
 from jaxii.evaluation.result import hardware
 from jaxii.planner.topology import peak_flops
 from jaxii.runs import assembly
-from jaxii.runs.begin import begin, describe
+from jaxii.runs.begin import begin, describe, in_words
 from jaxii.runs.evaluate import measure
 from jaxii.runs.run import Run
 from jaxii.runs.workdir import Workdir
 from jaxii.storage import held
 from jaxii.train.batch_norm import reestimate
+from jaxii.train.stages import Origin
 from jaxii.train.state import TrainState, Tree
 from jaxii.train.step import StepSettings
 from jaxii.train.telemetry.images import make_images
@@ -56,7 +56,7 @@ def train(
     change_batch_size: bool = False,
     profile_steps: tuple[int, int] = (0, 0),
     verify: bool = False,
-    recipe: Mapping[str, Any] | None = None,
+    recipe: Origin | None = None,
 ) -> None:
     """Trains the remaining stages, then evaluates, reports and writes answers.
 
@@ -66,8 +66,7 @@ def train(
       change_batch_size: let a run go on with batches of another size.
       profile_steps: first and last step of a trace; equal ones for none.
       verify: read and hash every byte of the data first.
-      recipe: what the configuration came of, for the report: `name`, and `own`, its
-        values of the fields that were changed.
+      recipe: what the configuration was made from, for the report.
 
     Raises:
       InputError: If something cannot be used, or another process trains in the workdir.
@@ -91,7 +90,7 @@ def _train(
     run: Run,
     should_stop: Callable[[int], bool],
     profiler: Profiler,
-    recipe: Mapping[str, Any],
+    recipe: Origin,
 ) -> None:
     """Trains a run that has begun, evaluates it and closes its checkpoints."""
     for line in describe(run):
@@ -134,11 +133,10 @@ def _trackers(run: Run, start_step: int) -> Trackers:
     """Opens the trackers of a run; only the lead process has any."""
     if not processes.is_lead():
         return Trackers({}, say)
-    data, config = run.data, run.config
-    counts = ", ".join(f"{n} {s.num_examples}" for n, s in data.splits.items())
+    config = run.config
     about = {
         "workdir": str(run.workdir.path),
-        "data": f"{data.directory}: {len(data.vocabulary)} labels; images: {counts}",
+        "data": in_words(run.data),
         "hardware": hardware(),
         "configuration": config.content_hash(),
     }
@@ -196,7 +194,7 @@ def make_trainer(
     batches: TrainBatches,
     should_stop: Callable[[int], bool],
     profiler: Profiler | None = None,
-    recipe: Mapping[str, Any],
+    recipe: Origin,
 ) -> Trainer:
     """Assembles the trainer of a run; see `Trainer`."""
     config, data = run.config, run.data
@@ -221,7 +219,7 @@ def make_trainer(
         ),
         seed=config.seed,
         should_stop=should_stop,
-        profiler=profiler,
+        profiler=profiler or Profiler(),
     )
 
 

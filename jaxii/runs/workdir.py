@@ -287,7 +287,7 @@ class Workdir:
             "restore it, or use another --workdir."
         )
 
-    def _refuse_another(self, fields: dict[str, Any], free: Sequence[str]) -> None:
+    def _refuse_another(self, fields: Mapping[str, Any], free: Sequence[str]) -> None:
         before = self.config().to_dict()
         differing = _differing(before, fields, *free)
         if differing:

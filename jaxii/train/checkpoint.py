@@ -29,7 +29,7 @@ from jaxii.errors import InputError, nearest
 from jaxii.manifest import File, Manifest
 from jaxii.storage import AnyPath, at, names_in
 from jaxii.train.checkpoint_manager import REPLACED, make_manager, save, split, start
-from jaxii.train.stages import Saved, choose
+from jaxii.train.stages import Origin, Saved, choose
 from jaxii.train.state import TrainState, Tree
 
 
@@ -60,8 +60,7 @@ class CheckpointMetadata:
     Attributes:
       provenance: JSON of `evaluation.provenance.Provenance`.
       config: The resolved configuration, nested.
-      recipe: Name of the recipe, and `own`, its values of the fields that the command
-        line changed; empty if unknown.
+      recipe: What the configuration was made from.
       data_hash: Content hash of the dataset.
       files: The files of the workdir that the checkpoint belongs to.
       train_step_compilations: Number of compilations of the stage's train step.
@@ -73,7 +72,7 @@ class CheckpointMetadata:
     provenance: Mapping[str, Any]
     config_hash: str
     config: Mapping[str, Any]
-    recipe: Mapping[str, Any]
+    recipe: Origin
     data_hash: str
     files: Mapping[str, File]
     train_step_compilations: int

@@ -10,7 +10,6 @@ clipping and trust ratios need: `gradient_norm`, `squared_norms`.
 
 import math
 from collections.abc import Callable
-from dataclasses import dataclass
 from typing import Any
 
 import jax
@@ -19,16 +18,12 @@ import optax
 
 from jaxii.errors import InputError
 
-
-@dataclass(frozen=True, kw_only=True)
-class Hyperparameters:
-    """Hyperparameters of all optimizers; see `make_optimizer`."""
-
-    weight_decay: float
-    momentum: float
-    b1: float
-    b2: float
-    trust_coefficient: float
+# Decays of Adam's means of gradients and of squared gradients.
+B1, B2 = 0.9, 0.999
+# Step of LARS as a share of a kernel's norm.
+TRUST_COEFFICIENT = 0.001
+# Makes the rule from the learning rate, the weight decay and the momentum.
+Make = Callable[[optax.Schedule, float, float], optax.GradientTransformation]
 
 
 def decay_mask(params: Any) -> Any:
@@ -86,47 +81,50 @@ def _scale_by_learning_rate(schedule: optax.Schedule):
     return optax.GradientTransformationExtraArgs(optax.init_empty_state, update)
 
 
-def _sgd(schedule: optax.Schedule, hyper: Hyperparameters):
+def _sgd(schedule: optax.Schedule, weight_decay: float, momentum: float):
     """SGD with Nesterov momentum; L2 decay is added to the gradient."""
     return optax.chain(
-        optax.add_decayed_weights(hyper.weight_decay, decay_mask),
-        optax.trace(hyper.momentum, nesterov=True),
+        optax.add_decayed_weights(weight_decay, decay_mask),
+        optax.trace(momentum, nesterov=True),
         _scale_by_learning_rate(schedule),
     )
 
 
-def _adamw(schedule: optax.Schedule, hyper: Hyperparameters):
+def _adamw(schedule: optax.Schedule, weight_decay: float, momentum: float):
     """AdamW (Loshchilov and Hutter 2019): decoupled decay, scaled by the rate only."""
     return optax.chain(
-        optax.scale_by_adam(b1=hyper.b1, b2=hyper.b2),
-        optax.add_decayed_weights(hyper.weight_decay, decay_mask),
+        optax.scale_by_adam(b1=B1, b2=B2),
+        optax.add_decayed_weights(weight_decay, decay_mask),
         _scale_by_learning_rate(schedule),
     )
 
 
-def _lars(schedule: optax.Schedule, hyper: Hyperparameters):
+def _lars(schedule: optax.Schedule, weight_decay: float, momentum: float):
     """LARS (You et al. 2017): SGD whose step is scaled to each kernel's norm."""
     return optax.chain(
-        optax.add_decayed_weights(hyper.weight_decay, decay_mask),
-        _scale_by_trust_ratio(hyper.trust_coefficient),
+        optax.add_decayed_weights(weight_decay, decay_mask),
+        _scale_by_trust_ratio(TRUST_COEFFICIENT),
         _scale_by_learning_rate(schedule),
-        optax.trace(hyper.momentum, nesterov=True),
+        optax.trace(momentum, nesterov=True),
     )
 
 
-def _lamb(schedule: optax.Schedule, hyper: Hyperparameters):
+def _lamb(schedule: optax.Schedule, weight_decay: float, momentum: float):
     """LAMB (You et al. 2020): Adam whose step is scaled to each kernel's norm."""
     return optax.chain(
-        optax.scale_by_adam(b1=hyper.b1, b2=hyper.b2, eps=1e-6),
-        optax.add_decayed_weights(hyper.weight_decay, decay_mask),
+        optax.scale_by_adam(b1=B1, b2=B2, eps=1e-6),
+        optax.add_decayed_weights(weight_decay, decay_mask),
         _scale_by_trust_ratio(1.0),
         _scale_by_learning_rate(schedule),
     )
 
 
-OPTIMIZERS: dict[
-    str, Callable[[optax.Schedule, Hyperparameters], optax.GradientTransformation]
-] = {"sgd": _sgd, "adamw": _adamw, "lars": _lars, "lamb": _lamb}
+OPTIMIZERS: dict[str, Make] = {
+    "sgd": _sgd,
+    "adamw": _adamw,
+    "lars": _lars,
+    "lamb": _lamb,
+}
 
 
 def make_optimizer(
@@ -135,9 +133,6 @@ def make_optimizer(
     schedule: optax.Schedule,
     weight_decay: float,
     momentum: float = 0.9,
-    b1: float = 0.9,
-    b2: float = 0.999,
-    trust_coefficient: float = 0.001,
     clip_norm: float | None = None,
 ) -> optax.GradientTransformation:
     """Builds an optimizer: clip by global norm, then the named rule.
@@ -147,9 +142,6 @@ def make_optimizer(
       schedule: Learning rate as a function of `stage_step`.
       weight_decay: At least 0; applies to kernels only (`decay_mask`).
       momentum: In [0, 1); sgd and lars.
-      b1: Decay of the mean of gradients, in [0, 1); adamw and lamb.
-      b2: Decay of the mean of squared gradients, in [0, 1); adamw and lamb.
-      trust_coefficient: Above 0; lars.
       clip_norm: Largest global norm of the gradient, above 0; None does not clip.
 
     Returns:
@@ -165,21 +157,11 @@ def make_optimizer(
         )
     if not (math.isfinite(weight_decay) and weight_decay >= 0):
         raise InputError(f"weight_decay={weight_decay}; at least 0; use 0 for none")
-    for field, value in (("momentum", momentum), ("b1", b1), ("b2", b2)):
-        if not 0.0 <= value < 1.0:
-            raise InputError(f"{field}={value}; at least 0, below 1; 0.9 is usual")
-    if not trust_coefficient > 0:
-        raise InputError(f"trust_coefficient={trust_coefficient}; above 0; use 0.001")
+    if not 0.0 <= momentum < 1.0:
+        raise InputError(f"momentum={momentum}; at least 0, below 1; 0.9 is usual")
     if clip_norm is not None and not clip_norm > 0:
         raise InputError(f"clip_norm={clip_norm}; above 0 or None; None does not clip")
-    hyper = Hyperparameters(
-        weight_decay=weight_decay,
-        momentum=momentum,
-        b1=b1,
-        b2=b2,
-        trust_coefficient=trust_coefficient,
-    )
-    rule = OPTIMIZERS[name](schedule, hyper)
+    rule = OPTIMIZERS[name](schedule, weight_decay, momentum)
     if clip_norm is not None:
         rule = optax.chain(_clip(clip_norm), rule)
     return _with_standard_promotion(rule)

@@ -3,7 +3,7 @@
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, TypedDict
 
 ENTERS_FROM = ("best", "last")
 
@@ -65,6 +65,18 @@ class Saved:
     metric: float | None = None
     evaluations: tuple[tuple[int, float], ...] = ()
     finished: bool = False
+
+
+class Origin(TypedDict, total=False):
+    """What the configuration of a run was made from; empty if unknown.
+
+    Attributes:
+      name: The file of the recipe, and its preset behind a colon.
+      own: The recipe's values of the fields that the command line changed.
+    """
+
+    name: str
+    own: dict[str, object]
 
 
 @dataclass(frozen=True)

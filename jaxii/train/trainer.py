@@ -24,7 +24,6 @@ from jaxii.distributed.mesh import divided, replicated, to_devices
 from jaxii.errors import InputError
 from jaxii.train.checkpoint import CheckpointMetadata, Checkpoints, FailedSave
 from jaxii.train.initial_weights import (
-    FRESH,
     CheckpointWeights,
     FreshWeights,
     Init,
@@ -89,10 +88,11 @@ class StagePlan:
         return self.state_of(*self.init(key), step=0)
 
 
+@dataclass(frozen=True, kw_only=True, eq=False)
 class Trainer:
     """Trains a run's stages one after another.
 
-    Args:
+    Attributes:
       plans: The stages in order.
       mesh: The devices.
       checkpoints: The run's checkpoints; it is resumed from the last one.
@@ -102,7 +102,7 @@ class Trainer:
       metric: Figure that chooses a stage's best checkpoint and ends it on a plateau.
         Greater is better.
       batch_stats: `batch_stats(plan, state)`, the BatchNorm statistics that a state is
-        evaluated and saved with; None takes those of the state.
+        evaluated and saved with.
       initial_weights: Where the first stage starts from.
       label_embeddings: [class, embed] float32; None without an embedding head.
       metadata: `metadata(saved, history=, train_step_compilations=)`, what a checkpoint
@@ -119,49 +119,25 @@ class Trainer:
       profiler: Traces some steps.
     """
 
-    def __init__(
-        self,
-        *,
-        plans: Sequence[StagePlan],
-        mesh: Mesh,
-        checkpoints: Checkpoints,
-        telemetry: Telemetry,
-        batches: Callable[[str, int], Iterator[Batch]],
-        evaluate: Callable[[StepSettings, Tree, Tree], dict[str, float]],
-        metric: str,
-        batch_stats: Callable[[StagePlan, TrainState], Tree] | None = None,
-        initial_weights: InitialWeights = FRESH,
-        label_embeddings: Float[Array, "class embed"] | None = None,
-        metadata: Callable[..., CheckpointMetadata],
-        global_batch_size: int,
-        evaluate_every_steps: int,
-        log_every_steps: int,
-        most_skipped_steps: int,
-        continue_after_failed_save: bool = False,
-        seed: int,
-        should_stop: Callable[[int], bool] = lambda step: False,
-        profiler: Profiler | None = None,
-    ):
-        self._plans = {plan.stage.name: plan for plan in plans}
-        self._stages = [plan.stage for plan in plans]
-        self._mesh = mesh
-        self._checkpoints = checkpoints
-        self._telemetry = telemetry
-        self._batches = batches
-        self._evaluate = evaluate
-        self._metric = metric
-        self._batch_stats = batch_stats or (lambda plan, state: state.batch_stats)
-        self._initial_weights = initial_weights
-        self._label_embeddings = label_embeddings
-        self._metadata = metadata
-        self._global_batch_size = global_batch_size
-        self._evaluate_every_steps = evaluate_every_steps
-        self._log_every_steps = log_every_steps
-        self._most_skipped_steps = most_skipped_steps
-        self._continue_after_failed_save = continue_after_failed_save
-        self._seed = seed
-        self._should_stop = should_stop
-        self._profiler = profiler or Profiler()
+    plans: Sequence[StagePlan]
+    mesh: Mesh
+    checkpoints: Checkpoints
+    telemetry: Telemetry
+    batches: Callable[[str, int], Iterator[Batch]]
+    evaluate: Callable[[StepSettings, Tree, Tree], dict[str, float]]
+    metric: str
+    batch_stats: Callable[[StagePlan, TrainState], Tree]
+    initial_weights: InitialWeights
+    label_embeddings: Float[Array, "class embed"] | None
+    metadata: Callable[..., CheckpointMetadata]
+    global_batch_size: int
+    evaluate_every_steps: int
+    log_every_steps: int
+    most_skipped_steps: int
+    continue_after_failed_save: bool
+    seed: int
+    should_stop: Callable[[int], bool]
+    profiler: Profiler
 
     def run(self) -> Saved:
         """Trains every stage that has not ended; returns the last checkpoint.
@@ -174,27 +150,31 @@ class Trainer:
         """
         try:
             while True:
-                action = next_action(self._stages, self._checkpoints.saved())
+                action = next_action(self._stages, self.checkpoints.saved())
                 if isinstance(action, Done):
                     return action.last
                 self._train_stage(action)
         finally:
-            outcome = self._profiler.close()
+            outcome = self.profiler.close()
             if outcome:
-                self._telemetry.note(outcome)
+                self.telemetry.note(outcome)
+
+    @property
+    def _stages(self) -> list[Stage]:
+        return [plan.stage for plan in self.plans]
 
     def _train_stage(self, action: Enter | Resume) -> None:
         """Trains a stage to its end; raises `Preempted` if asked to stop before."""
-        plan = self._plans[action.stage.name]
+        plan = self.plans[self._stages.index(action.stage)]
         state, saved = self._begin_stage(plan, action)
         self._announce(action, saved)
-        train_step = make_train_step(plan.settings, self._mesh)
-        batches = self._batches(plan.stage.split, saved.example)
-        label_embeddings = self._label_embeddings if plan.stage.embedding_head else None
+        train_step = make_train_step(plan.settings, self.mesh)
+        batches = self.batches(plan.stage.split, saved.example)
+        label_embeddings = self.label_embeddings if plan.stage.embedding_head else None
         window: list[Metrics] = []
         ahead: collections.deque[jax.Array] = collections.deque()
         while not saved.finished:
-            self._profiler.at(saved.step, list(ahead))
+            self.profiler.at(saved.step, list(ahead))
             batch = self._next_batch(batches)
             # Named as TensorBoard's profile page expects it.
             traced = jax.profiler.StepTraceAnnotation("train", step_num=saved.step)
@@ -204,27 +184,27 @@ class Trainer:
             saved = replace(
                 saved,
                 step=saved.step + 1,
-                example=saved.example + self._global_batch_size,
+                example=saved.example + self.global_batch_size,
                 metric=None,
             )
             window.append(metrics)
             ahead.append(metrics["objective"])
             if len(ahead) > STEPS_AHEAD:
                 jax.block_until_ready(ahead.popleft())
-            self._succeeds(self._checkpoints.check)
+            self._succeeds(self.checkpoints.check)
             stage_step = self._stage_step(saved)
-            stop = self._should_stop(saved.step)
+            stop = self.should_stop(saved.step)
             evaluate = (
                 stage_step >= plan.stage.num_steps
-                or stage_step % self._evaluate_every_steps == 0
+                or stage_step % self.evaluate_every_steps == 0
             )
-            if evaluate or stop or stage_step % self._log_every_steps == 0:
-                self._telemetry.log_train(saved.step, _mean(window))
+            if evaluate or stop or stage_step % self.log_every_steps == 0:
+                self.telemetry.log_train(saved.step, _mean(window))
                 self._check_finite(window[-1], saved)
                 window.clear()
             if evaluate or stop:
-                with self._telemetry.paused():
-                    state = replace(state, batch_stats=self._batch_stats(plan, state))
+                with self.telemetry.paused():
+                    state = replace(state, batch_stats=self.batch_stats(plan, state))
                     if evaluate:
                         saved = self._evaluated(plan, state, saved)
                     self._save(state, saved, train_step, wait=stop or saved.finished)
@@ -232,7 +212,7 @@ class Trainer:
                 raise Preempted(
                     f"saved at step {saved.step} of stage {plan.stage.name}"
                 )
-        self._telemetry.note(
+        self.telemetry.note(
             f"stage {plan.stage.name}: ended at step {saved.step}, train_step compiled "
             f"{train_step._cache_size()} time(s)"
         )
@@ -257,10 +237,10 @@ class Trainer:
             example=action.example,
             first_example=action.example,
         )
-        weights = self._initial_weights
+        weights = self.initial_weights
         if action.start is not None:
             weights = CheckpointWeights(
-                checkpoints=self._checkpoints,
+                checkpoints=self.checkpoints,
                 saved=action.start,
                 source=f"stage {action.start.stage}",
             )
@@ -268,11 +248,11 @@ class Trainer:
 
     def _resumed(self, plan: StagePlan, saved: Saved) -> TrainState:
         """Returns the state of a checkpoint of this stage."""
-        key = derive_key(self._seed, "init")
+        key = derive_key(self.seed, "init")
         shapes = jax.eval_shape(plan.fresh_state, key)
-        like = state_shapes(shapes, self._mesh, plan.settings.shard_state)
+        like = state_shapes(shapes, self.mesh, plan.settings.shard_state)
         try:
-            state = self._checkpoints.restore_state(saved, like)
+            state = self.checkpoints.restore_state(saved, like)
         except ValueError as error:
             reason = str(error).splitlines()[0].rstrip(":")
             raise InputError(
@@ -286,7 +266,7 @@ class Trainer:
         self, plan: StagePlan, weights: InitialWeights, step: int
     ) -> TrainState:
         """Returns the state at the start of a stage, after `step` updates in all."""
-        key = derive_key(self._seed, "init")
+        key = derive_key(self.seed, "init")
 
         def make(params: Tree, batch_stats: Tree) -> TrainState:
             return plan.state_of(params, batch_stats, step)
@@ -296,7 +276,7 @@ class Trainer:
 
         if isinstance(weights, FreshWeights):
             return self._placed(plan, make_fresh, key)
-        whole = replicated(self._mesh)
+        whole = replicated(self.mesh)
         return self._placed(plan, make, *weights.load(plan.init, key, whole))
 
     def _placed(
@@ -304,7 +284,7 @@ class Trainer:
     ) -> TrainState:
         """Returns a state that is made in its place, so that no device has it twice."""
         shapes = jax.eval_shape(make, *args)
-        shardings = state_shardings(shapes, self._mesh, plan.settings.shard_state)
+        shardings = state_shardings(shapes, self.mesh, plan.settings.shard_state)
         return jax.jit(make, out_shardings=shardings)(*args)
 
     def _announce(self, action: Enter | Resume, saved: Saved) -> None:
@@ -312,17 +292,17 @@ class Trainer:
         left = self._stages[self._stages.index(stage) :]
         first_step = saved.step - self._stage_step(saved)
         ends_early = [each.plateau_evaluations > 0 for each in left]
-        self._telemetry.start_stage(
+        self.telemetry.start_stage(
             stage.name,
             first_step=first_step,
             num_steps=stage.num_steps,
-            images_per_step=self._global_batch_size,
+            images_per_step=self.global_batch_size,
             step=saved.step,
             total_steps=first_step + sum(each.num_steps for each in left),
             may_end_early=(ends_early[0], any(ends_early)),
         )
         if isinstance(action, Resume):
-            self._telemetry.saved(action.start.step, before=True)
+            self.telemetry.saved(action.start.step, before=True)
             start = f"resuming at step {action.start.step}"
         elif action.start is not None:
             start = (
@@ -330,41 +310,41 @@ class Trainer:
                 f"({stage.enters_from})"
             )
         else:
-            start = f"starting from {self._initial_weights.source}"
-        self._telemetry.note(f"stage {stage.name}: {start}")
+            start = f"starting from {self.initial_weights.source}"
+        self.telemetry.note(f"stage {stage.name}: {start}")
 
     def _stage_step(self, saved: Saved) -> int:
         """Returns the updates of the stage at the batch size of this run.
 
         A stage that began with another batch size counts its examples, not its updates.
         """
-        return (saved.example - saved.first_example) // self._global_batch_size
+        return (saved.example - saved.first_example) // self.global_batch_size
 
     def _next_batch(self, batches: Iterator[Batch]) -> dict[str, jax.Array]:
         start = time.monotonic()
         batch = next(batches)
-        self._telemetry.waited(time.monotonic() - start)
-        return to_devices(batch, divided(self._mesh))
+        self.telemetry.waited(time.monotonic() - start)
+        return to_devices(batch, divided(self.mesh))
 
     def _count_flops(self, plan: StagePlan, train_step: Any, *args: Any) -> None:
-        if self._telemetry.wants_flops:
-            with self._telemetry.paused():
+        if self.telemetry.wants_flops:
+            with self.telemetry.paused():
                 flops = step_flops(train_step, *args)
-                self._telemetry.step_takes(flops * plan.settings.micro_batches)
+                self.telemetry.step_takes(flops * plan.settings.micro_batches)
 
     def _evaluated(self, plan: StagePlan, state: TrainState, saved: Saved) -> Saved:
         """Returns the record with an evaluation of the state; ends the stage if due."""
-        figures = self._evaluate(
+        figures = self.evaluate(
             plan.settings, state.params_to_evaluate(), state.batch_stats
         )
-        metric = float(figures[self._metric])
+        metric = float(figures[self.metric])
         evaluations = (*saved.evaluations, (saved.step, metric))
         ended = has_ended(plan.stage, self._stage_step(saved), evaluations)
         saved = replace(saved, evaluations=evaluations, finished=ended)
         if plan.stage.split == "train":
             # Without a metric the last checkpoint of a stage is its best.
             saved = replace(saved, metric=metric)
-        self._telemetry.log_evaluation(saved.step, figures)
+        self.telemetry.log_evaluation(saved.step, figures)
         return saved
 
     def _save(
@@ -374,38 +354,38 @@ class Trainer:
 
         What is waited for is needed afterwards: if saving it fails, it is tried again.
         """
-        metadata = self._metadata(
+        metadata = self.metadata(
             saved,
-            history=self._telemetry.history(),
+            history=self.telemetry.history(),
             train_step_compilations=train_step._cache_size(),
         )
 
         def start() -> None:
-            self._checkpoints.save(metadata, state)
-            self._telemetry.saved(saved.step)
+            self.checkpoints.save(metadata, state)
+            self.telemetry.saved(saved.step)
 
-        self._succeeds(self._checkpoints.wait)
+        self._succeeds(self.checkpoints.wait)
         started = self._succeeds(start)
         if wait:
-            if not (started and self._succeeds(self._checkpoints.wait)):
+            if not (started and self._succeeds(self.checkpoints.wait)):
                 start()
-            self._checkpoints.wait()
+            self.checkpoints.wait()
 
     def _succeeds(self, act: Callable[[], None]) -> bool:
         """Runs what may raise `FailedSave`; reports it if the run continues anyway."""
         try:
             act()
         except FailedSave as failure:
-            if not self._continue_after_failed_save:
+            if not self.continue_after_failed_save:
                 raise
-            self._telemetry.saved(failure.last)
-            self._telemetry.note(f"{failure} Training goes on without it.")
+            self.telemetry.saved(failure.last)
+            self.telemetry.note(f"{failure} Training goes on without it.")
             return False
         return True
 
     def _check_finite(self, metrics: Metrics, saved: Saved) -> None:
         in_a_row = int(metrics["skipped_in_a_row"])
-        if in_a_row >= self._most_skipped_steps:
+        if in_a_row >= self.most_skipped_steps:
             raise Diverged(
                 f"{in_a_row} updates in a row up to step {saved.step} had gradients "
                 "that are not finite; the last checkpoint is good: lower the learning "

@@ -1,7 +1,9 @@
 """Notes on what was found, assumed and left out while reading data."""
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Iterator, Sequence
+from contextlib import contextmanager
 
+from jaxii.console import say
 from jaxii.prepare.tally import few
 
 
@@ -10,6 +12,15 @@ class Notes:
 
     def __init__(self):
         self.lines: list[str] = []
+
+    @contextmanager
+    def printed(self) -> Iterator[None]:
+        """Prints the notes at the end, also after an error, which they explain."""
+        try:
+            yield
+        finally:
+            for line in self.lines:
+                say(line)
 
     def found(self, text: str) -> None:
         """Notes a fact."""

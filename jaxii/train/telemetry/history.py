@@ -2,6 +2,7 @@
 
 import json
 import math
+from collections.abc import Mapping
 from os import PathLike
 from pathlib import Path
 from typing import Any
@@ -12,14 +13,18 @@ HISTORY = "history.jsonl"
 RESUME = "resume"
 
 
-def read_history(path: str | PathLike[str]) -> list[dict[str, Any]]:
+# A line of the file: `kind`, `step`, and metrics by name.
+Row = Mapping[str, Any]
+
+
+def read_history(path: str | PathLike[str]) -> list[Row]:
     """Returns the rows of a history file by step; non-finite metrics are NaN.
 
     Skips rows that a killed run wrote after the step it was resumed from, earlier rows
     of the same (kind, step) and incomplete lines. A missing file has no rows.
     """
     path = at(path)
-    rows: dict[tuple[str, int], dict[str, Any]] = {}
+    rows: dict[tuple[str, int], Row] = {}
     if not path.exists():
         return []
     for line in path.read_bytes().decode(errors="replace").splitlines():
@@ -43,7 +48,7 @@ def drop_partial_line(path: Path) -> bool:
     return True
 
 
-def _parse_row(line: str) -> dict[str, Any] | None:
+def _parse_row(line: str) -> Row | None:
     try:
         row = json.loads(line)
     except json.JSONDecodeError:
