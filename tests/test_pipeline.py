@@ -275,6 +275,13 @@ def test_padding_has_no_label_and_is_black():
     assert not batch["images"][3].any()
 
 
+def test_a_padded_batch_has_the_types_of_a_full_one():
+    ((padded,),), ((full,),) = evaluate(3, batch=4), evaluate(4, batch=4)
+    types = [{name: x.dtype for name, x in batch.items()} for batch in (padded, full)]
+    assert types[0] == types[1]
+    assert types[0]["label_ids"] == np.int32
+
+
 def test_of_equally_sure_labels_those_of_lower_id_fill_the_slots():
     record = {
         "label_ids": np.array([6, 2, 4], np.int32),
