@@ -3,7 +3,7 @@
 import numpy as np
 import pytest
 
-from jaxii.metrics.bootstrap import interval
+from jaxii.metrics.bootstrap import interval, mean_and_error
 
 
 def f2s(count, seed=0):
@@ -47,3 +47,24 @@ def test_draws_in_several_parts_are_the_draws_in_one(monkeypatch):
     whole = interval(f2s(30), np.arange(30))
     monkeypatch.setattr("jaxii.metrics.bootstrap._DRAWS", 7 * 30)
     assert interval(f2s(30), np.arange(30)) == whole
+
+
+def test_the_interval_is_that_of_a_thousand_seeded_draws():
+    values = f2s(30)
+    rng = np.random.default_rng(0)
+    means = [values[rng.integers(0, 30, 30)].mean() for _ in range(1000)]
+    expected = np.quantile(means, [0.025, 0.975])
+    assert interval(values, np.arange(30)) == pytest.approx(expected)
+
+
+@pytest.mark.parametrize("values", [f2s(2), f2s(50), np.full(7, 0.1)])
+def test_the_standard_error_is_that_of_numpy(values):
+    count = len(values)
+    mean, error = mean_and_error(count, values.sum(), np.sum(values**2))
+    assert mean == pytest.approx(values.mean())
+    expected = values.std(ddof=1) / np.sqrt(count)
+    assert error == pytest.approx(expected, abs=1e-7)
+
+
+def test_the_error_of_a_single_number_is_its_bound():
+    assert mean_and_error(1, 0.25, 0.0625) == (0.25, 0.5)

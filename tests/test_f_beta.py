@@ -32,6 +32,19 @@ def test_the_mean_is_that_of_scikit_learn(beta, zero_division):
         np.testing.assert_allclose(on_device, found, rtol=1e-6)
 
 
+def test_zero_division_is_the_score_of_nothing_on_devices_too():
+    none = jnp.zeros((1, 3))
+    assert f_beta(none, none, zero_division=1.0).tolist() == [1.0]
+    counts = jnp.zeros(2, jnp.int32)
+    found = f_beta_from_counts(counts, counts, counts, zero_division=0.25)
+    assert found.tolist() == [0.25, 0.25] and found.dtype == jnp.float32
+
+
+def test_one_half_counts_as_present():
+    half, less = np.array([[0.5, 0.49]]), np.array([[1.0, 0.0]])
+    assert f_beta(half, less).tolist() == f_beta(less, half).tolist() == [1.0]
+
+
 def test_zeros_and_ones_are_decisions_too():
     found = f_beta(DECISIONS.astype(np.int32), TARGETS.astype(np.float32))
     np.testing.assert_array_equal(found, f_beta(DECISIONS, TARGETS))

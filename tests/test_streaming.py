@@ -394,7 +394,7 @@ def test_sums_keep_small_steps_beyond_what_float32_holds():
 
 
 def test_more_classes_than_sixteen_bits_count_are_counted():
-    num_classes = 2**16 + 10
+    num_classes = 2**16
     ones = np.ones((1, num_classes), np.float32)
     acc = streaming.empty(num_classes, (0.5,))
     acc = update(acc, jnp.asarray(ones), jnp.asarray(ones), None, jnp.ones(1))
@@ -414,6 +414,22 @@ def test_the_histogram_of_7178_classes_stays_within_its_memory():
     grid = tuple(step / 100 for step in range(1, 100))
     num_bins = len(bin_edges(grid, 7178)) + 1
     assert num_bins > 1000 and 3 * 4 * num_bins * 7178 <= 100e6
+
+
+@pytest.mark.parametrize("num_classes", [1, 7178, 1_000_000])
+def test_edges_are_even_in_the_logit_and_as_many_as_memory_allows(num_classes):
+    edges = bin_edges(GRID, num_classes)
+    fixed = [*GRID, *(k / 15 for k in range(1, 15))]
+    most = 100_000_000 // (3 * 4 * num_classes) - len(fixed)
+    logits = np.linspace(-16, 14, min(max(most, 64), 16384))
+    even = [1 / (1 + np.exp(-x)) for x in logits]
+    np.testing.assert_array_equal(edges, np.unique(np.float32([*even, *fixed])))
+
+
+def test_average_precision_of_a_class_does_not_depend_on_how_many_there_are():
+    histogram = np.random.default_rng(0).integers(0, 3, (3, 1100, 9))
+    alone = [average_precision(histogram[:, [i]])[0] for i in range(1100)]
+    np.testing.assert_array_equal(average_precision(histogram), alone)
 
 
 def test_every_figure_is_a_plain_number():
@@ -440,6 +456,24 @@ def test_figures_are_the_same_after_json():
 def test_a_grid_that_does_not_ascend_within_0_and_1_is_refused(grid):
     with pytest.raises(InputError, match="strictly ascending"):
         streaming.empty(3, grid)
+
+
+def test_a_grid_may_reach_from_0_to_1():
+    assert streaming.empty(3, (0.0, 1.0)).thresholds == (0.0, 1.0)
+    with pytest.raises(InputError, match="metrics of 0 classes"):
+        streaming.empty(0, GRID)
+
+
+def test_a_target_of_one_half_is_present():
+    probs, targets = example(num_images=9)
+    soft = np.where(targets, 0.5, 0.49).astype(np.float32)
+    assert_same(accumulate(probs, soft), accumulate(probs, targets))
+
+
+def test_the_cosine_with_a_zero_vector_is_0():
+    labels = jnp.asarray([[0.0, 0.0], [3.0, 4.0]])
+    found = streaming.cosine(jnp.asarray([[6.0, 8.0], [0.0, 0.0]]), labels)
+    np.testing.assert_allclose(found, [[0, 1], [0, 0]], atol=1e-6)
 
 
 def test_a_threshold_off_the_grid_is_refused_with_the_nearest():
