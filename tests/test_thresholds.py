@@ -92,6 +92,28 @@ def test_thresholds_of_classes_follow_how_they_are_reported():
     assert rare == pytest.approx(threshold, abs=0.05)
 
 
+def test_thresholds_of_classes_are_those_of_a_search_class_by_class():
+    probs, targets = many_images(300)
+    probs, grid = np.float32(probs), np.float32(DEFAULT_THRESHOLDS)
+    threshold = DEFAULT_THRESHOLDS[29]
+    f2 = fbeta_score(
+        targets, probs >= grid[29], beta=2, average="samples", zero_division=0
+    )
+    want = []
+    for c in range(3):
+        gains = []
+        for t in grid:
+            chosen = probs[:, c] >= t
+            gains.append(5 * np.sum(chosen & targets[:, c]) - f2 * np.sum(chosen))
+        best = [i for i, gain in enumerate(gains) if gain >= max(gains) - 1e-9]
+        plateau = [i for i in best if set(range(best[0], i)) <= set(best)]
+        own = grid[plateau[(len(plateau) - 1) // 2]]
+        share = targets[:, c].sum() / (targets[:, c].sum() + 50)
+        want.append(share * own + (1 - share) * threshold)
+    got = class_thresholds(sums_of(probs, targets), threshold)
+    np.testing.assert_allclose(got, want, atol=1e-6)
+
+
 def test_a_class_without_positives_takes_the_threshold_of_all():
     probs, targets = many_images(500)
     targets[:, 1] = False
@@ -118,5 +140,7 @@ def test_a_choice_cannot_be_changed():
 
 
 def test_choosing_on_no_image_is_refused():
+    nothing = streaming.empty(3, DEFAULT_THRESHOLDS)
+    assert not f2_by_threshold(nothing).any()
     with pytest.raises(InputError, match="0 images"):
-        choose(streaming.empty(3, DEFAULT_THRESHOLDS))
+        choose(nothing)

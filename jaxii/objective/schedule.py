@@ -46,7 +46,7 @@ def make_schedule(spec: object, num_steps: int, *, name: str = "schedule") -> Sc
     shares = np.array([share for share, _ in pairs], np.float64)
     values = np.array([value for _, value in pairs], np.float64)
     knots = shares * num_steps
-    # 0.3 * 10 is 3.0000000000000004: without this the knot would fall after step 3.
+    # 0.1428572 * 7 is 1.0000004: without this the knot would fall after step 1.
     rounded = np.round(knots)
     knots = np.where(np.abs(knots - rounded) < 1e-6, rounded, knots)
     widths = np.diff(knots)
