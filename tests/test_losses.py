@@ -14,6 +14,7 @@ from jaxii.objective.losses import (
     embedding,
     focal,
     has_direction,
+    has_known,
     has_positive,
     soft_f,
 )
@@ -207,6 +208,14 @@ def test_asl_forgives_negatives_below_the_clip():
     np.testing.assert_array_equal(slope, np.zeros((1, 4)))
 
 
+def test_asl_forgives_a_negative_exactly_at_the_clip():
+    logits, targets = jnp.zeros((1, 1)), jnp.zeros((1, 1))
+    value, slope = jax.value_and_grad(
+        lambda x: asl(x, targets, gamma_neg=0.5, clip=0.5).sum()
+    )(logits)
+    assert (float(value), float(slope[0, 0])) == (0.0, 0.0)
+
+
 @pytest.mark.parametrize("dtype", [jnp.float32, jnp.bfloat16])
 @pytest.mark.parametrize(
     ("name", "params"),
@@ -364,6 +373,7 @@ def test_a_zero_target_does_not_move_the_prediction():
 def test_has_positive_is_zero_only_without_any_label():
     targets = jnp.array([[0.0, 0.0], [0.0, 1.0], [0.2, 0.0]])
     np.testing.assert_array_equal(has_positive(targets), [0.0, 1.0, 1.0])
+    np.testing.assert_array_equal(has_known(targets), [0.0, 1.0, 1.0])
 
 
 @pytest.mark.parametrize("name", ALL)

@@ -40,6 +40,14 @@ def test_a_jump_happens_at_its_step_and_not_before(share, num_steps):
     assert values(schedule, (at - 1, at, at + 1)) == [1.0, 0.0, 0.0]
 
 
+def test_a_ramp_may_be_shorter_than_a_step():
+    assert values(make_schedule(((0.375, 0.0), (0.625, 4.0)), 2), (0, 1, 2)) == [
+        0,
+        2,
+        4,
+    ]
+
+
 def test_a_share_of_seven_digits_jumps_at_the_step_that_it_rounds_to():
     schedule = make_schedule(((0.1428572, 1.0), (0.1428572, 0.0)), 7)
     assert values(schedule, (0, 1, 2)) == [1.0, 0.0, 0.0]
