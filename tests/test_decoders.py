@@ -23,6 +23,7 @@ from jaxii.decoding.decoders import (
 from jaxii.decoding.thresholds import DEFAULT_THRESHOLDS, choose, class_thresholds
 from jaxii.errors import InputError
 from jaxii.metrics import streaming
+from jaxii.metrics.f_beta import f_beta
 
 NUM_CLASSES = 12
 RNG = np.random.default_rng(0)
@@ -151,6 +152,11 @@ def test_a_file_that_holds_no_decoders_is_refused(tmp_path, text):
         ("class_thresholds", np.full(NUM_CLASSES, np.nan), "class_thresholds is out"),
         ("slopes", np.full(NUM_CLASSES, np.inf), "slopes has a number"),
         ("top_k", 0, "a number of labels is below 1"),
+        ("embedding_k", -1, "a number of labels is below 1"),
+        ("threshold", -0.01, "threshold is outside"),
+        ("class_thresholds", np.full(NUM_CLASSES, 1.01), "class_thresholds is out"),
+        ("intercepts", np.full(NUM_CLASSES, -np.inf), "intercepts has a number"),
+        ("frequencies", np.full(NUM_CLASSES, np.nan), "frequencies has a number"),
     ],
 )
 def test_parameters_that_no_fit_gives_are_refused(
@@ -164,6 +170,24 @@ def test_parameters_that_no_fit_gives_are_refused(
     np.savez(path, **arrays)
     with pytest.raises(InputError, match=reason):
         load(path, None)
+
+
+def test_thresholds_of_0_and_1_are_read_back(decoders, tmp_path):
+    ends = np.linspace(0.0, 1.0, NUM_CLASSES)
+    for threshold in (0.0, 1.0):
+        choice = dataclasses.replace(decoders.choice, threshold=threshold)
+        kept = dataclasses.replace(decoders, choice=choice, class_thresholds=ends)
+        kept.save(tmp_path / "d.npz")
+        assert load(tmp_path / "d.npz", VECTORS).choice == choice
+
+
+def test_the_expected_f2_is_that_of_calibrated_probabilities(sums, decoders):
+    probs, chosen = split(30, 3)[0], answers(decoders, 3)["threshold"][:30]
+    calibrated = calibrate(np.asarray(sums.sums.histogram), DEFAULT_THRESHOLDS)(probs)
+    rng = np.random.default_rng(0)
+    drawn = rng.random((4000, *probs.shape)) < calibrated
+    f2 = f_beta(np.broadcast_to(chosen, drawn.shape), drawn).mean(axis=0)
+    np.testing.assert_allclose(decoders.expected_f2(probs, chosen), f2, atol=0.03)
 
 
 def test_a_decoder_tells_its_parameter(decoders):
@@ -218,6 +242,11 @@ def test_top_k_equals_a_stable_sort(k):
     order = np.argsort(-scores, axis=1, kind="stable")[:, :k]
     np.put_along_axis(want, order, True, axis=1)
     np.testing.assert_array_equal(got, want)
+
+
+def test_a_score_without_a_number_is_the_last_of_all():
+    scores = scores_of([np.nan, -3.0, 0.0, np.nan])
+    assert top_k_decoder(scores, k=2).tolist() == [[False, True, True, False]]
 
 
 def test_every_image_can_have_a_k_of_its_own():
