@@ -16,6 +16,7 @@ exit code is 1 if a mutant survives that is not explained. Linux only.
 """
 
 import argparse
+import ast
 import difflib
 import functools
 import gc
@@ -26,11 +27,13 @@ import random
 import re
 import sys
 import tempfile
+import time
 import warnings
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from importlib.machinery import SourceFileLoader
 from pathlib import Path
+from typing import Any
 
 import libcst as cst
 import pytest
@@ -103,6 +106,17 @@ class Mutant:
         return self.module, self.line, self.change
 
     @property
+    def functions(self) -> set[str]:
+        """The functions that the line is in."""
+        tree = ast.parse((ROOT / "jaxii" / f"{self.module}.py").read_text())
+        return {
+            node.name
+            for node in ast.walk(tree)
+            if isinstance(node, ast.FunctionDef)
+            and node.lineno <= self.line <= (node.end_lineno or 0)
+        }
+
+    @property
     def reason(self) -> str:
         """Why it may survive; "" if it may not."""
         found = (
@@ -165,18 +179,53 @@ def mutants(module: str) -> list[Callable[[], Mutant]]:
     return [functools.partial(make, *change) for change in changes.found]
 
 
-def _run_tests(module: str, source: str | None = None) -> Callable[[], int]:
+class _Watch:
+    """Writes down how long each test takes and which functions of a file it calls."""
+
+    def __init__(self, path: Path, notes: Path):
+        self._path, self._notes, self._found = str(path), notes, {}
+
+    @pytest.hookimpl(wrapper=True)
+    def pytest_runtest_protocol(self, item):
+        called, begun = set(), time.monotonic()
+
+        def note(frame, event, _):
+            if event == "call" and frame.f_code.co_filename == self._path:
+                called.add(frame.f_code.co_name)
+
+        sys.setprofile(note)
+        try:
+            return (yield)
+        finally:
+            sys.setprofile(None)
+            self._found[item.nodeid] = [time.monotonic() - begun, *called]
+
+    def pytest_sessionfinish(self):
+        self._notes.write_text(json.dumps(self._found))
+
+
+class _Order:
+    """Runs the tests that call some functions first, the quickest before others."""
+
+    def __init__(self, functions: set[str], notes: dict[str, list]):
+        self._functions, self._notes = functions, notes
+
+    @pytest.hookimpl(trylast=True)
+    def pytest_collection_modifyitems(self, items):
+        def rank(item) -> tuple[bool, float]:
+            seconds, *called = self._notes.get(item.nodeid, [0.0])
+            return self._functions.isdisjoint(called), seconds
+
+        items.sort(key=rank)
+
+
+def _run_tests(module: str, plugin: Any, source: str = "") -> Callable[[], int]:
     """Returns a function that runs a module's tests, with another source of it."""
     path = ROOT / "jaxii" / f"{module}.py"
     compiled = f"{path.parent}/__pycache__/{path.stem}.*"
     names = next(area[module] for area in AREAS.values() if module in area).split()
-    words = [
-        "-x",
-        "-n0",
-        "--tb=line",
-        "--assert=plain",
-        *(f"tests/test_{name}.py" for name in names),
-    ]
+    words = ["-x", "-n0", "--tb=line", "--assert=plain"]
+    words += [f"tests/test_{name}.py" for name in names]
 
     def get_data(loader: SourceFileLoader, name: str) -> bytes:
         if Path(name) == path:
@@ -187,10 +236,10 @@ def _run_tests(module: str, source: str | None = None) -> Callable[[], int]:
 
     def act() -> int:
         os.chdir(ROOT)
-        if source is not None:
+        if source:
             sys.dont_write_bytecode = True
             SourceFileLoader.get_data = get_data
-        return pytest.main(words)
+        return pytest.main(words, plugins=[plugin])
 
     return act
 
@@ -202,16 +251,28 @@ def run(chosen: Sequence[Mutant], *, at_once: int) -> Iterator[tuple[Mutant, str
         def folder() -> Path:
             return Path(tempfile.mkdtemp(dir=scratch))
 
-        modules = sorted({mutant.module for mutant in chosen})
-        plain = ((module, _run_tests(module), folder) for module in modules)
+        def notes(module: str) -> Path:
+            return Path(scratch) / f"{Path(module).name}.json"
+
+        def plain(module: str) -> Callable[[], int]:
+            path = ROOT / "jaxii" / f"{module}.py"
+            return _run_tests(module, _Watch(path, notes(module)))
+
+        def changed(mutant: Mutant) -> Callable[[], int]:
+            order = _Order(
+                mutant.functions, json.loads(notes(mutant.module).read_text())
+            )
+            return _run_tests(mutant.module, order, mutant.source)
+
         longest = 0.0
-        for module, place, ended in forked.run_all(plain, at_once=1, most_seconds=900):
+        jobs = ((m, plain(m), folder) for m in sorted({m.module for m in chosen}))
+        for module, place, ended in forked.run_all(jobs, at_once=1, most_seconds=1800):
             if ended.code:
                 text = (place / forked.STDOUT).read_text() + forked.said(place)
                 sys.exit(f"{module}: its tests fail as it is\n{text}")
             print(f"{module}: its tests take {ended.wall_seconds:.0f} s", flush=True)
             longest = max(longest, ended.wall_seconds)
-        jobs = ((m, _run_tests(m.module, m.source), folder) for m in chosen)
+        jobs = ((mutant, changed(mutant), folder) for mutant in chosen)
         most = round(30 + 4 * longest)
         ends = forked.run_all(jobs, at_once=at_once, most_seconds=most)
         for mutant, _, ended in ends:
