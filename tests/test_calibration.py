@@ -2,6 +2,7 @@
 
 import numpy as np
 import pytest
+from scipy.optimize import minimize
 from scipy.special import expit, logit
 from sklearn.calibration import calibration_curve
 from sklearn.linear_model import LogisticRegression
@@ -69,6 +70,34 @@ def test_full_shrinkage_gives_all_classes_the_same_two_numbers():
     fit.fit(logit(probs).reshape(-1, 1), targets.ravel())
     np.testing.assert_allclose(found.slopes, fit.coef_[0, 0], atol=0.02)
     np.testing.assert_allclose(found.intercepts, fit.intercept_[0], atol=0.02)
+
+
+def test_shrinkage_is_the_prior_of_fifty_positives_of_the_average_class():
+    probs, _, targets = distorted(400)
+    z = logit(probs)
+
+    def fitted(z, targets, centre, precision):
+        def loss(x):
+            logits = x[0] * z + x[1]
+            away = x - centre
+            return (
+                np.sum(np.logaddexp(0, logits) - targets * logits)
+                + away @ precision @ away / 2
+            )
+
+        return minimize(loss, centre, tol=1e-10).x
+
+    # Worth one positive, around the identity.
+    everything = fitted(z.ravel(), targets.ravel(), np.array([1.0, 0.0]), np.eye(2))
+    at = expit(everything[0] * z + everything[1]).ravel()
+    design = np.stack([z.ravel(), np.ones(z.size)])
+    information = (design * at * (1 - at)) @ design.T
+    precision = np.eye(2) + information * 50 / targets.sum()
+    found = calibrate(histogram_of(probs, targets), DEFAULT_THRESHOLDS)
+    for c, got in enumerate(zip(found.slopes, found.intercepts, strict=True)):
+        want = fitted(z[:, c], targets[:, c], everything, precision)
+        # Bins are 0.1 wide.
+        np.testing.assert_allclose(got, want, atol=0.01)
 
 
 def test_the_calibration_error_of_new_images_falls():

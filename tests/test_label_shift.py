@@ -66,6 +66,17 @@ def test_it_is_the_fixed_point_of_expectation_maximisation():
     )
 
 
+def test_the_prior_is_worth_ten_images_with_each_label():
+    probs, _ = drawn(TARGET, 200)
+    expected = HOME.copy()
+    for _ in range(500):
+        present = probs * expected / HOME
+        absent = (1 - probs) * (1 - expected) / (1 - HOME)
+        total = np.sum(present / (present + absent), axis=0)
+        expected = (total + 10) / (200 + 10 / HOME)
+    np.testing.assert_allclose(found_in(probs), expected, atol=0.002)
+
+
 def test_without_a_shift_nothing_is_corrected():
     probs, _ = drawn(HOME, 40_000)
     home = frequencies(histogram_of(probs), DEFAULT_THRESHOLDS, IDENTITY)

@@ -360,8 +360,9 @@ def test_a_target_has_a_direction_from_a_millionth_on():
     found = has_direction(jnp.asarray(lengths * np.array([[0.6, -0.8]], np.float32)))
     np.testing.assert_array_equal(found, [0.0, 0.0, 1.0, 1.0])
     unit = jnp.asarray([[0.6, -0.8]])
-    loss = embedding(unit, jnp.float32(1.1e-6) * unit)
-    np.testing.assert_allclose(loss, 0.0, atol=1e-6)
+    for length, expected in ((1.1e-6, 0.0), (0.5e-6, 0.5)):
+        loss = embedding(unit, jnp.float32(length) * unit)
+        np.testing.assert_allclose(loss, expected, atol=1e-5)
 
 
 def test_a_zero_target_does_not_move_the_prediction():

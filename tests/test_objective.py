@@ -156,9 +156,11 @@ def test_an_image_whose_label_embeddings_sum_to_zero_has_no_embedding_weight():
     np.testing.assert_array_equal(weights["embedding"], [1.0, 0.0, 0.0, 1.0])
 
 
-def test_each_term_is_its_loss_for_every_image():
+@pytest.mark.parametrize("unknown", ["negative", "ignored"])
+def test_each_term_is_its_loss_for_every_image(unknown):
     objective = objective_of(
-        {"bce": 1.0, "focal": {"gamma": 1.5, "alpha": None}, "soft_f": {"beta": 1.0}}
+        {"bce": 1.0, "focal": {"gamma": 1.5, "alpha": None}, "soft_f": {"beta": 1.0}},
+        unknown=unknown,
     )
     targets, known = objective.targets(*sparse([(1, 1.0), (2, 0.5)], [(0, 1.0)]))
     logits = jax.random.normal(jax.random.key(0), targets.shape)
