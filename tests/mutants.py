@@ -25,11 +25,13 @@ import json
 import os
 import random
 import re
+import resource
+import signal
 import sys
 import tempfile
 import time
 import warnings
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from importlib.machinery import SourceFileLoader
 from pathlib import Path
@@ -74,6 +76,7 @@ AREAS: dict[str, dict[str, str]] = {
     "averaging": {"train/averaging": "averaging"},
     "multitask": {"models/multitask": "multitask_network"},
 }
+TESTS = {module: names for area in AREAS.values() for module, names in area.items()}
 # Module, a pattern of the removed or the added line, and why it may survive.
 EXPLAINED: tuple[tuple[str, str, str], ...] = ()
 # What tests import and jaxii does not change.
@@ -82,6 +85,8 @@ IMPORTED = (
     *("optax", "orbax.checkpoint", "polars", "scipy.linalg", "scipy.sparse"),
     *("scipy.special", "scipy.stats", "sklearn.calibration", "sklearn.linear_model"),
 )
+# Of wall-clock time, for a child that sleeps; processor time is limited by module.
+LONGEST_SECONDS = 3600
 _LEFT_ALONE = (cst.Annotation, cst.Decorator, cst.Import, cst.ImportFrom, cst.Raise)
 
 
@@ -219,13 +224,18 @@ class _Order:
         items.sort(key=rank)
 
 
-def _run_tests(module: str, plugin: Any, source: str = "") -> Callable[[], int]:
-    """Returns a function that runs a module's tests, with another source of it."""
+def _run_tests(
+    module: str, plugin: Any, *, most_seconds: int = 0, source: str = ""
+) -> Callable[[], int]:
+    """Returns a function that runs a module's tests, with another source of it.
+
+    Args:
+      most_seconds: of processor time; 0 for no limit.
+    """
     path = ROOT / "jaxii" / f"{module}.py"
     compiled = f"{path.parent}/__pycache__/{path.stem}.*"
-    names = next(area[module] for area in AREAS.values() if module in area).split()
     words = ["-x", "-n0", "--tb=line", "--assert=plain"]
-    words += [f"tests/test_{name}.py" for name in names]
+    words += [f"tests/test_{name}.py" for name in TESTS[module].split()]
 
     def get_data(loader: SourceFileLoader, name: str) -> bytes:
         if Path(name) == path:
@@ -239,6 +249,8 @@ def _run_tests(module: str, plugin: Any, source: str = "") -> Callable[[], int]:
         if source:
             sys.dont_write_bytecode = True
             SourceFileLoader.get_data = get_data
+        if most_seconds:
+            resource.setrlimit(resource.RLIMIT_CPU, (most_seconds, most_seconds))
         return pytest.main(words, plugins=[plugin])
 
     return act
@@ -248,50 +260,54 @@ def run(chosen: Sequence[Mutant], *, at_once: int) -> Iterator[tuple[Mutant, str
     """Runs tests of mutants; yields each with "killed", "timeout" or "survived"."""
     with tempfile.TemporaryDirectory() as scratch:
 
-        def folder() -> Path:
-            return Path(tempfile.mkdtemp(dir=scratch))
+        def run_all(jobs: Iterable[tuple[Any, Callable[[], int]]]):
+            places = (
+                (job, act, lambda: Path(tempfile.mkdtemp(dir=scratch)))
+                for job, act in jobs
+            )
+            return forked.run_all(places, at_once=at_once, most_seconds=LONGEST_SECONDS)
 
         def notes(module: str) -> Path:
-            return Path(scratch) / f"{Path(module).name}.json"
+            return Path(scratch) / f"{module.replace('/', '.')}.json"
 
         def plain(module: str) -> Callable[[], int]:
             path = ROOT / "jaxii" / f"{module}.py"
             return _run_tests(module, _Watch(path, notes(module)))
 
         def changed(mutant: Mutant) -> Callable[[], int]:
-            order = _Order(
-                mutant.functions, json.loads(notes(mutant.module).read_text())
+            known = json.loads(notes(mutant.module).read_text())
+            return _run_tests(
+                mutant.module,
+                _Order(mutant.functions, known),
+                most_seconds=most_seconds[mutant.module],
+                source=mutant.source,
             )
-            return _run_tests(mutant.module, order, mutant.source)
 
-        longest = 0.0
-        jobs = ((m, plain(m), folder) for m in sorted({m.module for m in chosen}))
-        for module, place, ended in forked.run_all(jobs, at_once=1, most_seconds=1800):
+        most_seconds: dict[str, int] = {}
+        modules = sorted({mutant.module for mutant in chosen})
+        for module, place, ended in run_all((m, plain(m)) for m in modules):
             if ended.code:
                 text = (place / forked.STDOUT).read_text() + forked.said(place)
                 sys.exit(f"{module}: its tests fail as it is\n{text}")
-            print(f"{module}: its tests take {ended.wall_seconds:.0f} s", flush=True)
-            longest = max(longest, ended.wall_seconds)
-        jobs = ((mutant, changed(mutant), folder) for mutant in chosen)
-        most = round(30 + 4 * longest)
-        ends = forked.run_all(jobs, at_once=at_once, most_seconds=most)
-        for mutant, _, ended in ends:
-            outcome = "timeout" if ended.hung else "killed"
+            print(f"{module}: its tests take {ended.cpu_seconds:.1f} s", flush=True)
+            most_seconds[module] = round(20 + 4 * ended.cpu_seconds)
+        for mutant, _, ended in run_all((mutant, changed(mutant)) for mutant in chosen):
+            outcome = "timeout" if ended.code == -signal.SIGXCPU else "killed"
             yield mutant, outcome if ended.code else "survived"
 
 
-def table(outcomes: Mapping[str, Sequence[tuple[Mutant, str]]]) -> str:
+def table(chosen: Mapping[str, Sequence[Mutant]], alive: Sequence[Mutant]) -> str:
     """Returns a row an area, in Markdown."""
     rows = ["| area | mutants | killed | explained | survivors |", "|---" * 5 + "|"]
-    everything = [one for found in outcomes.values() for one in found]
-    for area, found in (*outcomes.items(), ("all", everything)):
-        alive = [mutant for mutant, outcome in found if outcome == "survived"]
-        explained = sum(bool(mutant.reason) for mutant in alive)
-        killed = len(found) - len(alive)
-        share = killed / max(len(found), 1)
+    every = [mutant for mutants in chosen.values() for mutant in mutants]
+    for area, mutants in (*chosen.items(), ("all", every)):
+        left = [mutant for mutant in alive if mutant in mutants]
+        explained = sum(bool(mutant.reason) for mutant in left)
+        killed = len(mutants) - len(left)
+        share = killed / max(len(mutants), 1)
         rows.append(
-            f"| {area} | {len(found)} | {killed} ({share:.0%}) | {explained} | "
-            f"{len(alive) - explained} |"
+            f"| {area} | {len(mutants)} | {killed} ({share:.0%}) | {explained} | "
+            f"{len(left) - explained} |"
         )
     return "\n".join(rows)
 
@@ -305,25 +321,15 @@ def main() -> int:
     gc.freeze()
     # JAX warns of every fork, as it cannot know that no device was touched.
     warnings.filterwarnings("ignore", message=".*fork.*")
-    outcomes = {area: _outcomes(area, options) for area in options.areas or AREAS}
-    print(table(outcomes))
-    every = [one for found in outcomes.values() for one in found]
-    return int(not all(one.reason for one, outcome in every if outcome == "survived"))
-
-
-def _outcomes(area: str, options: argparse.Namespace) -> list[tuple[Mutant, str]]:
-    makers = [make for module in AREAS[area] for make in mutants(module)]
-    size = min(options.sample or len(makers), len(makers))
-    chosen = [make() for make in random.Random(options.seed).sample(makers, size)]
-    print(f"{area}: {size} of {len(makers)} mutants", flush=True)
+    chosen = {area: _sample(area, options) for area in options.areas or AREAS}
     known: dict[tuple[str, int, str], str] = {}
     if options.out and options.out.exists():
         rows = map(json.loads, options.out.read_text().splitlines())
         known = {tuple(key): outcome for *key, outcome in rows}
-    found = [(mutant, known[mutant.key]) for mutant in chosen if mutant.key in known]
-    new = [mutant for mutant in chosen if mutant.key not in known]
+    every = [mutant for mutants in chosen.values() for mutant in mutants]
+    new = [mutant for mutant in every if mutant.key not in known]
     for mutant, outcome in run(new, at_once=options.at_once):
-        found.append((mutant, outcome))
+        known[mutant.key] = outcome
         if outcome == "survived":
             why = mutant.reason or "SURVIVED"
             print(f"{mutant.module}.py:{mutant.line}: {why}\n{mutant.change}")
@@ -331,7 +337,16 @@ def _outcomes(area: str, options: argparse.Namespace) -> list[tuple[Mutant, str]
         elif options.out:
             with options.out.open("a") as file:
                 file.write(json.dumps([*mutant.key, outcome]) + "\n")
-    return found
+    alive = [mutant for mutant in every if known[mutant.key] == "survived"]
+    print(table(chosen, alive))
+    return int(not all(mutant.reason for mutant in alive))
+
+
+def _sample(area: str, options: argparse.Namespace) -> list[Mutant]:
+    makers = [make for module in AREAS[area] for make in mutants(module)]
+    size = min(options.sample or len(makers), len(makers))
+    print(f"{area}: {size} of {len(makers)} mutants", flush=True)
+    return [make() for make in random.Random(options.seed).sample(makers, size)]
 
 
 def _options() -> argparse.Namespace:
