@@ -239,6 +239,7 @@ def _recall_at_5(sums: Accumulators) -> float:
     return float(recall[:5][-1])
 
 
+@functools.cache
 def _make_update(mesh: Mesh, num_classes: int) -> Callable[..., Accumulators]:
     """Compiles the addition of one batch; every device has its own sums."""
     everywhere, share = PartitionSpec(), PartitionSpec(DATA_AXIS)
@@ -287,6 +288,7 @@ def _alone(x: Array) -> Array:
     return x[None]
 
 
+@functools.cache
 def _make_empty_and_total(
     mesh: Mesh, num_classes: int, thresholds: tuple[float, ...]
 ) -> tuple[Callable[[], Accumulators], Callable[[Accumulators], Accumulators]]:
