@@ -301,7 +301,7 @@ class Config(_Section, path="config"):
     # Service that shows the run too, beside TensorBoard's files in the workdir: "wandb"
     # (Weights & Biases), "mlflow", or "" for none. Each is an extra of jaxii.
     track: Literal["", "wandb", "mlflow"] = ""
-    # Stop after so many updates in a row with a gradient that is not finite.
+    # Stop after so many updates in a row that are not finite (and so are skipped).
     most_skipped_steps: Annotated[int, Range(1, 1_000_000_000)] = 20
     # Where a checkpoint cannot be saved (disk full, no permission): "stop", with exit
     # code 1, or "go_on" with the last complete one, to save again when the next is due.

@@ -5,6 +5,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from scipy import special
 
 from jaxii.objective import losses
 from jaxii.objective.losses import (
@@ -248,6 +249,93 @@ def test_values_and_gradients_are_finite_at_extreme_logits(name, dtype, params):
     for slope in slopes:
         assert slope.dtype == dtype
         assert np.all(np.isfinite(np.asarray(slope, np.float32)))
+
+
+# At logits of up to +-10,000, against formulas in float64 that do not overflow.
+
+EXTREMES = np.array([1e4, -1e4, 1e3, -1e3, 99.0, -99.0, 30.0, -30.0, 2.0, -2.0, 0.0])
+# All right, all wrong, soft, everything present, nothing present.
+EXTREME_TARGETS = np.stack(
+    [EXTREMES > 0, EXTREMES <= 0, np.full(11, 0.3), np.ones(11), np.zeros(11)]
+).astype(np.float64)
+
+
+def bce64(x, y):
+    """Values of each cell and their slopes in the logit."""
+    value = y * np.logaddexp(0, -x) + (1 - y) * np.logaddexp(0, x)
+    return value, special.expit(x) - y
+
+
+def focal64(gamma, alpha):
+    weight, rest = (1.0, 1.0) if alpha is None else (alpha, 1 - alpha)
+
+    def loss(x, y):
+        p, q = special.expit(x), special.expit(-x)
+        log_p, log_q = -np.logaddexp(0, -x), -np.logaddexp(0, x)
+        value = -weight * y * q**gamma * log_p - rest * (1 - y) * p**gamma * log_q
+        up = rest * (1 - y) * p**gamma * (p - gamma * q * log_q)
+        down = weight * y * q**gamma * (q - gamma * p * log_p)
+        return value, up - down
+
+    return loss
+
+
+def asl64(gamma_pos, gamma_neg, clip):
+    def loss(x, y):
+        positive, down = focal64(gamma_pos, None)(x, 1.0)
+        negative, up = focal64(gamma_neg, None)(x, 0.0)
+        if clip > 0:
+            q = np.maximum(special.expit(x) - clip, 0.0)
+            rises = special.expit(x) * special.expit(-x)
+            negative = -(q**gamma_neg) * np.log1p(-q)
+            up = q**gamma_neg / (1 - q) - gamma_neg * q ** (gamma_neg - 1) * np.log1p(
+                -q
+            )
+            up *= rises
+        return y * positive + (1 - y) * negative, y * down + (1 - y) * up
+
+    return loss
+
+
+def soft_f64(x, y):
+    p = special.expit(x)
+    hits, below = (p * y).sum(), 4.0 * y.sum() + p.sum()
+    rises = p * special.expit(-x)
+    slope = -5.0 * rises * (y * below - hits) / max(below, 1e-6) ** 2
+    return 1.0 - 5.0 * hits / max(below, 1e-6), slope
+
+
+@pytest.mark.parametrize("dtype", [jnp.float32, jnp.bfloat16])
+@pytest.mark.parametrize(
+    ("name", "params", "reference"),
+    [
+        ("bce", {}, bce64),
+        ("focal", {}, focal64(2.0, None)),
+        ("focal", {"gamma": 0.5, "alpha": 0.25}, focal64(0.5, 0.25)),
+        ("asl", {}, asl64(0.0, 4.0, 0.05)),
+        ("asl", {"gamma_pos": 1, "gamma_neg": 1, "clip": 0.0}, asl64(1.0, 1.0, 0.0)),
+        ("soft_f", {}, soft_f64),
+    ],
+)
+def test_values_and_slopes_at_logits_of_ten_thousand_are_those_of_float64(
+    name, params, reference, dtype
+):
+    logits = jnp.asarray(np.tile(EXTREMES, (5, 1)), dtype)
+    targets = jnp.asarray(EXTREME_TARGETS, jnp.float32)
+    rows = zip(np.asarray(logits, np.float64), np.float64(targets), strict=True)
+    expected, slopes = zip(*(reference(x, y) for x, y in rows), strict=True)
+    loss = LOSSES[name]
+    value = loss(logits, targets, **params)
+    found = jax.grad(lambda x: loss(x, targets, **params).sum())(logits)
+    assert (value.dtype, found.dtype) == (jnp.float32, dtype)
+    found = np.asarray(found, np.float64)
+    assert np.isfinite(found).all()
+    if name != "soft_f":
+        expected = np.sum(expected, axis=1)
+    np.testing.assert_allclose(value, np.array(expected), rtol=1e-5, atol=1e-6)
+    np.testing.assert_allclose(found, slopes, rtol=1e-2, atol=1e-6)
+    large = np.abs(slopes) > 1e-9
+    np.testing.assert_array_equal(np.sign(found)[large], np.sign(slopes)[large])
 
 
 @pytest.mark.parametrize("name", ALL)

@@ -23,6 +23,7 @@ from jaxii.objective.losses import bce
 from jaxii.objective.objective import make_objective
 from jaxii.train.averaging import ema_rate
 from jaxii.train.optimizer import OPTIMIZERS, make_optimizer
+from jaxii.train.sharding import state_shardings
 from jaxii.train.state import derive_key, new_state
 from jaxii.train.step import StepSettings, examples, gradients_of, make_train_step
 
@@ -290,6 +291,116 @@ def test_a_gradient_that_is_not_finite_changes_nothing_and_is_counted():
     assert_close(state.params, params, 0.0)
     assert_close(state.average_params, params, 1e-7)
     assert int(state.step) == 2
+
+
+def nan(logits, here):
+    return jnp.where(here, jnp.nan, 0.0)
+
+
+def infinite(logits, here):
+    return jnp.where(here, jnp.inf, 0.0)
+
+
+def steep(logits, here):
+    """A finite value whose slope is not."""
+    return jnp.sqrt(jnp.where(here, 0.0, 1.0) + 0.0 * logits)
+
+
+def each_devices(tree):
+    """Returns the arrays of a tree as every device holds them."""
+    return [
+        [np.array(shard.data) for shard in leaf.addressable_shards]
+        for leaf in jax.tree.leaves(tree)
+    ]
+
+
+@pytest.mark.parametrize(
+    ("added", "more"),
+    [
+        (nan, {}),
+        (infinite, {"micro_batches": 2}),
+        (steep, {}),
+        (steep, {"shard_state": True}),
+    ],
+)
+def test_what_is_not_finite_on_one_device_is_skipped_on_all_alike(added, more):
+    def breaks(params, batch_stats, images, *, train, key):
+        outputs, _ = linear_apply(params, {}, images, train=train, key=key)
+        # A white first pixel breaks the third device.
+        here = (jax.lax.axis_index(DATA_AXIS) == 3) & (images[0, 0, 0, 0] == 255)
+        logits = outputs.logits + added(outputs.logits, here)
+        stats = {"mean": jnp.mean(outputs.logits, axis=0)}
+        return outputs._replace(logits=logits), stats
+
+    optimizer = make_optimizer(
+        name="adamw", schedule=optax.constant_schedule(0.1), weight_decay=0.1
+    )
+    settings = make_settings(breaks, optimizer=optimizer, **more)
+    mesh = make_mesh()
+    stats = {"mean": jnp.zeros(NUM_CLASSES)}
+    state = start(linear_params(), stats, settings, mesh)
+    state = jax.device_put(state, state_shardings(state, mesh, settings.shard_state))
+    train_step = make_train_step(settings, mesh)
+    good, bad = make_batch(), make_batch()
+    bad["images"][:, 0, 0] = 255
+    good["images"][:, 0, 0] = 0
+    vectors = jnp.asarray(LABEL_EMBEDDINGS, jnp.float32)
+    counted = []
+    for batch in (good, bad, bad, good):
+        before = each_devices((state.params, state.opt_state, state.batch_stats))
+        state, _ = train_step(state, to_devices(batch, divided(mesh)), vectors)
+        after = each_devices((state.params, state.opt_state, state.batch_stats))
+        same = jax.tree.map(np.array_equal, before, after)
+        assert all(jax.tree.leaves(same)) == (batch is bad)
+        for copies in each_devices((state.params, state.batch_stats)):
+            assert np.isfinite(copies[0]).all()
+            assert all((copy == copies[0]).all() for copy in copies)
+        counters = each_devices((state.skipped_steps, state.skipped_in_a_row))
+        counted.append([set(map(int, copies)) for copies in counters])
+    assert counted == [[{0}, {0}], [{1}, {1}], [{2}, {2}], [{2}, {0}]]
+
+
+def test_at_a_thousand_times_the_rate_what_overflows_is_skipped():
+    network = make_network(
+        depth=18, width=8, num_classes=NUM_CLASSES, embedding_dim=0, stem="small"
+    )
+    params, batch_stats = network.init(jax.random.key(0))
+    optimizer = make_optimizer(
+        name="sgd", schedule=optax.constant_schedule(100.0), weight_decay=1e-4
+    )
+    only_bce = make_objective({"bce": 1.0}, num_steps=10, num_classes=NUM_CLASSES)
+    settings = make_settings(network.apply, objective=only_bce, optimizer=optimizer)
+    mesh = make_mesh()
+    state = start(params, batch_stats, settings, mesh)
+    train_step = make_train_step(settings, mesh)
+    for seed in range(12):
+        batch = to_devices(make_batch(seed), divided(mesh))
+        state, metrics = train_step(state, batch, None)
+        for leaf in jax.tree.leaves(jax.device_get(state)):
+            assert np.isfinite(leaf).all()
+    assert int(metrics["skipped_in_a_row"]) > 0
+    # Neither tells: only BatchNorm's variances are infinite.
+    assert np.isfinite(metrics["objective"]) and np.isfinite(metrics["gradient_norm"])
+
+
+def test_logits_of_ten_thousand_in_bfloat16_train():
+    def far(params, batch_stats, images, *, train, key):
+        outputs, stats = linear_apply(params, batch_stats, images, train=train, key=key)
+        logits = (outputs.logits * 1e4).astype(jnp.bfloat16).astype(jnp.float32)
+        return outputs._replace(logits=logits), stats
+
+    settings, mesh = make_settings(far), make_mesh()
+    train_step = make_train_step(settings, mesh)
+    state = start(linear_params(), {}, settings, mesh)
+    vectors = jnp.asarray(LABEL_EMBEDDINGS, jnp.float32)
+    batch = to_devices(make_batch(), divided(mesh))
+    objectives = []
+    for _ in range(3):
+        state, metrics = train_step(state, batch, vectors)
+        objectives.append(float(metrics["objective"]))
+    assert int(metrics["skipped_steps"]) == 0
+    assert objectives[0] > 1e4
+    assert objectives[-1] < objectives[1]
 
 
 @pytest.mark.parametrize("name", OPTIMIZERS)

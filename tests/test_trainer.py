@@ -328,11 +328,28 @@ def test_gradients_that_stay_infinite_stop_the_run_and_keep_the_checkpoint(folde
             broken = np.full((BATCH, 1), np.inf, np.float32)
             yield {**batch, "label_confidences": broken} if i >= 3 else batch
 
-    with pytest.raises(Diverged, match="3 updates in a row up to step 6"):
+    told = (
+        "3 updates in a row up to step 6 .* step 3 was the last good one, and the last "
+        "checkpoint, of step 4, is good"
+    )
+    with pytest.raises(Diverged, match=told):
         folder.run(batches=breaking)
     last, model = folder.model("both")
     assert last.step == 4
     assert all(np.isfinite(leaf).all() for leaf in jax.tree.leaves(model))
+
+
+def test_a_run_whose_first_updates_all_fail_says_that_nothing_was_saved(folder):
+    def broken(split, start):
+        for batch in batches(split, start):
+            yield {
+                **batch,
+                "label_confidences": np.full((BATCH, 1), np.nan, np.float32),
+            }
+
+    told = "step 0 was the last good one, and no checkpoint had been saved"
+    with pytest.raises(Diverged, match=told):
+        folder.run(batches=broken, evaluate_every_steps=4)
 
 
 @pytest.fixture

@@ -312,11 +312,14 @@ def _update(
 ) -> tuple[TrainState, Metrics]:
     """Applies the optimizer, or skips the update if a gradient is not finite.
 
-    `stage_step`, which decides the learning rate, the objective's weights and the rate
-    of the average, counts skipped updates too: the batch is used up.
+    Objective and BatchNorm's statistics are checked too: where a variance overflows,
+    gradients are zero. All are sums over devices, which so decide alike. `stage_step`,
+    which decides the learning rate, the objective's weights and the rate of the
+    average, counts skipped updates too: the batch is used up.
     """
     norm = optax.tree.norm(gradients)
-    finite = jnp.isfinite(norm) & jnp.isfinite(metrics["objective"])
+    total = norm + metrics["objective"] + optax.tree.sum(batch_stats)
+    finite = jnp.isfinite(total)
     num_shards = jax.lax.axis_size(DATA_AXIS) if settings.shard_state else 1
     shards = Shards(state.params, num_shards)
     own = shards.own(state.params)

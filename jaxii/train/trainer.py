@@ -56,7 +56,7 @@ class Preempted(Exception):
 
 
 class Diverged(Exception):
-    """Too many gradients in a row were not finite; the last checkpoint is good."""
+    """Too many updates in a row were not finite; names the last good step."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -144,7 +144,7 @@ class Trainer:
 
         Raises:
           Preempted: If `should_stop` asked for it; a second run resumes.
-          Diverged: If too many gradients in a row were not finite.
+          Diverged: If too many updates in a row were not finite.
           FailedSave: If a checkpoint could not be saved and the run needs it.
           InputError: If the checkpoints do not fit the run.
         """
@@ -393,10 +393,15 @@ class Trainer:
     def _check_finite(self, metrics: Metrics, saved: Saved) -> None:
         in_a_row = int(metrics["skipped_in_a_row"])
         if in_a_row >= self.most_skipped_steps:
+            last = self.checkpoints.latest()
+            kept = "no checkpoint had been saved"
+            if last is not None:
+                kept = f"the last checkpoint, of step {last.step}, is good"
             raise Diverged(
-                f"{in_a_row} updates in a row up to step {saved.step} had gradients "
-                "that are not finite; the last checkpoint is good: lower the learning "
-                "rate, add clipping, and start again in another workdir."
+                f"{in_a_row} updates in a row up to step {saved.step} were not finite; "
+                f"step {saved.step - in_a_row} was the last good one, and {kept}. "
+                "Lower the learning rate or add clipping, and start again in another "
+                "workdir."
             )
 
 
