@@ -22,6 +22,7 @@ from jaxii.errors import InputError
 AnyPath = Path | epath.Path
 # The file by which a process holds a folder.
 LOCK = ".lock"
+_BEGUN = datetime.now(UTC).isoformat(" ", "seconds")
 _DISK_ERRORS = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EIO)
 
 
@@ -170,17 +171,25 @@ def locked(folder: AnyPath) -> Iterator[None]:
 
 @contextmanager
 def held(folder: AnyPath) -> Iterator[None]:
-    """Holds a folder, which is created, for one process; refuses every other one.
+    """Holds a folder, which is created, for one process.
 
-    The lock is one of the operating system, on the file `LOCK`, and ends with the
-    process, even if that is killed. NFS shares it between hosts. Buckets and file
-    systems without locks have none: nothing is refused there.
+    On a disk every other process is refused. The lock is one of the operating system,
+    on the file `LOCK`, and ends with the process, even if that is killed. NFS shares it
+    between hosts; on file systems without locks nothing is refused.
+
+    A bucket has no locks that end with their process. There the process that begins
+    last takes the folder over, and `check_held` refuses the one before.
 
     Raises:
       InputError: If another process holds the folder, or it cannot be written.
     """
     if not isinstance(folder, Path):
-        yield
+        (folder / LOCK).write_text(_holder())
+        try:
+            yield
+        finally:
+            if _read_lock(folder) == _holder():
+                (folder / LOCK).unlink()
         return
     new = [path for path in (folder, *folder.parents) if not path.exists()]
     file = _hold(folder)
@@ -193,6 +202,39 @@ def held(folder: AnyPath) -> Iterator[None]:
         with contextlib.suppress(OSError):  # something was written
             for path in new:
                 path.rmdir()
+
+
+def check_held(folder: AnyPath) -> None:
+    """Checks that this process still holds a folder that it has `held`.
+
+    Cost: in a bucket, one small read.
+
+    Raises:
+      InputError: If the folder is in a bucket and another process has taken it over.
+    """
+    if isinstance(folder, Path):
+        return
+    holder = _read_lock(folder)
+    if holder != _holder():
+        raise InputError(
+            f"{folder} was taken over by {holder or 'a process that has ended'}: in a "
+            "bucket the process that begins last goes on; give another folder to one "
+            "of the two."
+        )
+
+
+def _holder() -> str:
+    return f"process {os.getpid()} on {platform.node()} since {_BEGUN}"
+
+
+def _read_lock(folder: AnyPath) -> str:
+    """Returns what the lock object of a folder in a bucket says; "" without one."""
+    system, path = fsspec.url_to_fs(os.fspath(folder / LOCK))
+    try:
+        # Read anew: other processes may have written.
+        return system.cat_file(path).decode(errors="replace")
+    except FileNotFoundError:
+        return ""
 
 
 def _hold(folder: Path) -> TextIO:
@@ -220,8 +262,7 @@ def _hold(folder: Path) -> TextIO:
                     break
             file.close()
         file.truncate(0)
-        now = datetime.now(UTC).isoformat(" ", "seconds")
-        file.write(f"process {os.getpid()} on {platform.node()} since {now}")
+        file.write(_holder())
         file.flush()
         return file
     except OSError as error:

@@ -19,7 +19,16 @@ from jaxii.errors import InputError
 from jaxii.prepare import shards
 from jaxii.prepare.beam import Beam
 from jaxii.prepare.kaggle import Layout, prepare
-from jaxii.storage import at, local_draft, names_in, size_of, write_beside
+from jaxii.storage import (
+    LOCK,
+    at,
+    check_held,
+    held,
+    local_draft,
+    names_in,
+    size_of,
+    write_beside,
+)
 from jaxii.train.telemetry.history import read_history
 
 ROOT = Path(__file__).parent.parent
@@ -235,6 +244,52 @@ def test_a_run_in_a_bucket_that_is_killed_goes_on_as_one_on_disk(bucket, tmp_pat
     assert answers.read_text().startswith("image_id,labels")
     finish("compare", there, here, f"--output={there / 'page.html'}")
     assert "<html" in (there / "page.html").read_text()
+
+
+HOLD = """
+import sys
+from jaxii.storage import at, check_held, held
+with held(at(sys.argv[1])):
+    check_held(at(sys.argv[1]))
+    print("held", flush=True)
+    sys.stdin.read()
+"""
+
+
+def test_of_two_that_hold_a_folder_in_a_bucket_the_first_is_refused(bucket):
+    folder = at(f"{bucket}/held")
+    with held(folder):
+        check_held(folder)
+        words = [sys.executable, "-c", HOLD, str(folder)]
+        pipe = subprocess.PIPE
+        with subprocess.Popen(words, stdin=pipe, stdout=pipe) as other:
+            assert other.stdout.readline() == b"held\n"
+            told = f"held was taken over by process {other.pid} on .* since "
+            with pytest.raises(InputError, match=told):
+                check_held(folder)
+            other.stdin.close()
+        assert other.returncode == 0
+        with pytest.raises(InputError, match="taken over by a process that has ended"):
+            check_held(folder)
+    with held(folder):
+        check_held(folder)
+    assert names_in(folder) == set()
+
+
+def test_a_training_in_a_bucket_stops_when_another_has_begun(bucket, tmp_path):
+    root = small_layout.write(tmp_path / "kaggle", num_train=24)
+    recipe, data = tmp_path / "recipe.py", tmp_path / "prepared"
+    recipe.write_text(RECIPE)
+    prepare(Layout.find(root), data)
+    workdir = at(f"{bucket}/runs/taken")
+    words = "train", f"--config={recipe}", f"--data_dir={data}"
+    with start(*words, f"--workdir={workdir}") as older:
+        for line in older.stdout:
+            if "step  1/12" in line:
+                (workdir / LOCK).write_text("process 1 on another host")
+    assert older.returncode == 2
+    assert not (workdir / "metrics.json").exists()
+    assert (workdir / LOCK).read_text() == "process 1 on another host"
 
 
 def test_a_prefix_with_something_else_is_refused(bucket, uploaded):

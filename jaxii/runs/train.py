@@ -5,6 +5,7 @@ from collections.abc import Callable
 from contextlib import ExitStack
 from functools import partial
 from pathlib import Path
+from typing import Any
 
 import jax
 
@@ -20,9 +21,10 @@ from jaxii.runs.begin import begin, describe, in_words
 from jaxii.runs.evaluate import measure
 from jaxii.runs.run import Run
 from jaxii.runs.workdir import Workdir
-from jaxii.storage import held
+from jaxii.storage import check_held, held
 from jaxii.train.batch_norm import reestimate
-from jaxii.train.stages import Origin
+from jaxii.train.checkpoint import CheckpointMetadata
+from jaxii.train.stages import Origin, Saved
 from jaxii.train.state import TrainState, Tree
 from jaxii.train.step import StepSettings
 from jaxii.train.telemetry.images import make_images
@@ -69,7 +71,8 @@ def train(
       recipe: what the configuration was made from, for the report.
 
     Raises:
-      InputError: If something cannot be used, or another process trains in the workdir.
+      InputError: If something cannot be used, or another process trains in the workdir
+        (in a bucket: has begun to).
     """
     assembly.check_before_data(config)
     processes.check_on_lead(lambda: check_tracker(config.track))
@@ -209,7 +212,7 @@ def make_trainer(
         batch_stats=partial(_batch_stats, run),
         initial_weights=run.initial_weights,
         label_embeddings=run.vectors(),
-        metadata=partial(run.metadata, recipe=recipe, files=run.workdir.own_files()),
+        metadata=partial(_metadata, run, recipe=recipe, files=run.workdir.own_files()),
         global_batch_size=config.global_batch_size,
         evaluate_every_steps=config.evaluate_every_steps,
         log_every_steps=config.log_every_steps,
@@ -221,6 +224,13 @@ def make_trainer(
         should_stop=should_stop,
         profiler=profiler or Profiler(),
     )
+
+
+def _metadata(run: Run, saved: Saved, **more: Any) -> CheckpointMetadata:
+    """Returns a checkpoint's metadata if the run still holds its folder."""
+    if processes.is_lead():
+        check_held(run.workdir.path)
+    return run.metadata(saved, **more)
 
 
 def _evaluate(
