@@ -1,22 +1,41 @@
 """Entry point: `python -m jaxii.main`, or `jaxii` once installed; see `jaxii.cli`."""
 
+import contextlib
 import os
 import signal
 import sys
 
-from jaxii.cli.dispatch import main
-from jaxii.console import write_line
+
+def main(argv: list[str]) -> int:
+    """Runs one command; returns the exit code. See `jaxii.cli.dispatch.main`."""
+    # Imported here so that `run` handles an interrupt of the imports, too.
+    from jaxii.cli import dispatch
+
+    return dispatch.main(argv)
 
 
 def run() -> None:
     """Runs the command line and exits with its code."""
+    sys.unraisablehook = _unraisable
     try:
         sys.exit(main(sys.argv))
     except KeyboardInterrupt:
-        write_line("jaxii: interrupted.", sys.stderr)
-        # Shells stop a script whose command has ended by the signal itself.
-        signal.signal(signal.SIGINT, signal.SIG_DFL)
-        os.kill(os.getpid(), signal.SIGINT)
+        _end_interrupted()
+
+
+def _unraisable(error: "sys.UnraisableHookArgs") -> None:
+    # Python goes on after an interrupt of a callback, as JAX's of garbage collection.
+    if issubclass(error.exc_type, KeyboardInterrupt):
+        _end_interrupted()
+    sys.__unraisablehook__(error)
+
+
+def _end_interrupted() -> None:
+    # Shells stop a script whose command has ended by the signal itself.
+    signal.signal(signal.SIGINT, signal.SIG_DFL)
+    with contextlib.suppress(OSError):
+        os.write(2, b"jaxii: interrupted.\n")
+    os.kill(os.getpid(), signal.SIGINT)
 
 
 if __name__ == "__main__":
