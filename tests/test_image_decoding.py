@@ -1,8 +1,10 @@
 """What a file is, and which way up."""
 
+import cv2
+import numpy as np
 import pytest
 
-from jaxii.data.image_decoding import orientation, sniff
+from jaxii.data.image_decoding import damage_as_value_error, orientation, sniff
 
 
 def test_big_endian_exif_is_read():
@@ -28,3 +30,15 @@ def test_damaged_exif_counts_as_upright(exif):
 def test_other_files_are_told_by_name(data, what):
     with pytest.raises(ValueError, match=what):
         sniff(data)
+
+
+@pytest.mark.parametrize(
+    "allocate",
+    [
+        lambda: np.empty(1 << 55),
+        lambda: cv2.resize(np.zeros((1, 1), np.uint8), (1 << 30, 1 << 24)),
+    ],
+)
+def test_want_of_memory_is_no_damage_of_an_image(allocate):
+    with pytest.raises(MemoryError), damage_as_value_error("png"):
+        allocate()

@@ -457,6 +457,17 @@ def test_a_failed_save_ends_with_1_and_one_line(run, monkeypatch, tmp_path):
 
 
 @pytest.mark.parametrize(
+    "allocate",
+    [lambda: np.empty(1 << 55), lambda: jax.numpy.zeros(1 << 45).block_until_ready()],
+)
+def test_want_of_memory_ends_with_1_and_one_line(run, monkeypatch, tmp_path, allocate):
+    monkeypatch.setattr("jaxii.runs.train.train", lambda *_, **__: allocate())
+    code, _, err = run("train", f"{RECIPE}:emoji", f"--workdir={tmp_path}")
+    assert code == 1
+    assert re.fullmatch(r"jaxii: memory ran out \(.*\); raise the limit .*\n", err)
+
+
+@pytest.mark.parametrize(
     ("words", "code"),
     [
         (["trian"], 2),

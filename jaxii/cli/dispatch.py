@@ -51,6 +51,7 @@ FIXES = {
     errno.EFBIG: "raise the limit on the size of files (ulimit -f)",
     errno.EMFILE: "raise the limit on open files (ulimit -n)",
     errno.ENFILE: "close other programs",
+    errno.ENOMEM: "raise the limit on memory or close other programs",
     errno.EROFS: "give a place that can be written",
     errno.EACCES: "change its permissions or give another place",
     errno.EPERM: "change its permissions or give another place",
@@ -60,6 +61,13 @@ FIXES = {
     errno.EIO: "check that disk",
     errno.ESTALE: "check that disk",
 }
+# In errors of XLA, of Python's threads and of the dynamic loader.
+NO_MEMORY = ("RESOURCE_EXHAUSTED", "can't start new thread", "failed to map segment")
+MORE_MEMORY = (
+    "raise the limit (of the device, the container, the job, ulimit -v), close other "
+    "programs, or use less: a smaller global_batch_size, more micro_batches. The same "
+    "command goes on."
+)
 
 
 class Command(Protocol):
@@ -130,6 +138,10 @@ def main(argv: list[str]) -> int:
 
 def _failure(error: Exception, place: ProcessInfo | None) -> tuple[int, str]:
     """Returns code and message of a run that ended early; raises what is a bug."""
+    # First of all: nothing can be imported any more.
+    if isinstance(error, MemoryError) or any(sign in str(error) for sign in NO_MEMORY):
+        reason = str(error).partition("\n")[0][:200] or "MemoryError"
+        return FAILED, f"memory ran out ({reason}); {MORE_MEMORY}"
     if isinstance(error, OSError) and error.errno in FIXES:
         where = f"{error.filename}: " if error.filename else ""
         fix = FIXES[error.errno]

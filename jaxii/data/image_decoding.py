@@ -30,10 +30,16 @@ _HARMLESS_WARNINGS = ("extraneous bytes before marker", "unknown JFIF revision")
 
 @contextmanager
 def damage_as_value_error(kind: str) -> Iterator[None]:
-    """Turns errors of the decoders and parsers into ValueError."""
+    """Turns errors of the decoders and parsers into ValueError.
+
+    Raises:
+      MemoryError: If OpenCV lacks memory, which is no damage.
+    """
     try:
         yield
-    except (cv2.error, struct.error, IndexError, MemoryError) as error:
+    except (cv2.error, struct.error, IndexError) as error:
+        if isinstance(error, cv2.error) and error.code == cv2.Error.StsNoMem:
+            raise MemoryError(error.err) from error
         reason = str(error).strip().splitlines()
         raise ValueError(
             f"damaged {kind.upper()} ({reason[-1] if reason else type(error).__name__})"
