@@ -19,7 +19,7 @@ ROOT = Path(__file__).parent.parent
 CODE = {
     "pickle": "prepare/beam.py",
     "runpy": "runs/api.py",
-    **dict.fromkeys(("marshal", "shelve", "importlib", "subprocess", "ctypes")),
+    **dict.fromkeys(("marshal", "shelve", "importlib", "subprocess")),
     **dict.fromkeys(("dill", "cloudpickle", "joblib", "yaml")),
 }
 BUILT_IN = {"eval", "exec", "compile", "__import__"}
