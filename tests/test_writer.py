@@ -3,6 +3,7 @@
 import csv
 import hashlib
 import json
+import os
 from collections import Counter, defaultdict
 from functools import cache
 
@@ -139,6 +140,16 @@ def test_an_empty_directory_is_filled(tmp_path):
     writer.write(tmp_path, num_train=2, num_tuning=1, num_test=1)
     made_with = json.loads((tmp_path / "toy_regions.json").read_text())
     assert made_with["num_images"] == {"train": 2, "tuning": 1, "test": 1}
+
+
+def test_the_files_are_as_open_as_the_umask_says(tmp_path):
+    old = os.umask(0o027)
+    try:
+        writer.write(tmp_path / "toy", num_train=1, num_tuning=1, num_test=1)
+    finally:
+        os.umask(old)
+    modes = {path.stat().st_mode & 0o777 for path in tmp_path.rglob("*")}
+    assert modes == {0o640, 0o750}
 
 
 def test_progress_counts_every_image(tmp_path):

@@ -9,7 +9,6 @@ import csv
 import hashlib
 import json
 import os
-import shutil
 import tempfile
 from collections.abc import Iterable
 from concurrent.futures import ThreadPoolExecutor
@@ -97,20 +96,20 @@ def write(
     if _is_complete(directory, made_with):
         return directory
     directory.parent.mkdir(parents=True, exist_ok=True)
-    draft = Path(tempfile.mkdtemp(prefix=f".{directory.name}.", dir=directory.parent))
-    try:
+    with tempfile.TemporaryDirectory(
+        prefix=f".{directory.name}.", dir=directory.parent
+    ) as scratch:
+        # The folder above is private, whatever the umask.
+        draft = Path(scratch, directory.name)
+        draft.mkdir()
         _write_all(draft, seed, counts, on_progress)
         (draft / MARKER).write_text(json.dumps(made_with, indent=1) + "\n")
-        # mkdtemp makes private folders.
-        draft.chmod(0o755)
         try:
             draft.rename(directory)
         except OSError:
             # Another process may have finished first.
             if not _is_complete(directory, made_with):
                 raise
-    finally:
-        shutil.rmtree(draft, ignore_errors=True)
     return directory
 
 
