@@ -77,11 +77,13 @@ class Ended:
       code: its exit code, or minus the signal that ended it.
       cpu_seconds: of processor time.
       wall_seconds: of wall-clock time.
+      peak_bytes: most memory, with that of the parent when it forked.
     """
 
     code: int
     cpu_seconds: float
     wall_seconds: float
+    peak_bytes: int = 0
 
     @property
     def hung(self) -> bool:
@@ -162,6 +164,7 @@ def run_all(
                         os.waitstatus_to_exitcode(status),
                         usage.ru_utime + usage.ru_stime,
                         time.monotonic() - begun,
+                        usage.ru_maxrss * 1024,
                     ),
                 )
             time.sleep(0.005)

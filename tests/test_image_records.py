@@ -287,6 +287,8 @@ def test_a_csv_without_ids_takes_the_names_and_may_name_what_is_not_there(folder
         ("path\na.png\nb.png\na.png\n", "lists a.png more than once"),
         ("path\nhttps://x.org/a.png\n", "https://x.org/a.png is an address"),
         ("path\n\xff\n", "cannot be read as CSV"),
+        ('path\n"a.png\nb.png\n', "cannot be read as CSV .unexpected end of data"),
+        ('path,n\n"a.png,1\nb.png,"2"\n', "cannot be read as CSV .',' expected"),
     ],
 )
 def test_a_csv_that_cannot_be_used_is_refused(folder, text, words):
@@ -335,6 +337,7 @@ def test_ids_keep_the_order_of_the_sample_submission(tmp_path):
         ("image_id,labels\n", "lists no image"),
         ("image_id,labels\na,\nb,\na,\n", "lists a more than once"),
         ("image_id,labels\n\xff,\n", "cannot be read as CSV"),
+        ('image_id,labels\n"a,\nb,\n', "cannot be read as CSV .unexpected end"),
     ],
 )
 def test_a_list_of_ids_that_cannot_be_used_is_refused(tmp_path, text, words):

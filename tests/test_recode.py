@@ -1,13 +1,16 @@
 import io
 import struct
+import tracemalloc
 import zlib
 
+import bad_images
 import cv2
 import numpy as np
 import pytest
 import simplejpeg
 from PIL import Image, ImageOps
 
+from jaxii.data import image_decoding
 from jaxii.prepare.recode import recode
 
 
@@ -215,6 +218,40 @@ def test_a_png_with_damaged_pixels_is_refused():
     data[middle : middle + 20] = bytes(20)
     with pytest.raises(ValueError, match="damaged PNG"):
         recode(bytes(data))
+
+
+def test_a_jpeg_of_many_scans_is_refused_before_decoding():
+    most = bad_images.many_scans(image_decoding.MAX_SCANS - 1, 64)
+    assert decoded(recode(most)).shape == (64, 64, 3)
+    with pytest.raises(ValueError, match="20,001 scans; at most 100 are read"):
+        recode(bad_images.many_scans(20_000, 10_000))
+
+
+def test_a_webp_whose_pixels_were_not_all_written_is_refused():
+    noise = np.random.default_rng(0).integers(0, 255, (60, 80, 3), np.uint8)
+    data = encoded(Image.fromarray(noise), "WEBP")
+    half = len(data) // 2
+    with pytest.raises(ValueError, match="its pixels end in zeros"):
+        recode(data[:half] + bytes(len(data) - half))
+
+
+def test_of_an_animation_without_frames_the_still_image_is_read():
+    control = bad_images.chunk(b"acTL", struct.pack(">II", 9, 0))
+    data = bad_images.with_header(encoded(scene(), "PNG"), more=control)
+    assert difference(recode(data), scene()) < 3
+
+
+def test_sixteen_bits_and_alpha_take_little_more_memory_than_the_pixels():
+    side = 3000
+    header = bad_images.png_header(side, side, depth=16, color=6)
+    rows = zlib.compress(bytes((8 * side + 1) * side), 1)
+    data = bad_images.png(header, bad_images.chunk(b"IDAT", rows))
+    tracemalloc.start()
+    image_decoding.decode_other(data, "png")
+    _, peak = tracemalloc.get_traced_memory()
+    tracemalloc.stop()
+    # What OpenCV decodes, what is returned, and a band.
+    assert peak < side * side * (8 + 3) + 40_000_000
 
 
 def test_a_hundred_megapixels_are_read():

@@ -358,6 +358,8 @@ def _set_outputs() -> None:
 def _set_environment() -> None:
     """Makes libraries that read it at import log little."""
     os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
+    # Of damaged images, which jaxii names.
+    os.environ.setdefault("OPENCV_LOG_LEVEL", "SILENT")
     absl_logging.set_verbosity(absl_logging.ERROR)
     absl_logging.get_absl_logger().addFilter(_is_not_from_orbax)
 

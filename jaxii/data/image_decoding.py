@@ -4,6 +4,7 @@ OpenCV silently fills the missing half of a truncated JPEG with grey, so JPEG fi
 decoded by libjpeg-turbo, whose warnings are read.
 """
 
+import re
 import struct
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -24,8 +25,19 @@ COLOURS = (
 _ORIENTATION_TAG = 0x0112
 # The orientations that swap rows and columns.
 TRANSPOSED = (5, 6, 7, 8)
-# Warnings of libjpeg about whole images.
-_HARMLESS_WARNINGS = ("extraneous bytes before marker", "unknown JFIF revision")
+# Scans of a JPEG; encoders write up to about 20. Each is a pass over all pixels, which
+# takes a few bytes to declare: a file of 4 MB takes minutes.
+MAX_SCANS = 100
+# Warnings of libjpeg about whole images. Bytes before a restart marker (D0 to D7) are
+# pixels that it could not place.
+_HARMLESS_WARNINGS = re.compile(
+    "extraneous bytes before marker 0x(?!d[0-7])|unknown JFIF revision"
+)
+# Pixels that are brought to RGB at a time: the steps need several times their memory.
+_BAND_PIXELS = 1 << 20
+# So many zeros end the pixels of a WebP file, which have no checksum, only where the
+# rest was never written.
+_WEBP_ZEROS = 64
 
 
 @contextmanager
@@ -188,21 +200,27 @@ def decode_jpeg(data: bytes, color: str, size: tuple[int, int]) -> tuple[Pixels,
       The pixels as stored, and whether the decoder gave no warning.
 
     Raises:
-      ValueError: If the file is truncated or damaged.
+      ValueError: If the file is truncated or damaged, or has more than `MAX_SCANS`.
     """
+    num_scans = data.count(b"\xff\xda")
+    if num_scans > MAX_SCANS:
+        raise ValueError(f"a JPEG of {num_scans:,} scans; at most {MAX_SCANS} are read")
     clean = True
     space = "CMYK" if color in ("CMYK", "YCCK") else "RGB"
     kwargs = {"colorspace": space, "min_height": size[0], "min_width": size[1]}
     try:
         image = simplejpeg.decode_jpeg(data, strict=True, **kwargs)
     except ValueError as error:
-        if not any(warning in str(error) for warning in _HARMLESS_WARNINGS):
+        if not _HARMLESS_WARNINGS.search(str(error)):
             word = "truncated" if "remature end" in str(error) else "damaged"
             raise ValueError(f"{word} JPEG ({error})") from error
         # libjpeg reports the last warning only, which may hide a missing end.
         if b"\xff\xd9" not in data[-4096:]:
             raise ValueError("truncated JPEG (no end marker)") from error
-        image, clean = simplejpeg.decode_jpeg(data, strict=False, **kwargs), False
+        try:
+            image, clean = simplejpeg.decode_jpeg(data, strict=False, **kwargs), False
+        except ValueError as worse:
+            raise ValueError(f"damaged JPEG ({worse})") from worse
     if space == "CMYK":
         # Adobe stores inks inverted, and so do others.
         ink = image[..., :3].astype(np.uint16) * image[..., 3:]
@@ -221,21 +239,53 @@ def decode_other(data: bytes, kind: str) -> Pixels:
     for name, body in _chunks(data, kind):
         if name == b"tRNS":
             transparent = body
-    image = cv2.imdecode(np.frombuffer(data, np.uint8), cv2.IMREAD_UNCHANGED)
+        elif name in (b"VP8 ", b"VP8L") and not body[-_WEBP_ZEROS:].strip(b"\0"):
+            raise ValueError("damaged WEBP (its pixels end in zeros)")
+    still = np.frombuffer(_without_animation(data), np.uint8)
+    image = cv2.imdecode(still, cv2.IMREAD_UNCHANGED)
     if image is None:
         raise ValueError(f"damaged {kind.upper()} (its pixels cannot be decoded)")
     image = np.asarray(image).reshape(*image.shape[:2], -1)
-    if kind == "png" and image.shape[-1] == 1 and len(transparent) == 2:
-        image = np.concatenate([image, _grey_alpha(data, image, transparent)], axis=-1)
+    if image.dtype == np.uint8 and image.shape[-1] == 3:
+        return image[..., ::-1]
+    if kind != "png" or image.shape[-1] != 1 or len(transparent) != 2:
+        transparent = b""
+    pixels = np.empty((*image.shape[:2], 3), np.uint8)
+    rows = max(1, _BAND_PIXELS // image.shape[1])
+    for top in range(0, len(image), rows):
+        band = image[top : top + rows]
+        if transparent:
+            band = np.concatenate([band, _grey_alpha(data, band, transparent)], axis=-1)
+        pixels[top : top + rows] = _on_white(band)
+    return pixels
+
+
+def _without_animation(data: bytes) -> bytes:
+    """Returns a PNG file without its animation, which OpenCV may decode to black.
+
+    What is left is the image that viewers without animation show; a WebP file stays.
+    """
+    if b"acTL" not in data or sniff(data) != "png":
+        return data
+    kept, place = [data[:8]], 8
+    for name, body in _chunks(data, "png"):
+        end = place + 12 + len(body)
+        if name not in (b"acTL", b"fcTL", b"fdAT"):
+            kept.append(data[place:end])
+        place = end
+    return b"".join(kept)
+
+
+def _on_white(
+    image: Shaped[np.ndarray, "height width channel"],
+) -> UInt8[np.ndarray, "height width colour"]:
+    """Returns BGR, grey, or either with alpha, as RGB or grey of 8 bits on white."""
     if image.dtype == np.uint16:
         image = (image // 256).astype(np.uint8)
-    channels = image.shape[-1]
-    if channels in (2, 4):
+    if image.shape[-1] in (2, 4):
         alpha = image[..., -1:].astype(np.uint16)
         ink = image[..., :-1] * alpha + 255 * (255 - alpha)
         image = ((ink + 127) // 255).astype(np.uint8)
-    if image.shape[-1] == 1:
-        return np.repeat(image, 3, axis=-1)
     return image[..., ::-1]
 
 

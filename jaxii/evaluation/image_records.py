@@ -350,7 +350,8 @@ def _csv_rows(
         raise InputError(f"{flag}={path} is not a file; give a CSV with {needs}.")
     try:
         with io.TextIOWrapper(path.open("rb"), "utf-8-sig", newline="") as file:
-            yield csv.reader(file)
+            # Strict: a quote that is not closed would hide the rows after it.
+            yield csv.reader(file, strict=True)
     except (OSError, ValueError, csv.Error) as error:
         raise InputError(
             f"{flag}={path} cannot be read as CSV ({error}); it must be UTF-8 text "

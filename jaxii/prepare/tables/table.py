@@ -6,6 +6,9 @@ import io
 import itertools
 import json
 import re
+import subprocess
+import sys
+from collections import Counter
 from pathlib import Path
 
 import charset_normalizer
@@ -32,9 +35,24 @@ ENCODINGS = (
     *("cp1252", "cp1250", "cp1251", "koi8_r", "mac_roman"),
     *("cp1253", "cp1254", "cp1255", "cp1256"),
 )
+# Marks at the start of a file; those of UTF-32 start like those of UTF-16.
+_WIDE = {
+    codecs.BOM_UTF32_LE: "UTF-32",
+    codecs.BOM_UTF32_BE: "UTF-32",
+    codecs.BOM_UTF16_LE: "UTF-16",
+    codecs.BOM_UTF16_BE: "UTF-16",
+}
 # Difference of charset-normalizer's scores that decides nothing.
 _SCORE_MARGIN = 0.05
 _BETWEEN_CELLS = re.compile(rb"[,;\t\r\n|\"]+")
+# Reads a Parquet file from its input.
+_TRIAL = """
+import sys, polars
+try:
+    polars.read_parquet(sys.stdin.buffer.read())
+except polars.exceptions.PolarsError as error:
+    sys.exit(str(error))
+"""
 # Bytes that are enough to detect an encoding.
 _DETECT_BYTES = 1 << 18
 
@@ -94,10 +112,15 @@ def _bytes(path: Path) -> bytes:
 
 
 def _read_parquet(path: Path, data: bytes) -> pl.DataFrame:
-    try:
-        return pl.read_parquet(io.BytesIO(data))
-    except pl.exceptions.PolarsError as error:
-        raise InputError(f"{path} is a damaged Parquet file ({error}).") from error
+    # Damaged numbers make polars panic or abort the process, which nothing catches.
+    words = [sys.executable, "-c", _TRIAL]
+    ended = subprocess.run(words, input=data, capture_output=True)
+    if ended.returncode:
+        said = ended.stderr.decode(errors="replace").splitlines()
+        said = [line for line in said if line and not line.startswith("note:")]
+        reason = said[-1] if said else "polars ends"
+        raise InputError(f"{path} is a damaged Parquet file ({reason}).")
+    return pl.read_parquet(io.BytesIO(data))
 
 
 def _read_json_lines(path: Path, text: str) -> pl.DataFrame:
@@ -118,23 +141,36 @@ def _as_text(path: Path, table: pl.DataFrame, notes: Notes) -> pl.DataFrame:
         kind = column.dtype
         if isinstance(kind, pl.List | pl.Array):
             rows = [
-                None if row is None else json.dumps(row) for row in column.to_list()
+                None if row is None else json.dumps(row, default=str)
+                for row in column.to_list()
             ]
             texts.append(pl.Series(column.name, rows, pl.String))
-        elif kind.is_nested() or kind in (pl.Binary, pl.Object):
+        elif kind.is_nested() or kind in (pl.Binary, pl.Object, pl.Duration):
             others.append(f"{column.name} ({kind.base_type()})")
         else:
             texts.append(column.cast(pl.String))
     if others:
         notes.found(f"{path}: columns that are not read: {shown(others)}")
+    if not texts:
+        raise InputError(
+            f"{path} has no column of text, numbers or lists; give one of paths and "
+            "one of labels."
+        )
     return pl.DataFrame(texts)
 
 
 def _decode(path: Path, data: bytes, notes: Notes) -> str:
     """Returns the text of a file, with "\\n" as line ends and no byte order mark."""
-    if data.startswith((codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE)):
-        notes.found(f"{path} is UTF-16")
-        text = data.decode("utf-16", errors="replace")
+    wide = next((name for mark, name in _WIDE.items() if data.startswith(mark)), None)
+    if wide is not None:
+        notes.found(f"{path} is {wide}")
+        try:
+            text = data.decode(wide)
+        except UnicodeDecodeError as error:
+            raise InputError(
+                f"{path} is {wide} and damaged or cut off ({error.reason} at byte "
+                f"{error.start:,}); save it again, best as UTF-8."
+            ) from error
     elif b"\0" in data:
         raise InputError(f"{path} is no text (it has zero bytes); save it as CSV.")
     else:
@@ -184,7 +220,7 @@ def _read_separated(path: Path, text: str, notes: Notes) -> pl.DataFrame:
     first = next(csv.reader(io.StringIO(sample), delimiter=separator))
     has_header = not any(is_image(cell) for cell in first)
     headers = [cell.strip() for cell in first] if has_header else []
-    twice = [name for name in headers if name and headers.count(name) > 1]
+    twice = [name for name, n in Counter(headers).items() if name and n > 1]
     if twice:
         raise InputError(f"{path} has two columns called {twice[0]!r}; rename one.")
     if separator != ",":
@@ -234,13 +270,21 @@ def _parse_leniently(
     path: Path, text: str, separator: str, has_header: bool
 ) -> pl.DataFrame:
     """Reads CSV that polars refuses, such as spaces around quotes; much slower."""
-    reader = csv.reader(io.StringIO(text), delimiter=separator, skipinitialspace=True)
+    # Strict: a quote that is not closed would join all lines up to the next one.
+    reader = csv.reader(
+        io.StringIO(re.sub(rf'" +(?=[{re.escape(separator)}\n])', '"', text)),
+        delimiter=separator,
+        skipinitialspace=True,
+        strict=True,
+    )
     rows: list[list[str]] = []
+    line = 0
     try:
         for row in reader:
+            line = reader.line_num
             if rows and len(row) > len(rows[0]):
                 raise InputError(
-                    f"{path} line {reader.line_num}: {len(row)} cells where the first "
+                    f"{path} line {line}: {len(row)} cells where the first "
                     f"line has {len(rows[0])} ({separator.join(row)[:60]!r}); put "
                     f"cells that contain {SEPARATORS[separator]} between double quotes."
                 )
@@ -248,11 +292,12 @@ def _parse_leniently(
                 rows.append(row + [""] * (len(rows[0]) - len(row) if rows else 0))
     except csv.Error as error:
         raise InputError(
-            f"{path} line {reader.line_num} cannot be read as CSV ({error}); mend it."
+            f"{path} line {line + 1}: a double quote is not closed, or text follows a "
+            f"closed one ({error}); write a quote in a cell as two."
         ) from error
     width = len(rows[0])
     names = [name.strip() for name in rows.pop(0)] if has_header else _unnamed(width)
-    twice = [name for name in names if names.count(name) > 1]
+    twice = [name for name, n in Counter(names).items() if n > 1]
     if twice:
         raise InputError(f"{path} has two columns called {twice[0]!r}; rename one.")
     return pl.DataFrame(rows, schema=dict.fromkeys(names, pl.String), orient="row")

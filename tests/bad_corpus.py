@@ -1,0 +1,159 @@
+"""Gives bad images and bad label files to `new`, `prepare`, `train` and `predict`.
+
+    python -m tests.bad_corpus FOLDER
+
+makes them in FOLDER, runs each command in a child, and prints as JSON how each ended.
+"""
+
+import csv
+import json
+import sys
+from collections.abc import Callable
+from pathlib import Path
+
+from tests import forked
+
+RECIPE_TEXT = """
+from jaxii.config import default_config
+
+def get_config(name=""):
+    config = default_config()
+    config.data.dataset = "kaggle"
+    config.data.directory = "mine/data"
+    config.data.image_size_pixels = 32
+    config.data.validation_fraction = 0.3
+    config.data.num_threads = 1
+    config.model.depth = 18
+    config.model.width = 8
+    config.model.stem = "small"
+    config.global_batch_size = 8
+    config.stages = ({"name": "only", "num_steps": 8, "terms": {"bce": 1.0}},)
+    return config
+"""
+NUM_GOOD = 16
+LABELS = ("cat", "dog")
+FAST = "--images=photos", "--labels=labels.csv"
+COMMANDS = {
+    "new": ("new", "mine", *FAST),
+    "prepare": ("prepare", "--input_dir=kaggle", "--data_dir=prepared"),
+    "train": ("train", "--config=recipe.py", "--workdir=run"),
+    "predict": ("predict", "--workdir=run", "--images=photos", "--output=all.jsonl"),
+}
+MOST_SECONDS = 300
+
+
+def write_images(root: Path) -> None:
+    """Writes good, bad and odd files as photos/, and what labels them.
+
+    Their labels are in labels.csv and, for `prepare`, in kaggle/.
+    """
+    from jaxii.prepare.image_files import is_text
+    from tests import bad_images, mixed_images, odd_files, small_layout
+
+    photos = root / "photos"
+    photos.mkdir(parents=True)
+    for i in range(NUM_GOOD):
+        small_layout.put(photos, f"good{i:02d}", small_layout.jpeg(90 + 4 * i, 40, 48))
+    for name, bad in bad_images.all_images().items():
+        (photos / name).write_bytes(bad.content)
+    for name in mixed_images.NAMES:
+        (photos / f"{name}.jpg").write_bytes(b"<html>")
+    odd_files.make(photos)
+    names = sorted(path.name for path in photos.iterdir())
+    names = [name for name in names if is_text(name)]
+    rows = [(name, LABELS[i % 2]) for i, name in enumerate(names)]
+    _write_csv(root / "labels.csv", ("path", "label"), rows)
+    _write_layout(root / "kaggle", rows)
+    (root / "kaggle" / "train").symlink_to(photos)
+    (root / "recipe.py").write_text(RECIPE_TEXT)
+
+
+def write_table(root: Path, name: str, content: bytes, file: str) -> None:
+    """Writes a bad label file for `new`, and as one of a layout for `prepare`."""
+    from tests import bad_tables, small_layout
+
+    photos = root / "photos"
+    photos.mkdir(parents=True)
+    for i, image in enumerate(bad_tables.NAMES):
+        small_layout.put(photos, Path(image).stem, small_layout.jpeg(90 + i))
+    (root / name).write_bytes(content)
+    _write_layout(root / "kaggle", list(bad_tables.TRUTH.items()))
+    (root / "kaggle" / "train").symlink_to(photos)
+    (root / "kaggle" / "stage_1_test_images").symlink_to(photos)
+    (root / "kaggle" / file).write_bytes(LAYOUT_FILES[file](content))
+
+
+def _with_confidences(content: bytes) -> bytes:
+    rows = content.partition(b"\n")[2].replace(b"\n", b",1\n")
+    return b"ImageID,LabelName,Confidence\n" + rows
+
+
+# File of a layout -> how a label file becomes one.
+LAYOUT_FILES: dict[str, Callable[[bytes], bytes]] = {
+    "train_human_labels.csv": _with_confidences,
+    "test_labels.csv": lambda x: x.replace(b"path,label", b"image_id,labels", 1),
+    "train_meta.csv": lambda x: x.replace(b"path,label", b"image_id,group", 1),
+    "validation_ids.csv": lambda x: x.replace(b"path,label", b"image_id,note", 1),
+    "tuning_labels.csv": lambda x: x.partition(b"\n")[2],
+}
+
+
+def _write_layout(root: Path, rows: list[tuple[str, str]]) -> None:
+    root.mkdir()
+    codes = sorted({label for _, label in rows})
+    _write_csv(root / "classes-trainable.csv", ("label_code",), [(c,) for c in codes])
+    header = "ImageID", "Source", "LabelName", "Confidence"
+    labels = [(Path(name).stem, "verification", label, "1") for name, label in rows]
+    _write_csv(root / "train_human_labels.csv", header, labels)
+
+
+def _write_csv(path: Path, header: tuple[str, ...], rows: list[tuple]) -> None:
+    with path.open("w", newline="") as file:
+        csv.writer(file, lineterminator="\n").writerows([header, *rows])
+
+
+def main(root: Path) -> None:
+    """Runs everything and prints how it ended."""
+    root.mkdir(parents=True, exist_ok=True)
+    forked.prepare_imports(root / "compiled")
+    from jaxii.prepare.recipe import Pace
+    from jaxii.runs import speed
+    from tests import bad_tables
+
+    # The speed of this machine is not what is tested, and takes a minute.
+    speed.pace_of = lambda fields: Pace(images_per_second=100.0, start_seconds=1.0)
+    found = []
+
+    def run(name: str, words: tuple[str, ...], folder: Path) -> None:
+        job = name, forked.command(*words), lambda: folder
+        for _, _, ended in forked.run_all([job], at_once=1, most_seconds=MOST_SECONDS):
+            found.append(
+                {
+                    "name": name,
+                    "code": ended.code,
+                    "wall_seconds": round(ended.wall_seconds, 2),
+                    "peak_bytes": ended.peak_bytes,
+                    "stdout": (folder / forked.STDOUT).read_text(errors="replace"),
+                    "stderr": (folder / forked.STDERR).read_text(errors="replace"),
+                }
+            )
+
+    def nothing() -> int:
+        return 0
+
+    job = "nothing", nothing, lambda: root
+    base = next(forked.run_all([job], at_once=1, most_seconds=60))[2].peak_bytes
+    write_images(root / "images")
+    for name, words in COMMANDS.items():
+        run(name, words, root / "images")
+    for i, (name, table) in enumerate(bad_tables.all_tables().items()):
+        folder = root / f"table{i:03d}"
+        file = tuple(LAYOUT_FILES)[i % len(LAYOUT_FILES)]
+        write_table(folder, name, table.content, file)
+        run(f"new, {name}", ("new", "mine", FAST[0], f"--labels={name}"), folder)
+        run(f"prepare, {name} as {file}", COMMANDS["prepare"], folder)
+    print(json.dumps({"base_bytes": base, "commands": found}))
+
+
+if __name__ == "__main__":
+    main(Path(sys.argv[1]).resolve())
