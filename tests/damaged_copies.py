@@ -166,7 +166,7 @@ def kind_of(file: str) -> str:
     """Returns a path without the parts in which files of one kind differ."""
     file = re.sub(rf"\b{RANDOM}\b", "*", file)
     file = re.sub(r"^checkpoints/\w+/\d+/", "checkpoints/*/*/", file)
-    file = re.sub(r"events\.out\..*", "events.*", file)
+    file = re.sub(r"events\.\d+\.out\..*", "events.*", file)
     return re.sub(r"-(train|validation|tuning|test)\b", "-*", file)
 
 

@@ -1,5 +1,6 @@
 """TensorBoard's files, read back through their framing, without TensorFlow."""
 
+import time
 import xml.etree.ElementTree as ElementTree
 
 import cv2
@@ -95,6 +96,16 @@ def test_a_resumed_run_purges_what_came_after_its_step_and_a_first_one_nothing(
     write(tmp_path, start_step=20, steps=(30,)).close()
     events = read_events(tmp_path / "tensorboard")
     assert [e.step for e in events if e.HasField("session_log")] == [21]
+
+
+def test_files_are_read_in_their_order_though_the_clock_was_set_back(
+    tmp_path, monkeypatch
+):
+    for i in range(12):
+        monkeypatch.setattr(time, "time", lambda i=i: 2e9 - 1e8 * i)
+        write(tmp_path, start_step=10 * i, steps=(10 * i + 10,)).close()
+    steps = [step for tag, step, _ in values(tmp_path) if tag == "train/objective"]
+    assert steps == list(range(10, 130, 10))
 
 
 def test_runs_can_be_compared_by_their_settings_and_result(tmp_path):

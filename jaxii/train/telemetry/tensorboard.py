@@ -75,14 +75,15 @@ class TensorBoard:
 
     def __init__(self, workdir: str | PathLike[str], facts: Facts, *, start_step: int):
         home = at(workdir) / FOLDER
-        goes_on = home.exists() and bool(names_in(home))
+        before = len(names_in(home)) if home.exists() else 0
         self._files = Mirror(home)
         # The queue of tensorboardX's SummaryWriter would make a flush come too early.
-        # The suffix tells files opened in the same second apart.
+        # TensorBoard reads files in the order of their names. The time that follows
+        # does not tell the order if the clock was set back.
         self._writer = EventsWriter(
-            str(self._files.path / "events"), f".{os.getpid()}.{start_step}"
+            str(self._files.path / f"events.{before:05}"), f".{os.getpid()}"
         )
-        if goes_on:
+        if before:
             self._write(start_step + 1, session_log=SessionLog(status=SessionLog.START))
         metrics = {result_name(split): 0.0 for split in RESULT_SPLITS}
         experiment, start, self._end = summary.hparams(dict(facts.settings), metrics)
