@@ -362,6 +362,8 @@ def _set_environment() -> None:
     os.environ.setdefault("OPENCV_LOG_LEVEL", "SILENT")
     absl_logging.set_verbosity(absl_logging.ERROR)
     absl_logging.get_absl_logger().addFilter(_is_not_from_orbax)
+    # It warns of a home that is read-only, and does without.
+    logging.getLogger("matplotlib").setLevel(logging.ERROR)
 
 
 def _is_not_from_orbax(record: logging.LogRecord) -> bool:
