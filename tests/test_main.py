@@ -557,6 +557,37 @@ def test_an_interrupt_is_one_line_and_ends_the_shells_script_too(tmp_path):
     assert (process.returncode, errors) == (-signal.SIGINT, b"jaxii: interrupted.\n")
 
 
+INTERRUPTED_IMPORT = """
+import signal, sys
+class Finder:
+    def find_spec(name, *_):
+        if name == "absl":
+            signal.raise_signal(signal.SIGINT)
+sys.meta_path.insert(0, Finder)
+from jaxii import main
+main.run()
+"""
+# Python prints what a callback raises, and goes on.
+INTERRUPTED_CALLBACK = """
+import gc, signal, sys, time
+from jaxii import main
+def wait(argv):
+    gc.callbacks.append(lambda *_: signal.raise_signal(signal.SIGINT))
+    gc.collect()
+    time.sleep(60)
+main.main = wait
+main.run()
+"""
+
+
+@pytest.mark.parametrize("script", [INTERRUPTED_IMPORT, INTERRUPTED_CALLBACK])
+def test_an_interrupt_of_an_import_or_a_callback_is_one_line(script):
+    words = sys.executable, "-c", script, "--help"
+    found = subprocess.run(words, cwd=ROOT, capture_output=True, timeout=50)
+    assert found.stderr == b"jaxii: interrupted.\n"
+    assert found.returncode == -signal.SIGINT
+
+
 # `prepare`: what label files and images may look like.
 
 
