@@ -82,11 +82,14 @@ EXPLAINED: tuple[tuple[str, str, str], ...] = (
     ("", r"(zip\(|strict).*strict=None", "what is joined is of one length"),
     ("", r"setNumThreads|num_threads: int", "costs time only"),
     ("averaging|losses|objective|schedule", r"astype\(None\)", "JAX's float32"),
+    ("data/label_embedding", r"norm\(wide", "only scales what is made orthonormal"),
+    ("data/label_embedding", r"block -= noise", "noise has no sign"),
     ("data/labels", r"np.arange\(num_rows, \)", "NumPy's default is int64"),
     ("data/labels", r"kind.get\(label, ", "no confidence is below 0"),
     ("data/labels", r"num_labels = ", "a larger number keeps the keys apart too"),
     ("objective/losses", r"axis=\+1", "the last axis of two"),
     ("objective/objective", r"jnp.(zeros|arange)\(.*, \)", "JAX's default type"),
+    ("train/stages", r"TypedDict, total", "for type checkers alone"),
     ("train/stages", r"previous: list", "only whether it is empty is asked"),
 )
 # What tests import and jaxii does not change.

@@ -218,6 +218,12 @@ def test_labels_that_never_meet_give_zeros():
     assert not made.vectors.any() and made.explained_energy == 0.0
 
 
+def test_images_without_any_label_are_counted_as_nothing():
+    together, counts, num_images = cooccurrence(*csr([[], []]), 3)
+    assert (together.shape, together.nnz, num_images) == ((3, 3), 0, 0)
+    assert counts.tolist() == [0, 0, 0]
+
+
 @pytest.mark.parametrize(
     ("change", "says"),
     [

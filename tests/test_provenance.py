@@ -124,6 +124,7 @@ def broken(**changes):
         (broken(weights={"labels": "train", "images": []}), "weights.labels"),
         (broken(weights={"labels": [3], "images": []}), "3"),
         (broken(weights=["train"]), "weights"),
+        (broken(weights=None), "provenance.weights has the keys none"),
         (broken(clean=False), "clean"),
         (broken(clean=1), "clean"),
         (broken(thresholds={"labels": ["tuning"], "images": []}), "clean"),
