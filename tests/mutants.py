@@ -80,8 +80,10 @@ TESTS = {module: names for area in AREAS.values() for module, names in area.item
 # Patterns of the module and of the change, and why it may survive.
 EXPLAINED: tuple[tuple[str, str, str], ...] = (
     ("", r"(zip\(|strict).*strict=None", "what is joined is of one length"),
+    ("", r"allow_pickle=None", "None is false"),
     ("", r"setNumThreads|num_threads: int", "costs time only"),
     ("averaging|losses|objective|schedule", r"astype\(None\)", "JAX's float32"),
+    ("data/label_embedding", r"EXACT_MAX_CLASSES", "costs time only"),
     ("data/label_embedding", r"norm\(wide", "only scales what is made orthonormal"),
     ("data/label_embedding", r"block -= noise", "noise has no sign"),
     ("data/labels", r"np.arange\(num_rows, \)", "NumPy's default is int64"),
