@@ -458,7 +458,11 @@ def test_a_failed_save_ends_with_1_and_one_line(run, monkeypatch, tmp_path):
 
 @pytest.mark.parametrize(
     "allocate",
-    [lambda: np.empty(1 << 55), lambda: jax.numpy.zeros(1 << 45).block_until_ready()],
+    [
+        lambda: np.empty(1 << 55),
+        lambda: cv2.resize(np.zeros((1, 1), np.uint8), (1 << 30, 1 << 24)),
+        lambda: jax.numpy.zeros(1 << 45).block_until_ready(),
+    ],
 )
 def test_want_of_memory_ends_with_1_and_one_line(run, monkeypatch, tmp_path, allocate):
     monkeypatch.setattr("jaxii.runs.train.train", lambda *_, **__: allocate())

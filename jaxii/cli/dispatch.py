@@ -61,8 +61,13 @@ FIXES = {
     errno.EIO: "check that disk",
     errno.ESTALE: "check that disk",
 }
-# In errors of XLA, of Python's threads and of the dynamic loader.
-NO_MEMORY = ("RESOURCE_EXHAUSTED", "can't start new thread", "failed to map segment")
+# In errors of XLA, of OpenCV, of Python's threads and of the dynamic loader.
+NO_MEMORY = (
+    "RESOURCE_EXHAUSTED",
+    "Insufficient memory",
+    "can't start new thread",
+    "failed to map segment",
+)
 MORE_MEMORY = (
     "raise the limit (of the device, the container, the job, ulimit -v), close other "
     "programs, or use less: a smaller global_batch_size, more micro_batches. The same "
