@@ -33,12 +33,12 @@ NUM_IMAGES = 32
 SHARED = "/dev/shm"
 
 
-def resident_mb() -> float:
-    """Returns the resident memory of this process."""
-    for line in Path("/proc/self/status").read_text().splitlines():
+def resident_mb(process: int | str = "self") -> float:
+    """Returns the resident memory of a process, by default of this one."""
+    for line in Path(f"/proc/{process}/status").read_text().splitlines():
         if line.startswith("VmRSS"):
             return int(line.split()[1]) / 1e3
-    raise OSError("no VmRSS in /proc/self/status")
+    raise OSError(f"no VmRSS in /proc/{process}/status")
 
 
 def follow(directory: str, images: int) -> None:
