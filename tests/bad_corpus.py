@@ -1,14 +1,16 @@
 """Gives bad images and bad label files to `new`, `prepare`, `train` and `predict`.
 
-    python -m tests.bad_corpus FOLDER
+    python -m tests.bad_corpus FOLDER [N]
 
-makes them in FOLDER, runs each command in a child, and prints as JSON how each ended.
+makes them in FOLDER, runs each command in a child, and prints as JSON how each ended;
+with N, of every N-th table.
 """
 
 import csv
 import json
 import sys
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 
 from tests import forked
@@ -112,48 +114,53 @@ def _write_csv(path: Path, header: tuple[str, ...], rows: list[tuple]) -> None:
         csv.writer(file, lineterminator="\n").writerows([header, *rows])
 
 
-def main(root: Path) -> None:
-    """Runs everything and prints how it ended."""
+def write(root: Path, every: int) -> int:
+    """Writes everything, and what is run on it as jobs.json; returns an exit code."""
+    from tests import bad_tables
+
+    write_images(root / "images")
+    jobs = [(name, "images", words) for name, words in COMMANDS.items()]
+    tables = list(bad_tables.all_tables().items())
+    for i, (name, table) in list(enumerate(tables))[::every]:
+        file = tuple(LAYOUT_FILES)[i % len(LAYOUT_FILES)]
+        write_table(root / name, name, table.content, file)
+        words = ("new", "mine", FAST[0], f"--labels={name}")
+        jobs.append((f"new, {name}", name, words))
+        jobs.append((f"prepare, {name} as {file}", name, COMMANDS["prepare"]))
+    (root / "jobs.json").write_text(json.dumps(jobs))
+    return 0
+
+
+def main(root: Path, every: int = 1) -> None:
+    """Runs everything, or every N-th table, and prints how it ended."""
     root.mkdir(parents=True, exist_ok=True)
     forked.prepare_imports(root / "compiled")
     from jaxii.prepare.recipe import Pace
     from jaxii.runs import speed
-    from tests import bad_tables
 
     # The speed of this machine is not what is tested, and takes a minute.
     speed.pace_of = lambda fields: Pace(images_per_second=100.0, start_seconds=1.0)
+    # In a child, as threads of polars do not survive a fork.
+    first = "write", partial(write, root, every), lambda: root
+    base = next(forked.run_all([first], at_once=1, most_seconds=MOST_SECONDS))[2]
+    assert base.code == 0, forked.said(root)
     found = []
-
-    def run(name: str, words: tuple[str, ...], folder: Path) -> None:
-        job = name, forked.command(*words), lambda: folder
-        for _, _, ended in forked.run_all([job], at_once=1, most_seconds=MOST_SECONDS):
-            found.append(
-                {
-                    "name": name,
-                    "code": ended.code,
-                    "wall_seconds": round(ended.wall_seconds, 2),
-                    "peak_bytes": ended.peak_bytes,
-                    "stdout": (folder / forked.STDOUT).read_text(errors="replace"),
-                    "stderr": (folder / forked.STDERR).read_text(errors="replace"),
-                }
-            )
-
-    def nothing() -> int:
-        return 0
-
-    job = "nothing", nothing, lambda: root
-    base = next(forked.run_all([job], at_once=1, most_seconds=60))[2].peak_bytes
-    write_images(root / "images")
-    for name, words in COMMANDS.items():
-        run(name, words, root / "images")
-    for i, (name, table) in enumerate(bad_tables.all_tables().items()):
-        folder = root / f"table{i:03d}"
-        file = tuple(LAYOUT_FILES)[i % len(LAYOUT_FILES)]
-        write_table(folder, name, table.content, file)
-        run(f"new, {name}", ("new", "mine", FAST[0], f"--labels={name}"), folder)
-        run(f"prepare, {name} as {file}", COMMANDS["prepare"], folder)
-    print(json.dumps({"base_bytes": base, "commands": found}))
+    for name, place, words in json.loads((root / "jobs.json").read_text()):
+        folder = root / place
+        job = name, forked.command(*words), partial(Path, folder)
+        ended = next(forked.run_all([job], at_once=1, most_seconds=MOST_SECONDS))[2]
+        found.append(
+            {
+                "name": name,
+                "code": ended.code,
+                "wall_seconds": round(ended.wall_seconds, 2),
+                "peak_bytes": ended.peak_bytes,
+                "stdout": (folder / forked.STDOUT).read_text(errors="replace"),
+                "stderr": (folder / forked.STDERR).read_text(errors="replace"),
+            }
+        )
+    print(json.dumps(found))
 
 
 if __name__ == "__main__":
-    main(Path(sys.argv[1]).resolve())
+    main(Path(sys.argv[1]).resolve(), *map(int, sys.argv[2:]))

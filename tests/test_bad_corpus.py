@@ -126,12 +126,11 @@ def ended(tmp_path_factory):
 @pytest.mark.slow
 def test_no_command_on_a_bad_file_crashes_hangs_or_takes_much_memory(ended):
     _, report = ended
-    for command in report["commands"]:
+    for command in report:
         told = f"{command['name']}: {command['stderr'][-2000:]}"
         assert command["code"] in (0, 2), told
         assert "Traceback" not in command["stderr"], told
-        grown = command["peak_bytes"] - report["base_bytes"]
-        assert grown < 1_500_000_000, told
+        assert command["peak_bytes"] < 2_000_000_000, told
         if command["code"] == 2:
             last = command["stderr"].splitlines()[-1]
             assert last.startswith("jaxii: "), told
@@ -140,7 +139,7 @@ def test_no_command_on_a_bad_file_crashes_hangs_or_takes_much_memory(ended):
 @pytest.mark.slow
 def test_all_bad_images_are_counted_and_named(ended):
     folder, report = ended
-    said = {command["name"]: command for command in report["commands"]}
+    said = {command["name"]: command for command in report}
     assert all(said[name]["code"] == 0 for name in ("new", "prepare", "train")), said
     lines = (folder / "images" / "all.jsonl").read_text().splitlines()
     answers = {(row := json.loads(line))["file"]: row for line in lines}

@@ -149,7 +149,8 @@ def test_a_vocabulary_is_read_back_as_it_was_saved(folder, codes, data):
 
 
 @given(
-    rows=matrix((1, 5), 3, st.text(LETTERS, max_size=6)),
+    # Python writes a carriage return without quotes, as part of a cell.
+    rows=matrix((1, 5), 3, st.text(LETTERS.filter("\r".__ne__), max_size=6)),
     separator=st.sampled_from(",;\t|"),
     end=st.sampled_from(["\n", "\r\n"]),
     encoding=st.sampled_from(["utf-8", "utf-8-sig", "utf-16"]),
@@ -162,7 +163,7 @@ def test_a_table_is_read_as_it_was_written_by_whatever_program(
     text = written([header, *rows], delimiter=separator, quoting=quoting)
     # A program that ends lines otherwise does so within cells, too.
     (folder / "table.csv").write_bytes(text.replace("\n", end).encode(encoding))
-    rows = [[cell.replace("\r", "\n").strip() for cell in row] for row in rows]
+    rows = [[cell.strip() for cell in row] for row in rows]
     expected = [tuple(row) for row in rows if any(row)]
     assume(expected)
     table = read_table(folder / "table.csv", Notes())
