@@ -74,14 +74,15 @@ def write_table(root: Path, name: str, content: bytes, file: str) -> None:
     """Writes a bad label file for `new`, and as one of a layout for `prepare`."""
     from tests import bad_tables, small_layout
 
-    photos = root / "photos"
-    photos.mkdir(parents=True)
-    for i, image in enumerate(bad_tables.NAMES):
-        small_layout.put(photos, Path(image).stem, small_layout.jpeg(90 + i))
-    (root / name).write_bytes(content)
+    (root / "photos").mkdir(parents=True)
     _write_layout(root / "kaggle", list(bad_tables.TRUTH.items()))
-    (root / "kaggle" / "train").symlink_to(photos)
-    (root / "kaggle" / "stage_1_test_images").symlink_to(photos)
+    train, test = (root / "kaggle" / name for name in ("train", "stage_1_test_images"))
+    train.mkdir()
+    test.mkdir()
+    for i, image in enumerate(bad_tables.NAMES):
+        for folder in (root / "photos", test if i % 4 == 0 else train):
+            small_layout.put(folder, Path(image).stem, small_layout.jpeg(90 + i))
+    (root / name).write_bytes(content)
     (root / "kaggle" / file).write_bytes(LAYOUT_FILES[file](content))
 
 
