@@ -149,11 +149,6 @@ def prepare(
     Args:
       layout: The files.
       output_dir: See `build.build` for this and the other arguments.
-      short_side: See `build.build`.
-      near_copies: See `build.build`.
-      num_workers: See `build.build`.
-      beam: See `build.build`.
-      on_progress: See `build.build`.
 
     Returns:
       What was read, kept and dropped; also written to counts.json.

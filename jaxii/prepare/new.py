@@ -47,10 +47,6 @@ def new(
       images: The folder of images, which are not changed.
       labels: The label file; see `tables.labelled.read` for this and the next five.
       path_column: "" detects it, like the next two.
-      label_column: See `path_column`.
-      label_separator: See `path_column`.
-      fold_case: See `tables.labelled.read`.
-      min_images: See `tables.labelled.read`.
       platform: The platform to train on: cpu, gpu or tpu.
       num_devices: Number of devices of that platform.
       pace_of: Measures a configuration, given as its fields.

@@ -125,17 +125,14 @@ class Run(AbstractContextManager["Run"]):
         config = config.moved(data_dir)
         return cls(workdir, config, checkpoints, saved=saved, verify=verify)
 
-    def at_best(self, stage: str = "") -> "Run":
-        """Returns the run at another checkpoint; what is open is shared.
-
-        Args:
-          stage: whose best checkpoint; "" for the last one that has been trained.
+    def at_best(self) -> "Run":
+        """Returns the run at the best checkpoint of its last stage; the rest is shared.
 
         Raises:
-          InputError: If nothing, or not this stage, has been trained.
+          InputError: If nothing has been trained.
         """
         other = copy.copy(self)
-        other._saved = self.checkpoints.best_of(stage)
+        other._saved = self.checkpoints.best_of()
         return other
 
     def on(self, data: Data) -> "Run":
