@@ -3,6 +3,7 @@
 import json
 import shutil
 
+import jax
 import polars as pl
 import pytest
 from small_layers import few_blocks
@@ -10,6 +11,7 @@ from small_layers import few_blocks
 import jaxii
 from jaxii import main
 from jaxii.config import Config, default_config
+from jaxii.distributed.mesh import make_mesh
 from jaxii.errors import InputError
 from jaxii.prepare.kaggle import Layout, prepare
 from jaxii.prepare.tables.notes import Notes
@@ -52,7 +54,10 @@ def run(files):
             "num_steps": 6,
         },
     )
-    with few_blocks(1, 1, 1, 1):
+    # Few blocks on one device: what is tested here is the same on any.
+    one = make_mesh(jax.devices()[:1])
+    with few_blocks(1, 1, 0, 0), pytest.MonkeyPatch.context() as patch:
+        patch.setattr("jaxii.runs.run.make_mesh", lambda: one)
         yield jaxii.train(Config.resolve(config), workdir=files.parent / "run")
 
 
@@ -215,7 +220,9 @@ def test_what_cannot_be_used_is_counted_named_and_in_no_figure(
     assert found.figures.to_json() == clean
 
 
-def labelled_images_that_the_run_has_learnt_from_are_told(run, files, tmp_path, capsys):
+def test_labelled_images_that_the_run_has_learnt_from_are_told(
+    run, files, tmp_path, capsys
+):
     labels = pl.read_csv(files / "train_human_labels.csv").filter(Confidence=1)
     table = labels.select(image_id="ImageID", labels="LabelName")
     found = measured(run, (files / "train", table), tmp_path, "known")

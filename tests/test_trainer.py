@@ -28,7 +28,7 @@ from jaxii.train.initial_weights import (
 )
 from jaxii.train.optimizer import make_optimizer
 from jaxii.train.stages import Saved, Stage
-from jaxii.train.step import StepSettings
+from jaxii.train.step import StepSettings, make_train_step
 from jaxii.train.telemetry.history import read_history
 from jaxii.train.telemetry.profiling import Profiler
 from jaxii.train.telemetry.telemetry import Telemetry
@@ -74,7 +74,31 @@ def batches(split, start):
         step += 1
 
 
-def plan(stage, rate=0.1, average="ema", shard_state=False):
+PLANS, STEPS = {}, {}
+
+
+def plan(*given):
+    """Returns a plan, the same for the same arguments of `make_plan`."""
+    if repr(given) not in PLANS:
+        PLANS[repr(given)] = make_plan(*given)
+    return PLANS[repr(given)]
+
+
+@pytest.fixture(scope="module", autouse=True)
+def compiled_once():
+    """Compiles the train step of a plan once for all runs of this file."""
+
+    def make(settings, mesh):
+        if id(settings) not in STEPS:
+            STEPS[id(settings)] = make_train_step(settings, mesh)
+        return STEPS[id(settings)]
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr("jaxii.train.trainer.make_train_step", make)
+        yield
+
+
+def make_plan(stage, rate=0.1, average="ema", shard_state=False):
     def schedule(step):
         return jnp.float32(rate)
 
@@ -200,20 +224,20 @@ def folder(tmp_path):
 def undisturbed(tmp_path_factory):
     """A whole run that nothing has stopped; read only."""
     folder = Folder(tmp_path_factory.mktemp("undisturbed"))
-    folder.run()
+    folder.last = folder.run()
     return folder
 
 
-def test_stages_run_in_order_and_the_head_is_dropped(folder):
-    last = folder.run()
+def test_stages_run_in_order_and_the_head_is_dropped(undisturbed):
+    last = undisturbed.last
     assert (last.stage, last.first_step, last.step, last.finished) == (
         "one",
         6,
         10,
         True,
     )
-    assert set(folder.model("both")[1]["params"]) == {"classifier", "embedding"}
-    assert set(folder.model("one")[1]["params"]) == {"classifier"}
+    assert set(undisturbed.model("both")[1]["params"]) == {"classifier", "embedding"}
+    assert set(undisturbed.model("one")[1]["params"]) == {"classifier"}
 
 
 @pytest.mark.parametrize("leave_after", [1, 3, 6, 7, 9])
@@ -448,7 +472,7 @@ def test_a_head_that_is_not_there_is_not_inherited():
 def test_another_run_is_where_the_first_stage_starts(folder, tmp_path):
     stages = (Stage(name="one", terms={"bce": 1.0}, num_steps=2),)
     other = Checkpoints(tmp_path / "other", ["one"], "0123456789abcdef")
-    state = plan(stages[0], average="none").state_of(
+    state = plan(stages[0], 0.1, "none").state_of(
         {"classifier": jnp.full((FEATURES, NUM_CLASSES), 2.0)},
         {"mean": jnp.full(2, 3.0)},
         step=7,
@@ -477,9 +501,8 @@ def test_of_a_stage_on_tuning_the_last_checkpoint_is_the_best(folder):
     checkpoints.close()
 
 
-def test_train_step_is_compiled_once_a_stage_and_says_so(folder):
-    folder.run()
-    assert folder.output.getvalue().count("train_step compiled 1 time(s)") == 2
+def test_train_step_is_compiled_once_a_stage_and_says_so(undisturbed):
+    assert undisturbed.output.getvalue().count("train_step compiled 1 time(s)") == 2
 
 
 def test_with_another_batch_size_it_goes_on_at_the_exact_example(folder):
