@@ -80,6 +80,7 @@ TESTS = {module: names for area in AREAS.values() for module, names in area.item
 # Patterns of the module and of the change, and why it may survive.
 EXPLAINED: tuple[tuple[str, str, str], ...] = (
     ("", r"(zip\(|strict).*strict=None", "what is joined is of one length"),
+    ("", r"ThreadPoolExecutor", "costs time only"),
     ("", r"allow_pickle=None", "None is false"),
     ("", r"setNumThreads|num_threads: int", "costs time only"),
     ("averaging|losses|objective|schedule", r"astype\(None\)", "JAX's float32"),
