@@ -207,6 +207,14 @@ def test_heads_start_with_a_deviation_of_a_hundredth():
         assert abs(kernel.mean()) < 0.001
 
 
+def test_the_trunk_is_of_the_variant():
+    plain, squeezed = (
+        jax.eval_shape(network_of(variant=variant).init, jax.random.key(0))[0]
+        for variant in ("resnet", "se_resnet")
+    )
+    assert jax.tree.structure(plain) != jax.tree.structure(squeezed)
+
+
 def test_by_default_it_is_the_standard_network_in_bfloat16():
     network = make_network(depth=18, num_classes=5, embedding_dim=0)
     params, batch_stats = jax.eval_shape(network.init, jax.random.key(0))
