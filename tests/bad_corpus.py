@@ -41,7 +41,7 @@ COMMANDS = {
     "train": ("train", "--config=recipe.py", "--workdir=run"),
     "predict": ("predict", "--workdir=run", "--images=photos", "--output=all.jsonl"),
 }
-MOST_SECONDS = 300
+MOST_SECONDS = 600
 
 
 def write_images(root: Path) -> None:
