@@ -15,6 +15,7 @@ from pathlib import Path
 import cv2
 import numpy as np
 import pytest
+import small_layers
 
 from jaxii.data.folder import FORMAT
 from jaxii.prepare.kaggle import Layout, prepare
@@ -35,16 +36,20 @@ SMALL = (
     "--config.global_batch_size=16",
     "--config.label_embedding.dim=4",
     "--config.evaluate_every_steps=20",
+    "--config.stages[0].num_epochs=2",
 )
 
 
 def command(line, folder):
     """Runs one line of the README in a folder."""
-    words = shlex.split(line.replace("python -m", f"{sys.executable} -m", 1))
+    # The same program, with fewer blocks in its networks and on one device.
+    program = f"{sys.executable} -m tests.small_main"
+    words = shlex.split(line.replace("python -m jaxii.main", program, 1))
     if "train" in words or "--config" in words:
         words += SMALL
     env = os.environ | {"PYTHONPATH": str(ROOT), "JAX_PLATFORMS": "cpu"}
     env["JAXII_DATA_DIR"] = str(folder / "drawn")
+    env["XLA_FLAGS"] += " --xla_force_host_platform_device_count=1"
     done = subprocess.run(words, cwd=folder, env=env, capture_output=True, text=True)
     assert done.returncode == 0, f"{line}\n{done.stdout}\n{done.stderr}"
     return done.stdout
@@ -68,6 +73,12 @@ def test_links_and_images_of_every_page_exist(page):
 def test_commands_are_those_of_jaxii_or_install_it():
     for line in COMMANDS:
         assert re.match(r"pip install|python -m jaxii\.main", line), line
+
+
+@pytest.fixture(scope="module", autouse=True)
+def few_blocks():
+    with small_layers.few_blocks(1, 1, 1, 1):
+        yield
 
 
 @pytest.fixture(scope="module")
@@ -128,7 +139,8 @@ def test_the_python_of_the_readme_runs(read, folder, monkeypatch):
     (folder / "small.py").write_text(
         "import runpy\n\n\ndef get_config():\n"
         "    config = runpy.run_path('mydata/mydata.py')['get_config']()\n"
-        + "".join(f"    {word.removeprefix('--')}\n" for word in SMALL)
+        + "".join(f"    {word.removeprefix('--')}\n" for word in SMALL[:-1])
+        + "    config.stages[0]['num_epochs'] = 2\n"
         + "    return config\n"
     )
     monkeypatch.chdir(folder)
