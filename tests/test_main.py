@@ -179,7 +179,7 @@ def test_a_command_line_that_cannot_be_is_refused(refused, words, pattern):
         ),
         ([RECIPE, "--config.zzz=1"], "use data, .*label_embedding"),
         ([RECIPE, "--config.seed=abc"], "--config.seed=abc: .* like the default, 0"),
-        ([RECIPE, "--config.optimizer.peak_lr="], "like the default, 0.0"),
+        ([RECIPE, "--config.optimizer.peak_lr="], "like the default, 0.15"),
         ([RECIPE, "--config.model=50"], "--config.model=50: .* is not a dict"),
         ([RECIPE, "--config.stages=50"], "config.stages has 50; use a dict"),
         ([RECIPE, "--config.stages[0].num_epoch=5"], "num_epoch"),
