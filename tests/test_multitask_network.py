@@ -4,6 +4,7 @@ import numpy as np
 import pytest
 import small_layers
 
+from jaxii.distributed.mesh import DATA_AXIS, make_mesh
 from jaxii.models.multitask import EMBEDDING_HEAD, make_network, normalise
 
 
@@ -213,6 +214,25 @@ def test_the_trunk_is_of_the_variant():
         for variant in ("resnet", "se_resnet")
     )
     assert jax.tree.structure(plain) != jax.tree.structure(squeezed)
+
+
+def test_its_norms_share_statistics_in_the_group_of_devices():
+    mesh = make_mesh(jax.devices()[:4])
+    network = network_of(bn_axis=DATA_AXIS, bn_group=2, embedding_dim=0)
+    params, batch_stats = network.init(jax.random.key(0))
+
+    def statistics(images):
+        return network.apply(params, batch_stats, images, train=True, key=None)[1]
+
+    share = jax.sharding.PartitionSpec(DATA_AXIS)
+    everywhere = jax.shard_map(
+        statistics, mesh=mesh, in_specs=share, out_specs=share, check_vma=False
+    )
+    images = images_of(8)
+    tracked = jax.jit(everywhere)(images)["trunk"]["stem_norm"]["mean"].reshape(4, -1)
+    np.testing.assert_array_equal(tracked[0], tracked[1])
+    np.testing.assert_array_equal(tracked[2], tracked[3])
+    assert not np.allclose(tracked[0], tracked[2])
 
 
 def test_by_default_it_is_the_standard_network_in_bfloat16():
