@@ -360,27 +360,44 @@ def test_what_is_not_finite_on_one_device_is_skipped_on_all_alike(added, more):
     assert counted == [[{0}, {0}], [{1}, {1}], [{2}, {2}], [{2}, {0}]]
 
 
-def test_at_a_thousand_times_the_rate_what_overflows_is_skipped():
+def overflowing(rate, scale):
+    """Returns a train step, its state and its mesh; the first kernel is scaled."""
     network = make_network(
         depth=18, width=8, num_classes=NUM_CLASSES, embedding_dim=0, stem="small"
     )
     params, batch_stats = network.init(jax.random.key(0))
+    params["trunk"]["stem_conv"]["kernel"] *= scale
     optimizer = make_optimizer(
-        name="sgd", schedule=optax.constant_schedule(100.0), weight_decay=1e-4
+        name="sgd", schedule=optax.constant_schedule(rate), weight_decay=1e-4
     )
     only_bce = make_objective({"bce": 1.0}, num_steps=10, num_classes=NUM_CLASSES)
     settings = make_settings(network.apply, objective=only_bce, optimizer=optimizer)
     mesh = make_mesh()
     state = start(params, batch_stats, settings, mesh)
-    train_step = make_train_step(settings, mesh)
+    return make_train_step(settings, mesh), state, mesh
+
+
+def test_at_a_thousand_times_the_rate_the_state_stays_finite():
+    train_step, state, mesh = overflowing(rate=100.0, scale=1.0)
     for seed in range(12):
         batch = to_devices(make_batch(seed), divided(mesh))
         state, metrics = train_step(state, batch, None)
         for leaf in jax.tree.leaves(jax.device_get(state)):
             assert np.isfinite(leaf).all()
     assert int(metrics["skipped_in_a_row"]) > 0
-    # Neither tells: only BatchNorm's variances are infinite.
+
+
+def test_an_update_is_skipped_if_only_a_variance_overflows():
+    train_step, state, mesh = overflowing(rate=0.1, scale=1e19)
+    before = jax.device_get(state.batch_stats)
+    batch = to_devices(make_batch(0), divided(mesh))
+    state, metrics = train_step(state, batch, None)
+    assert int(metrics["skipped_in_a_row"]) == 1
+    # Neither of them tells.
     assert np.isfinite(metrics["objective"]) and np.isfinite(metrics["gradient_norm"])
+    jax.tree.map(
+        np.testing.assert_array_equal, jax.device_get(state.batch_stats), before
+    )
 
 
 def test_logits_of_ten_thousand_in_bfloat16_train():
