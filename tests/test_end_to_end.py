@@ -248,8 +248,8 @@ def disturbed(folder, data):
     codes = [
         stop_when(words, "step  6/", signal.SIGKILL),
         kill_in_a_save(words, workdir / "checkpoints"),
-        stop_when(words, "step 18/", signal.SIGTERM),
-        stop_when(words, "stage f2: starting", signal.SIGKILL),
+        stop_when(words, "step 14/", signal.SIGTERM),
+        stop_when(words, "stage classifier: starting", signal.SIGKILL),
     ]
     return workdir, codes, run(*words)
 
