@@ -19,8 +19,8 @@ ACCELERATORS = (*gpu.DRIVER, "/dev/kfd", "/dev/accel0", "/dev/vfio")
 MALLOC = {
     -1: 2**31 - 1,  # M_TRIM_THRESHOLD: the heap does not shrink.
     -4: 0,  # M_MMAP_MAX: large blocks come from the heap, too.
-    # M_ARENA_MAX: there is one heap, as others have blocks of at most 64 MB. The threads
-    # that compile wait for one another: a first start takes a third longer to compile.
+    # M_ARENA_MAX: there is one heap, as others have blocks of at most 64 MB. Threads
+    # that compile wait for one another: a first start compiles a third longer.
     -8: 1,
 }
 
