@@ -48,6 +48,13 @@ def found_in(probs, calibration=IDENTITY, **more):
     return target_frequencies(counts, DEFAULT_THRESHOLDS, calibration, HOME, **more)
 
 
+def posteriors(probs, frequencies):
+    """Returns probabilities where labels have these frequencies instead of `HOME`."""
+    present = probs * frequencies / HOME
+    absent = (1 - probs) * (1 - frequencies) / (1 - HOME)
+    return present / (present + absent)
+
+
 def test_a_known_shift_is_recovered_from_images_without_labels():
     probs, truth = drawn(TARGET, 40_000)
     np.testing.assert_allclose(found_in(probs), truth.mean(axis=0), atol=0.01)
@@ -57,9 +64,7 @@ def test_it_is_the_fixed_point_of_expectation_maximisation():
     probs, _ = drawn(TARGET, 2_000)
     expected = HOME.copy()
     for _ in range(2_000):
-        present = probs * expected / HOME
-        absent = (1 - probs) * (1 - expected) / (1 - HOME)
-        expected = np.mean(present / (present + absent), axis=0)
+        expected = posteriors(probs, expected).mean(axis=0)
     # Bins are 0.1 wide in the logit.
     np.testing.assert_allclose(
         found_in(probs, prior_positives=0.0), expected, atol=0.002
@@ -70,9 +75,7 @@ def test_the_prior_is_worth_ten_images_with_each_label():
     probs, _ = drawn(TARGET, 200)
     expected = HOME.copy()
     for _ in range(500):
-        present = probs * expected / HOME
-        absent = (1 - probs) * (1 - expected) / (1 - HOME)
-        total = np.sum(present / (present + absent), axis=0)
+        total = posteriors(probs, expected).sum(axis=0)
         expected = (total + 10) / (200 + 10 / HOME)
     np.testing.assert_allclose(found_in(probs), expected, atol=0.002)
 

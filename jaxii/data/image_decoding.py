@@ -241,8 +241,8 @@ def decode_other(data: bytes, kind: str) -> Pixels:
             transparent = body
         elif name in (b"VP8 ", b"VP8L") and not body[-_WEBP_ZEROS:].strip(b"\0"):
             raise ValueError("damaged WEBP (its pixels end in zeros)")
-    still = np.frombuffer(_without_animation(data), np.uint8)
-    image = cv2.imdecode(still, cv2.IMREAD_UNCHANGED)
+    still = _without_animation(data) if kind == "png" else data
+    image = cv2.imdecode(np.frombuffer(still, np.uint8), cv2.IMREAD_UNCHANGED)
     if image is None:
         raise ValueError(f"damaged {kind.upper()} (its pixels cannot be decoded)")
     image = np.asarray(image).reshape(*image.shape[:2], -1)
@@ -263,9 +263,9 @@ def decode_other(data: bytes, kind: str) -> Pixels:
 def _without_animation(data: bytes) -> bytes:
     """Returns a PNG file without its animation, which OpenCV may decode to black.
 
-    What is left is the image that viewers without animation show; a WebP file stays.
+    What is left is the image that viewers without animation show.
     """
-    if b"acTL" not in data or sniff(data) != "png":
+    if b"acTL" not in data:
         return data
     kept, place = [data[:8]], 8
     for name, body in _chunks(data, "png"):

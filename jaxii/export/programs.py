@@ -15,10 +15,9 @@ from jaxtyping import Float, UInt8
 
 from jaxii.data.labels import Vocabulary
 from jaxii.decoding.decoders import Decoders
-from jaxii.distributed.mesh import divided, to_devices
 from jaxii.errors import InputError
 from jaxii.evaluation.evaluator import gather
-from jaxii.evaluation.predictor import Batches, Model, Predict
+from jaxii.evaluation.predictor import Batches, Model, Predict, predicted
 from jaxii.export.onnx_graph import INPUT, OPSET, OUTPUT, packages, to_onnx
 
 PROGRAM, ONNX, LABELS, LOADER = "model.stablehlo", "model.onnx", "labels.csv", "load.py"
@@ -42,11 +41,11 @@ def checkpoint_predictions(
 ) -> tuple[Images, Probs]:
     """Returns images without padding, and their probabilities as in evaluation."""
     images, probs = [], []
-    for batch in batches:
-        sent = to_devices({"images": batch["images"]}, divided(mesh))
-        kept = batch["mask"] > 0
-        images.append(batch["images"][kept])
-        probs.append(gather(predict(sent["images"])[0])[kept])
+    needed = ({name: batch[name] for name in ("images", "mask")} for batch in batches)
+    for batch, found, _ in predicted(predict, needed, mesh):
+        kept = gather(batch["mask"]) > 0
+        images.append(gather(batch["images"])[kept])
+        probs.append(gather(found)[kept])
     return np.concatenate(images), np.concatenate(probs)
 
 

@@ -17,8 +17,7 @@ from jaxii.distributed.mesh import divided, make_mesh, replicated
 from jaxii.doctor.speed import input_speed
 from jaxii.prepare.recipe import Pace
 from jaxii.runs.plan import Facts, batch_shapes, choose_stage, plan_stage
-from jaxii.train.sharding import state_shardings
-from jaxii.train.state import TrainState
+from jaxii.train.sharding import make_state
 from jaxii.train.step import make_train_step
 
 INPUT_SECONDS, STEP_SECONDS = 1.0, 1.0
@@ -166,11 +165,9 @@ class ResidentStep:
             vectors = jax.device_put(drawn, replicated(mesh))
         self.given = jax.device_put(batch, divided(mesh)), vectors
         self.train_step = make_train_step(planned.settings, mesh)
-        key = jax.random.key(0)
-        shapes = jax.eval_shape(planned.fresh_state, key)
-        shardings = state_shardings(shapes, mesh, planned.settings.shard_state)
-        make_state = jax.jit(planned.fresh_state, out_shardings=shardings)
-        self.state = cast(TrainState, make_state(key))
+        self.state = make_state(
+            planned.fresh_state, mesh, planned.settings.shard_state, jax.random.key(0)
+        )
 
     def __call__(self) -> dict[str, jax.Array]:
         self.state, metrics = self.train_step(self.state, *self.given)

@@ -29,7 +29,7 @@ from jaxii.train.initial_weights import (
     Init,
     InitialWeights,
 )
-from jaxii.train.sharding import state_shapes, state_shardings
+from jaxii.train.sharding import make_state, state_shapes
 from jaxii.train.stages import (
     Done,
     Enter,
@@ -274,25 +274,11 @@ class Trainer:
         def make_fresh(key: jax.Array) -> TrainState:
             return make(*plan.init(key))
 
+        where = self.mesh, plan.settings.shard_state
         if isinstance(weights, FreshWeights):
-            return self._placed(plan, make_fresh, key)
-        whole = replicated(self.mesh)
-        return self._placed(plan, make, *weights.load(plan.init, key, whole))
-
-    def _placed(
-        self, plan: StagePlan, make: Callable[..., TrainState], *args: Any
-    ) -> TrainState:
-        """Returns a state that is made in its place, so that no device has it twice."""
-        shapes = jax.eval_shape(make, *args)
-        shardings = state_shardings(shapes, self.mesh, plan.settings.shard_state)
-        # It runs once. On CPUs, compiling it takes more than half of a train step's
-        # compilation, and less than half of that at this level.
-        options = {"xla_backend_optimization_level": 1}
-        on_cpu = self.mesh.devices.flat[0].platform == "cpu"
-        made = jax.jit(
-            make, out_shardings=shardings, compiler_options=options if on_cpu else None
-        )
-        return made(*args)
+            return make_state(make_fresh, *where, key)
+        loaded = weights.load(plan.init, key, replicated(self.mesh))
+        return make_state(make, *where, *loaded)
 
     def _announce(self, action: Enter | Resume, saved: Saved) -> None:
         stage = action.stage

@@ -9,6 +9,7 @@ import re
 import subprocess
 import sys
 from collections import Counter
+from collections.abc import Iterable
 from pathlib import Path
 
 import charset_normalizer
@@ -214,15 +215,19 @@ def _detect(data: bytes) -> str | None:
     return next((e for e in ENCODINGS if scores.get(e, 1e9) <= likely), None)
 
 
+def _check_names(path: Path, names: Iterable[str]) -> None:
+    twice = [name for name, number in Counter(names).items() if number > 1]
+    if twice:
+        raise InputError(f"{path} has two columns called {twice[0]!r}; rename one.")
+
+
 def _read_separated(path: Path, text: str, notes: Notes) -> pl.DataFrame:
     sample = "".join(itertools.islice(io.StringIO(text), SAMPLE_LINES))
     separator = _separator(path, sample)
     first = next(csv.reader(io.StringIO(sample), delimiter=separator))
     has_header = not any(is_image(cell) for cell in first)
     headers = [cell.strip() for cell in first] if has_header else []
-    twice = [name for name, n in Counter(headers).items() if name and n > 1]
-    if twice:
-        raise InputError(f"{path} has two columns called {twice[0]!r}; rename one.")
+    _check_names(path, filter(None, headers))
     if separator != ",":
         notes.assumed(f"columns are separated by {SEPARATORS[separator]}")
     if not has_header:
@@ -297,9 +302,7 @@ def _parse_leniently(
         ) from error
     width = len(rows[0])
     names = [name.strip() for name in rows.pop(0)] if has_header else _unnamed(width)
-    twice = [name for name, n in Counter(names).items() if n > 1]
-    if twice:
-        raise InputError(f"{path} has two columns called {twice[0]!r}; rename one.")
+    _check_names(path, names)
     return pl.DataFrame(rows, schema=dict.fromkeys(names, pl.String), orient="row")
 
 
