@@ -81,19 +81,25 @@ def spoil(
     return np.clip(np.rint(taken), 0, 255).astype(np.uint8)
 
 
-def _palette(region: Region, rng: np.random.Generator) -> dict[str, np.ndarray]:
-    """Returns the named colours in the tones of a region."""
-    hue = region.hue + rng.uniform(-0.008, 0.008)
-    saturation = region.saturation * rng.uniform(0.92, 1.08)
-    value = region.value * rng.uniform(0.93, 1.05)
-    palette = {}
-    for name, rgb in (RGB | _GROUND).items():
+class _Palette(dict[str, np.ndarray]):
+    """The named colours in the tones of a region, computed when they are needed."""
+
+    def __init__(self, region: Region, rng: np.random.Generator):
+        super().__init__()
+        self._hue = region.hue + rng.uniform(-0.008, 0.008)
+        self._saturation = region.saturation * rng.uniform(0.92, 1.08)
+        self._value = region.value * rng.uniform(0.93, 1.05)
+
+    def __missing__(self, name: str) -> np.ndarray:
+        rgb = RGB.get(name) or _GROUND[name]
         h, s, v = colorsys.rgb_to_hsv(*(channel / 255.0 for channel in rgb))
         toned = colorsys.hsv_to_rgb(
-            (h + hue) % 1.0, min(s * saturation, 1.0), min(v * value, 1.0)
+            (h + self._hue) % 1.0,
+            min(s * self._saturation, 1.0),
+            min(v * self._value, 1.0),
         )
-        palette[name] = 255.0 * np.array(toned)
-    return palette
+        self[name] = 255.0 * np.array(toned)
+        return self[name]
 
 
 class _Painter:
@@ -102,7 +108,7 @@ class _Painter:
     def __init__(self, scene: Scene, width: int, height: int, rng: np.random.Generator):
         self.scene, self.rng = scene, rng
         self.width, self.height = width, height
-        self.palette = _palette(scene.region, rng)
+        self.palette = _Palette(scene.region, rng)
         self.light = np.array(_LIGHT[scene.sky])
         self.horizon = int(scene.horizon * height)
         self.canvas = np.zeros((height, width, 3), np.uint8)
@@ -117,7 +123,10 @@ class _Painter:
         above = top + (low - top) * np.minimum(depth / scene.horizon, 1.0)
         below = self.palette[scene.ground] * self.light * (0.9 + 0.22 * depth)
         is_above = np.arange(height)[:, None, None] < self.horizon
-        self.canvas[:] = np.clip(np.where(is_above, above, below), 0, 255)
+        rows = np.clip(np.where(is_above, above, below), 0, 255).astype(np.uint8)
+        # Repeats columns in a fifth of NumPy's time.
+        size = self.width, height
+        self.canvas = cv2.resize(rows, size, interpolation=cv2.INTER_NEAREST)
         if scene.mountain:
             self.mountains()
         if scene.sea:
@@ -146,10 +155,11 @@ class _Painter:
 
     def waves(self, bottom: int, count: int) -> None:
         lowest, highest = (0, self.horizon + 4, 8), (self.width, bottom, 26)
-        for x, y, length in self.rng.uniform(lowest, highest, (count, 3)):
-            steps = np.linspace(0.0, 1.0, 7)
-            wave = np.stack([x + length * steps, y + 2.5 * np.sin(6.0 * steps)], axis=1)
-            self.stroke(wave, self.light * (176, 216, 240), 2.0)
+        drawn = self.rng.uniform(lowest, highest, (count, 3))
+        x, y, length = drawn.T[..., None]
+        steps = np.linspace(0.0, 1.0, 7)
+        waves = np.stack([x + length * steps, y + 2.5 * np.sin(6.0 * steps)], axis=-1)
+        self.strokes(waves, self.light * (176, 216, 240), 2.0)
 
     def lane(self) -> None:
         height, width = self.height, self.width
@@ -158,9 +168,10 @@ class _Painter:
         edge = np.array(((0.0, verge), (width, verge)))
         self.stroke(edge, self.light * (232, 232, 232), 3.0)
         middle = verge + 0.45 * (height - verge)
-        for x in np.arange(-0.05, 1.0, 0.22) * width:
-            dash = np.array(((x, middle), (x + 0.12 * width, middle)))
-            self.stroke(dash, self.light * (240, 236, 214), 5.0)
+        x = np.arange(-0.05, 1.0, 0.22) * width
+        ends = np.stack([x, x + 0.12 * width], axis=1)
+        dashes = np.stack([ends, np.full_like(ends, middle)], axis=-1)
+        self.strokes(dashes, self.light * (240, 236, 214), 5.0)
 
     def texture(self, colour: np.ndarray) -> None:
         top = self.horizon + (0.18 * self.height if self.scene.sea else 4)
@@ -173,8 +184,8 @@ class _Painter:
         places = self.rng.uniform((0, top), (self.width, self.height), (46, 2))
         shades = self.rng.choice(np.array([0.86, 1.1]), 46)
         step, width_pixels = (0.1, 3.5) if kind == "dots" else ((-2.0, -7.0), 1.5)
-        for place, shade in zip(places, shades, strict=True):
-            self.stroke(np.stack([place, place + step]), shade * colour, width_pixels)
+        lines = np.stack([places, places + step], axis=1)
+        self.strokes(lines, shades[:, None] * colour, width_pixels)
 
     def weather(self) -> None:
         if self.scene.rain:
@@ -183,9 +194,9 @@ class _Painter:
             count, step, colour, width_pixels = 30, 0.1, (255, 255, 255), 4.0
         else:
             return
-        for place in self.rng.uniform((0, 0), (self.width, self.height), (count, 2)):
-            line = np.stack([place, place + step])
-            self.stroke(line, np.array(colour), width_pixels)
+        places = self.rng.uniform((0, 0), (self.width, self.height), (count, 2))
+        lines = np.stack([places, places + step], axis=1)
+        self.strokes(lines, np.array(colour), width_pixels)
 
     def shadow(self, thing: Thing) -> None:
         """Darkens the ground under a thing."""
@@ -245,14 +256,25 @@ class _Painter:
         cv2.fillPoly(self.canvas, shape, colour, cv2.LINE_AA, _SHIFT)
 
     def stroke(self, points: np.ndarray, rgb: np.ndarray, width_pixels: float) -> None:
-        line, colour = [_fixed(points)], _colour(rgb)
+        self.strokes(points[None], rgb, width_pixels)
+
+    def strokes(
+        self,
+        lines: Float[np.ndarray, "line point 2"],
+        rgb: Float[np.ndarray, "*line 3"],
+        width_pixels: float,
+    ) -> None:
+        """Draws lines one over the other, of one colour or of a colour each."""
         width = max(round(width_pixels), 1)
-        cv2.polylines(self.canvas, line, False, colour, width, cv2.LINE_AA, _SHIFT)
+        how = width, cv2.LINE_AA, _SHIFT
+        colours = rgb if rgb.ndim == 2 else [rgb] * len(lines)
+        for line, colour in zip(_fixed(lines), colours, strict=True):
+            cv2.polylines(self.canvas, [line], False, _colour(colour), *how)
 
 
-def _fixed(points: Float[np.ndarray, "point 2"]) -> np.ndarray:
+def _fixed(points: Float[np.ndarray, "*point 2"]) -> np.ndarray:
     return np.rint(points * (1 << _SHIFT)).astype(np.int32)
 
 
 def _colour(rgb: np.ndarray) -> list[float]:
-    return np.clip(rgb, 0, 255).astype(float).tolist()
+    return [min(max(channel, 0.0), 255.0) for channel in rgb.tolist()]
