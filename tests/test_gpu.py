@@ -6,14 +6,19 @@ import subprocess
 import sys
 
 import jax
+import numpy as np
+import optax
 import pytest
+from etils import epath
 
 from configs import f2_multitask
 from jaxii.config import Config
 from jaxii.distributed import gpu
 from jaxii.distributed.mesh import make_mesh
 from jaxii.runs.plan import Facts, batch_shapes, choose_stage, plan_stage
+from jaxii.train.checkpoint_manager import make_manager, save
 from jaxii.train.sharding import state_shapes
+from jaxii.train.state import new_state
 from jaxii.train.step import make_train_step
 
 FACTS = Facts(num_classes=20, num_slots=8, num_images=1000, source="")
@@ -48,6 +53,27 @@ def test_the_state_is_updated_in_place(program):
     text, state = program
     donated = re.findall(r"tf\.aliasing_output|jax\.buffer_donor", text)
     assert len(donated) == len(state)
+
+
+def test_checkpoints_go_through_pinned_memory(monkeypatch, tmp_path):
+    kinds = []
+    put = jax.device_put
+
+    def spy(value, device=None, **options):
+        kinds.append(getattr(device, "memory_kind", None))
+        return put(value, device, **options)
+
+    monkeypatch.setattr(jax, "default_backend", lambda: "gpu")
+    monkeypatch.setattr(jax, "device_put", spy)
+    params, still = {"weights": jax.numpy.arange(8.0)}, optax.set_to_zero()
+    state = new_state(
+        params=params, batch_stats={}, optimizer=still, step=1, with_average=False
+    )
+    manager = make_manager(epath.Path(tmp_path), read_only=False, meet=lambda **_: None)
+    save(manager, state, {"step": 1, "metric": None})
+    assert "pinned_host" in kinds
+    restored = manager.restore(1)["model"]["params"]
+    np.testing.assert_array_equal(restored["weights"], params["weights"])
 
 
 def test_the_flags_are_known_to_xla():

@@ -3,7 +3,10 @@
 Convolutions are NHWC in the program (`models.layers.convolve`), the layout that cuDNN's
 tensor cores read. The train step reuses the buffers of the state that it is given
 (`train.step.make_train_step`). The loop dispatches ahead of the device
-(`train.trainer.STEPS_AHEAD`), so that batches are copied while a step runs.
+(`train.trainer.STEPS_AHEAD`), so that batches are copied while a step runs. Both ways
+between host and GPU go through pinned memory, which the GPU reads and writes by itself:
+XLA stages batches in buffers of its own, and Orbax moves what a checkpoint saves to
+memory of the kind `pinned_host` (`train.checkpoint_manager`).
 
 The rest is XLA's default: command buffers (CUDA graphs) are on, and each convolution
 and matrix product is the fastest of those that XLA times when it compiles
