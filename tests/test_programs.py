@@ -193,7 +193,7 @@ def test_a_program_that_says_something_else_is_refused(tmp_path, said):
             tmp_path, constant_model(probs), images, expected, onnx_metadata=None
         )
 
-    assert write(probs)[programs.PROGRAM]["largest_difference"] < 1e-6
+    assert write(probs)[programs.PROGRAM].largest_difference < 1e-6
     with pytest.raises(InputError, match=r"stablehlo differs .* at most 0.0001"):
         write(np.array([0.2, said], np.float32))
 

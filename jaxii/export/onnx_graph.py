@@ -44,11 +44,11 @@ class Graph:
     """Nodes and constants, in program order."""
 
     def __init__(self):
-        self.nodes: list[tuple[str, list[str], str, dict[str, Any]]] = []
+        self.nodes: list[tuple[str, list[str], str, dict[str, object]]] = []
         self.constants: dict[str, np.ndarray] = {}
         self._names: dict[int, str] = {}
 
-    def add(self, op: str, *inputs: Value | np.ndarray, **attributes: Any) -> str:
+    def add(self, op: str, *inputs: Value | np.ndarray, **attributes: object) -> str:
         """Adds a node with one output and returns the output's name."""
         names = [self.name_of(x) for x in inputs]
         output = f"{op}_{len(self.nodes)}"

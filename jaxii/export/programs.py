@@ -2,8 +2,9 @@
 
 import csv
 import zipfile
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -34,6 +35,26 @@ WITH_THRESHOLDS = ("threshold", "per_class")
 Images = UInt8[np.ndarray, "batch height width 3"]
 Probs = Float[np.ndarray, "batch class"]
 Program = Callable[[Images], Probs]
+
+
+@dataclass(frozen=True)
+class WrittenProgram:
+    """A program on disk that has been compared with the checkpoint.
+
+    Attributes:
+      facts: What its users need: platforms and version, or opset and names.
+      largest_difference: Of a probability from the checkpoint's, at most `TOLERANCE`.
+    """
+
+    facts: Mapping[str, object]
+    largest_difference: float
+
+    def to_json(self) -> dict[str, object]:
+        return {
+            **self.facts,
+            "compute_dtype": "float32",
+            "largest_difference": self.largest_difference,
+        }
 
 
 def checkpoint_predictions(
@@ -94,7 +115,7 @@ def write_programs(
     probs: Probs,
     *,
     onnx_metadata: dict[str, str] | None,
-) -> dict[str, dict[str, Any]]:
+) -> dict[str, WrittenProgram]:
     """Writes the programs, reads them back and compares them with the checkpoint.
 
     Args:
@@ -105,21 +126,20 @@ def write_programs(
       onnx_metadata: Metadata of the ONNX model; None for no ONNX model.
 
     Returns:
-      File name -> description, with the largest difference of a probability.
+      File name -> program.
 
     Raises:
       InputError: If a difference exceeds `TOLERANCE`, or ONNX is not installed.
     """
     size = images.shape[1]
     (folder / PROGRAM).write_bytes(stablehlo(model, size))
-    written: dict[str, dict[str, Any]] = {
-        PROGRAM: {"platforms": PLATFORMS, "jax": jax.__version__}
-    }
+    facts = {PROGRAM: {"platforms": PLATFORMS, "jax": jax.__version__}}
     programs = {PROGRAM: read_stablehlo(folder / PROGRAM)}
     if onnx_metadata is not None:
         (folder / ONNX).write_bytes(onnx(model, size, onnx_metadata))
-        written[ONNX] = {"opset": OPSET, "input": INPUT, "output": OUTPUT}
+        facts[ONNX] = {"opset": OPSET, "input": INPUT, "output": OUTPUT}
         programs[ONNX] = read_onnx(folder / ONNX)
+    written: dict[str, WrittenProgram] = {}
     for name, run in programs.items():
         difference = largest_difference(run, images, probs)
         if not difference <= TOLERANCE:
@@ -128,7 +148,7 @@ def write_programs(
                 f"probability; at most {TOLERANCE} is allowed, so nothing was written. "
                 "Try another version of jax or onnxruntime."
             )
-        written[name] |= {"compute_dtype": "float32", "largest_difference": difference}
+        written[name] = WrittenProgram(facts[name], difference)
     return written
 
 

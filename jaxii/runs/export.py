@@ -1,7 +1,8 @@
 """`export`: writes a checkpoint as programs that run without jaxii."""
 
 import json
-from dataclasses import replace
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass, replace
 from typing import Any
 
 import jax
@@ -24,6 +25,26 @@ from jaxii.storage import AnyPath, local_draft_folder, write_json
 # Images of the validation split that the written files are checked on, and how many
 # of them the checkpoint answers at a time.
 NUM_IMAGES, BATCH_SIZE = 64, 16
+
+
+@dataclass(frozen=True)
+class Check:
+    """What the written files are compared on.
+
+    Attributes:
+      num_images: Images compared.
+      split: Their split.
+      tolerance: The largest difference of a probability that is allowed.
+      compute_dtype: The type in which the run evaluates; its thresholds were chosen on
+        probabilities of this type. The files compute in float32.
+      compute_dtype_difference: The largest difference that the type makes.
+    """
+
+    num_images: int
+    split: str
+    tolerance: float
+    compute_dtype: str
+    compute_dtype_difference: float
 
 
 def export(
@@ -62,8 +83,8 @@ def export(
             say(f"CAVEAT     {caveat}")
         with local_draft_folder(output) as folder:
             model = run.model()
-            images, probs, record["check"] = _images(run, model)
-            record["programs"] = exporting.write_programs(
+            images, probs, check = _images(run, model)
+            written = exporting.write_programs(
                 folder,
                 run.in_float32(model, portable=True),
                 images,
@@ -74,8 +95,15 @@ def export(
                 folder / exporting.LABELS, run.vocabulary, decoders, name
             )
             exporting.write_loader(folder)
+            record["check"] = asdict(check)
+            record["programs"] = {key: each.to_json() for key, each in written.items()}
             write_json(folder / "export.json", record)
-    _tell(output, record)
+    _tell(check, written)
+    say(
+        f"decoder {name}: load.py predicts labels with the thresholds in "
+        f"labels.csv; provenance: {record['badge']}"
+    )
+    say(f"export {output}")
 
 
 def _record(
@@ -114,14 +142,8 @@ def _record(
     }
 
 
-def _images(
-    run: Run, model: Model
-) -> tuple[exporting.Images, exporting.Probs, dict[str, Any]]:
-    """Returns images, the checkpoint's probabilities in float32, and what they are.
-
-    Thresholds were chosen on those of the run's own compute type, so it is told how far
-    these are from them.
-    """
+def _images(run: Run, model: Model) -> tuple[exporting.Images, exporting.Probs, Check]:
+    """Returns images, the checkpoint's probabilities in float32, and what they are."""
     # The batch of training may be thousands.
     config, mesh = replace(run.config, global_batch_size=BATCH_SIZE), run.mesh
 
@@ -137,37 +159,31 @@ def _images(
     return (
         images,
         probs,
-        {
-            "num_images": len(images),
-            "split": "validation",
-            "tolerance": exporting.TOLERANCE,
-            "compute_dtype": config.model.compute_dtype,
-            "compute_dtype_difference": float(np.abs(own - probs).max()),
-        },
+        Check(
+            num_images=len(images),
+            split="validation",
+            tolerance=exporting.TOLERANCE,
+            compute_dtype=config.model.compute_dtype,
+            compute_dtype_difference=float(np.abs(own - probs).max()),
+        ),
     )
 
 
-def _for_onnx(record: dict[str, Any], vocabulary: Vocabulary) -> dict[str, str]:
+def _for_onnx(record: Mapping[str, Any], vocabulary: Vocabulary) -> dict[str, str]:
     """Returns the metadata of the ONNX file."""
     kept = {name: record[name] for name in ("provenance", "images", "decoder")}
     kept["labels"] = vocabulary.codes
     return {name: json.dumps(value) for name, value in kept.items()}
 
 
-def _tell(output: AnyPath, record: dict[str, Any]) -> None:
-    check, decoder = record["check"], record["decoder"]
-    for name, facts in record["programs"].items():
+def _tell(check: Check, written: Mapping[str, exporting.WrittenProgram]) -> None:
+    for name, program in written.items():
         say(
-            f"{name:16} {facts['largest_difference']:.1e} from the checkpoint at most, "
-            f"on {check['num_images']} images of {check['split']}"
+            f"{name:16} {program.largest_difference:.1e} from the checkpoint at most, "
+            f"on {check.num_images} images of {check.split}"
         )
-    if check["compute_dtype"] != "float32":
+    if check.compute_dtype != "float32":
         say(
-            f"{'':16} (in float32; the run evaluates in {check['compute_dtype']}, "
-            f"which is {check['compute_dtype_difference']:.1e} from it)"
+            f"{'':16} (in float32; the run evaluates in {check.compute_dtype}, "
+            f"which is {check.compute_dtype_difference:.1e} from it)"
         )
-    say(
-        f"decoder {decoder['name']}: load.py predicts labels with the thresholds in "
-        f"labels.csv; provenance: {record['badge']}"
-    )
-    say(f"export {output}")
