@@ -10,7 +10,7 @@ import small_layout
 
 from jaxii.config import Config, default_config
 from jaxii.models.multitask import Network, Outputs
-from jaxii.runs.run import _apply
+from jaxii.runs.assembly import network_of
 
 DARKEST, LIGHTEST = 10, 230
 
@@ -30,14 +30,14 @@ def network(truths: Sequence[Sequence[int]]) -> Callable[..., Network]:
             table[kind, list(label_ids)] = 10
 
         def init(key):
-            return {"classifier": jnp.ones(())}, {}
+            return {"classifier": {"bias": jnp.zeros(num_classes)}}, {}
 
         def apply(params, batch_stats, images, *, train, key):
             shade = jnp.mean(images.astype(jnp.float32), axis=(1, 2, 3))
             share = (shade - DARKEST) / (LIGHTEST - DARKEST)
             kind = jnp.round(share * (len(truths) - 1)).astype(jnp.int32)
             # The gradient of a parameter that changes nothing.
-            logits = jnp.asarray(table)[kind] + 0 * params["classifier"]
+            logits = jnp.asarray(table)[kind] + 0 * params["classifier"]["bias"][None]
             return Outputs(logits, None, logits), batch_stats
 
         return Network(init=init, apply=apply)
@@ -50,9 +50,9 @@ def every_network_is(network: Callable[..., Network]):
     """Gives runs this network; runs of other tests in the process keep theirs."""
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr("jaxii.runs.assembly.make_network", network)
-        _apply.cache_clear()
+        network_of.cache_clear()
         yield
-    _apply.cache_clear()
+    network_of.cache_clear()
 
 
 def make_config(data, **changes) -> Config:

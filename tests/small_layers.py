@@ -11,6 +11,7 @@ from jaxii.distributed.mesh import make_mesh
 from jaxii.models.layers import BatchNorm, Conv
 from jaxii.models.resnet import DEPTHS
 from jaxii.runs import speed
+from jaxii.runs.assembly import network_of
 
 
 def norm_of(num_channels=3, **kwargs):
@@ -32,7 +33,9 @@ def few_blocks(*num_blocks):
     with pytest.MonkeyPatch.context() as patch:
         for depth, (_, bottleneck) in DEPTHS.items():
             patch.setitem(DEPTHS, depth, (num_blocks, bottleneck))
+        network_of.cache_clear()
         yield
+    network_of.cache_clear()
 
 
 @contextlib.contextmanager

@@ -172,8 +172,10 @@ def test_the_embedded_dataset_has_a_default_folder(monkeypatch, tmp_path):
     assert folder.name.startswith("toy_regions")
 
 
-@pytest.mark.parametrize(("most", "expected"), [(0, 8), (8, 8), (9, 16), (500, 126)])
-def test_slots_fit_the_fullest_image_in_eights_up_to_the_limit(most, expected):
+@pytest.mark.parametrize(
+    ("most", "expected"), [(0, 16), (16, 16), (17, 32), (500, 126)]
+)
+def test_slots_fit_the_fullest_image_in_sixteens_up_to_the_limit(most, expected):
     rows = Rows(
         offsets=np.array([0, most]),
         label_ids=np.arange(most, dtype=np.int32),
@@ -182,7 +184,7 @@ def test_slots_fit_the_fullest_image_in_eights_up_to_the_limit(most, expected):
     assert assembly.slots(load(), rows) == expected
 
 
-@pytest.mark.parametrize(("most", "expected"), [(0, 8), (9, 16), (500, 504)])
+@pytest.mark.parametrize(("most", "expected"), [(0, 16), (17, 32), (500, 512)])
 def test_evaluation_has_a_slot_for_every_label_whatever_the_limit(most, expected):
     rows = Rows(
         offsets=np.array([0, most]),

@@ -66,11 +66,14 @@ def linear(*, num_classes, **_):
     """Returns a network of a matrix, which compiles in no time."""
 
     def init(key):
-        return {"classifier": jax.random.normal(key, (3, num_classes))}, {}
+        kernel = jax.random.normal(key, (3, num_classes))
+        return {"classifier": {"kernel": kernel, "bias": jnp.zeros(num_classes)}}, {}
 
     def apply(params, batch_stats, images, *, train, key):
         features = jnp.mean(images.astype(jnp.float32) / 255.0, axis=(1, 2))
-        return Outputs(features @ params["classifier"], None, features), batch_stats
+        classifier = params["classifier"]
+        logits = features @ classifier["kernel"] + classifier["bias"][None]
+        return Outputs(logits, None, features), batch_stats
 
     return Network(init=init, apply=apply)
 

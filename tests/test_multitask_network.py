@@ -5,7 +5,12 @@ import pytest
 import small_layers
 
 from jaxii.distributed.mesh import DATA_AXIS, make_mesh
-from jaxii.models.multitask import EMBEDDING_HEAD, make_network, normalise
+from jaxii.models.multitask import (
+    EMBEDDING_HEAD,
+    make_network,
+    normalise,
+    with_bias,
+)
 
 
 @pytest.fixture(scope="module", autouse=True)
@@ -81,10 +86,13 @@ def test_no_two_kernels_start_alike(trained):
     assert not np.array_equal(block["conv1"]["kernel"], block["conv2"]["kernel"])
 
 
-def test_the_classifier_starts_at_the_given_bias():
+def test_the_classifier_starts_at_the_given_bias_and_all_else_as_without(trained):
+    init, key = trained[0].init, jax.random.key(0)
     bias = np.linspace(-6, 1, 5, dtype=np.float32)
-    params, _ = network_of(classifier_bias=bias).init(jax.random.key(0))
+    plain, (params, batch_stats) = init(key), with_bias(init, bias)(key)
     np.testing.assert_array_equal(params["classifier"]["bias"], bias)
+    params["classifier"]["bias"] = plain[0]["classifier"]["bias"]
+    jax.tree.map(np.testing.assert_array_equal, (params, batch_stats), plain)
 
 
 def test_the_classifier_starts_at_zero_bias_by_default(trained):

@@ -155,15 +155,14 @@ def test_images_without_truth_are_in_no_figure_and_counted(
 
 
 def test_figures_and_decoders_are_those_of_the_data_without_such_images(
-    with_unknown, tmp_path, capfd, monkeypatch
+    with_unknown, tmp_path, capfd
 ):
     # It errs, so that no figure is trivial; and differently in each slice.
-    monkeypatch.setattr(
-        "jaxii.runs.assembly.make_network", oracle.network(((0, 5), (3,), (1, 2, 3)))
-    )
+    network = oracle.network(((0, 5), (3,), (1, 2, 3)))
     _, data = write(tmp_path)
-    run = Result(tmp_path / "a", capfd, data)
-    other = Result(tmp_path / "b", capfd, with_unknown[1])
+    with oracle.every_network_is(network):
+        run = Result(tmp_path / "a", capfd, data)
+        other = Result(tmp_path / "b", capfd, with_unknown[1])
     assert run.splits["test"]["f2"] < 0.9
     for figures in (*run.splits.values(), *other.splits.values()):
         figures.pop("num_images_without_truth")

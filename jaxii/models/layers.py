@@ -204,10 +204,10 @@ def normalised_convolution(
 class Linear(nnx.Module):
     """A linear layer in float32, which is cheap compared with the trunk."""
 
-    def __init__(self, num_features, num_outputs, *, bias, initial, rngs):
+    def __init__(self, num_features, num_outputs, *, initial, rngs):
         shape = (num_features, num_outputs)
         self.kernel = nnx.Param(initial(rngs.params(), shape, jnp.float32))
-        self.bias = nnx.Param(jnp.asarray(bias, jnp.float32))
+        self.bias = nnx.Param(jnp.zeros(num_outputs, jnp.float32))
 
     def __call__(
         self, features: Float[Array, "batch feature"]
@@ -225,8 +225,8 @@ class SqueezeExcite(nnx.Module):
         # At least 8, as in timm.
         num_squeezed = max(8, num_channels // 16)
         layer = partial(Linear, initial=jax.nn.initializers.he_normal(), rngs=rngs)
-        self.squeeze = layer(num_channels, num_squeezed, bias=jnp.zeros(num_squeezed))
-        self.excite = layer(num_squeezed, num_channels, bias=jnp.zeros(num_channels))
+        self.squeeze = layer(num_channels, num_squeezed)
+        self.excite = layer(num_squeezed, num_channels)
 
     def __call__(
         self, x: Float[Array, "batch height width channel"]

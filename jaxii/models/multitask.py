@@ -14,7 +14,7 @@ import jax.numpy as jnp
 import numpy as np
 from flax import nnx
 from jax.typing import DTypeLike
-from jaxtyping import Array, Float, UInt8
+from jaxtyping import Array, Float, Float32, UInt8
 
 from jaxii.models.layers import Linear
 from jaxii.models.resnet import ResNet, check_shape
@@ -63,16 +63,14 @@ class Network(NamedTuple):
 
 
 class _MultiTask(nnx.Module):
-    def __init__(self, *, trunk, classifier_bias, embedding_dim, dropout, rngs):
+    def __init__(self, *, trunk, num_classes, embedding_dim, dropout, rngs):
         self.trunk = trunk(rngs=rngs)
         num_features = self.trunk.num_features
-        num_classes = len(classifier_bias)
         head = partial(Linear, initial=jax.nn.initializers.normal(0.01), rngs=rngs)
-        self.classifier = head(num_features, num_classes, bias=classifier_bias)
+        self.classifier = head(num_features, num_classes)
         self.dropout, self.has_embedding = dropout, embedding_dim > 0
         if self.has_embedding:
-            zeros = np.zeros(embedding_dim, np.float32)
-            self.embedding = head(num_features, embedding_dim, bias=zeros)
+            self.embedding = head(num_features, embedding_dim)
 
     def __call__(self, images, *, train, key):
         features = self.trunk(images, train)
@@ -102,7 +100,6 @@ def make_network(
     stem: str = "imagenet",
     dropout: float = 0.2,
     dtype: DTypeLike = jnp.bfloat16,
-    classifier_bias: Float[np.ndarray, "class"] | Float[Array, "class"] | None = None,
     bn_axis: str | None = None,
     bn_group: int | None = None,
     zero_init_residual: bool = True,
@@ -119,7 +116,6 @@ def make_network(
       stem: "imagenet", or "small" for images of up to about 64 pixels.
       dropout: Share of features dropped before the embedding head, in [0, 1).
       dtype: Compute type of the trunk; parameters and outputs are float32.
-      classifier_bias: Initial bias of each class. None: zeros.
       bn_axis: See `layers.BatchNorm`.
       bn_group: See `layers.BatchNorm`.
       zero_init_residual: Whether every residual block starts as the identity.
@@ -132,8 +128,6 @@ def make_network(
       InputError: If the depth, variant, stem or width is not allowed.
     """
     check_shape(depth, width, stem, variant)
-    if classifier_bias is None:
-        classifier_bias = np.zeros(num_classes, np.float32)
     platform = platform or jax.default_backend()
     trunk = partial(
         ResNet,
@@ -148,8 +142,21 @@ def make_network(
         cpu_forms=platform == "cpu",
         folds_norms=platform == "tpu",
     )
-    heads = {"classifier_bias": classifier_bias, "embedding_dim": embedding_dim}
+    heads = {"num_classes": num_classes, "embedding_dim": embedding_dim}
     return _split(partial(_MultiTask, trunk=trunk, dropout=dropout, **heads))
+
+
+def with_bias(
+    init: Callable[[Array], tuple[Tree, Tree]], bias: Float32[np.ndarray, " class"]
+) -> Callable[[Array], tuple[Tree, Tree]]:
+    """Returns an `init` that gives each class's classifier this bias."""
+
+    def biased(key: Array) -> tuple[Tree, Tree]:
+        params, batch_stats = init(key)
+        classifier = {**params["classifier"], "bias": jnp.asarray(bias)}
+        return {**params, "classifier": classifier}, batch_stats
+
+    return biased
 
 
 def _split(build: Callable[..., nnx.Module]) -> Network:

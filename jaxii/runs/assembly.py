@@ -22,7 +22,7 @@ from jaxii.distributed import processes
 from jaxii.distributed.mesh import DATA_AXIS, check_batch_size, check_group
 from jaxii.errors import InputError
 from jaxii.evaluation.image_records import ImageFiles, Listing
-from jaxii.models.multitask import Network, make_network
+from jaxii.models.multitask import Network, make_network, with_bias
 from jaxii.models.resnet import check_shape
 from jaxii.objective.objective import Objective, make_objective
 from jaxii.objective.schedule import warmup_cosine
@@ -142,7 +142,7 @@ def share(config: Config, global_batch_size: int) -> pipeline.ShardSpec:
 def slots(config: Config, rows: Rows) -> int:
     """Returns the label slots of an image in a training batch.
 
-    They hold the image with most labels, in multiples of 8, up to `data.most_labels`.
+    They hold the image with most labels, in multiples of 16, up to `data.most_labels`.
     """
     return min(eval_slots(rows), config.data.most_labels)
 
@@ -150,10 +150,10 @@ def slots(config: Config, rows: Rows) -> int:
 def eval_slots(rows: Rows) -> int:
     """Returns the label slots of an image in an evaluation batch.
 
-    They hold every label of every image, in multiples of 8: a label without a slot
-    would be missing from the truth.
+    They hold every label of every image: a label without a slot would be missing from
+    the truth. In multiples of 16, so that most splits share a compiled function.
     """
-    return math.ceil(max(rows.most_labels(), 1) / 8) * 8
+    return math.ceil(max(rows.most_labels(), 1) / 16) * 16
 
 
 def train_batches(
@@ -346,19 +346,19 @@ def prior_bias(
     return np.log(prior / (1.0 - prior)).astype(np.float32)
 
 
+@functools.cache
 def network_of(
     model: ModelConfig,
-    *,
     num_classes: int,
     embedding_dim: int,
-    classifier_bias: Float32[np.ndarray, " class"] | None = None,
     platform: str | None = None,
 ) -> Network:
-    """Returns the network of a configuration.
+    """Returns the network of a configuration, one for all of a process's runs.
+
+    They share what is compiled for it, as training and evaluation do.
 
     Args:
       embedding_dim: size of the embedding head's output; 0 for no head.
-      classifier_bias: initial bias of the classifier; None for 0.
       platform: compilation target; None for that of the devices.
     """
     return make_network(
@@ -370,7 +370,6 @@ def network_of(
         stem=model.stem,
         dropout=model.dropout,
         dtype=jnp.dtype(model.compute_dtype),
-        classifier_bias=classifier_bias,
         bn_axis=None if model.batch_norm == "device" else DATA_AXIS,
         bn_group=batch_norm_group(model),
         platform=platform,
@@ -388,27 +387,23 @@ def make_plans(
 ) -> tuple[StagePlan, ...]:
     """Builds every stage's objective, optimizer and network.
 
-    Stages with the same heads share one network. For the arguments see `network_of`;
-    `embedding_dim` is that of the stages with an embedding head.
+    Args:
+      embedding_dim: see `network_of`; of the stages with an embedding head.
+      classifier_bias: initial bias of the classifier; None for 0.
+      platform: see `network_of`.
 
     Raises:
       InputError: If a term or a parameter does not exist, or is out of range.
     """
 
-    @functools.cache
-    def network(has_head: bool) -> Network:
-        return network_of(
-            config.model,
-            num_classes=num_classes,
-            embedding_dim=embedding_dim if has_head else 0,
-            classifier_bias=classifier_bias,
-            platform=platform,
-        )
+    def network(stage: Stage) -> Network:
+        dim = embedding_dim if stage.embedding_head else 0
+        network = network_of(config.model, num_classes, dim, platform)
+        if classifier_bias is None:
+            return network
+        return network._replace(init=with_bias(network.init, classifier_bias))
 
-    return tuple(
-        _plan(config, stage, network(stage.embedding_head), num_classes)
-        for stage in stages
-    )
+    return tuple(_plan(config, stage, network(stage), num_classes) for stage in stages)
 
 
 def plans_of(config: Config, data: Data) -> tuple[StagePlan, ...]:

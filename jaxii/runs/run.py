@@ -1,12 +1,11 @@
 """`Run`: a workdir with its configuration, its checkpoints and, if needed, its data."""
 
 import copy
-import functools
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import AbstractContextManager
 from dataclasses import replace
 from functools import cached_property
-from typing import Any, Literal
+from typing import Any
 
 import jax
 import numpy as np
@@ -249,7 +248,7 @@ class Run(AbstractContextManager["Run"]):
     ) -> Callable[..., Any]:
         head = params.get(EMBEDDING_HEAD)
         dim = 0 if head is None else len(head["bias"])
-        return _apply(config, len(self.vocabulary), dim, platform)
+        return assembly.network_of(config, len(self.vocabulary), dim, platform).apply
 
     # Predictions of images that are no part of the data.
 
@@ -569,20 +568,3 @@ class Run(AbstractContextManager["Run"]):
             if metrics.stage == self.saved.stage and domain in self.data.domains
         }
         return found if set(found) == set(self.data.domains) else {}
-
-
-@functools.cache
-def _apply(
-    config: ModelConfig,
-    num_classes: int,
-    embedding_dim: int,
-    platform: Literal["any"] | None,
-) -> Callable[..., Any]:
-    """Makes one network for all runs that have the same, as seeds do."""
-    network = assembly.network_of(
-        config,
-        num_classes=num_classes,
-        embedding_dim=embedding_dim,
-        platform=platform,
-    )
-    return network.apply

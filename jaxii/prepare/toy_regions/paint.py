@@ -196,7 +196,7 @@ class _Painter:
             return
         places = self.rng.uniform((0, 0), (self.width, self.height), (count, 2))
         lines = np.stack([places, places + step], axis=1)
-        self.strokes(lines, np.array(colour), width_pixels)
+        self.strokes(lines, np.array(colour, float), width_pixels)
 
     def shadow(self, thing: Thing) -> None:
         """Darkens the ground under a thing."""
