@@ -1,4 +1,4 @@
-"""The recipe: two tasks, then the metric itself, then the pure classifier.
+"""The recipe: two tasks, then the pure classifier.
 
   python -m jaxii.main --config configs/f2_multitask.py
   python -m jaxii.main --config configs/f2_multitask.py:emoji --data_dir=D
@@ -8,9 +8,9 @@ and likewise `:inclusive_images`, `:inclusive_images_pod` and `:open_images_v4`.
 The first draws its data; prepare that of the others once (`prepare --help`).
 
 `emoji` is the recipe that `new` writes for small data. In the others, stage `multitask`
-starts with cross-entropy and moves to focal loss between 40 % and 60 % of its steps,
-with the label embedding beside it; `f2` adds the metric, softened; the last,
-`classifier`, drops the embedding head and fine-tunes at a tenth of the rate.
+starts with cross-entropy, moves to focal loss between 20 % and 40 % of its steps and
+adds the metric, softened, between 40 % and 60 %, with the label embedding beside it;
+stage `classifier` drops the embedding head and fine-tunes at a tenth of the rate.
 """
 
 from jaxii.config import default_config
@@ -48,33 +48,23 @@ def get_config(dataset="toy_regions"):
         config.log_every_steps = 100
     if dataset == "inclusive_images_pod":
         _large_batch(config)
-    epochs = (5, 3, 1) if dataset == "toy_regions" else (12, 4, 2)
+    both, last = (7.5, 1) if dataset == "toy_regions" else (16, 2)
     focal = {"gamma": 2.0, "alpha": None}
     config.stages = (
         {
             "name": "multitask",
-            "num_epochs": float(epochs[0]),
+            "num_epochs": float(both),
             "embedding_head": True,
             "terms": {
-                "bce": ((0.0, 1.0), (0.4, 1.0), (0.6, 0.0)),
-                "focal": {"weight": ((0.4, 0.0), (0.6, 1.0)), **focal},
-                "embedding": 1.0,
-            },
-        },
-        {
-            "name": "f2",
-            "num_epochs": float(epochs[1]),
-            "embedding_head": True,
-            "peak_lr": config.optimizer.peak_lr / 2,
-            "terms": {
-                "focal": {"weight": 1.0, **focal},
-                "soft_f": ((0.0, 0.0), (0.3, 10.0)),
+                "bce": ((0.0, 1.0), (0.2, 1.0), (0.4, 0.0)),
+                "focal": {"weight": ((0.2, 0.0), (0.4, 1.0)), **focal},
+                "soft_f": ((0.4, 0.0), (0.6, 10.0)),
                 "embedding": 1.0,
             },
         },
         {
             "name": "classifier",
-            "num_epochs": float(epochs[2]),
+            "num_epochs": float(last),
             "embedding_head": False,
             "peak_lr": config.optimizer.peak_lr / 10,
             "terms": {"focal": {"weight": 1.0, **focal}, "soft_f": 10.0},

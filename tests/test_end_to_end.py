@@ -30,7 +30,7 @@ from jaxii.train.checkpoint import Checkpoints
 from jaxii.train.telemetry.history import read_history
 
 ROOT = Path(__file__).parent.parent
-STAGES = ("multitask", "f2", "classifier")
+STAGES = ("multitask", "classifier")
 SETTINGS = (
     "--config=configs/f2_multitask.py",
     "--config.model.width=8",
