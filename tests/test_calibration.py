@@ -48,6 +48,17 @@ def test_a_known_distortion_is_undone():
     np.testing.assert_allclose(found.intercepts, INTERCEPTS, atol=0.08)
 
 
+def test_a_tempered_calibration_is_between_itself_and_the_frequencies():
+    probs, _, targets = distorted(500)
+    found = calibrate(histogram_of(probs, targets), DEFAULT_THRESHOLDS)
+    home = np.array([0.0, 0.2, 0.5, 0.9])
+    logits = 0.3 * logit(found(probs)) + 0.7 * np.maximum(logit(home), -16.0)
+    np.testing.assert_allclose(found.tempered(home, 0.3)(probs), expit(logits), 1e-5)
+    np.testing.assert_array_equal(found.tempered(home, 1.0)(probs), found(probs))
+    everywhere = found.tempered(home, 0.0)(probs)
+    np.testing.assert_allclose(everywhere[:, 1:] - home[1:], 0.0, atol=1e-6)
+
+
 def test_without_shrinkage_a_class_is_the_logistic_regression_of_scikit_learn():
     probs, _, targets = distorted(3_000)
     found = calibrate(

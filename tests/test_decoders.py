@@ -6,6 +6,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from scipy.special import expit, logit
 from sklearn.metrics import fbeta_score
 
 from jaxii.decoding.calibration import calibrate
@@ -20,6 +21,7 @@ from jaxii.decoding.decoders import (
     threshold_decoder,
     top_k_decoder,
 )
+from jaxii.decoding.label_shift import frequencies
 from jaxii.decoding.thresholds import DEFAULT_THRESHOLDS, choose, class_thresholds
 from jaxii.errors import InputError
 from jaxii.metrics import streaming
@@ -72,13 +74,15 @@ def test_each_decoder_gets_what_was_fitted_for_it(sums, decoders):
     probs, _, _, _ = split(400, 2)
     choice, got = choose(sums), answers(decoders)
     histogram = np.asarray(sums.sums.histogram)
-    calibrated = calibrate(histogram, DEFAULT_THRESHOLDS)(probs)
+    calibration = calibrate(histogram, DEFAULT_THRESHOLDS)
+    home = frequencies(histogram, DEFAULT_THRESHOLDS, calibration)
+    logits = 0.8 * logit(calibration(probs)) + 0.2 * logit(home)
     likely = threshold_decoder(probs, threshold=choice.threshold, at_least_one=True)
     own = class_thresholds(sums, choice.threshold)
     want = {
         "threshold": likely,
         "per_class": threshold_decoder(probs, threshold=own, at_least_one=True),
-        "expected_f2": expected_f2_decoder(calibrated),
+        "expected_f2": expected_f2_decoder(expit(logits)),
     }
     for name, chosen in want.items():
         np.testing.assert_array_equal(got[name], chosen, err_msg=name)

@@ -33,6 +33,25 @@ class Calibration(NamedTuple):
         slopes, intercepts = (x.astype(np.float32)[None, :] for x in self)
         return expit(slopes * logits + intercepts)
 
+    def tempered(
+        self, frequencies: Float[np.ndarray, " class"], confidence: float
+    ) -> "Calibration":
+        """Returns the calibration that believes a part of what an image shows.
+
+        What it shows of a class is the distance of the calibrated logit from the logit
+        of the class's frequency.
+
+        Args:
+          frequencies: how often each class occurs, in [0, 1].
+          confidence: the part, in [0, 1]. 1: all of it; 0: every image has each class
+            with the class's frequency.
+        """
+        home = np.clip(logit(frequencies), LOWEST_LOGIT, HIGHEST_LOGIT)
+        return Calibration(
+            slopes=confidence * self.slopes,
+            intercepts=confidence * self.intercepts + (1.0 - confidence) * home,
+        )
+
 
 def calibrate(
     histogram: Num[np.ndarray, "kind class bin"],

@@ -31,6 +31,10 @@ from jaxii.storage import AnyPath, write_beside
 # The first is the default: ahead of one threshold on every held-out domain that was
 # tried (configs/README.md).
 NAMES = ("expected_f2", "threshold", "per_class", "top_k", "embedding")
+# The part of what an image shows that `expected_f2` believes. A network is too sure of
+# images from elsewhere, the more so the longer it trained, and labels that occur
+# together are more probable than independent ones (configs/README.md).
+CONFIDENCE = 0.8
 # Probabilities [batch, class] and embedding [batch, embed] or None to the label ids of
 # each image, the most probable first, never none.
 Decode = Callable[[np.ndarray, np.ndarray | None], list[np.ndarray]]
@@ -155,7 +159,7 @@ class Decoders:
     Attributes:
       choice: one threshold for all classes, one k for all images.
       class_thresholds: a threshold a class, for `per_class`.
-      calibration: of the probabilities that `expected_f2` takes.
+      calibration: of the probabilities; `expected_f2` takes them tempered.
       frequencies: how often each label occurs, by calibrated probabilities.
       label_embeddings: for `embedding`.
     """
@@ -220,7 +224,9 @@ class Decoders:
                 probs, threshold=self.class_thresholds, at_least_one=True
             ),
             "top_k": lambda: top_k_decoder(probs, k=self.choice.top_k),
-            "expected_f2": lambda: expected_f2_decoder(self.calibration(probs)),
+            "expected_f2": lambda: expected_f2_decoder(
+                self.calibration.tempered(self.frequencies, CONFIDENCE)(probs)
+            ),
         }
         if embedding is not None and vectors is not None and k is not None:
             ways["embedding"] = lambda: embedding_decoder(
