@@ -15,7 +15,7 @@ stage `classifier` drops the embedding head and fine-tunes at a tenth of the rat
 
 from jaxii.config import default_config
 from jaxii.errors import nearest
-from jaxii.prepare.recipe import SMALL, stages
+from jaxii.prepare.recipe import SMALL, mixing, stages
 
 PRESETS = (
     "toy_regions",
@@ -48,7 +48,7 @@ def get_config(dataset="toy_regions"):
         config.log_every_steps = 100
     if dataset == "inclusive_images_pod":
         _large_batch(config)
-    both, last = (7.5, 1) if dataset == "toy_regions" else (16, 2)
+    both, last = (8, 1) if dataset == "toy_regions" else (16, 2)
     focal = {"gamma": 2.0, "alpha": None}
     config.stages = (
         {
@@ -76,10 +76,11 @@ def get_config(dataset="toy_regions"):
 def _stock(config):
     # The recipe that `new` writes for small data, for 30 minutes on two cores.
     config.data.dataset = "kaggle"
-    for choice in SMALL:
+    epochs = 40.0
+    for choice in (*SMALL, *mixing(epochs)):
         config.update_from_flattened_dict({choice.field: choice.value})
     config.evaluate_every_steps = 400
-    config.stages = stages(epochs=40.0)
+    config.stages = stages(epochs)
     return config
 
 

@@ -571,6 +571,19 @@ def test_the_epochs_fill_the_minutes_and_the_estimate_says_so():
     assert epochs[10.0] < epochs[30.0] < epochs[90.0]
 
 
+def test_only_long_runs_on_cpus_mix_images():
+    def mixed(minutes, platform="cpu"):
+        given = facts(num_images=3_000, platform=platform)
+        chosen = recipes.choose(given, pace_of, minutes=minutes)
+        choices = {choice.field: choice.value for choice in chosen.choices}
+        long = chosen.stages[0]["num_epochs"] >= recipes.LONG_EPOCHS
+        return long, choices.get("data.mix_probability")
+
+    assert mixed(10.0) == (False, None)
+    assert mixed(30.0) == (True, 0.5)
+    assert mixed(30.0, "gpu") == (True, None)
+
+
 def test_small_data_trains_a_limited_number_of_epochs_and_large_data_one():
     few = recipes.choose(facts(num_images=40), pace_of)
     many = recipes.choose(facts(num_images=2_000_000), pace_of)

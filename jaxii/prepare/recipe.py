@@ -19,6 +19,8 @@ CPU_MINUTES = 30.0
 # Training images in all on accelerators unless minutes are asked for.
 ACCELERATOR_IMAGES = 1_000_000
 FEWEST_EPOCHS, MOST_EPOCHS = 1.0, 100.0
+# From here on mixed images pay.
+LONG_EPOCHS = 40.0
 EVALUATIONS = 8
 # Evaluated images per second over trained ones.
 EVALUATION_SPEED = 3.0
@@ -100,7 +102,7 @@ class Recipe:
     minutes: float
 
 
-# The stock recipe for small data on CPUs, beside the image and batch size.
+# The stock recipe for small data on CPUs, beside image size, batch size and `mixing`.
 SMALL = (
     Choice("model.depth", 18, "a small network, as there is no accelerator"),
     Choice("model.width", 32, "half the published width, to save time"),
@@ -112,6 +114,14 @@ SMALL = (
     Choice("optimizer.average", "ema", "steadier metrics in a short run"),
     Choice("optimizer.ema_decay", 0.99, "averages about a hundred steps"),
 )
+
+
+def mixing(epochs: float) -> tuple[Choice, ...]:
+    """Returns the choices of the stock recipe that depend on its length."""
+    if epochs < LONG_EPOCHS:
+        return ()
+    why = "in so many epochs a network grows too sure of what it sees"
+    return (Choice("data.mix_probability", 0.5, why),)
 
 
 def choose(
@@ -148,6 +158,8 @@ def choose(
     else:
         epochs = (60 * (minutes or CPU_MINUTES) - seconds) / epoch_seconds
         epochs = float(f"{min(MOST_EPOCHS, max(FEWEST_EPOCHS, epochs)):.2g}")
+    if facts.platform == "cpu":
+        choices += mixing(epochs)
     steps = math.ceil(epochs * num_train / values["global_batch_size"])
     choices += [
         Choice(
