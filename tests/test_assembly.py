@@ -147,7 +147,7 @@ def test_a_variant_without_its_bottleneck_is_refused_before_any_data():
         ),
         ({"num_epochs": 0.0}, "exactly one of them above 0"),
         ({"enters_from": "first"}, "use one of best, last"),
-        ({"name": "f2"}, "two stages are named 'f2'"),
+        ({"name": "classifier"}, "two stages are named 'classifier'"),
         ({"embedding_head": False}, "embedding term and no head"),
     ],
 )

@@ -775,8 +775,8 @@ def never(*_, **__):
     [
         (["--config.global_batch_size=60"], "use 56 or 64"),
         pytest.param(
-            ["--config.stages[0].name=f2"],
-            "two stages are named 'f2'",
+            ["--config.stages[0].name=classifier"],
+            "two stages are named 'classifier'",
         ),
     ],
 )
@@ -1168,7 +1168,7 @@ def test_the_embedding_decoder_needs_a_stage_with_the_head(
 ):
     copy = shutil.copytree(evaluated, tmp_path / "copy")
     metrics = json.loads((copy / "metrics.json").read_text())
-    metrics |= {"stage": "classifier", "step": 3}
+    metrics |= {"stage": "classifier", "step": 2}
     (copy / "metrics.json").write_text(json.dumps(metrics))
     seal(copy)
     words = predict_words(copy, photos, "--decoder=embedding")
@@ -1181,7 +1181,10 @@ def test_the_embedding_decoder_needs_a_stage_with_the_head(
         (["--images=none"], "--images=none is not a folder or a file"),
         (["--images=configs"], "--images=configs has no image; files may end in"),
         (["--ids=none.csv"], "--ids=none.csv is not a file"),
-        (["--stage=f2"], "predict does not take --stage; .* evaluate, adapt, plan"),
+        (
+            ["--stage=multitask"],
+            "predict does not take --stage; .* evaluate, adapt, plan",
+        ),
         (["--output=configs"], "--output=configs is a folder"),
         (["--sheet=configs"], "--sheet=configs is a folder"),
         (["--output=a.txt"], "--output=a.txt ends in neither of .csv, .jsonl"),
