@@ -7,10 +7,10 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 import small_layout
+from small_layers import own_networks
 
 from jaxii.config import Config, default_config
 from jaxii.models.multitask import Network, Outputs
-from jaxii.runs.assembly import network_of
 
 DARKEST, LIGHTEST = 10, 230
 
@@ -50,9 +50,8 @@ def every_network_is(network: Callable[..., Network]):
     """Gives runs this network; runs of other tests in the process keep theirs."""
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr("jaxii.runs.assembly.make_network", network)
-        network_of.cache_clear()
+        own_networks(patch)
         yield
-    network_of.cache_clear()
 
 
 def make_config(data, **changes) -> Config:

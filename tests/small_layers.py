@@ -1,6 +1,7 @@
 """Layers and networks without what most tests of the model do not care about."""
 
 import contextlib
+import functools
 
 import jax
 import jax.numpy as jnp
@@ -10,8 +11,7 @@ from flax import nnx
 from jaxii.distributed.mesh import make_mesh
 from jaxii.models.layers import BatchNorm, Conv
 from jaxii.models.resnet import DEPTHS
-from jaxii.runs import speed
-from jaxii.runs.assembly import network_of
+from jaxii.runs import assembly, speed
 
 
 def norm_of(num_channels=3, **kwargs):
@@ -33,9 +33,14 @@ def few_blocks(*num_blocks):
     with pytest.MonkeyPatch.context() as patch:
         for depth, (_, bottleneck) in DEPTHS.items():
             patch.setitem(DEPTHS, depth, (num_blocks, bottleneck))
-        network_of.cache_clear()
+        own_networks(patch)
         yield
-    network_of.cache_clear()
+
+
+def own_networks(patch):
+    """Gives runs networks of their own while `patch` lasts: each is cached."""
+    made_anew = functools.cache(assembly.network_of.__wrapped__)
+    patch.setattr(assembly, "network_of", made_anew)
 
 
 @contextlib.contextmanager

@@ -774,10 +774,7 @@ def never(*_, **__):
     ("change", "pattern"),
     [
         (["--config.global_batch_size=60"], "use 56 or 64"),
-        pytest.param(
-            ["--config.stages[0].name=classifier"],
-            "two stages are named 'classifier'",
-        ),
+        (["--config.stages[0].name=classifier"], "two stages are named 'classifier'"),
     ],
 )
 def test_what_needs_no_data_is_refused_before_any_is_drawn(
