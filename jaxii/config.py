@@ -116,8 +116,9 @@ class DataConfig(_Section, path="config.data"):
     mirror: bool = True
     # Share of training images that are mixed with another (mixup or CutMix).
     mix_probability: Annotated[float, Range(0.0, 1.0)] = 0.0
-    # Share of an image's short side that evaluation cuts out of the middle.
-    central_share: Annotated[float, Range(0.1, 1.0)] = 1.0
+    # Share of both sides of an image that evaluation cuts out of the middle; 1 is the
+    # whole image.
+    crop_share: Annotated[float, Range(0.1, 1.0)] = 1.0
     # Share of the groups of the training data that are held out as `validation`.
     validation_fraction: Annotated[float, Range(0.001, 0.9)] = 0.1
     # Domain of the training data, or "fold K of N" of its groups, that is kept out of

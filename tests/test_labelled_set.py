@@ -41,8 +41,8 @@ def run(files):
     config = default_config()
     config.data.dataset, config.data.directory = "kaggle", str(data)
     config.data.image_size_pixels, config.data.num_threads = 32, 1
-    # The network sees the centre, of which the images of a set have to be cut likewise.
-    config.data.central_share = 0.8
+    # The network sees the middle, which is cut out of the images of a set likewise.
+    config.data.crop_share = 0.8
     config.model.depth, config.model.width, config.model.stem = 18, 8, "small"
     config.model.compute_dtype = "float32"
     config.label_embedding.dim, config.global_batch_size = 8, 8

@@ -409,26 +409,25 @@ def reduced(data, shrinks, rows, columns):
 
 
 def view_by_the_words(told, data):
-    size, share = told["side_pixels"], told["central_share"]
-    height, width = decoded(data).shape[:2]
-    shrink = max(1.0, share * min(height, width) / size)
-    least = int(height / shrink), int(width / shrink)
-    pixels = reduced(data, told["jpeg_shrinks"], *least)
+    size, share = told["side_pixels"], told["crop_share"]
+    pixels = reduced(data, told["jpeg_shrinks"], int(size / share), int(size / share))
     height, width = pixels.shape[:2]
-    side = max(1, round(share * min(height, width)))
-    top, left = (height - side) // 2, (width - side) // 2
-    square = np.ascontiguousarray(pixels[top : top + side, left : left + side])
-    r = side / size
-    if r == 1:
-        return square
+    rows, columns = max(1, round(share * height)), max(1, round(share * width))
+    top, left = (height - rows) // 2, (width - columns) // 2
+    middle = np.ascontiguousarray(pixels[top : top + rows, left : left + columns])
+    down, across = rows / size, columns / size
+    r = max(down, across)
+    if down == across == 1:
+        return middle
     if r > told["blurred_shrink"]:
-        return cv2.resize(square, (size, size), interpolation=cv2.INTER_AREA)
-    if r > told["linear_shrink"]:
+        smaller = min(columns, size), min(rows, size)
+        middle = cv2.resize(middle, smaller, interpolation=cv2.INTER_AREA)
+    elif r > told["linear_shrink"]:
         is_few = r <= told["few_taps_shrink"]
         taps = told["few_taps"] if is_few else told["many_taps"]
-        spread = np.sqrt(max(r**2 - 1, 0.001) / 6)
-        square = cv2.GaussianBlur(square, (taps, taps), spread)
-    return cv2.resize(square, (size, size), interpolation=cv2.INTER_LINEAR)
+        x, y = (np.sqrt(max(one**2 - 1, 0.001) / 6) for one in (across, down))
+        middle = cv2.GaussianBlur(middle, (taps, taps), sigmaX=x, sigmaY=y)
+    return cv2.resize(middle, (size, size), interpolation=cv2.INTER_LINEAR)
 
 
 def by_opencv(pixels, quality, chroma):
@@ -477,19 +476,19 @@ def original(height, width, suffix):
 @pytest.mark.parametrize("suffix", [".jpg", ".png"])
 @pytest.mark.parametrize(
     "shape",
-    [(128, 128), (300, 200), (70, 70), (64, 64), (50, 40), (90, 160), (640, 480)],
+    [(128, 128), (300, 200), (70, 70), (64, 64), (50, 40), (90, 160), (640, 480), (40, 700)],
 )
 @pytest.mark.parametrize(("side", "share"), [(16, 1.0), (64, 1.0), (64, 0.875)])
 def test_the_words_of_export_json_alone_give_the_pixels_of_evaluation(
     folder, shape, suffix, side, share
 ):
-    transform = EvalTransform(size_pixels=side, central_share=share)
+    transform = EvalTransform(size_pixels=side, crop_share=share)
     told = json.loads((folder / "export.json").read_text())["images"]["view"]
     # Those of this run, but for what is given here.
     own = json.loads(json.dumps(transform.describe()))
     assert {k for k in told if told[k] != own[k]} <= {
         "side_pixels",
-        "central_share",
+        "crop_share",
         "how",
     }
     data = original(*shape, suffix)

@@ -519,7 +519,7 @@ def test_another_dataset_of_new_images_is_clean(runs):
         ("model", "stem", "imagenet"),
         ("model", "width", 16),
         ("data", "image_size_pixels", 24),
-        ("data", "central_share", 0.5),
+        ("data", "crop_share", 0.5),
     ],
 )
 def test_an_edited_configuration_is_refused(runs, tmp_path, section, field, value):

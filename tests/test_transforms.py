@@ -13,7 +13,6 @@ from jaxii.data import transforms
 from jaxii.data.transforms import (
     EvalTransform,
     TrainTransform,
-    central_square,
     decoded_size,
     read,
     thumbnail,
@@ -42,23 +41,31 @@ ENCODERS = {"png": png, "jpeg": jpeg}
 
 
 @pytest.mark.parametrize("encode", ENCODERS.values(), ids=ENCODERS)
-def test_the_evaluation_view_is_the_central_square(encode):
-    view = EvalTransform(size_pixels=80)(encode(quarters()))
+@pytest.mark.parametrize("shape", [(80, 120), (300, 90), (40, 1000)])
+def test_the_evaluation_view_is_the_whole_image(encode, shape):
+    pixels = quarters(*shape)
+    # What lies at the edges is seen, too.
+    edge = max(2, shape[1] // 20)
+    pixels[:, :edge] = pixels[:, -edge:] = (0, 200, 200)
+    view = EvalTransform(size_pixels=80)(encode(pixels))
     assert view.shape == (80, 80, 3)
-    # The middle 80 of 120 columns: the border between quarters stays in the middle.
     for (row, column), colour in {
         (10, 10): (200, 0, 0),
         (10, 70): (0, 200, 0),
         (70, 10): (0, 0, 200),
         (70, 70): (200, 200, 200),
+        (10, 1): (0, 200, 200),
+        (70, 78): (0, 200, 200),
     }.items():
-        np.testing.assert_allclose(view[row, column], colour, atol=12)
+        np.testing.assert_allclose(view[row, column], colour, atol=16)
 
 
-def test_a_smaller_central_share_cuts_closer():
-    pixels = np.zeros((100, 100, 3), np.uint8)
-    pixels[25:75, 25:75] = 255
-    view = EvalTransform(size_pixels=50, central_share=0.5)(png(pixels))
+@pytest.mark.parametrize("shape", [(100, 100), (100, 180), (260, 100)])
+def test_a_smaller_crop_share_cuts_closer(shape):
+    pixels = np.zeros((*shape, 3), np.uint8)
+    rows, columns = (slice(n // 4, n - n // 4) for n in shape)
+    pixels[rows, columns] = 255
+    view = EvalTransform(size_pixels=50, crop_share=0.5)(png(pixels))
     assert (view == 255).all()
 
 
@@ -212,6 +219,30 @@ def test_shrinking_to_less_than_a_third_gives_the_mean_of_the_area():
         np.testing.assert_allclose(resized, means, atol=1)
 
 
+@pytest.mark.parametrize("shape", [(8, 96), (96, 8)])
+def test_one_side_is_averaged_where_the_other_grows(shape):
+    noise = np.random.default_rng(0).integers(0, 256, (*shape, 3), np.uint8)
+    want = PIL.Image.fromarray(noise).resize((16, 16), PIL.Image.Resampling.BILINEAR)
+    got = transforms.resize(noise, 16, 16).astype(float)
+    # A triangle of two pixels against a box of one.
+    assert np.sqrt(np.mean((got - np.asarray(want)) ** 2)) < 16
+    plain = cv2.resize(noise, (16, 16), interpolation=cv2.INTER_AREA).astype(float)
+    assert np.sqrt(np.mean((plain - np.asarray(want)) ** 2)) > 30
+
+
+def test_a_crop_keeps_about_the_aspect_ratio_of_its_image():
+    transform = TrainTransform(size_pixels=32, strength=0.5)
+    rng = np.random.default_rng(0)
+    crops = [transform._crop(100, 300, rng) for _ in range(500)]
+    assert min(height * width for _, _, height, width in crops) > 0.57 * 30_000
+    ratios = [width / height for _, _, height, width in crops]
+    reach = transforms.ASPECT_RATIO**0.5
+    assert 3 / reach * 0.98 < min(ratios) < max(ratios) < 3 * reach * 1.02
+    # Both edges are reached.
+    assert min(left for _, left, _, _ in crops) < 5
+    assert max(left + width for _, left, _, width in crops) > 295
+
+
 def test_a_grey_jpeg_has_three_channels():
     grey = simplejpeg.encode_jpeg(
         np.full((40, 40, 1), 77, np.uint8), colorspace="GRAY", quality=95
@@ -274,11 +305,6 @@ def test_the_size_of_a_image_is_height_then_width():
     for encode in ENCODERS.values():
         image = read(encode(quarters(40, 60)))
         assert (image.height, image.width) == (40, 60)
-
-
-def test_the_central_square_is_in_the_middle():
-    assert central_square(80, 120) == (0, 20, 80, 80)
-    assert central_square(80, 120, 0.5) == (20, 40, 40, 40)
 
 
 @pytest.mark.parametrize("encode", ENCODERS.values(), ids=ENCODERS)

@@ -27,7 +27,7 @@ from jaxii.data.image_decoding import (
 )
 
 # At strength 1: least area of a crop as a share of the image, and its largest aspect
-# ratio (Szegedy et al. 2015, section 6).
+# ratio relative to the image's (Szegedy et al. 2015, section 6).
 CROP_MIN_AREA = 0.35
 ASPECT_RATIO = 4 / 3
 CROP_ATTEMPTS = 10
@@ -95,19 +95,20 @@ class TrainTransform:
     def _crop(
         self, height: int, width: int, rng: np.random.Generator
     ) -> tuple[int, int, int, int]:
+        """Returns top, left, height and width of a crop, in pixels."""
         smallest = CROP_MIN_AREA**self.strength
         reach = min(self.strength, 1.0) * math.log(ASPECT_RATIO)
         for _ in range(CROP_ATTEMPTS):
             size, shape, down, across = rng.random(4).tolist()
             area = height * width * (smallest + (1.0 - smallest) * size)
-            ratio = math.exp(reach * (2.0 * shape - 1.0))
+            ratio = width / height * math.exp(reach * (2.0 * shape - 1.0))
             crop_width = round(math.sqrt(area * ratio))
             crop_height = round(math.sqrt(area / ratio))
             if 0 < crop_width <= width and 0 < crop_height <= height:
                 top = int(down * (height - crop_height + 1))
                 left = int(across * (width - crop_width + 1))
                 return top, left, crop_height, crop_width
-        return central_square(height, width)
+        return 0, 0, height, width
 
     def _warp(self, view: Pixels, rng: np.random.Generator) -> Pixels:
         """Rotates, shears and shrinks about the centre."""
@@ -160,34 +161,37 @@ class TrainTransform:
 
 @dataclass(frozen=True, kw_only=True)
 class EvalTransform:
-    """The central square, resized.
+    """The whole image or its middle, resized to a square.
+
+    The aspect ratio is not kept: what lies at the edges has labels, too. Multi-label
+    classifiers are evaluated so in the literature (Ridnik et al. 2021, ASL, code).
 
     Attributes:
       size_pixels: Side of the resulting square.
-      central_share: Side of the cropped square as a share of the short side.
+      crop_share: Share of both sides of the image that is cut out of the middle.
     """
 
     size_pixels: int
-    central_share: float = 1.0
+    crop_share: float = 1.0
 
     def __call__(self, encoded: bytes) -> Pixels:
         """Returns the central view [size, size, 3] of an encoded image."""
-        image = read(encoded)
-        side = min(image.height, image.width) * self.central_share
-        shrink = max(1.0, side / self.size_pixels)
-        pixels = image.decode(image.height / shrink, image.width / shrink)
-        rows, columns, _ = pixels.shape
-        top, left, side, _ = central_square(rows, columns, self.central_share)
-        view = pixels[top : top + side, left : left + side]
+        least = self.size_pixels / self.crop_share
+        pixels = read(encoded).decode(least, least)
+        rows, columns = (
+            _middle(length, self.crop_share) for length in pixels.shape[:2]
+        )
+        view = pixels[rows, columns]
         return np.ascontiguousarray(resize(view, self.size_pixels, self.size_pixels))
 
     def describe(self) -> Mapping[str, object]:
         """Returns the numbers of this view and its steps in words, exact for OpenCV."""
-        size, share = self.size_pixels, self.central_share
+        size, share = self.size_pixels, self.crop_share
+        least = int(size / share)
         scales = ", ".join(f"1/{shrink}" for shrink in JPEG_SHRINKS)
         return {
             "side_pixels": size,
-            "central_share": share,
+            "crop_share": share,
             "jpeg_shrinks": JPEG_SHRINKS,
             "linear_shrink": LINEAR_SHRINK,
             "blurred_shrink": BLURRED_SHRINK,
@@ -197,20 +201,22 @@ class EvalTransform:
             "how": [
                 "The image is upright RGB of 8 bits, with H rows and W columns. "
                 f"{COLOURS}",
-                f"shrink = max(1, {share:g} * min(H, W) / {size}).",
-                f"A JPEG is decoded at the smallest of the scales {scales} and 1 that "
-                "leaves ceil(H * scale) >= floor(H / shrink) rows and ceil(W * scale) "
-                ">= floor(W / shrink) columns (OpenCV: IMREAD_REDUCED_COLOR_8 and so "
-                "on; libjpeg: scale_denom). Other formats are decoded whole. The "
-                "result has h rows and w columns.",
-                "The central square is cut out: side = max(1, round("
-                f"{share:g} * min(h, w))), halves to even; its first row is "
-                "floor((h - side) / 2) and its first column floor((w - side) / 2).",
-                f"It is resized to {size} x {size}; r = side / {size}. Where r = 1 it "
-                f"stays. Above r = {BLURRED_SHRINK:g} it is averaged over areas "
-                f"(OpenCV: INTER_AREA). Between r = {LINEAR_SHRINK:g} and r = "
-                f"{BLURRED_SHRINK:g}, the latter included, it is blurred by a Gaussian "
-                "of the standard deviation sqrt(max(r^2 - 1, 0.001) / 6) pixels, of "
+                f"A JPEG is decoded at the smallest of the scales {scales} that leaves "
+                f"ceil(H * scale) >= {least} rows and ceil(W * scale) >= {least} "
+                "columns (OpenCV: IMREAD_REDUCED_COLOR_8 and so on; libjpeg: "
+                "scale_denom), and whole if none does. Other formats are decoded "
+                "whole. The result has h rows and w columns.",
+                f"The middle is cut out: rows = max(1, round({share:g} * h)) and columns "
+                f"= max(1, round({share:g} * w)), halves to even; its first row is "
+                "floor((h - rows) / 2) and its first column floor((w - columns) / 2).",
+                f"It is resized to {size} x {size}, whatever its aspect ratio; r_y = "
+                f"rows / {size}, r_x = columns / {size}, r = max(r_y, r_x). Where both "
+                f"are 1 it stays. Above r = {BLURRED_SHRINK:g} it is averaged over areas "
+                f"(OpenCV: INTER_AREA) along the sides that are longer than {size}, and "
+                "then interpolated linearly along the others. Between r = "
+                f"{LINEAR_SHRINK:g} and r = {BLURRED_SHRINK:g}, the latter included, it "
+                "is blurred by a Gaussian of the standard deviations sqrt(max(r_y^2 - "
+                "1, 0.001) / 6) and sqrt(max(r_x^2 - 1, 0.001) / 6) pixels, of "
                 f"{FEW_TAPS} taps up to r = {FEW_TAPS_SHRINK:g} and {MANY_TAPS} "
                 "beyond, edges mirrored (OpenCV: GaussianBlur), and then interpolated "
                 f"linearly. Up to r = {LINEAR_SHRINK:g} it is interpolated linearly "
@@ -233,12 +239,10 @@ def thumbnail(encoded: bytes, longest_side: int) -> bytes:
     return simplejpeg.encode_jpeg(np.ascontiguousarray(small), quality=80)
 
 
-def central_square(
-    height: int, width: int, share: float = 1.0
-) -> tuple[int, int, int, int]:
-    """Returns top, left, height and width of the central square, in pixels."""
-    side = max(1, round(min(height, width) * share))
-    return (height - side) // 2, (width - side) // 2, side, side
+def _middle(length: int, share: float) -> slice:
+    side = max(1, round(length * share))
+    first = (length - side) // 2
+    return slice(first, first + side)
 
 
 @dataclass(frozen=True)
@@ -322,7 +326,8 @@ def resize(
 
     Up to `BLURRED_SHRINK` a blur is added: its variance and that of linear
     interpolation, 1/6, sum to that of a triangle of two result pixels, shrink^2 / 6,
-    the filter of Pillow and torchvision. Beyond it, areas are averaged.
+    the filter of Pillow and torchvision. Beyond it, areas are averaged along the sides
+    that shrink.
     """
     if pixels.shape[:2] == (height, width):
         return pixels
@@ -334,4 +339,9 @@ def resize(
         # OpenCV replaces a deviation of 0 by the other one.
         x, y = (math.sqrt(max(s * s - 1.0, 1e-3) / 6.0) for s in (across, down))
         pixels = cv2.GaussianBlur(pixels, (taps, taps), sigmaX=x, sigmaY=y)
+    if method == cv2.INTER_AREA and min(down, across) < 1.0:
+        # OpenCV averages no areas where one of the sides grows.
+        smaller = min(width, pixels.shape[1]), min(height, pixels.shape[0])
+        pixels = cv2.resize(pixels, smaller, interpolation=cv2.INTER_AREA)
+        method = cv2.INTER_LINEAR
     return cv2.resize(pixels, (width, height), interpolation=method)

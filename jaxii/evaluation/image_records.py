@@ -16,12 +16,11 @@ from pathlib import Path
 from typing import SupportsIndex, cast
 
 import numpy as np
-import simplejpeg  # pyright: ignore[reportMissingTypeStubs]
 from jaxtyping import Int64
 
 from jaxii.data.index import Index
 from jaxii.data.schema import Record
-from jaxii.data.transforms import EvalTransform, read
+from jaxii.data.transforms import thumbnail
 from jaxii.errors import InputError
 from jaxii.prepare import image_files
 from jaxii.prepare.image_files import IMAGE_SUFFIXES, files_below
@@ -32,7 +31,6 @@ from jaxii.storage import AnyPath, at
 PATH_COLUMNS = ("path", "file", "filename", "file_name", "image_path", "image")
 ID_COLUMN = "image_id"
 THUMBNAIL_PIXELS = 240
-_THUMBNAIL_QUALITY = 80
 
 
 @dataclass(frozen=True)
@@ -104,12 +102,10 @@ class ImageFiles:
     Attributes:
       listing: the files.
       short_side: larger images are reduced to it, in pixels.
-      central_share: share of the short side that the network sees.
     """
 
     listing: Listing
     short_side: int
-    central_share: float = 1.0
 
     def __len__(self) -> int:
         return len(self.listing)
@@ -144,18 +140,12 @@ class ImageFiles:
         return "could not be read at first, and can be now; predict it again"
 
     def thumbnail(self, row: int) -> bytes:
-        """Returns a JPEG of the network's view, at most `THUMBNAIL_PIXELS` a side.
+        """Returns a JPEG of the image, at most `THUMBNAIL_PIXELS` a side.
 
         Raises:
           ValueError: If the file is damaged or missing; the text is the reason.
         """
-        encoded = self.jpeg(row)
-        image = read(encoded)
-        side = max(1, round(min(image.height, image.width) * self.central_share))
-        view = EvalTransform(
-            size_pixels=min(THUMBNAIL_PIXELS, side), central_share=self.central_share
-        )
-        return simplejpeg.encode_jpeg(view(encoded), quality=_THUMBNAIL_QUALITY)
+        return thumbnail(self.jpeg(row), THUMBNAIL_PIXELS)
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -234,9 +234,7 @@ def image_files(
     Args:
       short_side: pixels that the run's images were reduced to; None: the usual.
     """
-    return ImageFiles(
-        listing, largest_short_side(config, short_side), config.data.central_share
-    )
+    return ImageFiles(listing, largest_short_side(config, short_side))
 
 
 def largest_short_side(config: Config, short_side: int | None = None) -> int:
@@ -257,7 +255,7 @@ def stored_short_side(config: Config, short_side: int | None = None) -> int | No
     # TFDS stores the images of open_images_v4 as they are: not reduced.
     if data.dataset == "open_images_v4":
         return None
-    seen = math.ceil(data.image_size_pixels / data.central_share)
+    seen = math.ceil(data.image_size_pixels / data.crop_share)
     return short_side or max(recode.SHORT_SIDE, seen)
 
 
@@ -292,7 +290,7 @@ def eval_transform(config: Config) -> EvalTransform:
     """Returns the view of an image that evaluation and prediction use."""
     return EvalTransform(
         size_pixels=config.data.image_size_pixels,
-        central_share=config.data.central_share,
+        crop_share=config.data.crop_share,
     )
 
 

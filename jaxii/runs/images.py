@@ -43,30 +43,29 @@ class ImageArrays(ImageFiles):
         return recode(encoded.tobytes(), short_side=self.short_side)
 
 
-def open_images(images: Images, *, short_side: int, central_share: float) -> ImageFiles:
+def open_images(images: Images, *, short_side: int) -> ImageFiles:
     """Returns the images as records to predict.
 
     Args:
       images: a folder, a CSV, a pattern (as `predict --images`); a list of paths; uint8
         [image, height, width, 3]; or a list of uint8 [height, width, 3] of any sizes.
       short_side: larger images are reduced to it, in pixels.
-      central_share: share of the short side that the network sees.
 
     Raises:
       InputError: If it is none of these.
     """
     if isinstance(images, str | os.PathLike):
         listing = find(os.fspath(images))
-        return ImageFiles(listing, short_side, central_share)
+        return ImageFiles(listing, short_side)
     given = list(cast(Sequence[object], images))
     if all(isinstance(one, str | os.PathLike) for one in given):
         names = [os.fspath(cast(str, one)) for one in given]
         listing = Listing(Path(), names, names, f"{len(names)} images")
-        return ImageFiles(listing, short_side, central_share)
+        return ImageFiles(listing, short_side)
     names = [f"image {row}" for row in range(len(given))]
     arrays = [_pixels(one, name) for one, name in zip(given, names, strict=True)]
     listing = Listing(Path(), names, names, f"{len(names)} arrays")
-    return ImageArrays(listing, short_side, central_share, arrays)
+    return ImageArrays(listing, short_side, arrays)
 
 
 def _pixels(one: object, name: str) -> np.ndarray:

@@ -164,7 +164,6 @@ def _data_of(run: Run, found: Labelled, images: Path, name: str) -> Data:
     files = LabelledFiles(
         listing=listing,
         short_side=assembly.largest_short_side(run.config, stored),
-        central_share=run.config.data.central_share,
         index=columns,
     )
     data = Data(

@@ -50,7 +50,7 @@ from jaxii.train.trainer import StagePlan
 # Fields that decide which images train and which are held out.
 DATA_FIELDS = ("dataset", "labels_file", "validation_fraction", "held_out_domain")
 # Fields that decide which pixels of an image are seen.
-VIEW_FIELDS = ("image_size_pixels", "central_share")
+VIEW_FIELDS = ("image_size_pixels", "crop_share")
 
 
 class Run(AbstractContextManager["Run"]):
@@ -357,7 +357,6 @@ class Run(AbstractContextManager["Run"]):
         return open_images(
             images,
             short_side=assembly.largest_short_side(self.config, stored),
-            central_share=self.config.data.central_share,
         )
 
     def _answers(
