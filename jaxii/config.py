@@ -119,6 +119,10 @@ class DataConfig(_Section, path="config.data"):
     # Share of both sides of an image that evaluation cuts out of the middle; 1 is the
     # whole image.
     crop_share: Annotated[float, Range(0.1, 1.0)] = 1.0
+    # Average the outputs for views of an image: whole and enlarged, and both mirrored
+    # unless `mirror` is off. Evaluation and prediction take up to four times as long;
+    # evaluations during training see the whole image only.
+    test_time_augmentation: bool = False
     # Share of the groups of the training data that are held out as `validation`.
     validation_fraction: Annotated[float, Range(0.001, 0.9)] = 0.1
     # Domain of the training data, or "fold K of N" of its groups, that is kept out of

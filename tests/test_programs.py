@@ -224,7 +224,7 @@ def any_image(function):
         ),
         (
             lambda x: jnp.einsum("bhwc,bhwc->bc", x, x),
-            "dot_general of operands other",
+            "dot_general by other than a matrix",
         ),
     ],
 )
@@ -234,7 +234,8 @@ def test_what_has_no_counterpart_in_onnx_is_refused_by_name(function, pattern):
         to_onnx(any_image(function), {})
 
 
-# The command, on a run as training leaves it: bfloat16, with an embedding head.
+# The command, on a run as training leaves it: bfloat16, with an embedding head, and
+# probabilities that are means over views.
 
 
 def configuration(data):
@@ -244,6 +245,7 @@ def configuration(data):
     config.data.image_size_pixels = 16
     config.data.validation_fraction = 0.4
     config.data.num_threads = 1
+    config.data.test_time_augmentation = True
     config.global_batch_size = 8
     config.model.depth = 18
     config.model.width = 8

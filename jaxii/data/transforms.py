@@ -175,7 +175,7 @@ class EvalTransform:
     crop_share: float = 1.0
 
     def __call__(self, encoded: bytes) -> Pixels:
-        """Returns the central view [size, size, 3] of an encoded image."""
+        """Returns the view [size, size, 3] of an encoded image."""
         least = self.size_pixels / self.crop_share
         pixels = read(encoded).decode(least, least)
         rows, columns = (

@@ -200,12 +200,18 @@ def _channels_last(graph: Graph, eqn: Any, name: str) -> Value:
     return Value(last, eqn.outvars[0].aval.shape)
 
 
+def _transpose(graph: Graph, eqn: Any, x: Value) -> Value:
+    _check_whole(eqn, x)
+    name = graph.add("Transpose", x, perm=eqn.params["permutation"])
+    return Value(name, eqn.outvars[0].aval.shape)
+
+
 def _product(graph: Graph, eqn: Any, x: Value, matrix: Value) -> Value:
     _check_whole(eqn, x, matrix)
     contracted, batched = eqn.params["dimension_numbers"]
     flat = tuple(tuple(axes) for axes in (*contracted, *batched))
-    of_matrices = flat == ((1,), (0,), (), ()) and len(matrix.shape) == 2
-    _demand(eqn, of_matrices and len(x.shape) == 2, "of operands other than matrices")
+    of_last_axis = flat == ((len(x.shape) - 1,), (0,), (), ())
+    _demand(eqn, of_last_axis and len(matrix.shape) == 2, "by other than a matrix")
     return Value(graph.add("MatMul", x, matrix), eqn.outvars[0].aval.shape)
 
 
@@ -225,6 +231,7 @@ RULES: dict[str, Rule] = {
     "reduce_window_max": _max_pool,
     "conv_general_dilated": _convolution,
     "dot_general": _product,
+    "transpose": _transpose,
 }
 
 

@@ -24,6 +24,8 @@ LONG_EPOCHS = 40.0
 EVALUATIONS = 8
 # Evaluated images per second over trained ones.
 EVALUATION_SPEED = 3.0
+# Most views of an image in test-time augmentation.
+VIEWS = 4
 # A threshold chosen on fewer validation images is a guess.
 FEW_VALIDATION = 50
 
@@ -109,6 +111,7 @@ SMALL = (
     Choice("model.compute_dtype", "float32", "bfloat16 is hardly faster on CPUs"),
     Choice("data.augmentation", 0.5, "more does not pay in so few epochs"),
     Choice("data.restyling", 1.0, "pays where test images come from elsewhere"),
+    Choice("data.test_time_augmentation", True, "pays there, too"),
     Choice("optimizer.peak_lr", 0.15, "for 64 images; it is scaled to the batch"),
     Choice("optimizer.base_batch_size", 64, "the batch that peak_lr is for"),
     Choice("optimizer.average", "ema", "steadier metrics in a short run"),
@@ -149,7 +152,8 @@ def choose(
     values = {choice.field: choice.value for choice in choices}
     pace = pace_of(values | {"stages": stages(1.0)})
     # Besides the evaluations of the run, each split is measured at the end.
-    seconds = pace.start_seconds + (EVALUATIONS + 2) * num_evaluated / (
+    views = VIEWS if values.get("data.test_time_augmentation") else 1
+    seconds = pace.start_seconds + (EVALUATIONS + 2 * views) * num_evaluated / (
         EVALUATION_SPEED * pace.images_per_second
     )
     epoch_seconds = num_train / pace.images_per_second

@@ -30,6 +30,7 @@ from jaxii.evaluation.result import EvaluationResult, SplitMetrics
 from jaxii.manifest import File
 from jaxii.models.multitask import EMBEDDING_HEAD
 from jaxii.models.pretrained import Trunk
+from jaxii.models.views import augmented_views, mean_over_views
 from jaxii.report.run_files import read_sets
 from jaxii.runs import assembly
 from jaxii.runs.images import Images, Prediction, Predictions, open_images
@@ -225,8 +226,7 @@ class Run(AbstractContextManager["Run"]):
         """
         restored = self.checkpoints.restore_model(self.saved, replicated(self.mesh))
         params = evaluated_params(restored)
-        if apply is None:
-            apply = self._network(self.config.model, params)
+        apply = self._over_views(apply or self._network(self.config.model, params))
         return Model(apply=apply, params=params, batch_stats=restored["batch_stats"])
 
     def in_float32(self, model: Model, *, portable: bool = False) -> Model:
@@ -241,7 +241,13 @@ class Run(AbstractContextManager["Run"]):
             params.pop(EMBEDDING_HEAD, None)
         config = replace(self.config.model, compute_dtype="float32")
         apply = self._network(config, params, platform="any" if portable else None)
-        return replace(model, apply=apply, params=params)
+        return replace(model, apply=self._over_views(apply), params=params)
+
+    def _over_views(self, apply: Callable[..., Any]) -> Callable[..., Any]:
+        data = self.config.data
+        if not data.test_time_augmentation:
+            return apply
+        return mean_over_views(apply, augmented_views(mirror=data.mirror))
 
     def _network(
         self, config: ModelConfig, params: Tree, platform: str | None = None
