@@ -254,10 +254,10 @@ def text(facts: Facts, recipe: Recipe, command: str) -> str:
     """
     lines = "\n".join(
         f"    # {choice.why[0].upper()}{choice.why[1:]}.\n"
-        f"    config.{choice.field} = {json.dumps(choice.value)}"
+        f"    config.{choice.field} = {_written(choice.value)}"
         for choice in recipe.choices
     )
-    written = pprint.pformat(tuple(recipe.stages), width=80, sort_dicts=False)
+    stage_lines = pprint.pformat(tuple(recipe.stages), width=80, sort_dicts=False)
     # Folder names may hold these two characters, which end or change a string.
     shown = command.replace("\\", r"\\").replace('"', r"\"")
     return f'''"""Recipe for {facts.name}, written by `jaxii new`; yours to change.
@@ -279,6 +279,11 @@ def get_config():
     config.data.dataset = "kaggle"
     config.data.directory = str(Path(__file__).resolve().parent / "data")
 {lines}
-    config.stages = {textwrap.indent(written, "    ").lstrip()}
+    config.stages = {textwrap.indent(stage_lines, "    ").lstrip()}
     return config
 '''
+
+
+def _written(value: Any) -> str:
+    """Returns a value as Python, strings in double quotes."""
+    return json.dumps(value) if isinstance(value, str) else repr(value)
