@@ -478,7 +478,16 @@ def original(height, width, suffix):
 @pytest.mark.parametrize("suffix", [".jpg", ".png"])
 @pytest.mark.parametrize(
     "shape",
-    [(128, 128), (300, 200), (70, 70), (64, 64), (50, 40), (90, 160), (640, 480), (40, 700)],
+    [
+        (128, 128),
+        (300, 200),
+        (70, 70),
+        (64, 64),
+        (50, 40),
+        (90, 160),
+        (640, 480),
+        (40, 700),
+    ],
 )
 @pytest.mark.parametrize(("side", "share"), [(16, 1.0), (64, 1.0), (64, 0.875)])
 def test_the_words_of_export_json_alone_give_the_pixels_of_evaluation(

@@ -61,7 +61,9 @@ def test_a_view_is_the_enlarged_middle(share, mirrored):
     view = View(share=share, mirrored=mirrored)
     want = np.stack([by_opencv(image, view) for image in np.asarray(IMAGES)])
     zero = np.asarray(normalise(jnp.zeros((1, 1, 1, 3), jnp.uint8)))
-    levels = (np.asarray(normalise(jnp.full((1, 1, 1, 3), 255, jnp.uint8))) - zero) / 255
+    levels = (
+        np.asarray(normalise(jnp.full((1, 1, 1, 3), 255, jnp.uint8))) - zero
+    ) / 255
     got = (pixels_of(view) - zero) / levels
     np.testing.assert_allclose(got, want, atol=8 if share < 1 else 1e-3)
     assert np.abs(got - want).mean() < 1.5
