@@ -70,6 +70,8 @@ def listing(folder):
     return {
         str(path.relative_to(folder)): path.stat().st_size if path.is_file() else -1
         for path in folder.rglob("*")
+        # Python's own: recipes are modules.
+        if "__pycache__" not in path.parts
     }
 
 
