@@ -55,6 +55,7 @@ def pytest_configure(config):
 
 # Those of over ten seconds, the longest first.
 LONGEST = (
+    "test_readme",
     "test_end_to_end",
     "test_provenance_paths",
     "test_programs",
@@ -65,6 +66,12 @@ LONGEST = (
     "test_layers",
     "test_main",
     "test_augment",
+    "test_step",
+    "test_recurring",
+    "test_hold_out",
+    "test_doctor",
+    "test_speed",
+    "test_failing_saves",
 )
 
 
