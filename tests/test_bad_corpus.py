@@ -104,7 +104,9 @@ def test_a_bad_table_is_read_right_or_refused(photos, name):
 @pytest.mark.parametrize("kind", ["images", "tables"])
 def test_what_fuzzing_reached_is_read_or_refused(kind):
     read = {"images": readers.image, "tables": readers.table}[kind]
-    for path in (ROOT / "tests" / "fuzz" / "seeds" / kind).iterdir():
+    seeds = list((ROOT / "tests" / "fuzz" / "seeds" / kind).iterdir())
+    assert seeds
+    for path in seeds:
         read(path.read_bytes())
 
 

@@ -16,7 +16,11 @@ from jaxii.data.dataset import open_dataset
 from jaxii.data.transforms import EvalTransform
 from jaxii.errors import InputError
 from jaxii.evaluation import image_records
-from jaxii.evaluation.image_records import THUMBNAIL_PIXELS, ImageFiles
+from jaxii.evaluation.image_records import (
+    THUMBNAIL_PIXELS,
+    ImageFiles,
+    thumbnails,
+)
 from jaxii.prepare import recode
 from jaxii.prepare.kaggle import Layout, prepare
 from jaxii.runs.predict import Request
@@ -153,13 +157,13 @@ def test_a_thumbnail_is_the_whole_image_and_never_enlarged(tmp_path):
     scene(600, 300).save(tmp_path / "a.png")
     scene(40, 30).save(tmp_path / "b.png")
     files = files_of(tmp_path)
-    sizes = [Image.open(io.BytesIO(files.thumbnail(row))).size for row in (0, 1)]
+    sizes = [Image.open(io.BytesIO(thumbnails(files)(row))).size for row in (0, 1)]
     assert sizes == [(THUMBNAIL_PIXELS, THUMBNAIL_PIXELS // 2), (40, 30)]
-    pixels = simplejpeg.decode_jpeg(files.thumbnail(0))
+    pixels = simplejpeg.decode_jpeg(thumbnails(files)(0))
     np.testing.assert_allclose(pixels[30, 60], [230, 30, 30], atol=12)
     with pytest.raises(ValueError, match="empty"):
         (tmp_path / "c.png").write_bytes(b"")
-        files_of(tmp_path).thumbnail(2)
+        thumbnails(files_of(tmp_path))(2)
 
 
 @pytest.fixture

@@ -57,7 +57,7 @@ def test_the_evaluation_view_is_the_whole_image(encode, shape):
         (10, 1): (0, 200, 200),
         (70, 78): (0, 200, 200),
     }.items():
-        np.testing.assert_allclose(view[row, column], colour, atol=16)
+        np.testing.assert_allclose(view[row, column], colour, atol=12)
 
 
 @pytest.mark.parametrize("shape", [(100, 100), (100, 180), (260, 100)])

@@ -10,6 +10,7 @@ import pytest
 
 from jaxii.models.multitask import normalise
 from jaxii.models.views import View, augmented_views, mean_over_views
+from jaxii.prepare import recipe
 
 RNG = np.random.default_rng(0)
 IMAGES = jnp.asarray(RNG.integers(0, 256, (3, 20, 30, 3), np.uint8))
@@ -74,6 +75,8 @@ def test_the_views_are_the_whole_and_the_middle_and_both_mirrored():
     mirrored = View(mirrored=True), View(share=0.85, mirrored=True)
     assert set(augmented_views(mirror=True)) == {whole, middle, *mirrored}
     assert augmented_views(mirror=False) == (whole, middle)
+    # Recipes are chosen without JAX, so the number stands there, too.
+    assert len(augmented_views(mirror=True)) == recipe.VIEWS
 
 
 def test_outputs_are_the_means_over_the_views_of_each_image():

@@ -9,7 +9,7 @@ import glob
 import io
 import os
 from collections import Counter
-from collections.abc import Generator, Iterator, Sequence
+from collections.abc import Callable, Generator, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -19,6 +19,7 @@ import numpy as np
 from jaxtyping import Int64
 
 from jaxii.data.index import Index
+from jaxii.data.records import RandomAccess
 from jaxii.data.schema import Record
 from jaxii.data.transforms import thumbnail
 from jaxii.errors import InputError
@@ -139,13 +140,19 @@ class ImageFiles:
             return str(error)
         return "could not be read at first, and can be now; predict it again"
 
-    def thumbnail(self, row: int) -> bytes:
-        """Returns a JPEG of the image, at most `THUMBNAIL_PIXELS` a side.
 
-        Raises:
-          ValueError: If the file is damaged or missing; the text is the reason.
-        """
-        return thumbnail(self.jpeg(row), THUMBNAIL_PIXELS)
+def thumbnails(
+    source: RandomAccess, longest_side: int = THUMBNAIL_PIXELS
+) -> Callable[[int], bytes]:
+    """Returns the function from a row to a small JPEG of its whole image.
+
+    It raises what reading the record or the image raises.
+
+    Args:
+      source: Records of images.
+      longest_side: Of the JPEG at most, in pixels.
+    """
+    return lambda row: thumbnail(source[row]["image"], longest_side)
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -18,7 +18,6 @@ from jaxii.data import index
 from jaxii.data.dataset import Split
 from jaxii.data.prepared import Data, Rows
 from jaxii.data.seen import SeenImages
-from jaxii.data.transforms import thumbnail
 from jaxii.decoding.constant import constant_f2
 from jaxii.distributed import processes
 from jaxii.errors import InputError
@@ -26,7 +25,7 @@ from jaxii.evaluation import by_label
 from jaxii.evaluation.by_label import SplitFigures
 from jaxii.evaluation.decoder_scores import DecoderScores
 from jaxii.evaluation.details import Details, make_gallery
-from jaxii.evaluation.image_records import LabelledFiles, Listing
+from jaxii.evaluation.image_records import LabelledFiles, Listing, thumbnails
 from jaxii.evaluation.result import (
     EVALUATION,
     SetResult,
@@ -239,7 +238,7 @@ def _write(
         scores,
         vocabulary=run.vocabulary,
         image_ids=run.data.split(name).index.image_ids,
-        thumbnail=lambda row: thumbnail(source[row]["image"], THUMBNAIL_PIXELS),
+        thumbnail=thumbnails(source, THUMBNAIL_PIXELS),
     )
     page = render(
         f"{name}: {workdir.path.absolute().name}",

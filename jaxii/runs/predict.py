@@ -12,7 +12,7 @@ from jaxii.data.labels import Vocabulary
 from jaxii.distributed import processes
 from jaxii.errors import InputError
 from jaxii.evaluation import image_records, predictions
-from jaxii.evaluation.image_records import ImageFiles, Listing
+from jaxii.evaluation.image_records import ImageFiles, Listing, thumbnails
 from jaxii.evaluation.predictions import Answer, ExpectedF2, Facts
 from jaxii.evaluation.result import EvaluationResult
 from jaxii.models.multitask import EMBEDDING_HEAD
@@ -181,7 +181,7 @@ def _write(
         # Here and not above: the pages take most of a second to import.
         from jaxii.report.sheet import Sheet
 
-        sheet = Sheet(len(files), files.listing.shown, vocabulary, files.thumbnail)
+        sheet = Sheet(len(files), files.listing.shown, vocabulary, thumbnails(files))
         answers = sheet.watch(answers)
     if output is None or not processes.is_lead():
         for _ in answers:

@@ -9,7 +9,6 @@ import numpy as np
 from jaxii.config import flatten
 from jaxii.console import say
 from jaxii.data.prepared import Data
-from jaxii.data.transforms import thumbnail
 from jaxii.decoding.decoders import Decoders
 from jaxii.errors import InputError
 from jaxii.evaluation import by_label, predictions
@@ -17,6 +16,7 @@ from jaxii.evaluation.by_label import LabelTable, SplitFigures
 from jaxii.evaluation.decoder_scores import DecoderScores
 from jaxii.evaluation.details import Details, StageRow, label_map, make_gallery
 from jaxii.evaluation.held_out import FILE, Predictions
+from jaxii.evaluation.image_records import thumbnails
 from jaxii.evaluation.result import (
     EVALUATION,
     EvaluationResult,
@@ -207,16 +207,12 @@ def _details(run: Run, labels: LabelTable, measured: Measured) -> Details:
     data, made = run.data, run.label_embedding
     split, scores = list(measured.scores.items())[-1]
     of_split = data.split(split)
-
-    def small(row: int) -> bytes:
-        return thumbnail(of_split.source[row]["image"], THUMBNAIL_PIXELS)
-
     gallery = make_gallery(
         split,
         scores,
         vocabulary=data.vocabulary,
         image_ids=of_split.index.image_ids,
-        thumbnail=small,
+        thumbnail=thumbnails(of_split.source, THUMBNAIL_PIXELS),
     )
     return Details(
         labels=labels,

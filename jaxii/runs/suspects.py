@@ -15,10 +15,10 @@ from jaxtyping import Bool
 
 from jaxii.console import progress, say
 from jaxii.data.dataset import Split
-from jaxii.data.transforms import thumbnail
 from jaxii.distributed import processes
 from jaxii.evaluation import suspects as ranking
 from jaxii.evaluation.held_out import Predictions
+from jaxii.evaluation.image_records import thumbnails
 from jaxii.evaluation.provenance import HOME_SPLITS, Provenance
 from jaxii.evaluation.suspects import Suspects
 from jaxii.report import sheet as pages
@@ -30,7 +30,6 @@ from jaxii.storage import AnyPath, write_text
 
 # Splits of images that a run was not trained on, of the training data.
 UNSEEN = ("held_out", "validation")
-THUMBNAIL_PIXELS = 240
 
 
 def suspects(
@@ -159,7 +158,7 @@ def _write(
             image_id=str(image_ids[image]),
             labels=list(zip(names, given, scores, strict=True)),
             given=vocabulary.names(np.flatnonzero(part.found.truth[row])),
-            jpeg=thumbnail(part.split.source[row]["image"], THUMBNAIL_PIXELS),
+            jpeg=thumbnails(part.split.source)(row),
         )
 
     page = pages.render_suspects(
