@@ -33,7 +33,7 @@ ASPECT_RATIO = 4 / 3
 CROP_ATTEMPTS = 10
 ROTATION_DEGREES = 12.0
 SHEAR = 0.1
-# Largest factor by which an image shrinks within its mirrored edges: scale jitter as
+# Largest factor by which an image shrinks within its repeated edges: scale jitter as
 # in detectors (Ghiasi et al. 2021, section 3).
 ZOOM_OUT = 2.5
 # Degradation like that of web photos: rescaling and recompression.
@@ -119,26 +119,15 @@ class TrainTransform:
         cosine, sine = scale * math.cos(angle), scale * math.sin(angle)
         # A rotation times a shear times the scale, from the view to its source.
         to_source = ((cosine, cosine * lean - sine), (sine, sine * lean + cosine))
-        last = self.size_pixels - 1
-        # Mirroring rows first takes two thirds of the time of the warp's mirroring
-        # point by point. One period is enough, as the image repeats.
-        across, down = (
-            min(last, max(0, math.ceil(last / 2 * (abs(x) + abs(y) - 1)) + 1))
-            for x, y in to_source
-        )
-        mirrored = cv2.copyMakeBorder(
-            view, down, down, across, across, cv2.BORDER_REFLECT_101
-        )
-        edges = zip(to_source, (across, down), strict=True)
-        matrix = np.array(
-            [(x, y, last / 2 * (1 - x - y) + edge) for (x, y), edge in edges]
-        )
+        centre = (self.size_pixels - 1) / 2
+        matrix = np.array([(x, y, centre * (1 - x - y)) for x, y in to_source])
         return cv2.warpAffine(
-            mirrored,
+            view,
             matrix,
             (self.size_pixels, self.size_pixels),
             flags=cv2.INTER_LINEAR | cv2.WARP_INVERSE_MAP,
-            borderMode=cv2.BORDER_REFLECT_101,
+            # Mirrored edges would show parts of objects again (configs/README.md).
+            borderMode=cv2.BORDER_REPLICATE,
         )
 
     def _degrade(self, view: Pixels, rng: np.random.Generator) -> Pixels:
