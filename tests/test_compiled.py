@@ -36,14 +36,14 @@ def apply(params, batch_stats, images, *, train, key):
     return Outputs(features @ params["classifier"]), batch_stats
 
 
-def compile_step(device_batch_size, micro_batches=1, shard_state=False):
+def compile_step(device_batch_size, micro_batches=1, **more):
     settings = StepSettings(
         apply=apply,
         objective=make_objective({"bce": 1.0}, num_steps=9, num_classes=NUM_CLASSES),
         optimizer=optax.sgd(0.1, 0.9),
         learning_rate=lambda step: jnp.float32(0.1),
         micro_batches=micro_batches,
-        shard_state=shard_state,
+        **more,
     )
     stage = Stage(name="small", terms={"bce": 1.0}, num_steps=9)
     plan = StagePlan(stage=stage, settings=settings, init=init)
@@ -102,8 +102,9 @@ def test_the_parts_add_up(figures):
     assert figures.total_bytes == sum(parts) and min(parts) >= 0
 
 
-def test_a_loop_over_micro_batches_is_counted_as_often_as_it_runs(figures):
-    sliced = compile_step(256, micro_batches=4)
+@pytest.mark.parametrize("unrolled", [False, True])
+def test_micro_batches_are_counted_as_often_as_they_run(figures, unrolled):
+    sliced = compile_step(256, micro_batches=4, unrolled=unrolled)
     # The update, which is outside of the loop, is counted as often: a few of 100.
     assert figures.flops <= sliced.flops <= 1.1 * figures.flops
     assert [one.times for one in sliced.collectives] == [1] * len(sliced.collectives)

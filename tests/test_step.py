@@ -185,10 +185,12 @@ def test_masked_examples_do_not_change_the_gradient():
     assert_close(one, two, 0.0)
 
 
-def test_gradients_of_four_micro_batches_are_those_of_one_batch():
+@pytest.mark.parametrize("unrolled", [False, True])
+def test_gradients_of_four_micro_batches_are_those_of_one_batch(unrolled):
     params, batch = linear_params(), make_batch()
     whole = global_gradients(make_settings(), params, {}, 2, batch)
-    pieces = global_gradients(make_settings(micro_batches=4), params, {}, 2, batch)
+    settings = make_settings(micro_batches=4, unrolled=unrolled)
+    pieces = global_gradients(settings, params, {}, 2, batch)
     assert_close(pieces[0], whole[0], 1e-5)
     np.testing.assert_allclose(pieces[2]["objective"], whole[2]["objective"], rtol=1e-5)
 

@@ -78,7 +78,8 @@ def step_compiler(
 
     def compile(batch: Shapes) -> Figures:
         lowered = train_step.lower(state, dict(batch), label_embeddings)
-        return figures_of(lowered, plan.settings.micro_batches)
+        settings = plan.settings
+        return figures_of(lowered, 1 if settings.unrolled else settings.micro_batches)
 
     return compile
 

@@ -401,7 +401,11 @@ def make_plans(
             return network
         return network._replace(init=with_bias(network.init, classifier_bias))
 
-    return tuple(_plan(config, stage, network(stage), num_classes) for stage in stages)
+    unrolled = (platform or jax.default_backend()) == "cpu"
+    return tuple(
+        _plan(config, stage, network(stage), num_classes, unrolled=unrolled)
+        for stage in stages
+    )
 
 
 def plans_of(config: Config, data: Data) -> tuple[StagePlan, ...]:
@@ -425,7 +429,12 @@ def plans_of(config: Config, data: Data) -> tuple[StagePlan, ...]:
 
 
 def _plan(
-    config: Config, stage: Stage, network: Network, num_classes: int
+    config: Config,
+    stage: Stage,
+    network: Network,
+    num_classes: int,
+    *,
+    unrolled: bool,
 ) -> StagePlan:
     optimizer = config.optimizer
     scale = config.global_batch_size / (
@@ -451,6 +460,7 @@ def _plan(
         augmentation=config.data.augmentation,
         mix_probability=config.data.mix_probability,
         micro_batches=config.micro_batches,
+        unrolled=unrolled,
         average_rate=_average_rate(config, stage),
         shard_state=optimizer.shard_state,
         frozen=("trunk",) if stage.trainable == "last_layer" else (),

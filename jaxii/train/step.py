@@ -59,6 +59,8 @@ class StepSettings:
       mix_probability: Share of the examples that `mix` mixes, in [0, 1].
       micro_batches: Slices of a device's batch whose gradients are added before an
         update.
+      unrolled: Unroll the loop over micro-batches: XLA's loops on CPUs take twenty
+        times as long.
       average_rate: How fast the averaged parameters move; None turns the average off.
       frozen: Top-level keys of params that do not train. With any, batch_stats is
         frozen too and the network normalises by it.
@@ -74,6 +76,7 @@ class StepSettings:
     augmentation: float = 0.0
     mix_probability: float = 0.0
     micro_batches: int = 1
+    unrolled: bool = False
     average_rate: Rate | None = None
     frozen: tuple[str, ...] = ()
     shard_state: bool = False
@@ -154,7 +157,7 @@ def gradients_of(
         settings, totals, term_weights, label_embeddings, state.stage_step
     )
     gradients, batch_stats, sums = _accumulate(
-        local_objective, state, local, key, settings.micro_batches
+        settings, local_objective, state, local, key
     )
     num_devices = jax.lax.axis_size(DATA_AXIS)
 
@@ -246,13 +249,14 @@ def _local_objective(
 
 
 def _accumulate(
+    settings: StepSettings,
     local_objective: LocalObjective,
     state: TrainState,
     local: Slice,
     key: jax.Array,
-    micro_batches: int,
 ) -> tuple[Tree, Tree, Metrics]:
     """Adds up gradients and metrics over slices of this device's shard of the batch."""
+    micro_batches = settings.micro_batches
     # Marked as varying between devices, or differentiation would insert an all-reduce
     # for every parameter, in the compute dtype.
     params, batch_stats = _varying((state.params, state.batch_stats))
@@ -289,8 +293,9 @@ def _accumulate(
     shapes = jax.eval_shape(differentiate, params, batch_stats, first, key)
     zeros = _varying(jax.tree.map(zeros_like, (shapes[0], shapes[1][1])))
     indices = jnp.arange(micro_batches, dtype=jnp.uint32)
-    carry, _ = jax.lax.scan(one, (zeros[0], batch_stats, zeros[1]), (slices, indices))
-    return carry
+    start = zeros[0], batch_stats, zeros[1]
+    found, _ = jax.lax.scan(one, start, (slices, indices), unroll=settings.unrolled)
+    return found
 
 
 def _summed(tree: T) -> T:
