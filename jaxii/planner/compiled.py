@@ -84,8 +84,12 @@ def step_compiler(
     return compile
 
 
-def figures_of(lowered: Any, micro_batches: int = 1) -> Figures:
+def figures_of(lowered: Any, iterations: int = 1) -> Figures:
     """Compiles a lowered step and returns its figures.
+
+    Args:
+      lowered: The step.
+      iterations: Of its loop; 1 for a step without one.
 
     Raises:
       DoesNotFit: If the program needs more memory than a device has.
@@ -107,9 +111,9 @@ def figures_of(lowered: Any, micro_batches: int = 1) -> Figures:
         output_bytes=memory.output_size_in_bytes - memory.alias_size_in_bytes,
         temporary_bytes=memory.temp_size_in_bytes,
         program_bytes=memory.generated_code_size_in_bytes,
-        flops=costs["flops"] * micro_batches,
-        hbm_bytes=memory_bytes(module, micro_batches),
-        collectives=collectives(module, micro_batches),
+        flops=costs["flops"] * iterations,
+        hbm_bytes=memory_bytes(module, iterations),
+        collectives=collectives(module, iterations),
     )
 
 

@@ -59,7 +59,7 @@ class StepSettings:
       mix_probability: Share of the examples that `mix` mixes, in [0, 1].
       micro_batches: Slices of a device's batch whose gradients are added before an
         update.
-      unrolled: Unroll the loop over micro-batches: XLA's loops on CPUs take twenty
+      unrolled: Unroll the loop over micro-batches: XLA's loops on CPUs take ten
         times as long.
       average_rate: How fast the averaged parameters move; None turns the average off.
       frozen: Top-level keys of params that do not train. With any, batch_stats is
