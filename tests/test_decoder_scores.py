@@ -63,7 +63,17 @@ def answers(decoders, seed=2):
     return decoders.decisions(decoders.names(has_head=True), probs, embedding)
 
 
-def scores_of(decoders, names, targets, slices, *, in_use, scored=None, groups=None):
+def scores_of(
+    decoders,
+    names,
+    targets,
+    slices,
+    *,
+    in_use,
+    scored=None,
+    groups=None,
+    measure_offsets=False,
+):
     """Scores of nothing yet, on a split of these targets."""
     num_images = len(targets)
     truth = SplitTruth(
@@ -74,7 +84,9 @@ def scores_of(decoders, names, targets, slices, *, in_use, scored=None, groups=N
         slices=SLICES,
         groups=np.arange(num_images) // 2 if groups is None else groups,
     )
-    return DecoderScores(decoders, names, in_use=in_use, truth=truth)
+    return DecoderScores(
+        decoders, names, in_use=in_use, truth=truth, measure_offsets=measure_offsets
+    )
 
 
 def add(found, order, size, seed=2):
@@ -183,6 +195,40 @@ def test_a_batch_without_any_truth_scores_nothing(decoders):
     assert found.slices() == {}
 
 
+def test_offsets_are_of_scored_images_and_the_same_in_any_order(decoders):
+    probs, _, targets, slices = split(400, 2)
+    names, scored = decoders.names(has_head=True), np.arange(400) % 3 > 0
+    found = [
+        add(
+            scores_of(
+                decoders,
+                names,
+                targets & scored[:, None],
+                slices,
+                in_use="per_class",
+                scored=scored,
+                measure_offsets=True,
+            ),
+            order,
+            64,
+        )
+        for order in (np.arange(400), np.random.default_rng(5).permutation(400))
+    ]
+    offsets = found[0].expected_f2_offsets()
+    assert offsets == found[1].expected_f2_offsets()
+    assert tuple(offsets) == NAMES
+    for name, chosen in answers(decoders).items():
+        mean = fbeta_score(
+            targets[scored], chosen[scored], beta=2, average="samples", zero_division=0
+        )
+        expected = decoders.expected_f2(name, probs, chosen)[scored].mean()
+        assert offsets[name] == pytest.approx(mean - expected)
+
+
+def test_offsets_that_are_not_asked_for_are_not_measured(scores):
+    assert scores.expected_f2_offsets() == {}
+
+
 def test_order_and_size_of_batches_do_not_matter(decoders, scores):
     _, _, targets, slices = split(400, 2)
     names = decoders.names(has_head=True)
@@ -202,13 +248,20 @@ def test_processes_that_share_the_images_find_what_one_finds(
     names = decoders.names(has_head=True)
     own = []
     for process in range(3):
-        found = scores_of(decoders, names, targets, slices, in_use="per_class")
+        found = scores_of(
+            decoders, names, targets, slices, in_use="per_class", measure_offsets=True
+        )
         own.append(add(found, np.arange(process, 400, 3), 50))
+    alone = scores_of(
+        decoders, names, targets, slices, in_use="per_class", measure_offsets=True
+    )
+    offsets = add(alone, np.arange(400), 100).expected_f2_offsets()
     together(own, monkeypatch)
     for found in own:
         assert found.decoders() == scores.decoders()
         assert found.slices() == scores.slices()
         assert found.interval() == scores.interval()
+        assert found.expected_f2_offsets() == offsets
         assert found.best_and_worst() == scores.best_and_worst()
         for one, same in zip(found.predictions, scores.predictions, strict=True):
             np.testing.assert_array_equal(one, same)

@@ -116,9 +116,12 @@ def test_answers_are_label_ids_the_most_probable_first(decoders):
 
 def test_decoders_are_the_same_after_saving(decoders, tmp_path):
     path = tmp_path / "decoders.npz"
+    offsets = {"expected_f2": 0.1, "threshold": -0.2}
+    decoders = dataclasses.replace(decoders, expected_f2_offsets=offsets)
     decoders.save(path)
     again = load(path, VECTORS)
     assert again.choice == decoders.choice
+    assert again.expected_f2_offsets == offsets
     want = answers(decoders)
     for name, chosen in answers(again).items():
         np.testing.assert_array_equal(chosen, want[name])
@@ -132,6 +135,17 @@ def test_without_an_embedding_its_decoder_is_missing(sums, decoders, tmp_path):
     names = load(tmp_path / "d.npz", None).names(has_head=True)
     assert set(NAMES) - set(names) == {"embedding"}
     assert set(NAMES) - set(decoders.names(has_head=False)) == {"embedding"}
+
+
+def test_the_offset_of_a_decoder_is_added_to_what_it_expects(decoders):
+    probs, _, _, _ = split(50, 2)
+    chosen = answers(decoders)["threshold"][:50]
+    offsets = {"threshold": 0.25, "top_k": 0.5}
+    moved = dataclasses.replace(decoders, expected_f2_offsets=offsets)
+    raw = decoders.expected_f2("threshold", probs, chosen)
+    np.testing.assert_array_equal(raw, decoders.expected_f2("top_k", probs, chosen))
+    got = moved.expected_f2("threshold", probs, chosen)
+    np.testing.assert_array_equal(got, raw + 0.25)
 
 
 def test_a_decoder_that_cannot_answer_is_refused(decoders):
@@ -161,13 +175,14 @@ def test_a_file_that_holds_no_decoders_is_refused(tmp_path, text):
         ("class_thresholds", np.full(NUM_CLASSES, 1.01), "class_thresholds is out"),
         ("intercepts", np.full(NUM_CLASSES, -np.inf), "intercepts has a number"),
         ("frequencies", np.full(NUM_CLASSES, np.nan), "frequencies has a number"),
+        ("offsets", [np.nan], "offsets has a number"),
     ],
 )
 def test_parameters_that_no_fit_gives_are_refused(
     decoders, tmp_path, name, value, reason
 ):
     path = tmp_path / "decoders.npz"
-    decoders.save(path)
+    dataclasses.replace(decoders, expected_f2_offsets={"top_k": 0.0}).save(path)
     with np.load(path) as stored:
         arrays = dict(stored)
     arrays[name] = np.asarray(value, arrays[name].dtype)
@@ -191,7 +206,8 @@ def test_the_expected_f2_is_that_of_calibrated_probabilities(sums, decoders):
     rng = np.random.default_rng(0)
     drawn = rng.random((4000, *probs.shape)) < calibrated
     f2 = f_beta(np.broadcast_to(chosen, drawn.shape), drawn).mean(axis=0)
-    np.testing.assert_allclose(decoders.expected_f2(probs, chosen), f2, atol=0.03)
+    expected = decoders.expected_f2("threshold", probs, chosen)
+    np.testing.assert_allclose(expected, f2, atol=0.03)
 
 
 def test_a_decoder_tells_its_parameter(decoders):

@@ -5,7 +5,8 @@ import dataclasses
 import numpy as np
 import pytest
 
-from jaxii.decoding.thresholds import f2_by_threshold
+from jaxii.decoding.decoders import fit_decoders
+from jaxii.decoding.thresholds import choose, f2_by_threshold
 from jaxii.errors import InputError
 from jaxii.evaluation.held_out import (
     HeldOut,
@@ -61,7 +62,9 @@ def test_a_pool_weighs_domains_alike_and_as_much_as_there_are_images():
 
 
 def test_a_pool_of_one_domain_is_that_domain():
-    alone, pooled = fit(domain(shift=1).sums()), fit(pool([domain(shift=1).sums()]))
+    sums = domain(shift=1).sums()
+    alone = fit_decoders(sums, choose(sums), label_embeddings=None)
+    pooled = fit([domain(shift=1)])
     np.testing.assert_array_equal(alone.calibration, pooled.calibration)
     np.testing.assert_array_equal(alone.class_thresholds, pooled.class_thresholds)
     assert alone.choice == pooled.choice
@@ -76,14 +79,41 @@ def test_the_expected_f2_of_a_domain_like_the_others_is_right():
         assert max(map(abs, of_domain.values())) < 0.03
 
 
+def test_labels_that_occur_together_do_not_bias_the_expected_f2():
+    found = [labels_in_pairs(seed) for seed in range(3)]
+    decoders = fit(found[:2])
+    raw = dataclasses.replace(decoders, expected_f2_offsets={})
+    # Two labels that are wrong together cost more than two that are wrong apart.
+    assert expected_f2_errors(raw, found[2])["expected_f2"] > 0.03
+    assert abs(expected_f2_errors(decoders, found[2])["expected_f2"]) < 0.01
+
+
+def labels_in_pairs(seed):
+    alone = domain(3000, seed=seed)
+    return dataclasses.replace(
+        alone,
+        probs=np.repeat(alone.probs, 2, axis=1),
+        truth=np.repeat(alone.truth, 2, axis=1),
+    )
+
+
+def test_the_offset_is_the_mean_over_domains_however_large_they_are():
+    large, small = domain(900, seed=1), domain(90, seed=2, shift=2)
+    decoders = fit([large, small])
+    errors = [expected_f2_errors(decoders, found) for found in (large, small)]
+    for name, offset in decoders.expected_f2_offsets.items():
+        assert errors[0][name] + errors[1][name] == pytest.approx(0, abs=1e-12)
+        assert offset != 0
+
+
 def test_the_expected_f2_of_a_domain_of_surer_scores_is_too_high():
-    decoders = fit(domain(2000, seed=1).sums())
+    decoders = fit([domain(2000, seed=1)])
     errors = expected_f2_errors(decoders, domain(2000, seed=2, shift=2))
     assert errors["expected_f2"] > 0.05
 
 
 def test_correcting_label_frequencies_helps_where_only_they_differ():
-    decoders = fit(domain(2000, seed=1).sums())
+    decoders = fit([domain(2000, seed=1)])
     # The same images, as a network for another frequency of labels would score them.
     shifted = domain(2000, seed=2, shift=2)
     gains = adaptation_gains(decoders, shifted, shifted.probs)

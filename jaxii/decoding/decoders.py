@@ -6,7 +6,7 @@ predicted. `Decoders` holds what was fitted for them on one split.
 
 import zipfile
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import BinaryIO, cast
 
 import jax
@@ -162,6 +162,8 @@ class Decoders:
       calibration: of the probabilities; `expected_f2` takes them tempered.
       frequencies: how often each label occurs, by calibrated probabilities.
       label_embeddings: for `embedding`.
+      expected_f2_offsets: decoder -> the mean F2 on labelled images, those of the fit,
+        minus the mean that the probabilities expect there; empty until measured.
     """
 
     choice: DecoderChoice
@@ -169,6 +171,7 @@ class Decoders:
     calibration: Calibration
     frequencies: Float64[np.ndarray, " class"]
     label_embeddings: Float[np.ndarray, "class embed"] | None = None
+    expected_f2_offsets: Mapping[str, float] = field(default_factory=dict[str, float])
 
     def names(self, *, has_head: bool) -> tuple[str, ...]:
         """Returns the decoders that can answer, given an embedding head or none."""
@@ -236,16 +239,26 @@ class Decoders:
 
     def expected_f2(
         self,
+        name: str,
         probs: Float[np.ndarray, "batch class"],
         chosen: Bool[np.ndarray, "batch class"],
     ) -> Float64[np.ndarray, " batch"]:
-        """Returns the F2 that the calibrated probabilities expect of decisions.
+        """Returns the F2 to expect of decisions; its mean over images is meaningful.
+
+        That of calibrated probabilities is biased, because `expected_f2_of` takes
+        labels as independent. The decoder's offset is added: the mean over the images
+        of the fit is their F2.
 
         Args:
+          name: the decoder.
           probs: the network's probabilities.
-          chosen: what a decoder predicts.
+          chosen: what the decoder predicts.
+
+        Source: Guillory et al. 2021, "Predicting with confidence on unseen
+            distributions", section 3 (difference of confidences).
         """
-        return expected_f2_of(self.calibration(probs), chosen)
+        expected = expected_f2_of(self.calibration(probs), chosen)
+        return expected + self.expected_f2_offsets.get(name, 0.0)
 
     def parameter(self, name: str) -> dict[str, float | int | None]:
         """Returns the one parameter of a decoder by name; the others have none."""
@@ -270,6 +283,8 @@ class Decoders:
                 slopes=self.calibration.slopes,
                 intercepts=self.calibration.intercepts,
                 frequencies=self.frequencies,
+                offset_names=np.array([*self.expected_f2_offsets], dtype=str),
+                offsets=np.array([*self.expected_f2_offsets.values()], np.float64),
             )
 
         write_beside(path, write, binary=True)
@@ -302,6 +317,13 @@ def load(
                 calibration=Calibration(arrays["slopes"], arrays["intercepts"]),
                 frequencies=arrays["frequencies"],
                 label_embeddings=label_embeddings,
+                expected_f2_offsets=dict(
+                    zip(
+                        arrays["offset_names"].tolist(),
+                        arrays["offsets"].tolist(),
+                        strict=True,
+                    )
+                ),
             )
     except (OSError, EOFError, ValueError, KeyError, zipfile.BadZipFile) as error:
         raise InputError(
@@ -316,7 +338,7 @@ def _check_numbers(arrays: Mapping[str, np.ndarray]) -> None:
     Raises:
       ValueError: a threshold outside [0, 1], a number that is not finite, no label.
     """
-    for name in ("slopes", "intercepts", "frequencies"):
+    for name in ("slopes", "intercepts", "frequencies", "offsets"):
         if not np.all(np.isfinite(arrays[name])):
             raise ValueError(f"{name} has a number that is not finite")
     for name in ("threshold", "class_thresholds"):

@@ -63,13 +63,15 @@ class SplitTruth:
 class DecoderScores:
     """F2 of each image and counts of each label, for every decoder on one split.
 
-    Memory: 8 bytes per image and decoder, and the predictions of the decoder in use.
+    Memory: 8 bytes per image and decoder, and the predictions of the decoder in use;
+    twice as much with `measure_offsets`.
 
     Args:
       decoders: fitted decoders.
       names: the decoders to score.
       in_use: the decoder whose predictions are kept; slices and intervals are of them.
       truth: labels of the split.
+      measure_offsets: whether the F2 that `decoders` expect is added up, too.
 
     Attributes, all of the decoder in use:
       predictions: label ids of each image, the most probable first.
@@ -85,6 +87,7 @@ class DecoderScores:
         *,
         in_use: str,
         truth: SplitTruth,
+        measure_offsets: bool = False,
     ):
         self.truth = truth
         self.predictions = [np.zeros(0, np.int64)] * len(truth)
@@ -93,6 +96,8 @@ class DecoderScores:
         self._f2 = {name: np.zeros(len(truth)) for name in names}
         self._labels = {name: np.zeros(num_classes, np.int64) for name in names}
         self._hits = {name: np.zeros(num_classes, np.int64) for name in names}
+        measured = names if measure_offsets else ()
+        self._expected = {name: np.zeros(len(truth)) for name in measured}
         self.f2, self.labels = self._f2[in_use], self._labels[in_use]
         self.hits = self._hits[in_use]
 
@@ -118,14 +123,14 @@ class DecoderScores:
             for row, label_ids in zip(rows[places], lists, strict=True):
                 self.predictions[row] = label_ids
             if is_scored:
-                self._score(rows[places], chosen)
+                self._score(rows[places], probs[places], chosen)
 
     def add_processes(self) -> None:
         """Adds the scores and predictions of all processes; every process calls it."""
         if jax.process_count() == 1:
             return
         # Exact: of an image's scores in all processes, all but one are 0.
-        for sums in (self._f2, self._labels, self._hits):
+        for sums in (self._f2, self._expected, self._labels, self._hits):
             for own in sums.values():
                 own[:] = _gather(own).sum(axis=0)
         lengths = _gather(np.array([len(ids) for ids in self.predictions], np.int64))
@@ -155,6 +160,14 @@ class DecoderScores:
                 parameter=self._decoders.parameter(name),
             )
         return found
+
+    def expected_f2_offsets(self) -> dict[str, float]:
+        """Returns mean F2 minus mean expected F2 of each decoder, where measured."""
+        count = int(np.count_nonzero(self.truth.scored))
+        return {
+            name: (math.fsum(self._f2[name]) - math.fsum(expected)) / count
+            for name, expected in self._expected.items()
+        }
 
     def slices(self) -> dict[str, SliceMetrics]:
         """Returns the figures of each slice that has scored images."""
@@ -198,6 +211,7 @@ class DecoderScores:
     def _score(
         self,
         rows: Int[np.ndarray, " part"],
+        probs: Float[np.ndarray, "part class"],
         chosen: Mapping[str, Bool[np.ndarray, "part class"]],
     ) -> None:
         present = self.truth.present(rows, len(self.hits))
@@ -205,6 +219,9 @@ class DecoderScores:
             self._f2[name][rows] = f_beta(predicted, present)
             self._labels[name] += predicted.sum(axis=0)
             self._hits[name] += (predicted & present).sum(axis=0)
+        for name, expected in self._expected.items():
+            found = self._decoders.expected_f2(name, probs, chosen[name])
+            expected[rows] = found
 
     def _interval(
         self, among: Bool[np.ndarray, " image"]

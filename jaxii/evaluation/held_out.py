@@ -5,6 +5,7 @@ domains, these predictions fit decoders that expect a shift; with each domain le
 of the pool in turn, they give the error of an expected F2.
 """
 
+import functools
 import zipfile
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
@@ -45,6 +46,10 @@ class Predictions:
 
     def sums(self) -> Accumulators:
         """Returns what decoders are fitted on."""
+        return self._sums
+
+    @functools.cached_property
+    def _sums(self) -> Accumulators:
         return sums_of(self.probs, self.truth)
 
     def f2s(self, decoders: Decoders) -> dict[str, float]:
@@ -109,9 +114,24 @@ def pool(sums: Sequence[Accumulators]) -> Accumulators:
     return replace(sums[0], sums=jax.tree.map(add, *(domain.sums for domain in sums)))
 
 
-def fit(sums: Accumulators) -> Decoders:
-    """Returns all decoders but that by embedding."""
-    return fit_decoders(sums, choose(sums), label_embeddings=None)
+def fit(domains: Sequence[Predictions]) -> Decoders:
+    """Returns all decoders but that by embedding; every domain weighs the same."""
+    sums = pool([domain.sums() for domain in domains])
+    decoders = fit_decoders(sums, choose(sums), label_embeddings=None)
+    return replace(decoders, expected_f2_offsets=expected_f2_offsets(decoders, domains))
+
+
+def expected_f2_offsets(
+    decoders: Decoders, domains: Sequence[Predictions]
+) -> dict[str, float]:
+    """Returns the mean of minus `expected_f2_errors` over domains, by decoder.
+
+    Args:
+      decoders: fitted on these domains, without offsets.
+      domains: predictions for each.
+    """
+    errors = [expected_f2_errors(decoders, domain) for domain in domains]
+    return {name: -float(np.mean([e[name] for e in errors])) for name in errors[0]}
 
 
 def expected_f2_errors(decoders: Decoders, seen: Predictions) -> dict[str, float]:
@@ -124,7 +144,7 @@ def expected_f2_errors(decoders: Decoders, seen: Predictions) -> dict[str, float
     names = decoders.names(has_head=False)
     errors: dict[str, float] = {}
     for name, chosen in decoders.decisions(names, seen.probs, None).items():
-        expected = decoders.expected_f2(seen.probs, chosen)
+        expected = decoders.expected_f2(name, seen.probs, chosen)
         errors[name] = float(expected.mean() - f_beta(chosen, seen.truth).mean())
     return errors
 
@@ -135,10 +155,9 @@ def errors_of_pools(found: Mapping[str, Predictions]) -> dict[str, dict[str, flo
     Args:
       found: domain -> predictions, of at least two domains.
     """
-    sums = {domain: predictions.sums() for domain, predictions in found.items()}
     return {
         domain: expected_f2_errors(
-            fit(pool([sums[other] for other in found if other != domain])), own
+            fit([found[other] for other in found if other != domain]), own
         )
         for domain, own in found.items()
     }

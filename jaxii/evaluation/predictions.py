@@ -65,13 +65,15 @@ class ExpectedF2:
     ) -> list[np.ndarray]:
         """Returns the label ids of each image; see `decoders.Decode`."""
         chosen = self.decoders.decisions([self.name], probs, embedding)[self.name]
-        self.total += float(self.decoders.expected_f2(probs, chosen).sum())
+        expected = self.decoders.expected_f2(self.name, probs, chosen)
+        self.total += float(expected.sum())
         self.num_images += len(probs)
         return label_lists(chosen, probs)
 
     def to_json(self) -> dict[str, float | None]:
         """Returns the mean over images and its error."""
-        return {"mean": self.total / max(self.num_images, 1), "error": self.error}
+        mean = self.total / max(self.num_images, 1)
+        return {"mean": min(max(mean, 0.0), 1.0), "error": self.error}
 
     def __str__(self) -> str:
         error = "unknown" if self.error is None else f"{self.error:.2f}"

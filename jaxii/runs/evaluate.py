@@ -23,7 +23,7 @@ from jaxii.evaluation.by_label import SplitFigures, split_figures
 from jaxii.evaluation.decoder_scores import DecoderScores, SplitTruth
 from jaxii.evaluation.domain_shift import estimate
 from jaxii.evaluation.evaluator import Evaluator, split_metrics
-from jaxii.evaluation.held_out import HeldOut
+from jaxii.evaluation.held_out import HeldOut, expected_f2_offsets
 from jaxii.evaluation.predictor import Batches, Model, Predict
 from jaxii.evaluation.provenance import Provenance
 from jaxii.evaluation.result import (
@@ -93,12 +93,16 @@ def measure(
     run, splits = _without_recurring(run, splits, provenance)
     passes = _passes(run, members, options, chooser)
     sums = passes.sums(chooser)
-    decoders = _fit(run, sums if pooled is None else unseen.ranked(pooled, sums))
+    decoders = _fit(run, unseen.ranked(pooled, sums) if pooled else sums)
     has_head = run.plan(run.saved.stage).stage.embedding_head
     names = decoders.names(has_head=has_head and len(members) == 1)
     decoders.check(decoder, names)
     scoring = Scoring(run, passes, decoders, names, decoder)
     metrics, measured = scoring.score(splits, chooser, sums)
+    offsets = measured.scores[chooser].expected_f2_offsets()
+    if pooled:
+        offsets |= expected_f2_offsets(decoders, pooled)
+    decoders = replace(decoders, expected_f2_offsets=offsets)
     elsewhere = tune_on != data.choosing_split
     variants = [f"tuned_on_{tune_on}"] * elsewhere + options.names
     if run.config.data.held_out_domain in data.domains and not variants:
@@ -254,7 +258,7 @@ class Scoring:
         Args:
           known: the sums, if they are known; then only decoders are scored.
         """
-        scores = self._scores(split)
+        scores = self._scores(split, measure_offsets=known is not None)
         if known is None:
             known = self.passes.sums(split, self.decoders, scores)
         else:
@@ -293,7 +297,9 @@ class Scoring:
         scores.add_processes()
         return dict(zip(image_ids, scores.predictions, strict=True))
 
-    def _scores(self, split: str, *, is_scored: bool = True) -> DecoderScores:
+    def _scores(
+        self, split: str, *, is_scored: bool = True, measure_offsets: bool = False
+    ) -> DecoderScores:
         data = self.run.data
         verified, index = data.verified_rows(split), data.split(split).index
         offsets, label_ids = verified.present()
@@ -310,6 +316,7 @@ class Scoring:
             self.names,
             in_use=self.in_use,
             truth=truth,
+            measure_offsets=measure_offsets,
         )
 
 

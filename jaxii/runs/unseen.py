@@ -4,6 +4,7 @@ A run that held one out keeps its predictions for it and the effect of adapting 
 the run on all domains reads those of all others.
 """
 
+from collections.abc import Sequence
 from dataclasses import replace
 from functools import reduce
 
@@ -35,7 +36,7 @@ def predict_held_out(run: Run, model: Model) -> tuple[Predictions, HeldOut]:
     """
     source = run.data.split("held_out").source
     adapted = model.adapted(assembly.unlabelled_batches(run.config, source), run.mesh)
-    decoders = held_out.fit(predict_scored(run, model, "validation").sums())
+    decoders = held_out.fit([predict_scored(run, model, "validation")])
     own = predict_scored(run, model, "held_out")
     of_adapted = predict_scored(run, adapted, "held_out").probs
     gains = held_out.adaptation_gains(decoders, own, of_adapted)
@@ -46,7 +47,7 @@ def predict_held_out(run: Run, model: Model) -> tuple[Predictions, HeldOut]:
     )
 
 
-def read(run: Run, *, pooled: bool) -> tuple[Accumulators | None, HeldOut | None]:
+def read(run: Run, *, pooled: bool) -> tuple[list[Predictions], HeldOut | None]:
     """Reads what the runs without each domain predicted and measured.
 
     Args:
@@ -54,7 +55,7 @@ def read(run: Run, *, pooled: bool) -> tuple[Accumulators | None, HeldOut | None
       pooled: whether decoders are fitted on their predictions and not on validation.
 
     Returns:
-      The sums of their predictions if `pooled`; what was measured with such decoders,
+      Their predictions if `pooled`, none if not; what was measured with such decoders,
       None unless there is a run without each of the domains.
 
     Raises:
@@ -67,7 +68,7 @@ def read(run: Run, *, pooled: bool) -> tuple[Accumulators | None, HeldOut | None
     if not pooled:
         if record is not None:
             say("held out   --tune_on=held_out fits decoders on the domains held out")
-        return None, record
+        return [], record
     if record is None:
         raise InputError(
             f"{run.workdir.path} has not been trained without each of the domains "
@@ -75,13 +76,13 @@ def read(run: Run, *, pooled: bool) -> tuple[Accumulators | None, HeldOut | None
             f"{run.saved.stage}; run hold_out with the same --workdir first."
         )
     predictions = {name: run.workdir.held_out_predictions(name) for name in metrics}
-    sums = held_out.pool([domain.sums() for domain in predictions.values()])
     errors = held_out.errors_of_pools(predictions)
-    return sums, replace(record, expected_f2_errors=errors)
+    return [*predictions.values()], replace(record, expected_f2_errors=errors)
 
 
-def ranked(pooled: Accumulators, own: Accumulators) -> Accumulators:
+def ranked(domains: Sequence[Predictions], own: Accumulators) -> Accumulators:
     """Returns sums over held-out domains with a run's own sums over embeddings."""
+    pooled = held_out.pool([domain.sums() for domain in domains])
     sums = pooled.sums._replace(embedding=own.sums.embedding)
     return replace(pooled, sums=sums)
 

@@ -61,7 +61,7 @@ def figures(path: Path, *, tune_on: str, decoder: str) -> Figures:
         slice_ids, slices = index.slice_ids[rows], run.data.slices
         record = metrics.held_out
     chosen = decoders.decisions([decoder], test.probs, None)[decoder]
-    expected = decoders.expected_f2(test.probs, chosen)
+    expected = decoders.expected_f2(decoder, test.probs, chosen)
     true = f_beta(chosen, test.truth)
     parts = {"test": np.ones(len(rows), bool)}
     parts |= {slices[i]: slice_ids == i for i in np.unique(slice_ids).tolist()}
