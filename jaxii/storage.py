@@ -288,8 +288,8 @@ def named(path: str | os.PathLike[str], draft: Path | None = None) -> Iterator[N
         yield
     except Exception as error:
         # Polars and ArrayRecord raise errors of their own with the system's text.
-        told = (code for code in _DISK_ERRORS if os.strerror(code) in str(error))
-        code = getattr(error, "errno", None) or next(told, None)
+        quoted = (code for code in _DISK_ERRORS if os.strerror(code) in str(error))
+        code = getattr(error, "errno", None) or next(quoted, None)
         if code is None or getattr(error, "filename", None) not in (None, str(draft)):
             raise
         raise OSError(code, os.strerror(code), os.fspath(path)) from error

@@ -127,8 +127,8 @@ def test_a_tracker_that_hangs_holds_nobody_up_and_its_loss_is_said(monkeypatch):
     assert slow.told == []
     assert quick.told == TOLD[:4] * 5 + TOLD[4:]
     assert len(said) == 2
-    assert said[0].startswith("slow: is too slow")
-    assert said[1].startswith("slow: not all could be handed over in time")
+    assert said[0].startswith("slow: too slow; some values were dropped")
+    assert said[1].startswith("slow: some values were not sent in time")
     gate.set()
 
 

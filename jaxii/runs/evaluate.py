@@ -256,7 +256,8 @@ class Scoring:
         """Returns the sums and the scores of a split, of all processes.
 
         Args:
-          known: the sums, if they are known; then only decoders are scored.
+          known: the sums of the split that fitted the decoders; then these are scored
+            alone, and the offsets of their expected F2 are measured.
         """
         scores = self._scores(split, measure_offsets=known is not None)
         if known is None:

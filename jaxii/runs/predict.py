@@ -48,7 +48,7 @@ class Request:
 
     @property
     def is_submission(self) -> bool:
-        """Whether rows are told apart by their ids alone."""
+        """Whether a row is identified by the image id alone."""
         return self.output is not None and self.output.suffix == ".csv"
 
     def find(self) -> Listing:
@@ -157,7 +157,7 @@ def predict(
             assembly.file_batches(run.config, files),
             num_rows=len(files),
             decode=expected.decode,
-            # Told by the lead process alone, which looks at the file again.
+            # Only the lead process gives reasons: it reads the file again.
             fault=files.fault if processes.is_lead() else lambda row: "damaged",
             mesh=run.mesh,
             on_progress=on_progress,

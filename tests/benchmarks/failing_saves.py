@@ -7,7 +7,7 @@ does. Most saves are disturbed at a random moment (seeded): the disk is full (a 
 file system where one may be mounted, else a limit on the size of a file), a folder
 loses its permissions, or the worker is killed. After each save what a new start would
 find is listed, and every checkpoint of the list is restored and compared bit for bit
-with what was saved. Exit code 1 if one is wrong or lost, or a failure was not told.
+with what was saved. Exit code 1 if one is wrong or lost, or a failure unreported.
 """
 
 import argparse
@@ -226,7 +226,7 @@ class Rehearsal:
             self.counts[f"{kind}: failed"] += self.step not in steps
         elif said:
             self.wrong.append(f"step {self.step} failed undisturbed: {said}")
-        self.counts["told"] += bool(said)
+        self.counts["reported"] += bool(said)
 
     def check_kept(self, steps):
         """The last and the best of those that were complete may not go."""
@@ -284,8 +284,8 @@ def summary(saves, counts, wrong):
         f"{counts[f'{kind}: failed']} of {counts[kind]} by {kind}" for kind in KINDS[1:]
     )
     return (
-        f"{saves} saves; failed: {failures}; {counts['told']} told by the process "
-        f"itself; listed {counts['listed']}, restored bit for bit "
+        f"{saves} saves; failed: {failures}; {counts['reported']} reported by the "
+        f"process; listed {counts['listed']}, restored bit for bit "
         f"{counts['restored']}, wrong {len(wrong)}"
     )
 

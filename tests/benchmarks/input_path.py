@@ -10,7 +10,7 @@ DataLoader with Pillow, two worker processes, on the files themselves. Bare deco
 simplejpeg alone in two threads: images in memory, each at the scale that the path
 decoded it at. They take turns, and each figure is the median of the rounds' ratios.
 jaxii's whole augmentation (also rotation, shear, zoom, loss of quality), which is more
-work than the peer's, is told beside. The aim is bare decoding. About five minutes.
+work than the peer's, is printed beside. The aim is bare decoding. About five minutes.
 
 The images are noise with the spectrum of photographs, as large in bytes as those of
 Open Images (295 KB, 46 KB reduced). --photos: JPEGs of a folder instead, reduced to a

@@ -14,7 +14,7 @@ one resident batch; so each stretch of 20 steps of the loop lies between two of 
   On CPUs decoding takes of the cores that the step has, also where nobody waits.
 * what saves and evaluations add: the time of 40 steps around one (the evaluation, the
   start of the save, what the writing of it slows down) less that of 40 other steps,
-  over 100 steps; median. The first evaluation, which compiles, is told and not counted.
+  over 100 steps; median. The first evaluation compiles: printed, but not counted.
 
 About five minutes on two cores.
 """

@@ -7,8 +7,9 @@
     python -m tests.benchmarks.rehearse_processes reshape --seeds=3
 
 Each trains the small run of `tests/many_processes.py` on eight CPU devices, prints a
-table, and exits with 1 where a bar is not met. A round that fails is told, with the end
-of its logs, and the next one begins. Minutes on two quiet cores: about 4, 8, 30, 5, 10.
+table, and exits with 1 where a bar is not met. A round that fails is printed with the
+end of its logs, and the next one begins. Minutes on two quiet cores: about 4, 8, 30, 5,
+10.
 """
 
 import argparse

@@ -6,8 +6,8 @@ The step of the default recipe (ResNet-18 of half the width, 64 images of 64 pix
 and ResNet-50 on 8 images of 224 pixels in float32, traced by jax.profiler; PyTorch's of
 the same networks, with one head and no augmentation, by torch.profiler. One thread
 each, so that times are processor time; the speed of a large matrix product is the
-ceiling. Kinds of jaxii's operations are told by the names that JAX and XLA's CPU
-backend give them. Three minutes.
+ceiling. jaxii's operations are sorted by the names that JAX and XLA's CPU backend
+give them. Three minutes.
 """
 
 import argparse

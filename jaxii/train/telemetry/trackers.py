@@ -170,7 +170,7 @@ class _Line:
         if self._waiting.qsize() < MOST_WAITING:
             self._waiting.put(act)
         else:
-            self._say("is too slow to be told everything")
+            self._say("too slow; some values were dropped")
 
     def ask_to_close(self) -> None:
         self._waiting.put(None)
@@ -179,8 +179,8 @@ class _Line:
         self._thread.join(max(seconds, 0.0))
         if self._thread.is_alive():
             self._warn(
-                f"{self._name}: not all could be handed over in time; the end of the "
-                "run may be missing there."
+                f"{self._name}: some values were not sent in time; the end of the run "
+                "may be missing there."
             )
 
     def _work(self) -> None:
@@ -203,6 +203,6 @@ class _Line:
             self._warned = True
             first = text.partition("\n")[0].rstrip(".")
             self._warn(
-                f"{self._name}: {first}. Training goes on; what cannot be handed over "
-                "is missing there, and this is said once."
+                f"{self._name}: {first}. Training continues without what it cannot "
+                "take; further errors are not shown."
             )
