@@ -228,9 +228,9 @@ def test_a_tensor_that_is_not_in_its_storage_is_refused(
 @pytest.mark.parametrize(
     ("where", "pattern"),
     [
-        (storage("0", "FloatStorage", 2**62), "another number of bytes"),
-        (storage("0", "FloatStorage", 5), "another number of bytes"),
-        (storage("0", "DoubleStorage", 6), "another number of bytes"),
+        (storage("0", "FloatStorage", 2**62), "the stated number of bytes"),
+        (storage("0", "FloatStorage", 5), "the stated number of bytes"),
+        (storage("0", "DoubleStorage", 6), "the stated number of bytes"),
         (storage("1", "FloatStorage", 6), "has no storage '1'"),
         (storage("../../marker", "FloatStorage", 6), r"no storage '\.\./\.\./marker'"),
         (storage("/etc/passwd", "FloatStorage", 6), "no storage '/etc/passwd'"),

@@ -182,7 +182,7 @@ def _read_legacy(content: bytes) -> tuple[str, dict[str, np.ndarray]]:
             raise ValueError("it has a storage that its pickle does not refer to")
         storage = storages[key]
         if num_elements != storage.num_elements:
-            raise ValueError(f"its storage {key} has another size than was said")
+            raise ValueError(f"its storage {key} does not have the stated size")
         data[key] = file.read(num_elements * _item_bytes(storage.dtype))
     return wrapper, _arrays(tensors, lambda storage: data[storage.key])
 
@@ -214,7 +214,7 @@ def _arrays(
         if key not in storages:
             data = storage_bytes(tensor.storage)
             if len(data) != tensor.storage.num_elements * _item_bytes(dtype):
-                raise ValueError(f"{name} has another number of bytes than was said")
+                raise ValueError(f"{name} does not have the stated number of bytes")
             storages[key] = _numbers(data, dtype)
         arrays[name] = _view(name, tensor, storages[key])
     return arrays

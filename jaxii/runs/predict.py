@@ -211,13 +211,13 @@ def _say(request: Request, files: ImageFiles, damaged: Damaged, facts: Facts) ->
         )
         more = damaged.count - len(damaged.first)
         warn(f"damaged  and {more} more; {where} all of them, with their reasons")
-    said = f"{len(files)} images, {damaged.count} of them damaged"
+    text = f"{len(files)} images, {damaged.count} of them damaged"
     if damaged.count and request.is_submission:
-        said += (
+        text += (
             f" and given the most frequent labels ({', '.join(facts.constant_names)})"
         )
     say(
-        f"{said}; decoder {facts.decoder_words}; provenance: {facts.provenance.badge()}"
+        f"{text}; decoder {facts.decoder_words}; provenance: {facts.provenance.badge()}"
     )
     for what, path in (("answers", request.output), ("sheet", request.sheet)):
         if path is not None:

@@ -99,8 +99,8 @@ def expected_f2_error(
 
 def expected_f2_line(expected: ExpectedF2, workdir: AnyPath) -> str:
     """Returns an expected F2 for the console, with how to measure an unknown error."""
-    said = f"these images: expected F2 {expected}"
-    return said if expected.error is not None else f"{said}; {how_to_measure(workdir)}"
+    line = f"these images: expected F2 {expected}"
+    return line if expected.error is not None else f"{line}; {how_to_measure(workdir)}"
 
 
 def adaptation_lines(

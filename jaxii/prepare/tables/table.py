@@ -117,9 +117,9 @@ def _read_parquet(path: Path, data: bytes) -> pl.DataFrame:
     words = [sys.executable, "-c", _TRIAL]
     ended = subprocess.run(words, input=data, capture_output=True)
     if ended.returncode:
-        said = ended.stderr.decode(errors="replace").splitlines()
-        said = [line for line in said if line and not line.startswith("note:")]
-        reason = said[-1] if said else "polars ends"
+        lines = ended.stderr.decode(errors="replace").splitlines()
+        lines = [line for line in lines if line and not line.startswith("note:")]
+        reason = lines[-1] if lines else "polars ends"
         raise InputError(f"{path} is a damaged Parquet file ({reason}).")
     return pl.read_parquet(io.BytesIO(data))
 
