@@ -3,7 +3,7 @@
 Nothing is imported before it is used: `import jaxii` does not import JAX.
 """
 
-# Names come from `__getattr__`; `__init__.pyi` says what they are.
+# `__getattr__` provides the names; `__init__.pyi` declares them.
 # pyright: reportUnsupportedDunderAll=false
 
 import sys

@@ -1,8 +1,8 @@
 """The configuration of a run: each field once, with its type, default, unit and range.
 
 A recipe in `configs/` changes a `default_config()` and returns it; `Config.resolve`
-makes of that a `Config`, which is checked and cannot change. `jaxii.runs` alone reads
-the fields: everything below it takes plain arguments.
+turns it into a `Config`, which is checked and immutable. Modules below `jaxii.runs`
+take plain arguments instead of a `Config`.
 """
 
 import dataclasses
@@ -30,7 +30,7 @@ from ml_collections import ConfigDict  # pyright: ignore[reportMissingTypeStubs]
 
 from jaxii.errors import InputError, nearest
 
-# Fields that do not change the result and may differ when a run goes on.
+# Fields that do not affect the result and may change on resume.
 FREE_FIELDS = (
     "data.directory",
     "data.num_threads",
@@ -40,22 +40,22 @@ FREE_FIELDS = (
     "optimizer.shard_state",
     "track",
 )
-# What `adapt` trains -> its passes over the tuning split, and its peak learning rate as
+# Layers that `adapt` trains -> passes over the tuning split, and peak learning rate as
 # a share of the run's.
 ADAPT_EPOCHS = {"all": 10.0, "last_layer": 20.0}
 ADAPT_LR_SHARES = {"all": 0.1, "last_layer": 1.0}
-# 8 bytes a slot: together with mask and slice an image sends less than 1 KiB of labels.
+# A slot takes 8 bytes: with mask and slice, an image sends less than 1 KiB of labels.
 MOST_LABELS = 126
 
-# A constant, or (share of the stage, value) pairs with straight lines between them.
+# A constant, or (share of the stage, value) points, interpolated linearly.
 Number = int | float | tuple[tuple[float, float], ...]
-# Loss -> its weight, or `weight` and the loss's own parameters.
+# Loss name -> its weight, or a mapping with `weight` and the loss's parameters.
 Terms = Mapping[str, Number | Mapping[str, Number | None]]
 
 
 @dataclass(frozen=True)
 class Range:
-    """The numbers that a field may have, both ends included."""
+    """The allowed values of a numeric field, both ends included."""
 
     low: float
     high: float
@@ -63,7 +63,7 @@ class Range:
 
 @dataclass(frozen=True)
 class Pattern:
-    """The text that a field may have: a regular expression, and it in words."""
+    """The allowed values of a text field: a regular expression and its description."""
 
     regex: str
     words: str
@@ -82,7 +82,7 @@ class _Section:
 
     @classmethod
     def check(cls, values: Mapping[str, Any]) -> None:
-        """Refuses the first of some fields whose value is not allowed."""
+        """Raises InputError for the first field whose value is not allowed."""
         for name, value in values.items():
             allowed = _allowed(_kinds(cls)[name], value)
             if allowed:
@@ -95,89 +95,89 @@ class _Section:
 
 @dataclass(frozen=True, kw_only=True)
 class DataConfig(_Section, path="config.data"):
-    """Where the images and labels come from, and how they are seen."""
+    """The dataset, its splits and labels, and the image transforms."""
 
-    # Drawn at first use (toy_regions) or prepared before.
+    # toy_regions is drawn at first use; the others have to be prepared first.
     dataset: Literal["toy_regions", "kaggle", "open_images_v4"] = "toy_regions"
     # Folder of the prepared dataset; "" is the default place of toy_regions.
     directory: str = ""
-    # CSV with the column label_code: the labels to train on and their order, for an
-    # open_images_v4 whose labels are mapped by code; "" takes the dataset's own.
+    # CSV with the column label_code: the labels to train on, in order. Labels of
+    # open_images_v4 are mapped to them by code; "" takes the dataset's own labels.
     labels_file: str = ""
-    # Side of the square that the network sees.
+    # Side of the square input of the network.
     image_size_pixels: Annotated[int, Range(16, 4096)] = 64
     # Strength of every random change of training images: crop, geometry, colours,
     # blur, noise, JPEG quality and scale. 0 is none, 1 that of common recipes.
     augmentation: Annotated[float, Range(0.0, 2.5)] = 1.0
     # Strength of random changes of style: channels mixed or greyed, edges outlined,
-    # textures smoothed. For test images of another source; 0 is none.
+    # textures smoothed. Meant for test images from another source; 0 is none.
     restyling: Annotated[float, Range(0.0, 1.6)] = 0.0
     # Mirror half of the training images.
     mirror: bool = True
     # Share of training images that are mixed with another (mixup or CutMix).
     mix_probability: Annotated[float, Range(0.0, 1.0)] = 0.0
-    # Share of both sides of an image that evaluation cuts out of the middle; 1 is the
-    # whole image.
+    # Sides of the central crop in evaluation, as a share of the image's; 1 is the whole
+    # image.
     crop_share: Annotated[float, Range(0.1, 1.0)] = 1.0
-    # Average the outputs for views of an image: whole and enlarged, and both mirrored
-    # unless `mirror` is off. Evaluation and prediction take up to four times as long;
-    # evaluations during training see the whole image only.
+    # Average the outputs over views of an image: whole and enlarged, and both mirrored
+    # if `mirror` is on. Evaluation and prediction take up to four times as long;
+    # evaluations during training use the whole image only.
     test_time_augmentation: bool = False
-    # Share of the groups of the training data that are held out as `validation`.
+    # Share of the training groups held out as `validation`, if the dataset has none.
     validation_fraction: Annotated[float, Range(0.001, 0.9)] = 0.1
     # Domain of the training data, or "fold K of N" of its groups, that is kept out of
     # training and becomes the split `held_out`, which chooses the checkpoint and the
     # threshold; "" for none.
     held_out_domain: str = ""
-    # Labels that only a machine gave.
+    # How training uses labels that only a machine gave.
     machine_labels: Literal["ignored", "soft", "thresholded"] = "ignored"
-    # Confidence from which a thresholded machine label counts as present.
+    # Lowest confidence at which a thresholded machine label counts as present.
     machine_threshold: Annotated[float, Range(0.0, 1.0)] = 0.5
-    # How labels that are not listed for an image train.
+    # How training treats labels that are not listed for an image.
     unknown: Literal["negative", "ignored"] = "negative"
-    # Most labels of an image that train; the least confident are cut beyond it.
+    # Largest number of labels of an image in training; the least confident are dropped.
     # Evaluation uses all labels.
     most_labels: Annotated[int, Range(1, MOST_LABELS)] = MOST_LABELS
     # Threads that read and decode images, in each process.
     num_threads: Annotated[int, Range(1, 512)] = 4
-    # Train on the first batch again and again: as fast as the network can be, whatever
-    # the input takes. Its figures are no result.
+    # Train on the first batch repeatedly, to measure the speed without the input
+    # pipeline. The figures of such a run are not a result.
     reuse_batch: bool = False
 
 
 @dataclass(frozen=True, kw_only=True)
 class LabelEmbeddingConfig(_Section, path="config.label_embedding"):
-    """The factorised PMI matrix of the training labels."""
+    """The label embedding: the factorised PMI matrix of the training labels."""
 
-    # Numbers a label; at most the number of classes.
+    # Numbers per label; at most the number of classes.
     dim: Annotated[int, Range(1, 1_000_000)] = 1024
     # Positive PMI: values below 0 become 0.
     positive: bool = False
-    # Exponent on the context's counts (Levy et al. 2015: 0.75); 1 is none.
+    # Exponent of the context counts (Levy et al. 2015: 0.75); 1 does not smooth.
     context_smoothing: Annotated[float, Range(0.1, 1.0)] = 1.0
 
 
 @dataclass(frozen=True, kw_only=True)
 class ModelConfig(_Section, path="config.model"):
-    """The network and its first weights."""
+    """The network and its initial weights."""
 
     # resnext is 32x4d.
     variant: Literal["resnet", "resnet_d", "se_resnet", "resnext", "wide_resnet"] = (
         "resnet"
     )
     depth: Literal[18, 26, 34, 50, 101, 152] = 50
-    # Channels of the first stage; 64 is the published network.
+    # Channels of the network's first stage; 64 in the published networks.
     width: Annotated[int, Range(8, 1024)] = 64
     # "imagenet": 7x7 stride 2 and max-pool. "small": 3x3, for images of 32-64 pixels.
     stem: Literal["imagenet", "small"] = "imagenet"
     # Dropout before the embedding head.
     dropout: Annotated[float, Range(0.0, 0.99)] = 0.2
-    # Arithmetic of the network; parameters and losses are float32 always.
+    # Type of the network's arithmetic; parameters and losses are always float32.
     compute_dtype: Literal["float32", "bfloat16"] = "bfloat16"
     # Start the classifier's bias at the log prior odds of each label.
     prior_bias: bool = True
-    # BatchNorm over each "device"'s share of the batch, over those of N neighbouring
-    # devices together ("group:N"), or over the "global" batch.
+    # BatchNorm statistics over each "device"'s share of the batch, over the shares of N
+    # neighbouring devices ("group:N"), or over the "global" batch.
     batch_norm: Annotated[
         str,
         Pattern(
@@ -186,68 +186,68 @@ class ModelConfig(_Section, path="config.model"):
         ),
     ] = "device"
     # File of torchvision's or timm's weights that the first stage's trunk starts from:
-    # .safetensors or .pth, read without running anything; of the same variant, depth,
-    # width and stem. Its classifier is left out, as it does not name its labels. The
-    # record names the file; the Inclusive Images Challenge forbids such weights.
+    # .safetensors or .pth, read without running code, of the same variant, depth, width
+    # and stem. The classifier is left out, as the file does not name its labels. The
+    # provenance names the file; the Inclusive Images Challenge forbids such weights.
     pretrained: str = ""
 
 
 @dataclass(frozen=True, kw_only=True)
 class OptimizerConfig(_Section, path="config.optimizer"):
-    """The update rule, and the average of the parameters that is evaluated."""
+    """The update rule, and the average of the parameters to evaluate."""
 
     name: Literal["sgd", "adamw", "lars", "lamb"] = "sgd"
     # Highest learning rate of a stage that does not set its own.
     peak_lr: Annotated[float, Range(1e-8, 1e3)] = 0.05
-    # Batch that peak_lr is meant for, here and in the stages: the rate is then in
-    # proportion to global_batch_size (Goyal et al. 2017, 2.1). 0 takes it as it is.
+    # Batch size that peak_lr is meant for, here and in the stages; the rate is scaled
+    # by global_batch_size / base_batch_size (Goyal et al. 2017, 2.1). 0 does not scale.
     base_batch_size: Annotated[int, Range(0, 1_000_000)] = 0
-    # Decay of matrices and convolutions; never of BatchNorm or biases.
+    # Applied to matrices and convolutions, not to BatchNorm or biases.
     weight_decay: Annotated[float, Range(0.0, 1e3)] = 1e-4
     momentum: Annotated[float, Range(0.0, 0.9999)] = 0.9
-    # Largest norm of the whole gradient; 0 does not clip.
+    # Largest global norm of the gradient; 0 does not clip.
     clip_norm: Annotated[float, Range(0.0, 1e9)] = 0.0
-    # Divide the optimizer's state over the devices (ZeRO stage 1) instead of keeping it
-    # whole on each: memory for one more collective, the same result up to rounding.
+    # Divide the optimizer state over the devices (ZeRO stage 1) instead of replicating
+    # it: less memory, one more collective, the same result up to rounding.
     shard_state: bool = False
-    # What is evaluated: the parameters as they are ("none"), their moving average
-    # ("ema"), or the uniform average over a stage's last part ("swa").
+    # Parameters to evaluate: the current ones ("none"), their moving average ("ema"),
+    # or their uniform average over a stage's last part ("swa").
     average: Literal["none", "ema", "swa"] = "none"
-    # Decay a step of the moving average.
+    # Decay of the moving average per step.
     ema_decay: Annotated[float, Range(0.0, 0.999999)] = 0.999
-    # Last share of a stage over which the uniform average is taken.
+    # Share of a stage, at its end, over which the uniform average is taken.
     swa_share: Annotated[float, Range(0.0, 1.0)] = 0.25
 
 
 @dataclass(frozen=True, kw_only=True)
 class StageConfig(_Section, path="stage"):
-    """One part of a run: an objective, a length, and which heads are trained."""
+    """One part of a run: an objective, a length, and the trained heads."""
 
-    # Names its folder of checkpoints; no two stages have the same.
+    # Unique; the name of the stage's folder of checkpoints.
     name: Annotated[str, Pattern(r"\w*[^\W_]\w*", "letters, digits and _ in the name")]
     # The objective; see `jaxii.objective.objective.make_objective`.
     terms: Terms
-    # Length in passes over `split`, or in updates: one of the two is above 0.
+    # Length in passes over `split`, or in updates: exactly one of them is above 0.
     num_epochs: Annotated[float, Range(0.0, 1e9)] = 0.0
     num_steps: Annotated[int, Range(0, 1_000_000_000)] = 0
-    # Whether the label-embedding head exists. A stage without one that follows a stage
-    # with one drops it.
+    # Whether the label-embedding head exists; a head of the previous stage is dropped
+    # otherwise.
     embedding_head: bool = False
-    # Images and labels it trains on. Of a stage on "tuning" the last checkpoint is the
-    # result: `validation` would choose the one that has adapted least.
+    # Split to train on. The result of a stage on "tuning" is its last checkpoint:
+    # `validation` would choose the least adapted one.
     split: Literal["train", "tuning"] = "train"
-    # "last_layer": the classifier alone. The trunk then stays as it is, BatchNorm's
-    # running statistics included, and normalises by them.
+    # "last_layer" trains the classifier alone; the trunk is frozen and normalises by
+    # BatchNorm's running statistics, which are frozen too.
     trainable: Literal["all", "last_layer"] = "all"
-    # Highest learning rate; 0 takes that of the optimizer.
+    # Highest learning rate; 0 takes `optimizer.peak_lr`.
     peak_lr: Annotated[float, Range(0.0, 1e3)] = 0.0
     # Share of the stage during which the learning rate rises to the peak.
     warmup_share: Annotated[float, Range(0.0, 0.999999)] = 0.05
-    # Checkpoint of the stage before that it starts from: the best by the validation
-    # metric, or the last.
+    # Checkpoint of the previous stage to start from: the best by the validation metric,
+    # or the last.
     enters_from: Literal["best", "last"] = "best"
-    # End early when the metric has not risen by plateau_min_delta for so many
-    # evaluations; 0 never ends early.
+    # Evaluations without a rise of plateau_min_delta after which the stage ends early;
+    # 0 never ends early.
     plateau_evaluations: Annotated[int, Range(0, 1_000_000)] = 0
     plateau_min_delta: Annotated[float, Range(0.0, 1.0)] = 0.001
 
@@ -279,38 +279,38 @@ class StageConfig(_Section, path="stage"):
 
 @dataclass(frozen=True, kw_only=True)
 class Config(_Section, path="config"):
-    """Everything that decides a run's result; see `FREE_FIELDS` for what does not."""
+    """The configuration of a run; only `FREE_FIELDS` do not affect its result."""
 
-    # Base of every random choice: order, augmentation, initialisation, dropout.
+    # Seed of every random choice: order, augmentation, initialisation, dropout.
     seed: Annotated[int, Range(0, 2**31 - 1)] = 0
     # Examples in one update, over all devices of all processes.
     global_batch_size: Annotated[int, Range(1, 1_000_000)] = 64
-    # Slices of a device's batch whose gradients are added up before an update.
+    # Slices of a device's batch whose gradients are accumulated for an update.
     micro_batches: Annotated[int, Range(1, 1_000_000)] = 1
     # Workdir of a run whose best checkpoint the first stage starts from; "" for none.
     start_from: str = ""
-    # Stage of that run; "" for the last one that it has trained.
+    # Stage of that run; "" for the last one trained.
     start_from_stage: str = ""
     data: DataConfig = field(default_factory=DataConfig)
     label_embedding: LabelEmbeddingConfig = field(default_factory=LabelEmbeddingConfig)
     model: ModelConfig = field(default_factory=ModelConfig)
     optimizer: OptimizerConfig = field(default_factory=OptimizerConfig)
-    # Parts of the run in order, at least one.
+    # In order, at least one.
     stages: tuple[StageConfig, ...]
-    # Evaluate on `validation` and save, every so many steps and at a stage's end.
+    # Steps between evaluations and saves, which also happen at the end of each stage.
     evaluate_every_steps: Annotated[int, Range(1, 1_000_000_000)] = 200
-    # Training images that are measured beside `validation`, unaugmented; 0 is none.
+    # Training images to evaluate beside `validation`, without augmentation; 0 is none.
     evaluate_train_images: Annotated[int, Range(0, 10_000_000)] = 0
-    # Write a line and the curves every so many steps.
+    # Steps between lines of the log, and between points of the curves.
     log_every_steps: Annotated[int, Range(1, 1_000_000_000)] = 20
-    # Service that shows the run too, beside TensorBoard's files in the workdir: "wandb"
-    # (Weights & Biases), "mlflow", or "" for none. Each is an extra of jaxii.
+    # Service that also records the run, beside TensorBoard's files in the workdir:
+    # "wandb" (Weights & Biases), "mlflow", or "" for none. Each is an extra of jaxii.
     track: Literal["", "wandb", "mlflow"] = ""
-    # Stop after so many updates in a row that are not finite (and so are skipped).
+    # Consecutive non-finite updates, which are skipped, after which the run stops.
     most_skipped_steps: Annotated[int, Range(1, 1_000_000_000)] = 20
-    # Where a checkpoint cannot be saved (disk full, no permission): "stop", with exit
-    # code 1, or "go_on" with the last complete one, to save again when the next is due.
-    # Several processes stop in either case: only some may know of it.
+    # If a checkpoint cannot be saved (disk full, no permission): "stop" with exit code
+    # 1, or "go_on" and save again when the next save is due. With several processes the
+    # run stops in either case, because only some of them may notice the failure.
     on_failed_save: Literal["stop", "go_on"] = "stop"
 
     def __post_init__(self) -> None:
@@ -336,10 +336,10 @@ class Config(_Section, path="config"):
 
     @classmethod
     def resolve(cls, fields: Mapping[str, Any] | ConfigDict) -> "Config":
-        """Returns the configuration of a recipe or of `to_dict`.
+        """Returns the configuration from a recipe or from the output of `to_dict`.
 
         Args:
-          fields: by name; one that is missing has its default.
+          fields: Field name -> value; missing fields take their defaults.
 
         Raises:
           InputError: If a field does not exist or a value is not allowed.
@@ -347,18 +347,18 @@ class Config(_Section, path="config"):
         return _build(cls, _frozen(fields))
 
     def moved(self, directory: str) -> "Config":
-        """Returns the same with its dataset in a folder; "" for where it was."""
+        """Returns the configuration with another `data.directory`; "" keeps it."""
         if not directory:
             return self
         data = dataclasses.replace(self.data, directory=directory)
         return dataclasses.replace(self, data=data)
 
     def to_dict(self) -> dict[str, Any]:
-        """Returns every field, as the JSON of `config.json`."""
+        """Returns every field, as JSON values of `config.json`."""
         return json.loads(json.dumps(dataclasses.asdict(self)))
 
     def content_hash(self) -> str:
-        """Returns 16 hexadecimal digits that name the result; `FREE_FIELDS` are out."""
+        """Returns 16 hexadecimal digits that depend on all fields but `FREE_FIELDS`."""
         fields = flatten(self.to_dict())
         for name in FREE_FIELDS:
             del fields[name]
@@ -369,7 +369,7 @@ class Config(_Section, path="config"):
 def default_config() -> ConfigDict:
     """Returns every field at its default, for a recipe to change; `stages` is empty.
 
-    The fields and their types are fixed: a recipe that misspells one fails there.
+    The fields and their types are fixed: a recipe that misspells a field fails.
     """
     config = _defaults(Config)
     config.lock()
@@ -377,18 +377,18 @@ def default_config() -> ConfigDict:
 
 
 def check_overrides(argv: list[str]) -> None:
-    """Refuses the first --config.FIELD that does not exist, with the nearest that do.
+    """Checks that the field of every --config.FIELD exists.
 
     Args:
-      argv: words of a command line.
+      argv: The words of a command line.
 
     Raises:
-      InputError: If there is no such field.
+      InputError: If a field does not exist; names the nearest fields.
     """
     fields: Mapping[str, object] = _frozen(default_config())
     names = [*flatten(fields), *fields]
     for word in argv:
-        # A stage has fields of its own: stages[0].num_epochs.
+        # Of a field such as stages[0].num_epochs, only "stages" is checked.
         name = word.removeprefix("--config.").partition("=")[0].partition("[")[0]
         if word.startswith("--config.") and name not in names:
             near = difflib.get_close_matches(name, names, n=3) or fields
@@ -396,7 +396,7 @@ def check_overrides(argv: list[str]) -> None:
 
 
 def differences(one: Mapping[str, Any], other: Mapping[str, Any]) -> list[str]:
-    """Returns `field: one -> other` for every field in which two `to_dict` differ."""
+    """Returns `field: one -> other` for every field that differs in two `to_dict`."""
     a, b = flatten(one), flatten(other)
     return [
         f"{path}: {a.get(path, 'absent')} -> {b.get(path, 'absent')}"
@@ -451,7 +451,7 @@ def _build(section: type[_S], fields: Mapping[str, Any]) -> _S:
 
 
 def _parsed(name: str, kind: Any, value: Any) -> Any:
-    """Returns a value of JSON or of a recipe as the type of its field."""
+    """Converts a value from JSON or a recipe to the type of its field."""
     if isinstance(kind, type) and issubclass(kind, _Section):
         if not isinstance(value, Mapping):
             raise InputError(
@@ -487,7 +487,7 @@ def _stage(given: object) -> StageConfig:
 
 
 def _frozen(value: Any) -> Any:
-    """Returns dicts and tuples in place of ConfigDicts and lists."""
+    """Converts ConfigDicts to dicts and lists to tuples, at every level."""
     if isinstance(value, Mapping | ConfigDict):
         items = cast(Mapping[str, Any], value).items()
         return {key: _frozen(item) for key, item in items}
@@ -508,11 +508,11 @@ def _base(kind: Any) -> Any:
 
 
 def _allowed(kind: Any, value: Any) -> str:
-    """Returns what an annotation allows where a value is something else, else ""."""
+    """Returns what an annotation allows, or "" if it allows the value."""
     base, limits = _base(kind), get_args(kind)[1:]
     if get_origin(kind) is Literal:
         choices = get_args(kind)
-        # True == 1, which is no choice.
+        # A boolean is not a choice, although True == 1.
         if value in choices and not isinstance(value, bool):
             return ""
         listed = ", ".join(str(choice) or "''" for choice in choices)

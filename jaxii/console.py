@@ -1,7 +1,6 @@
 """Progress and messages: a bar on a terminal, lines in a log.
 
-Names of files, labels and domains may be any text: what a terminal would obey is
-escaped.
+Names of files, labels and domains may be any text, so control characters are escaped.
 """
 
 import os
@@ -32,14 +31,14 @@ from jaxii.storage import named
 OnProgress = Callable[[int, int, str], None]
 SECONDS_BETWEEN_LINES = 10.0
 _muted = False
-# Controls, which terminals obey; line breaks; surrogates for bytes that are not UTF-8.
+# Control characters, line breaks, and surrogates for bytes that are not UTF-8.
 _UNSHOWN = frozenset(("Cc", "Zl", "Zp", "Cs"))
-# They reverse text: a name that ends in .exe can look like x.gpj.
+# They reorder text: a name that ends in gpj.exe can be shown as ending in exe.jpg.
 _REORDERING = frozenset(map(chr, (*range(0x202A, 0x202F), *range(0x2066, 0x206A))))
 
 
 def is_shown(character: str) -> bool:
-    """Returns whether a character is shown, alone and in its place."""
+    """Returns whether a character is neither a control nor a reordering character."""
     unshown = unicodedata.category(character) in _UNSHOWN
     return not unshown and character not in _REORDERING
 
@@ -49,7 +48,7 @@ def visible(text: str, *, kept: str = "") -> str:
 
     Args:
       text: Any text.
-      kept: Such characters that stay.
+      kept: Characters that are not escaped.
     """
     return "".join(
         letter
@@ -61,18 +60,18 @@ def visible(text: str, *, kept: str = "") -> str:
 
 @contextmanager
 def open_ended(stream: Any) -> Iterator[None]:
-    """Writes to a stream as long as someone reads it, as `head` does for a while.
+    """Suppresses errors of writing to a pipe whose reader has ended, such as `head`.
 
-    The work goes on without a reader, and what else is written is lost.
+    Later output to the stream is discarded; the program continues.
 
     Raises:
-      OSError: If the stream is a file and its disk is full.
+      OSError: If a write fails for another reason, such as a full disk.
     """
     try:
         with named("the output"):
             yield
     except OSError as error:
-        # What is left in the buffer would fail again at the interpreter's end.
+        # The rest of the buffer would fail again when the interpreter exits.
         with Path(os.devnull).open("w") as nothing:
             os.dup2(nothing.fileno(), stream.fileno())
         if not isinstance(error, BrokenPipeError):
@@ -80,7 +79,7 @@ def open_ended(stream: Any) -> Iterator[None]:
 
 
 def write_line(text: str, stream: Any) -> None:
-    """Writes a text as one line, at once."""
+    """Writes a text as one line and flushes the stream."""
     with open_ended(stream):
         print(visible(text), file=stream, flush=True)
 

@@ -8,7 +8,7 @@ import sys
 
 def main(argv: list[str]) -> int:
     """Runs one command; returns the exit code. See `jaxii.cli.dispatch.main`."""
-    # Imported here so that `run` handles an interrupt of the imports, too.
+    # Imported here so that `run` also handles an interrupt during the imports.
     from jaxii.cli import dispatch
 
     return dispatch.main(argv)
@@ -24,14 +24,14 @@ def run() -> None:
 
 
 def _unraisable(error: "sys.UnraisableHookArgs") -> None:
-    # Python goes on after an interrupt of a callback, as JAX's of garbage collection.
+    # Python ignores an interrupt in a callback, such as JAX's for garbage collection.
     if issubclass(error.exc_type, KeyboardInterrupt):
         _end_interrupted()
     sys.__unraisablehook__(error)
 
 
 def _end_interrupted() -> None:
-    # Shells stop a script whose command has ended by the signal itself.
+    # Shells stop a script only if the signal itself ended its command.
     signal.signal(signal.SIGINT, signal.SIG_DFL)
     with contextlib.suppress(OSError):
         os.write(2, b"jaxii: interrupted.\n")

@@ -1,7 +1,7 @@
 """Manifests: JSON files that list the files of a folder with sizes and XXH3 hashes.
 
-A manifest also holds its own hash. It is not a signature: whoever can write the files
-can write their manifest.
+A manifest also holds its own hash. It is not a signature: anyone who can write the
+files can also write the manifest.
 """
 
 import json
@@ -50,7 +50,7 @@ class Manifest:
         """Reads a manifest.
 
         Raises:
-          InputError: If the manifest is missing or was changed; it ends with `fix`.
+          InputError: If the manifest is missing or damaged; the text ends with `fix`.
         """
         try:
             stored = json.loads(path.read_bytes())
@@ -125,7 +125,7 @@ class Manifest:
 
 
 class Digest:
-    """Size and hash of a file that grows; starts from a file, or empty for None."""
+    """Size and hash of a growing file; starts with a file's content, or empty."""
 
     def __init__(self, path: AnyPath | None = None):
         self._digest, self._size = xxhash.xxh3_128(), 0
@@ -133,7 +133,7 @@ class Digest:
             self.update(path.read_bytes())
 
     def update(self, content: bytes) -> None:
-        """Adds what is appended to the file."""
+        """Adds content that is appended to the file."""
         self._digest.update(content)
         self._size += len(content)
 

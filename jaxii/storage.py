@@ -20,7 +20,7 @@ from etils import epath
 from jaxii.errors import InputError
 
 AnyPath = Path | epath.Path
-# The file by which a process holds a folder.
+# Lock file in a folder that a process holds.
 LOCK = ".lock"
 _BEGUN = datetime.now(UTC).isoformat(" ", "seconds")
 _DISK_ERRORS = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EIO)
@@ -109,11 +109,11 @@ def write_beside(
 
 
 class Mirror:
-    """A local folder, `path`, for files that grow.
+    """The local folder `path`, for files that are appended to.
 
-    On a disk it is `home` itself, which is created. For a bucket, whose objects cannot
-    be appended to, it is a temporary folder whose changed files are uploaded at each
-    `push`; later writes are lost if the process dies.
+    If `home` is on a disk, `path` is `home`, which is created. Objects in a bucket
+    cannot be appended to: `path` is then a temporary folder, and `push` uploads its
+    changed files. Writes after the last `push` are lost if the process dies.
     """
 
     def __init__(self, home: AnyPath):
@@ -127,7 +127,7 @@ class Mirror:
             self.path = Path(self._scratch.name)
 
     def fetch(self, name: str) -> Path:
-        """Returns the local path of a file, downloaded if its home has it."""
+        """Returns the local path of a file; downloads it if the bucket has it."""
         if self.path != self._home and (self._home / name).exists():
             (self.path / name).write_bytes((self._home / name).read_bytes())
         return self.path / name
@@ -154,7 +154,7 @@ class Mirror:
 def locked(folder: AnyPath) -> Iterator[None]:
     """Holds an exclusive lock on a folder, which is created; other processes wait.
 
-    In a bucket, and on file systems without locks of folders (NFS), there is none.
+    There is no lock in buckets and on file systems that cannot lock folders (NFS).
     """
     if not isinstance(folder, Path):
         yield
@@ -173,12 +173,12 @@ def locked(folder: AnyPath) -> Iterator[None]:
 def held(folder: AnyPath) -> Iterator[None]:
     """Holds a folder, which is created, for one process.
 
-    On a disk every other process is refused. The lock is one of the operating system,
-    on the file `LOCK`, and ends with the process, even if that is killed. NFS shares it
-    between hosts; on file systems without locks nothing is refused.
+    On a disk, other processes get an error. The operating system locks the file `LOCK`
+    until the process ends, even if it is killed. NFS shares the lock between hosts; on
+    file systems without locks, no process gets an error.
 
-    A bucket has no locks that end with their process. There the process that begins
-    last takes the folder over, and `check_held` refuses the one before.
+    Buckets have no such locks: the process that starts last takes the folder over, and
+    `check_held` raises an error in the earlier process.
 
     Raises:
       InputError: If another process holds the folder, or it cannot be written.
@@ -196,7 +196,7 @@ def held(folder: AnyPath) -> Iterator[None]:
     try:
         yield
     finally:
-        # Before the lock ends, so that no file of the next process is removed.
+        # Removed before unlocking, or it might be the file of the next process.
         (folder / LOCK).unlink(missing_ok=True)
         file.close()
         with contextlib.suppress(OSError):  # something was written
@@ -228,17 +228,17 @@ def _holder() -> str:
 
 
 def _read_lock(folder: AnyPath) -> str:
-    """Returns what the lock object of a folder in a bucket says; "" without one."""
+    """Returns the text of a bucket folder's lock object; "" if there is none."""
     system, path = fsspec.url_to_fs(os.fspath(folder / LOCK))
     try:
-        # Read anew: other processes may have written.
+        # Not cached: other processes may have written.
         return system.cat_file(path).decode(errors="replace")
     except FileNotFoundError:
         return ""
 
 
 def _hold(folder: Path) -> TextIO:
-    """Returns the locked file of a folder; it says which process holds the folder."""
+    """Returns the locked file of a folder; the file names this process."""
     path = folder / LOCK
     try:
         while True:
@@ -283,7 +283,7 @@ def write_json(path: AnyPath, value: Any) -> None:
 
 @contextmanager
 def named(path: str | os.PathLike[str], draft: Path | None = None) -> Iterator[None]:
-    """Names a file in errors that name none, as that of a full disk, or its draft."""
+    """Adds `path` to disk errors, as of a full disk, that name no file or `draft`."""
     try:
         yield
     except Exception as error:

@@ -209,6 +209,20 @@ def test_asl_forgives_negatives_below_the_clip():
     np.testing.assert_array_equal(slope, np.zeros((1, 4)))
 
 
+@pytest.mark.parametrize("clip", [0.0, 0.05])
+def test_asl_with_a_traced_clip_is_that_with_a_constant(clip):
+    logits = np.array([[-200.0, -4.0, -1.0, 0.0, 3.0, 200.0]], np.float32)
+    targets = np.array([[0.0, 0.0, 1.0, 0.0, 0.0, 0.0]], np.float32)
+
+    def total(logits, clip):
+        return asl(logits, targets, gamma_neg=2.0, clip=clip).sum()
+
+    traced = jax.jit(jax.value_and_grad(total))(logits, clip)
+    constant = jax.jit(jax.value_and_grad(lambda x: total(x, clip)))(logits)
+    jax.tree.map(lambda *pair: np.testing.assert_allclose(*pair), traced, constant)
+    assert np.isfinite(traced[1]).all()
+
+
 def test_asl_forgives_a_negative_exactly_at_the_clip():
     logits, targets = jnp.zeros((1, 1)), jnp.zeros((1, 1))
     value, slope = jax.value_and_grad(

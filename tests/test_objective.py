@@ -232,25 +232,39 @@ def test_weights_move_with_the_step_inside_one_compiled_program():
     assert weights._cache_size() == 1
 
 
-def test_a_parameter_of_a_loss_may_move_too():
-    objective = objective_of(
-        {"focal": {"gamma": ((0.0, 0.0), (1.0, 2.0)), "alpha": None}}
-    )
+@pytest.mark.parametrize(
+    ("name", "parameter", "last", "others"),
+    [
+        ("focal", "gamma", 2.0, {"alpha": None}),
+        ("asl", "gamma_pos", 2.0, {}),
+        ("asl", "gamma_neg", 4.0, {}),
+        ("asl", "clip", 0.1, {}),
+        ("soft_f", "beta", 2.0, {}),
+    ],
+)
+def test_a_parameter_of_a_loss_may_move_too(name, parameter, last, others):
+    moving = {parameter: ((0.0, 0.0), (1.0, last)), **others}
+    objective = objective_of({name: moving})
     targets, known = objective.targets(*sparse([(1, 1.0)]))
     logits = jnp.full(targets.shape, 0.3, jnp.float32)
-    for number, gamma in ((0, 0.0), (50, 1.0), (100, 2.0)):
-        values = objective.losses(
+
+    @jax.jit
+    def losses_at(stage_step):
+        return objective.losses(
             logits=logits,
             embedding=None,
             targets=targets,
             known=known,
             label_embeddings=None,
-            stage_step=step(number),
+            stage_step=stage_step,
         )
-        expected = losses.LOSSES["focal"](
-            logits, targets, known, gamma=gamma, alpha=None
+
+    for number, value in ((0, 0.0), (50, last / 2), (100, last)):
+        expected = losses.LOSSES[name](
+            logits, targets, known, **{parameter: value}, **others
         )
-        np.testing.assert_allclose(values["focal"], expected, rtol=1e-6)
+        found = losses_at(step(number))[name]
+        np.testing.assert_allclose(found, expected, rtol=1e-6)
 
 
 def test_a_term_whose_weight_is_always_zero_is_left_out():

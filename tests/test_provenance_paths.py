@@ -570,6 +570,8 @@ def test_a_damaged_history_is_said_and_never_shown(runs):
     assert "history.jsonl is missing or damaged" in runs("compare", copy, code=2)
     said = runs.evaluate("history")
     assert "history.jsonl is damaged: the report has no curves" in said
+    runs.train("history", "--config.seed=7", code=2)
+    assert not (copy / "history.damaged.jsonl").exists()
     said = runs.train("history")
     assert "history.jsonl is damaged: it is now history.damaged.jsonl" in said
     assert runs.metrics("history")["splits"] == runs.metrics("clean")["splits"]

@@ -40,11 +40,11 @@ from jaxii.distributed.cluster import ProcessInfo
 from jaxii.errors import CheckFailed, InputError, nearest, nearest_path
 
 DONE, FAILED, MISUSED, PREEMPTED = 0, 1, 2, 75
-# Of help, and of the descriptions in a command's.
+# Width of help texts, and the column at which descriptions begin.
 WIDTH, COLUMN = 88, 25
 
 
-# What to do about errors of the operating system; any other one is a bug.
+# errno -> fix; other errors of the operating system are bugs.
 FIXES = {
     errno.ENOSPC: "make room there",
     errno.EDQUOT: "make room there",
@@ -61,7 +61,7 @@ FIXES = {
     errno.EIO: "check that disk",
     errno.ESTALE: "check that disk",
 }
-# In errors of XLA, of OpenCV, of Python's threads and of the dynamic loader.
+# Texts of errors of XLA, OpenCV, Python's threads and the dynamic loader.
 NO_MEMORY = (
     "RESOURCE_EXHAUSTED",
     "Insufficient memory",
@@ -80,15 +80,15 @@ class Command(Protocol):
 
     @property
     def HELP(self) -> str:
-        """Its prose: a summary, examples, `{flags}` where they are listed, notes."""
+        """The help text: summary, examples, `{flags}` for the list of flags, notes."""
         ...
 
     def declare(self, flags: Flags) -> None:
-        """Declares the flags that it reads."""
+        """Declares the flags that the command reads."""
         ...
 
     def run(self, flags: Flags) -> None:
-        """Checks the flags, then imports what the work needs and does it."""
+        """Checks the flags, then imports what the command needs and runs it."""
         ...
 
 
@@ -142,8 +142,8 @@ def main(argv: list[str]) -> int:
 
 
 def _failure(error: Exception, place: ProcessInfo | None) -> tuple[int, str]:
-    """Returns code and message of a run that ended early; raises what is a bug."""
-    # First of all: nothing can be imported any more.
+    """Returns an error's exit code and message; re-raises bugs of a single process."""
+    # Checked first: without memory, the imports below would fail.
     if isinstance(error, MemoryError) or any(sign in str(error) for sign in NO_MEMORY):
         reason = str(error).partition("\n")[0][:200] or "MemoryError"
         return FAILED, f"memory ran out ({reason}); {MORE_MEMORY}"
@@ -234,21 +234,21 @@ def find_command(words: list[str]) -> tuple[str, list[str]]:
 
 
 def _switches() -> set[str]:
-    """Returns the flags of all commands that take no value, also as --noFLAG."""
+    """Returns the flags of all commands that take no value, also with prefix "no"."""
     values = [declared(command).values for command in COMMANDS]
     names = {name for each in values for name in each if each[name].boolean}
     return names | {f"no{name}" for name in names}
 
 
 def parse(command: str, argv: list[str]) -> Flags:
-    """Parses the flags of a command, which loads the recipe if it takes one.
+    """Parses the flags of a command and loads the recipe that --config names.
 
     Args:
       command: One of `COMMANDS`.
       argv: The program, then flags and words, without the command.
 
     Raises:
-      InputError: If a flag is not one of the command's, or its value cannot be used.
+      InputError: If the command has no such flag, or a value cannot be used.
     """
     flags = declared(command, argv)
     recipe = _recipe(argv) if "config" in flags.values else None
@@ -263,7 +263,7 @@ def parse(command: str, argv: list[str]) -> Flags:
     except absl_flags.Error as error:
         raise InputError(f"{error}; see {command} --help.") from error
     except Exception as error:
-        # A recipe is a program of the user's, and may raise anything.
+        # A recipe is code of the user and may raise any exception.
         raise _recipe_error(recipe, error) from error
     if recipe is not None and not isinstance(flags.config, ConfigDict):
         raise InputError(
@@ -278,7 +278,7 @@ def parse(command: str, argv: list[str]) -> Flags:
 
 
 def _recipe(argv: list[str]) -> str | None:
-    """Returns what --config was given, before the flags are parsed."""
+    """Returns the value of --config, before the flags are parsed."""
     for i, word in enumerate(argv):
         name, equals, value = word.partition("=")
         if name in ("--config", "-config"):
@@ -287,7 +287,7 @@ def _recipe(argv: list[str]) -> str | None:
 
 
 def _check_recipe(recipe: str, argv: list[str]) -> None:
-    """Refuses a recipe that is no file, and an override of a field that is none."""
+    """Raises InputError if the recipe is not a file or an override names no field."""
     path = Path(recipe.partition(":")[0])
     if not path.is_file():
         fix = nearest_path(path) or "give a recipe such as configs/f2_multitask.py."
@@ -332,7 +332,7 @@ def _bad_value(flags: Flags, recipe: str | None, error: Exception) -> InputError
 
 
 def _recipe_error(recipe: str | None, error: BaseException) -> InputError:
-    """Returns a recipe's own error and the line it came from."""
+    """Returns an InputError with a recipe's own error and its line in the recipe."""
     frames = list(traceback.extract_tb(error.__traceback__))
     while (before := error.__cause__ or error.__context__) is not None:
         error = before
@@ -342,14 +342,14 @@ def _recipe_error(recipe: str | None, error: BaseException) -> InputError:
     where = f" ({lines[-1]})" if lines else ""
     kind = "" if isinstance(error, ValueError) else f"{type(error).__name__}: "
     text = str(error.args[0] if isinstance(error, KeyError) else error)
-    # A recipe's own message may name it already.
+    # The message may already name the recipe.
     text = text.removeprefix(f"{recipe}; ")
     return InputError(f"--config={recipe}: {kind}{text}{where}")
 
 
 def _set_outputs() -> None:
-    """Makes both outputs writable: they may be closed, or not have all characters."""
-    # A file must not be opened in place of a closed output.
+    """Opens stdout and stderr if closed; escapes characters they cannot encode."""
+    # Occupies the descriptors of closed outputs, so that no other file gets them.
     while (handle := os.open(os.devnull, os.O_RDWR)) <= 2:
         pass
     os.close(handle)
@@ -361,16 +361,16 @@ def _set_outputs() -> None:
 
 
 def _set_environment() -> None:
-    """Makes libraries that read it at import log little."""
+    """Reduces the logging of libraries; call before they are imported."""
     os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
-    # Of damaged images, which jaxii names.
+    # OpenCV logs damaged images; jaxii reports them itself.
     os.environ.setdefault("OPENCV_LOG_LEVEL", "SILENT")
     absl_logging.set_verbosity(absl_logging.ERROR)
     absl_logging.get_absl_logger().addFilter(_is_not_from_orbax)
-    # It warns of a home that is read-only, and does without.
+    # Matplotlib warns of a read-only home folder, which it does not need.
     logging.getLogger("matplotlib").setLevel(logging.ERROR)
 
 
 def _is_not_from_orbax(record: logging.LogRecord) -> bool:
-    # For a failed save it logs a dozen tracebacks, and jaxii prints one line.
+    # Orbax logs a dozen tracebacks for a failed save; jaxii prints one line.
     return "orbax" not in record.pathname

@@ -120,7 +120,7 @@ def _evaluate_set(flags: Flags, workdir: AnyPath) -> None:
 
 
 def _check(flags: Flags) -> None:
-    """Refuses flags that make no sense together."""
+    """Raises InputError if flags do not fit together."""
     others = OF_SPLITS if flags.images else OF_SET
     given = [name for name in others if flags.values[name].present]
     if given and flags.images:

@@ -31,17 +31,17 @@ SEPARATORS = ("none", "|", ";", ",", "space", "json")
 class Flags:
     """The flags of one command.
 
-    The command declares them in the order of its help; `placeholder` names the value
-    there. Once they are parsed, each value is an attribute: `flags.workdir`.
+    Flags are declared in the order of the help, where `placeholder` stands for the
+    value. After parsing, each value is an attribute: `flags.workdir`.
 
     Attributes:
       values: The flags as absl parses them.
       entries: The help of each flag: its form and a description with the default. An
         entry without a form is a paragraph.
-      placeholder: Names the words that the command takes beside flags; "" for none.
-      words: The words that were given.
-      place: Which process of several this one is, once they meet; None before, and if
-        it is the only one.
+      placeholder: Name of the words that the command takes beside flags; "" for none.
+      words: The words given beside flags.
+      place: This process among several; None before `start_jax`, and for a single
+        process.
     """
 
     def __init__(self, argv: Sequence[str] = ()):
@@ -72,14 +72,14 @@ class Flags:
         default: str = "",
         otherwise: str = "",
     ) -> None:
-        """Declares a string; `otherwise` says what happens without a default."""
+        """Declares a string; the help shows `otherwise` if there is no default."""
         absl_flags.DEFINE_string(name, default, help, flag_values=self.values)
         self._describe(f"{name}={placeholder}", help, default or otherwise)
 
     def texts(
         self, name: str, placeholder: str, help: str, *, default: Sequence[str] = ()
     ) -> None:
-        """Declares strings with commas between them."""
+        """Declares a list of strings, separated by commas."""
         absl_flags.DEFINE_list(name, list(default), help, flag_values=self.values)
         self._describe(f"{name}={placeholder}", help, ",".join(default))
 
@@ -151,12 +151,12 @@ class Flags:
 
 
 def declare_data_dir(flags: Flags) -> None:
-    """Declares the flag of a run whose dataset has moved."""
+    """Declares the folder of a dataset that has moved since the run."""
     flags.text("data_dir", "DIR", "the dataset, if it has moved")
 
 
 def declare_near_copies(flags: Flags) -> None:
-    """Declares what `prepare` and `new` do about near copies."""
+    """Declares how `prepare` and `new` treat near copies."""
     flags.choice(
         "near_copies",
         "WHAT",
@@ -214,7 +214,7 @@ def declare_inference(flags: Flags, images: str) -> None:
 
     Args:
       flags: The command's flags.
-      images: The images that it adapts to, in words.
+      images: The images that the model adapts to, in words.
     """
     flags.texts("ensemble", "RUNS", "average with the runs in these workdirs")
     flags.switch(
@@ -228,11 +228,11 @@ def declare_inference(flags: Flags, images: str) -> None:
     )
 
 
-# What was given.
+# Values of the parsed flags.
 
 
 def config_of(flags: Flags) -> Config:
-    """Returns the configuration that --config, its overrides and --data_dir give.
+    """Returns the configuration given by --config, its overrides and --data_dir.
 
     Raises:
       InputError: If --config is missing, or a value is outside its range.
@@ -272,11 +272,11 @@ def required(flags: Flags, name: str) -> AnyPath:
 def existing(flags: Flags, name: str) -> AnyPath:
     """Returns the path that a flag gives, after a check for spelling.
 
-    A path that does not exist and is near none is left to its reader to refuse.
+    Returns a missing path, too, if no similar path exists.
 
     Raises:
-      InputError: If the flag is missing, or its path is not there and one with nearly
-        the same name is.
+      InputError: If the flag is missing, or its path does not exist and one with a
+        similar name does.
     """
     path = required(flags, name)
     near = nearest_path(path)
@@ -295,7 +295,7 @@ class LabelFile(TypedDict):
 
 
 def label_file_of(flags: Flags) -> LabelFile:
-    """Returns what `declare_label_file` declared, but for the file."""
+    """Returns the values of `declare_label_file`, without the file."""
     return LabelFile(
         path_column=flags.path_column,
         label_column=flags.label_column,
@@ -305,10 +305,10 @@ def label_file_of(flags: Flags) -> LabelFile:
 
 
 def local(name: str, path: AnyPath) -> Path:
-    """Returns a path that is not in a bucket; `name` is what gave it.
+    """Returns a local path; `name` is the flag or argument it comes from.
 
     Raises:
-      InputError: If it is in a bucket.
+      InputError: If the path is in a bucket.
     """
     if isinstance(path, Path):
         return path

@@ -20,7 +20,7 @@ LAYOUT_FILES = ("train_metadata", "test_labels", "test_metadata")
 
 def declare(flags: Flags) -> None:
     """Declares the command's flags."""
-    # Here, because it imports OpenCV.
+    # Imported here because the module imports OpenCV.
     from jaxii.prepare.recode import SHORT_SIDE
 
     flags.text(

@@ -13,13 +13,13 @@ from jaxii.storage import user_cache
 
 # JAX's own variable; if it is set but empty, no program is kept.
 CACHE = "JAX_COMPILATION_CACHE_DIR"
-# What the drivers of NVIDIA's and AMD's GPUs and of TPUs make.
+# Files of the drivers of NVIDIA GPUs, AMD GPUs and TPUs.
 ACCELERATORS = (*gpu.DRIVER, "/dev/kfd", "/dev/accel0", "/dev/vfio")
 # Parameters of glibc's mallopt(3) and their values.
 MALLOC = {
     -1: 2**31 - 1,  # M_TRIM_THRESHOLD: the heap does not shrink.
     -4: 0,  # M_MMAP_MAX: large blocks come from the heap, too.
-    # M_ARENA_MAX: there is one heap, as others have blocks of at most 64 MB. Threads
+    # M_ARENA_MAX: one heap, because blocks of other heaps are at most 64 MB. Threads
     # that compile wait for one another: a first start compiles a third longer.
     -8: 1,
 }
@@ -47,7 +47,7 @@ def declare_processes(flags: Flags) -> None:
 def start_jax(flags: Flags) -> None:
     """Prepares for JAX; with several processes, waits for the others.
 
-    Call when the flags are known to be usable: importing JAX takes seconds.
+    Call after all flags are checked, because importing JAX takes seconds.
 
     Raises:
       InputError: If the flags of the processes do not fit together, or another
@@ -66,8 +66,8 @@ def start_jax(flags: Flags) -> None:
 def keep_compiled_programs() -> None:
     """Makes JAX keep compiled programs in the user's cache, or where `CACHE` says.
 
-    Does nothing where the folder cannot be written: JAX would warn of every program.
-    JAX executes what it finds there, so a folder that others can write to is not used.
+    Does nothing if the folder cannot be written: JAX would warn of every program. JAX
+    runs the programs in the folder, so a folder that others can write to is not used.
     """
     given = os.environ.get(CACHE)
     if given == "" or "://" in (given or ""):
@@ -76,7 +76,7 @@ def keep_compiled_programs() -> None:
         folder = Path(given or user_cache() / "compiled")
         folder.mkdir(mode=0o700, parents=True, exist_ok=True)
         found = folder.stat()
-        # The sticky bit does not help: names of programs can be known in advance.
+        # The sticky bit does not help: the names of programs can be predicted.
         if found.st_uid not in (0, os.geteuid()) or found.st_mode & 0o022:
             console.warn(
                 f"{folder} is not used for compiled programs, as others can write to "
@@ -89,15 +89,15 @@ def keep_compiled_programs() -> None:
 
 
 def keep_freed_memory() -> None:
-    """Makes glibc keep what XLA frees, where the CPU is the only device.
+    """Makes glibc keep the memory that XLA frees, if the CPU is the only device.
 
-    XLA's CPU backend allocates the memory of its intermediate results anew in every
-    step. By default glibc takes such large blocks from the kernel each time, and the
-    kernel clears every page: a sixth of the processor time of a small network's step.
-    The process stays as large as it was at most; with glibc before 2.38, whose aligned
-    blocks are seldom reused at once, intermediate results can take twice their size.
+    XLA's CPU backend allocates its intermediate results again in every step. By default
+    glibc takes such large blocks from the kernel each time, and the kernel clears every
+    page, which takes a sixth of the processor time of a small network's step. The
+    process keeps its peak size. With glibc before 2.38, which seldom reuses aligned
+    blocks at once, intermediate results can take twice their size.
 
-    Does nothing without glibc, or where the environment sets up the allocator.
+    Does nothing without glibc, or if environment variables configure the allocator.
     """
     given = [name for name in os.environ if name.startswith(("MALLOC_", "GLIBC_TUNA"))]
     if given or any(Path(path).exists() for path in ACCELERATORS):

@@ -85,7 +85,7 @@ def run(flags: Flags) -> None:
 
 
 def _recipe(flags: Flags) -> Origin:
-    """Returns the recipe's name, and its own values of the fields that flags change."""
+    """Returns the recipe's name, and its values of the fields that flags change."""
     if flags.config is None:
         return {}
     holder = flags.values["config"]
@@ -110,7 +110,7 @@ def _profile_steps(text: str) -> tuple[int, int]:
     """Returns the steps after which a trace starts and ends; equal ones for none."""
     if not text:
         return 0, 0
-    # No sign, and none of the other digits of Unicode.
+    # ASCII digits only, without a sign.
     found = re.fullmatch(r"([0-9]+):([0-9]+)", text)
     if found and int(found[1]) < int(found[2]):
         return int(found[1]), int(found[2])

@@ -6,8 +6,8 @@ from collections.abc import Callable, Iterator, Sequence
 import grain
 import numpy as np
 
-# Most examples of one task of a thread. A hand-over takes grain 0.1 ms under the GIL:
-# one per example would cost half as much as decoding on two cores.
+# Most examples per task of a thread. grain needs 0.1 ms per task under the GIL: a task
+# per example would cost half as much as decoding on two cores.
 BLOCK_EXAMPLES = 16
 
 # Arrays and NumPy scalars of one image, by name.
@@ -24,8 +24,8 @@ def batches(
     """Yields batches of the examples 0, 1, 2, ..., prefetched by threads.
 
     Args:
-      example: Makes an example from its number. Threads call it in any order; fields
-        must keep their shapes.
+      example: Returns an example, given its number. Threads call it in any order;
+        each field must have the same shape in all examples.
       num_batches: Number of batches.
       batch_size: Examples per batch.
       num_threads: Number of threads.
@@ -45,7 +45,7 @@ def batches(
 
     options = grain.ReadOptions(
         num_threads=num_threads,
-        # Two batches ahead, so that slow images do not stop the step.
+        # Prefetches two batches, so that slow images do not delay the step.
         prefetch_buffer_size=2 * num_blocks,
     )
     blocks = grain.MapDataset.range(num_batches * num_blocks).map(block)
@@ -93,10 +93,10 @@ class _Unfinished:
 
 
 class Memory:
-    """Makes arrays of one shape and type in the memory of those that were freed.
+    """Allocates arrays of one shape and type, and reuses the memory of freed ones.
 
-    A batch of 256 images takes 38 MB. Allocating it anew takes 60 of the 760
-    microseconds per image; reusing it takes 20 of 700.
+    A batch of 256 images takes 38 MB. Allocating new memory takes 60 of the 760
+    microseconds per image; reusing memory takes 20 of 700.
     """
 
     def __init__(self, shape: tuple[int, ...], dtype: np.dtype):
@@ -116,8 +116,8 @@ class Memory:
 class _Lease:
     """Returns memory to the free list when the last view of it is deleted.
 
-    NumPy follows the base of a view only through arrays, so every view, and a jax.Array
-    that shares the memory on CPU, keeps the lease alive.
+    NumPy shortens the chain of bases of a view only within arrays. The lease is not an
+    array, so every view, and a jax.Array that shares the memory on CPU, keeps it alive.
     """
 
     def __init__(self, memory: np.ndarray, free: list[np.ndarray]):

@@ -36,7 +36,7 @@ class Split:
     """Images of a dataset; row i of the index describes record i.
 
     Attributes:
-      name: train, validation, held_out, tuning or test, or that of a labelled set.
+      name: train, validation, held_out, tuning, test, or the name of a labelled set.
     """
 
     name: str
@@ -81,8 +81,8 @@ class Dataset:
         """Returns the dataset with a part of train moved to the split `held_out`.
 
         Args:
-          domain: A domain of train, which a stored validation split loses, too; or a
-            fold of the groups, named by `fold_names`.
+          domain: A domain of train, which is also removed from a stored validation
+            split; or a fold of the groups of train, one of `fold_names`.
 
         Raises:
           InputError: If the domain does not exist or is the only one, or there are
@@ -119,9 +119,10 @@ class Dataset:
         return index.domains == domain
 
     def carve(self, validation_fraction: float) -> dict[str, Split]:
-        """Returns the splits, with `validation.choose` of train as validation.
+        """Returns the splits, with a part of train as validation.
 
-        A stored validation split stays, and train stays whole.
+        `validation.choose` chooses that part. With a stored validation split, all
+        splits are returned unchanged.
 
         Args:
           validation_fraction: Expected share of the groups, in [0, 1); 0 for none.
@@ -178,17 +179,17 @@ def open_dataset(
     """Opens a prepared dataset, or a prepared copy of TFDS's `open_images_v4`.
 
     Args:
-      directory: The folder with `dataset_info.json`, or a folder above exactly one.
+      directory: A folder with `dataset_info.json`, or above exactly one such folder.
       vocabulary: The expected labels; None accepts the dataset's. Labels of
-        `open_images_v4` are mapped to them by code; other datasets must have the same.
+        `open_images_v4` are mapped to them by code; other datasets must match them.
       verify: Whether to hash every byte. Sizes, indexes and the first id of each shard
         are always checked.
       on_progress: Called with (done, total, what) during verification and the first
         scan of an `open_images_v4`.
 
     Raises:
-      InputError: If there is no dataset, or it is unfinished, damaged, in another
-        format, has other labels or no training image.
+      InputError: If there is no dataset, or it is unfinished, damaged or in another
+        format, or has other labels or no training image.
     """
     path = _locate(at(directory))
     info = folder.read_info(path)
@@ -224,7 +225,7 @@ def _locate(directory: AnyPath) -> AnyPath:
         raise InputError(
             f"the preparation of {directory} did not finish; run it again to continue"
         )
-    # TFDS puts NAME/CONFIG/VERSION below its data_dir.
+    # TFDS writes a dataset to NAME/CONFIG/VERSION below its data_dir.
     below = sorted(
         path.parent
         for depth in (1, 2, 3)

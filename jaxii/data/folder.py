@@ -32,7 +32,7 @@ FEATURES_FILE = "features.json"
 # TFDS's default names of shards.
 _TEMPLATE = "{DATASET}-{SPLIT}.{FILEFORMAT}-{SHARD_X_OF_Y}"
 PREPARE_AGAIN = "delete the folder and prepare it again, or restore it from a copy"
-# The types in prepared datasets and in TFDS's `open_images_v4`.
+# Feature types of prepared datasets and of TFDS's `open_images_v4`.
 FEATURE_TYPES = frozenset(
     f"tensorflow_datasets.core.features.{name}"
     for name in (
@@ -54,7 +54,7 @@ def index_path(directory: AnyPath, split: str) -> AnyPath:
 
 
 def short_side(directory: AnyPath) -> int | None:
-    """Returns the short side that preparation reduced images to, pixels, if known."""
+    """Returns the short side of reduced images in pixels; None if unknown."""
     inputs = directory / INPUTS_FILE
     return read_json(inputs).get("short_side") if inputs.exists() else None
 
@@ -70,7 +70,7 @@ def submission_ids(directory: AnyPath) -> tuple[str, ...]:
 def recurring(directory: AnyPath) -> pl.DataFrame | None:
     """Returns the pairs of near copies: split, image_id, other_split and other_id.
 
-    Each pair is there in both directions. None if they were not looked for.
+    Each pair is listed in both directions. None if preparation did not search for them.
     """
     path = directory / RECURRING_FILE
     return pl.read_parquet(path.read_bytes()) if path.exists() else None
@@ -132,7 +132,7 @@ class Info:
         """Returns the class names of a label feature, such as "label_ids".
 
         Raises:
-          InputError: If they cannot be read.
+          InputError: If the file of the names is missing or damaged.
         """
         path = self.directory / f"{feature}.labels.txt"
         lines = _read_text(path).split("\n")
@@ -143,7 +143,7 @@ def read_info(directory: AnyPath) -> Info:
     """Reads `dataset_info.json` and `features.json` without TFDS.
 
     TFDS imports the modules that `features.json` names, which could run foreign code.
-    Here nothing is imported; feature types outside `FEATURE_TYPES` are refused.
+    This function imports none; feature types outside `FEATURE_TYPES` are refused.
 
     Raises:
       InputError: If a file is missing, damaged or in another format, or names an

@@ -1,7 +1,7 @@
 """Decodes JPEG, PNG and WebP files to upright RGB pixels and refuses damaged files.
 
 OpenCV silently fills the missing half of a truncated JPEG with grey, so JPEG files are
-decoded by libjpeg-turbo, whose warnings are read.
+decoded by libjpeg-turbo, whose warnings are checked.
 """
 
 import re
@@ -25,18 +25,18 @@ COLOURS = (
 _ORIENTATION_TAG = 0x0112
 # The orientations that swap rows and columns.
 TRANSPOSED = (5, 6, 7, 8)
-# Scans of a JPEG; encoders write up to about 20. Each is a pass over all pixels, which
-# takes a few bytes to declare: a file of 4 MB takes minutes.
+# Most scans of a JPEG; encoders write up to about 20. A scan takes a few bytes and
+# costs a pass over all pixels: a malicious file of 4 MB takes minutes to decode.
 MAX_SCANS = 100
-# Warnings of libjpeg about whole images. Bytes before a restart marker (D0 to D7) are
-# pixels that it could not place.
+# Warnings of libjpeg about images that are complete. Extraneous bytes before a restart
+# marker (D0 to D7) are pixels that libjpeg could not place, so these are not harmless.
 _HARMLESS_WARNINGS = re.compile(
     "extraneous bytes before marker 0x(?!d[0-7])|unknown JFIF revision"
 )
-# Pixels that are brought to RGB at a time: the steps need several times their memory.
+# Pixels converted to RGB at a time: conversion needs several times their memory.
 _BAND_PIXELS = 1 << 20
-# So many zeros end the pixels of a WebP file, which have no checksum, only where the
-# rest was never written.
+# WebP has no checksum. Pixel data ends in this many zeros only if the rest of the data
+# was never written.
 _WEBP_ZEROS = 64
 
 
@@ -45,7 +45,7 @@ def damage_as_value_error(kind: str) -> Iterator[None]:
     """Turns errors of the decoders and parsers into ValueError.
 
     Raises:
-      MemoryError: If OpenCV lacks memory, which is no damage.
+      MemoryError: If OpenCV runs out of memory.
     """
     try:
         yield
@@ -62,7 +62,7 @@ def sniff(data: bytes) -> str:
     """Returns "jpeg", "png" or "webp".
 
     Raises:
-      ValueError: If the bytes are none of them; names the format if it is known.
+      ValueError: If the format is another one; the message names it if known.
     """
     if data[:3] == b"\xff\xd8\xff":
         return "jpeg"
@@ -113,7 +113,8 @@ def read_header(data: bytes, kind: str) -> tuple[int, int, str]:
     The start of the file is enough.
 
     Raises:
-      ValueError: If a JPEG has no header. For others see `damage_as_value_error`.
+      ValueError: If a JPEG has no header. For other errors and formats, see
+        `damage_as_value_error`.
     """
     if kind == "jpeg":
         try:
@@ -142,7 +143,7 @@ def read_header(data: bytes, kind: str) -> tuple[int, int, str]:
 def read_exif(data: bytes, kind: str) -> bytes:
     """Returns the TIFF structure of a file's EXIF data, b"" if it has none."""
     if kind == "jpeg":
-        # Walking the segments takes a few microseconds; searching the bytes more.
+        # Walking the segments takes a few microseconds; searching the bytes is slower.
         position, last = 2, len(data) - 4
         while position <= last and data[position] == 0xFF:
             marker = data[position + 1]
@@ -163,7 +164,7 @@ def read_exif(data: bytes, kind: str) -> bytes:
 
 
 def _chunks(data: bytes, kind: str):
-    """Yields (name, body) of a PNG or WebP file; ValueError if it is truncated."""
+    """Yields (name, body) of each chunk; raises ValueError if the file is truncated."""
     position = 8 if kind == "png" else 12
     end = len(data)
     if kind == "webp":
@@ -189,7 +190,7 @@ def _chunks(data: bytes, kind: str):
 
 
 def decode_jpeg(data: bytes, color: str, size: tuple[int, int]) -> tuple[Pixels, bool]:
-    """Decodes a JPEG at the smallest scale of at least `size`.
+    """Decodes a JPEG at the smallest scale that gives at least `size`.
 
     Args:
       data: The file.
@@ -222,7 +223,7 @@ def decode_jpeg(data: bytes, color: str, size: tuple[int, int]) -> tuple[Pixels,
         except ValueError as worse:
             raise ValueError(f"damaged JPEG ({worse})") from worse
     if space == "CMYK":
-        # Adobe stores inks inverted, and so do others.
+        # Adobe and other encoders store inks inverted.
         ink = image[..., :3].astype(np.uint16) * image[..., 3:]
         image = (ink // 255).astype(np.uint8)
     return image, clean
@@ -263,7 +264,7 @@ def decode_other(data: bytes, kind: str) -> Pixels:
 def _without_animation(data: bytes) -> bytes:
     """Returns a PNG file without its animation, which OpenCV may decode to black.
 
-    What is left is the image that viewers without animation show.
+    The result is the image that viewers without animation show.
     """
     if b"acTL" not in data:
         return data
@@ -279,7 +280,7 @@ def _without_animation(data: bytes) -> bytes:
 def _on_white(
     image: Shaped[np.ndarray, "height width channel"],
 ) -> UInt8[np.ndarray, "height width colour"]:
-    """Returns BGR, grey, or either with alpha, as RGB or grey of 8 bits on white."""
+    """Converts BGR or grey, with or without alpha, to 8-bit RGB or grey on white."""
     if image.dtype == np.uint16:
         image = (image // 256).astype(np.uint8)
     if image.shape[-1] in (2, 4):
@@ -296,13 +297,13 @@ def _grey_alpha(
 ) -> Shaped[np.ndarray, "height width 1"]:
     """Returns the alpha channel of a grey PNG with a transparent value.
 
-    OpenCV applies such a value in colour and palette images only.
+    OpenCV applies a transparent value only in colour and palette images.
 
     Source: PNG specification, third edition, section 11.3.1.1.
     """
     depth = data[24]
     value = int.from_bytes(transparent, "big") % (1 << depth)
-    # OpenCV stretches 1, 2 and 4 bits to 8.
+    # OpenCV scales values of 1, 2 and 4 bits to 8 bits.
     stretch = 255 // ((1 << depth) - 1) if depth < 8 else 1
     opaque = np.iinfo(grey.dtype).max
     return np.where(grey == value * stretch, 0, opaque).astype(grey.dtype)

@@ -32,7 +32,7 @@ class Index:
       slice_ids: Positions in the dataset's `slices`.
       offsets: Image i has the entries offsets[i]:offsets[i + 1] of the columns below.
       label_ids: Vocabulary ids; one label may have entries of several sources.
-      confidences: 1 = present, 0 = verified absent, between = machine.
+      confidences: In [0, 1]; 1 = present, 0 = verified absent.
       label_sources: 0 human, 1 machine, 2 box.
     """
 
@@ -137,7 +137,7 @@ def load(path: AnyPath) -> pl.DataFrame:
       InputError: If the file is missing or damaged.
     """
     try:
-        # Bytes: a memory-mapped file could be replaced during use.
+        # Not memory-mapped, because the file could be replaced during use.
         return pl.read_parquet(io.BytesIO(path.read_bytes()))
     except (OSError, pl.exceptions.PolarsError) as error:
         raise InputError(
@@ -181,11 +181,11 @@ def columns(frame: pl.DataFrame, slices: tuple[str, ...]) -> Index:
 
 
 def cache_path(directory: AnyPath, name: str) -> AnyPath:
-    """Returns where an index is cached: in the dataset, or else in the user's cache.
+    """Returns the path of a cached index, in the dataset or else the user's cache.
 
     Args:
       directory: The folder of the dataset.
-      name: Names the split and the vocabulary.
+      name: File name without suffix; identifies the split and the vocabulary.
     """
     beside = directory / f"{name}.parquet"
     is_local = isinstance(directory, Path)

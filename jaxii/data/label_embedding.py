@@ -20,9 +20,9 @@ from jaxtyping import Float, Float32, Int, Shaped
 from jaxii.errors import InputError
 from jaxii.storage import at, write_beside
 
-# Exact eigenvectors of this many classes take a few seconds.
+# Up to this many classes, exact eigenvectors are computed, in a few seconds.
 EXACT_MAX_CLASSES = 2000
-# Products with fewer columns are bound by the memory traffic of the matrix.
+# Columns per product; fewer are bound by the memory traffic of the matrix.
 _BLOCK = 64
 # PMI spectra are flat: for 1,024 of 7,178 eigenpairs, 2 vectors per pair keep 98.8 % of
 # the exact energy, 2.25 keep 99.4 %. Small spaces need a few powers of the matrix.
@@ -35,8 +35,9 @@ class LabelEmbedding:
 
     Attributes:
       vectors: Zero for a class that never occurs together with another.
-      eigenvalues: Of the PMI matrix, largest magnitude first; 0 beyond its rank.
-      explained_energy: Share of the matrix's squared Frobenius norm, 0 to 1.
+      eigenvalues: Largest magnitude first; 0 beyond the rank of the PMI matrix.
+      explained_energy: Sum of the squared eigenvalues as a share of the PMI matrix's
+        squared Frobenius norm, 0 to 1.
       num_images: Images with at least one label.
       num_pairs: Pairs of classes that occur together.
       num_isolated: Classes whose vector is zero.
@@ -196,8 +197,8 @@ def nearest(
 ) -> list[tuple[int, float]]:
     """Returns the k classes of highest cosine similarity as (class, cosine).
 
-    Best first, without the class itself and classes whose vector is zero. A class whose
-    own vector is zero has none.
+    The highest cosine comes first. The class itself and classes with a zero vector are
+    left out. If the class has a zero vector, the list is empty.
     """
     lengths = np.linalg.norm(vectors, axis=1)
     usable = lengths > 0.0
@@ -216,7 +217,7 @@ def cooccurrence(
     label_ids: Int[np.ndarray, " entry"],
     num_classes: int,
 ) -> tuple[scipy.sparse.csr_array, Int[np.ndarray, " class"], int]:
-    """Counts the images in which two classes occur together.
+    """Counts the images in which each pair of classes occurs together.
 
     Returns:
       The symmetric counts [class, class] with an empty diagonal; the images of each
@@ -301,8 +302,8 @@ def factorise(
       matrix: [class, class], symmetric, possibly indefinite.
       dim: Number of eigenpairs, 1 to the number of classes.
       exact: Whether to return float64 eigenvectors; otherwise float32 ones by block
-        Lanczos with 2.25 products of the matrix and a vector per pair. Memory: the
-        dense matrix and 2.25 x dim vectors, float32.
+        Lanczos with 2.25 matrix-vector products per eigenpair. Memory: the dense
+        matrix and 2.25 x dim vectors, float32.
       seed: Seed of the random block.
 
     Returns:
@@ -313,7 +314,7 @@ def factorise(
       eigenvalues"; Musco and Musco 2015, algorithm 2, on the number of products.
     """
     blocks = max(math.ceil(_VECTORS_A_PAIR * dim / _BLOCK), _MIN_BLOCKS)
-    # A full space is no cheaper than the exact answer.
+    # A Lanczos space of full size is no cheaper than exact eigenvectors.
     if exact or blocks * _BLOCK >= len(matrix.indptr) - 1:
         values, basis = scipy.linalg.eigh(matrix.toarray())
         if not exact:
@@ -344,7 +345,7 @@ def _lanczos(
         space[start:end] = block
         block = block @ dense
         small[start:end, :end] = block @ space[:end].T
-        # Noise takes over where the products span nothing new.
+        # Noise adds directions where the products add none.
         block += noise * rng.standard_normal(block.shape, dtype=np.float32)
         # A three-term recurrence loses orthogonality by rounding: each block is made
         # orthogonal to all earlier ones, and again after scaling.
@@ -368,7 +369,8 @@ def _orthonormal(
     for _ in range(2):
         wide /= np.linalg.norm(wide, axis=1, keepdims=True)
         gram = wide @ wide.T
-        # Keeps nearly parallel rows positive definite; the second pass corrects it.
+        # Keeps `gram` positive definite if rows are nearly parallel; the second pass
+        # corrects the error.
         gram[np.diag_indices_from(gram)] += 1e-14 * len(gram)
         lower = scipy.linalg.cholesky(gram, lower=True)
         wide = scipy.linalg.solve_triangular(lower, wide, lower=True)

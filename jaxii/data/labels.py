@@ -96,7 +96,7 @@ def resolve_labels(
     """Returns one confidence for each label of one image.
 
     Labels of people and boxes overrule machine labels; otherwise the largest confidence
-    of a label counts. Labels with only a machine confidence of 0 are left out.
+    of a label is used. Labels with only a machine confidence of 0 are left out.
 
     Args:
       label_ids: Label ids in any order, possibly repeated.
@@ -118,7 +118,7 @@ def resolve_labels(
             kind[label] = confidence
     if machine_labels != "ignored":
         soft = machine_labels == "soft"
-        # float32 as in the columns: a stored 0.7 must reach a threshold of 0.7.
+        # float32 like the columns: a stored 0.7 must reach a threshold of 0.7.
         threshold = float(np.float32(machine_threshold))
         for label, confidence in guessed.items():
             if label in verified or confidence <= 0.0:

@@ -1,7 +1,7 @@
 """Reads TFDS's `open_images_v4` in place: maps labels by code and builds an index.
 
-Confidences are stored as 0 to 10, labels as positions in a list of 7,186 codes, whose
-order is not that of Kaggle's 7,178 classes.
+Confidences are stored as integers from 0 to 10, labels as positions in a list of 7,186
+codes. The order of that list differs from the order of Kaggle's 7,178 classes.
 """
 
 from collections.abc import Callable, Mapping, Sequence
@@ -33,7 +33,7 @@ _CHUNK = 512
 
 @dataclass(frozen=True)
 class StoredLabels:
-    """Maps stored numbers to ours.
+    """Maps stored label and source numbers to those of `labels`.
 
     Attributes:
       labels: Vocabulary id of each stored label, -1 if the vocabulary lacks it.
@@ -52,7 +52,7 @@ def read_mapping(
     Args:
       codes: Codes of the stored labels.
       names: Names of the stored sources.
-      vocabulary: The requested labels; None takes all of the dataset.
+      vocabulary: The requested labels; None uses all labels of the dataset.
 
     Raises:
       InputError: If the dataset has none of the labels, or an unknown source.

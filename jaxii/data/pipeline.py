@@ -1,4 +1,4 @@
-"""Turns records into batches: order, shards of processes, decoding, labels, padding.
+"""Turns records into batches: shuffles, shards, decodes, fills label slots and pads.
 
 The examples of step n depend only on the configuration and n, for any number of
 processes; evaluation yields each record once.
@@ -32,8 +32,8 @@ PADDING = -1
 class LabelPolicy:
     """How labels of a record fill the slots of a batch; see `labels.resolve_labels`.
 
-    An image with more labels than slots keeps those of highest confidence, and of equal
-    confidence the lower ids.
+    An image with more labels than slots keeps the labels of highest confidence, and the
+    lower ids among labels of equal confidence.
     """
 
     num_slots: int
@@ -66,9 +66,9 @@ class ShardSpec:
     """This process's part of every global batch.
 
     Attributes:
-      global_batch_size: Examples per step of all processes.
+      global_batch_size: Examples per step, over all processes.
       process_index: Number of this process.
-      process_count: Divides `global_batch_size`.
+      process_count: Number of processes; divides `global_batch_size`.
       num_threads: Threads that read and decode.
     """
 
@@ -84,8 +84,8 @@ class ShardSpec:
     def position(self, example: int) -> int:
         """Returns the position of this process's example among those of all processes.
 
-        A process takes a block of each batch, so devices get the same examples for any
-        number of processes.
+        A process takes a contiguous block of each global batch, so devices get the same
+        examples for any number of processes.
         """
         batch, row = divmod(example, self.process_batch_size)
         first = self.process_index * self.process_batch_size
@@ -101,7 +101,7 @@ def train_batches(
     seed: int,
     start_example: int = 0,
 ) -> Iterator[dict[str, np.ndarray]]:
-    """Yields shuffled, augmented batches without end, from any example of the run.
+    """Yields shuffled, augmented batches without end, starting at any example.
 
     Args:
       source: The training split.
@@ -110,7 +110,7 @@ def train_batches(
       shard: This process's part.
       seed: Seed of the order of each epoch, and of the augmentation, which depends on
         (seed, position in the run).
-      start_example: Examples of all processes that the run has used.
+      start_example: Number of examples that the run has used, over all processes.
 
     Yields:
       Batches of `process_batch_size` examples: images, label_ids, label_confidences,
@@ -126,7 +126,7 @@ def train_batches(
         return _example(index, record, pixels, policy) | place
 
     # Shuffles before sharding, or each process would see the same part of the data in
-    # every epoch. Shuffles row numbers, because grain counts the bytes of records.
+    # every epoch. Shuffles row numbers, because grain would count the bytes of records.
     rows = grain.MapDataset.range(len(source)).seed(seed).shuffle().repeat()
     rows = rows.map_with_index(lambda position, row: (position, row))
     everything = rows.random_map(example)
@@ -154,7 +154,7 @@ def eval_batches(
       transform: Makes pixels from an encoded image.
       policy: Fills the label slots.
       shard: This process's part; all processes yield the same number of batches.
-      scored: Whether each record counts in figures; others get mask 0. None: all count.
+      scored: Whether each record counts in metrics; others get mask 0. None: all do.
       mask_damaged: Whether damaged images get mask 0 instead of raising ValueError.
 
     Yields:
@@ -207,7 +207,7 @@ def _example(index, record, pixels, policy) -> Example:
 
 
 def _blank(size_pixels: int, num_slots: int) -> Example:
-    """Returns padding."""
+    """Returns a padding example."""
     return {
         "images": np.zeros((size_pixels, size_pixels, 3), np.uint8),
         "label_ids": np.full(num_slots, PADDING, np.int32),

@@ -1,4 +1,4 @@
-"""A prepared dataset, opened, with its validation split and resolved labels."""
+"""Opens a prepared dataset with its validation split and resolved labels."""
 
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field, replace
@@ -15,7 +15,7 @@ from jaxii.data.labels import Vocabulary, resolve_rows
 from jaxii.errors import InputError
 from jaxii.storage import AnyPath
 
-# Follows the name of a split, for its images without near copies in training data.
+# Suffix of the name of a split whose near copies of other splits are left out.
 WITHOUT_RECURRING = "_without_recurring"
 
 
@@ -38,7 +38,7 @@ class Rows:
     def multi_hot(
         self, num_classes: int
     ) -> tuple[Bool[np.ndarray, "row class"], Bool[np.ndarray, "row class"]]:
-        """Returns whether each image has each label, and whether it is listed.
+        """Returns whether each image has each label, and whether the label is listed.
 
         Memory: images x labels x 2 bytes.
         """
@@ -62,8 +62,8 @@ class Rows:
     def scored(self) -> Bool[np.ndarray, " row"]:
         """Returns whether each image has a label, present or absent.
 
-        Preparation keeps labels, not rows, so an empty row of a truth file is not
-        scored.
+        Preparation keeps labels, not rows of label files, so an image whose row has no
+        label is not scored.
         """
         return np.diff(self.offsets) > 0
 
@@ -136,12 +136,12 @@ class Data:
         """Returns a split without near copies of images of other splits.
 
         Args:
-          name: Of the split.
+          name: Name of the split.
           among: Names of the other splits.
 
         Returns:
-          The split `name` + `WITHOUT_RECURRING`; None if no image has a near copy, all
-          have one, or they were not looked for.
+          The split `name` + `WITHOUT_RECURRING`; None if no image or every image has a
+          near copy, or if preparation did not search for near copies.
         """
         split = self.split(name)
         others = [
@@ -210,12 +210,13 @@ def open_prepared(
         has no validation split.
       held_out_domain: See `dataset.Dataset.hold_out`; "" for none.
       machine_labels: How training uses machine labels; see `labels.resolve_labels`.
-      machine_threshold: Lowest confidence of a present label if thresholded.
+      machine_threshold: See `labels.resolve_labels`.
       verify: Whether to hash every byte.
       on_progress: See `dataset.open_dataset`.
 
     Raises:
-      InputError: If there is no dataset or domain, or train or validation is empty.
+      InputError: If the dataset cannot be opened, the domain does not exist, or train
+        or validation is empty.
     """
     opened = open_dataset(directory, vocabulary, verify=verify, on_progress=on_progress)
     domains = opened.domains

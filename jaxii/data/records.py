@@ -24,7 +24,7 @@ class RandomAccess(Protocol):
 
 
 class Selectable(RandomAccess, Protocol):
-    """Records of which some can be selected."""
+    """Records that can be selected by row."""
 
     def select(self, rows: Int64[np.ndarray, " chosen"]) -> "Selectable":
         """Returns the records of these rows, in the given order."""
@@ -39,7 +39,7 @@ class Records:
       decode: Turns parsed fields into a record; picklable.
       image_ids: Expected ids of all stored records. Reading another id raises
         InputError.
-      name: The split in error messages.
+      name: Name of the split in error messages.
       rows: The stored rows in use, in order. None uses all.
     """
 

@@ -23,7 +23,7 @@ Fields = Mapping[str, Any]
 
 
 class Record(TypedDict):
-    """A stored image with its labels, [n]."""
+    """A stored image with its labels, [label]."""
 
     image: bytes  # JPEG
     image_id: str

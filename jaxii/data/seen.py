@@ -1,8 +1,8 @@
-"""Records the images that a run has learnt from, to find them in another dataset.
+"""Stores which images influenced a run, to find them in another dataset.
 
 A run keeps an 8-byte hash of the id of each image, for each part of a result that the
-image influenced. Of 10^8 comparisons of a million images with ten thousand, one has a
-false match.
+image influenced. Comparing a million images with ten thousand gives a false match with
+probability 5e-10.
 """
 
 import io

@@ -49,7 +49,7 @@ JPEG_SHRINKS = (8, 4, 2)
 # and torchvision than the area average (46 dB instead of 42 at 1.7, 51 instead of 40 at
 # 2.5) and takes half the time.
 BLURRED_SHRINK = 3.0
-# Taps of that blur up to and beyond a shrink.
+# Taps of that blur up to the shrink `FEW_TAPS_SHRINK`, and beyond it.
 FEW_TAPS, FEW_TAPS_SHRINK, MANY_TAPS = 3, 2.0, 5
 
 
@@ -59,8 +59,8 @@ class TrainTransform:
 
     Attributes:
       size_pixels: Side of the resulting square.
-      strength: Of everything except the mirror: 0 equals `EvalTransform`, 1 is usual;
-        at most 2.5.
+      strength: Strength of everything except the mirror, 0 to 2.5. 0 gives the view of
+        `EvalTransform`, 1 is usual.
       mirror: Whether half of the images are mirrored left to right.
     """
 
@@ -152,12 +152,13 @@ class TrainTransform:
 class EvalTransform:
     """The whole image or its middle, resized to a square.
 
-    The aspect ratio is not kept: what lies at the edges has labels, too. Multi-label
-    classifiers are evaluated so in the literature (Ridnik et al. 2021, ASL, code).
+    The aspect ratio is not kept, because objects at the edges have labels, too. The
+    literature evaluates multi-label classifiers in the same way (Ridnik et al. 2021,
+    ASL, code).
 
     Attributes:
       size_pixels: Side of the resulting square.
-      crop_share: Share of both sides of the image that is cut out of the middle.
+      crop_share: Share of each side of the image that the middle keeps, in (0, 1].
     """
 
     size_pixels: int
@@ -174,7 +175,7 @@ class EvalTransform:
         return np.ascontiguousarray(resize(view, self.size_pixels, self.size_pixels))
 
     def describe(self) -> Mapping[str, object]:
-        """Returns the numbers of this view and its steps in words, exact for OpenCV."""
+        """Returns this view's parameters, and its steps in words, exact for OpenCV."""
         size, share = self.size_pixels, self.crop_share
         least = int(size / share)
         scales = ", ".join(f"1/{shrink}" for shrink in JPEG_SHRINKS)
@@ -244,7 +245,7 @@ class Image:
       width: Columns of the upright image.
       color: Colour space of a JPEG.
       turn: EXIF orientation.
-      pixels: The upright pixels, except of a JPEG.
+      pixels: The upright pixels; None for a JPEG, which is not decoded yet.
     """
 
     encoded: bytes
@@ -314,10 +315,10 @@ def resize(
 ) -> UInt8[np.ndarray, "height2 width2 channel"]:
     """Resizes linearly, with antialiasing for a shrink above `LINEAR_SHRINK`.
 
-    Up to `BLURRED_SHRINK` a blur is added: its variance and that of linear
-    interpolation, 1/6, sum to that of a triangle of two result pixels, shrink^2 / 6,
-    the filter of Pillow and torchvision. Beyond it, areas are averaged along the sides
-    that shrink.
+    Up to `BLURRED_SHRINK`, pixels are blurred first. The variances of the blur and of
+    linear interpolation, 1/6, sum to shrink^2 / 6, the variance of the triangle filter
+    of Pillow and torchvision, which is two result pixels wide. Beyond it, areas are
+    averaged along the sides that shrink.
     """
     if pixels.shape[:2] == (height, width):
         return pixels
@@ -326,11 +327,11 @@ def resize(
     method = cv2.INTER_AREA if shrink > BLURRED_SHRINK else cv2.INTER_LINEAR
     if LINEAR_SHRINK < shrink <= BLURRED_SHRINK:
         taps = FEW_TAPS if shrink <= FEW_TAPS_SHRINK else MANY_TAPS
-        # OpenCV replaces a deviation of 0 by the other one.
+        # OpenCV replaces a standard deviation of 0 by the other one.
         x, y = (math.sqrt(max(s * s - 1.0, 1e-3) / 6.0) for s in (across, down))
         pixels = cv2.GaussianBlur(pixels, (taps, taps), sigmaX=x, sigmaY=y)
     if method == cv2.INTER_AREA and min(down, across) < 1.0:
-        # OpenCV averages no areas where one of the sides grows.
+        # OpenCV does not average areas if one of the sides grows.
         smaller = min(width, pixels.shape[1]), min(height, pixels.shape[0])
         pixels = cv2.resize(pixels, smaller, interpolation=cv2.INTER_AREA)
         method = cv2.INTER_LINEAR

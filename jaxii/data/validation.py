@@ -8,7 +8,7 @@ from jaxtyping import Bool, Int, Shaped, UInt64
 from jaxii.data.index import Index
 from jaxii.data.labels import MACHINE
 
-# Labels of fewer groups are not guaranteed to occur in validation.
+# Labels in fewer groups may be missing in train or validation.
 MIN_GROUPS = 10
 
 
@@ -16,19 +16,19 @@ def choose(index: Index, fraction: float) -> Bool[np.ndarray, " row"]:
     """Returns which images are validation; groups are never divided.
 
     A group is in validation if the hash of its name is below the fraction, independent
-    of other images. If a side then lacks a label that is verified as present in at
-    least ten groups, the one with the hash nearest to that side moves. Rarer labels
-    come first, and no move takes the last group of another such label from a side. The
-    choice depends only on the data.
+    of other images. If a side (train or validation) then lacks a label that is verified
+    as present in at least ten groups, the group of that label with the hash nearest to
+    the fraction moves to that side. Rarer labels come first, and no move takes the last
+    group of another such label from a side. The choice depends only on the data.
 
-    Cost: One hash per image; one sort of the labels if a side lacks a label.
+    Cost: one hash per image; one sort of the labels if a side lacks a label.
 
     Args:
       index: The images of train.
       fraction: Expected share of the groups, in (0, 1).
 
     Source: Sechidis, Tsoumakas and Vlahavas 2011, "On the Stratification of Multi-Label
-      Data", algorithm 1, with groups and hashes in place of examples and chance.
+      Data", algorithm 1, with groups and hashes in place of examples and random draws.
     """
     hashes = _hashes(index.groups)
     chosen = hashes < np.uint64(int(fraction * 2**64))
@@ -47,8 +47,8 @@ def choose(index: Index, fraction: float) -> Bool[np.ndarray, " row"]:
 def folds(groups: Shaped[np.ndarray, " row"], number: int) -> Int[np.ndarray, " row"]:
     """Returns the fold of each image, 0 to number - 1; groups are never divided.
 
-    Folds have equal numbers of groups, up to one, and equal shares of `choose`'s: they
-    take turns in the order of the hashes.
+    Groups are assigned to folds in turn, in the order of their hashes. So the sizes of
+    folds differ by at most one group, and `choose`'s groups are spread evenly.
     """
     _, places = np.unique(_hashes(groups), return_inverse=True)
     return places % number
@@ -80,7 +80,7 @@ def _stratify(
     groups: Int[np.ndarray, " entry"],
     labels: Int[np.ndarray, " entry"],
 ) -> Bool[np.ndarray, " group"]:
-    """Moves groups until both sides have every label of at least `MIN_GROUPS` groups.
+    """Moves groups so that both sides have every label in at least `MIN_GROUPS` groups.
 
     Groups are numbered in the order of their hashes; `groups` and `labels` are columns
     of the verified labels.

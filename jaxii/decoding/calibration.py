@@ -1,6 +1,6 @@
-"""Calibrates probabilities: Platt scaling by class, fitted on one split.
+"""Calibrates probabilities by Platt scaling of each class, fitted on one split.
 
-A label that nobody verified counts as absent, as it does in F2.
+Unverified labels count as absent, as in F2.
 """
 
 from typing import NamedTuple
@@ -12,14 +12,14 @@ from scipy.special import expit, logit  # pyright: ignore[reportMissingTypeStubs
 from jaxii.decoding.thresholds import PRIOR_POSITIVES
 from jaxii.metrics.histogram import PRESENT, bin_edges
 
-# Beyond these logits a float32 probability cannot tell, and the histogram does not.
+# Logits are clipped to this range, which the bins of the histogram cover.
 LOWEST_LOGIT, HIGHEST_LOGIT = -16.0, 14.0
 MOST_BINS = 256
 MOST_STEPS, SMALLEST_STEP = 100, 1e-7
 
 
 class Calibration(NamedTuple):
-    """What turns a class's logit z into a calibrated one: slope z + intercept."""
+    """Maps the logit z of each class to a calibrated logit, slope z + intercept."""
 
     slopes: Float64[np.ndarray, " class"]
     intercepts: Float64[np.ndarray, " class"]
@@ -36,15 +36,15 @@ class Calibration(NamedTuple):
     def tempered(
         self, frequencies: Float[np.ndarray, " class"], confidence: float
     ) -> "Calibration":
-        """Returns the calibration that believes a part of what an image shows.
+        """Returns the calibration with logits shrunk toward those of the frequencies.
 
-        What it shows of a class is the distance of the calibrated logit from the logit
-        of the class's frequency.
+        The distance of a calibrated logit from the logit of the class's frequency is
+        multiplied by `confidence`.
 
         Args:
-          frequencies: how often each class occurs, in [0, 1].
-          confidence: the part, in [0, 1]. 1: all of it; 0: every image has each class
-            with the class's frequency.
+          frequencies: frequency of each class, in [0, 1].
+          confidence: factor in [0, 1]. 1 changes nothing; with 0 the probability of
+            each class is its frequency for every image.
         """
         home = np.clip(logit(frequencies), LOWEST_LOGIT, HIGHEST_LOGIT)
         return Calibration(
@@ -61,25 +61,25 @@ def calibrate(
 ) -> Calibration:
     """Fits slope and intercept of each class by penalised maximum likelihood.
 
-    First one slope and intercept for all classes; then each class's own, with a
-    Gaussian prior around them. The prior's precision is the information that
-    `prior_positives` positives of the average class hold, so that a class keeps its own
-    values as far as its number of positives allows. Memory: a few numbers for each used
-    pair of class and bin, of at most 256 bins.
+    One slope and intercept are fitted for all classes first, then one pair for each
+    class with a Gaussian prior around the common pair. The prior's precision is the
+    information in `prior_positives` positives of the average class, so classes with few
+    positives stay near the common pair. Memory: a few numbers for each nonempty pair of
+    class and bin, with at most 256 bins per class.
 
     Args:
-        histogram: counts of `metrics`, weighted or not, of the split the fit may see.
-        thresholds: the grid it was summed with.
-        prior_positives: above 0; without limit, all classes get the same values.
+        histogram: counts by probability bin of the split to fit on; may be weighted.
+        thresholds: the grid that the histogram was built with.
+        prior_positives: prior strength, above 0; as it grows, the pairs become equal.
 
     Returns:
-        The calibration; the identity, nearly, where there is nothing to learn from.
+        The calibration; close to the identity if the histogram is nearly empty.
 
     Source: Platt 1999, section 2; Guo et al. 2017, section 4 (temperature scaling, one
         slope for all).
     """
     classes, entries = entries_of(histogram, thresholds)
-    # Worth one positive: it decides only where a handful of images were seen.
+    # A weak prior (about one positive) that matters only for a handful of images.
     start, precision = np.array([[1.0, 0.0]]), np.eye(2)[None]
     everything = _fit(np.zeros_like(classes), entries, start, precision)
     _, _, information = _at(np.zeros_like(classes), entries, everything)
@@ -91,7 +91,7 @@ def calibrate(
 
 
 class Entries(NamedTuple):
-    """Images of one class in one bin: their logit, how many, how many with it."""
+    """Logit, number of images and number of positives of each class and bin."""
 
     logits: Float64[np.ndarray, " entry"]
     images: Float64[np.ndarray, " entry"]
@@ -101,7 +101,7 @@ class Entries(NamedTuple):
 def entries_of(
     histogram: Num[np.ndarray, "kind class bin"], thresholds: tuple[float, ...]
 ) -> tuple[Int[np.ndarray, " entry"], Entries]:
-    """Returns the used pairs of class and bin, neighbouring bins taken together."""
+    """Returns classes and counts of nonempty bins, merged to at most `MOST_BINS`."""
     _, num_classes, num_bins = histogram.shape
     edges = logit(bin_edges(thresholds, num_classes).astype(np.float64))
     edges = np.clip(edges, LOWEST_LOGIT, HIGHEST_LOGIT)
@@ -121,13 +121,13 @@ def _fit(
     start: Float64[np.ndarray, "group 2"],
     precision: Float64[np.ndarray, "1 2 2"],
 ) -> Float64[np.ndarray, "group 2"]:
-    """Returns each group's slope and intercept, by Newton's method with halved steps.
+    """Fits slope and intercept of each group by Newton's method with step halving.
 
     Args:
-        groups: of each entry.
+        groups: group of each entry.
         entries: the data.
-        start: also the centre of the prior.
-        precision: of the prior.
+        start: initial values, which are also the mean of the prior.
+        precision: precision of the prior.
     """
 
     def at(

@@ -1,6 +1,6 @@
 """The best constant prediction: the same labels for every image.
 
-A decoder that does not beat it has learnt nothing from the images.
+A decoder that does not beat this baseline has learnt nothing from the images.
 """
 
 from collections.abc import Sequence
@@ -21,17 +21,17 @@ def best_constant(
     *,
     max_k: int = MAX_K,
 ) -> tuple[Int[np.ndarray, " label"], float]:
-    """Returns the best answer that ignores the image, and its mean F2 on a split.
+    """Returns the best constant prediction and its mean F2 on a split.
 
     Args:
-        label_counts: images of the training split with each label.
-        offsets: n + 1 starts of the images of the split to choose k on (CSR).
+        label_counts: number of training images with each label.
+        offsets: n + 1 CSR offsets of the n images that k is chosen on.
         label_ids: the labels present, without duplicates within an image.
         max_k: largest number of labels tried, at least 1.
 
     Returns:
-        The k most frequent labels of training (of equals, the lower id), most frequent
-        first, with the k of the best F2; and that F2.
+        The k most frequent training labels, most frequent first (ties: lower id first),
+        for the k with the best F2; and that F2.
     """
     order = np.argsort(-label_counts.astype(np.float64), kind="stable")[:max_k]
     f2s = _f2_of_prefixes(order, len(label_counts), offsets, label_ids)
@@ -50,7 +50,7 @@ def constant_f2(
     Args:
         constant: label ids, at least one, without duplicates.
         num_classes: number of classes.
-        offsets: n + 1 starts of the split's images (CSR).
+        offsets: n + 1 CSR offsets of the split's n images.
         label_ids: the labels present, without duplicates within an image.
     """
     order = np.asarray(constant, np.int64)
@@ -63,7 +63,7 @@ def _f2_of_prefixes(
     offsets: Int[np.ndarray, " row"],
     label_ids: Int[np.ndarray, " entry"],
 ) -> Float[np.ndarray, " label"]:
-    """Returns the mean F2 of predicting the first 1, 2, ... labels of the order."""
+    """Returns the mean F2 of predicting the first 1, 2, ... labels of `order`."""
     num_images = len(offsets) - 1
     if num_images < 1:
         raise InputError(

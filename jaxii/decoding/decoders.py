@@ -1,7 +1,7 @@
-"""Decoders: from probabilities or embeddings of images to sets of labels.
+"""Decoders turn probabilities or embeddings of images into sets of labels.
 
-Each takes scores [batch, class] and returns decisions, True where the label is
-predicted. `Decoders` holds what was fitted for them on one split.
+Each returns decisions [batch, class], True where the label is predicted. `Decoders`
+holds the parameters that are fitted on one split.
 """
 
 import zipfile
@@ -28,17 +28,17 @@ from jaxii.metrics import streaming
 from jaxii.metrics.streaming import Accumulators
 from jaxii.storage import AnyPath, write_beside
 
-# The first is the default: ahead of one threshold on every held-out domain that was
-# tried (configs/README.md).
+# The first is the default: it beats `threshold` in most runs that were tested on a
+# held-out domain (configs/README.md).
 NAMES = ("expected_f2", "threshold", "per_class", "top_k", "embedding")
-# The part of what an image shows that `expected_f2` believes. A network is too sure of
-# images from elsewhere, the more so the longer it trained, and labels that occur
-# together are more probable than independent ones (configs/README.md).
+# `expected_f2` shrinks calibrated logits by this factor (`Calibration.tempered`).
+# Networks are overconfident on new domains, more so after longer training, and labels
+# that occur together are more probable than independence implies (configs/README.md).
 CONFIDENCE = 0.8
-# Probabilities [batch, class] and embedding [batch, embed] or None to the label ids of
-# each image, the most probable first, never none.
+# Maps probabilities [batch, class] and the embedding [batch, embed] or None to the
+# label ids of each image, the most probable first.
 Decode = Callable[[np.ndarray, np.ndarray | None], list[np.ndarray]]
-# Images in a batch of `fit`.
+# Number of images in a batch of `sums_of`.
 _BATCH = 256
 
 
@@ -51,10 +51,10 @@ def threshold_decoder(
     """Returns the labels whose probability is at least the threshold.
 
     Args:
-        scores: probabilities in [0, 1]; NaN is never predicted.
-        threshold: in [0, 1], one or one a class; compared as float32, as on the
-            device.
-        at_least_one: give the most probable label where none reaches the threshold.
+        scores: probabilities in [0, 1]; NaN counts as 0.
+        threshold: in [0, 1], one for all classes or one per class; compared as float32,
+            as on the device.
+        at_least_one: whether to predict the top label if none reaches the threshold.
 
     Returns:
         True where the label is predicted.
@@ -70,18 +70,18 @@ def threshold_decoder(
 def top_k_decoder(
     scores: Float[np.ndarray, "batch class"], *, k: int | Int[np.ndarray, " batch"]
 ) -> Bool[np.ndarray, "batch class"]:
-    """Returns the k labels of the highest scores; of equal ones, those of lower id.
+    """Returns the k labels with the highest scores; ties go to the lower id.
 
     Args:
         scores: probabilities or cosines.
-        k: labels an image, one number or one an image, at least 1; all of them where
-            there are fewer.
+        k: labels per image, one number for all or one per image, at least 1; limited
+            to the number of classes.
 
     Returns:
         True where the label is predicted.
 
     Raises:
-        InputError: k below 1.
+        InputError: If k is below 1.
     """
     if np.min(k, initial=1) < 1:
         raise InputError(f"k={k} labels an image; at least 1 is allowed; raise k")
@@ -106,15 +106,15 @@ def embedding_decoder(
     """Returns the k labels whose embeddings have the highest cosine with the image's.
 
     Args:
-        embedding: predicted embeddings, of any length.
-        label_embeddings: one vector a class; a zero vector has cosine 0.
-        k: labels an image, at least 1.
+        embedding: predicted embeddings, of any norm.
+        label_embeddings: one vector per class; a zero vector has cosine 0.
+        k: labels per image, at least 1.
 
     Returns:
         True where the label is predicted.
 
     Raises:
-        InputError: k below 1.
+        InputError: If k is below 1.
     """
     return top_k_decoder(_unit(embedding) @ _unit(label_embeddings).T, k=k)
 
@@ -122,14 +122,14 @@ def embedding_decoder(
 def expected_f2_decoder(
     scores: Float[np.ndarray, "batch class"],
 ) -> Bool[np.ndarray, "batch class"]:
-    """Returns, for each image, the set of at least one label of largest expected F2.
+    """Returns the nonempty set of labels with the largest expected F2 for each image.
 
     Args:
         scores: calibrated probabilities in [0, 1]; NaN counts as 0.
 
     Returns:
-        True where the label is chosen. Of equal probabilities that of the lower id is
-        taken first, of sets of equal worth the smallest.
+        True where the label is chosen. Ties in probability go to the lower id, ties in
+        expected F2 to the smaller set.
 
     Source: Ye, Chai, Lee, Chieu 2012, "Optimizing F-measures: a tale of two
         approaches", section 4; Dembczynski et al. 2011 for the sum over labels.
@@ -142,7 +142,7 @@ def label_lists(
     chosen: Bool[np.ndarray, "batch class"],
     scores: Float[np.ndarray, "batch class"] | None = None,
 ) -> list[Int[np.ndarray, " label"]]:
-    """Returns each image's predicted ids, by falling score if scores are given."""
+    """Returns each image's label ids, by descending score if scores are given."""
     if scores is None:
         return [np.flatnonzero(row) for row in chosen]
     lists: list[Int[np.ndarray, " label"]] = []
@@ -154,16 +154,16 @@ def label_lists(
 
 @dataclass(frozen=True, kw_only=True)
 class Decoders:
-    """Every decoder's parameters.
+    """Parameters of all decoders.
 
     Attributes:
-      choice: one threshold for all classes, one k for all images.
-      class_thresholds: a threshold a class, for `per_class`.
-      calibration: of the probabilities; `expected_f2` takes them tempered.
-      frequencies: how often each label occurs, by calibrated probabilities.
-      label_embeddings: for `embedding`.
-      expected_f2_offsets: decoder -> the mean F2 on labelled images, those of the fit,
-        minus the mean that the probabilities expect there; empty until measured.
+      choice: the threshold of `threshold`, and k of `top_k` and `embedding`.
+      class_thresholds: one threshold per class, for `per_class`.
+      calibration: calibration of the probabilities; `expected_f2` uses it tempered.
+      frequencies: frequency of each label, estimated by calibrated probabilities.
+      label_embeddings: one vector per class, for `embedding`; None without it.
+      expected_f2_offsets: decoder -> mean F2 minus mean expected F2 on the images of
+        the fit; empty until measured.
     """
 
     choice: DecoderChoice
@@ -174,20 +174,20 @@ class Decoders:
     expected_f2_offsets: Mapping[str, float] = field(default_factory=dict[str, float])
 
     def names(self, *, has_head: bool) -> tuple[str, ...]:
-        """Returns the decoders that can answer, given an embedding head or none."""
+        """Returns the names of usable decoders; `embedding` needs an embedding head."""
         if has_head and self.choice.embedding_k is not None:
             return NAMES
         return tuple(name for name in NAMES if name != "embedding")
 
     def check(self, name: str, possible: Sequence[str]) -> None:
-        """Refuses a decoder that cannot answer.
+        """Checks that a decoder is usable.
 
         Args:
-          name: of `NAMES`.
-          possible: of `names`.
+          name: one of `NAMES`.
+          possible: the usable decoders, from `names`.
 
         Raises:
-          InputError: If the embedding head is missing.
+          InputError: If the decoder needs an embedding head that is missing.
         """
         if name not in possible:
             raise InputError(
@@ -197,7 +197,7 @@ class Decoders:
             )
 
     def answer(self, name: str) -> Decode:
-        """Returns one decoder as a function that gives label ids."""
+        """Returns the function that decodes label ids with one decoder."""
 
         def decode(probs: np.ndarray, embedding: np.ndarray | None) -> list[np.ndarray]:
             chosen = self.decisions([name], probs, embedding)[name]
@@ -211,12 +211,12 @@ class Decoders:
         probs: Float[np.ndarray, "batch class"],
         embedding: Float[np.ndarray, "batch embed"] | None,
     ) -> dict[str, Bool[np.ndarray, "batch class"]]:
-        """Returns what each decoder predicts, at least one label an image.
+        """Returns the decisions of each decoder, with at least one label per image.
 
         Args:
-          names: of `names`.
+          names: the decoders, from `names`.
           probs: the network's probabilities.
-          embedding: its embeddings, where it has the head.
+          embedding: the network's embeddings; None without the head.
         """
         vectors, k = self.label_embeddings, self.choice.embedding_k
         ways: dict[str, Callable[[], Bool[np.ndarray, "batch class"]]] = {
@@ -243,16 +243,16 @@ class Decoders:
         probs: Float[np.ndarray, "batch class"],
         chosen: Bool[np.ndarray, "batch class"],
     ) -> Float64[np.ndarray, " batch"]:
-        """Returns the F2 to expect of decisions; its mean over images is meaningful.
+        """Returns the expected F2 of decisions; use only its mean over images.
 
-        That of calibrated probabilities is biased, because `expected_f2_of` takes
-        labels as independent. The decoder's offset is added: the mean over the images
-        of the fit is their F2.
+        The expected F2 by calibrated probabilities is biased, because `expected_f2_of`
+        assumes independent labels. The decoder's offset is added, so that the mean over
+        the images of the fit equals their mean F2.
 
         Args:
-          name: the decoder.
+          name: name of the decoder.
           probs: the network's probabilities.
-          chosen: what the decoder predicts.
+          chosen: decisions of the decoder.
 
         Source: Guillory et al. 2021, "Predicting with confidence on unseen
             distributions", section 3 (difference of confidences).
@@ -261,7 +261,7 @@ class Decoders:
         return expected + self.expected_f2_offsets.get(name, 0.0)
 
     def parameter(self, name: str) -> dict[str, float | int | None]:
-        """Returns the one parameter of a decoder by name; the others have none."""
+        """Returns the parameter of a decoder by name; empty if it has none."""
         parameters: dict[str, dict[str, float | int | None]] = {
             "threshold": {"threshold": self.choice.threshold},
             "top_k": {"k": self.choice.top_k},
@@ -270,7 +270,7 @@ class Decoders:
         return parameters.get(name, {})
 
     def save(self, path: AnyPath) -> None:
-        """Writes all but the label embedding, which has a file; whole or not at all."""
+        """Atomically writes all but the label embedding, which has its own file."""
         k = self.choice.embedding_k
 
         def write(file: BinaryIO) -> None:
@@ -297,13 +297,13 @@ def load(
 
     Args:
       path: the file.
-      label_embeddings: of the same workdir, where it has them.
+      label_embeddings: label embeddings of the same workdir; None without them.
 
     Raises:
-      InputError: no such file, or not one of decoders.
+      InputError: If the file is missing or does not hold decoders.
     """
     try:
-        # NumPy leaves a file open that it opened and could not read.
+        # Opened here because NumPy does not close a file that it cannot read.
         opened = cast(BinaryIO, path.open("rb"))
         with opened as file, np.load(file, allow_pickle=False) as arrays:
             _check_numbers(arrays)
@@ -333,16 +333,16 @@ def load(
 
 
 def _check_numbers(arrays: Mapping[str, np.ndarray]) -> None:
-    """Refuses parameters that no fit gives.
+    """Checks that parameters are in range.
 
     Raises:
-      ValueError: a threshold outside [0, 1], a number that is not finite, no label.
+      ValueError: If a threshold is outside [0, 1], a number is not finite, or k < 1.
     """
     for name in ("slopes", "intercepts", "frequencies", "offsets"):
         if not np.all(np.isfinite(arrays[name])):
             raise ValueError(f"{name} has a number that is not finite")
     for name in ("threshold", "class_thresholds"):
-        # NaN is in no range.
+        # NaN fails both comparisons.
         if not np.all((arrays[name] >= 0.0) & (arrays[name] <= 1.0)):
             raise ValueError(f"{name} is outside [0, 1]")
     if arrays["top_k"] < 1 or arrays["embedding_k"] < 0:
@@ -361,12 +361,12 @@ def fit(
     Args:
       probs: probabilities in [0, 1], [image, class].
       targets: 1 or true where the label is present, [image, class].
-      beta: of the F-beta that is maximised, above 0.
+      beta: beta of the F-beta to maximise, above 0.
       decoder: "threshold", "per_class", "top_k" or "expected_f2".
 
     Returns:
       A function from probabilities [image, class] to decisions of the same shape, True
-      where the label is predicted; at least one label an image.
+      where the label is predicted; at least one label per image.
 
     Raises:
       InputError: If the decoder is unknown or does not maximise F-beta of this beta, or
@@ -425,8 +425,8 @@ def fit_decoders(
 
     Args:
       acc: the sums of the split.
-      choice: threshold and k, as `thresholds` chooses them.
-      label_embeddings: one vector a class, where a stage has the head.
+      choice: threshold and k, from `thresholds.choose`.
+      label_embeddings: one vector per class; None without an embedding head.
     """
     histogram = np.asarray(acc.sums.histogram)
     calibration = calibrate(histogram, acc.thresholds)

@@ -1,19 +1,19 @@
-"""The size of the set of labels with the largest expected F2, from probabilities.
+"""Computes the expected F2 of sets of labels, and the size of the best set.
 
-Labels are taken as independent. The best set of k labels is then that of the k most
-probable (Lewis 1995; Ye et al. 2012), and only k is sought. With Y the labels present,
+Labels are assumed independent. The best set of k labels is then the k most probable
+(Lewis 1995; Ye et al. 2012), so only k is unknown. With Y the set of labels present,
 
     E[F2 of the top k] = 5 sum_{l <= k} p_l E[1 / (4 (1 + |Y without l|) + k)],
 
-and as 1 / a is the integral of t^(a - 1) over t from 0 to 1, with u = t^4,
+where 1 / a is the integral of t^(a - 1) over t from 0 to 1. With u = t^4 this gives
 
     E[F2 of the top k] = 5 integral of t^(3 + k) G(u) S_k(u) dt
     G(u) = prod_i (1 - p_i + p_i u),   S_k(u) = sum_{l <= k} p_l / (1 - p_l + p_l u).
 
-This is the integral of a polynomial in t, which few Gauss-Legendre nodes give to
-rounding (`num_nodes` proves it); labels that cannot be chosen enter G by sums of their
-powers (`num_powers`). An image costs a sort and a few passes over its labels; the
-recursions of Ye et al. take n^2 steps.
+The integrand is a polynomial in t, so a few Gauss-Legendre nodes integrate it to
+`TOLERANCE` (see `num_nodes`). Improbable labels that cannot be chosen enter G by sums
+of their powers (see `num_powers`). An image costs a sort and a few passes over its
+labels; the recursions of Ye et al. take n^2 steps for n labels.
 """
 
 import functools
@@ -23,12 +23,12 @@ from concurrent.futures import ThreadPoolExecutor
 import numpy as np
 from jaxtyping import Bool, Float, Float64, Int64
 
-# Half of it is for the nodes, half for the powers.
+# Error bound of the expected F2: half for the nodes, half for the powers.
 TOLERANCE = 1e-12
 CHUNK_IMAGES = 32
 # Numbers in a block of factors or terms: 1 MB, which stays in a core's cache.
 BLOCK = 2**17
-# More probable labels are factors of their own: their powers fall too slowly.
+# More probable labels are multiplied one by one: their powers fall too slowly.
 SMALL = 1 / 16
 
 
@@ -38,14 +38,14 @@ def best_sizes(
     """Returns how many of the most probable labels have the largest expected F2.
 
     Cost: a sort, some ten passes over the labels, and `num_nodes` divisions for each
-    label that can be chosen, on all cores. Memory: 10 numbers a label for 32 images a
-    core.
+    label that can be chosen, on all cores. Memory: 10 numbers per label for 32 images
+    per core.
 
     Args:
         probs: probabilities in [0, 1], of at least one class.
 
     Returns:
-        At least 1; no other size is better by more than `TOLERANCE`.
+        Sizes of at least 1; no other size is better by more than `TOLERANCE`.
     """
     with ThreadPoolExecutor(os.cpu_count()) as pool:
         sizes = list(pool.map(_best_sizes, _chunks(probs)))
@@ -55,14 +55,14 @@ def best_sizes(
 def expected_f2_of(
     probs: Float[np.ndarray, "batch class"], chosen: Bool[np.ndarray, "batch class"]
 ) -> Float64[np.ndarray, " batch"]:
-    """Returns the expected F2 of any set of labels, such as a decoder chose.
+    """Returns the expected F2 of a given set of labels for each image.
 
     Args:
         probs: probabilities in [0, 1].
         chosen: True where the label is in the set.
 
     Returns:
-        Correct to `TOLERANCE`; 0 for the empty set.
+        Values correct to `TOLERANCE`; 0 for the empty set.
     """
     with ThreadPoolExecutor(os.cpu_count()) as pool:
         f2 = list(pool.map(_expected_f2_of, _chunks(probs), _chunks(chosen)))
@@ -76,32 +76,32 @@ def expected_f2(
 
     Args:
         probs: probabilities in [0, 1].
-        sizes: 1 to the number of classes.
+        sizes: from 1 to the number of classes.
 
     Returns:
-        Correct to `TOLERANCE`.
+        Values correct to `TOLERANCE`.
     """
     return _expected_f2(_descending(probs), sizes)
 
 
 def num_nodes(expected_count: float, sizes: int) -> int:
-    """Returns how many Gauss-Legendre nodes integrate to `TOLERANCE`.
+    """Returns the number of Gauss-Legendre nodes that integrates to `TOLERANCE`.
 
     N nodes are exact for polynomials of degree below 2 N, and their weights are
-    positive and add up to 1: the error is at most twice the distance to the nearest of
-    these polynomials. For a function below M on the ellipse with the foci 0 and 1 and
-    the parameter e^s that distance is at most 2 M e^(-2 N s) / (1 - e^(-s)). As no
-    coefficient of the integrand is negative, it is largest at the ellipse's right end,
+    positive and add up to 1, so the error is at most twice the distance to the nearest
+    such polynomial. For a function bounded by M on the ellipse with foci 0 and 1 and
+    parameter e^s, the distance is at most 2 M e^(-2 N s) / (1 - e^(-s)). The integrand
+    has no negative coefficient, so its maximum is at the right end of the ellipse,
     t = (1 + cosh(s)) / 2, where it is below
 
         5 expected_count t^(3 + sizes) exp(expected_count (t^4 - 1)).
 
     Args:
         expected_count: sum of the probabilities.
-        sizes: largest k.
+        sizes: the largest k.
 
     Returns:
-        16, 24, 32, 48, 64, 96, ...: the first for which some s proves the tolerance.
+        The first of 16, 24, 32, 48, 64, 96, ... for which some s meets the tolerance.
 
     Source: Trefethen 2013, "Approximation theory and approximation practice",
         theorems 8.2 and 19.3.
@@ -118,15 +118,15 @@ def num_nodes(expected_count: float, sizes: int) -> int:
 
 
 def num_powers(largest: float, expected_count: float) -> int:
-    """Returns how many powers of probabilities give the logarithm of their factors.
+    """Returns how many powers of probabilities approximate the log of their factors.
 
-    log(1 - p x) = -sum_r (p x)^r / r, and with x at most 1 what R powers leave is at
-    most p^(R + 1) / ((R + 1) (1 - p)). It is a relative error of G, and the expected F2
-    is at most 1.
+    log(1 - p x) = -sum_r (p x)^r / r. With x at most 1, the remainder after R powers is
+    at most p^(R + 1) / ((R + 1) (1 - p)). The remainder is a relative error of G, and
+    the expected F2 is at most 1.
 
     Args:
-        largest: of the probabilities, at most `SMALL`.
-        expected_count: their sum.
+        largest: the largest probability, at most `SMALL`.
+        expected_count: sum of the probabilities.
     """
     count = 1
     while expected_count * largest**count > TOLERANCE / 4:
@@ -137,14 +137,14 @@ def num_powers(largest: float, expected_count: float) -> int:
 def largest_sizes(
     ordered: Float64[np.ndarray, "batch class"],
 ) -> Int64[np.ndarray, " batch"]:
-    """Returns, for each image, a number of labels that its best set does not exceed.
+    """Returns an upper bound on the size of the best set of each image.
 
-    By Jensen's inequality the expected F2 of the top k, whose probabilities add up to
-    s, is at most 5 s / (4 s + k), which falls with k, and at least
+    Let s be the sum of the k largest probabilities. By Jensen's inequality the expected
+    F2 of the top k is at most 5 s / (4 s + k), which falls with k, and at least
     5 s / (4 (1 + expected count - p_k) + k).
 
     Args:
-        ordered: probabilities, each image's in descending order.
+        ordered: probabilities, in descending order for each image.
     """
     s = np.cumsum(ordered, axis=1)
     k = np.arange(1, int(ordered.shape[1]) + 1)[None, :]
@@ -182,7 +182,7 @@ def _best_sizes(
     ordered = _descending(probs)
     most = largest_sizes(ordered)
     best = np.zeros(len(probs), np.int64)
-    # A rare image of which many labels can be chosen does not hold up the others.
+    # Images are grouped by size, so that a rare large size does not slow the others.
     octaves = np.frexp(most)[1]
     for octave in np.unique(octaves):
         rows = np.flatnonzero(octaves == octave)
@@ -225,7 +225,7 @@ def _expected_f2(
 def _factors(
     columns: Float64[np.ndarray, "class batch"], u: Float64[np.ndarray, " node"]
 ) -> Float64[np.ndarray, "class batch node"]:
-    """Returns 1 - p + p u, which is never 0 as no node is."""
+    """Returns 1 - p + p u, which is positive because nodes are positive."""
     return (1 - columns)[:, :, None] + columns[:, :, None] * u
 
 
@@ -249,8 +249,8 @@ def _nodes(
 ) -> tuple[Float64[np.ndarray, " node"], Float64[np.ndarray, " node"]]:
     """Returns Gauss-Legendre nodes and weights on [0, 1].
 
-    By Newton's method from the cosines that the nodes are near to. The weights close to
-    1, where large sets have all their mass, lose four digits in NumPy and six in SciPy.
+    Newton's method starts from cosines close to the nodes. NumPy loses four digits and
+    SciPy six in the weights near 1, where the integrand of large sets has its mass.
     """
     x = np.cos(np.pi * (np.arange(count) + 0.75) / (count + 0.5))
     slope = np.ones_like(x)

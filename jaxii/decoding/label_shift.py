@@ -1,7 +1,7 @@
-"""Corrects probabilities for a domain where labels occur more or less often.
+"""Corrects probabilities for a target domain with other label frequencies.
 
-Needs images of that domain and no labels. Assumes that only the frequencies of labels
-differ, not how their images look.
+Needs unlabelled images of the target. Assumes that only the frequencies of labels
+differ, not the appearance of images with a label.
 """
 
 import jax.numpy as jnp
@@ -11,12 +11,12 @@ from scipy.special import expit, logit  # pyright: ignore[reportMissingTypeStubs
 
 from jaxii.decoding.calibration import Calibration, Entries, entries_of
 
-# A target's frequency of a label is drawn to the label's own as by so many images with
-# it: what a handful of uncertain images say is noise.
+# Strength of the prior that draws a label's target frequency to its home frequency, in
+# images with the label. Estimates from a handful of uncertain images are noise.
 PRIOR_POSITIVES = 10.0
-# Frequencies are looked for between the odds exp(-20) and exp(20).
+# Bound on the absolute log odds of a frequency, and the number of bisection steps.
 HIGHEST_LOG_ODDS, HALVINGS = 20.0, 50
-# A calibration so flat says nothing of a label; steeper, its inverse is defined.
+# Smallest slope to divide by; flatter calibrations say nothing about a label.
 SMALLEST_SLOPE = 0.1
 
 
@@ -25,15 +25,15 @@ def frequencies(
     thresholds: tuple[float, ...],
     calibration: Calibration,
 ) -> Float64[np.ndarray, " class"]:
-    """Returns how often each label occurs, by its calibrated probabilities.
+    """Returns the frequency of each label, estimated by its calibrated probabilities.
 
-    On the split of the calibration that is how often it did, but for labels too rare to
-    be calibrated on their own, and never 0.
+    The estimate is never 0. On the split of the calibration it is close to the observed
+    frequency, except for rare labels.
 
     Args:
-        histogram: counts of `metrics`; kinds are added up, so that labels do not count.
-        thresholds: the grid it was summed with.
-        calibration: of these probabilities.
+        histogram: counts by probability bin; kinds are summed, so labels are not used.
+        thresholds: the grid that the histogram was built with.
+        calibration: calibration of these probabilities.
     """
     classes, entries = entries_of(histogram, thresholds)
     probs = expit(_calibrated(calibration, classes, entries))
@@ -49,18 +49,18 @@ def target_frequencies(
     *,
     prior_positives: float = PRIOR_POSITIVES,
 ) -> Float64[np.ndarray, " class"]:
-    """Returns how often each label occurs in a target, from images without labels.
+    """Estimates the frequency of each label in a target from unlabelled images.
 
-    The fixed point of expectation maximisation, each label on its own: the frequency
-    which the corrected probabilities have as their mean. The likelihood has one maximum
-    only, so that it is found by bisection, in a fixed number of passes.
+    The estimate is the fixed point of expectation maximisation for each label alone:
+    the frequency that equals the mean of the corrected probabilities. The likelihood
+    has a single maximum, so bisection finds it in a fixed number of passes.
 
     Args:
-        histogram: of the target's probabilities; kinds are added up.
-        thresholds: the grid it was summed with.
-        calibration: of the probabilities, fitted at home.
-        home: frequencies there, as `frequencies` gives them; in (0, 1).
-        prior_positives: at least 0; 0 is the method as published.
+        histogram: counts of the target's probabilities; kinds are summed.
+        thresholds: the grid that the histogram was built with.
+        calibration: calibration of the probabilities, fitted on the home split.
+        home: label frequencies on the home split, from `frequencies`; in (0, 1).
+        prior_positives: strength of the prior, at least 0; 0 is the published method.
 
     Source: Saerens, Latinne and Decaestecker 2002, Adjusting the Outputs of a
         Classifier to New a Priori Probabilities, section 3; with a calibration before
@@ -87,16 +87,16 @@ def logit_shift(
     home: Float64[np.ndarray, " class"],
     target: Float64[np.ndarray, " class"],
 ) -> Float[np.ndarray, " class"]:
-    """Returns what to add to the logits of the network, for `corrected`.
+    """Returns the shift of each class's logit, for `corrected`.
 
-    The change of the log odds of a calibrated probability, divided by the slope of the
-    calibration: what was chosen or fitted on uncorrected probabilities then holds for
-    corrected ones.
+    The shift is the change in log odds of a calibrated probability, divided by the
+    slope of the calibration. Thresholds and calibrations of uncorrected probabilities
+    therefore remain valid for corrected ones.
 
     Args:
-        calibration: of the probabilities.
-        home: frequencies of the labels on its split, in (0, 1).
-        target: those in the target, in (0, 1).
+        calibration: calibration of the probabilities.
+        home: label frequencies on the split of the calibration, in (0, 1).
+        target: label frequencies in the target, in (0, 1).
     """
     slopes = np.maximum(calibration.slopes, SMALLEST_SLOPE)
     shift = (logit(target) - logit(home)) / slopes
@@ -106,9 +106,9 @@ def logit_shift(
 def corrected(
     probs: Float[Array, "batch class"], shift: Float[Array, " class"]
 ) -> Float[Array, "batch class"]:
-    """Returns probabilities with each class's logit moved by its shift; on the device.
+    """Returns probabilities with each class's logit shifted, on the device.
 
-    A probability of exactly 0 or 1 stays what it is.
+    Probabilities of exactly 0 and 1 do not change.
     """
     odds = jnp.exp(shift)[None, :]
     return probs * odds / (probs * odds + (1.0 - probs))

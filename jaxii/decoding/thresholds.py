@@ -12,18 +12,18 @@ from jaxii.metrics.histogram import PRESENT, bin_edges, counts_at_least
 from jaxii.metrics.streaming import Accumulators
 
 DEFAULT_THRESHOLDS: tuple[float, ...] = tuple(step / 100 for step in range(1, 100))
-# F2 values closer than this are one plateau: it is below what one label of one image
-# changes, and above the rounding of the sums.
+# F2 values closer than this form one plateau. The value is below the effect of one
+# label of one image and above the rounding of the sums.
 SAME_F2 = 1e-7
-# How many images with a label its own threshold, or calibration, needs to weigh as much
-# as the one of all labels. Cross-validated over groups of the emoji set, 20 to 100 are
-# equally good; without it, thresholds of 178 labels lose 0.04 of F2 on new images.
+# With this many images, a label's own threshold or calibration weighs as much as the
+# common one. In cross-validation over groups of the emoji set, 20 to 100 are equally
+# good; without shrinkage, thresholds of 178 labels lose 0.04 of F2 on new images.
 PRIOR_POSITIVES = 50.0
 
 
 @dataclasses.dataclass(frozen=True)
 class DecoderChoice:
-    """Each decoder's parameter; `embedding_k` is None without an embedding head."""
+    """Parameters of decoders; `embedding_k` is None without an embedding head."""
 
     threshold: float
     top_k: int
@@ -31,7 +31,7 @@ class DecoderChoice:
 
 
 def f2_by_threshold(acc: Accumulators) -> Float[np.ndarray, " threshold"]:
-    """Returns the mean per-image F-beta at each threshold; 0 of no images."""
+    """Returns the mean per-image F-beta at each threshold; 0 without images."""
     return value(acc.sums.f2) / max(float(acc.sums.num_images), 1.0)
 
 
@@ -52,13 +52,13 @@ def best_threshold(
 
 
 def choose(acc: Accumulators) -> DecoderChoice:
-    """Returns the decoders' parameters that give the split its best mean F2.
+    """Returns the decoder parameters with the best mean F2 on the split.
 
     Args:
-        acc: the sums of the split, all devices and processes added.
+        acc: the sums of the split, over all devices and processes.
 
     Returns:
-        The choice; among equal k, the smallest.
+        The choice; ties in F2 go to the smallest k.
 
     Raises:
         InputError: If the split has no image.
@@ -81,18 +81,19 @@ def choose(acc: Accumulators) -> DecoderChoice:
 def class_thresholds(
     acc: Accumulators, threshold: float
 ) -> Float[np.ndarray, " class"]:
-    """Returns a threshold for each class, drawn toward the one of all.
+    """Returns a threshold for each class, shrunk toward the common threshold.
 
-    With F the mean F2 that the threshold of all gives, the class's own maximises
-    (1 + beta^2) TP - F x (images predicted), how the class adds to F2 over all labels
-    (its own F2 would let rare labels be predicted far too often). With n images that
-    have the label, it weighs n against `PRIOR_POSITIVES` of the threshold of all.
+    Let F be the mean F2 at the common threshold. A class's own threshold maximises
+    (1 + beta^2) TP - F x (images predicted), the contribution of the class to F2 over
+    all labels; maximising the class's own F2 would predict rare labels far too often.
+    The result is the weighted mean of the class's own threshold, with its number of
+    positives as weight, and the common one, with weight `PRIOR_POSITIVES`.
 
     Args:
-        acc: the sums of the split, all devices and processes added.
-        threshold: the best one for all classes, on the grid.
+        acc: the sums of the split, over all devices and processes.
+        threshold: the best common threshold, on the grid.
 
-    Source: Dinkelbach 1967 for a ratio's maximum; the weights are a Gaussian prior's.
+    Source: Dinkelbach 1967 (maximum of a ratio); the weights are a Gaussian prior's.
     """
     histogram = np.asarray(acc.sums.histogram)
     grid = np.asarray(acc.thresholds, np.float32)

@@ -10,7 +10,7 @@ from pathlib import Path
 
 from jaxii.errors import InputError
 
-# Port of process 0 where the cluster names none; JAX uses the same on TPUs.
+# Port of process 0 if the cluster names none; JAX uses the same one on TPUs.
 PORT = 8476
 METADATA = "http://{}/computeMetadata/v1/instance/attributes/{}"
 METADATA_SECONDS = 10.0
@@ -18,7 +18,7 @@ METADATA_SECONDS = 10.0
 
 @dataclass(frozen=True, kw_only=True)
 class ProcessInfo:
-    """One process of a run.
+    """Address and index of one process of a run.
 
     Attributes:
       coordinator: HOST:PORT of process 0.
@@ -44,7 +44,7 @@ class ProcessInfo:
 
 
 def from_flags(coordinator: str, count: int, index: int) -> ProcessInfo | None:
-    """Returns the process that the flags name; None if no flag is given.
+    """Returns the process that the flags describe; None if no flag is given.
 
     Args:
       coordinator: HOST:PORT; "" if not given.
@@ -66,7 +66,7 @@ def from_flags(coordinator: str, count: int, index: int) -> ProcessInfo | None:
 
 
 def detected(env: Mapping[str, str] = os.environ) -> ProcessInfo | None:
-    """Detects this process of a cluster; None outside of one."""
+    """Returns this process's place in its cluster; None if it has none or is alone."""
     for detect in _CLUSTERS:
         process = detect(env)
         if process is not None and process.count > 1:
@@ -78,7 +78,8 @@ def _slurm(env: Mapping[str, str]) -> ProcessInfo | None:
     """Detects a step of Slurm: `srun` with one task per node."""
     if "SLURM_STEP_NODELIST" not in env or "SLURM_PROCID" not in env:
         return None
-    # Two jobs may share a node; one job runs one step at a time.
+    # Two jobs may share a node, so the port depends on the job; one job runs one step
+    # at a time.
     port = 61440 + int(env.get("SLURM_JOB_ID", "0")) % 4096
     return ProcessInfo(
         coordinator=f"{first_host(env['SLURM_STEP_NODELIST'])}:{port}",
@@ -88,7 +89,7 @@ def _slurm(env: Mapping[str, str]) -> ProcessInfo | None:
 
 
 def first_host(nodelist: str) -> str:
-    """Returns the first name of a Slurm node list, such as `gpu[007-009,12],cpu1`."""
+    """Returns the first host of a Slurm node list, such as `gpu[007-009,12],cpu1`."""
     name = re.match(r"([^,\[]+)(?:\[([^\]]+)\])?([^,]*)", nodelist)
     if name is None:
         raise InputError(f"SLURM_STEP_NODELIST={nodelist} names no node.")

@@ -13,7 +13,7 @@ DATA_AXIS = "data"
 
 
 def make_mesh(devices: Sequence[Any] | None = None) -> Mesh:
-    """Returns a mesh of all devices (or of those given) along the axis "data"."""
+    """Returns a mesh of `devices` (default: all) along the axis "data"."""
     chosen = np.array(devices if devices is not None else jax.devices())
     # jax.make_mesh would make Explicit axes, whose types spread through the model.
     return Mesh(chosen, (DATA_AXIS,), axis_types=(AxisType.Auto,))
@@ -35,7 +35,7 @@ def check_batch_size(
     """Checks that a batch divides over devices and micro-batches.
 
     Raises:
-      InputError: If it does not; names the nearest sizes that do.
+      InputError: If the batch does not divide; names the nearest sizes that do.
     """
     unit = num_devices * micro_batches
     if global_batch_size > 0 and global_batch_size % unit == 0:
@@ -52,10 +52,10 @@ def check_batch_size(
 
 
 def check_group(group: int | None, num_devices: int) -> None:
-    """Checks that BatchNorm's group of devices divides the devices.
+    """Checks that the size of BatchNorm's groups divides the number of devices.
 
     Raises:
-      InputError: If it does not; names the nearest sizes that do.
+      InputError: If the size does not divide it; names the nearest sizes that do.
     """
     if group is None or num_devices % group == 0:
         return

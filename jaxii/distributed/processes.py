@@ -1,7 +1,7 @@
-"""Start, agreement and end of a run of several processes.
+"""Starts, synchronises and ends a run of several processes.
 
-`join` runs before anything touches a device. Afterwards every process runs the same
-program; only the lead process writes text.
+Call `join` before the first use of a device. Every process then runs the same program;
+only the lead process writes text.
 """
 
 import hashlib
@@ -23,7 +23,7 @@ from jaxii.distributed import rendezvous
 from jaxii.distributed.cluster import ProcessInfo
 from jaxii.errors import InputError
 
-# A process without a heartbeat for so long is lost, and the others stop.
+# A process without a heartbeat for this long is lost, and the others stop.
 HEARTBEAT_SECONDS = 30
 SHUTDOWN_SECONDS = 20
 # Flags that may differ between the processes of a run.
@@ -34,13 +34,13 @@ def join(place: ProcessInfo, argv: Sequence[str], timeout_seconds: int) -> None:
     """Joins a run of several processes; returns when all have started.
 
     Args:
-      place: Which process this is.
+      place: Address and index of this process.
       argv: The command line, which must be the same on all processes.
       timeout_seconds: Longest wait for the others.
 
     Raises:
-      ProcessLost: If some do not start; names them.
-      InputError: If some run another program.
+      ProcessLost: If processes do not start; names them.
+      InputError: If processes run different programs.
     """
     process = place.coordinator, place.index, place.count
     token = os.environ.get(rendezvous.TOKEN, "")
@@ -50,7 +50,7 @@ def join(place: ProcessInfo, argv: Sequence[str], timeout_seconds: int) -> None:
         place.coordinator,
         place.count,
         place.index,
-        # JAX's service asks nobody who they are, on all interfaces by default.
+        # JAX's service has no authentication and listens on all interfaces by default.
         coordinator_bind_address=place.coordinator if is_local else None,
         cluster_detection_method="deactivate",
         initialization_timeout=timeout_seconds,
@@ -65,8 +65,8 @@ def join(place: ProcessInfo, argv: Sequence[str], timeout_seconds: int) -> None:
 def _connect_devices() -> None:
     """Runs a first all-reduce while all processes are at the same point.
 
-    CPUs wait at most 30 s for each other in their first exchange. That would be the
-    first train step, which some processes may take longer to compile.
+    CPUs wait at most 30 s for each other in their first collective. Otherwise that is
+    in the first train step, which some processes may take longer to compile.
     """
     mesh = Mesh(np.asarray(jax.devices()), ("all",))
     ones = jax.make_array_from_callback(
@@ -106,7 +106,7 @@ def check_same(digest: str, problem: str) -> None:
 
     Args:
       digest: Hexadecimal digest, of the same length on all processes.
-      problem: What differs, in words.
+      problem: Start of the error message, which names the difference.
 
     Raises:
       InputError: On every process, if the digests differ.
@@ -126,10 +126,10 @@ def check_same(digest: str, problem: str) -> None:
 
 
 def check_on_lead(check: Callable[[], None]) -> None:
-    """Runs a check on the lead process; its error ends every process.
+    """Runs a check on the lead process; raises on every process if it fails.
 
     Raises:
-      InputError: On every process; the lead's names the reason.
+      InputError: On every process; the error on the lead process names the reason.
     """
     refusal: InputError | None = None
     if is_lead():
@@ -149,9 +149,9 @@ def preemption_notice() -> Callable[[int], bool]:
     """Turns SIGTERM or Ctrl-C into a request to save and stop.
 
     Returns:
-      A function of the step, called after each: whether to save and stop. With several
-      processes it is true on all of them at the same step, after any of them received
-      a signal or the maintenance notice of a Cloud TPU.
+      `should_stop(step)`, to be called after every step: whether to save and stop. With
+      several processes it is true on all of them at the same step, after one of them
+      received a signal or the maintenance notice of a Cloud TPU.
     """
     if jax.process_count() > 1:
         # JAX's coordination service handles SIGTERM and notifies every process.
@@ -180,11 +180,11 @@ def failure(place: ProcessInfo, error: Exception) -> str:
 
 
 def leave(code: int) -> None:
-    """Disconnects from the other processes; exits at once if that fails.
+    """Disconnects from the other processes; exits at once if disconnecting fails.
 
     Args:
-      code: The exit code. A process that failed alone or lost another (1) does not
-        wait for the others.
+      code: The exit code. With 1 (this process failed alone or lost another), it does
+        not wait for the others.
     """
     if jax.process_count() == 1:
         return

@@ -1,12 +1,12 @@
 """Rendezvous of all processes before JAX starts, over one TCP port of process 0.
 
-JAX's own start-up does not name a missing process. Here every process learns which one
-is missing, and that all run the same program, before JAX takes over the port.
+JAX's own start-up does not name a missing process. Here every process learns which
+processes are missing, and whether all run the same program, before JAX takes the port.
 
-A connection counts once it proves that it knows the run's token. Each message is one
-line of JSON behind its HMAC-SHA256 over random numbers of both sides, so the token
-never crosses the wire, a recording is of no use, and nothing that a stranger sends is
-parsed:
+A connection is admitted once it proves that it knows the run's token. Each message of
+JSON is preceded by its HMAC-SHA256, which includes a random number of the receiver. The
+token is never sent, recorded messages cannot be replayed, and messages from strangers
+(connections that are not admitted) are not parsed:
 
   process 0 -> I   N0
   I -> process 0   HMAC("process" N0 message)  message: process, program, nonce NI
@@ -27,13 +27,13 @@ from jaxii.errors import InputError
 
 # The environment variable with the run's token: any text, the same on all processes.
 TOKEN = "JAXII_RUN_TOKEN"
-# Stands for a token where there is none: it stops port scanners and other programs, but
-# nobody who has this code.
+# The key if there is no token: keeps out port scanners and other programs, but nobody
+# who has this code.
 _NO_TOKEN = "jaxii"
 RETRY_SECONDS = 0.2
 MAX_NAMED = 8
 MAX_LINE_BYTES = 4096
-# Connections of strangers that may be open at a time; the oldest are closed.
+# Open connections of strangers beyond the run's processes; the oldest is closed first.
 MAX_STRANGERS = 16
 _NONCE_BYTES = 16
 
@@ -62,7 +62,8 @@ def wait_for_processes(
 
     Raises:
       ProcessLost: If a process does not connect in time, or disconnects.
-      InputError: If a process runs another program, or the port is taken.
+      InputError: If a process runs another program or has a wrong index, or the port
+        is taken.
     """
     deadline = time.monotonic() + seconds
     host, _, port = address.rpartition(":")
@@ -81,7 +82,7 @@ def wait_for_processes(
 
 
 def is_loopback(host: str) -> bool:
-    """Returns whether only this machine can reach a host that is given so."""
+    """Returns whether `host` can be reached from this machine only."""
     return host in ("localhost", "127.0.0.1")
 
 
@@ -89,9 +90,9 @@ class _Peer:
     """A connection to process 0.
 
     Attributes:
-      nonce: The number that its first message must be sealed with.
-      received: The part of its first line that has arrived.
-      reply: The context of messages to it, once it is admitted.
+      nonce: Random number that the HMAC of the peer's message must include.
+      received: The part of the peer's line that has arrived.
+      reply: Context of the reply's HMAC; empty until the peer's message arrives.
     """
 
     def __init__(self, connection: socket.socket):
@@ -102,7 +103,7 @@ class _Peer:
 
 
 class _Lead:
-    """Process 0: admits the others and tells them the verdict."""
+    """Process 0: admits the others and sends them the verdict."""
 
     def __init__(self, count: int, program: str, key: bytes):
         self._count, self._key = count, key
@@ -118,7 +119,7 @@ class _Lead:
     ) -> Mapping[str, str]:
         """Waits for all others, sends them the verdict and returns it."""
         try:
-            # Strangers must not fill the queue of those who wait to be accepted.
+            # Strangers must not fill the queue of connections that wait for `accept`.
             backlog = self._count + socket.SOMAXCONN
             server = socket.create_server((interface, port), backlog=backlog)
         except OSError as error:
@@ -149,7 +150,7 @@ class _Lead:
         try:
             connection, _ = server.accept()
         except OSError:
-            return  # it was closed meanwhile
+            return  # the connection was closed meanwhile
         connection.setblocking(False)
         peer = _Peer(connection)
         self._selector.register(connection, selectors.EVENT_READ, peer)
@@ -162,7 +163,7 @@ class _Lead:
     def _hear(self, peer: _Peer) -> None:
         """Reads what a connection sent, and admits or drops it."""
         if peer not in self._strangers:
-            # A waiting process sends nothing; this is its end of file.
+            # An admitted process sends nothing more, so this is its end of file.
             self._gone |= {i for i, one in self._present.items() if one is peer}
             return
         try:
@@ -261,7 +262,7 @@ def _report(
                 continue
             hello = {"process": index, "program": program, "nonce": mine}
             _send(peer, _sealed(key, b"process" + challenge, hello))
-            # Process 0 may have started later, and times out later than this process.
+            # Process 0 may have started later; it then times out after this process.
             line = _line(peer, deadline + seconds)
             return _opened(key, b"verdict" + mine.encode(), line) or {
                 "missing": f"{where} ended during start-up or has another {TOKEN}; "
@@ -271,13 +272,13 @@ def _report(
 
 
 def _sealed(key: bytes, context: bytes, message: Mapping[str, object]) -> bytes:
-    """Returns a message as a line that only holders of the key can make."""
+    """Returns a message as a line that starts with its HMAC."""
     text = json.dumps(message).encode()
     return _proof(key, context, text) + b" " + text + b"\n"
 
 
 def _opened(key: bytes, context: bytes, line: bytes) -> dict[str, Any] | None:
-    """Returns the message of a line; None if a stranger made it."""
+    """Returns the message of a line; None if its HMAC is wrong."""
     proof, _, text = line.partition(b" ")
     if not hmac.compare_digest(proof, _proof(key, context, text)):
         return None
@@ -302,6 +303,6 @@ def _line(peer: socket.socket, deadline: float) -> bytes:
 
 
 def _send(peer: socket.socket, line: bytes) -> None:
-    # A closed connection is noticed by whoever waits for that process.
+    # Errors are ignored: reading detects a closed connection.
     with contextlib.suppress(OSError):
         peer.sendall(line)

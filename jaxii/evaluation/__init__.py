@@ -1,1 +1,1 @@
-"""What is done with a trained network: measure, choose, decode, predict, report."""
+"""Evaluation of trained networks: metrics, decoding, predictions and provenance."""

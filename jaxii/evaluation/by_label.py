@@ -15,7 +15,7 @@ from jaxii.metrics.f_beta import f_beta_from_counts
 from jaxii.storage import AnyPath, write_beside
 
 FILE = "label_figures.csv"
-# A spreadsheet takes a cell that begins with one of these for a formula.
+# A spreadsheet reads a cell that begins with one of these as a formula.
 _FORMULA = ("=", "+", "-", "@", "\t", "\r")
 _FIGURES = ("support", "average_precision", "f2")
 
@@ -27,7 +27,7 @@ class SplitFigures:
     Attributes:
       support: number of images with the label.
       average_precision: NaN if no image has the label.
-      f2: of the decoder in use; NaN if the label is neither present nor predicted.
+      f2: F2 of the decoder in use; NaN if the label is neither present nor predicted.
     """
 
     support: Float64[np.ndarray, " class"]
@@ -42,7 +42,7 @@ class LabelTable:
     Attributes:
       train_images: number of training images with the label; machine labels count by
         confidence.
-      thresholds: of the decoder `per_class`.
+      thresholds: thresholds of the decoder `per_class`.
     """
 
     vocabulary: Vocabulary
@@ -88,7 +88,7 @@ def split_figures(
 
 
 def as_cell(text: str) -> str:
-    """Returns text for a file that people open: an apostrophe is before a formula."""
+    """Returns text for a spreadsheet cell, with an apostrophe before formulas."""
     return f"'{text}" if text.startswith((*_FORMULA, "'")) else text
 
 
@@ -100,7 +100,7 @@ def load(path: AnyPath) -> LabelTable:
     """Reads what `save` wrote.
 
     Raises:
-      InputError: If the file is missing or not such a table.
+      InputError: If the file is missing or is not a table of label figures.
     """
     try:
         table = pl.read_csv(

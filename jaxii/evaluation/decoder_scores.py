@@ -28,12 +28,12 @@ class SplitTruth:
     """Labels, slices and groups of a split's images.
 
     Attributes:
-      offsets: start of each image in `label_ids`, and its length (CSR).
+      offsets: n + 1 CSR offsets of the n images in `label_ids`.
       label_ids: the labels present, without duplicates within an image.
       scored: whether the truth of an image is known; other images are not scored.
       slice_ids: index of each image's slice in `slices`.
       slices: names of the slices.
-      groups: images of one thing share a group; intervals draw whole groups.
+      groups: group of each image; intervals draw whole groups.
     """
 
     offsets: Int[np.ndarray, " row"]
@@ -69,9 +69,9 @@ class DecoderScores:
     Args:
       decoders: fitted decoders.
       names: the decoders to score.
-      in_use: the decoder whose predictions are kept; slices and intervals are of them.
+      in_use: the decoder of the predictions, slices and intervals.
       truth: labels of the split.
-      measure_offsets: whether the F2 that `decoders` expect is added up, too.
+      measure_offsets: whether to compute expected F2, for `expected_f2_offsets`.
 
     Attributes, all of the decoder in use:
       predictions: label ids of each image, the most probable first.
@@ -129,7 +129,7 @@ class DecoderScores:
         """Adds the scores and predictions of all processes; every process calls it."""
         if jax.process_count() == 1:
             return
-        # Exact: of an image's scores in all processes, all but one are 0.
+        # Exact: the scores of an image are 0 in all processes but one.
         for sums in (self._f2, self._expected, self._labels, self._hits):
             for own in sums.values():
                 own[:] = _gather(own).sum(axis=0)
@@ -148,7 +148,7 @@ class DecoderScores:
         count = int(np.count_nonzero(self.truth.scored))
         found: dict[str, DecoderMetrics] = {}
         for name, f2 in self._f2.items():
-            # Images that are not scored have 0.
+            # Images that are not scored have F2 0.
             mean, error = bootstrap.mean_and_error(
                 count, math.fsum(f2), math.fsum(f2**2)
             )
@@ -162,7 +162,7 @@ class DecoderScores:
         return found
 
     def expected_f2_offsets(self) -> dict[str, float]:
-        """Returns mean F2 minus mean expected F2 of each decoder, where measured."""
+        """Returns mean F2 minus mean expected F2 by decoder; empty if not measured."""
         count = int(np.count_nonzero(self.truth.scored))
         return {
             name: (math.fsum(self._f2[name]) - math.fsum(expected)) / count
@@ -237,8 +237,8 @@ def best_and_worst(
 ) -> tuple[list[int], list[int]]:
     """Returns the rows of the best images, best first, and of the worst, worst first.
 
-    Ties are ordered by more labels, then by lower row. At most half of the images are
-    among the worst, and no image is in both lists.
+    Ties are ordered by more labels, then by lower row. At most half of the images,
+    rounded up, are among the worst, and no image is in both lists.
     """
     num_worst = min(MOST_SHOWN, -(-len(rows) // 2))
     worst = rows[np.lexsort((rows, -num_true, f2))[:num_worst]].tolist()

@@ -20,7 +20,7 @@ class ShownImage:
 
     Attributes:
       slice: name of the slice.
-      f2: of the prediction.
+      f2: F2 of the prediction.
       right: names of labels predicted correctly, the most probable first.
       missed: names of labels present and not predicted.
       wrong: names of labels predicted and not present, the most probable first.
@@ -48,7 +48,7 @@ class Gallery:
 
 @dataclass(frozen=True, kw_only=True)
 class LabelMap:
-    """Places of the labels that occur together with others.
+    """Map of the labels that occur together with others.
 
     Attributes:
       class_ids: the labels on the map, ascending.
@@ -71,9 +71,9 @@ class StageRow:
 
     Attributes:
       terms: loss term -> its weights at the start and at the end.
-      enters_from: what the stage starts from, for readers.
+      enters_from: description of the checkpoint that the stage starts from.
       train_step_compilations: number of compilations of its train step.
-      best_f2: on the split that chooses checkpoints; None if not measured.
+      best_f2: F2 at `best_step`, on the split that chooses checkpoints, or None.
     """
 
     name: str
@@ -115,7 +115,7 @@ def make_gallery(
     Args:
       scores: scores of the split, all processes added.
       image_ids: one per row.
-      thumbnail: returns a small JPEG of a row; ValueError if it cannot be decoded.
+      thumbnail: returns a small JPEG of a row, or raises ValueError.
     """
 
     def shown(row: int) -> ShownImage:
@@ -141,7 +141,7 @@ def make_gallery(
 
 
 def label_map(vectors: Float32[np.ndarray, "class embed"]) -> LabelMap | None:
-    """Returns the map of a label embedding; None for fewer than three labels on it.
+    """Returns the map of a label embedding; None if it has fewer than three labels.
 
     Cost: labels squared x embed, seconds for 7,178 labels. Memory: 512 x labels.
 
@@ -155,7 +155,7 @@ def label_map(vectors: Float32[np.ndarray, "class embed"]) -> LabelMap | None:
     unit = vectors[class_ids] / lengths[class_ids, None]
     centred = (unit - unit.mean(axis=0)).astype(np.float64)
     variances, axes = np.linalg.eigh(centred.T @ centred)
-    # An embedding of one number has one axis; the second axis of the map is then 0.
+    # A one-dimensional embedding has one axis; the second axis of the map is then 0.
     axes = axes[:, ::-1][:, :2]
     axes = np.pad(axes, ((0, 0), (0, 2 - axes.shape[1])))
     # The sign of an eigenvector is arbitrary: fix it, or maps are mirrored at random.

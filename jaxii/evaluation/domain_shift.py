@@ -1,7 +1,7 @@
 """Estimates F2 on new domains from training data alone.
 
-One estimate is the validation split, of the domains trained on. The other is domains
-held out in turn, each measured with a model that was not trained on it.
+One estimate is from the validation split, which has the training domains. The other is
+from domains held out in turn, each measured with a model that was not trained on it.
 """
 
 from collections.abc import Mapping
@@ -24,8 +24,8 @@ class Pooled:
     """The best threshold over held-out domains.
 
     Attributes:
-      threshold: maximizes the mean over domains of F2; each domain has weight 1.
-      f2: that mean.
+      threshold: maximizes the mean of F2 over domains; each domain has weight 1.
+      f2: the mean at the threshold.
       domains: domain -> F2 at the threshold.
     """
 
@@ -58,9 +58,9 @@ def pool(held_out: Mapping[str, SplitMetrics]) -> Pooled:
 def estimate(
     validation: SplitMetrics, held_out: Mapping[str, SplitMetrics], test: SplitMetrics
 ) -> DomainShiftEstimate:
-    """Returns both estimates of F2 on new domains beside the test's.
+    """Returns both estimates of F2 on new domains, and F2 on the test split.
 
-    Each estimate is compared with the test's F2 at the threshold of the estimate.
+    Each estimate is compared with F2 on the test split at the estimate's threshold.
 
     Args:
       held_out: see `pool`.

@@ -41,8 +41,8 @@ from jaxii.objective.objective import targets_from_labels
 INDEX = "index"
 # Fields of a batch that the sums need.
 _LABELS = ("label_ids", "label_confidences", "mask")
-# This process's probabilities [batch, class], embedding [batch, embed] or None, and row
-# of each image; row -1 is padding.
+# Takes this process's probabilities [batch, class], embedding [batch, embed] or None,
+# and rows [batch]; row -1 is padding.
 OnBatch = Callable[[np.ndarray, np.ndarray | None, np.ndarray], None]
 
 
@@ -50,7 +50,7 @@ class Evaluator:
     """Sums the evaluation figures of whole splits.
 
     Args:
-      label_embeddings: None without the embedding decoder.
+      label_embeddings: one vector per class; None without the embedding decoder.
       thresholds: the grid, ascending.
     """
 
@@ -79,7 +79,7 @@ class Evaluator:
 
         Args:
           predict: returns probabilities and embedding of images.
-          batches: from `eval_batches`; images with mask 0 are in no sum.
+          batches: from `eval_batches`; images with mask 0 are not counted.
           verified_absent: whether the split's labels include verified absences; then
             average precision counts annotated entries only.
           on_batch: called on the host with every batch of this process.
@@ -132,9 +132,9 @@ def split_metrics(
 
     Args:
       sums: from `Evaluator.run`.
-      scores: all processes added.
+      scores: scores of the decoders, all processes added.
       in_use: the decoder whose predictions are the result.
-      threshold: of the decoder `threshold`.
+      threshold: the threshold of the decoder `threshold`.
 
     Raises:
       InputError: If there is no image, or the threshold is not on the grid.
@@ -181,14 +181,14 @@ def split_metrics(
 
 
 def gather(array: Array) -> np.ndarray:
-    """Returns all rows of a divided array, on every process."""
+    """Returns all rows of a sharded array, on every process."""
     if jax.process_count() == 1:
         return np.asarray(array)
     return np.asarray(multihost_utils.process_allgather(array, tiled=True))
 
 
 def own_rows(array: Array) -> np.ndarray:
-    """Returns the rows of a divided array on this process's devices."""
+    """Returns the rows of a sharded array on this process's devices."""
     if jax.process_count() == 1:
         return np.asarray(array)
     shards = sorted(array.addressable_shards, key=lambda s: s.index[0].start or 0)

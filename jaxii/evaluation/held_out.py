@@ -1,8 +1,8 @@
-"""Predictions for domains that were held out, and what they say of new domains.
+"""Predictions for held-out domains, and figures for new domains derived from them.
 
-Every image is predicted by the run that was not trained on its domain. Pooled over the
-domains, these predictions fit decoders that expect a shift; with each domain left out
-of the pool in turn, they give the error of an expected F2.
+Every image is predicted by the run that was not trained on its domain. Decoders for new
+domains are fitted on these predictions, pooled over all domains. Leaving out each
+domain of the pool in turn gives the error of an expected F2.
 """
 
 import functools
@@ -24,9 +24,9 @@ from jaxii.metrics.f_beta import f_beta
 from jaxii.metrics.streaming import Accumulators
 from jaxii.storage import AnyPath, write_beside
 
-# The file of a run that held a domain out.
+# The predictions of a run that held out a domain.
 FILE = "held_out.npz"
-# Numbers in it, 4 bytes each; of more images those are kept that are evenly spaced.
+# Limit on probabilities in the file, 4 bytes each; above it, images are subsampled.
 MOST_NUMBERS = 2**26
 
 
@@ -36,7 +36,7 @@ class Predictions:
 
     Attributes:
       image_ids: text, in the order of the split.
-      probs: of the network, not calibrated.
+      probs: uncalibrated probabilities.
       truth: whether a label is present.
     """
 
@@ -45,7 +45,7 @@ class Predictions:
     truth: Bool[np.ndarray, "image class"]
 
     def sums(self) -> Accumulators:
-        """Returns what decoders are fitted on."""
+        """Returns the sums that decoders are fitted on."""
         return self._sums
 
     @functools.cached_property
@@ -77,7 +77,7 @@ class Predictions:
         """Reads what `save` wrote.
 
         Raises:
-          InputError: If there is no such file, or it is of other labels.
+          InputError: If the file is missing or damaged, or has other labels.
         """
         try:
             with cast(BinaryIO, path.open("rb")) as file, np.load(file) as arrays:
@@ -100,10 +100,10 @@ class Predictions:
 
 
 def pool(sums: Sequence[Accumulators]) -> Accumulators:
-    """Returns the sums over all domains, each of which weighs the same.
+    """Returns the sums over all domains, with the same weight for each domain.
 
-    A new domain is no more like a large domain than like a small one. As much is
-    weighed in all as there are images.
+    A new domain is no more like a large domain than like a small one. The weights of
+    all images add up to the number of images.
     """
     counts = [int(domain.sums.num_images) for domain in sums]
     weights = [np.mean(counts) / count for count in counts]
@@ -115,7 +115,7 @@ def pool(sums: Sequence[Accumulators]) -> Accumulators:
 
 
 def fit(domains: Sequence[Predictions]) -> Decoders:
-    """Returns all decoders but that by embedding; every domain weighs the same."""
+    """Fits all decoders except `embedding`; every domain has the same weight."""
     sums = pool([domain.sums() for domain in domains])
     decoders = fit_decoders(sums, choose(sums), label_embeddings=None)
     return replace(decoders, expected_f2_offsets=expected_f2_offsets(decoders, domains))
@@ -124,11 +124,11 @@ def fit(domains: Sequence[Predictions]) -> Decoders:
 def expected_f2_offsets(
     decoders: Decoders, domains: Sequence[Predictions]
 ) -> dict[str, float]:
-    """Returns the mean of minus `expected_f2_errors` over domains, by decoder.
+    """Returns decoder -> minus the mean of `expected_f2_errors` over domains.
 
     Args:
       decoders: fitted on these domains, without offsets.
-      domains: predictions for each.
+      domains: predictions for each domain.
     """
     errors = [expected_f2_errors(decoders, domain) for domain in domains]
     return {name: -float(np.mean([e[name] for e in errors])) for name in errors[0]}
@@ -138,8 +138,8 @@ def expected_f2_errors(decoders: Decoders, seen: Predictions) -> dict[str, float
     """Returns, for each decoder, the mean expected F2 minus the mean F2.
 
     Args:
-      decoders: fitted on other domains.
-      seen: of one domain.
+      decoders: fitted decoders.
+      seen: predictions for one domain.
     """
     names = decoders.names(has_head=False)
     errors: dict[str, float] = {}
@@ -150,10 +150,10 @@ def expected_f2_errors(decoders: Decoders, seen: Predictions) -> dict[str, float
 
 
 def errors_of_pools(found: Mapping[str, Predictions]) -> dict[str, dict[str, float]]:
-    """Returns domain -> errors of expected F2, if all other domains fit the decoders.
+    """Returns domain -> errors of expected F2 of decoders fitted on all other domains.
 
     Args:
-      found: domain -> predictions, of at least two domains.
+      found: domain -> predictions; at least two domains.
     """
     return {
         domain: expected_f2_errors(
@@ -168,15 +168,15 @@ def adaptation_gains(
     held_out: Predictions,
     adapted_probs: Float32[np.ndarray, "image class"],
 ) -> dict[str, dict[str, float]]:
-    """Measures what adapting to the images of a held-out domain does to F2 on it.
+    """Returns the gains in F2 on a held-out domain from adapting to its images.
 
     Args:
       decoders: fitted on other domains.
-      held_out: of this domain.
-      adapted_probs: of the same images, with their BatchNorm statistics.
+      held_out: predictions for the held-out domain.
+      adapted_probs: probabilities after adapting BatchNorm to the same images.
 
     Returns:
-      Names of `InferenceOptions` -> decoder -> F2 with it minus F2 without.
+      Joined names of `InferenceOptions` -> decoder -> F2 with minus F2 without them.
     """
     adapted = replace(held_out, probs=adapted_probs)
     ways = {
@@ -204,25 +204,25 @@ def _without_label_shift(predictions: Predictions, decoders: Decoders) -> Predic
 
 @dataclass(frozen=True, kw_only=True)
 class HeldOut:
-    """What was measured on domains that were held out.
+    """Measurements on held-out domains.
 
     Attributes:
-      adaptation_gains: domain -> see the function of this name.
-      expected_f2_errors: domain -> see the function of this name.
+      adaptation_gains: domain -> result of the function `adaptation_gains`.
+      expected_f2_errors: domain -> result of the function `expected_f2_errors`.
     """
 
     adaptation_gains: Mapping[str, Mapping[str, Mapping[str, float]]]
     expected_f2_errors: Mapping[str, Mapping[str, float]]
 
     def union(self, other: "HeldOut") -> "HeldOut":
-        """Returns the record of both records' domains."""
+        """Returns the record of the domains of both records."""
         return HeldOut(
             adaptation_gains={**self.adaptation_gains, **other.adaptation_gains},
             expected_f2_errors={**self.expected_f2_errors, **other.expected_f2_errors},
         )
 
     def expected_f2_error(self, decoder: str) -> float | None:
-        """Returns the root mean square over domains; None if it is unknown."""
+        """Returns the root mean square error over domains; None for fewer than two."""
         found = [errors.get(decoder) for errors in self.expected_f2_errors.values()]
         known = [error for error in found if error is not None]
         if len(known) < 2:
@@ -230,11 +230,11 @@ class HeldOut:
         return float(np.sqrt(np.mean(np.square(known))))
 
     def adaptation_gain(self, way: str, decoder: str) -> tuple[float, float] | None:
-        """Returns mean and standard deviation over domains; None if it is unknown.
+        """Returns mean and standard deviation over domains; None for fewer than two.
 
         Args:
-          way: of `adaptation_gains`.
-          decoder: whose F2.
+          way: names of `InferenceOptions`, as in `adaptation_gains`.
+          decoder: name of the decoder.
         """
         found = [ways[way].get(decoder) for ways in self.adaptation_gains.values()]
         known = [gain for gain in found if gain is not None]

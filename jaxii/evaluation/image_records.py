@@ -1,7 +1,7 @@
-"""Images on disk to predict: finds the files and reads them as records.
+"""Finds image files to predict and reads them as records.
 
-Each file goes through `recode`, as in `prepare`, so a model sees an image alike in
-training and in prediction.
+Each file goes through `recode`, as in `prepare`, so a model sees an image in the same
+form in training and in prediction.
 """
 
 import csv
@@ -39,7 +39,7 @@ class Listing:
     """Image files, in the order of their predictions.
 
     Attributes:
-      folder: relative names are below it.
+      folder: folder of relative names.
       names: the files, as found or given; "" for an id without a file.
       image_ids: one per name.
       source: the images, as the user named them.
@@ -81,7 +81,7 @@ class Listing:
                 )
 
     def select(self, image_ids: Sequence[str]) -> "Listing":
-        """Returns the images of these ids, in their order; some may have no file.
+        """Returns the images of these ids, in the given order; some may have no file.
 
         Ids are matched by `image_ids.meant` and kept as given.
 
@@ -102,7 +102,7 @@ class ImageFiles:
 
     Attributes:
       listing: the files.
-      short_side: larger images are reduced to it, in pixels.
+      short_side: short side that larger images are reduced to, in pixels.
     """
 
     listing: Listing
@@ -146,11 +146,11 @@ def thumbnails(
 ) -> Callable[[int], bytes]:
     """Returns the function from a row to a small JPEG of its whole image.
 
-    It raises what reading the record or the image raises.
+    The function raises the errors of reading the record or the image.
 
     Args:
       source: Records of images.
-      longest_side: Of the JPEG at most, in pixels.
+      longest_side: Maximum side of the JPEG, in pixels.
     """
     return lambda row: thumbnail(source[row]["image"], longest_side)
 
@@ -251,7 +251,7 @@ def read_ids(path: AnyPath) -> list[str]:
 def _of_folder(folder: AnyPath) -> Listing:
     root = os.fspath(folder).rstrip("/")
     below = [path[len(root) + 1 :] for path, _, _ in files_below((folder,))]
-    # Hidden: macOS leaves ._x.jpg beside x.jpg; thumbnails lie in .thumbnails.
+    # Skips hidden files: macOS leaves ._x.jpg; .thumbnails holds thumbnails.
     names = sorted(
         name
         for name in below
@@ -321,7 +321,7 @@ def _expanded(part: str) -> list[str]:
 
 
 def _is_file(path: AnyPath) -> bool:
-    # pathlib's raises if a list of names is too long for a path.
+    # `Path.is_file` raises if a list of names is too long for a path.
     return os.path.isfile(path) if isinstance(path, Path) else path.is_file()  # noqa: PTH113
 
 
@@ -347,7 +347,7 @@ def _csv_rows(
         raise InputError(f"{flag}={path} is not a file; give a CSV with {needs}.")
     try:
         with io.TextIOWrapper(path.open("rb"), "utf-8-sig", newline="") as file:
-            # Strict: a quote that is not closed would hide the rows after it.
+            # Strict, because an unclosed quote would hide the rows after it.
             yield csv.reader(file, strict=True)
     except (OSError, ValueError, csv.Error) as error:
         raise InputError(

@@ -1,6 +1,6 @@
 """Predicts the labels of images and writes them as a submission or JSON lines.
 
-Answers are written as they arrive: memory does not grow with the number of images.
+Answers are written as they arrive, so memory does not grow with the number of images.
 """
 
 import csv
@@ -22,7 +22,7 @@ from jaxii.evaluation.provenance import Provenance
 from jaxii.storage import AnyPath, write_beside, write_json
 
 HEADER = ("image_id", "labels")
-# The least probability of a label in JSON lines, unless it was chosen.
+# Minimum probability of the labels in `scores` of JSON lines.
 SCORE_FLOOR = 0.01
 _DIGITS = 5
 
@@ -46,12 +46,12 @@ class Answer:
 
 @dataclass
 class ExpectedF2:
-    """Decodes, and adds up the F2 that is expected of what it decodes.
+    """Decodes images and sums the expected F2 of the predictions.
 
     Attributes:
-      decoders: with the calibration that probabilities are expected by.
-      name: of the decoder.
-      error: of the mean, see `HeldOut.expected_f2_error`; None if it is unknown.
+      decoders: fitted decoders and their calibration.
+      name: name of the decoder in use.
+      error: error of the mean, from `HeldOut.expected_f2_error`; None if unknown.
     """
 
     decoders: Decoders
@@ -71,7 +71,7 @@ class ExpectedF2:
         return label_lists(chosen, probs)
 
     def to_json(self) -> dict[str, float | None]:
-        """Returns the mean over images and its error."""
+        """Returns the mean over images, limited to [0, 1], and its error."""
         mean = self.total / max(self.num_images, 1)
         return {"mean": min(max(mean, 0.0), 1.0), "error": self.error}
 
@@ -82,16 +82,16 @@ class ExpectedF2:
 
 @dataclass(frozen=True, kw_only=True)
 class Facts:
-    """What all answers have in common.
+    """Facts that all answers share.
 
     Attributes:
       source: the images, as the user named them.
-      run: the checkpoint, for readers.
-      constant: codes of the best constant prediction, which a submission gives damaged
-        images; see `decoding.constant`.
+      run: description of the checkpoint.
+      constant: codes of the best constant prediction (`decoding.constant`), used for
+        damaged images in a submission.
       constant_names: names of these labels.
-      parameter: its parameter by name; empty if it has none.
-      expected_f2: complete when all images are answered; None without a calibration.
+      parameter: parameter of the decoder by name; empty if it has none.
+      expected_f2: complete after the last image; None without a calibration.
     """
 
     source: str
@@ -104,7 +104,7 @@ class Facts:
     expected_f2: ExpectedF2 | None = None
 
     def record(self) -> dict[str, Any]:
-        """Returns what is written beside answers: provenance and expected F2."""
+        """Returns the provenance and expected F2 that are written beside answers."""
         record = self.provenance.to_json()
         if self.expected_f2 is not None:
             record["expected_f2"] = self.expected_f2.to_json()
@@ -121,7 +121,7 @@ class Facts:
 
 
 def decode_nothing(probs: np.ndarray, embedding: np.ndarray | None) -> list[np.ndarray]:
-    """Returns no label for any image, where only probabilities are wanted."""
+    """Returns no label for any image, for callers that need only probabilities."""
     return [np.zeros(0, np.int64)] * len(probs)
 
 
@@ -213,7 +213,7 @@ def write_json_lines(
 
     An object has `image_id`, `file`, `decoder`, `labels` (code, name and score of the
     chosen labels, the most probable first) and `scores` (code to score of every label
-    from `SCORE_FLOOR` on). A damaged image has `error`, and no labels or scores.
+    of at least `SCORE_FLOOR`). A damaged image has `error`, and no labels or scores.
 
     Args:
       names: names of the files.
@@ -258,7 +258,7 @@ def _write_with_provenance(
 ) -> None:
     def write_all(file: TextIO) -> None:
         write(file)
-        # Before the file has its name, so that answers never lack it.
+        # Written before the answers get their name, so that none lack provenance.
         write_json(path.with_name(path.name + ".provenance.json"), record())
 
     write_beside(path, write_all)

@@ -21,10 +21,10 @@ from jaxii.train.batch_norm import reestimate
 from jaxii.train.state import Tree
 
 Batches = Iterable[Mapping[str, np.ndarray]]
-# Batches that the devices have before one is handed over: they do not wait for what the
-# host does with it, and their memory holds no more.
+# Batches that are dispatched before the oldest is yielded, so that the devices do not
+# wait for the host; the number bounds device memory.
 BATCHES_AHEAD = 1
-# Images [batch, height, width, 3] on the devices to float32 probabilities
+# Maps images [batch, height, width, 3] on the devices to float32 probabilities
 # [batch, class] and the embedding [batch, embed] or None.
 Predict = Callable[[Array], tuple[Float[Array, "batch class"], Any]]
 
@@ -34,7 +34,7 @@ class Model:
     """A network with parameters and BatchNorm statistics.
 
     Attributes:
-      apply: the network; compiled functions are cached by it.
+      apply: forward function of the network; compiled functions are cached by it.
     """
 
     apply: Callable[..., tuple[Any, Tree]]
@@ -48,7 +48,7 @@ class Model:
 
 
 def make_predict(models: Sequence[Model], mesh: Mesh) -> Predict:
-    """Returns the mean of the models' probabilities, and a lone model's embedding.
+    """Returns a `Predict` of the models' mean; embedding is None for several models.
 
     Args:
       models: at least one, with the same labels and image size.
@@ -87,7 +87,7 @@ def predicted(
 
 
 def shifted(predict: Predict, shift: Float[np.ndarray, " class"]) -> Predict:
-    """Returns the prediction with its probabilities corrected by `label_shift`."""
+    """Returns the function with its probabilities corrected by `label_shift`."""
 
     def corrected(images: Array) -> tuple[Array, Any]:
         probs, embedding = predict(images)
@@ -110,7 +110,7 @@ def shift_of(
 
     Args:
       batches: `images` and `mask` of the target.
-      calibration: of the probabilities.
+      calibration: calibration of the probabilities.
       home: frequency of each label where the calibration was fitted.
     """
     thresholds, num_classes = DEFAULT_THRESHOLDS, len(home)
@@ -160,7 +160,7 @@ def _forward(
 
 
 def _on_devices(forward: Callable[..., Any], mesh: Mesh) -> Callable[..., Any]:
-    """Compiles `forward(params, batch_stats, images)`, the images divided."""
+    """Compiles `forward(params, batch_stats, images)` with sharded images."""
     whole, parts = replicated(mesh), divided(mesh)
     everywhere, share = PartitionSpec(), PartitionSpec(DATA_AXIS)
     parallel = jax.shard_map(

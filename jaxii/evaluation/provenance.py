@@ -2,8 +2,8 @@
 
 A record grows while the label embedding, the weights, the checkpoint, the calibration
 and the thresholds are made. It is kept in checkpoints, the label embedding's file,
-`metrics.json`, the report and beside submissions, and states whether the figures for
-new domains are honest.
+`metrics.json`, the report and beside submissions, and states whether only training data
+influenced the result.
 """
 
 from collections.abc import Iterable, Mapping, Sequence
@@ -55,7 +55,7 @@ class Influence:
 
 @dataclass(frozen=True)
 class Provenance:
-    """What influenced each part of a result.
+    """The data that influenced each part of a result.
 
     Args:
         weights: data that trained the parameters and the batch statistics.
@@ -130,7 +130,7 @@ class Provenance:
         )
 
     def badge(self) -> str:
-        """Returns `clean` or the reason, as `tuning labels: weights, thresholds`."""
+        """Returns `clean` or the reason, e.g. `tuning labels: weights, thresholds`."""
         found = ["no result: one batch"] * self.one_batch
         for (split, kind), parts in self._away().items():
             listed = ", ".join(part.replace("_", " ") for part in parts)

@@ -1,6 +1,6 @@
-"""The result of an evaluation: figures by split, and what produced them.
+"""The result of an evaluation: figures by split, with checkpoint, data and decoder.
 
-`metrics.json` holds it, and the manifest `evaluation.json` names the files beside it.
+`metrics.json` stores the result; the manifest `evaluation.json` lists all files.
 """
 
 import json
@@ -32,7 +32,7 @@ class Bootstrap:
     """How intervals are drawn.
 
     Attributes:
-      by: "image", or "group" if several images show one thing.
+      by: "image", or "group" if images share a group.
       level: share of the draws within the interval.
       resamples: number of draws.
     """
@@ -58,7 +58,7 @@ class DecoderMetrics:
 
     Attributes:
       f2: mean over images.
-      standard_error: of that mean.
+      standard_error: standard error of `f2`.
       coverage: number of labels predicted correctly at least once.
       labels_per_image: mean number of labels predicted.
       parameter: the decoder's parameter by name, such as {"k": 5}; may be empty.
@@ -91,19 +91,19 @@ class SplitMetrics:
     """All figures of one split; F2 is the mean over images unless named otherwise.
 
     Attributes:
-      num_images: number of images with known truth; all figures are of them.
+      num_images: number of images with known truth; all figures are over them.
       num_images_without_truth: number of the other images.
-      f2: of the decoder in use.
+      f2: F2 of the decoder in use.
       interval: bootstrap interval of `f2`; None for a single group.
       coverage: labels that the decoder in use predicts correctly at least once.
-      labels_per_image_predicted: mean, of the decoder in use.
+      labels_per_image_predicted: mean number of labels predicted by the decoder in use.
       labels_per_image_true: mean number of labels present.
       slices: figures of each slice that has images.
       worst_slice: the slice with the lowest F2.
       decoders: figures by decoder.
-      threshold: of the decoder `threshold`.
+      threshold: the threshold of the decoder `threshold`.
       micro_f2: F2 of all entries together at `threshold`.
-      macro_f2: mean over classes at `threshold`; 0 for a class neither present nor
+      macro_f2: mean F2 of classes at `threshold`; 0 for a class neither present nor
         predicted.
       thresholds: the grid, ascending.
       f2_by_threshold: F2 at each threshold of the grid.
@@ -112,7 +112,7 @@ class SplitMetrics:
       map: mean average precision over classes with positives; 0 if there is none.
       map_num_classes: number of classes with positives.
       recall_at_5: mean share of an image's labels among the five most probable.
-      bce: cross-entropy of an image, summed over classes.
+      bce: mean cross-entropy of an image, summed over classes.
       calibration_error: mean |frequency - probability| over (image, class) entries.
       reliability: [mean probability, frequency, entries] of each bin with entries.
     """
@@ -171,7 +171,7 @@ class DecoderInUse:
     """The decoder whose predictions are the result.
 
     Attributes:
-      name: of the decoder.
+      name: name of the decoder.
       chosen_on: the split that the decoders were fitted on.
       choice: parameters of all decoders.
     """
@@ -227,7 +227,7 @@ class Estimate:
     Attributes:
       f2: the estimate.
       threshold: the threshold that the estimate is for.
-      test_f2: F2 of the test at that threshold.
+      test_f2: F2 on the test split at the threshold.
     """
 
     f2: float
@@ -236,7 +236,7 @@ class Estimate:
 
     @property
     def error(self) -> float:
-        """The absolute difference from the test."""
+        """The absolute difference from `test_f2`."""
         return abs(self.f2 - self.test_f2)
 
 
@@ -245,10 +245,10 @@ class DomainShiftEstimate:
     """Two estimates of F2 on new domains from training data alone.
 
     Attributes:
-      validation: from the validation split, of the domains trained on.
-      held_out_domains: from domains held out in turn.
+      validation: estimate from the validation split, which has the training domains.
+      held_out_domains: estimate from domains held out in turn.
       domains: domain -> F2 at the threshold of `held_out_domains`.
-      test_f2: F2 of the test by the decoder in use.
+      test_f2: F2 of the decoder in use on the test split.
     """
 
     validation: Estimate
@@ -264,7 +264,7 @@ class DomainShiftEstimate:
         return "validation"
 
     def to_json(self) -> dict[str, Any]:
-        """Returns both estimates, the test's F2 and the closer estimate's name."""
+        """Returns both estimates, F2 on the test split and the closer estimate."""
         held_out = {**asdict(self.held_out_domains), "domains": dict(self.domains)}
         return {
             "validation": asdict(self.validation),
@@ -314,7 +314,7 @@ class EvaluationResult:
       data_hash: content hash of the dataset.
       short_side_pixels: short side of the dataset's images; None if not recorded.
       num_params: number of parameters of the network.
-      estimates: of F2 on new domains; None if no domain was held out.
+      estimates: estimates of F2 on new domains; None if no domain was held out.
       held_out: errors and effects measured on held-out domains; None if no domain was
         held out.
       variant: names of the `InferenceOptions` in use, such as "adabn".
@@ -390,14 +390,14 @@ class EvaluationResult:
 
 @dataclass(frozen=True, kw_only=True)
 class SetResult(EvaluationResult):
-    """Figures of a run on a labelled set that is no split of its data.
+    """Figures of a run on a labelled set that is not a split of the run's dataset.
 
     The decoders are those of the run; nothing is fitted on the set.
 
     Attributes:
-      name: of the set, the only one in `splits`.
+      name: name of the set, the only key of `splits`.
       decoders_hash: XXH3 of the file of the decoders.
-      num_seen: number of images that influenced each part of the result, by their ids.
+      num_seen: part of the result -> number of images that influenced it, by id.
       unknown_labels: labels of the set that the run does not know; in no figure.
       broken_images: images that cannot be read, each with the reason; in no figure.
     """
@@ -410,7 +410,7 @@ class SetResult(EvaluationResult):
 
     @property
     def figures(self) -> SplitMetrics:
-        """All figures."""
+        """Figures of the set."""
         return self.splits[self.name]
 
     @property
@@ -429,7 +429,7 @@ class SetResult(EvaluationResult):
         return self.figures.decoders
 
     def to_frame(self) -> pl.DataFrame:
-        """Returns a row a decoder, best first."""
+        """Returns one row per decoder, the best F2 first."""
         rows = [
             {"name": self.name, "decoder": name, "num_images": self.num_images}
             | {key: getattr(found, key) for key in _IN_FRAME}
@@ -438,7 +438,7 @@ class SetResult(EvaluationResult):
         return pl.DataFrame(rows).sort("f2", descending=True)
 
     def caveats(self) -> list[str]:
-        """Returns what a reader needs before trusting the figures."""
+        """Returns sentences that a reader needs before trusting the figures."""
         seen = [
             f"The ids of {count} images are those of images that "
             f"{PARTS[part].replace('_', ' ')}; if they are other images, give their "
@@ -455,7 +455,7 @@ def read_result(kind: type[_Result], path: AnyPath) -> _Result:
     """Reads the JSON file of an `EvaluationResult` or a `SetResult`.
 
     Raises:
-      InputError: If it lacks a figure, or its provenance contradicts itself.
+      InputError: If a figure is missing, or the provenance contradicts itself.
     """
     readers: dict[str, Callable[[Any], Any]] = {
         "provenance": Provenance.from_json,
@@ -524,7 +524,7 @@ def write_evaluation(path: AnyPath, files: Iterable[AnyPath]) -> None:
     """Writes the manifest of an evaluation.
 
     Args:
-      path: of the manifest.
+      path: path of the manifest.
       files: files of the evaluation beside it; missing ones are left out.
     """
     listed = {file.name: manifest.describe(file) for file in files if file.exists()}
@@ -535,7 +535,7 @@ def describe_again(path: AnyPath, file: AnyPath) -> None:
     """Updates the manifest of an evaluation after a change of one of its files.
 
     Args:
-      path: of the manifest.
+      path: path of the manifest.
       file: the file beside it.
     """
     listed = manifest.Manifest.load(path, fix="run evaluate again").files
@@ -549,7 +549,7 @@ def check_evaluation(
     """Checks that files belong to one complete evaluation.
 
     Args:
-      path: of the manifest.
+      path: path of the manifest.
       names: names of files beside it.
       grown: name of a file that may have grown since; "" for none.
       again: how to evaluate again, for the error.

@@ -1,6 +1,6 @@
 """Ranks labels that are likely wrong or missing, by confident learning.
 
-Needs probabilities of models that were not trained on the images that they rank.
+Needs probabilities from models that were not trained on the ranked images.
 """
 
 import csv
@@ -27,8 +27,8 @@ class Suspects:
     """Labels of images that are likely wrong or missing, the most likely first.
 
     Attributes:
-      rows: the images.
-      label_ids: their labels.
+      rows: row of the image of each suspect.
+      label_ids: id of its label.
       given: whether the image has the label, which is then likely wrong; otherwise it
         is likely missing.
       probs: out-of-sample probability of the label.
@@ -45,7 +45,7 @@ class Suspects:
         return len(self.rows)
 
     def first(self, number: int) -> "Suspects":
-        """Returns the most likely ones, at most `number`."""
+        """Returns the most likely suspects, at most `number`."""
         return Suspects(
             **{name: values[:number] for name, values in vars(self).items()}
         )
@@ -58,19 +58,19 @@ def rank(
 ) -> Suspects:
     """Returns the labels that contradict a model's probabilities.
 
-    Each label is taken by itself as two classes, present and absent. From the
-    probability of a class its mean over the images that are given the class is
-    subtracted, as how sure a model is differs between classes. A label is suspect where
-    the class that it is not given then has the larger one. Scores are that value, made
-    a probability: the larger mean is added to both, and both are divided by their sum.
-    A label that no image has, or that every image has, is never suspect.
+    Each label is treated alone, as two classes, present and absent. The mean
+    probability of a class over the images that are given the class is subtracted from
+    its probabilities, because confidence differs between classes. An entry is suspect
+    if the class that it is not given has the larger difference. The score is this
+    difference as a probability: the larger mean is added to both differences, and both
+    are divided by their sum. A label that no or every image has is never suspect.
 
-    Memory: images x 30 bytes, beside the arguments and the result.
+    Memory: images x 30 bytes, in addition to the arguments and the result.
 
     Args:
       probs: out-of-sample probabilities, in [0, 1].
       targets: whether the image is given the label.
-      known: whether the entry counts at all; others are never suspect.
+      known: whether the entry counts; other entries are never suspect.
 
     Source: Northcutt, Jiang and Chuang 2021, "Confident Learning", section 3 (means as
       thresholds); Thyagarajan et al. 2022,
@@ -112,7 +112,7 @@ def _rank_label(
     margin = (present - mean_present) - (1.0 - present - mean_absent)
     margin[given] *= -1.0
     suspect = margin > 0.0
-    # The two values that `rank` divides by their sum, which is the same for all images.
+    # The sum that `rank` divides by, which is the same for all images.
     total = 1.0 + abs(mean_present - mean_absent)
     return rows[suspect], 0.5 + 0.5 * margin[suspect] / total
 
@@ -128,11 +128,11 @@ def save(
 ) -> None:
     """Writes a CSV file with the columns `HEADER`, a row per suspect, atomically.
 
-    Text is in it as `as_cell` gives it.
+    Text cells are written as by `as_cell`.
 
     Args:
-      splits: of each image, in the run that predicted it.
-      domains: of each image.
+      splits: split of each image, in the run that predicted it.
+      domains: domain of each image.
     """
 
     def write(file: TextIO) -> None:

@@ -26,8 +26,8 @@ _CHANNELS_FIRST, _CHANNELS_LAST, _KERNEL = (0, 3, 1, 2), (0, 2, 3, 1), (3, 2, 0,
 class Value(NamedTuple):
     """A constant, or the name of a tensor.
 
-    The shape is that before broadcasting, because ONNX's elementwise operations
-    broadcast by themselves. The batch axis is not an `int`.
+    `shape` is the shape before broadcasting, because ONNX's elementwise operations
+    broadcast implicitly. The size of the batch axis is symbolic, not an `int`.
     """
 
     held: np.ndarray | str

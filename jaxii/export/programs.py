@@ -42,8 +42,9 @@ class WrittenProgram:
     """A program on disk that has been compared with the checkpoint.
 
     Attributes:
-      facts: What its users need: platforms and version, or opset and names.
-      largest_difference: Of a probability from the checkpoint's, at most `TOLERANCE`.
+      facts: Platforms and JAX version of StableHLO; opset and tensor names of ONNX.
+      largest_difference: Largest difference of a probability from the checkpoint's, at
+        most `TOLERANCE`.
     """
 
     facts: Mapping[str, object]

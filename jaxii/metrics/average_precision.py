@@ -5,21 +5,21 @@ from jaxtyping import Float, Int
 
 from jaxii.metrics.histogram import PRESENT, UNKNOWN, VERIFIED_ABSENT
 
-# From here on bins are so narrow that scores in one bin can be taken as equal.
+# With at least this many bins, scores in one bin can be treated as equal.
 NUM_NARROW_BINS = 4096
 
 
 def average_precision(
     histogram: Int[np.ndarray, "kind class bin"],
 ) -> Float[np.ndarray, " class"]:
-    """Returns the average precision of each class, NaN for one without positives.
+    """Returns the average precision of each class; NaN without positives.
 
-    A class with verified absences is ranked among its annotated images only, any other
-    among all images. Entries of a narrow bin count as equal, the way scikit-learn
-    treats equal scores; in a wide bin that would cost 0.003 of the mean, so its
-    positives lie evenly among its negatives. Memory: 512 classes x bins at a time.
+    A class with verified absences is ranked among its annotated images only, other
+    classes among all images. Scores in a narrow bin count as equal and are treated as
+    in scikit-learn. In wide bins this would lose 0.003 of the mean, so the positives
+    of a bin lie evenly among its negatives. Memory: 512 classes x bins at a time.
 
-    Source: scikit-learn's `average_precision_score`; annotated entries only as in the
+    Source: scikit-learn's `average_precision_score`; only annotated entries, as in the
     Open Images evaluation protocol.
     """
     num_bins = histogram.shape[2]
@@ -40,7 +40,7 @@ def average_precision(
         num_positives[num_positives == 0] = np.nan
         above = hits + negatives
         if wide:
-            # The outermost bins hold saturated scores, which are equal.
+            # The outermost bins hold saturated scores, which count as equal.
             hits = hits - within * np.maximum(present - 1, 0) / 2
             above = hits + negatives - within * negative / 2
         precision = hits / np.maximum(above, 1)

@@ -1,6 +1,6 @@
-"""How far a mean would move with other images of the same kind.
+"""Standard errors and bootstrap intervals of means over images.
 
-Standard errors take images as independent; the bootstrap draws groups of them.
+Standard errors assume independent images; the bootstrap draws groups of images.
 """
 
 import numpy as np
@@ -8,7 +8,7 @@ from jaxtyping import Float, Int, Shaped
 
 LEVEL = 0.95
 RESAMPLES = 1000
-# Draws at a time, so that memory does not grow with the images.
+# Groups drawn at a time, so that memory does not grow with the number of images.
 _DRAWS = 4_000_000
 
 
@@ -16,9 +16,9 @@ def mean_and_error(count: int, total: float, squares: float) -> tuple[float, flo
     """Returns the mean of numbers in [0, 1] and its standard error.
 
     Args:
-        count: of the numbers, at least 1; the error of a single one is its bound, 0.5.
-        total: their sum.
-        squares: the sum of their squares.
+        count: number of values, at least 1; for one value the error is its bound, 0.5.
+        total: sum of the values.
+        squares: sum of their squares.
     """
     mean = total / count
     spread = max(squares / count - mean**2, 0.0)
@@ -28,17 +28,15 @@ def mean_and_error(count: int, total: float, squares: float) -> tuple[float, flo
 def interval(
     values: Float[np.ndarray, " image"], groups: Shaped[np.ndarray, " image"]
 ) -> tuple[float, float] | None:
-    """Returns the bootstrap interval of a mean, at `LEVEL`, of `RESAMPLES` draws.
+    """Returns the bootstrap interval of a mean at `LEVEL`; None for a single group.
 
-    None of a single group: nothing says how another would be.
-
-    Whole groups are drawn with replacement: images of one thing are no independent
-    witnesses. Where each image is its own group, images are drawn. The draws are
-    seeded: the same values give the same interval. Cost: `RESAMPLES` x groups.
+    Whole groups are drawn with replacement, `RESAMPLES` times, because the images of a
+    group are not independent. If each image is its own group, images are drawn. The
+    draws are seeded: equal values give equal intervals. Cost: `RESAMPLES` x groups.
 
     Args:
-        values: of each image, in [0, 1]; at least one.
-        groups: of each image; any values that can be sorted.
+        values: one per image, in [0, 1]; at least one.
+        groups: group of each image; any values that can be sorted.
 
     Source: Efron and Tibshirani 1993, chapter 13 (percentile interval); for groups,
         Davison and Hinkley 1997, section 3.8.

@@ -1,4 +1,4 @@
-"""How far probabilities are from the frequencies of what they predict."""
+"""Reliability curve and expected calibration error of probabilities."""
 
 from typing import NamedTuple, cast
 
@@ -12,9 +12,9 @@ from jaxii.metrics.histogram import PRESENT, counts_at_least, reliability_edges
 
 
 class Reliability(NamedTuple):
-    """Probability and frequency of the entries in each reliability bin that has any."""
+    """Mean probability and frequency of entries in each nonempty reliability bin."""
 
-    probs: Float[np.ndarray, " bin"]  # mean, in [0, 1]
+    probs: Float[np.ndarray, " bin"]  # means, in [0, 1]
     frequencies: Float[np.ndarray, " bin"]  # share of entries that are present
     counts: Int[np.ndarray, " bin"]
 
@@ -44,12 +44,12 @@ def reliability(
     edges: Float[np.ndarray, " edge"],
     prob: exact_sum.Total,
 ) -> Reliability:
-    """Returns the reliability curve over all (image, class) entries, unknown as absent.
+    """Returns the reliability curve of all (image, class) entries.
 
     Args:
-        histogram: counts by bin.
-        edges: of `bin_edges`.
-        prob: sums of `prob_sums`, [class, reliability].
+        histogram: counts by bin; unknown entries count as absent.
+        edges: from `bin_edges`.
+        prob: sums from `prob_sums`, [class, reliability].
     """
     by_kind = histogram.sum(axis=1, dtype=np.int64)
     at_least = counts_at_least(by_kind, edges, reliability_edges())

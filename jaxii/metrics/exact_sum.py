@@ -1,8 +1,8 @@
-"""Sums of fractions that are the same in whatever order their terms come.
+"""Sums of fractions that do not depend on the order of their terms.
 
 Floating-point sums depend on the order, so the same images on more devices would give
-other figures. Here every term is rounded once, to units of 2^-30, and integers are
-added: over images, batches, devices and processes, in any order, to the bit.
+other figures. Here every term is rounded once, to a multiple of 2^-30, and added as an
+integer: sums over images, batches, devices and processes are identical in any order.
 """
 
 from typing import NamedTuple
@@ -11,21 +11,21 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Float, Int
 
-# A term is kept as two numbers below 2^15: sums of 65,535 of them are still int32.
+# A term is two integers of at most 2^15, so that sums of 65,535 terms fit in int32.
 LIMB_BITS = 15
 LIMB = 1 << LIMB_BITS
 MAX_TERMS = (1 << 16) - 1
 
 
 class Terms(NamedTuple):
-    """Numbers from 0 to 1 as integers, or sums of up to 65,535 of each."""
+    """Numbers from 0 to 1 as pairs of integers, or sums of up to 65,535 of them."""
 
     high: Int[Array, "*dims"]  # in units of 2^-15
     low: Int[Array, "*dims"]  # in units of 2^-30
 
 
 class Total(NamedTuple):
-    """A sum of numbers from 0 to 1; totals add up leaf by leaf."""
+    """A sum of numbers from 0 to 1; totals are added leaf by leaf."""
 
     whole: Int[Array, "*dims"]
     high: Int[Array, "*dims"]  # in units of 2^-15
@@ -33,12 +33,12 @@ class Total(NamedTuple):
 
 
 def zero(*shape: int) -> Total:
-    """Returns the sum of nothing."""
+    """Returns a total of 0."""
     return Total(*(jnp.zeros(shape, jnp.int32) for _ in Total._fields))
 
 
 def terms(values: Float[Array, "*dims"]) -> Terms:
-    """Returns numbers in [0, 1] as integers, rounded to 2^-30."""
+    """Returns numbers in [0, 1] as integers, rounded to multiples of 2^-30."""
     scaled = values.astype(jnp.float32) * LIMB
     high = jnp.floor(scaled)
     low = jnp.round((scaled - high) * LIMB)

@@ -31,11 +31,11 @@ def f_beta(
     *,
     zero_division: float = 0.0,
 ) -> np.ndarray | Array:
-    """Returns the F-beta of each image; its mean is the score of a data set.
+    """Returns the F-beta of each image; the mean is the score of a data set.
 
     Args:
       decisions: 1 or true where the label is predicted, [image, class].
-      targets: 1 or true where it is present; at least 0.5 counts as present.
+      targets: 1 or true where the label is present; at least 0.5 counts as present.
       beta: weight of recall over precision, above 0.
       zero_division: score of an image without labels for which none is predicted.
 

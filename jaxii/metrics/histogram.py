@@ -1,7 +1,7 @@
 """Counts of (image, class) entries by probability bin.
 
-Average precision, calibration, cross-entropy and counts at every threshold are read
-from the bins. Bins replace the sort of all images that these figures would need.
+Average precision, calibration, cross-entropy and counts at every threshold are computed
+from the bins, which avoids sorting all images.
 """
 
 import functools
@@ -14,15 +14,15 @@ from jaxtyping import Array, Bool, Float, Int, Num, Shaped
 
 NUM_RELIABILITY_BINS = 15
 HISTOGRAM_BYTES = 100_000_000
-# The kinds of entry the histogram keeps apart.
+# Kinds of entries that are counted separately.
 UNKNOWN, VERIFIED_ABSENT, PRESENT = range(3)
 NUM_KINDS = 3
-# The leading 16 bits of 0.5.
+# The leading 16 bits of 0.5 in float32.
 CELL_OF_HALF = 0x3F00
 
 
 def reliability_edges() -> Float[np.ndarray, " edge"]:
-    """Returns the lower edges, but for 0, of the reliability bins as float32."""
+    """Returns the lower edges of the reliability bins except 0, as float32."""
     steps = np.arange(1, NUM_RELIABILITY_BINS) / NUM_RELIABILITY_BINS
     return steps.astype(np.float32)
 
@@ -33,9 +33,9 @@ def bin_edges(
 ) -> Float[np.ndarray, " edge"]:
     """Returns the inner edges of the probability bins, ascending.
 
-    Edges are even in the logit, so bins are finer near 0 and 1; there are as many as
-    `HISTOGRAM_BYTES` allows, within 64 and 16,384. Every threshold and every
-    reliability edge is one of them: counts at a threshold are exact.
+    From 64 to 16,384 edges, as many as `HISTOGRAM_BYTES` allows, are evenly spaced in
+    the logit, so bins are finer near 0 and 1. All thresholds and reliability edges are
+    added as edges, so counts at thresholds are exact.
 
     Args:
         thresholds: the grid, in [0, 1].
@@ -67,9 +67,9 @@ def add_entries(
     kind = jnp.where(present, PRESENT, kind)
     class_ids = jnp.arange(num_classes, dtype=jnp.int32)[None, :]
     slot = (kind * num_classes + class_ids) * num_bins + bins_of(probs, edges)
-    # Padding is sent outside the array, where a scatter drops it.
+    # Padding gets an index outside the array, which the scatter drops.
     slot = jnp.where(real[:, None], slot, histogram.size)
-    # Class after class: the bins of one class fit a processor's cache.
+    # Class by class: the bins of one class fit in a processor's cache.
     flat = histogram.reshape(-1).at[slot.T.reshape(-1)].add(1, mode="drop")
     return flat.reshape(histogram.shape)
 
@@ -77,15 +77,15 @@ def add_entries(
 def bins_of(
     probs: Float[Array, "*dims"], edges: Float[np.ndarray, " edge"]
 ) -> Int[Array, "*dims"]:
-    """Returns the bin of each probability: how many edges are not above it.
+    """Returns the bin of each probability: the number of edges at or below it.
 
-    A table of float32's leading bits says how many edges lie below a probability's
-    cell, and only the one or two within the cell are compared: a twentieth of the time
-    of a binary search on CPUs.
+    A table indexed by the leading bits of a float32 (its cell) gives the number of
+    edges below the cell; only the one or two edges within the cell are compared. This
+    takes a twentieth of the time of a binary search on CPUs.
 
     Args:
         probs: float32 in [0, 1].
-        edges: of `bin_edges`.
+        edges: from `bin_edges`.
     """
     cells = _cells(edges)
     below = np.searchsorted(cells, np.arange(2 * CELL_OF_HALF + 1)).astype(np.int32)
@@ -103,10 +103,10 @@ def _cells(probs: Float[np.ndarray, "*dims"]) -> Int[np.ndarray, "*dims"]: ...
 @overload
 def _cells(probs: Float[Array, "*dims"]) -> Int[Array, "*dims"]: ...
 def _cells(probs: np.ndarray | Array) -> np.ndarray | Array:
-    """Returns integers that never fall where probabilities rise: 16 bits of a float32.
+    """Returns the cell of each probability p, which never decreases as p increases.
 
-    From one half on they are those of 1 - p, which is exact there, counted down: cells
-    are as narrow near 1 as near 0.
+    A cell is given by the leading 16 bits of p below 0.5, and of 1 - p (exact in
+    float32) from 0.5 on, so cells are as narrow near 1 as near 0.
     """
     upper, xp = probs >= 0.5, jnp if isinstance(probs, jax.Array) else np
     leading = xp.where(upper, 1 - probs, probs).view(np.int32) >> 16
@@ -122,7 +122,7 @@ def counts_at_least(
 
     Args:
         histogram: counts by bin.
-        edges: of `bin_edges`.
+        edges: from `bin_edges`.
         thresholds: strictly ascending float32, each one of the edges.
     """
     starts = np.searchsorted(edges, thresholds) + 1
@@ -134,15 +134,15 @@ def counts_at_least(
 def cross_entropy(
     histogram: Int[np.ndarray, "kind class bin"], edges: Float[np.ndarray, " edge"]
 ) -> float:
-    """Returns the sum over all entries of the sigmoid cross-entropy, unknown as absent.
+    """Returns the sigmoid cross-entropy summed over all entries.
 
-    Every entry of a bin counts with the logit in the middle of its bin, one of an
-    outermost bin with that of the edge: within 1 % of the exact sum, but for scores
-    that are certain and wrong, which have no bound.
+    Each entry takes the logit at the middle of its bin, or at the edge of an outermost
+    bin. The result is within 1 % of the exact sum, except for scores that are certain
+    and wrong, whose cross-entropy is unbounded.
 
     Args:
-        histogram: counts by bin.
-        edges: of `bin_edges`.
+        histogram: counts by bin; unknown entries count as absent.
+        edges: from `bin_edges`.
     """
     probs = np.clip(edges.astype(np.float64), 1e-7, 1 - 1e-7)
     logits = np.log(probs / (1 - probs))

@@ -1,10 +1,10 @@
-"""Sums over images from which evaluation figures are computed, kept on the device.
+"""Sums over images on the device, from which evaluation figures are computed.
 
-The sums of several batches, devices or processes add up leaf by leaf, and nothing grows
-with the number of images. Figures that depend on a decoder are no part of them.
+Sums of batches, devices and processes are added leaf by leaf, and memory does not grow
+with the number of images. The sums do not depend on a fitted decoder.
 
-Counts are int32: exact up to 2.1e9 images. Sums of fractions are integers too (see
-`exact_sum`): however the images are divided, the sums are the same to the bit.
+Counts are int32, exact up to 2.1e9 images. Sums of fractions are integers too (see
+`exact_sum`), so they are identical however the images are divided.
 """
 
 import dataclasses
@@ -32,14 +32,14 @@ MAX_K = 10
 
 
 class RankSums(NamedTuple):
-    """What the best k labels of a ranking give, for k = 1..10."""
+    """Sums for the k best labels of a ranking, for k = 1..10."""
 
     f2: Total  # [k] sums of per-image F-beta
     num_images: Int[Array, ""]
 
 
 class Sums(NamedTuple):
-    """The arrays: every one of them adds over batches, devices and processes."""
+    """Arrays that are added over batches, devices and processes."""
 
     num_images: Int[Array, ""]
     num_with_truth: Int[Array, ""]
@@ -54,7 +54,7 @@ class Sums(NamedTuple):
 @jax.tree_util.register_dataclass
 @dataclasses.dataclass(frozen=True)
 class Accumulators:
-    """The sums, and what they were made for (static: no leaves)."""
+    """The sums, with their thresholds and beta as static fields (no leaves)."""
 
     sums: Sums
     thresholds: tuple[float, ...] = dataclasses.field(metadata={"static": True})
@@ -64,7 +64,7 @@ class Accumulators:
 def empty(
     num_classes: int, thresholds: tuple[float, ...], beta: float = 2.0
 ) -> Accumulators:
-    """Returns accumulators of nothing.
+    """Returns empty accumulators.
 
     Args:
         num_classes: number of classes, at least 1.
@@ -72,7 +72,7 @@ def empty(
         beta: weight of recall over precision in F-beta, above 0.
 
     Returns:
-        Zeros. Memory: about `HISTOGRAM_BYTES`, or 2 KB a class where that is more.
+        Zeros. Memory: about `HISTOGRAM_BYTES`, or 2 KB per class if that is more.
 
     Raises:
         InputError: If there is no class, or the grid is empty, unsorted or out of
@@ -115,20 +115,21 @@ def update(
     embedding: Float[Array, "batch embed"] | None = None,
     label_embeddings: Float[Array, "class embed"] | None = None,
 ) -> Accumulators:
-    """Adds one batch; pure, to be compiled with `acc` donated.
+    """Returns the sums with one batch added; pure, to be compiled with `acc` donated.
 
-    A label is predicted when its probability is at least the threshold; NaN counts as
-    0. Cost: one scatter over batch x class, and a compare and a sum of it for each
-    threshold, one threshold at a time. Memory: a few arrays of batch x class.
+    A label is predicted if its probability is at least the threshold; NaN counts as 0.
+    Cost: one scatter over batch x class, and a comparison and a sum over batch x class
+    for each threshold in turn. Memory: a few arrays of batch x class.
 
     Args:
         acc: the sums so far.
         probs: probabilities in [0, 1].
         targets: 1 or true where the label is present; at least 0.5 counts as present.
-        known: 1 where the label is verified either way; None: nowhere verified absent.
+        known: 1 where the label is verified as present or absent; None if no absence is
+            verified.
         mask: 1 for a real image, 0 for padding.
-        embedding: predicted embeddings; None: no embedding decoder.
-        label_embeddings: one vector a class; needed with `embedding`.
+        embedding: predicted embeddings; None without the embedding decoder.
+        label_embeddings: one vector per class; needed with `embedding`.
 
     Source: F-beta of scikit-learn's `fbeta_score(average="samples")`.
     """
@@ -168,7 +169,7 @@ def cosine(
     embedding: Float[Array, "batch embed"],
     label_embeddings: Float[Array, "class embed"],
 ) -> Float[Array, "batch class"]:
-    """Returns the cosine of each embedding with each label's; 0 for a zero vector."""
+    """Returns the cosine of each image and label embedding; 0 for a zero vector."""
     unit = [
         rows * jax.lax.rsqrt(jnp.maximum(jnp.sum(rows**2, 1, keepdims=True), 1e-12))
         for rows in (
@@ -187,7 +188,7 @@ def _f_beta_sums(
     real: Bool[Array, " batch"],
     beta: float,
 ) -> Terms:
-    """Returns the sums over real images of F-beta, [column]."""
+    """Returns the sums of F-beta over real images, [column]."""
     scores = f_beta_from_counts(hits, predicted, num_true[:, None], beta)
     return exact_sum.sum_rows(exact_sum.terms(jnp.where(real[:, None], scores, 0)))
 
@@ -201,7 +202,7 @@ def _hits_of_best(
     present: Bool[Array, "batch class"],
     num_ks: int,
 ) -> Int[Array, "batch k"]:
-    """Returns how many of the best 1, 2, ... labels are present."""
+    """Returns how many of the 1, 2, ... best labels are present."""
     order = jax.lax.top_k(scores, num_ks)[1]
     hit = jnp.take_along_axis(present, order, axis=1).astype(jnp.int32)
     return jnp.cumsum(hit, axis=1)
@@ -212,8 +213,8 @@ def _counts_by_threshold(
     present: Bool[Array, "batch class"],
     thresholds: Float[Array, " threshold"],
 ) -> tuple[Int[Array, "batch threshold"], Int[Array, "batch threshold"]]:
-    """Returns true positives and predictions of each image at each threshold."""
-    # Both counts in the halves of one integer: half the passes over the batch.
+    """Returns numbers of true positives and predictions per image and threshold."""
+    # Both counts share one integer, which halves the passes over the batch.
     packed = probs.shape[1] < 2**16
     hit = present.astype(jnp.uint32)
     weight = (hit << 16) + jnp.uint32(1) if packed else jnp.ones_like(hit)

@@ -1,4 +1,4 @@
-"""Layers in forms that XLA's CPU backend runs fast, equal up to rounding."""
+"""Forms of layers that are fast on XLA's CPU backend, equal up to rounding."""
 
 import math
 from collections.abc import Callable
@@ -10,7 +10,7 @@ from jax import lax
 from jaxtyping import Array, Float
 
 Convolution = Callable[[Array, Array, int], Array]
-# Channels of a group that is fast without compiling too many convolutions.
+# Small groups are joined up to this many channels: fast, and few convolutions.
 _GROUP_CHANNELS = 64
 
 
@@ -39,9 +39,9 @@ def convolve(
 def _convolve_group(x: Array, kernel: Array, stride: int, plain: Convolution) -> Array:
     size = kernel.shape[0]
     smallest_output = (min(x.shape[1:3]) - 1) // stride + 1
-    # On XLA's CPU backend, a convolution to a map smaller than its kernel is up to 80
-    # times slower than the matrix product, as is its gradient; the weight gradient of a
-    # 1x1 convolution is several times slower.
+    # On XLA's CPU backend, a convolution whose output is smaller than its kernel is up
+    # to 80 times slower than the matrix product, and so is its gradient; the weight
+    # gradient of a 1x1 convolution is several times slower.
     if size == 1 or smallest_output < size:
         patches = jnp.concatenate(_window_pixels(x, size, stride, 0.0), axis=-1)
         return _multiply(patches, kernel.reshape(-1, kernel.shape[-1]))
@@ -53,14 +53,14 @@ def _convolve_group(x: Array, kernel: Array, stride: int, plain: Convolution) ->
 def _convolve_blocks(x: Array, kernel: Array) -> Array:
     """Returns a 7x7 convolution with stride 2 as one of 4x4 over blocks of 2x2 pixels.
 
-    An image's three channels fill no vector register, its blocks' twelve do: three
-    times as fast. The sides of `x` must be even.
+    Three times as fast for images: three channels do not fill a vector register, the
+    twelve of a block do. The height and width of `x` must be even.
     """
     batch, height, width, channels = x.shape
     x = x.reshape(batch, height // 2, 2, width // 2, 2, channels)
     x = x.transpose(0, 1, 3, 2, 4, 5)
     x = x.reshape(batch, height // 2, width // 2, 4 * channels)
-    # One more row and column in front makes whole blocks.
+    # A zero row and column in front make the kernel 8x8, a whole number of blocks.
     kernel = jnp.pad(kernel, ((1, 0), (1, 0), (0, 0), (0, 0)))
     kernel = kernel.reshape(4, 2, 4, 2, channels, -1)
     kernel = kernel.transpose(0, 2, 1, 3, 4, 5).reshape(4, 4, 4 * channels, -1)
@@ -79,11 +79,11 @@ def _convolve_4x4(x: Array, kernel: Array) -> Array:
 
 @partial(jax.custom_vjp, nondiff_argnums=(2,))
 def _convolve(x: Array, kernel: Array, plain: Callable[[Array, Array], Array]) -> Array:
-    """Returns `plain(x, kernel)`; its gradients read arrays that are in memory.
+    """Returns `plain(x, kernel)`; its gradients read operands that are in memory.
 
-    XLA's CPU backend fuses whatever made an operand into each of its readers, and a
-    weight gradient reads both of its operands transposed: norms, pooling and
-    augmentation were computed again, element by element in the slow order.
+    XLA's CPU backend fuses the producer of an operand into each of its consumers. A
+    weight gradient reads both operands transposed, so norms, pooling and augmentation
+    would be recomputed element by element in a slow memory order.
     """
     return plain(x, kernel)
 
@@ -102,10 +102,10 @@ _convolve.defvjp(_convolve_forward, _convolve_backward)
 
 
 def _in_memory(x: Array, kernel: Array) -> Array:
-    """Returns `x`, by way of a condition that XLA does not know when it compiles.
+    """Returns `x`, placed in memory by a condition unknown at compile time.
 
-    What a condition returns is in memory. `lax.optimization_barrier` does not do it:
-    XLA's CPU backend takes barriers out before it fuses.
+    XLA stores the result of a conditional in memory. `lax.optimization_barrier` does
+    not help: XLA's CPU backend removes barriers before it fuses.
     """
     is_lost = jnp.isnan(kernel.reshape(-1)[0])
     return lax.cond(is_lost, lambda x: jnp.full_like(x, jnp.nan), lambda x: x, x)
@@ -114,9 +114,9 @@ def _in_memory(x: Array, kernel: Array) -> Array:
 def max_pool(
     x: Float[Array, "batch height width channel"],
 ) -> Float[Array, "batch out_height out_width channel"]:
-    """Returns the maximum of 3x3 windows, stride 2, over nine shifted float32 slices.
+    """Returns the maximum of 3x3 windows, stride 2, from nine shifted float32 slices.
 
-    On XLA's CPU backend, its gradient is 8 times faster than that of `reduce_window`.
+    On XLA's CPU backend, the gradient is 8 times faster than that of `reduce_window`.
     Equal pixels share the gradient; `reduce_window` gives it to the first.
     """
     pixels = _window_pixels(x.astype(jnp.float32), 3, 2, -jnp.inf)
@@ -128,11 +128,11 @@ def _multiply(
     x: Float[Array, "batch height width channel"],
     matrix: Float[Array, "channel out_channel"],
 ) -> Float[Array, "batch height width out_channel"]:
-    """Returns each pixel times the matrix.
+    """Multiplies each pixel by the matrix.
 
-    The matrix has its own gradient rule: XLA's CPU backend copies the left operand of a
-    product over pixels, which takes a sixth of a train step in JAX's rule. Here the
-    narrower operand is on the left.
+    The gradient of the matrix has its own rule. XLA's CPU backend copies the left
+    operand of a product over pixels, which takes a sixth of a train step with JAX's
+    rule; here the narrower operand is on the left.
     """
     return jnp.einsum("bhwc,cd->bhwd", x, matrix)
 
@@ -160,7 +160,7 @@ def _join_small_groups(
     kernel: Float[Array, "kernel_height kernel_width in_channel out_channel"],
     groups: int,
 ) -> tuple[Float[Array, "kernel_height kernel_width joined out_channel"], int]:
-    """Joins groups of few channels into larger ones, zero between groups."""
+    """Joins groups of few channels into larger ones, with zeros between groups."""
     rows, columns, in_channels, out_channels = kernel.shape
     joined = math.gcd(groups, max(1, _GROUP_CHANNELS // in_channels))
     if joined == 1:
@@ -177,7 +177,7 @@ def _join_small_groups(
 def _window_pixels(
     x: Float[Array, "batch height width channel"], size: int, stride: int, fill: float
 ) -> list[Array]:
-    """Returns pixel (i, j) of all windows as a map, for each i, j."""
+    """Returns one map for each (i, j): pixel (i, j) of every window."""
     pad = (size - 1) // 2
     last_row, last_column = ((side - 1) // stride * stride for side in x.shape[1:3])
     if pad:

@@ -1,7 +1,7 @@
 """Layers of the ResNets, as Flax NNX modules and functions.
 
-Layers compute in the given type with float32 parameters. `cpu_forms` selects the forms
-of `cpu`.
+Layers compute in `dtype`; their parameters are float32. `cpu_forms` selects the
+implementations in `cpu`.
 """
 
 import math
@@ -82,7 +82,7 @@ class BatchNorm(nnx.Module):
       num_channels: Channels of the input.
       dtype: Type of the output.
       axis_name: Mesh axis over which statistics are averaged. None: per device.
-      group: Neighbours on `axis_name` that share statistics. None: all.
+      group: Number of neighbouring devices that share statistics. None: all.
       initial_scale: Initial value of the scale.
 
     Source: Ioffe and Szegedy 2015, https://arxiv.org/abs/1502.03167
@@ -109,7 +109,7 @@ class BatchNorm(nnx.Module):
         train: bool,
         moments_of: Float[Array, "batch in_height in_width channel"] | None = None,
     ) -> Float[Array, "batch height width channel"]:
-        """Normalises `x`, in training by the batch moments of `moments_of` or `x`."""
+        """Normalises `x`; in training by the moments of `moments_of` (default `x`)."""
         moments_of = x if moments_of is None else moments_of
         x = x.astype(jnp.float32)
         if train:
@@ -130,7 +130,7 @@ class BatchNorm(nnx.Module):
         self.var[...] = _MOMENTUM * self.var[...] + (1.0 - _MOMENTUM) * var
 
     def factor(self, var: Float[Array, " channel"]) -> Float[Array, " channel"]:
-        """Returns the factor of centred values."""
+        """Returns scale / sqrt(var + epsilon), the multiplier of centred values."""
         return lax.rsqrt(var + _EPSILON) * self.scale[...]
 
     def _batch_moments(self, x):
@@ -202,7 +202,7 @@ def normalised_convolution(
 
 
 class Linear(nnx.Module):
-    """A linear layer in float32, which is cheap compared with the trunk."""
+    """A float32 linear layer; its cost is small compared with the trunk's."""
 
     def __init__(self, num_features, num_outputs, *, initial, rngs):
         shape = (num_features, num_outputs)
@@ -239,7 +239,7 @@ class SqueezeExcite(nnx.Module):
 def global_average(
     x: Float[Array, "batch height width channel"],
 ) -> Float[Array, "batch channel"]:
-    """Returns each map's mean, float32."""
+    """Returns the mean of each channel's map, float32."""
     return jnp.mean(x, axis=(1, 2), dtype=jnp.float32)
 
 
@@ -248,7 +248,7 @@ def average_pool(
 ) -> Float[Array, "batch out_height out_width channel"]:
     """Returns the means of 2x2 windows, stride 2, cut at the edges."""
     batch, height, width, channels = x.shape
-    # Repeating the last pixel leaves the missing one out of the mean.
+    # Repeating the last row or column gives the mean of the pixels that exist.
     for axis, side in ((1, height), (2, width)):
         if side % 2:
             last = lax.slice_in_dim(x, side - 1, side, axis=axis)

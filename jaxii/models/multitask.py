@@ -1,6 +1,6 @@
-"""The network: a trunk, a classifier, and a droppable embedding head.
+"""The network: a trunk, a classifier, and an optional embedding head.
 
-The NNX modules are split here: callers use two pure functions and nested dicts of
+The NNX modules are split here, so callers use two pure functions and nested dicts of
 arrays. To drop the embedding head, delete the subtree `EMBEDDING_HEAD` of the
 parameters and make the network with `embedding_dim=0`.
 """
@@ -35,7 +35,7 @@ class Outputs(NamedTuple):
 def normalise(
     images: UInt8[Array, "batch height width 3"],
 ) -> Float[Array, "batch height width 3"]:
-    """Returns float32 pixels with ImageNet's channel means 0 and deviations 1.
+    """Returns float32 pixels, standardised by ImageNet's means and deviations.
 
     Source: the constants of torchvision's models.
     """
@@ -119,7 +119,7 @@ def make_network(
       bn_axis: See `layers.BatchNorm`.
       bn_group: See `layers.BatchNorm`.
       zero_init_residual: Whether every residual block starts as the identity.
-      platform: The platform to be fast on, such as "cpu" or "tpu". None: JAX's default.
+      platform: Platform to optimise for, such as "cpu" or "tpu". None: JAX's default.
 
     Returns:
       A `Network`; its params are under "trunk", "classifier" and "embedding".
@@ -149,7 +149,7 @@ def make_network(
 def with_bias(
     init: Callable[[Array], tuple[Tree, Tree]], bias: Float32[np.ndarray, " class"]
 ) -> Callable[[Array], tuple[Tree, Tree]]:
-    """Returns an `init` that gives each class's classifier this bias."""
+    """Returns an `init` that sets the bias of the classifier."""
 
     def biased(key: Array) -> tuple[Tree, Tree]:
         params, batch_stats = init(key)

@@ -1,7 +1,7 @@
-"""Puts weights in torchvision's or timm's layout into a network.
+"""Loads weights in torchvision's or timm's layout into a network.
 
-Plain, wide and ResNeXt networks have torchvision's names, which timm shares; ResNet-D
-and SE-ResNet have timm's. All arrays are NumPy's.
+Plain, wide and ResNeXt networks use torchvision's names, which timm shares; ResNet-D
+and SE-ResNet use timm's. All arrays are NumPy arrays.
 """
 
 import re
@@ -28,7 +28,7 @@ _MODULES = {
     "squeeze": "fc1",
     "excite": "fc2",
 }
-# Names in a ResNet-D, which count ReLU and average pool, too.
+# Names in a ResNet-D, whose indices also count ReLU and average pool.
 _DEEP_STEM_MODULES = {
     "shortcut_conv": "downsample.1",
     "shortcut_norm": "downsample.2",
@@ -56,7 +56,7 @@ class Trunk(NamedTuple):
       digest: SHA-256 of the file, in hexadecimal.
       params: Float32 arrays.
       batch_stats: Float32 arrays.
-      left_out: The classifier's weights in the file; "" if it has none.
+      left_out: Names and shapes of the file's classifier weights; "" if it has none.
     """
 
     origin: str
@@ -168,7 +168,7 @@ def _torchvision_name(path: tuple[str, ...], names: Mapping[str, str]) -> str:
 
 
 def _ours(array: np.ndarray, rank: int) -> np.ndarray:
-    """Returns torch's [out, in, height, width] or [out, in] transposed, as float32.
+    """Transposes [out, in, height, width] or [out, in] from torch, as float32.
 
     A matrix may be a 1x1 convolution in torch, as in timm's squeeze-and-excite.
     """

@@ -1,6 +1,6 @@
 """The trunk: ResNet v1.5 and variants, from normalised images to pooled features.
 
-With torchvision's or timm's weights (`pretrained`) it gives their outputs: batch norm
+With weights from torchvision or timm (`pretrained`), outputs equal theirs: batch norm
 epsilon 1e-5, symmetric padding, and the stride on the 3x3 convolution.
 """
 
@@ -46,7 +46,7 @@ class Variant(NamedTuple):
         convolution of a strided shortcut.
       squeeze_excite: Gates on a block's channels before the addition.
       inner_factor: Multiplies the channels of a bottleneck's 3x3 convolution.
-      grouped: That convolution has a group for every two of the network's width.
+      grouped: Divides that convolution into width / 2 groups.
     """
 
     deep_stem: bool = False
@@ -154,9 +154,9 @@ class ResNet(nnx.Module):
       dtype: Compute type; parameters are float32.
       bn_axis: See `layers.BatchNorm`.
       bn_group: See `layers.BatchNorm`.
-      cpu_forms: Whether to use the forms of `cpu`.
-      folds_norms: Whether training uses `layers.normalised_convolution`, which moves a
-        quarter less to and from a TPU's memory.
+      cpu_forms: Whether to use the implementations in `cpu`.
+      folds_norms: Whether training uses `layers.normalised_convolution`, which reduces
+        memory traffic on a TPU by a quarter.
       rngs: Stream `params` for the initial weights.
     """
 
@@ -182,7 +182,7 @@ class ResNet(nnx.Module):
         norm = partial(BatchNorm, dtype=dtype, axis_name=bn_axis, group=bn_group)
         self.stem, self.dtype, self.cpu_forms = stem, dtype, cpu_forms
         self.add_stem(width, changes.deep_stem, conv, norm)
-        # A list of blocks would give integer keys.
+        # Blocks are attributes, because a list would give integer keys.
         self.block_names: tuple[str, ...] = ()
         self.num_features = width
         for stage, num_blocks in enumerate(stage_blocks):
@@ -247,7 +247,7 @@ class ResNet(nnx.Module):
 
         Norm and ReLU are monotone in x, decreasing if the norm's scale is negative, so
         their maximum is at the largest or smallest x. The network's largest map, four
-        times the pooled one, is then never normalised.
+        times as large as the pooled one, is therefore never normalised.
         """
         sign = jnp.where(norm.scale[...] < 0, -1.0, 1.0).astype(x.dtype)
         x = x * sign[None, None, None]

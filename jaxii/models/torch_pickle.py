@@ -1,15 +1,15 @@
 """Reads the pickle in a file of `torch.save` without running anything.
 
 Unpickling runs the functions that a pickle names. Here `pickletools` decodes the
-instructions; those of state dicts are followed on lists and dictionaries, a tensor
-becomes a reference to its numbers, and any other name is refused.
+instructions; only those that state dicts need are followed, on lists and dictionaries.
+A tensor becomes a reference to its numbers, and any other name is refused.
 """
 
 import io
 import pickletools
 from typing import Any, NamedTuple
 
-# Types of storages in a file, and of their numbers.
+# Storage type in a file -> type of its numbers.
 DTYPES = {
     "torch DoubleStorage": "<f8",
     "torch FloatStorage": "<f4",
@@ -63,7 +63,7 @@ class Pickle(NamedTuple):
     Attributes:
       value: dict, list, tuple, str, int, float, bool, None and `Tensor`; options of a
         training script are an empty dict.
-      storages: Every storage that it refers to, by key.
+      storages: Every storage that the pickle refers to, by key.
     """
 
     value: Any
@@ -190,7 +190,7 @@ def _storage(persistent_id: Any) -> Storage:
 
 
 def _rebuilt(name: str, arguments: Any) -> Any:
-    """Returns the value of a call of an allowed name."""
+    """Returns the result of calling an allowed name."""
     arguments = _of_type(tuple, arguments)
     if name == _NAMESPACE:
         return {}
@@ -222,7 +222,7 @@ def _count(value: Any) -> int:
     return value
 
 
-# Errors do not show the value: a small pickle can describe one of unbounded text.
+# Errors do not show the value: a small pickle can describe a huge one.
 def _of_type(kind: Any, value: Any) -> Any:
     if not isinstance(value, kind):
         raise TypeError(f"{type(value).__name__} in an unfit place")

@@ -21,7 +21,7 @@ class View:
     """A view of an image.
 
     Attributes:
-      share: Share of both sides of the image that is enlarged; 1 is the whole image.
+      share: Share of each side that is kept and enlarged; 1 is the whole image.
       mirrored: Whether left and right are exchanged.
     """
 
@@ -30,10 +30,10 @@ class View:
 
 
 def augmented_views(*, mirror: bool) -> tuple[View, ...]:
-    """Returns the whole image and its enlarged middle, and both mirrored as well.
+    """Returns views of the whole image and of its enlarged middle.
 
     Args:
-      mirror: Whether an image keeps its labels when it is mirrored.
+      mirror: Whether to add both views mirrored; mirroring must not change labels.
     """
     sides = (False, True) if mirror else (False,)
     return tuple(
@@ -49,11 +49,11 @@ def mean_over_views(
 ) -> Callable[..., tuple[Any, Any]]:
     """Returns an `apply` whose outputs are means over views, except in training.
 
-    It takes uint8 images, needs the memory of `len(views)` times as many images, and is
-    the same object for the same arguments, so that it is compiled once.
+    The result takes uint8 images and needs the memory of `len(views)` times as many. It
+    is cached, so equal arguments return the same function, which compiles once.
 
     Args:
-      apply: That of a `Network`.
+      apply: `Network.apply`.
       views: At least one.
 
     Source: He et al. 2016, ResNet, section 3.4, where scores of scales are averaged.
@@ -66,7 +66,7 @@ def mean_over_views(
             return apply(params, batch_stats, images, train=True, key=key)
         batch, *sides = images.shape
         pixels = normalise(images)
-        # `jnp.stack` is an operation of its own, which ONNX lacks.
+        # `jnp.stack` lowers to its own operation, which ONNX lacks.
         seen = jnp.concatenate([_view(pixels, view)[:, None] for view in views], 1)
         seen = seen.reshape(batch * len(views), *sides)
         outputs, batch_stats = apply(params, batch_stats, seen, train=False)
@@ -89,7 +89,7 @@ def _view(
     columns = _interpolation(width, view.share)
     if view.mirrored:
         columns = columns[:, ::-1]
-    # Products with matrices instead of gathers: every platform and ONNX has them.
+    # Matrix products instead of gathers: every platform and ONNX supports them.
     pixels = _times(pixels.transpose(0, 1, 3, 2), columns)
     rows = _interpolation(height, view.share)
     return _times(pixels.transpose(0, 3, 2, 1), rows).transpose(0, 3, 1, 2)
@@ -100,7 +100,7 @@ def _times(x: Array, matrix: Float32[np.ndarray, "old new"]) -> Array:
 
 
 def _interpolation(length: int, share: float) -> Float32[np.ndarray, "old new"]:
-    """Returns the weights of a line's pixels in its enlarged middle: linear ones."""
+    """Returns the linear weights that interpolate the enlarged middle of a line."""
     places = (np.arange(length) + 0.5) * share + (1.0 - share) * length / 2 - 0.5
     places = np.clip(places, 0.0, length - 1.0)
     distances = np.abs(np.arange(length)[:, None] - places)

@@ -1,4 +1,4 @@
-"""Reads files of torch's weights without torch and without running code in them.
+"""Reads torch's weight files without torch and without running code in them.
 
 Supports `.safetensors` and the formats of `torch.save`: a zip, or a sequence of pickles
 before torch 1.6.
@@ -43,7 +43,7 @@ _LEGACY_PROTOCOL = 1001
 
 
 class StateDict(NamedTuple):
-    """Weights by torch's names, and their origin.
+    """Weights by their names in torch, and their origin.
 
     Attributes:
       arrays: Read-only, in the types of the file; bfloat16 is widened to float32.
@@ -188,7 +188,7 @@ def _read_legacy(content: bytes) -> tuple[str, dict[str, np.ndarray]]:
 
 
 def _unwrapped(value: Any) -> tuple[str, dict[str, Tensor]]:
-    """Returns the state dict and the key it was under; "" for none."""
+    """Returns the key of the state dict in `value` ("" for none) and the state dict."""
     wrapper = ""
     if isinstance(value, dict):
         wrapper = next((key for key in WRAPPERS if value.get(key) is not None), "")
@@ -247,7 +247,7 @@ def _view(name: str, tensor: Tensor, storage: np.ndarray) -> np.ndarray:
 def _numbers(data: bytes | memoryview, dtype: str) -> np.ndarray:
     if dtype != "bfloat16":
         return np.frombuffer(data, dtype)
-    # NumPy has no bfloat16, the upper half of a float32.
+    # NumPy has no bfloat16, which is the upper half of a float32.
     bits = np.frombuffer(data, "<u2").astype(np.uint32) << np.uint32(16)
     return bits.view(np.float32)
 

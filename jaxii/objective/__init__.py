@@ -1,1 +1,1 @@
-"""Losses, their weights over time, and the one number that is optimised."""
+"""Losses, the schedules of their weights, and the objective that is optimised."""

@@ -1,8 +1,8 @@
 """Multi-label losses, one number per image.
 
-Each takes plain JAX or NumPy arrays and reduces over classes only. Everything is
-computed in float32 and in terms of `log_sigmoid`, so that values and gradients are
-finite where a probability rounds to 0 or 1.
+Each takes plain JAX or NumPy arrays and reduces over classes only. Losses are computed
+in float32, with `log_sigmoid` for logarithms of probabilities, so that values and
+gradients are finite where a probability rounds to 0 or 1.
 """
 
 from collections.abc import Callable
@@ -15,8 +15,8 @@ from jaxtyping import Array, Float, Shaped
 AnyArray = Array | np.ndarray
 Scalar = float | int | Float[Array, ""]
 
-# A predicted embedding that is shorter counts as this long: the gradient of a cosine
-# grows as 1 / length, and a head that starts at zero must not blow the first step up.
+# Shorter predicted embeddings count as this long. The gradient of a cosine grows as
+# 1 / norm, and would explode in the first step of a head that is initialised to zero.
 MIN_PREDICTED_NORM = 1e-4
 MIN_TARGET_NORM = 1e-6
 
@@ -60,9 +60,9 @@ def focal(
 ) -> Float[Array, " batch"]:
     """Focal loss, summed over classes.
 
-    `sum_c known (-a y (1 - p)^gamma log p - (1 - a)(1 - y) p^gamma log(1 - p))`. A soft
-    target gets the expectation over a label that is present with that probability. With
-    gamma 0 and no alpha it equals `bce`.
+    `sum_c known (-a y (1 - p)^gamma log p - (1 - a)(1 - y) p^gamma log(1 - p))`. The
+    loss of a soft target is the expectation over a label that is present with that
+    probability. With gamma 0 and no alpha the loss equals `bce`.
 
     >>> logits, targets = np.array([[2.0, -1.0, 0.0]]), np.array([[1, 0, 1]])
     >>> focal(logits, targets, gamma=2.0).round(4)
@@ -97,7 +97,7 @@ def asl(
     *,
     gamma_pos: Scalar = 0.0,
     gamma_neg: Scalar = 4.0,
-    clip: float | int = 0.05,
+    clip: Scalar = 0.05,
 ) -> Float[Array, " batch"]:
     """Asymmetric loss, summed over classes.
 
@@ -114,7 +114,8 @@ def asl(
       known: 1 where the class counts, 0 where it is ignored. Default: every class.
       gamma_pos: At least 0; may be traced.
       gamma_neg: At least 0, usually more than gamma_pos; may be traced.
-      clip: Probability margin in [0, 1); 0 with equal gammas equals `focal`.
+      clip: Probability margin in [0, 1); 0 with equal gammas gives `focal`; may be
+        traced.
 
     Returns:
       float32, at least 0.
@@ -124,16 +125,18 @@ def asl(
     logits, targets, known = _as_float32(logits, targets, known)
     log_p, log_not_p = jax.nn.log_sigmoid(logits), jax.nn.log_sigmoid(-logits)
     positive = _power(log_not_p, gamma_pos) * log_p
-    if clip > 0.0:
-        shifted = jax.nn.sigmoid(logits) - clip
-        counts = shifted > 0.0
-        # The power has no finite slope at 0, so the branch that is not taken needs a
-        # harmless number too: its gradient is multiplied by 0, not skipped.
-        safe = jnp.where(counts, shifted, 0.5)
-        negative = _power(jnp.log(safe), gamma_neg) * jnp.log1p(-safe)
-        negative = jnp.where(counts, negative, 0.0)
-    else:
-        negative = _power(log_p, gamma_neg) * log_not_p
+    shifted = jax.nn.sigmoid(logits) - clip
+    has_clip = jnp.asarray(clip) > 0.0
+    counts = has_clip & (shifted > 0.0)
+    # The power has no finite slope at 0, the logarithm none at 1, and `where`
+    # multiplies the gradient of the branch that is not taken by 0, so that branch needs
+    # a finite gradient too.
+    safe = jnp.where(counts, shifted, 0.5)
+    clipped = _power(jnp.log(safe), gamma_neg) * jnp.log1p(-safe)
+    clipped = jnp.where(counts, clipped, 0.0)
+    # Exact where p rounds to 0 or 1.
+    unclipped = _power(log_p, gamma_neg) * log_not_p
+    negative = jnp.where(has_clip, clipped, unclipped)
     mixed = targets * positive + (1.0 - targets) * negative
     return -jnp.sum(known * mixed, axis=-1)
 
@@ -148,8 +151,8 @@ def soft_f(
     """1 - soft F-beta of each image.
 
     `1 - (1 + b^2) sum(p y) / (b^2 sum(y) + sum(p))`, sums over known classes: F-beta
-    with the 0/1 prediction replaced by its probability. Without a known positive label
-    it is the constant 1; give such an image the weight 0 (`has_positive`).
+    with the 0/1 prediction replaced by its probability. An image without a known
+    positive label has the constant loss 1; give it the weight 0 (`has_positive`).
 
     >>> logits, targets = np.array([[2.0, -1.0, 0.0]]), np.array([[1, 0, 1]])
     >>> soft_f(logits, targets, beta=2.0).round(4)
@@ -183,7 +186,7 @@ def embedding(
     Array([0., 1.], dtype=float32)
 
     Args:
-      predicted: Any length; above 1e-4 the loss does not depend on it.
+      predicted: Any norm; above 1e-4 the loss does not depend on the norm.
       target: The sum of the image's label embeddings, weighted by confidence. A zero
         vector gives 1 with gradient 0; give such an image the weight 0
         (`has_direction`).
@@ -214,7 +217,7 @@ def has_positive(targets: Float[Array, "batch class"]) -> Float[Array, " batch"]
 
 
 def has_direction(target: Float[Array, "batch embed"]) -> Float[Array, " batch"]:
-    """Returns 1.0 for an embedding long enough for a cosine, else 0.0."""
+    """Returns 1.0 for an embedding of norm at least `MIN_TARGET_NORM`, else 0.0."""
     square = jnp.sum(jnp.square(target.astype(jnp.float32)), axis=-1)
     return (square >= MIN_TARGET_NORM**2).astype(jnp.float32)
 

@@ -1,8 +1,8 @@
-"""The objective of a stage: a weighted sum of loss terms, its weights being schedules.
+"""The objective of a stage: a sum of loss terms, weighted by schedules.
 
 Weights and parameters of the losses are evaluated inside the compiled train step, so
-that swapping one loss for another recompiles nothing. The train step divides each term
-by its global weight, differentiates and updates.
+moving from one loss to another does not recompile. The train step divides each term by
+the sum of its example weights over the global batch, differentiates and updates.
 """
 
 import inspect
@@ -28,20 +28,20 @@ def targets_from_labels(
     num_classes: int,
     unknown: str,
 ) -> tuple[Float[Array, "batch class"], Float[Array, "batch class"]]:
-    """Scatters sparse labels into targets and a mask of the classes that count.
+    """Scatters sparse labels into targets and a mask of the known classes.
 
     Args:
       label_ids: Class indices, padded with -1.
-      label_confidences: 1 present, 0 verified absent, in between a machine's.
+      label_confidences: 1 present, 0 verified absent, in between machine labels.
       num_classes: Number of classes.
-      unknown: How a class that is not listed trains: "negative" or "ignored".
+      unknown: Treatment of classes that are not listed: "negative" or "ignored".
 
     Returns:
       targets [batch, class] in [0, 1] and known [batch, class], 1 where the class
-      counts. A class listed twice takes its larger confidence.
+      counts. A class listed twice gets the larger confidence.
     """
     rows = jnp.arange(label_ids.shape[0], dtype=label_ids.dtype)[:, None]
-    # Out of bounds on purpose, so that padding is dropped: -1 would wrap around.
+    # Padding gets an index out of bounds, which is dropped; -1 would wrap around.
     columns = jnp.where(label_ids < 0, num_classes, label_ids)
     blank = jnp.zeros((label_ids.shape[0], num_classes), jnp.float32)
     targets = blank.at[rows, columns].max(label_confidences, mode="drop")
@@ -91,10 +91,10 @@ class Objective:
         """Returns each image's weight in each term, 0 or 1.
 
         Terms over classes need a known class, `soft_f` a known positive label, and the
-        embedding term a target that is not the zero vector. Padding weighs 0.
+        embedding term a nonzero target vector. Padding has weight 0.
 
-        The weights depend on labels only, so that the global denominators are known
-        before the forward pass and micro-batches add up exactly.
+        The weights depend on labels only, so the global denominators are known before
+        the forward pass and micro-batches add up exactly.
 
         Raises:
           ValueError: If there is an embedding term and no `label_embeddings`.
@@ -161,7 +161,7 @@ def make_objective(
         value) pairs. A term whose weight is the constant 0 is not computed.
       num_steps: Length of the stage in steps.
       num_classes: Number of classes.
-      unknown: How classes that are not listed train, "negative" or "ignored".
+      unknown: Treatment of classes that are not listed: "negative" or "ignored".
 
     Raises:
       InputError: If a term, parameter or choice does not exist, or there is no term.
@@ -215,7 +215,7 @@ def _make_term(name: str, spec: object, num_steps: int) -> Term | None:
                 f"term {name!r} has no parameter {key!r}; {nearest(key, own)}it takes "
                 f"{', '.join(('weight', *own))}."
             )
-    # Only numbers that may move are schedules; None (focal's alpha) stays as it is.
+    # Numbers and None (focal's alpha) stay constants; other values become schedules.
     scheduled = {
         key: value
         if value is None or isinstance(value, int | float)

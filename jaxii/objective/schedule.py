@@ -1,8 +1,8 @@
 """Schedules of the term weights, focal's gamma and the learning rate.
 
-A configuration gives a number or a few (share of the stage, value) pairs. They become
-functions of the step that are evaluated inside the compiled train step, so that moving
-from one loss to another compiles nothing again.
+A configuration gives a number or a few (share of the stage, value) pairs. A schedule is
+a function of the step, evaluated inside the compiled train step, so moving from one
+loss to another does not recompile.
 """
 
 import math
@@ -27,7 +27,7 @@ def make_schedule(spec: object, num_steps: int, *, name: str = "schedule") -> Sc
     Args:
       spec: A number (constant), or (share of the stage in [0, 1], value) pairs in
         rising order: linear between pairs, constant before the first and after the
-        last. Two pairs at one share are a jump; the second holds at the share itself.
+        last. Two pairs at one share are a jump; the second holds at that share.
       num_steps: Length of the stage in steps, at least 1; share 1 is step `num_steps`.
       name: The configuration field, for error messages.
 
@@ -46,13 +46,13 @@ def make_schedule(spec: object, num_steps: int, *, name: str = "schedule") -> Sc
     shares = np.array([share for share, _ in pairs], np.float64)
     values = np.array([value for _, value in pairs], np.float64)
     knots = shares * num_steps
-    # 0.1428572 * 7 is 1.0000004: without this the knot would fall after step 1.
+    # 0.1428572 * 7 is 1.0000004; without rounding the knot would fall after step 1.
     rounded = np.round(knots)
     knots = np.where(np.abs(knots - rounded) < 1e-6, rounded, knots)
     widths = np.diff(knots)
     slopes = np.diff(values) / np.where(widths > 0, widths, 1.0)
-    # One segment before the first knot, one after each: the number of knots at or
-    # before a step is the index of its segment.
+    # One segment lies before the first knot and one after each knot, so the number of
+    # knots at or before a step is the index of its segment.
     starts = np.concatenate([knots[:1], knots]).astype(np.float32)
     bases = np.concatenate([values[:1], values]).astype(np.float32)
     slopes = np.concatenate([[0.0], slopes, [0.0]]).astype(np.float32)
@@ -73,9 +73,9 @@ def is_constant_zero(spec: object, *, name: str = "schedule") -> bool:
 
 
 def warmup_cosine(peak: float, warmup_steps: int, num_steps: int) -> Schedule:
-    """Returns a learning rate: linear warm-up to the peak, then half a cosine down.
+    """Returns a learning rate with linear warm-up to the peak, then cosine decay to 0.
 
-    The first step has `peak / (warmup_steps + 1)`, not 0, so that no step is wasted.
+    The first step uses `peak / (warmup_steps + 1)`, not 0, so that it is not wasted.
 
     Args:
       peak: Learning rate at step `warmup_steps`, above 0.

@@ -1,1 +1,1 @@
-"""Memory and time of a train step on devices that need not exist."""
+"""Predicts memory and time of a train step on devices that need not be present."""

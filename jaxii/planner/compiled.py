@@ -1,4 +1,4 @@
-"""Compiles the train step of training for devices that need not exist."""
+"""Compiles a run's train step for devices that need not be present."""
 
 import math
 import re
@@ -14,7 +14,7 @@ from jaxii.train.sharding import state_shapes
 from jaxii.train.step import make_train_step
 from jaxii.train.trainer import StagePlan
 
-# Matches both of XLA's wordings.
+# Matches both wordings of XLA's out-of-memory message.
 _MEMORY_REPORT = re.compile(r"[\d.]+[KMG] of [\d.]+[KMG]|exceeds available")
 # Batch sizes are tried in multiples of 8, the tile size of a TPU's memory.
 BATCH_MULTIPLE = 8
@@ -23,7 +23,7 @@ Shapes = Mapping[str, jax.ShapeDtypeStruct]
 
 
 class DoesNotFit(Exception):
-    """The program needs more memory than a device has; the compiler's message."""
+    """The program needs more memory than a device has; holds the compiler's message."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -32,12 +32,12 @@ class Figures:
 
     Attributes:
       argument_bytes: State and batch.
-      output_bytes: The part of the new state beside the old one in memory.
+      output_bytes: Outputs that do not reuse the memory of an argument.
       temporary_bytes: Activations, gradients and other intermediate values.
-      program_bytes: Instructions.
+      program_bytes: Machine code.
       flops: Floating-point operations.
       hbm_bytes: Bytes read from and written to the device's memory.
-      collectives: In program order.
+      collectives: Collective operations, in program order.
     """
 
     argument_bytes: float
@@ -50,7 +50,7 @@ class Figures:
 
     @property
     def total_bytes(self) -> float:
-        """Memory of a device while the step runs."""
+        """Device memory in use while the step runs."""
         return (
             self.argument_bytes
             + self.output_bytes
@@ -78,8 +78,7 @@ def step_compiler(
 
     def compile(batch: Shapes) -> Figures:
         lowered = train_step.lower(state, dict(batch), label_embeddings)
-        settings = plan.settings
-        return figures_of(lowered, 1 if settings.unrolled else settings.micro_batches)
+        return figures_of(lowered, plan.settings.loop_iterations)
 
     return compile
 
@@ -89,7 +88,7 @@ def figures_of(lowered: Any, iterations: int = 1) -> Figures:
 
     Args:
       lowered: The step.
-      iterations: Of its loop; 1 for a step without one.
+      iterations: Iterations of the step's loop over micro-batches; 1 without a loop.
 
     Raises:
       DoesNotFit: If the program needs more memory than a device has.
@@ -105,7 +104,7 @@ def figures_of(lowered: Any, iterations: int = 1) -> Figures:
     memory, costs = compiled.memory_analysis(), compiled.cost_analysis()
     module = parse(compiled.as_text())
     # XLA counts a loop's body once. The only loop is the one over micro-batches.
-    # Multiplying everything by their number overstates the optimizer update slightly.
+    # Multiplying all FLOPs by `iterations` overstates the optimizer update slightly.
     return Figures(
         argument_bytes=memory.argument_size_in_bytes,
         output_bytes=memory.output_size_in_bytes - memory.alias_size_in_bytes,
@@ -126,20 +125,20 @@ def largest_batch(
 ) -> tuple[int, float] | None:
     """Returns the largest batch per device that was compiled, and its memory in bytes.
 
-    The memory of two batch sizes is extrapolated linearly. The predicted size is
-    compiled; while the compiler refuses, the size shrinks by an eighth.
+    Extrapolates the memory of two batch sizes linearly and compiles the predicted size;
+    while a size does not fit, reduces it by an eighth.
 
     Args:
       total_bytes: Compiles a batch size and returns its memory, or None if it does not
         fit.
       start: First batch size to try; a multiple of `micro_batches`.
       hbm_bytes: Memory of a device.
-      micro_batches: Every size tried is a multiple of it.
+      micro_batches: Micro-batches of a step; every size tried is a multiple of it.
 
     Returns:
       None if one image per micro-batch does not fit.
     """
-    # Only two small sizes are compiled before the jump: close to the limit, XLA
+    # Only two small sizes are compiled before the prediction: close to the limit, XLA
     # searches for values to recompute, which takes up to a quarter of an hour.
     unit = math.lcm(BATCH_MULTIPLE, micro_batches)
     known: dict[int, float] = {}

@@ -1,7 +1,7 @@
-"""The HLO text of a compiled program: its collectives and its memory traffic.
+"""Reads collectives and memory traffic from the HLO text of a compiled program.
 
-XLA's own cost analysis leaves collectives out, and its "bytes accessed" includes
-transfers within the chip, which a bound on time must not count.
+XLA's own cost analysis leaves out collectives, and its "bytes accessed" includes
+transfers within the chip, which do not belong in a bound on time.
 """
 
 import math
@@ -23,13 +23,13 @@ _OPERAND = re.compile(r"%([\w.\-]+)")
 _CALLED = re.compile(r"(?:calls|body|condition|to_apply|_computation)=%?([\w.\-]+)")
 _BRANCHES = re.compile(r"branch_computations=\{([^}]*)\}")
 _GROUPS = re.compile(r"replica_groups=(?:\{\{([\d,]+)\}|\[\d+,(\d+)\])")
-# Opcodes that touch no memory, or whose cost is counted at the matching start.
+# Opcodes that touch no memory themselves, or whose cost is counted elsewhere.
 _FREE = {
     *("parameter", "constant", "tuple", "get-tuple-element", "bitcast"),
     *("after-all", "partition-id", "replica-id", "while", "conditional", "call"),
 }
-# Opcodes that read no more of their operand than they return, with the position of the
-# result in their shape.
+# Opcodes that read only as much of their operand as they return -> index of the result
+# in their shape.
 _MOVES = {"slice": 0, "dynamic-slice": 0, "copy-start": 0, "slice-start": 1}
 _CONTROL = ("while", "conditional", "call", "async-start")
 
@@ -62,7 +62,7 @@ class Module:
     def reachable(self, first: Iterable[str], opcodes: Iterable[str] = ()) -> set[str]:
         """Returns `first` and all computations called from it.
 
-        Only calls by `opcodes` are followed; by all if it is empty.
+        Follows only calls by `opcodes`, or all calls if `opcodes` is empty.
         """
         seen: set[str] = set()
         left = list(first)
@@ -140,8 +140,8 @@ def collectives(module: Module, loop_runs: int = 1) -> tuple[Collective, ...]:
     for name, instructions in module.computations.items():
         by_name = {one.name: one for one in instructions}
         for one in instructions:
-            # Asynchronous collectives are counted at their end, whose shape is that of
-            # the result alone.
+            # Asynchronous collectives are counted at their "-done" instruction, whose
+            # shape is that of the result alone.
             kind = one.opcode.removesuffix("-done")
             if kind not in KINDS:
                 continue

@@ -1,4 +1,4 @@
-"""A plan as lines of text."""
+"""Formats a plan as lines of text."""
 
 from jaxii.planner.compiled import Figures
 from jaxii.planner.roofline import Roofline, roofline
@@ -15,20 +15,20 @@ HEADER = (
     f"{'MB/image':>11} {'collectives':>11} {'ms/step':>9} {'images/s':>9} "
     f"{'efficiency':>10}"
 )
-# Collective sizes that are listed one by one.
+# Largest number of collective sizes listed per kind.
 MOST_SIZES = 4
 
 
 def report(
     figures: Figures, topology: Topology, device_batch_size: int, run_images: int
 ) -> list[str]:
-    """Returns memory, work and bound of a step on one topology.
+    """Returns lines on memory, work and time bound of a step on one topology.
 
     Args:
-      figures: Of the step on one device.
+      figures: Figures of the step on one device.
       topology: The devices.
       device_batch_size: Images per device.
-      run_images: Images of all stages of the run.
+      run_images: Training images in all stages of the run.
     """
     lines = [
         f"memory    {_memory(figures, topology)}",

@@ -22,7 +22,7 @@ class Roofline:
 
     @property
     def step_seconds(self) -> float:
-        """Compute and memory overlap; the network follows."""
+        """Bound on the step: compute and memory overlap; the network follows."""
         return max(self.compute_seconds, self.memory_seconds) + self.network_seconds
 
     @property
@@ -67,7 +67,7 @@ def sent_bytes(collectives: Iterable[Collective], num_devices: int) -> float:
         factor = {
             "all-reduce": 2.0 * others,
             "all-gather": others,
-            # Its result is one device's share.
+            # The result of a reduce-scatter is one device's share.
             "reduce-scatter": size * others,
             "all-to-all": others,
             "collective-permute": 1.0,

@@ -1,7 +1,7 @@
-"""The devices to plan for: TPU slices that need not exist, or the local devices.
+"""The devices to plan for: TPU slices that need not be present, or local devices.
 
-Peaks, bandwidths and shapes are those of the pages "TPU v4", "TPU v5e", "TPU v5p" and
-"TPU v6e" of https://cloud.google.com/tpu/docs. The memory is what libtpu's compiler
+Peaks, bandwidths and shapes are from the pages "TPU v4", "TPU v5e", "TPU v5p" and "TPU
+v6e" of https://cloud.google.com/tpu/docs. Memory sizes are those that libtpu's compiler
 reports as available to a program.
 """
 
@@ -30,13 +30,13 @@ class Chip:
     """A TPU generation.
 
     Attributes:
-      name: As in topology names, for example "v5e".
-      device_kind: JAX's name for it.
+      name: Name in topologies, for example "v5e".
+      device_kind: JAX's name for the generation.
       flops: Peak bfloat16 operations per second.
       hbm_bytes: Memory available to a program.
       hbm_bandwidth: Bytes per second between the chip and its memory.
-      link_bandwidth: Bytes per second in each direction of one of an axis's two links.
-      slices: Available shapes.
+      link_bandwidth: Bytes per second and direction of one link; an axis has two.
+      slices: Shapes of the available slices.
     """
 
     name: str
@@ -48,7 +48,7 @@ class Chip:
     slices: tuple[str, ...]
 
     def wraps(self, sides: tuple[int, ...], axis: int) -> bool:
-        """Returns whether an axis is a ring: whether its two ends are neighbors."""
+        """Returns whether an axis is a ring, whose two ends are neighbors."""
         if len(sides) == 2:
             return sides[axis] == 16
         return all(side % 4 == 0 for side in sides)
@@ -143,7 +143,7 @@ class Topology:
 
     Attributes:
       name: For example "v5e:4x4", or "local".
-      chip: None if its peaks are unknown.
+      chip: The TPU generation; None if it is not in `CHIPS`.
       sides: Number of devices along each axis of the interconnect.
       mesh: The devices.
       hbm_bytes: Memory of a device available to a program; None if unknown.
@@ -214,7 +214,7 @@ def absent(name: str) -> Topology:
     jax.config.update("jax_platforms", "cpu")
     # Programs for absent devices cannot be read back from the cache.
     jax.config.update("jax_enable_compilation_cache", False)
-    # libtpu opens no TPU here, so it needs neither a TPU's metadata nor its lock.
+    # libtpu opens no TPU here, so it needs no TPU metadata and no lock.
     for variable, value in {
         "TPU_SKIP_MDS_QUERY": "1",
         "TPU_ACCELERATOR_TYPE": "v5litepod-1",

@@ -1,9 +1,9 @@
 """Writes shards on many machines through Apache Beam.
 
-Each element of the pipeline is a shard, written by `shards.write_shard`: the records
-are the same, byte for byte, as those written by threads, and existing shards are kept.
-The paths and labels of a shard's images are in a file beside it, as Dataflow limits a
-job description to 10 MB.
+Each element of the pipeline is a shard, written by `shards.write_shard`. The records
+are byte for byte the same as those written by threads, and existing shards are kept.
+The paths and labels of a shard's images are in a file beside it, because Dataflow
+limits a job description to 10 MB.
 """
 
 import hashlib
@@ -27,8 +27,8 @@ class Beam:
     """Where a pipeline runs.
 
     Attributes:
-      runner: Apache Beam's name: DirectRunner, DataflowRunner, FlinkRunner, ...
-      options: "name=value" or "name".
+      runner: Name of an Apache Beam runner: DirectRunner, DataflowRunner, ...
+      options: Pipeline options, each "name=value" or "name".
     """
 
     runner: str
@@ -92,11 +92,12 @@ def write_with_beam(
     """Writes the missing shards of all splits.
 
     Args:
-      directory: An existing folder with shards of the same plans or none.
+      directory: An existing folder, without shards or with shards of the same plans.
       plans: One per split.
       short_side: See `recode.recode`.
       beam: Where the pipeline runs.
-      on_progress: Called with (images done, images in all, runner) per finished shard.
+      on_progress: Called every few seconds with (images in finished shards, images in
+        all, runner).
     """
     present = names_in(directory)
     images: dict[AnyPath, int] = {}
@@ -123,8 +124,8 @@ def write_with_beam(
 
 
 def _run(beam: Beam, missing: list[tuple[str, str]], short_side: int, report) -> None:
-    # Some runners return at once and others at the end. A thread lets both report and
-    # Ctrl-C stop them.
+    # `pipeline.run` returns at once for some runners and at the end for others. It runs
+    # in a thread, so that this one can report progress and react to Ctrl-C.
     from apache_beam import (  # pyright: ignore[reportMissingImports]
         Create,
         Map,
@@ -132,7 +133,7 @@ def _run(beam: Beam, missing: list[tuple[str, str]], short_side: int, report) ->
     )
 
     pipeline = beam.pipeline()
-    # Without a shuffle a runner may leave all elements to one machine.
+    # Without a shuffle, a runner may give all elements to one machine.
     act = Map(_write_planned, short_side=short_side)
     _ = pipeline | Create(missing) | Reshuffle() | act
     results, errors = [], []

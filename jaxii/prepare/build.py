@@ -1,8 +1,8 @@
 """Writes a prepared dataset from the drafts of its splits.
 
-The image shards come first, then indexes, label list and counts, and last TFDS's
-`dataset_info.json`: where it exists, the dataset is complete. An interrupted build
-continues where it stopped; one with other inputs is refused.
+Image shards are written first, then indexes, counts and label list, and TFDS's
+`dataset_info.json` last: a dataset with that file is complete. An interrupted build
+continues where it stopped; a build with other inputs is refused.
 """
 
 import hashlib
@@ -37,7 +37,7 @@ class Draft:
 
     Attributes:
       plan: Images and labels to write.
-      tally: Images kept and left out so far.
+      tally: Counts of images kept and left out so far.
       submission_ids: For test, the ids that a submission lists, in its order.
     """
 
@@ -61,9 +61,9 @@ def image_table(
 
     Args:
       image_ids: Distinct ids.
-      metadata: Columns group, domain and slice. A null group is the image id, a null
-        domain or slice "all".
-      rows: Position of the image.
+      metadata: Columns group, domain and slice. A null group becomes the image id, a
+        null domain or slice becomes "all".
+      rows: Position of the image in `image_ids`.
       labels: Vocabulary indices.
       confidences: In [0, 1].
       sources: See `labels`.
@@ -100,25 +100,25 @@ def build(
     beam: Beam | None = None,
     on_progress: OnProgress = no_progress,
 ) -> Counts:
-    """Writes a dataset and returns what was read, kept and dropped.
+    """Writes a dataset and returns counts of what was read, kept and dropped.
 
     Args:
       drafts: One per split, in the order train, validation, tuning, test.
       vocabulary: The labels.
-      output: Created if absent; otherwise empty, or left by an interrupted or complete
-        build of the same inputs. A complete dataset is not written again.
-      short_side: Larger images are reduced to it, in pixels; at least 16.
-      file_tallies: Accounts of the label files, stored in counts.json.
+      output: The folder, created if absent. It must be empty or hold an interrupted or
+        complete build of the same inputs. A complete dataset is not written again.
+      short_side: Short side that larger images are reduced to, in pixels; at least 16.
+      file_tallies: Counts of the label files, stored in counts.json.
       inputs_hash: Hash of input files that the drafts do not describe in full.
-      near_copies: What is done about near copies in other splits or groups, of
-        `recurring.CHOICES`.
+      near_copies: One of `recurring.CHOICES`, for near copies in other splits or
+        groups.
       num_workers: Number of threads; by default one per core.
       beam: Writes the shards through Apache Beam instead of threads.
       on_progress: Called with (images done, images in all, split).
 
     Raises:
       InputError: If `short_side` is too small, no training image can be used, the
-        output folder holds anything else, or another process writes it.
+        output folder holds anything else, or another process writes to it.
     """
     if short_side < 16:
         raise InputError(f"short_side={short_side} pixels; give at least 16")
@@ -147,7 +147,7 @@ def build(
 def save_submission_ids(directory: AnyPath, image_ids: Sequence[str]) -> None:
     """Writes the ids that a submission lists, in its order.
 
-    Missing and unreadable images are among them, although no split has those.
+    Missing and unreadable images are included, although no split has them.
     """
     table = pl.DataFrame({"image_id": image_ids}, schema={"image_id": pl.String})
     write_beside(directory / folder.SUBMISSION_FILE, table.write_csv, binary=True)
@@ -162,7 +162,7 @@ def _write(
     num_workers: int | None,
     on_progress: OnProgress,
 ) -> tuple[list[Tally], dict[str, Written]]:
-    """Writes missing shards and all indexes; returns accounts and what was written."""
+    """Writes missing shards and all indexes; returns tallies and the written shards."""
     results, stored = {}, {}
     how = {"num_workers": num_workers, "on_progress": on_progress}
     for draft in drafts:
@@ -209,8 +209,8 @@ def _leave_out(
     """Leaves out images that are in later splits and writes all indexes.
 
     Args:
-      leaks: Reason and the image that stays, by row and split.
-      groups: Of the images of train that stay.
+      leaks: For each split, a map from row to the reason and the image that stays.
+      groups: Groups of the images of train that stay.
     """
     splits, written = [], {}
     for draft in drafts:
@@ -233,7 +233,7 @@ def _leave_out(
 def _without(
     tables: Mapping[str, pl.DataFrame], leaving: Mapping[str, Collection[int]]
 ) -> dict[str, pl.DataFrame]:
-    """Returns the tables of splits without some rows."""
+    """Returns the tables of splits without the rows in `leaving`."""
     return {
         split: table.filter(~pl.col("row").is_in(list(leaving.get(split, ()))))
         for split, table in tables.items()
@@ -283,7 +283,7 @@ def check_left(train: Tally) -> None:
 def fingerprint(
     drafts: Iterable[Draft], vocabulary: Vocabulary, short_side: int, inputs_hash: str
 ) -> str:
-    """Returns a hash of everything that decides what is written, except pixels."""
+    """Returns a hash of the inputs, with size and stamp in place of image contents."""
     digest = hashlib.sha256(f"{folder.FORMAT} {short_side}{inputs_hash}".encode())
     digest.update(json.dumps([vocabulary.codes, vocabulary.descriptions]).encode())
     for draft in drafts:
@@ -301,7 +301,7 @@ def fingerprint(
 def _image_files(drafts: Iterable[Draft]) -> pl.DataFrame:
     """Returns split, image_id, size_bytes and stamp of each image file.
 
-    They are stored so that a later build can name the files that changed.
+    The table is stored so that a later build can name the files that changed.
     """
     return pl.concat(
         pl.DataFrame(
@@ -319,10 +319,10 @@ def _image_files(drafts: Iterable[Draft]) -> pl.DataFrame:
 def _begin(
     output: AnyPath, fingerprint: str, short_side: int, images: pl.DataFrame
 ) -> bool:
-    """Claims the output folder; returns whether the dataset is complete already.
+    """Claims the output folder; returns whether it holds the complete dataset.
 
     Raises:
-      InputError: If something else is in it, or the dataset there is damaged.
+      InputError: If the folder holds something else or a damaged dataset.
     """
     inputs = output / folder.INPUTS_FILE
     output.mkdir(parents=True, exist_ok=True)
@@ -351,7 +351,7 @@ def _begin(
 
 
 def _difference(output: AnyPath, images: pl.DataFrame) -> str:
-    """Returns why the output folder belongs to other inputs."""
+    """Returns a message that says how the inputs of the output folder differ."""
     stored = output / folder.IMAGES_FILE
     if stored.exists():
         before = index.load(stored)

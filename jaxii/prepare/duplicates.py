@@ -1,7 +1,7 @@
 """Finds identical image files, by a hash of their bytes, between and within splits.
 
-An image in both train and test makes test metrics too high. `recurring` finds the same
-photo encoded twice.
+Images in both train and test make test metrics too high. `recurring` finds photos that
+were encoded twice.
 """
 
 from collections.abc import Iterable, Iterator, Mapping, Sequence
@@ -10,7 +10,7 @@ import polars as pl
 
 from jaxii.prepare.tally import Tally
 
-# Splits that lose images to later splits with the same files.
+# Splits that leave out images whose files are also in a later split.
 LOSING = ("train", "validation")
 IDENTICAL = "identical to a file of {}"
 IN_OTHER_GROUPS = "identical files in different groups, now in one"
@@ -24,13 +24,14 @@ def leaks(splits: Mapping[str, pl.DataFrame]) -> dict[str, dict[int, tuple[str, 
         train, validation, tuning and test, in this order.
 
     Returns:
-      For each split, the reason and the image that stays per row that is left out.
+      For each split, a map from each row to leave out to the reason and the image that
+      stays.
     """
     names = list(splits)
     found: dict[str, dict[int, tuple[str, str]]] = {}
     for i, name in enumerate(names):
         if name in LOSING:
-            # The test comes last and so is named for an image in several splits.
+            # Later splits replace earlier ones, so test is named if it has the image.
             found[name] = {
                 row["row"]: (IDENTICAL.format(other), row["other"])
                 for other in names[i + 1 :]
@@ -40,7 +41,7 @@ def leaks(splits: Mapping[str, pl.DataFrame]) -> dict[str, dict[int, tuple[str, 
 
 
 def same_file(digests: Sequence[str]) -> Iterator[tuple[int, int]]:
-    """Yields each image whose file occurs before, and the first one with it."""
+    """Yields the row of each repeated file, and the first row with that file."""
     first = dict[str, int]()
     for row, digest in enumerate(digests):
         before = first.setdefault(digest, row)
@@ -51,13 +52,13 @@ def same_file(digests: Sequence[str]) -> Iterator[tuple[int, int]]:
 def merged_groups(
     train: pl.DataFrame, pairs: Iterable[tuple[int, int]]
 ) -> tuple[pl.DataFrame, list[str]]:
-    """Merges the groups of images of train that are the same.
+    """Merges the groups of images of train that are copies.
 
-    A validation split carved out of train by groups then shares none with train.
+    A validation split carved out of train by groups then shares no copies with train.
 
     Args:
       train: Columns image_id and group.
-      pairs: Rows of images that are the same.
+      pairs: Pairs of rows whose images are copies.
 
     Returns:
       The table with the merged groups, and "image = image" for each pair of different
@@ -83,7 +84,7 @@ def merged_groups(
 
 
 def note(splits: Mapping[str, pl.DataFrame], tallies: Sequence[Tally]) -> list[Tally]:
-    """Adds a note on the files that tuning shares with test to the tally of tuning."""
+    """Adds a note to the tally of tuning on the files that it shares with test."""
     if not {"tuning", "test"} <= splits.keys():
         return list(tallies)
     pairs = _twins(splits["tuning"], splits["test"])
@@ -96,7 +97,7 @@ def note(splits: Mapping[str, pl.DataFrame], tallies: Sequence[Tally]) -> list[T
 
 
 def _twins(own: pl.DataFrame, other: pl.DataFrame) -> pl.DataFrame:
-    """Returns the rows of `own` with the first image of `other` that has their file."""
+    """Returns rows of `own` whose files are in `other`, with the first such image."""
     first = other.unique("digest", keep="first", maintain_order=True)
     first = first.select("digest", other="image_id")
     return own.join(first, on="digest", maintain_order="left")

@@ -1,7 +1,7 @@
-"""Finds and reads image files; the only module that decides what can be read.
+"""Finds and reads image files, and decides which files can be read.
 
-A pipe, a device, an endless file or a dangling link has the same named fault in
-`prepare`, `new` and `predict`.
+`prepare`, `new` and `predict` use this module, so they report the same fault for a
+pipe, a device, an endless file or a dangling link.
 """
 
 import errno
@@ -83,8 +83,8 @@ def read(path: AnyPath, size_bytes: int | None = None) -> bytes:
         local file is always queried.
 
     Raises:
-      ValueError: If the file is at fault, with the fault in a few words.
-      OSError: If the storage failed.
+      ValueError: If the file is at fault; the message names the fault.
+      OSError: If the storage fails.
     """
     check(path, size_bytes)
     with _named_faults(path):
@@ -125,7 +125,7 @@ def _named_faults(path: AnyPath) -> Iterator[None]:
         )
         if number not in _FAULTS:
             raise
-        # pathlib makes http:/x of http://x.
+        # pathlib turns http://x into http:/x.
         is_address = isinstance(path, Path) and path.parts[0].endswith(":")
         fault = _FAULTS[number]
         if fault == _NO_FILE and is_address:
@@ -191,7 +191,7 @@ def files_below(
     """Yields path, name and a function that returns the facts of each file.
 
     Folders are searched recursively. Links to folders are followed; a folder reached
-    twice is read once, so that a link to a parent ends.
+    twice is read once, so a link to a parent does not loop.
 
     Raises:
       InputError: If a folder cannot be listed.
@@ -201,7 +201,7 @@ def files_below(
     while pending:
         folder = pending.pop()
         if "://" in folder:
-            # One listing includes the facts; a request per file would take hours.
+            # The listing includes the facts; a request per file would take hours.
             system, root = fsspec.url_to_fs(folder)
             system.invalidate_cache()  # others may have written since
             for name, info in system.find(root, detail=True).items():

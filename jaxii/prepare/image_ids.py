@@ -26,10 +26,10 @@ def numbered(ids: pl.Series) -> pl.DataFrame:
 
 
 def without_suffix(names: pl.Series, images: pl.DataFrame) -> pl.DataFrame:
-    """Returns the names that mean an image without their suffix, like `numbered`.
+    """Returns the names that mean an image without their suffix; see `numbered`.
 
     Args:
-      names: Stripped names; none is the id of an image.
+      names: Stripped names, none of which is the id of an image.
       images: From `numbered`.
     """
     stems = pl.DataFrame({"image": names.drop_nulls().unique(maintain_order=True)})
@@ -50,8 +50,8 @@ def find_rows(names: pl.Series, ids: pl.Series) -> tuple[pl.Series, int]:
       ids: Distinct ids of the images.
 
     Returns:
-      Position of the image of each name, null for none; the number of names that mean
-      an image only without their suffix.
+      The position of each name's image, null if there is none; the number of names that
+      mean an image only without their suffix.
     """
     images = numbered(ids)
     asked = pl.DataFrame({"image": names.cast(pl.String).str.strip_chars()})
@@ -65,9 +65,9 @@ def find_rows(names: pl.Series, ids: pl.Series) -> tuple[pl.Series, int]:
 
 
 def meant(name: str, ids: Container[str]) -> str:
-    """Returns the id that a name means, or the stripped name.
+    """Returns the id that a name means; the stripped name if there is none.
 
-    It also works for ids that are not UTF-8, which polars cannot hold.
+    Unlike `find_rows`, it accepts ids that are not UTF-8, which polars cannot hold.
     """
     name = name.strip()
     if name in ids or not name.lower().endswith(IMAGE_SUFFIXES):

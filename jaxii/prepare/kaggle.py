@@ -26,7 +26,7 @@ from jaxii.prepare.tally import Counts, Tally, few
 from jaxii.storage import AnyPath, at
 
 TEST_IMAGES = "stage_1_test_images"
-# The field of `Layout` that holds each file, and the name it is found by.
+# Fields of `Layout`, and the file names by which `Layout.find` finds them.
 FILES = {
     "classes": "classes-trainable.csv",
     "human_labels": "train_human_labels.csv",
@@ -123,7 +123,7 @@ class Layout:
         return cls(**found)  # type: ignore[arg-type]
 
     def fetch(self, scratch: Path) -> "Layout":
-        """Returns the layout with label files of buckets copied into a local folder."""
+        """Returns the layout with label files in buckets copied into a local folder."""
         copies = {}
         for name in FILES:
             path = getattr(self, name)
@@ -151,7 +151,7 @@ def prepare(
       output_dir: See `build.build` for this and the other arguments.
 
     Returns:
-      What was read, kept and dropped; also written to counts.json.
+      Counts of what was read, kept and dropped; also written to counts.json.
 
     Raises:
       InputError: If a file cannot be used, no training image is left, the output folder
@@ -187,8 +187,7 @@ def draft_splits(
     """Reads the local files of a layout and drafts the splits.
 
     Returns:
-      Drafts of train and, if present, validation, tuning and test; an account of each
-      file.
+      Drafts of train and, if present, validation, tuning and test; tallies of files.
 
     Raises:
       InputError: If a file cannot be used, or no training image has a label.
@@ -277,7 +276,7 @@ def _image_table(
 def _without_listed(
     rows: np.ndarray, ids: pl.Series, listed: Mapping[str, Sequence[str]]
 ) -> tuple[np.ndarray, dict[str, list[str]]]:
-    """Returns rows without those that a later split lists; their ids by reason."""
+    """Returns rows that no later split lists, and the ids of the others by reason."""
     also = {}
     for split, names in listed.items():
         found, _ = image_ids.find_rows(pl.Series(names, dtype=pl.String), ids)
@@ -340,10 +339,10 @@ def _test_names(
     tallies: list[Tally],
     tuning: Container[str],
 ) -> tuple[list[str], label_files.Entries | None, list[str]]:
-    """Returns the ids of the test, its labels, and the ids that a submission lists."""
-    # The test is made of the sample submission's rows; without one, of the labelled
-    # images; without those, of every image not in tuning. A submission lists all rows
-    # of the sample, in their order.
+    """Returns the ids of test, its labels, and the ids that a submission lists."""
+    # Test has the images of the sample submission; without one, the images with test
+    # labels; without those, all images. Images of tuning are always left out. A
+    # submission lists all rows of the sample, in their order.
     labels = None
     names: list[str] = ids.to_list()
     answered: list[str] = []
@@ -404,7 +403,7 @@ def _metadata(
 
 
 def _with_file_notes(tally: Tally, images: Images) -> Tally:
-    """Adds notes about unusual file names to the account of a split."""
+    """Adds notes about unusual file names to the tally of a split."""
     notes = (
         ("ids with a second file (not read)", images.repeated),
         ("files whose name is not UTF-8 (not read)", images.unnamed),

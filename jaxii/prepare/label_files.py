@@ -1,4 +1,4 @@
-"""Reads the CSV files of a labelled image collection into tables of whole numbers.
+"""Reads the CSV files of a labelled image collection into tables of integers.
 
 Codes become vocabulary indices and image ids become row numbers while polars streams a
 file, so that 15 million rows take seconds. Every row left out is counted by reason.
@@ -32,8 +32,8 @@ class Codes:
 
     Attributes:
       vocabulary: The trainable codes, in order.
-      known: All described codes, trainable or not.
-      described_in: Name of the file of the known codes, for messages.
+      known: All codes that the files describe, trainable or not.
+      described_in: Name of the file that lists the known codes, for messages.
     """
 
     vocabulary: Vocabulary
@@ -41,7 +41,7 @@ class Codes:
     described_in: str
 
     def table(self) -> pl.DataFrame:
-        """Returns code -> label, -1 where it is known but not trainable."""
+        """Returns the label of each known code, -1 if it is not trainable."""
         trainable = self.vocabulary.index
         others = sorted(self.known - trainable.keys())
         return pl.DataFrame(
@@ -73,17 +73,17 @@ def read_codes(trainable: AnyPath, descriptions: AnyPath | None) -> Codes:
 
     Args:
       trainable: CSV with the column label_code, in the order of the classes.
-      descriptions: CSV with the columns label_code,description, also of codes that are
-        not trainable.
+      descriptions: CSV with the columns label_code,description, including codes that
+        are not trainable.
 
     Raises:
       InputError: If a header is wrong, there is no class, a class is listed twice, or a
-        submission cannot hold a code.
+        code is empty or has white space or control characters.
     """
     codes = _read(trainable, ("label_code",))["label_code"].fill_null("").to_list()
     if not codes:
         raise InputError(f"{trainable} lists no class; it needs one label_code a row")
-    # A submission holds the codes of an image in one cell, separated by spaces.
+    # A submission lists the codes of an image in one cell, separated by spaces.
     for line, code in enumerate(codes, start=2):
         unfit = (c.isspace() or unicodedata.category(c) == "Cc" for c in code)
         if not code or any(unfit):
@@ -199,7 +199,7 @@ def read_metadata(path: AnyPath, image_ids: pl.Series) -> tuple[pl.DataFrame, Ta
 
     Returns:
       A table with the three columns and one row per image, null if the file has no
-      value (the first row of an image counts); counts of the rows.
+      value (repeated rows of an image are ignored); counts of the rows.
 
     Raises:
       InputError: If the file has no column image_id, none of the three, or no row that
@@ -257,7 +257,7 @@ def _collect(
     examples: dict[str, tuple[str, ...]] = {}
     notes: dict[str, int] = {}
     if table.filter(pl.col("label") >= 0)["row"].null_count():
-        # Only a file that names missing images is read again.
+        # The file is read again only if it names missing images.
         missing = _missing(path, lazy, codes, images)
         suffixed = without_suffix(missing, images)
         if len(suffixed):
@@ -388,7 +388,7 @@ def read_validation(
       groups: Groups of the training images; the image id where there is no group.
 
     Returns:
-      Whether each image is in validation, and an account of the file.
+      Whether each image is in validation, and counts of the file.
 
     Raises:
       InputError: If no training image is listed, an id is empty or listed twice, or the

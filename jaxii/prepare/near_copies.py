@@ -1,12 +1,12 @@
-"""Finds near copies: one image recompressed, resized or cropped is another.
+"""Finds near copies: pairs of images that differ by compression, size or crop.
 
-Each image has a thumbnail, made while it is prepared. Its sketch is the low frequencies
-of the thumbnail: a discrete cosine transform, as in perceptual hashes, but kept as
-numbers, as a crop turns too many bits of a hash. Of each image the sketches of 100
-crops are compared with those of whole images, through an inverted file (Sivic and
-Zisserman 2003). The nearest few are then aligned at 64 x 64 pixels by the enhanced
-correlation coefficient (Evangelidis and Psarakis 2008), and compared region by region,
-in colour.
+Preparation makes a thumbnail of each image. The sketch of an image is the low
+frequencies of its thumbnail: a discrete cosine transform as in perceptual hashes, but
+not binarised, because a crop flips too many bits of a hash. The sketches of 100 crops
+of each image are compared with those of whole images, through an inverted file (Sivic
+and Zisserman 2003). The nearest few images are then aligned at 64 x 64 pixels by the
+enhanced correlation coefficient (Evangelidis and Psarakis 2008), and compared region by
+region, in colour.
 """
 
 import functools
@@ -23,21 +23,22 @@ from jaxii.console import OnProgress, no_progress
 from jaxii.data.image_decoding import Pixels
 from jaxii.data.transforms import read
 
-# Side of a thumbnail in pixels; its channels are luma and two of chroma.
+# Side of a thumbnail in pixels; the channels are luma and two of chroma.
 THUMBNAIL_PIXELS = 24
 THUMBNAIL_SHAPE = THUMBNAIL_PIXELS, THUMBNAIL_PIXELS, 3
-# Frequencies a side of a sketch, of luma and of chroma.
+# Frequencies per side of a sketch, for luma and the two chroma channels.
 FREQUENCIES = (8, 3, 3)
-# Crops of up to this share of a side are found, at each of the four sides.
+# Most that a crop may cut off at each of the four sides, as a share of the image.
 MAX_CROP = 0.15
-# The middles of three equal parts of that range: half a part hardly changes a sketch.
+# Middles of three equal parts of that range; a shift by half of a part hardly changes
+# a sketch.
 CROPS = (MAX_CROP / 6, MAX_CROP / 2, MAX_CROP * 5 / 6)
 SPANS = ((0.0, 1.0), *((low, 1 - high) for low in CROPS for high in CROPS))
-# Below this standard deviation, in levels of 255, an image is flat, and like any other.
+# Images with a lower standard deviation, in levels of 255, are flat and not compared.
 MIN_CONTRAST = 4.0
-# Lowest correlation of sketches that are looked at. 99 % of cropped copies have 0.96.
+# Lowest correlation of the sketches of candidates; 99 % of cropped copies reach 0.96.
 MIN_CORRELATION = 0.95
-# The most similar images, of all crops of one, that are looked at.
+# Most candidates per image, over all its crops.
 MAX_CANDIDATES = 4
 CELLS_PROBED = 4
 IMAGES_AT_ONCE = 256
@@ -46,17 +47,17 @@ VIEW_PIXELS = 64
 ITERATIONS = 10
 # Lowest correlation after alignment.
 MIN_ALIGNED = 0.9
-# Largest difference of the mean of any region, in levels of 255. JPEG at quality 30
-# makes up to 30; another hand, face or colour makes more.
+# The mean difference of copies is below this in each region, in levels of 255. JPEG at
+# quality 30 gives up to 30; another hand, face or colour gives more.
 MAX_DIFFERENCE = 36.0
-# Side of a region; at least as many of the image's own pixels, as in a block of JPEG.
+# Side of a region, in pixels of the view or of a smaller image; that of a JPEG block.
 REGION_PIXELS = 8
 
 Thumbnails = UInt8[np.ndarray, "image y x channel"]
 
 
 def thumbnail(pixels: Pixels) -> UInt8[np.ndarray, "y x channel"]:
-    """Returns the thumbnail of an image, stretched to a square."""
+    """Returns the thumbnail of an image, resized to a square."""
     size = THUMBNAIL_PIXELS, THUMBNAIL_PIXELS
     small = cv2.resize(np.ascontiguousarray(pixels), size, interpolation=cv2.INTER_AREA)
     return cv2.cvtColor(small, cv2.COLOR_RGB2YCrCb)
@@ -73,14 +74,14 @@ def find(
     """Returns the pairs of images that are near copies, the lower number first.
 
     Memory: 330 bytes per image, 300 MB per 1,000,000 images and thread, and one block.
-    Time: see tests/benchmarks/README.md; it grows as the power 1.5 of the images.
+    Time: grows as num_images^1.5; see tests/benchmarks/README.md.
 
     Args:
-      thumbnails: Return the thumbnails of consecutive blocks of images; zeros for
-        images that are not compared.
+      thumbnails: Functions that return the thumbnails of consecutive blocks of images;
+        zeros for images that are not compared.
       kinds: Images of the same kind are not compared.
       encoded: Returns the JPEG bytes of an image by its number.
-      num_workers: Number of threads; None leaves it to the machine.
+      num_workers: Number of threads; None uses Python's default.
       on_progress: Called with (images or pairs done, in all, what).
     """
     candidates = _candidates(thumbnails, kinds, on_progress)
@@ -110,7 +111,7 @@ def _candidates(
     kinds: Int[np.ndarray, " image"],
     on_progress: OnProgress,
 ) -> pl.DataFrame:
-    """Returns images `one` of which a `crop` is similar to `other`, each pair once."""
+    """Returns pairs where a `crop` of `one` is similar to `other`, each pair once."""
     whole = [_sketches(block(), SPANS[:1])[:, 0] for block in thumbnails]
     near, first = _InvertedFile(np.concatenate(whole), kinds), 0
     found = []
@@ -137,7 +138,7 @@ def _best_first(pairs: pl.DataFrame) -> pl.DataFrame:
 class _InvertedFile:
     """Finds the whole images whose sketches are similar to given ones.
 
-    The sketches are divided into cells, by the nearest of some of them.
+    Each sketch is in the cell of its nearest centre; centres are random sketches.
     """
 
     def __init__(
@@ -146,7 +147,7 @@ class _InvertedFile:
         kinds: Int[np.ndarray, " image"],
     ):
         usable = np.flatnonzero(sketches.any(axis=1))
-        # So many that finding a cell takes as long as searching it.
+        # With this number, finding a cell takes as long as searching it.
         num_cells = 1 + int((CELLS_PROBED * len(usable)) ** 0.5)
         chosen = np.random.default_rng(0).permutation(usable)[:num_cells]
         self._centres = np.zeros((num_cells, sketches.shape[1]), np.float32)
@@ -160,7 +161,7 @@ class _InvertedFile:
     def candidates(
         self, crops: Float32[np.ndarray, "image crop entry"], first: int
     ) -> pl.DataFrame:
-        """Returns `one`, `other`, `crop` and `similar`: the best few of each image.
+        """Returns the best candidates of each image: `one`, `other`, `crop`, `similar`.
 
         Args:
           crops: Sketches of all crops of consecutive images.
@@ -231,7 +232,7 @@ def _sketches(
         values = basis @ planes[..., channel] @ basis.T
         values = values.reshape(-1, count, size, count, size).swapaxes(2, 3)
         values = values.reshape(-1, count**2, size**2)
-        # The mean of luma is left out: most images have much the same.
+        # The mean of luma is left out: it is similar in most images.
         parts.append(values[..., 1:] if channel == 0 else values)
     flat = np.linalg.norm(parts[0], axis=-1, keepdims=True) < MIN_CONTRAST
     sketches = np.concatenate(parts, axis=-1)
@@ -268,7 +269,7 @@ def _is_copy(
     crop: int,
     region: int,
 ) -> bool:
-    """Returns whether `other` shows about this crop of `one`."""
+    """Returns whether `other` shows approximately this crop of `one`."""
     rows, columns = divmod(crop, len(SPANS))
     warp = np.zeros((2, 3), np.float32)
     for axis, (low, high) in enumerate((SPANS[columns], SPANS[rows])):

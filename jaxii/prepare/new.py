@@ -1,4 +1,4 @@
-"""`new`: prepares your own images and labels, and writes a recipe that trains."""
+"""Implements `new`: prepares images and labels and writes a recipe to train on them."""
 
 import os
 import shlex
@@ -43,15 +43,15 @@ def new(
     did not change is not prepared again, and an existing recipe is kept.
 
     Args:
-      folder: Created if absent; its name is that of the dataset.
+      folder: Created if absent; its name becomes the name of the dataset.
       images: The folder of images, which are not changed.
       labels: The label file; see `tables.labelled.read` for this and the next five.
       path_column: "" detects it, like the next two.
       platform: The platform to train on: cpu, gpu or tpu.
       num_devices: Number of devices of that platform.
-      pace_of: Measures a configuration, given as its fields.
+      pace_of: Measures the pace of a configuration, given its fields.
       minutes: Duration of training; see `recipe.choose`.
-      short_side: Larger images are reduced to it, in pixels; 0 chooses it.
+      short_side: Short side that larger images are reduced to, in pixels; 0 chooses it.
       near_copies: See `build.build`.
 
     Raises:

@@ -1,7 +1,7 @@
 """Chooses a recipe for a dataset, with a reason for every field.
 
 The choices for small data were made on three held-out training domains of emoji and
-drawings; those for accelerators are not measured. See configs/README.md.
+drawings; the choices for accelerators are not measured. See configs/README.md.
 """
 
 import json
@@ -14,19 +14,19 @@ from typing import Any, TypedDict
 
 from jaxii.prepare.recode import SHORT_SIDE
 
-# Minutes of training on CPUs unless others are asked for.
+# Default minutes of training on CPUs.
 CPU_MINUTES = 30.0
-# Training images in all on accelerators unless minutes are asked for.
+# Default number of training examples on accelerators, over all epochs.
 ACCELERATOR_IMAGES = 1_000_000
 FEWEST_EPOCHS, MOST_EPOCHS = 1.0, 100.0
-# From here on images are mixed: at 39 epochs and more that pays, at 22 it does not.
+# Fewest epochs with mixed images: mixing pays at 39 epochs and more, not at 22.
 LONG_EPOCHS = 40.0
 EVALUATIONS = 8
-# Evaluated images per second over trained ones.
+# Images per second of evaluation, relative to training.
 EVALUATION_SPEED = 3.0
 # Most views of an image in test-time augmentation.
 VIEWS = 4
-# A threshold chosen on fewer validation images is a guess.
+# Fewest validation images for a reliable threshold.
 FEW_VALIDATION = 50
 
 
@@ -37,13 +37,13 @@ class Facts:
     Attributes:
       name: Name of the dataset.
       num_images: Training images, including a validation split still to be carved out.
-      num_evaluated: Images of validation and test, as far as the data names them.
+      num_evaluated: Images of the validation and test splits that the data names.
       num_groups: Groups of training images.
       num_labels: Size of the vocabulary.
       short_side: Median short side of the images, in pixels.
       has_validation: Whether the data names its validation images.
       platform: cpu, gpu or tpu.
-      num_devices: Devices that a batch is divided over.
+      num_devices: Number of devices that share a batch.
       num_cores: Processor cores of this machine.
     """
 
@@ -64,8 +64,8 @@ class Pace:
     """Speed of a recipe on this machine.
 
     Attributes:
-      images_per_second: Of training.
-      start_seconds: Until the first update.
+      images_per_second: Speed of training.
+      start_seconds: Seconds until the first update.
     """
 
     images_per_second: float
@@ -104,7 +104,7 @@ class Recipe:
     minutes: float
 
 
-# The stock recipe for small data on CPUs, beside image size, batch size and `mixing`.
+# The stock recipe for small data on CPUs, except image size, batch size and `mixing`.
 SMALL = (
     Choice("model.depth", 18, "a small network, as there is no accelerator"),
     Choice("model.width", 32, "half the published width, to save time"),
@@ -136,10 +136,10 @@ def choose(
     """Chooses a recipe for a dataset and devices.
 
     Args:
-      facts: Of the data and the machine.
-      pace_of: Measures a configuration, given as its fields.
-      minutes: Duration of training. None: `CPU_MINUTES` on CPUs; on accelerators, the
-        epochs that make `ACCELERATOR_IMAGES`, at least 18 and at most 40.
+      facts: Facts about the data and the machine.
+      pace_of: Measures the pace of a configuration, given its fields.
+      minutes: Duration of training. None: `CPU_MINUTES` on CPUs; on accelerators, as
+        many epochs as give `ACCELERATOR_IMAGES`, at least 18 and at most 40.
     """
     fraction = 0.0 if facts.has_validation else _validation_fraction(facts)
     num_train = max(1, round(facts.num_images * (1 - fraction)))
@@ -151,7 +151,7 @@ def choose(
         choices.append(Choice("data.validation_fraction", fraction, why))
     values = {choice.field: choice.value for choice in choices}
     pace = pace_of(values | {"stages": stages(1.0)})
-    # Besides the evaluations of the run, each split is measured at the end.
+    # Each split is also evaluated at the end of the run.
     views = VIEWS if values.get("data.test_time_augmentation") else 1
     seconds = pace.start_seconds + (EVALUATIONS + 2 * views) * num_evaluated / (
         EVALUATION_SPEED * pace.images_per_second
@@ -185,7 +185,7 @@ def choose(
 def short_side(facts: Facts) -> int:
     """Returns the short side to store images at, in pixels.
 
-    It is twice the training size, at most 256, so that random crops need no enlarging.
+    It is twice the training size, at most 256, so random crops need no enlarging.
     """
     return min(SHORT_SIDE, 2 * _image_size(facts))
 
@@ -204,7 +204,7 @@ def _fields(facts: Facts, num_train: int) -> list[Choice]:
 
 
 def _image_size(facts: Facts) -> int:
-    """Returns the side of the square that trains, in pixels."""
+    """Returns the side of training images, in pixels."""
     if facts.platform == "cpu":
         return min(64, max(32, facts.short_side // 16 * 16))
     return min(224, max(32, facts.short_side // 32 * 32))
@@ -232,7 +232,7 @@ def _network(facts: Facts) -> list[Choice]:
 
 def _batch_size(num_train: int, on_cpu: bool, num_devices: int) -> int:
     most = 64 if on_cpu or num_train < 10_000 else 256 if num_train < 200_000 else 1024
-    # At least eight updates per epoch, even on a small dataset.
+    # At least eight updates per epoch, unless that needs fewer than 16 images a batch.
     fits = 2 ** int(math.log2(max(16, num_train // 8)))
     return math.ceil(min(most, fits) / num_devices) * num_devices
 
@@ -248,9 +248,9 @@ def stages(epochs: float) -> tuple[StageFields, ...]:
 
 
 def text(facts: Facts, recipe: Recipe, command: str) -> str:
-    """Returns the Python file of a recipe, which reads the dataset in data/ beside it.
+    """Returns the Python source of a recipe for the dataset in data/ beside the file.
 
-    Its docstring shows `command`, which trains with it.
+    The docstring of the source shows `command`, the command that trains.
     """
     lines = "\n".join(
         f"    # {choice.why[0].upper()}{choice.why[1:]}.\n"
@@ -258,7 +258,7 @@ def text(facts: Facts, recipe: Recipe, command: str) -> str:
         for choice in recipe.choices
     )
     stage_lines = pprint.pformat(tuple(recipe.stages), width=80, sort_dicts=False)
-    # Folder names may hold these two characters, which end or change a string.
+    # Folder names may contain these characters, which would end or change a string.
     shown = command.replace("\\", r"\\").replace('"', r"\"")
     return f'''"""Recipe for {facts.name}, written by `jaxii new`; yours to change.
 

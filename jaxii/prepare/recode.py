@@ -1,4 +1,4 @@
-"""Converts an image file to the JPEG that is stored: upright, RGB and reduced."""
+"""Converts image files to the JPEG files that are stored: upright, RGB and reduced."""
 
 import struct
 import threading
@@ -25,14 +25,15 @@ from jaxii.data.transforms import JPEG_SHRINKS, decoded_size
 # Default short side of stored images, in pixels.
 SHORT_SIDE = 256
 MAX_PIXELS = 120_000_000
-# A decoded 100-megapixel image is 300 MB: such images are decoded one at a time.
+# Larger images are decoded one at a time: 100 megapixels take 300 MB.
 LARGE_PIXELS = 24_000_000
-# At 1.5 linear interpolation is within 1 dB of the area average in its distance from
-# a Lanczos filter, in a sixth of the time; at 1.75 it is 3 dB behind on noise.
+# Up to this shrink, interpolation is linear. At 1.5, its distance from a Lanczos filter
+# is within 1 dB of the area average's, in a sixth of the time; at 1.75 it is 3 dB worse
+# on noise.
 LINEAR_SHRINK = 1.55
 JPEG_QUALITY = 92
 _LARGE = threading.Semaphore(1)
-# The end of a complete file.
+# End markers of complete files.
 _LAST = {"jpeg": b"\xff\xd9", "png": b"IEND"}
 
 
@@ -42,7 +43,8 @@ def recode(data: bytes, *, short_side: int = SHORT_SIDE) -> bytes:
     Args:
       data: A JPEG, PNG or WebP file, up to 120 megapixels. Its first bytes decide the
         format.
-      short_side: Larger images are reduced to it, in pixels; smaller ones are kept.
+      short_side: Short side that larger images are reduced to, in pixels; smaller
+        images keep their size.
 
     Returns:
       JPEG bytes; `data` itself if nothing needs to change.
@@ -55,7 +57,7 @@ def recode(data: bytes, *, short_side: int = SHORT_SIDE) -> bytes:
 
 
 def recode_and_decode(data: bytes, *, short_side: int) -> tuple[bytes, Pixels]:
-    """Returns what `recode` does, and its pixels before they were encoded."""
+    """Returns the result of `recode`, and the pixels of the image before encoding."""
     kind = sniff(data)
     with damage_as_value_error(kind):
         height, width, color = read_header(data, kind)
@@ -109,7 +111,7 @@ def size(data: bytes) -> tuple[int, int]:
 
 
 def probe(data: bytes, size_bytes: int) -> tuple[int, int]:
-    """Returns height and width from the start and the end of a file.
+    """Returns height and width, given the start and the end of a file.
 
     Args:
       data: The start of the file, with its header, followed by its end.
@@ -147,7 +149,7 @@ def _recode(
         image = decode_other(data, kind)
     image = _reduce(image, height, width, short_side)
     image = np.ascontiguousarray(turned(image, turn))
-    # A small image has no colour detail to spare.
+    # Small images keep their full colour resolution.
     subsampling = "420" if min(height, width) > short_side else "444"
     encoded = simplejpeg.encode_jpeg(
         image, quality=JPEG_QUALITY, colorsubsampling=subsampling
@@ -156,7 +158,7 @@ def _recode(
 
 
 def _reduce(image, height: int, width: int, short_side: int):
-    # From the size in the file, as a scaled decode rounds.
+    # Uses the size in the file, because scaled decoding rounds sizes.
     scale = short_side / min(height, width)
     if scale >= 1.0:
         return image

@@ -1,6 +1,6 @@
-"""Near copies of images in other splits or groups, and what is done about them.
+"""Handles near copies of images in other splits or groups.
 
-They are counted, removed from training as identical files are, or not looked for.
+They are counted, removed from training like identical files, or not searched for.
 """
 
 import functools
@@ -21,7 +21,7 @@ from jaxii.prepare.shards import Plan, Written
 from jaxii.prepare.tally import NUM_EXAMPLES, Tally
 from jaxii.storage import AnyPath
 
-# Keep them and count them, treat them as identical files, or do not look for them.
+# Count near copies, treat them like identical files, or do not search for them.
 CHOICES = KEEP, REMOVE, IGNORE = "keep", "remove", "ignore"
 NEAR = "near copies of images of {}"
 REMOVED = "near copy of an image of {}"
@@ -42,19 +42,20 @@ def find(
 ) -> pl.DataFrame:
     """Returns the pairs of near copies, each in both directions.
 
-    Images are compared with those of other splits; within train with those of other
-    groups or domains, which may be held out.
+    Images are compared with images of other splits and, within train, of other groups
+    or domains, which may be held out.
 
     Args:
       directory: The folder of the shards.
-      plans: Of train, validation, tuning and test, in this order.
-      written: Their shards.
-      stored: Columns row, image_id, group and domain of the images to compare.
-      num_workers: Number of threads; by default one per core.
+      plans: Plans of train, validation, tuning and test, in this order.
+      written: The written shards of each split.
+      stored: For each split, the images to compare, with the columns row, image_id,
+        group and domain.
+      num_workers: See `near_copies.find`.
       on_progress: Called with (images or pairs done, in all, what).
 
     Returns:
-      Columns `COLUMNS`, row and other_row.
+      A table with the columns `COLUMNS`, row and other_row.
     """
     images = pl.concat(
         pl.DataFrame({"row": np.arange(len(plan), dtype=np.uint32)})
@@ -94,7 +95,8 @@ def leaks(
     """Finds images of train and validation with near copies in later splits.
 
     Returns:
-      For each split, the reason and the image that stays per row to leave out.
+      For each split, a map from each row to leave out to the reason and the image that
+      stays.
     """
     found: dict[str, dict[int, tuple[str, str]]] = {}
     for split, row, other_split, other in pairs.select(
@@ -108,11 +110,12 @@ def leaks(
 def within_train(
     pairs: pl.DataFrame, kept: Mapping[str, pl.DataFrame]
 ) -> tuple[list[tuple[int, int]], pl.DataFrame]:
-    """Returns the pairs within train, as rows of its table, and the other pairs.
+    """Returns the pairs within train, as rows of the table of train, and the others.
 
     Args:
       pairs: See `find`.
-      kept: The images that stay, as `stored` of `find`; pairs with others are dropped.
+      kept: The images that stay, like `stored` in `find`. Pairs with any other image
+        are dropped.
     """
     rows = pl.concat(
         table.select(pl.lit(split).alias("split"), "row")
@@ -144,7 +147,7 @@ def note(pairs: pl.DataFrame, tallies: Iterable[Tally]) -> list[Tally]:
 
 
 def _kinds(images: pl.DataFrame) -> np.ndarray:
-    """Returns a number per image; those of equal numbers are never apart."""
+    """Returns a number per image; images with equal numbers are not compared."""
     is_train = pl.col("split") == "train"
     apart = pl.struct(
         "split",

@@ -1,7 +1,7 @@
-"""Writes the ArrayRecord shards of a split: read, recode, serialize, one pass.
+"""Writes the ArrayRecord shards of a split: reads, recodes and serializes images.
 
-Threads work on one shard each (decoding, resizing and encoding release the interpreter
-lock). A shard appears under its name only when complete, and a later run skips it.
+Each thread works on one shard (decoding, resizing and encoding release the GIL). A
+shard appears under its name only when complete, and a later run skips it.
 """
 
 import json
@@ -39,7 +39,7 @@ class Plan:
 
     Attributes:
       split: Name of the split.
-      table: The rows of its index, see `index.table`.
+      table: The index of the split; see `index.table`.
       paths: One per image.
       facts: Size and stamp of each file.
     """
@@ -54,7 +54,7 @@ class Plan:
 
     def shards(self) -> list[range]:
         """Returns the rows of each shard: 1,024 images, more in large splits."""
-        # Every shard holds a file handle open during training.
+        # Training keeps a file handle per shard open.
         size = max(SHARD_IMAGES, -(-len(self) // MAX_SHARDS))
         rows = range(len(self))
         return [rows[i : i + size] for i in range(0, len(self), size)]
@@ -70,9 +70,9 @@ class Account:
     """A written shard.
 
     Attributes:
-      num_records: Number of its records.
-      faults: Why an image has no record, with its row of the split.
-      digests: One per image, see `Written`.
+      num_records: Number of records in the shard.
+      faults: Row (in the split) and fault of each image without a record.
+      digests: One per image; see `Written`.
       file: Size and hash of the shard.
     """
 
@@ -90,7 +90,7 @@ class Written:
       rows: Rows of the plan that became records, ascending.
       shard_lengths: Number of records per shard.
       num_bytes: Size of all shards.
-      faults: Why an image has no record, by its row in the plan.
+      faults: Fault of each image without a record, by its row in the plan.
       files: Size and hash of each shard, by name.
       digests: Hash of the image file of each row; "" if it cannot be read.
       accounts: One per shard.
@@ -136,10 +136,10 @@ def write(
     num_workers: int | None = None,
     on_progress: OnProgress = no_progress,
 ) -> Written:
-    """Writes the missing shards of a split, and returns all.
+    """Writes the missing shards of a split, and returns all its shards.
 
     Args:
-      directory: An existing folder with shards of the same plan or none.
+      directory: An existing folder, without shards or with shards of the same plan.
       plan: The images.
       short_side: See `recode.recode`.
       num_workers: Number of threads; by default one per available core, more for images
@@ -183,7 +183,7 @@ def write(
 def _finished(path: AnyPath, num_images: int) -> Account | None:
     """Returns the account of an existing shard; None if it must be written again.
 
-    Size and hash are compared, as a crash of the machine may truncate a file.
+    Size and hash are compared, because a crash of the machine may truncate a file.
     """
     try:
         stored = json.loads(account_path(path).read_text())
@@ -219,9 +219,9 @@ def leave_out(
     *,
     short_side: int,
 ) -> Written:
-    """Rewrites the shards of some images without them, and returns all shards.
+    """Rewrites shards without some images, and returns all shards of the split.
 
-    `rows` maps each row to leave out to the reason, which becomes its fault.
+    `rows` maps each row to leave out to the reason, which becomes the row's fault.
     """
     paths, accounts = shard_paths(directory, plan), list(written.accounts)
     for number, span in enumerate(plan.shards()):
@@ -240,7 +240,7 @@ def leave_out(
 
 
 def _until_done(futures: Sequence[Future]) -> Iterator[None]:
-    """Yields five times per second until all are done; raises their errors."""
+    """Yields five times per second until all futures are done; raises their errors."""
     pending = set(futures)
     while pending:
         finished, pending = wait(pending, timeout=0.2)
@@ -262,11 +262,11 @@ def write_shard(
 
     Args:
       path: The shard.
-      part: The plan of its images.
-      first_row: Row of its first image in the plan of the split.
+      part: The plan of the shard's images.
+      first_row: Row of the shard's first image in the plan of the split.
       short_side: See `recode.recode`.
       advance: Called after each image; its exceptions stop the work.
-      left_out: Why an image gets no record, by row of the split.
+      left_out: Rows of the split to write no record for, each with the reason.
     """
     faults: list[tuple[int, str]] = []
     digests: list[str] = []
@@ -298,7 +298,7 @@ def write_shard(
             num_records=len(part) - len(faults),
             faults=faults,
             digests=digests,
-            # Hashed here, while its bytes are in the page cache.
+            # Hashed here, while the file is in the page cache.
             file=manifest.describe(draft),
         )
         small = thumbnails.tobytes()
@@ -326,7 +326,7 @@ def num_cores() -> int:
 
 
 class _Counter:
-    """Number of images done in all threads, and the signal to stop."""
+    """Counts the images done in all threads, and signals threads to stop."""
 
     def __init__(self):
         self.value = 0

@@ -45,7 +45,7 @@ class Tally:
     def with_note(
         self, what: str, number: int, examples: Iterable[str] = ()
     ) -> "Tally":
-        """Returns the counts with a note and its first few examples, unless it is 0."""
+        """Returns the counts with a note and a few examples, unless `number` is 0."""
         if not number:
             return self
         examples = few(examples)
@@ -85,7 +85,7 @@ class Counts:
 
     @classmethod
     def load(cls, path: AnyPath) -> "Counts":
-        """Reads what `save` wrote."""
+        """Reads a file that `save` wrote."""
         stored = json.loads(path.read_text())
         return cls(_tallies(stored["files"]), _tallies(stored["splits"]))
 

@@ -51,7 +51,7 @@ class Mark(NamedTuple):
     fill: str = "none"
 
 
-# The test is what runs are judged by: it has the first color and the filled dot.
+# Runs are judged by the test, which has the first color and the filled dot.
 MARKS = {
     "train": Mark("|", MUTED, MUTED),
     "validation": Mark("o", SERIES[2]),

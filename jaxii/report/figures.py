@@ -1,6 +1,6 @@
 """The figures of a run as SVG elements, and the parts that all figures share.
 
-Colors and fonts are CSS variables of the page: a drawing serves light, dark and paper.
+Colors and fonts are CSS variables, so a drawing fits light mode, dark mode and paper.
 """
 
 import io
@@ -125,7 +125,7 @@ def curve(area: Axes, rows: Sequence[Row], name: str, color: str, **style: Any) 
     sums = np.bincount(groups, np.where(known, values, 0.0))
     means = np.where(counts > 0, sums / np.maximum(counts, 1), np.nan)
     middles = np.bincount(groups, steps) / np.bincount(groups)
-    # Markers show points between gaps, which have no line.
+    # Markers show points between gaps, where no line is drawn.
     marker = "." if known.sum() < 12 else None
     area.plot(middles, means, color=color, marker=marker, **style)
 

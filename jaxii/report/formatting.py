@@ -19,7 +19,7 @@ def number_or_none(value: Any) -> float | None:
 
 
 def number(value: Any, form: str = ".4f") -> str:
-    """Returns a number in a format of `format`, or a dash."""
+    """Returns a number formatted with the format spec `form`, or a dash."""
     known = number_or_none(value)
     return ABSENT if known is None else format(known, form)
 

@@ -1,4 +1,4 @@
-"""The labels of a page: a table that the script sorts and searches, and a map."""
+"""The labels of a page: a map, and a table that a script sorts and searches."""
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -23,7 +23,7 @@ FEW = 300
 MAX_NAME = 26
 # Width of a letter and height of a line, in the drawing's units.
 _LETTER, _LINE = 7.2, 17.0
-# Sizes of dots, with the range of labels of that size as shares, most frequent first.
+# Sizes of dots, each with its range of labels as shares; the most frequent come first.
 _SIZES = (("large", 0.0, 0.04), ("medium", 0.04, 0.3), ("small", 0.3, 1.0))
 
 
@@ -45,11 +45,11 @@ class LabelPanel:
     """A table of labels, which the script sorts and searches.
 
     Attributes:
-      columns: From left to right.
-      ranked: Orders the ends of the table, which are shown without the script.
-      caption: Above the table.
+      columns: The columns, from left to right.
+      ranked: The column that orders the labels in `ends`.
+      caption: Text above the table.
       nearest: Nearest labels of each label; empty for no such column.
-      label_map: Drawn beside it, with the same labels; None for none.
+      label_map: Map drawn beside the table, with the same labels; None for none.
     """
 
     vocabulary: Vocabulary
@@ -80,7 +80,7 @@ class LabelPanel:
         }
 
     def ends(self) -> list[tuple[str, list[int]]]:
-        """Returns titles and labels of the tables for paper, and without the script."""
+        """Returns titles and labels of the tables shown on paper or without script."""
         ranked = self.ranked
         known = np.flatnonzero(np.isfinite(ranked.values))
         order = known[np.argsort(-ranked.values[known], kind="stable")].tolist()
@@ -96,7 +96,7 @@ class LabelPanel:
 def of_run(labels: LabelTable, label_map: LabelMap | None) -> LabelPanel:
     """Returns the table of a run; `label_map` is None without a label embedding."""
     columns = [Column("Images, training", labels.train_images, 0)]
-    # The last split comes first: it is the one to judge a run by.
+    # The last split comes first, because runs are judged by it.
     for split in reversed(list(labels.splits)):
         figures, name = labels.splits[split], plain(split)
         columns += [
@@ -149,8 +149,8 @@ def places(label_map: LabelMap) -> tuple[Int[np.ndarray, "label 2"], int]:
 def draw_map(label_map: LabelMap | None, labels: LabelTable | None) -> str:
     """Returns the map as an SVG element; "" without one.
 
-    The script finds the label under a pointer. Numbers of training images decide the
-    sizes of dots, and which labels are named.
+    The script finds the label under the pointer. The number of training images of a
+    label decides the size of its dot and whether it is named.
     """
     if label_map is None or labels is None:
         return ""

@@ -1,6 +1,6 @@
 """The report of a run: one self-contained HTML file.
 
-Everything from data is escaped. The content security policy allows only the page's own
+All text from data is escaped. The content security policy allows only the page's own
 script, by its hash.
 """
 
@@ -36,7 +36,7 @@ from jaxii.train.stages import Origin
 from jaxii.train.telemetry.history import Row
 
 NO_DETAILS = Details()
-# Labels of an image that are shown, of each kind.
+# Largest number of labels of each kind that are shown for an image.
 MOST_LABELS = 8
 # In the order of the page; sections without content are left out.
 SECTIONS = (
@@ -119,7 +119,7 @@ def render(
         config: Field of the resolved configuration -> value; see `config.flatten`.
         stages: The stages that have begun, in order.
         details: Labels, their map, and images.
-        recipe: What the configuration was made from; None if unknown.
+        recipe: The recipe of the configuration; None if unknown.
     """
     splits = {n: result.splits[n] for n in split_names(result.splits)}
     labels, drawn = details.labels, _figures(result, splits, history, stages, details)
@@ -143,7 +143,7 @@ def render(
                 *((id, title) for id, title, key in SECTIONS if content[key]),
             ],
             result=result,
-            # The test first: it is the one to judge a run by.
+            # The test comes first, because runs are judged by it.
             cards=sorted(splits, key=lambda split: split != "test"),
             stages=stages,
             details=details,
@@ -157,7 +157,7 @@ def render(
 
 
 def with_sets(page: str, sets: Mapping[str, SetResult]) -> str:
-    """Returns a page of `render` with another section on labelled sets.
+    """Returns a page of `render` with its section on labelled sets replaced.
 
     Args:
         page: The page.

@@ -1,4 +1,4 @@
-"""The text sections of a run's page: values of the template."""
+"""Texts and tables of a run's page, as values of its template."""
 
 import math
 from collections.abc import Mapping, Sequence
@@ -15,7 +15,7 @@ from jaxii.evaluation.result import (
 from jaxii.report.formatting import ABSENT, as_text, count, number, short
 from jaxii.train.stages import Origin
 
-# Unknown labels and unreadable images of a set that are named.
+# Largest number of unknown labels, and of unreadable images, of a set that are named.
 MOST_NAMED = 20
 DECODERS = {
     "threshold": "global threshold",
@@ -122,7 +122,7 @@ def slice_tables(splits: Mapping[str, SplitMetrics]) -> list[SliceTable]:
         values = [figures.f2]
         for part in figures.slices.values():
             values += [part.f2, *(part.interval or ())]
-        # All means and intervals, rounded to tenths.
+        # The axis covers all means and intervals and ends at tenths.
         left = max(0, math.floor(10 * min(values)))
         right = max(left + 1, math.ceil(10 * max(values)))
         tables.append(SliceTable(split, figures, left / 10, right / 10))
@@ -133,7 +133,7 @@ def changed(recipe: Origin, config: Mapping[str, object]) -> list[tuple[str, str
     """Returns the fields in which a run differs from its recipe, with both values.
 
     Args:
-      recipe: What the configuration was made from.
+      recipe: The recipe of the configuration.
       config: Field of the resolved configuration -> value.
     """
     return [

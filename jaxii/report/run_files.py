@@ -25,7 +25,7 @@ from jaxii.storage import AnyPath
 from jaxii.train.telemetry.history import HISTORY, Row, read_history
 
 SPLIT_ORDER = ("validation", "held_out", "tuning", "test")
-# The folder of the results on labelled sets, in a workdir.
+# Folder in a workdir for the results on labelled sets.
 SETS = "sets"
 
 
@@ -35,10 +35,10 @@ class EvaluatedRun:
 
     Attributes:
         workdir: The run's folder.
-        variant: For example `tuned_on_tuning` of `metrics_tuned_on_tuning.json`; "" of
-            `metrics.json`.
-        metrics: Content of that file, and the figures of the run on labelled sets, as
-            splits of their names.
+        variant: For example `tuned_on_tuning` for `metrics_tuned_on_tuning.json`; ""
+            for `metrics.json`.
+        metrics: Content of the metrics file, with each labelled set added as a split
+            of its name.
         config: The resolved configuration, nested.
         history: The training history; empty if it was not recorded.
         labels: Figures of each label; None if they were not recorded.
@@ -100,14 +100,14 @@ def read_run(path: AnyPath) -> EvaluatedRun:
 
 
 def read_sets(workdir: AnyPath, metrics: EvaluationResult) -> dict[str, SetResult]:
-    """Returns folder -> result, of the labelled sets measured as the run is now.
+    """Returns folder -> result for the labelled sets that match the run's evaluation.
 
     A set that was measured at another checkpoint or with other decoders is left out,
-    and so is one whose evaluation was interrupted.
+    as is a set whose evaluation was interrupted.
 
     Args:
         workdir: The run's folder.
-        metrics: Its own figures.
+        metrics: The run's own figures.
 
     Raises:
         InputError: If a file is damaged.

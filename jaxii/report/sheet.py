@@ -46,8 +46,7 @@ def _label(name: str, prob: float, kind: str = "") -> Label:
 class Sheet:
     """Collects the content of a contact sheet and writes it.
 
-    Of more than `MOST_SHOWN` images, evenly spaced ones are shown. Memory: the
-    thumbnails shown.
+    Shows at most `MOST_SHOWN` images, evenly spaced. Memory: the thumbnails shown.
 
     Args:
       num_images: Total number of images, at least 1.
@@ -134,9 +133,9 @@ class SuspectImage:
     """An image with labels that may be wrong or missing.
 
     Attributes:
-      labels: name, whether the image has it, and score of each, most likely first.
-      given: names of all labels that the image has.
-      jpeg: a small copy of the image; empty if it cannot be read.
+      labels: (name, whether the image has the label, score), most suspect first.
+      given: Names of all labels that the image has.
+      jpeg: A small copy of the image; empty if it cannot be read.
     """
 
     image_id: str
@@ -156,10 +155,10 @@ def render_suspects(
     """Returns the contact sheet of suspects as HTML; shows at most `MOST_SHOWN` images.
 
     Args:
-      images: the most likely first.
-      run: the runs that predicted, for readers.
-      provenance: theirs.
-      num_found: suspects, including those that are not listed.
+      images: The most suspect first.
+      run: Names of the runs that predicted the images.
+      provenance: Provenance of these runs.
+      num_found: Number of suspects, including those that are not listed.
     """
     tiles = [
         Tile(

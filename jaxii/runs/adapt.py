@@ -1,8 +1,8 @@
 """`adapt`: fine-tunes a trained run on the tuning split's labels, in a new workdir.
 
-The result is an ordinary run of one stage; its provenance says that labels of the
-target domain trained it. The original tried this and gave it up, as against the spirit
-of the task.
+The result is an ordinary run of one stage; its provenance records that labels of the
+target domain trained it. The original solution tried this and abandoned it, because it
+is against the spirit of the task.
 """
 
 from collections.abc import Callable, Mapping
@@ -33,14 +33,14 @@ def adapt(
     """Fine-tunes a run on the tuning split's labels, evaluates and reports it.
 
     Args:
-      output: workdir of the adapted run.
-      stage: whose best checkpoint to start from; "" is the last one trained.
-      trainable: a key of `config.ADAPT_EPOCHS`.
-      num_epochs: passes over the tuning split; 0 takes the default.
-      peak_lr: highest learning rate; 0 takes the default.
-      data_dir: the dataset, if it has moved; "" otherwise.
-      should_stop: Called with each step; whether to save and stop.
-      verify: read and hash every byte of the data first.
+      output: Workdir of the adapted run.
+      stage: Stage whose best checkpoint to start from; "" for the last one trained.
+      trainable: A key of `config.ADAPT_EPOCHS`.
+      num_epochs: Passes over the tuning split; 0 takes the default.
+      peak_lr: Highest learning rate; 0 takes the default.
+      data_dir: Folder of the dataset, if it has moved; "" otherwise.
+      should_stop: Called with each step; returns whether to save and stop.
+      verify: Whether to hash every byte of the data first.
     """
     start = Run.open(workdir.path, stage)
     config = adapted(start, trainable=trainable, num_epochs=num_epochs, peak_lr=peak_lr)
@@ -61,7 +61,7 @@ def adapted(
     num_epochs: float,
     peak_lr: float,
 ) -> Config:
-    """Returns the configuration of an adaptation: the run's own, but for its stages."""
+    """Returns a run's configuration with one stage, which adapts its checkpoint."""
     config = start.config
     share = ADAPT_LR_SHARES[trainable]
     (before,) = (s for s in config.stages if s.name == start.saved.stage)
@@ -79,7 +79,7 @@ def adapted(
         start_from_stage=start.saved.stage,
         model=replace(config.model, pretrained=""),
         stages=(stage,),
-        # A short stage whose rate falls to 0 has nothing to average.
+        # A short stage whose learning rate falls to 0 has nothing to average.
         optimizer=replace(config.optimizer, average="none"),
     )
 

@@ -21,11 +21,11 @@ def load(path: str | AnyPath, stage: str = "") -> Run:
     """Opens a trained run at its best checkpoint.
 
     Args:
-      path: its workdir.
-      stage: by name; "" for the last one that has been trained.
+      path: The run's workdir.
+      stage: Name of the stage; "" for the last one trained.
 
     Raises:
-      InputError: If no run is there, or it was not trained.
+      InputError: If the folder has no run, or the run was not trained.
     """
     return Run.open(path, stage)
 
@@ -34,7 +34,7 @@ def load_recipe(recipe: str | os.PathLike[str]) -> Config:
     """Returns the configuration of a recipe.
 
     Args:
-      recipe: a file with `get_config`, or "FILE:PRESET".
+      recipe: A Python file with `get_config`, or "FILE:PRESET".
 
     Raises:
       InputError: If there is no such file, or its configuration is not allowed.
@@ -53,15 +53,15 @@ def train(
     *,
     allow_tuning_labels: bool = False,
 ) -> Run:
-    """Trains a run from where it stopped, evaluates it, and opens it.
+    """Trains or resumes a run, evaluates it, and opens it.
 
     Args:
-      config: the configuration, or the recipe that gives it; see `load_recipe`.
-      workdir: of the run: a new folder, or one of the same configuration.
-      allow_tuning_labels: let the weights learn from labels of the tuning split.
+      config: The configuration, or a recipe; see `load_recipe`.
+      workdir: The run's folder: a new one, or one of the same configuration.
+      allow_tuning_labels: Whether weights may learn from labels of the tuning split.
 
     Raises:
-      InputError: If something cannot be used.
+      InputError: If the configuration, the data or the workdir cannot be used.
     """
     if not isinstance(config, Config):
         config = load_recipe(config)
@@ -92,15 +92,15 @@ def evaluate(
     workdir and to its report.
 
     Args:
-      run: evaluated before, which fits its decoders.
-      images: a folder of images.
-      labels: their labels: a CSV, TSV, Parquet or JSON lines file as `new` reads it;
-        None takes the folders of the images as labels.
-      name: of the set; "" for the name of the folder.
-      path_column: the column that names the images; "" detects it.
-      label_column: the column of labels; "" detects it.
-      label_separator: between labels in a cell; "" detects it.
-      fold_case: whether labels that differ only in case are one label.
+      run: A run that has been evaluated, which fits its decoders.
+      images: A folder of images.
+      labels: Label file: CSV, TSV, Parquet or JSON lines, as `new` reads it; None takes
+        the folders of the images as labels.
+      name: Name of the set; "" for the name of the folder.
+      path_column: The column that names the images; "" detects it.
+      label_column: The column of labels; "" detects it.
+      label_separator: Separator of labels in a cell; "" detects it.
+      fold_case: Whether labels that differ only in case are one label.
 
     Raises:
       InputError: If the images or labels cannot be used, or the run knows none of the

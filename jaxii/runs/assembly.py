@@ -39,7 +39,7 @@ Batches = Iterator[dict[str, np.ndarray]]
 
 
 def data_root() -> Path:
-    """Returns the folder of datasets, unless the configuration names another."""
+    """Returns the default folder of datasets."""
     return Path(os.environ.get("JAXII_DATA_DIR") or user_cache() / "data")
 
 
@@ -47,7 +47,7 @@ def data_directory(config: Config) -> AnyPath:
     """Returns the folder of the prepared dataset.
 
     Raises:
-      InputError: If the dataset has to be prepared and no folder is given.
+      InputError: If no folder is given, except for toy_regions.
     """
     if config.data.directory:
         return at(config.data.directory)
@@ -61,14 +61,14 @@ def data_directory(config: Config) -> AnyPath:
 
 
 def open_data(config: Config, *, verify: bool = False) -> Data:
-    """Opens the prepared dataset; draws the embedded one first if need be.
+    """Opens the prepared dataset; draws toy_regions first if necessary.
 
     Args:
-      verify: whether to read and hash every byte first, on the lead process for all.
+      verify: Whether to hash every byte first; only the lead process does.
 
     Raises:
-      InputError: If there is none, or it is damaged, or a split that training needs is
-        empty.
+      InputError: If the dataset is missing or damaged, or a split that training needs
+        is empty.
     """
     directory, data = data_directory(config), config.data
     vocabulary = None
@@ -101,10 +101,10 @@ def open_data(config: Config, *, verify: bool = False) -> Data:
 
 
 def label_embedding_dim(config: Config, data: Data) -> int:
-    """Returns the numbers of a label's embedding; 0 where no stage has a head for it.
+    """Returns the size of a label's embedding; 0 if no stage has an embedding head.
 
     Raises:
-      InputError: If these labels cannot have the embedding.
+      InputError: If the options of the embedding do not fit the labels.
     """
     if not any(stage.embedding_head for stage in config.stages):
         return 0
@@ -140,18 +140,18 @@ def share(config: Config, global_batch_size: int) -> pipeline.ShardSpec:
 
 
 def slots(config: Config, rows: Rows) -> int:
-    """Returns the label slots of an image in a training batch.
+    """Returns the number of label slots of an image in a training batch.
 
-    They hold the image with most labels, in multiples of 16, up to `data.most_labels`.
+    Most labels of an image, rounded up to a multiple of 16; at most `most_labels`.
     """
     return min(eval_slots(rows), config.data.most_labels)
 
 
 def eval_slots(rows: Rows) -> int:
-    """Returns the label slots of an image in an evaluation batch.
+    """Returns the number of label slots of an image in an evaluation batch.
 
-    They hold every label of every image: a label without a slot would be missing from
-    the truth. In multiples of 16, so that most splits share a compiled function.
+    The slots hold all labels of every image, because a label without a slot would be
+    missing from the truth. Multiples of 16 let most splits share a compiled function.
     """
     return math.ceil(max(rows.most_labels(), 1) / 16) * 16
 
@@ -159,9 +159,9 @@ def eval_slots(rows: Rows) -> int:
 def train_batches(
     config: Config, data: Data, split: str, start_example: int
 ) -> Batches:
-    """Yields training batches of a split for ever, from an example of the run on.
+    """Yields training batches of a split without end, from `start_example` on.
 
-    With `data.reuse_batch` that is the split's first batch each time.
+    With `data.reuse_batch`, yields the first batch of the split repeatedly.
     """
     policy = pipeline.LabelPolicy(
         num_slots=slots(config, data.training_rows(split)),
@@ -188,13 +188,13 @@ def train_batches(
 
 
 def eval_batch_size(config: Config) -> int:
-    """Returns the batch of evaluation: that of training, made to fit the devices."""
+    """Returns the training batch size, rounded up to a multiple of the device count."""
     devices = jax.device_count()
     return math.ceil(config.global_batch_size / devices) * devices
 
 
 def scored_rows(data: Data, split: str, most: int) -> Int64[np.ndarray, " row"]:
-    """Returns rows of a split whose images are scored, evenly spaced if not all."""
+    """Returns rows of scored images of a split: all, or `most` evenly spaced ones."""
     rows = np.flatnonzero(data.verified_rows(split).scored())
     number = min(most, len(rows))
     return rows[np.arange(number) * len(rows) // max(number, 1)]
@@ -206,11 +206,11 @@ def eval_batches(
     """Yields every image of a split once, or some of those that are scored.
 
     An image that is not scored (see `Rows.scored`) has mask 0, so that no sum counts
-    it, and its own index, so that it is answered.
+    it, and its own index, so that it is predicted.
 
     Args:
-      num_images: number of scored images, evenly spaced in the split's order; more than
-        there are: all of them. 0: every image of the split, scored or not.
+      num_images: Largest number of scored images, evenly spaced in the split; 0 for
+        every image of the split, scored or not.
     """
     verified = data.verified_rows(split)
     images, scored = data.split(split), verified.scored()
@@ -229,16 +229,16 @@ def eval_batches(
 def image_files(
     config: Config, listing: Listing, short_side: int | None = None
 ) -> ImageFiles:
-    """Returns the files of a listing, prepared as the run's own images were.
+    """Returns the files of a listing, to be prepared as the run's images were.
 
     Args:
-      short_side: pixels that the run's images were reduced to; None: the usual.
+      short_side: See `stored_short_side`.
     """
     return ImageFiles(listing, largest_short_side(config, short_side))
 
 
 def largest_short_side(config: Config, short_side: int | None = None) -> int:
-    """Returns `stored_short_side`, or more pixels than any image has for None."""
+    """Returns `stored_short_side`, or a size larger than any image's if it is None."""
     return stored_short_side(config, short_side) or recode.MAX_PIXELS
 
 
@@ -246,13 +246,13 @@ def stored_short_side(config: Config, short_side: int | None = None) -> int | No
     """Returns the short side that a run's own images were reduced to, in pixels.
 
     Args:
-      short_side: as the dataset records it; None if it does not.
+      short_side: The size that the dataset records; None if it records none.
 
     Returns:
-      Pixels; None where images are stored as they were found.
+      Pixels; None if images are stored in their original size.
     """
     data = config.data
-    # TFDS stores the images of open_images_v4 as they are: not reduced.
+    # TFDS does not reduce the images of open_images_v4.
     if data.dataset == "open_images_v4":
         return None
     seen = math.ceil(data.image_size_pixels / data.crop_share)
@@ -287,7 +287,7 @@ def unlabelled_batches(
 
 
 def eval_transform(config: Config) -> EvalTransform:
-    """Returns the view of an image that evaluation and prediction use."""
+    """Returns the transform of images in evaluation and prediction."""
     return EvalTransform(
         size_pixels=config.data.image_size_pixels,
         crop_share=config.data.crop_share,
@@ -295,7 +295,7 @@ def eval_transform(config: Config) -> EvalTransform:
 
 
 def stages_of(config: Config, num_images: Callable[[str], int]) -> tuple[Stage, ...]:
-    """Returns the run's stages, their lengths in steps.
+    """Returns the run's stages, with their lengths in steps.
 
     Args:
       num_images: Returns the number of images of a split.
@@ -318,20 +318,20 @@ def check_before_data(config: Config) -> None:
     """Checks the configuration before any data is opened or drawn.
 
     Raises:
-      InputError: If a network cannot be built, a batch or a BatchNorm group does not
-        divide over the devices, or a stage or a term cannot work.
+      InputError: If the network cannot be built, a batch or a BatchNorm group does not
+        divide over the devices, or a stage or a loss term is invalid.
     """
     model = config.model
     check_shape(model.depth, model.width, model.stem, model.variant)
     check_batch_size(config.global_batch_size, jax.device_count(), config.micro_batches)
     check_group(batch_norm_group(config.model), jax.device_count())
-    # How long a stage is in steps depends on the data; whether it can work does not.
+    # Only the length of a stage depends on the data, so any number of images will do.
     for stage in stages_of(config, lambda split: config.global_batch_size):
         _objective(config, stage, num_classes=1)
 
 
 def batch_norm_group(model: ModelConfig) -> int | None:
-    """Returns the devices that share BatchNorm statistics; None where no N is given."""
+    """Returns N of the BatchNorm setting "group:N"; None for other settings."""
     _, _, number = model.batch_norm.partition(":")
     return int(number) if number else None
 
@@ -351,13 +351,13 @@ def network_of(
     embedding_dim: int,
     platform: str | None = None,
 ) -> Network:
-    """Returns the network of a configuration, one for all of a process's runs.
+    """Returns the network of a configuration; the same object for equal arguments.
 
-    They share what is compiled for it, as training and evaluation do.
+    All runs of a process, in training and evaluation, share its compiled functions.
 
     Args:
-      embedding_dim: size of the embedding head's output; 0 for no head.
-      platform: compilation target; None for that of the devices.
+      embedding_dim: Size of the embedding head's output; 0 for no head.
+      platform: Platform to compile for; None for that of the devices.
     """
     return make_network(
         depth=model.depth,
@@ -386,12 +386,12 @@ def make_plans(
     """Builds every stage's objective, optimizer and network.
 
     Args:
-      embedding_dim: see `network_of`; of the stages with an embedding head.
-      classifier_bias: initial bias of the classifier; None for 0.
-      platform: see `network_of`.
+      embedding_dim: See `network_of`; ignored in stages without an embedding head.
+      classifier_bias: Initial bias of the classifier; None for 0.
+      platform: See `network_of`.
 
     Raises:
-      InputError: If a term or a parameter does not exist, or is out of range.
+      InputError: If a loss term or a parameter does not exist, or is out of range.
     """
 
     def network(stage: Stage) -> Network:
@@ -409,10 +409,10 @@ def make_plans(
 
 
 def plans_of(config: Config, data: Data) -> tuple[StagePlan, ...]:
-    """Returns the plans of a run, the classifier's bias set from its training labels.
+    """Returns the plans of a run; its training labels give the classifier's bias.
 
     Raises:
-      InputError: If a stage or the label embedding cannot work with these data.
+      InputError: If a stage or the label embedding does not fit the data.
     """
     num_classes = len(data.vocabulary)
     bias = None

@@ -23,7 +23,7 @@ from jaxii.train.checkpoint import Checkpoints
 from jaxii.train.stages import Saved
 from jaxii.train.trainer import StagePlan
 
-# Labels that are shown with their nearest neighbours, as a check by eye.
+# Number of labels shown, as a check by eye, and of the neighbours shown for each.
 NEIGHBOURS = 3
 
 
@@ -35,19 +35,20 @@ def begin(
     change_batch_size: bool = False,
     verify: bool = False,
 ) -> Run:
-    """Assembles a run that begins or goes on.
+    """Assembles a new or resumed run.
 
-    Nothing is written before everything that can be refused has been checked.
+    Writes to the workdir only after all checks. A damaged history is then renamed, and
+    a new one begins.
 
     Args:
-      workdir: empty, or of the same configuration.
-      allow_tuning_labels: let weights be trained that have learnt from labels of
-        `tuning`, in this run or before it.
-      change_batch_size: let a run go on with batches of another size.
-      verify: whether to read and hash every byte of the data first.
+      workdir: A new folder, or one of the same configuration.
+      allow_tuning_labels: Whether weights may learn from labels of `tuning`, in this
+        run or in the run that it starts from.
+      change_batch_size: Whether a resumed run may have another batch size.
+      verify: Whether to hash every byte of the data first.
 
     Raises:
-      InputError: If something cannot be used, or labels of `tuning` are not allowed.
+      InputError: If a check fails, or labels of `tuning` are used but not allowed.
     """
     data = assembly.open_data(config, verify=verify)
     for split in (data.choosing_split, "validation"):
@@ -76,6 +77,7 @@ def begin(
     if processes.is_lead():
         workdir.claim_labels(data.vocabulary)
         workdir.claim(config, change_batch_size=change_batch_size)
+        _set_damaged_history_aside(run)
         if not begun:
             _write_start(run)
     processes.wait_for_all("workdir")
@@ -116,12 +118,10 @@ def in_words(data: Data) -> str:
 
 
 def _check_begun(run: Run) -> None:
-    """Refuses to go on with what is not the run that was begun.
-
-    A damaged history gets another name, and another one begins.
+    """Checks that a resumed run belongs to its checkpoints.
 
     Raises:
-      InputError: If a file of the run is damaged, or it is to train on other data.
+      InputError: If a file of the run is damaged, or the dataset is another one.
     """
     latest, workdir, data = run.checkpoints.latest(), run.workdir, run.data
     if latest is None:
@@ -135,17 +135,23 @@ def _check_begun(run: Run) -> None:
             f"{data.content_hash}); give the dataset it was trained on with "
             "--data_dir (config.data.directory), or use another --workdir."
         )
-    fault = workdir.history_fault(metadata.history)
-    if fault and processes.is_lead():
-        aside = workdir.set_history_aside()
+
+
+def _set_damaged_history_aside(run: Run) -> None:
+    latest = run.checkpoints.latest()
+    if latest is None:
+        return
+    metadata = run.checkpoints.metadata(latest)
+    if fault := run.workdir.history_fault(metadata.history):
+        aside = run.workdir.set_history_aside()
         say(f"CAVEAT    {fault}: it is now {aside.name}, and curves begin anew")
 
 
 def _write_start(run: Run) -> None:
-    """Keeps the label embedding, and which images the run learns from.
+    """Writes the label embedding, and the ids of the images that the run learns from.
 
-    What an earlier start left that came to no checkpoint, perhaps on other data, is
-    replaced. Images that the run which it starts from has learnt from are kept too.
+    Replaces the files of an earlier start that saved no checkpoint, perhaps on other
+    data. The ids include those of the run that this run starts from.
     """
     workdir, data = run.workdir, run.data
     splits = {
@@ -178,7 +184,7 @@ def _write_start(run: Run) -> None:
 
 
 def _start(config: Config, plan: StagePlan, label_hash: str) -> Run | Trunk | None:
-    """Opens the weights that the first stage starts from; checks that they fit."""
+    """Opens the weights that the first stage starts from, and checks that they fit."""
     if config.model.pretrained:
         shapes = jax.eval_shape(plan.init, jax.random.key(0))
         trunk = load_trunk(config.model.pretrained, *shapes)
@@ -194,7 +200,7 @@ def _start(config: Config, plan: StagePlan, label_hash: str) -> Run | Trunk | No
 
 
 def _record(run: Run, begun: Sequence[Saved] | None) -> Provenance:
-    """Returns what influenced the run before its first stage."""
+    """Returns the provenance of the run before its stages are added."""
     if begun:
         return Provenance.from_json(run.checkpoints.metadata(begun[0]).provenance)
     data, start = run.data, run.start
@@ -230,10 +236,10 @@ def _left_out(run: Run) -> list[str]:
 
 
 def _neighbours(run: Run, made: label_embedding.LabelEmbedding) -> list[str]:
-    """Returns the neighbours of the labels with the longest vectors.
+    """Returns lines with the nearest labels of the labels with the longest vectors.
 
-    Those say most about what occurs together; the most frequent labels occur with
-    everything, and have next to no direction of their own.
+    Long vectors say most about which labels occur together. The most frequent labels
+    occur with all others, and their vectors have almost no direction of their own.
     """
     vocabulary = run.data.vocabulary
     lengths = np.linalg.norm(made.vectors, axis=1)

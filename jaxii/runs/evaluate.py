@@ -70,16 +70,16 @@ def measure(
     """Measures a checkpoint and writes figures, report and submission to the workdir.
 
     Args:
-      run: opened at the checkpoint.
-      tune_on: the split that fits the decoders; "" for the one that chose checkpoints.
-      decoder: its predictions are the result; all decoders are scored.
-      options: changes to the model.
+      run: The run, opened at the checkpoint.
+      tune_on: Split to fit the decoders on; "" for the one that chose checkpoints.
+      decoder: The decoder whose predictions are the result; all decoders are scored.
+      options: Changes to the model.
     """
     data = run.data
     tune_on = tune_on or data.choosing_split
     by_runs = tune_on == "held_out" and not data.has_images("held_out")
     pooled, record = unseen.read(run, pooled=by_runs)
-    # What is chosen by embeddings or by truth alone is chosen on images of this run.
+    # Choices that need embeddings or only the truth are made on images of this run.
     chooser = "validation" if by_runs else tune_on
     data.check_truth(chooser)
     members = run.members(options, data)
@@ -137,10 +137,10 @@ class Passes:
     """Passes of the models over whole splits.
 
     Attributes:
-      models: their probabilities are averaged.
-      chooser: the split that the decoders are fitted on; "" if they were fitted before.
-      evaluator: sums the figures.
-      on_progress: called with (images done, images in all, what).
+      models: The models, whose probabilities are averaged.
+      chooser: Split that the decoders are fitted on; "" if they were fitted before.
+      evaluator: Sums the figures.
+      on_progress: Called with (images done, images in all, split).
     """
 
     run: Run
@@ -180,7 +180,7 @@ class Passes:
             self.on_progress(min(done * size, num_images), num_images, split)
 
     def _predict(self, target: str, decoders: Decoders | None) -> Predict:
-        # Adapted to all images of the split.
+        # Models adapt to all images of the split, near copies included.
         target = target.removesuffix(WITHOUT_RECURRING)
 
         def images() -> Batches:
@@ -188,7 +188,7 @@ class Passes:
             return assembly.unlabelled_batches(self.run.config, source)
 
         options = self.options if target != "validation" else AS_TRAINED
-        # On the split that calibrated, labels occur as often as the decoders expect.
+        # On the calibration's own split, label frequencies are as the decoders expect.
         home = decoders if target != self.chooser else None
         return options.make_predict(self.models, self.run.mesh, images, home)
 
@@ -196,7 +196,7 @@ class Passes:
 def _passes(
     run: Run, members: Sequence[Run], options: InferenceOptions, chooser: str
 ) -> Passes:
-    # The network of the plan: the prediction may have been compiled for it already.
+    # Takes the plan's network: its prediction may have been compiled already.
     own = run.model(run.plan(run.saved.stage).settings.apply)
     return Passes(
         run=run,
@@ -212,8 +212,8 @@ class Scoring:
     """Measures splits with fitted decoders, one pass each.
 
     Attributes:
-      names: the decoders to score.
-      in_use: the decoder whose predictions are the result.
+      names: The decoders to score.
+      in_use: The decoder whose predictions are the result.
     """
 
     run: Run
@@ -228,8 +228,8 @@ class Scoring:
         """Returns the figures of each split with labels, and the predictions.
 
         Args:
-          chooser: the split that the decoders were fitted on.
-          chosen_sums: sums of `chooser`.
+          chooser: Split that the decoders were fitted on.
+          chosen_sums: Sums of `chooser`.
         """
         data = self.run.data
         metrics: dict[str, SplitMetrics] = {}
@@ -241,7 +241,7 @@ class Scoring:
             if split == "test":
                 image_ids = data.split(split).index.image_ids
                 submitted |= zip(image_ids, scores.predictions, strict=True)
-            # A test without labels is predicted and not scored.
+            # A test without labels is predicted but not scored.
             if data.has_truth(split):
                 metrics[split], labels[split] = self.figures(sums, scores)
                 scored[split] = scores
@@ -253,11 +253,11 @@ class Scoring:
     def sums(
         self, split: str, known: Accumulators | None = None
     ) -> tuple[Accumulators, DecoderScores]:
-        """Returns the sums and the scores of a split, of all processes.
+        """Returns the sums and the scores of a split, over all processes.
 
         Args:
-          known: the sums of the split that fitted the decoders; then these are scored
-            alone, and the offsets of their expected F2 are measured.
+          known: Sums of the split if the decoders were fitted on it; only the scores
+            are then computed, and the offsets of expected F2 with them.
         """
         scores = self._scores(split, measure_offsets=known is not None)
         if known is None:
@@ -283,9 +283,9 @@ class Scoring:
         return metrics, of_labels
 
     def _predict_tuning(self) -> dict[str, np.ndarray]:
-        """Returns predictions for the submission's tuning images, if it has any.
+        """Returns predictions for the submission's tuning images; {} if it has none.
 
-        The model is the one that predicts the test, adapted to images of the test.
+        The model is the one that predicts the test: adapted to images of the test.
         """
         data = self.run.data
         if not data.has_images("tuning"):
@@ -324,10 +324,10 @@ class Scoring:
 def _without_recurring(
     run: Run, splits: Sequence[str], provenance: Provenance
 ) -> tuple[Run, list[str]]:
-    """Adds each split without its near copies of images that shaped the weights.
+    """Adds, for each split, one without near copies of images that shaped the weights.
 
     Returns:
-      The run on these splits, and the names of all.
+      The run with the added splits, and the names of all.
     """
     data, names = run.data, list[str]()
     every = dict(data.splits)
@@ -337,13 +337,13 @@ def _without_recurring(
         if alone is not None:
             every[alone.name] = alone
             names.append(alone.name)
-        # The report shows images of the last split.
+        # After `alone`, because the report shows images of the last split.
         names.append(split)
     return run.on(replace(data, splits=every)), names
 
 
 def _recurring(data: Data, splits: Iterable[str]) -> dict[str, int] | None:
-    """Returns the number of near copies in each split; None if nothing looked."""
+    """Returns the number of near copies in each split; None if not looked for."""
     if data.recurring is None:
         return None
     sizes = {split: data.split(split).num_examples for split in splits}
@@ -365,10 +365,10 @@ def _provenance(
     """Returns what influences the figures.
 
     Args:
-      run: opened at the checkpoint.
-      members: the run and those it is averaged with.
-      tune_on: the split that fits the decoders.
-      chooser: the split that chooses what is chosen by embeddings or by truth alone.
+      run: The run, opened at the checkpoint.
+      members: The run and those it is averaged with.
+      tune_on: Split that fits the decoders.
+      chooser: Split for choices that need embeddings or only the truth.
 
     Raises:
       InputError: If the run learned from images that it is measured on, and `options`
@@ -393,7 +393,7 @@ def _provenance(
 def _estimates(
     run: Run, metrics: Mapping[str, SplitMetrics]
 ) -> DomainShiftEstimate | None:
-    """Returns estimates of F2 on new domains, if there is a test to compare with."""
+    """Returns estimates of F2 on new domains; None without held-out domains or test."""
     held_out = {
         domain: found.splits["held_out"]
         for domain, found in run.held_out_metrics().items()
@@ -444,7 +444,7 @@ def _result(
 
 
 def _constant(data: Data, splits: Sequence[str], chooser: str) -> Constant:
-    """Returns the best constant prediction, its length chosen on `chooser`."""
+    """Returns the best constant prediction, whose length is chosen on `chooser`."""
     num_classes = len(data.vocabulary)
     counts = data.train_rows.class_counts(num_classes)
     truth = {

@@ -22,22 +22,22 @@ from jaxii.runs.run import Run
 from jaxii.runs.workdir import Workdir
 from jaxii.storage import AnyPath, local_draft_folder, write_json
 
-# Images of the validation split that the written files are checked on, and how many
-# of them the checkpoint answers at a time.
+# Number of validation images that the written files are checked on, and the batch size
+# of the checkpoint's predictions for them.
 NUM_IMAGES, BATCH_SIZE = 64, 16
 
 
 @dataclass(frozen=True)
 class Check:
-    """What the written files are compared on.
+    """The images and tolerances that the written files are checked with.
 
     Attributes:
-      num_images: Images compared.
-      split: Their split.
+      num_images: Number of images compared.
+      split: Split of these images.
       tolerance: The largest difference of a probability that is allowed.
       compute_dtype: The type in which the run evaluates; its thresholds were chosen on
         probabilities of this type. The files compute in float32.
-      compute_dtype_difference: The largest difference that the type makes.
+      compute_dtype_difference: The largest difference of a probability from float32.
     """
 
     num_images: int
@@ -59,16 +59,16 @@ def export(
     """Writes a checkpoint as a StableHLO program with all that is needed to use it.
 
     Args:
-      workdir: of an evaluated run.
-      output: a folder that is not there yet.
-      decoder: whose thresholds go with it, threshold or per_class; "" for the one that
-        `evaluate` used if it has thresholds, else threshold.
-      onnx: write an ONNX model too.
-      data_dir: the dataset, if it has moved.
-      verify: read and hash every byte of the data first.
+      workdir: The workdir of an evaluated run.
+      output: A folder that does not exist yet.
+      decoder: Decoder whose thresholds are written, threshold or per_class; "" for the
+        one that `evaluate` used if it has thresholds, else threshold.
+      onnx: Whether to write an ONNX model too.
+      data_dir: Folder of the dataset, if it has moved; "" otherwise.
+      verify: Whether to hash every byte of the data first.
 
     Raises:
-      InputError: the decoders were fitted on another checkpoint.
+      InputError: If the decoders were fitted on another checkpoint.
     """
     if onnx:
         packages()
@@ -143,8 +143,8 @@ def _record(
 
 
 def _images(run: Run, model: Model) -> tuple[exporting.Images, exporting.Probs, Check]:
-    """Returns images, the checkpoint's probabilities in float32, and what they are."""
-    # The batch of training may be thousands.
+    """Returns images, the checkpoint's float32 probabilities, and their `Check`."""
+    # The batch size of training may be thousands.
     config, mesh = replace(run.config, global_batch_size=BATCH_SIZE), run.mesh
 
     def answers(model: Model) -> tuple[exporting.Images, exporting.Probs]:

@@ -1,8 +1,8 @@
 """`hold_out`: trains one configuration once without each part of its training data.
 
 The parts are its domains, whose figures estimate a domain shift, or folds of its
-groups. The runs lie below the workdir of the run on all data; its `evaluate` reads the
-figures on domains, and `suspects` predicts all images with models that never saw them.
+groups. The runs lie below the workdir of the run on all data, whose `evaluate` reads
+the figures on domains. `suspects` predicts each image with a run not trained on it.
 """
 
 from collections.abc import Callable
@@ -33,12 +33,12 @@ def hold_out(
     """Trains and evaluates without each part in turn, then compares.
 
     Args:
-      workdir: of the run that is trained on all data, before or after.
-      config: its configuration; None reads that of the workdir.
-      data_dir: the dataset, if it has moved; "" otherwise.
-      should_stop: Called with each step; whether to save and stop.
-      folds: Parts that the groups are divided into; 0 for the domains.
-      verify: read and hash every byte of the data first.
+      workdir: Workdir of the run on all data, which may be trained before or after.
+      config: The run configuration; None reads that of the workdir.
+      data_dir: Folder of the dataset, if it has moved; "" otherwise.
+      should_stop: Called with each step; returns whether to save and stop.
+      folds: Number of folds of the groups; 0 for the domains.
+      verify: Whether to hash every byte of the data first.
 
     Raises:
       InputError: If there is nothing to hold out, or the folder has runs of another
@@ -84,7 +84,7 @@ def hold_out(
 
 def _is_done(run: Workdir, config: Config, *, is_domain: bool) -> bool:
     """Returns whether a run has finished and its figures are of its best checkpoint."""
-    # Predictions for folds are not kept: decoders are fitted on domains.
+    # Predictions for folds are not saved, as decoders are fitted on domains only.
     files = ("metrics.json", FILE) if is_domain else ("metrics.json",)
     if not all(run.result_file(name).exists() for name in files):
         return False

@@ -1,4 +1,4 @@
-"""Images as a caller gives them, paths or arrays, and what is predicted for them."""
+"""Images given as paths or arrays, and their predictions."""
 
 import os
 from collections.abc import Sequence
@@ -22,13 +22,13 @@ Images = (
     | Sequence[os.PathLike[str]]
     | Sequence[np.ndarray]
 )
-# Arrays are compressed to be read, and compression that saves space takes time.
+# Arrays are encoded only to be decoded again; a higher compression takes longer.
 _PNG_OPTIONS = (cv2.IMWRITE_PNG_COMPRESSION, 1)
 
 
 @dataclass(frozen=True)
 class ImageArrays(ImageFiles):
-    """Pixels in memory, seen as PNG files of the same pixels would be.
+    """Pixels in memory, treated like PNG files with the same pixels.
 
     Attributes:
       arrays: uint8 [height, width, 3], RGB.
@@ -37,7 +37,7 @@ class ImageArrays(ImageFiles):
     arrays: Sequence[np.ndarray] = ()
 
     def jpeg(self, row: int) -> bytes:
-        """Returns an image as `prepare` would have stored it."""
+        """Returns an image as `prepare` would store it."""
         pixels = cv2.cvtColor(self.arrays[row], cv2.COLOR_RGB2BGR)
         _, encoded = cv2.imencode(".png", pixels, _PNG_OPTIONS)
         return recode(encoded.tobytes(), short_side=self.short_side)
@@ -47,12 +47,12 @@ def open_images(images: Images, *, short_side: int) -> ImageFiles:
     """Returns the images as records to predict.
 
     Args:
-      images: a folder, a CSV, a pattern (as `predict --images`); a list of paths; uint8
+      images: A folder, a CSV, a pattern (as `predict --images`); a list of paths; uint8
         [image, height, width, 3]; or a list of uint8 [height, width, 3] of any sizes.
-      short_side: larger images are reduced to it, in pixels.
+      short_side: Short side that larger images are reduced to, in pixels.
 
     Raises:
-      InputError: If it is none of these.
+      InputError: If `images` is none of these.
     """
     if isinstance(images, str | os.PathLike):
         listing = find(os.fspath(images))
@@ -85,10 +85,10 @@ class Prediction:
     """The labels of one image, the most probable first.
 
     Attributes:
-      image: path of the image, or its number.
-      labels: codes of the labels.
-      names: names of the labels.
-      scores: probability of each.
+      image: Path of the image, or "image N" for array N, counted from 0.
+      labels: Codes of the labels.
+      names: Names of the labels.
+      scores: Probabilities of the labels, not calibrated.
     """
 
     image: str
@@ -103,7 +103,7 @@ class Predictions(tuple[Prediction, ...]):
     __slots__ = ()
 
     def to_frame(self) -> pl.DataFrame:
-        """Returns a row an image: image, labels, names and scores."""
+        """Returns one row per image: image, labels, names and scores."""
         return pl.DataFrame(
             {
                 "image": [row.image for row in self],

@@ -1,4 +1,4 @@
-"""`InferenceOptions`: what is done to a run's model before it predicts."""
+"""`InferenceOptions`: changes to a run's model before it predicts."""
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
@@ -19,16 +19,16 @@ from jaxii.evaluation.provenance import Provenance
 
 @dataclass(frozen=True, kw_only=True)
 class InferenceOptions:
-    """How predictions differ from those of the run's own model as it was trained.
+    """Differences of the predictions from those of the run's model as trained.
 
-    All of it needs images of the target at most, never labels.
+    The options need at most images of the target, never labels.
 
     Attributes:
-      ensemble: workdirs of other runs, whose probabilities are averaged with the run's.
-      adapt_bn: BatchNorm uses the statistics of the images that are predicted.
-      label_shift: probabilities are corrected for how often labels occur among them.
-      allow_tuning_labels: let the ensemble have runs whose weights have learnt from
-        labels of the target domain.
+      ensemble: Workdirs of other runs, whose probabilities are averaged with the run's.
+      adapt_bn: Whether BatchNorm uses the statistics of the predicted images.
+      label_shift: Whether to correct for the label frequencies of the predicted images.
+      allow_tuning_labels: Whether weights may have learnt from labels of the target
+        domain.
     """
 
     ensemble: tuple[str, ...] = ()
@@ -38,7 +38,7 @@ class InferenceOptions:
 
     @property
     def names(self) -> list[str]:
-        """The options that are on, for the names of files."""
+        """Names of the options that are on, for file names."""
         on = {
             "ensemble": bool(self.ensemble),
             "adabn": self.adapt_bn,
@@ -56,11 +56,11 @@ class InferenceOptions:
         """Returns the models' prediction, adapted to a target.
 
         Args:
-          models: the run's own and those of the other runs.
-          mesh: the devices.
-          target: gives `images` and `mask` of the target, in any order.
-          decoders: whose calibration and label frequencies a shift of labels is
-            measured from; None corrects none.
+          models: The run's model and those of the other runs.
+          mesh: The devices.
+          target: Returns batches of `images` and `mask` of the target, in any order.
+          decoders: Decoders whose calibration and label frequencies are the reference
+            for label shift; None does not correct it.
         """
         if self.adapt_bn:
             models = [model.adapted(target(), mesh) for model in models]
@@ -79,12 +79,12 @@ class InferenceOptions:
     def provenance(
         self, record: Provenance, bn_images: Sequence[str], shift_images: Sequence[str]
     ) -> Provenance:
-        """Returns the record with the images that the adaptations have seen.
+        """Returns the record with the images that the adaptations use.
 
         Args:
-          record: of the checkpoints, their union.
-          bn_images: splits whose images BatchNorm adapts to, if it does.
-          shift_images: splits whose images a shift of labels is measured on.
+          record: Union of the checkpoints' records.
+          bn_images: Splits whose images `adapt_bn` uses.
+          shift_images: Splits whose images `label_shift` uses.
         """
         if self.adapt_bn:
             record = record.with_("weights", images=bn_images)

@@ -1,7 +1,7 @@
-"""Measures a trained run on labelled images that are no split of its data.
+"""Measures a trained run on labelled images that are not a split of its data.
 
-Needs the workdir alone. Images and labels go the way of a test split: files are reduced
-as `prepare` reduces them, and the same passes, decoders and sums make the figures.
+Needs only the workdir. The images are treated like a test split: files are reduced as
+`prepare` reduces them, and the figures come from the same passes, decoders and sums.
 """
 
 import datetime
@@ -56,12 +56,12 @@ def evaluate_set(
     """Measures a run on a labelled set; writes the figures and the report's section.
 
     Args:
-      run: opened at the checkpoint that was evaluated.
-      images: the folder of images.
-      labels: their label file; None takes the folders of the images as labels.
-      name: of the set; "" for that of the folder. Another result of the name is
-        replaced.
-      options: how the label file is read; see `tables.labelled.read`.
+      run: The run, opened at the checkpoint that was evaluated.
+      images: The folder of images.
+      labels: The label file; None takes the folders of the images as labels.
+      name: Name of the set; "" for the name of the folder. An earlier result of this
+        name is replaced.
+      options: How the label file is read; see `tables.labelled.read`.
 
     Raises:
       InputError: If the run has not been evaluated, the name is that of a split, or the
@@ -85,7 +85,7 @@ def evaluate_set(
     other = run.on(data)
     scoring, sums, scores = _measure(other, name)
     figures, of_labels = scoring.figures(sums, scores)
-    # As of a split: listed images without a label are counted, too.
+    # As for a split, listed images without a label are counted, too.
     without = figures.num_images_without_truth + found.num_unlabelled
     figures = replace(figures, num_images_without_truth=without)
     result = replace(result, splits={name: figures})
@@ -97,7 +97,7 @@ def evaluate_set(
 
 
 def _check_report(run: Run) -> None:
-    """Refuses a report that a section cannot be added to, before anything is done."""
+    """Checks that a section can be added to the report, before the measurement."""
     # Imported here: matplotlib takes most of a second.
     from jaxii.report.page import with_sets
 
@@ -111,7 +111,7 @@ def _check_report(run: Run) -> None:
 
 
 def _measure(run: Run, name: str) -> tuple[Scoring, Accumulators, DecoderScores]:
-    """Makes one pass over the set, which is the data of the run."""
+    """Measures the set, which is the data of `run`, in one pass."""
     model, decoders = run.model(), run.decoders
     names = decoders.names(has_head=EMBEDDING_HEAD in model.params)
     with progress() as on_progress:
@@ -147,7 +147,7 @@ def _read(run: Run, images: Path, labels: Path | None, **options: Any) -> Labell
 def _data_of(run: Run, found: Labelled, images: Path, name: str) -> Data:
     """Returns the set as the only split of a dataset."""
     numbers = sorted(range(len(found.files)), key=lambda i: found.ids[i])
-    # A domain is a slice where nothing else is.
+    # Domains are the slices if the label file has no slices.
     extra = {"slice": found.extra["domain"]} if "domain" in found.extra else {}
     found = replace(found, extra=extra | dict(found.extra))
     table = found.table(numbers, is_test=True)
@@ -225,7 +225,7 @@ def _write(
     """Writes the files of a set, adds its section to the report, prints the figures.
 
     Args:
-      run: on the data of the set.
+      run: The run, with the set as its data.
     """
     from jaxii.report.page import render, with_sets
 
@@ -246,7 +246,7 @@ def _write(
         config=flatten(run.config.to_dict()),
         details=Details(labels=labels, gallery=gallery),
     )
-    # Without the manifest no file of the set is used.
+    # Removed first: without the manifest, no file of the set is used.
     listed = workdir.set_file(name, EVALUATION)
     listed.unlink(missing_ok=True)
     files = [

@@ -145,7 +145,7 @@ def batch_shapes(
 
 
 def choose_stage(config: Config, facts: Facts, name: str = "") -> Stage:
-    """Returns the stage of a name, or the one whose step does most.
+    """Returns the stage called `name`; "" for the one whose step does the most work.
 
     Raises:
       InputError: If there is no such stage.

@@ -22,22 +22,22 @@ from jaxii.runs.run import Run
 from jaxii.runs.workdir import Workdir
 from jaxii.storage import AnyPath
 
-# What the images are called in a provenance.
+# Name of the predicted images in a provenance.
 IMAGES = "predicted"
-# Damaged images that are named on stderr.
+# Largest number of damaged images that are named on stderr.
 MOST_NAMED = 20
 
 
 @dataclass(frozen=True, kw_only=True)
 class Request:
-    """Which images are to be answered for, and where to.
+    """The images to predict, and the files to write.
 
     Attributes:
-      images: a folder, a CSV, or images; see `image_records.find`.
-      more: further images.
-      ids: a sample submission that says which ids, in which order; None for all.
-      output: the CSV or JSON lines to write; None for none.
-      sheet: the contact sheet to write; None for none.
+      images: A folder, a CSV, or images; see `image_records.find`.
+      more: Further images.
+      ids: A sample submission with the ids to predict, in order; None for all images.
+      output: The CSV or JSON lines file to write; None for none.
+      sheet: The contact sheet to write; None for none.
     """
 
     images: str
@@ -48,7 +48,7 @@ class Request:
 
     @property
     def is_submission(self) -> bool:
-        """Whether a row is identified by the image id alone."""
+        """Whether `output` is a CSV, whose rows are identified by image id alone."""
         return self.output is not None and self.output.suffix == ".csv"
 
     def find(self) -> Listing:
@@ -83,13 +83,13 @@ class Request:
 
 @dataclass
 class Damaged:
-    """The number of damaged images, and the first of them."""
+    """The number of damaged images, and the first `MOST_NAMED` of them."""
 
     count: int = 0
     first: list[Answer] = field(default_factory=list[Answer])
 
     def watch(self, answers: Iterable[Answer]) -> Iterator[Answer]:
-        """Passes answers on; refuses to end where no image could be used."""
+        """Yields the answers; raises InputError at the end if all are damaged."""
         total = 0
         for given in answers:
             total += 1
@@ -117,13 +117,13 @@ def predict(
     """Writes the labels of every image.
 
     Args:
-      workdir: of an evaluated run.
-      request: which images, and where to.
-      decoder: whose answers; "" for the one that `evaluate` used.
-      options: what is done to the model before; of the images themselves.
-      tune_on: the split of the evaluation whose decoders are used; "" for the default.
+      workdir: The workdir of an evaluated run.
+      request: The images to predict, and the files to write.
+      decoder: Name of the decoder; "" for the one that `evaluate` used.
+      options: Changes to the model, which adapts to the predicted images.
+      tune_on: `--tune_on` of the evaluation whose decoders to use; "" for its default.
     """
-    # An adaptation is to these images; what `evaluate` adapted to does not matter.
+    # The model adapts to these images, so adaptations in `evaluate` do not matter.
     variants = [f"tuned_on_{tune_on}"] * bool(tune_on)
     variants += ["ensemble"] * bool(options.ensemble)
     metrics = workdir.metrics(variants)
@@ -157,7 +157,7 @@ def predict(
             assembly.file_batches(run.config, files),
             num_rows=len(files),
             decode=expected.decode,
-            # Only the lead process gives reasons: it reads the file again.
+            # Only the lead process finds reasons, by reading the file again.
             fault=files.fault if processes.is_lead() else lambda row: "damaged",
             mesh=run.mesh,
             on_progress=on_progress,
@@ -174,11 +174,11 @@ def _write(
     vocabulary: Vocabulary,
     facts: Facts,
 ) -> None:
-    """Writes what is asked for, in one pass over the answers."""
+    """Writes the requested files in one pass over the answers."""
     output, image_ids = request.output, files.listing.image_ids
     sheet = None
     if request.sheet is not None and processes.is_lead():
-        # Here and not above: the pages take most of a second to import.
+        # Imported here: the pages take most of a second to import.
         from jaxii.report.sheet import Sheet
 
         sheet = Sheet(len(files), files.listing.shown, vocabulary, thumbnails(files))
@@ -227,7 +227,7 @@ def _say(request: Request, files: ImageFiles, damaged: Damaged, facts: Facts) ->
 def _check_members(
     members: Sequence[Run], metrics: EvaluationResult, options: InferenceOptions
 ) -> None:
-    """Refuses checkpoints that the decoders were not fitted on."""
+    """Raises InputError if the decoders were fitted on other checkpoints."""
     names = [member.name for member in members]
     if options.ensemble and names != metrics.members:
         raise InputError(

@@ -41,11 +41,11 @@ class Measured:
     """Scores and predictions of the splits.
 
     Attributes:
-      scores: by split, of splits with labels.
-      labels: figures of each label by split.
-      held_out: predictions for a held-out domain, to be kept; None without.
-      submitted: image id -> predicted label ids of the submission's images that are
-        not damaged; empty without a test.
+      scores: Scores by split, for splits with labels.
+      labels: Figures of each label by split.
+      submitted: Image id -> predicted label ids, for the readable images of a
+        submission; empty without a test.
+      held_out: Predictions for a held-out domain, to be saved; None without one.
     """
 
     scores: Mapping[str, DecoderScores]
@@ -61,12 +61,12 @@ def write(
     measured: Measured,
     variants: Sequence[str],
 ) -> None:
-    """Writes all files into the workdir and prints the figures; for the lead process.
+    """Writes all files to the workdir and prints the figures; for the lead process.
 
     Args:
-      variants: how the evaluation differs from the run's own; part of file names.
+      variants: How the evaluation differs from the run's own; part of file names.
     """
-    # Another evaluation may end now, or a training.
+    # Another evaluation, or a training, may write at the same time.
     with locked(run.workdir.path):
         rows, files = _write(run, evaluation, decoders, measured, variants)
     _say(run, evaluation, rows, files)
@@ -79,13 +79,13 @@ def _write(
     measured: Measured,
     variants: Sequence[str],
 ) -> tuple[Sequence[StageRow], Mapping[str, AnyPath]]:
-    """Writes all files; returns the rows of the stages, and the files to name."""
+    """Writes all files; returns the rows of the stages, and the files to print."""
     # Imported here: matplotlib takes most of a second, also when training starts.
     from jaxii.report.page import render, with_sets
 
     workdir, data = run.workdir, run.data
     files = {"metrics.json": workdir.result_file("metrics.json", variants)}
-    # Without the manifest no file of the evaluation is used.
+    # Removed first: without the manifest, no file of the evaluation is used.
     listed = workdir.result_file(EVALUATION, variants)
     listed.unlink(missing_ok=True)
     decoders_file = workdir.result_file("decoders.npz", variants)
@@ -151,10 +151,10 @@ def _say(
 def sets_of_report(
     workdir: Workdir, evaluation: EvaluationResult
 ) -> dict[str, SetResult]:
-    """Returns the labelled sets of the report; names those that are to be repeated.
+    """Returns the labelled sets of the report; prints those to evaluate again.
 
     Args:
-      evaluation: of the run.
+      evaluation: The run's own evaluation.
     """
     try:
         sets = read_sets(workdir.path, evaluation)
@@ -196,7 +196,7 @@ def _write_submission(
 def _recipe(run: Run) -> Origin:
     """Returns the recipe and flags that the configuration was made from."""
     recipe = run.checkpoints.metadata(run.saved).recipe
-    # An evaluation may use other data.
+    # The dataset of an evaluation may have moved.
     directory = run.workdir.config().data.directory
     if directory != run.config.data.directory and "own" in recipe:
         recipe["own"].setdefault("data.directory", directory)
@@ -227,7 +227,7 @@ def _stage_rows(
     """Returns a row of the report's stage table for each stage that has begun.
 
     Args:
-      origin: the run or file that the first stage starts from; "" for none.
+      origin: The run or file that the first stage starts from; "" for none.
     """
     found = checkpoints.saved()
     rows: list[StageRow] = []

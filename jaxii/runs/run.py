@@ -55,18 +55,18 @@ VIEW_FIELDS = ("image_size_pixels", "crop_share")
 
 
 class Run(AbstractContextManager["Run"]):
-    """A run: opened at one of its checkpoints, or assembled to be trained.
+    """A run, opened at one of its checkpoints or assembled for training.
 
-    Its data is opened when something first needs it.
+    The data is opened on first use.
 
     Attributes:
-      workdir: its files.
-      config: its configuration.
-      checkpoints: its checkpoints.
-      start: what its first stage starts from: another run, the trunk of pretrained
-        weights, or None for fresh parameters; only of a run that has no checkpoint.
-      stage_provenance: stage name -> the record of its checkpoints; empty for a run
-        that is not assembled to be trained.
+      workdir: The files of the run.
+      config: The resolved run configuration.
+      checkpoints: The checkpoints of the run.
+      start: What the first stage starts from: another run, the trunk of pretrained
+        weights, or None for fresh parameters. None, too, if the run has a checkpoint.
+      stage_provenance: Stage name -> provenance of its checkpoints; empty for a run
+        that is not assembled for training.
     """
 
     def __init__(
@@ -101,14 +101,14 @@ class Run(AbstractContextManager["Run"]):
         """Opens a trained run at the best checkpoint of a stage.
 
         Args:
-          path: its workdir.
-          stage: by name; "" for the last one that has been trained.
-          data_dir: its dataset, if that has moved; "" otherwise.
-          label_hash: content hash of the labels that it has to have; "" for any.
-          verify: whether to hash every byte of its data when that is opened.
+          path: The run's workdir.
+          stage: Name of the stage; "" for the last one trained.
+          data_dir: Folder of the dataset, if it has moved; "" otherwise.
+          label_hash: Content hash of the labels that the run must have; "" for any.
+          verify: Whether to hash every byte of the data when it is opened.
 
         Raises:
-          InputError: If no run is there, it was not trained, or has other labels.
+          InputError: If there is no run, it was not trained, or it has other labels.
         """
         workdir = Workdir(at(path))
         config, found = workdir.config(), workdir.vocabulary().content_hash()
@@ -118,7 +118,7 @@ class Run(AbstractContextManager["Run"]):
                 f"{label_hash}; use a run on the same labels in the same order."
             )
         names = [stage.name for stage in config.stages]
-        # That the labels are the checkpoint's is checked with its other files.
+        # No label hash: `check_belongs` compares the label file with the checkpoint's.
         checkpoints = Checkpoints(workdir.path, names, "", read_only=True)
         saved = checkpoints.best_of(stage)
         workdir.check_belongs(checkpoints.metadata(saved))
@@ -126,7 +126,7 @@ class Run(AbstractContextManager["Run"]):
         return cls(workdir, config, checkpoints, saved=saved, verify=verify)
 
     def at_best(self) -> "Run":
-        """Returns the run at the best checkpoint of its last stage; the rest is shared.
+        """Returns a shallow copy at the best checkpoint of the last trained stage.
 
         Raises:
           InputError: If nothing has been trained.
@@ -136,7 +136,7 @@ class Run(AbstractContextManager["Run"]):
         return other
 
     def on(self, data: Data) -> "Run":
-        """Returns the run with other data of the same labels; the rest is shared."""
+        """Returns a shallow copy with other data of the same labels."""
         other = copy.copy(self)
         other._data = data
         return other
@@ -159,7 +159,7 @@ class Run(AbstractContextManager["Run"]):
 
     @property
     def name(self) -> str:
-        """The checkpoint in words."""
+        """A description of the checkpoint: step, stage and workdir."""
         return (
             f"step {self.saved.step} of stage {self.saved.stage} of {self.workdir.path}"
         )
@@ -187,14 +187,14 @@ class Run(AbstractContextManager["Run"]):
         return make_mesh()
 
     def provenance_on(self, data: Data) -> Provenance:
-        """Returns the record for a result on a dataset, perhaps of other images.
+        """Returns the provenance of a result on a dataset, perhaps another one.
 
-        Where that is not the one that the run was trained on, images of its test and
-        tuning splits that the run has seen, by their ids, influenced what they did.
+        In another dataset, test and tuning images are compared by id with those that
+        the run has seen; matches add their split to the parts that they influenced.
 
         Raises:
-          InputError: If the run was trained on images that are held out in the dataset
-            to choose thresholds.
+          InputError: If the run was trained on images that the dataset holds out to
+            choose thresholds.
         """
         metadata = self.checkpoints.metadata(self.saved)
         record = Provenance.from_json(metadata.provenance)
@@ -219,10 +219,10 @@ class Run(AbstractContextManager["Run"]):
         return record
 
     def model(self, apply: Callable[..., Any] | None = None) -> Model:
-        """Returns the network and what it is evaluated with.
+        """Returns the network with the parameters and statistics of the checkpoint.
 
         Args:
-          apply: The network; None makes it.
+          apply: The network's function; None makes it.
         """
         restored = self.checkpoints.restore_model(self.saved, replicated(self.mesh))
         params = evaluated_params(restored)
@@ -233,8 +233,8 @@ class Run(AbstractContextManager["Run"]):
         """Returns a restored model that computes in float32.
 
         Args:
-          portable: whether to leave out the embedding head and to use operations that
-            suit every platform.
+          portable: Whether to leave out the embedding head and to use only operations
+            that suit every platform.
         """
         params = dict(model.params)
         if portable:
@@ -264,7 +264,7 @@ class Run(AbstractContextManager["Run"]):
         return tuple(self.vocabulary.codes)
 
     def figures(self, split: str) -> SplitMetrics:
-        """Returns the figures of a split or labelled set, as `evaluate` left them.
+        """Returns the figures of a split or labelled set, as `evaluate` wrote them.
 
         Raises:
           InputError: If the run has not been evaluated, or not on this split.
@@ -281,7 +281,7 @@ class Run(AbstractContextManager["Run"]):
 
     @cached_property
     def metrics(self) -> EvaluationResult:
-        """The figures that `train` or `evaluate` left."""
+        """The figures that `train` or `evaluate` wrote."""
         return self.workdir.metrics()
 
     @cached_property
@@ -298,10 +298,10 @@ class Run(AbstractContextManager["Run"]):
         return load_decoders(path, vectors)
 
     def predict_proba(self, images: Images) -> Float32[np.ndarray, "image class"]:
-        """Returns the probability of each label, as `jaxii predict` gives it.
+        """Returns uncalibrated probabilities, as `jaxii predict` writes them.
 
         Args:
-          images: a list of paths; uint8 [image, height, width, 3]; a list of uint8
+          images: A list of paths; uint8 [image, height, width, 3]; a list of uint8
             [height, width, 3] of any sizes; or a folder, a CSV or a pattern.
 
         Raises:
@@ -315,8 +315,8 @@ class Run(AbstractContextManager["Run"]):
         """Returns the labels of each image.
 
         Args:
-          images: see `predict_proba`.
-          decoder: by name; "" for the one that the evaluation uses.
+          images: See `predict_proba`.
+          decoder: Name of the decoder; "" for the one that the evaluation used.
 
         Raises:
           InputError: If an image cannot be read, or the run has no such decoder.
@@ -343,7 +343,7 @@ class Run(AbstractContextManager["Run"]):
         """Returns the pooled features of the trunk, for kNN, clusters, linear probes.
 
         Args:
-          images: see `predict_proba`.
+          images: See `predict_proba`.
         """
         compute = make_features(self._model, self.mesh)
         answers = self._answers(
@@ -371,7 +371,7 @@ class Run(AbstractContextManager["Run"]):
         decode: Decode,
         predict: Predict | None = None,
     ) -> list[Answer]:
-        """Predicts all images; refuses the first that cannot be read."""
+        """Predicts all images; raises InputError if one cannot be read."""
         source = images
         if not isinstance(source, ImageFiles):
             source = self._open_images(source)
@@ -398,14 +398,15 @@ class Run(AbstractContextManager["Run"]):
     def members(
         self, options: InferenceOptions, data: Data | None = None
     ) -> tuple["Run", ...]:
-        """Returns this run and, opened, the other runs of an ensemble.
+        """Returns this run and the other runs of an ensemble, which it opens.
 
         Args:
-          options: which runs.
-          data: that the ensemble is measured on; None for images of any folder.
+          options: Options that name the other runs.
+          data: Dataset that the ensemble is measured on; None for images of a folder.
 
         Raises:
-          InputError: If one cannot be averaged with it, or may not be.
+          InputError: If another run cannot be averaged with this one, or has learnt
+            from labels of the target domain without permission.
         """
         label_hash = self.vocabulary.content_hash()
         others = [Run.open(path, label_hash=label_hash) for path in options.ensemble]
@@ -424,13 +425,13 @@ class Run(AbstractContextManager["Run"]):
         return self, *others
 
     def check_evaluated(self, metrics: EvaluationResult) -> None:
-        """Refuses figures of another checkpoint: their decoders do not fit this one.
+        """Checks that an evaluation, and so its decoders, is of this checkpoint.
 
         Args:
-          metrics: what `evaluate` left, with the decoders that it fitted.
+          metrics: The result of the evaluation.
 
         Raises:
-          InputError: If they are those of another step or stage.
+          InputError: If the evaluation is of another step or stage.
         """
         stage, step = self.saved.stage, self.saved.step
         if (stage, step) != (metrics.stage, metrics.step):
@@ -442,10 +443,10 @@ class Run(AbstractContextManager["Run"]):
             )
 
     def check_same_data(self, config: Config) -> None:
-        """Refuses a run whose training images are not those of a configuration.
+        """Checks that the run has the training images of a configuration.
 
         Raises:
-          InputError: If a field differs; it names the field.
+          InputError: If a field of `DATA_FIELDS` differs; names the field.
         """
         self._check_same(
             config,
@@ -470,8 +471,8 @@ class Run(AbstractContextManager["Run"]):
         """The dataset of the run.
 
         Raises:
-          InputError: If it cannot be opened, has other labels than the run, or no
-            image that evaluation could score.
+          InputError: If the dataset cannot be opened, has other labels than the run,
+            or has no image that evaluation can score.
         """
         if self._data is None:
             self._data = assembly.open_data(self.config, verify=self._verify)
@@ -482,7 +483,7 @@ class Run(AbstractContextManager["Run"]):
 
     @cached_property
     def plans(self) -> tuple[StagePlan, ...]:
-        """The stages in order, with the parts that they run on."""
+        """The plan of each stage, in order."""
         return assembly.plans_of(self.config, self.data)
 
     def plan(self, stage: str) -> StagePlan:
@@ -491,7 +492,7 @@ class Run(AbstractContextManager["Run"]):
 
     @cached_property
     def label_embedding(self) -> label_embedding.LabelEmbedding | None:
-        """The embedding of the labels; None where no stage has a head for it."""
+        """The label embedding; None if no stage has an embedding head."""
         if not any(stage.embedding_head for stage in self.config.stages):
             return None
         return label_embedding.load(self.workdir.embedding_file)
@@ -511,7 +512,7 @@ class Run(AbstractContextManager["Run"]):
         )
 
     def verified_absent(self, split: str) -> bool:
-        """Says whether people verified what is not in a split's images."""
+        """Returns whether a split has labels that people verified as absent."""
         return bool(np.any(self.data.verified_rows(split).confidences < 0.5))
 
     @property
@@ -529,9 +530,9 @@ class Run(AbstractContextManager["Run"]):
 
     @cached_property
     def history_fault(self) -> str:
-        """Why the figures by step cannot be shown; "" if they can.
+        """Why the training history cannot be shown; "" if it can.
 
-        A run that goes on begins another history where the old one is damaged.
+        "" for a run assembled for training, which replaces a damaged history.
         """
         latest = self.checkpoints.latest()
         if latest is None or self.stage_provenance:
@@ -562,10 +563,10 @@ class Run(AbstractContextManager["Run"]):
         )
 
     def held_out_metrics(self) -> dict[str, EvaluationResult]:
-        """Returns domain -> figures at this stage of the run that held it out.
+        """Returns domain -> figures, at this stage, of the run that held it out.
 
-        Empty unless that was done with every domain: the mean over some of them would
-        be another estimate than the one over all.
+        Empty unless every domain was held out, because the mean over some domains
+        estimates something else than the mean over all.
         """
         found = {
             domain: metrics

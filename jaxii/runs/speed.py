@@ -21,19 +21,19 @@ from jaxii.train.sharding import make_state
 from jaxii.train.step import make_train_step
 
 INPUT_SECONDS, STEP_SECONDS = 1.0, 1.0
-# Largest batch that is timed on CPUs, as 64 images of 64 pixels.
+# Largest number of pixels of a batch that is timed on CPUs: 64 images of 64 x 64.
 CPU_PIXELS = 64 * 64**2
 
 
 @dataclass(frozen=True, kw_only=True)
 class Speed:
-    """What a recipe reaches on this machine.
+    """The measured speed of a recipe on this machine.
 
     Attributes:
       input: Images per second of the input pipeline.
       step: Images per second of the train step.
       first_step_seconds: Duration of the first step, which compiles.
-      batch_size: Images a step, as measured.
+      batch_size: Images per measured step.
     """
 
     input: float
@@ -58,7 +58,7 @@ def pace_of(fields: Mapping[str, Any]) -> Pace:
     recipe: Any = default_config()
     recipe.update_from_flattened_dict(dict(fields))
     config = Config.resolve(recipe)
-    # Before `validation` is carved out, which may be impossible.
+    # Opened without carving out `validation`, which may be impossible.
     dataset = open_dataset(config.data.directory)
     source = dataset.splits["train"].source
     facts = Facts(
@@ -81,7 +81,7 @@ def measure(config: Config, source: RandomAccess, facts: Facts) -> Speed:
     Args:
       config: The run's configuration.
       source: Records to decode.
-      facts: Their sizes.
+      facts: Sizes of the data.
     """
     given = _input(config, source)
     if jax.default_backend() == "cpu":
@@ -96,7 +96,7 @@ def measure(config: Config, source: RandomAccess, facts: Facts) -> Speed:
 
 
 def smaller_batch(config: Config) -> Config:
-    """Returns the configuration with a batch of at most `CPU_PIXELS`.
+    """Returns the configuration with at most `CPU_PIXELS` per batch.
 
     A step of a recipe for accelerators would take minutes on a CPU.
     """

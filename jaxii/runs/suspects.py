@@ -1,7 +1,7 @@
 """`suspects`: lists labels of the training data that are likely wrong or missing.
 
-A run that was not trained on an image predicts it: one of `hold_out`, or the run itself
-if the image is in its validation split.
+Each image is predicted by a run that was not trained on it: a run of `hold_out`, or the
+run itself if the image is in its validation split.
 """
 
 import itertools
@@ -28,7 +28,7 @@ from jaxii.runs.unseen import predict_split
 from jaxii.runs.workdir import Workdir
 from jaxii.storage import AnyPath, write_text
 
-# Splits of images that a run was not trained on, of the training data.
+# Splits of the training data whose images a run was not trained on.
 UNSEEN = ("held_out", "validation")
 
 
@@ -40,18 +40,18 @@ def suspects(
     Memory: images x labels x 12 bytes.
 
     Args:
-      workdir: of a run that was trained, or whose parts `hold_out` trained.
-      data_dir: the dataset, if it has moved; "" otherwise.
-      output: the CSV file.
-      sheet: the contact sheet of the images.
-      top: most labels that are written.
+      workdir: Workdir of a trained run, or of `hold_out`.
+      data_dir: Folder of the dataset, if it has moved; "" otherwise.
+      output: The CSV file.
+      sheet: The contact sheet of the images.
+      top: Largest number of labels to write.
 
     Raises:
       InputError: If nothing has been trained, or the data has other labels.
     """
     with ExitStack() as opened:
         runs = [opened.enter_context(run) for run in _open(workdir, data_dir)]
-        # Folds first: a domain that a model was not trained on is harder for it.
+        # Folds come first, because a domain not trained on is harder to predict.
         runs.sort(key=lambda run: run.config.data.held_out_domain in run.data.domains)
         parts = list(_predict(runs))
         found = ranking.rank(
@@ -86,7 +86,7 @@ def suspects(
 
 
 def _open(workdir: Workdir, data_dir: str) -> Iterator[Run]:
-    """Yields the runs that held a part out, or else the run itself."""
+    """Yields the runs that held out a part, or the run itself if there are none."""
     label_hash = workdir.vocabulary().content_hash()
     for part in workdir.held_out_metrics() or ("",):
         path = workdir.held_out(part).path if part else workdir.path
@@ -95,11 +95,11 @@ def _open(workdir: Workdir, data_dir: str) -> Iterator[Run]:
 
 @dataclass(frozen=True, kw_only=True)
 class _Part:
-    """Images and the predictions of a run without them.
+    """Images, and the predictions of a run that was not trained on them.
 
     Attributes:
-      known: whether the truth of a label is known; it is not of images without verified
-        labels, and where unlisted labels do not train.
+      known: Whether the truth of a label is known: not for images without verified
+        labels, nor for unlisted labels if `data.unknown` is "ignored".
     """
 
     split: Split
@@ -108,7 +108,7 @@ class _Part:
 
 
 def _predict(runs: Sequence[Run]) -> Iterator[_Part]:
-    """Yields every image that one of the runs was not trained on, once."""
+    """Yields, once, every image that at least one of the runs was not trained on."""
     seen: set[str] = set()
     for unseen, run in itertools.product(UNSEEN, runs):
         if run.data.has_images(unseen):

@@ -34,12 +34,12 @@ from jaxii.train.telemetry.telemetry import Telemetry
 from jaxii.train.telemetry.trackers import Facts, Trackers, flat, result_name
 from jaxii.train.trainer import StagePlan, Trainer
 
-# Training images over which BatchNorm is measured for averaged parameters (SWA).
+# Number of training images for the BatchNorm statistics of averaged parameters (SWA).
 BATCH_NORM_IMAGES = 2048
 
 TrainBatches = Callable[[str, int], assembly.Batches]
 
-# Fields by which runs differ most often.
+# Fields in which runs differ most often.
 COMPARED = (
     "optimizer.peak_lr",
     "global_batch_size",
@@ -60,19 +60,19 @@ def train(
     verify: bool = False,
     recipe: Origin | None = None,
 ) -> None:
-    """Trains the remaining stages, then evaluates, reports and writes answers.
+    """Trains the remaining stages, evaluates, and writes report and submission.
 
     Args:
-      should_stop: Called with each step; whether to save and stop.
-      allow_tuning_labels: let the weights learn from labels of `tuning`.
-      change_batch_size: let a run go on with batches of another size.
-      profile_steps: first and last step of a trace; equal ones for none.
-      verify: read and hash every byte of the data first.
-      recipe: what the configuration was made from, for the report.
+      should_stop: Called with each step; returns whether to save and stop.
+      allow_tuning_labels: Whether weights may learn from labels of `tuning`.
+      change_batch_size: Whether a resumed run may have another batch size.
+      profile_steps: Steps after which a trace starts and ends; equal ones for none.
+      verify: Whether to hash every byte of the data first.
+      recipe: The recipe of the configuration, for the report.
 
     Raises:
-      InputError: If something cannot be used, or another process trains in the workdir
-        (in a bucket: has begun to).
+      InputError: If a check fails, or another process trains in the workdir (in a
+        bucket: if it started later).
     """
     assembly.check_before_data(config)
     processes.check_on_lead(lambda: check_tracker(config.track))
@@ -95,7 +95,7 @@ def _train(
     profiler: Profiler,
     recipe: Origin,
 ) -> None:
-    """Trains a run that has begun, evaluates it and closes its checkpoints."""
+    """Trains an assembled run, evaluates it and closes its checkpoints."""
     for line in describe(run):
         say(line)
     saved = [s for found in run.checkpoints.saved().values() for s in found]
@@ -163,11 +163,11 @@ def _trackers(run: Run, start_step: int) -> Trackers:
 
 
 def _shown_batches(run: Run, telemetry: Telemetry) -> TrainBatches:
-    """Returns the training batches; the first of each stage is shown as images."""
+    """Returns `batches(split, start_example)`, which logs the first batch as images."""
     batches = partial(assembly.train_batches, run.config, run.data)
     if not processes.is_lead():
         return batches
-    # Augmentation is the same in all stages: compiled once.
+    # Augmentation is the same in all stages, so it is compiled once.
     show = make_images(run.plans[0].settings, run.data.vocabulary.descriptions)
 
     def shown(split: str, start_example: int) -> assembly.Batches:
@@ -239,7 +239,7 @@ def _evaluate(
     """Returns a function that evaluates a state on the splits watched in training."""
     config, data = run.config, run.data
     evaluator = run.evaluator()
-    # In this order: the first figures are printed.
+    # The order matters: only the first figures are printed.
     splits = dict.fromkeys((data.choosing_split, "validation"), 0)
     if config.evaluate_train_images and data.has_truth("train"):
         splits["train"] = config.evaluate_train_images
@@ -267,8 +267,8 @@ def _evaluate(
 def _batch_stats(run: Run, plan: StagePlan, state: TrainState) -> Tree:
     """Returns the BatchNorm statistics to evaluate a state with.
 
-    Averaged weights (SWA) never saw a batch, so their statistics are measured on
-    training images, unless the stage trains no layer before a BatchNorm.
+    Averaged weights (SWA) have no running statistics, so their statistics are computed
+    on training images, unless the stage trains no layer before a BatchNorm.
     """
     if run.config.optimizer.average != "swa" or plan.settings.frozen:
         return state.batch_stats

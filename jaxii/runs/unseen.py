@@ -1,7 +1,7 @@
-"""What runs that held a domain out say of new domains.
+"""Estimates for new domains, from runs that each held out a domain.
 
-A run that held one out keeps its predictions for it and the effect of adapting to it;
-the run on all domains reads those of all others.
+Such a run saves its predictions for the domain and the effect of adapting to it; the
+run on all domains reads these files of all such runs.
 """
 
 from collections.abc import Sequence
@@ -26,13 +26,13 @@ from jaxii.storage import AnyPath
 
 
 def predict_held_out(run: Run, model: Model) -> tuple[Predictions, HeldOut]:
-    """Predicts a held-out domain, and measures decoders of validation on it.
+    """Predicts a held-out domain, and measures decoders fitted on validation on it.
 
     Cost: three passes, and one for the statistics of BatchNorm.
 
     Args:
-      run: with a domain held out.
-      model: of its checkpoint.
+      run: A run with a domain held out.
+      model: The model of its checkpoint.
     """
     source = run.data.split("held_out").source
     adapted = model.adapted(assembly.unlabelled_batches(run.config, source), run.mesh)
@@ -48,18 +48,18 @@ def predict_held_out(run: Run, model: Model) -> tuple[Predictions, HeldOut]:
 
 
 def read(run: Run, *, pooled: bool) -> tuple[list[Predictions], HeldOut | None]:
-    """Reads what the runs without each domain predicted and measured.
+    """Reads the predictions and measurements of the runs that held out a domain.
 
     Args:
-      run: on all domains.
-      pooled: whether decoders are fitted on their predictions and not on validation.
+      run: The run on all domains.
+      pooled: Whether decoders are fitted on these predictions instead of validation.
 
     Returns:
-      Their predictions if `pooled`, none if not; what was measured with such decoders,
-      None unless there is a run without each of the domains.
+      The predictions, empty unless `pooled`; and the measurements with such decoders,
+      None unless every domain was held out.
 
     Raises:
-      InputError: If there is not and `pooled`, or predictions are damaged.
+      InputError: If `pooled` and a domain was not held out, or predictions are damaged.
     """
     metrics = run.held_out_metrics()
     found = [of_domain.held_out for of_domain in metrics.values()]
@@ -91,14 +91,14 @@ def expected_f2_error(
     record: HeldOut | None, options: InferenceOptions, decoder: str
 ) -> float | None:
     """Returns the error of an expected F2; None if it is unknown."""
-    # It was measured with single models as they were trained.
+    # The error was measured with single models, without adaptation.
     if record is None or options.names:
         return None
     return record.expected_f2_error(decoder)
 
 
 def expected_f2_line(expected: ExpectedF2, workdir: AnyPath) -> str:
-    """Returns an expected F2 for the console, with how to measure an unknown error."""
+    """Returns the expected F2 for the console, and how to measure an unknown error."""
     line = f"these images: expected F2 {expected}"
     return line if expected.error is not None else f"{line}; {how_to_measure(workdir)}"
 
@@ -106,13 +106,13 @@ def expected_f2_line(expected: ExpectedF2, workdir: AnyPath) -> str:
 def adaptation_lines(
     record: HeldOut | None, options: InferenceOptions, decoder: str, workdir: AnyPath
 ) -> list[str]:
-    """Returns what is known of the effect of adapting, for the console.
+    """Returns the measured effect of adapting, or a caveat, for the console.
 
     Args:
-      record: of the run; None if nothing was measured.
-      options: of the prediction.
-      decoder: in use.
-      workdir: of the run on all domains.
+      record: Measurements on held-out domains; None if nothing was measured.
+      options: Options of the prediction.
+      decoder: Name of the decoder in use.
+      workdir: Workdir of the run on all domains.
     """
     way = "_".join(name for name in options.names if name != "ensemble")
     if not way:
@@ -142,7 +142,7 @@ def how_to_measure(workdir: AnyPath) -> str:
 
 
 def predict_scored(run: Run, model: Model, split: str) -> Predictions:
-    """Returns predictions for the scored images of a split, or for some."""
+    """Returns predictions for the scored images of a split; some if there are many."""
     most = held_out.MOST_NUMBERS // len(run.data.vocabulary)
     rows = assembly.scored_rows(run.data, split, most)
     predictions, _ = predict_split(run, model, run.data.split(split).select(rows))
@@ -157,7 +157,7 @@ def predict_split(
 ) -> tuple[Predictions, Bool[np.ndarray, "image class"]]:
     """Returns predictions for all images of a split, and which labels are verified.
 
-    Of a damaged image no label is.
+    No label of a damaged image counts as verified.
     """
     data = replace(run.data, splits={**run.data.splits, split.name: split})
     truth, verified = data.verified_rows(split.name).multi_hot(len(data.vocabulary))

@@ -30,17 +30,17 @@ from jaxii.storage import AnyPath, write_json
 from jaxii.train.checkpoint import CheckpointMetadata
 
 MOST_SHOWN = 5
-# Of a folder's name; file systems allow 255 bytes.
+# Longest name of a folder, without its hash; file systems allow 255 bytes.
 MOST_LETTERS = 120
-# The one field in which a run with a domain held out differs from the run without.
+# The only field in which a run with a held-out domain differs from the run on all.
 HELD_OUT = "data.held_out_domain"
-# Fields that `change_batch_size` lets change on resume; the order of examples stays.
+# Fields that `change_batch_size` lets change on resume; the order of examples is kept.
 BATCH_SIZE = ("global_batch_size", "micro_batches")
 
 
 @dataclass(frozen=True)
 class Workdir:
-    """Paths below a run's folder, and the checks that guard them."""
+    """Paths below a run's folder, and checks of its files."""
 
     path: AnyPath
 
@@ -66,15 +66,15 @@ class Workdir:
 
     @property
     def history_file(self) -> AnyPath:
-        """Figures by step."""
+        """The training history: figures by step."""
         return self.path / "history.jsonl"
 
     def result_file(self, name: str, variants: Sequence[str] = ()) -> AnyPath:
-        """Returns where a result lies; what is not the run's own gets another name.
+        """Returns the path of a result file, named by its variants.
 
         Args:
-          name: of the file.
-          variants: in what it differs: tuned_on_SPLIT, ensemble, adabn, label_shift.
+          name: File name of the run's own result.
+          variants: Differences from it: tuned_on_SPLIT, ensemble, adabn, label_shift.
         """
         stem, dot, ending = name.partition(".")
         return self.path / f"{'_'.join([stem, *variants])}{dot}{ending}"
@@ -83,7 +83,7 @@ class Workdir:
         """Returns the figures of the run, or of a variant of it.
 
         Raises:
-          InputError: If no run is here, or it has not been evaluated.
+          InputError: If the folder has no run, or the run has not been evaluated.
         """
         self._check_is_run()
         flags = [name.replace("tuned_on_", "tune_on=") for name in variants]
@@ -101,7 +101,7 @@ class Workdir:
         return read_result(EvaluationResult, path)
 
     def check_writable(self) -> None:
-        """Refuses a folder that results cannot be written into, before they are made.
+        """Checks that results can be written, before they are computed.
 
         Raises:
           InputError: If the folder is read-only.
@@ -118,10 +118,10 @@ class Workdir:
         return {f.name: manifest.describe(f) for f in files if f.exists()}
 
     def check_belongs(self, metadata: CheckpointMetadata) -> None:
-        """Refuses files and a configuration that are not those of a checkpoint.
+        """Checks that files and configuration are those of a checkpoint.
 
         Raises:
-          InputError: If a file is missing or differs, or a field of the configuration.
+          InputError: If a file is missing or differs, or the configuration differs.
         """
         fix = (
             "restore it from a copy of the workdir, or train again in another --workdir"
@@ -136,7 +136,7 @@ class Workdir:
             )
 
     def history_fault(self, wanted: File | None) -> str:
-        """Returns why `history.jsonl` is not what a checkpoint's run wrote, or ""."""
+        """Returns why `history.jsonl` is not that of a checkpoint; "" if it is."""
         if wanted is None:
             return ""
         if not self.history_file.exists():
@@ -145,25 +145,25 @@ class Workdir:
         return "" if found == wanted else f"{self.history_file} is damaged"
 
     def set_history_aside(self) -> AnyPath:
-        """Gives a damaged history another name, which it returns."""
+        """Renames a damaged history and returns its new path."""
         aside = self.path / "history.damaged.jsonl"
         if self.history_file.exists():
             self.history_file.replace(aside)
         return aside
 
     def held_out(self, domain: str) -> "Workdir":
-        """Returns the folder of this run without a domain of its training data."""
+        """Returns the workdir of the run that holds out a domain of this run's data."""
         return Workdir(self.path / "held_out" / _as_folder(domain))
 
     def set_file(self, set_name: str, name: str) -> AnyPath:
-        """Returns where a result on a labelled set lies; see `run_files.read_sets`."""
+        """Returns the path of a result on a labelled set; see `run_files.read_sets`."""
         return self.path / SETS / _as_folder(set_name) / name
 
     def held_out_metrics(self) -> dict[str, EvaluationResult]:
-        """Returns domain -> figures of every run that held one out and was evaluated.
+        """Returns domain -> figures of the run that held it out, if evaluated.
 
         Raises:
-          InputError: If one differs from this run in more than the domain.
+          InputError: If such a run differs from this run in more than the domain.
         """
         fields = self.config().to_dict()
         found: dict[str, EvaluationResult] = {}
@@ -181,10 +181,10 @@ class Workdir:
         return found
 
     def held_out_predictions(self, domain: str) -> Predictions:
-        """Returns what the run that held a domain out predicted for it.
+        """Returns the predictions for a domain by the run that held it out.
 
         Raises:
-          InputError: If that is missing, damaged or of other labels.
+          InputError: If the predictions are missing, damaged or of other labels.
         """
         run = self.held_out(domain)
         path, again = run.result_file(FILE), "run hold_out again"
@@ -192,23 +192,23 @@ class Workdir:
         return Predictions.load(path, self.vocabulary().content_hash())
 
     def claim(self, config: Config, *, change_batch_size: bool = False) -> None:
-        """Makes the folder this configuration's, after `check`.
+        """Writes the configuration to the folder, after `check`.
 
         Raises:
-          InputError: As `check`, or if the folder cannot be made.
+          InputError: As `check`, or if the folder cannot be created.
         """
         self.check(config, change_batch_size=change_batch_size)
         self._make_folder()
         write_json(self.config_file, config.to_dict())
 
     def check(self, config: Config, *, change_batch_size: bool = False) -> None:
-        """Checks that the folder is this configuration's, or nobody's; writes nothing.
+        """Checks that the folder is new or of this configuration; writes nothing.
 
         Args:
-          change_batch_size: let the run go on with batches of another size.
+          change_batch_size: Whether the batch size may differ.
 
         Raises:
-          InputError: If it is another run's; names the fields that differ.
+          InputError: If the folder is another run's; names the fields that differ.
         """
         if self.config_file.exists():
             free = BATCH_SIZE if change_batch_size else ()
@@ -218,7 +218,7 @@ class Workdir:
         """Returns the configuration of the run.
 
         Raises:
-          InputError: If no run is here, or another version of jaxii wrote it.
+          InputError: If the folder has no run, or another version of jaxii wrote it.
         """
         self._check_is_run()
         fields = self._fields()
@@ -238,14 +238,14 @@ class Workdir:
         return config
 
     def vocabulary(self) -> Vocabulary:
-        """Returns the labels the run was trained on."""
+        """Returns the labels that the run was trained on."""
         return Vocabulary.load(self.labels_file)
 
     def claim_labels(self, vocabulary: Vocabulary) -> None:
-        """Keeps the vocabulary, or checks that the data still has the same.
+        """Writes the vocabulary, or checks that it equals the one written before.
 
         Raises:
-          InputError: the labels are other ones, or in another order.
+          InputError: If the labels or their order differ.
         """
         self.check_labels(vocabulary)
         if not self.labels_file.exists():
@@ -256,7 +256,7 @@ class Workdir:
         """Checks that the labels are the run's, if it has any yet; writes nothing.
 
         Raises:
-          InputError: the labels are other ones, or in another order.
+          InputError: If the labels or their order differ.
         """
         if not self.labels_file.exists():
             return
@@ -309,17 +309,17 @@ class Workdir:
 
 
 def _as_folder(text: str) -> str:
-    """Returns the name of one folder for any text, another one for each."""
+    """Returns a valid folder name for any text; different texts get different names."""
     name = quote(text, safe=" ")
     if len(name) > MOST_LETTERS:
-        # `quote` never gives two percent signs.
+        # `quote` never writes two percent signs in a row.
         name = f"{name[:MOST_LETTERS]}%%{xxhash.xxh3_64_hexdigest(name.encode())}"
-    # These name other folders.
+    # "." and ".." are the names of existing folders.
     return name.replace(".", "%2E") if name in (".", "..") else name
 
 
 def _differing(one: Mapping[str, Any], other: Mapping[str, Any], *free: str) -> str:
-    """Returns the first few fields in which two results differ, "" for none."""
+    """Returns the first few differing fields of two configurations; "" for none."""
     free = (*FREE_FIELDS, *free)
     lines = [
         line for line in differences(one, other) if line.partition(":")[0] not in free

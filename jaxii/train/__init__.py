@@ -1,1 +1,1 @@
-"""The training engine: mesh, optimizer, state, step, stages, checkpoints, loop."""
+"""The training engine: optimizer, state, step, stages, checkpoints and loop."""

@@ -1,8 +1,8 @@
 """Augmentation on the device, in the train step: style, blur, colours, noise, mixing.
 
 Input workers crop, flip and compress (`data.transforms`). An example's augmentation
-depends on (seed, its position in the run) alone; only the image that it is mixed with
-depends on its device.
+depends only on the seed and its position in the run, except for mixing: the partner is
+the next image on the same device.
 """
 
 import jax
@@ -24,8 +24,8 @@ BLUR_SHARE = 1 / 64
 NOISE_PROBABILITY = 0.25
 # Largest standard deviation of the noise, in levels of 255.
 NOISE_LEVELS = 12.0
-# Restyling at strength 1. Standard deviation of the entries that are added to the
-# identity; largest weight of the edges that are drawn.
+# Restyling at strength 1. MIXED is the standard deviation of the entries added to the
+# identity matrix; EDGES is the largest weight of the edges.
 MIXED_PROBABILITY, MIXED = 0.6, 0.5
 UNCOLOURED_PROBABILITY = 0.3
 EDGED_PROBABILITY, EDGES = 0.5, 8.0
@@ -47,7 +47,7 @@ def augment(
       seed: The run's seed.
       strength: 0 changes nothing; 1 is the strength of common recipes; at most 2.5.
 
-    Source: Chen et al. 2020, SimCLR, appendix A; the noise is that of a small sensor.
+    Source: Chen et al. 2020, SimCLR, appendix A; the noise is like a small sensor's.
     """
 
     def keys(purpose):
@@ -70,10 +70,10 @@ def restyle(
 ) -> UInt8[Array, "batch height width 3"]:
     """Randomly changes the style of each image: its palette, edges and texture.
 
-    The channels are mixed by a random matrix that keeps white, or averaged to grey;
-    then edges are darkened, as if outlined; then pixels are averaged with their
-    neighbours. A network learns shapes that survive it, which helps where test images
-    come from another source (see configs/README.md for the measured effect).
+    First, the channels are mixed by a random matrix that keeps white, or averaged to
+    grey; then edges are darkened, as if outlined; then pixels are averaged with their
+    neighbours. A network then learns shapes, which helps if test images come from
+    another source (see configs/README.md for the measured effect).
 
     Args:
       images: Pixels.
@@ -119,8 +119,8 @@ def mix(
 ]:
     """Mixes images with the next one on the device: half by mixup, half by CutMix.
 
-    An image keeps a share of itself that is uniform in [0.5, 1]: the larger part of
-    Beta(1, 1).
+    The share that an image keeps of itself is uniform in [0.5, 1]: max(b, 1 - b) for b
+    from Beta(1, 1).
 
     Args:
       images: Pixels.
@@ -131,7 +131,8 @@ def mix(
       probability: Share of the images that are mixed.
 
     Returns:
-      Pixels; targets mixed in the same proportion; known where both were.
+      Mixed pixels; targets mixed in the same proportion; `known`, 1 where it was 1 in
+      both images.
 
     Source: Zhang et al. 2018, mixup; Yun et al. 2019, CutMix, section 3.
     """
@@ -142,7 +143,7 @@ def mix(
         numbers = jax.random.uniform(jax.random.fold_in(base, position), (5,))
         own = 0.5 + 0.5 * numbers[0]
         mixed, cut = numbers[1] < probability, numbers[2] < 0.5
-        # A rectangle of the image's aspect ratio that covers 1 - own of it.
+        # A rectangle of the image's aspect ratio that covers 1 - own of its area.
         side = jnp.sqrt(1.0 - own)
         inside = _within(numbers[3], side, height)[:, None]
         inside = inside & _within(numbers[4], side, width)[None, :]
@@ -185,7 +186,7 @@ def _blur(
     identity = (offsets == 0).astype(jnp.float32)
     taps = jnp.where(numbers[:, :1] < BLUR_PROBABILITY * strength, taps, identity)
     rows, columns = (_shares(taps, length) for length in pixels.shape[1:3])
-    # By default TPUs round to bfloat16.
+    # By default, TPUs round operands to bfloat16.
     mean = jnp.einsum("bh,bhwc,bw->bc", rows, pixels, columns, precision="highest")
     for axis in (1, 2):
         length = pixels.shape[axis]
@@ -219,7 +220,7 @@ def _recolour(
 ) -> Float[Array, "batch height width 3"]:
     """Changes brightness, contrast, saturation and hue of each image, or greys it.
 
-    All are linear in the pixels: one 3x3 matrix and one offset per image.
+    All changes are linear in the pixels: one 3x3 matrix and one offset per image.
     """
     matrices, contrasts = jax.vmap(lambda key: _draw(key, strength))(keys)
     luma = jnp.asarray(LUMA, jnp.float32)
@@ -234,8 +235,8 @@ def _channels_times(
     pixels: Float[Array, "batch height width 3"], matrices: Float[Array, "batch 3 3"]
 ) -> Float[Array, "batch height width 3"]:
     """Multiplies each pixel by its image's matrix."""
-    # Written out to fuse with its neighbours: a matrix product would transpose the
-    # images to another layout and back.
+    # Written out so that it fuses with the operations around it: a matrix product would
+    # transpose the images to another layout and back.
     channels = [
         pixels[..., c : c + 1] * matrices[:, None, None, :, c] for c in range(3)
     ]
@@ -296,7 +297,7 @@ def _draw(
 
 
 def _hue(angle: Float[Array, ""]) -> Float[Array, "3 3"]:
-    """Rotation of colours about the grey axis (1, 1, 1), by Rodrigues' formula."""
+    """Returns the rotation about the grey axis (1, 1, 1), by Rodrigues' formula."""
     cosine, sine = jnp.cos(angle), jnp.sin(angle)
     cross = jnp.array([[0.0, -1.0, 1.0], [1.0, 0.0, -1.0], [-1.0, 1.0, 0.0]])
     third = jnp.full((3, 3), 1.0 / 3.0)

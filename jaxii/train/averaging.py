@@ -1,7 +1,7 @@
-"""Averages of the parameters along a stage, which are evaluated in their place.
+"""Averages of the parameters over a stage, evaluated in place of the parameters.
 
-After every update, skipped ones included, the train step moves the average towards the
-parameters by `rate`, a function of the stage's step alone.
+After every update, including skipped ones, the train step moves the average towards the
+parameters by `rate`, a function of only the stage's step.
 """
 
 from collections.abc import Callable
@@ -20,7 +20,7 @@ def ema_rate(decay: float) -> Rate:
     """Returns the rate of an exponential moving average with warm-up.
 
     Args:
-      decay: Share of the average that a step keeps, in [0, 1); less in early steps.
+      decay: Share of the average that a step keeps, in [0, 1); lower in early steps.
     """
 
     def rate(stage_step: Int[Array, ""]) -> Float[Array, ""]:
@@ -52,5 +52,5 @@ def swa_rate(num_steps: int, share: float) -> Rate:
 
 
 def move(average: Tree, params: Tree, rate: Float[Array, ""]) -> Tree:
-    """Returns the average moved towards the parameters; rate 1 returns them."""
+    """Returns the average moved towards `params`; with rate 1, returns `params`."""
     return jax.tree.map(lambda a, p: (1.0 - rate) * a + rate * p, average, params)

@@ -32,7 +32,7 @@ def reestimate(
 
     Args:
       apply: The network.
-      params: Its parameters.
+      params: The network's parameters.
       batch_stats: Old statistics, returned if there is no image.
       batches: Host batches of one size with `images` and `mask`. Padding is replaced by
         other images of its batch and has no weight in the mean over batches.
@@ -76,8 +76,8 @@ def _compiled(apply, mesh):
             key = jax.random.key(0)
             return apply(params, old, batch["images"], train=True, key=key)[1]
 
-        # An update keeps a share of the old statistics; its results for zeros and for
-        # ones differ by that share. XLA runs the network, equal in both, once.
+        # An update keeps a share of the old statistics; the results for zeros and ones
+        # differ by that share. XLA runs the network only once, as both calls are equal.
         of_zeros, of_ones = updated(zeros), updated(ones)
         stats = jax.tree.map(lambda a, b: a / (1.0 - (b - a)), of_zeros, of_ones)
         weight = jnp.sum(batch["mask"])

@@ -1,10 +1,10 @@
-"""Saves and restores the checkpoints of a run with Orbax, in the background.
+"""Saves a run's checkpoints with Orbax in the background, and restores them.
 
 `WORKDIR/checkpoints/<stage>/<step>/` holds `model` (parameters, their average and
 BatchNorm statistics), `training` (optimizer and counters), `metadata` (JSON) and
 `manifest.json` (size and hash of every file). A step's folder has its name only while
-it is complete. The last and the best checkpoint of a stage are kept. Every byte is
-verified before it is restored.
+it is complete. The last and the best checkpoint of each stage are kept. Files are
+verified by their hashes before they are restored.
 """
 
 import contextlib
@@ -55,14 +55,15 @@ class FailedSave(Exception):
 
 @dataclass(frozen=True, kw_only=True)
 class CheckpointMetadata:
-    """What a checkpoint says of itself and of its run; its file `metadata`, as JSON.
+    """Metadata of a checkpoint and its run, stored as JSON in the file `metadata`.
 
     Attributes:
       provenance: JSON of `evaluation.provenance.Provenance`.
+      config_hash: Content hash of the configuration.
       config: The resolved configuration, nested.
-      recipe: What the configuration was made from.
+      recipe: The recipe of the configuration.
       data_hash: Content hash of the dataset.
-      files: The files of the workdir that the checkpoint belongs to.
+      files: Size and hash of the workdir's label, embedding and seen-image files.
       train_step_compilations: Number of compilations of the stage's train step.
       history: `history.jsonl` when the save began; None without one.
       label_hash: Content hash of the vocabulary.
@@ -92,7 +93,7 @@ class CheckpointMetadata:
 
         Args:
           record: The JSON object.
-          path: Its file, for the error.
+          path: File of the record, for the error.
 
         Raises:
           InputError: If a key is missing or unknown.
@@ -124,7 +125,7 @@ class Checkpoints:
       stage_names: Names of the run's stages, in order.
       label_hash: Content hash of the vocabulary, which checkpoints must share; "" skips
         the check when only reading.
-      read_only: Leaves unfinished saves of other processes alone.
+      read_only: Whether to leave unfinished saves of other processes alone.
     """
 
     def __init__(
@@ -136,7 +137,7 @@ class Checkpoints:
         read_only: bool = False,
     ):
         path = at(workdir)
-        # Orbax needs absolute paths; those of buckets are.
+        # Orbax needs absolute paths; bucket paths are absolute.
         path = path.resolve() if isinstance(path, Path) else path
         self.directory = epath.Path(path) / "checkpoints"
         self._stage_names = tuple(stage_names)
@@ -145,7 +146,7 @@ class Checkpoints:
         self._managers: dict[str, ocp.CheckpointManager] = {}
         # Stage, step and part of verified checkpoints.
         self._verified: set[tuple[str, int, str]] = set()
-        # Stage and step of the running save; None once its end was noticed.
+        # Stage and step of the running save; None once its end was detected.
         self._started: tuple[str, int] | None = None
         # A single process saves in a thread: starting a save takes Orbax 0.1 s or more.
         self._thread = ThreadPoolExecutor(1, "save")
@@ -166,7 +167,7 @@ class Checkpoints:
                 found[name] = [
                     self._metadata(name, step).saved
                     for step in sorted(self._manager(name).all_steps())
-                    # A running training may have replaced it.
+                    # A running training may have replaced the checkpoint.
                     if self._record_file(name, step).exists()
                 ]
         return found
@@ -195,17 +196,17 @@ class Checkpoints:
         return max(every, key=lambda saved: saved.step, default=None)
 
     def metadata(self, saved: Saved) -> CheckpointMetadata:
-        """Returns what a checkpoint says of itself."""
+        """Returns the metadata of a checkpoint."""
         return self._metadata(saved.stage, saved.step)
 
     def save(self, metadata: CheckpointMetadata, state: TrainState) -> None:
         """Starts a save; the caller may donate the state's buffers afterwards.
 
-        Memory: a single process holds a second state on its devices until it is saved.
-        Several processes copy it to their hosts before this returns.
+        Memory: in single-process runs, saving doubles the state's device memory. Runs
+        of several processes copy the state to their hosts before this returns.
 
         Args:
-          metadata: What the checkpoint says of itself.
+          metadata: Metadata of the checkpoint.
           state: The state after `metadata.saved.step` updates.
 
         Raises:
@@ -217,7 +218,7 @@ class Checkpoints:
         try:
             manager = self._manager(saved.stage)
             if jax.process_count() == 1:
-                # Dispatched before the following steps, and so copied before them.
+                # The copy is dispatched, and so made, before the following steps.
                 state = jax.device_put(state, may_alias=False)
                 self._writing = self._thread.submit(save, manager, state, record)
             else:
@@ -255,7 +256,7 @@ class Checkpoints:
     def restore_model(self, saved: Saved, sharding: Sharding) -> dict[str, Tree]:
         """Returns `params`, `batch_stats` and, if saved, `average_params`.
 
-        The devices may be others than those that saved it.
+        The devices may differ from those that saved the model.
 
         Raises:
           InputError: If the checkpoint is damaged.
@@ -297,7 +298,7 @@ class Checkpoints:
         """Waits until the running save is on disk.
 
         Raises:
-          FailedSave: If the save failed; only the first call raises.
+          FailedSave: If the save failed; only the first call after it raises.
         """
         if self._started is None:
             return
@@ -338,7 +339,7 @@ class Checkpoints:
         """Removes the remains of a failed save and returns its error."""
         folder = self.directory / name
         if jax.process_count() == 1:
-            # Its list of steps is wrong now; a new manager reads the folder.
+            # The manager's list of steps is wrong now; a new one reads the folder.
             manager = self._managers.pop(name, None)
             for _ in range(2):
                 # The first call reports the failure again and stops half-way.
@@ -352,8 +353,8 @@ class Checkpoints:
         return FailedSave(folder, step, error)
 
     def _delete_replaced(self, name: str) -> None:
-        # Orbax moves a checkpoint here before deleting it, so that a killed process
-        # leaves no partly deleted checkpoint under its name.
+        # Orbax moves a checkpoint to REPLACED before deleting it, so that a killed
+        # process leaves no partly deleted checkpoint under its name.
         if jax.process_index() == 0 and not self._read_only:
             with contextlib.suppress(OSError):
                 (self.directory / name / REPLACED).rmtree(missing_ok=True)
@@ -361,7 +362,7 @@ class Checkpoints:
     def _meet(self, *, key: str, timeout_ms: int) -> None:
         """Barrier of Orbax's threads that raises at once if this process failed.
 
-        Orbax's own barrier waits 20 minutes for processes that wait for this one.
+        Orbax's own barrier waits 20 minutes for processes that also wait for this one.
         """
         error = sys.exception()
         in_background = threading.current_thread() is not threading.main_thread()
@@ -371,7 +372,7 @@ class Checkpoints:
         ocp.multihost.get_barrier_sync_fn()(key=key, timeout_ms=timeout_ms)
 
     def _verify(self, saved: Saved, parts: tuple[str, ...]) -> None:
-        """Checks every byte of parts of a checkpoint, once."""
+        """Checks every byte of the given parts of a checkpoint, once per part."""
         keys = {(saved.stage, saved.step, part) for part in parts} - self._verified
         if keys:
             parts = tuple(part for _, _, part in keys)
@@ -379,7 +380,7 @@ class Checkpoints:
             self._verified |= keys
 
     def _check_files(self, name: str, step: int, *, parts: tuple[str, ...]) -> None:
-        """Checks sizes, small files and every byte of some parts of a checkpoint."""
+        """Checks all sizes, small files, and every byte of the given parts."""
         folder = at(os.fspath(self.directory / name / str(step)))
         try:
             _check(folder, parts, fix="")
@@ -422,7 +423,7 @@ class Checkpoints:
         return [s for s in steps if (folder / str(s) / "commit_success.txt").exists()]
 
     def _metadata(self, name: str, step: int) -> CheckpointMetadata:
-        # Orbax's restore would have to be called by all processes together.
+        # All processes would have to call Orbax's restore together.
         path = self._record_file(name, step)
         metadata = CheckpointMetadata.from_json(json.loads(path.read_text()), path)
         if self._label_hash not in ("", metadata.label_hash):
@@ -439,12 +440,12 @@ class Checkpoints:
 
     def _manager(self, name: str) -> ocp.CheckpointManager:
         if name not in self._managers:
-            # Checked before Orbax reads them, for one clear error.
+            # Checkpoints are checked before Orbax reads them, for one clear error.
             for step in self._steps(name):
                 try:
                     self._check_files(name, step, parts=())
                 except InputError:
-                    # A running training may have just replaced it.
+                    # A running training may have just replaced the checkpoint.
                     if step in self._steps(name):
                         raise
             self._delete_replaced(name)
@@ -463,7 +464,7 @@ def _check(folder: AnyPath, parts: tuple[str, ...], *, fix: str) -> None:
 
 
 def evaluated_params(model: Mapping[str, Tree]) -> Tree:
-    """Returns a restored model's averaged parameters, or its parameters without."""
+    """Returns a restored model's averaged parameters if saved, else its parameters."""
     average = model.get("average_params")
     return model["params"] if average is None else average
 

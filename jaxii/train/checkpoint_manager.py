@@ -1,4 +1,4 @@
-"""Orbax's manager of a stage's checkpoints: writing, retention and manifests."""
+"""The Orbax manager of a stage's checkpoints: writing, retention and manifests."""
 
 import asyncio
 import os
@@ -16,7 +16,7 @@ from jaxii.train.stages import ENTERS_FROM, Saved, choose
 from jaxii.train.state import TrainState, Tree
 
 _MODEL_FIELDS = ("params", "batch_stats", "average_params")
-# A replaced checkpoint is moved here before its files are deleted.
+# A replaced checkpoint is moved to this folder before its files are deleted.
 REPLACED = ".replaced"
 # Files that Orbax writes after the manifest.
 NOT_LISTED = {"_CHECKPOINT_METADATA", "commit_success.txt"}
@@ -29,12 +29,12 @@ def make_manager(
 
     Args:
       folder: The stage's folder.
-      read_only: Leave unfinished saves of other processes alone.
+      read_only: Whether to leave unfinished saves of other processes alone.
       meet: Barrier between the processes, `meet(key=, timeout_ms=)`.
     """
     options = ocp.CheckpointManagerOptions(
         preservation_policy=_LastAndBest(),
-        # Without it Orbax does not write the metrics that a resumed run needs.
+        # Without `best_fn`, Orbax does not write the metrics that a resumed run needs.
         best_fn=_metric,
         cleanup_tmp_directories=not read_only,
         read_only=read_only,
@@ -57,7 +57,7 @@ def make_manager(
 class _WithManifest:
     """Writes a checkpoint's manifest before the checkpoint gets its final name.
 
-    Only the lead process finalizes. Orbax writes `NOT_LISTED` after it.
+    Only the lead process finalizes. Orbax writes `NOT_LISTED` after the manifest.
     """
 
     async def finalize(self) -> None:
@@ -100,7 +100,7 @@ def start(
 def save(
     manager: ocp.CheckpointManager, state: TrainState, record: Mapping[str, Any]
 ) -> None:
-    """Saves a state; returns when it is on disk."""
+    """Saves a state; returns when the checkpoint is on disk."""
     start(manager, state, record)
     manager.wait_until_finished()
 

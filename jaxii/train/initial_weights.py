@@ -1,4 +1,4 @@
-"""Where the parameters and BatchNorm statistics of a stage come from.
+"""The initial parameters and BatchNorm statistics of a stage.
 
 A stage starts from fresh weights, from a checkpoint (of the previous stage or of
 another run), or from pretrained weights of its trunk. `trainer` decides which.
@@ -32,9 +32,9 @@ class CheckpointWeights:
     """The weights of a checkpoint of this run or of another.
 
     Attributes:
-      checkpoints: The run's checkpoints.
+      checkpoints: Checkpoints of that run.
       saved: The checkpoint.
-      source: The checkpoint in words, for messages.
+      source: Description of the checkpoint, for messages.
     """
 
     checkpoints: Checkpoints
@@ -62,10 +62,10 @@ class CheckpointWeights:
 
 @dataclass(frozen=True, kw_only=True)
 class PretrainedWeights:
-    """Weights of another program; what they do not have starts fresh.
+    """Weights from another program; subtrees that they lack start fresh.
 
     Attributes:
-      source: The file in words, for messages.
+      source: Description of the file, for messages.
       params: Parameters by top-level key, such as "trunk".
       batch_stats: BatchNorm statistics by top-level key.
     """
@@ -87,14 +87,14 @@ FRESH = FreshWeights()
 def inherit(model: Mapping[str, Tree], like: Tree, source: str) -> tuple[Tree, Tree]:
     """Returns parameters and statistics for a stage, from an earlier checkpoint.
 
-    The averaged parameters are taken if the checkpoint has them, because they are what
-    was evaluated. The embedding head is dropped if the new stage has none.
+    Uses the averaged parameters if the checkpoint has them, because those were
+    evaluated. The embedding head is dropped if the new stage has none.
 
     Args:
-      model: `params`, `batch_stats` and perhaps `average_params` of a checkpoint, or
+      model: `params`, `batch_stats` and, if saved, `average_params` of a checkpoint, or
         their shapes.
       like: Shapes of the new stage's parameters.
-      source: The checkpoint in words, for the error.
+      source: Description of the checkpoint, for the error.
 
     Raises:
       InputError: If the shapes differ.

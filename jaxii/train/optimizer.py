@@ -1,11 +1,11 @@
 """The optimizers, as optax transformations whose `update` takes the `stage_step`.
 
-The learning rate is a schedule of `stage_step`: a count of the optimizer's own would
-miss updates skipped for non-finite gradients. Adam's moments count the gradients that
-they average, for their bias correction.
+The learning rate is a schedule of `stage_step`, because a count in the optimizer state
+would miss updates skipped for non-finite gradients. For bias correction, Adam keeps its
+own count of the gradients that its moments average.
 
-With a sharded state, the train step also gives `update` the norms over all devices that
-clipping and trust ratios need: `gradient_norm`, `squared_norms`.
+The train step also passes `update` the norms over all devices that clipping and trust
+ratios need with a sharded state: `gradient_norm`, `squared_norms`.
 """
 
 import math
@@ -37,7 +37,7 @@ def decay_mask(params: Any) -> Any:
 
 
 def local_squared_norms(*trees: Any) -> tuple[Any, ...]:
-    """Returns the squared norm of every leaf of trees of whole arrays."""
+    """Returns the squared norm of every leaf; for trees of unsharded arrays."""
     return tuple(
         jax.tree.map(lambda leaf: jnp.sum(jnp.square(leaf)), tree) for tree in trees
     )
@@ -100,7 +100,7 @@ def _adamw(schedule: optax.Schedule, weight_decay: float, momentum: float):
 
 
 def _lars(schedule: optax.Schedule, weight_decay: float, momentum: float):
-    """LARS (You et al. 2017): SGD whose step is scaled to each kernel's norm."""
+    """LARS (You et al. 2017): SGD with steps proportional to each kernel's norm."""
     return optax.chain(
         optax.add_decayed_weights(weight_decay, decay_mask),
         _scale_by_trust_ratio(TRUST_COEFFICIENT),
@@ -110,7 +110,7 @@ def _lars(schedule: optax.Schedule, weight_decay: float, momentum: float):
 
 
 def _lamb(schedule: optax.Schedule, weight_decay: float, momentum: float):
-    """LAMB (You et al. 2020): Adam whose step is scaled to each kernel's norm."""
+    """LAMB (You et al. 2020): Adam with steps proportional to each kernel's norm."""
     return optax.chain(
         optax.scale_by_adam(b1=B1, b2=B2, eps=1e-6),
         optax.add_decayed_weights(weight_decay, decay_mask),
@@ -141,7 +141,7 @@ def make_optimizer(
       name: A key of `OPTIMIZERS`.
       schedule: Learning rate as a function of `stage_step`.
       weight_decay: At least 0; applies to kernels only (`decay_mask`).
-      momentum: In [0, 1); sgd and lars.
+      momentum: In [0, 1); used by "sgd" and "lars".
       clip_norm: Largest global norm of the gradient, above 0; None does not clip.
 
     Returns:
@@ -170,7 +170,7 @@ def make_optimizer(
 def _with_standard_promotion(
     rule: optax.GradientTransformation,
 ) -> optax.GradientTransformation:
-    """Lets optax mix dtypes: its Adam raises a float to an int32 step count."""
+    """Lets optax mix dtypes: Adam raises a float to the power of an int32 count."""
     rule = optax.with_extra_args_support(rule)
 
     def update(

@@ -1,11 +1,11 @@
 """Sharding of the optimizer's state over the devices, and the collectives it needs.
 
-Every array keeps its name and shape and is divided along one axis, so that a checkpoint
-is the same for any number of devices.
+Every array keeps its name and shape and is divided along one axis, so a checkpoint is
+the same for any number of devices.
 
-Gradients are summed whole; each device updates its slices of the parameters, and one
-all-gather of one buffer joins them. Each element is computed as without sharding. (The
-paper's reduce-scatter of the gradients becomes an all-reduce on TPUs again.)
+Whole gradients are all-reduced, each device updates its slices of the parameters, and
+an all-gather of one buffer joins them. Each element is computed as without sharding.
+(On TPUs, XLA turns the paper's reduce-scatter of gradients back into an all-reduce.)
 
 Source: Rajbhandari et al. 2020, ZeRO, https://arxiv.org/abs/1910.02054, section 5.1.
 """
@@ -23,15 +23,15 @@ from jax.sharding import Mesh, NamedSharding, PartitionSpec
 from jaxii.distributed.mesh import DATA_AXIS
 from jaxii.train.state import TrainState, Tree
 
-# XLA for TPUs gathers whole tiles, and turns other sizes into an all-reduce.
+# XLA for TPUs gathers whole tiles; it turns other sizes into an all-reduce.
 _TILE = 1024
 
 
 def cut_axis(shape: Sequence[int], num_shards: int) -> int | None:
     """Returns the axis along which an array is divided; None if no axis divides.
 
-    The largest axis, and the last one only if no other divides: accelerators pad short
-    rows.
+    It is the largest axis; the last one only if no other divides, because accelerators
+    pad short rows.
     """
     axes = [axis for axis, size in enumerate(shape) if size and size % num_shards == 0]
     if num_shards == 1 or not axes:
@@ -44,7 +44,7 @@ def state_specs(state: TrainState, num_shards: int) -> TrainState:
 
     Args:
       state: Arrays or their shapes.
-      num_shards: Devices over which the optimizer's state is divided; 1 is unsharded.
+      num_shards: Number of shards of the optimizer's state; 1 is unsharded.
     """
 
     def spec(leaf: Any) -> PartitionSpec:
@@ -75,10 +75,10 @@ def state_shapes(state: TrainState, mesh: Mesh, shard_state: bool) -> TrainState
 def make_state(
     make: Callable[..., TrainState], mesh: Mesh, shard_state: bool, *args: Any
 ) -> TrainState:
-    """Returns `make(*args)`, made in its place: no device has it twice."""
+    """Returns `make(*args)`, computed in its final sharding, without a second copy."""
     shardings = state_shardings(jax.eval_shape(make, *args), mesh, shard_state)
-    # It runs once. On CPUs, compiling it takes more than half of a train step's
-    # compilation, and less than half of that at this level.
+    # `make` runs once. On CPUs, compiling it takes more than half as long as compiling
+    # a train step; at this level, less than half of that.
     options = {"xla_backend_optimization_level": 1}
     on_cpu = mesh.devices.flat[0].platform == "cpu"
     compiled = jax.jit(
@@ -92,7 +92,7 @@ class Shards:
 
     Args:
       params: The whole parameters or their shapes.
-      num_shards: Devices over which they are divided; 1 divides nothing.
+      num_shards: Number of devices to divide over; 1 divides nothing.
     """
 
     def __init__(self, params: Tree, num_shards: int):
@@ -130,7 +130,7 @@ class Shards:
     def squared_norms(self, *trees: Tree) -> tuple[Tree, ...]:
         """Returns the squared norm of each whole array, from the devices' slices.
 
-        One all-reduce for all trees, each of the parameters' structure.
+        Each tree has the parameters' structure. One all-reduce serves all trees.
         """
         squares = [
             [jnp.sum(jnp.square(leaf)) for leaf in self._structure.flatten_up_to(tree)]

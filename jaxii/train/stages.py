@@ -1,4 +1,4 @@
-"""Stages of a run: which one runs next, and when it ends. No JAX."""
+"""Decides which stage of a run is next and when a stage ends, without JAX."""
 
 import math
 from collections.abc import Mapping, Sequence
@@ -13,21 +13,21 @@ class Stage:
     """One part of a run: an objective, a length, and the trained heads.
 
     Attributes:
-      name: Unique; the name of its folder of checkpoints.
-      terms: Objective, as `jaxii.objective.objective.make_objective` takes it.
+      name: Unique name, also of the stage's checkpoint folder.
+      terms: Loss terms, as in `jaxii.objective.objective.make_objective`.
       num_steps: Length in updates.
-      embedding_head: Whether the label-embedding head exists; a head of the previous
-        stage is dropped otherwise.
-      split: Split to train on, "train" or "tuning". The result of a stage on "tuning"
-        is its last checkpoint: `validation` would choose the least adapted one.
+      embedding_head: Whether there is a label-embedding head; if not, the one of the
+        previous stage is dropped.
+      split: Split to train on, "train" or "tuning". A stage on "tuning" results in its
+        last checkpoint, because `validation` would choose the least adapted one.
       trainable: "all", or "last_layer" for the classifier alone, with a frozen trunk
         that normalises by BatchNorm's running statistics.
       peak_lr: Highest learning rate; 0 takes `optimizer.peak_lr`.
       warmup_share: Share of the stage during which the learning rate rises.
       enters_from: Checkpoint of the previous stage to start from: "best" by the
         validation metric, or "last".
-      plateau_evaluations: Evaluations without a rise of `plateau_min_delta` after which
-        the stage ends early; 0 never ends early.
+      plateau_evaluations: Number of evaluations without a rise of `plateau_min_delta`
+        after which the stage ends early; 0 never ends early.
     """
 
     name: str
@@ -68,10 +68,10 @@ class Saved:
 
 
 class Origin(TypedDict, total=False):
-    """What the configuration of a run was made from; empty if unknown.
+    """The recipe of a run's configuration; empty if unknown.
 
     Attributes:
-      name: The file of the recipe, and its preset behind a colon.
+      name: File of the recipe, and its preset after a colon.
       own: The recipe's values of the fields that the command line changed.
     """
 

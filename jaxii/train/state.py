@@ -1,7 +1,7 @@
-"""What a run changes from step to step, and nothing else.
+"""The training state: everything that a run changes from step to step.
 
-Made by `new_state` at the start of a stage, advanced by `jaxii.train.step`, saved by
-`jaxii.train.checkpoint`. There is no random key in it: randomness is derived from
+`new_state` makes it at the start of a stage, `jaxii.train.step` advances it, and
+`jaxii.train.checkpoint` saves it. It contains no random key: randomness is derived from
 (seed, purpose, step).
 """
 
@@ -15,7 +15,7 @@ import optax
 from jaxtyping import Array, Int
 
 Tree = Any
-# An int32 scalar; like every other leaf it may be the shape of one (jax.eval_shape).
+# An int32 scalar, or its shape (`jax.eval_shape`), as for every other leaf.
 Count = Any
 
 
@@ -25,14 +25,14 @@ class TrainState:
     """Everything the next step depends on, apart from the batch and the configuration.
 
     Attributes:
-      step: updates done in the whole run, those that were skipped included.
-      stage_step: the same in this stage. Every schedule is a function of it.
+      step: updates done in the whole run, including skipped ones.
+      stage_step: the same for this stage; every schedule is a function of `stage_step`.
       params: float32 parameters, a nested dict.
-      batch_stats: BatchNorm's running statistics, the mean over devices.
+      batch_stats: BatchNorm's running statistics, averaged over devices.
       opt_state: the optimizer's state; fresh at the start of a stage.
-      average_params: average of `params` over the stage; None when it is off.
-      skipped_steps: updates skipped for non-finite gradients in this stage.
-      skipped_in_a_row: the same, since the last good one.
+      average_params: average of `params` over the stage; None without averaging.
+      skipped_steps: updates skipped in this stage because they were not finite.
+      skipped_in_a_row: consecutive skipped updates, up to the last update.
     """
 
     step: Count
@@ -45,7 +45,7 @@ class TrainState:
     skipped_in_a_row: Count
 
     def params_to_evaluate(self) -> Tree:
-        """Returns the averaged parameters where there are some, else the parameters."""
+        """Returns the averaged parameters if there are any, else the parameters."""
         return self.params if self.average_params is None else self.average_params
 
 
@@ -68,7 +68,7 @@ def new_state(
         params=params,
         batch_stats=batch_stats,
         opt_state=optimizer.init(params),
-        # A copy: the step gives away the buffers of its input state.
+        # A copy, because the step donates the buffers of its input state.
         average_params=jax.tree.map(jnp.copy, params) if with_average else None,
         skipped_steps=count(0),
         skipped_in_a_row=count(0),
@@ -76,15 +76,15 @@ def new_state(
 
 
 def at_stage_step(state: TrainState, stage_step: int) -> TrainState:
-    """Returns a restored state whose schedules stand at a step of the stage.
+    """Returns a restored state with another `stage_step`, the input of all schedules.
 
-    That is where they stand already, unless the batch has another size than when it was
-    saved: then so many of the new steps have been done. Moments keep their own counts.
+    The value differs from the saved one only if the batch size has changed, as the same
+    examples are then another number of steps. The optimizer keeps its own counts.
     """
     return replace(state, stage_step=jnp.full_like(state.stage_step, stage_step))
 
 
 def derive_key(seed: int, purpose: str, step: int | Int[Array, ""] = 0) -> jax.Array:
-    """Returns the key of one purpose at one step: the same whenever it is asked for."""
+    """Returns the key of a purpose at a step; equal arguments give equal keys."""
     key = jax.random.fold_in(jax.random.key(seed), zlib.crc32(purpose.encode()))
     return jax.random.fold_in(key, step)

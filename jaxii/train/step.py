@@ -1,9 +1,9 @@
 """The train step, a pure function: `train_step(state, batch) -> (state, metrics)`.
 
 Each device works on its shard of the batch under `jax.shard_map`. The global objective
-is differentiated: each term divided by its weight over the whole batch. A step has two
-all-reduces, of the terms' weights and then of gradients, statistics and sums together;
-a sharded optimizer state adds an all-gather.
+is differentiated: each term is divided by its weight over the whole batch. A step has
+two all-reduces: of the terms' weights, then of gradients, statistics and sums. Sharding
+the optimizer state adds an all-gather, and an all-reduce with LARS or LAMB.
 """
 
 from collections.abc import Callable
@@ -37,8 +37,8 @@ class Slice(NamedTuple):
     weights: dict[str, Float[Array, " batch"]]
 
 
-# Objective of a slice of the batch: (params, batch_stats, slice, key) to the objective,
-# new batch_stats and the metrics that are summed.
+# Objective of a slice of the batch: (params, batch_stats, slice, key) -> (objective,
+# (new batch_stats, metrics to be summed)).
 LocalObjective = Callable[
     [Tree, Tree, Slice, jax.Array], tuple[Array, tuple[Tree, Metrics]]
 ]
@@ -49,22 +49,22 @@ class StepSettings:
     """The parts of a train step; fixed when the step is compiled.
 
     Attributes:
-      apply: The network, `(params, batch_stats, images, train=, key=)` to outputs and
-        new batch_stats.
+      apply: The network, `(params, batch_stats, images, train=, key=) -> (outputs,
+        new_batch_stats)`.
       objective: The stage's objective.
       optimizer: The stage's optimizer; its `update` takes `stage_step`.
-      learning_rate: The schedule inside `optimizer`, for the log.
+      learning_rate: The schedule of `optimizer`, for the log.
       restyling: Strength of `restyle`; 0 leaves the pixels alone.
       augmentation: Strength of `augment`; 0 leaves the pixels alone.
       mix_probability: Share of the examples that `mix` mixes, in [0, 1].
       micro_batches: Slices of a device's batch whose gradients are added before an
         update.
-      unrolled: Unroll the loop over micro-batches: XLA's loops on CPUs take ten
-        times as long.
-      average_rate: How fast the averaged parameters move; None turns the average off.
-      frozen: Top-level keys of params that do not train. With any, batch_stats is
-        frozen too and the network normalises by it.
-      shard_state: Divide the optimizer's state over the devices.
+      unrolled: Whether to unroll the loop over micro-batches: on CPUs, XLA's loops take
+        ten times as long.
+      average_rate: Rate of the parameter average; None turns the average off.
+      frozen: Top-level keys of params that do not train. If not empty, batch_stats is
+        frozen too and is used for normalisation.
+      shard_state: Whether to divide the optimizer's state over the devices.
       seed: Base of the step's randomness.
     """
 
@@ -82,13 +82,18 @@ class StepSettings:
     shard_state: bool = False
     seed: int = 0
 
+    @property
+    def loop_iterations(self) -> int:
+        """Iterations of the loop over micro-batches; 1 if it is unrolled."""
+        return 1 if self.unrolled else self.micro_batches
+
 
 def make_train_step(settings: StepSettings, mesh: Mesh) -> Any:
     """Returns the jitted update over a mesh.
 
     Returns:
       `train_step(state, batch, label_embeddings) -> (state, metrics)`. The buffers of
-      the given state are reused. `label_embeddings` [class, embed] float32 is None
+      the given state are donated. `label_embeddings` [class, embed] float32 is None
       without an embedding term. Metrics are scalars of the global batch.
     """
 
@@ -118,7 +123,7 @@ def make_train_step(settings: StepSettings, mesh: Mesh) -> Any:
         )(state, batch, label_embeddings)
 
     whole, parts = replicated(mesh), divided(mesh)
-    # A sharded state stays where it was made, which is what the specs above say.
+    # A sharded state keeps the sharding it was made with, which matches `specs` above.
     placed = None if settings.shard_state else whole
     return jax.jit(
         train_step,
@@ -257,7 +262,7 @@ def _accumulate(
 ) -> tuple[Tree, Tree, Metrics]:
     """Adds up gradients and metrics over slices of this device's shard of the batch."""
     micro_batches = settings.micro_batches
-    # Marked as varying between devices, or differentiation would insert an all-reduce
+    # Marked as varying between devices: otherwise differentiation inserts an all-reduce
     # for every parameter, in the compute dtype.
     params, batch_stats = _varying((state.params, state.batch_stats))
     differentiate = cast(
@@ -317,10 +322,10 @@ def _update(
 ) -> tuple[TrainState, Metrics]:
     """Applies the optimizer, or skips the update if a gradient is not finite.
 
-    Objective and BatchNorm's statistics are checked too: where a variance overflows,
-    gradients are zero. All are sums over devices, which so decide alike. `stage_step`,
-    which decides the learning rate, the objective's weights and the rate of the
-    average, counts skipped updates too: the batch is used up.
+    The objective and BatchNorm's statistics must be finite too, because gradients are
+    zero where a variance overflows. All are sums over devices, so all devices decide
+    alike. A skipped update uses up its batch and increments `stage_step`, on which the
+    learning rate, the objective's weights and the rate of the average depend.
     """
     norm = optax.tree.norm(gradients)
     total = norm + metrics["objective"] + optax.tree.sum(batch_stats)

@@ -1,12 +1,12 @@
-"""The training loop: stages in order, from wherever the run stopped.
+"""The training loop: runs stages in order, resuming where the run stopped.
 
 The order of a step is a contract: batch, update, log, then (at the evaluation cadence,
 at the end of a stage, or when the process is asked to stop) evaluate and save. A
-checkpoint's metadata therefore holds the evaluation of exactly the state beside it.
+checkpoint's metadata therefore holds the evaluation of the state that is saved with it.
 
-Nothing in the loop waits for the device except the log (every n steps) and a bound on
-how far the host may run ahead. Checkpoints are written in the background; a save that
-fails is noticed after the next update.
+Between evaluations, the loop waits for the device only to log (every n steps) and to
+bound how far the host runs ahead. Checkpoints are written in the background; a failed
+save is detected after the next update.
 """
 
 import collections
@@ -44,7 +44,7 @@ from jaxii.train.step import StepSettings, make_train_step
 from jaxii.train.telemetry.profiling import Profiler, step_flops
 from jaxii.train.telemetry.telemetry import Telemetry
 
-# Steps that the host may be ahead of the device: enough to hide dispatch and transfer.
+# Steps that the host may run ahead of the device; enough to hide dispatch and transfer.
 STEPS_AHEAD = 2
 
 Batch = dict[str, np.ndarray]
@@ -61,10 +61,10 @@ class Diverged(Exception):
 
 @dataclass(frozen=True, kw_only=True)
 class StagePlan:
-    """A stage with the parts it runs on.
+    """A stage with its train step settings and initialisation.
 
     Attributes:
-      stage: Name, length, ending and start of the stage.
+      stage: Name, length, start and end of the stage.
       settings: Network, objective and optimizer of its train step.
       init: `init(key) -> (params, batch_stats)`.
     """
@@ -95,26 +95,26 @@ class Trainer:
     Attributes:
       plans: The stages in order.
       mesh: The devices.
-      checkpoints: The run's checkpoints; it is resumed from the last one.
-      telemetry: What logs and figures are handed to.
+      checkpoints: The run's checkpoints; training resumes from the last one.
+      telemetry: Receives the logs and figures.
       batches: `batches(split, start_example)`, an endless iterator of host batches.
-      evaluate: `evaluate(settings, params, batch_stats)`, figures by name.
-      metric: Figure that chooses a stage's best checkpoint and ends it on a plateau.
-        Greater is better.
-      batch_stats: `batch_stats(plan, state)`, the BatchNorm statistics that a state is
-        evaluated and saved with.
-      initial_weights: Where the first stage starts from.
+      evaluate: `evaluate(settings, params, batch_stats) -> figures by name`.
+      metric: Name of the figure that chooses a stage's best checkpoint and ends the
+        stage on a plateau. Greater is better.
+      batch_stats: `batch_stats(plan, state)`, the BatchNorm statistics with which a
+        state is evaluated and saved.
+      initial_weights: Initial weights of the first stage.
       label_embeddings: [class, embed] float32; None without an embedding head.
-      metadata: `metadata(saved, history=, train_step_compilations=)`, what a checkpoint
-        says of itself.
-      global_batch_size: Examples a step.
+      metadata: `metadata(saved, history=, train_step_compilations=)`, the metadata of a
+        checkpoint.
+      global_batch_size: Examples per step.
       evaluate_every_steps: Cadence of evaluation and saving.
       log_every_steps: Cadence of the log.
-      most_skipped_steps: Consecutive non-finite updates that end the run.
-      continue_after_failed_save: Train on with the last complete checkpoint if one
-        cannot be saved, instead of raising.
-      seed: Base of the initialisation.
-      should_stop: `should_stop(step)`, asked after every step: whether to save and
+      most_skipped_steps: Number of consecutive non-finite updates that ends the run.
+      continue_after_failed_save: Whether to continue training if a checkpoint cannot be
+        saved, instead of raising.
+      seed: Seed of the initialisation.
+      should_stop: `should_stop(step)`, called after every step: whether to save and
         stop. Must be the same on all processes.
       profiler: Traces some steps.
     """
@@ -143,7 +143,7 @@ class Trainer:
         """Trains every stage that has not ended; returns the last checkpoint.
 
         Raises:
-          Preempted: If `should_stop` asked for it; a second run resumes.
+          Preempted: If `should_stop` returned True; a second run resumes.
           Diverged: If too many updates in a row were not finite.
           FailedSave: If a checkpoint could not be saved and the run needs it.
           InputError: If the checkpoints do not fit the run.
@@ -164,7 +164,7 @@ class Trainer:
         return [plan.stage for plan in self.plans]
 
     def _train_stage(self, action: Enter | Resume) -> None:
-        """Trains a stage to its end; raises `Preempted` if asked to stop before."""
+        """Trains a stage to its end; raises `Preempted` if asked to stop earlier."""
         plan = self.plans[self._stages.index(action.stage)]
         state, saved = self._begin_stage(plan, action)
         self._announce(action, saved)
@@ -307,9 +307,9 @@ class Trainer:
         self.telemetry.note(f"stage {stage.name}: {start}")
 
     def _stage_step(self, saved: Saved) -> int:
-        """Returns the updates of the stage at the batch size of this run.
+        """Returns the updates of the stage, in batches of this run's size.
 
-        A stage that began with another batch size counts its examples, not its updates.
+        Counts by examples, because the stage may have begun with another batch size.
         """
         return (saved.example - saved.first_example) // self.global_batch_size
 
@@ -323,10 +323,10 @@ class Trainer:
         if self.telemetry.wants_flops:
             with self.telemetry.paused():
                 flops = step_flops(train_step, *args)
-                self.telemetry.step_takes(flops * plan.settings.micro_batches)
+                self.telemetry.step_takes(flops * plan.settings.loop_iterations)
 
     def _evaluated(self, plan: StagePlan, state: TrainState, saved: Saved) -> Saved:
-        """Returns the record with an evaluation of the state; ends the stage if due."""
+        """Evaluates the state; returns the record, finished if the stage has ended."""
         figures = self.evaluate(
             plan.settings, state.params_to_evaluate(), state.batch_stats
         )
@@ -335,7 +335,7 @@ class Trainer:
         ended = has_ended(plan.stage, self._stage_step(saved), evaluations)
         saved = replace(saved, evaluations=evaluations, finished=ended)
         if plan.stage.split == "train":
-            # Without a metric the last checkpoint of a stage is its best.
+            # On "tuning" there is no metric, so the last checkpoint counts as the best.
             saved = replace(saved, metric=metric)
         self.telemetry.log_evaluation(saved.step, figures)
         return saved
@@ -345,7 +345,7 @@ class Trainer:
     ) -> None:
         """Saves in the background; with `wait`, returns when the save is complete.
 
-        What is waited for is needed afterwards: if saving it fails, it is tried again.
+        With `wait` and `continue_after_failed_save`, retries a failed save once.
         """
         metadata = self.metadata(
             saved,
@@ -365,7 +365,7 @@ class Trainer:
             self.checkpoints.wait()
 
     def _succeeds(self, act: Callable[[], None]) -> bool:
-        """Runs what may raise `FailedSave`; reports it if the run continues anyway."""
+        """Runs `act`; if it raises `FailedSave` and the run continues, reports it."""
         try:
             act()
         except FailedSave as failure:
@@ -392,7 +392,7 @@ class Trainer:
 
 
 def _mean(window: list[Metrics]) -> dict[str, float]:
-    """Returns means over a window's steps; counters and schedules at its last step."""
+    """Returns means over a window's steps; for counters and schedules, last values."""
     rows = jax.device_get(window)
     means = {}
     for name in rows[-1]:

@@ -1,1 +1,1 @@
-"""Looks at plain data, images and a label file, and says what it assumes."""
+"""Reads images and a label file of unknown layout, and notes the assumptions made."""

@@ -1,7 +1,7 @@
-"""Finds out what each column of a label file is.
+"""Finds the kind of each column of a label file.
 
-The column of paths is the one whose cells name images; where several columns do, their
-names decide.
+The column of paths is the one whose cells name images. If several columns do, image
+suffixes and the names of the columns decide.
 """
 
 import re
@@ -17,15 +17,15 @@ from jaxii.prepare.tables.table import is_image
 
 PATH_NAMES = (
     *("path", "file_path", "filepath", "file", "file_name", "filename"),
-    *("image_path", "image", "image_id", "imageid", "img", "image", "id", "name"),
+    *("image_path", "image", "image_id", "imageid", "img", "id", "name"),
 )
 LABEL_NAMES = (
     *("labels", "label", "tags", "tag", "classes", "class", "categories", "category"),
     *("label_name", "labelname", "class_name", "classname", "targets", "target"),
 )
-# Columns recognised by their names alone.
+# Columns that are recognised only by their names.
 EXTRA = ("confidence", "split", "group", "domain", "slice")
-# Cells that are matched to find the column of paths.
+# Approximate number of rows that are matched to find the column of paths.
 SAMPLE_ROWS = 2_000
 _ONE_HOT = {"0", "1", "0.0", "1.0", "true", "false", ""}
 PRESENT = {"1", "1.0", "true"}
@@ -39,7 +39,7 @@ class Columns:
       path: The column that names the images.
       labels: The column of labels, or one column per label (`one_hot`).
       one_hot: Whether cells are 1 or 0 and the headers are labels.
-      extra: Column names of the kinds in `EXTRA` that the file has.
+      extra: Column name of each kind in `EXTRA` that the file has.
     """
 
     path: str
@@ -93,7 +93,7 @@ def find(
 def _without_labels(
     table: pl.DataFrame, others: Sequence[str], extra: dict[str, str], notes: Notes
 ) -> dict[str, str]:
-    """Returns the extra columns, except those that are one label among others."""
+    """Returns the extra columns, except those that are one of the one-hot labels."""
     one_hot = [name for name in others if _is_one_hot(table[name])]
     has_labels = any(_is_called_label(n) for n in others if n not in one_hot)
     if has_labels or len(set(one_hot) - set(extra.values())) < 2:
@@ -115,7 +115,7 @@ def _paths(
     names = [given] if given else [n for n in table.columns if n != not_this]
     sample = table.gather_every(max(1, len(table) // SAMPLE_ROWS))
     shares = {name: matcher.match(sample[name].to_list()).share for name in names}
-    # Equally good columns are ranked by the order of the usual names.
+    # Equally good columns are ranked by their names, in the order of `PATH_NAMES`.
     best = max(
         names,
         key=lambda n: (
@@ -163,7 +163,7 @@ def _labels(
             f"{len(one_hot)} of them, {shown(one_hot)}"
         )
         return one_hot, True
-    # Columns of 0 and 1 beside a column of labels are something else.
+    # Columns of 0 and 1 beside a column of labels are not labels.
     named = [name for name in named if len(one_hot) < 2 or name not in one_hot]
     if named:
         others = f"; {shown(named[1:])} would fit too (--label_column)"

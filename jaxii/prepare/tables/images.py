@@ -1,4 +1,4 @@
-"""The images below a folder, and which of them a cell of a label file names."""
+"""Finds the images below a folder, and the image that a cell of a label file names."""
 
 import os
 import unicodedata
@@ -19,13 +19,13 @@ from jaxii.prepare.recode import probe, recode, size
 from jaxii.prepare.shards import one_thread_each
 from jaxii.prepare.tables.notes import Notes
 
-# Up to so many images are decoded: half a minute on two cores.
+# Up to this many images are decoded, in half a minute on two cores.
 MOST_DECODED = 4_000
-# Bytes read at the start, which mostly include the header, and at the end.
+# Bytes read at the start of a file, which usually hold the header, and at its end.
 HEAD_BYTES, TAIL_BYTES = 1 << 17, 1 << 12
 BLOCK = 64
 NOWHERE = -1
-# Leading folders that cells may name above the folder of images.
+# Most leading folders of a cell that are removed to match images.
 MOST_DROPPED = 4
 
 
@@ -36,7 +36,7 @@ class Checked:
     Attributes:
       short_sides: Short sides of the readable images, in pixels.
       broken: The fault of each broken image, by its position.
-      decoded: Whether all images were decoded, or only their headers read.
+      decoded: Whether all images were decoded; otherwise only headers were read.
     """
 
     short_sides: np.ndarray
@@ -82,9 +82,10 @@ def check(
     """Checks images on all cores.
 
     Args:
-      files: Paths.
+      files: Paths of the images.
       on_progress: Called with (images checked, images in all, what).
-      decode: Decode all images, and not only the headers of more than `MOST_DECODED`.
+      decode: Whether to decode all images; otherwise only headers are read if there are
+        more than `MOST_DECODED` images.
     """
     decoded = decode or len(files) <= MOST_DECODED
     what = "decoding" if decoded else "reading headers"
@@ -133,7 +134,7 @@ def _read_ends(file: str) -> tuple[int, int]:
     try:
         return probe(data, size_bytes)
     except ValueError:
-        # A long colour profile or trailing data; such files are few.
+        # The file has a long colour profile or trailing data, which is rare.
         return _decode(file)
 
 
@@ -143,7 +144,7 @@ class Match:
 
     Attributes:
       rows: Position of each cell's image, or `NOWHERE`.
-      rule: How cells were read, in words.
+      rule: How cells were matched, in words.
     """
 
     rows: list[int]
@@ -160,7 +161,7 @@ class Matcher:
 
     Args:
       files: Paths of at least one image.
-      root: Their folder.
+      root: The folder of the images.
       home: The folder of the label file.
     """
 
@@ -176,16 +177,16 @@ class Matcher:
     def match(self, cells: Sequence[str]) -> Match:
         """Returns the image of each cell, by one rule for all cells.
 
-        The first rule that finds more than half of the images is used: with a rule per
-        cell, a missing image would match one of the same name in another folder. If no
-        rule does, the one that finds most is used.
+        The first rule that finds an image for more than half of the distinct cells is
+        used, or else the rule that finds most. With a rule per cell, a missing image
+        would match an image of the same name in another folder.
         """
         distinct = list(dict.fromkeys(cells))
         keys = [plain(cell) for cell in distinct]
         best: tuple[int, dict[str, int], str] = (0, {}, "")
         for rule, numbers, key in self._rules():
             found = {}
-            # Paths that a rule maps to one name are different images.
+            # A rule that maps several paths to one name finds no image for them.
             times = Counter(key(path) for path in set(keys))
             # If a.png and a.jpg are both listed, the suffix decides.
             files = set(zip(keys, map(_suffix, distinct), strict=True))

@@ -12,7 +12,7 @@ from jaxii.prepare.tables.rows import clean
 class KnownLabels:
     """The labels of a run, by code and by name.
 
-    A name that several labels have stands for none of them.
+    Names that several labels share are ignored.
 
     Args:
       vocabulary: The labels.
@@ -32,7 +32,7 @@ class KnownLabels:
         return self._key(label) in self._ids
 
     def index(self, labels: Iterable[str], notes: Notes) -> dict[str, int]:
-        """Returns label -> id for the labels that the run has; notes the others.
+        """Returns the id of each label that the run has; notes the others.
 
         Raises:
           InputError: If the run has none of the labels.

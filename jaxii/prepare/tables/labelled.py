@@ -28,9 +28,9 @@ from jaxii.prepare.tables.rows import LabelRows, clean, of_file, of_folders
 from jaxii.prepare.tally import Tally
 from jaxii.storage import AnyPath
 
-# No network learns a label from fewer images.
+# Labels with fewer training images are noted as too rare to learn.
 FEW_IMAGES = 10
-# White space and control characters: spaces separate codes in a submission.
+# Codes have no white space or control characters: spaces separate them in submissions.
 _UNFIT = re.compile(r"[\s\x00-\x1f\x7f-\x9f]")
 NO_VALUES = ("nan", "none", "null", "n/a", "na", "<na>", "-")
 
@@ -44,12 +44,12 @@ class Labelled:
       ids: Id of each image in reports and predictions.
       labels: All labels, sorted, or those of a trained run in its order.
       codes: Code of each label, without white space.
-      entries: The confidence of each label (its position in `labels`) per image.
+      entries: For each image, position in `labels` and confidence of each label.
       extra: Values of split, group, domain and slice per image, if given; "" for none.
-      short_side: Median over the images, in pixels.
+      short_side: Median short side of the images, in pixels.
       unused: Labels that are left out.
       broken: Labelled images that cannot be read, each with the reason.
-      num_unlabelled: Number of other listed images, without a label that is used.
+      num_unlabelled: Number of other listed images, which have no used label.
     """
 
     files: Sequence[str]
@@ -79,7 +79,7 @@ class Labelled:
 
         Args:
           numbers: Positions of the images.
-          is_test: Whether labels are a list of the present ones, as those of a test.
+          is_test: Whether to list only the present labels, as for a test split.
         """
         entries = [
             (row, label, 1.0 if is_test else confidence)
@@ -87,7 +87,7 @@ class Labelled:
             for label, confidence in self.entries[i].items()
             if confidence >= 0.5 or not is_test
         ]
-        # Exact: row and label numbers are below 2**53.
+        # float64 is exact: row and label numbers are below 2**53.
         rows, labels, confidences = np.array(entries, np.float64).reshape(-1, 3).T
         nothing = [""] * len(self.files)
         metadata = {
@@ -126,7 +126,7 @@ def read(
 
     Args:
       root: The folder of images, searched recursively.
-      labels: The label file. None takes the folders of the images as labels.
+      labels: The label file. None uses the folders of the images as labels.
       notes: Collects what was found, assumed and left out.
       path_column: See `columns.find`.
       label_column: See `columns.find`.
@@ -134,7 +134,7 @@ def read(
       fold_case: Whether labels that differ only in case are one label.
       min_images: Labels with fewer training images are left out.
       vocabulary: The labels of a trained run, by code or name; other labels are left
-        out, and all images are decoded. None takes the labels of the training images.
+        out, and all images are decoded. None uses the labels of the training images.
       on_progress: Called with (images checked, images in all, what).
 
     Raises:
@@ -218,7 +218,7 @@ def _combine(
 
 
 def _spellings(rows: LabelRows, notes: Notes, fold_case: bool) -> dict[str, str]:
-    """Returns the label that each spelling stands for."""
+    """Returns the label of each spelling."""
     counts = Counter(label for labels in rows.labels for label in labels)
     spelling = {written: clean(written) for written in counts}
     changed = [w for w, label in spelling.items() if label != w and label]

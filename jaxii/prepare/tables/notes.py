@@ -15,7 +15,7 @@ class Notes:
 
     @contextmanager
     def printed(self) -> Iterator[None]:
-        """Prints the notes at the end, also after an error, which they explain."""
+        """Prints the notes on exit, also after an error, which they help to explain."""
         try:
             yield
         finally:
@@ -31,7 +31,7 @@ class Notes:
         self._add("assumed", text)
 
     def left_out(self, what: str, items: Sequence[str], why: str = "") -> None:
-        """Notes unused items, if any, with the first few of them."""
+        """Notes unused items, if any, and shows the first few."""
         if items:
             self._add("left out", f"{len(items):,} {what}{why}: {shown(items)}")
 

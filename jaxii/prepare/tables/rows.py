@@ -1,9 +1,9 @@
 """Rows of labels, read from a label file or from folders named after labels.
 
-One cell does not show whether "red fox" is one label or two. All cells together
-are lists if nearly every part occurs in at least two different cells, if splitting
-leaves at most half as many labels as there are different cells, or if most images have
-a cell of their own, which no network could learn. Where the labels are those of a
+One cell does not show whether "red fox" is one label or two, so all cells are used.
+Cells are lists if nearly every part occurs in at least two different cells, if
+splitting leaves at most half as many labels as there are different cells, or if most
+cells are different and contain the separator, unless it is a space. For the labels of a
 trained run, cells are split so that most parts are labels of the run. --label_separator
 overrides both rules.
 """
@@ -32,7 +32,7 @@ CHOICES = ("", "none", "|", ";", ",", "space", "json")
 SEVERAL_SHARE = 0.9
 JSON_SHARE = 0.9
 _SIDE_BY_SIDE = re.compile(r"""(['"])\s+(?=['"])""")
-# Share of images with several rows of different labels that means a row per label.
+# If at least this share of images has several different rows, a row is one label.
 ROW_A_LABEL_SHARE = 0.05
 SPLITS = {
     **dict.fromkeys(("train", "training", "tr", ""), "train"),
@@ -47,7 +47,7 @@ class LabelRows:
 
     Attributes:
       numbers: Position of the image of each row.
-      labels: As written in the file.
+      labels: Labels of each row, as written in the file.
       confidences: In [0, 1].
       extra: Values of split, group, domain and slice per row, if given; "" for none.
     """
@@ -119,7 +119,7 @@ def of_file(
 
 
 def of_folders(files: Sequence[str], root: Path, notes: Notes) -> LabelRows:
-    """Takes the folder of each image as its label; images in `root` have none.
+    """Uses the folder of each image as its label; images in `root` have none.
 
     Raises:
       InputError: If there is no subfolder.
@@ -234,7 +234,7 @@ def labels_of(
       is_known: Whether a label is one of a trained run; None without a run.
 
     Raises:
-      InputError: If `separator` is "json" and no cell is a JSON list.
+      InputError: If cells are read as JSON and none is a list.
     """
     counts = Counter(clean(cell) for cell in cells if cell)
     chosen = separator or _choose(counts, row_a_label)
@@ -260,7 +260,7 @@ def labels_of(
 def _parts(cell: str, separator: str) -> list[str]:
     if separator == "none":
         return [cell]
-    # split() without a separator splits at any white space, without empty parts.
+    # split() without a separator splits at any white space and drops empty parts.
     return cell.split(None if separator == "space" else separator)
 
 
@@ -299,7 +299,7 @@ def _choose(counts: Counter[str], row_a_label: bool) -> str:
         if separator == " " and row_a_label:
             continue
         in_most = 2 * sum(separator in cell for cell in counts) > len(counts)
-        # Mostly different texts with spaces are captions.
+        # Texts with spaces that are mostly different are captions.
         crowded = own and in_most and separator != " "
         if crowded or _is_between(separator, counts):
             return "space" if separator == " " else separator
@@ -348,8 +348,8 @@ def _parse(cell: str) -> list[str]:
     try:
         value = json.loads(cell)
     except ValueError:
-        # pandas writes lists with Python's quotes, and NumPy arrays without commas, so
-        # that Python would join their strings.
+        # pandas writes lists with Python's quotes, and NumPy arrays without commas.
+        # Without commas, Python would join adjacent strings.
         value = ast.literal_eval(_SIDE_BY_SIDE.sub(r"\1, ", cell))
     if not isinstance(value, list):
         raise ValueError(cell)

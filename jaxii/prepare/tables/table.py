@@ -21,7 +21,7 @@ from jaxii.prepare.tables.notes import Notes, shown
 
 SEPARATORS = {",": "commas", ";": "semicolons", "\t": "tabs", "|": "bars"}
 SAMPLE_LINES = 200
-# With a separator that the file does not use, a line is one cell of any length.
+# With a separator that the file does not use, a line is one cell, of any length.
 csv.field_size_limit(2**31 - 1)
 _OTHER_FILES = {
     b"PK\x03\x04": "a ZIP archive or an Excel workbook",
@@ -29,24 +29,24 @@ _OTHER_FILES = {
     b"[": "a JSON list",
     b"<": "HTML or XML",
 }
-# Encodings that are detected. Of equally likely ones the first is taken: bytes of the
-# others are rarely valid in the first five.
+# Encodings that are detected. The first of equally likely ones is used: text in the
+# others is rarely valid in the first five.
 ENCODINGS = (
     *("cp932", "euc_jp", "gb18030", "big5", "cp949"),
     *("cp1252", "cp1250", "cp1251", "koi8_r", "mac_roman"),
     *("cp1253", "cp1254", "cp1255", "cp1256"),
 )
-# Marks at the start of a file; those of UTF-32 start like those of UTF-16.
+# Byte order marks. UTF-32 comes first, because its marks start like those of UTF-16.
 _WIDE = {
     codecs.BOM_UTF32_LE: "UTF-32",
     codecs.BOM_UTF32_BE: "UTF-32",
     codecs.BOM_UTF16_LE: "UTF-16",
     codecs.BOM_UTF16_BE: "UTF-16",
 }
-# Difference of charset-normalizer's scores that decides nothing.
+# Scores of charset-normalizer that differ by at most this are equally likely.
 _SCORE_MARGIN = 0.05
 _BETWEEN_CELLS = re.compile(rb"[,;\t\r\n|\"]+")
-# Reads a Parquet file from its input.
+# A program that reads a Parquet file from standard input.
 _TRIAL = """
 import sys, polars
 try:
@@ -69,7 +69,7 @@ def read_table(path: Path, notes: Notes) -> pl.DataFrame:
 
     Raises:
       InputError: If the file cannot be read, has another format, no known encoding or
-        no row, or a line has too many cells.
+        no row, or if a line has too many cells.
     """
     data = _bytes(path)
     if data.startswith(b"PAR1"):
@@ -113,7 +113,7 @@ def _bytes(path: Path) -> bytes:
 
 
 def _read_parquet(path: Path, data: bytes) -> pl.DataFrame:
-    # Damaged numbers make polars panic or abort the process, which nothing catches.
+    # A subprocess tries first: damaged numbers make polars panic or abort the process.
     words = [sys.executable, "-c", _TRIAL]
     ended = subprocess.run(words, input=data, capture_output=True)
     if ended.returncode:
@@ -136,7 +136,7 @@ def _read_json_lines(path: Path, text: str) -> pl.DataFrame:
 
 
 def _as_text(path: Path, table: pl.DataFrame, notes: Notes) -> pl.DataFrame:
-    """Returns columns as text; lists as JSON, and no columns of other nested types."""
+    """Returns columns as text, lists as JSON; drops other nested and binary columns."""
     texts, others = [], []
     for column in table.iter_columns():
         kind = column.dtype
@@ -205,7 +205,7 @@ def _decode_legacy(path: Path, data: bytes, notes: Notes) -> str:
 
 
 def _detect(data: bytes) -> str | None:
-    """Returns the most likely of `ENCODINGS`; None if no text results from any."""
+    """Returns the most likely of `ENCODINGS`; None if none yields text."""
     scores = {
         encoding: match.chaos - match.coherence
         for match in charset_normalizer.from_bytes(data, cp_isolation=list(ENCODINGS))
@@ -236,7 +236,7 @@ def _read_separated(path: Path, text: str, notes: Notes) -> pl.DataFrame:
 
 
 def _separator(path: Path, sample: str) -> str:
-    """Returns the separator by which most lines have as many cells as the first."""
+    """Returns the separator that gives most lines as many cells as the first line."""
     best, best_share = "", 0.0
     for separator in SEPARATORS:
         rows = list(csv.reader(io.StringIO(sample), delimiter=separator))
@@ -253,7 +253,7 @@ def _separator(path: Path, sample: str) -> str:
 
 
 def _parse(path: Path, text: str, separator: str, has_header: bool) -> pl.DataFrame:
-    # polars takes quotes after a space as part of the cell.
+    # polars treats a quote after a space as part of the cell.
     if f'{separator} "' in text:
         return _parse_leniently(path, text, separator, has_header)
     try:
@@ -275,7 +275,7 @@ def _parse_leniently(
     path: Path, text: str, separator: str, has_header: bool
 ) -> pl.DataFrame:
     """Reads CSV that polars refuses, such as spaces around quotes; much slower."""
-    # Strict: a quote that is not closed would join all lines up to the next one.
+    # Strict, because an unclosed quote would join all lines up to the next quote.
     reader = csv.reader(
         io.StringIO(re.sub(rf'" +(?=[{re.escape(separator)}\n])', '"', text)),
         delimiter=separator,

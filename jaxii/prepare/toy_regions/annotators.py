@@ -12,7 +12,7 @@ _THOROUGH = {"object": 0.86, "parent": 0.67, "context": 0.67, "attribute": 0.6}
 _HASTY = {"object": 0.82, "parent": 0.12, "context": 0.24, "attribute": 0.18}
 _FOUND_BY_MACHINE = 0.72
 _FALSE_ALARMS = 1.3
-# Labels that are described and used but not trainable, as in real label files.
+# Labels that files describe and use but that are not trainable, as in real files.
 UNTRAINABLE = ("Illustration", "Landscape", "Sky", "Kite", "Art")
 BOX_COLUMNS = ("XMin", "XMax", "YMin", "YMax", "IsOccluded", "IsTruncated",
                "IsGroupOf", "IsDepiction", "IsInside")  # fmt: skip
@@ -47,7 +47,7 @@ def guessed(scene: Scene, rng: np.random.Generator) -> list[tuple[str, float]]:
 
 
 def boxes(scene: Scene, width: int, height: int) -> list[tuple]:
-    """Returns a row (name, *BOX_COLUMNS) for each object; sizes are in pixels."""
+    """Returns a row (name, *BOX_COLUMNS) per object; width and height are in pixels."""
     reach = min(width, height) / np.array((width, height))
     rows = []
     for thing in scene.things:
@@ -63,7 +63,7 @@ def boxes(scene: Scene, width: int, height: int) -> list[tuple]:
 
 
 def label_code(name: str) -> str:
-    """Returns a code like those of Open Images, /m/0 and six letters or digits."""
+    """Returns a code like those of Open Images: /m/0 and six characters."""
     number = int(hashlib.sha1(name.encode()).hexdigest(), 16)
     letters = "0123456789bcdfghjklmnpqrstvwxyz_"
     return "/m/0" + "".join(letters[(number >> (5 * place)) & 31] for place in range(6))

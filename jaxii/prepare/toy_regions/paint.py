@@ -82,7 +82,7 @@ def spoil(
 
 
 class _Palette(dict[str, np.ndarray]):
-    """The named colours in the tones of a region, computed when they are needed."""
+    """The named colours in the tones of a region, computed on demand."""
 
     def __init__(self, region: Region, rng: np.random.Generator):
         super().__init__()
@@ -264,7 +264,7 @@ class _Painter:
         rgb: Float[np.ndarray, "*line 3"],
         width_pixels: float,
     ) -> None:
-        """Draws lines one over the other, of one colour or of a colour each."""
+        """Draws lines in order, all in one colour or each in its own."""
         width = max(round(width_pixels), 1)
         how = width, cv2.LINE_AA, _SHIFT
         colours = rgb if rgb.ndim == 2 else [rgb] * len(lines)

@@ -1,7 +1,7 @@
 """Composes the scenes of the embedded dataset and their labels.
 
-Tables of the objects on each ground make labels co-occur (boat with water) with a long
-tail.
+Tables of the objects on each ground make labels co-occur (boat with water) and give
+their frequencies a long tail.
 """
 
 from collections.abc import Mapping
@@ -23,7 +23,7 @@ class Region:
       ink: RGB colour of the outlines.
       sky: RGB colours of a clear day at the top and at the horizon.
       texture: "strokes", "dots" or "bands" on the ground.
-      foreign: Probability of an object's second drawing.
+      foreign: Probability that an object has its second drawing.
       grounds: Weights in the order of GROUNDS.
     """
 
@@ -107,7 +107,7 @@ LABELS = tuple(KINDS)
 
 @dataclass(frozen=True)
 class Thing:
-    """An object: centre and half size as shares of the image's sides."""
+    """An object: centre as shares of the sides, half size of the shorter side."""
 
     name: str
     x: float
@@ -240,7 +240,7 @@ def _row(
     count: int,
     horizon: float,
 ) -> list[Thing]:
-    """Returns objects side by side; nearer ones are larger and last."""
+    """Returns objects side by side; nearer objects come last."""
     left = dict(odds)
     things = []
     for place in range(count):

@@ -3,7 +3,7 @@
 An object has one or more drawings in a frame of -100..100 (x to the right, y down). A
 drawing lists strokes from back to front: `poly COLOUR x y x y ...`, `disc COLOUR x y rx
 [ry]`, `line COLOUR width x y x y ...`, `ring` and `arc` (a whole and an upper half
-outline: COLOUR width x y rx [ry]). The colour `body` is the object's.
+outline: COLOUR width x y rx [ry]). `body` stands for the colour of the object.
 """
 
 from dataclasses import dataclass
@@ -290,7 +290,7 @@ class Stroke:
 
 @cache
 def drawing(name: str, variant: int) -> tuple[Stroke, ...]:
-    """Returns the strokes of an object, back to front; variants repeat."""
+    """Returns the strokes of an object, back to front; variants wrap around."""
     texts = _DRAWINGS[name]
     return tuple(
         _stroke(line.split()) for line in texts[variant % len(texts)].split(";")

@@ -31,13 +31,13 @@ from jaxii.storage import AnyPath, locked
 
 VERSION = 1
 MARKER = "toy_regions.json"
-# Modification time of every drawn file, since 1970.
+# Modification time of every drawn image, since 1970.
 _TIME_SECONDS = 1_500_000_000
 _SPLITS = ("train", "tuning", "test")
 _SIZES = ((96, 96), (112, 96), (96, 112), (128, 96))
 _SECOND_VIEW = 0.2
 _BOXED_IMAGES = 0.35
-# Ranges of `Quality` for poor cameras, and the one property that is worse.
+# Ranges of `Quality` for poor cameras, and for the one property that is worse in each.
 _MEDIOCRE = {"blur_pixels": (0.2, 0.6), "noise": (3.0, 7.0), "exposure": (0.75, 1.05)}
 _WORSE = {
     "blurred": {"blur_pixels": (0.9, 1.4)},
@@ -75,7 +75,7 @@ def write(
 ) -> Path:
     """Draws the dataset, unless it exists already.
 
-    Complete files appear under their final name at once. The same arguments give the
+    The directory appears only when all files are complete. The same arguments give the
     same files, and a larger dataset begins with the images of a smaller one.
 
     Args:
@@ -99,7 +99,7 @@ def write(
     with tempfile.TemporaryDirectory(
         prefix=f".{directory.name}.", dir=directory.parent
     ) as scratch:
-        # The folder above is private, whatever the umask.
+        # Not `scratch` itself, which is private whatever the umask.
         draft = Path(scratch, directory.name)
         draft.mkdir()
         _write_all(draft, seed, counts, on_progress)
@@ -307,7 +307,7 @@ def prepare_toy_regions(
 
 
 def _draw_and_prepare(directory: Path, on_progress: OnProgress) -> None:
-    # Checked here before minutes of drawing.
+    # Checked here, because drawing takes minutes.
     begun = (directory / INPUTS_FILE).exists()
     if directory.is_file() or (
         directory.is_dir() and any(directory.iterdir()) and not begun
@@ -323,5 +323,5 @@ def _draw_and_prepare(directory: Path, on_progress: OnProgress) -> None:
         test_labels=drawn / "truth" / "solution.csv",
         test_metadata=drawn / "truth" / "test_meta.csv",
     )
-    # No scene is drawn twice.
+    # No scene is in two groups or splits.
     kaggle.prepare(layout, directory, near_copies=IGNORE, on_progress=on_progress)

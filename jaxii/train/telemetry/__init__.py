@@ -1,1 +1,1 @@
-"""What training logs, draws and tracks."""
+"""Logs, progress display and trackers of training."""

@@ -1,4 +1,4 @@
-"""Progress of a run on a terminal or in a job's log, from host numbers alone."""
+"""Displays progress of a run on a terminal or in a job's log, from host numbers."""
 
 import math
 import textwrap
@@ -17,7 +17,7 @@ from jaxii.console import visible, write_line
 STAGE_WIDTH = 10
 GAP = "  "
 NO_BREAK = "\u00a0"
-# Columns of a terminal below which there is no room for bars.
+# Terminals with fewer columns show no bars.
 LEAST_FOR_BARS = 60
 
 
@@ -27,8 +27,8 @@ class Part:
 
     Attributes:
       step: Updates done.
-      num_steps: Updates, at most if it may end early.
-      may_end_early: Whether a plateau of the metric may shorten it.
+      num_steps: Planned updates, an upper bound if `may_end_early`.
+      may_end_early: Whether a plateau of the metric may end the part early.
     """
 
     name: str
@@ -37,21 +37,21 @@ class Part:
     may_end_early: bool = False
 
     def eta(self, seconds_per_step: float) -> str:
-        """Returns the remaining time, with `at most` if it may end early."""
+        """Returns the remaining time, with `at most` if `may_end_early`."""
         left = _duration((self.num_steps - self.step) * seconds_per_step)
         return f"at most {left}" if self.may_end_early and left != "-" else left
 
 
 @dataclass(frozen=True, kw_only=True)
 class Standing:
-    """Progress of a run at a log; NaN and None are unknown.
+    """Progress of a run at the time of a log; NaN and None are unknown.
 
     Attributes:
       seconds_per_step: Wall time, evaluations included.
       objective: Mean since the previous log.
       images_per_second: Evaluations excluded.
       input_wait: Share of the time in which the loop waited for a batch.
-      mfu: Share of the device's peak.
+      mfu: Model FLOPs utilisation, the share of the device's peak.
       memory_bytes: Peak memory.
       skipped: Updates skipped for non-finite gradients.
     """
@@ -69,7 +69,7 @@ class Standing:
 
 @dataclass(frozen=True)
 class Evaluated:
-    """F2 on `validation` at the last evaluation, and the best with its step."""
+    """F2 on `validation` at the last evaluation, and the best F2 with its step."""
 
     f2: float
     best_f2: float
@@ -78,7 +78,7 @@ class Evaluated:
 
 @dataclass(frozen=True)
 class SavedAt:
-    """Step and time of a checkpoint; NaN seconds for one of an earlier process."""
+    """Step and time of a checkpoint; NaN seconds if an earlier process saved it."""
 
     step: int
     seconds: float
@@ -132,7 +132,7 @@ class Lines:
         self._evaluated = evaluated
 
     def saved(self, saved: SavedAt | None) -> None:
-        """Notes the last checkpoint; None = there is none."""
+        """Notes the last checkpoint; None if there is none."""
         self._saved = saved
 
     def print(self, text: str) -> None:
@@ -149,7 +149,7 @@ class Lines:
 
 
 class Panel:
-    """Two bars (stage and run) above lines of figures; a renderable of rich.
+    """A rich renderable of two bars (stage and run) above lines of figures.
 
     A narrow terminal shows no bars and cuts the ends of lines.
     """
@@ -209,7 +209,7 @@ class Panel:
 
 
 class Bars:
-    """A panel at the foot of a terminal, redrawn twice a second by its own thread.
+    """A panel at the bottom of a terminal, redrawn twice a second by its own thread.
 
     Colours obey NO_COLOR.
     """
@@ -229,7 +229,7 @@ class Bars:
         self._panel.evaluated = evaluated
 
     def saved(self, saved: SavedAt | None) -> None:
-        """Notes the last checkpoint; None = there is none."""
+        """Notes the last checkpoint; None if there is none."""
         self._panel.saved = saved
 
     def print(self, text: str) -> None:

@@ -1,4 +1,4 @@
-"""Reads `WORKDIR/history.jsonl`, the metrics that telemetry writes by step."""
+"""Reads `WORKDIR/history.jsonl`, which holds the metrics of each logged step."""
 
 import json
 import math

@@ -40,7 +40,7 @@ def make_images(
     def show(batch):
         share = len(batch["images"]) // jax.local_device_count()
         # An image is mixed with the next one on its device, the last with the first;
-        # one more row makes all shown images right.
+        # one extra row makes all shown images the same as in training.
         rows = min(share, most + 1)
         images, targets = jax.device_get(
             prepare({name: value[:rows] for name, value in batch.items()})

@@ -1,4 +1,4 @@
-"""Memory, operations and traces of train steps."""
+"""Measures memory and operations of train steps, and traces them."""
 
 import sys
 from pathlib import Path
@@ -15,8 +15,8 @@ except ImportError:  # not on Windows
 def memory_bytes() -> dict[str, float]:
     """Returns the peak memory so far.
 
-    `host_memory_bytes` is that of this process, `device_memory_bytes` that of its
-    fullest device, which CPUs do not report.
+    `host_memory_bytes` is the peak of this process, `device_memory_bytes` the largest
+    peak of its devices; CPUs do not report the latter.
     """
     found = {}
     if resource is not None:
@@ -34,11 +34,11 @@ def memory_bytes() -> dict[str, float]:
 def step_flops(train_step: Any, *given: Any) -> float:
     """Returns the compiler's count of a train step's operations on one device.
 
-    Takes seconds: compiles it again, or reads the persistent cache.
+    Takes seconds: compiles the step again, or reads the persistent cache.
 
     Args:
-      train_step: Compiled with `jax.jit`. One turn of a loop over micro-batches counts.
-      given: Its arguments or their shapes.
+      train_step: A jitted function. A loop over micro-batches counts as one iteration.
+      given: Arguments of `train_step`, or their shapes.
     """
     costs = train_step.lower(*given).compile().cost_analysis() or {}
     return float(costs.get("flops", 0.0))
@@ -48,9 +48,9 @@ class Profiler:
     """Traces the updates between two steps into a folder, with jax.profiler.
 
     Args:
-      folder: Read by TensorBoard; Perfetto reads the *.trace.json.gz in it.
+      folder: Folder for TensorBoard; Perfetto reads the *.trace.json.gz in it.
       first: Step after which the trace starts.
-      last: Step after which it ends; `first` or less traces nothing.
+      last: Step after which the trace ends; `first` or less traces nothing.
     """
 
     def __init__(self, folder: Path = Path(), first: int = 0, last: int = 0):
@@ -62,7 +62,7 @@ class Profiler:
 
         Args:
           step: Updates done in the whole run.
-          computed: Arrays of the newest update, awaited so that the trace holds whole
+          computed: Arrays of the newest updates, awaited so that the trace holds whole
             steps.
         """
         if self._tracing and step >= self._last:
@@ -74,7 +74,7 @@ class Profiler:
             self._tracing = True
 
     def close(self) -> str:
-        """Ends a running trace; returns a message on the trace, "" if none was due."""
+        """Ends a running trace; returns a message about it, "" if none was planned."""
         if self._tracing:
             self._stop()
         if self._traced:

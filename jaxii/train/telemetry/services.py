@@ -1,7 +1,7 @@
 """Trackers for Weights & Biases and MLflow, both optional packages.
 
 A resumed workdir continues the same run of the service, whose id is kept in
-`WORKDIR/tracked_run.json`. Their own variables configure them: WANDB_PROJECT,
+`WORKDIR/tracked_run.json`. The services' own variables configure them: WANDB_PROJECT,
 WANDB_MODE=offline, MLFLOW_TRACKING_URI, MLFLOW_EXPERIMENT_NAME.
 """
 
@@ -62,7 +62,7 @@ class _Service(Tracker):
     """A workdir's run at a service.
 
     Args:
-      workdir: The run's; a local one also holds W&B's own files.
+      workdir: Workdir of the run; if it is local, it also holds W&B's own files.
       facts: Name, settings and description of the run.
       say: Receives the address of the run.
     """
@@ -86,14 +86,14 @@ class _Service(Tracker):
 
     @abstractmethod
     def _open(self, folder: AnyPath, facts: Facts, run_id: str | None) -> str:
-        """Reopens a run, or begins one; returns its id."""
+        """Reopens a run, or begins a new one; returns the run's id."""
 
     @abstractmethod
     def _begin(self, facts: Facts) -> str:
-        """Describes the open run; returns its address."""
+        """Prepares the open run for records; returns the run's address."""
 
     def result(self, step: int, figures: Mapping[str, float]) -> None:
-        """Logs the figures; the run then ends as finished."""
+        """Logs the figures; `close` then marks the run as finished."""
         self.scalars(step, figures)
         self._has_result = True
 
@@ -108,14 +108,14 @@ class Wandb(_Service):
 
     @staticmethod
     def check() -> None:
-        """Checks the package and, online, the key.
+        """Checks the package and, unless offline, the key.
 
         Raises:
           InputError: If one is missing.
         """
         wandb = _import_wandb()
         offline = wandb.setup().settings.mode in ("offline", "disabled", "dryrun")
-        # Neither prompts nor contacts the server: a run starts without both.
+        # `login` neither prompts nor contacts the server: a run starts without both.
         if not offline and not wandb.login(verify=False, prompt=False):
             raise InputError(
                 "config.track='wandb' and there is no key of Weights & Biases here; "
@@ -132,7 +132,7 @@ class Wandb(_Service):
             "name": facts.name,
             "config": dict(facts.settings) | {"about": dict(facts.about)},
             "dir": str(folder) if isinstance(folder, Path) else None,
-            # Otherwise it would wrap the terminal of the progress display.
+            # Otherwise W&B would wrap the terminal of the progress display.
             "settings": wandb.Settings(
                 console="off",
                 silent=True,
@@ -171,7 +171,7 @@ class Wandb(_Service):
         self._run.summary.update(dict(figures))
 
     def close(self) -> None:
-        """Sends the rest."""
+        """Sends the remaining records and ends the run."""
         self._run.finish(exit_code=0 if self._has_result else 1)
 
 
@@ -205,7 +205,7 @@ class Mlflow(_Service):
         try:
             self._client.get_run(run_id)
         except self._mlflow.exceptions.MlflowException as error:
-            # The run is of another server; other errors are failures.
+            # The run belongs to another server; other errors are raised.
             if error.error_code == "RESOURCE_DOES_NOT_EXIST":
                 return False
             raise
@@ -270,7 +270,7 @@ def check_tracker(track: str) -> None:
     """Checks that a service is installed and has credentials; "" is no service.
 
     Raises:
-      InputError: If not.
+      InputError: If the package or the credentials are missing.
     """
     if track:
         SERVICES[track].check()
@@ -287,10 +287,10 @@ def open_trackers(
     """Starts TensorBoard's files and the configured service.
 
     Args:
-      workdir: The run's; holds the service's id of the run.
+      workdir: Workdir of the run; holds the run's id at the service.
       facts: Name, settings and description of the run.
       track: A key of `SERVICES`, or "".
-      start_step: Updates done before this start.
+      start_step: Updates done before this process started.
       warn: Receives messages, in a tracker's own thread.
     """
     makers: dict[str, Callable[[], Tracker]] = {

@@ -1,6 +1,6 @@
-"""Progress on the terminal, `history.jsonl` and trackers, from host numbers alone.
+"""Writes progress to the terminal, `history.jsonl` and trackers, from host numbers.
 
-Only the lead process writes; on other processes every method does nothing. No JAX.
+Only the lead process writes; other processes only measure time. Does not call JAX.
 """
 
 import json
@@ -55,7 +55,7 @@ class ThroughputMeter:
 
     @contextmanager
     def paused(self) -> Iterator[None]:
-        """Excludes the time inside (evaluation, saving) from the window."""
+        """Excludes the time in the context (evaluation, saving) from the window."""
         start = self._clock()
         try:
             yield
@@ -74,7 +74,7 @@ class Telemetry:
     """Shows and records a run; a context manager.
 
     Args:
-      workdir: Receives `history.jsonl`; a bucket at evaluations and at the end.
+      workdir: Receives `history.jsonl`; a bucket at evaluations, saves and the end.
       total_steps: Steps of the whole run.
       start_step: Steps done before; later records in the history no longer count.
       is_lead: False writes nothing.
@@ -159,10 +159,10 @@ class Telemetry:
           name: Name of the stage.
           first_step: Run step at which the stage starts.
           num_steps: Planned steps of the stage.
-          images_per_step: Global batch size times accumulated micro-batches.
+          images_per_step: Global batch size.
           step: Current run step of a resumed stage; None is `first_step`.
-          total_steps: Steps of the whole run, if an early end has changed them.
-          may_end_early: Whether a plateau may end this stage, and any remaining one.
+          total_steps: Steps of the whole run, if a stage ended early.
+          may_end_early: Whether a plateau may end (this stage, any remaining stage).
         """
         self._stage, self._stage_first, self._stage_steps = name, first_step, num_steps
         self._begun = first_step if step is None else step
@@ -175,7 +175,7 @@ class Telemetry:
         self._meter.open_window(self._begun)
 
     def images(self, images: Images) -> None:
-        """Sends augmented images of the stage's start to the tracker."""
+        """Sends augmented images from the start of the stage to the tracker."""
         if self._is_lead and self._tracker is not None:
             self._tracker.images(self._begun, f"images/{self._stage}", images)
 
@@ -185,15 +185,15 @@ class Telemetry:
 
     @property
     def wants_flops(self) -> bool:
-        """Whether MFU needs a call of `step_takes`, once per stage."""
+        """Whether MFU still needs a call of `step_takes` in this stage."""
         return self._peak_flops is not None and self._step_flops is None
 
     def step_takes(self, flops: float) -> None:
-        """Sets the operations of a step of this stage on one device."""
+        """Sets the number of operations of a step of this stage on one device."""
         self._step_flops = flops
 
     def paused(self) -> AbstractContextManager[None]:
-        """Excludes the time inside (evaluation) from images per second."""
+        """Excludes the time in the context (evaluation) from images per second."""
         return self._meter.paused()
 
     def log_train(self, step: int, metrics: Mapping[str, Any]) -> None:
@@ -201,7 +201,7 @@ class Telemetry:
 
         Args:
           step: Updates done in the whole run.
-          metrics: Name -> host number; `objective` is displayed.
+          metrics: Name -> number on the host; `objective` is displayed.
         """
         if not self._is_lead:
             return
@@ -245,7 +245,7 @@ class Telemetry:
 
         Args:
           step: Updates done in the whole run.
-          metrics: `split/name` -> host number; the first five are printed, and
+          metrics: `split/name` -> number on the host; the first five are printed, and
             `validation/f2` is displayed.
         """
         if not self._is_lead:
@@ -276,8 +276,8 @@ class Telemetry:
         """Displays the step of the last checkpoint; None if there is none.
 
         Args:
-          step: Its step.
-          before: Whether an earlier process saved it.
+          step: Step of the checkpoint.
+          before: Whether an earlier process saved the checkpoint.
         """
         if self._is_lead:
             seconds = math.nan if before else self._clock()
@@ -300,7 +300,7 @@ class Telemetry:
         self._screen.evaluated(self._evaluated)
 
     def _seconds_per_step(self, step: int) -> float:
-        """Wall time per step since the stage's first log, evaluations included."""
+        """Returns wall time per step since the stage's first log, with evaluations."""
         now = self._clock()
         if self._pace is None or step <= self._pace[1]:
             self._pace = (now, step)

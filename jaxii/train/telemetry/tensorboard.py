@@ -68,18 +68,18 @@ class TensorBoard:
     """Writes `WORKDIR/tensorboard/`; to a bucket at evaluations and at the end.
 
     Args:
-      workdir: The run's.
+      workdir: Workdir of the run.
       facts: Name, settings and description of the run.
-      start_step: Updates done before; events of an earlier process after it are purged.
+      start_step: Updates done before; later events of an earlier process are purged.
     """
 
     def __init__(self, workdir: str | PathLike[str], facts: Facts, *, start_step: int):
         home = at(workdir) / FOLDER
         before = len(names_in(home)) if home.exists() else 0
         self._files = Mirror(home)
-        # The queue of tensorboardX's SummaryWriter would make a flush come too early.
-        # TensorBoard reads files in the order of their names. The time that follows
-        # does not tell the order if the clock was set back.
+        # tensorboardX's SummaryWriter queues events, so `flush` could come too early.
+        # TensorBoard reads files in the order of their names. A count comes first, as
+        # the time in the name gives a wrong order if the clock was set back.
         self._writer = EventsWriter(
             str(self._files.path / f"events.{before:05}"), f".{os.getpid()}"
         )

@@ -14,20 +14,20 @@ from typing import Any, Protocol, runtime_checkable
 
 from jaxii.train.telemetry.images import Images
 
-# Most waiting entries per tracker: hours of logs, some megabytes.
+# Largest number of waiting entries per tracker: hours of logs, some megabytes.
 MOST_WAITING = 1000
 # Longest wait at the end, for a network that may be slow or down.
 CLOSE_SECONDS = 30.0
 Value = str | float | bool
 
 RESULT_SPLITS = ("validation", "test")
-"""Splits by whose F2 runs are compared."""
+"""Splits whose F2 is used to compare runs."""
 
 
 def result_name(split: str) -> str:
     """Returns the name of the best checkpoint's F2 on a split.
 
-    It differs from the name of evaluations during training.
+    The name differs from that of evaluations during training.
     """
     return f"result/{split}/f2"
 
@@ -38,7 +38,7 @@ class Facts:
 
     Attributes:
       settings: Flat field of the configuration -> value.
-      about: Topic (data, provenance) -> any text.
+      about: Topic (such as data or provenance) -> text.
     """
 
     name: str
@@ -47,7 +47,7 @@ class Facts:
 
 
 def flat(fields: Mapping[str, Any], first: Sequence[str] = ()) -> dict[str, Value]:
-    """Flattens nested fields to `part.field` -> number, text or bool.
+    """Flattens nested fields to `part.field` -> number, str or bool.
 
     Args:
       fields: A configuration as JSON; parts of a list are keyed by their `name`.
@@ -76,7 +76,7 @@ def _leaves(fields: Mapping[str, Any], prefix: str):
 
 @runtime_checkable
 class Tracker(Protocol):
-    """Records metrics and images of a run; called in one thread."""
+    """Records metrics and images of a run; all calls come from one thread."""
 
     def scalars(self, step: int, values: Mapping[str, float]) -> None:
         """Records finite figures of a step."""
@@ -85,7 +85,7 @@ class Tracker(Protocol):
         """Records a grid of images with their captions."""
 
     def result(self, step: int, figures: Mapping[str, float]) -> None:
-        """Records the final figures of a run that has ended well."""
+        """Records the final figures of a run that has completed."""
 
     def flush(self) -> None:
         """Makes all records so far visible."""
@@ -95,13 +95,13 @@ class Tracker(Protocol):
 
 
 class Trackers:
-    """A tracker that forwards to others, whose failures never reach the caller.
+    """Forwards to several trackers, whose failures never reach the caller.
 
     Args:
-      makers: Name -> function that opens a tracker; called in that tracker's thread,
-        and after a failure again at the next entry.
-      warn: Receives the first failure of each.
-      close_seconds: Longest wait of `close` for all of them together.
+      makers: Name -> function that opens a tracker. It is called in the tracker's
+        thread; if it fails, again at the next entry.
+      warn: Receives the first failure of each tracker.
+      close_seconds: Longest time that `close` waits for all trackers together.
     """
 
     def __init__(
@@ -137,7 +137,7 @@ class Trackers:
         self._put(lambda tracker: tracker.flush())
 
     def close(self) -> None:
-        """Closes all; warns of entries that are lost because a tracker is slow."""
+        """Closes all trackers; warns if entries of a slow tracker are lost."""
         end = time.monotonic() + self._close_seconds
         for line in self._lines:
             line.ask_to_close()
@@ -160,9 +160,9 @@ class _Line:
         self._warned = False
         self._waiting: queue.SimpleQueue[Callable[[Tracker], None] | None]
         self._waiting = queue.SimpleQueue()
-        # Opens the tracker now, which prints its address.
+        # This empty entry opens the tracker now, which prints the tracker's address.
         self._waiting.put(lambda tracker: None)
-        # A thread that hangs in a network must not keep the process alive.
+        # A thread that hangs in a network call must not keep the process alive.
         self._thread = threading.Thread(target=self._work, name=name, daemon=True)
         self._thread.start()
 
