@@ -19,6 +19,9 @@ def mean_and_error(count: int, total: float, squares: float) -> tuple[float, flo
         count: number of values, at least 1; for one value the error is its bound, 0.5.
         total: sum of the values.
         squares: sum of their squares.
+
+    Returns:
+        (mean, standard error).
     """
     mean = total / count
     spread = max(squares / count - mean**2, 0.0)
@@ -28,7 +31,7 @@ def mean_and_error(count: int, total: float, squares: float) -> tuple[float, flo
 def interval(
     values: Float[np.ndarray, " image"], groups: Shaped[np.ndarray, " image"]
 ) -> tuple[float, float] | None:
-    """Returns the bootstrap interval of a mean at `LEVEL`; None for a single group.
+    """Returns the bootstrap interval of a mean at `LEVEL`.
 
     Whole groups are drawn with replacement, `RESAMPLES` times, because the images of a
     group are not independent. If each image is its own group, images are drawn. The
@@ -37,6 +40,9 @@ def interval(
     Args:
         values: one per image, in [0, 1]; at least one.
         groups: group of each image; any values that can be sorted.
+
+    Returns:
+        (low, high); None for a single group.
 
     Source: Efron and Tibshirani 1993, chapter 13 (percentile interval); for groups,
         Davison and Hinkley 1997, section 3.8.

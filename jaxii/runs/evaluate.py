@@ -11,7 +11,7 @@ from functools import reduce
 import jax
 import numpy as np
 
-from jaxii.console import OnProgress, no_progress, say
+from jaxii.console import OnProgress, no_progress
 from jaxii.data import folder
 from jaxii.data.prepared import WITHOUT_RECURRING, Data
 from jaxii.decoding.constant import best_constant, constant_f2
@@ -23,7 +23,7 @@ from jaxii.evaluation.by_label import SplitFigures, split_figures
 from jaxii.evaluation.decoder_scores import DecoderScores, SplitTruth
 from jaxii.evaluation.domain_shift import estimate
 from jaxii.evaluation.evaluator import Evaluator, split_metrics
-from jaxii.evaluation.held_out import HeldOut, expected_f2_offsets
+from jaxii.evaluation.held_out import HeldOut, Predictions, expected_f2_offsets
 from jaxii.evaluation.predictor import Batches, Model, Predict
 from jaxii.evaluation.provenance import Provenance
 from jaxii.evaluation.result import (
@@ -86,23 +86,17 @@ def measure(
     splits = dict.fromkeys((chooser, "validation", "held_out", "test"))
     splits = [split for split in splits if data.has_images(split)]
     provenance = _provenance(run, members, options, splits, tune_on, chooser)
-    for caveat in provenance.caveats():
-        say(f"CAVEAT     {caveat}")
-    for line in unseen.adaptation_lines(record, options, decoder, run.workdir.path):
-        say(line)
+    unseen.say_caveats(provenance, record, options, decoder, run.workdir.path)
     run, splits = _without_recurring(run, splits, provenance)
     passes = _passes(run, members, options, chooser)
     sums = passes.sums(chooser)
-    decoders = _fit(run, unseen.ranked(pooled, sums) if pooled else sums)
+    decoders = _fit(run, sums, pooled)
     has_head = run.plan(run.saved.stage).stage.embedding_head
     names = decoders.names(has_head=has_head and len(members) == 1)
     decoders.check(decoder, names)
     scoring = Scoring(run, passes, decoders, names, decoder)
     metrics, measured = scoring.score(splits, chooser, sums)
-    offsets = measured.scores[chooser].expected_f2_offsets()
-    if pooled:
-        offsets |= expected_f2_offsets(decoders, pooled)
-    decoders = replace(decoders, expected_f2_offsets=offsets)
+    decoders = _with_offsets(decoders, measured.scores[chooser], pooled)
     elsewhere = tune_on != data.choosing_split
     variants = [f"tuned_on_{tune_on}"] * elsewhere + options.names
     if run.config.data.held_out_domain in data.domains and not variants:
@@ -126,10 +120,22 @@ def measure(
     return result
 
 
-def _fit(run: Run, sums: Accumulators) -> Decoders:
+def _fit(run: Run, sums: Accumulators, pooled: Sequence[Predictions]) -> Decoders:
+    """Fits the decoders on the pooled domains, or else on the split of `sums`."""
+    sums = unseen.ranked(pooled, sums) if pooled else sums
     made = run.label_embedding
     vectors = None if made is None else made.vectors
     return fit_decoders(sums, choose(sums), label_embeddings=vectors)
+
+
+def _with_offsets(
+    decoders: Decoders, scores: DecoderScores, pooled: Sequence[Predictions]
+) -> Decoders:
+    """Adds the offsets measured on the images of the fit."""
+    offsets = scores.expected_f2_offsets()
+    if pooled:
+        offsets |= expected_f2_offsets(decoders, pooled)
+    return replace(decoders, expected_f2_offsets=offsets)
 
 
 @dataclass(frozen=True, kw_only=True)

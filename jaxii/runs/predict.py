@@ -145,10 +145,7 @@ def predict(
         expected = ExpectedF2(decoders, decoder, error)
         facts = _facts(found.source, members, metrics, options, expected)
     request.check_places()
-    for caveat in facts.provenance.caveats():
-        say(f"CAVEAT     {caveat}")
-    for line in unseen.adaptation_lines(record, options, decoder, workdir.path):
-        say(line)
+    unseen.say_caveats(facts.provenance, record, options, decoder, workdir.path)
     target = partial(assembly.unlabelled_batches, run.config, files)
     damaged = Damaged()
     with progress() as on_progress:

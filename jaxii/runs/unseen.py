@@ -18,6 +18,7 @@ from jaxii.evaluation import held_out
 from jaxii.evaluation.held_out import HeldOut, Predictions
 from jaxii.evaluation.predictions import ExpectedF2, answer
 from jaxii.evaluation.predictor import Model, make_predict
+from jaxii.evaluation.provenance import Provenance
 from jaxii.metrics.streaming import Accumulators
 from jaxii.runs import assembly
 from jaxii.runs.inference import InferenceOptions
@@ -103,34 +104,41 @@ def expected_f2_line(expected: ExpectedF2, workdir: AnyPath) -> str:
     return line if expected.error is not None else f"{line}; {how_to_measure(workdir)}"
 
 
-def adaptation_lines(
-    record: HeldOut | None, options: InferenceOptions, decoder: str, workdir: AnyPath
-) -> list[str]:
-    """Returns the measured effect of adapting, or a caveat, for the console.
+def say_caveats(
+    provenance: Provenance,
+    record: HeldOut | None,
+    options: InferenceOptions,
+    decoder: str,
+    workdir: AnyPath,
+) -> None:
+    """Prints the caveats of the figures, and the measured effect of adapting.
 
     Args:
+      provenance: Provenance of the figures or predictions.
       record: Measurements on held-out domains; None if nothing was measured.
       options: Options of the prediction.
       decoder: Name of the decoder in use.
       workdir: Workdir of the run on all domains.
     """
+    for caveat in provenance.caveats():
+        say(f"CAVEAT     {caveat}")
     way = "_".join(name for name in options.names if name != "ensemble")
     if not way:
-        return []
+        return
     gain = None if record is None else record.adaptation_gain(way, decoder)
     if gain is None:
-        return [
+        say(
             f"CAVEAT     the effect of {way} on new domains is unknown; "
             f"{how_to_measure(workdir)}."
-        ]
+        )
+        return
     mean, deviation = gain
-    rows = [f"adapted    {way}: F2 on held-out domains {mean:+.2f} ± {deviation:.2f}"]
+    say(f"adapted    {way}: F2 on held-out domains {mean:+.2f} ± {deviation:.2f}")
     if mean < 0:
-        rows.append(
+        say(
             f"CAVEAT     {way} lowered F2 on domains held out of training; leave it "
             "out unless labels of the target show that it helps there."
         )
-    return rows
 
 
 def how_to_measure(workdir: AnyPath) -> str:
