@@ -94,8 +94,8 @@ launch() {
 ! kill -0 \$(cat ~/jaxii.pid 2> /dev/null) 2> /dev/null || exit 0; \
 rm -f ~/jaxii.exit; export JAX_PLATFORMS=tpu,cpu; \
 export JAXII_RUN_TOKEN=$(quoted "$JAXII_RUN_TOKEN"); trap '' HUP; \
-{ .venv/bin/python -m jaxii.main $(quoted "${flags[@]}"); echo \$? > ~/jaxii.exit; } \
-< /dev/null >> ~/jaxii.log 2>&1 & echo \$! > ~/jaxii.pid"
+sh -c '\"\$@\"; echo \$? > ~/jaxii.exit' sh .venv/bin/python -m jaxii.main \
+$(quoted "${flags[@]}") < /dev/null >> ~/jaxii.log 2>&1 & echo \$! > ~/jaxii.pid"
 }
 
 processes() {

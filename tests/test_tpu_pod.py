@@ -1,5 +1,6 @@
 """`launch/tpu_pod.sh` against a `gcloud` that records its calls and fails on demand."""
 
+import contextlib
 import os
 import shutil
 import signal
@@ -260,6 +261,10 @@ def test_ctrl_c_stops_watching_and_resume_starts_nothing_that_runs(ready):
             assert "pod and run go on: status" in watching.communicate()[1]
         assert len(ready.runs()) == len(ready.runs(1)) == 1
         assert ready("status", "pod").stdout.count("jaxii-process running") == 2
+        # Other users of a worker see command lines, for as long as the run takes.
+        (token,) = ready.lines("tokens.worker0")
+        assert not [words for words in command_lines() if token in words]
+        assert any("jaxii.main" in words for words in command_lines())
     finally:
         for worker in ("worker0", "worker1"):
             pid = (ready.fake / worker / "jaxii.pid").read_text().strip()
@@ -320,6 +325,13 @@ def test_a_commit_that_is_not_pushed_is_refused(ready):
     git(ready.checkout, "reset", "--quiet", "HEAD~")
     assert result.returncode == 2
     assert "is on no remote branch; push it" in result.stderr
+
+
+def command_lines():
+    for file in Path("/proc").glob("[0-9]*/cmdline"):
+        # The process may have ended.
+        with contextlib.suppress(OSError):
+            yield file.read_bytes().replace(b"\0", b" ").decode(errors="replace")
 
 
 def test_without_a_zone_it_says_so(pod):
