@@ -36,6 +36,8 @@ def _end_interrupted() -> None:
     with contextlib.suppress(OSError):
         os.write(2, b"jaxii: interrupted.\n")
     os.kill(os.getpid(), signal.SIGINT)
+    # The kernel does not send it to the first process of a container.
+    os._exit(128 + signal.SIGINT)
 
 
 if __name__ == "__main__":

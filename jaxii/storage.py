@@ -39,13 +39,14 @@ def at(path: str | os.PathLike[str]) -> AnyPath:
     text = os.fspath(path)
     if "://" not in text:
         return Path(path)
-    if text.startswith("gs://"):
-        try:
-            import gcsfs  # noqa: F401  # pyright: ignore[reportMissingImports]
-        except ImportError as error:
-            raise InputError(
-                f"{text} needs gcsfs ({error}); pip install 'jaxii[gcs]'"
-            ) from error
+    if not text.startswith("gs://"):
+        raise InputError(f"{text} is neither a local path nor in a bucket of gs://.")
+    try:
+        import gcsfs  # noqa: F401  # pyright: ignore[reportMissingImports]
+    except ImportError as error:
+        raise InputError(
+            f"{text} needs gcsfs ({error}); pip install 'jaxii[gcs]'"
+        ) from error
     return epath.Path(path)
 
 

@@ -31,7 +31,9 @@ def test_a_number_that_no_process_has_is_refused():
         from_flags("a:1", 4, 4)
 
 
-@pytest.mark.parametrize("address", ["host", "host:", ":80", "host:port"])
+@pytest.mark.parametrize(
+    "address", ["host", "host:", ":80", "host:port", "host:0", "host:65536", "host:٣"]
+)
 def test_an_address_without_host_or_port_is_refused(address):
     with pytest.raises(InputError, match="HOST:PORT"):
         from_flags(address, 2, 0)

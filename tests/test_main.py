@@ -30,6 +30,7 @@ from jaxii.cli import flags as cli_flags
 from jaxii.cli.flags import DECODERS, config_of
 from jaxii.decoding.decoders import NAMES
 from jaxii.distributed import processes
+from jaxii.distributed.cluster import ProcessInfo
 from jaxii.distributed.mesh import replicated
 from jaxii.errors import CheckFailed, InputError
 from jaxii.evaluation import by_label
@@ -126,6 +127,18 @@ def refused(run, tmp_path):
         (["predict"], "--workdir is missing"),
         (["hold_out"], "--workdir is missing"),
         (["predict", "--workdir=x"], "--images is missing"),
+        (
+            ["suspects", "--workdir=x", "--output=a.csv", "--sheet=a.csv"],
+            "--output and --sheet are both a.csv; name two files",
+        ),
+        (
+            ["suspects", "--workdir=x", "--output=x/suspects.html"],
+            "--output and --sheet are both x/suspects.html; name two files",
+        ),
+        (
+            ["suspects", "--workdir=x", "--sheet=x/suspects.csv"],
+            "--output and --sheet are both x/suspects.csv; name two files",
+        ),
         (["prepare"], "--input_dir is missing"),
         (["prepare", "--input_dir=x"], "--data_dir is missing"),
         (["prepare", "--short_side=small"], "--short_side=small: "),
@@ -584,6 +597,25 @@ def wait(argv):
 main.main = wait
 main.run()
 """
+
+
+def test_an_interrupt_of_the_first_process_of_a_container_is_no_success():
+    # The kernel sends it no signal that it does not handle.
+    script = f"import os\nos.kill = lambda *_: None\n{INTERRUPTED_CALLBACK}"
+    found = subprocess.run([sys.executable, "-c", script], cwd=ROOT, timeout=50)
+    assert found.returncode == 128 + signal.SIGINT
+
+
+@pytest.mark.parametrize("index", [0, 3])
+def test_every_process_says_why_it_refuses(monkeypatch, capsys, index):
+    def refuse(flags):
+        flags.place = ProcessInfo(coordinator="host:1", count=4, index=index)
+        raise InputError("no such folder")
+
+    monkeypatch.setattr(dispatch.doctor, "run", refuse)
+    assert main.main(["jaxii", "doctor"]) == 2
+    who = "process 3 of 4: " if index else ""
+    assert capsys.readouterr().err == f"jaxii: {who}no such folder\n"
 
 
 @pytest.mark.parametrize("script", [INTERRUPTED_IMPORT, INTERRUPTED_CALLBACK])
@@ -1133,6 +1165,22 @@ def test_predict_closes_the_checkpoints_that_it_opens(
     assert (code, opened) == (0, closed) and opened
     code, *_ = run(*predict_words(evaluated, photos, "--decoder=embedding"))
     assert opened == closed
+
+
+def test_processes_that_find_other_images_are_refused(
+    refused, evaluated, photos, monkeypatch
+):
+    monkeypatch.setattr(jax, "process_count", lambda: 2)
+    monkeypatch.setattr(
+        processes.multihost_utils,
+        "process_allgather",
+        lambda own: np.stack([own, own ^ 1]),
+    )
+    refused(
+        predict_words(evaluated, photos),
+        "there are other images on process 1 than on process 0",
+        folder=evaluated,
+    )
 
 
 def test_predict_refuses_decoders_from_before_training_went_on(

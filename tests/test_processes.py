@@ -4,6 +4,7 @@ Two processes of two CPU devices each over loopback, against one process of four
 network is tiny; everything else is what a user runs.
 """
 
+import os
 import socket
 import time
 from pathlib import Path
@@ -128,3 +129,39 @@ def test_a_process_with_another_file_is_named_to_all(monkeypatch):
             processes.check_same(digest, "a is another file")
     gathered = gathered[:2]
     processes.check_same(digests[0], "a is another file")
+
+
+@pytest.mark.parametrize(
+    "own",
+    [
+        ["--process_id={}"],
+        ["-process_id={}"],
+        ["--process_id", "{}"],
+        ["-process_id", "{}"],
+    ],
+)
+def test_the_number_of_a_process_is_no_part_of_its_program(own):
+    first, second = (
+        processes._program(["jaxii", "train", *(w.format(i) for w in own), "--x=1"])
+        for i in range(2)
+    )
+    assert first == second
+    assert first == processes._program(["jaxii", "train", "--x=1"])
+
+
+def test_other_words_and_other_borders_of_words_are_another_program():
+    digests = {
+        processes._program(["jaxii", *words])
+        for words in (["train", "x"], ["trainx"], ["train", "y"], ["process_id", "x"])
+    }
+    assert len(digests) == 4
+
+
+def test_leaving_a_run_that_was_not_joined_starts_no_device(monkeypatch):
+    def start():
+        raise AssertionError("asking for processes starts the devices")
+
+    monkeypatch.setattr(jax, "process_count", start)
+    monkeypatch.setattr(os, "_exit", lambda code: start())
+    for code in (0, 1, 2, 75):
+        processes.leave(code)

@@ -11,6 +11,7 @@ import numpy as np
 import oracle
 import pytest
 import small_layout
+from jax.experimental import multihost_utils
 
 from jaxii.errors import InputError
 from jaxii.prepare.kaggle import Layout, prepare
@@ -210,3 +211,25 @@ def test_validation_needs_truth_even_where_a_held_out_domain_chooses(tmp_path):
     config = oracle.make_config(tmp_path / "data", held_out_domain="asia")
     with pytest.raises(InputError, match="none of the 1 images of split 'validation'"):
         begin(config, Workdir(tmp_path / "run"))
+
+
+def test_processes_with_other_data_or_recipes_are_refused(tmp_path, monkeypatch):
+    files = small_layout.write(tmp_path / "files", num_train=9)
+    prepare(Layout.find(files), tmp_path / "data", num_workers=1)
+    config = oracle.make_config(tmp_path / "data")
+    sent = []
+
+    def gather(own):
+        sent.append(own)
+        return np.stack([own, own ^ 1])
+
+    monkeypatch.setattr(jax, "process_count", lambda: 2)
+    monkeypatch.setattr(multihost_utils, "process_allgather", gather)
+    workdir = Workdir(tmp_path / "run")
+    for changes in ({}, {"mirror": not config.data.mirror}):
+        changed = oracle.make_config(tmp_path / "data", **changes)
+        with pytest.raises(InputError, match="another recipe or dataset on process 1"):
+            begin(changed, workdir)
+    assert not workdir.path.exists()
+    # What is compared depends on the recipe.
+    assert not np.array_equal(*sent)

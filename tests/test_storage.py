@@ -10,6 +10,7 @@ from etils import epath
 from jaxii.errors import InputError
 from jaxii.storage import (
     LOCK,
+    at,
     held,
     local_draft_folder,
     user_cache,
@@ -166,3 +167,9 @@ def test_what_is_written_is_as_open_as_the_umask_says(tmp_path, umask):
     assert files == {0o666 & ~umask}
     folders = {stat.S_IMODE(mode) for mode in found if stat.S_ISDIR(mode)}
     assert folders == {0o777 & ~umask}
+
+
+@pytest.mark.parametrize("path", ["s3://b/run", "file:///x", "hdfs://a/b"])
+def test_a_place_of_another_kind_is_refused(path):
+    with pytest.raises(InputError, match=f"{path} is neither a local path nor in a bu"):
+        at(path)

@@ -132,8 +132,10 @@ def main(argv: list[str]) -> int:
     except Exception as error:
         code, text = _failure(error, flags.place if flags is not None else None)
     place = flags.place if flags is not None else None
-    if text and (code == FAILED or place is None or place.index == 0):
-        write_line(f"jaxii: {' '.join(text.split())}", sys.stderr)
+    if text:
+        is_other = code == MISUSED and place is not None and place.index > 0
+        who = f"process {place.index} of {place.count}: " if is_other else ""
+        write_line(f"jaxii: {who}{' '.join(text.split())}", sys.stderr)
     if place is not None:
         from jaxii.distributed import processes
 

@@ -36,10 +36,11 @@ class ProcessInfo:
                 f"--process_id={self.index} with --num_processes={self.count}; "
                 f"processes are numbered from 0 to {self.count - 1}."
             )
-        if not re.fullmatch(r".+:\d{1,5}", self.coordinator):
+        port = re.fullmatch(r".+:(\d{1,5})", self.coordinator, re.ASCII)
+        if not port or not 0 < int(port[1]) < 2**16:
             raise InputError(
                 f"--coordinator={self.coordinator}; give HOST:PORT of process 0, where "
-                "all others can reach it."
+                "all others can reach it, with a port from 1 to 65535."
             )
 
 

@@ -27,7 +27,7 @@ from jaxii.errors import InputError
 HEARTBEAT_SECONDS = 30
 SHUTDOWN_SECONDS = 20
 # Flags that may differ between the processes of a run.
-OWN_FLAGS = ("--process_id",)
+OWN_FLAGS = ("process_id",)
 
 
 def join(place: ProcessInfo, argv: Sequence[str], timeout_seconds: int) -> None:
@@ -81,9 +81,14 @@ def _program(argv: Sequence[str]) -> str:
     digest = hashlib.sha256(jax.__version__.encode())
     for path in sorted(Path(__file__).parents[1].rglob("*.py")):
         digest.update(path.read_bytes())
-    for word in argv[1:]:
-        if not word.startswith(OWN_FLAGS):
-            digest.update(word.encode())
+    words = iter(argv[1:])
+    for word in words:
+        name, equals, _ = word.lstrip("-").partition("=")
+        if not word.startswith("-") or name not in OWN_FLAGS:
+            # With its end, so that two words differ from one.
+            digest.update(word.encode(errors="surrogateescape") + b"\0")
+        elif not equals:
+            next(words, None)
     return digest.hexdigest()
 
 
@@ -186,7 +191,9 @@ def leave(code: int) -> None:
       code: The exit code. With 1 (this process failed alone or lost another), it does
         not wait for the others.
     """
-    if jax.process_count() == 1:
+    # Asking JAX for its processes would start the devices, which may wait for a process
+    # that did not come.
+    if not jax.distributed.is_initialized():
         return
     sys.stdout.flush()
     sys.stderr.flush()

@@ -6,7 +6,9 @@ form in training and in prediction.
 
 import csv
 import glob
+import hashlib
 import io
+import itertools
 import os
 from collections import Counter
 from collections.abc import Callable, Generator, Iterator, Sequence
@@ -63,6 +65,11 @@ class Listing:
     def shown(self, row: int) -> str:
         """Returns the name of an image for messages."""
         return self.names[row] or f"{self.image_ids[row]} (no such file)"
+
+    def digest(self) -> str:
+        """Returns a hexadecimal digest of the names and ids in their order."""
+        words = "\0".join(itertools.chain(self.names, self.image_ids))
+        return hashlib.sha256(words.encode(errors="surrogateescape")).hexdigest()
 
     def check_ids(self) -> None:
         """Checks that the ids are distinct.

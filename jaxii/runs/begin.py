@@ -1,5 +1,6 @@
 """`begin`: checks a run before training, claims its workdir and assembles it."""
 
+import hashlib
 from collections.abc import Sequence
 from dataclasses import replace
 
@@ -55,6 +56,9 @@ def begin(
         data.check_truth(split)
     workdir.check_labels(data.vocabulary)
     label_hash = data.vocabulary.content_hash()
+    parts = config.content_hash() + data.content_hash + label_hash
+    digest = hashlib.sha256(parts.encode()).hexdigest()
+    processes.check_same(digest, "there is another recipe or dataset")
     names = [stage.name for stage in config.stages]
     checkpoints = Checkpoints(workdir.path, names, label_hash)
     run = Run(workdir, config, checkpoints, data=data)

@@ -79,6 +79,7 @@ def evaluate_set(
     _check_report(run)
     found = _read(run, images, labels, **options)
     data = _data_of(run, found, images, name)
+    processes.check_same(data.content_hash, "there are other images or labels")
     result = _result(run, found, data, name)
     for caveat in result.caveats():
         say(f"CAVEAT     {caveat}")

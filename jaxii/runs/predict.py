@@ -128,6 +128,7 @@ def predict(
     variants += ["ensemble"] * bool(options.ensemble)
     metrics = workdir.metrics(variants)
     found = request.find()
+    processes.check_same(found.digest(), "there are other images")
     with ExitStack() as opened:
         run = opened.enter_context(Run.open(workdir.path, metrics.stage))
         members = run.members(options)
