@@ -36,7 +36,7 @@ def apply(params, batch_stats, images, *, train, key):
     return Outputs(features @ params["classifier"]), batch_stats
 
 
-def compile_step(device_batch_size, micro_batches=1, **more):
+def compile_step(device_batch_size, micro_batches=1, hbm_bytes=None, **more):
     settings = StepSettings(
         apply=apply,
         objective=make_objective({"bce": 1.0}, num_steps=9, num_classes=NUM_CLASSES),
@@ -56,7 +56,7 @@ def compile_step(device_batch_size, micro_batches=1, **more):
         "positions": ((num_images,), jnp.int32),
     }
     shapes = {name: jax.ShapeDtypeStruct(*array) for name, array in batch.items()}
-    return step_compiler(plan, make_mesh(), None)(shapes)
+    return step_compiler(plan, make_mesh(), None, hbm_bytes)(shapes)
 
 
 @pytest.fixture(scope="module")
@@ -84,6 +84,18 @@ def test_flops_are_those_of_the_products_forwards_and_backwards(figures):
     # No gradient reaches the pixels.
     expected = 2 * 256 * (2 * hidden + 3 * classifier)
     assert figures.flops == pytest.approx(expected, rel=0.1)
+
+
+@pytest.mark.parametrize(
+    ("micro_batches", "unrolled"), [(1, False), (4, False), (4, True)]
+)
+def test_flops_on_a_gpu_are_counted_without_its_compiler(
+    micro_batches, unrolled, monkeypatch
+):
+    monkeypatch.setattr(compiled, "_is_gpu", lambda mesh: True)
+    hidden, classifier = NUM_INPUTS * WIDTH, WIDTH * NUM_CLASSES
+    counted = compile_step(256, micro_batches, unrolled=unrolled).flops
+    assert counted == 2 * 256 * (2 * hidden + 3 * classifier)
 
 
 def test_gradients_and_sums_are_reduced_over_the_devices(figures):
@@ -126,6 +138,13 @@ def test_a_program_that_needs_too_much_memory_is_told_in_the_compilers_words(
     monkeypatch.setattr(compiled, "make_train_step", lambda *_: Step())
     with pytest.raises(DoesNotFit, match=r"^Used 20\.5G of 15\.75G hbm\.$"):
         compile_step(1)
+
+
+def test_a_program_the_compiler_does_not_refuse_is_held_against_the_memory(figures):
+    total = figures.total_bytes
+    assert compile_step(256, hbm_bytes=total).total_bytes == total
+    with pytest.raises(DoesNotFit, match=r"^needs \d\.\d\d GiB of \d\.\d\d GiB$"):
+        compile_step(256, hbm_bytes=total - 1)
 
 
 def test_another_failure_of_the_compiler_is_not_taken_for_it(monkeypatch):

@@ -3,6 +3,7 @@
 import runpy
 import subprocess
 import sys
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -11,7 +12,7 @@ import small_layers
 import small_layout
 from test_topology import has_tpu_compiler
 
-from jaxii.config import Config
+from jaxii.config import Config, StageConfig
 from jaxii.distributed.mesh import make_mesh
 from jaxii.errors import InputError
 from jaxii.planner import plan_text, topology
@@ -150,6 +151,53 @@ def test_what_does_not_fit_is_refused_with_what_does(monkeypatch, capsys):
     ):
         run(small_config(), topology=["v5e:2x4"], device_batch_size=200, quick=False)
     assert "memory    does not fit: used 21.00G of 11G" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize("topologies", [["local"], ["local", "local"]])
+def test_what_only_exceeds_the_memory_of_local_devices_is_refused(
+    topologies, monkeypatch, capsys
+):
+    local = replace(topology.local(), hbm_bytes=2**20)
+    monkeypatch.setattr(topology, "local", lambda: local)
+    with pytest.raises(InputError, match="4 images a device do not fit local"):
+        run(small_config(), topology=topologies)
+    assert "does not fit" in capsys.readouterr().out
+
+
+def tuning_stage(config, **fields):
+    """Returns the configuration with a second stage, on the split tuning."""
+    stage = StageConfig(name="adapt", terms={"bce": 1.0}, split="tuning", **fields)
+    first = replace(config.stages[0], num_epochs=0.0, num_steps=10)
+    return replace(config, stages=(first, stage))
+
+
+def test_a_stage_whose_number_of_images_is_unknown_is_left_out_and_named(
+    monkeypatch, capsys
+):
+    fake_step(monkeypatch, 11)
+    given = {"topology": ["v5e:2x4"], "device_batch_size": 8}
+    run(tuning_stage(small_config(), num_epochs=3.0), **given)
+    out = capsys.readouterr().out
+    assert "the run   320 images: " in out
+    assert "without stage adapt: its number of images is unknown; --data_dir=DIR" in out
+    run(tuning_stage(small_config(), num_steps=5), **given)
+    out = capsys.readouterr().out
+    assert "the run   480 images: " in out and "without stage" not in out
+
+
+def test_a_stage_on_tuning_has_the_length_of_that_split(monkeypatch, capsys, tmp_path):
+    files = small_layout.write(tmp_path / "files", num_train=320)
+    prepare(Layout.find(files), tmp_path / "data", num_workers=1)
+    config = tuning_stage(small_config(), num_epochs=32.0)
+    fake_step(monkeypatch, 11)
+    run(
+        config.moved(str(tmp_path / "data")),
+        topology=["v5e:2x4"],
+        device_batch_size=8,
+    )
+    # 10 steps, then 32 passes over 2 images in batches of 32.
+    out = capsys.readouterr().out
+    assert "the run   384 images: " in out and "without stage" not in out
 
 
 def test_several_topologies_are_a_table_and_refuse_what_does_not_fit(

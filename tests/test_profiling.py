@@ -18,8 +18,9 @@ def calls(monkeypatch):
 
 def go(profiler, calls, steps):
     for step in steps:
-        profiler.at(step, [])
+        profiler.at(step)
         calls.append(step)
+        profiler.updated(step + 1, [])
 
 
 def test_the_updates_between_the_two_steps_are_traced(calls, tmp_path):
@@ -30,15 +31,31 @@ def test_the_updates_between_the_two_steps_are_traced(calls, tmp_path):
 
 
 def test_a_run_that_is_resumed_among_them_traces_the_rest(calls, tmp_path):
-    go(Profiler(tmp_path, 2, 4), calls, range(3, 6))
+    profiler = Profiler(tmp_path, 2, 4)
+    go(profiler, calls, range(3, 6))
     assert calls == ["start", 3, "stop", 4, 5]
+    assert profiler.close() == f"profile of steps 3 to 4: {tmp_path}"
 
 
 def test_a_run_that_ends_among_them_keeps_what_was_traced(calls, tmp_path):
     profiler = Profiler(tmp_path, 2, 4)
     go(profiler, calls, range(3))
-    assert profiler.close().startswith("profile of steps 2 to 4")
+    assert profiler.close() == f"profile of steps 2 to 3: {tmp_path}"
     assert calls == [0, 1, "start", 2, "stop"]
+
+
+@pytest.mark.parametrize("last", [3, 9])
+def test_the_newest_update_is_awaited_before_a_trace_ends(
+    last, calls, tmp_path, monkeypatch
+):
+    monkeypatch.setattr(jax, "block_until_ready", calls.append)
+    profiler = Profiler(tmp_path, 2, last)
+    for step in (2, 3):
+        profiler.at(step)
+        profiler.updated(step + 1, f"computed {step + 1}")
+    profiler.close()
+    newest = "computed 3" if last == 3 else "computed 4"
+    assert calls == [None, "start", newest, "stop"]
 
 
 def test_a_run_without_those_steps_says_so(calls, tmp_path):
@@ -57,9 +74,9 @@ def test_without_steps_nothing_is_traced_and_nothing_said(calls):
 
 def test_tensorboard_and_perfetto_find_their_files(tmp_path):
     profiler = Profiler(tmp_path, 0, 1)
-    profiler.at(0, [])
-    made = jnp.ones(3) + 1.0
-    profiler.at(1, [made])
+    profiler.at(0)
+    profiler.updated(1, jnp.ones(3) + 1.0)
+    profiler.at(1)
     endings = {"".join(path.suffixes[-2:]) for path in tmp_path.rglob("*.*")}
     assert any(tmp_path.glob("plugins/profile/*/*.xplane.pb")), endings
     assert any(tmp_path.glob("plugins/profile/*/*.trace.json.gz")), endings
@@ -85,3 +102,44 @@ def test_the_operations_of_a_matrix_product_are_counted():
     product = jax.jit(jnp.matmul)
     given = jnp.ones((32, 64)), jnp.ones((64, 16))
     assert profiling.step_flops(product, *given) == pytest.approx(2 * 32 * 64 * 16)
+
+
+def test_on_a_gpu_the_compiler_is_not_asked(monkeypatch):
+    monkeypatch.setattr(jax, "default_backend", lambda: "gpu")
+    monkeypatch.setattr(jax.stages.Lowered, "compile", None)
+    product = jax.jit(jnp.matmul)
+    given = jnp.ones((32, 64)), jnp.ones((64, 16))
+    assert profiling.step_flops(product, *given) == 2 * 32 * 64 * 16
+
+
+@pytest.mark.parametrize("stride", [1, 2])
+def test_a_convolution_and_its_gradients_are_three_times_one(stride):
+    def total(images, kernel):
+        strides = (stride, stride)
+        numbers = ("NHWC", "HWIO", "NHWC")
+        return jnp.sum(
+            jax.lax.conv_general_dilated(
+                images, kernel, strides, "SAME", dimension_numbers=numbers
+            )
+            ** 2
+        )
+
+    shapes = (2, 8, 8, 4), (3, 3, 4, 6)
+    given = [jax.ShapeDtypeStruct(shape, jnp.float32) for shape in shapes]
+    once = 2 * 2 * (8 // stride) ** 2 * 6 * 3 * 3 * 4
+    forwards = jax.jit(total).trace(*given).jaxpr
+    assert profiling.product_flops(forwards) == once
+    with_gradients = jax.jit(jax.grad(total, argnums=(0, 1))).trace(*given).jaxpr
+    assert profiling.product_flops(with_gradients) == 3 * once
+
+
+@pytest.mark.parametrize(("unroll", "copies"), [(1, 1), (True, 5)])
+def test_a_loop_counts_as_one_iteration_unless_it_is_unrolled(unroll, copies):
+    def summed(slices, kernel):
+        def add(total, piece):
+            return total + piece @ kernel, None
+
+        return jax.lax.scan(add, jnp.zeros((2, 4)), slices, unroll=unroll)[0]
+
+    program = jax.jit(summed).trace(jnp.ones((5, 2, 3)), jnp.ones((3, 4))).jaxpr
+    assert profiling.product_flops(program) == copies * 2 * 2 * 3 * 4

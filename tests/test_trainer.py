@@ -540,3 +540,9 @@ def test_some_steps_are_traced_into_the_workdir_across_stages(folder, tmp_path):
     folder.run(profiler=Profiler(tmp_path / "profile", 5, 7))
     assert "profile of steps 5 to 7: " in folder.output.getvalue()
     assert any((tmp_path / "profile").rglob("*.xplane.pb"))
+
+
+def test_the_trace_of_a_run_that_is_left_names_the_steps_it_holds(folder, tmp_path):
+    with pytest.raises(Preempted):
+        folder.run(profiler=Profiler(tmp_path / "profile", 2, 9), leave_after=4)
+    assert "profile of steps 2 to 4: " in folder.output.getvalue()

@@ -3,15 +3,17 @@
 import math
 import re
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import jax
 from jax.sharding import Mesh
 
 from jaxii.planner.hlo import Collective, collectives, memory_bytes, parse
+from jaxii.planner.topology import GIB
 from jaxii.train.sharding import state_shapes
 from jaxii.train.step import make_train_step
+from jaxii.train.telemetry.profiling import product_flops
 from jaxii.train.trainer import StagePlan
 
 # Matches both wordings of XLA's out-of-memory message.
@@ -23,7 +25,7 @@ Shapes = Mapping[str, jax.ShapeDtypeStruct]
 
 
 class DoesNotFit(Exception):
-    """The program needs more memory than a device has; holds the compiler's message."""
+    """The program needs more memory than a device has; the message says how much."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -35,7 +37,7 @@ class Figures:
       output_bytes: Outputs that do not reuse the memory of an argument.
       temporary_bytes: Activations, gradients and other intermediate values.
       program_bytes: Machine code.
-      flops: Floating-point operations.
+      flops: Floating-point operations; on a GPU those of `product_flops`.
       hbm_bytes: Bytes read from and written to the device's memory.
       collectives: Collective operations, in program order.
     """
@@ -60,7 +62,10 @@ class Figures:
 
 
 def step_compiler(
-    plan: StagePlan, mesh: Mesh, label_embeddings: jax.ShapeDtypeStruct | None
+    plan: StagePlan,
+    mesh: Mesh,
+    label_embeddings: jax.ShapeDtypeStruct | None,
+    hbm_bytes: float | None = None,
 ) -> Callable[[Shapes], Figures]:
     """Returns a function that compiles the train step for given batch shapes.
 
@@ -68,6 +73,7 @@ def step_compiler(
       plan: The stage.
       mesh: The devices.
       label_embeddings: Shape [class, dim]; None without an embedding head.
+      hbm_bytes: Memory of a device; None if unknown.
 
     Returns:
       `compile(batch) -> Figures`. It takes seconds to minutes and raises `DoesNotFit`.
@@ -77,18 +83,27 @@ def step_compiler(
     train_step = make_train_step(plan.settings, mesh)
 
     def compile(batch: Shapes) -> Figures:
-        lowered = train_step.lower(state, dict(batch), label_embeddings)
-        return figures_of(lowered, plan.settings.loop_iterations)
+        given = state, dict(batch), label_embeddings
+        iterations = plan.settings.loop_iterations
+        figures = figures_of(train_step.lower(*given), iterations, hbm_bytes)
+        if not _is_gpu(mesh):
+            return figures
+        flops = product_flops(train_step.trace(*given).jaxpr)
+        return replace(figures, flops=flops * iterations)
 
     return compile
 
 
-def figures_of(lowered: Any, iterations: int = 1) -> Figures:
+def figures_of(
+    lowered: Any, iterations: int = 1, hbm_bytes: float | None = None
+) -> Figures:
     """Compiles a lowered step and returns its figures.
 
     Args:
       lowered: The step.
       iterations: Iterations of the step's loop over micro-batches; 1 without a loop.
+      hbm_bytes: Memory of a device; None if unknown. The compilers of GPUs and CPUs do
+        not refuse a program that needs more.
 
     Raises:
       DoesNotFit: If the program needs more memory than a device has.
@@ -105,7 +120,7 @@ def figures_of(lowered: Any, iterations: int = 1) -> Figures:
     module = parse(compiled.as_text())
     # XLA counts a loop's body once. The only loop is the one over micro-batches.
     # Multiplying all FLOPs by `iterations` overstates the optimizer update slightly.
-    return Figures(
+    figures = Figures(
         argument_bytes=memory.argument_size_in_bytes,
         output_bytes=memory.output_size_in_bytes - memory.alias_size_in_bytes,
         temporary_bytes=memory.temp_size_in_bytes,
@@ -114,6 +129,15 @@ def figures_of(lowered: Any, iterations: int = 1) -> Figures:
         hbm_bytes=memory_bytes(module, iterations),
         collectives=collectives(module, iterations),
     )
+    if hbm_bytes is not None and figures.total_bytes > hbm_bytes:
+        raise DoesNotFit(
+            f"needs {figures.total_bytes / GIB:.2f} GiB of {hbm_bytes / GIB:.2f} GiB"
+        )
+    return figures
+
+
+def _is_gpu(mesh: Mesh) -> bool:
+    return mesh.devices.flat[0].platform == "gpu"
 
 
 def largest_batch(

@@ -1,5 +1,7 @@
 """Formats a plan as lines of text."""
 
+from collections.abc import Sequence
+
 from jaxii.planner.compiled import Figures
 from jaxii.planner.roofline import Roofline, roofline
 from jaxii.planner.topology import GIB, Topology
@@ -20,7 +22,11 @@ MOST_SIZES = 4
 
 
 def report(
-    figures: Figures, topology: Topology, device_batch_size: int, run_images: int
+    figures: Figures,
+    topology: Topology,
+    device_batch_size: int,
+    run_images: int,
+    left_out: Sequence[str] = (),
 ) -> list[str]:
     """Returns lines on memory, work and time bound of a step on one topology.
 
@@ -28,7 +34,8 @@ def report(
       figures: Figures of the step on one device.
       topology: The devices.
       device_batch_size: Images per device.
-      run_images: Training images in all stages of the run.
+      run_images: Training images in all stages of the run except `left_out`.
+      left_out: Names of stages whose number of images is unknown.
     """
     lines = [
         f"memory    {_memory(figures, topology)}",
@@ -54,6 +61,7 @@ def report(
         _parts(bound),
         f"the run   {run_images:,} images: {hours:.2f} hours, "
         f"{hours * topology.num_devices:.1f} chip hours, without evaluation",
+        *(_left_out(name) for name in left_out),
         *ASSUMED,
     ]
 
@@ -85,6 +93,13 @@ def _memory(figures: Figures, topology: Topology) -> str:
         return f"{total}; the device's memory is unknown"
     share = figures.total_bytes / topology.hbm_bytes
     return f"{total} of {topology.hbm_bytes / GIB:.2f} ({share:.0%}): fits"
+
+
+def _left_out(name: str) -> str:
+    return (
+        f"          without stage {name}: its number of images is unknown; "
+        "--data_dir=DIR reads it"
+    )
 
 
 def _collectives(figures: Figures) -> list[str]:

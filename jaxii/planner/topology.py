@@ -100,6 +100,8 @@ CHIPS = {
 # sheets of H100, H200, A100 and L4). Longer names come first.
 GPU_FLOPS = {
     "NVIDIA H100 PCIe": 756e12,
+    "NVIDIA H100 NVL": 835e12,
+    "NVIDIA H200 NVL": 835e12,
     "NVIDIA H100": 989e12,
     "NVIDIA H200": 989e12,
     "NVIDIA A100": 312e12,
@@ -108,11 +110,16 @@ GPU_FLOPS = {
 
 
 def peak_flops(device_kind: str) -> float | None:
-    """Returns peak bfloat16 operations per second of a kind of device, if known."""
+    """Returns peak bfloat16 operations per second of a kind of device, if known.
+
+    The peak of a MIG slice, which is a part of a GPU, is not known.
+    """
     known = {chip.device_kind: chip.flops for chip in CHIPS.values()}
     if device_kind in known:
         return known[device_kind]
     words = device_kind.replace("-", " ") + " "
+    if " MIG " in words:
+        return None
     names = [name for name in GPU_FLOPS if words.startswith(f"{name} ")]
     return GPU_FLOPS[names[0]] if names else None
 

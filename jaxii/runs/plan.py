@@ -39,12 +39,14 @@ class Facts:
       num_slots: Labels per image that are sent to the devices.
       num_images: Number of training images.
       source: Where the numbers come from, as text.
+      num_tuning_images: Number of images of the split tuning; None if unknown.
     """
 
     num_classes: int
     num_slots: int
     num_images: int
     source: str
+    num_tuning_images: int | None = None
 
 
 def plan(
@@ -106,16 +108,22 @@ def plan(
 
 
 def facts_of(config: Config) -> Facts:
-    """Returns the sizes of the prepared data, or of the published dataset."""
+    """Returns the sizes of the prepared data, or of the published dataset.
+
+    Raises:
+      InputError: If the data cannot be read, or has no images for a stage.
+    """
     dataset = config.data.dataset
     if config.data.directory or dataset not in PUBLISHED:
         data = assembly.open_data(config)
         assembly.label_embedding_dim(config, data)
+        tunes = any(stage.split == "tuning" for stage in config.stages)
         return Facts(
             num_classes=len(data.vocabulary),
             num_slots=assembly.slots(config, data.train_rows),
             num_images=data.split("train").num_examples,
             source=f"read from {data.directory}",
+            num_tuning_images=data.split("tuning").num_examples if tunes else None,
         )
     num_classes, num_images = PUBLISHED[dataset]
     return Facts(
@@ -188,7 +196,23 @@ def plan_stage(
 
 
 def _stages(config: Config, facts: Facts) -> tuple[Stage, ...]:
-    return assembly.stages_of(config, lambda split: facts.num_images)
+    counts = {"train": facts.num_images, "tuning": facts.num_tuning_images or 0}
+    return assembly.stages_of(config, counts.__getitem__)
+
+
+def _run_images(config: Config, facts: Facts) -> tuple[int, list[str]]:
+    """Returns the images of the stages of known length, and the names of the others."""
+    unknown = [
+        stage.name
+        for stage in config.stages
+        if stage.split == "tuning"
+        and not stage.num_steps
+        and facts.num_tuning_images is None
+    ]
+    num_steps = sum(
+        stage.num_steps for stage in _stages(config, facts) if stage.name not in unknown
+    )
+    return num_steps * config.global_batch_size, unknown
 
 
 @dataclass(kw_only=True)
@@ -204,7 +228,9 @@ class _Step:
     def _compile(self) -> Callable[[Shapes], Figures]:
         platform = None if self.topology.name == topologies.LOCAL else "tpu"
         planned, vectors = plan_stage(self.config, self.facts, self.stage, platform)
-        return step_compiler(planned, self.topology.mesh, vectors)
+        return step_compiler(
+            planned, self.topology.mesh, vectors, self.topology.hbm_bytes
+        )
 
     def figures(self, device_batch_size: int) -> Figures:
         """Compiles the step for a batch size per device; raises `DoesNotFit`."""
@@ -228,9 +254,8 @@ def _report(step: _Step, device_batch_size: int, quick: bool) -> None:
         say(f"memory    does not fit: {error}")
     else:
         known[device_batch_size] = figures.total_bytes
-        num_steps = sum(s.num_steps for s in _stages(config, step.facts))
-        images = num_steps * config.global_batch_size
-        for line in plan_text.report(figures, topology, device_batch_size, images):
+        run = _run_images(config, step.facts)
+        for line in plan_text.report(figures, topology, device_batch_size, *run):
             say(line)
 
     def total_bytes(size: int) -> float | None:

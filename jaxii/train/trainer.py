@@ -174,7 +174,7 @@ class Trainer:
         window: list[Metrics] = []
         ahead: collections.deque[jax.Array] = collections.deque()
         while not saved.finished:
-            self.profiler.at(saved.step, list(ahead))
+            self.profiler.at(saved.step)
             batch = self._next_batch(batches)
             # Named as TensorBoard's profile page expects it.
             traced = jax.profiler.StepTraceAnnotation("train", step_num=saved.step)
@@ -187,6 +187,7 @@ class Trainer:
                 example=saved.example + self.global_batch_size,
                 metric=None,
             )
+            self.profiler.updated(saved.step, metrics["objective"])
             window.append(metrics)
             ahead.append(metrics["objective"])
             if len(ahead) > STEPS_AHEAD:
