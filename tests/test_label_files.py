@@ -36,6 +36,15 @@ def test_without_descriptions_the_code_stands_for_itself(tmp_path):
     assert label_files.read_codes(path, None).vocabulary.descriptions == ("/m/1",)
 
 
+def test_descriptions_without_a_code_are_left_out(tmp_path):
+    trainable = lines(tmp_path / "c.csv", "label_code", "/m/1")
+    described = "/m/1,One", "", ",Nothing", "/m/3,Three"
+    path = lines(tmp_path / "all.csv", "label_code,description", *described)
+    codes = label_files.read_codes(trainable, path)
+    assert codes.known == {"/m/1", "/m/3"}
+    assert codes.table().rows() == [("/m/1", 0), ("/m/3", -1)]
+
+
 def test_a_class_listed_twice_is_refused(tmp_path):
     path = lines(tmp_path / "c.csv", "label_code", "/m/1", "/m/1")
     with pytest.raises(InputError, match="/m/1 is listed twice"):
@@ -167,6 +176,32 @@ def test_metadata_keeps_the_first_row_of_an_image(tmp_path):
     nothing = (None, None, None)
     assert table.rows() == [(None, None, "x"), nothing, nothing]
     assert tally.dropped["repeated"] == 1
+
+
+@pytest.mark.parametrize(
+    ("header", "name", "meant"),
+    [
+        ("image_id, group,domain", " group", "group"),
+        ("image_id,Group,domain", "Group", "group"),
+        ("image_id,SLICE,colour", "SLICE", "slice"),
+        ("image_id,group,Image ID", "Image ID", "image_id"),
+        ("image_id,group,Group", "Group", "group"),
+    ],
+)
+def test_a_misspelt_column_of_metadata_is_refused(tmp_path, header, name, meant):
+    path = lines(tmp_path / "m.csv", header, "a,x,y")
+    words = f"m.csv has the column {name!r}, which is not read; rename it to {meant}"
+    with pytest.raises(InputError, match=words):
+        label_files.read_metadata(path, IMAGES)
+
+
+def test_unused_columns_of_metadata_are_named(tmp_path):
+    path = lines(tmp_path / "m.csv", "image_id,groups,domain,source", "a,x,eu,1")
+    _, tally = label_files.read_metadata(path, IMAGES)
+    assert "columns that are not used 2 (groups, source)" in tally.line()
+    path = lines(tmp_path / "m.csv", "image_id,domain", "a,eu")
+    _, tally = label_files.read_metadata(path, IMAGES)
+    assert "not used" not in tally.line()
 
 
 def test_metadata_without_a_known_column_is_refused(tmp_path):

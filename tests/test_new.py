@@ -17,6 +17,7 @@ import small_layout
 
 from jaxii.config import Config, default_config, differences
 from jaxii.data.dataset import open_dataset
+from jaxii.data.labels import Vocabulary
 from jaxii.data.prepared import open_prepared
 from jaxii.errors import InputError
 from jaxii.evaluation.predictions import write_submission
@@ -383,6 +384,49 @@ def test_case_is_folded_only_when_asked(tmp_path):
     assert "--fold_case" in said
     found, _ = look(tmp_path / "photos", tmp_path / "labels.csv", fold_case=True)
     assert found.labels == ["Dog", "cat"]
+
+
+# Labels of a trained run: two differ only in case, two share a name, and the code of
+# one is the name of another in another case.
+KNOWN = Vocabulary(
+    ("Apple", "apple", "/m/1", "/m/2", "PEAR", "/m/3"),
+    ("Apple", "apple", "Fan", "Fan", "Fruit", "Pear"),
+)
+
+
+@pytest.mark.parametrize(
+    ("written", "ids"),
+    [
+        # As the run has them.
+        (["Apple", "apple", "apple", "Apple"], [0, 1, 1, 0]),
+        (["Pear", "PEAR", "PEAR", "/m/2"], [5, 4, 4, 3]),
+        # In another case.
+        (["FRUIT", "fruit", "Fruit", "/M/1"], [4, 4, 4, 2]),
+        (["APPLE", "Apple", "fan", "pear"], [None, 0, None, None]),
+    ],
+)
+def test_with_case_folded_no_label_of_a_run_is_taken_for_another(
+    tmp_path, written, ids
+):
+    rows = zip("abcd", written, strict=True)
+    text = "path,label\n" + "".join(f"{name}.jpg,{label}\n" for name, label in rows)
+    place = label_file(tmp_path, text)
+    found, said = look(*place, fold_case=True, vocabulary=KNOWN)
+    chosen = dict(zip(found.ids, map(list, found.entries), strict=True))
+    wanted = zip("abcd", ids, strict=True)
+    assert chosen == {name: [i] for name, i in wanted if i is not None}
+    several = [label for label, i in zip(written, ids, strict=True) if i is None]
+    fit = "of them fit several labels of the run if case is ignored"
+    assert (f"{len(several)} {fit}" in said) == bool(several)
+    assert all(repr(label) in said.partition(fit)[2] for label in several)
+
+
+def test_without_folding_labels_in_another_case_are_left_out_and_said(tmp_path):
+    text = "path,label\na.jpg,apple\nb.jpg,APPLE\nc.jpg,FRUIT\nd.jpg,Fan\n"
+    found, said = look(*label_file(tmp_path, text), vocabulary=KNOWN)
+    assert [list(entry) for entry in found.entries] == [[1]]
+    assert "(--fold_case takes them as those): 'FRUIT'" in said
+    assert "give the codes of the labels: 'APPLE', 'Fan'" in said
 
 
 def test_rare_labels_stay_unless_told_and_their_images_are_named(tmp_path):

@@ -2,6 +2,7 @@
 
 from jaxii.cli.flags import Flags, declare_data_dir, existing, file_to_write
 from jaxii.cli.start import declare_processes, start_jax
+from jaxii.errors import InputError
 
 HELP = """\
 Lists labels of training images that are likely wrong or missing, the most likely first,
@@ -45,8 +46,10 @@ def declare(flags: Flags) -> None:
 def run(flags: Flags) -> None:
     """Lists suspects."""
     workdir = existing(flags, "workdir")
-    output = file_to_write(flags, "output", "labels")
-    sheet = file_to_write(flags, "sheet", "images")
+    output = file_to_write(flags, "output", "labels") or workdir / "suspects.csv"
+    sheet = file_to_write(flags, "sheet", "images") or workdir / "suspects.html"
+    if output == sheet:
+        raise InputError(f"--output and --sheet are both {sheet}; name two files.")
     start_jax(flags)
     from jaxii.runs.suspects import suspects
     from jaxii.runs.workdir import Workdir
@@ -54,7 +57,7 @@ def run(flags: Flags) -> None:
     suspects(
         Workdir(workdir),
         data_dir=flags.data_dir,
-        output=output or workdir / "suspects.csv",
-        sheet=sheet or workdir / "suspects.html",
+        output=output,
+        sheet=sheet,
         top=flags.top,
     )

@@ -6,7 +6,7 @@ file, so that 15 million rows take seconds. Every row left out is counted by rea
 
 import os
 import unicodedata
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 
@@ -17,6 +17,7 @@ from jaxtyping import Bool
 from jaxii.data.labels import Vocabulary, largest_by_key
 from jaxii.errors import InputError
 from jaxii.prepare.image_ids import SUFFIX_NOTE, find_rows, numbered, without_suffix
+from jaxii.prepare.tables.columns import plain_name
 from jaxii.prepare.tally import Tally, few
 from jaxii.storage import AnyPath
 
@@ -95,6 +96,7 @@ def read_codes(trainable: AnyPath, descriptions: AnyPath | None) -> Codes:
     names: dict[str, str] = {}
     if descriptions is not None:
         table = _read(descriptions, ("label_code", "description"))
+        table = table.drop_nulls("label_code")
         names = dict(zip(table["label_code"], table["description"], strict=True))
     try:
         vocabulary = Vocabulary(tuple(codes), tuple(names.get(c) or c for c in codes))
@@ -194,7 +196,7 @@ def read_metadata(path: AnyPath, image_ids: pl.Series) -> tuple[pl.DataFrame, Ta
 
     Args:
       path: CSV with the column image_id and any of group, domain and slice. White space
-        around values is ignored.
+        around values is ignored. The counts name the columns that are not used.
       image_ids: As in `read_labels`.
 
     Returns:
@@ -202,10 +204,12 @@ def read_metadata(path: AnyPath, image_ids: pl.Series) -> tuple[pl.DataFrame, Ta
       value (repeated rows of an image are ignored); counts of the rows.
 
     Raises:
-      InputError: If the file has no column image_id, none of the three, or no row that
-        names an image.
+      InputError: If the file has no column image_id, none of the three, a column named
+        like one of them (" group" or "Group"), or no row that names an image.
     """
     table = _read(path, ("image_id",))
+    unused = [name for name in table.columns if name not in ("image_id", *METADATA)]
+    _check_spelling(path, unused)
     if not set(METADATA) & set(table.columns):
         raise InputError(
             f"{path} has the columns {','.join(table.columns)}; it needs image_id and "
@@ -226,6 +230,7 @@ def read_metadata(path: AnyPath, image_ids: pl.Series) -> tuple[pl.DataFrame, Ta
     examples = {"image missing": few(missing)} if len(missing) else {}
     tally = Tally(path.name, "rows", len(chosen), len(once), dropped, examples)
     tally = tally.with_note(SUFFIX_NOTE, num_suffixed)
+    tally = tally.with_note("columns that are not used", len(unused), unused)
     if len(chosen) and len(image_ids) and not len(once):
         raise InputError(
             f"{path} names no image ({tally.line()}); give ids as the image files are "
@@ -234,6 +239,17 @@ def read_metadata(path: AnyPath, image_ids: pl.Series) -> tuple[pl.DataFrame, Ta
     images = numbered(image_ids)
     aligned = images.join(once, on="row", how="left", maintain_order="left")
     return aligned.select(METADATA), tally
+
+
+def _check_spelling(path: AnyPath, unused: Iterable[str]) -> None:
+    """Raises InputError if an unused column is named like one that is read."""
+    for name in unused:
+        meant = plain_name(name)
+        if meant in ("image_id", *METADATA):
+            raise InputError(
+                f"{path} has the column {name!r}, which is not read; rename it to "
+                f"{meant}, or to something else if it does not hold the {meant}"
+            )
 
 
 def _collect(

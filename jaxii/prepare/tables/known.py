@@ -1,6 +1,6 @@
 """Finds the labels of a trained run among those of a label file."""
 
-from collections import Counter
+from collections import Counter, defaultdict
 from collections.abc import Iterable
 
 from jaxii.data.labels import Vocabulary
@@ -12,24 +12,34 @@ from jaxii.prepare.tables.rows import clean
 class KnownLabels:
     """The labels of a run, by code and by name.
 
-    Names that several labels share are ignored.
+    A code counts before an equal name. Names that several labels share are ignored.
 
     Args:
       vocabulary: The labels.
-      fold_case: Whether case is ignored.
+      fold_case: Whether case is ignored for labels that the run does not have as they
+        are written, unless they then fit several labels of the run.
     """
 
     def __init__(self, vocabulary: Vocabulary, *, fold_case: bool = False):
         self.vocabulary = vocabulary
         self._fold_case = fold_case
-        names = list(map(self._key, vocabulary.descriptions))
+        names = list(map(clean, vocabulary.descriptions))
+        codes = list(map(clean, vocabulary.codes))
         count = Counter(names)
         self._ids = {name: i for i, name in enumerate(names) if count[name] == 1}
-        self._ids |= {self._key(code): i for i, code in enumerate(vocabulary.codes)}
+        self._ids |= {code: i for i, code in enumerate(codes)}
+        self._folded: dict[str, set[int]] = defaultdict(set)
+        for texts in (names, codes):
+            for i, text in enumerate(texts):
+                self._folded[text.casefold()].add(i)
 
     def has(self, label: str) -> bool:
         """Returns whether the run has a label of this code or name."""
-        return self._key(label) in self._ids
+        return self._find(label) is not None
+
+    def num_fitting(self, label: str) -> int:
+        """Returns the number of labels of the run that fit if case is ignored."""
+        return len(self._folded.get(clean(label).casefold(), ()))
 
     def index(self, labels: Iterable[str], notes: Notes) -> dict[str, int]:
         """Returns the id of each label that the run has; notes the others.
@@ -38,7 +48,8 @@ class KnownLabels:
           InputError: If the run has none of the labels.
         """
         labels = sorted(labels)
-        known = {k: self._ids[self._key(k)] for k in labels if self.has(k)}
+        found = {label: self._find(label) for label in labels}
+        known = {label: i for label, i in found.items() if i is not None}
         unknown = [label for label in labels if label not in known]
         if not known:
             raise InputError(
@@ -46,18 +57,26 @@ class KnownLabels:
                 f"{shown(self.vocabulary.descriptions)}."
             )
         notes.left_out("labels", unknown, " that the run does not know")
-        folded = {name.casefold() for name in self._ids}
-        cased = [label for label in unknown if label.casefold() in folded]
+        cased = [label for label in unknown if self.num_fitting(label) == 1]
         if cased:
             notes.check(
                 f"{len(cased):,} of them differ only in case from labels of the run "
                 f"(--fold_case takes them as those): {shown(cased)}"
+            )
+        unclear = [label for label in unknown if self.num_fitting(label) > 1]
+        if unclear:
+            notes.check(
+                f"{len(unclear):,} of them fit several labels of the run if case is "
+                f"ignored; give the codes of the labels: {shown(unclear)}"
             )
         missing = len(self.vocabulary) - len(set(known.values()))
         if missing:
             notes.found(f"{missing:,} labels of the run are in no image")
         return known
 
-    def _key(self, label: str) -> str:
+    def _find(self, label: str) -> int | None:
         label = clean(label)
-        return label.casefold() if self._fold_case else label
+        if label in self._ids or not self._fold_case:
+            return self._ids.get(label)
+        fitting = self._folded.get(label.casefold(), set())
+        return min(fitting) if len(fitting) == 1 else None

@@ -6,7 +6,7 @@ Notes name every label and image that is left out, and possible mistakes in the 
 import os
 import re
 from collections import Counter, defaultdict
-from collections.abc import Mapping, Sequence, Set
+from collections.abc import Iterable, Mapping, Sequence, Set
 from dataclasses import dataclass
 from pathlib import Path, PurePath
 
@@ -158,7 +158,7 @@ def read(
             label_separator=label_separator,
             is_known=None if known is None else known.has,
         )
-    entries = _entries(rows, _spellings(rows, notes, fold_case), notes)
+    entries = _entries(rows, _spellings(rows, notes, fold_case, known), notes)
     return _combine(rows, entries, files, root, notes, min_images, known, on_progress)
 
 
@@ -217,7 +217,9 @@ def _combine(
     )
 
 
-def _spellings(rows: LabelRows, notes: Notes, fold_case: bool) -> dict[str, str]:
+def _spellings(
+    rows: LabelRows, notes: Notes, fold_case: bool, known: KnownLabels | None
+) -> dict[str, str]:
     """Returns the label of each spelling."""
     counts = Counter(label for labels in rows.labels for label in labels)
     spelling = {written: clean(written) for written in counts}
@@ -231,21 +233,33 @@ def _spellings(rows: LabelRows, notes: Notes, fold_case: bool) -> dict[str, str]
     for written, label in spelling.items():
         by_folded[label.casefold()][label] += counts[written]
     several = {key: found for key, found in by_folded.items() if len(found) > 1}
-    if several:
-        texts = [" ".join(f"{k} ({n})" for k, n in c.items()) for c in several.values()]
-        if fold_case:
-            notes.assumed(f"labels that differ only in case are merged: {shown(texts)}")
-            usual = {key: c.most_common(1)[0][0] for key, c in several.items()}
-            spelling = {w: usual.get(s.casefold(), s) for w, s in spelling.items()}
-        else:
-            notes.check(
-                f"{len(several):,} labels differ from others only in case and stay "
-                f"different labels (--fold_case merges them): {shown(texts)}"
-            )
+    # Labels of the run that differ only in case stay different labels.
+    apart = {
+        key: found
+        for key, found in several.items()
+        if not fold_case or (known is not None and known.num_fitting(key) > 1)
+    }
+    merged = {key: found for key, found in several.items() if key not in apart}
+    if merged:
+        notes.assumed(
+            f"labels that differ only in case are merged: {_counted(merged.values())}"
+        )
+        usual = {key: c.most_common(1)[0][0] for key, c in merged.items()}
+        spelling = {w: usual.get(s.casefold(), s) for w, s in spelling.items()}
+    if apart:
+        why = ", as in the run" if fold_case else " (--fold_case merges them)"
+        notes.check(
+            f"{len(apart):,} labels differ from others only in case and stay "
+            f"different labels{why}: {_counted(apart.values())}"
+        )
     absent = [label for label in by_folded if label in NO_VALUES]
     if absent:
         notes.check(f"labels that may stand for no label: {shown(absent)}")
     return spelling
+
+
+def _counted(spellings: Iterable[Counter[str]]) -> str:
+    return shown(" ".join(f"{k} ({n})" for k, n in c.items()) for c in spellings)
 
 
 def _entries(
