@@ -163,6 +163,25 @@ def test_an_interrupted_preparation_in_a_bucket_goes_on(bucket, uploaded):
     assert len(open_dataset(out).splits["train"].source) == 5
 
 
+@pytest.mark.parametrize("when", ["train", "near copies"])
+def test_a_preparation_in_a_bucket_stops_when_another_has_begun(bucket, uploaded, when):
+    out = at(f"{bucket}/taken/{when.replace(' ', '_')}")
+
+    def take_over(done, total, what):
+        if what == when and done == total:
+            (out / LOCK).write_text("process 1 on another host")
+
+    with pytest.raises(InputError, match="taken over by process 1 on another host"):
+        prepare(Layout.find(uploaded), out, on_progress=take_over)
+    assert (out / LOCK).read_text() == "process 1 on another host"
+    names = names_in(out)
+    assert any(name.endswith(".thumbnails") for name in names)
+    assert not any(name.startswith("index-") for name in names)
+    # The process that took it over completes the dataset.
+    prepare(Layout.find(uploaded), out)
+    assert len(open_dataset(out).splits["train"].source) == 5
+
+
 RECIPE = """
 from jaxii.config import default_config
 

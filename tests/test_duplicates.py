@@ -192,3 +192,37 @@ def test_an_interrupted_preparation_leaves_out_what_a_whole_one_does(
 
 def raise_interrupt(*args):
     raise KeyboardInterrupt
+
+
+def test_shards_that_are_rewritten_are_shown_as_progress(root, out, monkeypatch):
+    monkeypatch.setattr(shards, "SHARD_IMAGES", 2)
+    copy(root, small_layout.jpeg(3), "train01", "train04", "test2")
+    seen = {}
+    prepare(
+        Layout.find(root),
+        out,
+        on_progress=lambda done, total, what: seen.update({what: (done, total)}),
+    )
+    # Two of the three shards.
+    assert seen["train without copies"] == (4, 4)
+
+
+def test_an_image_is_written_again_once_it_is_to_stay(root, out, monkeypatch):
+    plans, results = [], []
+    write = shards.write
+
+    def noted(output, plan, **how):
+        plans.append(plan)
+        results.append(write(output, plan, **how))
+        return results[-1]
+
+    monkeypatch.setattr(shards, "SHARD_IMAGES", 2)
+    monkeypatch.setattr(shards, "write", noted)
+    prepare(Layout.find(root), out)
+    without = shards.leave_out(
+        out, plans[0], results[0], {1: "a", 4: "b"}, short_side=256
+    )
+    assert without.faults == {1: "a", 4: "b"}
+    again = shards.leave_out(out, plans[0], without, {4: "b"}, short_side=256)
+    assert again.faults == {4: "b"}
+    assert again.shard_lengths == [2, 2, 1]

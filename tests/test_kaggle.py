@@ -1,4 +1,5 @@
 import io
+import itertools
 import json
 import os
 import shutil
@@ -12,9 +13,10 @@ from small_layout import lines
 
 from jaxii.data.dataset import open_dataset
 from jaxii.errors import InputError
-from jaxii.prepare import shards
+from jaxii.prepare import build, shards
 from jaxii.prepare.kaggle import Layout, prepare
 from jaxii.prepare.tally import Counts
+from jaxii.storage import names_in
 
 
 @pytest.fixture
@@ -247,6 +249,68 @@ def test_an_interrupted_run_goes_on_where_it_was(root, out, tmp_path, monkeypatc
     assert {path: path.stat().st_mtime_ns for path in kept} == kept
     assert content(out) == content(tmp_path / "undisturbed")
     assert not list(out.glob("*.part")) and not list(out.glob("*.json.part"))
+
+
+def test_a_preparation_checks_between_writes_that_it_holds_its_folder(
+    root, out, monkeypatch
+):
+    seen = []
+    monkeypatch.setattr(build, "check_held", lambda held: seen.append(names_in(held)))
+    prepare(Layout.find(root), out)
+    written = (
+        "preparation.json",
+        "labelled_images-train.array_record-00000-of-00001",
+        "labelled_images-test.array_record-00000-of-00001",
+        "index-train.parquet",
+        "index-test.parquet",
+        "dataset_info.json",
+    )
+    for before, after in itertools.pairwise(written):
+        assert any(before in names and after not in names for names in seen)
+    # Accounts and thumbnails are deleted last.
+    assert "dataset_info.json" in seen[-1]
+    thumbnails = {name for name in seen[-1] if name.endswith(".thumbnails")}
+    assert thumbnails and not thumbnails & names_in(out)
+
+
+@pytest.fixture
+def take_over(monkeypatch):
+    """Makes the check fail from the call on."""
+    taken = []
+
+    def check(folder):
+        if taken:
+            raise InputError("taken over")
+
+    monkeypatch.setattr(build, "check_held", check)
+    return lambda: taken.append(True)
+
+
+@pytest.mark.parametrize("when", ["train", "near copies", "train without copies"])
+def test_a_preparation_whose_folder_is_taken_over_stops(root, out, take_over, when):
+    test, train = root / "stage_1_test_images", root / "train/part_0"
+    shutil.copy(test / "test2.jpg", train / "train01.jpg")
+
+    def report(done, total, what):
+        if what == when and done == total:
+            take_over()
+
+    with pytest.raises(InputError, match="taken over"):
+        prepare(Layout.find(root), out, on_progress=report)
+    assert list(out.glob("*.thumbnails"))
+    assert not (out / "index-test.parquet").exists()
+    assert (when == "train") == (not list(out.glob("*-tuning.array_record*")))
+
+
+def test_of_a_taken_over_folder_no_missing_file_is_named(root, out, take_over):
+    def report(done, total, what):
+        if what == "test" and done == total:
+            take_over()
+            for path in out.glob("*-train.array_record*.thumbnails"):
+                path.unlink()
+
+    with pytest.raises(InputError, match="taken over"):
+        prepare(Layout.find(root), out, on_progress=report)
 
 
 def test_the_number_of_threads_changes_nothing(root, out, tmp_path, monkeypatch):

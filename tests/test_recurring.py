@@ -1,9 +1,11 @@
 """Near copies are found, counted, removed on request and left out of figures."""
 
 import json
+import shutil
 
 import cv2
 import numpy as np
+import polars as pl
 import pytest
 import simplejpeg
 import small_layout
@@ -12,12 +14,15 @@ from small_layout import lines
 
 import jaxii
 from jaxii.config import Config, default_config
+from jaxii.data import folder
 from jaxii.data.dataset import open_dataset
 from jaxii.data.folder import RECURRING_FILE
 from jaxii.data.prepared import open_prepared
-from jaxii.prepare import near_copies
+from jaxii.prepare import build, near_copies, recurring, shards
 from jaxii.prepare.kaggle import Layout, prepare
 from jaxii.prepare.toy_regions import writer
+from jaxii.runs.evaluate import evaluate
+from jaxii.runs.workdir import Workdir
 
 
 def scene(seed, height=120, width=160):
@@ -57,6 +62,16 @@ def pairs(images, kinds=None):
         lambda number: images[number],
     )
     return {tuple(pair) for pair in found.tolist()}
+
+
+def opened(directory, *, validation_fraction=0.35, **choice):
+    return open_prepared(
+        directory,
+        validation_fraction=validation_fraction,
+        machine_labels="ignored",
+        machine_threshold=0.5,
+        **choice,
+    )
 
 
 @pytest.fixture
@@ -101,7 +116,7 @@ def test_near_copies_are_counted_and_listed(root, tmp_path):
     test, train = counts.split("test"), counts.split("train")
     assert test.notes["near copies of images of train"] == 1
     assert test.examples["near copies of images of train"] == ("test2 = train01",)
-    assert train.notes["near copies of images of other groups"] == 4
+    assert train.notes["near copies of images of other groups or domains"] == 4
     assert train.kept == 6
     assert (tmp_path / "out" / RECURRING_FILE).exists()
     assert not list((tmp_path / "out").glob("*.thumbnails"))
@@ -117,6 +132,71 @@ def test_near_copies_can_be_removed_from_train(root, tmp_path):
     assert index.groups.tolist() == ["train00", "train02", "train03", "train03"]
 
 
+def raise_interrupt(*args):
+    raise KeyboardInterrupt
+
+
+@pytest.mark.parametrize("num_rewritten", [1, 2])
+def test_an_interrupted_removal_goes_on_to_the_same_dataset(
+    root, tmp_path, monkeypatch, num_rewritten
+):
+    monkeypatch.setattr(shards, "SHARD_IMAGES", 2)
+    (root / "train/part_0/train02.jpg").write_bytes(b"no image")
+    shutil.copy(
+        root / "stage_1_test_images/tune0.jpg", root / "train/part_0/train05.jpg"
+    )
+    out, write_shard, rewritten = tmp_path / "out", shards.write_shard, []
+
+    def interrupted(path, part, **more):
+        if more.get("left_out"):
+            if len(rewritten) == num_rewritten:
+                raise KeyboardInterrupt
+            rewritten.append(path)
+        return write_shard(path, part, **more)
+
+    def again():
+        return prepare(Layout.find(root), out, near_copies="remove", num_workers=1)
+
+    with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt):
+        patch.setattr(shards, "write_shard", interrupted)
+        patch.setattr(build, "complete", raise_interrupt)
+        again()
+    assert len(rewritten) == num_rewritten
+    kept = {path: path.stat().st_mtime_ns for path in rewritten}
+    counts = again()
+    assert {path: path.stat().st_mtime_ns for path in kept} == kept
+    whole = prepare(Layout.find(root), tmp_path / "whole", near_copies="remove")
+    assert counts == whole
+    assert whole.split("train").dropped["near copy of an image of test"] == 2
+    names = [
+        sorted(p.name for p in each.iterdir()) for each in (out, tmp_path / "whole")
+    ]
+    assert names[0] == names[1]
+    for name in names[0]:
+        assert (out / name).read_bytes() == (tmp_path / "whole" / name).read_bytes()
+
+
+@pytest.mark.parametrize(("choice", "count"), [("keep", 6), ("remove", 4)])
+def test_copies_in_a_held_out_domain_are_listed(root, tmp_path, choice, count):
+    # train03 is a near copy of train05, and train00 the same file as train02.
+    train = root / "train/part_0"
+    shutil.copy(train / "train02.jpg", train / "train00.jpg")
+    rows = (f"train{i:02d},{'eu' if i in (2, 3) else 'asia'}" for i in range(6))
+    lines(root / "train_meta.csv", "image_id,domain", *rows)
+    counts = prepare(Layout.find(root), tmp_path / "out", near_copies=choice)
+    assert counts.split("train").notes[recurring.WITHIN] == count
+    data = opened(tmp_path / "out", held_out_domain="asia")
+    found = data.is_recurring("held_out", ["train", "validation"])
+    image_ids = data.split("held_out").index.image_ids[found].tolist()
+    assert image_ids == ["train00", "train05"]
+
+
+def test_copies_of_one_domain_and_group_are_not_listed(root, tmp_path):
+    prepare(Layout.find(root), tmp_path / "out", near_copies="remove")
+    listed = opened(tmp_path / "out").recurring
+    assert listed is not None and "train" not in listed["split"].to_list()
+
+
 def test_near_copies_of_one_group_are_no_leak(root, tmp_path):
     rows = "train03,one", "train05,one", "train01,two", "train04,two"
     lines(root / "train_meta.csv", "image_id,group", *rows)
@@ -126,16 +206,22 @@ def test_near_copies_of_one_group_are_no_leak(root, tmp_path):
 
 def test_a_split_is_given_without_its_near_copies(root, tmp_path):
     prepare(Layout.find(root), tmp_path / "out")
-    data = open_prepared(
-        tmp_path / "out",
-        validation_fraction=0.5,
-        machine_labels="ignored",
-        machine_threshold=0.5,
-    )
+    data = opened(tmp_path / "out", validation_fraction=0.5)
     alone = data.without_recurring("test", ["train"])
     assert alone is not None
     assert alone.index.image_ids.tolist() == ["test0", "test1"]
     assert data.without_recurring("test", ["tuning"]) is None
+
+
+def test_a_split_of_near_copies_only_has_no_part_without_them(root, tmp_path):
+    for number, twin in enumerate((0, 2, 5)):
+        copy = encoded(scene(twin), quality=60)
+        small_layout.put(root / "stage_1_test_images", f"test{number}", copy)
+    prepare(Layout.find(root), tmp_path / "out")
+    data = opened(tmp_path / "out")
+    among = ["train", "validation"]
+    assert data.is_recurring("test", among).tolist() == [True] * 3
+    assert data.without_recurring("test", among) is None
 
 
 def test_they_are_not_looked_for_on_request(root, tmp_path):
@@ -191,3 +277,21 @@ def test_the_report_names_the_number_of_near_copies(measured):
     page = (measured / "report.html").read_text()
     assert "images of test are near copies of training images" in page
     assert "test_without_recurring" in (measured / "label_figures.csv").read_text()
+
+
+@pytest.mark.usefixtures("without_drawings")
+def test_a_test_of_near_copies_only_is_reported(measured, tmp_path, monkeypatch, capfd):
+    workdir = Workdir(shutil.copytree(measured, tmp_path / "run"))
+    splits = open_dataset(measured.parent / "data").splits
+    tests, trains = (splits[name].index.image_ids for name in ("test", "train"))
+    pairs = [("test", one, "train", other) for one in tests for other in trains]
+    listed = pl.DataFrame(pairs, schema=list(recurring.COLUMNS), orient="row")
+    monkeypatch.setattr(folder, "recurring", lambda directory: listed)
+    with few_blocks(1, 1, 1, 1):
+        evaluate(workdir, data_dir="", stage="", tune_on="")
+    metrics = json.loads((workdir.path / "metrics.json").read_text())
+    assert metrics["recurring"]["test"] == metrics["splits"]["test"]["num_images"]
+    assert "test_without_recurring" not in metrics["splits"]
+    note = "near copies of training images; without them, no scored image of test"
+    assert note in capfd.readouterr().out
+    assert note in (workdir.path / "report.html").read_text()

@@ -80,6 +80,8 @@ class Dataset:
     def hold_out(self, domain: str) -> "Dataset":
         """Returns the dataset with a part of train moved to the split `held_out`.
 
+        A domain may divide groups; a fold does not.
+
         Args:
           domain: A domain of train, which is also removed from a stored validation
             split; or a fold of the groups of train, one of `fold_names`.

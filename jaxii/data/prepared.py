@@ -132,32 +132,49 @@ class Data:
         """Returns whether a split has an image that can be scored."""
         return self.has_images(name) and bool(self.verified_rows(name).scored().any())
 
-    def without_recurring(self, name: str, among: Iterable[str]) -> Split | None:
-        """Returns a split without near copies of images of other splits.
+    def is_recurring(self, name: str, among: Iterable[str]) -> Bool[np.ndarray, " row"]:
+        """Returns whether each image of a split has a near copy in other splits.
+
+        False for every image if preparation did not search for near copies.
 
         Args:
           name: Name of the split.
           among: Names of the other splits.
-
-        Returns:
-          The split `name` + `WITHOUT_RECURRING`; None if no image or every image has a
-          near copy, or if preparation did not search for near copies.
         """
-        split = self.split(name)
+        image_ids = self.split(name).index.image_ids
         others = [
             pl.Series(self.splits[other].index.image_ids, dtype=pl.String)
             for other in among
             if other != name and other in self.splits
         ]
         if self.recurring is None or not others:
-            return None
+            return np.zeros(len(image_ids), bool)
         found = pl.col("other_id").is_in(pl.concat(others).implode())
         found = self.recurring.filter(found)["image_id"]
-        ids = pl.Series(split.index.image_ids, dtype=pl.String)
-        alone = np.flatnonzero(~ids.is_in(found.implode()).to_numpy())
-        if not 0 < len(alone) < len(ids):
+        return pl.Series(image_ids, dtype=pl.String).is_in(found.implode()).to_numpy()
+
+    def without_recurring(self, name: str, among: Iterable[str]) -> Split | None:
+        """Returns a split without near copies of images of other splits.
+
+        Args:
+          name: See `is_recurring`.
+          among: See `is_recurring`.
+
+        Returns:
+          The split `name` + `WITHOUT_RECURRING`; None if no image or every image has a
+          near copy, or if preparation did not search for near copies.
+        """
+        found = self.is_recurring(name, among)
+        if found.all() or not found.any():
             return None
-        return replace(split.select(alone), name=name + WITHOUT_RECURRING)
+        alone = self.split(name).select(np.flatnonzero(~found))
+        return replace(alone, name=name + WITHOUT_RECURRING)
+
+    def shares_group(self, name: str, other: str) -> Bool[np.ndarray, " row"]:
+        """Returns whether the group of each image of a split is in another split."""
+        groups = (self.split(n).index.groups for n in (name, other))
+        own, others = (pl.Series(found, dtype=pl.String) for found in groups)
+        return own.is_in(others.unique().implode()).to_numpy()
 
     def check_truth(self, name: str) -> None:
         """Raises an error if a split cannot be scored.

@@ -372,7 +372,7 @@ class EvaluationResult:
                     f"{'':11}{without} of {figures.num_images + without} images have "
                     "no verified label: they are left out of all figures"
                 )
-        rows += recurring_notes(self.recurring or {})
+        rows += self.recurring_notes()
         rows += _decoder_lines(self.splits, self.decoder.name)
         rows.append(
             f"decoder    {self.decoder.name}, fitted on {self.decoder.chosen_on} "
@@ -386,6 +386,21 @@ class EvaluationResult:
         if self.estimates is not None:
             rows.append(self.estimates.line())
         return rows
+
+    def recurring_notes(self) -> list[str]:
+        """Returns a sentence for each split with near copies in training data."""
+        notes = list[str]()
+        for split, count in (self.recurring or {}).items():
+            without = f"{split}{WITHOUT_RECURRING}"
+            others = f"{without} has the figures of the others"
+            if without not in self.splits:
+                others = f"without them, no scored image of {split} is left"
+            if count:
+                notes.append(
+                    f"{count:,} images of {split} are near copies of training images; "
+                    f"{others}"
+                )
+        return notes
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -480,16 +495,6 @@ def read_result(kind: type[_Result], path: AnyPath) -> _Result:
         raise InputError(
             f"{path}: {reason}; run `evaluate` on this workdir again."
         ) from error
-
-
-def recurring_notes(recurring: Mapping[str, int]) -> list[str]:
-    """Returns a sentence for each split with near copies in training data."""
-    return [
-        f"{count:,} images of {split} are near copies of training images; "
-        f"{split}{WITHOUT_RECURRING} has the figures of the others"
-        for split, count in recurring.items()
-        if count
-    ]
 
 
 def threshold_index(thresholds: Sequence[float], threshold: float) -> int:

@@ -9,9 +9,11 @@ import hashlib
 import json
 import os
 import tempfile
-from collections.abc import Collection, Iterable, Mapping, Sequence
+from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import polars as pl
@@ -28,7 +30,15 @@ from jaxii.prepare import duplicates, recurring, shards
 from jaxii.prepare.beam import Beam, write_with_beam
 from jaxii.prepare.shards import Written
 from jaxii.prepare.tally import Counts, Tally, few
-from jaxii.storage import LOCK, AnyPath, held, names_in, write_beside, write_json
+from jaxii.storage import (
+    LOCK,
+    AnyPath,
+    check_held,
+    held,
+    names_in,
+    write_beside,
+    write_json,
+)
 
 
 @dataclass(frozen=True)
@@ -118,14 +128,15 @@ def build(
 
     Raises:
       InputError: If `short_side` is too small, no training image can be used, the
-        output folder holds anything else, or another process writes to it.
+        output folder holds anything else, or another process writes to it or, in a
+        bucket, takes it over.
     """
     if short_side < 16:
         raise InputError(f"short_side={short_side} pixels; give at least 16")
     if near_copies != recurring.KEEP:
         inputs_hash += f" near_copies={near_copies}"
     made_of = fingerprint(drafts, vocabulary, short_side, inputs_hash)
-    with held(output):
+    with _holding(output, on_progress) as on_progress:
         if _begin(output, made_of, short_side, _image_files(drafts)):
             return Counts.load(output / folder.COUNTS_FILE)
         options = {"short_side": short_side, "on_progress": on_progress}
@@ -142,6 +153,29 @@ def build(
         save_submission_ids(output, answered)
         complete(output, schema.features(vocabulary), written)
     return counts
+
+
+@contextmanager
+def _holding(output: AnyPath, on_progress: OnProgress) -> Iterator[OnProgress]:
+    """Holds the output folder, like `held`.
+
+    If another process takes over a folder in a bucket, it changes files that this one
+    reads. The error names that process instead of the file.
+
+    Yields:
+      `on_progress`, after a check that the folder is still held.
+    """
+
+    def checked(done: int, total: int, what: str) -> None:
+        check_held(output)
+        on_progress(done, total, what)
+
+    with held(output):
+        try:
+            yield checked
+        except Exception:
+            check_held(output)
+            raise
 
 
 def save_submission_ids(directory: AnyPath, image_ids: Sequence[str]) -> None:
@@ -164,10 +198,15 @@ def _write(
 ) -> tuple[list[Tally], dict[str, Written]]:
     """Writes missing shards and all indexes; returns tallies and the written shards."""
     results, stored = {}, {}
-    how = {"num_workers": num_workers, "on_progress": on_progress}
+    how = {
+        "short_side": short_side,
+        "num_workers": num_workers,
+        "on_progress": on_progress,
+    }
     for draft in drafts:
         plan = draft.plan
-        results[plan.split] = shards.write(output, plan, short_side=short_side, **how)
+        check_held(output)
+        results[plan.split] = shards.write(output, plan, **how)
         if plan.split == "train":
             check_left(_account(draft, results["train"], {}))
         stored[plan.split] = _stored(plan, results[plan.split].digests)
@@ -187,8 +226,8 @@ def _write(
         within, pairs = recurring.within_train(pairs, kept)
         kept["train"], merged = duplicates.merged_groups(kept["train"], within)
         notes[recurring.MERGED] = merged
-    groups = kept["train"]["group"]
-    splits, written = _leave_out(output, drafts, results, leaks, groups, short_side)
+    groups = kept["train"].select("row", "group")
+    splits, written = _leave_out(output, drafts, results, leaks, groups, **how)
     for what, shown in notes.items():
         splits[0] = splits[0].with_note(what, len(shown), shown)
     splits = duplicates.note(stored, splits)
@@ -203,26 +242,27 @@ def _leave_out(
     drafts: Sequence[Draft],
     results: Mapping[str, Written],
     leaks: Mapping[str, Mapping[int, tuple[str, str]]],
-    groups: pl.Series,
-    short_side: int,
+    groups: pl.DataFrame,
+    **how: Any,
 ) -> tuple[list[Tally], dict[str, Written]]:
     """Leaves out images that are in later splits and writes all indexes.
 
     Args:
       leaks: For each split, a map from row to the reason and the image that stays.
-      groups: Groups of the images of train that stay.
+      groups: Columns row and group of the images of train that stay.
+      how: The named arguments of `shards.leave_out`.
     """
     splits, written = [], {}
     for draft in drafts:
         plan, twins = draft.plan, leaks.get(draft.plan.split, {})
         reasons = {row: f"{why} ({twin})" for row, (why, twin) in twins.items()}
-        result = shards.leave_out(
-            output, plan, results[plan.split], reasons, short_side=short_side
-        )
-        tally, table = _account(draft, result, twins), plan.table[result.rows]
+        check_held(output)
+        result = shards.leave_out(output, plan, results[plan.split], reasons, **how)
+        tally, table = _account(draft, result, twins), plan.table.with_row_index("row")
         if plan.split == "train":
             check_left(tally)
-            table = table.with_columns(groups)
+            table = table.update(groups, on="row")
+        table = table[result.rows].drop("row")
         splits.append(tally)
         if len(result.rows):
             written[plan.split] = result
@@ -379,6 +419,7 @@ def complete(
     written: Mapping[str, Written],
 ) -> None:
     """Writes TFDS's description and the manifest; removes temporary files."""
+    check_held(output)
     for pattern in ("*.part", "*.plan"):
         for path in output.glob(pattern):
             path.unlink()
@@ -394,6 +435,7 @@ def complete(
         _tfds_info(output, features, written).write_to_directory(draft)
         drafts = sorted(Path(draft).iterdir())
         files |= manifest.describe_all(Path(draft), [path.name for path in drafts])
+        check_held(output)
         manifest.Manifest(files).save(output / manifest.NAME)
         # The file that marks the dataset as complete comes last.
         for path in sorted(drafts, key=lambda p: p.name == folder.INFO_FILE):
@@ -401,6 +443,7 @@ def complete(
             write_beside(
                 output / path.name, lambda file, c=content: file.write(c), binary=True
             )
+    check_held(output)
     for pattern in ("*.array_record-*.json", "*.array_record-*.thumbnails"):
         for path in output.glob(pattern):
             path.unlink()

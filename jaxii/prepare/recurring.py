@@ -14,9 +14,10 @@ from array_record.python.array_record_data_source import ArrayRecordDataSource
 from jaxii.console import OnProgress, no_progress
 from jaxii.data import schema
 from jaxii.data.folder import Shard
-from jaxii.prepare import near_copies, shards
+from jaxii.prepare import image_files, near_copies, shards
 from jaxii.prepare.duplicates import LOSING
 from jaxii.prepare.near_copies import Thumbnails
+from jaxii.prepare.recode import recode
 from jaxii.prepare.shards import Plan, Written
 from jaxii.prepare.tally import NUM_EXAMPLES, Tally
 from jaxii.storage import AnyPath
@@ -25,10 +26,11 @@ from jaxii.storage import AnyPath
 CHOICES = KEEP, REMOVE, IGNORE = "keep", "remove", "ignore"
 NEAR = "near copies of images of {}"
 REMOVED = "near copy of an image of {}"
-WITHIN = "near copies of images of other groups"
+WITHIN = "near copies of images of other groups or domains"
 MERGED = "near copies in different groups, now in one"
 COLUMNS = ("split", "image_id", "other_split", "other_id")
 _WITHIN = (pl.col("split") == "train") & (pl.col("other_split") == "train")
+_ONE_DOMAIN = pl.col("domain") == pl.col("other_domain")
 
 
 def find(
@@ -37,6 +39,7 @@ def find(
     written: Mapping[str, Written],
     stored: Mapping[str, pl.DataFrame],
     *,
+    short_side: int,
     num_workers: int | None = None,
     on_progress: OnProgress = no_progress,
 ) -> pl.DataFrame:
@@ -51,11 +54,12 @@ def find(
       written: The written shards of each split.
       stored: For each split, the images to compare, with the columns row, image_id,
         group and domain.
+      short_side: See `recode.recode`.
       num_workers: See `near_copies.find`.
       on_progress: Called with (images or pairs done, in all, what).
 
     Returns:
-      A table with the columns `COLUMNS`, row and other_row.
+      A table with the columns `COLUMNS`, row, domain, other_row and other_domain.
     """
     images = pl.concat(
         pl.DataFrame({"row": np.arange(len(plan), dtype=np.uint32)})
@@ -71,7 +75,7 @@ def find(
             among = kept[rows.start : rows.stop]
             blocks.append(functools.partial(_thumbnails, path, among))
     readers = {
-        plan.split: _reader(shards.shard_paths(directory, plan), written[plan.split])
+        plan.split: _reader(directory, plan, written[plan.split], short_side)
         for plan in plans
     }
     splits, rows = images["split"].to_list(), images["row"].to_list()
@@ -83,10 +87,10 @@ def find(
         on_progress=on_progress,
     )
     both = np.concatenate([pairs, pairs[:, ::-1]])
-    one = images[both[:, 0]].select("split", "image_id", "row")
-    names = {"split": "other_split", "image_id": "other_id", "row": "other_row"}
-    other = images[both[:, 1]].select(*names).rename(names)
-    return pl.concat([one, other], how="horizontal")
+    names = {"split": "other_split", "image_id": "other_id"}
+    names |= {"row": "other_row", "domain": "other_domain"}
+    one, other = (images[side].select(*names) for side in both.T)
+    return pl.concat([one, other.rename(names)], how="horizontal")
 
 
 def leaks(
@@ -110,12 +114,18 @@ def leaks(
 def within_train(
     pairs: pl.DataFrame, kept: Mapping[str, pl.DataFrame]
 ) -> tuple[list[tuple[int, int]], pl.DataFrame]:
-    """Returns the pairs within train, as rows of the table of train, and the others.
+    """Returns the pairs within train, to merge their groups, and the pairs to list.
+
+    Pairs of different domains are in both, because holding out a domain divides groups.
 
     Args:
       pairs: See `find`.
       kept: The images that stay, like `stored` in `find`. Pairs with any other image
         are dropped.
+
+    Returns:
+      The pairs within train, as rows of the table of train; and the pairs of images
+      that may be in different splits of a run, with the columns of `find`.
     """
     rows = pl.concat(
         table.select(pl.lit(split).alias("split"), "row")
@@ -127,7 +137,8 @@ def within_train(
     within = pairs.filter(_WITHIN & (pl.col("row") > pl.col("other_row")))
     place = kept["train"]["row"].to_numpy()
     found = np.searchsorted(place, within.select("row", "other_row").to_numpy())
-    return [(one, other) for one, other in found.tolist()], pairs.filter(~_WITHIN)
+    listed = pairs.filter(~(_WITHIN & _ONE_DOMAIN))
+    return [(one, other) for one, other in found.tolist()], listed
 
 
 def note(pairs: pl.DataFrame, tallies: Iterable[Tally]) -> list[Tally]:
@@ -161,13 +172,23 @@ def _thumbnails(path: AnyPath, among: np.ndarray) -> Thumbnails:
     return np.where(among[:, None, None, None], shards.read_thumbnails(path), 0)
 
 
-def _reader(paths: Sequence[AnyPath], written: Written) -> Callable[[int], bytes]:
-    """Returns a function that returns the JPEG bytes of a row of a plan."""
+def _reader(
+    directory: AnyPath, plan: Plan, written: Written, short_side: int
+) -> Callable[[int], bytes]:
+    """Returns a function that returns the JPEG bytes of a row of a plan.
+
+    An image that an interrupted preparation left out has no record; its file is recoded
+    again, to the same bytes.
+    """
+    paths = shards.shard_paths(directory, plan)
     sizes = zip(paths, written.shard_lengths, strict=True)
     filled = [Shard(os.fspath(path), 0, size, size) for path, size in sizes if size]
     source = ArrayRecordDataSource(filled) if filled else None
 
     def encoded(row: int) -> bytes:
+        if row in written.faults:
+            file = image_files.read(plan.paths[row], plan.facts[row].size_bytes)
+            return recode(file, short_side=short_side)
         assert source is not None
         fields = schema.parse(source[int(np.searchsorted(written.rows, row))])
         return fields["image"].bytes_list.value[0]

@@ -146,38 +146,27 @@ def write(
         in a bucket.
       on_progress: Called from this thread with (images done, images in all, split).
     """
-    shards = list(zip(shard_paths(directory, plan), plan.shards(), strict=True))
-    # Reading from a bucket is bound by latency.
-    is_local = all(isinstance(path, Path) for path in plan.paths[:1])
-    workers = num_workers or num_cores() * (1 if is_local else 8)
-    done = _Counter()
+    paths = shard_paths(directory, plan)
     present = names_in(directory)
 
-    def work(path: AnyPath, rows: range) -> Account:
+    def work(path: AnyPath, rows: range, advance: Callable[[int], None]) -> Account:
         if {path.name, account_path(path).name} <= present:
             account = _finished(path, len(rows))
             if account is not None:
-                done.add(len(rows))
+                advance(len(rows))
                 return account
         return write_shard(
             path,
             plan.part(rows),
             first_row=rows.start,
             short_side=short_side,
-            advance=lambda: done.add(1),
+            advance=lambda: advance(1),
         )
 
-    pool = ThreadPoolExecutor(max_workers=max(1, min(workers, len(shards))))
-    with one_thread_each():
-        try:
-            futures = [pool.submit(work, path, rows) for path, rows in shards]
-            for _ in _until_done(futures):
-                on_progress(done.value, len(plan), plan.split)
-            parts = [future.result() for future in futures]
-        finally:
-            done.stop.set()
-            pool.shutdown(wait=True, cancel_futures=True)
-    return _written(len(plan), [path for path, _ in shards], parts)
+    jobs = list(zip(paths, plan.shards(), strict=True))
+    workers = _num_threads(plan, num_workers)
+    accounts = _in_threads(work, jobs, workers, on_progress, plan.split)
+    return _written(len(plan), paths, accounts)
 
 
 def _finished(path: AnyPath, num_images: int) -> Account | None:
@@ -218,25 +207,80 @@ def leave_out(
     rows: Mapping[int, str],
     *,
     short_side: int,
+    num_workers: int | None = None,
+    on_progress: OnProgress = no_progress,
 ) -> Written:
     """Rewrites shards without some images, and returns all shards of the split.
 
-    `rows` maps each row to leave out to the reason, which becomes the row's fault.
+    Args:
+      directory: See `write` for this and the other arguments.
+      plan: The images.
+      written: All shards of the split. They may lack images that an interrupted
+        preparation left out.
+      rows: Maps each row to leave out to the reason, which becomes the row's fault.
+      short_side: See `recode.recode`.
+      num_workers: Number of threads.
+      on_progress: Called with (images done, images of the shards to rewrite, "split
+        without copies"); not called if no shard is rewritten.
     """
-    paths, accounts = shard_paths(directory, plan), list(written.accounts)
-    for number, span in enumerate(plan.shards()):
-        leaving = {row: why for row, why in rows.items() if row in span}
-        if leaving.keys() <= written.faults.keys():
-            continue
-        accounts[number] = write_shard(
-            paths[number],
+    paths = shard_paths(directory, plan)
+    accounts = dict(zip(paths, written.accounts, strict=True))
+    # An image without a record has a digest if its file can be read.
+    absent = {row for row in written.faults if written.digests[row]}
+    changed = absent ^ rows.keys()
+
+    def work(path: AnyPath, span: range, advance: Callable[[int], None]) -> Account:
+        return write_shard(
+            path,
             plan.part(span),
             first_row=span.start,
             short_side=short_side,
-            advance=lambda: None,
-            left_out=leaving,
+            advance=lambda: advance(1),
+            left_out=rows,
         )
-    return _written(len(plan), paths, accounts)
+
+    spans = zip(paths, plan.shards(), strict=True)
+    jobs = [(path, span) for path, span in spans if not changed.isdisjoint(span)]
+    workers, what = _num_threads(plan, num_workers), f"{plan.split} without copies"
+    rewritten = _in_threads(work, jobs, workers, on_progress, what)
+    accounts |= zip((path for path, _ in jobs), rewritten, strict=True)
+    return _written(len(plan), paths, list(accounts.values()))
+
+
+def _num_threads(plan: Plan, num_workers: int | None) -> int:
+    # Reading from a bucket is bound by latency.
+    is_local = all(isinstance(path, Path) for path in plan.paths[:1])
+    return num_workers or num_cores() * (1 if is_local else 8)
+
+
+def _in_threads(
+    work: Callable[[AnyPath, range, Callable[[int], None]], Account],
+    jobs: Sequence[tuple[AnyPath, range]],
+    num_threads: int,
+    on_progress: OnProgress,
+    what: str,
+) -> list[Account]:
+    """Returns the account of each shard, in order.
+
+    Args:
+      work: Called in a thread with the path and the rows of a shard, and a function
+        that takes a number of finished images; its exceptions stop the work.
+      jobs: Path and rows of each shard.
+      num_threads: The most threads at a time.
+      on_progress: Called from this thread with (images done, images in all, what).
+      what: See `on_progress`.
+    """
+    done, total = _Counter(), sum(len(rows) for _, rows in jobs)
+    pool = ThreadPoolExecutor(max_workers=max(1, min(num_threads, len(jobs))))
+    with one_thread_each():
+        try:
+            futures = [pool.submit(work, path, rows, done.add) for path, rows in jobs]
+            for _ in _until_done(futures):
+                on_progress(done.value, total, what)
+            return [future.result() for future in futures]
+        finally:
+            done.stop.set()
+            pool.shutdown(wait=True, cancel_futures=True)
 
 
 def _until_done(futures: Sequence[Future]) -> Iterator[None]:

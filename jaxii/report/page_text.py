@@ -10,7 +10,6 @@ from jaxii.evaluation.result import (
     EvaluationResult,
     SliceMetrics,
     SplitMetrics,
-    recurring_notes,
 )
 from jaxii.report.formatting import ABSENT, as_text, count, number, short
 from jaxii.train.stages import Origin
@@ -66,8 +65,8 @@ def facts(result: EvaluationResult) -> list[tuple[str, str]]:
 
 def caveats(result: EvaluationResult) -> list[str]:
     """Returns sentences that a reader needs before trusting the figures."""
-    notes = recurring_notes(result.recurring or {})
-    return [*result.provenance.caveats(), *(f"{note}." for note in notes)]
+    notes = [f"{note}." for note in result.recurring_notes()]
+    return [*result.provenance.caveats(), *notes]
 
 
 def influences(record: Provenance) -> list[tuple[str, str, str]]:

@@ -11,7 +11,7 @@ from functools import reduce
 import jax
 import numpy as np
 
-from jaxii.console import OnProgress, no_progress
+from jaxii.console import OnProgress, no_progress, say
 from jaxii.data import folder
 from jaxii.data.prepared import WITHOUT_RECURRING, Data
 from jaxii.decoding.constant import best_constant, constant_f2
@@ -87,6 +87,7 @@ def measure(
     splits = [split for split in splits if data.has_images(split)]
     provenance = _provenance(run, members, options, splits, tune_on, chooser)
     unseen.say_caveats(provenance, record, options, decoder, run.workdir.path)
+    _say_copies(run, by_runs=by_runs)
     run, splits = _without_recurring(run, splits, provenance)
     passes = _passes(run, members, options, chooser)
     sums = passes.sums(chooser)
@@ -338,8 +339,7 @@ def _without_recurring(
     data, names = run.data, list[str]()
     every = dict(data.splits)
     for split in splits:
-        weights = provenance.weights
-        alone = data.without_recurring(split, [*weights.labels, *weights.images])
+        alone = data.without_recurring(split, _of_weights(provenance))
         if alone is not None:
             every[alone.name] = alone
             names.append(alone.name)
@@ -348,16 +348,46 @@ def _without_recurring(
     return run.on(replace(data, splits=every)), names
 
 
-def _recurring(data: Data, splits: Iterable[str]) -> dict[str, int] | None:
+def _say_copies(run: Run, *, by_runs: bool) -> None:
+    """Prints how many images of held-out domains are, or may be, copies.
+
+    Args:
+      by_runs: Whether the decoders are fitted on domains that other runs held out.
+    """
+    for domain, found in run.held_out_metrics().items() if by_runs else ():
+        copies = (found.recurring or {}).get("held_out", 0)
+        if copies:
+            say(
+                f"CAVEAT     {copies:,} images of {domain} are near copies of images "
+                "that its model was trained on; the decoders are fitted on them too."
+            )
+    data = run.data
+    if data.recurring is None and data.has_images("held_out"):
+        shared = int(data.shares_group("held_out", "train").sum())
+        if shared:
+            say(
+                f"CAVEAT     {shared:,} images of held_out have the group of a "
+                "training image and may be copies of it; near copies were not searched "
+                "for (prepare --near_copies=keep counts them)."
+            )
+
+
+def _recurring(
+    data: Data, splits: Iterable[str], provenance: Provenance
+) -> dict[str, int] | None:
     """Returns the number of near copies in each split; None if not looked for."""
     if data.recurring is None:
         return None
-    sizes = {split: data.split(split).num_examples for split in splits}
     return {
-        split: size - sizes.get(split + WITHOUT_RECURRING, size)
-        for split, size in sizes.items()
+        split: int(data.is_recurring(split, _of_weights(provenance)).sum())
+        for split in splits
         if not split.endswith(WITHOUT_RECURRING)
     }
+
+
+def _of_weights(provenance: Provenance) -> list[str]:
+    """Returns the splits whose images shaped the weights."""
+    return [*provenance.weights.labels, *provenance.weights.images]
 
 
 def _provenance(
@@ -445,7 +475,7 @@ def _result(
         held_out=held_out,
         variant=variant,
         members=members,
-        recurring=_recurring(data, metrics),
+        recurring=_recurring(data, metrics, provenance),
     )
 
 
