@@ -173,6 +173,13 @@ def test_features_are_a_row_an_image(run, paths):
     np.testing.assert_allclose(probs, run.predict_proba(paths), atol=1e-6)
 
 
+def test_no_images_have_no_rows_of_as_many_features(run, paths):
+    for images in ([], np.zeros((0, 8, 8, 3), np.uint8)):
+        features = run.features(images)
+        assert features.shape == (0, run.features(paths[:1]).shape[1])
+        assert features.dtype == np.float32
+
+
 def test_a_run_tells_its_figures_classes_and_provenance(run):
     assert run.figures("validation") == run.workdir.metrics().splits["validation"]
     with pytest.raises(InputError, match="the nearest is validation"):

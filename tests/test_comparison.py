@@ -7,6 +7,7 @@ import numpy as np
 import pytest
 from small_runs import (
     CLEAN,
+    changed,
     constant,
     decoder_in_use,
     seal,
@@ -16,10 +17,12 @@ from small_runs import (
 )
 
 from jaxii.cli.compare import compare
+from jaxii.config import Config
 from jaxii.errors import InputError
 from jaxii.evaluation.result import DomainShiftEstimate, Estimate
 from jaxii.report.comparison import build_comparison
-from jaxii.report.run_files import read_run, standard_error
+from jaxii.report.run_files import last_split, read_run, standard_error
+from jaxii.runs.workdir import Workdir
 
 
 def compared(*paths, **options):
@@ -124,6 +127,25 @@ def test_another_decoder_than_the_threshold_is_named(tmp_path):
 def test_a_run_without_a_test_split_has_no_test_column(tmp_path):
     one = write_run(tmp_path / "one", splits={"validation": split_metrics(0.3)})
     assert "F2 test" not in rows_of(one)[0]
+
+
+def test_figures_are_of_the_whole_test_beside_the_one_without_near_copies(tmp_path):
+    f2s = {"validation": 0.3, "test": 0.2}
+    splits = {name: split_metrics(f2) for name, f2 in f2s.items()}
+    splits |= {
+        f"{name}_without_recurring": split_metrics(f2, map=0.9)
+        for name, f2 in f2s.items()
+    }
+    one = write_run(tmp_path / "one", splits=splits)
+    assert last_split(read_run(one)) == "test"
+    (row,) = rows_of(one)
+    assert list(row)[1:5] == [
+        "F2 validation without recurring",
+        "F2 validation",
+        "F2 test without recurring",
+        "F2 test",
+    ]
+    assert row["mAP"] == "0.4321"
 
 
 def test_a_split_that_only_some_runs_have_is_a_column(tmp_path):
@@ -345,6 +367,19 @@ def test_an_edited_file_is_refused(tmp_path, name):
     (workdir / name).write_text(text.replace("3", "4"))
     with pytest.raises(InputError, match=f"{name} is (missing or )?damaged.*evaluate"):
         read_run(workdir)
+
+
+def test_fields_that_do_not_change_a_result_may_differ_since_the_evaluation(tmp_path):
+    stages = [{"name": "last", "terms": {"bce": 1.0}, "num_steps": 3}]
+    config = Config.resolve({"stages": stages})
+    fields, config_hash = config.to_dict(), config.content_hash()
+    path = write_run(tmp_path / "one", config=fields, config_hash=config_hash)
+    Workdir(path).claim(changed(config, data__directory="moved", log_every_steps=7))
+    assert read_run(path).config["data"]["directory"] == "moved"
+    other = changed(config, data__directory="moved", seed=9).to_dict()
+    (path / "config.json").write_text(json.dumps(other))
+    with pytest.raises(InputError, match=r"config.json is damaged.*evaluate"):
+        read_run(path)
 
 
 def test_a_history_may_have_grown_since_the_evaluation(tmp_path):

@@ -350,3 +350,30 @@ def test_arrays_that_cannot_be_fitted_are_refused(shape, changes, reason):
     probs = np.full((min(shape[0], 3), 4), 0.5, np.float32)
     with pytest.raises(InputError, match=reason):
         fit(probs, np.zeros(shape, bool), **changes)
+
+
+def test_arrays_of_one_dimension_are_refused():
+    probs, _, targets, _ = split(30, 1)
+    with pytest.raises(InputError, match=r"shape \(12,\).*\[image, class\]"):
+        fit(probs[0], targets[0])
+    decode = fit(probs, targets)
+    for wrong in (probs[0], probs[:, 1:]):
+        with pytest.raises(InputError, match=r"shape \(.*\[image, 12\]"):
+            decode(wrong)
+
+
+@pytest.mark.parametrize("number", [-0.1, 1.1, np.nan, np.inf])
+@pytest.mark.parametrize("array", [np.asarray, jnp.asarray])
+def test_numbers_that_are_no_probabilities_are_refused(number, array):
+    probs, _, targets, _ = split(30, 1)
+    decode = fit(probs, targets)
+    probs[7, 3] = number
+    with pytest.raises(InputError, match=r"outside \[0, 1\].*sigmoid"):
+        fit(array(probs), targets)
+    with pytest.raises(InputError, match=r"outside \[0, 1\].*sigmoid"):
+        decode(array(probs))
+
+
+def test_no_images_are_decoded_to_no_rows():
+    probs, _, targets, _ = split(30, 1)
+    assert fit(probs, targets)(probs[:0]).shape == (0, NUM_CLASSES)

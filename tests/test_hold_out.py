@@ -3,6 +3,7 @@
 import csv
 import json
 import shutil
+from dataclasses import replace
 from pathlib import Path
 
 import jax
@@ -60,6 +61,16 @@ def data(tmp_path_factory):
     small_layout.lines(files / "test_labels.csv", "image_id,labels", *truth)
     prepare(Layout.find(files), root / "data", num_workers=1)
     return root / "data"
+
+
+@pytest.fixture(scope="module")
+def swapped(data):
+    """The same images and labels; each image is of the other domain."""
+    files = shutil.copytree(data.parent / "files", data.parent / "swapped_files")
+    rows = [f"train{i:02d},{DOMAINS[1 - i % 2]}" for i in range(24)]
+    small_layout.lines(files / "train_meta.csv", "image_id,domain", *rows)
+    prepare(Layout.find(files), data.parent / "swapped", num_workers=1)
+    return data.parent / "swapped"
 
 
 def linear(*, num_classes, **_):
@@ -276,6 +287,79 @@ def test_runs_of_another_configuration_say_nothing_about_a_run(done, tmp_path):
         hold_out(copy, config=None, data_dir="", should_stop=never)
 
 
+def test_another_batch_size_is_no_other_configuration(done, tmp_path, capfd):
+    copy = Workdir(shutil.copytree(done.path, tmp_path / "copy"))
+    file = copy.held_out("asia").config_file
+    fields = json.loads(file.read_text())
+    file.write_text(json.dumps(fields | {"global_batch_size": 16}))
+    assert set(copy.held_out_metrics()) == set(DOMAINS)
+    hold_out(copy, config=None, data_dir="", should_stop=never)
+    assert capfd.readouterr().out.count("done before") == 2
+
+
+def test_a_run_on_another_dataset_is_refused_before_any_is_trained(
+    done, swapped, tmp_path, monkeypatch
+):
+    copy = Workdir(shutil.copytree(done.path, tmp_path / "copy"))
+    shutil.rmtree(copy.held_out("asia").path)
+    monkeypatch.delattr("jaxii.runs.hold_out.train")
+    words = r"eu%2Fwest .*another dataset .*with --data_dir, or remove that folder"
+    with pytest.raises(InputError, match=words):
+        hold_out(copy, config=None, data_dir=str(swapped), should_stop=never)
+    assert copy.config() == done.config()
+
+
+def test_figures_on_another_dataset_say_nothing_about_a_run(done, tmp_path, capfd):
+    copy = Workdir(shutil.copytree(done.path, tmp_path / "copy"))
+    path = copy.held_out("asia").path
+    found = metrics(copy.held_out("asia")) | {"data_hash": "other"}
+    (path / "metrics.json").write_text(json.dumps(found))
+    seal(path)
+    evaluate(copy, data_dir="", stage="", tune_on="")
+    text = capfd.readouterr().out
+    assert text.count(f"CAVEAT     {path} is left out") == 1
+    assert "(hash other)" in text
+    assert not {"estimates", "held_out"} & metrics(copy).keys()
+    with pytest.raises(InputError, match=r"asia, eu/west of its dataset .*hold_out"):
+        evaluate(copy, data_dir="", stage="", tune_on="held_out")
+
+
+def test_a_run_whose_evaluation_was_interrupted_is_left_out(done, tmp_path, capfd):
+    copy = Workdir(shutil.copytree(done.path, tmp_path / "copy"))
+    path = copy.held_out("asia").path
+    (path / "evaluation.json").unlink()
+    caveat = f"CAVEAT     {path} is left out"
+    fix = f"evaluate --workdir={path}"
+
+    evaluate(copy, data_dir="", stage="", tune_on="")
+    text = capfd.readouterr().out
+    assert (text.count(caveat), text.count(fix)) == (1, 1)
+    assert "estimates" not in metrics(copy)
+
+    rows, _ = listed(copy, tmp_path)
+    assert {row["domain"] for row in rows if row["split"] == "held_out"} == {"eu/west"}
+    text = capfd.readouterr().out
+    assert (text.count(caveat), text.count(fix)) == (1, 1)
+
+    evaluate(Workdir(path), data_dir="", stage="", tune_on="")
+    assert set(copy.held_out_metrics()) == set(DOMAINS)
+
+
+def test_folds_do_not_need_the_runs_of_the_domains(done, tmp_path, capfd):
+    copy = Workdir(shutil.copytree(done.path, tmp_path / "copy"))
+    asia = copy.held_out("asia")
+    for fold in ("fold 1 of 2", "fold 2 of 2"):
+        run = Workdir(shutil.copytree(asia.path, copy.held_out(fold).path))
+        fields = json.loads(run.config_file.read_text())
+        fields["data"]["held_out_domain"] = fold
+        run.config_file.write_text(json.dumps(fields))
+    asia.result_file("evaluation.json").unlink()
+    hold_out(copy, config=None, data_dir="", should_stop=never, folds=2)
+    text = capfd.readouterr().out
+    assert text.count("done before") == 2
+    assert "suspects --workdir=" in text
+
+
 def test_figures_of_another_moment_are_made_again(done, tmp_path, monkeypatch):
     copy = Workdir(shutil.copytree(done.path, tmp_path / "copy"))
     file = copy.held_out("asia").result_file("metrics.json")
@@ -306,6 +390,31 @@ def test_folds_hold_out_every_image_once_and_estimate_no_shift(done, tmp_path, c
     evaluate(copy, data_dir="", stage="", tune_on="held_out")
     estimates = metrics(copy, "metrics_tuned_on_held_out.json")["estimates"]
     assert set(estimates["held_out_domains"]["domains"]) == set(DOMAINS)
+
+
+def test_copies_among_the_images_of_the_fit_are_named(done, tmp_path, capfd):
+    copy = Workdir(shutil.copytree(done.path, tmp_path / "copy"))
+    file = copy.held_out("asia").result_file("metrics.json")
+    record = json.loads(file.read_text())
+    record["recurring"] = {"held_out": 5, "validation": 0}
+    file.write_text(json.dumps(record))
+    seal(file.parent)
+    evaluate(copy, data_dir="", stage="", tune_on="held_out")
+    assert "CAVEAT     5 images of asia are near copies" in capfd.readouterr().out
+
+
+def test_groups_that_a_domain_divides_are_named_without_a_search(data, tmp_path, capfd):
+    files = shutil.copytree(data.parent / "files", tmp_path / "files")
+    rows = [
+        f"train{i:02d},{i // 2 if i < 8 else i},{DOMAINS[i % 2]}" for i in range(24)
+    ]
+    small_layout.lines(files / "train_meta.csv", "image_id,group,domain", *rows)
+    for choice, named in (("ignore", True), ("keep", False)):
+        prepare(Layout.find(files), tmp_path / choice, near_copies=choice)
+        config = make_config(tmp_path / choice, held_out_domain="asia")
+        train(config, Workdir(tmp_path / f"run_{choice}"), never)
+        text = capfd.readouterr().out
+        assert ("images of held_out have the group of a training" in text) == named
 
 
 def listed(workdir, folder, top=1000):
@@ -351,6 +460,32 @@ def test_without_hold_out_suspects_are_those_of_validation(done, tmp_path, capfd
     assert f"predicted {len(image_ids)} of 24" in text
     assert "hold_out --workdir" in text and "--folds=4" in text
     assert "clean" in page
+
+
+def test_suspects_among_images_that_were_trained_on_replace_no_list(
+    done, swapped, tmp_path, monkeypatch
+):
+    monkeypatch.delattr("jaxii.runs.suspects.predict_split")
+    (tmp_path / "suspects.csv").write_text("before")
+    with pytest.raises(InputError, match=r"was trained on .*images of split held_out"):
+        suspects(
+            done,
+            data_dir=str(swapped),
+            output=tmp_path / "suspects.csv",
+            sheet=tmp_path / "suspects.html",
+            top=3,
+        )
+    assert (tmp_path / "suspects.csv").read_text() == "before"
+
+
+def test_a_configuration_that_trains_on_tuning_cannot_hold_out(data, tmp_path):
+    config = make_config(data)
+    stage = replace(config.stages[0], name="adapted", split="tuning")
+    config = replace(config, stages=(*config.stages, stage))
+    workdir = Workdir(tmp_path / "run")
+    with pytest.raises(InputError, match=r"adapted trains on .*tuning.*hold_out"):
+        hold_out(workdir, config=config, data_dir="", should_stop=never)
+    assert not workdir.path.exists()
 
 
 def test_a_configuration_that_holds_a_domain_out_cannot_hold_out_in_turn(

@@ -369,8 +369,9 @@ def fit(
       where the label is predicted; at least one label per image.
 
     Raises:
-      InputError: If the decoder is unknown or does not maximise F-beta of this beta, or
-        the arrays are empty or differ in shape.
+      InputError: If the decoder is unknown or does not maximise F-beta of this beta,
+        the arrays are empty or differ in shape, or a number is outside [0, 1]. The
+        returned function checks its numbers, too.
     """
     names = tuple(name for name in NAMES if name != "embedding")
     if decoder not in names:
@@ -379,18 +380,38 @@ def fit(
         raise InputError(
             f"expected_f2 maximises F2 and beta={beta}; use beta=2 or another decoder."
         )
-    if probs.shape != targets.shape or not probs.size:
+    if probs.ndim != 2 or probs.shape != targets.shape or not probs.size:
         raise InputError(
             f"probs of shape {probs.shape} and targets of shape {targets.shape}; give "
             "two arrays of the same shape [image, class] with at least one image."
         )
+    num_classes = probs.shape[1]
+    _check_probs(np.asarray(probs), num_classes)
     acc = sums_of(probs, targets, beta)
     fitted = fit_decoders(acc, choose(acc), label_embeddings=None)
 
     def decode(probs: np.ndarray | jax.Array) -> np.ndarray:
-        return fitted.decisions([decoder], np.asarray(probs), None)[decoder]
+        given = np.asarray(probs)
+        _check_probs(given, num_classes)
+        return fitted.decisions([decoder], given, None)[decoder]
 
     return decode
+
+
+def _check_probs(probs: np.ndarray, num_classes: int) -> None:
+    """Raises InputError if an array is not [image, class] of probabilities."""
+    if probs.ndim != 2 or probs.shape[1] != num_classes:
+        raise InputError(
+            f"probs of shape {probs.shape}; give an array [image, {num_classes}], with "
+            "the classes of the fit."
+        )
+    # NaN fails both comparisons.
+    outside = probs[~((probs >= 0.0) & (probs <= 1.0))]
+    if outside.size:
+        raise InputError(
+            f"probs has {outside.size} numbers outside [0, 1], such as {outside[0]}; "
+            "give probabilities: apply a sigmoid to logits."
+        )
 
 
 def sums_of(

@@ -11,6 +11,7 @@ from dataclasses import replace
 from jaxii.config import Config
 from jaxii.console import say
 from jaxii.data.dataset import check_domains, fold_names
+from jaxii.data.prepared import Data
 from jaxii.distributed import processes
 from jaxii.errors import InputError
 from jaxii.evaluation import domain_shift
@@ -41,15 +42,11 @@ def hold_out(
       verify: Whether to hash every byte of the data first.
 
     Raises:
-      InputError: If there is nothing to hold out, or the folder has runs of another
-        configuration.
+      InputError: If there is nothing to hold out, the configuration trains on tuning
+        labels, or the folder has runs of another configuration or dataset.
     """
     config = (workdir.config() if config is None else config).moved(data_dir)
-    if config.data.held_out_domain:
-        raise InputError(
-            f"config.data.held_out_domain={config.data.held_out_domain!r} is given and "
-            "hold_out sets it to each part in turn; leave it empty."
-        )
+    _check(config)
     assembly.check_before_data(config)
     data = assembly.open_data(config, verify=verify)
     if not folds:
@@ -57,42 +54,83 @@ def hold_out(
     parts = fold_names(folds) if folds else data.domains
     workdir.check_labels(data.vocabulary)
     workdir.check(config)
+    runs = {part: workdir.held_out(part) for part in parts}
+    configs = {
+        part: replace(config, data=replace(config.data, held_out_domain=part))
+        for part in parts
+    }
+    # All are checked before any is trained.
+    done = {
+        part
+        for part in parts
+        if _is_done(runs[part], configs[part], data, is_domain=not folds)
+    }
     if processes.is_lead():
         workdir.claim_labels(data.vocabulary)
         workdir.claim(config)
     for number, part in enumerate(parts, 1):
-        run = workdir.held_out(part)
-        without = replace(config, data=replace(config.data, held_out_domain=part))
-        done = _is_done(run, without, is_domain=not folds)
         say(
-            f"held out  {part} ({number} of {len(parts)}): {run.path}"
-            f"{', done before' if done else ''}"
+            f"held out  {part} ({number} of {len(parts)}): {runs[part].path}"
+            f"{', done before' if part in done else ''}"
         )
-        if not done:
-            train(without, run, should_stop)
-    found = workdir.held_out_metrics()
-    for line in domain_shift.table({part: found[part] for part in parts}):
+        if part not in done:
+            train(configs[part], runs[part], should_stop)
+    for line in domain_shift.table({part: runs[part].metrics() for part in parts}):
         say(line)
+    say(_next_command(workdir, folds))
+
+
+def _next_command(workdir: Workdir, folds: int) -> str:
     if folds:
-        say(f"`suspects --workdir={workdir.path}` lists labels that may be wrong")
-    else:
-        say(
-            f"`evaluate --workdir={workdir.path} --tune_on=held_out` fits all decoders "
-            "on these domains"
+        return f"`suspects --workdir={workdir.path}` lists labels that may be wrong"
+    return (
+        f"`evaluate --workdir={workdir.path} --tune_on=held_out` fits all decoders on "
+        "these domains"
+    )
+
+
+def _check(config: Config) -> None:
+    """Checks that parts of the training data can be held out of a configuration.
+
+    Raises:
+      InputError: If it holds out a domain itself, or a stage trains on tuning.
+    """
+    if config.data.held_out_domain:
+        raise InputError(
+            f"config.data.held_out_domain={config.data.held_out_domain!r} is given and "
+            "hold_out sets it to each part in turn; leave it empty."
         )
+    for stage in config.stages:
+        if stage.split == "tuning":
+            raise InputError(
+                f"stage {stage.name} trains on the split tuning, and hold_out measures "
+                "without labels of the target domain; give hold_out a configuration "
+                "without such stages, and a --workdir of its own."
+            )
 
 
-def _is_done(run: Workdir, config: Config, *, is_domain: bool) -> bool:
-    """Returns whether a run has finished and its figures are of its best checkpoint."""
+def _is_done(run: Workdir, config: Config, data: Data, *, is_domain: bool) -> bool:
+    """Returns whether a run has finished and its figures are of its best checkpoint.
+
+    Raises:
+      InputError: If the run has another configuration or dataset.
+    """
     # Predictions for folds are not saved, as decoders are fitted on domains only.
     files = ("metrics.json", FILE) if is_domain else ("metrics.json",)
     if not all(run.result_file(name).exists() for name in files):
         return False
-    run.check(config)
+    # A finished run stays as it is if the run on all data changed its batch size.
+    run.check(config, change_batch_size=True)
     try:
         metrics, last = run.metrics(), config.stages[-1].name
     except InputError:  # its evaluation was interrupted, or is damaged
         return False
+    if metrics.data_hash != data.content_hash:
+        raise InputError(
+            f"{run.path} is of another dataset (hash {metrics.data_hash}) than that of "
+            f"{data.directory} (hash {data.content_hash}); give the dataset it was "
+            "trained on with --data_dir, or remove that folder to train it again."
+        )
     checkpoints = Checkpoints(
         run.path, [last], run.vocabulary().content_hash(), read_only=True
     )

@@ -349,8 +349,12 @@ class Run(AbstractContextManager["Run"]):
         answers = self._answers(
             images, decode_nothing, lambda pixels: (compute(pixels), None)
         )
-        rows = np.array([given.probs for given in answers], np.float32)
-        return rows.reshape(len(answers), -1)
+        if not answers:
+            side = self.config.data.image_size_pixels
+            shape = self.mesh.size, side, side, 3
+            features = jax.eval_shape(compute, jax.ShapeDtypeStruct(shape, np.uint8))
+            return np.zeros((0, features.shape[1]), np.float32)
+        return np.array([given.probs for given in answers], np.float32)
 
     @cached_property
     def _model(self) -> Model:
@@ -562,15 +566,28 @@ class Run(AbstractContextManager["Run"]):
             saved=saved,
         )
 
-    def held_out_metrics(self) -> dict[str, EvaluationResult]:
+    def held_out_metrics(
+        self, warn: Callable[[str], None] = lambda text: None
+    ) -> dict[str, EvaluationResult]:
         """Returns domain -> figures, at this stage, of the run that held it out.
 
-        Empty unless every domain was held out, because the mean over some domains
-        estimates something else than the mean over all.
+        Empty unless every domain of this run's dataset was held out, because the mean
+        over some domains estimates something else than the mean over all.
+
+        Args:
+          warn: Called with a line for each run that is left out.
         """
-        found = {
-            domain: metrics
-            for domain, metrics in self.workdir.held_out_metrics().items()
-            if metrics.stage == self.saved.stage and domain in self.data.domains
-        }
+        data_hash = self.checkpoints.metadata(self.saved).data_hash
+        found: dict[str, EvaluationResult] = {}
+        for domain, metrics in self.workdir.held_out_metrics(warn).items():
+            if metrics.stage != self.saved.stage or domain not in self.data.domains:
+                continue
+            if metrics.data_hash == data_hash:
+                found[domain] = metrics
+            else:
+                warn(
+                    f"CAVEAT     {self.workdir.held_out(domain).path} is left out: it "
+                    f"is of another dataset (hash {metrics.data_hash}) than "
+                    f"{self.name} (hash {data_hash})"
+                )
         return found if set(found) == set(self.data.domains) else {}

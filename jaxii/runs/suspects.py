@@ -47,12 +47,17 @@ def suspects(
       top: Largest number of labels to write.
 
     Raises:
-      InputError: If nothing has been trained, or the data has other labels.
+      InputError: If nothing has been trained, the data has other labels, or a run was
+        trained on images that it would predict.
     """
     with ExitStack() as opened:
         runs = [opened.enter_context(run) for run in _open(workdir, data_dir)]
         # Folds come first, because a domain not trained on is harder to predict.
         runs.sort(key=lambda run: run.config.data.held_out_domain in run.data.domains)
+        # Raises an error, before any prediction, if a run was trained on these images.
+        provenance = reduce(
+            Provenance.union, (run.provenance_on(run.data) for run in runs)
+        )
         parts = list(_predict(runs))
         found = ranking.rank(
             np.concatenate([part.found.probs for part in parts]),
@@ -66,6 +71,7 @@ def suspects(
                 runs,
                 output=output,
                 sheet=sheet,
+                provenance=provenance,
                 num_found=len(found),
             )
     data = runs[0].data
@@ -88,7 +94,7 @@ def suspects(
 def _open(workdir: Workdir, data_dir: str) -> Iterator[Run]:
     """Yields the runs that held out a part, or the run itself if there are none."""
     label_hash = workdir.vocabulary().content_hash()
-    for part in workdir.held_out_metrics() or ("",):
+    for part in workdir.held_out_metrics(say) or ("",):
         path = workdir.held_out(part).path if part else workdir.path
         yield Run.open(path, data_dir=data_dir, label_hash=label_hash)
 
@@ -134,6 +140,7 @@ def _write(
     *,
     output: AnyPath,
     sheet: AnyPath,
+    provenance: Provenance,
     num_found: int,
 ) -> None:
     """Writes the CSV file and the contact sheet."""
@@ -165,9 +172,7 @@ def _write(
         [shown(image) for image in dict.fromkeys(found.rows.tolist())],
         title=runs[0].data.directory.name,
         run="; ".join(run.name for run in runs),
-        provenance=reduce(
-            Provenance.union, (run.provenance_on(run.data) for run in runs)
-        ),
+        provenance=provenance,
         num_found=num_found,
     )
     write_text(sheet, page)

@@ -57,12 +57,12 @@ def read(run: Run, *, pooled: bool) -> tuple[list[Predictions], HeldOut | None]:
 
     Returns:
       The predictions, empty unless `pooled`; and the measurements with such decoders,
-      None unless every domain was held out.
+      None unless every domain of the run's dataset was held out.
 
     Raises:
       InputError: If `pooled` and a domain was not held out, or predictions are damaged.
     """
-    metrics = run.held_out_metrics()
+    metrics = run.held_out_metrics(say)
     found = [of_domain.held_out for of_domain in metrics.values()]
     known = [one for one in found if one is not None]
     record = reduce(HeldOut.union, known) if known and None not in found else None
@@ -73,7 +73,7 @@ def read(run: Run, *, pooled: bool) -> tuple[list[Predictions], HeldOut | None]:
     if record is None:
         raise InputError(
             f"{run.workdir.path} has not been trained without each of the domains "
-            f"{', '.join(run.data.domains)} and evaluated at its stage "
+            f"{', '.join(run.data.domains)} of its dataset and evaluated at its stage "
             f"{run.saved.stage}; run hold_out with the same --workdir first."
         )
     predictions = {name: run.workdir.held_out_predictions(name) for name in metrics}

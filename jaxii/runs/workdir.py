@@ -5,7 +5,7 @@ A run's folder belongs to one configuration and one vocabulary.
 
 import json
 import os
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, cast
@@ -159,25 +159,38 @@ class Workdir:
         """Returns the path of a result on a labelled set; see `run_files.read_sets`."""
         return self.path / SETS / _as_folder(set_name) / name
 
-    def held_out_metrics(self) -> dict[str, EvaluationResult]:
+    def held_out_metrics(
+        self, warn: Callable[[str], None] = lambda text: None
+    ) -> dict[str, EvaluationResult]:
         """Returns domain -> figures of the run that held it out, if evaluated.
 
+        A run is left out while it is evaluated, or if its evaluation was interrupted.
+
+        Args:
+          warn: Called with a line for each run that is left out.
+
         Raises:
-          InputError: If such a run differs from this run in more than the domain.
+          InputError: If such a run differs in more than the domain and batch size.
         """
         fields = self.config().to_dict()
         found: dict[str, EvaluationResult] = {}
         for file in sorted((self.path / "held_out").glob("*/metrics.json")):
             run = Workdir(file.parent)
             config = run.config()
-            differing = _differing(fields, config.to_dict(), HELD_OUT)
+            differing = _differing(fields, config.to_dict(), HELD_OUT, *BATCH_SIZE)
             if differing:
                 raise InputError(
                     f"{run.path} has another configuration than {self.path} "
                     f"({differing}), so that it says nothing about it; remove that "
                     "folder, and run hold_out again."
                 )
-            found[config.data.held_out_domain] = run.metrics()
+            try:
+                found[config.data.held_out_domain] = run.metrics()
+            except InputError:
+                warn(
+                    f"CAVEAT     {run.path} is left out: its evaluation is incomplete "
+                    f"or damaged; evaluate --workdir={run.path} repeats it"
+                )
         return found
 
     def held_out_predictions(self, domain: str) -> Predictions:
