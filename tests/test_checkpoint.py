@@ -11,6 +11,7 @@ import numpy as np
 import optax
 import orbax.checkpoint as ocp
 import pytest
+from etils import epath
 from small_runs import metadata_of
 
 from jaxii import manifest
@@ -245,6 +246,17 @@ def test_a_failed_save_is_noticed_without_waiting_and_leaves_the_others(
     assert sorted(path.name for path in folder.iterdir()) == ["4", "6"]
 
 
+def test_a_partial_checkpoint_in_a_bucket_is_not_called_complete(tmp_path, monkeypatch):
+    # A local folder that is read like a bucket's, where saves are not renamed.
+    monkeypatch.setattr("jaxii.train.checkpoint.at", epath.Path)
+    for step in ("4", "8"):
+        (tmp_path / step).mkdir()
+    (tmp_path / "4" / "commit_success.txt").touch()
+    failure = FailedSave(epath.Path(tmp_path), 8, OSError(28, "No space left"))
+    assert failure.last == 4
+    assert "goes on from step 4, which is complete" in str(failure)
+
+
 def test_checkpoints_of_other_labels_are_refused(checkpoints, tmp_path):
     checkpoints.save(metadata_of(saved(4)), make_state())
     checkpoints.wait()
@@ -313,6 +325,36 @@ def test_the_average_is_what_is_evaluated():
     model = {"params": 1, "average_params": 2, "batch_stats": 3}
     assert evaluated_params(model) == 2
     assert evaluated_params({"params": 1, "batch_stats": 3}) == 1
+
+
+@pytest.mark.parametrize(
+    "read",
+    [
+        lambda reader, best: reader.restore_model(best, replicated(make_mesh())),
+        lambda reader, best: reader.restore_state(
+            best, like(make_state(), make_mesh())
+        ),
+        lambda reader, best: reader.model_shapes(best),
+        lambda reader, best: reader.metadata(best),
+    ],
+    ids=["restore_model", "restore_state", "model_shapes", "metadata"],
+)
+@pytest.mark.parametrize("verified", [False, True])
+def test_a_checkpoint_that_was_replaced_while_it_is_read_is_not_called_damaged(
+    checkpoints, tmp_path, read, verified
+):
+    checkpoints.save(metadata_of(saved(4, 0.6)), make_state())
+    checkpoints.wait()
+    reader = opened(tmp_path)
+    best = reader.best_of()
+    if verified:
+        reader.restore_state(best, like(make_state(), make_mesh()))
+    checkpoints.save(metadata_of(saved(6, 0.8)), make_state())
+    checkpoints.wait()
+    words = "step 4 of stage first .*was replaced by a newer checkpoint.*run it again"
+    with pytest.raises(InputError, match=words):
+        read(reader, best)
+    reader.close()
 
 
 # Damage.

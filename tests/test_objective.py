@@ -1,5 +1,8 @@
 """Sparse labels to targets, who counts in which term, terms that cannot be."""
 
+import inspect
+import math
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -233,17 +236,18 @@ def test_weights_move_with_the_step_inside_one_compiled_program():
 
 
 @pytest.mark.parametrize(
-    ("name", "parameter", "last", "others"),
+    ("name", "parameter", "first", "last", "others"),
     [
-        ("focal", "gamma", 2.0, {"alpha": None}),
-        ("asl", "gamma_pos", 2.0, {}),
-        ("asl", "gamma_neg", 4.0, {}),
-        ("asl", "clip", 0.1, {}),
-        ("soft_f", "beta", 2.0, {}),
+        ("focal", "gamma", 0.0, 2.0, {"alpha": None}),
+        ("focal", "alpha", 0.0, 1.0, {}),
+        ("asl", "gamma_pos", 0.0, 2.0, {}),
+        ("asl", "gamma_neg", 0.0, 4.0, {}),
+        ("asl", "clip", 0.0, 0.1, {}),
+        ("soft_f", "beta", 1.0, 2.0, {}),
     ],
 )
-def test_a_parameter_of_a_loss_may_move_too(name, parameter, last, others):
-    moving = {parameter: ((0.0, 0.0), (1.0, last)), **others}
+def test_a_parameter_of_a_loss_may_move_too(name, parameter, first, last, others):
+    moving = {parameter: ((0.0, first), (1.0, last)), **others}
     objective = objective_of({name: moving})
     targets, known = objective.targets(*sparse([(1, 1.0)]))
     logits = jnp.full(targets.shape, 0.3, jnp.float32)
@@ -259,7 +263,7 @@ def test_a_parameter_of_a_loss_may_move_too(name, parameter, last, others):
             stage_step=stage_step,
         )
 
-    for number, value in ((0, 0.0), (50, last / 2), (100, last)):
+    for number, value in ((0, first), (50, (first + last) / 2), (100, last)):
         expected = losses.LOSSES[name](
             logits, targets, known, **{parameter: value}, **others
         )
@@ -295,6 +299,57 @@ def test_a_term_given_as_a_dict_has_weight_one_by_default():
 def test_a_term_that_cannot_be_is_refused(terms, words):
     with pytest.raises(InputError, match=words):
         objective_of(terms)
+
+
+@pytest.mark.parametrize("pairs", [False, True])
+@pytest.mark.parametrize(
+    ("name", "parameter", "value", "allowed"),
+    [
+        ("focal", "gamma", -2.0, "finite and at least 0"),
+        ("focal", "gamma", math.nan, "finite and at least 0"),
+        ("focal", "alpha", 2.0, "from 0 to 1, or None"),
+        ("asl", "gamma_pos", math.inf, "finite and at least 0"),
+        ("asl", "gamma_neg", -1.0, "finite and at least 0"),
+        ("asl", "clip", 5, "at least 0 and below 1"),
+        ("asl", "clip", 1.0, "at least 0 and below 1"),
+        ("soft_f", "beta", 0.0, "finite and above 0"),
+    ],
+)
+def test_a_parameter_outside_its_range_is_refused(
+    name, parameter, value, allowed, pairs
+):
+    given = ((0.0, 0.5), (1.0, value)) if pairs else value
+    words = f"{parameter} of term '{name}': value {value}.*{allowed}"
+    with pytest.raises(InputError, match=words):
+        objective_of({name: {parameter: given}})
+
+
+@pytest.mark.parametrize(
+    ("name", "parameter"),
+    [
+        ("focal", "gamma"),
+        ("asl", "gamma_pos"),
+        ("asl", "gamma_neg"),
+        ("asl", "clip"),
+        ("soft_f", "beta"),
+    ],
+)
+@pytest.mark.parametrize("value", [None, True])
+def test_a_parameter_that_is_no_number_is_refused(name, parameter, value):
+    words = f"{parameter} of term '{name}'={value}; a number or"
+    with pytest.raises(InputError, match=words):
+        objective_of({name: {parameter: value}})
+
+
+@pytest.mark.parametrize("name", losses.LOSSES)
+def test_the_defaults_of_a_loss_are_in_range(name):
+    defaults = {
+        parameter.name: parameter.default
+        for parameter in inspect.signature(losses.LOSSES[name]).parameters.values()
+        if parameter.kind is parameter.KEYWORD_ONLY
+    }
+    (term,) = objective_of({name: defaults}).terms
+    assert term.params == defaults
 
 
 def test_another_use_of_unknown_classes_is_refused():

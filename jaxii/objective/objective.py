@@ -6,8 +6,10 @@ the sum of its example weights over the global batch, differentiates and updates
 """
 
 import inspect
-from collections.abc import Mapping
+import math
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+from numbers import Real
 from typing import cast
 
 import jax.numpy as jnp
@@ -19,6 +21,19 @@ from jaxii.objective.schedule import Schedule, is_constant_zero, make_schedule
 
 EMBEDDING = "embedding"
 UNKNOWN = ("negative", "ignored")
+
+# Allowed values, in words and as a test that NaN fails.
+_Range = tuple[str, Callable[[float], bool]]
+_AT_LEAST_0: _Range = ("finite and at least 0", lambda x: 0.0 <= x < math.inf)
+# Parameter of a loss -> its range.
+_RANGES: Mapping[str, _Range] = {
+    "gamma": _AT_LEAST_0,
+    "alpha": ("from 0 to 1, or None", lambda x: 0.0 <= x <= 1.0),
+    "gamma_pos": _AT_LEAST_0,
+    "gamma_neg": _AT_LEAST_0,
+    "clip": ("a probability, at least 0 and below 1", lambda x: 0.0 <= x < 1.0),
+    "beta": ("finite and above 0", lambda x: 0.0 < x < math.inf),
+}
 
 
 def targets_from_labels(
@@ -157,14 +172,16 @@ def make_objective(
 
     Args:
       terms: Term name to its weight, or to a dict of `weight` and the loss's
-        parameters. A weight (and focal's gamma) is a number or (share of the stage,
-        value) pairs. A term whose weight is the constant 0 is not computed.
+        parameters. A weight or parameter is a number or (share of the stage, value)
+        pairs; focal's alpha may be None. A term whose weight is the constant 0 is not
+        computed.
       num_steps: Length of the stage in steps.
       num_classes: Number of classes.
       unknown: Treatment of classes that are not listed: "negative" or "ignored".
 
     Raises:
-      InputError: If a term, parameter or choice does not exist, or there is no term.
+      InputError: If a term, parameter or choice does not exist, a value is outside its
+        range, or there is no term.
     """
     allowed = (*losses.LOSSES, EMBEDDING)
     if unknown not in UNKNOWN:
@@ -215,23 +232,46 @@ def _make_term(name: str, spec: object, num_steps: int) -> Term | None:
                 f"term {name!r} has no parameter {key!r}; {nearest(key, own)}it takes "
                 f"{', '.join(('weight', *own))}."
             )
-    # Numbers and None (focal's alpha) stay constants; other values become schedules.
-    scheduled = {
-        key: value
-        if value is None or isinstance(value, int | float)
-        else make_schedule(value, num_steps, name=f"{key} of term {name!r}")
+    made = {
+        key: _make_parameter(
+            value, num_steps, name=f"{key} of term {name!r}", key=key, default=own[key]
+        )
         for key, value in params.items()
     }
     schedule = make_schedule(weight, num_steps, name=field)
-    return Term(name=name, weight=schedule, params=scheduled)
+    return Term(name=name, weight=schedule, params=made)
 
 
-def _parameters(name: str) -> tuple[str, ...]:
+def _make_parameter(
+    value: object, num_steps: int, *, name: str, key: str, default: float | None
+) -> Schedule | float | None:
+    """Returns numbers and None unchanged, and a schedule for other values.
+
+    None is allowed where it is the default.
+    """
+    if value is None and default is None:
+        return None
+    if isinstance(value, int | float) and not isinstance(value, bool):
+        made = value
+    else:
+        made = make_schedule(value, num_steps, name=name)
+    pairs = ((0.0, value),) if isinstance(value, Real) else value
+    allowed, is_allowed = _RANGES[key]
+    for _, number in cast("Sequence[tuple[float, float]]", pairs):
+        if not is_allowed(number):
+            raise InputError(
+                f"{name}: value {number}; {allowed}; the default is {default}."
+            )
+    return made
+
+
+def _parameters(name: str) -> dict[str, float | None]:
+    """Returns the parameters of a loss with their defaults."""
     if name == EMBEDDING:
-        return ()
+        return {}
     signature = inspect.signature(losses.LOSSES[name])
-    return tuple(
-        parameter.name
+    return {
+        parameter.name: parameter.default
         for parameter in signature.parameters.values()
         if parameter.kind is inspect.Parameter.KEYWORD_ONLY
-    )
+    }

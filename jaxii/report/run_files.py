@@ -9,7 +9,6 @@ from dataclasses import dataclass, replace
 from typing import Any
 
 from jaxii import manifest
-from jaxii.config import Config
 from jaxii.data.prepared import WITHOUT_RECURRING
 from jaxii.errors import InputError
 from jaxii.evaluation import by_label
@@ -76,15 +75,13 @@ def read_run(path: AnyPath) -> EvaluatedRun:
         raise InputError(
             f"{file} does not exist; run `train` and `evaluate` on this workdir first."
         )
-    listed = file.with_name(EVALUATION.replace(".", f"{variant}.", 1))
-    again = "run `evaluate` on this workdir again"
-    names = [file.name, of_labels.name]
-    check_evaluation(listed, names, grown=HISTORY, again=again)
+    check_evaluation(
+        file.with_name(EVALUATION.replace(".", f"{variant}.", 1)),
+        [file.name, of_labels.name, "config.json"],
+        grown=HISTORY,
+        again="run `evaluate` on this workdir again",
+    )
     metrics = read_result(EvaluationResult, file)
-    of_config = file.with_name("config.json")
-    # It is written again if the dataset moved, or another free field changed.
-    if not _has_hash(of_config, metrics.config_hash):
-        check_evaluation(listed, [of_config.name], again=again)
     found = {} if variant else read_sets(file.parent, metrics)
     constant, splits = dict(metrics.constant.f2), dict(metrics.splits)
     for measured in found.values():
@@ -96,21 +93,11 @@ def read_run(path: AnyPath) -> EvaluatedRun:
         metrics=replace(
             metrics, splits=splits, constant=replace(metrics.constant, f2=constant)
         ),
-        config=json.loads(of_config.read_text(encoding="utf-8")),
+        config=json.loads((file.parent / "config.json").read_text(encoding="utf-8")),
         history=read_history(file.parent / HISTORY),
         labels=by_label.load(of_labels) if of_labels.is_file() else None,
         sets={measured.name: measured for measured in found.values()},
     )
-
-
-def _has_hash(path: AnyPath, config_hash: str) -> bool:
-    """Returns whether a file holds a configuration of this content hash."""
-    try:
-        fields = json.loads(path.read_text(encoding="utf-8"))
-        is_object = isinstance(fields, dict)
-        return is_object and Config.resolve(fields).content_hash() == config_hash
-    except (OSError, ValueError, RecursionError, InputError):
-        return False
 
 
 def read_sets(workdir: AnyPath, metrics: EvaluationResult) -> dict[str, SetResult]:

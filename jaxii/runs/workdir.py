@@ -3,6 +3,7 @@
 A run's folder belongs to one configuration and one vocabulary.
 """
 
+import contextlib
 import json
 import os
 from collections.abc import Callable, Mapping, Sequence
@@ -22,6 +23,7 @@ from jaxii.evaluation.result import (
     EVALUATION,
     EvaluationResult,
     check_evaluation,
+    describe_again,
     read_result,
 )
 from jaxii.manifest import File, Manifest
@@ -207,12 +209,21 @@ class Workdir:
     def claim(self, config: Config, *, change_batch_size: bool = False) -> None:
         """Writes the configuration to the folder, after `check`.
 
+        Evaluations list the file by its hash; their lists are updated if only fields
+        changed that do not affect the result.
+
         Raises:
           InputError: As `check`, or if the folder cannot be created.
         """
         self.check(config, change_batch_size=change_batch_size)
         self._make_folder()
+        has_run = self.config_file.exists()
+        is_same = has_run and self.config().content_hash() == config.content_hash()
         write_json(self.config_file, config.to_dict())
+        for listed in self.path.glob("evaluation*.json") if is_same else ():
+            # A damaged list is reported when it is read.
+            with contextlib.suppress(InputError):
+                describe_again(listed, self.config_file)
 
     def check(self, config: Config, *, change_batch_size: bool = False) -> None:
         """Checks that the folder is new or of this configuration; writes nothing.

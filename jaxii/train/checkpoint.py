@@ -13,7 +13,7 @@ import os
 import re
 import sys
 import threading
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor, wait
 from dataclasses import asdict, dataclass, fields
 from pathlib import Path
@@ -41,7 +41,10 @@ class FailedSave(Exception):
     """
 
     def __init__(self, folder: epath.Path, step: int, error: Exception):
-        self.last = _last(folder)
+        self.last = None
+        # The folder may be unreadable too; errors of buckets are not OSErrors.
+        with contextlib.suppress(Exception):
+            self.last = max(_complete_steps(at(os.fspath(folder))), default=None)
         if self.last is None:
             rest = "starts the stage anew, which has no complete checkpoint yet"
         else:
@@ -196,8 +199,13 @@ class Checkpoints:
         return max(every, key=lambda saved: saved.step, default=None)
 
     def metadata(self, saved: Saved) -> CheckpointMetadata:
-        """Returns the metadata of a checkpoint."""
-        return self._metadata(saved.stage, saved.step)
+        """Returns the metadata of a checkpoint.
+
+        Raises:
+          InputError: If a running training replaced the checkpoint.
+        """
+        with self._reading(saved):
+            return self._metadata(saved.stage, saved.step)
 
     def save(self, metadata: CheckpointMetadata, state: TrainState) -> None:
         """Starts a save; the caller may donate the state's buffers afterwards.
@@ -239,17 +247,18 @@ class Checkpoints:
           like: Shape, dtype and sharding of every leaf.
 
         Raises:
-          InputError: If the checkpoint is damaged.
+          InputError: If the checkpoint is damaged, or a running training replaced it.
         """
-        self._verify(saved, ("model/", "training/"))
         model, training = split(like)
-        restored = self._manager(saved.stage).restore(
-            saved.step,
-            args=ocp.args.Composite(
-                model=ocp.args.StandardRestore(model),
-                training=ocp.args.StandardRestore(training),
-            ),
-        )
+        with self._reading(saved):
+            self._verify(saved, ("model/", "training/"))
+            restored = self._manager(saved.stage).restore(
+                saved.step,
+                args=ocp.args.Composite(
+                    model=ocp.args.StandardRestore(model),
+                    training=ocp.args.StandardRestore(training),
+                ),
+            )
         leaves = {**restored["model"], **restored["training"]}
         return TrainState(**{"average_params": None, **leaves})
 
@@ -259,19 +268,25 @@ class Checkpoints:
         The devices may differ from those that saved the model.
 
         Raises:
-          InputError: If the checkpoint is damaged.
+          InputError: If the checkpoint is damaged, or a running training replaced it.
         """
-        self._verify(saved, ("model/",))
-        like = self.model_shapes(saved, sharding)
-        return self._manager(saved.stage).restore(
-            saved.step, args=ocp.args.Composite(model=ocp.args.StandardRestore(like))
-        )["model"]
+        with self._reading(saved):
+            self._verify(saved, ("model/",))
+            like = ocp.args.StandardRestore(self.model_shapes(saved, sharding))
+            return self._manager(saved.stage).restore(
+                saved.step, args=ocp.args.Composite(model=like)
+            )["model"]
 
     def model_shapes(
         self, saved: Saved, sharding: Sharding | None = None
     ) -> dict[str, Tree]:
-        """Returns the shapes of `restore_model`, without reading the arrays."""
-        shapes = self._manager(saved.stage).item_metadata(saved.step)["model"]
+        """Returns the shapes of `restore_model`, without reading the arrays.
+
+        Raises:
+          InputError: If a running training replaced the checkpoint.
+        """
+        with self._reading(saved):
+            shapes = self._manager(saved.stage).item_metadata(saved.step)["model"]
         return jax.tree.map(
             lambda leaf: jax.ShapeDtypeStruct(
                 leaf.shape, leaf.dtype, sharding=sharding
@@ -371,6 +386,19 @@ class Checkpoints:
             raise error
         ocp.multihost.get_barrier_sync_fn()(key=key, timeout_ms=timeout_ms)
 
+    @contextlib.contextmanager
+    def _reading(self, saved: Saved) -> Iterator[None]:
+        """Explains errors in reading a checkpoint that has been replaced meanwhile."""
+        try:
+            yield
+        except Exception as error:
+            if saved.step in self._steps(saved.stage):
+                raise
+            raise InputError(
+                f"step {saved.step} of stage {saved.stage} in {self.directory} was "
+                "replaced by a newer checkpoint while this command ran; run it again."
+            ) from error
+
     def _verify(self, saved: Saved, parts: tuple[str, ...]) -> None:
         """Checks every byte of the given parts of a checkpoint, once per part."""
         keys = {(saved.stage, saved.step, part) for part in parts} - self._verified
@@ -385,6 +413,9 @@ class Checkpoints:
         try:
             _check(folder, parts, fix="")
         except InputError:
+            if step not in self._steps(name):
+                # A running training has just replaced the checkpoint.
+                raise
             # Finding the fix reads the other checkpoints.
             _check(folder, parts, fix=self._fix(name, step))
 
@@ -413,14 +444,7 @@ class Checkpoints:
 
     def _steps(self, name: str) -> list[int]:
         """Returns the steps of a stage's complete checkpoints, intact or damaged."""
-        folder = at(os.fspath(self.directory / name))
-        if not folder.is_dir():
-            return []
-        steps = sorted(int(n) for n in names_in(folder) if n.isdecimal())
-        if isinstance(folder, Path):
-            return steps
-        # A bucket cannot rename: Orbax marks complete checkpoints.
-        return [s for s in steps if (folder / str(s) / "commit_success.txt").exists()]
+        return _complete_steps(at(os.fspath(self.directory / name)))
 
     def _metadata(self, name: str, step: int) -> CheckpointMetadata:
         # All processes would have to call Orbax's restore together.
@@ -469,10 +493,15 @@ def evaluated_params(model: Mapping[str, Tree]) -> Tree:
     return model["params"] if average is None else average
 
 
-def _last(folder: epath.Path) -> int | None:
-    with contextlib.suppress(OSError):
-        steps = [int(path.name) for path in folder.iterdir() if path.name.isdigit()]
-        return max(steps, default=None)
+def _complete_steps(folder: AnyPath) -> list[int]:
+    """Returns the steps of the complete checkpoints in a stage's folder."""
+    if not folder.is_dir():
+        return []
+    steps = sorted(int(n) for n in names_in(folder) if n.isdecimal())
+    if isinstance(folder, Path):
+        return steps
+    # A bucket cannot rename: Orbax marks complete checkpoints.
+    return [s for s in steps if (folder / str(s) / "commit_success.txt").exists()]
 
 
 def _reason(error: Exception) -> str:
