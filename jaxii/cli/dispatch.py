@@ -133,8 +133,10 @@ def main(argv: list[str]) -> int:
         code, text = _failure(error, flags.place if flags is not None else None)
     place = flags.place if flags is not None else None
     if text:
-        is_other = code == MISUSED and place is not None and place.index > 0
-        who = f"process {place.index} of {place.count}: " if is_other else ""
+        who = ""
+        # Other messages name the process themselves.
+        if code == MISUSED and place is not None and place.index > 0:
+            who = f"process {place.index} of {place.count}: "
         write_line(f"jaxii: {who}{' '.join(text.split())}", sys.stderr)
     if place is not None:
         from jaxii.distributed import processes
