@@ -331,3 +331,13 @@ def file_to_write(flags: Flags, name: str, kind: str) -> AnyPath | None:
             f"--{name}={path} is a folder; give the name of a file for the {kind}."
         )
     return path
+
+
+def check_two_files(output: AnyPath | None, sheet: AnyPath | None) -> None:
+    """Checks that --output and --sheet, if both are written, are different files.
+
+    Raises:
+      InputError: If they are one file.
+    """
+    if output is not None and output == sheet:
+        raise InputError(f"--output and --sheet are both {sheet}; name two files.")

@@ -3,6 +3,7 @@
 from jaxii.cli.flags import (
     DECODERS,
     Flags,
+    check_two_files,
     declare_inference,
     existing,
     file_to_write,
@@ -112,8 +113,7 @@ def run(flags: Flags) -> None:
             f"--output={output} ends in neither of {', '.join(OUTPUTS)}; its ending "
             "says what is written: a submission, or JSON lines with scores."
         )
-    if output is not None and output == sheet:
-        raise InputError(f"--output and --sheet are both {sheet}; name two files.")
+    check_two_files(output, sheet)
     start_jax(flags)
     from jaxii.runs.predict import Request, predict
     from jaxii.runs.workdir import Workdir

@@ -1,8 +1,13 @@
 """`suspects`: lists labels of the training data that may be wrong or missing."""
 
-from jaxii.cli.flags import Flags, declare_data_dir, existing, file_to_write
+from jaxii.cli.flags import (
+    Flags,
+    check_two_files,
+    declare_data_dir,
+    existing,
+    file_to_write,
+)
 from jaxii.cli.start import declare_processes, start_jax
-from jaxii.errors import InputError
 
 HELP = """\
 Lists labels of training images that are likely wrong or missing, the most likely first,
@@ -48,8 +53,7 @@ def run(flags: Flags) -> None:
     workdir = existing(flags, "workdir")
     output = file_to_write(flags, "output", "labels") or workdir / "suspects.csv"
     sheet = file_to_write(flags, "sheet", "images") or workdir / "suspects.html"
-    if output == sheet:
-        raise InputError(f"--output and --sheet are both {sheet}; name two files.")
+    check_two_files(output, sheet)
     start_jax(flags)
     from jaxii.runs.suspects import suspects
     from jaxii.runs.workdir import Workdir
