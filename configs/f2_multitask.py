@@ -1,16 +1,18 @@
-"""The recipe: two tasks, then the pure classifier.
+"""The default recipe: a multitask stage, then the classifier alone.
 
   python -m jaxii.main --config configs/f2_multitask.py
-  python -m jaxii.main --config configs/f2_multitask.py:emoji --data_dir=D
+  python -m jaxii.main --config configs/f2_multitask.py:emoji --data_dir=DIR
 
-and likewise `:inclusive_images`, `:inclusive_images_pod` and `:open_images_v4`.
+Other presets: `:inclusive_images`, `:inclusive_images_pod` and `:open_images_v4`.
 
-The first draws its data; prepare that of the others once (`prepare --help`).
+The first command generates its dataset; prepare the other datasets first (see
+`prepare --help`).
 
-`emoji` is the recipe that `new` writes for small data. In the others, stage `multitask`
-starts with cross-entropy, moves to focal loss between 20 % and 40 % of its steps and
-adds the metric, softened, between 40 % and 60 %, with the label embedding beside it;
-stage `classifier` drops the embedding head and fine-tunes at a tenth of the rate.
+`emoji` is the recipe that `new` writes for small data. In the other presets, the stage
+`multitask` starts with cross-entropy, moves to focal loss between 20 % and 40 % of its
+steps and adds soft F2 between 40 % and 60 %; it also trains the label embedding. The
+stage `classifier` drops the embedding head and fine-tunes at a tenth of the learning
+rate.
 """
 
 from jaxii.config import default_config
@@ -30,8 +32,8 @@ def get_config(dataset="toy_regions"):
     """Returns the recipe for a dataset, one of `PRESETS`."""
     if dataset not in PRESETS:
         raise ValueError(
-            f"configs/f2_multitask.py:{dataset}; {nearest(dataset, PRESETS)}use one of "
-            f"{', '.join(PRESETS)}."
+            f"configs/f2_multitask.py:{dataset}; there is no such preset; "
+            f"{nearest(dataset, PRESETS)}use one of {', '.join(PRESETS)}."
         )
     config = default_config()
     if dataset == "toy_regions":
@@ -74,7 +76,7 @@ def get_config(dataset="toy_regions"):
 
 
 def _stock(config):
-    # The recipe that `new` writes for small data, for 30 minutes on two cores.
+    # The recipe that `new` writes for small data and 30 minutes on two cores.
     config.data.dataset = "kaggle"
     epochs = 40.0
     for choice in (*SMALL, *mixing(epochs)):
@@ -86,9 +88,9 @@ def _stock(config):
 
 def _large_batch(config):
     config.global_batch_size = 8192
-    # From papers, not from a run. LAMB for cross-entropy a label: Wightman et al. 2021
-    # (ResNet strikes back, table 2, A2), 0.005 at a batch of 2048; in proportion to the
-    # root of the batch, as LAMB's authors have it (You et al. 2020, section 4).
+    # Values from papers, not measured here. LAMB with binary cross-entropy: 0.005 at
+    # batch size 2048 (Wightman et al. 2021, ResNet strikes back, table 2, A2), scaled
+    # by the square root of the batch size (You et al. 2020, LAMB, section 4).
     config.optimizer.name = "lamb"
     config.optimizer.peak_lr = 0.01
     config.optimizer.weight_decay = 0.02
@@ -100,9 +102,9 @@ def _large_batch(config):
 def _small_images(config):
     config.model.depth = 18
     config.model.width = 32
-    # On CPUs bfloat16 gains a tenth, and float32 is the same on all of them.
+    # On CPUs, bfloat16 is only a tenth faster, and float32 is the same on all CPUs.
     config.model.compute_dtype = "float32"
-    # At so few epochs more of it costs more than it brings.
+    # In so few epochs, stronger augmentation costs more than it gains.
     config.data.augmentation = 0.5
     config.label_embedding.dim = 32
     config.optimizer.peak_lr = 0.15

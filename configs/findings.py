@@ -1,18 +1,18 @@
-"""What the original competitor found, one small run a finding; on the emoji set.
+"""The findings of the original competitor, one small run each, on the emoji dataset.
 
-  python -m jaxii.main --config configs/findings.py:baseline --data_dir=D
+  python -m jaxii.main --config configs/findings.py:baseline --data_dir=DIR
 
-`launch/findings.sh D RUNS` trains all of them, continues where it stopped, and prints
+`launch/findings.sh DIR RUNS` trains all of them, resumes if it was stopped, and prints
 the table of configs/README.md. Every run changes one thing of `baseline`: a ResNet-18
-of half the width on 64-pixel images, ten epochs of cross-entropy with augmentation.
-`long` and `long_deep` continue from there to the best figure.
+of half the width on 64-pixel images, trained for ten epochs with cross-entropy and
+augmentation. `long` and `long_deep` build on it to reach the best F2.
 """
 
 from jaxii.config import default_config
 from jaxii.errors import nearest
 
 EPOCHS = 10.0
-# Share of the epochs that a run of two stages spends in the first.
+# Fraction of the epochs that a two-stage run spends in its first stage.
 FIRST = 0.8
 FOCAL = {"gamma": 2.0, "alpha": None}
 RISING_SOFT_F = ((0.4, 0.0), (0.6, 10.0))
@@ -26,15 +26,15 @@ def get_config(name="baseline"):
     """Returns the configuration of a run, one of `RUNS`."""
     if name not in RUNS:
         raise ValueError(
-            f"configs/findings.py:{name}; {nearest(name, RUNS)}use one of "
-            f"{', '.join(RUNS)}."
+            f"configs/findings.py:{name}; there is no such preset; "
+            f"{nearest(name, RUNS)}use one of {', '.join(RUNS)}."
         )
     config = default_config()
     config.data.dataset = "kaggle"
     config.model.depth = 18
     config.model.width = 32
     config.model.compute_dtype = "float32"
-    # Of 0.5, 1 and 2 the best on a vendor held out of training, at this length.
+    # The best of 0.5, 1 and 2 on a held-out vendor, at this length.
     config.data.augmentation = 0.5
     config.label_embedding.dim = 32
     config.optimizer.average = "ema"
@@ -51,7 +51,7 @@ def _baseline(config):
 
 
 def _no_augmentation(config):
-    # As the original ran, by reading its code: nothing but a mirror.
+    # As in the code of the original, which only mirrors images.
     config.data.augmentation = 0.0
 
 
@@ -115,15 +115,16 @@ def _embedding_dropped(config):
 
 
 def _long(config):
-    # As `embedding_0.1`, three times as long: what helped most on held-out vendors.
+    # `embedding_0.1`, three times as long: the change that helped most on held-out
+    # vendors.
     _classify(
         config, num_epochs=3 * EPOCHS, embedding_head=True, bce=1.0, embedding=0.1
     )
 
 
 def _long_deep(config):
-    # A larger rate fits more in as many epochs, a deeper network still more: the best
-    # on validation and on a held-out vendor.
+    # With as many epochs, a larger learning rate fits the data better, and a deeper
+    # network better still: the best on validation and on a held-out vendor.
     config.optimizer.peak_lr = 0.15
     _variant("resnet_d")(config)
     _long(config)
@@ -131,7 +132,7 @@ def _long_deep(config):
 
 def _variant(variant):
     def change(config):
-        # Bottlenecks, so that the variants differ in one thing each.
+        # Depth 26 has bottlenecks, so that each variant differs in one thing only.
         config.model.depth = 26
         config.model.variant = variant
 

@@ -182,7 +182,7 @@ class ModelConfig(_Section, path="config.model"):
         str,
         Pattern(
             r"device|global|group:[1-9][0-9]*",
-            "device, global, or group:N for a number of devices N, as group:8",
+            "device, global, or group:N for groups of N devices, such as group:8",
         ),
     ] = "device"
     # File of torchvision's or timm's weights that the first stage's trunk starts from:
@@ -255,20 +255,20 @@ class StageConfig(_Section, path="stage"):
         super().__post_init__()
         label = f"stage {self.name!r}"
         if not self.terms:
-            raise InputError(f"{label} lacks 'terms'; add it.")
+            raise InputError(f"{label} has no 'terms'; add it.")
         if (self.num_epochs > 0) == (self.num_steps > 0):
             raise InputError(
                 f"{label}: num_epochs={self.num_epochs}, num_steps={self.num_steps}; "
-                "set exactly one of them above 0."
+                "set exactly one of them to a value above 0."
             )
         if "embedding" in self.terms and not self.embedding_head:
             raise InputError(
-                f"{label} has an embedding term and no head for it; set "
+                f"{label} has an embedding term but no embedding head; set "
                 "embedding_head=True or remove the term."
             )
         if self.trainable == "last_layer" and self.embedding_head:
             raise InputError(
-                f"{label} trains the classifier alone and has an embedding head; set "
+                f"{label} trains only the classifier but has an embedding head; set "
                 "embedding_head=False or trainable='all'."
             )
 
@@ -318,20 +318,21 @@ class Config(_Section, path="config"):
         if self.start_from and self.model.pretrained:
             raise InputError(
                 f"config.start_from={self.start_from!r} and config.model.pretrained="
-                f"{self.model.pretrained!r}: the first stage starts from one; clear "
-                "the other."
+                f"{self.model.pretrained!r} are both set, but the first stage starts "
+                "from only one; clear one of them."
             )
         names = [stage.name for stage in self.stages]
         for name in names:
             if names.count(name) > 1:
                 raise InputError(
-                    f"two stages are named {name!r}; give each its own name."
+                    f"two stages are named {name!r}; give each a unique name."
                 )
         for before, after in itertools.pairwise(self.stages):
             if after.embedding_head and not before.embedding_head:
                 raise InputError(
-                    f"stage {after.name!r} has an embedding head and {before.name!r} "
-                    "before it has none; a head can be dropped, not added."
+                    f"stage {after.name!r} has an embedding head, but the previous "
+                    f"stage {before.name!r} has none; a later stage can drop the head "
+                    "but not add one."
                 )
 
     @classmethod
@@ -442,8 +443,8 @@ def _build(section: type[_S], fields: Mapping[str, Any]) -> _S:
     for name in fields:
         if name not in kinds:
             raise InputError(
-                f"{section.path}.{name} is not a field; {nearest(name, kinds)}fields "
-                f"are {', '.join(kinds)}."
+                f"{section.path}.{name} is not a field; {nearest(name, kinds)}the "
+                f"fields are {', '.join(kinds)}."
             )
     values = {k: _parsed(k, kinds[k], v) for k, v in fields.items()}
     section.check(values)
@@ -455,7 +456,7 @@ def _parsed(name: str, kind: Any, value: Any) -> Any:
     if isinstance(kind, type) and issubclass(kind, _Section):
         if not isinstance(value, Mapping):
             raise InputError(
-                f"config.{name} is {value!r}; give its fields, which are "
+                f"config.{name} is {value!r}; use a dict with the fields "
                 f"{', '.join(_kinds(kind))}."
             )
         return _build(kind, cast(Mapping[str, Any], value))
@@ -469,7 +470,7 @@ def _parsed(name: str, kind: Any, value: Any) -> Any:
 def _stage(given: object) -> StageConfig:
     if not isinstance(given, Mapping):
         raise InputError(
-            f"config.stages has {given!r}; use a dict of the fields of a stage: "
+            f"config.stages contains {given!r}; use a dict with the fields of a stage: "
             f"{', '.join(_kinds(StageConfig))}."
         )
     fields = dict(cast(Mapping[str, Any], given))
@@ -477,12 +478,12 @@ def _stage(given: object) -> StageConfig:
     for name in fields:
         if name not in kinds:
             raise InputError(
-                f"{label} has no field {name!r}; {nearest(name, kinds)}fields are "
-                f"{', '.join(kinds)}."
+                f"{label} has no field {name!r}; {nearest(name, kinds)}the fields "
+                f"are {', '.join(kinds)}."
             )
     for name in ("name", "terms"):
         if not fields.get(name):
-            raise InputError(f"{label} lacks {name!r}; add it.")
+            raise InputError(f"{label} has no {name!r}; add it.")
     return _build(StageConfig, fields)
 
 
@@ -529,16 +530,16 @@ def _allowed(kind: Any, value: Any) -> str:
     is_number = isinstance(value, number) and not isinstance(value, bool)
     if is_number and limit.low <= value <= limit.high:
         return ""
-    whole = "whole " if base is int and isinstance(value, float) else ""
-    return f"use a {whole}value in [{limit.low}, {limit.high}]"
+    noun = "an integer" if base is int and isinstance(value, float) else "a value"
+    return f"use {noun} in [{limit.low}, {limit.high}]"
 
 
 def _allowed_structure(kind: Any, value: Any) -> str:
     if kind is str:
-        return "" if isinstance(value, str) else "use text"
+        return "" if isinstance(value, str) else "use a string"
     if kind == Terms:
         return "" if isinstance(value, Mapping) else "use a dict of losses and weights"
     if kind == tuple[StageConfig, ...]:
         stages = isinstance(value, tuple) and bool(cast(tuple[object, ...], value))
-        return "" if stages else "give at least one stage, a dict each"
+        return "" if stages else "add at least one stage; each is a dict"
     return "" if isinstance(value, kind) else f"use a {kind.__name__}"

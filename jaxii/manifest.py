@@ -71,7 +71,7 @@ class Manifest:
         ) as error:
             raise InputError(f"{path} is damaged: not a manifest; {fix}.") from error
         if found != _hash_of(stored):
-            raise InputError(f"{path} is damaged: its own hash differs; {fix}.")
+            raise InputError(f"{path} is damaged: its own hash does not match; {fix}.")
         return cls(files)
 
     def check(
@@ -121,7 +121,7 @@ class Manifest:
                         pool.shutdown(wait=False, cancel_futures=True)
                         break
         if fault:
-            raise InputError(f"{fault}; it is listed by {by}; {fix}.")
+            raise InputError(f"{fault}; it is listed in {by}; {fix}.")
 
 
 class Digest:
@@ -173,7 +173,7 @@ def _wrong_size(folder: AnyPath, files: Mapping[str, File]) -> str:
             return f"{folder / name} is missing"
         if present[name] != file.size_bytes:
             return (
-                f"{folder / name} is damaged or from elsewhere: it has "
+                f"{folder / name} is damaged or was replaced: it has "
                 f"{present[name]:,} bytes instead of {file.size_bytes:,}"
             )
     return ""
@@ -186,7 +186,7 @@ def _wrong_hash(path: AnyPath, file: File) -> str:
         return f"{path} cannot be read ({error.strerror or error})"
     if found == file:
         return ""
-    return f"{path} is damaged or from elsewhere: its hash differs"
+    return f"{path} is damaged or was replaced: its hash does not match"
 
 
 def _hash_of(content: Mapping[str, Any]) -> str:

@@ -40,12 +40,14 @@ def at(path: str | os.PathLike[str]) -> AnyPath:
     if "://" not in text:
         return Path(path)
     if not text.startswith("gs://"):
-        raise InputError(f"{text} is neither a local path nor in a bucket of gs://.")
+        raise InputError(
+            f"{text} is neither a local path nor a gs:// path; use one of these."
+        )
     try:
         import gcsfs  # noqa: F401  # pyright: ignore[reportMissingImports]
     except ImportError as error:
         raise InputError(
-            f"{text} needs gcsfs ({error}); pip install 'jaxii[gcs]'"
+            f"{text} requires gcsfs ({error}); run pip install 'jaxii[gcs]'."
         ) from error
     return epath.Path(path)
 
@@ -218,9 +220,9 @@ def check_held(folder: AnyPath) -> None:
     holder = _read_lock(folder)
     if holder != _holder():
         raise InputError(
-            f"{folder} was taken over by {holder or 'a process that has ended'}: in a "
-            "bucket the process that begins last goes on; give another folder to one "
-            "of the two."
+            f"{folder} was taken over by {holder or 'a process that has ended'}; in a "
+            "bucket, the process that starts last keeps the folder. Use another folder "
+            "for one of the two."
         )
 
 
@@ -252,8 +254,8 @@ def _hold(folder: Path) -> TextIO:
                 holder = file.read(200) or "another process"
                 file.close()
                 raise InputError(
-                    f"{folder} is in use by {holder}; wait until that ends or stop it, "
-                    "or give another folder."
+                    f"{folder} is in use by {holder}; wait until it ends, stop it, or "
+                    "use another folder."
                 ) from None
             except OSError:  # a file system without locks
                 pass
@@ -268,7 +270,7 @@ def _hold(folder: Path) -> TextIO:
         return file
     except OSError as error:
         raise InputError(
-            f"{folder} cannot be written ({error.strerror}); give a folder that can be."
+            f"{folder} cannot be written ({error.strerror}); use a writable folder."
         ) from error
 
 
@@ -325,7 +327,7 @@ def local_draft_folder(path: AnyPath) -> Iterator[Path]:
       InputError: If `path` exists or cannot be created.
     """
     if path.exists():
-        raise InputError(f"{path} already exists; give the name of a new folder.")
+        raise InputError(f"{path} already exists; use the name of a new folder.")
     if not isinstance(path, Path):
         with tempfile.TemporaryDirectory() as folder:
             yield Path(folder)
@@ -338,7 +340,7 @@ def local_draft_folder(path: AnyPath) -> Iterator[Path]:
         part.mkdir(parents=True)
     except OSError as error:
         raise InputError(
-            f"{path} cannot be created ({error.strerror}); give a writable folder."
+            f"{path} cannot be created ({error.strerror}); use a writable folder."
         ) from error
     try:
         with named(path):

@@ -1,12 +1,12 @@
 #!/usr/bin/env bash
-# What the original competitor found, measured: every run of configs/findings.py on a
-# prepared data set, the evaluations that need no training, and one table at the end.
+# Measures the findings of the original competitor: trains every run of
+# configs/findings.py, adds evaluations that need no training, and prints one table.
 #
 #   launch/findings.sh DATA RUNS [--dry-run]
 #
-# DATA  the prepared emoji set; RUNS  a folder for the workdirs.
-# In order of value: stop it when you have seen enough. The same command goes on where
-# it stopped, inside a run too. SEEDS="0 1 2" (the default) repeats the baseline.
+# DATA: the prepared emoji dataset. RUNS: a folder for the workdirs.
+# The most informative runs come first. Run the same command again to resume, also in
+# the middle of a run. SEEDS="0 1 2" (the default) repeats the baseline with each seed.
 set -euo pipefail
 
 usage() { sed -n '2,9s/^# \{0,1\}//p' "$0"; exit 2; }
@@ -21,7 +21,7 @@ jaxii() {
     [[ -n $dry ]] || "$python" -m jaxii.main "$@"
 }
 
-# train NAME WORKDIR [FLAG...]: nothing to do where the figures are there already.
+# train NAME WORKDIR [FLAG...]: does nothing if the run has been evaluated.
 train() {
     local name=$1 workdir=$runs/$2
     shift 2
@@ -54,7 +54,7 @@ for name in bce_soft_f focal focal_from_zero bce_then_focal asl soft_f_fine_tune
     train "$name" "$name"
 done
 
-# Adaptation, from none to all of it.
+# Adaptation, from the weakest to the strongest.
 evaluate baseline metrics_adabn.json --adapt_bn
 evaluate baseline metrics_label_shift.json --label_shift
 evaluate baseline metrics_tuned_on_tuning.json --tune_on=tuning --allow_tuning_labels
@@ -72,7 +72,7 @@ for seed in ${SEEDS:-0 1 2}; do
     [[ $seed == 0 ]] || train baseline "baseline_seed_$seed" --config.seed="$seed"
 done
 
-# The table: first the baseline, which the others are compared with.
+# The table starts with the baseline, to which the other runs are compared.
 rows=("$runs/baseline" "$runs"/baseline/metrics_*.json)
 for workdir in "$runs"/*/; do
     [[ $workdir == "$runs/baseline/" || ! -e $workdir/metrics.json ]] ||

@@ -1,9 +1,9 @@
 #!/usr/bin/env bash
 # Trains on a TPU slice of a GKE cluster: fills in launch/gke_jobset.yaml and creates it.
 #
-#   launch/gke_jobset.sh NAME FLAGS OF JAXII [--dry-run]
+#   launch/gke_jobset.sh NAME JAXII_FLAGS [--dry-run]
 #
-# One image is one commit, built from the commit and not from the tree, and named by digest:
+# Build the image from a commit, not from the working tree, and pass it by digest:
 #
 #   git archive HEAD | docker build -t REGISTRY/jaxii -f launch/Dockerfile - &&
 #       docker push REGISTRY/jaxii          # prints sha256:..., the digest
@@ -11,15 +11,16 @@
 #       --config=configs/f2_multitask.py:open_images_v4 \
 #       --data_dir=gs://my-bucket/open_images --workdir=gs://my-bucket/runs/first
 #
-#   kubectl get jobset my-run                                    # how it goes
-#   kubectl logs -f -l jobset.sigs.k8s.io/jobset-name=my-run     # what it says
-#   kubectl delete jobset my-run             # ends it; the same command as above goes on
+#   kubectl get jobset my-run                                    # shows the status
+#   kubectl logs -f -l jobset.sigs.k8s.io/jobset-name=my-run     # shows the log
+#   kubectl delete jobset my-run           # stops it; run the command above to resume
 #
-# Preempted (75, or a node taken), it starts again as often as that happens; after 1, a
-# process lost, RETRIES times; after 2, misuse, it stops as failed.
-# Needed: kubectl for a cluster with JobSet 0.10 or newer and a TPU node pool.
+# After a preemption (exit code 75, or a lost node), the job restarts without limit. After
+# any other exit code (a lost process), it restarts RETRIES times. After exit code 2
+# (invalid input), it fails.
+# Requirements: kubectl for a cluster with JobSet 0.10 or newer and a TPU node pool.
 # Environment: IMAGE; ACCELERATOR [tpu-v5-lite-podslice]; TOPOLOGY [4x4]; CHIPS_PER_HOST
-# [4]; SERVICE_ACCOUNT of Kubernetes that may use the bucket [default]; RETRIES [3].
+# [4]; SERVICE_ACCOUNT of Kubernetes with access to the bucket [default]; RETRIES [3].
 # shellcheck disable=SC2034 # the names in the manifest are looked up by name
 set -euo pipefail
 cd "$(dirname "$0")/.."
@@ -27,18 +28,20 @@ source launch/commands.bash
 take "$@"
 [[ ${#words[@]} -ge 2 ]] || usage
 NAME=${words[0]} flags=("${words[@]:1}")
-check_places '^gs://' "is not in a bucket; a pod's disks go with it: use gs://."
+check_places '^gs://' \
+    "is not in a bucket; a pod's disks are deleted with it, so use gs://."
 [[ ${IMAGE:-} == *@sha256:* ]] || stop 2 \
-    "IMAGE=${IMAGE:-} is not one build for ever; give REGISTRY/jaxii@sha256:DIGEST."
+    "IMAGE=${IMAGE:-} has no digest; use REGISTRY/jaxii@sha256:DIGEST."
 : "${ACCELERATOR:=tpu-v5-lite-podslice}" "${TOPOLOGY:=4x4}" "${CHIPS_PER_HOST:=4}"
 : "${SERVICE_ACCOUNT:=default}" "${RETRIES:=3}"
-[[ $TOPOLOGY =~ ^[0-9]+(x[0-9]+)+$ ]] || stop 2 "TOPOLOGY=$TOPOLOGY; give one like 4x4."
+[[ $TOPOLOGY =~ ^[0-9]+(x[0-9]+)+$ ]] ||
+    stop 2 "TOPOLOGY=$TOPOLOGY is not a topology; use one such as 4x4."
 chips=$((${TOPOLOGY//x/ * }))
 ((chips % CHIPS_PER_HOST == 0)) ||
-    stop 2 "$TOPOLOGY is $chips chips; CHIPS_PER_HOST=$CHIPS_PER_HOST does not divide it."
+    stop 2 "$TOPOLOGY has $chips chips, not divisible by CHIPS_PER_HOST=$CHIPS_PER_HOST."
 HOSTS=$((chips / CHIPS_PER_HOST))
 
-# The flags as JSON, which YAML reads.
+# The flags as JSON, which is valid YAML.
 ARGS=''
 for word in "${flags[@]}"; do
     word=${word//\\/\\\\}

@@ -1,31 +1,32 @@
 #!/usr/bin/env bash
-# Trains on GPU nodes under Slurm: one process a node, the commit that was checked out at
-# submission, and back into the queue whenever the run can go on.
+# Trains on GPU nodes under Slurm: one process per node, with the commit that is checked
+# out at submission. The job requeues itself as long as the run can continue.
 #
-#   launch/slurm.sh NODES FLAGS OF JAXII [--dry-run]
+#   launch/slurm.sh NODES JAXII_FLAGS [--dry-run]
 #
 #   SBATCH_PARTITION=gpu SBATCH_TIMELIMIT=12:00:00 PYTHON=~/venv/bin/python \
 #       launch/slurm.sh 4 --config=configs/f2_multitask.py:inclusive_images \
 #       --data_dir=/shared/inclusive_images --workdir=/shared/runs/first
 #
-# Two minutes before the time limit, and when Slurm takes the nodes, the processes get
-# SIGTERM, save and end with 75: the job queues itself again. After 1, a process lost, too,
-# RETRIES times; after 2, misuse, it stops. Output: runs/slurm/JOB.out.
-# Needed: a file system that all nodes share, with this checkout, PYTHON's environment
-# (`pip install '.[cuda]'`), data and workdir on it.
-# Environment: GPUS a node [8]; PYTHON [python]; RETRIES [3]; REVISIONS, a folder of
-# checkouts, one a commit [~/.cache/jaxii/revisions]; and what sbatch itself reads.
+# Two minutes before the time limit, and when Slurm preempts the job, the processes get
+# SIGTERM, save and exit with code 75, and the job requeues itself. After any other exit
+# code (a lost process), it requeues itself RETRIES times; after exit code 2 (invalid
+# input), it stops. Output: runs/slurm/JOB.out.
+# Requirements: a file system shared by all nodes, with this checkout, the environment of
+# PYTHON (`pip install '.[cuda]'`), the data and the workdir.
+# Environment: GPUS per node [8]; PYTHON [python]; RETRIES [3]; REVISIONS, a folder with
+# one checkout per commit [~/.cache/jaxii/revisions]; and the variables of sbatch.
 set -euo pipefail
 
 # The job: sbatch runs a copy of this file, in the checkout of its commit.
 if [[ -n ${JAXII_JOB_LOG:-} && -n ${SLURM_JOB_ID:-} ]]; then
-    trap : TERM # for srun alone; this shell has yet to queue the job again
+    trap : TERM # only srun handles it; this shell still has to requeue the job
     source launch/commands.bash
-    take_token # srun hands the environment to every process
-    export JAX_PLATFORMS=${JAX_PLATFORMS:-cuda,cpu} # an error where there is no GPU
+    take_token # srun passes the environment to every process
+    export JAX_PLATFORMS=${JAX_PLATFORMS:-cuda,cpu} # an error if there is no GPU
     code=0
     srun --kill-on-bad-exit=0 --wait=0 "${PYTHON:-python}" -m jaxii.main "$@" || code=$?
-    echo "slurm.sh: the run ended with $code"
+    echo "slurm.sh: the run exited with code $code"
     lost=$JAXII_JOB_LOG/$SLURM_JOB_ID.lost
     case $code in
         0 | 2) exit "$code" ;;
@@ -44,7 +45,7 @@ source launch/commands.bash
 take "$@"
 [[ ${words[0]:-} =~ ^[1-9][0-9]*$ ]] || usage
 nodes=${words[0]} flags=("${words[@]:1}")
-check_places '^(/|gs://)' "is not the same place on every node; give an absolute path."
+check_places '^(/|gs://)' "is not the same path on every node; use an absolute path."
 take_revision
 checkout=${REVISIONS:-$HOME/.cache/jaxii/revisions}/$revision
 log=$PWD/runs/slurm

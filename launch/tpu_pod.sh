@@ -1,55 +1,58 @@
 #!/usr/bin/env bash
-# Trains on a Cloud TPU pod that may be taken away: a queued resource, one commit on
-# every worker, and the same command again after every preemption.
+# Trains on a preemptible Cloud TPU pod: a queued resource, with the same commit on every
+# worker. After every preemption, the same command is restarted.
 #
-#   launch/tpu_pod.sh VERB NAME [FLAGS OF JAXII] [--dry-run]
+#   launch/tpu_pod.sh VERB NAME [JAXII_FLAGS] [--dry-run]
 #
-# create   asks for the pod NAME and waits until it is there
+# create   requests the pod NAME and waits until it is ready
 # setup    installs the commit that is checked out here on every worker
-# run      starts `python -m jaxii.main FLAGS` on every worker and watches. Preempted (75,
-#          or no pod left): a new pod, the same command. A process lost (1): the same
-#          command, RETRIES times. Misuse (2): stops. Ctrl-C stops watching, not the run
-# resume   brings back what is missing of pod, installation and run, and watches again
+# run      starts `python -m jaxii.main JAXII_FLAGS` on every worker and watches it. After
+#          exit code 75, it restarts the command; if the pod is preempted, on a new pod.
+#          After a lost process, it restarts the command RETRIES times. After exit code 2
+#          (invalid input), it stops. Ctrl-C stops watching, not the run
+# resume   restores the pod, the installation and the run if missing, and watches again
 # logs     follows the log of worker WORKER [0]
-# status   the states of request, pod and each worker's process
-# delete   gives the pod back; everything of value is in the bucket
+# status   prints the states of the request, the pod and the process of each worker
+# delete   deletes the pod; the workdir in the bucket remains
 #
 #   export ZONE=us-west4-a ACCELERATOR=v5litepod-16
 #   launch/tpu_pod.sh create my-pod && launch/tpu_pod.sh setup my-pod
 #   launch/tpu_pod.sh run my-pod --config=configs/f2_multitask.py:open_images_v4 \
 #       --data_dir=gs://my-bucket/open_images --workdir=gs://my-bucket/runs/first
 #
-# Needed: gcloud, logged in; a bucket that the pod may write; the commit pushed.
-# Environment: ZONE; PROJECT [gcloud's]; ACCELERATOR [v5litepod-16]; RUNTIME, its image
-# [v2-alpha-tpuv5-lite]; TIER [--spot; nothing is on demand]; REPOSITORY that workers
-# clone [origin's URL]; RETRIES [3]; PREEMPTIONS, how many [100]; POLL_SECONDS [30].
-# Exit: that of the run; 1 too if pod or setup fail; 75 after PREEMPTIONS.
+# Requirements: gcloud, logged in; a bucket that the pod can write to; a pushed commit.
+# Environment: ZONE; PROJECT [that of gcloud]; ACCELERATOR [v5litepod-16]; RUNTIME, the
+# TPU software version [v2-alpha-tpuv5-lite]; TIER [--spot; empty for on-demand];
+# REPOSITORY that workers clone [URL of origin]; RETRIES [3]; PREEMPTIONS, their limit
+# [100]; POLL_SECONDS [30].
+# Exit code: that of the run; also 1 if the pod or setup fails, 75 after PREEMPTIONS.
 set -euo pipefail
 cd "$(dirname "$0")/.."
 source launch/commands.bash
 take "$@"
 [[ ${#words[@]} -ge 2 ]] || usage
 verb=${words[0]} name=${words[1]} flags=("${words[@]:2}")
-[[ -n ${ZONE:-} ]] || stop 2 "ZONE is not set; give the zone of your TPUs, ZONE=us-west4-a."
+[[ -n ${ZONE:-} ]] ||
+    stop 2 "ZONE is not set; use the zone of your TPUs, such as us-west4-a."
 place=(--zone="$ZONE" ${PROJECT:+--project="$PROJECT"})
 tpus=(gcloud compute tpus)
 workers=("${tpus[@]}" tpu-vm ssh "$name" "${place[@]}" --worker=all)
 requested='' install='' start=yes preemptions=0 lost=0 silent=0
 
-# Questions are asked again and again: only a dry run prints them, past who reads answers.
+# Queries are repeated, so only a dry run prints them (to a copy of stdout).
 [[ -z $dry ]] || exec 3>&1
 ask() { if [[ -n $dry ]]; then echo "+ $(quoted "$@")" >&3; else "$@"; fi; }
 
 take_pushed_revision() {
     take_revision
     [[ -n $(git branch --remotes --contains "$revision") ]] ||
-        stop 2 "commit ${revision:0:12} is on no remote branch; push it: workers clone it."
+        stop 2 "commit ${revision:0:12} is on no remote branch; push it so workers can clone it."
     repository=${REPOSITORY:-$(git remote get-url origin)}
     home=jaxii-${revision:0:12}
 }
 
-# Sets `now` to absent, waiting, ready, preempted, failed or unknown. Lists, because an
-# empty list is an answer, and a description that fails may be the network's fault.
+# Sets `now` to absent, waiting, ready, preempted, failed or unknown. It uses `list`,
+# because an empty list is an answer, whereas `describe` may fail because of the network.
 look() {
     local request node which=("${place[@]}" --filter="name~/$name\$")
     now=unknown
@@ -79,7 +82,7 @@ give_back() {
     act "${tpus[@]}" queued-resources delete "$name" "${place[@]}" --force --quiet
 }
 
-# A folder a commit, and a mark when it is complete: there is nothing to do twice.
+# One folder per commit, marked when it is complete, so that setup is not repeated.
 setup() {
     act "${workers[@]}" --command="set -e; [ ! -e $home/.ready ] || exit 0; \
 rm -rf $home; git clone --quiet $(quoted "$repository") $home; cd $home; \
@@ -103,22 +106,23 @@ processes() {
 then echo running; else cat jaxii.exit || echo lost; fi 2> /dev/null)"
 }
 
-# What failed on a pod that is still there is an error; else the pod was preempted.
+# A failure on a pod that still exists is an error; otherwise the pod was preempted.
 or_preempted() {
     look
-    [[ $now != ready ]] || stop 1 "$1 failed on a worker of $name; see above."
+    [[ $now != ready ]] || stop 1 "$1 failed on a worker of $name; see its message above."
 }
 
 preempted() {
-    ((++preemptions <= ${PREEMPTIONS:-100})) || stop 75 "$1 once too often; resume goes on."
-    echo "$1; the same command again ($preemptions)"
+    ((++preemptions <= ${PREEMPTIONS:-100})) ||
+        stop 75 "$1 too often; use resume to continue."
+    echo "$1; restarting the same command ($preemptions)"
 }
 
 no_answer() {
-    ((++silent <= 10)) || stop 1 "$name does not answer; see status, then resume."
+    ((++silent <= 10)) || stop 1 "$name does not respond; use status, then resume."
 }
 
-# The next thing to do on a pod that is there; true when the run has ended well.
+# Takes the next step on a pod that is ready; succeeds when the run is complete.
 advance() {
     local codes
     if [[ -n $install ]]; then setup || { or_preempted setup; return 1; }; fi
@@ -130,29 +134,30 @@ advance() {
     codes=$(sed -n 's/^jaxii-process //p' <<< "$codes" | sort -u | xargs)
     silent=0
     case " $codes " in
-        *' 2 '*) stop 2 "the run cannot work as it was given (2); see logs." ;;
+        *' 2 '*) stop 2 "the run exited with code 2 (invalid input); see logs." ;;
         *running*) return 1 ;;
         ' 0 ') return 0 ;;
-        ' 75 ' | ' 0 75 ') preempted "the run was asked to stop (75)" ;;
+        ' 75 ' | ' 0 75 ') preempted "the run was stopped on request (75)" ;;
         *)
             ((++lost <= ${RETRIES:-3})) || stop 1 "a process was lost ($codes); see logs."
-            echo "a process was lost ($codes); the same command again"
+            echo "a process was lost ($codes); restarting the same command"
             ;;
     esac
     start=yes
     return 1
 }
 
-# reach ready|end: looks, and does what is next, until the pod is or the run has.
+# reach ready|end: takes steps until the pod is ready, or until the run has ended.
 reach() {
     local said=''
-    trap 'stop 130 "no longer watching; pod and run go on: status, resume, delete."' INT
+    trap 'stop 130 "stopped watching; pod and run continue: status, resume, delete."' INT
     while look; do
         [[ $now == "$said" || -n $dry ]] || echo "$name: $now"
         said=$now
         case $now in
             absent)
-                [[ $verb != run && -z $requested ]] || stop 1 "no pod $name; create it."
+                [[ $verb != run && -z $requested ]] ||
+                    stop 1 "pod $name does not exist; create it."
                 request
                 ;;
             preempted)
@@ -160,7 +165,7 @@ reach() {
                 give_back
                 request
                 ;;
-            failed) stop 1 "the request for $name failed; status says why. Delete it." ;;
+            failed) stop 1 "the request for $name failed; see status, then delete it." ;;
             waiting) silent=0 ;;
             unknown) no_answer ;;
             ready) if [[ $1 == ready ]] || advance; then return; fi ;;
@@ -173,7 +178,8 @@ case $verb in
     create) reach ready ;;
     setup | run | resume)
         if [[ $verb != setup ]]; then
-            check_places '^gs://' "is not in a bucket; a pod's disks go with it: use gs://."
+            check_places '^gs://' \
+                "is not in a bucket; a pod's disks are deleted with it, so use gs://."
         fi
         take_pushed_revision
         take_token

@@ -130,31 +130,34 @@ def _other_files() -> Iterator[tuple[str, Bad]]:
     jpeg = saved(image, "JPEG")
     contents = {
         "empty.jpg": (b"", "an empty file"),
-        "one_byte.jpg": (b"\xff", "no image"),
+        "one_byte.jpg": (b"\xff", "not an image"),
         "page.jpg": (page, "HTML"),
-        "page_after_lines.png": (b"\r\n\n  " + page, "no image"),
-        "page_with_mark.webp": (b"\xef\xbb\xbf" + page, "no image"),
+        "page_after_lines.png": (b"\r\n\n  " + page, "not an image"),
+        "page_with_mark.webp": (b"\xef\xbb\xbf" + page, "not an image"),
         "denied.jpg": (b'<?xml version="1.0"?><Error>AccessDenied</Error>', "XML"),
-        "error.json.jpg": (b'{"error": "quota exceeded"}', "no image"),
+        "error.json.jpg": (b'{"error": "quota exceeded"}', "not an image"),
         "pointer.jpg": (pointer, "a Git LFS pointer"),
-        "base64.jpg": (base64.b64encode(jpeg), "no image"),
-        "data_url.png": (b"data:image/jpeg;base64," + base64.b64encode(jpeg), "no im"),
-        "zeros.jpg": (bytes(4096), "no image"),
-        "ones.png": (b"\xff" * 4096, "no image|damaged|truncated"),
-        "random.webp": (np.random.default_rng(22).bytes(4096), "no image"),
-        "mac._x.jpg": (b"\0\5\26\7\0\2\0\0Mac OS X        ", "no image"),
-        "document.jpg": (b"%PDF-1.7\n", "no image"),
-        "archive.jpg": (b"PK\3\4" + bytes(40), "no image"),
-        "film.jpg": (b"\0\0\0\x18ftypmp42" + bytes(40), "no image"),
+        "base64.jpg": (base64.b64encode(jpeg), "not an image"),
+        "data_url.png": (
+            b"data:image/jpeg;base64," + base64.b64encode(jpeg),
+            "not an im",
+        ),
+        "zeros.jpg": (bytes(4096), "not an image"),
+        "ones.png": (b"\xff" * 4096, "not an image|damaged|truncated"),
+        "random.webp": (np.random.default_rng(22).bytes(4096), "not an image"),
+        "mac._x.jpg": (b"\0\5\26\7\0\2\0\0Mac OS X        ", "not an image"),
+        "document.jpg": (b"%PDF-1.7\n", "not an image"),
+        "archive.jpg": (b"PK\3\4" + bytes(40), "not an image"),
+        "film.jpg": (b"\0\0\0\x18ftypmp42" + bytes(40), "not an image"),
         "photo.heic.jpg": (b"\0\0\0\x18ftypheic" + bytes(40), "HEIC"),
         "photo.avif.jpg": (b"\0\0\0\x18ftypavif" + bytes(40), "AVIF"),
         "drawing.svg.png": (b'<svg xmlns="http://www.w3.org/2000/svg"/>', "XML"),
         "still.gif.png": (saved(image.quantize(64), "GIF"), "a GIF"),
         "old.bmp.jpg": (saved(image, "BMP"), "a BMP"),
         "scan.tif.jpg": (saved(image, "TIFF"), "a TIFF"),
-        "raw_pixels.jpg": (np.asarray(image).tobytes(), "no image"),
-        "sound.webp": (b"RIFF" + struct.pack("<I", 36) + b"WAVEfmt ", "no image"),
-        "jpeg2000.jpg": (b"\0\0\0\x0cjP  \r\n\x87\n" + bytes(40), "no image"),
+        "raw_pixels.jpg": (np.asarray(image).tobytes(), "not an image"),
+        "sound.webp": (b"RIFF" + struct.pack("<I", 36) + b"WAVEfmt ", "not an image"),
+        "jpeg2000.jpg": (b"\0\0\0\x0cjP  \r\n\x87\n" + bytes(40), "not an image"),
     }
     for name, (content, fault) in contents.items():
         yield name, Bad(content, fault)
@@ -169,14 +172,17 @@ def _misnamed() -> Iterator[tuple[str, Bad]]:
     yield "jpeg_with_tail.jpg", Bad(forms["baseline.jpg"] + b"<!-- tail -->" * 9, "")
     yield "png_with_tail.png", Bad(forms["rgb.png"] + bytes(5000), "")
     yield "webp_with_tail.webp", Bad(forms["lossy.webp"] + bytes(5000), "")
-    yield "jpeg_after_line.jpg", Bad(b"\r\n" + forms["baseline.jpg"], "no image")
+    yield "jpeg_after_line.jpg", Bad(b"\r\n" + forms["baseline.jpg"], "not an image")
     yield "two_jpegs.jpg", Bad(forms["baseline.jpg"] * 2, "")
     lines = forms["baseline.jpg"].replace(b"\n", b"\r\n")
     yield "as_text.jpg", Bad(lines, None)
-    yield "png_as_text.png", Bad(forms["rgb.png"].replace(b"\r\n", b"\n"), "no image")
+    yield (
+        "png_as_text.png",
+        Bad(forms["rgb.png"].replace(b"\r\n", b"\n"), "not an image"),
+    )
     # Bytes above 127 were taken for Latin-1 and saved as UTF-8.
     utf8 = forms["baseline.jpg"].decode("latin-1").encode()
-    yield "as_utf8.jpg", Bad(utf8, "no image")
+    yield "as_utf8.jpg", Bad(utf8, "not an image")
 
 
 def _sizes() -> Iterator[tuple[str, Bad]]:
@@ -340,7 +346,7 @@ def _jpeg_segments() -> Iterator[tuple[str, Bad]]:
     yield "jpeg_no_frame.jpg", Bad(data[:frame] + data[scan:], "damaged|truncated")
     yield "jpeg_no_scan.jpg", Bad(data[:scan] + EOI, "damaged|truncated")
     yield "jpeg_empty_scan.jpg", Bad(data[: scan + 14] + EOI, "damaged|truncated")
-    yield "jpeg_soi_eoi.jpg", Bad(SOI + EOI, "damaged|truncated|no image")
+    yield "jpeg_soi_eoi.jpg", Bad(SOI + EOI, "damaged|truncated|not an image")
     long = data[:2] + b"\xff\xe2\xff\xff" + data[2:]
     yield "jpeg_long_segment.jpg", Bad(long, "damaged|truncated")
     short = data[:2] + b"\xff\xe2\0\0" + data[2:]

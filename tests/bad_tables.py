@@ -93,12 +93,15 @@ def _encodings() -> Iterator[tuple[str, BadTable]]:
     big = codecs.BOM_UTF16_BE + TEXT.encode("utf-16-be")
     yield "utf16_big.csv", BadTable(big, "", "UTF-16")
     yield "utf16_no_mark.csv", BadTable(TEXT.encode("utf-16-le"), "zero bytes")
-    yield "utf16_odd.csv", BadTable(TEXT.encode("utf-16")[:-1], "cut off")
-    yield "utf16_surrogate.csv", BadTable(TEXT.encode("utf-16") + b"\0\xd8", "cut off")
+    yield "utf16_odd.csv", BadTable(TEXT.encode("utf-16")[:-1], "damaged or truncated")
+    yield (
+        "utf16_surrogate.csv",
+        BadTable(TEXT.encode("utf-16") + b"\0\xd8", "damaged or truncated"),
+    )
     yield "utf32.csv", BadTable(TEXT.encode("utf-32"), "", "UTF-32")
     yield "utf32_big.csv", BadTable(TEXT.encode("utf-32-be"), "zero bytes")
     yield "latin1.csv", BadTable(TEXT.encode("latin-1"), "", "cp1252")
-    yield "mac.csv", BadTable(TEXT.encode("mac_roman"), None, "was detected")
+    yield "mac.csv", BadTable(TEXT.encode("mac_roman"), None, ", detected from")
     yield "utf7.csv", BadTable(TEXT.encode("utf-7"), None)
     yield "one_bad_byte.csv", BadTable(data.replace(b"cat", b"c\xfft", 1), None)
     yield "overlong.csv", BadTable(data.replace(b"cat", b"c\xc0\xaf", 1), None)
@@ -120,7 +123,7 @@ def _shapes() -> Iterator[tuple[str, BadTable]]:
     yield "empty.csv", BadTable(b"", "is empty")
     yield "mark_alone.csv", BadTable(codecs.BOM_UTF8, "is empty")
     yield "blank.csv", BadTable(b"\n \n\t\n", "is empty")
-    yield "header_alone.csv", BadTable(b"path,label\n", "no row below its header")
+    yield "header_alone.csv", BadTable(b"path,label\n", "no rows below its header")
     yield "blank_rows.csv", BadTable(lines(*(f"\n{row}\n\n" for row in ROWS)), "")
     yield "empty_rows.csv", BadTable(lines(*ROWS, ",", ",", ","), "")
     yield "no_last_end.csv", BadTable(TEXT.rstrip().encode(), "")
@@ -143,9 +146,9 @@ def _shapes() -> Iterator[tuple[str, BadTable]]:
 def _headers() -> Iterator[tuple[str, BadTable]]:
     yield "no_header.csv", BadTable(lines(*ROWS[1:], header=ROWS[0]), "", "no header")
     twice = lines(*(f"{row},x" for row in ROWS), header="path,label,label")
-    yield "same_headers.csv", BadTable(twice, "two columns called 'label'")
+    yield "same_headers.csv", BadTable(twice, "two columns named 'label'")
     spaced = lines(*(f"{row},x" for row in ROWS), header="path,label, label")
-    yield "same_but_spaces.csv", BadTable(spaced, "two columns called 'label'")
+    yield "same_but_spaces.csv", BadTable(spaced, "two columns named 'label'")
     no_names = lines(*(f"{row},," for row in ROWS), header="path,label,,")
     yield "no_names.csv", BadTable(no_names, "")
     cased = lines(*(f"{row},x" for row in ROWS), header="path,label,Label")
@@ -156,7 +159,10 @@ def _headers() -> Iterator[tuple[str, BadTable]]:
     yield "comment_line.csv", BadTable(b"# by me\n" + TEXT.encode(), ".")
     yield "only_paths.csv", BadTable(lines(*NAMES, header="path"), "one column")
     labels = [f"{label},{i}" for i, label in enumerate(TRUTH.values())]
-    yield "no_paths.csv", BadTable(lines(*labels, header="label,n"), "names an image")
+    yield (
+        "no_paths.csv",
+        BadTable(lines(*labels, header="label,n"), "is named in any column"),
+    )
     yield "quoted_header.csv", BadTable(lines(*ROWS, header='"path" , "label"'), "")
 
 
@@ -189,7 +195,7 @@ def _separators() -> Iterator[tuple[str, BadTable]]:
     for name, separator in (("colon", ":"), ("space", " "), ("wave", "~")):
         yield f"{name}.csv", BadTable(TEXT.replace(",", separator).encode(), "one col")
     mixed = [row.replace(",", ",;"[i % 2]) for i, row in enumerate(ROWS)]
-    yield "mixed_separators.csv", BadTable(lines(*mixed), None, "without an image")
+    yield "mixed_separators.csv", BadTable(lines(*mixed), None, "that match no image")
     table = ["|path|label|", "|---|---|", *(f"|{r.replace(',', '|')}|" for r in ROWS)]
     yield "markdown.csv", BadTable("\n".join(table).encode(), None)
 
@@ -218,7 +224,7 @@ def _cells() -> Iterator[tuple[str, BadTable]]:
     yield "one_hot_with_2.csv", BadTable(hot, ".")
     paths = ("../x.jpg", "http://x.org/a.jpg", "~/a.jpg", "C:\\a.jpg", "/", ".", "//")
     rows = [*ROWS, *(f"{path},cat" for path in paths)]
-    yield "odd_paths.csv", BadTable(lines(*rows), "", "without an image")
+    yield "odd_paths.csv", BadTable(lines(*rows), "", "that match no image")
 
 
 def _line_ends() -> Iterator[tuple[str, BadTable]]:
@@ -238,7 +244,7 @@ def _columns() -> Iterator[tuple[str, BadTable]]:
         rows = [f"{row},{cells[i % len(cells)]}" for i, row in enumerate(ROWS)]
         return lines(*rows, header=f"{HEADER},{name}")
 
-    yield "same_rows.csv", BadTable(lines(*ROWS, *ROWS), "", "listed again")
+    yield "same_rows.csv", BadTable(lines(*ROWS, *ROWS), "", "are repeated")
     yield "more_labels.csv", BadTable(with_row("img00.jpg,dog"), None)
     high = more("confidence", "1", "1.5")
     yield "confidence_high.csv", BadTable(high, "from 1.0 to 1.5")
@@ -246,16 +252,21 @@ def _columns() -> Iterator[tuple[str, BadTable]]:
     yield "confidence_inf.csv", BadTable(more("confidence", "1", "inf"), "to inf")
     yield (
         "confidence_nan.csv",
-        BadTable(more("confidence", "1", "nan", "x"), None, "confidence is no number"),
+        BadTable(
+            more("confidence", "1", "nan", "x"), None, "confidence is not a number"
+        ),
     )
     yield "confidence_comma.csv", BadTable(more("confidence", '"1,0"'), "")
-    yield "splits_odd.csv", BadTable(more("split", "train", "new"), "'split' has 'new'")
+    yield (
+        "splits_odd.csv",
+        BadTable(more("split", "train", "new"), "'split' contains 'new'"),
+    )
     conflict = [f"{row},{split}" for split in ("train", "test") for row in ROWS]
     conflict = lines(*conflict, header=f"{HEADER},split")
-    yield "splits_differ.csv", BadTable(conflict, "", "another split")
+    yield "splits_differ.csv", BadTable(conflict, "", "a different split")
     groups = [f"{row},{group}" for group in "ab" for row in ROWS]
     groups = lines(*groups, header=f"{HEADER},group")
-    yield "groups_differ.csv", BadTable(groups, "", "another group")
+    yield "groups_differ.csv", BadTable(groups, "", "a different group")
 
 
 def _other_files() -> Iterator[tuple[str, BadTable]]:

@@ -16,12 +16,12 @@ STRANGE = ("<script>alert(1)</script>", "🚤boat", "قارب", "l'été")
 # What `jaxii new` has to say of each layout with a label file; see `_rows`.
 DIRT = (
     r"3 broken images",
-    r"2 names in the label file, in 2 rows, without an image",
-    r"2 images without a row",
+    r"2 names in the label file .2 rows. that match no image",
+    r"2 images without a row in the label file",
     r"1 images without a label",
-    r"1 labels differ from others only in case.*(DOG|Dog)",
-    r"the id of an image is its path below --images",
-    r"other files, not read: .*hidden.*",
+    r"1 sets of labels differ only in case.*(DOG|Dog)",
+    r"the image id is the path below --images",
+    r"other files are skipped: .*hidden.*",
 )
 
 

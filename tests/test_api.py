@@ -159,7 +159,9 @@ def test_what_is_no_image_is_refused_by_name(run, paths, tmp_path):
     with pytest.raises(InputError, match=r"damaged\.jpg cannot be used"):
         run.predict_proba([paths[0], damaged])
     for wrong in (np.zeros((2, 8, 8, 3)), np.zeros((2, 8, 8), np.uint8)):
-        with pytest.raises(InputError, match=r"image 0 is .*give paths, or uint8"):
+        with pytest.raises(
+            InputError, match=r"image 0 has dtype .*use paths, or uint8"
+        ):
             run.predict_proba(wrong)
     with pytest.raises(InputError, match="has no pixels"):
         run.predict_proba([np.zeros((0, 8, 3), np.uint8)])
@@ -193,7 +195,7 @@ def test_a_trained_run_is_loaded_at_any_stage(run, paths):
         np.testing.assert_array_equal(
             again.predict_proba(paths), run.predict_proba(paths)
         )
-    with pytest.raises(InputError, match="holds no run"):
+    with pytest.raises(InputError, match="is not the folder of a run"):
         jaxii.load(run.workdir.path / "nowhere")
 
 
@@ -223,7 +225,7 @@ def test_labels_that_the_run_does_not_know_are_named(run, paths, tmp_path):
     assert found.unknown_labels == ("unheard",)
     rows = [f"{p.name},{('unseen', 'unheard')[i % 2]}" for i, p in enumerate(paths)]
     small_layout.lines(table, "image,label", *rows)
-    with pytest.raises(InputError, match="knows none of the labels"):
+    with pytest.raises(InputError, match="has none of the labels"):
         jaxii.evaluate(run, images=folder, labels=table)
 
 

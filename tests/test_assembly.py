@@ -129,14 +129,19 @@ def test_a_rate_meant_for_a_batch_is_in_proportion_to_the_batch(base, scale):
 
 def test_a_variant_without_its_bottleneck_is_refused_before_any_data():
     config = load(model__variant="resnext")
-    with pytest.raises(InputError, match=r"depth=18 .* use depth 26, 50, 101, 152"):
+    with pytest.raises(
+        InputError, match=r"depth=18 .* use one of the depths 26, 50, 101, 152"
+    ):
         assembly.check_before_data(config)
 
 
 @pytest.mark.parametrize(
     ("change", "words"),
     [
-        ({"num_epoch": 1.0}, "'num_epoch'; the nearest is num_epochs; fields are name"),
+        (
+            {"num_epoch": 1.0},
+            "'num_epoch'; the nearest is num_epochs; the fields are name",
+        ),
         (
             {"terms": {"bcee": 1.0}},
             "'bcee' does not exist; the nearest is bce; use one of",
@@ -145,10 +150,10 @@ def test_a_variant_without_its_bottleneck_is_refused_before_any_data():
             {"terms": {"focal": {"gama": 2.0}}},
             "no parameter 'gama'; the nearest is gamma; it takes weight",
         ),
-        ({"num_epochs": 0.0}, "exactly one of them above 0"),
+        ({"num_epochs": 0.0}, "exactly one of them to a value above 0"),
         ({"enters_from": "first"}, "use one of best, last"),
         ({"name": "classifier"}, "two stages are named 'classifier'"),
-        ({"embedding_head": False}, "embedding term and no head"),
+        ({"embedding_head": False}, "embedding term but no embedding head"),
     ],
 )
 def test_a_stage_that_cannot_be_is_refused_by_name(change, words):

@@ -71,5 +71,5 @@ def test_an_example_of_another_shape_is_not_repeated_to_fill_its_row():
         return {"a": np.zeros((8, 8) if number < 5 else (1, 8), np.uint8)}
 
     made = batches(example, num_batches=3, batch_size=4, num_threads=1)
-    with pytest.raises(ValueError, match=r"a has shape \(1, 8\), .* \(8, 8\)"):
+    with pytest.raises(ValueError, match=r"a has shape \(1, 8\); .* \(8, 8\)"):
         list(made)

@@ -118,8 +118,12 @@ def test_progress_ends_at_the_images_of_all_splits(apache_beam, root, tmp_path):
     ("runner", "options", "pattern"),
     [
         ("Direkt", (), r"--beam_runner=Direkt: Unexpected pipeline runner"),
-        ("DirectRunner", ("proyect=x",), "--beam_options: proyect is no option"),
-        ("DataflowRunner", (), "out of reach of Dataflow"),
+        (
+            "DirectRunner",
+            ("proyect=x",),
+            "--beam_options: Apache Beam has no option proyect",
+        ),
+        ("DataflowRunner", (), "which Dataflow cannot access"),
     ],
 )
 def test_what_cannot_run_is_refused_at_once(
@@ -140,7 +144,7 @@ def test_dataflow_is_given_no_local_folder(tmp_path, monkeypatch):
     monkeypatch.setattr(Beam, "pipeline", lambda self: None)
     beam = Beam("DataflowRunner")
     beam.check([epath.Path("gs://bucket/data")])
-    with pytest.raises(InputError, match="out of reach of Dataflow"):
+    with pytest.raises(InputError, match="which Dataflow cannot access"):
         beam.check([epath.Path("gs://bucket/data"), tmp_path])
 
 
@@ -159,6 +163,6 @@ def test_a_plan_that_somebody_else_wrote_is_not_unpickled(tmp_path):
 
     job = str(tmp_path / "shard"), hashlib.sha256(b"own").hexdigest()
     (tmp_path / "shard.plan").write_bytes(pickle.dumps(Runs()))
-    with pytest.raises(ValueError, match="not the plan of this job"):
+    with pytest.raises(ValueError, match="does not match the plan of this job"):
         beam._write_planned(job, short_side=16)
     assert not (tmp_path / "ran").exists()

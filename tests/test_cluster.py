@@ -22,12 +22,12 @@ def test_three_flags_are_a_place():
     "flags", [("a:1", 0, -1), ("", 4, -1), ("", 0, 1), ("a:1", 4, -1), ("a:1", 0, 0)]
 )
 def test_flags_that_lack_one_another_are_refused(flags):
-    with pytest.raises(InputError, match="belong together"):
+    with pytest.raises(InputError, match="must be given together"):
         from_flags(*flags)
 
 
 def test_a_number_that_no_process_has_is_refused():
-    with pytest.raises(InputError, match="from 0 to 3"):
+    with pytest.raises(InputError, match="use 0 to 3"):
         from_flags("a:1", 4, 4)
 
 

@@ -346,7 +346,7 @@ def test_a_damaged_file_is_refused_in_one_line(tmp_path, name, text):
 
 @pytest.mark.parametrize("key", ["decoder", "provenance", "splits"])
 def test_incomplete_metrics_are_refused_by_key(tmp_path, key):
-    with pytest.raises(InputError, match=f"lacks {key}"):
+    with pytest.raises(InputError, match=f"{key} is missing"):
         read_run(write_run(tmp_path / "one", without=key))
 
 

@@ -143,7 +143,9 @@ def test_a_program_that_needs_too_much_memory_is_told_in_the_compilers_words(
 def test_a_program_the_compiler_does_not_refuse_is_held_against_the_memory(figures):
     total = figures.total_bytes
     assert compile_step(256, hbm_bytes=total).total_bytes == total
-    with pytest.raises(DoesNotFit, match=r"^needs \d\.\d\d GiB of \d\.\d\d GiB$"):
+    with pytest.raises(
+        DoesNotFit, match=r"^needs \d\.\d\d GiB, but a device has \d\.\d\d GiB$"
+    ):
         compile_step(256, hbm_bytes=total - 1)
 
 

@@ -132,7 +132,7 @@ def test_a_field_on_disk_that_is_not_known_is_refused_by_name(config, fields):
 
 def test_a_misspelt_field_is_refused_with_the_nearest(config):
     for fields, name in (({"sead": 1}, "seed"), ({"data": {"miror": 1}}, "mirror")):
-        with pytest.raises(InputError, match=f"the nearest is {name}; fields are"):
+        with pytest.raises(InputError, match=f"the nearest is {name}; the fields are"):
             Config.resolve(config.to_dict() | fields)
 
 
@@ -160,7 +160,7 @@ def test_whole_numbers_may_stand_for_others_and_lists_for_tuples(config):
     (made,) = Config.resolve({"stages": [stage]}).stages
     assert type(made.num_epochs) is float
     assert made.terms == {"bce": ((0, 1), (1, 0))}
-    with pytest.raises(InputError, match=r"seed=1.0; use a whole value in"):
+    with pytest.raises(InputError, match=r"seed=1.0; use an integer in"):
         changed(config, seed=1.0)
 
 
@@ -246,7 +246,7 @@ GOOD = {"name": "a", "terms": {"bce": 1.0}, "num_steps": 5}
         ({**GOOD, "num_step": 5}, "no field 'num_step'"),
         ({**GOOD, "num_epochs": 1.0}, "exactly one"),
         ({**GOOD, "num_steps": 0}, "exactly one"),
-        ({"name": "a", "num_steps": 5}, "lacks 'terms'"),
+        ({"name": "a", "num_steps": 5}, "has no 'terms'"),
         (
             {**GOOD, "enters_from": "first"},
             "'first'; use one of best, last",
@@ -256,7 +256,7 @@ GOOD = {"name": "a", "terms": {"bce": 1.0}, "num_steps": 5}
             r"warmup_share=1.0; use a value in \[0.0, ",
         ),
         ({**GOOD, "name": "a/b"}, "letters, digits"),
-        ({**GOOD, "terms": {"embedding": 1.0}}, "no head"),
+        ({**GOOD, "terms": {"embedding": 1.0}}, "no embedding head"),
         ({**GOOD, "split": "test"}, "split='test'; use one of train, tuning"),
         (
             {**GOOD, "trainable": "head"},
@@ -264,7 +264,7 @@ GOOD = {"name": "a", "terms": {"bce": 1.0}, "num_steps": 5}
         ),
         (
             {**GOOD, "trainable": "last_layer", "embedding_head": True},
-            "the classifier alone",
+            "only the classifier",
         ),
     ],
 )
@@ -275,7 +275,7 @@ def test_a_stage_that_cannot_work_is_refused_by_name(stage, words):
 
 def test_a_head_cannot_come_back():
     with_head = {**GOOD, "name": "b", "embedding_head": True}
-    with pytest.raises(InputError, match="not added"):
+    with pytest.raises(InputError, match="but not add one"):
         Config.resolve({"stages": [GOOD, with_head]})
 
 

@@ -159,7 +159,7 @@ def test_labels_are_replaced_by_themselves_in_another_order(tmp_path):
         (f"jaxii: {RUN}/metrics.json is no JSON", f"{RUN}/metrics.json", True),
         (f"jaxii: /a/b/{RUN}/metrics.json: no", f"{RUN}/metrics.json", True),
         ("jaxii: metrics.json is no JSON", f"{RUN}/metrics.json", True),
-        (f"jaxii: {RUN} holds no run", f"{RUN}/metrics.json", True),
+        (f"jaxii: {RUN} is not the folder of a run", f"{RUN}/metrics.json", True),
         (f"jaxii: {RUN}/config.json is no JSON", f"{RUN}/metrics.json", False),
         (f"jaxii: {DATA}/labels.csv is empty", f"{RUN}/labels.csv", False),
         ("jaxii: the data has other labels", f"{DATA}/labels.csv", False),

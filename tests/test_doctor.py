@@ -109,7 +109,7 @@ def test_a_recipe_is_measured_and_nothing_is_written(quick, tmp_path, capsys):
     said = capsys.readouterr().out
     for word in ("versions", "devices", "disk", "input", "step", "limit"):
         assert f"\n{word}" in f"\n{said}", word
-    assert said.endswith("all is well\n")
+    assert said.endswith("all checks passed\n")
     assert not list(tmp_path.iterdir())
 
 
@@ -118,12 +118,12 @@ def test_a_recipe_whose_data_is_not_there_yet_is_measured_all_the_same(tmp_path)
     source, facts, of = command._data(config)
     assert isinstance(source, Drawn)
     assert facts.num_classes == command.USUAL["num_labels"]
-    assert f"{tmp_path}/prepared is not there yet" in of
+    assert f"{tmp_path}/prepared does not exist yet" in of
 
 
 def test_what_is_broken_ends_it_with_the_cure_in_sight(quick, monkeypatch, capsys):
     monkeypatch.setattr(checks, "disk", lambda place: Finding([], ["x: delete it"]))
     monkeypatch.setattr(command, "_speeds", lambda config, what: [])
-    with pytest.raises(CheckFailed, match="1 things to mend"):
+    with pytest.raises(CheckFailed, match="problems found: 1; see the BROKEN lines"):
         command.doctor(None, place=Path("/tmp"))
     assert "BROKEN    x: delete it" in capsys.readouterr().out

@@ -174,12 +174,16 @@ def test_flags_arrive_as_they_were_given():
         (
             FLAGS,
             {"IMAGE": "registry/jaxii:latest"},
-            "give REGISTRY/jaxii@sha256:DIGEST",
+            "use REGISTRY/jaxii@sha256:DIGEST",
         ),
         (["--workdir=runs/x"], {}, "--workdir=runs/x is not in a bucket"),
         (["--config=x"], {}, "--workdir is missing"),
-        (FLAGS, {"TOPOLOGY": "3x3"}, "9 chips; CHIPS_PER_HOST=4 does not divide it"),
-        (FLAGS, {"TOPOLOGY": "v5e"}, "TOPOLOGY=v5e; give one like 4x4"),
+        (FLAGS, {"TOPOLOGY": "3x3"}, "9 chips, not divisible by CHIPS_PER_HOST=4"),
+        (
+            FLAGS,
+            {"TOPOLOGY": "v5e"},
+            "TOPOLOGY=v5e is not a topology; use one such as 4x4",
+        ),
     ],
 )
 def test_what_cannot_work_is_refused_with_2(flags, environment, message):

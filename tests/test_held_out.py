@@ -45,10 +45,12 @@ def test_what_is_kept_is_read_back(tmp_path):
 
 def test_predictions_of_other_labels_are_refused(tmp_path):
     domain(3).save(tmp_path / "kept.npz", "abc")
-    with pytest.raises(InputError, match=r"labels abc, and the run has labels def"):
+    with pytest.raises(
+        InputError, match=r"labels with hash abc, .* of the run have hash def"
+    ):
         Predictions.load(tmp_path / "kept.npz", "def")
     (tmp_path / "kept.npz").write_bytes(b"no zip")
-    with pytest.raises(InputError, match=r"does not hold predictions .* hold_out"):
+    with pytest.raises(InputError, match=r"is not a file of predictions .* hold_out"):
         Predictions.load(tmp_path / "kept.npz", "abc")
 
 

@@ -154,7 +154,7 @@ def test_what_is_done_is_not_trained_again(done, capfd):
     hold_out(done, config=None, data_dir="", should_stop=never)
     text = capfd.readouterr().out
     assert "asia (1 of 2)" in text
-    assert text.count("done before") == 2
+    assert text.count("already done") == 2
     assert {p: p.stat().st_mtime_ns for p in before} == before
 
 
@@ -243,9 +243,9 @@ def test_predict_says_what_f2_to_expect_and_what_adapting_did(
     error = np.sqrt(np.mean([errors[d][decoder] ** 2 for d in DOMAINS]))
     assert record["expected_f2"]["error"] == pytest.approx(error)
     mean = record["expected_f2"]["mean"]
-    assert f"these images: expected F2 {mean:.2f} ± {error:.2f}" in text
+    assert f"expected F2 of these images: {mean:.2f} ± {error:.2f}" in text
     text, record = said(tuned, adapt_bn=True)
-    assert "adapted    adabn: F2 on held-out domains +0.00 ± 0.00" in text
+    assert "adapted    adabn: change of F2 on held-out domains +0.00 ± 0.00" in text
     assert record["expected_f2"]["error"] is None
     request = Request(images=images, output=output)
     options = InferenceOptions()
@@ -258,7 +258,7 @@ def test_predict_says_what_f2_to_expect_and_what_adapting_did(
     assert record["calibration"]["labels"] == ["held_out"]
     text, _ = said(tuned.held_out("asia"), label_shift=True)
     assert "CAVEAT     the effect of label_shift on new domains is unknown" in text
-    assert "± unknown; hold_out --workdir=" in text
+    assert "± unknown; run hold_out --workdir=" in text
 
 
 def test_a_run_with_a_domain_held_out_estimates_by_that_one(done):
@@ -281,7 +281,7 @@ def test_runs_of_another_configuration_say_nothing_about_a_run(done, tmp_path):
     fields = json.loads(run.config_file.read_text())
     fields["seed"] = 3
     run.config_file.write_text(json.dumps(fields))
-    with pytest.raises(InputError, match=r"asia has another .*\(seed: 0 -> 3\)"):
+    with pytest.raises(InputError, match=r"asia differs from .*\(seed: 0 -> 3\)"):
         evaluate(copy, data_dir="", stage="", tune_on="")
     with pytest.raises(InputError, match=r"another configuration \(seed: 3 -> 0\)"):
         hold_out(copy, config=None, data_dir="", should_stop=never)
@@ -294,7 +294,7 @@ def test_another_batch_size_is_no_other_configuration(done, tmp_path, capfd):
     file.write_text(json.dumps(fields | {"global_batch_size": 16}))
     assert set(copy.held_out_metrics()) == set(DOMAINS)
     hold_out(copy, config=None, data_dir="", should_stop=never)
-    assert capfd.readouterr().out.count("done before") == 2
+    assert capfd.readouterr().out.count("already done") == 2
 
 
 def test_a_run_on_another_dataset_is_refused_before_any_is_trained(
@@ -303,7 +303,7 @@ def test_a_run_on_another_dataset_is_refused_before_any_is_trained(
     copy = Workdir(shutil.copytree(done.path, tmp_path / "copy"))
     shutil.rmtree(copy.held_out("asia").path)
     monkeypatch.delattr("jaxii.runs.hold_out.train")
-    words = r"eu%2Fwest .*another dataset .*with --data_dir, or remove that folder"
+    words = r"eu%2Fwest .*a dataset with hash .*as --data_dir, or remove the folder"
     with pytest.raises(InputError, match=words):
         hold_out(copy, config=None, data_dir=str(swapped), should_stop=never)
     assert copy.config() == done.config()
@@ -318,9 +318,11 @@ def test_figures_on_another_dataset_say_nothing_about_a_run(done, tmp_path, capf
     evaluate(copy, data_dir="", stage="", tune_on="")
     text = capfd.readouterr().out
     assert text.count(f"CAVEAT     {path} is left out") == 1
-    assert "(hash other)" in text
+    assert "has hash other, but" in text
     assert not {"estimates", "held_out"} & metrics(copy).keys()
-    with pytest.raises(InputError, match=r"asia, eu/west of its dataset .*hold_out"):
+    with pytest.raises(
+        InputError, match=r"its domains .*asia, eu/west at stage .*hold_out"
+    ):
         evaluate(copy, data_dir="", stage="", tune_on="held_out")
 
 
@@ -356,7 +358,7 @@ def test_folds_do_not_need_the_runs_of_the_domains(done, tmp_path, capfd):
     asia.result_file("evaluation.json").unlink()
     hold_out(copy, config=None, data_dir="", should_stop=never, folds=2)
     text = capfd.readouterr().out
-    assert text.count("done before") == 2
+    assert text.count("already done") == 2
     assert "suspects --workdir=" in text
 
 
@@ -385,7 +387,7 @@ def test_folds_hold_out_every_image_once_and_estimate_no_shift(done, tmp_path, c
     assert [part["splits"]["held_out"]["num_images"] for part in parts] == [12, 12]
     assert not any("estimates" in part for part in parts)
     hold_out(copy, config=None, data_dir="", should_stop=never, folds=2)
-    assert capfd.readouterr().out.count("done before") == 2
+    assert capfd.readouterr().out.count("already done") == 2
     # Those of the domains are as before.
     evaluate(copy, data_dir="", stage="", tune_on="held_out")
     estimates = metrics(copy, "metrics_tuned_on_held_out.json")["estimates"]
@@ -414,7 +416,7 @@ def test_groups_that_a_domain_divides_are_named_without_a_search(data, tmp_path,
         config = make_config(tmp_path / choice, held_out_domain="asia")
         train(config, Workdir(tmp_path / f"run_{choice}"), never)
         text = capfd.readouterr().out
-        assert ("images of held_out have the group of a training" in text) == named
+        assert ("images of held_out share a group with a training" in text) == named
 
 
 def listed(workdir, folder, top=1000):

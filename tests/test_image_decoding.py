@@ -24,7 +24,7 @@ def test_damaged_exif_counts_as_upright(exif):
         (b"", "an empty file"),
         (b"GIF89a...", "a GIF"),
         (b"<html>", "HTML"),
-        (b"hello", "no image"),
+        (b"hello", "not an image"),
     ],
 )
 def test_other_files_are_told_by_name(data, what):

@@ -182,7 +182,9 @@ def test_metadata_that_names_no_image_is_refused(tmp_path, name):
     root = small_layout.write(tmp_path / "kaggle")
     rows = [f"part_0/{kind}0{i},g" for i in range(3) for kind in ("train", "test")]
     lines(root / name, "image_id,group", *rows)
-    with pytest.raises(InputError, match=rf"{name} names no image .*6 image missing"):
+    with pytest.raises(
+        InputError, match=rf"{name} matches no images .*6 image missing"
+    ):
         prepare(Layout.find(root), tmp_path / "out")
     assert not (tmp_path / "out").exists()
 

@@ -129,7 +129,7 @@ def test_what_the_disk_says_of_a_file_is_its_fault(tmp_path):
         "a name too long for a file",
     ]
     absent = ImageFiles(files.listing.select(["no id"]), 256)
-    assert absent.fault(0) == "no file of this id"
+    assert absent.fault(0) == "no file with this id"
 
 
 def test_a_disk_that_fails_is_not_the_fault_of_a_image(tmp_path, monkeypatch):
@@ -282,15 +282,15 @@ def test_a_csv_without_ids_takes_the_names_and_may_name_what_is_not_there(folder
 @pytest.mark.parametrize(
     ("text", "words"),
     [
-        ("id,labels\na,\n", "has the columns id, labels; paths are taken from exactly"),
-        ("image_id,labels\na,\n", "For a list of ids give --images=FOLDER --ids=CSV"),
+        ("id,labels\na,\n", "has the columns id, labels; it needs exactly one of"),
+        ("image_id,labels\na,\n", "For a list of ids, use --images=FOLDER --ids=CSV"),
         ("path,image\na,b\n", "has the columns path, image; .* exactly one of path,"),
         ("", "has the columns none"),
-        ("path\n", "lists no image"),
-        ("path,image_id\na.png,a\nb.png\n", "row 3 has no path or no id"),
-        ("path,image_id\n,a\n", "row 2 has no path or no id"),
+        ("path\n", "lists no images"),
+        ("path,image_id\na.png,a\nb.png\n", "row 3 lacks a path or an id"),
+        ("path,image_id\n,a\n", "row 2 lacks a path or an id"),
         ("path\na.png\nb.png\na.png\n", "lists a.png more than once"),
-        ("path\nhttps://x.org/a.png\n", "https://x.org/a.png is an address"),
+        ("path\nhttps://x.org/a.png\n", "https://x.org/a.png is a URL"),
         ("path\n\xff\n", "cannot be read as CSV"),
         ('path\n"a.png\nb.png\n', "cannot be read as CSV .unexpected end of data"),
         ('path,n\n"a.png,1\nb.png,"2"\n', "cannot be read as CSV .',' expected"),
@@ -305,14 +305,17 @@ def test_a_csv_that_cannot_be_used_is_refused(folder, text, words):
 @pytest.mark.parametrize(
     ("given", "words"),
     [
-        ("none", "--images=none is not a folder or a file"),
+        ("none", "--images=none is not a file or a folder"),
         ("none.csv", "--images=none.csv is not a file; give a CSV with one of"),
-        ("a.png,none.png", "--images=none.png is not a folder or a file"),
-        ("a.png,sub", "sub is a folder; give one folder, or images alone"),
+        ("a.png,none.png", "--images=none.png is not a file or a folder"),
+        ("a.png,sub", "sub is a folder; give one folder, or only images"),
         ("a.png,a.png", "--images lists a.png more than once"),
-        ("*.gif", r"--images=\*.gif matches no image; files may end in .jpg"),
-        ("empty", "empty has no image; files may end in .jpg"),
-        ("https://x.org/a.png", "is an address; .* download"),
+        (
+            "*.gif",
+            r"--images=\*.gif matches no images; supported file endings are .jpg",
+        ),
+        ("empty", "empty contains no images; supported file endings are .jpg"),
+        ("https://x.org/a.png", "is a URL; .* download"),
     ],
 )
 def test_what_cannot_be_meant_is_refused(folder, given, words):
@@ -339,7 +342,7 @@ def test_ids_keep_the_order_of_the_sample_submission(tmp_path):
     [
         ("ImageId,labels\na,\n", "starts with 'ImageId,labels'; its header"),
         ("", "starts with 'nothing'"),
-        ("image_id,labels\n", "lists no image"),
+        ("image_id,labels\n", "lists no images"),
         ("image_id,labels\na,\nb,\na,\n", "lists a more than once"),
         ("image_id,labels\n\xff,\n", "cannot be read as CSV"),
         ('image_id,labels\n"a,\nb,\n', "cannot be read as CSV .unexpected end"),
@@ -354,5 +357,5 @@ def test_a_list_of_ids_that_cannot_be_used_is_refused(tmp_path, text, words):
 
 def test_a_list_of_files_may_be_longer_than_a_name_can_be(folder):
     names = [f"{folder}/{'x' * 40}{i}.jpg" for i in range(20)]
-    with pytest.raises(InputError, match="is not a folder or a file"):
+    with pytest.raises(InputError, match="is not a file or a folder"):
         image_records.find(",".join(names))

@@ -360,7 +360,7 @@ def test_a_second_file_of_an_image_is_told(root, out):
 def test_a_list_of_other_validation_images_is_refused(tmp_path):
     root = small_layout.write(tmp_path / "kaggle")
     small_layout.lines(root / "validation_ids.csv", "image_id", "other01.jpg")
-    with pytest.raises(InputError, match="lists no training image"):
+    with pytest.raises(InputError, match="lists no training images"):
         prepare(Layout.find(root), tmp_path / "out")
 
 
@@ -375,7 +375,9 @@ def test_listed_validation_images_are_a_split_of_their_own(tmp_path):
 
 def test_a_label_file_of_people_without_a_row_is_refused(root, out):
     lines(root / "train_human_labels.csv", "ImageID,Source,LabelName,Confidence")
-    with pytest.raises(InputError, match=r"human_labels.csv has no label row"):
+    with pytest.raises(
+        InputError, match=r"human_labels.csv has a header but no label rows"
+    ):
         prepare(Layout.find(root), out)
     assert not out.exists()
 
@@ -394,7 +396,7 @@ def test_a_file_that_changed_at_the_same_size_is_named(root, out):
     data = bytearray(path.read_bytes())
     data[-10] ^= 1
     path.write_bytes(data)
-    words = r"other versions of 1 image files \(train03\), by their size or time"
+    words = r"other versions of 1 image files \(train03\), judging by size or modif"
     with pytest.raises(InputError, match=words):
         prepare(layout, out)
 

@@ -232,8 +232,8 @@ def test_images_without_any_label_are_counted_as_nothing():
         ({"context_smoothing": 0.0}, "context_smoothing"),
         ({"context_smoothing": 1.1}, "context_smoothing"),
         ({"num_classes": 1, "dim": 1}, "label ids"),
-        ({"num_classes": 2}, "label ids 0 to 2 with 2 classes; use 0 to 1"),
-        ({"label_ids": np.array([0, 1, -1, 2], np.int32)}, "label ids -1 to 2"),
+        ({"num_classes": 2}, "from 0 to 2, but .* 2 classes; use ids from 0 to 1"),
+        ({"label_ids": np.array([0, 1, -1, 2], np.int32)}, "ids range from -1 to 2"),
     ],
 )
 def test_what_cannot_be_used_is_refused(change, says):

@@ -53,7 +53,7 @@ def test_a_class_listed_twice_is_refused(tmp_path):
 
 def test_no_class_is_refused(tmp_path):
     path = lines(tmp_path / "c.csv", "label_code")
-    with pytest.raises(InputError, match="lists no class"):
+    with pytest.raises(InputError, match="lists no classes"):
         label_files.read_codes(path, None)
 
 
@@ -87,7 +87,7 @@ def test_few_unknown_codes_are_counted_with_an_example(tmp_path, codes):
 
 
 def test_many_unknown_codes_are_refused_with_the_first(tmp_path, codes):
-    with pytest.raises(InputError, match=r"2 of 3 rows .* the first is '/m/odd'"):
+    with pytest.raises(InputError, match=r"2 of 3 rows .*first: '/m/odd'"):
         read(tmp_path, codes, "a,v,/m/1,1", "a,v,/m/odd,1", "b,v,/m/even,1")
 
 
@@ -166,7 +166,7 @@ def test_an_image_listed_without_labels_stays_listed(tmp_path, codes):
 
 def test_an_unexpected_header_is_refused(tmp_path):
     path = lines(tmp_path / "t.csv", "image_id,labels", "a,/m/1")
-    with pytest.raises(InputError, match="it must have none"):
+    with pytest.raises(InputError, match="must not have one"):
         label_files.read_rows(path, header=False)
 
 
@@ -224,6 +224,6 @@ def test_metadata_without_a_known_column_is_refused(tmp_path):
 )
 def test_a_code_that_a_submission_cannot_hold_is_refused(tmp_path, rows, line, code):
     path = lines(tmp_path / "c.csv", "label_code", *rows)
-    words = re.escape(f"c.csv line {line}: the label_code {code!r} is empty, or has")
+    words = re.escape(f"c.csv line {line}: label_code {code!r} is empty or contains")
     with pytest.raises(InputError, match=words):
         label_files.read_codes(path, None)

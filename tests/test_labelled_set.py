@@ -169,7 +169,7 @@ def test_the_report_and_the_comparison_have_the_set(
     run_command("compare", str(run.workdir.path))
     printed = capsys.readouterr().out
     assert "F2 our <holiday>" in printed
-    assert "Nothing was fitted for our <holiday>" in printed
+    assert "our <holiday> was evaluated after training; nothing was fitted" in printed
     assert "mAP and coverage are on test." in printed
 
 
@@ -211,8 +211,8 @@ def test_what_cannot_be_used_is_counted_named_and_in_no_figure(
     assert found.num_images == len(ids) - 4
     assert found.figures.num_images_without_truth == 2
     printed = capsys.readouterr().out
-    assert "2 labels that the run does not know: 'unheard', 'unseen'" in printed
-    assert "1 names in the label file, in 1 rows, without an image" in printed
+    assert "2 labels that the run does not have: 'unheard', 'unseen'" in printed
+    assert "1 names in the label file (1 rows) that match no image" in printed
     assert "1 broken images" in printed
     without = table.filter(~pl.col("image_id").is_in(ids[:4]))
     clean = measured(run, labelled_images, tmp_path, "rest", without)
@@ -248,17 +248,17 @@ def test_domains_are_slices_where_there_are_no_slices(run, labelled_images, tmp_
 @pytest.mark.parametrize("name", ["test", "validation", "train"])
 def test_the_name_of_a_split_is_refused(run, labelled_images, name):
     folder = labelled_images[0]
-    with pytest.raises(InputError, match="give the labelled set a name of its own"):
+    with pytest.raises(InputError, match="use another name for the labelled set"):
         jaxii.evaluate(run, images=folder, name=name)
 
 
 @pytest.mark.parametrize(
     ("words", "pattern"),
     [
-        (["--tune_on=validation"], "--tune_on is for the run's own splits"),
-        (["--adapt_bn"], "--adapt_bn is for the run's own splits"),
-        (["--decoder=top_k"], "--decoder is for the run's own splits"),
-        (["--stage=only"], "--stage is for the run's own splits"),
+        (["--tune_on=validation"], "--tune_on applies only to the run's own splits"),
+        (["--adapt_bn"], "--adapt_bn applies only to the run's own splits"),
+        (["--decoder=top_k"], "--decoder applies only to the run's own splits"),
+        (["--stage=only"], "--stage applies only to the run's own splits"),
     ],
 )
 def test_flags_of_the_splits_are_refused_with_images(words, pattern, capsys):
@@ -269,7 +269,7 @@ def test_flags_of_the_splits_are_refused_with_images(words, pattern, capsys):
 
 def test_flags_of_a_set_need_images(capsys):
     assert run_command("evaluate", "--workdir=x", "--labels=y") == 2
-    assert "--labels belongs to --images=DIR" in capsys.readouterr().err
+    assert "--labels requires --images=DIR" in capsys.readouterr().err
 
 
 def test_the_command_gives_the_figures_of_the_call_and_needs_no_dataset(
@@ -288,7 +288,7 @@ def test_the_command_gives_the_figures_of_the_call_and_needs_no_dataset(
     away.rename(data)
     printed = capsys.readouterr().out
     assert f"F2 {found.f2:.4f}" in printed
-    assert "fitted     nothing for command" in printed
+    assert "fitted     nothing on command" in printed
     assert plain(run.figures("command")) == plain(found.figures)
 
 
@@ -300,9 +300,9 @@ def test_an_evaluation_keeps_the_sets_that_are_of_its_decoders(
     assert run_command(*words) == 0
     page = run.workdir.path / "report.html"
     assert "<bdi>kept</bdi>" in page.read_text()
-    assert "was measured before" not in capsys.readouterr().out
+    assert "is outdated or incomplete" not in capsys.readouterr().out
     assert run_command(*words, "--decoder=top_k") == 0
-    assert "the set kept was measured before; evaluate it again" in (
+    assert "the labelled set kept is outdated or incomplete; evaluate it again" in (
         capsys.readouterr().out
     )
     assert "<bdi>kept</bdi>" not in page.read_text()

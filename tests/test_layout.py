@@ -35,12 +35,12 @@ def test_a_missing_required_file_is_refused(root):
 
 
 def test_a_misspelt_override_is_refused(root):
-    with pytest.raises(InputError, match="tests_labels is not part of a layout"):
+    with pytest.raises(InputError, match="tests_labels is not a field of Layout"):
         Layout.find(root, tests_labels="x.csv")
 
 
 def test_an_override_that_does_not_exist_is_refused(root):
-    with pytest.raises(InputError, match=r"none.csv does not exist"):
+    with pytest.raises(InputError, match=r"none.csv is not a file"):
         Layout.find(root, test_labels="none.csv")
 
 

@@ -129,15 +129,15 @@ def refused(run, tmp_path):
         (["predict", "--workdir=x"], "--images is missing"),
         (
             ["suspects", "--workdir=x", "--output=a.csv", "--sheet=a.csv"],
-            "--output and --sheet are both a.csv; name two files",
+            "--output and --sheet are both a.csv; use two different files",
         ),
         (
             ["suspects", "--workdir=x", "--output=x/suspects.html"],
-            "--output and --sheet are both x/suspects.html; name two files",
+            "--output and --sheet are both x/suspects.html; use two different files",
         ),
         (
             ["suspects", "--workdir=x", "--sheet=x/suspects.csv"],
-            "--output and --sheet are both x/suspects.csv; name two files",
+            "--output and --sheet are both x/suspects.csv; use two different files",
         ),
         (["prepare"], "--input_dir is missing"),
         (["prepare", "--input_dir=x"], "--data_dir is missing"),
@@ -160,7 +160,11 @@ def refused(run, tmp_path):
                 "1:2:3": "not FIRST:LAST",
             }.items()
         ),
-        (["adapt"], "labels of the target domain train .* add --allow_tuning_labels"),
+        (
+            ["adapt"],
+            "trains the weights on labels of the target domain; "
+            "add --allow_tuning_labels",
+        ),
         (["adapt", "--allow_tuning_labels"], "--workdir is missing"),
         (["adapt", "--allow_tuning_labels", "--workdir=x"], "--output is missing"),
         (["adapt", "--train=first_layer"], "<all|last_layer>"),
@@ -182,7 +186,8 @@ def test_a_command_line_that_cannot_be_is_refused(refused, words, pattern):
         (["--config=configs"], "is not a file; give a recipe such as"),
         (
             [f"{RECIPE}:emojis"],
-            "py:emojis: the nearest is emoji; use one of toy_regions, emoji, ",
+            "py:emojis: there is no such preset; the nearest is emoji; use one of "
+            "toy_regions, emoji, ",
         ),
         (
             [RECIPE, "--config.optimiser.peak_lr=1"],
@@ -196,7 +201,7 @@ def test_a_command_line_that_cannot_be_is_refused(refused, words, pattern):
         ([RECIPE, "--config.seed=abc"], "--config.seed=abc: .* like the default, 0"),
         ([RECIPE, "--config.optimizer.peak_lr="], "like the default, 0.15"),
         ([RECIPE, "--config.model=50"], "--config.model=50: .* is not a dict"),
-        ([RECIPE, "--config.stages=50"], "config.stages has 50; use a dict"),
+        ([RECIPE, "--config.stages=50"], "config.stages contains 50; use a dict"),
         ([RECIPE, "--config.stages[0].num_epoch=5"], "num_epoch"),
         ([RECIPE, "--config.model.depth=20"], "use one of 18, 26, 34, 50, 101, 152"),
         ([RECIPE, "--config.optimizer.peak_lr=nan"], r"use a value in \["),
@@ -483,7 +488,9 @@ def test_want_of_memory_ends_with_1_and_one_line(run, monkeypatch, tmp_path, all
     monkeypatch.setattr("jaxii.runs.train.train", lambda *_, **__: allocate())
     code, _, err = run("train", f"{RECIPE}:emoji", f"--workdir={tmp_path}")
     assert code == 1
-    assert re.fullmatch(r"jaxii: memory ran out \(.*\); raise the limit .*\n", err)
+    assert re.fullmatch(
+        r"jaxii: out of memory \(.*\); raise the memory limit .*\n", err
+    )
 
 
 @pytest.mark.parametrize(
@@ -687,14 +694,14 @@ def output_is_a_file(files):
     ("spoil", "pattern"),
     [
         (wrong_header, "has the header ImageID,Source,Label,.*needs the columns"),
-        (no_images, "no training image is left .*ids of the label file"),
+        (no_images, "no training image is left .*ids in the label file"),
         (unknown_codes, "1 of 7 rows have an unknown label code.*'/m/strange'"),
         (bad_confidence, "'2'; it must be a number from 0 to 1"),
         (two_of_a_class, "/m/cat is listed twice"),
         (no_classes, "classes-trainable.csv is missing"),
         (header_in_tuning, "starts with a header.*delete its first line"),
         (output_in_use, "is not empty .*choose an empty or new folder"),
-        (output_is_a_file, "is a file; give a new folder"),
+        (output_is_a_file, "is a file; use a new folder"),
     ],
 )
 def test_files_that_cannot_be_prepared_are_refused(refused, files, spoil, pattern):
@@ -708,11 +715,15 @@ def test_a_folder_that_another_process_prepares_is_refused(refused, files):
 
 
 def test_a_folder_that_is_not_there_cannot_be_prepared(refused, tmp_path):
-    refused(prepare_words(tmp_path / "absent"), "is not a folder; give the one with")
+    refused(
+        prepare_words(tmp_path / "absent"), "is not a folder; use the one that contains"
+    )
 
 
 def test_metadata_that_is_not_there_is_refused(refused, files):
-    refused((*prepare_words(files), "--train_metadata=none.csv"), "none.csv does not")
+    refused(
+        (*prepare_words(files), "--train_metadata=none.csv"), "none.csv is not a file"
+    )
 
 
 def test_few_odd_rows_and_images_are_counted_and_left_out(run, tmp_path):
@@ -826,7 +837,7 @@ def test_a_misspelt_field_of_a_stage_is_refused_by_name(refused, dataset, tmp_pa
     words = (f"--config={recipe}", *train_words(dataset, tmp_path / "run")[1:])
     refused(
         words,
-        "has no field 'embeding_head'; the nearest is embedding_head; fields are",
+        "has no field 'embeding_head'; the nearest is embedding_head; the fields are",
     )
 
 
@@ -868,7 +879,7 @@ def test_data_that_is_not_drawn_needs_a_folder(refused, tmp_path):
 def test_the_embedded_dataset_is_not_drawn_over_something_else(refused, tmp_path):
     output_in_use(tmp_path / "x")
     words = [RECIPE, f"--data_dir={tmp_path / 'data'}", f"--workdir={tmp_path / 'r'}"]
-    refused(words, "holds something else than toy_regions")
+    refused(words, "contains something other than toy_regions")
 
 
 @pytest.mark.parametrize("fraction", ["0.001", "0.0", "1.0"])
@@ -877,7 +888,7 @@ def test_a_validation_fraction_that_leaves_nothing_is_refused(
 ):
     override = f"--config.data.validation_fraction={fraction}"
     words = train_words(dataset, tmp_path / "run", override)
-    refused(words, f"validation_fraction={fraction}.*(fraction nearer|use a value in)")
+    refused(words, f"validation_fraction={fraction}.*(fraction closer|use a value in)")
 
 
 def test_an_embedding_longer_than_there_are_labels_is_refused(
@@ -959,7 +970,7 @@ def test_compare_of_a_run_that_was_not_evaluated_is_refused(refused, tmp_path):
 def test_a_folder_without_a_run_is_refused(refused, photos, tmp_path, command):
     words = [command, f"--workdir={tmp_path}"]
     words += [f"--images={photos}"] if command == "predict" else []
-    refused(words, "holds no run")
+    refused(words, "is not the folder of a run")
 
 
 def test_a_run_that_was_never_trained_is_refused(refused, dataset, trained, tmp_path):
@@ -1003,7 +1014,11 @@ def test_a_workdir_of_other_labels_is_refused(refused, trained, tmp_path):
 
 def test_a_stage_that_was_not_trained_is_refused(refused, trained):
     words = ["evaluate", f"--workdir={trained}", "--stage=bonus"]
-    refused(words, "--stage=bonus; use one of multitask, classifier", trained)
+    refused(
+        words,
+        "--stage=bonus has no checkpoint; use one of multitask, classifier",
+        trained,
+    )
 
 
 @pytest.fixture(scope="module")
@@ -1028,7 +1043,7 @@ def test_an_evaluation_that_could_not_be_kept_is_not_begun(
     monkeypatch.setattr(os, "access", lambda path, mode: path != evaluated)
     words = ["evaluate", f"--workdir={evaluated}"]
     for more in ([], ["--images=configs"]):
-        refused([*words, *more], "run is read-only, and .* copy the folder", evaluated)
+        refused([*words, *more], "run is read-only, but .* copy the folder", evaluated)
 
 
 def test_the_files_of_an_evaluation_agree_on_slices_labels_and_images(evaluated):
@@ -1089,7 +1104,7 @@ def test_predict_writes_a_row_for_every_image(
         p.stem for p in photos.iterdir()
     )
     assert all(row.split(",")[1] for row in rows)
-    assert "13 images, 1 of them damaged and given the most frequent" in text
+    assert "13 images, 1 of them damaged (predicted as the most frequent" in text
     assert f"decoder {decoder}" in text
     constant = json.loads((evaluated / "metrics.json").read_text())["constant"]
     assert rows[4] == f"photo04,{' '.join(constant['labels'])}"
@@ -1104,7 +1119,7 @@ def test_images_of_which_none_can_be_read_are_refused(
     words = f"--output={tmp_path / 'a.csv'}", f"--decoder={decoder}"
     refused(
         predict_words(evaluated, tmp_path, *words),
-        "none of the 9 images can be used.*a Git LFS pointer.*nothing was written",
+        "none of the 9 images can be read.*a Git LFS pointer.*nothing was written",
     )
 
 
@@ -1178,7 +1193,7 @@ def test_processes_that_find_other_images_are_refused(
     )
     refused(
         predict_words(evaluated, photos),
-        "there are other images on process 1 than on process 0",
+        "the images are different on process 1 than on process 0",
         folder=evaluated,
     )
 
@@ -1225,8 +1240,11 @@ def test_the_embedding_decoder_needs_a_stage_with_the_head(
 @pytest.mark.parametrize(
     ("more", "pattern"),
     [
-        (["--images=none"], "--images=none is not a folder or a file"),
-        (["--images=configs"], "--images=configs has no image; files may end in"),
+        (["--images=none"], "--images=none is not a file or a folder"),
+        (
+            ["--images=configs"],
+            "--images=configs contains no images; supported file endings are",
+        ),
         (["--ids=none.csv"], "--ids=none.csv is not a file"),
         (
             ["--stage=multitask"],
@@ -1234,7 +1252,7 @@ def test_the_embedding_decoder_needs_a_stage_with_the_head(
         ),
         (["--output=configs"], "--output=configs is a folder"),
         (["--sheet=configs"], "--sheet=configs is a folder"),
-        (["--output=a.txt"], "--output=a.txt ends in neither of .csv, .jsonl"),
+        (["--output=a.txt"], "--output=a.txt does not end in .csv or .jsonl"),
         (["--output=a.csv", "--sheet=a.csv"], "--output and --sheet are both a.csv"),
         (["--output=LICENSE/a.csv"], "LICENSE/a.csv cannot be written"),
     ],
@@ -1250,7 +1268,7 @@ def test_checkpoints_of_other_labels_are_refused(refused, evaluated, photos, tmp
     small_layout.lines(
         copy / "labels.csv", "label_code,description", "/m/a,A", "/m/b,B", "/m/c,C"
     )
-    refused(predict_words(copy, photos), "labels.csv is damaged or from elsewhere")
+    refused(predict_words(copy, photos), "labels.csv is damaged or was replaced")
 
 
 def test_tuning_needs_a_split_of_that_name(run, refused, tmp_path, trained):
@@ -1264,7 +1282,7 @@ def test_tuning_needs_a_split_of_that_name(run, refused, tmp_path, trained):
     run(*words)
     refused(
         words,
-        "has no images in split 'tuning'; it has train",
+        "has no images in split 'tuning'; splits with images: train",
     )
 
 
@@ -1298,7 +1316,7 @@ def full(run):
         code, _, errors = run(*words)
         assert (code, errors) == (
             1,
-            f"jaxii: {path}: No space left on device; make room there, then run the "
+            f"jaxii: {path}: No space left on device; free up disk space, then run the "
             "command again.\n",
         )
         assert not draft.is_symlink()
@@ -1360,7 +1378,7 @@ def test_a_preparation_without_space_names_its_file_and_goes_on(run, full, files
         (["new", "mine", "--images=gs://b/photos"], "gcsfs|in a bucket"),
         (["new", "mine", "--images=no", "--label_separator=spce"], "nearest is space"),
         (["doctor", "here"], "doctor takes flags only, not 'here'"),
-        (["doctor", "--data_dir=x"], "--data_dir needs the recipe"),
+        (["doctor", "--data_dir=x"], "--data_dir requires a recipe"),
         (["predict", "--decoder=tresholds"], "the nearest is threshold; see --help"),
         (["--config=configs/f2_multitaks.py"], "nearest is configs/f2_multitask.py"),
     ],
@@ -1389,7 +1407,7 @@ def test_new_writes_a_recipe_that_the_command_line_loads(run, tmp_path, monkeypa
     code, _, errors = run("train", f"--config={tmp_path}/mine/mine.py")
     assert code == 2
     # The recipe and the data that it names are read; one image is no validation split.
-    assert "validation_fraction=0.4 of the 1 groups of train leaves no" in errors
+    assert "validation_fraction=0.4 of the 1 training groups leaves no" in errors
 
 
 def test_names_in_ones_own_data_reach_no_terminal_as_commands(
@@ -1416,9 +1434,9 @@ def test_names_in_ones_own_data_reach_no_terminal_as_commands(
 
 def test_doctor_ends_with_1_where_something_is_broken(run, monkeypatch):
     def fail(config, place):
-        raise CheckFailed("1 things to mend; see BROKEN above.")
+        raise CheckFailed("problems found: 1; see the BROKEN lines above.")
 
     monkeypatch.setattr(doctor, "doctor", fail)
     code, _, errors = run("doctor")
     assert code == 1
-    assert errors == "jaxii: 1 things to mend; see BROKEN above.\n"
+    assert errors == "jaxii: problems found: 1; see the BROKEN lines above.\n"

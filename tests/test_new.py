@@ -172,7 +172,7 @@ def test_lists_as_python_writes_them_are_read_and_others_named():
         notes=notes,
     )
     assert found == [["its", "b"], ["a", "3"], [], []]
-    assert "1 rows whose cell is no list of labels: '[a'" in "\n".join(notes.lines)
+    assert "1 rows whose cell is not a list of labels: '[a'" in "\n".join(notes.lines)
 
 
 # The file itself.
@@ -203,9 +203,9 @@ def test_a_file_is_read_whatever_saved_it(tmp_path, data, columns):
     [
         (b"", "is empty"),
         (b"PK\x03\x04...", "an Excel workbook"),
-        (b"path,label\na.jpg,x\nb.jpg,x,y\n", r"line 3: 3 cells .* has 2 .*quotes"),
+        (b"path,label\na.jpg,x\nb.jpg,x,y\n", r"line 3: 3 cells, .* has 2 .*quotes"),
         (b"path\na.jpg\n", "one column"),
-        (b"path,label\n", "no row below its header"),
+        (b"path,label\n", "no rows below its header"),
         (b"path,label\n\0\0", "zero bytes"),
     ],
 )
@@ -238,7 +238,7 @@ def test_a_legacy_encoding_is_detected_and_named(tmp_path, encoding, words, name
     assert read_table(path, notes)["label"].unique(maintain_order=True).to_list() == [
         *words
     ]
-    assert f"it was read as {named}, which was detected" in notes.lines[0]
+    assert f"it was read as {named}, detected" in notes.lines[0]
     assert words[0] in notes.lines[0]
 
 
@@ -287,7 +287,7 @@ def test_columns_of_bytes_are_named_and_not_read(tmp_path):
     path, notes = tmp_path / "labels.parquet", Notes()
     pl.DataFrame({"path": ["a.jpg"], "image": [b"x"], "n": [3]}).write_parquet(path)
     assert read_table(path, notes).rows() == [("a.jpg", "3")]
-    assert "not read: 'image (Binary)'" in notes.lines[0]
+    assert "unsupported types: 'image (Binary)'" in notes.lines[0]
 
 
 # Which image is meant.
@@ -296,17 +296,17 @@ def test_columns_of_bytes_are_named_and_not_read(tmp_path):
 @pytest.mark.parametrize(
     ("written", "numbers", "rule"),
     [
-        (["x/1.jpg", "y/1.jpg"], [0, 1], "below"),
-        (["x/1", "y/1"], [0, 1], "below"),
-        (["./x\\1.JPG", "y/1.png"], [0, 1], "below"),
-        (["data/x/1.jpg", "data/y/1.jpg"], [0, 1], "without the first folder"),
-        (["/other/2.jpg", "/other/3.jpg"], [2, NOWHERE], "by the name"),
+        (["x/1.jpg", "y/1.jpg"], [0, 1], "relative to --images="),
+        (["x/1", "y/1"], [0, 1], "relative to --images="),
+        (["./x\\1.JPG", "y/1.png"], [0, 1], "relative to --images="),
+        (["data/x/1.jpg", "data/y/1.jpg"], [0, 1], "without their first folder"),
+        (["/other/2.jpg", "/other/3.jpg"], [2, NOWHERE], "by file name"),
         # Both are called 1: nothing says which is meant.
-        (["/other/1.jpg", "/other/2.jpg"], [NOWHERE, 2], "by the name"),
+        (["/other/1.jpg", "/other/2.jpg"], [NOWHERE, 2], "by file name"),
         # Of two folders one is there, and nothing says which.
         (["train/z/2.jpg", "test/z/2.jpg", "test/x/1"], [NOWHERE, NOWHERE, 0], "first"),
         # One is missing, and an image of the same name elsewhere is not it.
-        (["x/1.jpg", "y/2.jpg"], [0, NOWHERE], "below"),
+        (["x/1.jpg", "y/2.jpg"], [0, NOWHERE], "relative to --images="),
     ],
 )
 def test_a_column_of_paths_is_read_by_one_rule(tmp_path, written, numbers, rule):
@@ -335,22 +335,26 @@ def test_of_two_columns_of_paths_the_better_named_counts_and_both_are_said(tmp_p
     )
     found, said = look(root, file)
     assert named(found)["b"] == ["x"]
-    assert "'copy' would, too (--path_column)" in said
+    assert "'copy' would also fit (--path_column)" in said
     assert named(look(root, file, path_column="copy")[0])["b"] == ["y"]
 
 
 @pytest.mark.parametrize(
     ("text", "options", "words"),
     [
-        ("path,label\nx.jpg,?\n", {}, "no cell of any column.*'x.jpg'.*'a.jpg'"),
-        ("path,one,two\na.jpg,x,y\n", {}, "which column has the labels.*one, two"),
+        ("path,label\nx.jpg,?\n", {}, "'a.jpg'. is named in any column.*'x.jpg'"),
+        (
+            "path,one,two\na.jpg,x,y\n",
+            {},
+            "cannot determine the label column.*one, two",
+        ),
         (
             "path,label\na.jpg,x\n",
             {"label_column": "lable"},
-            "the nearest is label; there",
+            "the nearest is label; the columns are",
         ),
         ("path,label\na.jpg,x\nb.jpg,x\n", {}, "1 labels are left"),
-        ("path,label,split\na.jpg,x,new\n", {}, "'split' has 'new'; use train"),
+        ("path,label,split\na.jpg,x,new\n", {}, "'split' contains 'new'; use train"),
         ("path,label,confidence\na.jpg,x,90\n", {}, "from 0 .absent. to 1"),
     ],
 )
@@ -366,7 +370,7 @@ def test_a_column_group_among_columns_of_labels_is_a_label(tmp_path):
     text = "path,Cat,Dog,Group\na.jpg,1,0,1\nb.jpg,0,1,1\n"
     found, said = look(*label_file(tmp_path, text))
     assert "Group" in found.labels
-    assert "columns taken as labels, like the others: 'Group'" in said
+    assert "columns read as labels, like the other 0/1 columns: 'Group'" in said
 
 
 def test_columns_of_0_and_1_beside_a_column_of_labels_are_not_labels(tmp_path):
@@ -374,7 +378,7 @@ def test_columns_of_0_and_1_beside_a_column_of_labels_are_not_labels(tmp_path):
     found, said = look(*label_file(tmp_path, text))
     assert found.extra["group"] == ["0", "1"]
     assert found.labels == ["x", "y"]
-    assert "columns that are not used: 'flipped', 'checked'" in said
+    assert "unused columns: 'flipped', 'checked'" in said
 
 
 def test_case_is_folded_only_when_asked(tmp_path):
@@ -416,7 +420,7 @@ def test_with_case_folded_no_label_of_a_run_is_taken_for_another(
     wanted = zip("abcd", ids, strict=True)
     assert chosen == {name: [i] for name, i in wanted if i is not None}
     several = [label for label, i in zip(written, ids, strict=True) if i is None]
-    fit = "of them fit several labels of the run if case is ignored"
+    fit = "of them match several labels of the run if case is ignored"
     assert (f"{len(several)} {fit}" in said) == bool(several)
     assert all(repr(label) in said.partition(fit)[2] for label in several)
 
@@ -425,20 +429,20 @@ def test_without_folding_labels_in_another_case_are_left_out_and_said(tmp_path):
     text = "path,label\na.jpg,apple\nb.jpg,APPLE\nc.jpg,FRUIT\nd.jpg,Fan\n"
     found, said = look(*label_file(tmp_path, text), vocabulary=KNOWN)
     assert [list(entry) for entry in found.entries] == [[1]]
-    assert "(--fold_case takes them as those): 'FRUIT'" in said
-    assert "give the codes of the labels: 'APPLE', 'Fan'" in said
+    assert "(--fold_case matches them): 'FRUIT'" in said
+    assert "use the codes of the labels: 'APPLE', 'Fan'" in said
 
 
 def test_rare_labels_stay_unless_told_and_their_images_are_named(tmp_path):
     text = "path,label\na.jpg,x\nb.jpg,x\nc.jpg,y\nb.jpg,y\nd.jpg,z\n"
     found, said = look(*label_file(tmp_path, text))
     assert found.labels == ["x", "y", "z"]
-    assert "fewer than 10 images" in said
+    assert "fewer than 10 training images" in said
     place = tmp_path / "photos", tmp_path / "labels.csv"
     found, said = look(*place, min_images=2)
     assert found.labels == ["x", "y"]
     assert "1 labels with fewer than 2 training images: 'z'" in said
-    assert re.search(r"1 images without any label that is used: .*d\.jpg", said)
+    assert re.search(r"1 images whose labels are all left out: .*d\.jpg", said)
 
 
 def test_confidences_are_kept_and_contradictions_said(tmp_path):
@@ -449,8 +453,8 @@ def test_confidences_are_kept_and_contradictions_said(tmp_path):
     found, said = look(*label_file(tmp_path, text))
     assert found.entries[0] == {0: 1.0, 1: 0.0}
     assert found.entries[1] == {1: 1.0}
-    assert "of two confidences of one label" in said
-    assert "1 rows whose confidence is no number: 'often'" in said
+    assert "if a label of an image has different confidences" in said
+    assert "1 rows whose confidence is not a number: 'often'" in said
 
 
 def test_codes_have_no_white_space_and_stay_different(tmp_path):
@@ -491,7 +495,7 @@ def test_words_of_an_array_are_labels_of_their_own(tmp_path):
 
 def test_two_columns_of_one_name_are_refused(tmp_path):
     text = "path,dog,cat,dog\na.jpg,1,0,1\nb.jpg,0,1,0\n"
-    with pytest.raises(InputError, match="two columns called 'dog'"):
+    with pytest.raises(InputError, match="two columns named 'dog'"):
         look(*label_file(tmp_path, text))
 
 
@@ -551,7 +555,7 @@ def test_broken_images_are_found_by_header_and_by_decoding(
 
 def test_a_folder_without_images_says_what_is_in_it(tmp_path):
     (tmp_path / "a.tiff").write_bytes(b"II")
-    with pytest.raises(InputError, match=r"no image in it.*\.tiff"):
+    with pytest.raises(InputError, match=r"contains no images.*\.tiff"):
         images.find(tmp_path, Notes())
 
 
@@ -702,7 +706,7 @@ def test_data_that_did_not_change_is_not_prepared_again(made, tmp_path, capsys):
     before = content(made[0])
     again(tmp_path)
     assert content(made[0]) == before
-    assert "mine.py exists and is kept" in capsys.readouterr().out
+    assert "mine.py already exists; keeping it" in capsys.readouterr().out
 
 
 def test_a_label_file_that_changed_is_refused(made, tmp_path):

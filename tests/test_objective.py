@@ -292,8 +292,8 @@ def test_a_term_given_as_a_dict_has_weight_one_by_default():
         ({"bce": 0.0}, "at least one of bce"),
         ({}, "at least one of bce"),
         ({"bce": -1.0}, "at least 0"),
-        ({"bce": "much"}, "a number or"),
-        ({"bce": ((0.5, 1.0), (0.2, 0.0))}, "rising order"),
+        ({"bce": "much"}, "must be a number or"),
+        ({"bce": ((0.5, 1.0), (0.2, 0.0))}, "ascending order"),
     ],
 )
 def test_a_term_that_cannot_be_is_refused(terms, words):
@@ -319,7 +319,7 @@ def test_a_parameter_outside_its_range_is_refused(
     name, parameter, value, allowed, pairs
 ):
     given = ((0.0, 0.5), (1.0, value)) if pairs else value
-    words = f"{parameter} of term '{name}': value {value}.*{allowed}"
+    words = f"{parameter} of term '{name}': value {value} must be .*{allowed}"
     with pytest.raises(InputError, match=words):
         objective_of({name: {parameter: given}})
 
@@ -336,7 +336,7 @@ def test_a_parameter_outside_its_range_is_refused(
 )
 @pytest.mark.parametrize("value", [None, True])
 def test_a_parameter_that_is_no_number_is_refused(name, parameter, value):
-    words = f"{parameter} of term '{name}'={value}; a number or"
+    words = f"{parameter} of term '{name}'={value} must be a number or"
     with pytest.raises(InputError, match=words):
         objective_of({name: {parameter: value}})
 

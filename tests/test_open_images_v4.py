@@ -116,7 +116,10 @@ def test_a_scan_reports_progress(prepared):
     words = Vocabulary(("/m/0108_09c",), ("one",))
     seen = []
     open_dataset(prepared, words, on_progress=lambda *event: seen.append(event))
-    assert seen == [(6, 6, "index of train"), (2, 2, "index of validation")]
+    assert seen == [
+        (6, 6, "train images indexed"),
+        (2, 2, "validation images indexed"),
+    ]
 
 
 def test_other_codes_are_refused(prepared):

@@ -269,8 +269,8 @@ def test_an_unclean_result_says_so_first():
     tuned = CLEAN.with_("thresholds", labels=["tuning"])
     text = page(metrics=make_metrics(provenance=tuned))
     assert text.index("tuning labels: thresholds") < text.index("0.4567")
-    assert "do not stand for unseen data" in text
-    assert "No label and no image of a tuning" not in text
+    assert "do not represent unseen data" in text
+    assert "No labels or images of a tuning" not in text
 
 
 def test_the_worst_slice_comes_first(full):
@@ -335,7 +335,7 @@ def test_all_decoders_are_rows_of_one_table_with_every_split():
     for figures in splits.values():
         figures.decoders["expected_f2"] = decoder_metrics(0.4321)
     text = page(metrics=make_metrics(splits=splits))
-    part = text[text.index("<h2>Decoders") : text.index("<h2>All figures")]
+    part = text[text.index("<h2>Decoders") : text.index("<h2>All metrics")]
     rows = re.findall(r'<tr><th scope="row">(.*?)</tr>', part)
     assert len(rows) == 4
     assert [row.count('class="num"') for row in rows] == [6] * 4
@@ -355,7 +355,7 @@ def test_estimates_of_the_shift_stand_beside_the_test_and_the_closer_is_marked()
     )
     text = page(metrics=make_metrics(estimates=estimates))
     part = text[
-        text.index("<h2>Estimated domain shift") : text.index("<h2>All figures")
+        text.index("<h2>Estimated domain shift") : text.index("<h2>All metrics")
     ]
     validation, held_out = re.findall(r'<tr><th scope="row">.*?</tr>', part)
     assert "+0.1700" in validation

@@ -143,7 +143,7 @@ def test_slices_have_their_intervals_the_worst_first_and_the_method_is_said():
     part = text[text.index('id="slices"') : text.index('id="labels"')]
     assert part.index("highland") < part.index("0.210 to 0.400") < part.index("coast")
     assert "1,000 seeded bootstrap resamples of whole groups of images" in part
-    assert "95 % interval 0.350 to 0.440" in text[: text.index('id="slices"')]
+    assert "95% interval 0.350 to 0.440" in text[: text.index('id="slices"')]
     # Drawn between 0.2 and 0.6: 0.3 lies at a quarter.
     assert 'class="dot" style="left:25.0%"' in part
 
@@ -163,7 +163,7 @@ def test_what_differs_from_the_recipe_is_listed_and_equal_values_are_not():
     assert re.search(r"model\.depth</th><td><bdi>50</bdi></td><td><bdi>18</bdi>", part)
     assert ">seed<" not in part
     same = page(recipe={"name": "configs/f2_multitask.py", "own": {}})
-    assert "Every field equals the recipe" in same
+    assert "All fields are those of the recipe" in same
     assert "was not recorded" in page()
 
 

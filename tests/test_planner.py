@@ -61,11 +61,11 @@ def printed():
 
 
 def test_the_plan_names_step_data_devices_and_batch(printed):
-    assert "step      of stage multitask: resnet 18 with embedding head" in printed
+    assert "step      stage multitask: resnet 18 with embedding head" in printed
     assert (
         "7,178 classes, 1,568,738 training images" in printed and "assumed" in printed
     )
-    assert "local: 8 x cpu; 4 images each, 32 a step" in printed
+    assert "local: 8 x cpu; 4 images per device, 32 per step" in printed
 
 
 def test_on_a_cpu_there_is_no_roofline_and_it_says_so(printed):
@@ -92,7 +92,7 @@ def test_a_batch_is_that_of_training(tmp_path):
 @pytest.mark.parametrize(
     ("fields", "given", "pattern"),
     [
-        ({"global_batch_size": 12}, {}, "12 does not divide over 8 devices; use 8 or"),
+        ({"global_batch_size": 12}, {}, "12 is not divisible by 8 devices; use 8 or"),
         ({"micro_batches": 3}, {"device_batch_size": 4}, "--device_batch_size=4.*of 3"),
         ({}, {"stage": "f3"}, "--stage=f3 is not a stage.*multitask, classifier"),
         ({}, {"topology": ["v5e:9x9"]}, "--topology=v5e:9x9"),
@@ -147,7 +147,8 @@ def test_what_does_not_fit_is_refused_with_what_does(monkeypatch, capsys):
     fake_step(monkeypatch, 11)
     with pytest.raises(
         InputError,
-        match=r"200 images a device do not fit v5e:2x4; use --device_batch_size=100",
+        match=r"200 images per device do not fit on v5e:2x4; "
+        r"use --device_batch_size=100",
     ):
         run(small_config(), topology=["v5e:2x4"], device_batch_size=200, quick=False)
     assert "memory    does not fit: used 21.00G of 11G" in capsys.readouterr().out
@@ -159,7 +160,10 @@ def test_what_only_exceeds_the_memory_of_local_devices_is_refused(
 ):
     local = replace(topology.local(), hbm_bytes=2**20)
     monkeypatch.setattr(topology, "local", lambda: local)
-    with pytest.raises(InputError, match="4 images a device do not fit local"):
+    with pytest.raises(
+        InputError,
+        match=r"4 images per device do not fit on local.*; use a smaller --dev",
+    ):
         run(small_config(), topology=topologies)
     assert "does not fit" in capsys.readouterr().out
 
@@ -179,7 +183,9 @@ def test_a_stage_whose_number_of_images_is_unknown_is_left_out_and_named(
     run(tuning_stage(small_config(), num_epochs=3.0), **given)
     out = capsys.readouterr().out
     assert "the run   320 images: " in out
-    assert "without stage adapt: its number of images is unknown; --data_dir=DIR" in out
+    assert (
+        "without stage adapt: its number of images is unknown; add --data_dir=" in out
+    )
     run(tuning_stage(small_config(), num_steps=5), **given)
     out = capsys.readouterr().out
     assert "the run   480 images: " in out and "without stage" not in out
@@ -210,7 +216,7 @@ def test_several_topologies_are_a_table_and_refuse_what_does_not_fit(
     header = rows.index(plan_text.HEADER)
     assert [row.split()[0] for row in rows[header + 1 : header + 3]] == names
     assert rows[header + 1].endswith("100.0%")
-    with pytest.raises(InputError, match="do not fit v5e:2x4, v5e:4x4"):
+    with pytest.raises(InputError, match="do not fit on v5e:2x4, v5e:4x4; use a sm"):
         run(small_config(), topology=names, device_batch_size=200)
 
 
@@ -228,5 +234,5 @@ def test_a_small_step_is_planned_for_a_slice_of_tpus_that_is_not_there():
         text=True,
     )
     assert result.returncode == 0, result.stderr
-    assert "v5e:2x4: 8 x TPU v5 lite; 8 images each, 64 a step" in result.stdout
+    assert "v5e:2x4: 8 x TPU v5 lite; 8 images per device, 64 per step" in result.stdout
     assert "of 15.75 (" in result.stdout and "network   2 all-reduce" in result.stdout

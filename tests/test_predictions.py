@@ -96,7 +96,7 @@ def test_an_id_without_a_file_is_damaged(images):
     chosen = files_of(images).listing.select(["p01", "gone", "p00"])
     answers = answers_of(ImageFiles(chosen, 256))
     assert [list(given.label_ids) for given in answers] == [[1], [], [0]]
-    assert [given.fault for given in answers] == ["", "no file of this id", ""]
+    assert [given.fault for given in answers] == ["", "no file with this id", ""]
 
 
 def test_answers_come_while_images_are_still_unread(images):

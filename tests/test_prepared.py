@@ -115,7 +115,7 @@ def test_machine_labels_alone_are_no_truth(tmp_path):
     alone = data.split("validation").select(np.array([0]))
     data = dataclasses.replace(data, splits={**data.splits, "validation": alone})
     assert not data.has_truth("validation")
-    with pytest.raises(InputError, match="none of the 1 images of split 'validation'"):
+    with pytest.raises(InputError, match="none of the 1 images in split 'validation'"):
         data.check_truth("validation")
 
 
@@ -168,7 +168,7 @@ def test_labels_in_another_order_than_the_dataset_has_are_refused(directory, tmp
         == codes
     )
     small_layout.lines(file, "label_code", *reversed(codes))
-    with pytest.raises(InputError, match="use the dataset that the labels belong to"):
+    with pytest.raises(InputError, match="use the dataset that has these labels"):
         opened(directory, vocabulary=read_codes(file, None).vocabulary)
 
 
@@ -215,7 +215,7 @@ def test_a_split_that_is_not_there_is_named_with_those_that_are(directory):
 
 @pytest.mark.parametrize("fraction", [0.000001, 0.999999])
 def test_a_fraction_that_leaves_a_side_empty_is_refused(directory, fraction):
-    with pytest.raises(InputError, match=r"validation_fraction=.*fraction nearer"):
+    with pytest.raises(InputError, match=r"validation_fraction=.*fraction closer"):
         opened(directory, validation_fraction=fraction)
 
 
@@ -242,7 +242,7 @@ def test_the_embedded_dataset_is_not_drawn_beside_other_files(tmp_path):
     folder = tmp_path / "data"
     folder.mkdir()
     (folder / "mine.txt").write_text("")
-    with pytest.raises(InputError, match="holds something else"):
+    with pytest.raises(InputError, match="contains something other"):
         prepare_toy_regions(folder)
     assert list(tmp_path.iterdir()) == [folder]
 

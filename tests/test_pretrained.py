@@ -160,49 +160,49 @@ def test_missing_weights_are_named(small):
 def test_weights_of_another_shape_are_named_with_both_shapes(small):
     weights, params, batch_stats = small
     weights = {**weights, "conv1.weight": np.zeros((64, 3, 3, 3), np.float32)}
-    with pytest.raises(InputError, match=r"conv1.weight gives \(3, 3, 3, 64\), needed"):
+    with pytest.raises(InputError, match=r"conv1.weight .* \(3, 3, 3, 64\), expected"):
         fit_trunk(weights, params, batch_stats)
 
 
 def test_weights_without_a_place_are_named(small):
     weights, params, batch_stats = small
     weights = {**weights, "layer1.0.se.weight": np.zeros(1, np.float32)}
-    with pytest.raises(InputError, match=r"layer1\.0\.se\.weight has no place"):
+    with pytest.raises(InputError, match=r"layer1\.0\.se\.weight is not part"):
         fit_trunk(weights, params, batch_stats)
 
 
 def test_weights_that_are_not_finite_are_refused(small):
     weights, params, batch_stats = small
     weights = {**weights, "bn1.bias": np.full(64, np.nan, np.float32)}
-    with pytest.raises(InputError, match=r"bn1\.bias is not finite"):
+    with pytest.raises(InputError, match=r"bn1\.bias has non-finite"):
         fit_trunk(weights, params, batch_stats)
 
 
 def test_weights_of_another_variant_are_refused():
     weights = torchvision_weights("seresnet50")
     params, batch_stats = (tree["trunk"] for tree in zeros_of(network_of(50)))
-    with pytest.raises(InputError, match=r"se\.fc1\.bias has no place.*same variant"):
+    with pytest.raises(InputError, match=r"se\.fc1\.bias is not part.*same variant"):
         fit_trunk(weights, params, batch_stats)
 
 
 def test_weights_that_no_float32_can_hold_are_refused(small):
     weights, params, batch_stats = small
     weights = {**weights, "bn1.bias": np.full(64, 1e300)}
-    with pytest.raises(InputError, match=r"bn1\.bias is not finite"):
+    with pytest.raises(InputError, match=r"bn1\.bias has non-finite"):
         fit_trunk(weights, params, batch_stats)
 
 
 def test_weights_that_are_integers_are_refused(small):
     weights, params, batch_stats = small
     weights = {**weights, "bn1.bias": np.zeros(64, np.int8)}
-    with pytest.raises(InputError, match=r"bn1\.bias is of int8"):
+    with pytest.raises(InputError, match=r"bn1\.bias has dtype int8"):
         fit_trunk(weights, params, batch_stats)
 
 
 def test_weights_of_another_depth_give_one_short_line(small, tmp_path):
     path = save(tmp_path / "resnet18.pth", small[0])
     with pytest.raises(
-        InputError, match=r"resnet18\.pth: .*not this network's"
+        InputError, match=r"resnet18\.pth: .*do not fit this network"
     ) as caught:
         trunk_of(path, network_of(50))
     message = str(caught.value).removeprefix(str(path))

@@ -224,7 +224,7 @@ def any_image(function):
         ),
         (
             lambda x: jnp.einsum("bhwc,bhwc->bc", x, x),
-            "dot_general by other than a matrix",
+            "dot_general with an operand that is not a matrix",
         ),
     ],
 )
@@ -570,7 +570,7 @@ def test_thresholds_of_another_checkpoint_are_refused(workdir, tmp_path, capsys)
     words = f"--workdir={copy.path}", f"--output={tmp_path / 'folder'}"
     assert run("export", *words) == 2
     errors = capsys.readouterr().err
-    assert re.search(r"fitted on step 1 of stage only, and the .* step 2 of", errors)
+    assert re.search(r"fitted on step 1 of stage only, but the .* step 2 of", errors)
     assert f"run evaluate --workdir={copy.path} --stage=only again first" in errors
     assert not (tmp_path / "folder").exists()
 
@@ -579,7 +579,7 @@ def test_thresholds_of_another_checkpoint_are_refused(workdir, tmp_path, capsys)
     ("change", "words", "pattern"),
     [
         (None, [], "--output is missing"),
-        (None, ["--output={taken}"], "already exists; give the name of a new folder"),
+        (None, ["--output={taken}"], "already exists; use the name of a new folder"),
         (None, ["--output={taken}/file/new"], "cannot be created"),
         (None, ["--output={new}", "--stage=only"], "export does not take --stage;"),
         (
@@ -630,5 +630,5 @@ def test_a_program_that_fails_its_check_leaves_no_folder(
     monkeypatch.setattr(programs, "TOLERANCE", -1.0)
     words = f"--workdir={workdir.path}", f"--output={tmp_path / 'folder'}"
     assert run("export", *words) == 2
-    assert "differs from the checkpoint" in capsys.readouterr().err
+    assert "differs from the checkpoint's by" in capsys.readouterr().err
     assert list(tmp_path.iterdir()) == []

@@ -33,7 +33,7 @@ def test_one_batch_again_and_again_is_no_result_and_is_not_forgotten():
     record = replace(HOME, one_batch=True)
     assert not record.clean
     assert record.badge() == "no result: one batch"
-    assert "no figure of it is a result" in record.caveats()[0]
+    assert "none of its figures is a result" in record.caveats()[0]
     assert Provenance.from_json(record.to_json()) == record
     assert HOME.union(record).one_batch
     assert record.with_("weights", labels=["train"]).one_batch
@@ -173,7 +173,7 @@ def test_the_union_of_a_record_with_itself_is_that_record():
 
 
 def test_records_of_other_labels_have_no_union():
-    with pytest.raises(InputError, match="labels 1f and 2e"):
+    with pytest.raises(InputError, match=r"labels \(hashes 1f and 2e\)"):
         Provenance(label_hash="2e").union(Provenance(label_hash="1f"))
 
 
@@ -185,15 +185,15 @@ def test_the_caveats_are_whole_sentences():
         .with_("calibration", labels=["tuning"])
     )
     assert touched.caveats() == [
-        "The weights were trained on one batch again and again (reuse_batch); this "
-        "measures speed, and no figure of it is a result.",
+        "The weights were trained on a single batch repeatedly (reuse_batch); this "
+        "measures speed, and none of its figures is a result.",
         "Images without labels of the test split shaped the weights; figures on test "
-        "stand for images that a model may see before it answers.",
+        "represent images that the model may see before it predicts them.",
         "Labels of the tuning split shaped the weights, calibrated the probabilities "
-        "and chose the thresholds; figures on tuning do not stand for unseen data, "
-        "and none for a domain without labels.",
-        "The first weights came from a.npz; the images they were trained on are not "
-        "in this record. The Inclusive Images Challenge forbids such weights.",
+        "and chose the thresholds; figures on tuning do not represent unseen data, "
+        "and no figure represents a domain without labels.",
+        "The initial weights came from a.npz; this record does not cover the images "
+        "they were trained on. The Inclusive Images Challenge forbids such weights.",
     ]
 
 

@@ -276,9 +276,9 @@ def test_pretrained_weights_are_a_start_that_every_file_names(runs):
     words = (f"--config.model.pretrained={path}", "--config.optimizer.peak_lr=1e-8")
     said = runs.train("pretrained", *words)
     origin = f"resnet.pth (sha256 {hashlib.sha256(path.read_bytes()).hexdigest()})"
-    assert said.startswith(f"CAVEAT    The first weights came from {origin}")
+    assert said.startswith(f"CAVEAT    The initial weights came from {origin}")
     assert f"trunk from {origin}" in said
-    assert "fc.weight [3, 8] and fc.bias [3] left out" in said
+    assert "fc.weight [3, 8] and fc.bias [3] not used" in said
     assert f"stage only: starting from {origin}" in said
     record = runs.provenance("pretrained")
     assert record["pretrained"] == origin
@@ -294,7 +294,7 @@ def test_pretrained_weights_are_a_start_that_every_file_names(runs):
     # What it started from is not read again: not to go on, nor to evaluate.
     path.unlink()
     assert "trunk from" not in runs.train("pretrained", *words)
-    assert runs.evaluate("pretrained").startswith("CAVEAT     The first weights came")
+    assert runs.evaluate("pretrained").startswith("CAVEAT     The initial weights came")
     runs.adapt("pretrained", "heir_of_it", "--allow_tuning_labels", "--num_epochs=4")
     assert runs.provenance("heir_of_it")["pretrained"] == origin
 
@@ -306,7 +306,7 @@ def test_a_malicious_file_is_refused_before_anything_runs_or_is_written(runs):
     evil = torch_files.Code(pickle.dumps(value, 2)[2:-1])
     path.write_bytes(torch_files.zip_file({"conv1.weight": evil}, {}))
     said = runs.train("refused", f"--config.model.pretrained={path}", code=2)
-    assert re.search(rf"evil\.pth cannot be used as weights.* names {name}", said)
+    assert re.search(rf"evil\.pth cannot be used as weights.* refers to {name}", said)
     assert "Traceback" not in said
     assert not marker.exists()
     assert not (runs.folder / "refused").exists()
@@ -315,7 +315,7 @@ def test_a_malicious_file_is_refused_before_anything_runs_or_is_written(runs):
 def test_two_starts_are_refused(runs):
     words = "--config.start_from=a", "--config.model.pretrained=b"
     said = runs.train("refused", *words, code=2)
-    assert "the first stage starts from one; clear the other" in said
+    assert "the first stage starts from only one; clear one of them" in said
 
 
 def test_batch_norm_of_the_target_is_recorded_as_images(runs):
@@ -365,7 +365,7 @@ def test_a_shift_of_labels_is_recorded_as_images(runs):
 
 def test_an_ensemble_has_seen_what_any_of_its_members_has(runs):
     words = ("clean", f"--ensemble={runs.folder / 'adapted'}")
-    assert "has learnt from labels" in runs.evaluate(*words, code=2)
+    assert "has learned from labels" in runs.evaluate(*words, code=2)
     said = runs.evaluate(*words, "--allow_tuning_labels")
     assert said.startswith(CAVEAT)
     record = runs.provenance("clean", "metrics_ensemble.json")
@@ -426,7 +426,7 @@ def rearranged(root, rename, *, validation=()):
 def test_a_run_does_not_go_on_with_another_dataset(runs):
     data = rearranged(runs.folder / "fourth", lambda name: f"new_{name}")
     said = runs.train("clean", data=data, code=2)
-    assert re.search("clean was trained on another dataset .* with --data_dir", said)
+    assert re.search("clean was trained on a dataset with .* as --data_dir", said)
 
 
 def test_a_start_that_came_to_no_checkpoint_leaves_nothing_of_its_data(runs):
@@ -462,7 +462,7 @@ def exchanged(runs):
 def test_a_run_measured_on_images_that_it_was_trained_on_is_not_clean(runs, exchanged):
     words = "clean", f"--data_dir={exchanged}"
     said = runs.evaluate(*words, code=2)
-    assert re.search("has learnt from images of .*test labels: weights.*add --a", said)
+    assert re.search("has learned from images of .*test labels: weights.*add --a", said)
     assert runs.provenance("clean")["clean"] is True
     runs.copy("measured_elsewhere")
     words = "measured_elsewhere", f"--data_dir={exchanged}", "--allow_tuning_labels"
@@ -478,7 +478,7 @@ def test_a_member_of_an_ensemble_that_was_trained_on_the_test_is_not_clean(
     assert runs.provenance(knows_the_test)["clean"] is True
     words = "clean", f"--ensemble={runs.folder / knows_the_test}"
     said = runs.evaluate(*words, code=2)
-    assert re.search(r"learnt from labels .*\(test labels: weights, model.*add", said)
+    assert re.search(r"learned from labels .*\(test labels: weights, model.*add", said)
     runs.evaluate(*words, "--allow_tuning_labels")
     record = runs.provenance("clean", "metrics_ensemble.json")
     assert (record["clean"], record["weights"]) == (False, influence(["test", "train"]))
@@ -547,7 +547,7 @@ def test_decoders_of_another_evaluation_are_refused(runs):
     with np.load(copy / "decoders.npz") as stored:
         arrays = {**stored, "threshold": stored["threshold"] / 2}
     np.savez(copy / "decoders.npz", **arrays)
-    assert "decoders.npz is damaged or from elsewhere" in runs.predict_refused("mixed")
+    assert "decoders.npz is damaged or was replaced" in runs.predict_refused("mixed")
     runs.evaluate("mixed")
     runs.predict("mixed")
 
@@ -569,11 +569,11 @@ def test_a_damaged_history_is_said_and_never_shown(runs):
     (copy / "history.jsonl").write_text(text.replace('"step": 2', '"step": 1', 1))
     assert "history.jsonl is missing or damaged" in runs("compare", copy, code=2)
     said = runs.evaluate("history")
-    assert "history.jsonl is damaged: the report has no curves" in said
+    assert "history.jsonl is damaged; the report has no training curves" in said
     runs.train("history", "--config.seed=7", code=2)
     assert not (copy / "history.damaged.jsonl").exists()
     said = runs.train("history")
-    assert "history.jsonl is damaged: it is now history.damaged.jsonl" in said
+    assert "history.jsonl is damaged; a damaged history is kept as history.da" in said
     assert runs.metrics("history")["splits"] == runs.metrics("clean")["splits"]
 
 
@@ -584,9 +584,15 @@ def test_a_damaged_history_is_said_and_never_shown(runs):
     ("words", "pattern"),
     [
         (["--config.model.width=16"], r"clean does not fit.* is \[8, 3\] there"),
-        (["--config.data.validation_fraction=0.3"], "data.validation_fraction=0.4 and"),
-        (["--config.start_from=nowhere"], "nowhere holds no run"),
-        (["--config.start_from_stage=first"], "--stage=first; use one of only"),
+        (
+            ["--config.data.validation_fraction=0.3"],
+            "data.validation_fraction=0.4, but",
+        ),
+        (["--config.start_from=nowhere"], "nowhere is not the folder of a run"),
+        (
+            ["--config.start_from_stage=first"],
+            "--stage=first has no checkpoint; use one of only",
+        ),
     ],
 )
 def test_a_start_that_cannot_be_is_refused_before_anything_is_written(
@@ -607,7 +613,9 @@ def test_a_start_with_other_labels_is_refused(runs):
     prepare(Layout.find(files), data, short_side=16)
     start = f"--config.start_from={runs.folder / 'clean'}"
     said = runs.train("refused", start, data=data, code=2)
-    assert re.search("clean was trained on labels .* and here the labels are", said)
+    assert re.search(
+        "clean was trained on labels with hash .*, not .*; use a run", said
+    )
 
 
 @pytest.mark.parametrize(
@@ -617,7 +625,7 @@ def test_runs_on_other_pixels_or_data_are_not_averaged(runs, field, value):
     other = runs.folder / f"other_{field}"
     runs.train(other.name, f"--config.data.{field}={value}")
     said = runs.evaluate("clean", f"--ensemble={other}", code=2)
-    assert f"has data.{field}={value} and this run" in said
+    assert f"has data.{field}={value}, but this run" in said
 
 
 def test_the_mean_of_a_run_and_itself_is_that_run(runs, tmp_path):

@@ -127,8 +127,8 @@ def test_when_one_fails_the_rest_is_killed_after_its_grace(rehearse, tmp_path):
     process = rehearse("3", OUTCOMES="stubborn 1 stubborn", GRACE_SECONDS="1")
     _, errors = process.communicate(timeout=60)
     assert process.returncode == 1
-    assert "process 1 ended with 1" in errors
-    assert "process 2 ended with 137" in errors
+    assert "process 1 exited with code 1" in errors
+    assert "process 2 exited with code 137" in errors
 
 
 def test_a_dry_run_prints_exactly_its_golden_text(rehearse):

@@ -236,7 +236,7 @@ def test_a_variant_of_the_bottleneck_refuses_depths_without_one(variant, depth):
 
 
 def test_resnext_refuses_an_odd_width():
-    with pytest.raises(InputError, match=r"width=9 .* use an even width, as 10"):
+    with pytest.raises(InputError, match=r"width=9 .* use an even width, such as 10"):
         network_of(26, variant="resnext", width=9)
 
 

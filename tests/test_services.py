@@ -105,7 +105,7 @@ def test_a_wandb_run_is_kept_offline_and_goes_on_under_its_id(tmp_path, wandb):
     stored = b"".join(file.read_bytes() for file in files)
     for text in (b"train/objective", b"result/test/f2", b"optimizer.peak_lr"):
         assert text in stored
-    assert all("offline; `wandb sync" in line for line in said)
+    assert all("offline; upload it with `wandb sync" in line for line in said)
 
 
 def test_wandb_without_a_key_is_refused_before_the_run(wandb, monkeypatch):

@@ -160,7 +160,7 @@ def test_a_image_that_is_gone_since_keeps_its_answer():
         raise ValueError("no such file")
 
     _, page = page_of(["a.jpg"], [given(0)], thumbnail=thumbnail)
-    assert "file is gone" in page
+    assert "file not found" in page
     assert page.count("--score:") == 2
 
 

@@ -163,7 +163,7 @@ def test_a_preempted_job_queues_itself_as_often_as_it_happens(submitted):
     ("flags", "message"),
     [
         (["--config=x"], "--workdir is missing"),
-        (["--workdir=runs/x"], "--workdir=runs/x is not the same place on every node"),
+        (["--workdir=runs/x"], "--workdir=runs/x is not the same path on every node"),
     ],
 )
 def test_a_workdir_that_nodes_do_not_share_is_refused(cluster, flags, message):

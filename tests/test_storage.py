@@ -113,7 +113,7 @@ def test_a_held_folder_is_refused_with_its_holder_until_that_is_killed(tmp_path)
                 pytest.raises(
                     InputError,
                     match=f"in use by process {holder.pid} on {platform.node()} since "
-                    r"\d{4}-.*wait until that ends or stop it",
+                    r"\d{4}-.*wait until it ends, stop it",
                 ),
                 held(tmp_path),
             ):
@@ -171,5 +171,7 @@ def test_what_is_written_is_as_open_as_the_umask_says(tmp_path, umask):
 
 @pytest.mark.parametrize("path", ["s3://b/run", "file:///x", "hdfs://a/b"])
 def test_a_place_of_another_kind_is_refused(path):
-    with pytest.raises(InputError, match=f"{path} is neither a local path nor in a bu"):
+    with pytest.raises(
+        InputError, match=f"{path} is neither a local path nor a gs:// path"
+    ):
         at(path)

@@ -460,7 +460,7 @@ def test_a_grid_that_does_not_ascend_within_0_and_1_is_refused(grid):
 
 def test_a_grid_may_reach_from_0_to_1():
     assert streaming.empty(3, (0.0, 1.0)).thresholds == (0.0, 1.0)
-    with pytest.raises(InputError, match="metrics of 0 classes"):
+    with pytest.raises(InputError, match="at least 1 class, not 0"):
         streaming.empty(0, GRID)
 
 

@@ -159,7 +159,7 @@ def test_a_terminal_shows_stage_and_run_figures_and_the_last_save(
         "images/s 32",
         "input wait 0%",
         "saved 40, 6s ago",
-        "skipped 3 updates that were not finite",
+        "skipped 3 non-finite updates",
     ):
         assert text in shown
 

@@ -85,7 +85,7 @@ def test_what_would_run_is_named_and_does_not_run(tmp_path, name, protocol):
     value, pattern = hostile(marker)[name]
     content = pickle.dumps(value, protocol)
     # The first protocol makes dictionaries by an instruction that torch never wrote.
-    refused = rf"(names {pattern}|instruction DICT), which no state dict needs"
+    refused = rf"(refers to {pattern}|instruction DICT), which no state dict needs"
     with pytest.raises(ValueError, match=refused):
         read(content)
     assert not marker.exists()
@@ -109,7 +109,7 @@ SYSTEM = Global("os", "system")
         (Global("torch.storage", "_load_from_bytes"), "_load_from_bytes"),
         (Global("torch._utils", "_rebuild_qtensor"), "_rebuild_qtensor"),
         (Global("torch", "FloatStorage.__init__.__globals__"), "__globals__"),
-        (Global("x" * 1000, "y"), "names x{80}, which"),
+        (Global("x" * 1000, "y"), "refers to x{80}, which"),
         (Code(code("os") + code("system") + b"\x93"), r"os\.system"),
         (Code(b"(ios\nsystem\n"), "instruction INST 'os system'"),
         (Code(b"(" + code("a") + b"o"), "instruction OBJ,"),
@@ -176,19 +176,19 @@ def test_the_file_is_left_behind_the_pickle():
 @pytest.mark.parametrize(
     ("value", "pattern"),
     [
-        (tensor(WHERE, (6,), (1,), -1), "-1 for a count"),
-        (tensor(WHERE, (-6,), (1,)), "-6 for a count"),
-        (tensor(WHERE, (6,), (-1,)), "-1 for a count"),
-        (tensor(WHERE, (6,), (True,)), "True for a count"),
-        (tensor(WHERE, (6,), ("1",)), "str in an unfit place"),
-        (tensor(WHERE, [6], (1,)), "damaged.*list in an unfit place"),
-        (tensor((), (6,), (1,)), "damaged.*tuple in an unfit place"),
-        (tensor(WHERE, (6,), (1,), 0, {"neg": True}), "negated or conjugated"),
-        (storage("0", "FloatStorage", -1), "-1 for a count"),
-        (storage("0", "FloatStorage", 6, ("1", 0, 6)), "or a part of one"),
-        (storage("0", "OtherStorage", 6), r"names torch\.OtherStorage"),
-        ([WHERE, storage("0", "LongStorage", 6)], "storage 0 has two types"),
-        ({((),): 1}, "tuple in an unfit place"),
+        (tensor(WHERE, (6,), (1,), -1), "invalid count -1"),
+        (tensor(WHERE, (-6,), (1,)), "invalid count -6"),
+        (tensor(WHERE, (6,), (-1,)), "invalid count -1"),
+        (tensor(WHERE, (6,), (True,)), "invalid count True"),
+        (tensor(WHERE, (6,), ("1",)), "unexpected str"),
+        (tensor(WHERE, [6], (1,)), "damaged.*unexpected list"),
+        (tensor((), (6,), (1,)), "damaged.*unexpected tuple"),
+        (tensor(WHERE, (6,), (1,), 0, {"neg": True}), "a conjugate or negative bit"),
+        (storage("0", "FloatStorage", -1), "invalid count -1"),
+        (storage("0", "FloatStorage", 6, ("1", 0, 6)), "not a whole storage"),
+        (storage("0", "OtherStorage", 6), r"refers to torch\.OtherStorage"),
+        ([WHERE, storage("0", "LongStorage", 6)], "storage 0 is declared with two"),
+        ({((),): 1}, "unexpected tuple"),
         (Code(b"(1"), "POP_MARK"),
         (Code(b"t"), "damaged"),
         (Code(b"q\x00"), "damaged"),

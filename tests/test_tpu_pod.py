@@ -194,7 +194,7 @@ def test_run_without_setup_starts_nothing(pod):
 def test_run_without_a_pod_says_to_create_it(pod):
     result = pod("run", "pod", *FLAGS)
     assert result.returncode == 1
-    assert "no pod pod; create it" in result.stderr
+    assert "pod pod does not exist; create it" in result.stderr
     assert not pod.calls("create")
 
 
@@ -220,7 +220,7 @@ def test_preemptions_without_end_end_with_75(ready):
     result = ready("run", "pod", *FLAGS, PREEMPTIONS="2")
     assert result.returncode == 75
     assert len(ready.runs()) == 3
-    assert "once too often; resume goes on" in result.stderr
+    assert "too often; use resume to continue" in result.stderr
 
 
 def test_misuse_stops_and_is_not_tried_again(ready):
@@ -228,7 +228,7 @@ def test_misuse_stops_and_is_not_tried_again(ready):
     result = ready("run", "pod", *FLAGS)
     assert result.returncode == 2
     assert len(ready.runs()) == 1
-    assert "cannot work as it was given" in result.stderr
+    assert "exited with code 2 (invalid input)" in result.stderr
 
 
 def test_a_process_that_is_lost_is_started_again_a_bounded_number_of_times(ready):
@@ -258,7 +258,7 @@ def test_ctrl_c_stops_watching_and_resume_starts_nothing_that_runs(ready):
                 time.sleep(0.1)
             watching.send_signal(signal.SIGINT)
             assert watching.wait(timeout=20) == 130
-            assert "pod and run go on: status" in watching.communicate()[1]
+            assert "pod and run continue: status" in watching.communicate()[1]
         assert len(ready.runs()) == len(ready.runs(1)) == 1
         assert ready("status", "pod").stdout.count("jaxii-process running") == 2
         # Other users of a worker see command lines, for as long as the run takes.
@@ -288,7 +288,7 @@ def test_a_gcloud_that_does_not_answer_deletes_nothing_and_stops(ready):
     ready.gcloud.chmod(0o755)
     result = ready("resume", "pod", *FLAGS)
     assert result.returncode == 1
-    assert "pod does not answer" in result.stderr
+    assert "pod does not respond" in result.stderr
     assert not ready.calls("delete")
 
 

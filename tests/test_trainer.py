@@ -353,8 +353,8 @@ def test_gradients_that_stay_infinite_stop_the_run_and_keep_the_checkpoint(folde
             yield {**batch, "label_confidences": broken} if i >= 3 else batch
 
     told = (
-        "3 updates in a row up to step 6 .* step 3 was the last good one, and the last "
-        "checkpoint, of step 4, is good"
+        r"3 consecutive updates up to step 6 .* step 3 was the last good step, and the "
+        r"last checkpoint \(step 4\) is good"
     )
     with pytest.raises(Diverged, match=told):
         folder.run(batches=breaking)
@@ -371,7 +371,7 @@ def test_a_run_whose_first_updates_all_fail_says_that_nothing_was_saved(folder):
                 "label_confidences": np.full((BATCH, 1), np.nan, np.float32),
             }
 
-    told = "step 0 was the last good one, and no checkpoint had been saved"
+    told = "step 0 was the last good step, and no checkpoint was saved"
     with pytest.raises(Diverged, match=told):
         folder.run(batches=broken, evaluate_every_steps=4)
 
@@ -397,7 +397,7 @@ def test_a_failed_save_stops_the_run_which_goes_on_from_the_last_complete_one(
     folder, full_disk
 ):
     full_disk[4] = 1
-    text = "step 4 .*No space left on device.*goes on from step 2"
+    text = "step 4 .*No space left on device.*continues from step 2"
     with pytest.raises(FailedSave, match=text):
         folder.run()
     assert folder.model("both")[0].step == 2
@@ -409,10 +409,10 @@ def test_a_run_can_go_on_after_a_failed_save(folder, full_disk):
     full_disk[8] = 1
     assert folder.run(continue_after_failed_save=True).step == 10
     lines = folder.output.getvalue().splitlines()
-    told = [line for line in lines if "Training goes on without it." in line]
+    told = [line for line in lines if "Training continues without it." in line]
     assert len(told) == 2
-    assert "step 4 " in told[0] and "goes on from step 2" in told[0]
-    assert "step 8 " in told[1] and "starts the stage anew" in told[1]
+    assert "step 4 " in told[0] and "continues from step 2" in told[0]
+    assert "step 8 " in told[1] and "restarts the stage" in told[1]
     checkpoints = folder.path / "checkpoints"
     left = {path.name for path in checkpoints.glob("*/*") if path.name[0] != "."}
     assert left == {"6", "10"}

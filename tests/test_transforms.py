@@ -320,5 +320,5 @@ def test_a_thumbnail_is_the_whole_image_in_small(encode):
 
 def test_a_small_image_is_not_enlarged_and_what_is_no_image_raises():
     assert read(thumbnail(png(quarters(10, 20)), 90)).width == 20
-    with pytest.raises(ValueError, match="no image"):
+    with pytest.raises(ValueError, match="not an image"):
         thumbnail(b"no image", 90)

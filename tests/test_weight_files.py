@@ -130,7 +130,9 @@ def test_prefixes_of_wrapped_models_are_taken_off(tmp_path, prefix):
 
 def test_a_name_with_and_without_a_prefix_is_refused(tmp_path):
     path = save(tmp_path / "a", {"a": np.ones(1), "module.a": np.zeros(1)})
-    with pytest.raises(InputError, match="holds a with a prefix and without"):
+    with pytest.raises(
+        InputError, match="holds a more than once, with different prefixes"
+    ):
         read_state_dict(str(path))
 
 
@@ -171,7 +173,9 @@ def test_a_malicious_file_is_refused_by_name_and_does_nothing(tmp_path, name, fo
         "legacy": lambda: legacy_file({"a": honest, "b": evil}, NUMBERS, {"0": 6}),
         "bare": lambda: pickled(evil),
     }
-    with pytest.raises(InputError, match=rf"names {pattern}.*; nothing of it was run"):
+    with pytest.raises(
+        InputError, match=rf"refers to {pattern}.*; nothing was executed"
+    ):
         read_content(tmp_path, contents[form]())
     assert not marker.exists()
 
@@ -221,7 +225,7 @@ def test_a_tensor_that_is_not_in_its_storage_is_refused(
         if form == "zip"
         else legacy_file(value, NUMBERS, {"0": 6})
     )
-    with pytest.raises(InputError, match=r"conv1\.weight.* (not lie in|strides)"):
+    with pytest.raises(InputError, match=r"conv1\.weight.* (not fit in|strides)"):
         read_content(tmp_path, content)
 
 
@@ -256,7 +260,7 @@ def test_a_zip_bomb_is_refused_before_it_is_unpacked(tmp_path):
     with zipfile.ZipFile(path, "w", zipfile.ZIP_DEFLATED) as archive:
         archive.writestr("archive/data.pkl", bytes(100_000_000))
     assert path.stat().st_size < 200_000
-    with pytest.raises(InputError, match=r"archive/data\.pkl in it is compressed"):
+    with pytest.raises(InputError, match=r"member archive/data\.pkl is compressed"):
         read_state_dict(str(path))
 
 
@@ -273,12 +277,12 @@ def test_members_that_claim_more_than_the_file_has_are_refused(tmp_path):
 @pytest.mark.parametrize(
     ("content", "pattern"),
     [
-        (zip_file({}, {}, **{"b/data.pkl": b""}), "without the one data.pkl"),
+        (zip_file({}, {}, **{"b/data.pkl": b""}), "without the single data.pkl"),
         (pickled(1), "a pickle that torch.save did not write"),
-        (legacy_file({}, {}, {}, little_endian=False), "big-endian"),
-        (legacy_file({"a": 1}, {}, {}), "a in it is no tensor"),
-        (zip_file({"net": {}, "epoch": 3}, {}), "net in it is no tensor; .*top and in"),
-        (zip_file({1: tensor(SIX, (6,), (1,))}, NUMBERS), "1 in it is no tensor"),
+        (legacy_file({}, {}, {}, little_endian=False), "not little-endian"),
+        (legacy_file({"a": 1}, {}, {}), "entry a is not a tensor"),
+        (zip_file({"net": {}, "epoch": 3}, {}), "net is not a tensor; .*level or in"),
+        (zip_file({1: tensor(SIX, (6,), (1,))}, NUMBERS), "entry 1 is not a tensor"),
         (zip_file([1], {}), "holds a list, not a state dict"),
         (legacy_file({}, NUMBERS, {"0": 6}), "cannot be used"),
         (b"", "neither"),
@@ -286,7 +290,7 @@ def test_members_that_claim_more_than_the_file_has_are_refused(tmp_path):
         (b"version https://git-lfs.github.com/spec/v1", "neither"),
         (b"PK\x03\x04", "not a zip file"),
         (b"\x80\x02", "exhausted"),
-        (b"\xff" * 8 + b"{", "header runs past its end"),
+        (b"\xff" * 8 + b"{", "header extends past the end"),
         (struct.pack("<Q", 2) + b"{]", "cannot be used"),
         (struct.pack("<Q", 60_000) + b'{"a":' * 12_000, "cannot be used"),
     ],
@@ -302,7 +306,7 @@ def test_a_big_endian_zip_is_refused(tmp_path):
     with zipfile.ZipFile(path, "w") as archive:
         archive.writestr("a/data.pkl", pickled({}))
         archive.writestr("a/byteorder", "big")
-    with pytest.raises(InputError, match="big-endian"):
+    with pytest.raises(InputError, match="not little-endian"):
         read_state_dict(str(path))
 
 

@@ -131,14 +131,14 @@ def test_labels_may_be_claimed_first(tmp_path):
 
 
 def test_a_folder_without_a_run_is_refused(tmp_path):
-    with pytest.raises(InputError, match="holds no run"):
+    with pytest.raises(InputError, match="is not the folder of a run"):
         Workdir(tmp_path).config()
 
 
 def test_a_file_in_place_of_the_folder_is_refused(tmp_path):
     (tmp_path / "file").write_text("")
     for path in (tmp_path / "file", tmp_path / "file" / "run"):
-        with pytest.raises(InputError, match=r"cannot be made.*can be written"):
+        with pytest.raises(InputError, match=r"cannot be created.*writable folder"):
             Workdir(path).claim(new_config())
 
 
@@ -146,7 +146,9 @@ def test_a_file_in_place_of_the_folder_is_refused(tmp_path):
 def test_a_damaged_configuration_is_refused_by_name(workdir, text):
     workdir.config_file.write_bytes(text.encode("latin-1"))
     for act in (workdir.config, lambda: workdir.claim(new_config())):
-        with pytest.raises(InputError, match=r"config.json is not the JSON.*restore"):
+        with pytest.raises(
+            InputError, match=r"config.json is not a valid JSON .*restore"
+        ):
             act()
 
 

@@ -121,7 +121,7 @@ def test_a_directory_with_something_else_is_refused(small, tmp_path):
     with pytest.raises(InputError, match="another directory"):
         writer.write(small, num_train=61, num_tuning=5, num_test=12)
     (tmp_path / "mine.txt").write_text("mine")
-    with pytest.raises(InputError, match="something else"):
+    with pytest.raises(InputError, match="something other than"):
         writer.write(tmp_path, **SMALL)
     assert (tmp_path / "mine.txt").exists()
 

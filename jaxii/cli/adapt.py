@@ -13,8 +13,8 @@ from jaxii.errors import InputError
 
 HELP = """\
 Fine-tunes a trained run on the labels of the tuning split, in a new workdir, and
-evaluates it there. These labels are the target domain's: every figure and file that
-results says so. The same command again continues where it stopped.
+evaluates it there. These labels come from the target domain; all resulting figures and
+files state this in their provenance. Run the same command again to resume.
 
   python -m jaxii.main adapt --workdir=runs/emoji --output=runs/emoji_adapted \\
       --allow_tuning_labels
@@ -25,32 +25,32 @@ results says so. The same command again continues where it stopped.
 def declare(flags: Flags) -> None:
     """Declares the command's flags."""
     parts = tuple(ADAPT_EPOCHS)
-    flags.text("workdir", "DIR", "a trained run")
-    flags.text("output", "DIR", "the workdir of the adapted run")
-    flags.choice("train", "PART", parts, "the layers to train", default=parts[0])
+    flags.text("workdir", "DIR", "workdir of a trained run")
+    flags.text("output", "DIR", "workdir of the adapted run")
+    flags.choice("train", "PART", parts, "layers to train", default=parts[0])
     flags.number(
         "num_epochs",
         "NUMBER",
         "passes over the tuning split",
-        otherwise=", ".join(f"{part} {ADAPT_EPOCHS[part]:g}" for part in parts),
+        otherwise=", ".join(f"{ADAPT_EPOCHS[part]:g} for {part}" for part in parts),
     )
     flags.number(
         "peak_lr",
         "RATE",
         "highest learning rate",
-        otherwise="the run's, times "
+        otherwise="that of the run, times "
         + ", ".join(f"{ADAPT_LR_SHARES[part]:g} for {part}" for part in parts),
     )
     flags.text(
         "stage",
         "NAME",
-        "the stage whose best checkpoint it starts from",
-        otherwise="the last",
+        "stage whose best checkpoint to start from",
+        otherwise="the last stage",
     )
     declare_data_dir(flags)
     declare_verify(flags)
     flags.switch(
-        "allow_tuning_labels", "needed: the weights learn from the target domain"
+        "allow_tuning_labels", "required, as the weights learn from the target domain"
     )
     declare_processes(flags)
 
@@ -59,8 +59,8 @@ def run(flags: Flags) -> None:
     """Adapts."""
     if not flags.allow_tuning_labels:
         raise InputError(
-            "adapt lets labels of the target domain train the weights; add "
-            "--allow_tuning_labels if that is meant."
+            "adapt trains the weights on labels of the target domain; add "
+            "--allow_tuning_labels to allow this."
         )
     workdir, output = existing(flags, "workdir"), required(flags, "output")
     start_jax(flags)

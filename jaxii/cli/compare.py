@@ -6,9 +6,9 @@ from jaxii.errors import InputError
 from jaxii.storage import AnyPath, at, write_text
 
 HELP = """\
-Prints a table of runs: the fields in which they differ, F2 in domain and shifted, worst
-slice, mAP, coverage, threshold, provenance, images/s. Runs that differ only by their
-seed are one row, with mean and standard deviation.
+Prints a table of runs: the fields in which they differ, F2 of each split, worst slice,
+mAP, coverage, threshold, provenance and images/s. Runs that differ only in their seed
+share a row with mean and standard deviation.
 
   python -m jaxii.main compare runs/a runs/b runs/b/metrics_tuned_on_tuning.json
 
@@ -18,8 +18,8 @@ seed are one row, with mean and standard deviation.
 def declare(flags: Flags) -> None:
     """Declares the command's flags."""
     flags.takes_words("RUNS")
-    flags.text("output", "HTML", "write one page with the table and images too")
-    flags.switch("each", "one row for every run, also where only the seed differs")
+    flags.text("output", "HTML", "also write a page with the table and charts")
+    flags.switch("each", "print one row per run, even if only the seed differs")
     flags.switch("markdown", "print the table as Markdown")
 
 
@@ -50,8 +50,8 @@ def compare(
     """
     if not paths:
         raise InputError(
-            "compare was given no workdir; it needs one or more; name the folders of "
-            "finished runs."
+            "compare was given no workdir; give the workdirs of one or more evaluated "
+            "runs."
         )
     from jaxii.console import say
     from jaxii.report.comparison import (

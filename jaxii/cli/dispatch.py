@@ -46,20 +46,20 @@ WIDTH, COLUMN = 88, 25
 
 # errno -> fix; other errors of the operating system are bugs.
 FIXES = {
-    errno.ENOSPC: "make room there",
-    errno.EDQUOT: "make room there",
-    errno.EFBIG: "raise the limit on the size of files (ulimit -f)",
+    errno.ENOSPC: "free up disk space",
+    errno.EDQUOT: "free up disk space",
+    errno.EFBIG: "raise the limit on the file size (ulimit -f)",
     errno.EMFILE: "raise the limit on open files (ulimit -n)",
     errno.ENFILE: "close other programs",
-    errno.ENOMEM: "raise the limit on memory or close other programs",
-    errno.EROFS: "give a place that can be written",
-    errno.EACCES: "change its permissions or give another place",
-    errno.EPERM: "change its permissions or give another place",
-    errno.ENOTDIR: "give a path without a file in the middle",
-    errno.EISDIR: "give the name of a file",
-    errno.ENAMETOOLONG: "give a shorter name",
-    errno.EIO: "check that disk",
-    errno.ESTALE: "check that disk",
+    errno.ENOMEM: "raise the memory limit or close other programs",
+    errno.EROFS: "use a writable path",
+    errno.EACCES: "change its permissions or use another path",
+    errno.EPERM: "change its permissions or use another path",
+    errno.ENOTDIR: "use a path whose parents are all folders",
+    errno.EISDIR: "use the path of a file",
+    errno.ENAMETOOLONG: "use a shorter name",
+    errno.EIO: "check the disk",
+    errno.ESTALE: "check the disk",
 }
 # Texts of errors of XLA, OpenCV, Python's threads and the dynamic loader.
 NO_MEMORY = (
@@ -69,9 +69,9 @@ NO_MEMORY = (
     "failed to map segment",
 )
 MORE_MEMORY = (
-    "raise the limit (of the device, the container, the job, ulimit -v), close other "
-    "programs, or use less: a smaller global_batch_size, more micro_batches. The same "
-    "command goes on."
+    "raise the memory limit (of the device, the container, the job, ulimit -v), close "
+    "other programs, or use less memory: a smaller global_batch_size or more "
+    "micro_batches. Then run the same command again."
 )
 
 
@@ -150,7 +150,7 @@ def _failure(error: Exception, place: ProcessInfo | None) -> tuple[int, str]:
     # Checked first: without memory, the imports below would fail.
     if isinstance(error, MemoryError) or any(sign in str(error) for sign in NO_MEMORY):
         reason = str(error).partition("\n")[0][:200] or "MemoryError"
-        return FAILED, f"memory ran out ({reason}); {MORE_MEMORY}"
+        return FAILED, f"out of memory ({reason}); {MORE_MEMORY}"
     if isinstance(error, OSError) and error.errno in FIXES:
         where = f"{error.filename}: " if error.filename else ""
         fix = FIXES[error.errno]
@@ -161,7 +161,7 @@ def _failure(error: Exception, place: ProcessInfo | None) -> tuple[int, str]:
     from jaxii.train.trainer import Diverged, Preempted
 
     if isinstance(error, Preempted):
-        return PREEMPTED, f"{error}; the same command goes on."
+        return PREEMPTED, f"{error}; run the same command again to resume."
     if isinstance(error, Diverged | FailedSave | CheckFailed | ProcessLost):
         return FAILED, str(error)
     if place is None:
@@ -178,12 +178,12 @@ def help_text(words: list[str]) -> str:
     lines = [
         "jaxii trains multi-label image classifiers, from label files to a submission.",
         "",
-        "usage: python -m jaxii.main [COMMAND] [FLAGS]   (COMMAND --help says more)",
+        "usage: python -m jaxii.main [COMMAND] [FLAGS]   (for details: COMMAND --help)",
         "",
     ]
     for name, command in COMMANDS.items():
         summary = command.HELP.partition("\n\n")[0]
-        text = summary + " (The default.)" * (name == DEFAULT)
+        text = summary + " (Default command.)" * (name == DEFAULT)
         lines.append(_entry(name, text, 10))
     return "\n".join(lines)
 
@@ -272,7 +272,7 @@ def parse(command: str, argv: list[str]) -> Flags:
     if recipe is not None and not isinstance(flags.config, ConfigDict):
         raise InputError(
             f"--config={recipe}: get_config() does not return a configuration; change "
-            "and return what jaxii.config.default_config() gives."
+            "and return the result of jaxii.config.default_config()."
         )
     if flags.words and not flags.placeholder:
         raise InputError(
@@ -309,7 +309,7 @@ def _unknown_flag(command: str, error: absl_flags.UnrecognizedFlagError) -> Inpu
     ]
     if command in owners and dot:
         return InputError(
-            f"--{error.flagname} changes a field of a recipe, and none is given; give "
+            f"--{error.flagname} overrides a field of a recipe, but none is given; add "
             "--config=FILE before it."
         )
     if owners:

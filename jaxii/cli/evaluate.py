@@ -17,11 +17,12 @@ from jaxii.errors import InputError
 from jaxii.storage import AnyPath
 
 HELP = """\
-Measures the best checkpoint of a run on validation and test, with every decoder fitted
-on one split; writes metrics.json, label_figures.csv, report.html and submission.csv.
-With --images, measures an evaluated run on any other images with labels. Nothing is
-fitted on them: weights, calibration and thresholds are those of the run. The figures
-are a section of report.html and a column of compare; all files are in WORKDIR/sets.
+Evaluates the best checkpoint of a run on validation and test, with all decoders fitted
+on one split, and writes metrics.json, label_figures.csv, report.html and
+submission.csv. With --images, measures an evaluated run on other labelled images.
+Nothing is fitted on them: weights, calibration and thresholds are those of the run. The
+figures are added to report.html and to the columns of compare; all files are in
+WORKDIR/sets.
 
   python -m jaxii.main evaluate --workdir=runs/emoji
   python -m jaxii.main evaluate --workdir=runs/emoji --images=holiday \\
@@ -29,9 +30,9 @@ are a section of report.html and a column of compare; all files are in WORKDIR/s
 
 {flags}
 
-Columns of the label file called slice (or else domain) and group are used as in new:
-figures are given by slice, and intervals draw whole groups. Labels that the run does
-not know, and images that cannot be read, are counted, named and left out."""
+The columns slice (or else domain) and group of the label file are used as in `new`:
+figures are reported per slice, and intervals resample whole groups. Labels that the run
+does not know and images that cannot be read are counted, listed and left out."""
 # Flags that say how the run's own splits are evaluated.
 OF_SPLITS = (
     *("stage", "data_dir", "verify", "decoder", "tune_on"),
@@ -46,12 +47,12 @@ OF_SET = (
 
 def declare(flags: Flags) -> None:
     """Declares the command's flags."""
-    flags.text("workdir", "DIR", "a trained run")
+    flags.text("workdir", "DIR", "workdir of a trained run")
     flags.text(
         "stage",
         "NAME",
-        "the stage whose best checkpoint is measured",
-        otherwise="the last",
+        "stage whose best checkpoint to evaluate",
+        otherwise="the last stage",
     )
     declare_data_dir(flags)
     declare_verify(flags)
@@ -59,26 +60,30 @@ def declare(flags: Flags) -> None:
         "decoder",
         "NAME",
         DECODERS,
-        "the decoder that makes the result and the submission",
+        "decoder of the result and the submission",
         default=DECODERS[0],
     )
     flags.choice(
         "tune_on",
         "SPLIT",
         ("validation", "held_out", "tuning"),
-        "the split that decoders are fitted on; after hold_out, held_out is all "
-        "domains, each predicted by the run without it",
+        "split to fit the decoders on; after hold_out, held_out contains all domains, "
+        "each predicted by the run trained without it",
         otherwise="held_out if a domain is held out, else validation",
     )
     declare_inference(flags, "each split's images")
     flags.switch(
         "allow_tuning_labels",
-        "needed with --tune_on=tuning, with an ensemble of which a run has learnt from "
-        "tuning labels, and with a run that was trained on test images; the results "
-        "say so",
+        "required for --tune_on=tuning, for an ensemble with a run that has learned "
+        "from tuning labels, and for a run that was trained on test images; the "
+        "results state this",
     )
-    flags.text("images", "DIR", "measure the run on these labelled images instead")
-    flags.text("name", "NAME", "of these images in results", otherwise="the folder's")
+    flags.text(
+        "images", "DIR", "evaluate on the labelled images of this folder instead"
+    )
+    flags.text(
+        "name", "NAME", "name of these images in results", otherwise="the folder's name"
+    )
     declare_label_file(flags)
     declare_processes(flags)
 
@@ -125,17 +130,17 @@ def _check(flags: Flags) -> None:
     given = [name for name in others if flags.values[name].present]
     if given and flags.images:
         raise InputError(
-            f"--{given[0]} is for the run's own splits; with --images nothing is "
-            "chosen or fitted, and checkpoint and decoders are those of the run's "
-            f"evaluation: leave out --{given[0]}, or evaluate without --images first."
+            f"--{given[0]} applies only to the run's own splits; --images uses the "
+            "checkpoint and the decoders of the run's evaluation and fits nothing. "
+            f"Remove --{given[0]}, or run evaluate without --images first."
         )
     if given:
         raise InputError(
-            f"--{given[0]} belongs to --images=DIR, the folder of labelled images; "
-            "give that, too."
+            f"--{given[0]} requires --images=DIR, the folder of labelled images; add "
+            "it."
         )
     if flags.tune_on == "tuning" and not flags.allow_tuning_labels:
         raise InputError(
-            "--tune_on=tuning lets labels of the target domain choose the threshold; "
-            "add --allow_tuning_labels if that is meant."
+            "--tune_on=tuning chooses the threshold with labels of the target domain; "
+            "add --allow_tuning_labels to allow this."
         )

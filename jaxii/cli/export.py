@@ -10,30 +10,30 @@ from jaxii.cli.flags import (
 from jaxii.cli.start import start_jax
 
 HELP = """\
-Writes a checkpoint as a folder that runs without jaxii: uint8 images in, probabilities
-out, for batches of any size. The written files are read back and must reproduce the
-checkpoint's probabilities on images of the validation split.
+Exports a checkpoint to a folder that runs without jaxii: uint8 images in, probabilities
+out, for any batch size. The files are read back and must reproduce the checkpoint's
+probabilities on images of the validation split.
 
   python -m jaxii.main export --workdir=runs/emoji --output=exported
   cd exported && python    # import load; load.probabilities(images)
 
 {flags}
 
-The folder holds model.stablehlo (for CPUs, GPUs and TPUs), labels.csv with thresholds,
-export.json (how an image becomes pixels, provenance) and load.py, which needs only jax
-and numpy."""
+The folder contains model.stablehlo (for CPUs, GPUs and TPUs), labels.csv with the
+thresholds, export.json (image preprocessing, provenance) and load.py, which needs only
+jax and numpy."""
 
 
 def declare(flags: Flags) -> None:
     """Declares the command's flags."""
-    flags.text("workdir", "DIR", "a trained and evaluated run")
-    flags.text("output", "DIR", "a new folder")
-    flags.switch("onnx", "model.onnx too; pip install 'jaxii[onnx]'")
+    flags.text("workdir", "DIR", "workdir of a trained and evaluated run")
+    flags.text("output", "DIR", "new folder to write")
+    flags.switch("onnx", "also write model.onnx; requires pip install 'jaxii[onnx]'")
     flags.choice(
         "decoder",
         "NAME",
         ("threshold", "per_class"),
-        "the decoder whose thresholds are written",
+        "decoder whose thresholds to write",
         otherwise="per_class if the evaluation used it, else threshold",
     )
     declare_data_dir(flags)

@@ -124,7 +124,7 @@ class Flags:
         names = [name if name.isidentifier() else repr(name) for name in choices]
         allowed = f"{', '.join(names[:-1])} or {names[-1]}"
         self._describe(
-            f"{name}={placeholder}", f"{help}: {allowed}", default or otherwise
+            f"{name}={placeholder}", f"{help} ({allowed})", default or otherwise
         )
 
     def switch(self, name: str, help: str) -> None:
@@ -139,7 +139,7 @@ class Flags:
         )
         self._describe(
             "config=FILE[:DATASET]",
-            f"{help}; --config.FIELD=VALUE changes a field",
+            f"{help}; --config.FIELD=VALUE overrides a field",
             "",
         )
 
@@ -152,7 +152,7 @@ class Flags:
 
 def declare_data_dir(flags: Flags) -> None:
     """Declares the folder of a dataset that has moved since the run."""
-    flags.text("data_dir", "DIR", "the dataset, if it has moved")
+    flags.text("data_dir", "DIR", "new location of the dataset, if it has moved")
 
 
 def declare_near_copies(flags: Flags) -> None:
@@ -161,9 +161,9 @@ def declare_near_copies(flags: Flags) -> None:
         "near_copies",
         "WHAT",
         NEAR_COPIES,
-        "images that are another one recompressed, resized or cropped: keep counts "
-        "them, and evaluate gives its figures without them, too; remove treats them "
-        "as identical files; ignore does not look for them",
+        "recompressed, resized or cropped copies of another image; keep counts them, "
+        "and evaluate also reports figures without them; remove treats them as "
+        "identical files; ignore does not search for them",
         default="keep",
     )
 
@@ -173,29 +173,29 @@ def declare_label_file(flags: Flags) -> None:
     flags.text(
         "labels",
         "FILE",
-        "CSV, TSV, Parquet or JSON Lines with a column of paths or ids, and labels: "
-        "one row per label, or one row per image with several labels in a cell (also "
-        "as a list), or a column of 0 and 1 for each label",
-        otherwise="folders are labels",
+        "CSV, TSV, Parquet or JSON Lines file with a column of image paths or ids, and "
+        "labels: one row per label, one row per image with all labels in a cell (or a "
+        "list), or one column of 0 and 1 per label",
+        otherwise="folder names are labels",
     )
     flags.text(
         "path_column",
         "NAME",
-        "the column that names the images",
-        otherwise="the one whose cells name most",
+        "column with the image paths or ids",
+        otherwise="the column that matches most images",
     )
     flags.text(
         "label_column",
         "NAME",
-        "the column with the labels",
-        otherwise="by its name, or the only one left",
+        "column with the labels",
+        otherwise="found by its name, or the only one left",
     )
     flags.choice(
         "label_separator",
         "CHAR",
         SEPARATORS,
-        "between labels in a cell",
-        otherwise="found from all cells; the rule is printed",
+        "separator between labels in a cell",
+        otherwise="detected from all cells; the rule is printed",
     )
     flags.switch("fold_case", "merge labels that differ only in case")
 
@@ -204,8 +204,8 @@ def declare_verify(flags: Flags) -> None:
     """Declares the flag that hashes the data."""
     flags.switch(
         "verify",
-        "hash every byte of the dataset first; sizes, indexes and the checkpoint in "
-        "use are always checked",
+        "first verify the hashes of the whole dataset; sizes, indexes and the "
+        "checkpoint in use are always verified",
     )
 
 
@@ -216,15 +216,20 @@ def declare_inference(flags: Flags, images: str) -> None:
       flags: The command's flags.
       images: The images that the model adapts to, in words.
     """
-    flags.texts("ensemble", "RUNS", "average with the runs in these workdirs")
+    flags.texts(
+        "ensemble",
+        "RUNS",
+        "average the probabilities with those of the runs in these workdirs",
+    )
     flags.switch(
         "adapt_bn",
-        f"BatchNorm statistics of {images}, without labels; its effect on held-out "
-        "domains is printed beside it, after hold_out",
+        f"use the BatchNorm statistics of {images} (needs no labels); after hold_out, "
+        "its effect on held-out domains is printed too",
     )
     flags.switch(
         "label_shift",
-        f"correct for the label frequencies of {images}, without labels; likewise",
+        f"correct for the label frequencies of {images} (needs no labels); after "
+        "hold_out, its effect on held-out domains is printed too",
     )
 
 
@@ -239,7 +244,7 @@ def config_of(flags: Flags) -> Config:
     """
     if flags.config is None:
         raise InputError(
-            "--config is missing; for a first run give "
+            "--config is missing; for a first run, give "
             "--config configs/f2_multitask.py."
         )
     return Config.resolve(flags.config).moved(flags.data_dir)
@@ -265,7 +270,7 @@ def required(flags: Flags, name: str) -> AnyPath:
     """
     value = flags.values[name].value
     if not value:
-        raise InputError(f"--{name} is missing; see --help of the command.")
+        raise InputError(f"--{name} is missing; see --help.")
     return at(value)
 
 
@@ -313,8 +318,8 @@ def local(name: str, path: AnyPath) -> Path:
     if isinstance(path, Path):
         return path
     raise InputError(
-        f"{name}={path} is in a bucket; local files are read here: mount it, or copy "
-        "it to this machine."
+        f"{name}={path} is in a bucket, but must be a local path; mount the bucket, or "
+        "copy the files to this machine."
     )
 
 
@@ -328,7 +333,7 @@ def file_to_write(flags: Flags, name: str, kind: str) -> AnyPath | None:
     path = at(value) if value else None
     if path is not None and path.is_dir():
         raise InputError(
-            f"--{name}={path} is a folder; give the name of a file for the {kind}."
+            f"--{name}={path} is a folder; use the path of a file for the {kind}."
         )
     return path
 
@@ -340,4 +345,6 @@ def check_two_files(output: AnyPath | None, sheet: AnyPath | None) -> None:
       InputError: If they are one file.
     """
     if output is not None and output == sheet:
-        raise InputError(f"--output and --sheet are both {sheet}; name two files.")
+        raise InputError(
+            f"--output and --sheet are both {sheet}; use two different files."
+        )

@@ -10,15 +10,15 @@ from jaxii.cli.flags import (
 from jaxii.cli.start import declare_processes, start_jax
 
 HELP = """\
-Trains a run's configuration once without each domain of its training data and measures
-it there: an estimate of F2 on new domains, and decoders for them, without any target
-data. The same command again continues where it stopped.
+Trains a run's configuration once without each domain of its training data and evaluates
+it on that domain. This gives an estimate of F2 on new domains, and decoders for them,
+without any target data. Run the same command again to resume.
 
   python -m jaxii.main hold_out --workdir=runs/emoji
   python -m jaxii.main evaluate --workdir=runs/emoji --tune_on=held_out
 
-With --folds it holds out folds of the images instead (cross-validation), from which
-`suspects` lists labels that may be wrong.
+With --folds, it holds out folds of the images instead (cross-validation). From these
+runs, `suspects` lists labels that may be wrong.
 
   python -m jaxii.main hold_out --workdir=runs/emoji --folds=4
   python -m jaxii.main suspects --workdir=runs/emoji
@@ -28,12 +28,16 @@ With --folds it holds out folds of the images instead (cross-validation), from w
 
 def declare(flags: Flags) -> None:
     """Declares the command's flags."""
-    flags.text("workdir", "DIR", "the run on all data; the others go into DIR/held_out")
-    flags.takes_config("its configuration, if it has not been trained yet")
+    flags.text(
+        "workdir",
+        "DIR",
+        "workdir of the run on all data; the others are in DIR/held_out",
+    )
+    flags.takes_config("configuration of the run, if it has not been trained yet")
     flags.integer(
         "folds",
         "N",
-        "hold out each of N folds instead; images of one group are in one fold",
+        "hold out each of N folds instead; all images of a group are in one fold",
         at_least=2,
         otherwise="each domain",
     )

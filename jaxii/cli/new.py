@@ -16,24 +16,24 @@ from jaxii.errors import InputError
 from jaxii.storage import at
 
 HELP = """\
-Inspects images and a label file as you have them, prints what it finds and assumes,
-and writes NAME/: a recipe, NAME.py, and the prepared dataset, NAME/data. Images are not
-changed. It ends with the command that trains. The same command again continues an
-interrupted one.
+Reads a folder of images and a label file, prints its findings and assumptions, and
+writes a recipe, NAME/NAME.py, and a prepared dataset, NAME/data. The images are not
+changed. The output ends with the command that trains. Run the same command again to
+resume.
 
   python -m jaxii.main new mydata --images=photos --labels=labels.csv
   python -m jaxii.main train --config=mydata/mydata.py --workdir=runs/mydata
 
 {flags}
 
-Columns called split (train, validation, test), group, domain, slice and confidence are
-used as such; see prepare --help."""
+Columns named split (train, validation, test), group, domain, slice and confidence are
+used as such; see jaxii/prepare/README.md."""
 
 
 def declare(flags: Flags) -> None:
     """Declares the command's flags."""
     flags.takes_words("NAME")
-    flags.text("images", "DIR", "images, in subfolders or not")
+    flags.text("images", "DIR", "folder of images; subfolders are included")
     declare_label_file(flags)
     flags.integer(
         "min_images",
@@ -45,15 +45,15 @@ def declare(flags: Flags) -> None:
     flags.number(
         "minutes",
         "M",
-        "train for about so long on this machine",
-        otherwise="30 on CPUs, 18 to 40 epochs on accelerators",
+        "approximate minutes of training on this machine",
+        otherwise="30 on CPUs; 18 to 40 epochs on accelerators",
     )
     flags.integer(
         "short_side",
         "PIXELS",
-        "reduce larger images to this short side",
+        "downscale larger images to this short side",
         at_least=16,
-        otherwise="by the image size of the recipe",
+        otherwise="chosen by the image size of the recipe",
     )
     declare_near_copies(flags)
 
@@ -63,9 +63,9 @@ def run(flags: Flags) -> None:
     words = flags.words
     if len(words) != 1 or not re.fullmatch(r"[\w-]+", Path(words[0]).name):
         raise InputError(
-            f"new needs one name, of letters, digits, _ and -, not "
-            f"{' '.join(words) or 'none'}; it is the folder that is made: new mydata "
-            "--images=DIR --labels=FILE."
+            f"new needs one name of letters, digits, _ and -, not "
+            f"{' '.join(words) or 'none'}; the name is that of the folder to create: "
+            "new mydata --images=DIR --labels=FILE."
         )
     folder = local("NAME", at(words[0]))
     images = local("--images", existing(flags, "images"))

@@ -4,10 +4,10 @@ from jaxii.cli.flags import Flags, config_of
 from jaxii.cli.start import start_jax
 
 HELP = """\
-Compiles the train step for a TPU slice that need not be there and prints what it needs
-of each chip: memory, arithmetic, traffic, collectives; the highest speed it can reach;
-the largest batch that fits. Trains nothing, writes nothing, needs no TPU, and no data
-where the numbers of the published Open Images will do.
+Compiles the train step for a TPU slice and prints what it needs per chip (memory,
+arithmetic, traffic, collectives), an upper bound on its speed, and the largest batch
+that fits. It needs no TPU, trains nothing and writes nothing. For kaggle and
+open_images_v4 without --data_dir, it assumes the numbers of the published Open Images.
 
   pip install 'jaxii[tpu]'
   python -m jaxii.main plan --config configs/f2_multitask.py:inclusive_images \\
@@ -17,11 +17,11 @@ where the numbers of the published Open Images will do.
 
 {flags}
 
-A ResNet-50 takes minutes to compile, and the search compiles it two or three times
-more. That a batch does not fit is the compiler's answer, not an estimate. Times are
-lower bounds (a roofline); the assumptions are printed with them.
+A ResNet-50 takes minutes to compile, and the search for the largest batch compiles it
+two or three more times. Whether a batch fits is the compiler's answer, not an estimate.
+Times are lower bounds (a roofline model); the assumptions are printed with them.
 
-Exit codes: 0 it fits; 2 it does not fit, or something given cannot be used."""
+Exit codes: 0 the batch fits; 2 the batch does not fit, or the input is invalid."""
 
 
 def declare(flags: Flags) -> None:
@@ -30,30 +30,30 @@ def declare(flags: Flags) -> None:
     flags.texts(
         "topology",
         "NAMES",
-        "slices such as v5e:4x4, of v4, v5e, v5p and v6e; several are a table of how "
-        "training scales; local is the devices at hand",
+        "TPU slices (v4, v5e, v5p or v6e) such as v5e:4x4; for several, a table shows "
+        "how training scales; local stands for the devices of this machine",
         default=("local",),
     )
     flags.integer(
         "device_batch_size",
         "N",
-        "images a chip",
+        "images per chip",
         at_least=1,
-        otherwise="the recipe's global_batch_size over the chips of the first topology",
+        otherwise="global_batch_size / number of chips of the first topology",
     )
     flags.text(
         "stage",
         "NAME",
-        "the stage whose step is compiled",
-        otherwise="the one with the embedding head and most terms",
+        "stage whose step to compile",
+        otherwise="the stage with the embedding head and the most terms",
     )
     flags.text(
         "data_dir",
         "DIR",
-        "the prepared dataset, for the numbers of classes, labels and images",
+        "prepared dataset, for the numbers of classes, labels and images",
         otherwise="7,178 classes for a kaggle dataset, 7,186 for open_images_v4",
     )
-    flags.switch("quick", "compile once: no search for the largest batch")
+    flags.switch("quick", "compile once, without searching for the largest batch")
 
 
 def run(flags: Flags) -> None:

@@ -6,13 +6,14 @@ from jaxii.storage import at
 
 HELP = """\
 Reads a folder in the layout of Kaggle's Inclusive Images challenge (label CSVs and
-images of any size, JPEG, PNG or WebP) and writes a TFDS dataset, in one pass over all
-cores. The same command again continues an interrupted one.
+images of any size, JPEG, PNG or WebP) and writes a TFDS dataset in one pass, using all
+cores. Run the same command again to resume.
 
   python -m jaxii.main prepare --input_dir=kaggle --data_dir=data/inclusive_images
 
-CSV files name images by id: the file name without folder and suffix. Case matters,
-white space around an id does not, and an image suffix is removed where no id has it.
+CSV files identify images by id, which is the file name without folder and suffix. Ids
+are case-sensitive; white space around them is ignored. An image suffix is removed if no
+image has the id with the suffix.
 
 {flags}"""
 LAYOUT_FILES = ("train_metadata", "test_labels", "test_metadata")
@@ -24,13 +25,17 @@ def declare(flags: Flags) -> None:
     from jaxii.prepare.recode import SHORT_SIDE
 
     flags.text(
-        "input_dir", "DIR", "train_human_labels.csv, classes-trainable.csv and the rest"
+        "input_dir",
+        "DIR",
+        "folder with train_human_labels.csv, classes-trainable.csv and the other files",
     )
-    flags.text("data_dir", "DIR", "where the dataset goes; both may be gs://BUCKET/...")
+    flags.text(
+        "data_dir", "DIR", "folder of the dataset; both folders may be gs://BUCKET/..."
+    )
     flags.integer(
         "short_side",
         "PIXELS",
-        "reduce larger images to this short side",
+        "downscale larger images to this short side",
         default=SHORT_SIDE,
         at_least=16,
     )
@@ -38,31 +43,29 @@ def declare(flags: Flags) -> None:
     flags.text(
         "train_metadata",
         "CSV",
-        "image_id and any of group, domain, slice",
+        "columns image_id and any of group, domain, slice",
         otherwise="train_meta.csv",
     )
-    flags.text("test_labels", "CSV", "image_id,labels: only ever used to score")
+    flags.text("test_labels", "CSV", "columns image_id,labels; used only for scoring")
     flags.text(
         "test_metadata", "CSV", "like train_metadata, for tuning and test images"
     )
     flags.text(
         "beam_runner",
         "RUNNER",
-        "write the shards through Apache Beam: DirectRunner, DataflowRunner or "
-        "another; the same records in the same order",
+        "write the shards with Apache Beam: DirectRunner, DataflowRunner or another "
+        "runner; records and their order are the same as without Beam",
     )
-    flags.texts(
-        "beam_options", "LIST", "options of that runner: project=P,region=R,..."
-    )
+    flags.texts("beam_options", "LIST", "options of the runner: project=P,region=R,...")
 
 
 def run(flags: Flags) -> None:
     """Prepares the dataset."""
     directory, output = existing(flags, "input_dir"), required(flags, "data_dir")
     if flags.beam_options and not flags.beam_runner:
-        raise InputError("--beam_options without --beam_runner; give both or neither.")
+        raise InputError("--beam_options requires --beam_runner; give both or neither.")
     if output.exists() and not output.is_dir():
-        raise InputError(f"--data_dir={output} is a file; give a new folder.")
+        raise InputError(f"--data_dir={output} is a file; use a new folder.")
     values = {name: flags.values[name].value for name in LAYOUT_FILES}
     from jaxii.console import progress, say
     from jaxii.prepare import kaggle

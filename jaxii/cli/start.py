@@ -28,17 +28,18 @@ MALLOC = {
 def declare_processes(flags: Flags) -> None:
     """Declares the flags that make several processes one run."""
     flags.paragraph(
-        "Several processes form one run. On Cloud TPU, on TPUs of Kubernetes and under "
-        "srun they find one another; elsewhere, give each process the flags below, and "
-        "the same random text in JAXII_RUN_TOKEN, which keeps others out:"
+        "Several processes can form one run. On Cloud TPU, on TPUs of Kubernetes and "
+        "under srun, they detect the cluster. Elsewhere, pass these flags to each "
+        "process, and set JAXII_RUN_TOKEN to the same random text on all processes to "
+        "exclude other connections:"
     )
-    flags.text("coordinator", "HOST:PORT", "where process 0 listens")
+    flags.text("coordinator", "HOST:PORT", "address on which process 0 listens")
     flags.integer("num_processes", "N", "number of processes", at_least=1)
     flags.integer("process_id", "I", "index of this process, from 0", at_least=0)
     flags.integer(
         "start_timeout_seconds",
         "SECONDS",
-        "how long the processes wait for one another at the start",
+        "how long to wait for all processes at the start",
         default=60,
         at_least=1,
     )
@@ -79,9 +80,9 @@ def keep_compiled_programs() -> None:
         # The sticky bit does not help: the names of programs can be predicted.
         if found.st_uid not in (0, os.geteuid()) or found.st_mode & 0o022:
             console.warn(
-                f"{folder} is not used for compiled programs, as others can write to "
-                f"it; chmod go-w {folder} if it is yours, or name another folder in "
-                f"{CACHE}."
+                f"{folder} is not used for compiled programs, because others can write "
+                f"to it; run chmod go-w {folder} if it is yours, or set {CACHE} to "
+                "another folder."
             )
             os.environ[CACHE] = ""
         elif given is None and os.access(folder, os.W_OK):

@@ -10,40 +10,44 @@ from jaxii.cli.flags import (
 from jaxii.cli.start import declare_processes, start_jax
 
 HELP = """\
-Lists labels of training images that are likely wrong or missing, the most likely first,
-as a CSV file and as one page with the images. A label is suspect where it contradicts
-what a model that was not trained on the image is sure of (confident learning).
+Lists labels of training images that are likely wrong or missing, most likely first, as
+a CSV file and as a page with the images. A label is suspect if it contradicts a
+confident prediction of a model that was not trained on the image (confident learning).
 
   python -m jaxii.main hold_out --workdir=runs/emoji --folds=4
   python -m jaxii.main suspects --workdir=runs/emoji
 
-hold_out trains the models: each is not trained on a fold, so that all images have one.
-Runs that held out each domain serve, too. Without them, only the images of the run's
-own validation split are looked at, which takes no training.
+hold_out trains the models: each leaves out one fold, so every image has a model that
+was not trained on it. Runs that hold out domains work too. Without such runs, only the
+run's own validation split is examined, which needs no training.
 
-Then correct the label file, prepare it into a new folder, and train again. Before that,
-look: labels of things that are hard to see are among the suspects.
+Review the suspects: correct labels of objects that are hard to see are among them. Then
+correct the label file, prepare it into a new folder, and train again.
 
 {flags}
 
-Columns of the CSV file, a row a label of an image:
+Columns of the CSV file, one row per label of an image:
   image_id, label, name
-  given        1: the image has the label (likely wrong); 0: it has not (likely missing)
+  given        1: label given (likely wrong); 0: label not given (likely missing)
   probability  of the label, by the model that was not trained on the image
-  score        0 to 1: how much that contradicts the label, by what the model says of
-               images with and without this label; above 0.5 for all that are listed
+  score        0 to 1: how strongly the probability contradicts the label, relative to
+               images with and without this label; above 0.5 for all listed labels
   split        held_out: predicted by a run of hold_out; validation: by the run itself
   domain       of the image"""
 
 
 def declare(flags: Flags) -> None:
     """Declares the command's flags."""
-    flags.text("workdir", "DIR", "a trained run, or that of hold_out")
+    flags.text("workdir", "DIR", "workdir of a trained run, or of hold_out")
     declare_data_dir(flags)
-    flags.text("output", "CSV", "the labels", otherwise="WORKDIR/suspects.csv")
-    flags.text("sheet", "HTML", "the images", otherwise="WORKDIR/suspects.html")
+    flags.text(
+        "output", "CSV", "file of the suspect labels", otherwise="WORKDIR/suspects.csv"
+    )
+    flags.text(
+        "sheet", "HTML", "page with their images", otherwise="WORKDIR/suspects.html"
+    )
     flags.integer(
-        "top", "N", "number of labels that are listed", default=500, at_least=1
+        "top", "N", "largest number of labels to list", default=500, at_least=1
     )
     declare_processes(flags)
 

@@ -13,8 +13,8 @@ from jaxii.storage import AnyPath, at
 from jaxii.train.stages import Origin
 
 HELP = """\
-Trains every stage of a configuration, evaluates the result, and writes a report and a
-submission. The same command again continues where it stopped.
+Trains all stages of a configuration, evaluates the result, and writes a report and a
+submission. Run the same command again to resume.
 
   python -m jaxii.main --config configs/f2_multitask.py
   python -m jaxii.main train --config configs/f2_multitask.py:emoji \\
@@ -22,40 +22,41 @@ submission. The same command again continues where it stopped.
 
 {flags}
 
-To see whether the input limits the speed, train on the first batch again and again, in
-a --workdir of its own: --config.data.reuse_batch=True. Its figures are no result, and
-are marked so.
+To check whether the input pipeline limits the speed, train on the first batch
+repeatedly, in a separate --workdir: --config.data.reuse_batch=True. The figures of such
+a run are not a result and are marked accordingly.
 
-Compiled programs are kept for the next start in $XDG_CACHE_HOME/jaxii/compiled (by
-default in ~/.cache), or where JAX_COMPILATION_CACHE_DIR says; set it empty to keep
-none. They are run, so a folder that others can write to is not used.
+Compiled programs are cached in $XDG_CACHE_HOME/jaxii/compiled (by default in ~/.cache),
+or in JAX_COMPILATION_CACHE_DIR if it is set; if it is empty, the cache is off. Cached
+programs are executed, so a folder that others can write to is not used.
 
-Exit codes: 0 done; 2 something given cannot be used; 75 stopped on request (SIGTERM or
-Ctrl-C), run the same command to continue; 1 anything else."""
+Exit codes: 0 done; 2 invalid input; 75 stopped on request (SIGTERM or Ctrl-C), run the
+same command again to resume; 1 any other error."""
 
 
 def declare(flags: Flags) -> None:
     """Declares the command's flags."""
     flags.takes_config()
-    flags.text("workdir", "DIR", "the run's folder", otherwise="runs/RECIPE-DATASET")
+    flags.text("workdir", "DIR", "folder of the run", otherwise="runs/RECIPE-DATASET")
     flags.text(
-        "data_dir", "DIR", "the prepared dataset (toy_regions needs none: it is drawn)"
+        "data_dir", "DIR", "prepared dataset (toy_regions needs none: it is generated)"
     )
     flags.switch(
         "allow_tuning_labels",
-        "needed by a stage on the tuning split, and by a start_from whose weights have "
-        "learnt from its labels",
+        "required for a stage on the tuning split, and for a start_from whose weights "
+        "have learned from its labels",
     )
     flags.switch(
         "change_batch_size",
-        "continue with another --config.global_batch_size, from the example that was "
-        "reached; schedules continue at the same share of their stage",
+        "resume with another --config.global_batch_size, at the next example; "
+        "schedules continue at the same fraction of their stage",
     )
     flags.text(
         "profile_steps",
         "FIRST:LAST",
-        "trace the updates after step FIRST up to step LAST into WORKDIR/profile, for "
-        "TensorBoard's profile plugin or Perfetto; 100:105 traces five",
+        "trace the updates after step FIRST up to step LAST and write the trace to "
+        "WORKDIR/profile, for TensorBoard's profile plugin or Perfetto; 100:105 traces "
+        "five updates",
     )
     declare_verify(flags)
     declare_processes(flags)

@@ -76,8 +76,8 @@ class _Unfinished:
             # NumPy would broadcast a smaller value.
             if np.shape(value) != values.shape[1:]:
                 raise ValueError(
-                    f"{name} has shape {np.shape(value)}, in other examples of the "
-                    f"batch {values.shape[1:]}"
+                    f"{name} has shape {np.shape(value)}; other examples of the batch "
+                    f"have shape {values.shape[1:]}"
                 )
             values[row] = value
 

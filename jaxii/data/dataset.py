@@ -108,8 +108,8 @@ class Dataset:
             folds = validation.folds(index.groups, number)
             if folds.max() + 1 < number or part > number:
                 raise InputError(
-                    f"{domain!r} of {self.directory} has no image: its training data "
-                    f"has {len(set(index.groups))} groups; use at most as many folds"
+                    f"{domain!r} of {self.directory} has no images: the training data "
+                    f"has {len(set(index.groups))} groups; use at most that many folds"
                 )
             return folds == part - 1
         check_domains(self.directory, self.domains)
@@ -134,8 +134,8 @@ class Dataset:
         """
         if not 0.0 <= validation_fraction < 1.0:
             raise InputError(
-                f"validation_fraction={validation_fraction}; give at least 0 and less "
-                "than 1"
+                f"validation_fraction={validation_fraction} is out of range; use at "
+                "least 0 and less than 1"
             )
         if validation_fraction == 0.0 or "validation" in self.splits:
             return dict(self.splits)
@@ -144,9 +144,9 @@ class Dataset:
         if held_out.all() or not held_out.any():
             raise InputError(
                 f"validation_fraction={validation_fraction} of the "
-                f"{len(set(train.index.groups))} groups of train leaves "
-                f"{'no training' if held_out.all() else 'no validation'} image; choose "
-                "a fraction nearer to one half, or add images"
+                f"{len(set(train.index.groups))} training groups leaves "
+                f"{'no training' if held_out.all() else 'no validation'} images; use "
+                "a fraction closer to 0.5, or add images"
             )
         chosen = train.select(np.flatnonzero(held_out))
         return {
@@ -165,9 +165,10 @@ def check_domains(directory: AnyPath, domains: tuple[str, ...]) -> None:
     """Raises InputError if there is only one domain, which cannot be held out."""
     if len(domains) == 1:
         raise InputError(
-            f"every training image of {directory} has the domain {domains[0]!r}, so "
-            "none can be held out; prepare it again with --train_metadata, a CSV with "
-            "the columns image_id and domain, or hold out folds (hold_out --folds=4)"
+            f"all training images of {directory} have the domain {domains[0]!r}, so no "
+            "domain can be held out; prepare the dataset again with --train_metadata, "
+            "a CSV with the columns image_id and domain, or hold out folds (hold_out "
+            "--folds=4)"
         )
 
 
@@ -205,12 +206,13 @@ def open_dataset(
         dataset = _ours(info, vocabulary, verify, report("files verified"))
     else:
         raise InputError(
-            f"{path} has the features {', '.join(sorted(info.features))}; it needs "
-            f"those that `prepare` writes, or open_images_v4's {open_images_v4.LABELS}"
+            f"{path} has the features {', '.join(sorted(info.features))}; expected the "
+            "features that `prepare` writes, or those of open_images_v4 "
+            f"({open_images_v4.LABELS})"
         )
     if "train" not in dataset.splits:
         raise InputError(
-            f"{path} has no training image; prepare it from files with some"
+            f"{path} has no training images; prepare it again with training images"
         )
     return dataset
 
@@ -236,8 +238,8 @@ def _locate(directory: AnyPath) -> AnyPath:
     if len(below) != 1:
         found = ", ".join(str(path) for path in below) or "none"
         raise InputError(
-            f"{directory} has no {folder.INFO_FILE} (in folders below: {found}); give "
-            "the folder of one prepared dataset"
+            f"{directory} has no {folder.INFO_FILE} (subfolders that have one: "
+            f"{found}); give the folder of one prepared dataset"
         )
     return below.pop()
 
@@ -259,9 +261,9 @@ def _ours(
         )
     if vocabulary is not None and vocabulary.codes != stored.codes:
         raise InputError(
-            f"{path} has {len(stored)} labels (hash {stored.content_hash()}) instead of"
-            f" {len(vocabulary)} (hash {vocabulary.content_hash()}); use the dataset "
-            "that the labels belong to"
+            f"{path} has {len(stored)} labels (hash {stored.content_hash()}), not the "
+            f"expected {len(vocabulary)} (hash {vocabulary.content_hash()}); use the "
+            "dataset that has these labels"
         )
     tables = {name: index.load(folder.index_path(path, name)) for name in info.splits}
     slices = tuple(sorted(set().union(*(t["slice"].unique() for t in tables.values()))))
@@ -318,7 +320,9 @@ def _cached_index(path, name, sizes, vocabulary, raw, mapping, report) -> pl.Dat
         table = index.load(cache)
         if len(table) == len(raw):
             return table
-    table = open_images_v4.scan(raw, mapping, on_progress=report(f"index of {name}"))
+    table = open_images_v4.scan(
+        raw, mapping, on_progress=report(f"{name} images indexed")
+    )
     index.save(table, cache)
     return table
 
@@ -339,7 +343,7 @@ def _split(info, name, columns, raw, decode, described_in) -> Split:
     records = Records(raw, decode, columns.image_ids, f"{name} of {info.directory}")
     if len(records) != len(columns):
         raise InputError(
-            f"{described_in} is for {len(columns)} images and {records} has "
+            f"{described_in} describes {len(columns)} images, but {records} has "
             f"{len(records)} records; {folder.PREPARE_AGAIN}"
         )
     lengths = [shard.examples_in_shard for shard in info.splits[name]]

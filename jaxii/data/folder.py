@@ -153,9 +153,9 @@ def read_info(directory: AnyPath) -> Info:
     unknown = set(_feature_types(features)) - FEATURE_TYPES
     if unknown:
         raise InputError(
-            f"{directory / FEATURES_FILE} names the feature type {min(unknown)}; only "
+            f"{directory / FEATURES_FILE} has the feature type {min(unknown)}; only "
             f"{', '.join(sorted(name.rpartition('.')[2] for name in FEATURE_TYPES))} "
-            f"of TFDS are read; {PREPARE_AGAIN}."
+            f"of TFDS are supported; {PREPARE_AGAIN}."
         )
     path, info = directory / INFO_FILE, _Info()
     try:
@@ -173,7 +173,7 @@ def read_info(directory: AnyPath) -> Info:
     if info.file_format != "array_record":
         raise InputError(
             f"{path} has the file format {info.file_format or 'tfrecord'}, not "
-            "array_record; convert it: `python -m tensorflow_datasets.scripts."
+            "array_record; convert it with `python -m tensorflow_datasets.scripts."
             "convert_format --to_file_format=array_record`"
         )
     splits = {split.name: _shards(path, info.name, split) for split in info.splits}
@@ -195,8 +195,8 @@ def _shards(path: AnyPath, dataset: str, split: Any) -> tuple[Shard, ...]:
             name = name.replace(f"{{{key}}}", value)
         if not re.fullmatch(r"[\w.-]+", name) or name.startswith("."):
             raise InputError(
-                f"{path} names the file {name!r} of split {split.name!r}, which is no "
-                f"plain name of a file beside it; {PREPARE_AGAIN}."
+                f"{path} lists the file {name!r} in split {split.name!r}, which is not "
+                f"the plain name of a file in the same folder; {PREPARE_AGAIN}."
             )
         if length > 0:
             found.append(Shard(os.fspath(path.parent / name), 0, length, length))
@@ -222,7 +222,9 @@ def read_json(path: AnyPath) -> dict[str, Any]:
         reason: object = f"it holds a {type(value).__name__}"
     except (ValueError, RecursionError) as error:
         reason = error
-    raise InputError(f"{path} is damaged: no JSON object ({reason}); {PREPARE_AGAIN}.")
+    raise InputError(
+        f"{path} is damaged: not a JSON object ({reason}); {PREPARE_AGAIN}."
+    )
 
 
 def _read_text(path: AnyPath) -> str:

@@ -18,9 +18,9 @@ Pixels = UInt8[np.ndarray, "height width 3"]
 
 # Describes `decode_jpeg`, `decode_other` and `turned`; written to exports.
 COLOURS = (
-    "It is turned as its EXIF orientation says; grey is repeated; of 16 bits the upper "
-    "8 are kept; what is transparent is composed on white; the inks of a CMYK JPEG are "
-    "stored inverted, so that RGB = CMY * K / 255."
+    "Its EXIF orientation is applied, grey is repeated over the three channels, the "
+    "upper 8 of 16 bits are kept, and transparency is composited on white. The inks "
+    "of a CMYK JPEG are stored inverted, so RGB = CMY * K / 255."
 )
 _ORIENTATION_TAG = 0x0112
 # The orientations that swap rows and columns.
@@ -78,11 +78,11 @@ def sniff(data: bytes) -> str:
         b"<": "HTML or XML text",
         b"version https://git-lfs": "a Git LFS pointer",
     }
-    found = next((v for k, v in others.items() if data.startswith(k)), "no image")
+    found = next((v for k, v in others.items() if data.startswith(k)), "not an image")
     if data[4:12] in (b"ftypavif", b"ftypheic", b"ftypmif1"):
         found = "an AVIF or HEIC"
     found = found if data else "an empty file"
-    raise ValueError(f"{found}; JPEG, PNG and WebP are read")
+    raise ValueError(f"{found}; only JPEG, PNG and WebP are supported")
 
 
 def orientation(exif: bytes) -> int:
@@ -205,7 +205,9 @@ def decode_jpeg(data: bytes, color: str, size: tuple[int, int]) -> tuple[Pixels,
     """
     num_scans = data.count(b"\xff\xda")
     if num_scans > MAX_SCANS:
-        raise ValueError(f"a JPEG of {num_scans:,} scans; at most {MAX_SCANS} are read")
+        raise ValueError(
+            f"a JPEG with {num_scans:,} scans; at most {MAX_SCANS} are read"
+        )
     clean = True
     space = "CMYK" if color in ("CMYK", "YCCK") else "RGB"
     kwargs = {"colorspace": space, "min_height": size[0], "min_width": size[1]}

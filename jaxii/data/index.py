@@ -142,7 +142,7 @@ def load(path: AnyPath) -> pl.DataFrame:
     except (OSError, pl.exceptions.PolarsError) as error:
         raise InputError(
             f"{path} cannot be read ({(str(error).splitlines() or ['empty'])[0]}); "
-            "the dataset is incomplete: prepare it again"
+            "the dataset is incomplete, so prepare it again"
         ) from error
 
 

@@ -136,12 +136,13 @@ def check_options(num_classes: int, dim: int, context_smoothing: float) -> None:
     """Raises InputError if an argument of `label_embedding` is out of range."""
     if not 1 <= dim <= num_classes:
         raise InputError(
-            f"dim={dim} of the label embedding with {num_classes} classes; use 1 to "
-            f"{num_classes}"
+            f"dim={dim} is out of range for a label embedding of {num_classes} "
+            f"classes; use 1 to {num_classes}"
         )
     if not 0.0 < context_smoothing <= 1.0:
         raise InputError(
-            f"context_smoothing={context_smoothing}; use a number above 0 and up to 1"
+            f"context_smoothing={context_smoothing} is out of range; use a number "
+            "above 0 and at most 1"
         )
 
 
@@ -162,7 +163,10 @@ def save(
     """
     path = at(path)
     if path.suffix != ".npz":
-        raise InputError(f"{path} for the label embedding; use a name ending in .npz")
+        raise InputError(
+            f"the label embedding file {path} does not end in .npz; use a name that "
+            "does"
+        )
     vectors, eigenvalues = embedding.vectors, embedding.eigenvalues
     facts = vars(embedding) | {"provenance": dict(provenance)}
     del facts["vectors"], facts["eigenvalues"]
@@ -189,7 +193,9 @@ def load(path: str | os.PathLike[str]) -> LabelEmbedding:
     except FileNotFoundError as error:
         raise InputError(f"label embedding {path} does not exist") from error
     except Exception as error:
-        raise InputError(f"{path} is not a label embedding; make it anew") from error
+        raise InputError(
+            f"{path} is not a label embedding; compute it again"
+        ) from error
 
 
 def nearest(
@@ -229,8 +235,8 @@ def cooccurrence(
     lengths = np.diff(offsets)
     if len(label_ids) and not 0 <= label_ids.min() <= label_ids.max() < num_classes:
         raise InputError(
-            f"label ids {label_ids.min()} to {label_ids.max()} with {num_classes} "
-            f"classes; use 0 to {num_classes - 1}"
+            f"label ids range from {label_ids.min()} to {label_ids.max()}, but there "
+            f"are {num_classes} classes; use ids from 0 to {num_classes - 1}"
         )
     ones = np.ones(len(label_ids), np.int32)
     # SciPy computes with the wider of both index types; int32 halves the memory.

@@ -41,9 +41,7 @@ class Vocabulary:
     def __post_init__(self):
         if len(set(self.codes)) != len(self.codes):
             twice = next(code for code in self.codes if self.codes.count(code) > 1)
-            raise InputError(
-                f"label code {twice} is listed twice; each code may be listed once"
-            )
+            raise InputError(f"label code {twice} is listed twice; list each code once")
 
     def __len__(self) -> int:
         return len(self.codes)

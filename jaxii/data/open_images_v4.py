@@ -63,14 +63,14 @@ def read_mapping(
     if not np.any(labels >= 0):
         raise InputError(
             f"none of the {len(vocabulary)} label codes (such as {vocabulary.codes[0]}"
-            f") is among the dataset's (such as {codes[0]}); give a label file with "
-            "Open Images codes"
+            f") is in the dataset, whose codes look like {codes[0]}; use a label file "
+            "with Open Images codes"
         )
     unknown = [name for name in names if name not in _SOURCES]
     if unknown:
         raise InputError(
-            f"the dataset has the label source {unknown[0]!r}; known: "
-            f"{', '.join(_SOURCES)}"
+            f"the dataset has the unknown label source {unknown[0]!r}; supported "
+            f"sources: {', '.join(_SOURCES)}"
         )
     sources = np.array([_SOURCES[name] for name in names], np.uint8)
     return StoredLabels(labels, sources), vocabulary

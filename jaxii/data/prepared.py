@@ -120,7 +120,7 @@ class Data:
             return self.splits[name]
         filled = [n for n, s in self.splits.items() if s.num_examples > 0]
         raise InputError(
-            f"{self.directory} has no images in split {name!r}; it has "
+            f"{self.directory} has no images in split {name!r}; splits with images: "
             f"{', '.join(filled)}."
         )
 
@@ -185,9 +185,9 @@ class Data:
         count = self.split(name).num_examples
         if not self.has_truth(name):
             raise InputError(
-                f"none of the {count} images of split {name!r} of {self.directory} has "
-                "a human or box label, and evaluation uses no machine labels; prepare "
-                "the data with human labels for it."
+                f"none of the {count} images in split {name!r} of {self.directory} has "
+                "a human or box label, and evaluation ignores machine labels; prepare "
+                "the dataset with human labels for this split."
             )
 
     def without_truth(self, name: str) -> int:

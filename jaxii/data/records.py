@@ -63,7 +63,9 @@ class Records:
     def __getitem__(self, row: SupportsIndex, /) -> Record:
         position = row.__index__()
         if not 0 <= position < len(self):
-            raise IndexError(f"record {position} of {len(self)}")
+            raise IndexError(
+                f"record {position} is out of range for {len(self)} records"
+            )
         stored = position if self._rows is None else int(self._rows[position])
         try:
             record = self._decode(schema.parse(self._raw[stored]))
@@ -77,8 +79,8 @@ class Records:
             ) from error
         if record["image_id"] != self._image_ids[stored]:
             raise InputError(
-                f"{self._name}: record {stored} is of image {record['image_id']} and "
-                f"its index says {self._image_ids[stored]}; {PREPARE_AGAIN}"
+                f"{self._name}: record {stored} holds image {record['image_id']}, but "
+                f"the index lists {self._image_ids[stored]}; {PREPARE_AGAIN}"
             )
         return record
 

@@ -189,30 +189,30 @@ class EvalTransform:
             "few_taps_shrink": FEW_TAPS_SHRINK,
             "many_taps": MANY_TAPS,
             "how": [
-                "The image is upright RGB of 8 bits, with H rows and W columns. "
-                f"{COLOURS}",
+                f"The image is upright 8-bit RGB with H rows and W columns. {COLOURS}",
                 f"A JPEG is decoded at the smallest of the scales {scales} that leaves "
                 f"ceil(H * scale) >= {least} rows and ceil(W * scale) >= {least} "
                 "columns (OpenCV: IMREAD_REDUCED_COLOR_8 and so on; libjpeg: "
-                "scale_denom), and whole if none does. Other formats are decoded "
-                "whole. The result has h rows and w columns.",
-                f"The middle is cut out: rows = max(1, round({share:g} * h)) and "
-                f"columns = max(1, round({share:g} * w)), halves to even; its first "
-                "row is floor((h - rows) / 2) and its first column "
+                "scale_denom), or at full size if none does. Other formats are decoded "
+                "at full size. The result has h rows and w columns.",
+                f"The centre is cropped: rows = max(1, round({share:g} * h)) and "
+                f"columns = max(1, round({share:g} * w)), rounding halves to even; the "
+                "first row is floor((h - rows) / 2) and the first column is "
                 "floor((w - columns) / 2).",
-                f"It is resized to {size} x {size}, whatever its aspect ratio; r_y = "
-                f"rows / {size}, r_x = columns / {size}, r = max(r_y, r_x). Where both "
-                f"are 1 it stays. Above r = {BLURRED_SHRINK:g} it is averaged over "
-                "areas (OpenCV: INTER_AREA) along the sides that are longer than "
-                f"{size}, and then interpolated linearly along the others. Between r = "
-                f"{LINEAR_SHRINK:g} and r = {BLURRED_SHRINK:g}, the latter included, "
-                "it is blurred by a Gaussian of the standard deviations sqrt(max(r_y^2 "
-                "- 1, 0.001) / 6) and sqrt(max(r_x^2 - 1, 0.001) / 6) pixels, of "
-                f"{FEW_TAPS} taps up to r = {FEW_TAPS_SHRINK:g} and {MANY_TAPS} "
-                "beyond, edges mirrored (OpenCV: GaussianBlur), and then interpolated "
-                f"linearly. Up to r = {LINEAR_SHRINK:g} it is interpolated linearly "
-                "(OpenCV: INTER_LINEAR).",
-                "Nothing else: the program normalises.",
+                f"It is resized to {size} x {size} regardless of its aspect ratio, "
+                f"with r_y = rows / {size}, r_x = columns / {size} and r = max(r_y, "
+                "r_x). If both r_y and r_x are 1, it is unchanged. If r > "
+                f"{BLURRED_SHRINK:g}, it is averaged over areas (OpenCV: INTER_AREA) "
+                f"along the sides that are longer than {size}, and then interpolated "
+                f"linearly along the other sides. If {LINEAR_SHRINK:g} < r <= "
+                f"{BLURRED_SHRINK:g}, it is blurred by a Gaussian with standard "
+                "deviations sqrt(max(r_y^2 - 1, 0.001) / 6) and sqrt(max(r_x^2 - 1, "
+                f"0.001) / 6) pixels, {FEW_TAPS} taps for r <= {FEW_TAPS_SHRINK:g} and "
+                f"{MANY_TAPS} taps otherwise, and mirrored edges (OpenCV: "
+                "GaussianBlur), and then interpolated linearly. If r <= "
+                f"{LINEAR_SHRINK:g}, it is interpolated linearly (OpenCV: "
+                "INTER_LINEAR).",
+                "Nothing else is done; the program normalises the pixels.",
             ],
         }
 

@@ -67,8 +67,8 @@ def _f2_of_prefixes(
     num_images = len(offsets) - 1
     if num_images < 1:
         raise InputError(
-            "a constant prediction needs at least 1 image, and the split has 0; "
-            "name a split that has images"
+            "a constant prediction needs at least 1 image, but the split has 0; use a "
+            "split that has images"
         )
     rank = np.full(num_classes, len(order), np.int64)
     rank[order] = np.arange(len(order))

@@ -84,7 +84,7 @@ def top_k_decoder(
         InputError: If k is below 1.
     """
     if np.min(k, initial=1) < 1:
-        raise InputError(f"k={k} labels an image; at least 1 is allowed; raise k")
+        raise InputError(f"k={k} labels per image; use at least 1")
     scores = np.where(np.isnan(scores), -np.inf, scores)
     if not scores.size:
         return np.zeros(scores.shape, bool)
@@ -191,9 +191,9 @@ class Decoders:
         """
         if name not in possible:
             raise InputError(
-                f"--decoder={name} needs the embedding head, here and in the evaluated "
-                f"stage; use one of {', '.join(possible)}, or evaluate an earlier "
-                "--stage."
+                f"--decoder={name} needs the embedding head in this stage and in the "
+                f"evaluated stage; use one of {', '.join(possible)}, or evaluate an "
+                "earlier --stage."
             )
 
     def answer(self, name: str) -> Decode:
@@ -340,13 +340,13 @@ def _check_numbers(arrays: Mapping[str, np.ndarray]) -> None:
     """
     for name in ("slopes", "intercepts", "frequencies", "offsets"):
         if not np.all(np.isfinite(arrays[name])):
-            raise ValueError(f"{name} has a number that is not finite")
+            raise ValueError(f"{name} has a non-finite value")
     for name in ("threshold", "class_thresholds"):
         # NaN fails both comparisons.
         if not np.all((arrays[name] >= 0.0) & (arrays[name] <= 1.0)):
             raise ValueError(f"{name} is outside [0, 1]")
     if arrays["top_k"] < 1 or arrays["embedding_k"] < 0:
-        raise ValueError("a number of labels is below 1")
+        raise ValueError("top_k is below 1 or embedding_k is below 0")
 
 
 def fit(
@@ -375,14 +375,16 @@ def fit(
     """
     names = tuple(name for name in NAMES if name != "embedding")
     if decoder not in names:
-        raise InputError(f"decoder={decoder!r}; use one of {', '.join(names)}.")
+        raise InputError(
+            f"decoder={decoder!r} is not supported; use one of {', '.join(names)}."
+        )
     if decoder == "expected_f2" and beta != 2:
         raise InputError(
-            f"expected_f2 maximises F2 and beta={beta}; use beta=2 or another decoder."
+            f"expected_f2 maximises F2, but beta={beta}; use beta=2 or another decoder."
         )
     if probs.ndim != 2 or probs.shape != targets.shape or not probs.size:
         raise InputError(
-            f"probs of shape {probs.shape} and targets of shape {targets.shape}; give "
+            f"probs has shape {probs.shape} and targets has shape {targets.shape}; use "
             "two arrays of the same shape [image, class] with at least one image."
         )
     num_classes = probs.shape[1]
@@ -402,15 +404,15 @@ def _check_probs(probs: np.ndarray, num_classes: int) -> None:
     """Raises InputError if an array is not [image, class] of probabilities."""
     if probs.ndim != 2 or probs.shape[1] != num_classes:
         raise InputError(
-            f"probs of shape {probs.shape}; give an array [image, {num_classes}], with "
+            f"probs has shape {probs.shape}; use shape [image, {num_classes}], with "
             "the classes of the fit."
         )
     # NaN fails both comparisons.
     outside = probs[~((probs >= 0.0) & (probs <= 1.0))]
     if outside.size:
         raise InputError(
-            f"probs has {outside.size} numbers outside [0, 1], such as {outside[0]}; "
-            "give probabilities: apply a sigmoid to logits."
+            f"probs has {outside.size} values outside [0, 1], such as {outside[0]}; "
+            "use probabilities (apply a sigmoid to logits)."
         )
 
 

@@ -66,8 +66,8 @@ def choose(acc: Accumulators) -> DecoderChoice:
     sums = acc.sums
     if not int(sums.num_images):
         raise InputError(
-            "thresholds cannot be chosen on a split of 0 images; at least 1 is needed; "
-            "raise the validation fraction or name another split"
+            "thresholds cannot be chosen on a split with 0 images; increase the "
+            "validation fraction, or use a split with at least 1 image"
         )
     threshold, _ = best_threshold(acc.thresholds, f2_by_threshold(acc))
     ranked = int(sums.embedding.num_images) > 0

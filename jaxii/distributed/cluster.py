@@ -33,14 +33,14 @@ class ProcessInfo:
     def __post_init__(self):
         if not 0 <= self.index < self.count:
             raise InputError(
-                f"--process_id={self.index} with --num_processes={self.count}; "
-                f"processes are numbered from 0 to {self.count - 1}."
+                f"--process_id={self.index} is out of range for --num_processes="
+                f"{self.count}; use 0 to {self.count - 1}."
             )
         port = re.fullmatch(r".+:(\d{1,5})", self.coordinator, re.ASCII)
         if not port or not 0 < int(port[1]) < 2**16:
             raise InputError(
-                f"--coordinator={self.coordinator}; give HOST:PORT of process 0, where "
-                "all others can reach it, with a port from 1 to 65535."
+                f"--coordinator={self.coordinator} is not HOST:PORT; use an address of "
+                "process 0 that all others can reach, with a port from 1 to 65535."
             )
 
 
@@ -60,8 +60,8 @@ def from_flags(coordinator: str, count: int, index: int) -> ProcessInfo | None:
         return None
     if not all(given):
         raise InputError(
-            "--coordinator, --num_processes and --process_id belong together; give all "
-            "three to every process, or none if the cluster is detected."
+            "--coordinator, --num_processes and --process_id must be given together; "
+            "pass all three to every process, or none if the cluster is detected."
         )
     return ProcessInfo(coordinator=coordinator, count=count, index=index)
 

@@ -46,7 +46,7 @@ def check_batch_size(
     if micro_batches > 1:
         pieces += f" x {micro_batches} micro-batches"
     raise InputError(
-        f"global_batch_size={global_batch_size} does not divide over {pieces}; "
+        f"global_batch_size={global_batch_size} is not divisible by {pieces}; "
         f"use {nearest}."
     )
 

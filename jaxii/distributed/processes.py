@@ -126,7 +126,7 @@ def check_same(digest: str, problem: str) -> None:
         places = [i for i, found in enumerate(others) if found != others[0]]
         raise InputError(
             f"{problem} on process {', '.join(map(str, places))} than on process 0; "
-            "give every process the same."
+            "use the same on all processes."
         )
 
 
@@ -145,7 +145,7 @@ def check_on_lead(check: Callable[[], None]) -> None:
     if jax.process_count() > 1:
         failed = multihost_utils.broadcast_one_to_all(np.int32(refusal is not None))
         if failed and refusal is None:
-            raise InputError("process 0 refuses to start; its output says why.")
+            raise InputError("process 0 refused to start; see its output.")
     if refusal is not None:
         raise refusal
 
@@ -178,9 +178,9 @@ def failure(place: ProcessInfo, error: Exception) -> str:
     """Returns the message for an error on one of several processes."""
     reason = str(error).partition("\n")[0][:200] or type(error).__name__
     return (
-        f"process {place.index} of {place.count} failed ({reason}); if the logs of the "
-        "others say no more, one of them is gone. The same command on all processes "
-        "goes on from the last complete checkpoint."
+        f"process {place.index} of {place.count} failed ({reason}); if the other logs "
+        "show no other error, one of the other processes has died. Run the same "
+        "command on all processes to continue from the last complete checkpoint."
     )
 
 

@@ -124,8 +124,8 @@ class _Lead:
             server = socket.create_server((interface, port), backlog=backlog)
         except OSError as error:
             raise InputError(
-                f"process 0 cannot listen on port {port} ({error.strerror}); give a "
-                "free one in --coordinator."
+                f"process 0 cannot listen on port {port} ({error.strerror}); use a "
+                "free port in --coordinator."
             ) from error
         with server, self._selector:
             server.setblocking(False)
@@ -187,8 +187,8 @@ class _Lead:
         peer.reply = b"verdict" + hello["nonce"].encode()
         if not 0 < index < self._count or index in self._present:
             problem = (
-                f"--process_id={index} of {self._count} is already connected or out "
-                "of range; give every process its own number."
+                f"--process_id={index} is already in use or out of range for "
+                f"{self._count} processes; give every process a different --process_id."
             )
             refusal = {"missing": "", "differing": problem}
             _send(peer.connection, _sealed(self._key, peer.reply, refusal))
@@ -210,21 +210,21 @@ class _Lead:
         text = {"missing": "", "differing": ""}
         if self._gone:
             text["missing"] = (
-                f"{_names(self._gone)} {total} ended during start-up; see its log"
+                f"{_names(self._gone)} {total} exited during start-up; see the logs"
             )
         elif missing:
             text["missing"] = (
-                f"{_names(missing)} {total} did not come within {seconds:.0f} s; see "
-                "its log, or wait longer with --start_timeout_seconds"
+                f"{_names(missing)} {total} did not connect within {seconds:.0f} s; "
+                "see the logs, or increase --start_timeout_seconds"
             )
             if self._turned_away:
                 text["missing"] += (
-                    f"; {self._turned_away} did not know this run's {TOKEN}"
+                    f"; connections with another {TOKEN}: {self._turned_away}"
                 )
         elif others:
             text["differing"] = (
-                f"{_names(others)} {total} runs another version of the code or other "
-                "flags than process 0; start the same revision and flags everywhere."
+                f"{_names(others)} {total}: the code or the flags differ from those of "
+                "process 0; start all processes with the same revision and flags."
             )
         return text
 
@@ -265,7 +265,7 @@ def _report(
             # Process 0 may have started later; it then times out after this process.
             line = _line(peer, deadline + seconds)
             return _opened(key, b"verdict" + mine.encode(), line) or {
-                "missing": f"{where} ended during start-up or has another {TOKEN}; "
+                "missing": f"{where} exited during start-up or has another {TOKEN}; "
                 "see its log"
             }
     return {"missing": f"{where} did not answer within {seconds:.0f} s"}

@@ -130,5 +130,5 @@ def load(path: AnyPath) -> LabelTable:
     except (OSError, pl.exceptions.PolarsError, TypeError) as error:
         raise InputError(
             f"{path} is not a table of label figures ({str(error).splitlines()[0]}); "
-            "run evaluate on its workdir again"
+            "run evaluate on its workdir again."
         ) from error

@@ -46,8 +46,8 @@ def pool(held_out: Mapping[str, SplitMetrics]) -> Pooled:
     grids = {tuple(figures.thresholds) for figures in held_out.values()}
     if len(grids) != 1:
         raise InputError(
-            f"the runs that held out {', '.join(held_out)} were measured on "
-            f"{len(grids)} different grids of thresholds; evaluate each of them again."
+            f"the runs that held out {', '.join(held_out)} were evaluated on "
+            f"{len(grids)} different threshold grids; evaluate each of them again."
         )
     curves = np.array([figures.f2_by_threshold for figures in held_out.values()])
     threshold, f2 = best_threshold(grids.pop(), curves.mean(axis=0))

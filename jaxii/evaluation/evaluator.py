@@ -206,8 +206,8 @@ def _num_images(sums: Accumulators) -> int:
     num_images = int(sums.sums.num_images)
     if num_images == 0:
         raise InputError(
-            "an evaluation needs at least 1 image, and this split gave 0; name a split "
-            "that has images"
+            "an evaluation needs at least 1 image, but this split has 0; use a split "
+            "with images."
         )
     return num_images
 

@@ -89,12 +89,12 @@ class Predictions:
                 )
         except (OSError, EOFError, ValueError, KeyError, zipfile.BadZipFile) as error:
             raise InputError(
-                f"{path} does not hold predictions ({error}); run hold_out again."
+                f"{path} is not a file of predictions ({error}); run hold_out again."
             ) from error
         if found != label_hash:
             raise InputError(
-                f"{path} is of labels {found}, and the run has labels {label_hash}; "
-                "run hold_out again."
+                f"{path} has labels with hash {found}, but those of the run have hash "
+                f"{label_hash}; run hold_out again."
             )
         return read
 

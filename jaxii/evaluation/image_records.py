@@ -84,7 +84,7 @@ class Listing:
                 raise InputError(
                     f"{self.names[before]} and {self.names[row]} share the id "
                     f"{image_id}; rename one of them, list them in a CSV with the "
-                    "columns path and image_id, or give --output=FILE.jsonl."
+                    "columns path and image_id, or use --output=FILE.jsonl."
                 )
 
     def select(self, image_ids: Sequence[str]) -> "Listing":
@@ -135,7 +135,7 @@ class ImageFiles:
           ValueError: If the file is damaged or missing; the text is the reason.
         """
         if not self.listing.names[row]:
-            raise ValueError("no file of this id")
+            raise ValueError("no file with this id")
         encoded = image_files.read(self.listing.path(row))
         return recode(encoded, short_side=self.short_side)
 
@@ -145,7 +145,7 @@ class ImageFiles:
             self.jpeg(row)
         except ValueError as error:
             return str(error)
-        return "could not be read at first, and can be now; predict it again"
+        return "could not be read at first but can be read now; predict it again"
 
 
 def thumbnails(
@@ -179,8 +179,8 @@ class LabelledFiles(ImageFiles):
         except ValueError as error:
             name = self.listing.shown(row.__index__())
             raise InputError(
-                f"{name} could be read at first, and cannot be now ({error}); evaluate "
-                "again."
+                f"{name} could be read at first but cannot be read now ({error}); "
+                "evaluate again."
             ) from error
         index, number = self.index, row.__index__()
         own = slice(index.offsets[number], index.offsets[number + 1])
@@ -222,12 +222,12 @@ def find(given: str, more: Sequence[str] = ()) -> Listing:
         path = _located(name)
         if _is_dir(path):
             raise InputError(
-                f"--images: {name} is a folder; give one folder, or images alone."
+                f"--images: {name} is a folder; give one folder, or only images."
             )
         if not _is_file(path):
             raise InputError(
-                f"--images={name} is not a folder or a file; give a folder with "
-                "images, images, or a .csv with their paths."
+                f"--images={name} is not a file or a folder; give a folder of images, "
+                "image files, or a .csv with their paths."
             )
     _check_distinct("--images", names)
     source = f"{given} and {len(more)} more" if more else given
@@ -245,12 +245,12 @@ def read_ids(path: AnyPath) -> list[str]:
         header = next(rows, list[str]())
         if header[:1] != [ID_COLUMN]:
             raise InputError(
-                f"{path} starts with {','.join(header) or 'nothing'!r}; its header has "
-                "to be image_id,labels."
+                f"{path} starts with {','.join(header) or 'nothing'!r}; its header "
+                "must be image_id,labels."
             )
         ids = [row[0].strip() for row in rows if row]
     if not ids:
-        raise InputError(f"--ids={path} lists no image; give one id a row.")
+        raise InputError(f"--ids={path} lists no images; give one id per row.")
     _check_distinct(f"--ids={path}", ids)
     return ids
 
@@ -266,7 +266,7 @@ def _of_folder(folder: AnyPath) -> Listing:
     )
     if not names:
         raise InputError(
-            f"--images={folder} has no image; files may end in "
+            f"--images={folder} contains no images; supported file endings are "
             f"{', '.join(IMAGE_SUFFIXES)}."
         )
     return Listing(folder, names, list(map(_stem, names)), os.fspath(folder))
@@ -281,9 +281,9 @@ def _of_csv(path: AnyPath) -> Listing:
         columns = [i for i, name in enumerate(header) if name in PATH_COLUMNS]
         if len(columns) != 1:
             raise InputError(
-                f"--images={path} has the columns {', '.join(header) or 'none'}; paths "
-                f"are taken from exactly one of {accepted}. For a list of ids give "
-                "--images=FOLDER --ids=CSV."
+                f"--images={path} has the columns {', '.join(header) or 'none'}; it "
+                f"needs exactly one of {accepted} for the paths. For a list of ids, "
+                "use --images=FOLDER --ids=CSV."
             )
         has_ids = ID_COLUMN in header
         if has_ids:
@@ -294,13 +294,13 @@ def _of_csv(path: AnyPath) -> Listing:
             cells = [row[i] for i in columns if i < len(row)]
             if len(cells) < len(columns) or not (cells[0] and cells[-1].strip()):
                 raise InputError(
-                    f"--images={path}: row {number} has no path or no id; give both."
+                    f"--images={path}: row {number} lacks a path or an id; give both."
                 )
             _located(cells[0])
             names.append(cells[0])
             ids.append(cells[-1].strip() if has_ids else _stem(cells[0]))
     if not names:
-        raise InputError(f"--images={path} lists no image; give one path a row.")
+        raise InputError(f"--images={path} lists no images; give one path per row.")
     _check_distinct(f"--images={path}", names)
     return Listing(path.parent, names, ids, os.fspath(path))
 
@@ -308,7 +308,7 @@ def _of_csv(path: AnyPath) -> Listing:
 def _located(name: str) -> AnyPath:
     if "://" in name and not name.startswith("gs://"):
         raise InputError(
-            f"{name} is an address; images are read from disks and gs:// buckets: "
+            f"{name} is a URL; images are read from local disks and gs:// buckets; "
             "download them first."
         )
     return at(name)
@@ -321,7 +321,7 @@ def _expanded(part: str) -> list[str]:
     found = sorted(filter(_has_image_suffix, glob.glob(part, recursive=True)))  # noqa: PTH207
     if not found:
         raise InputError(
-            f"--images={part} matches no image; files may end in "
+            f"--images={part} matches no images; supported file endings are "
             f"{', '.join(IMAGE_SUFFIXES)}."
         )
     return found

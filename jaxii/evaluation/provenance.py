@@ -29,10 +29,10 @@ PARTS = {
 
 _KINDS = {"labels": "labels", "images": "images without labels"}
 _MEANING = {
-    "labels": "figures on {split} do not stand for unseen data, and none for a domain "
-    "without labels",
-    "images": "figures on {split} stand for images that a model may see before it "
-    "answers",
+    "labels": "figures on {split} do not represent unseen data, and no figure "
+    "represents a domain without labels",
+    "images": "figures on {split} represent images that the model may see before it "
+    "predicts them",
 }
 
 
@@ -113,8 +113,8 @@ class Provenance:
         hashes = {self.label_hash, other.label_hash} - {""}
         if len(hashes) > 1:
             raise InputError(
-                f"models of labels {' and '.join(sorted(hashes))} cannot go into one "
-                "result; use models of the same labels in the same order."
+                f"models with different labels (hashes {' and '.join(sorted(hashes))}) "
+                "cannot be combined; use models with the same labels in the same order."
             )
         record = self
         for part in PARTS:
@@ -142,8 +142,8 @@ class Provenance:
         sentences: list[str] = []
         if self.one_batch:
             sentences.append(
-                "The weights were trained on one batch again and again (reuse_batch); "
-                "this measures speed, and no figure of it is a result."
+                "The weights were trained on a single batch repeatedly (reuse_batch); "
+                "this measures speed, and none of its figures is a result."
             )
         for (split, kind), parts in self._away().items():
             done = _listed([PARTS[part] for part in parts])
@@ -153,9 +153,9 @@ class Provenance:
             )
         if self.pretrained:
             sentences.append(
-                f"The first weights came from {self.pretrained}; the images they were "
-                "trained on are not in this record. The Inclusive Images Challenge "
-                "forbids such weights."
+                f"The initial weights came from {self.pretrained}; this record does "
+                "not cover the images they were trained on. The Inclusive Images "
+                "Challenge forbids such weights."
             )
         return sentences
 
@@ -191,7 +191,7 @@ class Provenance:
         for name in ("pretrained", "label_hash"):
             if not isinstance(record[name], str):
                 raise InputError(
-                    f"provenance.{name} is {record[name]!r}; it must be text; "
+                    f"provenance.{name} is {record[name]!r}; it must be a string; "
                     "evaluate the run again."
                 )
         for part in PARTS:
@@ -203,7 +203,7 @@ class Provenance:
         result = cls(**values)
         if recorded_clean is not result.clean:
             raise InputError(
-                f"provenance.clean is {recorded_clean!r} but its splits give "
+                f"provenance.clean is {recorded_clean!r}, but its splits imply "
                 f"{result.clean} ({result.badge()}); evaluate the run again."
             )
         return result
@@ -252,7 +252,8 @@ def _names(splits: Iterable[str]) -> tuple[str, ...]:
     names = () if isinstance(splits, str) else tuple(splits)
     if isinstance(splits, str) or not all(names):
         raise InputError(
-            f"splits {splits!r}; give a list of names, such as ['validation']."
+            f"splits={splits!r} is invalid; use a list of names, such as "
+            "['validation']."
         )
     return tuple(sorted(set(names)))
 
@@ -273,7 +274,8 @@ def _check_keys(record: Any, allowed: set[str], where: str) -> None:
     if keys != allowed:
         raise InputError(
             f"{where} has the keys {', '.join(sorted(keys)) or 'none'}; it must be an "
-            f"object with {', '.join(sorted(allowed))}; evaluate the run again."
+            f"object with the keys {', '.join(sorted(allowed))}; evaluate the run "
+            "again."
         )
 
 

@@ -292,7 +292,8 @@ class DomainShiftEstimate:
             "held out domains": self.held_out_domains,
         }
         texts = [
-            f"{name} {e.f2:.4f} at {e.threshold:.2f} (test there {e.test_f2:.4f})"
+            f"{name} {e.f2:.4f} at {e.threshold:.2f} (test at this threshold "
+            f"{e.test_f2:.4f})"
             for name, e in both.items()
         ]
         closer = self.closer.replace("_", " ")
@@ -370,7 +371,7 @@ class EvaluationResult:
             if without:
                 rows.append(
                     f"{'':11}{without} of {figures.num_images + without} images have "
-                    "no verified label: they are left out of all figures"
+                    "no verified label and are excluded from all metrics"
                 )
         rows += self.recurring_notes()
         rows += _decoder_lines(self.splits, self.decoder.name)
@@ -392,7 +393,7 @@ class EvaluationResult:
         notes = list[str]()
         for split, count in (self.recurring or {}).items():
             without = f"{split}{WITHOUT_RECURRING}"
-            others = f"{without} has the figures of the others"
+            others = f"{without} excludes them"
             if without not in self.splits:
                 others = f"without them, no scored image of {split} is left"
             if count:
@@ -455,9 +456,9 @@ class SetResult(EvaluationResult):
     def caveats(self) -> list[str]:
         """Returns sentences that a reader needs before trusting the figures."""
         seen = [
-            f"The ids of {count} images are those of images that "
-            f"{PARTS[part].replace('_', ' ')}; if they are other images, give their "
-            "files other names."
+            f"{count} images have the same ids as images that "
+            f"{PARTS[part].replace('_', ' ')}; if they are different images, rename "
+            "their files."
             for part, count in self.num_seen.items()
         ]
         return [*self.provenance.caveats(), *seen]
@@ -491,7 +492,7 @@ def read_result(kind: type[_Result], path: AnyPath) -> _Result:
             facts[name] = readers[name](facts[name])
         return kind(**facts)
     except (KeyError, TypeError, InputError) as error:
-        reason = f"lacks {error.args[0]}" if isinstance(error, KeyError) else error
+        reason = f"{error.args[0]} is missing" if isinstance(error, KeyError) else error
         raise InputError(
             f"{path}: {reason}; run `evaluate` on this workdir again."
         ) from error
@@ -509,7 +510,7 @@ def threshold_index(thresholds: Sequence[float], threshold: float) -> int:
         raise InputError(
             f"threshold {threshold} is not on the evaluation grid of {len(thresholds)} "
             f"values from {thresholds[0]} to {thresholds[-1]}; the nearest is "
-            f"{thresholds[index]}"
+            f"{thresholds[index]}."
         )
     return index
 
@@ -584,6 +585,6 @@ def _decoder_lines(splits: Mapping[str, SplitMetrics], in_use: str) -> list[str]
         rows.append(
             f"         {'*' if name == in_use else ' '} {name:13}{f2s} "
             f"± {figures.standard_error:.4f}  coverage {figures.coverage}, "
-            f"{figures.labels_per_image:.1f} labels an image"
+            f"{figures.labels_per_image:.1f} labels per image"
         )
     return rows

@@ -153,7 +153,7 @@ def _max_pool(graph: Graph, eqn: Any, x: Value) -> Value:
     window, steps = eqn.params["window_dimensions"], eqn.params["window_strides"]
     padding, dilated = eqn.params["padding"], eqn.params["window_dilation"]
     plain = set(dilated) | set(eqn.params["base_dilation"]) == {1} and len(window) == 4
-    _demand(eqn, plain, "with dilation, or of a rank other than 4")
+    _demand(eqn, plain, "with dilation or a rank other than 4")
     outer = {(window[i], steps[i], tuple(padding[i])) for i in (0, 3)}
     _demand(eqn, outer == {(1, 1, (0, 0))}, "over images or channels")
     channels_first = graph.add("Transpose", x, perm=_CHANNELS_FIRST)
@@ -172,10 +172,10 @@ def _convolution(graph: Graph, eqn: Any, x: Value, kernel: Value) -> Value:
     numbers = eqn.params["dimension_numbers"]
     specs = numbers.lhs_spec, numbers.rhs_spec, numbers.out_spec
     nhwc = specs == (_CHANNELS_FIRST, _KERNEL, _CHANNELS_FIRST)
-    _demand(eqn, nhwc, "of a layout other than NHWC and HWIO")
+    _demand(eqn, nhwc, "with a layout other than NHWC and HWIO")
     plain = set(eqn.params["lhs_dilation"]) | {eqn.params["batch_group_count"]} == {1}
     _demand(eqn, plain, "that is transposed or grouped over the batch")
-    _demand(eqn, isinstance(kernel.held, np.ndarray), "whose kernel is not constant")
+    _demand(eqn, isinstance(kernel.held, np.ndarray), "with a non-constant kernel")
     channels_first = graph.add("Transpose", x, perm=_CHANNELS_FIRST)
     convolved = graph.add(
         "Conv",
@@ -211,7 +211,11 @@ def _product(graph: Graph, eqn: Any, x: Value, matrix: Value) -> Value:
     contracted, batched = eqn.params["dimension_numbers"]
     flat = tuple(tuple(axes) for axes in (*contracted, *batched))
     of_last_axis = flat == ((len(x.shape) - 1,), (0,), (), ())
-    _demand(eqn, of_last_axis and len(matrix.shape) == 2, "by other than a matrix")
+    _demand(
+        eqn,
+        of_last_axis and len(matrix.shape) == 2,
+        "with an operand that is not a matrix",
+    )
     return Value(graph.add("MatMul", x, matrix), eqn.outvars[0].aval.shape)
 
 
@@ -268,7 +272,7 @@ def to_onnx(program: ClosedJaxpr, metadata: dict[str, str]) -> bytes:
     size = sum(array.nbytes for array in graph.constants.values())
     if size > MOST_BYTES:
         raise InputError(
-            f"the ONNX model needs {size} bytes and the format's limit is 2 GiB. "
+            f"the ONNX model needs {size} bytes, but the format is limited to 2 GiB. "
             "Export without --onnx."
         )
     made = helper.make_graph(
@@ -335,7 +339,7 @@ def _one(graph: Graph, eqn: Any, given: list[Value]) -> Value:
 
 def _check_whole(eqn: Any, *inputs: Value) -> None:
     for x, atom in zip(inputs, eqn.invars, strict=True):
-        _demand(eqn, x.shape == atom.aval.shape, "of a broadcast operand")
+        _demand(eqn, x.shape == atom.aval.shape, "with a broadcast operand")
 
 
 def _demand(eqn: Any, is_met: bool, what: str) -> None:

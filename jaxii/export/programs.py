@@ -145,9 +145,9 @@ def write_programs(
         difference = largest_difference(run, images, probs)
         if not difference <= TOLERANCE:
             raise InputError(
-                f"{name} differs from the checkpoint by {difference:.2g} in a "
-                f"probability; at most {TOLERANCE} is allowed, so nothing was written. "
-                "Try another version of jax or onnxruntime."
+                f"a probability of {name} differs from the checkpoint's by "
+                f"{difference:.2g}; at most {TOLERANCE} is allowed, so nothing was "
+                "written. Try another version of jax or onnxruntime."
             )
         written[name] = WrittenProgram(facts[name], difference)
     return written

@@ -80,15 +80,15 @@ def empty(
     """
     if num_classes < 1:
         raise InputError(
-            f"metrics of {num_classes} classes; at least 1 is needed; check the "
-            "dataset's label list"
+            f"metrics need at least 1 class, not {num_classes}; check the label list "
+            "of the dataset"
         )
     grid = np.asarray(thresholds, np.float32)
     ascends = bool(np.all(grid[:-1] < grid[1:]))
     if grid.size == 0 or not (grid[0] >= 0 and grid[-1] <= 1 and ascends):
         raise InputError(
-            f"{grid.size} thresholds that are not strictly ascending within [0, 1]; "
-            "give numbers such as 0.01, 0.02, ..., 0.99 in that order"
+            f"thresholds ({grid.size} given) must be strictly ascending within [0, 1]; "
+            "use values such as 0.01, 0.02, ..., 0.99"
         )
     num_ks = min(MAX_K, num_classes)
     num_bins = len(bin_edges(tuple(thresholds), num_classes)) + 1

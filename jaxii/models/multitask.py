@@ -85,7 +85,7 @@ class _MultiTask(nnx.Module):
 
 def _dropout(features, rate, key):
     if key is None:
-        raise ValueError("the dropout of apply(train=True) needs `key`")
+        raise ValueError("apply(train=True) with dropout needs `key`")
     keep = jax.random.bernoulli(key, 1.0 - rate, features.shape)
     return jnp.where(keep, features / (1.0 - rate), jnp.zeros_like(features))
 

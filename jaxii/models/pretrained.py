@@ -131,23 +131,27 @@ def fit_trunk(
                 problems.append(f"{name} is missing")
                 continue
             if weights[name].dtype.kind != "f":
-                problems.append(f"{name} is of {weights[name].dtype}, no real numbers")
+                problems.append(
+                    f"{name} has dtype {weights[name].dtype}, not a floating-point type"
+                )
                 continue
             array = _ours(weights[name], value.ndim)
             if array.shape != value.shape:
-                problems.append(f"{name} gives {array.shape}, needed {value.shape}")
+                problems.append(
+                    f"{name} converts to shape {array.shape}, expected {value.shape}"
+                )
             elif not np.isfinite(array).all():
-                problems.append(f"{name} is not finite")
+                problems.append(f"{name} has non-finite values")
             taken[key] = array
         return taken
 
     taken = take(params, ()), take(batch_stats, ())
-    problems += [f"{name} has no place in this network" for name in sorted(unused)]
+    problems += [f"{name} is not part of this network" for name in sorted(unused)]
     if problems:
         shown = "; ".join(problems[:5])
         more = f"; and {len(problems) - 5} more" if len(problems) > 5 else ""
         raise InputError(
-            f"the weights are not this network's: {shown}{more}. "
+            f"the weights do not fit this network: {shown}{more}. "
             "Use weights of the same variant, depth, width and stem"
         )
     return taken

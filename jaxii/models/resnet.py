@@ -268,19 +268,19 @@ def check_shape(depth: int, width: int, stem: str, variant: str) -> None:
         raise InputError(f"variant={variant!r} is unknown; use one of {allowed}")
     if depth not in DEPTHS:
         allowed = ", ".join(str(known) for known in DEPTHS)
-        raise InputError(f"depth={depth} is not a ResNet here; use one of {allowed}")
+        raise InputError(f"depth={depth} is not supported; use one of {allowed}")
     if VARIANTS[variant].inner_factor > 1 and not DEPTHS[depth][1]:
         allowed = ", ".join(str(d) for d, (_, inner) in DEPTHS.items() if inner)
         raise InputError(
-            f"depth={depth} has no bottleneck for variant={variant!r} to change; use "
-            f"depth {allowed}, or another variant"
+            f"depth={depth} has no bottleneck blocks, which variant={variant!r} needs; "
+            f"use one of the depths {allowed}, or another variant"
         )
     if stem not in STEMS:
         raise InputError(f"stem={stem!r} is unknown; use one of {', '.join(STEMS)}")
     if width < 1:
-        raise InputError(f"width={width} is below 1; 64 is the standard network")
+        raise InputError(f"width={width} is below 1; use at least 1 (64 is standard)")
     if VARIANTS[variant].grouped and width % 2:
         raise InputError(
-            f"width={width} cannot be divided into the groups of variant={variant!r}; "
-            f"use an even width, as {width + 1}"
+            f"width={width} is not divisible into the groups of variant={variant!r}; "
+            f"use an even width, such as {width + 1}"
         )

@@ -141,7 +141,10 @@ class _Machine:
             case "BINPERSID":
                 storage = _storage(stack.pop())
                 if self.storages.setdefault(storage.key, storage) != storage:
-                    raise ValueError(f"its storage {storage.key[:80]} has two types")
+                    raise ValueError(
+                        f"its storage {storage.key[:80]} is declared with two types or "
+                        "sizes"
+                    )
                 stack.append(storage)
             case "REDUCE" | "NEWOBJ":
                 name, arguments = self._pop(2)
@@ -154,7 +157,7 @@ class _Machine:
                 shown = "" if argument is None else f" {str(argument)[:80]!r}"
                 raise ValueError(
                     f"its pickle has the instruction {opcode}{shown}, which no state "
-                    "dict needs; nothing of it was run"
+                    "dict needs; nothing was executed"
                 )
 
     def _pop(self, count: int) -> list[Any]:
@@ -175,8 +178,8 @@ class _Machine:
 def _allowed(name: str) -> _Name:
     if name not in ALLOWED:
         raise ValueError(
-            f"its pickle names {name[:80].replace(' ', '.')}, which no state dict "
-            "needs; nothing of it was run"
+            f"its pickle refers to {name[:80].replace(' ', '.')}, which no state dict "
+            "needs; nothing was executed"
         )
     return _Name(name)
 
@@ -184,7 +187,7 @@ def _allowed(name: str) -> _Name:
 def _storage(persistent_id: Any) -> Storage:
     kind, name, key, _, num_elements, *view = _of_type(tuple, persistent_id)
     if kind != "storage" or any(part is not None for part in view):
-        raise ValueError("its pickle refers to what is no storage, or a part of one")
+        raise ValueError("its pickle has a persistent id that is not a whole storage")
     dtype = DTYPES[_of_type(_Name, name).text]
     return Storage(dtype, _of_type(str, key), _count(num_elements))
 
@@ -200,10 +203,10 @@ def _rebuilt(name: str, arguments: Any) -> Any:
     if name == _PARAMETER:
         return _of_type(Tensor, arguments[0])
     if name not in _TENSORS:
-        raise ValueError(f"its pickle calls {name}; nothing of it was run")
+        raise ValueError(f"its pickle calls {name}; nothing was executed")
     storage, offset, shape, strides, *more = arguments
     if any(more[2:]):
-        raise ValueError("it has a tensor that is to be negated or conjugated")
+        raise ValueError("it has a tensor with a conjugate or negative bit")
     return Tensor(
         _of_type(Storage, storage),
         _count(offset),
@@ -218,12 +221,12 @@ def _entries(pairs: Any) -> list[tuple[str | int, Any]]:
 
 def _count(value: Any) -> int:
     if _of_type(int, value) < 0 or isinstance(value, bool):
-        raise ValueError(f"its pickle has {value} for a count")
+        raise ValueError(f"its pickle has the invalid count {value}")
     return value
 
 
 # Errors do not show the value: a small pickle can describe a huge one.
 def _of_type(kind: Any, value: Any) -> Any:
     if not isinstance(value, kind):
-        raise TypeError(f"{type(value).__name__} in an unfit place")
+        raise TypeError(f"unexpected {type(value).__name__}")
     return value

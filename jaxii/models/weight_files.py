@@ -68,7 +68,7 @@ def read_state_dict(path: str) -> StateDict:
         content = place.read_bytes()
     except OSError as error:
         raise InputError(
-            f"{path} cannot be read ({error.strerror or error}); give the file of "
+            f"{path} cannot be read ({error.strerror or error}); give a file of "
             "pretrained weights"
         ) from error
     try:
@@ -88,8 +88,8 @@ def read_state_dict(path: str) -> StateDict:
         shown = "".join(c if c.isprintable() else " " for c in str(error)[:500])
         reason = " ".join(shown.split())
         raise InputError(
-            f"{path} cannot be used as weights: {reason}. Fetch it again; or, if you "
-            "trust it, load it in torch and save its state dict with "
+            f"{path} cannot be used as weights: {reason}. Download it again; or, if "
+            "you trust it, load it with torch and save its state dict with "
             "safetensors.torch.save_file(state_dict, 'weights.safetensors')"
         ) from error
     digest = hashlib.sha256(content).hexdigest()
@@ -104,7 +104,7 @@ def _read(content: bytes) -> tuple[str, dict[str, np.ndarray]]:
         return _read_zip(content)
     if content.startswith(b"\x80"):
         return _read_legacy(content)
-    raise ValueError("it is neither .safetensors nor a file of torch.save")
+    raise ValueError("it is neither a .safetensors file nor a file of torch.save")
 
 
 def _read_safetensors(content: bytes) -> dict[str, np.ndarray]:
@@ -114,7 +114,7 @@ def _read_safetensors(content: bytes) -> dict[str, np.ndarray]:
     """
     (header_bytes,) = struct.unpack("<Q", content[:8])
     if header_bytes > len(content) - 8:
-        raise ValueError("its header runs past its end")
+        raise ValueError("its header extends past the end of the file")
     header = json.loads(content[8 : 8 + header_bytes])
     data = memoryview(content)[8 + header_bytes :]
     header.pop("__metadata__", None)
@@ -123,13 +123,13 @@ def _read_safetensors(content: bytes) -> dict[str, np.ndarray]:
 
 def _safetensor(name: str, entry: Mapping[str, Any], data: memoryview) -> np.ndarray:
     if entry["dtype"] not in _SAFETENSORS_TYPES:
-        raise ValueError(f"{name} has the type {entry['dtype']}, unknown here")
+        raise ValueError(f"{name} has the unsupported dtype {entry['dtype']}")
     dtype = _SAFETENSORS_TYPES[entry["dtype"]]
     (start, stop), shape = entry["data_offsets"], tuple(entry["shape"])
     if not 0 <= start <= stop <= len(data):
-        raise ValueError(f"{name} lies outside the file")
+        raise ValueError(f"the data of {name} lies outside the file")
     if stop - start != math.prod(shape) * _item_bytes(dtype):
-        raise ValueError(f"{name} has another number of bytes than its shape")
+        raise ValueError(f"the number of bytes of {name} does not match its shape")
     return _numbers(data[start:stop], dtype).reshape(shape)
 
 
@@ -141,17 +141,21 @@ def _read_zip(content: bytes) -> tuple[str, dict[str, np.ndarray]]:
             n for n, m in members.items() if m.compress_type != zipfile.ZIP_STORED
         ]
         if packed:
-            raise ValueError(f"{packed[0]} in it is compressed, as torch writes none")
+            raise ValueError(
+                f"its member {packed[0]} is compressed, which torch.save never does"
+            )
         # Overlapping members could expand a small file to a huge one.
         if sum(info.file_size for info in archive.infolist()) > len(content):
             raise ValueError("its members claim more bytes than the file has")
         found = [name for name in members if name.endswith("/data.pkl")]
         if len(found) != 1:
-            raise ValueError("it is a zip without the one data.pkl of torch.save")
+            raise ValueError(
+                "it is a zip archive without the single data.pkl of torch.save"
+            )
         root = found[0].removesuffix("data.pkl")
         order = f"{root}byteorder"
         if order in members and archive.read(order) != b"little":
-            raise ValueError("its numbers are big-endian")
+            raise ValueError("its data is not little-endian")
 
         def storage_bytes(storage: Storage) -> bytes:
             name = f"{root}data/{storage.key}"
@@ -172,7 +176,7 @@ def _read_legacy(content: bytes) -> tuple[str, dict[str, np.ndarray]]:
             raise ValueError("it is a pickle that torch.save did not write")
     system = read_pickle(file).value
     if not isinstance(system, dict) or system.get("little_endian") is not True:
-        raise ValueError("its numbers are big-endian")
+        raise ValueError("its data is not little-endian")
     value, storages = read_pickle(file)
     wrapper, tensors = _unwrapped(value)
     data: dict[str, bytes] = {}
@@ -198,8 +202,8 @@ def _unwrapped(value: Any) -> tuple[str, dict[str, Tensor]]:
     for name, tensor in value.items():
         if not isinstance(name, str) or not isinstance(tensor, Tensor):
             raise ValueError(
-                f"{str(name)[:80]} in it is no tensor; a state dict is looked for at "
-                f"the top and in {', '.join(WRAPPERS)}"
+                f"its entry {str(name)[:80]} is not a tensor; the state dict may be at "
+                f"the top level or in {', '.join(WRAPPERS)}"
             )
     return wrapper, value
 
@@ -224,15 +228,17 @@ def _view(name: str, tensor: Tensor, storage: np.ndarray) -> np.ndarray:
     """Returns a tensor as a view of its storage, within its bounds."""
     shape, strides = tensor.shape, tensor.strides
     if len(shape) != len(strides):
-        raise ValueError(f"{name} has the shape {shape} and the strides {strides}")
+        raise ValueError(
+            f"{name} has shape {shape} and strides {strides}, which differ in length"
+        )
     last = tensor.offset + sum(
         (size - 1) * stride for size, stride in zip(shape, strides, strict=True)
     )
     # A stride of 0 could expand a small storage to a huge tensor.
     if not 0 < math.prod(shape) <= storage.size or last >= storage.size:
         raise ValueError(
-            f"{name}, of shape {shape} and strides {strides} from {tensor.offset}, "
-            f"does not lie in its storage of {storage.size} numbers"
+            f"{name} with shape {shape}, strides {strides} and offset {tensor.offset} "
+            f"does not fit in its storage of {storage.size} elements"
         )
     size = storage.itemsize
     return np.ndarray(
@@ -264,8 +270,8 @@ def _without_prefixes(arrays: Mapping[str, np.ndarray]) -> dict[str, np.ndarray]
         while bare.startswith(PREFIXES):
             bare = bare.partition(".")[2]
         if not bare.isprintable() or len(bare) > MOST_NAME_LETTERS:
-            raise ValueError(f"it has a weight with the name {bare[:80]!r}")
+            raise ValueError(f"it has a weight with the invalid name {bare[:80]!r}")
         if bare in clean:
-            raise ValueError(f"it holds {bare} with a prefix and without")
+            raise ValueError(f"it holds {bare} more than once, with different prefixes")
         clean[bare] = array
     return clean

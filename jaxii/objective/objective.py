@@ -185,7 +185,9 @@ def make_objective(
     """
     allowed = (*losses.LOSSES, EMBEDDING)
     if unknown not in UNKNOWN:
-        raise InputError(f"unknown={unknown!r}; use one of {', '.join(UNKNOWN)}.")
+        raise InputError(
+            f"unknown={unknown!r} is not supported; use one of {', '.join(UNKNOWN)}."
+        )
     built: list[Term] = []
     for name, spec in terms.items():
         if name not in allowed:
@@ -260,7 +262,7 @@ def _make_parameter(
     for _, number in cast("Sequence[tuple[float, float]]", pairs):
         if not is_allowed(number):
             raise InputError(
-                f"{name}: value {number}; {allowed}; the default is {default}."
+                f"{name}: value {number} must be {allowed}; the default is {default}."
             )
     return made
 

@@ -41,7 +41,7 @@ def make_schedule(spec: object, num_steps: int, *, name: str = "schedule") -> Sc
     pairs = _parse(spec, name)
     if num_steps < 1:
         raise InputError(
-            f"{name}: a stage of {num_steps} steps; at least 1; set its num_steps"
+            f"{name}: the stage has {num_steps} steps; set its num_steps to at least 1"
         )
     shares = np.array([share for share, _ in pairs], np.float64)
     values = np.array([value for _, value in pairs], np.float64)
@@ -91,11 +91,14 @@ def warmup_cosine(peak: float, warmup_steps: int, num_steps: int) -> Schedule:
     Source: Goyal et al. 2017 (warm-up); Loshchilov and Hutter 2017 (cosine).
     """
     if not (math.isfinite(peak) and peak > 0):
-        raise InputError(f"learning rate peak={peak}; above 0; 0.1 is usual for sgd")
+        raise InputError(
+            f"learning rate peak={peak} must be finite and above 0; 0.1 is common for "
+            "sgd"
+        )
     if not 0 <= warmup_steps < num_steps:
         raise InputError(
-            f"warmup_steps={warmup_steps} of num_steps={num_steps}; from 0 to less "
-            "than num_steps; shorten the warm-up or lengthen the stage"
+            f"warmup_steps={warmup_steps} must be at least 0 and less than num_steps="
+            f"{num_steps}; shorten the warm-up or lengthen the stage"
         )
     decay = optax.cosine_decay_schedule(peak, num_steps - warmup_steps)
     if warmup_steps:
@@ -116,8 +119,8 @@ def _parse(spec: object, name: str) -> list[tuple[float, float]]:
         spec = [(0.0, spec)]
     if isinstance(spec, str) or not isinstance(spec, Sequence) or not spec:
         raise InputError(
-            f"{name}={spec!r}; a number or (share of the stage, value) pairs; "
-            "for example 1.0 or ((0.0, 1.0), (0.5, 0.0))"
+            f"{name}={spec!r} must be a number or (share of the stage, value) pairs, "
+            "such as 1.0 or ((0.0, 1.0), (0.5, 0.0))"
         )
     pairs = [_pair(pair, name) for pair in cast("Sequence[object]", spec)]
     _check(pairs, name)
@@ -132,8 +135,8 @@ def _pair(pair: object, name: str) -> tuple[float, float]:
             case _:
                 pass
     raise InputError(
-        f"{name}: {pair!r} is not a pair; (share of the stage, value), two numbers; "
-        "for example (0.5, 1.0)"
+        f"{name}: {pair!r} is not a pair of numbers (share of the stage, value), such "
+        "as (0.5, 1.0)"
     )
 
 
@@ -142,19 +145,22 @@ def _check(pairs: list[tuple[float, float]], name: str) -> None:
     for share, value in pairs:
         if not 0.0 <= share <= 1.0:
             raise InputError(
-                f"{name}: share {share}; from 0 (start of the stage) to 1 (its end); "
-                "divide a step by the stage's num_steps"
+                f"{name}: share {share} must be from 0 (start of the stage) to 1 (its "
+                "end); divide a step by the stage's num_steps"
             )
         if not (math.isfinite(value) and value >= 0.0):
             raise InputError(
-                f"{name}: value {value}; finite and at least 0; use 0 to switch it off"
+                f"{name}: value {value} must be finite and at least 0; use 0 to "
+                "disable it"
             )
     if shares != sorted(shares):
-        raise InputError(f"{name}: shares {shares}; in rising order; sort the pairs")
+        raise InputError(
+            f"{name}: shares {shares} are not in ascending order; sort the pairs"
+        )
     if any(shares.count(share) > 2 for share in shares):
         raise InputError(
-            f"{name}: shares {shares}; at most two pairs at a share (a jump); "
-            "remove the middle one"
+            f"{name}: shares {shares} have more than two pairs at one share; keep two "
+            "(a jump)"
         )
 
 

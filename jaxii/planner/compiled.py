@@ -131,7 +131,8 @@ def figures_of(
     )
     if hbm_bytes is not None and figures.total_bytes > hbm_bytes:
         raise DoesNotFit(
-            f"needs {figures.total_bytes / GIB:.2f} GiB of {hbm_bytes / GIB:.2f} GiB"
+            f"needs {figures.total_bytes / GIB:.2f} GiB, but a device has "
+            f"{hbm_bytes / GIB:.2f} GiB"
         )
     return figures
 

@@ -7,9 +7,9 @@ from jaxii.planner.roofline import Roofline, roofline
 from jaxii.planner.topology import GIB, Topology
 
 ASSUMED = (
-    "assumed   peak bfloat16 arithmetic and full memory bandwidth, overlapping; then "
-    "all-reduces of n bytes,",
-    "          2 n (d - 1) / d from each of d chips; no waiting for input. Real runs "
+    "assumed   peak bfloat16 arithmetic overlaps full memory bandwidth; all-reduces "
+    "of n bytes follow,",
+    "          2 n (d - 1) / d bytes from each of d chips; no input wait. Real runs "
     "are slower.",
 )
 HEADER = (
@@ -60,7 +60,7 @@ def report(
         f"{rate / topology.num_devices:,.0f} per chip; bound by {bound.longest}",
         _parts(bound),
         f"the run   {run_images:,} images: {hours:.2f} hours, "
-        f"{hours * topology.num_devices:.1f} chip hours, without evaluation",
+        f"{hours * topology.num_devices:.1f} chip-hours, excluding evaluation",
         *(_left_out(name) for name in left_out),
         *ASSUMED,
     ]
@@ -97,8 +97,8 @@ def _memory(figures: Figures, topology: Topology) -> str:
 
 def _left_out(name: str) -> str:
     return (
-        f"          without stage {name}: its number of images is unknown; "
-        "--data_dir=DIR reads it"
+        f"          without stage {name}: its number of images is unknown; add "
+        "--data_dir=DIR"
     )
 
 

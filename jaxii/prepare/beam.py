@@ -48,8 +48,8 @@ class Beam:
             )
         except ImportError as error:
             raise InputError(
-                f"--beam_runner={self.runner} needs Apache Beam ({error}); "
-                "pip install 'jaxii[beam]'"
+                f"--beam_runner={self.runner} requires Apache Beam ({error}); "
+                "run pip install 'jaxii[beam]'"
             ) from error
         given = options.pipeline_options.PipelineOptions(
             [f"--runner={self.runner}", *(f"--{option}" for option in self.options)]
@@ -58,8 +58,8 @@ class Beam:
         unknown = sorted(every.keys() - given.get_all_options().keys())
         if unknown:
             raise InputError(
-                f"--beam_options: {', '.join(unknown)} is no option of Apache Beam; "
-                "see its documentation of pipeline options"
+                f"--beam_options: Apache Beam has no option {', '.join(unknown)}; "
+                "see its documentation on pipeline options"
             )
         try:
             return Pipeline(options=given)
@@ -75,8 +75,8 @@ class Beam:
         local = [path for path in paths if isinstance(path, Path)]
         if "dataflow" in self.runner.lower() and local:
             raise InputError(
-                f"{local[0]} is on this machine, out of reach of Dataflow; copy the "
-                "images to gs:// and give a gs:// folder for the dataset"
+                f"{local[0]} is a local folder, which Dataflow cannot access; copy the "
+                "images to gs:// and use a gs:// folder for the dataset"
             )
         self.pipeline()
 
@@ -172,7 +172,7 @@ def _write_planned(job: tuple[str, str], short_side: int) -> None:
         return  # runners may repeat an element
     plan = _plan_path(path).read_bytes()
     if hashlib.sha256(plan).hexdigest() != digest:
-        raise ValueError(f"{_plan_path(path)} is not the plan of this job")
+        raise ValueError(f"{_plan_path(path)} does not match the plan of this job")
     first_row, part = pickle.loads(plan)
     from apache_beam.metrics import (  # pyright: ignore[reportMissingImports]
         Metrics,

@@ -132,7 +132,9 @@ def build(
         bucket, takes it over.
     """
     if short_side < 16:
-        raise InputError(f"short_side={short_side} pixels; give at least 16")
+        raise InputError(
+            f"short_side={short_side} is too small; use at least 16 pixels"
+        )
     if near_copies != recurring.KEEP:
         inputs_hash += f" near_copies={near_copies}"
     made_of = fingerprint(drafts, vocabulary, short_side, inputs_hash)
@@ -315,7 +317,7 @@ def check_left(train: Tally) -> None:
     if not train.kept:
         raise InputError(
             f"no training image is left ({train.line()}); at least one must be "
-            "readable and have a label: check that images are named by the ids of the "
+            "readable and have a label. Check that image names match the ids in the "
             "label file"
         )
 
@@ -371,7 +373,7 @@ def _begin(
         if begun.get("format") != folder.FORMAT:
             raise InputError(
                 f"{output} was prepared by another version of jaxii; choose another "
-                "folder, or delete it"
+                "folder or delete this one"
             )
         if begun.get("fingerprint") != fingerprint:
             raise InputError(_difference(output, images))
@@ -380,8 +382,8 @@ def _begin(
             return True
     elif names_in(output) - {LOCK}:
         raise InputError(
-            f"{output} is not empty and no preparation was begun in it; choose an "
-            "empty or new folder"
+            f"{output} is not empty and contains no prepared dataset; choose an empty "
+            "or new folder"
         )
     else:
         made_of = {"fingerprint": fingerprint, "short_side": short_side}
@@ -403,13 +405,13 @@ def _difference(output: AnyPath, images: pl.DataFrame) -> str:
         if len(changed):
             examples = ", ".join(few(changed["image_id"]))
             return (
-                f"{output} was begun with other versions of {len(changed):,} image "
-                f"files ({examples}), by their size or time of change; choose another "
-                "folder, or delete it"
+                f"{output} was started with other versions of {len(changed):,} image "
+                f"files ({examples}), judging by size or modification time; choose "
+                "another folder or delete this one"
             )
     return (
         f"{output} was prepared from other files or with other options; choose another "
-        "folder, or delete it"
+        "folder or delete this one"
     )
 
 

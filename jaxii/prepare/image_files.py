@@ -216,8 +216,7 @@ def files_below(
             entries = os.scandir(folder)
         except OSError as error:
             raise InputError(
-                f"{folder} cannot be listed ({error.strerror}); give a folder that "
-                "can be read."
+                f"{folder} cannot be listed ({error.strerror}); use a readable folder."
             ) from error
         with entries:
             for entry in entries:

@@ -95,7 +95,9 @@ class Layout:
         root = at(directory)
         if not root.is_dir():
             file = FILES["human_labels"]
-            raise InputError(f"{root} is not a folder; give the one with {file} in it")
+            raise InputError(
+                f"{root} is not a folder; use the one that contains {file}"
+            )
         folders = [path for path in sorted(root.iterdir()) if path.is_dir()]
         found: dict[str, object] = {
             "train_images": tuple(p for p in folders if p.name.startswith("train")),
@@ -106,19 +108,19 @@ class Layout:
         for name, value in overrides.items():
             if name not in found:
                 raise InputError(
-                    f"{name} is not part of a layout; allowed: {', '.join(found)}"
+                    f"{name} is not a field of Layout; allowed: {', '.join(found)}"
                 )
             found[name] = _given(name, value)
         for name in ("classes", "human_labels"):
             if found[name] is None:
                 raise InputError(
-                    f"{root / FILES[name]} is missing; it is required (or give "
-                    f"{name}=PATH)"
+                    f"{root / FILES[name]} is missing but required; add it or pass "
+                    f"{name}=PATH"
                 )
         if not found["train_images"]:
             raise InputError(
-                f"{root} has no folder of training images; name it train, or give "
-                "train_images=PATH"
+                f"{root} has no folder of training images; add one named train or "
+                "pass train_images=PATH"
             )
         return cls(**found)  # type: ignore[arg-type]
 
@@ -245,7 +247,7 @@ def _train_labels(
             continue
         entries, tally = label_files.read_labels(path, codes, ids)
         if source == HUMAN and not tally.read:
-            raise InputError(f"{path} has no label row, only a header; add one")
+            raise InputError(f"{path} has a header but no label rows; add at least one")
         parts.append((entries, source))
         tallies.append(tally)
     return parts, tallies
@@ -420,11 +422,11 @@ def _given(name: str, value):
         paths = tuple(at(path) for path in given)
         for path in paths:
             if not path.is_dir():
-                raise InputError(f"{name}={path} is not a folder; give a folder")
+                raise InputError(f"{name}={path} is not a folder; pass a folder")
         return paths
     if value is None:
         return None
     path = at(value)
     if not path.is_file():
-        raise InputError(f"{name}={path} does not exist; give a CSV file")
+        raise InputError(f"{name}={path} is not a file; pass an existing CSV file")
     return path

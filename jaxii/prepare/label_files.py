@@ -83,15 +83,15 @@ def read_codes(trainable: AnyPath, descriptions: AnyPath | None) -> Codes:
     """
     codes = _read(trainable, ("label_code",))["label_code"].fill_null("").to_list()
     if not codes:
-        raise InputError(f"{trainable} lists no class; it needs one label_code a row")
+        raise InputError(f"{trainable} lists no classes; list one label_code per row")
     # A submission lists the codes of an image in one cell, separated by spaces.
     for line, code in enumerate(codes, start=2):
         unfit = (c.isspace() or unicodedata.category(c) == "Cc" for c in code)
         if not code or any(unfit):
             raise InputError(
-                f"{trainable} line {line}: the label_code {code!r} is empty, or has "
-                "white space or a control character in it, which a submission cannot "
-                "hold; replace such characters, for example by _"
+                f"{trainable} line {line}: label_code {code!r} is empty or contains "
+                "white space or control characters, which a submission cannot "
+                "represent; replace such characters, for example with _"
             )
     names: dict[str, str] = {}
     if descriptions is not None:
@@ -178,14 +178,14 @@ def read_rows(path: AnyPath, *, header: bool) -> pl.DataFrame:
         table = _read(path, None)
         if table.width < 2:
             raise InputError(
-                f"{path} has one column; it needs two without a header: an image id, "
-                "and label codes separated by spaces"
+                f"{path} has one column; it needs two columns without a header: image "
+                "id and label codes separated by spaces"
             )
         table = table.select(image_id=table.columns[0], labels=table.columns[1])
         if len(table) and table["image_id"][0] in ("image_id", "ImageID"):
             raise InputError(
-                f"{path} starts with a header ({','.join(table.row(0))}); it must have "
-                "none: delete its first line"
+                f"{path} starts with a header ({','.join(table.row(0))}) but must not "
+                "have one; delete its first line"
             )
     table = table.with_columns(pl.col("image_id").str.strip_chars())
     return table.filter(pl.col("image_id").fill_null("") != "")
@@ -233,8 +233,8 @@ def read_metadata(path: AnyPath, image_ids: pl.Series) -> tuple[pl.DataFrame, Ta
     tally = tally.with_note("columns that are not used", len(unused), unused)
     if len(chosen) and len(image_ids) and not len(once):
         raise InputError(
-            f"{path} names no image ({tally.line()}); give ids as the image files are "
-            "named, without folder and suffix"
+            f"{path} matches no images ({tally.line()}); use the names of the image "
+            "files without folder and suffix as ids"
         )
     images = numbered(image_ids)
     aligned = images.join(once, on="row", how="left", maintain_order="left")
@@ -248,7 +248,7 @@ def _check_spelling(path: AnyPath, unused: Iterable[str]) -> None:
         if meant in ("image_id", *METADATA):
             raise InputError(
                 f"{path} has the column {name!r}, which is not read; rename it to "
-                f"{meant}, or to something else if it does not hold the {meant}"
+                f"{meant}, or to another name if it does not contain the {meant}"
             )
 
 
@@ -266,9 +266,9 @@ def _collect(
     if unknown > MAX_UNKNOWN_SHARE * len(table):
         first = _first_unknown(path, lazy, codes)[0]
         raise InputError(
-            f"{path}: {unknown:,} of {len(table):,} rows have an unknown label code, "
-            f"the first is {first!r}; at most {MAX_UNKNOWN_SHARE:.0%} may be missing "
-            f"in {codes.described_in}: check that the files belong together"
+            f"{path}: {unknown:,} of {len(table):,} rows have an unknown label code "
+            f"(first: {first!r}); at most {MAX_UNKNOWN_SHARE:.0%} may be missing from "
+            f"{codes.described_in}. Check that the files belong together"
         )
     examples: dict[str, tuple[str, ...]] = {}
     notes: dict[str, int] = {}
@@ -386,8 +386,8 @@ def _errors_named(path: AnyPath) -> Iterator[None]:
     except (OSError, pl.exceptions.PolarsError) as error:
         reason = (str(error).strip().splitlines() or [type(error).__name__])[0]
         raise InputError(
-            f"{path} cannot be read as CSV ({reason}); it must be UTF-8 text with "
-            "commas between the columns"
+            f"{path} cannot be read as CSV ({reason}); it must be comma-separated "
+            "UTF-8 text"
         ) from error
 
 
@@ -414,8 +414,8 @@ def read_validation(
     for wrong in (listed.filter(listed.is_duplicated()), listed.filter(listed == "")):
         if len(wrong):
             raise InputError(
-                f"{path} has the image_id {wrong[0]!r} {len(wrong)} times; give each "
-                "image one row and an id"
+                f"{path} has {len(wrong)} rows with an empty or repeated image_id "
+                f"(first: {wrong[0]!r}); give each image one row and an id"
             )
     rows, num_suffixed = find_rows(listed, ids)
     absent = listed.filter(rows.is_null()).to_list()
@@ -426,8 +426,8 @@ def read_validation(
     tally = Tally(path.name, "images", len(listed), len(found), dropped, examples)
     if not tally.kept:
         raise InputError(
-            f"{path} lists no training image ({tally.line()}); give ids as the label "
-            "file has them"
+            f"{path} lists no training images ({tally.line()}); use the ids of the "
+            "label file"
         )
     is_listed = np.zeros(len(ids), bool)
     is_listed[found] = True

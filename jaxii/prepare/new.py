@@ -61,7 +61,7 @@ def new(
     begun = (data / prepared.INPUTS_FILE).exists()
     if not begun and any(p.is_file() and p.name != LOCK for p in folder.rglob("*")):
         raise InputError(
-            f"{folder} has files that new did not write; give another name."
+            f"{folder} contains files that new did not write; use another name."
         )
     found = _read(
         images,
@@ -132,7 +132,7 @@ def _write_recipe(
     config, workdir = shlex.quote(str(file)), f"runs/{folder.name}"
     command = f"python -m jaxii.main train --config={config} --workdir={workdir}"
     if file.exists():
-        say(f"recipe    {file} exists and is kept")
+        say(f"recipe    {file} already exists; keeping it")
     else:
         where = {"data.dataset": "kaggle", "data.directory": str(data)}
         chosen = recipes.choose(
@@ -141,7 +141,7 @@ def _write_recipe(
         _show(chosen)
         text = recipes.text(facts, chosen, command)
         write_beside(file, lambda opened: opened.write(text.encode()), binary=True)
-        say(f"written   {file} is the recipe, {data} the prepared data")
+        say(f"written   {file} (recipe) and {data} (prepared data)")
     say("next")
     say(f"  {command}")
 
@@ -152,9 +152,7 @@ def _show(chosen: recipes.Recipe) -> None:
         say(f"recipe    {choice.field} = {choice.value!r}: {choice.why}")
     for stage in chosen.stages:
         say(f"recipe    stage {stage['name']}: {stage['num_epochs']:g} epochs")
-    say("recipe    images are mirrored; set data.mirror=False if left and right")
-    say("          matter, as in text")
-    say(
-        f"time      about {chosen.minutes:.0f} minutes on this machine, by its speed in"
-    )
-    say("          the first steps; --minutes=M chooses other epochs")
+    say("recipe    images are randomly mirrored; set data.mirror=False if left and")
+    say("          right matter, for example in text")
+    say(f"time      about {chosen.minutes:.0f} minutes on this machine, estimated from")
+    say("          the first steps; --minutes=M changes the number of epochs")

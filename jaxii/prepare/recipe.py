@@ -106,16 +106,22 @@ class Recipe:
 
 # The stock recipe for small data on CPUs, except image size, batch size and `mixing`.
 SMALL = (
-    Choice("model.depth", 18, "a small network, as there is no accelerator"),
-    Choice("model.width", 32, "half the published width, to save time"),
+    Choice("model.depth", 18, "a small network, because there is no accelerator"),
+    Choice("model.width", 32, "half of the published width, to save time"),
     Choice("model.compute_dtype", "float32", "bfloat16 is hardly faster on CPUs"),
-    Choice("data.augmentation", 0.5, "more does not pay in so few epochs"),
-    Choice("data.restyling", 1.0, "pays where test images come from elsewhere"),
-    Choice("data.test_time_augmentation", True, "pays there, too"),
-    Choice("optimizer.peak_lr", 0.15, "for 64 images; it is scaled to the batch"),
-    Choice("optimizer.base_batch_size", 64, "the batch that peak_lr is for"),
-    Choice("optimizer.average", "ema", "steadier metrics in a short run"),
-    Choice("optimizer.ema_decay", 0.99, "averages about a hundred steps"),
+    Choice(
+        "data.augmentation", 0.5, "stronger augmentation does not help in so few epochs"
+    ),
+    Choice("data.restyling", 1.0, "helps if test images come from another source"),
+    Choice("data.test_time_augmentation", True, "helps on such test images too"),
+    Choice(
+        "optimizer.peak_lr",
+        0.15,
+        "for a batch of 64; it is scaled to global_batch_size",
+    ),
+    Choice("optimizer.base_batch_size", 64, "the batch size that peak_lr is meant for"),
+    Choice("optimizer.average", "ema", "more stable metrics in a short run"),
+    Choice("optimizer.ema_decay", 0.99, "averages over about 100 steps"),
 )
 
 
@@ -123,7 +129,7 @@ def mixing(epochs: float) -> tuple[Choice, ...]:
     """Returns the choices of the stock recipe that depend on its length."""
     if epochs < LONG_EPOCHS:
         return ()
-    why = "in so many epochs a network grows too sure of what it sees"
+    why = "reduces overconfidence in long training"
     return (Choice("data.mix_probability", 0.5, why),)
 
 
@@ -147,7 +153,7 @@ def choose(
     choices = _fields(facts, num_train)
     if fraction:
         groups = f"{facts.num_groups:,} groups"
-        why = f"of {groups}, to choose a threshold; there is no validation split"
+        why = f"share of {groups} that chooses thresholds; no validation split is given"
         choices.append(Choice("data.validation_fraction", fraction, why))
     values = {choice.field: choice.value for choice in choices}
     pace = pace_of(values | {"stages": stages(1.0)})
@@ -172,7 +178,7 @@ def choose(
             f"about {EVALUATIONS} evaluations per run",
         ),
         Choice(
-            "log_every_steps", max(1, min(100, steps // 50)), "about fifty lines a run"
+            "log_every_steps", max(1, min(100, steps // 50)), "about 50 lines per run"
         ),
     ]
     return Recipe(
@@ -196,9 +202,11 @@ def _fields(facts: Facts, num_train: int) -> list[Choice]:
     devices = f"{facts.num_devices} {facts.platform} device(s)"
     return [
         *(_network_for_cpu(facts) if on_cpu else _network(facts)),
-        Choice("global_batch_size", batch, f"{facts.num_images:,} images, {devices}"),
         Choice(
-            "data.num_threads", max(4, facts.num_cores), "one a core, at least four"
+            "global_batch_size", batch, f"for {facts.num_images:,} images on {devices}"
+        ),
+        Choice(
+            "data.num_threads", max(4, facts.num_cores), "one per core, at least four"
         ),
     ]
 
@@ -211,22 +219,30 @@ def _image_size(facts: Facts) -> int:
 
 
 def _network_for_cpu(facts: Facts) -> list[Choice]:
-    why = f"the median short side is {facts.short_side}; on CPUs at most 64"
+    why = f"the median short side is {facts.short_side} pixels; at most 64 on CPUs"
     return [Choice("data.image_size_pixels", _image_size(facts), why), *SMALL]
 
 
 def _network(facts: Facts) -> list[Choice]:
     size = _image_size(facts)
-    why = f"the median short side is {facts.short_side}; at most 224"
+    why = f"the median short side is {facts.short_side} pixels; at most 224"
     depth = 50 if facts.num_images >= 10_000 else 18
     choices = [
         Choice("data.image_size_pixels", size, why),
-        Choice("model.depth", depth, f"{facts.num_images:,} images"),
-        Choice("optimizer.peak_lr", 0.4, "for 1,024 images; it is scaled to the batch"),
-        Choice("optimizer.base_batch_size", 1024, "the batch that peak_lr is for"),
+        Choice("model.depth", depth, f"for {facts.num_images:,} images"),
+        Choice(
+            "optimizer.peak_lr",
+            0.4,
+            "for a batch of 1,024; it is scaled to global_batch_size",
+        ),
+        Choice(
+            "optimizer.base_batch_size",
+            1024,
+            "the batch size that peak_lr is meant for",
+        ),
     ]
     if size <= 64:
-        choices.append(Choice("model.stem", "small", "images of 64 pixels or fewer"))
+        choices.append(Choice("model.stem", "small", "for images of at most 64 pixels"))
     return choices
 
 
@@ -260,7 +276,7 @@ def text(facts: Facts, recipe: Recipe, command: str) -> str:
     stage_lines = pprint.pformat(tuple(recipe.stages), width=80, sort_dicts=False)
     # Folder names may contain these characters, which would end or change a string.
     shown = command.replace("\\", r"\\").replace('"', r"\"")
-    return f'''"""Recipe for {facts.name}, written by `jaxii new`; yours to change.
+    return f'''"""Recipe for {facts.name}, written by `jaxii new`; you can edit it.
 
   {shown}
 

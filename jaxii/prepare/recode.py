@@ -83,23 +83,24 @@ def describe(short_side: int) -> Mapping[str, object]:
         "linear_shrink": LINEAR_SHRINK,
         "jpeg_quality": JPEG_QUALITY,
         "how": [
-            "This is done once, to an original file, and the view is one of the JPEG "
-            "that comes out.",
-            f"A JPEG that is upright, is neither grey nor CMYK, and has a short side "
-            f"of at most {short_side} pixels stays as it is.",
-            "Any other image becomes upright RGB of 8 bits, with H rows and W columns. "
-            f"{COLOURS}",
-            f"Where S = min(H, W) is above {short_side}, it is reduced: a JPEG is "
+            "These steps are applied once, to the original file; the view is made "
+            "from the resulting JPEG.",
+            f"A JPEG that is upright, neither grey nor CMYK, and has a short side of "
+            f"at most {short_side} pixels is kept unchanged.",
+            "Any other image is converted to upright 8-bit RGB with H rows and W "
+            f"columns. {COLOURS}",
+            f"If S = min(H, W) is above {short_side}, the image is reduced: a JPEG is "
             f"decoded at the smallest of the scales {scales} and 1 that leaves at "
-            f"least {short_side} rows and columns, other formats whole. The result, of "
-            f"h rows and w columns, is resized to round(W * {short_side} / S) columns "
-            f"and round(H * {short_side} / S) rows: averaged over areas (OpenCV: "
-            f"INTER_AREA) where min(h, w) / {short_side} is above {LINEAR_SHRINK:g}, "
-            "else interpolated linearly (OpenCV: INTER_LINEAR).",
-            f"It is saved as JPEG of quality {JPEG_QUALITY}, with chroma at 4:2:0 "
-            "where it was reduced and at 4:4:4 where it was not, by libjpeg-turbo with "
-            "its fast DCT (simplejpeg). Other encoders change a level or two of 255 in "
-            "the mean.",
+            f"least {short_side} rows and columns; other formats are decoded at full "
+            "size. The result, with h rows and w columns, is resized to "
+            f"round(W * {short_side} / S) columns and round(H * {short_side} / S) rows "
+            f"by area averaging (OpenCV: INTER_AREA) if min(h, w) / {short_side} is "
+            f"above {LINEAR_SHRINK:g}, otherwise by linear interpolation (OpenCV: "
+            "INTER_LINEAR).",
+            f"The image is saved as a JPEG of quality {JPEG_QUALITY} by libjpeg-turbo "
+            "with its fast DCT (simplejpeg); chroma is 4:2:0 if the image was reduced, "
+            "otherwise 4:4:4. With other encoders, pixels differ by one or two levels "
+            "of 255 on average.",
         ],
     }
 

@@ -228,7 +228,7 @@ def _notes(entries: Sequence[Entry]) -> list[str]:
     }
     by_split = {
         "Mean F2 of the best constant prediction:": floors(entries),
-        "Standard error of a mean F2 over its images, at most:": errors,
+        "Largest standard error of a mean F2 over images:": errors,
     }
     for what, values in by_split.items():
         listed = [f"{plain(n)} {value:.4f}" for n, value in values.items()]
@@ -263,7 +263,10 @@ def _notes_on_sets(runs: Sequence[EvaluatedRun]) -> list[str]:
             by_name.setdefault(name, []).append(found)
     notes: list[str] = []
     for name, found in by_name.items():
-        notes.append(f"Nothing was fitted for {plain(name)}, measured after training.")
+        notes.append(
+            f"The labelled set {plain(name)} was evaluated after training; nothing was "
+            "fitted on it."
+        )
         if len({of.data_hash for of in found}) > 1:
             notes.append(
                 f"The images or labels of {plain(name)} differ between runs: their F2 "
@@ -271,7 +274,8 @@ def _notes_on_sets(runs: Sequence[EvaluatedRun]) -> list[str]:
             )
         if any(of.num_seen for of in found):
             notes.append(
-                f"Images of {plain(name)} have ids of images that a run learnt from."
+                f"Some images of {plain(name)} have the ids of images that a run has "
+                "learned from."
             )
     return notes
 

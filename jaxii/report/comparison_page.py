@@ -36,7 +36,7 @@ from jaxii.report.run_files import split_names
 SECTIONS = (
     ("runs", "Mean F2 by run", "dots"),
     ("shift", "Validation against test", "shift"),
-    ("figures", "All figures", "rows"),
+    ("figures", "All metrics", "rows"),
     ("slices", "Slices", "slices"),
     ("labels", "Labels", "labels"),
 )

@@ -183,8 +183,8 @@ def training_curves(
             area, train, "objective", SERIES[0]
         )
     if losses:
-        draw["Loss terms, unweighted, on a logarithmic scale"] = lambda area: (
-            _plot_terms(area, train, "loss/", losses)
+        draw["Unweighted loss terms (logarithmic scale)"] = lambda area: _plot_terms(
+            area, train, "loss/", losses
         )
     if evaluations:
         draw["F2 at its best threshold"] = lambda area: _plot_f2(
@@ -239,9 +239,7 @@ def f2_against_threshold(
             label.set(color=MUTED, transform=area.get_xaxis_transform(), ha=side)
         area.set_xlim(0, 1)
         area.set_ylim(bottom=0)
-        area.set_xlabel(
-            "threshold on the probability; dots mark the best of each split"
-        )
+        area.set_xlabel("probability threshold; dots mark the best of each split")
         legend(area)
         return to_svg(figure, "threshold", "Mean F2 against threshold, for each split.")
 
@@ -348,5 +346,5 @@ def _plot_f2(
     if best:
         x, y = zip(*best, strict=True)
         style = {"marker": "o", "linestyle": "none", "markersize": 5}
-        area.plot(x, y, color=SERIES[1], label="best of the stage", **style)
+        area.plot(x, y, color=SERIES[1], label="best of each stage", **style)
     legend(area)

@@ -114,7 +114,7 @@ def of_run(labels: LabelTable, label_map: LabelMap | None) -> LabelPanel:
         vocabulary=labels.vocabulary,
         columns=columns,
         ranked=next((c for c in columns if c.title.startswith("F2")), columns[0]),
-        caption="Figures of each label",
+        caption="Metrics of each label",
         nearest=nearest,
         label_map=label_map,
     )
@@ -168,7 +168,7 @@ def draw_map(label_map: LabelMap | None, labels: LabelTable | None) -> str:
         for i, x, y, anchor in _named(at, order, label_map, names)
     ]
     few = " few" if len(at) <= FEW else ""
-    alt = f"Map of {len(at)} labels; the label table lists the nearest of each."
+    alt = f"Map of {len(at)} labels; the label table lists the nearest labels of each."
     return (
         f'<svg class="map{few}" viewBox="0 0 {WIDTH} {height}" role="img" '
         f'aria-label="{alt}">{"".join(paths)}'

@@ -49,7 +49,7 @@ SECTIONS = (
     ("decoders", "Decoders", "splits"),
     ("shift", "Estimated domain shift", "estimates"),
     ("calibration", "Calibration", "reliability_figure"),
-    ("figures", "All figures", "splits"),
+    ("figures", "All metrics", "splits"),
     ("throughput", "Throughput", "throughput_figure"),
     ("configuration", "Configuration", "config"),
 )
@@ -172,7 +172,7 @@ def with_sets(page: str, sets: Mapping[str, SetResult]) -> str:
         before, found, after = page.partition(start)
         if not found:
             raise InputError(
-                "report.html has no place for labelled sets, so another version of "
+                "report.html has no section for labelled sets, so another version of "
                 "jaxii wrote it; run evaluate again."
             )
         after = after.partition(end)[2]

@@ -41,7 +41,10 @@ def load_recipe(recipe: str | os.PathLike[str]) -> Config:
     """
     file, _, preset = os.fspath(recipe).partition(":")
     if not Path(file).is_file():
-        near = nearest_path(Path(file)) or "give a recipe, as configs/f2_multitask.py."
+        near = (
+            nearest_path(Path(file))
+            or "give a recipe, such as configs/f2_multitask.py."
+        )
         raise InputError(f"{file} is not a file; {near}")
     get_config = runpy.run_path(file)["get_config"]
     return Config.resolve(get_config(*[preset] * bool(preset)))

@@ -54,9 +54,9 @@ def data_directory(config: Config) -> AnyPath:
     if config.data.dataset == "toy_regions":
         return data_root() / f"toy_regions_v{writer.VERSION}.{folder.FORMAT}"
     raise InputError(
-        f"config.data.directory is empty and {config.data.dataset} is not drawn here; "
-        "prepare the data once (python -m jaxii.main prepare --help) and give its "
-        "folder with --data_dir (in Python: config.data.directory)."
+        f"config.data.directory is empty, and {config.data.dataset} is not generated "
+        "automatically; prepare the data once (python -m jaxii.main prepare --help) "
+        "and pass its folder as --data_dir (in Python: config.data.directory)."
     )
 
 

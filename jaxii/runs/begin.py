@@ -58,7 +58,7 @@ def begin(
     label_hash = data.vocabulary.content_hash()
     parts = config.content_hash() + data.content_hash + label_hash
     digest = hashlib.sha256(parts.encode()).hexdigest()
-    processes.check_same(digest, "there is another recipe or dataset")
+    processes.check_same(digest, "the recipe or dataset is different")
     names = [stage.name for stage in config.stages]
     checkpoints = Checkpoints(workdir.path, names, label_hash)
     run = Run(workdir, config, checkpoints, data=data)
@@ -74,7 +74,7 @@ def begin(
     if last.weights.away("labels") and not allow_tuning_labels:
         raise InputError(
             f"this run's weights would learn from labels of the target domain "
-            f"({last.badge()}); add --allow_tuning_labels if that is meant "
+            f"({last.badge()}); add --allow_tuning_labels to allow this "
             "(in Python: allow_tuning_labels=True)."
         )
     workdir.check(config, change_batch_size=change_batch_size)
@@ -95,8 +95,8 @@ def describe(run: Run) -> list[str]:
     made = run.label_embedding
     if made is not None:
         rows.append(
-            f"embedding {made.vectors.shape[1]} numbers a label, "
-            f"{made.explained_energy:.1%} of the PMI matrix's energy"
+            f"embedding {made.vectors.shape[1]} dimensions per label, "
+            f"{made.explained_energy:.1%} of the energy of the PMI matrix"
         )
         rows += [f"          {line}" for line in _neighbours(run, made)]
     steps = sum(plan.stage.num_steps for plan in run.plans)
@@ -108,8 +108,8 @@ def describe(run: Run) -> list[str]:
         rows.append(f"start     trunk from {run.start.origin}")
         if run.start.left_out:
             rows.append(
-                f"          {run.start.left_out} left out: the file does not say "
-                "which label a row is"
+                f"          {run.start.left_out} not used: the file does not name "
+                "the labels of its rows"
             )
     caveats = run.stage_provenance[run.config.stages[-1].name].caveats()
     return [f"CAVEAT    {caveat}" for caveat in caveats] + rows
@@ -134,10 +134,10 @@ def _check_begun(run: Run) -> None:
     workdir.check_belongs(metadata)
     if metadata.data_hash != data.content_hash:
         raise InputError(
-            f"{workdir.path} was trained on another dataset (hash "
-            f"{metadata.data_hash}) than that of {data.directory} (hash "
-            f"{data.content_hash}); give the dataset it was trained on with "
-            "--data_dir (config.data.directory), or use another --workdir."
+            f"{workdir.path} was trained on a dataset with hash {metadata.data_hash}, "
+            f"but {data.directory} has hash {data.content_hash}; pass the dataset it "
+            "was trained on as --data_dir (in Python: config.data.directory), or use "
+            "another --workdir."
         )
 
 
@@ -148,7 +148,10 @@ def _set_damaged_history_aside(run: Run) -> None:
     metadata = run.checkpoints.metadata(latest)
     if fault := run.workdir.history_fault(metadata.history):
         aside = run.workdir.set_history_aside()
-        say(f"CAVEAT    {fault}: it is now {aside.name}, and curves begin anew")
+        say(
+            f"CAVEAT    {fault}; a damaged history is kept as {aside.name}, and the "
+            "training curves start over"
+        )
 
 
 def _write_start(run: Run) -> None:
@@ -192,7 +195,7 @@ def _start(config: Config, plan: StagePlan, label_hash: str) -> Run | Trunk | No
     if config.model.pretrained:
         shapes = jax.eval_shape(plan.init, jax.random.key(0))
         trunk = load_trunk(config.model.pretrained, *shapes)
-        other = f"{config.model.pretrained} is another file"
+        other = f"{config.model.pretrained} is a different file"
         processes.check_same(trunk.digest, other)
         return trunk
     if not config.start_from:
@@ -226,15 +229,15 @@ def _left_out(run: Run) -> list[str]:
         cut = int(np.sum(np.diff(data.training_rows(split).offsets) > most))
         if cut:
             rows.append(
-                f"{cut} training images of {split} have over {most} labels: the rest "
-                "is cut in training; evaluation uses all"
+                f"{cut} training images of {split} have more than {most} labels; "
+                "training ignores the extra labels, evaluation uses all"
             )
     for split in dict.fromkeys((data.choosing_split, "validation", "test")):
         without = data.without_truth(split) if data.has_truth(split) else 0
         if without:
             rows.append(
                 f"{without} of {data.split(split).num_examples} images of {split} have "
-                "no verified label: they are left out of all figures"
+                "no verified label and are excluded from all metrics"
             )
     return rows
 
@@ -251,5 +254,7 @@ def _neighbours(run: Run, made: label_embedding.LabelEmbedding) -> list[str]:
     for label in np.argsort(-lengths, kind="stable")[:NEIGHBOURS]:
         near = label_embedding.nearest(made.vectors, int(label), NEIGHBOURS)
         names = ", ".join(vocabulary.names([other for other, _ in near]))
-        rows.append(f"{vocabulary.descriptions[label]} is near {names or 'nothing'}")
+        rows.append(
+            f"{vocabulary.descriptions[label]}: nearest labels {names or 'none'}"
+        )
     return rows

@@ -42,14 +42,14 @@ def doctor(config: Config | None, *, place: AnyPath) -> None:
     if findings[1].lines:
         if config is not None:
             assembly.check_before_data(config)
-        what = "a usual recipe's" if config is None else "the recipe's"
+        what = "default recipe" if config is None else "this recipe"
         for line in _speeds(_usual_config() if config is None else config, what):
             say(line)
     for text in broken:
         say(f"BROKEN    {text}")
     if broken:
-        raise CheckFailed(f"{len(broken)} things to mend; see BROKEN above.")
-    say("all is well")
+        raise CheckFailed(f"problems found: {len(broken)}; see the BROKEN lines above.")
+    say("all checks passed")
 
 
 def _speeds(config: Config, what: str) -> list[str]:
@@ -59,11 +59,11 @@ def _speeds(config: Config, what: str) -> list[str]:
     cores, model = num_cores(), config.model
     size = config.data.image_size_pixels
     return [
-        f"input     {measured.input:,.0f} images/s of {size} pixels, on {cores} cores "
-        f"({measured.input / cores:,.0f} a core): {of}",
-        f"step      {measured.step:,.0f} images/s: {what} {model.variant} "
+        f"input     {measured.input:,.0f} images/s at {size} pixels, on {cores} cores "
+        f"({measured.input / cores:,.0f} per core): {of}",
+        f"step      {measured.step:,.0f} images/s: {what}, {model.variant} "
         f"{model.depth}, width {model.width}, {size} pixels, {measured.batch_size} "
-        f"images a step (first step {measured.first_step_seconds:.0f} s)",
+        f"images per step (first step {measured.first_step_seconds:.0f} s)",
         _limit(measured, jax.default_backend()),
     ]
 
@@ -117,7 +117,7 @@ def _data(config: Config) -> tuple[RandomAccess, Facts, str]:
             data = assembly.open_data(config)
             source = data.split("train").source
             return source, facts_of(config), f"training images of {directory}"
-        absent = f"{directory} is not there yet"
+        absent = f"{directory} does not exist yet"
     has_embedding = any(stage.embedding_head for stage in config.stages)
     fewest = config.label_embedding.dim if has_embedding else 0
     facts = Facts(
@@ -126,5 +126,5 @@ def _data(config: Config) -> tuple[RandomAccess, Facts, str]:
         num_images=USUAL["num_images"],
         source="",
     )
-    drawn = f"JPEGs of {WIDTH}x{HEIGHT} in memory, for {absent}"
+    drawn = f"{WIDTH}x{HEIGHT} JPEGs in memory, because {absent}"
     return Drawn(), facts, drawn

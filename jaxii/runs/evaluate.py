@@ -366,7 +366,7 @@ def _say_copies(run: Run, *, by_runs: bool) -> None:
         shared = int(data.shares_group("held_out", "train").sum())
         if shared:
             say(
-                f"CAVEAT     {shared:,} images of held_out have the group of a "
+                f"CAVEAT     {shared:,} images of held_out share a group with a "
                 "training image and may be copies of it; near copies were not searched "
                 "for (prepare --near_copies=keep counts them)."
             )
@@ -413,9 +413,9 @@ def _provenance(
     seen, *others = (member.provenance_on(run.data) for member in members)
     if seen.badge() != run.provenance.badge() and not options.allow_tuning_labels:
         raise InputError(
-            f"{run.name} has learnt from images of {run.data.directory} that it is "
-            f"to be measured on ({seen.badge()}); add --allow_tuning_labels if that is "
-            "meant."
+            f"{run.name} has learned from images of {run.data.directory} that it "
+            f"would be evaluated on ({seen.badge()}); add --allow_tuning_labels to "
+            "allow this."
         )
     adapted = [split for split in splits if split != "validation"]
     corrected = [split for split in adapted if split != chooser]

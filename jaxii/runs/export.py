@@ -114,7 +114,7 @@ def _record(
     data = run.config.data
     size = data.image_size_pixels
     short_side = assembly.stored_short_side(run.config, metrics.short_side_pixels)
-    as_found = {"how": ["Files are stored as they were found."]}
+    as_found = {"how": ["Files are stored unchanged."]}
     return {
         "checkpoint": {
             "stage": run.saved.stage,
@@ -133,7 +133,7 @@ def _record(
         },
         "probabilities": f"float32 [batch, {len(decoders.class_thresholds)}], in the "
         "order of labels.csv; calibrated: sigmoid(slope * logit + intercept), with the "
-        f"logit kept within {LOWEST_LOGIT:g} and {HIGHEST_LOGIT:g}",
+        f"logit clipped to [{LOWEST_LOGIT:g}, {HIGHEST_LOGIT:g}]",
         "decoder": {
             "name": name,
             **decoders.parameter(name),
@@ -179,11 +179,12 @@ def _for_onnx(record: Mapping[str, Any], vocabulary: Vocabulary) -> dict[str, st
 def _tell(check: Check, written: Mapping[str, exporting.WrittenProgram]) -> None:
     for name, program in written.items():
         say(
-            f"{name:16} {program.largest_difference:.1e} from the checkpoint at most, "
-            f"on {check.num_images} images of {check.split}"
+            f"{name:16} differs from the checkpoint by at most "
+            f"{program.largest_difference:.1e}, on {check.num_images} images of "
+            f"{check.split}"
         )
     if check.compute_dtype != "float32":
         say(
             f"{'':16} (in float32; the run evaluates in {check.compute_dtype}, "
-            f"which is {check.compute_dtype_difference:.1e} from it)"
+            f"which differs by at most {check.compute_dtype_difference:.1e})"
         )

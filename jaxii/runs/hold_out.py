@@ -71,7 +71,7 @@ def hold_out(
     for number, part in enumerate(parts, 1):
         say(
             f"held out  {part} ({number} of {len(parts)}): {runs[part].path}"
-            f"{', done before' if part in done else ''}"
+            f"{', already done' if part in done else ''}"
         )
         if part not in done:
             train(configs[part], runs[part], should_stop)
@@ -97,15 +97,15 @@ def _check(config: Config) -> None:
     """
     if config.data.held_out_domain:
         raise InputError(
-            f"config.data.held_out_domain={config.data.held_out_domain!r} is given and "
+            f"config.data.held_out_domain={config.data.held_out_domain!r} is set, but "
             "hold_out sets it to each part in turn; leave it empty."
         )
     for stage in config.stages:
         if stage.split == "tuning":
             raise InputError(
-                f"stage {stage.name} trains on the split tuning, and hold_out measures "
-                "without labels of the target domain; give hold_out a configuration "
-                "without such stages, and a --workdir of its own."
+                f"stage {stage.name} trains on the split tuning, but hold_out must not "
+                "use labels of the target domain; use a configuration without such "
+                "stages, and a separate --workdir."
             )
 
 
@@ -127,9 +127,10 @@ def _is_done(run: Workdir, config: Config, data: Data, *, is_domain: bool) -> bo
         return False
     if metrics.data_hash != data.content_hash:
         raise InputError(
-            f"{run.path} is of another dataset (hash {metrics.data_hash}) than that of "
-            f"{data.directory} (hash {data.content_hash}); give the dataset it was "
-            "trained on with --data_dir, or remove that folder to train it again."
+            f"{run.path} was trained on a dataset with hash {metrics.data_hash}, but "
+            f"{data.directory} has hash {data.content_hash}; pass the dataset it was "
+            "trained on as --data_dir, or remove the folder of the run to train it "
+            "again."
         )
     checkpoints = Checkpoints(
         run.path, [last], run.vocabulary().content_hash(), read_only=True

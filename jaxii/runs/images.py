@@ -72,8 +72,8 @@ def _pixels(one: object, name: str) -> np.ndarray:
     pixels = np.asarray(one)
     if pixels.dtype != np.uint8 or pixels.ndim != 3 or pixels.shape[2] != 3:
         raise InputError(
-            f"{name} is {pixels.dtype} {list(pixels.shape)}; give paths, or uint8 "
-            "arrays [height, width, 3] with values from 0 to 255."
+            f"{name} has dtype {pixels.dtype} and shape {list(pixels.shape)}; use "
+            "paths, or uint8 arrays [height, width, 3] with values from 0 to 255."
         )
     if not pixels.size:
         raise InputError(f"{name} has no pixels; leave it out.")

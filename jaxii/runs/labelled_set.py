@@ -71,7 +71,7 @@ def evaluate_set(
     if not name or name in SPLITS or not is_text(name):
         what = "the name of a split" if name in SPLITS else "empty or not UTF-8"
         raise InputError(
-            f"name={name!r} is {what}; give the labelled set a name of its own, such "
+            f"name={name!r} is {what}; use another name for the labelled set, such "
             "as holiday."
         )
     run.check_evaluated(run.metrics)
@@ -79,7 +79,7 @@ def evaluate_set(
     _check_report(run)
     found = _read(run, images, labels, **options)
     data = _data_of(run, found, images, name)
-    processes.check_same(data.content_hash, "there are other images or labels")
+    processes.check_same(data.content_hash, "the images or labels are different")
     result = _result(run, found, data, name)
     for caveat in result.caveats():
         say(f"CAVEAT     {caveat}")
@@ -141,7 +141,7 @@ def _read(run: Run, images: Path, labels: Path | None, **options: Any) -> Labell
             **options,
         )
         if "split" in found.extra:
-            notes.assumed("all images are measured, whatever their split")
+            notes.assumed("all images are evaluated, regardless of their split")
         return found
 
 
@@ -264,6 +264,6 @@ def _write(
     describe_again(workdir.result_file(EVALUATION), report)
     for line in result.lines():
         say(line)
-    say(f"fitted     nothing for {name}: calibration and thresholds are the run's")
+    say(f"fitted     nothing on {name}; calibration and thresholds are the run's")
     for file in (*files, report):
         say(f"{file.name:17} {file}")

@@ -82,14 +82,14 @@ def plan(
         device_batch_size = config.global_batch_size // num_devices
     if device_batch_size % micro_batches:
         raise InputError(
-            f"--device_batch_size={device_batch_size} does not divide over "
+            f"--device_batch_size={device_batch_size} is not divisible by "
             f"{micro_batches} micro-batches; use a multiple of {micro_batches}."
         )
     facts = facts_of(config)
     chosen = choose_stage(config, facts, stage)
     head = "with" if chosen.embedding_head else "without"
     say(
-        f"step      of stage {chosen.name}: {config.model.variant} "
+        f"step      stage {chosen.name}: {config.model.variant} "
         f"{config.model.depth} {head} embedding head, "
         f"{config.data.image_size_pixels} pixels, {config.model.compute_dtype}, "
         f"BatchNorm statistics: {config.model.batch_norm}, {config.optimizer.name}"
@@ -130,7 +130,7 @@ def facts_of(config: Config) -> Facts:
         num_classes=num_classes,
         num_slots=config.data.most_labels,
         num_images=round(num_images * (1 - config.data.validation_fraction)),
-        source="assumed from Open Images; --data_dir=DIR reads yours",
+        source="assumed from Open Images; use --data_dir=DIR to read your data",
     )
 
 
@@ -242,8 +242,8 @@ def _report(step: _Step, device_batch_size: int, quick: bool) -> None:
     topology, config = step.topology, step.config
     say(
         f"devices   {topology.name}: {topology.num_devices} x {topology.device_kind}; "
-        f"{device_batch_size} images each, "
-        f"{device_batch_size * topology.num_devices:,} a step"
+        f"{device_batch_size} images per device, "
+        f"{device_batch_size * topology.num_devices:,} per step"
     )
     figures: Figures | None = None
     known: dict[int, float | None] = {}
@@ -280,14 +280,14 @@ def _report(step: _Step, device_batch_size: int, quick: bool) -> None:
             f"{largest[1] / GIB:.2f} GiB (compiled)"
         )
     if figures is None:
-        fits = "less" if largest is None else largest[0]
+        fits = None if largest is None else largest[0]
         raise _refusal(device_batch_size, topology.name, fits)
 
 
 def _table(steps: list[_Step], device_batch_size: int) -> None:
     say(
-        f"batch     {device_batch_size} images a chip on every topology; efficiency is "
-        "the share of a step that is not collectives"
+        f"batch     {device_batch_size} images per chip on every topology; efficiency "
+        "is the share of a step not spent in collectives"
     )
     say(plan_text.HEADER)
     refused: list[str] = []
@@ -301,11 +301,12 @@ def _table(steps: list[_Step], device_batch_size: int) -> None:
     for line in plan_text.ASSUMED:
         say(line)
     if refused:
-        raise _refusal(device_batch_size, ", ".join(refused), "less")
+        raise _refusal(device_batch_size, ", ".join(refused), None)
 
 
-def _refusal(device_batch_size: int, where: str, fits: int | str) -> InputError:
+def _refusal(device_batch_size: int, where: str, fits: int | None) -> InputError:
+    size = f"--device_batch_size={fits}" if fits else "a smaller --device_batch_size"
     return InputError(
-        f"{device_batch_size} images a device do not fit {where}; use "
-        f"--device_batch_size={fits}, or slices of a batch by --config.micro_batches."
+        f"{device_batch_size} images per device do not fit on {where}; use {size}, or "
+        "split the batch with --config.micro_batches."
     )

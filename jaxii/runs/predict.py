@@ -76,8 +76,8 @@ class Request:
                 reason = reason or "its folder is read-only"
             if reason:
                 raise InputError(
-                    f"{path} cannot be written ({reason}); name a file in a folder "
-                    "that can be."
+                    f"{path} cannot be written ({reason}); use a path in a writable "
+                    "folder."
                 )
 
 
@@ -100,9 +100,8 @@ class Damaged:
             yield given
         if self.count == total:
             raise InputError(
-                f"none of the {total} images can be used (the first: "
-                f"{self.first[0].fault}); nothing was written: give images that can "
-                "be read."
+                f"none of the {total} images can be read (the first: "
+                f"{self.first[0].fault}), so nothing was written; use readable images."
             )
 
 
@@ -128,7 +127,7 @@ def predict(
     variants += ["ensemble"] * bool(options.ensemble)
     metrics = workdir.metrics(variants)
     found = request.find()
-    processes.check_same(found.digest(), "there are other images")
+    processes.check_same(found.digest(), "the images are different")
     with ExitStack() as opened:
         run = opened.enter_context(Run.open(workdir.path, metrics.stage))
         members = run.members(options)
@@ -204,15 +203,14 @@ def _say(request: Request, files: ImageFiles, damaged: Damaged, facts: Facts) ->
         warn(f"damaged  {files.listing.shown(given.row)}: {given.fault}")
     told_all = request.output is not None and not request.is_submission
     if damaged.count > len(damaged.first):
-        where = (
-            f"{request.output} has" if told_all else "--output=FILE.jsonl would have"
-        )
+        where = f"{request.output} lists" if told_all else "--output=FILE.jsonl lists"
         more = damaged.count - len(damaged.first)
-        warn(f"damaged  and {more} more; {where} all of them, with their reasons")
+        warn(f"damaged  and {more} more; {where} all of them, with the reasons")
     text = f"{len(files)} images, {damaged.count} of them damaged"
     if damaged.count and request.is_submission:
         text += (
-            f" and given the most frequent labels ({', '.join(facts.constant_names)})"
+            " (predicted as the most frequent labels: "
+            f"{', '.join(facts.constant_names)})"
         )
     say(
         f"{text}; decoder {facts.decoder_words}; provenance: {facts.provenance.badge()}"
@@ -229,9 +227,8 @@ def _check_members(
     names = [member.name for member in members]
     if options.ensemble and names != metrics.members:
         raise InputError(
-            f"thresholds were chosen for the mean of {'; '.join(metrics.members)} "
-            f"and not of {'; '.join(names)}; run evaluate with the same --ensemble "
-            "first."
+            f"thresholds were chosen for the mean of {'; '.join(metrics.members)}, not "
+            f"of {'; '.join(names)}; run evaluate with the same --ensemble first."
         )
     members[0].check_evaluated(metrics)
 

@@ -108,7 +108,7 @@ def _write(
     origin = run.config.start_from or run.config.model.pretrained
     rows = _stage_rows(run.plans, run.checkpoints, origin)
     if run.history_fault:
-        say(f"CAVEAT     {run.history_fault}: the report has no curves")
+        say(f"CAVEAT     {run.history_fault}; the report has no training curves")
     files["report.html"] = workdir.result_file("report.html", variants)
     page = render(
         files["report.html"].parent.absolute().name,
@@ -163,7 +163,10 @@ def sets_of_report(
         return {}
     present = {path.parent.name for path in (workdir.path / SETS).glob("*/*.json")}
     for folder in sorted(present - sets.keys()):
-        say(f"CAVEAT     the set {folder} was measured before; evaluate it again")
+        say(
+            f"CAVEAT     the labelled set {folder} is outdated or incomplete; evaluate "
+            "it again"
+        )
     return sets
 
 
@@ -189,7 +192,7 @@ def _write_submission(
     if unanswered:
         say(
             f"submission {unanswered} of {len(image_ids)} images are missing or cannot "
-            f"be read: given the most frequent labels ({', '.join(constant.names)})"
+            f"be read; they get the most frequent labels ({', '.join(constant.names)})"
         )
 
 

@@ -114,8 +114,8 @@ class Run(AbstractContextManager["Run"]):
         config, found = workdir.config(), workdir.vocabulary().content_hash()
         if label_hash and found != label_hash:
             raise InputError(
-                f"{path} was trained on labels {found}, and here the labels are "
-                f"{label_hash}; use a run on the same labels in the same order."
+                f"{path} was trained on labels with hash {found}, not {label_hash}; "
+                "use a run with the same labels in the same order."
             )
         names = [stage.name for stage in config.stages]
         # No label hash: `check_belongs` compares the label file with the checkpoint's.
@@ -154,7 +154,9 @@ class Run(AbstractContextManager["Run"]):
     def saved(self) -> Saved:
         """The checkpoint that the run is opened at."""
         if self._saved is None:
-            raise InputError(f"{self.workdir.path} has not been trained yet.")
+            raise InputError(
+                f"{self.workdir.path} has not been trained yet; run train first."
+            )
         return self._saved
 
     @property
@@ -212,8 +214,8 @@ class Run(AbstractContextManager["Run"]):
                 raise InputError(
                     f"{self.name} was trained on {counts['weights']} of the "
                     f"{data.split(name).num_examples} images of split {name} of "
-                    f"{data.directory}, so that thresholds would be chosen on images "
-                    "it knows; use the dataset it was trained on, or one with other "
+                    f"{data.directory}, so thresholds would be chosen on training "
+                    "images; use the dataset it was trained on, or one without these "
                     "images."
                 )
         return record
@@ -274,7 +276,7 @@ class Run(AbstractContextManager["Run"]):
             splits[found.name] = found.figures
         if split not in splits:
             raise InputError(
-                f"{split!r} is no split that was evaluated; {nearest(split, splits)}"
+                f"{split!r} is not an evaluated split; {nearest(split, splits)}"
                 f"use one of {', '.join(splits)}."
             )
         return splits[split]
@@ -417,14 +419,16 @@ class Run(AbstractContextManager["Run"]):
         for other in others:
             other.check_same_data(self.config)
             other._check_same(
-                self.config, VIEW_FIELDS, "; average runs that see an image alike."
+                self.config,
+                VIEW_FIELDS,
+                "; average only runs with the same image size and crop.",
             )
             record = other.provenance if data is None else other.provenance_on(data)
             if record.weights.away("labels") and not options.allow_tuning_labels:
                 raise InputError(
-                    f"--ensemble: {other.name} has learnt from labels of the target "
-                    f"domain ({record.badge()}); add --allow_tuning_labels if that is "
-                    "meant."
+                    f"--ensemble: {other.name} has learned from labels of the target "
+                    f"domain ({record.badge()}); add --allow_tuning_labels to allow "
+                    "this."
                 )
         return self, *others
 
@@ -441,7 +445,7 @@ class Run(AbstractContextManager["Run"]):
         if (stage, step) != (metrics.stage, metrics.step):
             raise InputError(
                 f"the thresholds and the calibration of {self.workdir.path} were "
-                f"fitted on step {metrics.step} of stage {metrics.stage}, and "
+                f"fitted on step {metrics.step} of stage {metrics.stage}, but "
                 f"the checkpoint to use is step {step} of stage {stage}; run evaluate "
                 f"--workdir={self.workdir.path} --stage={stage} again first."
             )
@@ -455,8 +459,8 @@ class Run(AbstractContextManager["Run"]):
         self._check_same(
             config,
             DATA_FIELDS,
-            ", so that what one holds out the other may have trained on; use a run on "
-            "the same data.",
+            ", so one may have been trained on images that the other holds out; use a "
+            "run with the same data.",
         )
 
     def _check_same(self, config: Config, names: tuple[str, ...], so: str) -> None:
@@ -464,7 +468,7 @@ class Run(AbstractContextManager["Run"]):
             theirs, ours = getattr(self.config.data, name), getattr(config.data, name)
             if theirs != ours:
                 raise InputError(
-                    f"{self.workdir.path} has data.{name}={theirs!r} and this run "
+                    f"{self.workdir.path} has data.{name}={theirs!r}, but this run has "
                     f"{ours!r}{so}"
                 )
 
@@ -586,8 +590,8 @@ class Run(AbstractContextManager["Run"]):
                 found[domain] = metrics
             else:
                 warn(
-                    f"CAVEAT     {self.workdir.held_out(domain).path} is left out: it "
-                    f"is of another dataset (hash {metrics.data_hash}) than "
-                    f"{self.name} (hash {data_hash})"
+                    f"CAVEAT     {self.workdir.held_out(domain).path} is left out: its "
+                    f"dataset has hash {metrics.data_hash}, but that of {self.name} "
+                    f"has hash {data_hash}"
                 )
         return found if set(found) == set(self.data.domains) else {}

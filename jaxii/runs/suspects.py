@@ -79,13 +79,13 @@ def suspects(
         data.split(name).num_examples for name in HOME_SPLITS if data.has_images(name)
     )
     predicted = sum(len(part.known) for part in parts)
-    say(f"predicted {predicted} of {images} training images by runs without them")
+    say(f"predicted {predicted} of {images} training images, each by runs without it")
     if predicted < images:
-        say(f"          `hold_out --workdir={workdir.path} --folds=4` gives the others")
+        say(f"          hold_out --workdir={workdir.path} --folds=4 covers the others")
     given = int(found.given.sum())
     say(
-        f"suspects  {len(found)} labels: {given} that images have, likely wrong, and "
-        f"{len(found) - given} that they lack, likely missing; the first {top}:"
+        f"suspects  {len(found)} labels: {given} present but likely wrong, and "
+        f"{len(found) - given} absent but likely missing; the top {top}:"
     )
     say(f"labels    {output}")
     say(f"sheet     {sheet}")

@@ -184,8 +184,8 @@ def _profiler(workdir: Workdir, steps: tuple[int, int]) -> Profiler:
         return Profiler()
     if not isinstance(workdir.path, Path):
         raise InputError(
-            f"--profile_steps writes its trace into {workdir.path}, and that has to be "
-            "a folder of this machine; use another --workdir for it."
+            f"--profile_steps writes its trace to {workdir.path}, which is not a local "
+            "folder; use a local --workdir."
         )
     return Profiler(workdir.path / "profile", *steps)
 

@@ -68,13 +68,13 @@ def read(run: Run, *, pooled: bool) -> tuple[list[Predictions], HeldOut | None]:
     record = reduce(HeldOut.union, known) if known and None not in found else None
     if not pooled:
         if record is not None:
-            say("held out   --tune_on=held_out fits decoders on the domains held out")
+            say("held out   --tune_on=held_out fits decoders on the held-out domains")
         return [], record
     if record is None:
         raise InputError(
-            f"{run.workdir.path} has not been trained without each of the domains "
-            f"{', '.join(run.data.domains)} of its dataset and evaluated at its stage "
-            f"{run.saved.stage}; run hold_out with the same --workdir first."
+            f"{run.workdir.path} does not have an evaluated hold-out run for each of "
+            f"its domains {', '.join(run.data.domains)} at stage {run.saved.stage}; "
+            "run hold_out with the same --workdir first."
         )
     predictions = {name: run.workdir.held_out_predictions(name) for name in metrics}
     errors = held_out.errors_of_pools(predictions)
@@ -100,7 +100,7 @@ def expected_f2_error(
 
 def expected_f2_line(expected: ExpectedF2, workdir: AnyPath) -> str:
     """Returns the expected F2 for the console, and how to measure an unknown error."""
-    line = f"these images: expected F2 {expected}"
+    line = f"expected F2 of these images: {expected}"
     return line if expected.error is not None else f"{line}; {how_to_measure(workdir)}"
 
 
@@ -133,19 +133,22 @@ def say_caveats(
         )
         return
     mean, deviation = gain
-    say(f"adapted    {way}: F2 on held-out domains {mean:+.2f} ± {deviation:.2f}")
+    say(
+        f"adapted    {way}: change of F2 on held-out domains {mean:+.2f} "
+        f"± {deviation:.2f}"
+    )
     if mean < 0:
         say(
-            f"CAVEAT     {way} lowered F2 on domains held out of training; leave it "
-            "out unless labels of the target show that it helps there."
+            f"CAVEAT     {way} lowered F2 on held-out domains; do not use it unless "
+            "labels of the target domain show that it helps there."
         )
 
 
 def how_to_measure(workdir: AnyPath) -> str:
     """Returns the commands that measure a run on new domains."""
     return (
-        f"hold_out --workdir={workdir} and then evaluate --workdir={workdir} measure "
-        "it on domains held out of training"
+        f"run hold_out --workdir={workdir}, then evaluate --workdir={workdir} to "
+        "measure it on held-out domains"
     )
 
 

@@ -110,8 +110,8 @@ class Workdir:
         """
         if isinstance(self.path, Path) and not os.access(self.path, os.W_OK):
             raise InputError(
-                f"{self.path} is read-only, and results are written into it; change "
-                "its permissions, or copy the folder."
+                f"{self.path} is read-only, but results are written to it; change its "
+                "permissions, or copy the folder."
             )
 
     def own_files(self) -> dict[str, File]:
@@ -182,16 +182,16 @@ class Workdir:
             differing = _differing(fields, config.to_dict(), HELD_OUT, *BATCH_SIZE)
             if differing:
                 raise InputError(
-                    f"{run.path} has another configuration than {self.path} "
-                    f"({differing}), so that it says nothing about it; remove that "
-                    "folder, and run hold_out again."
+                    f"the configuration of {run.path} differs from that of {self.path} "
+                    f"({differing}), so its figures do not apply; remove the folder of "
+                    "the hold-out run, and run hold_out again."
                 )
             try:
                 found[config.data.held_out_domain] = run.metrics()
             except InputError:
                 warn(
                     f"CAVEAT     {run.path} is left out: its evaluation is incomplete "
-                    f"or damaged; evaluate --workdir={run.path} repeats it"
+                    f"or damaged; run evaluate --workdir={run.path} again"
                 )
         return found
 
@@ -287,15 +287,16 @@ class Workdir:
         before, now = self.vocabulary().content_hash(), vocabulary.content_hash()
         if before != now:
             raise InputError(
-                f"{self.path} was trained on labels {before} and the data has labels "
-                f"{now}; use the data it was trained on, or another --workdir."
+                f"{self.path} was trained on labels with hash {before}, but the labels "
+                f"of the data have hash {now}; use the data it was trained on, or "
+                "another --workdir."
             )
 
     def _check_is_run(self) -> None:
         if not self.config_file.exists():
             raise InputError(
-                f"{self.path} holds no run (there is no config.json); give the "
-                "--workdir of a training run."
+                f"{self.path} is not the folder of a run (it has no config.json); pass "
+                "the --workdir of a training run."
             )
 
     def _fields(self) -> dict[str, Any]:
@@ -307,7 +308,7 @@ class Workdir:
         except (OSError, ValueError) as error:
             reason = error
         raise InputError(
-            f"{self.config_file} is not the JSON of a configuration ({reason}); "
+            f"{self.config_file} is not a valid JSON configuration ({reason}); "
             "restore it, or use another --workdir."
         )
 
@@ -317,9 +318,9 @@ class Workdir:
         if differing:
             size = not _differing(before, fields, *BATCH_SIZE)
             raise InputError(
-                f"{self.path} belongs to another configuration ({differing}); use its "
+                f"{self.path} belongs to another configuration ({differing}); use that "
                 "configuration, or another --workdir"
-                f"{', or --change_batch_size to go on with it' if size else ''}."
+                f"{', or --change_batch_size to continue the run' if size else ''}."
             )
 
     def _make_folder(self) -> None:
@@ -327,8 +328,8 @@ class Workdir:
             self.path.mkdir(parents=True, exist_ok=True)
         except OSError as error:
             raise InputError(
-                f"--workdir={self.path} cannot be made ({error.strerror}); give a "
-                "folder that can be written."
+                f"--workdir={self.path} cannot be created ({error.strerror}); use a "
+                "writable folder."
             ) from error
 
 

@@ -46,13 +46,13 @@ class FailedSave(Exception):
         with contextlib.suppress(Exception):
             self.last = max(_complete_steps(at(os.fspath(folder))), default=None)
         if self.last is None:
-            rest = "starts the stage anew, which has no complete checkpoint yet"
+            rest = "restarts the stage, which has no complete checkpoint yet"
         else:
-            rest = f"goes on from step {self.last}, which is complete"
+            rest = f"continues from step {self.last}, which is complete"
         super().__init__(
             f"saving the checkpoint of step {step} in {folder} failed: "
-            f"{_reason(error)}. Check space and permissions there; the same command "
-            f"{rest}."
+            f"{_reason(error)}. Check the free space and permissions there; the same "
+            f"command {rest}."
         )
 
 
@@ -107,9 +107,10 @@ class CheckpointMetadata:
         unknown = sorted(record.keys() - names - of_saved)
         if lacking or unknown:
             raise InputError(
-                f"{path} lacks {', '.join(lacking) or 'no key'} and has "
-                f"{', '.join(unknown) or 'no key'} in excess; use the version of jaxii "
-                "that wrote it, or train again in another workdir."
+                f"{path} does not have the expected keys (missing: "
+                f"{', '.join(lacking) or 'none'}; unknown: "
+                f"{', '.join(unknown) or 'none'}); use the version of jaxii that wrote "
+                "it, or train again in another workdir."
             )
         own = {name: record[name] for name in names}
         own["files"] = {name: File(**file) for name, file in record["files"].items()}
@@ -190,7 +191,10 @@ class Checkpoints:
             )
         if stage and stage not in trained:
             near = nearest(stage, trained)
-            raise InputError(f"--stage={stage}; {near}use one of {', '.join(trained)}.")
+            raise InputError(
+                f"--stage={stage} has no checkpoint; {near}use one of "
+                f"{', '.join(trained)}."
+            )
         return choose(found[stage or trained[-1]], "best")
 
     def latest(self) -> Saved | None:
@@ -431,7 +435,7 @@ class Checkpoints:
             return f"restore {folder} from a copy, or train again in another workdir"
         return (
             f"restore {folder} from a copy, or remove it and train again with the same "
-            f"command, which goes on from {before[-1]}, which is whole"
+            f"command to continue from {before[-1]}, which is intact"
         )
 
     def _is_whole(self, name: str, step: int) -> bool:
@@ -452,9 +456,9 @@ class Checkpoints:
         metadata = CheckpointMetadata.from_json(json.loads(path.read_text()), path)
         if self._label_hash not in ("", metadata.label_hash):
             raise InputError(
-                f"the checkpoint {self.directory / name / str(step)} was made with "
-                f"labels {metadata.label_hash} and the data has labels "
-                f"{self._label_hash}; use the data it was trained on, or another "
+                f"the checkpoint {self.directory / name / str(step)} has labels with "
+                f"hash {metadata.label_hash}, but the dataset has labels with hash "
+                f"{self._label_hash}; use the dataset it was trained on, or another "
                 "workdir."
             )
         return metadata

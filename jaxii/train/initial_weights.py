@@ -108,10 +108,10 @@ def inherit(model: Mapping[str, Tree], like: Tree, source: str) -> tuple[Tree, T
             path for path in (*wanted, *shapes) if shapes.get(path) != wanted.get(path)
         )
         raise InputError(
-            f"the network of {source} does not fit the stage that is to start from it: "
+            f"the network of {source} does not fit the stage that starts from it: "
             f"{path} is {shapes.get(path, 'absent')} there and "
-            f"{wanted.get(path, 'absent')} here; keep variant, depth, width and heads "
-            "the same, or start from something else."
+            f"{wanted.get(path, 'absent')} here; use the same variant, depth, width "
+            "and heads, or start from other weights."
         )
     return params, model["batch_stats"]
 

@@ -153,14 +153,21 @@ def make_optimizer(
     """
     if name not in OPTIMIZERS:
         raise InputError(
-            f"optimizer {name!r}; one of {', '.join(OPTIMIZERS)}; set optimizer.name"
+            f"optimizer {name!r} is not supported; set optimizer.name to one of "
+            f"{', '.join(OPTIMIZERS)}"
         )
     if not (math.isfinite(weight_decay) and weight_decay >= 0):
-        raise InputError(f"weight_decay={weight_decay}; at least 0; use 0 for none")
+        raise InputError(
+            f"weight_decay={weight_decay} must be finite and at least 0; use 0 for none"
+        )
     if not 0.0 <= momentum < 1.0:
-        raise InputError(f"momentum={momentum}; at least 0, below 1; 0.9 is usual")
+        raise InputError(
+            f"momentum={momentum} must be at least 0 and below 1; 0.9 is common"
+        )
     if clip_norm is not None and not clip_norm > 0:
-        raise InputError(f"clip_norm={clip_norm}; above 0 or None; None does not clip")
+        raise InputError(
+            f"clip_norm={clip_norm} must be above 0, or None for no clipping"
+        )
     rule = OPTIMIZERS[name](schedule, weight_decay, momentum)
     if clip_norm is not None:
         rule = optax.chain(_clip(clip_norm), rule)

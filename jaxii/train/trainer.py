@@ -258,7 +258,7 @@ class Trainer:
             reason = str(error).splitlines()[0].rstrip(":")
             raise InputError(
                 f"step {saved.step} of stage {saved.stage} cannot be resumed "
-                f"({reason}); continue with the version of jaxii that began the run, "
+                f"({reason}); continue with the version of jaxii that started the run, "
                 "or train in another workdir."
             ) from error
         return at_stage_step(state, self._stage_step(saved))
@@ -373,7 +373,7 @@ class Trainer:
             if not self.continue_after_failed_save:
                 raise
             self.telemetry.saved(failure.last)
-            self.telemetry.note(f"{failure} Training goes on without it.")
+            self.telemetry.note(f"{failure} Training continues without it.")
             return False
         return True
 
@@ -381,14 +381,14 @@ class Trainer:
         in_a_row = int(metrics["skipped_in_a_row"])
         if in_a_row >= self.most_skipped_steps:
             last = self.checkpoints.latest()
-            kept = "no checkpoint had been saved"
+            kept = "no checkpoint was saved"
             if last is not None:
-                kept = f"the last checkpoint, of step {last.step}, is good"
+                kept = f"the last checkpoint (step {last.step}) is good"
             raise Diverged(
-                f"{in_a_row} updates in a row up to step {saved.step} were not finite; "
-                f"step {saved.step - in_a_row} was the last good one, and {kept}. "
-                "Lower the learning rate or add clipping, and start again in another "
-                "workdir."
+                f"{in_a_row} consecutive updates up to step {saved.step} were not "
+                f"finite; step {saved.step - in_a_row} was the last good step, and "
+                f"{kept}. Lower the learning rate or add gradient clipping, and train "
+                "again in another workdir."
             )
 
 

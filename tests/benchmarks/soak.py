@@ -1,6 +1,6 @@
 """Trains for hours while processes are killed, and compares with an undisturbed run.
 
-    python -m tests.benchmarks.soak --hours=4
+    python -m tests.benchmarks.soak --hours=4 --folder=SOAK
 
 Two processes of one CPU device each train the small run of `tests/many_processes.py`,
 first undisturbed, for two fifths of the time. A second run of as many steps is then
@@ -8,19 +8,28 @@ disturbed at random times that follow from the seed, in start-up, steps, evaluat
 saves: kill -9 to one process, kill -9 to both, SIGTERM to one. The same command starts
 it again until it is finished. Every second notes resident memory and open files.
 
+With --folder, the same command continues a benchmark that was stopped: an undisturbed
+run that was not finished starts again, and the disturbed run takes the stop as one more
+disturbance. --hours counts for the first start, and is the time of all parts together.
+
 The final checkpoints have to be equal bit for bit, and memory and files flat: over the
 undisturbed run after its first quarter.
 """
 
 import argparse
 import collections
+import contextlib
+import json
 import math
 import random
 import re
+import shutil
+import signal
 import sys
 import tempfile
 import time
-from dataclasses import dataclass
+from collections.abc import Iterator
+from dataclasses import asdict, dataclass
 from pathlib import Path
 
 import jax
@@ -38,6 +47,7 @@ SHARE_IN_START_UP = 0.25
 SECONDS_BETWEEN_SAVES = 20.0
 KILL_ONE, KILL_ALL, SIGTERM = "kill -9 to one", "kill -9 to both", "SIGTERM to one"
 KINDS = KILL_ONE, KILL_ALL, SIGTERM
+STOPPED = "the benchmark stopped"
 MOST_SECONDS = 600
 MOST_MB_AN_HOUR = 30.0
 
@@ -71,7 +81,6 @@ class Soak:
         self.run.module = "tests.small_main"
         self.num_steps = num_steps
         self.notes: list[Note] = []
-        self.starts = 0
         self._trains_since: float | None = None
 
     def __enter__(self) -> "Soak":
@@ -82,7 +91,6 @@ class Soak:
 
     def start(self) -> None:
         self.run.start(COUNT)
-        self.starts += 1
         self._trains_since = None
 
     def step(self) -> int:
@@ -138,8 +146,23 @@ class Soak:
             self.notes.append(Note(seconds, mb, files))
 
 
-def measure(folder: Path) -> tuple[float, float]:
-    """Returns the seconds of a start-up, and of a step with its share of saves."""
+@dataclass(frozen=True, kw_only=True)
+class Plan:
+    """Lengths of both runs, and the seconds that they were computed from.
+
+    Attributes:
+      start_up_seconds: of a run.
+      step_seconds: with a step's share of the saves.
+    """
+
+    start_up_seconds: float
+    step_seconds: float
+    num_steps: int
+    save_every: int
+
+
+def measure(folder: Path, hours: float) -> Plan:
+    """Returns the plan of a benchmark of so many hours, from a run of a few steps."""
     begun, times = time.monotonic(), {}
     with Soak(folder, "measured", MEASURED_STEPS, MEASURED_EVERY) as soak:
         soak.start()
@@ -147,48 +170,92 @@ def measure(folder: Path) -> tuple[float, float]:
             times.setdefault(soak.step(), time.monotonic())
         soak.check_done()
     known = sorted(step for step in times if step >= FIRST_STEPS)
-    seconds = times[known[-1]] - times[known[0]]
-    return times[min(filter(None, times))] - begun, seconds / (known[-1] - known[0])
+    step_seconds = (times[known[-1]] - times[known[0]]) / (known[-1] - known[0])
+    save_every = max(round(SECONDS_BETWEEN_SAVES / step_seconds), 5)
+    num_steps = int(hours * 3600 * SHARE_UNDISTURBED / step_seconds)
+    return Plan(
+        start_up_seconds=times[min(filter(None, times))] - begun,
+        step_seconds=step_seconds,
+        num_steps=max(num_steps, 4 * save_every),
+        save_every=save_every,
+    )
 
 
-def undisturbed(folder: Path, *steps: int) -> Soak:
-    """Trains to the end in one go."""
-    with Soak(folder, "undisturbed", *steps) as soak:
+def planned(folder: Path, hours: float) -> Plan:
+    """Returns the plan of the folder; prepares and measures if it has none."""
+    path = folder / "plan.json"
+    if not path.exists():
+        for name in ("files", "prepared", "measured"):
+            shutil.rmtree(folder / name, ignore_errors=True)
+        prepare_folder(folder)
+        _write(path, asdict(measure(folder, hours)))
+    return Plan(**json.loads(path.read_text()))
+
+
+def undisturbed(folder: Path, plan: Plan) -> Soak:
+    """Trains to the end in one go, unless an earlier part of the benchmark did."""
+    notes = folder / "undisturbed.json"
+    with Soak(folder, "undisturbed", plan.num_steps, plan.save_every) as soak:
+        if notes.exists():
+            soak.notes = [Note(**note) for note in json.loads(notes.read_text())]
+            return soak
+        shutil.rmtree(soak.run.workdir, ignore_errors=True)
         soak.start()
         soak.ends_within(math.inf)
         soak.check_done()
+    _write(notes, [asdict(note) for note in soak.notes])
     return soak
 
 
 def disturbed(
-    folder: Path,
-    *steps: int,
-    rng: random.Random,
-    start_up_seconds: float,
-    every_seconds: float,
-) -> tuple[Soak, collections.Counter[str]]:
-    """Trains to the end with many starts; returns what was done how often."""
-    done: collections.Counter[str] = collections.Counter()
-    with Soak(folder, "disturbed", *steps) as soak:
+    folder: Path, plan: Plan, *, seed: int, every_seconds: float
+) -> tuple[Soak, list[str]]:
+    """Trains to the end with many starts; returns how each of them ended."""
+    history = folder / "disturbed.json"
+    ends = json.loads(history.read_text()) if history.exists() else []
+    with Soak(folder, "disturbed", plan.num_steps, plan.save_every) as soak:
         while True:
+            rng = random.Random(f"{seed} {len(ends)}")
+            # Replaced at the end of this start, unless the benchmark stops before.
+            _write(history, [*ends, STOPPED])
             soak.start()
             kind, victim = rng.choice(KINDS), rng.randrange(COUNT)
             trains = rng.random() >= SHARE_IN_START_UP
             seconds = rng.uniform(0.1, 1.9) * every_seconds
             if not trains:
-                seconds = rng.random() * start_up_seconds
+                seconds = rng.random() * plan.start_up_seconds
             if soak.ends_within(seconds, of_training=trains):
                 soak.check_done()
-                return soak, done
+                return soak, ends
             step, begun = soak.step(), time.monotonic()
             codes = soak.disturb(kind, victim)
-            done[kind] += 1
-            done["left"] += codes == [PREEMPTED] * COUNT
+            left = " and left" * (codes == [PREEMPTED] * COUNT)
+            ends.append(kind + left)
+            _write(history, ends)
             print(
-                f"  start {soak.starts}: {kind} at step {step}, exit codes {codes} "
+                f"  start {len(ends)}: {kind} at step {step}, exit codes {codes} "
                 f"after {time.monotonic() - begun:.1f} s",
                 flush=True,
             )
+
+
+@contextlib.contextmanager
+def timed(folder: Path) -> Iterator[list[float]]:
+    """Counts the seconds of every part of the benchmark in the folder; yields them."""
+    path = folder / "seconds.json"
+    seconds = json.loads(path.read_text()) if path.exists() else []
+    begun = time.monotonic()
+    try:
+        yield seconds
+    finally:
+        seconds.append(time.monotonic() - begun)
+        _write(path, seconds)
+
+
+def _write(path: Path, value: object) -> None:
+    part = path.with_suffix(".part")
+    part.write_text(json.dumps(value))
+    part.replace(path)
 
 
 def leftovers(workdir: Path) -> list[str]:
@@ -249,44 +316,46 @@ def rows_of(whole: Soak, often: Soak) -> list[Row]:
     ]
 
 
+def run_in(folder: Path, args: argparse.Namespace) -> list[Row]:
+    """Runs or continues the benchmark in a folder, and prints its course."""
+    with timed(folder) as seconds:
+        plan = planned(folder, args.hours)
+        print(
+            f"start-up {plan.start_up_seconds:.0f} s; {plan.num_steps} steps of "
+            f"{plan.step_seconds:.3f} s, a save every {plan.save_every}",
+            flush=True,
+        )
+        whole = undisturbed(folder, plan)
+        print("undisturbed: done", flush=True)
+        often, ends = disturbed(
+            folder, plan, seed=args.seed, every_seconds=args.every_seconds
+        )
+        rows = rows_of(whole, often)
+    counts = ", ".join(f"{n} x {end}" for end, n in collections.Counter(ends).items())
+    print(f"{len(ends) + 1} starts: {counts}; {sum(seconds) / 3600:.2f} hours")
+    return rows
+
+
 def main() -> int:
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
     parser.add_argument("--hours", type=float, default=4.0)
+    parser.add_argument("--folder", type=Path, help="kept, to continue [none]")
     parser.add_argument(
         "--every_seconds", type=float, default=180.0, help="between disturbances, mean"
     )
     parser.add_argument("--seed", type=int, default=0, help="of what is killed, when")
     args = parser.parse_args()
-    begun = time.monotonic()
-    with tempfile.TemporaryDirectory(ignore_cleanup_errors=True) as scratch:
-        folder = Path(scratch)
-        prepare_folder(folder)
-        start_up, per_step = measure(folder)
-        save_every = max(round(SECONDS_BETWEEN_SAVES / per_step), 5)
-        num_steps = int(args.hours * 3600 * SHARE_UNDISTURBED / per_step)
-        steps = max(num_steps, 4 * save_every), save_every
-        print(
-            f"start-up {start_up:.0f} s; {steps[0]} steps of {per_step:.3f} s, a save "
-            f"every {save_every}",
-            flush=True,
-        )
-        whole = undisturbed(folder, *steps)
-        print(f"undisturbed: {(time.monotonic() - begun) / 60:.0f} minutes", flush=True)
-        often, done = disturbed(
-            folder,
-            *steps,
-            rng=random.Random(args.seed),
-            start_up_seconds=start_up,
-            every_seconds=args.every_seconds,
-        )
-        rows = rows_of(whole, often)
-    counts = ", ".join(f"{done[kind]} x {kind}" for kind in KINDS)
-    print(
-        f"{often.starts} starts: {counts}, after which {done['left']} saved and left; "
-        f"{(time.monotonic() - begun) / 3600:.2f} hours"
-    )
+    # Ends the processes too.
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit(128 + signal.SIGTERM))
+    with contextlib.ExitStack() as stack:
+        folder = args.folder
+        if folder is None:
+            scratch = tempfile.TemporaryDirectory(ignore_cleanup_errors=True)
+            folder = Path(stack.enter_context(scratch))
+        folder.mkdir(parents=True, exist_ok=True)
+        rows = run_in(folder.absolute(), args)
     emit(*rows)
     return 0 if all(row.is_met for row in rows) else 1
 

@@ -72,7 +72,7 @@ def find(
         if name and name not in table.columns:
             near = nearest(name, table.columns)
             raise InputError(
-                f"--{flag}={name} is not a column; {near}there are "
+                f"--{flag}={name} is not a column; {near}the columns are "
                 f"{', '.join(table.columns)}."
             )
     path, match = _paths(table, matcher, notes, path_column, label_column)
@@ -83,10 +83,10 @@ def find(
     rest = [name for name in table.columns if name not in (path, *extra.values())]
     labels, one_hot = _labels(table, rest, notes, label_column)
     for kind, name in extra.items():
-        notes.assumed(f"column {name!r} is the {kind} of each image, by its name")
+        notes.assumed(f"column {name!r} is used as the {kind}, based on its name")
     unused = [name for name in rest if name not in labels]
     if unused:
-        notes.found(f"columns that are not used: {shown(unused)}")
+        notes.found(f"unused columns: {shown(unused)}")
     return Columns(path, labels, one_hot, extra), match
 
 
@@ -100,7 +100,9 @@ def _without_labels(
         return extra
     labels = [name for name in extra.values() if name in one_hot]
     if labels:
-        notes.check(f"columns taken as labels, like the others: {shown(labels)}")
+        notes.check(
+            f"columns read as labels, like the other 0/1 columns: {shown(labels)}"
+        )
     return {kind: name for kind, name in extra.items() if name not in labels}
 
 
@@ -130,17 +132,18 @@ def _paths(
     match = matcher.match(table[best].to_list())
     if match.share == 0:
         raise InputError(
-            f"no cell of {'column ' if given else 'any column, as '}{best!r} (such as "
-            f"{table[best][0]!r}) names an image below --images (such as "
-            f"{matcher.example!r}); give the folder that the paths start from."
+            f"no image below --images (such as {matcher.example!r}) is named in "
+            f"{'column ' if given else 'any column, including '}{best!r} (such as "
+            f"{table[best][0]!r}); set --images to the folder that the paths "
+            "start from."
         )
     others = [n for n in names if n != best and shares[n] >= max(0.5, shares[best] / 2)]
     if given:
-        notes.found(f"column {best!r} names the images, as given")
+        notes.found(f"column {best!r} names the images, as specified")
     else:
         notes.assumed(
-            f"column {best!r} names the images: {match.share:.1%} of its cells do"
-            + (f"; {shown(others)} would, too (--path_column)" if others else "")
+            f"column {best!r} names the images: {match.share:.1%} of its cells match"
+            + (f"; {shown(others)} would also fit (--path_column)" if others else "")
         )
     notes.assumed(f"paths are read {match.rule}")
     return best, match
@@ -150,7 +153,7 @@ def _labels(
     table: pl.DataFrame, rest: Sequence[str], notes: Notes, given: str
 ) -> tuple[tuple[str, ...], bool]:
     if given:
-        notes.found(f"column {given!r} has the labels, as given")
+        notes.found(f"column {given!r} has the labels, as specified")
         return (given,), False
     named = sorted(
         (name for name in rest if _is_called_label(name)),
@@ -159,24 +162,24 @@ def _labels(
     one_hot = tuple(name for name in rest if _is_one_hot(table[name]))
     if len(one_hot) > 1 and not set(named) - set(one_hot):
         notes.assumed(
-            f"columns of 0 and 1 are labels, named by their headers: "
-            f"{len(one_hot)} of them, {shown(one_hot)}"
+            f"columns of 0 and 1 are labels, named by their headers "
+            f"({len(one_hot)} labels): {shown(one_hot)}"
         )
         return one_hot, True
     # Columns of 0 and 1 beside a column of labels are not labels.
     named = [name for name in named if len(one_hot) < 2 or name not in one_hot]
     if named:
-        others = f"; {shown(named[1:])} would fit too (--label_column)"
+        others = f"; {shown(named[1:])} would also fit (--label_column)"
         notes.assumed(
             f"column {named[0]!r} has the labels" + (others if named[1:] else "")
         )
         return (named[0],), False
     if len(rest) == 1:
-        notes.assumed(f"column {rest[0]!r} has the labels, as the only one left")
+        notes.assumed(f"column {rest[0]!r} has the labels, as the only one remaining")
         return (rest[0],), False
     raise InputError(
-        f"which column has the labels? There are {', '.join(rest) or 'none'} beside "
-        "the paths; give one with --label_column."
+        f"cannot determine the label column; columns besides the paths: "
+        f"{', '.join(rest) or 'none'}. Choose one with --label_column."
     )
 
 

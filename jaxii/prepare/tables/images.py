@@ -51,7 +51,7 @@ def find(root: Path, notes: Notes) -> list[str]:
       InputError: If there is no image.
     """
     if not root.is_dir():
-        raise InputError(f"--images={root} is not a folder; give a folder of images.")
+        raise InputError(f"--images={root} is not a folder; use a folder of images.")
     found, others, unnamed = [], Counter(), []
     for path, name, _ in files_below((root,)):
         if name.startswith(".") or "/__MACOSX/" in path:
@@ -65,13 +65,13 @@ def find(root: Path, notes: Notes) -> list[str]:
     if not found:
         kinds = ", ".join(kind for kind, _ in others.most_common(5)) or "nothing"
         raise InputError(
-            f"--images={root} has no image in it; {', '.join(IMAGE_SUFFIXES)} are "
-            f"read, and it has {kinds}."
+            f"--images={root} contains no images; supported suffixes: "
+            f"{', '.join(IMAGE_SUFFIXES)}; found: {kinds}."
         )
     notes.found(f"{root}: {len(found):,} images")
     if others:
         kinds = ", ".join(f"{n:,} {kind}" for kind, n in others.most_common(5))
-        notes.found(f"{root}: other files, not read: {kinds}")
+        notes.found(f"{root}: other files are skipped: {kinds}")
     notes.left_out("images whose names are not UTF-8", unnamed)
     return sorted(found)
 
@@ -205,19 +205,23 @@ class Matcher:
         return Match(rows, best[2])
 
     def _rules(self):
-        yield f"as below {self._root}", self._by_path, lambda path: path
+        yield f"relative to --images={self._root}", self._by_path, lambda path: path
         for start in dict.fromkeys((self._home, Path.cwd())):
             where = plain(os.fspath(start.absolute()))
-            yield f"as from {start.absolute()}", self._by_place, partial(_join, where)
-        yield "as absolute ones", self._by_place, lambda path: path
+            yield (
+                f"relative to {start.absolute()}",
+                self._by_place,
+                partial(_join, where),
+            )
+        yield "as absolute paths", self._by_place, lambda path: path
         for number in range(1, MOST_DROPPED + 1):
             what = "folder" if number == 1 else f"{number} folders"
             yield (
-                f"as below {self._root}, without the first {what} they name",
+                f"relative to --images={self._root}, without their first {what}",
                 self._by_path,
                 partial(_without, number),
             )
-        rule = "by the name of the file alone, without folders"
+        rule = "by file name only, ignoring folders"
         yield rule, self._by_name, lambda path: path.rpartition("/")[2]
 
     def _number(self, found: list[int], cell: str, *, exact: bool) -> int:

@@ -53,25 +53,25 @@ class KnownLabels:
         unknown = [label for label in labels if label not in known]
         if not known:
             raise InputError(
-                f"the run knows none of the labels {shown(unknown)}; its labels are "
+                f"the run has none of the labels {shown(unknown)}; its labels are "
                 f"{shown(self.vocabulary.descriptions)}."
             )
-        notes.left_out("labels", unknown, " that the run does not know")
+        notes.left_out("labels", unknown, " that the run does not have")
         cased = [label for label in unknown if self.num_fitting(label) == 1]
         if cased:
             notes.check(
                 f"{len(cased):,} of them differ only in case from labels of the run "
-                f"(--fold_case takes them as those): {shown(cased)}"
+                f"(--fold_case matches them): {shown(cased)}"
             )
         unclear = [label for label in unknown if self.num_fitting(label) > 1]
         if unclear:
             notes.check(
-                f"{len(unclear):,} of them fit several labels of the run if case is "
-                f"ignored; give the codes of the labels: {shown(unclear)}"
+                f"{len(unclear):,} of them match several labels of the run if case is "
+                f"ignored; use the codes of the labels: {shown(unclear)}"
             )
         missing = len(self.vocabulary) - len(set(known.values()))
         if missing:
-            notes.found(f"{missing:,} labels of the run are in no image")
+            notes.found(f"{missing:,} labels of the run occur in no image")
         return known
 
     def _find(self, label: str) -> int | None:

@@ -179,8 +179,8 @@ def _combine(
     notes.left_out(
         "images",
         [below[i] for i in no_label],
-        " without a label; to keep them as examples of nothing, give them a label of "
-        "their own, such as none",
+        " without a label; to keep them as negative examples, give them their own "
+        "label, such as none",
     )
     checked = images.check(
         [files[i] for i in sorted(entries)], on_progress, decode=known is not None
@@ -201,7 +201,7 @@ def _combine(
         codes, index = _codes(labels), {label: i for i, label in enumerate(labels)}
     in_use = [{index[k]: c for k, c in entries[i].items() if k in index} for i in used]
     emptied = [absolute(files[i]) for i, e in zip(used, in_use, strict=True) if not e]
-    notes.left_out("images", emptied, " without any label that is used")
+    notes.left_out("images", emptied, " whose labels are all left out")
     kept = [row for row, entry in enumerate(in_use) if entry]
     return Labelled(
         files=[absolute(files[used[row]]) for row in kept],
@@ -226,7 +226,7 @@ def _spellings(
     changed = [w for w, label in spelling.items() if label != w and label]
     if changed:
         notes.assumed(
-            f"extra spaces and the encoding of accents do not distinguish labels: "
+            f"extra spaces and the encoding of accents are ignored in labels; "
             f"{len(changed):,} spellings were changed: {shown(changed)}"
         )
     by_folded: dict[str, Counter[str]] = defaultdict(Counter)
@@ -249,12 +249,12 @@ def _spellings(
     if apart:
         why = ", as in the run" if fold_case else " (--fold_case merges them)"
         notes.check(
-            f"{len(apart):,} labels differ from others only in case and stay "
-            f"different labels{why}: {_counted(apart.values())}"
+            f"{len(apart):,} sets of labels differ only in case and are kept "
+            f"separate{why}: {_counted(apart.values())}"
         )
     absent = [label for label in by_folded if label in NO_VALUES]
     if absent:
-        notes.check(f"labels that may stand for no label: {shown(absent)}")
+        notes.check(f"labels that may mean that there is no label: {shown(absent)}")
     return spelling
 
 
@@ -281,11 +281,11 @@ def _entries(
                 repeated += 1
             before[label] = max(confidence, before.get(label, 0.0))
     if repeated:
-        notes.found(f"{repeated:,} labels are listed again for the same image")
+        notes.found(f"{repeated:,} labels are repeated for the same image")
     if contradictions:
         notes.assumed(
-            f"of two confidences of one label of an image the larger counts, "
-            f"{len(contradictions):,} times: {shown(contradictions)}"
+            f"if a label of an image has different confidences, the largest is used "
+            f"({len(contradictions):,} times): {shown(contradictions)}"
         )
     return entries
 
@@ -296,8 +296,8 @@ def _ids(below: Sequence[str], notes: Notes) -> list[str]:
     path = "path below --images"
     choices = (
         (stems, ""),
-        (without_suffix, f"{path} without suffix, as folders share file names"),
-        (list(below), f"{path}, as some names differ only in their suffix"),
+        (without_suffix, f"{path} without suffix, because folders share file names"),
+        (list(below), f"{path}, because some names differ only in their suffix"),
     )
     ids, why = next(
         (c for c in choices if len(set(c[0])) == len(below) and all(c[0])), choices[-1]
@@ -310,7 +310,7 @@ def _ids(below: Sequence[str], notes: Notes) -> list[str]:
         )
     if why:
         twice = [name for name, number in Counter(stems).items() if number > 1]
-        notes.assumed(f"the id of an image is its {why}: {shown(twice)}")
+        notes.assumed(f"the image id is the {why}: {shown(twice)}")
     return ids
 
 
@@ -320,13 +320,13 @@ def _readable(
     """Returns the readable images, and the broken ones with their faults."""
     broken = [f"{below[numbers[i]]}: {why}" for i, why in checked.broken.items()]
     notes.left_out(
-        "broken images", broken, "" if checked.decoded else " judged by their headers"
+        "broken images", broken, "" if checked.decoded else ", checked by header only"
     )
     whole = [number for i, number in enumerate(numbers) if i not in checked.broken]
     if not whole:
         raise InputError("no readable image has a label; see the notes above.")
     sides = checked.short_sides
-    how = "all decoded" if checked.decoded else "judged by their headers"
+    how = "all decoded" if checked.decoded else "checked by header only"
     notes.found(
         f"{len(sides):,} readable images with labels, {how}; short side "
         f"{sides.min()} to {sides.max()} pixels, median {int(np.median(sides))}"
@@ -341,8 +341,8 @@ def _check_divided(groups: Sequence[str], splits: Sequence[str], notes: Notes) -
     divided = [group for group, found in sides.items() if group and len(found) > 1]
     if divided:
         notes.check(
-            f"{len(divided):,} groups have images in more than one split, so that "
-            f"metrics will be too high: {shown(divided)}"
+            f"{len(divided):,} groups have images in more than one split, so metrics "
+            f"will be too high: {shown(divided)}"
         )
 
 
@@ -357,13 +357,13 @@ def _one_each(
             others.append(text)
     if others:
         notes.check(
-            f"{len(others):,} rows have another {kind} than the first row of their "
-            f"image, which is used: {shown(others)}"
+            f"{len(others):,} rows have a different {kind} from the first row of their "
+            f"image; the first is used: {shown(others)}"
         )
     values = [first.get(number, "") for number in used]
     counts = Counter(values)
     few = ", ".join(f"{value or 'none'} {n:,}" for value, n in counts.most_common(5))
-    notes.found(f"{kind}: {len(counts):,} distinct ({few})")
+    notes.found(f"{kind}: {len(counts):,} distinct values ({few})")
     return values
 
 
@@ -375,7 +375,9 @@ def _labels(
     min_images: int,
 ) -> list[str]:
     if not taught:
-        raise InputError("no image of the split train has a label; see the notes.")
+        raise InputError(
+            "no image in the train split has a label; see the notes above."
+        )
     counts = Counter(
         label for i in taught for label, c in entries[i].items() if c >= 0.5
     )
@@ -386,8 +388,8 @@ def _labels(
     labels = sorted(counts.keys() - set(rare))
     if len(labels) < 2:
         raise InputError(
-            f"{len(labels)} labels are left ({shown(labels)}); training needs two. If "
-            "cells were split wrongly, give --label_separator."
+            f"{len(labels)} labels are left ({shown(labels)}); training needs at least "
+            "two. If cells are split incorrectly, set --label_separator."
         )
     common = counts.most_common()
     most, middle, least = common[0], common[len(common) // 2], common[len(labels) - 1]
@@ -399,8 +401,8 @@ def _labels(
     tail = [label for label in labels if counts[label] < FEW_IMAGES]
     if tail:
         notes.check(
-            f"{len(tail):,} labels have fewer than {FEW_IMAGES} images, too few to "
-            f"learn them; --min_images={FEW_IMAGES} leaves them out: {shown(tail)}"
+            f"{len(tail):,} labels have fewer than {FEW_IMAGES} training images, too "
+            f"few to learn; --min_images={FEW_IMAGES} leaves them out: {shown(tail)}"
         )
     return labels
 

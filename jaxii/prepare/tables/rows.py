@@ -95,7 +95,7 @@ def of_file(
     table = table.filter(pl.Series(match.rows) != NOWHERE)
     if found.one_hot:
         labels = _one_hot(table, found.labels)
-        notes.assumed("0 means absent, like a label that is not listed")
+        notes.assumed("0 means that the label is absent, like an unlisted label")
     else:
         texts = table[found.labels[0]].to_list()
         labels = labels_of(
@@ -129,11 +129,11 @@ def of_folders(files: Sequence[str], root: Path, notes: Notes) -> LabelRows:
     has_splits = bool(first) and first <= SPLITS.keys()
     if not any(len(part) > has_splits for part in parts):
         raise InputError(
-            f"--labels is missing, and no folder in --images={root} is a label; "
-            "give a CSV file with a column of paths and one of labels."
+            f"--labels is not set and --images={root} has no label folders; set "
+            "--labels to a CSV file with a path column and a label column."
         )
     notes.assumed(
-        f"folders are labels, as --labels is not given: {root}/"
+        f"folders are labels, because --labels is not set: {root}/"
         f"{'SPLIT/' * has_splits}LABEL/..."
     )
     extra = {}
@@ -153,13 +153,13 @@ def _note_missing(
     notes.left_out(
         "names in the label file",
         missing,
-        f", in {sum(row == NOWHERE for _, row in pairs):,} rows, without an image",
+        f" ({sum(row == NOWHERE for _, row in pairs):,} rows) that match no image",
     )
     used = set(match.rows)
     notes.left_out(
         "images",
         [path for i, path in enumerate(below) if i not in used],
-        " without a row",
+        " without a row in the label file",
     )
 
 
@@ -184,8 +184,8 @@ def _splits(texts: Sequence[str], name: str) -> list[str]:
     unknown = sorted({text for text in texts if text.lower() not in SPLITS})
     if unknown:
         raise InputError(
-            f"column {name!r} has {unknown[0]!r}; use train, validation or test, or "
-            "rename the column if it is no split."
+            f"column {name!r} contains {unknown[0]!r}; use train, validation or test, "
+            "or rename the column if it is not a split."
         )
     # Another row of the image may give its split.
     return [SPLITS[text.lower()] if text else "" for text in texts]
@@ -197,16 +197,16 @@ def _with_confidences(rows: LabelRows, texts: pl.Series, notes: Notes) -> LabelR
     if len(numbers) and not numbers.is_between(0.0, 1.0).all():
         raise InputError(
             f"column {texts.name!r} has values from {numbers.min()} to "
-            f"{numbers.max()}; a confidence is from 0 (absent) to 1 (present): change "
-            "them, or rename the column."
+            f"{numbers.max()}; confidences must be from 0 (absent) to 1 (present). "
+            "Change the values or rename the column."
         )
     between = int(((numbers > 0) & (numbers < 1)).sum())
     notes.assumed(
         "confidence 1 means verified present and 0 verified absent"
-        + (f"; {between:,} rows between are soft targets" if between else "")
+        + (f"; {between:,} rows in between are soft targets" if between else "")
     )
     bad = values.is_null() | values.is_nan()
-    notes.left_out("rows whose confidence is no number", texts.filter(bad).to_list())
+    notes.left_out("rows whose confidence is not a number", texts.filter(bad).to_list())
     kept: list[int] = (~bad).arg_true().to_list()
     return LabelRows(
         [rows.numbers[i] for i in kept],
@@ -238,21 +238,23 @@ def labels_of(
     """
     counts = Counter(clean(cell) for cell in cells if cell)
     chosen = separator or _choose(counts, row_a_label)
-    why = "as given" if separator else _REASONS.get(chosen, _REASON_LISTS)
+    why = "as specified" if separator else _REASONS.get(chosen, _REASON_LISTS)
     if is_known is not None and not separator and chosen != "json":
-        chosen, why = _most_known(counts, is_known), "most labels are then the run's"
+        chosen, why = _most_known(counts, is_known), "most parts are the run's labels"
     if chosen == "json":
-        notes.assumed(f"a cell is a list of labels in JSON ({why})")
+        notes.assumed(f"each cell is a JSON list of labels ({why})")
         return _json_lists(cells, notes)
     if chosen == "none":
         layout = "one label per row" if row_a_label else "one label per image"
-        notes.assumed(f"a cell is one label, {layout} ({why}; --label_separator)")
+        notes.assumed(
+            f"each cell is a single label, {layout} ({why}; --label_separator)"
+        )
         _mind_separators(counts, notes)
         return [[cell] if cell else [] for cell in cells]
     name = SEPARATORS[" " if chosen == "space" else chosen]
     notes.assumed(
-        f"a cell is a list of labels with {name} between them ({why}; "
-        "--label_separator=none if a cell is one label)"
+        f"each cell is a list of labels separated by {name} ({why}; "
+        "--label_separator=none if each cell is a single label)"
     )
     return [_parts(cell, chosen) for cell in cells]
 
@@ -276,10 +278,10 @@ def _most_known(counts: Counter[str], is_known: Callable[[str], bool]) -> str:
 
 _REASON_LISTS = (
     "nearly every part occurs in several cells, or splitting halves the number of "
-    "labels, or most images would have a label of their own"
+    "labels, or most images would otherwise have a label of their own"
 )
 _REASONS = {
-    "none": "most parts would occur in one cell only",
+    "none": "most parts would occur in only one cell",
     "json": "cells start with [ and end with ]",
 }
 
@@ -337,10 +339,10 @@ def _json_lists(cells: Sequence[str], notes: Notes) -> list[list[str]]:
             lists.append([])
     if wrong and len(wrong) == sum(bool(cell) for cell in cells):
         raise InputError(
-            f"no cell is a JSON list of labels ({wrong[0][:60]!r}, for example); give "
+            f"no cell is a JSON list of labels (such as {wrong[0][:60]!r}); use "
             "another --label_separator."
         )
-    notes.left_out("rows whose cell is no list of labels", wrong)
+    notes.left_out("rows whose cell is not a list of labels", wrong)
     return lists
 
 

@@ -78,7 +78,7 @@ def read_table(path: Path, notes: Notes) -> pl.DataFrame:
     else:
         text = _decode(path, data, notes).lstrip("\n")
         if not text.strip():
-            raise InputError(f"{path} is empty; give a table with a header.")
+            raise InputError(f"{path} is empty; use a table with a header.")
         if text.startswith("{"):
             table = _as_text(path, _read_json_lines(path, text), notes)
             notes.found(f"{path} is JSON Lines")
@@ -87,7 +87,7 @@ def read_table(path: Path, notes: Notes) -> pl.DataFrame:
     table = table.with_columns(pl.all().fill_null("").str.strip_chars())
     table = table.filter(pl.any_horizontal(pl.all() != ""))
     if not len(table):
-        raise InputError(f"{path} has no row below its header; give one that has.")
+        raise InputError(f"{path} has no rows below its header; add at least one.")
     columns = ", ".join(table.columns)
     notes.found(f"{path}: {len(table):,} rows, columns {columns}")
     return table
@@ -106,8 +106,8 @@ def _bytes(path: Path) -> bytes:
     for start, kind in _OTHER_FILES.items():
         if data.startswith(start):
             raise InputError(
-                f"{path} is {kind}; save it as CSV, Parquet or JSON Lines, with a row "
-                "per label or per image."
+                f"{path} is {kind}; save it as CSV, Parquet or JSON Lines, with one "
+                "row per label or per image."
             )
     return data
 
@@ -119,7 +119,7 @@ def _read_parquet(path: Path, data: bytes) -> pl.DataFrame:
     if ended.returncode:
         lines = ended.stderr.decode(errors="replace").splitlines()
         lines = [line for line in lines if line and not line.startswith("note:")]
-        reason = lines[-1] if lines else "polars ends"
+        reason = lines[-1] if lines else "polars crashed"
         raise InputError(f"{path} is a damaged Parquet file ({reason}).")
     return pl.read_parquet(io.BytesIO(data))
 
@@ -130,8 +130,8 @@ def _read_json_lines(path: Path, text: str) -> pl.DataFrame:
     except pl.exceptions.PolarsError as error:
         reason = str(error).strip().splitlines()[0]
         raise InputError(
-            f"{path} starts with {{ and cannot be read as JSON Lines ({reason}); give "
-            "one JSON object per line, with the same type in each column."
+            f"{path} starts with {{ but cannot be read as JSON Lines ({reason}); use "
+            "one JSON object per line, with one type per column."
         ) from error
 
 
@@ -151,11 +151,11 @@ def _as_text(path: Path, table: pl.DataFrame, notes: Notes) -> pl.DataFrame:
         else:
             texts.append(column.cast(pl.String))
     if others:
-        notes.found(f"{path}: columns that are not read: {shown(others)}")
+        notes.found(f"{path}: skipped columns of unsupported types: {shown(others)}")
     if not texts:
         raise InputError(
-            f"{path} has no column of text, numbers or lists; give one of paths and "
-            "one of labels."
+            f"{path} has no columns of text, numbers or lists; it needs a path column "
+            "and a label column."
         )
     return pl.DataFrame(texts)
 
@@ -169,11 +169,11 @@ def _decode(path: Path, data: bytes, notes: Notes) -> str:
             text = data.decode(wide)
         except UnicodeDecodeError as error:
             raise InputError(
-                f"{path} is {wide} and damaged or cut off ({error.reason} at byte "
-                f"{error.start:,}); save it again, best as UTF-8."
+                f"{path} is {wide} but damaged or truncated ({error.reason} at byte "
+                f"{error.start:,}); save it again, preferably as UTF-8."
             ) from error
     elif b"\0" in data:
-        raise InputError(f"{path} is no text (it has zero bytes); save it as CSV.")
+        raise InputError(f"{path} is not text (it has zero bytes); save it as CSV.")
     else:
         try:
             text = data.decode("utf-8-sig")
@@ -191,9 +191,9 @@ def _decode_legacy(path: Path, data: bytes, notes: Notes) -> str:
             text = data.decode(encoding)
             examples = [cell.decode(encoding, "replace") for cell in strange]
             notes.assumed(
-                f"{path} is not UTF-8; it was read as {encoding}, which was detected "
-                f"from its letters, as in {shown(examples)}; save it as "
-                "UTF-8 if they look wrong"
+                f"{path} is not UTF-8; it was read as {encoding}, detected from its "
+                f"letters, for example {shown(examples)}; save it as UTF-8 if they "
+                "look wrong"
             )
             return text
     except UnicodeDecodeError:
@@ -218,7 +218,7 @@ def _detect(data: bytes) -> str | None:
 def _check_names(path: Path, names: Iterable[str]) -> None:
     twice = [name for name, number in Counter(names).items() if number > 1]
     if twice:
-        raise InputError(f"{path} has two columns called {twice[0]!r}; rename one.")
+        raise InputError(f"{path} has two columns named {twice[0]!r}; rename one.")
 
 
 def _read_separated(path: Path, text: str, notes: Notes) -> pl.DataFrame:
@@ -231,7 +231,7 @@ def _read_separated(path: Path, text: str, notes: Notes) -> pl.DataFrame:
     if separator != ",":
         notes.assumed(f"columns are separated by {SEPARATORS[separator]}")
     if not has_header:
-        notes.assumed("there is no header: the first line names an image")
+        notes.assumed("there is no header, because the first line names an image")
     return _parse(path, text, separator, has_header)
 
 
@@ -246,8 +246,8 @@ def _separator(path: Path, sample: str) -> str:
             best, best_share = separator, share
     if not best:
         raise InputError(
-            f"{path} has one column ({sample.splitlines()[0][:60]!r}); it needs one of "
-            "paths and one of labels, with commas, semicolons or tabs between them."
+            f"{path} has one column ({sample.splitlines()[0][:60]!r}); it needs a path "
+            "column and a label column, separated by commas, semicolons, tabs or bars."
         )
     return best
 
@@ -289,16 +289,16 @@ def _parse_leniently(
             line = reader.line_num
             if rows and len(row) > len(rows[0]):
                 raise InputError(
-                    f"{path} line {line}: {len(row)} cells where the first "
-                    f"line has {len(rows[0])} ({separator.join(row)[:60]!r}); put "
-                    f"cells that contain {SEPARATORS[separator]} between double quotes."
+                    f"{path} line {line}: {len(row)} cells, but the first line has "
+                    f"{len(rows[0])} ({separator.join(row)[:60]!r}); put double quotes "
+                    f"around cells that contain {SEPARATORS[separator]}."
                 )
             if row:
                 rows.append(row + [""] * (len(rows[0]) - len(row) if rows else 0))
     except csv.Error as error:
         raise InputError(
             f"{path} line {line + 1}: a double quote is not closed, or text follows a "
-            f"closed one ({error}); write a quote in a cell as two."
+            f"closed one ({error}); write each quote inside a cell as two quotes."
         ) from error
     width = len(rows[0])
     names = [name.strip() for name in rows.pop(0)] if has_header else _unnamed(width)

@@ -119,8 +119,8 @@ def _is_complete(directory: Path, made_with: dict) -> bool:
     marker = directory / MARKER
     if not marker.is_file():
         raise InputError(
-            f"{directory} holds something else than a complete toy_regions dataset; "
-            "give a new or an empty directory"
+            f"{directory} contains something other than a complete toy_regions "
+            "dataset; use a new or empty directory"
         )
     try:
         found = json.loads(marker.read_text())
@@ -129,7 +129,7 @@ def _is_complete(directory: Path, made_with: dict) -> bool:
     if found != made_with:
         raise InputError(
             f"{directory} was drawn with {json.dumps(found)} instead of "
-            f"{json.dumps(made_with)}; give another directory or delete this one"
+            f"{json.dumps(made_with)}; use another directory or delete this one"
         )
     return True
 
@@ -297,7 +297,7 @@ def prepare_toy_regions(
         return
     if not isinstance(directory, Path):
         raise InputError(
-            f"{directory} is not on this machine, where toy_regions is drawn; give a "
+            f"{directory} is not a local folder; toy_regions can only be drawn in a "
             "local folder"
         )
     # Several processes may need it at the same time.
@@ -313,8 +313,8 @@ def _draw_and_prepare(directory: Path, on_progress: OnProgress) -> None:
         directory.is_dir() and any(directory.iterdir()) and not begun
     ):
         raise InputError(
-            f"{directory} holds something else than toy_regions; give an empty or new "
-            "folder to draw it in, or the recipe's preset for the data that is there."
+            f"{directory} contains something other than toy_regions; use a new or "
+            "empty folder, or the recipe's preset for the existing data."
         )
     drawn = directory.parent / f"{directory.name}_files"
     write(drawn, on_progress=on_progress)

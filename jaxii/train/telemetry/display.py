@@ -198,13 +198,13 @@ class Panel:
         return parts
 
     def _safety(self, standing: Standing) -> list[str]:
-        parts = ["nothing saved yet"]
+        parts = ["no checkpoint yet"]
         if self.saved is not None:
             ago = _duration(self._clock() - self.saved.seconds)
-            when = "before this start" if ago == "-" else f"{ago} ago"
+            when = "before the restart" if ago == "-" else f"{ago} ago"
             parts = [f"saved {self.saved.step}, {when}"]
         if standing.skipped:
-            parts.append(f"skipped {standing.skipped} updates that were not finite")
+            parts.append(f"skipped {standing.skipped} non-finite updates")
         return parts
 
 

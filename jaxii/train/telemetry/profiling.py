@@ -135,8 +135,8 @@ class Profiler:
             return f"profile of steps {self._start} to {self._end}: {self._folder}"
         if self._first < self._last:
             return (
-                f"no profile: steps {self._first} to {self._last} were not among those "
-                "that were trained"
+                f"no profile: this process did not train steps {self._first} to "
+                f"{self._last}"
             )
         return ""
 

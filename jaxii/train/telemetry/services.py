@@ -118,8 +118,8 @@ class Wandb(_Service):
         # `login` neither prompts nor contacts the server: a run starts without both.
         if not offline and not wandb.login(verify=False, prompt=False):
             raise InputError(
-                "config.track='wandb' and there is no key of Weights & Biases here; "
-                "run `wandb login`, or set WANDB_MODE=offline."
+                "config.track='wandb' needs an API key of Weights & Biases, and none "
+                "was found; run `wandb login`, or set WANDB_MODE=offline."
             )
 
     def _open(self, folder: AnyPath, facts: Facts, run_id: str | None) -> str:
@@ -145,14 +145,14 @@ class Wandb(_Service):
             self._run = wandb.init(**given)
         except wandb.errors.CommError:
             self._run = wandb.init(**given, mode="offline")
-            self._say("wandb: nobody answers.")
+            self._say("wandb: the server does not respond.")
         return run_id
 
     def _begin(self, facts: Facts) -> str:
         # W&B's own step counter cannot go back when a killed run is resumed.
         self._run.define_metric("*", step_metric="step")
         folder = Path(self._run.dir).parent
-        offline = f"offline; `wandb sync {folder}` sends it"
+        offline = f"offline; upload it with `wandb sync {folder}`"
         return offline if self._run.offline else self._run.url
 
     def scalars(self, step: int, values: Mapping[str, float]) -> None:

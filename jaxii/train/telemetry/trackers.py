@@ -203,6 +203,6 @@ class _Line:
             self._warned = True
             first = text.partition("\n")[0].rstrip(".")
             self._warn(
-                f"{self._name}: {first}. Training continues without what it cannot "
-                "take; further errors are not shown."
+                f"{self._name}: {first}. Training continues without the lost values; "
+                "further errors are not shown."
             )
