@@ -1,11 +1,11 @@
-# What the scripts beside this file share: usage, --dry-run, commands that are printed,
-# and the one revision that a run is made of. They source it; it does nothing by itself.
+# Functions shared by the scripts in this folder, which source this file: usage,
+# --dry-run, printed commands, and the revision of the run.
 # shellcheck shell=bash disable=SC2034,SC2154
 
 usage() { sed -n '2,/^[^#]/s/^# \{0,1\}//p' "$0"; exit 2; }
 stop() { echo "$(basename "$0"): $2" >&2; exit "$1"; }
 
-# Sets `words` to what was given but --dry-run, and `dry`.
+# Sets `words` to all arguments except --dry-run, and `dry` if that is given.
 take() {
     local word
     dry='' words=()
@@ -14,7 +14,7 @@ take() {
     done
 }
 
-# Words as a shell reads them, with quotes only where they are needed.
+# Prints words as a shell reads them, quoted only if necessary.
 quoted() {
     local word line=''
     for word in "$@"; do
@@ -31,14 +31,14 @@ act() {
     [[ -n $dry ]] || "$@"
 }
 
-# Sets `revision` to the commit that is checked out, if it is all there is.
+# Sets `revision` to the checked-out commit; stops if there are uncommitted changes.
 take_revision() {
     revision=$(git rev-parse HEAD)
     [[ -z $(git status --porcelain) ]] ||
-        stop 2 "the tree has changes that are in no commit; commit or stash them."
+        stop 2 "the working tree has uncommitted changes; commit or stash them."
 }
 
-# check_places PATTERN WHY: --workdir is given and, like --data_dir, matches.
+# check_places PATTERN WHY: stops unless --workdir is given and it and --data_dir match.
 check_places() {
     local word last='' workdir=''
     for word in "${flags[@]}"; do
@@ -47,10 +47,11 @@ check_places() {
         [[ ! $word =~ ^--(workdir|data_dir)= || ${word#*=} =~ $1 ]] || stop 2 "$word $2"
         last=$word
     done
-    [[ -n $workdir ]] || stop 2 "--workdir is missing: a run goes on from what lies there."
+    [[ -n $workdir ]] ||
+        stop 2 "--workdir is missing; a run is resumed from this folder."
 }
 
-# Exports JAXII_RUN_TOKEN, random unless it is given: who knows it belongs to the run.
+# Exports JAXII_RUN_TOKEN, which admits a process to the run; random unless it is set.
 take_token() {
     [[ -n ${JAXII_RUN_TOKEN:-} ]] ||
         JAXII_RUN_TOKEN=$(od -An -N16 -tx1 /dev/urandom | tr -d ' \n')

@@ -176,7 +176,7 @@ def test_a_tree_with_changes_is_refused(cluster):
     (cluster.checkout / "new.py").touch()
     result = cluster.submit("4", *FLAGS)
     assert result.returncode == 2
-    assert "changes that are in no commit" in result.stderr
+    assert "the working tree has uncommitted changes" in result.stderr
 
 
 def test_a_dry_run_prints_exactly_its_golden_text_and_calls_nothing(cluster):

@@ -316,7 +316,7 @@ def test_a_tree_with_changes_is_refused(ready):
     result = ready("setup", "pod")
     new.unlink()
     assert result.returncode == 2
-    assert "changes that are in no commit; commit or stash" in result.stderr
+    assert "uncommitted changes; commit or stash" in result.stderr
 
 
 def test_a_commit_that_is_not_pushed_is_refused(ready):

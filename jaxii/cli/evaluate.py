@@ -32,7 +32,7 @@ WORKDIR/sets.
 
 The columns slice (or else domain) and group of the label file are used as in `new`:
 figures are reported per slice, and intervals resample whole groups. Labels that the run
-does not know and images that cannot be read are counted, listed and left out."""
+does not have and images that cannot be read are counted, listed and left out."""
 # Flags that say how the run's own splits are evaluated.
 OF_SPLITS = (
     *("stage", "data_dir", "verify", "decoder", "tune_on"),

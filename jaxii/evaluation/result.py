@@ -414,7 +414,7 @@ class SetResult(EvaluationResult):
       name: name of the set, the only key of `splits`.
       decoders_hash: XXH3 of the file of the decoders.
       num_seen: part of the result -> number of images that influenced it, by id.
-      unknown_labels: labels of the set that the run does not know; in no figure.
+      unknown_labels: labels of the set that the run does not have; in no figure.
       broken_images: images that cannot be read, each with the reason; in no figure.
     """
 
