@@ -258,7 +258,7 @@ def test_predict_says_what_f2_to_expect_and_what_adapting_did(
     assert record["calibration"]["labels"] == ["held_out"]
     text, _ = said(tuned.held_out("asia"), label_shift=True)
     assert "CAVEAT     the effect of label_shift on new domains is unknown" in text
-    assert "± unknown; run hold_out --workdir=" in text
+    assert " (error unknown; run hold_out --workdir=" in text
 
 
 def test_a_run_with_a_domain_held_out_estimates_by_that_one(done):

@@ -76,8 +76,8 @@ class ExpectedF2:
         return {"mean": min(max(mean, 0.0), 1.0), "error": self.error}
 
     def __str__(self) -> str:
-        error = "unknown" if self.error is None else f"{self.error:.2f}"
-        return f"{self.to_json()['mean']:.2f} ± {error}"
+        error = "" if self.error is None else f" ± {self.error:.2f}"
+        return f"{self.to_json()['mean']:.2f}{error}"
 
 
 @dataclass(frozen=True, kw_only=True)

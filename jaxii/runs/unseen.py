@@ -101,7 +101,9 @@ def expected_f2_error(
 def expected_f2_line(expected: ExpectedF2, workdir: AnyPath) -> str:
     """Returns the expected F2 for the console, and how to measure an unknown error."""
     line = f"expected F2 of these images: {expected}"
-    return line if expected.error is not None else f"{line}; {how_to_measure(workdir)}"
+    if expected.error is not None:
+        return line
+    return f"{line} (error unknown; {how_to_measure(workdir)})"
 
 
 def say_caveats(
