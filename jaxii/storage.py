@@ -6,6 +6,7 @@ import fcntl
 import json
 import os
 import platform
+import secrets
 import shutil
 import tempfile
 from collections.abc import Callable, Iterator
@@ -146,9 +147,10 @@ class Mirror:
                 (self._home / name).write_bytes(path.read_bytes())
                 self._pushed[path] = state
 
-    def close(self) -> None:
-        """Pushes, and removes the temporary folder."""
-        self.push()
+    def close(self, *, push: bool = True) -> None:
+        """Pushes unless told otherwise, and removes the temporary folder."""
+        if push:
+            self.push()
         if self.path != self._home:
             self._scratch.cleanup()
 
@@ -207,6 +209,15 @@ def held(folder: AnyPath) -> Iterator[None]:
                 path.rmdir()
 
 
+def is_held(folder: AnyPath) -> bool:
+    """Returns whether this process still holds a folder that it has `held`.
+
+    Always true on a disk, where no other process can take the folder over.
+    Cost: in a bucket, one small read.
+    """
+    return isinstance(folder, Path) or _read_lock(folder) == _holder()
+
+
 def check_held(folder: AnyPath) -> None:
     """Checks that this process still holds a folder that it has `held`.
 
@@ -215,10 +226,8 @@ def check_held(folder: AnyPath) -> None:
     Raises:
       InputError: If the folder is in a bucket and another process has taken it over.
     """
-    if isinstance(folder, Path):
-        return
-    holder = _read_lock(folder)
-    if holder != _holder():
+    if not is_held(folder):
+        holder = _read_lock(folder)
         raise InputError(
             f"{folder} was taken over by {holder or 'a process that has ended'}; in a "
             "bucket, the process that starts last keeps the folder. Use another folder "
@@ -298,11 +307,19 @@ def named(path: str | os.PathLike[str], draft: Path | None = None) -> Iterator[N
         raise OSError(code, os.strerror(code), os.fspath(path)) from error
 
 
+def _draft_of(path: Path) -> Path:
+    """Returns a new name beside `path`.
+
+    The name is random, because processes of two containers may have equal numbers.
+    """
+    return path.with_name(f".{path.name}.{secrets.token_hex(4)}.part")
+
+
 @contextmanager
 def local_draft(path: AnyPath) -> Iterator[Path]:
     """Yields the path of a local file that becomes `path` when the block succeeds."""
     if isinstance(path, Path):
-        part = path.with_name(f".{path.name}.{os.getpid()}.part")
+        part = _draft_of(path)
         try:
             with named(path, part):
                 yield part
@@ -335,7 +352,7 @@ def local_draft_folder(path: AnyPath) -> Iterator[Path]:
             for file in sorted(Path(folder).iterdir()):
                 (path / file.name).write_bytes(file.read_bytes())
         return
-    part = path.with_name(f".{path.name}.{os.getpid()}.part")
+    part = _draft_of(path)
     try:
         part.mkdir(parents=True)
     except OSError as error:

@@ -79,6 +79,13 @@ def test_epochs_become_steps_of_the_global_batch():
         assembly.stages_of(config, lambda split: 1000), config.stages, strict=True
     ):
         assert stage.num_steps == round(given.num_epochs * 20)
+        assert stage.in_epochs
+
+
+def test_a_length_in_steps_is_that_of_the_stage():
+    stage = {"name": "a", "terms": {"bce": 1.0}, "num_steps": 7}
+    (made,) = assembly.stages_of(load(stages=[stage]), lambda split: 1000)
+    assert (made.num_steps, made.in_epochs) == (7, False)
 
 
 def test_epochs_are_those_of_the_stage_s_own_split():

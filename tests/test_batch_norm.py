@@ -6,8 +6,9 @@ import numpy as np
 import pytest
 import small_layers
 
-from jaxii.distributed.mesh import make_mesh, replicated
+from jaxii.distributed.mesh import make_mesh, replicated, to_devices
 from jaxii.models.multitask import make_network
+from jaxii.train import batch_norm
 from jaxii.train.batch_norm import reestimate
 
 SIZE, BATCH = 16, 16
@@ -118,6 +119,44 @@ def test_a_batch_is_filled_with_its_own_images(parts):
     # Devices get other images, but the first layer is linear.
     means = [stats["trunk"]["stem_norm"]["mean"] for stats in (one, other)]
     np.testing.assert_allclose(*means, atol=1e-4)
+
+
+@pytest.mark.parametrize("number", [2, BATCH // 2, BATCH - 3])
+def test_padding_of_one_process_is_replaced_by_images_of_all(
+    parts, monkeypatch, number
+):
+    apply, params, batch_stats = parts
+    (whole,) = batches_of(images_of(number))
+    first, last = (
+        {name: rows[part] for name, rows in whole.items()}
+        for part in (slice(BATCH // 2), slice(BATCH // 2, None))
+    )
+    expected = reestimate(apply, params, batch_stats, [whole], make_mesh())
+    # A single process stands for the second of two: JAX would add the other's rows.
+    monkeypatch.setattr(
+        batch_norm,
+        "to_devices",
+        lambda own, sharding: to_devices(
+            {name: np.concatenate([first[name], own[name]]) for name in own}, sharding
+        ),
+    )
+    found = reestimate(apply, params, batch_stats, [last], make_mesh())
+    jax.tree.map(np.testing.assert_array_equal, found, expected)
+
+
+def test_padding_and_damaged_images_do_not_enter(parts):
+    apply, params, batch_stats = parts
+    (whole,) = batches_of(images_of(BATCH - 3))
+    whole["mask"][1] = 0.0
+    rows = np.arange(BATCH)
+    rows[[1, -3, -2, -1]] = [0, 2, 3, 4]
+    filled = {"images": whole["images"][rows], "mask": whole["mask"]}
+    whole["images"][[1, -3, -2, -1]] = 255
+    one, other = (
+        reestimate(apply, params, batch_stats, [batch], make_mesh())
+        for batch in (whole, filled)
+    )
+    jax.tree.map(np.testing.assert_array_equal, one, other)
 
 
 def test_without_an_image_the_statistics_stay(parts):

@@ -12,6 +12,7 @@ import optax
 import orbax.checkpoint as ocp
 import pytest
 from etils import epath
+from jax.experimental import multihost_utils
 from small_runs import metadata_of
 
 from jaxii import manifest
@@ -104,6 +105,22 @@ def test_the_model_comes_back_without_knowing_the_optimizer(checkpoints):
     np.testing.assert_array_equal(
         model["params"]["trunk"]["kernel"], state.params["trunk"]["kernel"]
     )
+
+
+def test_a_save_does_not_move_the_step_at_which_jax_would_stop(
+    checkpoints, monkeypatch
+):
+    asked = []
+
+    def reached(step):
+        asked.append(step)
+        return False
+
+    monkeypatch.setattr(multihost_utils, "reached_preemption_sync_point", reached)
+    checkpoints.save(metadata_of(saved(7)), make_state())
+    checkpoints.wait()
+    assert checkpoints.saved()["first"]
+    assert asked == []
 
 
 def test_the_best_and_the_last_are_kept(checkpoints):

@@ -14,6 +14,7 @@ from jaxii.data.pipeline import (
     train_batches,
 )
 from jaxii.data.transforms import EvalTransform, TrainTransform
+from jaxii.errors import InputError
 
 SIZE = 16
 POLICY = LabelPolicy(num_slots=4)
@@ -36,6 +37,7 @@ class Source:
     def __getitem__(self, index):
         return {
             "image": self.images[index],
+            "image_id": f"id-{index}",
             "label_ids": np.array([index % 7, 3], np.int32),
             "label_confidences": np.array([1.0, 0.25], np.float32),
             "label_sources": np.array([0, 1], np.uint8),
@@ -200,6 +202,25 @@ def test_a_damaged_image_is_masked_when_asked_and_raises_otherwise():
     assert batch["index"].tolist() == [0, 1, 2]
     with pytest.raises(ValueError, match="image"):
         list(eval_batches(source, **kwargs))
+
+
+def test_a_damaged_image_is_refused_with_its_id_and_split():
+    source = Source(3)
+    source.images[1] = b"no image"
+    shard = ShardSpec(global_batch_size=3)
+    kwargs = {"policy": POLICY, "shard": shard, "name": "split train"}
+    trained = train_batches(
+        source, transform=TrainTransform(size_pixels=SIZE), seed=0, **kwargs
+    )
+    evaluated = eval_batches(
+        source, transform=EvalTransform(size_pixels=SIZE), **kwargs
+    )
+    for batches in (trained, evaluated):
+        with pytest.raises(
+            InputError,
+            match=r"split train: image id-1 cannot be decoded \(.+\); restore",
+        ):
+            next(batches)
 
 
 def test_machine_labels_are_ignored_unless_asked_for():

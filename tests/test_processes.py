@@ -5,6 +5,7 @@ network is tiny; everything else is what a user runs.
 """
 
 import os
+import signal
 import socket
 import time
 from pathlib import Path
@@ -155,6 +156,40 @@ def test_other_words_and_other_borders_of_words_are_another_program():
         for words in (["train", "x"], ["trainx"], ["train", "y"], ["process_id", "x"])
     }
     assert len(digests) == 4
+
+
+class Agreement:
+    """JAX's agreement on a step to stop at, of one process."""
+
+    def __init__(self):
+        self.passed, self.stop_at = 0, None
+
+    def notice(self):
+        if self.stop_at is None:
+            self.stop_at = self.passed + 1
+
+    def reached(self, step):
+        self.passed = step
+        return step == self.stop_at
+
+
+@pytest.mark.parametrize("steps_before", [0, 1, 5])
+def test_a_notice_at_any_time_stops_a_resumed_run_and_what_follows(
+    monkeypatch, steps_before
+):
+    agreement = Agreement()
+    monkeypatch.setattr(jax, "process_count", lambda: 2)
+    monkeypatch.setattr(signal, "signal", lambda *_: None)
+    monkeypatch.setattr(
+        multihost_utils, "reached_preemption_sync_point", agreement.reached
+    )
+    should_stop = processes.preemption_notice()
+    steps = iter(range(5001, 6000))
+    assert not any(should_stop(next(steps)) for _ in range(steps_before))
+    agreement.notice()
+    assert should_stop(next(steps))
+    # The next part of `hold_out`.
+    assert should_stop(1)
 
 
 def test_leaving_a_run_that_was_not_joined_starts_no_device(monkeypatch):

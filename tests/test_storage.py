@@ -12,6 +12,7 @@ from jaxii.storage import (
     LOCK,
     at,
     held,
+    local_draft,
     local_draft_folder,
     user_cache,
     write_beside,
@@ -46,6 +47,18 @@ def test_a_write_that_fails_leaves_the_old_file(tmp_path):
         write_beside(path, fail)
     assert path.read_text() == "old"
     assert [p.name for p in tmp_path.iterdir()] == ["file"]
+
+
+@pytest.mark.parametrize("kind", [local_draft, local_draft_folder])
+def test_two_drafts_of_one_path_have_two_names(tmp_path, kind):
+    # As of processes of two containers, whose numbers may be equal.
+    path = tmp_path / "file"
+    with kind(path) as one, pytest.raises(RuntimeError), kind(path) as other:
+        assert one != other
+        assert {one.parent, other.parent} == {tmp_path}
+        one.touch()
+        raise RuntimeError
+    assert path.exists()
 
 
 def test_the_users_cache_is_where_the_xdg_specification_says(monkeypatch, tmp_path):

@@ -5,8 +5,11 @@ import re
 
 import numpy as np
 import pytest
+from etils import epath
 
+from jaxii.errors import InputError
 from jaxii.manifest import describe
+from jaxii.storage import LOCK, held
 from jaxii.train.telemetry.history import read_history
 from jaxii.train.telemetry.images import Images
 from jaxii.train.telemetry.telemetry import Telemetry, ThroughputMeter
@@ -458,3 +461,27 @@ def test_what_is_said_of_the_history_is_what_is_on_disk(tmp_path):
     assert describe(path, first.size_bytes) == first
     with open_telemetry(tmp_path, is_lead=False) as telemetry:
         assert telemetry.history() is None
+
+
+@pytest.mark.parametrize("write", ["evaluation", "history", "close"])
+def test_a_history_in_a_bucket_is_left_alone_when_another_run_has_begun(
+    tmp_path, monkeypatch, write
+):
+    # Paths of etils stand for a bucket.
+    monkeypatch.setattr("jaxii.train.telemetry.telemetry.at", epath.Path)
+    path, lock = tmp_path / "history.jsonl", tmp_path / LOCK
+    refused = pytest.raises(InputError, match="taken over by process 1 on another host")
+    with held(epath.Path(tmp_path)), open_telemetry(tmp_path) as telemetry:
+        start(telemetry)
+        telemetry.log_evaluation(10, {"validation/f2": 0.5})
+        assert path.exists()
+        lock.write_text("process 1 on another host")
+        path.write_text("another run's")
+        telemetry.log_train(20, {"objective": 1.0})
+        if write == "evaluation":
+            with refused:
+                telemetry.log_evaluation(20, {"validation/f2": 0.5})
+        if write == "history":
+            with refused:
+                telemetry.history()
+    assert path.read_text() == "another run's"

@@ -516,11 +516,33 @@ def test_with_another_batch_size_it_goes_on_at_the_exact_example(folder):
 
     with pytest.raises(Preempted):
         folder.run(leave_after=4)
-    shorter = tuple(replace(s, num_steps=s.num_steps // 2) for s in STAGES)
+    # The same number of epochs.
+    shorter = tuple(
+        replace(s, num_steps=s.num_steps // 2, in_epochs=True) for s in STAGES
+    )
     last = folder.run(shorter, batch=2 * BATCH, batches=counted)
     # 4 steps of 8, then what is left of 6 x 8 and 4 x 8 in steps of 16.
     assert asked == [4 * BATCH, 6 * BATCH]
     assert (last.step, last.example) == (4 + 1 + 2, 10 * BATCH)
+
+
+@pytest.mark.parametrize("batch", [BATCH // 2, 2 * BATCH])
+def test_with_another_batch_size_a_stage_keeps_its_number_of_steps(folder, batch):
+    with pytest.raises(Preempted):
+        folder.run(leave_after=3)
+    last = folder.run(batch=batch)
+    assert (last.step, last.first_step, last.finished) == (10, 6, True)
+    assert last.example == 3 * BATCH + 7 * batch
+    rows = read_history(folder.path / "history.jsonl")
+    steps = [row["step"] for row in rows if row["kind"] == "train"]
+    assert steps == list(range(1, 11))
+
+
+def test_asked_to_stop_at_the_end_of_a_stage_it_begins_no_other(folder):
+    with pytest.raises(Preempted, match="step 6 of stage both"):
+        folder.run(leave_after=6)
+    assert folder.model("both")[0].finished
+    assert "stage one" not in folder.output.getvalue()
 
 
 def test_with_a_divided_optimizer_state_a_run_left_and_resumed_ends_the_same(

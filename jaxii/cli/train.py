@@ -49,7 +49,8 @@ def declare(flags: Flags) -> None:
     flags.switch(
         "change_batch_size",
         "resume with another --config.global_batch_size, at the next example; "
-        "schedules continue at the same fraction of their stage",
+        "schedules continue at the same fraction of their stage, whose length remains "
+        "num_epochs epochs or num_steps updates",
     )
     flags.text(
         "profile_steps",

@@ -20,12 +20,17 @@ from jaxii.data.labels import resolve_labels
 from jaxii.data.records import RandomAccess
 from jaxii.data.schema import Record
 from jaxii.data.transforms import EvalTransform, Pixels
+from jaxii.errors import InputError
 
 # Batch field: row of the split. The train step ignores it.
 INDEX = "index"
 # Batch field: position in the run, which seeds randomness on the device.
 POSITIONS = "positions"
 PADDING = -1
+
+
+class DamagedImage(InputError, ValueError):
+    """A stored image cannot be decoded."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -100,6 +105,7 @@ def train_batches(
     shard: ShardSpec,
     seed: int,
     start_example: int = 0,
+    name: str = "dataset",
 ) -> Iterator[dict[str, np.ndarray]]:
     """Yields shuffled, augmented batches without end, starting at any example.
 
@@ -111,16 +117,20 @@ def train_batches(
       seed: Seed of the order of each epoch, and of the augmentation, which depends on
         (seed, position in the run).
       start_example: Number of examples that the run has used, over all processes.
+      name: Name of the source in error messages.
 
     Yields:
       Batches of `process_batch_size` examples: images, label_ids, label_confidences,
       mask, slice_ids, index (row of the split) and positions (in the run).
+
+    Raises:
+      DamagedImage: While iterating, if an image cannot be decoded.
     """
 
     def example(item: tuple[int, int], rng: np.random.Generator) -> Example:
         position, index = item
         record = source[index]
-        pixels = transform(record["image"], rng)
+        pixels = _pixels(name, record, transform, rng)
         # Wraps after 2^31 examples: accelerators count in int32.
         place = {POSITIONS: np.int32(position % 2**31)}
         return _example(index, record, pixels, policy) | place
@@ -146,6 +156,7 @@ def eval_batches(
     shard: ShardSpec,
     scored: Bool[np.ndarray, " row"] | None = None,
     mask_damaged: bool = False,
+    name: str = "dataset",
 ) -> Iterator[dict[str, np.ndarray]]:
     """Yields every record once, in order; the last batch is padded.
 
@@ -155,10 +166,14 @@ def eval_batches(
       policy: Fills the label slots.
       shard: This process's part; all processes yield the same number of batches.
       scored: Whether each record counts in metrics; others get mask 0. None: all do.
-      mask_damaged: Whether damaged images get mask 0 instead of raising ValueError.
+      mask_damaged: Whether damaged images get mask 0 instead of raising DamagedImage.
+      name: Name of the source in error messages.
 
     Yields:
       Batches like `train_batches`; padding has mask 0 and index -1.
+
+    Raises:
+      DamagedImage: While iterating, if an image cannot be decoded.
     """
     length = len(source)
     blank = _blank(transform.size_pixels, policy.num_slots)
@@ -169,7 +184,7 @@ def eval_batches(
             return blank
         try:
             record = source[position]
-            pixels = transform(record["image"])
+            pixels = _pixels(name, record, transform)
         except ValueError:
             if not mask_damaged:
                 raise
@@ -192,6 +207,22 @@ class Reordered:
 
     def __getitem__(self, row: SupportsIndex, /) -> Record:
         return self.source[int(self.rows[row])]
+
+
+def _pixels(
+    name: str,
+    record: Record,
+    transform: Callable[..., Pixels],
+    *args: np.random.Generator,
+) -> Pixels:
+    try:
+        return transform(record["image"], *args)
+    except ValueError as error:
+        raise DamagedImage(
+            f"{name}: image {record['image_id']} cannot be decoded ({error}); restore "
+            "the dataset from a copy, or create it with `python -m jaxii.main prepare`,"
+            " which leaves out damaged images."
+        ) from error
 
 
 def _example(index, record, pixels, policy) -> Example:

@@ -5,6 +5,7 @@ only the lead process writes text.
 """
 
 import hashlib
+import itertools
 import os
 import signal
 import sys
@@ -155,13 +156,13 @@ def preemption_notice() -> Callable[[int], bool]:
 
     Returns:
       `should_stop(step)`, to be called after every step: whether to save and stop. With
-      several processes it is true on all of them at the same step, after one of them
-      received a signal or the maintenance notice of a Cloud TPU.
+      several processes it is true on all of them from the same step on, after one of
+      them received a signal or the maintenance notice of a Cloud TPU.
     """
     if jax.process_count() > 1:
         # JAX's coordination service handles SIGTERM and notifies every process.
         signal.signal(signal.SIGINT, lambda *_: signal.raise_signal(signal.SIGTERM))
-        return multihost_utils.reached_preemption_sync_point
+        return _common_stop()
     received = []
 
     def receive(signum, frame):
@@ -172,6 +173,24 @@ def preemption_notice() -> Callable[[int], bool]:
     for number in (signal.SIGTERM, signal.SIGINT):
         signal.signal(number, receive)
     return lambda step: bool(received)
+
+
+def _common_stop() -> Callable[[int], bool]:
+    """Returns `should_stop` for several processes, which must call it equally often.
+
+    After a notice, JAX agrees on the largest number that a process has passed so far
+    (0 before the first call) plus one, and returns True for that number only. Numbers
+    must therefore be consecutive from 1; steps of a resumed run are not.
+    """
+    calls = itertools.count(1)
+    stop = False
+
+    def should_stop(step: int) -> bool:
+        nonlocal stop
+        stop = stop or multihost_utils.reached_preemption_sync_point(next(calls))
+        return stop
+
+    return should_stop
 
 
 def failure(place: ProcessInfo, error: Exception) -> str:

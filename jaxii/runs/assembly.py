@@ -180,6 +180,7 @@ def train_batches(
         shard=share(config, config.global_batch_size),
         seed=config.seed,
         start_example=0 if config.data.reuse_batch else start_example,
+        name=f"split {split}",
     )
     if config.data.reuse_batch:
         batches = itertools.repeat(next(batches))
@@ -223,6 +224,7 @@ def eval_batches(
         policy=pipeline.LabelPolicy(num_slots=eval_slots(verified)),
         shard=share(config, eval_batch_size(config)),
         scored=scored,
+        name=f"split {split}",
     )
 
 
@@ -306,12 +308,13 @@ def stages_of(config: Config, num_images: Callable[[str], int]) -> tuple[Stage, 
 def _stage(
     config: Config, given: StageConfig, num_images: Callable[[str], int]
 ) -> Stage:
-    names = [field.name for field in dataclasses.fields(Stage)]
+    in_epochs = not given.num_steps
+    names = {field.name for field in dataclasses.fields(Stage)} - {"in_epochs"}
     values = {name: getattr(given, name) for name in names}
-    if not given.num_steps:
+    if in_epochs:
         steps_per_epoch = num_images(given.split) / config.global_batch_size
         values["num_steps"] = max(1, round(given.num_epochs * steps_per_epoch))
-    return Stage(**values)
+    return Stage(**values, in_epochs=in_epochs)
 
 
 def check_before_data(config: Config) -> None:

@@ -34,30 +34,47 @@ def reestimate(
       apply: The network.
       params: The network's parameters.
       batch_stats: Old statistics, returned if there is no image.
-      batches: Host batches of one size with `images` and `mask`. Padding is replaced by
-        other images of its batch and has no weight in the mean over batches.
+      batches: Host batches of one size with `images` and `mask`, the same number on all
+        processes. Padding is replaced by other images of its global batch, which may be
+        another process's, and has no weight in the mean over batches.
       mesh: The devices.
+
+    Memory: the images of a batch with padding are on every device for a moment.
 
     Source: Li et al. 2016, Revisiting Batch Normalization For Practical Domain
       Adaptation (AdaBN), https://arxiv.org/abs/1603.04779
     """
     measure, add, finish = _compiled(apply, mesh)
+    has_padding, without_padding = _compiled_padding(mesh)
     sharding = divided(mesh)
     total = None
     for batch in batches:
-        sent = to_devices(_without_padding(batch), sharding)
+        sent = to_devices({name: batch[name] for name in ("images", "mask")}, sharding)
+        if has_padding(sent["mask"]):
+            sent["images"] = without_padding(**sent)
         found = measure(params, batch_stats, sent)
         total = found if total is None else add(total, found)
     return batch_stats if total is None else finish(total, batch_stats)
 
 
-def _without_padding(batch: Mapping[str, np.ndarray]) -> dict[str, np.ndarray]:
-    images, real = batch["images"], batch["mask"] > 0
-    if real.any() and not real.all():
-        rows = np.arange(len(images))
-        rows[~real] = np.resize(np.flatnonzero(real), np.count_nonzero(~real))
-        images = images[rows]
-    return {"images": images, "mask": batch["mask"]}
+@functools.cache
+def _compiled_padding(mesh):
+    """Compiles whether a global batch has padding, and its replacement by images."""
+
+    def has_padding(mask):
+        return jnp.any(mask <= 0)
+
+    def without_padding(images, mask):
+        """Returns the images; padding is replaced by the real ones, in their order."""
+        real = mask > 0
+        found = jnp.flatnonzero(real, size=len(real), fill_value=0)
+        place = (jnp.cumsum(~real) - 1) % jnp.maximum(jnp.sum(real), 1)
+        return images[jnp.where(real, jnp.arange(len(real)), found[place])]
+
+    return (
+        jax.jit(has_padding, out_shardings=replicated(mesh)),
+        jax.jit(without_padding, out_shardings=divided(mesh)),
+    )
 
 
 @functools.cache

@@ -42,7 +42,7 @@ def make_manager(
         temporary_path_class=_InBucket if "://" in os.fspath(folder) else _OnDisk,
         async_options=ocp.AsyncOptions(barrier_sync_fn=meet),
     )
-    return ocp.CheckpointManager(
+    return _Manager(
         folder,
         options=options,
         # Allows reading shapes on disk before the first restore.
@@ -52,6 +52,16 @@ def make_manager(
             "metadata": ocp.JsonCheckpointHandler(),
         },
     )
+
+
+class _Manager(ocp.CheckpointManager):
+    def reached_preemption(self, step: int) -> bool:
+        """Returns False, because the caller decides when to save.
+
+        Orbax would pass `step` to JAX, from its threads too. JAX then agrees on a point
+        to stop that is not among the numbers of `processes.preemption_notice`.
+        """
+        return False
 
 
 class _WithManifest:

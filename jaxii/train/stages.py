@@ -16,6 +16,8 @@ class Stage:
       name: Unique name, also of the stage's checkpoint folder.
       terms: Loss terms, as in `jaxii.objective.objective.make_objective`.
       num_steps: Length in updates.
+      in_epochs: Whether the length was given in epochs. `num_steps` then depends on the
+        batch size, and a run that changes it counts the updates so far by examples.
       embedding_head: Whether there is a label-embedding head; if not, the one of the
         previous stage is dropped.
       split: Split to train on, "train" or "tuning". A stage on "tuning" results in its
@@ -33,6 +35,7 @@ class Stage:
     name: str
     terms: Mapping[str, Any]
     num_steps: int
+    in_epochs: bool = False
     embedding_head: bool = False
     split: str = "train"
     trainable: str = "all"

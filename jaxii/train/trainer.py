@@ -193,7 +193,7 @@ class Trainer:
             if len(ahead) > STEPS_AHEAD:
                 jax.block_until_ready(ahead.popleft())
             self._succeeds(self.checkpoints.check)
-            stage_step = self._stage_step(saved)
+            stage_step = self._stage_step(plan.stage, saved)
             stop = self.should_stop(saved.step)
             evaluate = (
                 stage_step >= plan.stage.num_steps
@@ -209,7 +209,7 @@ class Trainer:
                     if evaluate:
                         saved = self._evaluated(plan, state, saved)
                     self._save(state, saved, train_step, wait=stop or saved.finished)
-            if stop and not saved.finished:
+            if stop and not (saved.finished and plan is self.plans[-1]):
                 raise Preempted(
                     f"saved at step {saved.step} of stage {plan.stage.name}"
                 )
@@ -261,7 +261,7 @@ class Trainer:
                 f"({reason}); continue with the version of jaxii that started the run, "
                 "or train in another workdir."
             ) from error
-        return at_stage_step(state, self._stage_step(saved))
+        return at_stage_step(state, self._stage_step(plan.stage, saved))
 
     def _entered(
         self, plan: StagePlan, weights: InitialWeights, step: int
@@ -284,7 +284,7 @@ class Trainer:
     def _announce(self, action: Enter | Resume, saved: Saved) -> None:
         stage = action.stage
         left = self._stages[self._stages.index(stage) :]
-        first_step = saved.step - self._stage_step(saved)
+        first_step = saved.step - self._stage_step(stage, saved)
         ends_early = [each.plateau_evaluations > 0 for each in left]
         self.telemetry.start_stage(
             stage.name,
@@ -307,11 +307,14 @@ class Trainer:
             start = f"starting from {self.initial_weights.source}"
         self.telemetry.note(f"stage {stage.name}: {start}")
 
-    def _stage_step(self, saved: Saved) -> int:
-        """Returns the updates of the stage, in batches of this run's size.
+    def _stage_step(self, stage: Stage, saved: Saved) -> int:
+        """Returns the updates of the stage so far, of `stage.num_steps`.
 
-        Counts by examples, because the stage may have begun with another batch size.
+        The stage may have begun with another batch size. If its length is in epochs,
+        returns as many updates of this run's batch size as its examples would take.
         """
+        if not stage.in_epochs:
+            return saved.step - saved.first_step
         return (saved.example - saved.first_example) // self.global_batch_size
 
     def _next_batch(self, batches: Iterator[Batch]) -> dict[str, jax.Array]:
@@ -333,7 +336,8 @@ class Trainer:
         )
         metric = float(figures[self.metric])
         evaluations = (*saved.evaluations, (saved.step, metric))
-        ended = has_ended(plan.stage, self._stage_step(saved), evaluations)
+        stage_step = self._stage_step(plan.stage, saved)
+        ended = has_ended(plan.stage, stage_step, evaluations)
         saved = replace(saved, evaluations=evaluations, finished=ended)
         if plan.stage.split == "train":
             # On "tuning" there is no metric, so the last checkpoint counts as the best.

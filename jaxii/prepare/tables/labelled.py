@@ -200,7 +200,7 @@ def _combine(
         labels = _labels(entries, taught, everywhere, notes, min_images)
         codes, index = _codes(labels), {label: i for i, label in enumerate(labels)}
     in_use = [{index[k]: c for k, c in entries[i].items() if k in index} for i in used]
-    emptied = [absolute(files[i]) for i, e in zip(used, in_use, strict=True) if not e]
+    emptied = [below[i] for i, entry in zip(used, in_use, strict=True) if not entry]
     notes.left_out("images", emptied, " whose labels are all left out")
     kept = [row for row, entry in enumerate(in_use) if entry]
     return Labelled(

@@ -14,7 +14,7 @@ from os import PathLike
 from typing import Any
 
 from jaxii.manifest import Digest, File
-from jaxii.storage import Mirror, at, named
+from jaxii.storage import Mirror, at, check_held, is_held, named
 from jaxii.train.telemetry.display import (
     STAGE_WIDTH,
     Bars,
@@ -115,7 +115,8 @@ class Telemetry:
         self._evaluated: Evaluated | None = None
         if not is_lead:
             return
-        self._files = Mirror(at(workdir))
+        self._workdir = at(workdir)
+        self._files = Mirror(self._workdir)
         history_path = self._files.fetch(HISTORY)
         is_resumed = drop_partial_line(history_path)
         self._history_digest = Digest(history_path if is_resumed else None)
@@ -134,12 +135,15 @@ class Telemetry:
         self.close()
 
     def close(self) -> None:
-        """Flushes and closes everything; safe to call twice."""
+        """Flushes and closes everything; safe to call twice.
+
+        Uploads nothing if the workdir is in a bucket and was taken over.
+        """
         if self._is_lead:
             self._screen.close()
             with named(self._history.name):
                 self._history.close()
-            self._files.close()
+            self._files.close(push=is_held(self._workdir))
             self._is_lead = False
 
     def start_stage(
@@ -247,6 +251,9 @@ class Telemetry:
           step: Updates done in the whole run.
           metrics: `split/name` -> number on the host; the first five are printed, and
             `validation/f2` is displayed.
+
+        Raises:
+          InputError: If the workdir is in a bucket and was taken over.
         """
         if not self._is_lead:
             return
@@ -258,6 +265,7 @@ class Telemetry:
         place = f"step {step:>{width}}/{self._total_steps}"
         parts = [f"{self._stage:<{STAGE_WIDTH}}", place]
         self._screen.print_parts(parts + figures[:MAX_FIGURES])
+        check_held(self._workdir)
         if self._tracker is not None:
             self._tracker.flush()
         self._files.push()
@@ -266,9 +274,13 @@ class Telemetry:
         """Returns size and hash of `history.jsonl`; None if not the lead process.
 
         Uploads it to a bucket first, so that a checkpoint never lists missing rows.
+
+        Raises:
+          InputError: If the workdir is in a bucket and was taken over.
         """
         if not self._is_lead:
             return None
+        check_held(self._workdir)
         self._files.push()
         return self._history_digest.file()
 
