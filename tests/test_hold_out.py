@@ -73,6 +73,16 @@ def swapped(data):
     return data.parent / "swapped"
 
 
+@pytest.fixture(scope="module")
+def relabelled(data):
+    """The same training images and labels; the test has other labels."""
+    files = shutil.copytree(data.parent / "files", data.parent / "relabelled_files")
+    truth = "test0,/m/boat", "test1,/m/dog", "test2,/m/cat"
+    small_layout.lines(files / "test_labels.csv", "image_id,labels", *truth)
+    prepare(Layout.find(files), data.parent / "relabelled", num_workers=1)
+    return data.parent / "relabelled"
+
+
 def linear(*, num_classes, **_):
     """Returns a network of a matrix, which compiles in no time."""
 
@@ -261,6 +271,20 @@ def test_predict_says_what_f2_to_expect_and_what_adapting_did(
     assert " (error unknown; run hold_out --workdir=" in text
 
 
+def test_predict_takes_a_runs_choosing_split_as_the_default(data, done, tmp_path):
+    images = str(data.parent / "files" / "train")
+    options, texts = InferenceOptions(), []
+    for tune_on in ("", "held_out"):
+        request = Request(images=images, output=tmp_path / f"by_{tune_on}.csv")
+        run = done.held_out("asia")
+        predict(run, request=request, decoder="", options=options, tune_on=tune_on)
+        texts.append(request.output.read_text())
+    assert texts[0] == texts[1]
+    assert done.held_out("asia").tuned_on("validation") == ["tuned_on_validation"]
+    assert done.tuned_on("held_out") == ["tuned_on_held_out"]
+    assert done.tuned_on("validation") == done.tuned_on("") == []
+
+
 def test_a_run_with_a_domain_held_out_estimates_by_that_one(done):
     estimates = metrics(done.held_out("asia"))["estimates"]
     assert list(estimates["held_out_domains"]["domains"]) == ["asia"]
@@ -307,6 +331,70 @@ def test_a_run_on_another_dataset_is_refused_before_any_is_trained(
     with pytest.raises(InputError, match=words):
         hold_out(copy, config=None, data_dir=str(swapped), should_stop=never)
     assert copy.config() == done.config()
+
+
+@pytest.mark.parametrize("left", [(), ("metrics.json",), ("held_out.npz",)])
+def test_an_interrupted_run_is_checked_before_any_is_trained(
+    done, swapped, tmp_path, monkeypatch, left
+):
+    copy = Workdir(shutil.copytree(done.path, tmp_path / "copy"))
+    shutil.rmtree(copy.held_out("asia").path)
+    interrupted = copy.held_out("eu/west")
+    for name in {"metrics.json", "held_out.npz"} - {*left}:
+        interrupted.result_file(name).unlink()
+    monkeypatch.delattr("jaxii.runs.hold_out.train")
+    with pytest.raises(InputError, match=r"eu%2Fwest was trained on .* as --data_dir"):
+        hold_out(copy, config=None, data_dir=str(swapped), should_stop=never)
+    fields = json.loads(interrupted.config_file.read_text())
+    changed = fields | {"global_batch_size": 16}
+    interrupted.config_file.write_text(json.dumps(changed))
+    with pytest.raises(InputError, match=r"eu%2Fwest belongs to another .*16 -> 8"):
+        hold_out(copy, config=None, data_dir="", should_stop=never)
+
+
+def test_a_run_is_of_the_dataset_that_trained_it_not_of_its_last_evaluation(
+    done, relabelled, tmp_path, monkeypatch, capfd
+):
+    copy = Workdir(shutil.copytree(done.path, tmp_path / "copy"))
+    asia = copy.held_out("asia")
+    evaluate(asia, data_dir=str(relabelled), stage="", tune_on="")
+    with monkeypatch.context() as patch:
+        patch.delattr("jaxii.runs.hold_out.train")
+        words = (
+            f"asia was last evaluated on .* run evaluate --workdir={asia.path} --data"
+        )
+        with pytest.raises(InputError, match=words):
+            hold_out(copy, config=None, data_dir="", should_stop=never)
+        with pytest.raises(InputError, match="asia was trained on a dataset with hash"):
+            hold_out(copy, config=None, data_dir=str(relabelled), should_stop=never)
+    evaluate(asia, data_dir=done.config().data.directory, stage="", tune_on="")
+    hold_out(copy, config=None, data_dir="", should_stop=never)
+    assert capfd.readouterr().out.count("already done") == 2
+
+
+def test_a_run_and_its_parts_may_all_be_evaluated_on_another_dataset(
+    done, relabelled, tmp_path, capfd
+):
+    copy = Workdir(shutil.copytree(done.path, tmp_path / "copy"))
+    for run in (*map(copy.held_out, DOMAINS), copy):
+        evaluate(run, data_dir=str(relabelled), stage="", tune_on="")
+    assert "is left out" not in capfd.readouterr().out
+    assert set(metrics(copy)["estimates"]["held_out_domains"]["domains"]) == {*DOMAINS}
+
+
+def test_a_run_trained_on_another_dataset_says_nothing_wherever_it_is_evaluated(
+    done, tmp_path, capfd
+):
+    copy = Workdir(shutil.copytree(done.path, tmp_path / "copy"))
+    path = copy.held_out("asia").path
+    found = metrics(copy.held_out("asia"))
+    found["provenance"]["datasets"] = ["other"]
+    (path / "metrics.json").write_text(json.dumps(found))
+    seal(path)
+    evaluate(copy, data_dir="", stage="", tune_on="")
+    text = capfd.readouterr().out
+    assert f"CAVEAT     {path} is left out: its dataset has hash other, but" in text
+    assert not {"estimates", "held_out"} & metrics(copy).keys()
 
 
 def test_figures_on_another_dataset_say_nothing_about_a_run(done, tmp_path, capfd):
@@ -462,6 +550,87 @@ def test_without_hold_out_suspects_are_those_of_validation(done, tmp_path, capfd
     assert f"predicted {len(image_ids)} of 24" in text
     assert "hold_out --workdir" in text and "--folds=4" in text
     assert "clean" in page
+
+
+def compared(command, *words, **options):
+    """Returns problem -> digest of all that a command compares between processes."""
+    found = {}
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(
+            "jaxii.distributed.processes.check_same",
+            lambda digest, problem: found.update({problem: digest}),
+        )
+        command(*words, **options)
+    return found
+
+
+def start_from(workdir):
+    config = replace(make_config("data"), start_from=str(workdir.path))
+    train(config, Workdir(Path("next")), never)
+
+
+def predict_images(workdir):
+    request = Request(images="data/../files/train", output=Path("answers.csv"))
+    predict(workdir, request=request, decoder="", options=InferenceOptions())
+
+
+CHECKPOINT = ("the runs are", "the checkpoint of run is")
+
+
+@pytest.mark.parametrize(
+    ("command", "wanted"),
+    [
+        (
+            lambda workdir: evaluate(workdir, data_dir="", stage="", tune_on=""),
+            (*CHECKPOINT, "the dataset of run (data) is"),
+        ),
+        (
+            lambda workdir: listed(workdir, Path()),
+            (*CHECKPOINT, "the dataset of run (data) is"),
+        ),
+        (
+            predict_images,
+            ("the images are", *CHECKPOINT, "the evaluation of run is"),
+        ),
+        (start_from, CHECKPOINT),
+    ],
+)
+def test_processes_compare_what_they_read_from_folders_of_one_name(
+    data, swapped, tmp_path, monkeypatch, command, wanted
+):
+    """Each folder stands for a machine, whose disk has a run and its data."""
+    found = []
+    for name, source in (("one", data), ("same", data), ("other", swapped)):
+        folder = tmp_path / name
+        folder.mkdir()
+        (folder / "data").symlink_to(source)
+        (folder / "files").symlink_to(data.parent / "files")
+        monkeypatch.chdir(folder)
+        if name == "same":
+            shutil.copytree(tmp_path / "one" / "run", folder / "run")
+        else:
+            train(make_config("data"), Workdir(Path("run")), never)
+        digests = compared(command, Workdir(Path("run")))
+        found.append([digests[f"{problem} different"] for problem in wanted])
+    one, same, other = found
+    assert one == same
+    equal = [mine == theirs for mine, theirs in zip(one, other, strict=True)]
+    assert equal == [
+        problem in ("the runs are", "the images are") for problem in wanted
+    ]
+
+
+def test_processes_compare_the_runs_that_fit_the_decoders(done, tmp_path):
+    copy = Workdir(shutil.copytree(done.path, tmp_path / "copy"))
+    problem = f"the hold-out runs of {copy.path} are different"
+    options = {"data_dir": "", "stage": "", "tune_on": "held_out"}
+    before = compared(evaluate, copy, **options)[problem]
+    assert compared(evaluate, copy, **options)[problem] == before
+    asia = copy.held_out("asia")
+    file = asia.result_file("metrics.json")
+    file.write_text(json.dumps(metrics(asia) | {"seed": 1}))
+    seal(asia.path)
+    assert compared(evaluate, copy, **options)[problem] != before
 
 
 def test_suspects_among_images_that_were_trained_on_replace_no_list(

@@ -234,6 +234,25 @@ def test_labelled_images_that_the_run_has_learnt_from_are_told(
     )
 
 
+def test_processes_compare_checkpoint_and_decoders_with_the_set(
+    run, labelled_images, tmp_path, monkeypatch
+):
+    found = []
+    monkeypatch.setattr(
+        "jaxii.distributed.processes.check_same",
+        lambda digest, problem: found.append(problem),
+    )
+    measured(run, labelled_images, tmp_path, "compared")
+    path = run.workdir.path
+    assert found == [
+        "the runs are different",
+        f"the checkpoint of {path} is different",
+        f"the evaluation of {path} is different",
+        "the images or labels are different",
+    ]
+    shutil.rmtree(folder_of(run, "compared"))
+
+
 def test_domains_are_slices_where_there_are_no_slices(run, labelled_images, tmp_path):
     folder, table = labelled_images
     table = table.drop("slice")
@@ -245,7 +264,13 @@ def test_domains_are_slices_where_there_are_no_slices(run, labelled_images, tmp_
     }
 
 
-@pytest.mark.parametrize("name", ["test", "validation", "train"])
+@pytest.mark.parametrize(
+    "name",
+    [
+        *("test", "validation", "train"),
+        *("test_without_recurring", "held_out_without_recurring"),
+    ],
+)
 def test_the_name_of_a_split_is_refused(run, labelled_images, name):
     folder = labelled_images[0]
     with pytest.raises(InputError, match="use another name for the labelled set"):

@@ -22,6 +22,7 @@ from jaxii.prepare import build, near_copies, recurring, shards
 from jaxii.prepare.kaggle import Layout, prepare
 from jaxii.prepare.toy_regions import writer
 from jaxii.runs.evaluate import evaluate
+from jaxii.runs.inference import InferenceOptions
 from jaxii.runs.workdir import Workdir
 
 
@@ -277,6 +278,26 @@ def test_the_report_names_the_number_of_near_copies(measured):
     page = (measured / "report.html").read_text()
     assert "images of test are near copies of training images" in page
     assert "test_without_recurring" in (measured / "label_figures.csv").read_text()
+
+
+@pytest.mark.usefixtures("without_drawings")
+def test_images_that_models_adapt_to_are_not_images_that_trained_them(
+    measured, tmp_path, monkeypatch
+):
+    workdir = Workdir(shutil.copytree(measured, tmp_path / "run"))
+    splits = opened(measured.parent / "data", validation_fraction=0.2).splits
+    names = "validation", "test"
+    pair = [(name, splits[name].index.image_ids[0]) for name in names]
+    pairs = [(*pair[0], *pair[1]), (*pair[1], *pair[0])]
+    listed = pl.DataFrame(pairs, schema=list(recurring.COLUMNS), orient="row")
+    monkeypatch.setattr(folder, "recurring", lambda directory: listed)
+    options = InferenceOptions(adapt_bn=True)
+    with few_blocks(1, 1, 1, 1):
+        evaluate(workdir, data_dir="", stage="", tune_on="", options=options)
+    metrics = json.loads((workdir.path / "metrics_adabn.json").read_text())
+    assert metrics["provenance"]["weights"]["images"] == ["test"]
+    assert metrics["recurring"] == {"validation": 0, "test": 0}
+    assert set(metrics["splits"]) == {"validation", "test"}
 
 
 @pytest.mark.usefixtures("without_drawings")

@@ -8,6 +8,7 @@ import pytest
 from jaxii.config import Config, default_config
 from jaxii.data.labels import Vocabulary
 from jaxii.errors import InputError
+from jaxii.evaluation.result import EVALUATION, check_evaluation, write_evaluation
 from jaxii.runs.workdir import Workdir
 
 HOSTILE = (
@@ -68,6 +69,26 @@ def test_what_does_not_change_the_result_may_differ(workdir):
     )
     workdir.claim(changed)
     assert workdir.config().data.directory == "elsewhere"
+
+
+def test_an_evaluation_of_another_batch_size_stays_stale_at_every_start(workdir):
+    lists = [workdir.result_file(EVALUATION, names) for names in ((), ("ensemble",))]
+    for listed in lists:
+        write_evaluation(listed, [workdir.config_file])
+    changed = new_config(global_batch_size=32)
+    for _ in range(2):  # the second is after a preemption
+        workdir.claim(changed, change_batch_size=True)
+        for listed in lists:
+            with pytest.raises(InputError, match=r"config.json is damaged or was"):
+                check_evaluation(listed, ["config.json"], again="run evaluate again")
+
+
+def test_an_evaluation_of_the_configuration_stays_valid_if_the_data_moves(workdir):
+    listed = workdir.result_file(EVALUATION)
+    write_evaluation(listed, [workdir.config_file])
+    for place in ("elsewhere", "again elsewhere"):
+        workdir.claim(new_config(data__directory=place))
+        check_evaluation(listed, ["config.json"], again="run evaluate again")
 
 
 def test_how_often_it_is_evaluated_decides_the_best_and_may_not_differ(workdir):

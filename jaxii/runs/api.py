@@ -4,7 +4,7 @@ import os
 import runpy
 from pathlib import Path
 
-from jaxii.config import Config
+from jaxii.config import Config, check_returned, recipe_error
 from jaxii.distributed import gpu
 from jaxii.errors import InputError, nearest_path
 from jaxii.evaluation.result import SetResult
@@ -37,17 +37,27 @@ def load_recipe(recipe: str | os.PathLike[str]) -> Config:
       recipe: A Python file with `get_config`, or "FILE:PRESET".
 
     Raises:
-      InputError: If there is no such file, or its configuration is not allowed.
+      InputError: If there is no such file, the recipe fails, or its configuration is
+        not allowed.
     """
-    file, _, preset = os.fspath(recipe).partition(":")
+    name = os.fspath(recipe)
+    file, _, preset = name.partition(":")
     if not Path(file).is_file():
         near = (
             nearest_path(Path(file))
             or "give a recipe, such as configs/f2_multitask.py."
         )
         raise InputError(f"{file} is not a file; {near}")
-    get_config = runpy.run_path(file)["get_config"]
-    return Config.resolve(get_config(*[preset] * bool(preset)))
+    try:
+        found = runpy.run_path(file)
+        if "get_config" not in found:
+            raise ValueError("it has no function get_config")
+        fields = found["get_config"](*[preset] * bool(preset))
+    except Exception as error:
+        # A recipe is code of the user and may raise any exception.
+        raise recipe_error(name, error) from error
+    check_returned(fields, name)
+    return Config.resolve(fields)
 
 
 def train(

@@ -18,6 +18,7 @@ from jaxii.evaluation.provenance import Provenance, provenance_by_stage
 from jaxii.evaluation.result import hardware
 from jaxii.models.pretrained import Trunk, load_trunk
 from jaxii.runs import assembly
+from jaxii.runs.agreement import check_same_runs
 from jaxii.runs.run import Run
 from jaxii.runs.workdir import Workdir
 from jaxii.train.checkpoint import Checkpoints
@@ -201,6 +202,7 @@ def _start(config: Config, plan: StagePlan, label_hash: str) -> Run | Trunk | No
     if not config.start_from:
         return None
     start = Run.open(config.start_from, config.start_from_stage, label_hash=label_hash)
+    check_same_runs([start])
     start.check_same_data(config)
     start.weights.check_fits(plan.init)
     return start

@@ -36,6 +36,7 @@ from jaxii.evaluation.result import (
 )
 from jaxii.metrics.streaming import Accumulators
 from jaxii.runs import assembly, results, unseen
+from jaxii.runs.agreement import check_same_data, check_same_runs
 from jaxii.runs.inference import InferenceOptions
 from jaxii.runs.results import Measured
 from jaxii.runs.run import Run
@@ -76,19 +77,19 @@ def measure(
       options: Changes to the model.
     """
     data = run.data
+    members = _members(run, options)
     tune_on = tune_on or data.choosing_split
     by_runs = tune_on == "held_out" and not data.has_images("held_out")
     pooled, record = unseen.read(run, pooled=by_runs)
     # Choices that need embeddings or only the truth are made on images of this run.
     chooser = "validation" if by_runs else tune_on
     data.check_truth(chooser)
-    members = run.members(options, data)
-    splits = dict.fromkeys((chooser, "validation", "held_out", "test"))
-    splits = [split for split in splits if data.has_images(split)]
-    provenance = _provenance(run, members, options, splits, tune_on, chooser)
+    splits = _splits(data, chooser)
+    trained = _trained(run, members, options)
+    provenance = _provenance(trained, options, splits, tune_on, chooser)
     unseen.say_caveats(provenance, record, options, decoder, run.workdir.path)
     _say_copies(run, by_runs=by_runs)
-    run, splits = _without_recurring(run, splits, provenance)
+    run, splits = _without_recurring(run, splits, trained)
     passes = _passes(run, members, options, chooser)
     sums = passes.sums(chooser)
     decoders = _fit(run, sums, pooled)
@@ -98,8 +99,7 @@ def measure(
     scoring = Scoring(run, passes, decoders, names, decoder)
     metrics, measured = scoring.score(splits, chooser, sums)
     decoders = _with_offsets(decoders, measured.scores[chooser], pooled)
-    elsewhere = tune_on != data.choosing_split
-    variants = [f"tuned_on_{tune_on}"] * elsewhere + options.names
+    variants = run.workdir.tuned_on(tune_on) + options.names
     if run.config.data.held_out_domain in data.domains and not variants:
         own, record = unseen.predict_held_out(run, passes.models[0])
         measured = replace(measured, held_out=own)
@@ -112,6 +112,7 @@ def measure(
         held_out=record,
         variant=options.names,
         members=[member.name for member in members],
+        recurring=_recurring(run.data, metrics, trained),
     )
     if processes.is_lead():
         results.write(run, result, decoders, measured, variants)
@@ -119,6 +120,20 @@ def measure(
     for other in members[1:]:
         other.close()
     return result
+
+
+def _members(run: Run, options: InferenceOptions) -> tuple[Run, ...]:
+    """Opens the runs to average; checks that all processes read the same files."""
+    members = run.members(options, run.data)
+    check_same_runs(members)
+    check_same_data([run])
+    return members
+
+
+def _splits(data: Data, chooser: str) -> list[str]:
+    """Returns the splits to predict, the one that fits the decoders first."""
+    splits = dict.fromkeys((chooser, "validation", "held_out", "test"))
+    return [split for split in splits if data.has_images(split)]
 
 
 def _fit(run: Run, sums: Accumulators, pooled: Sequence[Predictions]) -> Decoders:
@@ -329,9 +344,13 @@ class Scoring:
 
 
 def _without_recurring(
-    run: Run, splits: Sequence[str], provenance: Provenance
+    run: Run, splits: Sequence[str], trained: Provenance
 ) -> tuple[Run, list[str]]:
     """Adds, for each split, one without near copies of images that shaped the weights.
+
+    Args:
+      trained: See `_trained`. Adaptation to a split is not part of it, because each
+        split is predicted by models adapted only to its own images.
 
     Returns:
       The run with the added splits, and the names of all.
@@ -339,7 +358,7 @@ def _without_recurring(
     data, names = run.data, list[str]()
     every = dict(data.splits)
     for split in splits:
-        alone = data.without_recurring(split, _of_weights(provenance))
+        alone = data.without_recurring(split, _of_weights(trained))
         if alone is not None:
             every[alone.name] = alone
             names.append(alone.name)
@@ -373,38 +392,29 @@ def _say_copies(run: Run, *, by_runs: bool) -> None:
 
 
 def _recurring(
-    data: Data, splits: Iterable[str], provenance: Provenance
+    data: Data, splits: Iterable[str], trained: Provenance
 ) -> dict[str, int] | None:
     """Returns the number of near copies in each split; None if not looked for."""
     if data.recurring is None:
         return None
     return {
-        split: int(data.is_recurring(split, _of_weights(provenance)).sum())
+        split: int(data.is_recurring(split, _of_weights(trained)).sum())
         for split in splits
         if not split.endswith(WITHOUT_RECURRING)
     }
 
 
-def _of_weights(provenance: Provenance) -> list[str]:
+def _of_weights(trained: Provenance) -> list[str]:
     """Returns the splits whose images shaped the weights."""
-    return [*provenance.weights.labels, *provenance.weights.images]
+    return [*trained.weights.labels, *trained.weights.images]
 
 
-def _provenance(
-    run: Run,
-    members: Sequence[Run],
-    options: InferenceOptions,
-    splits: Sequence[str],
-    tune_on: str,
-    chooser: str,
-) -> Provenance:
-    """Returns what influences the figures.
+def _trained(run: Run, members: Sequence[Run], options: InferenceOptions) -> Provenance:
+    """Returns what influenced the checkpoints, before they are adapted.
 
     Args:
       run: The run, opened at the checkpoint.
       members: The run and those it is averaged with.
-      tune_on: Split that fits the decoders.
-      chooser: Split for choices that need embeddings or only the truth.
 
     Raises:
       InputError: If the run learned from images that it is measured on, and `options`
@@ -417,11 +427,26 @@ def _provenance(
             f"would be evaluated on ({seen.badge()}); add --allow_tuning_labels to "
             "allow this."
         )
+    return reduce(Provenance.union, others, seen)
+
+
+def _provenance(
+    trained: Provenance,
+    options: InferenceOptions,
+    splits: Sequence[str],
+    tune_on: str,
+    chooser: str,
+) -> Provenance:
+    """Returns what influences the figures.
+
+    Args:
+      trained: See `_trained`.
+      tune_on: Split that fits the decoders.
+      chooser: Split for choices that need embeddings or only the truth.
+    """
     adapted = [split for split in splits if split != "validation"]
     corrected = [split for split in adapted if split != chooser]
-    record = options.provenance(
-        reduce(Provenance.union, others, seen), adapted, corrected
-    )
+    record = options.provenance(trained, adapted, corrected)
     record = record.with_("thresholds", labels=[tune_on, chooser])
     return record.with_("calibration", labels=[tune_on])
 
@@ -452,6 +477,7 @@ def _result(
     held_out: HeldOut | None,
     variant: Sequence[str],
     members: Sequence[str],
+    recurring: Mapping[str, int] | None,
 ) -> EvaluationResult:
     config, data, saved = run.config, run.data, run.saved
     params, _ = jax.eval_shape(run.plan(saved.stage).init, jax.random.key(0))
@@ -475,7 +501,7 @@ def _result(
         held_out=held_out,
         variant=variant,
         members=members,
-        recurring=_recurring(data, metrics, provenance),
+        recurring=recurring,
     )
 
 

@@ -5,6 +5,7 @@ groups. The runs lie below the workdir of the run on all data, whose `evaluate` 
 the figures on domains. `suspects` predicts each image with a run not trained on it.
 """
 
+import contextlib
 from collections.abc import Callable
 from dataclasses import replace
 
@@ -16,10 +17,12 @@ from jaxii.distributed import processes
 from jaxii.errors import InputError
 from jaxii.evaluation import domain_shift
 from jaxii.evaluation.held_out import FILE
+from jaxii.evaluation.result import EvaluationResult
 from jaxii.runs import assembly
 from jaxii.runs.train import train
 from jaxii.runs.workdir import Workdir
 from jaxii.train.checkpoint import Checkpoints
+from jaxii.train.stages import Saved
 
 
 def hold_out(
@@ -113,33 +116,57 @@ def _is_done(run: Workdir, config: Config, data: Data, *, is_domain: bool) -> bo
     """Returns whether a run has finished and its figures are of its best checkpoint.
 
     Raises:
-      InputError: If the run has another configuration or dataset.
+      InputError: If the run has other labels, another configuration or another dataset,
+        or is finished but was last evaluated on another dataset.
     """
-    # Predictions for folds are not saved, as decoders are fitted on domains only.
-    files = ("metrics.json", FILE) if is_domain else ("metrics.json",)
-    if not all(run.result_file(name).exists() for name in files):
-        return False
+    run.check_labels(data.vocabulary)
     # A finished run stays as it is if the run on all data changed its batch size.
     run.check(config, change_batch_size=True)
-    try:
-        metrics, last = run.metrics(), config.stages[-1].name
-    except InputError:  # its evaluation was interrupted, or is damaged
+    best = _finished(run, config, data)
+    metrics = _figures(run, is_domain=is_domain)
+    wanted = (best.stage, best.step) if best else None
+    if metrics is None or (metrics.stage, metrics.step) != wanted:
+        run.check(config)
         return False
     if metrics.data_hash != data.content_hash:
         raise InputError(
-            f"{run.path} was trained on a dataset with hash {metrics.data_hash}, but "
-            f"{data.directory} has hash {data.content_hash}; pass the dataset it was "
-            "trained on as --data_dir, or remove the folder of the run to train it "
-            "again."
+            f"{run.path} was last evaluated on a dataset with hash "
+            f"{metrics.data_hash}, but {data.directory} has hash {data.content_hash}; "
+            f"run evaluate --workdir={run.path} --data_dir={data.directory} first."
         )
-    checkpoints = Checkpoints(
-        run.path, [last], run.vocabulary().content_hash(), read_only=True
-    )
-    saved = checkpoints.saved().get(last)
-    done = (
-        bool(saved)
-        and saved[-1].finished
-        and (metrics.stage, metrics.step) == (last, checkpoints.best_of().step)
-    )
-    checkpoints.close()
-    return done
+    return True
+
+
+def _finished(run: Workdir, config: Config, data: Data) -> Saved | None:
+    """Returns the best checkpoint of a finished run; None if it is not finished.
+
+    Raises:
+      InputError: If the run was trained on another dataset.
+    """
+    names, label_hash = [s.name for s in config.stages], data.vocabulary.content_hash()
+    checkpoints = Checkpoints(run.path, names, label_hash, read_only=True)
+    with contextlib.closing(checkpoints):
+        latest = checkpoints.latest()
+        if latest is None:
+            return None
+        data_hash = checkpoints.metadata(latest).data_hash
+        if data_hash != data.content_hash:
+            raise InputError(
+                f"{run.path} was trained on a dataset with hash {data_hash}, but "
+                f"{data.directory} has hash {data.content_hash}; pass the dataset it "
+                "was trained on as --data_dir, or remove the folder of the run to "
+                "train it again."
+            )
+        last = checkpoints.saved().get(names[-1])
+        return checkpoints.best_of() if last and last[-1].finished else None
+
+
+def _figures(run: Workdir, *, is_domain: bool) -> EvaluationResult | None:
+    """Returns the figures of a run; None if its evaluation is missing or incomplete."""
+    # Predictions for folds are not saved, as decoders are fitted on domains only.
+    if is_domain and not run.result_file(FILE).exists():
+        return None
+    try:
+        return run.metrics()
+    except InputError:  # its evaluation was interrupted, or is damaged
+        return None

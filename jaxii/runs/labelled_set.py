@@ -16,7 +16,7 @@ from jaxii.config import flatten
 from jaxii.console import progress, say
 from jaxii.data import index
 from jaxii.data.dataset import Split
-from jaxii.data.prepared import Data, Rows
+from jaxii.data.prepared import WITHOUT_RECURRING, Data, Rows
 from jaxii.data.seen import SeenImages
 from jaxii.decoding.constant import constant_f2
 from jaxii.distributed import processes
@@ -42,6 +42,7 @@ from jaxii.prepare.tables import labelled
 from jaxii.prepare.tables.labelled import Labelled
 from jaxii.prepare.tables.notes import Notes
 from jaxii.runs import assembly
+from jaxii.runs.agreement import check_same_evaluation, check_same_runs
 from jaxii.runs.evaluate import AS_TRAINED, Passes, Scoring
 from jaxii.runs.results import THUMBNAIL_PIXELS, sets_of_report
 from jaxii.runs.run import Run
@@ -68,13 +69,16 @@ def evaluate_set(
         images or labels cannot be used.
     """
     name = name or images.name
-    if not name or name in SPLITS or not is_text(name):
-        what = "the name of a split" if name in SPLITS else "empty or not UTF-8"
+    is_split = name.removesuffix(WITHOUT_RECURRING) in SPLITS
+    if not name or is_split or not is_text(name):
+        what = "the name of a split" if is_split else "empty or not UTF-8"
         raise InputError(
             f"name={name!r} is {what}; use another name for the labelled set, such "
             "as holiday."
         )
     run.check_evaluated(run.metrics)
+    check_same_runs([run])
+    check_same_evaluation(run.workdir)
     run.workdir.check_writable()
     _check_report(run)
     found = _read(run, images, labels, **options)

@@ -17,6 +17,7 @@ from jaxii.evaluation.predictions import Answer, ExpectedF2, Facts
 from jaxii.evaluation.result import EvaluationResult
 from jaxii.models.multitask import EMBEDDING_HEAD
 from jaxii.runs import assembly, unseen
+from jaxii.runs.agreement import check_same_evaluation, check_same_runs
 from jaxii.runs.inference import InferenceOptions
 from jaxii.runs.run import Run
 from jaxii.runs.workdir import Workdir
@@ -123,8 +124,7 @@ def predict(
       tune_on: `--tune_on` of the evaluation whose decoders to use; "" for its default.
     """
     # The model adapts to these images, so adaptations in `evaluate` do not matter.
-    variants = [f"tuned_on_{tune_on}"] * bool(tune_on)
-    variants += ["ensemble"] * bool(options.ensemble)
+    variants = workdir.tuned_on(tune_on) + ["ensemble"] * bool(options.ensemble)
     metrics = workdir.metrics(variants)
     found = request.find()
     processes.check_same(found.digest(), "the images are different")
@@ -133,6 +133,8 @@ def predict(
         members = run.members(options)
         for other in members[1:]:
             opened.enter_context(other)
+        check_same_runs(members)
+        check_same_evaluation(workdir, variants)
         _check_members(members, metrics, options)
         files = assembly.image_files(run.config, found, metrics.short_side_pixels)
         models = [member.model() for member in members]

@@ -581,17 +581,19 @@ class Run(AbstractContextManager["Run"]):
         Args:
           warn: Called with a line for each run that is left out.
         """
-        data_hash = self.checkpoints.metadata(self.saved).data_hash
+        trained_on = self.checkpoints.metadata(self.saved).data_hash
         found: dict[str, EvaluationResult] = {}
         for domain, metrics in self.workdir.held_out_metrics(warn).items():
             if metrics.stage != self.saved.stage or domain not in self.data.domains:
                 continue
-            if metrics.data_hash == data_hash:
-                found[domain] = metrics
-            else:
+            others = {*metrics.provenance.datasets} - {*self.provenance.datasets}
+            others |= {metrics.data_hash} - {trained_on, self.data.content_hash}
+            if others:
                 warn(
                     f"CAVEAT     {self.workdir.held_out(domain).path} is left out: its "
-                    f"dataset has hash {metrics.data_hash}, but that of {self.name} "
-                    f"has hash {data_hash}"
+                    f"dataset has hash {min(others)}, but that of {self.name} "
+                    f"has hash {trained_on}"
                 )
+            else:
+                found[domain] = metrics
         return found if set(found) == set(self.data.domains) else {}

@@ -23,6 +23,7 @@ from jaxii.evaluation.provenance import HOME_SPLITS, Provenance
 from jaxii.evaluation.suspects import Suspects
 from jaxii.report import sheet as pages
 from jaxii.report.sheet import SuspectImage
+from jaxii.runs.agreement import check_same_data, check_same_runs
 from jaxii.runs.run import Run
 from jaxii.runs.unseen import predict_split
 from jaxii.runs.workdir import Workdir
@@ -47,11 +48,13 @@ def suspects(
       top: Largest number of labels to write.
 
     Raises:
-      InputError: If nothing has been trained, the data has other labels, or a run was
-        trained on images that it would predict.
+      InputError: If nothing has been trained, the data has other labels, a run was
+        trained on images that it would predict, or processes read different files.
     """
     with ExitStack() as opened:
         runs = [opened.enter_context(run) for run in _open(workdir, data_dir)]
+        check_same_runs(runs)
+        check_same_data(runs)
         # Folds come first, because a domain not trained on is harder to predict.
         runs.sort(key=lambda run: run.config.data.held_out_domain in run.data.domains)
         # Raises an error, before any prediction, if a run was trained on these images.

@@ -19,8 +19,10 @@ from jaxii.evaluation.held_out import HeldOut, Predictions
 from jaxii.evaluation.predictions import ExpectedF2, answer
 from jaxii.evaluation.predictor import Model, make_predict
 from jaxii.evaluation.provenance import Provenance
+from jaxii.evaluation.result import EVALUATION
 from jaxii.metrics.streaming import Accumulators
 from jaxii.runs import assembly
+from jaxii.runs.agreement import check_same_files
 from jaxii.runs.inference import InferenceOptions
 from jaxii.runs.run import Run
 from jaxii.storage import AnyPath
@@ -60,7 +62,8 @@ def read(run: Run, *, pooled: bool) -> tuple[list[Predictions], HeldOut | None]:
       None unless every domain of the run's dataset was held out.
 
     Raises:
-      InputError: If `pooled` and a domain was not held out, or predictions are damaged.
+      InputError: If `pooled` and a domain was not held out, or predictions are damaged
+        or differ between processes.
     """
     metrics = run.held_out_metrics(say)
     found = [of_domain.held_out for of_domain in metrics.values()]
@@ -70,6 +73,11 @@ def read(run: Run, *, pooled: bool) -> tuple[list[Predictions], HeldOut | None]:
         if record is not None:
             say("held out   --tune_on=held_out fits decoders on the held-out domains")
         return [], record
+    workdirs = [run.workdir.held_out(domain) for domain in metrics]
+    check_same_files(
+        [workdir.result_file(EVALUATION) for workdir in workdirs],
+        f"the hold-out runs of {run.workdir.path} are different",
+    )
     if record is None:
         raise InputError(
             f"{run.workdir.path} does not have an evaluated hold-out run for each of "

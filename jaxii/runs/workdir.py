@@ -81,6 +81,18 @@ class Workdir:
         stem, dot, ending = name.partition(".")
         return self.path / f"{'_'.join([stem, *variants])}{dot}{ending}"
 
+    def tuned_on(self, split: str) -> list[str]:
+        """Returns the variant of an evaluation whose decoders are fitted on a split.
+
+        Args:
+          split: The split; "" or the run's choosing split give no variant.
+        """
+        if not split:
+            return []
+        # As `Data.choosing_split`, but without the data.
+        own = "held_out" if self.config().data.held_out_domain else "validation"
+        return [] if split == own else [f"tuned_on_{split}"]
+
     def metrics(self, variants: Sequence[str] = ()) -> EvaluationResult:
         """Returns the figures of the run, or of a variant of it.
 
@@ -209,8 +221,8 @@ class Workdir:
     def claim(self, config: Config, *, change_batch_size: bool = False) -> None:
         """Writes the configuration to the folder, after `check`.
 
-        Evaluations list the file by its hash; their lists are updated if only fields
-        changed that do not affect the result.
+        Evaluations list the file by its hash; if only fields changed that do not affect
+        the result, those of the replaced file are updated.
 
         Raises:
           InputError: As `check`, or if the folder cannot be created.
@@ -219,11 +231,10 @@ class Workdir:
         self._make_folder()
         has_run = self.config_file.exists()
         is_same = has_run and self.config().content_hash() == config.content_hash()
+        current = self._evaluations_of_config() if is_same else []
         write_json(self.config_file, config.to_dict())
-        for listed in self.path.glob("evaluation*.json") if is_same else ():
-            # A damaged list is reported when it is read.
-            with contextlib.suppress(InputError):
-                describe_again(listed, self.config_file)
+        for listed in current:
+            describe_again(listed, self.config_file)
 
     def check(self, config: Config, *, change_batch_size: bool = False) -> None:
         """Checks that the folder is new or of this configuration; writes nothing.
@@ -291,6 +302,16 @@ class Workdir:
                 f"of the data have hash {now}; use the data it was trained on, or "
                 "another --workdir."
             )
+
+    def _evaluations_of_config(self) -> list[AnyPath]:
+        """Returns the evaluations' lists that have the configuration as it is now."""
+        now, found = manifest.describe(self.config_file), list[AnyPath]()
+        for path in self.path.glob("evaluation*.json"):
+            # A damaged list is reported when it is read.
+            with contextlib.suppress(InputError):
+                if Manifest.load(path, fix="").files.get(self.config_file.name) == now:
+                    found.append(path)
+        return found
 
     def _check_is_run(self) -> None:
         if not self.config_file.exists():

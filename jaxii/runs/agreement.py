@@ -1,0 +1,88 @@
+"""Checks that all processes of a command read the same runs and results.
+
+Folders of one name differ between processes if they are local to each machine.
+"""
+
+import hashlib
+import os
+from collections.abc import Iterable, Sequence
+
+from jaxii import manifest
+from jaxii.distributed import processes
+from jaxii.manifest import Manifest
+from jaxii.runs.run import Run
+from jaxii.runs.workdir import Workdir
+from jaxii.storage import AnyPath, at
+
+
+def check_same_runs(runs: Sequence[Run]) -> None:
+    """Checks that all processes opened the same runs at the same checkpoints.
+
+    Raises:
+      InputError: On every process, if a run, its batch size or its checkpoint differs.
+    """
+    # First, because every process must compare the same number of checkpoints.
+    paths = [os.fspath(run.workdir.path) for run in runs]
+    processes.check_same(_digest(paths), "the runs are different")
+    for run, path in zip(runs, paths, strict=True):
+        # The manifest of a checkpoint has the hashes of its metadata and arrays.
+        words = run.config.content_hash(), *_described(_manifest(run).files.items())
+        processes.check_same(_digest(words), f"the checkpoint of {path} is different")
+
+
+def check_same_data(runs: Iterable[Run]) -> None:
+    """Checks that all processes opened the same dataset for each run.
+
+    Raises:
+      InputError: On every process, if a dataset differs.
+    """
+    for run in runs:
+        data, path = run.data, run.workdir.path
+        other = f"the dataset of {path} ({data.directory}) is different"
+        processes.check_same(data.content_hash, other)
+
+
+def check_same_files(files: Iterable[AnyPath], problem: str) -> None:
+    """Checks that all processes have the same files; reads each once.
+
+    Args:
+      files: The files.
+      problem: See `processes.check_same`.
+
+    Raises:
+      InputError: On every process, if a file differs.
+    """
+    found = ((os.fspath(file), manifest.describe(file)) for file in files)
+    processes.check_same(_digest(_described(found)), problem)
+
+
+def check_same_evaluation(workdir: Workdir, variants: Sequence[str] = ()) -> None:
+    """Checks that all processes have the same figures and decoders of a run.
+
+    Args:
+      variants: See `Workdir.result_file`.
+
+    Raises:
+      InputError: On every process, if a file differs.
+    """
+    names = "metrics.json", "decoders.npz"
+    check_same_files(
+        [workdir.result_file(name, variants) for name in names],
+        f"the evaluation of {workdir.path} is different",
+    )
+
+
+def _manifest(run: Run) -> Manifest:
+    saved, folder = run.saved, at(os.fspath(run.checkpoints.directory))
+    path = folder / saved.stage / str(saved.step) / manifest.NAME
+    # A running training may have replaced the checkpoint since it was opened.
+    return Manifest.load(path, fix="run the same command again")
+
+
+def _described(files: Iterable[tuple[str, manifest.File]]) -> list[str]:
+    return sorted(f"{name} {file.xxh3}" for name, file in files)
+
+
+def _digest(words: Iterable[str]) -> str:
+    text = "\0".join(words)
+    return hashlib.sha256(text.encode(errors="surrogateescape")).hexdigest()
