@@ -12,6 +12,7 @@ import hashlib
 import itertools
 import json
 import re
+import traceback
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import (
@@ -394,6 +395,45 @@ def check_overrides(argv: list[str]) -> None:
         if word.startswith("--config.") and name not in names:
             near = difflib.get_close_matches(name, names, n=3) or fields
             raise InputError(f"--config.{name} is not a field; use {', '.join(near)}.")
+
+
+def check_returned(fields: object, recipe: str) -> None:
+    """Checks that a recipe returned a configuration.
+
+    Args:
+      fields: The result of its `get_config`.
+      recipe: The recipe as the message names it.
+
+    Raises:
+      InputError: If it did not.
+    """
+    if not isinstance(fields, ConfigDict):
+        raise InputError(
+            f"{recipe}: get_config() does not return a configuration; change and "
+            "return the result of jaxii.config.default_config()."
+        )
+
+
+def recipe_error(recipe: str, error: BaseException, *, flag: str = "") -> InputError:
+    """Returns an InputError with a recipe's own error and its line in the recipe.
+
+    Args:
+      recipe: "FILE" or "FILE:PRESET".
+      error: The error that the recipe raised.
+      flag: The part of the command line before the recipe, for the message.
+    """
+    frames = list(traceback.extract_tb(error.__traceback__))
+    while (before := error.__cause__ or error.__context__) is not None:
+        error = before
+        frames += traceback.extract_tb(error.__traceback__)
+    file = recipe.partition(":")[0]
+    lines = [f"line {frame.lineno}" for frame in frames if frame.filename == file]
+    where = f" ({lines[-1]})" if lines else ""
+    kind = "" if isinstance(error, ValueError) else f"{type(error).__name__}: "
+    text = str(error.args[0] if isinstance(error, KeyError) else error)
+    # The message may already name the recipe.
+    text = text.removeprefix(f"{recipe}; ")
+    return InputError(f"{flag}{recipe}: {kind}{text}{where}")
 
 
 def differences(one: Mapping[str, Any], other: Mapping[str, Any]) -> list[str]:

@@ -126,7 +126,7 @@ def test_any_decoder_of_the_run_can_predict(run, paths, tmp_path):
     rows = run.predict(paths, decoder="expected_f2")
     codes = [[label["code"] for label in line["labels"]] for line in lines]
     assert [list(row.labels) for row in rows] == codes
-    with pytest.raises(InputError, match="expected_f2"):
+    with pytest.raises(InputError, match="not a decoder; the nearest is expected_f2"):
         run.predict(paths, decoder="expected_f3")
 
 
@@ -232,8 +232,26 @@ def test_labels_that_the_run_does_not_know_are_named(run, paths, tmp_path):
 def test_a_recipe_may_stand_for_a_configuration(tmp_path):
     with pytest.raises(InputError, match=r"f2_multitas\.py is not a file"):
         jaxii.train("configs/f2_multitas.py", workdir=tmp_path / "run")
-    with pytest.raises(ValueError, match="nearest is emoji"):
+    with pytest.raises(InputError, match="nearest is emoji"):
         jaxii.train(f"{ROOT}/configs/f2_multitask.py:emojis", workdir=tmp_path / "run")
+
+
+@pytest.mark.parametrize(
+    ("source", "preset", "reason"),
+    [
+        ("x = 1\n", "", "it has no function get_config"),
+        ("def get_config(:\n", "", r"SyntaxError: invalid syntax .*line 1"),
+        ("def get_config():\n    pass\n", "", r"get_config\(\) does not return a conf"),
+        ("def get_config():\n    return 1 / 0\n", "", r"ZeroDivisionError: .*line 2"),
+        ("def get_config():\n    pass\n", ":foo", r"TypeError: get_config\(\) takes 0"),
+    ],
+)
+def test_a_recipe_that_fails_is_refused_by_name(tmp_path, source, preset, reason):
+    recipe = tmp_path / "recipe.py"
+    recipe.write_text(source)
+    with pytest.raises(InputError, match=rf"recipe\.py{preset}: {reason}"):
+        jaxii.train(f"{recipe}{preset}", workdir=tmp_path / "run")
+    assert not (tmp_path / "run").exists()
 
 
 def test_losses_metrics_and_decoders_take_arrays_alone():

@@ -114,9 +114,15 @@ def test_the_estimate_of_held_out_domains_is_shown(tmp_path):
     one = write_run(tmp_path / "one", estimates=estimates)
     two = write_run(tmp_path / "two", lr=0.2)
     assert [row["F2 held out"] for row in rows_of(one, two)] == ["0.2800", "-"]
+    assert "best on average over the domains" in " ".join(compared(one, two).notes)
     splits = {"validation": split_metrics(0.3), "held_out": split_metrics(0.27)}
     three = write_run(tmp_path / "three", splits=splits)
     assert rows_of(three)[0]["F2 held out"] == "0.2700"
+    assert "best on average" not in " ".join(compared(three).notes)
+    # Its threshold is chosen on held_out itself.
+    four = write_run(tmp_path / "four", splits=splits, estimates=estimates)
+    assert rows_of(four)[0]["F2 held out"] == "0.2700"
+    assert "best on average" not in " ".join(compared(four).notes)
 
 
 def test_another_decoder_than_the_threshold_is_named(tmp_path):
@@ -175,6 +181,18 @@ def test_runs_on_other_content_of_a_dataset_are_said_not_to_compare(tmp_path, ca
     two = write_run(tmp_path / "two", data_hash="b")
     assert "different datasets" in printed(capsys, one, two)
     assert "different" not in printed(capsys, one, one)
+
+
+@pytest.mark.parametrize(("data_hash", "differ"), [("a", False), ("", True)])
+def test_a_renamed_folder_of_the_same_content_is_the_same_dataset(
+    tmp_path, data_hash, differ
+):
+    one, two = (
+        write_run(tmp_path / name, dataset=f"kaggle ({name})", data_hash=data_hash)
+        for name in ("one", "two")
+    )
+    notes = " ".join(compared(one, two).notes)
+    assert ("different datasets" in notes) == differ
 
 
 def test_the_best_constant_prediction_is_told_where_runs_agree_on_it(tmp_path):

@@ -153,6 +153,13 @@ def test_a_decoder_that_cannot_answer_is_refused(decoders):
         decoders.check("embedding", decoders.names(has_head=False))
 
 
+@pytest.mark.parametrize("has_head", [False, True])
+def test_a_decoder_that_does_not_exist_is_refused_by_name(decoders, has_head):
+    reason = "'expected_f3' is not a decoder; the nearest is expected_f2; use one of"
+    with pytest.raises(InputError, match=reason):
+        decoders.check("expected_f3", decoders.names(has_head=has_head))
+
+
 @pytest.mark.parametrize("text", [None, b"", b"PK\x03\x04 no more", b"text"])
 def test_a_file_that_holds_no_decoders_is_refused(tmp_path, text):
     path = tmp_path / "decoders.npz"
@@ -344,6 +351,10 @@ def test_the_threshold_of_a_fit_is_the_best_of_the_grid_for_its_beta():
         ((3, 4), {"decoder": "expected_f2", "beta": 1.0}, "expected_f2 maximises F2"),
         ((3, 5), {}, r"probs has shape \(3, 4\) and targets has shape \(3, 5\)"),
         ((0, 4), {}, "at least one image"),
+        ((3, 4), {"beta": 0.0}, "beta=0.0 is not allowed; use a finite number above"),
+        ((3, 4), {"beta": -1.0}, "finite number above 0"),
+        ((3, 4), {"beta": np.nan}, "finite number above 0"),
+        ((3, 4), {"beta": np.inf}, "finite number above 0"),
     ],
 )
 def test_arrays_that_cannot_be_fitted_are_refused(shape, changes, reason):

@@ -74,6 +74,25 @@ def test_runs_on_other_datasets_are_not_seeds_of_one(tmp_path):
     assert names(one, two) == ["base_s0", "base_s1"]
 
 
+@pytest.mark.parametrize(
+    ("data_hash", "rows"),
+    [("a", ["base (2 seeds)"]), ("", ["base_s0", "base_s1"])],
+)
+def test_seeds_on_a_renamed_folder_of_the_same_content_are_one_row(
+    tmp_path, data_hash, rows
+):
+    one, two = (
+        write_run(
+            tmp_path / f"base_s{seed}",
+            seed=seed,
+            dataset=f"kaggle (folder{seed})",
+            data_hash=data_hash,
+        )
+        for seed in (0, 1)
+    )
+    assert names(one, two) == rows
+
+
 def stages(*terms):
     return {"stages": [{"name": f"s{i}", "terms": t} for i, t in enumerate(terms)]}
 

@@ -7,7 +7,8 @@ import pytest
 from sklearn.metrics import fbeta_score
 
 import jaxii.metrics
-from jaxii.metrics.f_beta import f_beta, f_beta_from_counts
+from jaxii.errors import InputError
+from jaxii.metrics.f_beta import check_beta, f_beta, f_beta_from_counts
 
 RNG = np.random.default_rng(0)
 DECISIONS = RNG.random((40, 9)) < 0.3
@@ -62,6 +63,31 @@ def test_counts_broadcast():
         np.array([[1, 2]]), np.array([[1, 2]]), np.array([[2], [4]])
     )
     np.testing.assert_allclose(found, [[5 / 9, 1.0], [5 / 17, 10 / 18]])
+
+
+@pytest.mark.parametrize("array", [np.asarray, jnp.asarray])
+@pytest.mark.parametrize(
+    "targets", [TARGETS[:1], TARGETS[0], TARGETS[:, :1], TARGETS.argmax(axis=1)]
+)
+def test_targets_of_another_shape_are_refused(array, targets):
+    reason = r"decisions has shape \(40, 9\) and targets has shape .*\[image, class\]"
+    with pytest.raises(InputError, match=reason):
+        f_beta(array(DECISIONS), array(targets))
+
+
+def test_arrays_of_one_dimension_are_refused():
+    with pytest.raises(InputError, match=r"\[image, class\]"):
+        f_beta(DECISIONS[0], TARGETS[0])
+
+
+@pytest.mark.parametrize("beta", [0.0, -1.0, np.nan, np.inf])
+def test_a_beta_that_is_no_positive_number_is_refused(beta):
+    with pytest.raises(InputError, match=rf"beta={beta} .*finite number above 0"):
+        f_beta(DECISIONS, TARGETS, beta)
+
+
+def test_a_traced_beta_is_not_refused():
+    jax.jit(check_beta)(jnp.float32(2))
 
 
 def test_the_package_exports_the_function():

@@ -1305,13 +1305,14 @@ def test_a_test_without_labels_gets_a_submission_and_no_figures(run, tmp_path, t
 
 
 @pytest.fixture
-def full(run):
+def full(run, monkeypatch):
     """Checks that `jaxii WORDS` ends with 1 and one line if a file has no space."""
+    monkeypatch.setattr("jaxii.storage.secrets.token_hex", lambda _: "draft")
 
     def full(path, *words):
         before = path.read_bytes() if path.exists() else None
         path.parent.mkdir(parents=True, exist_ok=True)
-        draft = path.with_name(f".{path.name}.{os.getpid()}.part")
+        draft = path.with_name(f".{path.name}.draft.part")
         draft.symlink_to("/dev/full")
         code, _, errors = run(*words)
         assert (code, errors) == (

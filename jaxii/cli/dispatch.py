@@ -17,7 +17,6 @@ from typing import Protocol
 
 from absl import flags as absl_flags
 from absl import logging as absl_logging
-from ml_collections import ConfigDict
 
 from jaxii.cli import (
     adapt,
@@ -34,7 +33,7 @@ from jaxii.cli import (
     train,
 )
 from jaxii.cli.flags import Flags
-from jaxii.config import check_overrides
+from jaxii.config import check_overrides, check_returned, recipe_error
 from jaxii.console import open_ended, write_line
 from jaxii.distributed.cluster import ProcessInfo
 from jaxii.errors import CheckFailed, InputError, nearest, nearest_path
@@ -268,12 +267,9 @@ def parse(command: str, argv: list[str]) -> Flags:
         raise InputError(f"{error}; see {command} --help.") from error
     except Exception as error:
         # A recipe is code of the user and may raise any exception.
-        raise _recipe_error(recipe, error) from error
-    if recipe is not None and not isinstance(flags.config, ConfigDict):
-        raise InputError(
-            f"--config={recipe}: get_config() does not return a configuration; change "
-            "and return the result of jaxii.config.default_config()."
-        )
+        raise recipe_error(str(recipe), error, flag="--config=") from error
+    if recipe is not None:
+        check_returned(flags.config, f"--config={recipe}")
     if flags.words and not flags.placeholder:
         raise InputError(
             f"{command} takes flags only, not {flags.words[0]!r}; see {command} --help."
@@ -323,7 +319,7 @@ def _unknown_flag(command: str, error: absl_flags.UnrecognizedFlagError) -> Inpu
 def _bad_value(flags: Flags, recipe: str | None, error: Exception) -> InputError:
     text = str(error).partition("\n")[0]
     if text.startswith(f"flag --config={recipe}:"):
-        return _recipe_error(recipe, error)
+        return recipe_error(str(recipe), error, flag="--config=")
     name = text.removeprefix("flag --").partition("=")[0]
     choices = ()
     if name in flags.values:
@@ -333,22 +329,6 @@ def _bad_value(flags: Flags, recipe: str | None, error: Exception) -> InputError
         choices = getattr(flag.parser, "enum_values", ())
     near = nearest(text.partition("=")[2].partition(":")[0], choices)
     return InputError(f"{text.removeprefix('flag ')}; {near}see --help.")
-
-
-def _recipe_error(recipe: str | None, error: BaseException) -> InputError:
-    """Returns an InputError with a recipe's own error and its line in the recipe."""
-    frames = list(traceback.extract_tb(error.__traceback__))
-    while (before := error.__cause__ or error.__context__) is not None:
-        error = before
-        frames += traceback.extract_tb(error.__traceback__)
-    file = str(recipe).partition(":")[0]
-    lines = [f"line {frame.lineno}" for frame in frames if frame.filename == file]
-    where = f" ({lines[-1]})" if lines else ""
-    kind = "" if isinstance(error, ValueError) else f"{type(error).__name__}: "
-    text = str(error.args[0] if isinstance(error, KeyError) else error)
-    # The message may already name the recipe.
-    text = text.removeprefix(f"{recipe}; ")
-    return InputError(f"--config={recipe}: {kind}{text}{where}")
 
 
 def _set_outputs() -> None:

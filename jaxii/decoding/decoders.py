@@ -23,8 +23,9 @@ from jaxii.decoding.thresholds import (
     choose,
     class_thresholds,
 )
-from jaxii.errors import InputError
+from jaxii.errors import InputError, nearest
 from jaxii.metrics import streaming
+from jaxii.metrics.f_beta import check_beta
 from jaxii.metrics.streaming import Accumulators
 from jaxii.storage import AnyPath, write_beside
 
@@ -187,8 +188,14 @@ class Decoders:
           possible: the usable decoders, from `names`.
 
         Raises:
-          InputError: If the decoder needs an embedding head that is missing.
+          InputError: If there is no such decoder, or it needs an embedding head that is
+            missing.
         """
+        if name not in NAMES:
+            raise InputError(
+                f"{name!r} is not a decoder; {nearest(name, possible)}use one of "
+                f"{', '.join(possible)}."
+            )
         if name not in possible:
             raise InputError(
                 f"--decoder={name} needs the embedding head in this stage and in the "
@@ -361,7 +368,7 @@ def fit(
     Args:
       probs: probabilities in [0, 1], [image, class].
       targets: 1 or true where the label is present, [image, class].
-      beta: beta of the F-beta to maximise, above 0.
+      beta: beta of the F-beta to maximise, finite and above 0.
       decoder: "threshold", "per_class", "top_k" or "expected_f2".
 
     Returns:
@@ -370,14 +377,15 @@ def fit(
 
     Raises:
       InputError: If the decoder is unknown or does not maximise F-beta of this beta,
-        the arrays are empty or differ in shape, or a number is outside [0, 1]. The
-        returned function checks its numbers, too.
+        beta is not finite and above 0, the arrays are empty or differ in shape, or a
+        number is outside [0, 1]. The returned function checks its numbers, too.
     """
     names = tuple(name for name in NAMES if name != "embedding")
     if decoder not in names:
         raise InputError(
             f"decoder={decoder!r} is not supported; use one of {', '.join(names)}."
         )
+    check_beta(beta)
     if decoder == "expected_f2" and beta != 2:
         raise InputError(
             f"expected_f2 maximises F2, but beta={beta}; use beta=2 or another decoder."

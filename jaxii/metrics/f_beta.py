@@ -1,11 +1,15 @@
 """F-beta of sets of labels: (1 + b^2) TP / ((1 + b^2) TP + b^2 FN + FP)."""
 
+import math
 from typing import overload
 
 import jax
 import jax.numpy as jnp
 import numpy as np
+from jax.core import Tracer
 from jaxtyping import Array, Bool, Float, Num
+
+from jaxii.errors import InputError
 
 
 @overload
@@ -36,14 +40,24 @@ def f_beta(
     Args:
       decisions: 1 or true where the label is predicted, [image, class].
       targets: 1 or true where the label is present; at least 0.5 counts as present.
-      beta: weight of recall over precision, above 0.
+      beta: weight of recall over precision, finite and above 0.
       zero_division: score of an image without labels for which none is predicted.
 
     Returns:
       [image], in [0, 1]; float64 for NumPy arrays, float32 for JAX arrays.
 
+    Raises:
+      InputError: If the arrays are not two of one shape [image, class], or beta is not
+        finite and above 0.
+
     Source: `fbeta_score(average=None)` of scikit-learn, over images.
     """
+    if decisions.ndim < 2 or decisions.shape != targets.shape:
+        raise InputError(
+            f"decisions has shape {decisions.shape} and targets has shape "
+            f"{targets.shape}; use two arrays of the same shape [image, class]."
+        )
+    check_beta(beta)
     chosen, present = (x.astype(np.float32) >= 0.5 for x in (decisions, targets))
     return f_beta_from_counts(
         (chosen & present).sum(axis=-1),
@@ -52,6 +66,17 @@ def f_beta(
         beta,
         zero_division=zero_division,
     )
+
+
+def check_beta(beta: float | Array) -> None:
+    """Checks that a beta is finite and above 0; accepts any traced value.
+
+    Raises:
+      InputError: If it is not.
+    """
+    # NaN fails both comparisons.
+    if not isinstance(beta, Tracer) and not 0 < beta < math.inf:
+        raise InputError(f"beta={beta} is not allowed; use a finite number above 0.")
 
 
 @overload

@@ -103,9 +103,9 @@ def f2(entry: Entry, split: str) -> Estimate | None:
 
     Args:
         entry: A row.
-        split: `held_out` is the domain that a run held out, or the mean over its
-            hold-out runs. `train` is the training images measured beside validation,
-            at their own best threshold.
+        split: `held_out` is the domain that a run held out, or else the estimate from
+            its hold-out runs. `train` is the training images measured beside
+            validation, at their own best threshold.
     """
     found = estimate([_f2(run, split) for run in entry.runs])
     splits = [run.metrics.splits.get(split) for run in entry.runs]
@@ -137,10 +137,11 @@ def _f2(run: EvaluatedRun, split: str) -> float | None:
         rows = last_rows(run.history, "evaluation")
         at = [row for row in rows if row["step"] == metrics.step]
         return number_or_none(at[0].get("train/f2")) if at else None
+    if split in metrics.splits:
+        return metrics.splits[split].f2
     if split == "held_out" and metrics.estimates is not None:
         return metrics.estimates.held_out_domains.f2
-    found = metrics.splits.get(split)
-    return None if found is None else found.f2
+    return None
 
 
 def _settings(
@@ -240,8 +241,16 @@ def _notes(entries: Sequence[Entry]) -> list[str]:
         "held_out": "F2 held out is measured on domains excluded from training.",
     }
     notes += [explained[n] for n in splits_of(entries) if n in explained]
+    if any(
+        "held_out" not in run.metrics.splits and run.metrics.estimates for run in runs
+    ):
+        notes.append(
+            "F2 held out of a run that trained on all domains is an estimate from its "
+            "hold-out runs, at the one threshold that is best on average over the "
+            "domains."
+        )
     facts = {
-        "datasets": {(run.metrics.dataset, run.metrics.data_hash) for run in runs},
+        "datasets": {run.dataset for run in runs},
         "label lists": {run.metrics.label_hash for run in runs},
     }
     for what, values in facts.items():

@@ -110,7 +110,7 @@ def _but_for_seed(run: EvaluatedRun, ignored: Sequence[str]) -> Any:
         metrics.provenance.badge(),
         sorted(metrics.splits.keys() - run.sets.keys()),
         [metrics.decoder.name, metrics.decoder.chosen_on],
-        [metrics.stage, metrics.dataset, metrics.data_hash, metrics.label_hash],
+        [metrics.stage, run.dataset, metrics.label_hash],
     ]
     return json.dumps(same, sort_keys=True)
 

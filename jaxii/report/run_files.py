@@ -54,6 +54,11 @@ class EvaluatedRun:
     labels: LabelTable | None
     sets: Mapping[str, SetResult]
 
+    @property
+    def dataset(self) -> str:
+        """Content hash of the dataset; its kind and folder if there is no hash."""
+        return self.metrics.data_hash or self.metrics.dataset
+
 
 def read_run(path: AnyPath) -> EvaluatedRun:
     """Reads an evaluation from a workdir, or from `metrics_VARIANT.json` in one.
