@@ -248,7 +248,7 @@ def _network(facts: Facts) -> list[Choice]:
 
 def _batch_size(num_train: int, on_cpu: bool, num_devices: int) -> int:
     most = 64 if on_cpu or num_train < 10_000 else 256 if num_train < 200_000 else 1024
-    # At least eight updates per epoch, unless that needs fewer than 16 images each.
+    # At least eight updates per epoch, unless batches would be below 16 images.
     fits = 2 ** int(math.log2(max(16, num_train // 8)))
     return math.ceil(min(most, fits) / num_devices) * num_devices
 
