@@ -1237,6 +1237,11 @@ def test_the_embedding_decoder_needs_a_stage_with_the_head(
     refused(words, "needs the embedding head.*earlier --stage", folder=copy)
 
 
+def test_images_may_be_given_without_a_flag(refused, evaluated):
+    words = ["predict", f"--workdir={evaluated}", "none.jpg"]
+    refused(words, "--images=none.jpg is not a file or a folder", folder=evaluated)
+
+
 @pytest.mark.parametrize(
     ("more", "pattern"),
     [

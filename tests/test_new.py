@@ -445,6 +445,22 @@ def test_rare_labels_stay_unless_told_and_their_images_are_named(tmp_path):
     assert "1 images whose labels are all left out: 'd.jpg'" in said
 
 
+def test_a_column_that_is_no_label_because_of_a_cell_is_named(tmp_path):
+    text = "path,x,y,z,views\na.jpg,1,0,1,7\nb.jpg,0,1,-1,8\nc.jpg,1,1,0,9\n"
+    found, said = look(*label_file(tmp_path, text))
+    assert found.labels == ["x", "y"]
+    note = "column 'z' is not used as a label: 1 cells are not 0, 1 or empty: '-1'"
+    assert note in said
+    assert "column 'views'" not in said
+
+
+def test_objects_in_a_list_are_no_labels(tmp_path):
+    text = 'path;labels\na.jpg;["x"]\nb.jpg;[{"name": "x"}]\nc.jpg;["y", 3]\n'
+    found, said = look(*label_file(tmp_path, text))
+    assert found.labels == ["3", "x", "y"]
+    assert "1 rows whose cell is not a list of labels" in said
+
+
 def test_confidences_are_kept_and_contradictions_said(tmp_path):
     text = (
         "path,label,confidence\na.jpg,x,1\na.jpg,y,0\nb.jpg,y,0.75\nb.jpg,y,1\n"

@@ -71,7 +71,7 @@ def declare(flags: Flags) -> None:
         "each predicted by the run trained without it",
         otherwise="held_out if a domain is held out, else validation",
     )
-    declare_inference(flags, "each split's images")
+    declare_inference(flags, "the images of each split but validation")
     flags.switch(
         "allow_tuning_labels",
         "required for --tune_on=tuning, for an ensemble with a run that has learned "

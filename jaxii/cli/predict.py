@@ -101,7 +101,8 @@ def declare(flags: Flags) -> None:
 def run(flags: Flags) -> None:
     """Predicts."""
     workdir = existing(flags, "workdir")
-    if not flags.images:
+    images = [*filter(None, [flags.images]), *flags.words]
+    if not images:
         raise InputError("--images is missing; see --help.")
     output = file_to_write(flags, "output", "CSV or JSON lines")
     sheet = file_to_write(flags, "sheet", "HTML")
@@ -118,8 +119,8 @@ def run(flags: Flags) -> None:
     from jaxii.runs.workdir import Workdir
 
     request = Request(
-        images=flags.images,
-        more=tuple(flags.words),
+        images=images[0],
+        more=tuple(images[1:]),
         ids=at(flags.ids) if flags.ids else None,
         output=output,
         sheet=sheet,

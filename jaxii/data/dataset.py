@@ -166,9 +166,9 @@ def check_domains(directory: AnyPath, domains: tuple[str, ...]) -> None:
     if len(domains) == 1:
         raise InputError(
             f"all training images of {directory} have the domain {domains[0]!r}, so no "
-            "domain can be held out; prepare the dataset again with --train_metadata, "
-            "a CSV with the columns image_id and domain, or hold out folds (hold_out "
-            "--folds=4)"
+            "domain can be held out; prepare the dataset again with a column domain in "
+            "the label file (new) or with --train_metadata, a CSV with the columns "
+            "image_id and domain (prepare), or hold out folds (hold_out --folds=4)"
         )
 
 

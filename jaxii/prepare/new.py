@@ -133,6 +133,8 @@ def _write_recipe(
     command = f"python -m jaxii.main train --config={config} --workdir={workdir}"
     if file.exists():
         say(f"recipe    {file} already exists; keeping it")
+        if minutes is not None:
+            say("          --minutes has no effect; delete the recipe for a new one")
     else:
         where = {"data.dataset": "kaggle", "data.directory": str(data)}
         chosen = recipes.choose(

@@ -166,7 +166,9 @@ def choose(
     if minutes is None and facts.platform != "cpu":
         epochs = min(40.0, max(18.0, ACCELERATOR_IMAGES / num_train))
     else:
-        epochs = (60 * (minutes or CPU_MINUTES) - seconds) / epoch_seconds
+        epochs = (
+            60 * (CPU_MINUTES if minutes is None else minutes) - seconds
+        ) / epoch_seconds
         epochs = float(f"{min(MOST_EPOCHS, max(FEWEST_EPOCHS, epochs)):.2g}")
     if facts.platform == "cpu":
         choices += mixing(epochs)

@@ -38,7 +38,10 @@ def make_manager(
         best_fn=_metric,
         cleanup_tmp_directories=not read_only,
         read_only=read_only,
-        todelete_subdir=REPLACED,
+        # Orbax warns of each value that it ignores if `read_only`.
+        create=not read_only,
+        save_interval_steps=0 if read_only else 1,
+        todelete_subdir=None if read_only else REPLACED,
         temporary_path_class=_InBucket if "://" in os.fspath(folder) else _OnDisk,
         async_options=ocp.AsyncOptions(barrier_sync_fn=meet),
     )

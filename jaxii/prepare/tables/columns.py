@@ -29,6 +29,8 @@ EXTRA = ("confidence", "split", "group", "domain", "slice")
 SAMPLE_ROWS = 2_000
 _ONE_HOT = {"0", "1", "0.0", "1.0", "true", "false", ""}
 PRESENT = {"1", "1.0", "true"}
+# Share of other cells up to which a column may be meant as one of 0 and 1.
+MOST_ODD = 0.5
 
 
 @dataclass(frozen=True)
@@ -165,6 +167,7 @@ def _labels(
             f"columns of 0 and 1 are labels, named by their headers "
             f"({len(one_hot)} labels): {shown(one_hot)}"
         )
+        _check_others(table, [name for name in rest if name not in one_hot], notes)
         return one_hot, True
     # Columns of 0 and 1 beside a column of labels are not labels.
     named = [name for name in named if len(one_hot) < 2 or name not in one_hot]
@@ -181,6 +184,18 @@ def _labels(
         f"cannot determine the label column; columns besides the paths: "
         f"{', '.join(rest) or 'none'}. Choose one with --label_column."
     )
+
+
+def _check_others(table: pl.DataFrame, names: Sequence[str], notes: Notes) -> None:
+    """Notes columns that are no labels only because of a few cells."""
+    for name in names:
+        cells = table[name].str.to_lowercase()
+        odd = table[name].filter(~cells.is_in(list(_ONE_HOT)))
+        if len(odd) <= MOST_ODD * len(cells) and cells.is_in(list(PRESENT)).any():
+            notes.check(
+                f"column {name!r} is not used as a label: {len(odd):,} cells are not "
+                f"0, 1 or empty: {shown(odd.unique(maintain_order=True).to_list())}"
+            )
 
 
 def _is_called_label(name: str) -> bool:

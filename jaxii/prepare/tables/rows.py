@@ -353,7 +353,7 @@ def _parse(cell: str) -> list[str]:
         # pandas writes lists with Python's quotes, and NumPy arrays without commas.
         # Without commas, Python would join adjacent strings.
         value = ast.literal_eval(_SIDE_BY_SIDE.sub(r"\1, ", cell))
-    if not isinstance(value, list):
+    if not isinstance(value, list) or any(isinstance(i, dict | list) for i in value):
         raise ValueError(cell)
     return [
         item if isinstance(item, str) else json.dumps(item)
