@@ -166,9 +166,8 @@ def choose(
     if minutes is None and facts.platform != "cpu":
         epochs = min(40.0, max(18.0, ACCELERATOR_IMAGES / num_train))
     else:
-        epochs = (
-            60 * (CPU_MINUTES if minutes is None else minutes) - seconds
-        ) / epoch_seconds
+        budget_seconds = 60 * (CPU_MINUTES if minutes is None else minutes)
+        epochs = (budget_seconds - seconds) / epoch_seconds
         epochs = float(f"{min(MOST_EPOCHS, max(FEWEST_EPOCHS, epochs)):.2g}")
     if facts.platform == "cpu":
         choices += mixing(epochs)

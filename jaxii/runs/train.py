@@ -5,7 +5,6 @@ from collections.abc import Callable
 from contextlib import ExitStack
 from functools import partial
 from pathlib import Path
-from typing import Any
 
 import jax
 
@@ -21,10 +20,9 @@ from jaxii.runs.begin import begin, describe, in_words
 from jaxii.runs.evaluate import measure
 from jaxii.runs.run import Run
 from jaxii.runs.workdir import Workdir
-from jaxii.storage import check_held, held
+from jaxii.storage import held
 from jaxii.train.batch_norm import reestimate
-from jaxii.train.checkpoint import CheckpointMetadata
-from jaxii.train.stages import Origin, Saved
+from jaxii.train.stages import Origin
 from jaxii.train.state import TrainState, Tree
 from jaxii.train.step import StepSettings
 from jaxii.train.telemetry.images import make_images
@@ -212,7 +210,7 @@ def make_trainer(
         batch_stats=partial(_batch_stats, run),
         initial_weights=run.initial_weights,
         label_embeddings=run.vectors(),
-        metadata=partial(_metadata, run, recipe=recipe, files=run.workdir.own_files()),
+        metadata=partial(run.metadata, recipe=recipe, files=run.workdir.own_files()),
         global_batch_size=config.global_batch_size,
         evaluate_every_steps=config.evaluate_every_steps,
         log_every_steps=config.log_every_steps,
@@ -224,13 +222,6 @@ def make_trainer(
         should_stop=should_stop,
         profiler=profiler or Profiler(),
     )
-
-
-def _metadata(run: Run, saved: Saved, **more: Any) -> CheckpointMetadata:
-    """Returns a checkpoint's metadata if the run still holds its folder."""
-    if processes.is_lead():
-        check_held(run.workdir.path)
-    return run.metadata(saved, **more)
 
 
 def _evaluate(
