@@ -51,6 +51,12 @@ check_places() {
         stop 2 "--workdir is missing; a run is resumed from this folder."
 }
 
+# Appends --start_timeout_seconds=SECONDS to `flags` unless it is given.
+allow_start() {
+    [[ " ${flags[*]}" =~ \ --?start_timeout_seconds ]] ||
+        flags+=("--start_timeout_seconds=$1")
+}
+
 # Exports JAXII_RUN_TOKEN, which admits a process to the run; random unless it is set.
 take_token() {
     [[ -n ${JAXII_RUN_TOKEN:-} ]] ||

@@ -27,6 +27,7 @@ cat > .venv/bin/python <<'PYTHON'
 worker=${HOME##*/}
 echo "$JAX_PLATFORMS $*" >> "$FAKE/runs.$worker"
 echo "$JAXII_RUN_TOKEN" >> "$FAKE/tokens.$worker"
+echo "${WANDB_API_KEY:-none} ${MLFLOW_TRACKING_URI:-none}" >> "$FAKE/services.$worker"
 mapfile -t runs < "$FAKE/runs.$worker"
 mapfile -t outcomes < "$FAKE/outcomes"
 read -ra outcome <<< "${outcomes[${#runs[@]} - 1]}"
@@ -64,6 +65,10 @@ case "$1 $2 $3 $4" in
     "compute tpus queued-resources describe") echo "state: $(< "$FAKE/request")" ;;
     "compute tpus queued-resources delete") rm -f "$FAKE/request" "$FAKE/node" ;;
     "compute tpus tpu-vm list") [[ ! -e $FAKE/node ]] || cat "$FAKE/node" ;;
+    "compute tpus tpu-vm scp")
+        for worker in worker0 worker1; do cp "$5" "$FAKE/$worker/${6#*:}"; done
+        stat --format=%a "$5" >> "$FAKE/modes"
+        ;;
     "compute tpus tpu-vm ssh")
         [[ $(< "$FAKE/node") == READY ]] || { echo "ERROR: no route to host" >&2; exit 255; }
         patience=60

@@ -165,7 +165,47 @@ def test_the_token_is_the_uid_of_the_job_which_all_its_pods_know():
 
 def test_flags_arrive_as_they_were_given():
     flags = ("--workdir=gs://b/a run", "--config=x: #'\"\\ ${NAME} & *", "$(id)")
-    assert container_of(rendered(*flags))["args"] == [*flags]
+    arguments = container_of(rendered(*flags))["args"]
+    assert arguments == [*flags, "--start_timeout_seconds=1800"]
+
+
+@pytest.mark.parametrize(
+    ("flags", "environment"),
+    [
+        (["--start_timeout_seconds=9"], {}),
+        (["--start_timeout_seconds", "9"], {}),
+        ([], {"TOPOLOGY": "2x2"}),
+    ],
+)
+def test_a_start_timeout_that_is_given_or_that_one_pod_needs_not_is_left(
+    flags, environment
+):
+    jobset = rendered(*FLAGS, *flags, **environment)
+    assert container_of(jobset)["args"] == [*FLAGS, *flags]
+
+
+@pytest.mark.parametrize(
+    ("extras", "installed"),
+    [("", ".[tpu,gcs]"), ("wandb,mlflow", ".[tpu,gcs,wandb,mlflow]")],
+)
+def test_the_image_installs_the_extras_of_its_build_argument(extras, installed):
+    dockerfile = (ROOT / "launch" / "Dockerfile").read_text()
+    assert "\nARG EXTRAS=''\n" in dockerfile
+    (command,) = re.findall(r"^RUN (pip .*)$", dockerfile, re.MULTILINE)
+    words = subprocess.run(
+        ["sh", "-c", f"echo {command}"],
+        env={"PATH": "/usr/bin:/bin", "EXTRAS": extras},
+        capture_output=True,
+        text=True,
+    ).stdout.split()
+    assert words[-1] == installed
+
+
+@pytest.mark.parametrize("name", ["jaxii", "mine"])
+def test_a_secret_sets_variables_of_the_run_if_it_exists(name):
+    environment = {} if name == "jaxii" else {"SECRET": name}
+    (source,) = container_of(rendered(**environment))["envFrom"]
+    assert source == {"secretRef": {"name": name, "optional": True}}
 
 
 @pytest.mark.parametrize(

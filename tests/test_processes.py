@@ -5,8 +5,11 @@ network is tiny; everything else is what a user runs.
 """
 
 import os
+import shutil
 import signal
 import socket
+import subprocess
+import sys
 import time
 from pathlib import Path
 
@@ -14,7 +17,7 @@ import jax
 import numpy as np
 import pytest
 from jax.experimental import multihost_utils
-from many_processes import PREEMPTED, Run, prepare_folder
+from many_processes import PREEMPTED, ROOT, Run, prepare_folder
 
 import jaxii
 from jaxii.distributed import processes
@@ -113,6 +116,91 @@ def test_only_the_lead_tells_a_person(together):
     assert not list(run.workdir.rglob("*.part"))
 
 
+@pytest.mark.slow
+def test_all_leave_the_final_evaluation_when_one_is_asked_to(folder, together):
+    run = Run(folder, "evaluated")
+    shutil.copytree(together[0].workdir, run.workdir)
+    run.start(2)
+    # Nothing is left to train.
+    run.wait_for("1 stages, 18 steps")
+    run.preempt(1)
+    assert run.wait() == [PREEMPTED, PREEMPTED], run.logs()
+    assert "the evaluation was stopped; run the same command again" in run.log()
+
+
+# Joins a run of two processes, raises a signal if given, works for a while, leaves.
+MEMBER = """
+import signal, sys, time
+from jaxii.distributed import processes
+from jaxii.distributed.cluster import ProcessInfo
+
+port, index, code, seconds, number, saves = map(int, sys.argv[1:])
+processes.SHUTDOWN_SECONDS, processes.MISUSED_SECONDS = 5, 1
+place = ProcessInfo(coordinator=f"127.0.0.1:{port}", count=2, index=index)
+processes.join(place, ["jaxii"], 120, saves_on_sigterm=bool(saves))
+if number:
+    signal.raise_signal(number)
+time.sleep(seconds)
+processes.leave(code)
+sys.exit(code)
+"""
+
+
+@pytest.fixture
+def members():
+    """Starts two `MEMBER`s: `members((code, seconds, number), ..., saves=)`."""
+    started = []
+
+    def members(*each, saves=0):
+        with socket.socket() as one:
+            one.bind(("127.0.0.1", 0))
+            port = one.getsockname()[1]
+        for index, numbers in enumerate(each):
+            words = map(str, (port, index, *numbers, saves))
+            command = [sys.executable, "-c", MEMBER, *words]
+            started.append(subprocess.Popen(command, cwd=ROOT))
+        return started
+
+    yield members
+    for process in started:
+        process.kill()
+        process.wait()
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("code", [0, PREEMPTED])
+def test_a_process_that_is_done_waits_for_one_that_still_writes(members, code):
+    writing = members((code, 12, 0), (code, 0, 0))
+    assert [process.wait(120) for process in writing] == [code, code]
+
+
+@pytest.mark.slow
+def test_invalid_input_on_one_process_alone_ends_it_with_2(
+    members, tmp_path, monkeypatch
+):
+    monkeypatch.setenv(processes.MISUSED_FILE, str(tmp_path / "misused"))
+    _, misused = members((0, 600, 0), (2, 0, 0))
+    assert misused.wait(120) == 2
+    assert (tmp_path / "misused").exists()
+
+
+@pytest.mark.slow
+def test_invalid_input_on_all_processes_ends_all_with_2(members):
+    assert [process.wait(120) for process in members((2, 0, 0), (2, 0, 0))] == [2, 2]
+
+
+@pytest.mark.slow
+def test_sigterm_ends_a_process_that_has_nothing_to_save(members):
+    _, ended = members((0, 600, 0), (0, 600, signal.SIGTERM))
+    assert ended.wait(120) == -signal.SIGTERM
+
+
+@pytest.mark.slow
+def test_sigterm_is_left_to_a_program_that_saves(members):
+    notified = members((0, 0, 0), (0, 0, signal.SIGTERM), saves=1)
+    assert [process.wait(120) for process in notified] == [0, 0]
+
+
 def test_every_module_counts_for_whether_processes_run_the_same_code(monkeypatch):
     read, read_bytes = set(), Path.read_bytes
     monkeypatch.setattr(Path, "read_bytes", lambda p: read.add(p) or read_bytes(p))
@@ -200,3 +288,13 @@ def test_leaving_a_run_that_was_not_joined_starts_no_device(monkeypatch):
     monkeypatch.setattr(os, "_exit", lambda code: start())
     for code in (0, 1, 2, 75):
         processes.leave(code)
+
+
+@pytest.mark.parametrize("code", [0, 1, 2, PREEMPTED])
+def test_only_invalid_input_leaves_the_file_for_launch_scripts(
+    monkeypatch, tmp_path, code
+):
+    file = tmp_path / "misused"
+    monkeypatch.setenv(processes.MISUSED_FILE, str(file))
+    processes.leave(code)
+    assert file.exists() == (code == 2)

@@ -29,11 +29,16 @@ printf '%s\\0' "$PWD" "$JAXII_JOB_LOG" "$@" > "$FAKE/job"
 SRUN = """#!/usr/bin/env bash
 echo "srun $*" >> "$FAKE/calls"
 echo "token $JAXII_RUN_TOKEN" >> "$FAKE/calls"
+if [[ -e $FAKE/misused ]]; then touch "$JAXII_MISUSED_FILE"; fi
 exit "$(cat "$FAKE/outcome")"
+"""
+SQUEUE = """#!/usr/bin/env bash
+cat "$FAKE/state"
 """
 SCONTROL = """#!/usr/bin/env bash
 echo "scontrol $*" >> "$FAKE/calls"
 """
+PROGRAMS = {"sbatch": SBATCH, "srun": SRUN, "squeue": SQUEUE, "scontrol": SCONTROL}
 
 
 class Cluster:
@@ -41,7 +46,7 @@ class Cluster:
         self.folder, self.checkout = folder, folder / "checkout"
         programs = folder / "programs"
         programs.mkdir()
-        for name, text in (("sbatch", SBATCH), ("srun", SRUN), ("scontrol", SCONTROL)):
+        for name, text in PROGRAMS.items():
             (programs / name).write_text(text)
             (programs / name).chmod(0o755)
         shutil.copytree(ROOT / "launch", self.checkout / "launch")
@@ -65,24 +70,27 @@ class Cluster:
             check=True,
         ).stdout.strip()
 
-    def submit(self, *words):
+    def submit(self, *words, **environment):
         return subprocess.run(
             ["bash", "launch/slurm.sh", *words],
             cwd=self.checkout,
-            env=self.environment,
+            env=self.environment | environment,
             capture_output=True,
             text=True,
         )
 
-    def run_job(self, outcome):
+    def run_job(self, outcome, state="RUNNING None", **environment):
         """Runs the job once; returns its exit code and if it queued itself again."""
         (self.folder / "outcome").write_text(str(outcome))
+        (self.folder / "state").write_text(f"{state}\n")
         directory, log, *words = (self.folder / "job").read_text().split("\0")[:-1]
         before = len(self.calls("scontrol"))
         code = subprocess.run(
             ["bash", self.folder / "spooled", *words],
             cwd=directory,
-            env=self.environment | {"JAXII_JOB_LOG": log, "SLURM_JOB_ID": "7"},
+            env=self.environment
+            | {"JAXII_JOB_LOG": log, "SLURM_JOB_ID": "7"}
+            | environment,
             capture_output=True,
         ).returncode
         return code, len(self.calls("scontrol")) > before
@@ -110,6 +118,22 @@ def test_a_job_is_one_task_a_node_and_is_warned_before_its_end(submitted):
     assert {"--nodes=4", "--ntasks-per-node=1", "--requeue", "--signal=TERM@120"} < {
         *call.split()
     }
+
+
+def test_a_job_gets_all_processors_and_memory_of_its_nodes(submitted):
+    (call,) = submitted.calls("sbatch")
+    assert {"--exclusive", "--mem=0"} < {*call.split()}
+    assert submitted.run_job(0) == (0, False)
+    (call,) = submitted.calls("srun")
+    assert "--cpu-bind=none" in call and "--cpus-per-task" not in call
+
+
+def test_processors_that_are_asked_for_reach_the_processes(cluster):
+    assert cluster.submit("4", *FLAGS, CPUS="48").returncode == 0
+    (call,) = cluster.calls("sbatch")
+    assert " --cpus-per-task=48 " in call and "--exclusive" not in call
+    assert cluster.run_job(0, SLURM_CPUS_PER_TASK="48") == (0, False)
+    assert " --cpus-per-task=48 " in cluster.calls("srun")[0]
 
 
 def test_the_job_runs_the_commit_of_its_submission_whatever_comes_after(submitted):
@@ -148,6 +172,26 @@ def test_the_processes_get_a_token_that_is_new_at_each_start(submitted):
 )
 def test_what_can_go_on_queues_itself_again(submitted, outcome, requeued):
     assert submitted.run_job(outcome) == (outcome, requeued)
+
+
+@pytest.mark.parametrize(
+    ("state", "requeued"),
+    [
+        ("RUNNING None", True),
+        ("COMPLETING None", False),  # after scancel
+        ("COMPLETING TimeLimit", True),
+        ("", False),
+    ],
+)
+@pytest.mark.parametrize("outcome", [75, 137])
+def test_a_job_that_was_cancelled_stays_cancelled(submitted, outcome, state, requeued):
+    assert submitted.run_job(outcome, state) == (outcome, requeued)
+
+
+def test_invalid_input_of_one_process_is_not_hidden_by_the_end_of_the_others(submitted):
+    assert submitted.run_job(134) == (134, True)
+    (submitted.folder / "misused").touch()
+    assert submitted.run_job(134) == (2, False)
 
 
 def test_a_lost_process_queues_the_job_a_bounded_number_of_times(submitted):

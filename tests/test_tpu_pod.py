@@ -16,6 +16,8 @@ FLAGS = (
     "--workdir=gs://b/run one",
     "--data_dir=gs://b/data",
 )
+OTHER_FLAGS = ("--config=configs/x.py:b", "--workdir=gs://b/other")
+SERVICES = {"WANDB_API_KEY": "it's a secret", "MLFLOW_TRACKING_URI": "http://host"}
 
 
 class Pod:
@@ -112,6 +114,34 @@ def ready(tmp_path, pushed, set_up):
     return Pod(tmp_path, pushed)
 
 
+@pytest.fixture
+def running(ready):
+    """A pod with a run in progress that nobody watches."""
+    ready.outcomes("running running", "0 0")
+    try:
+        leave(ready, "run")
+        yield ready
+    finally:
+        for worker in ("worker0", "worker1"):
+            pid = (ready.fake / worker / "jaxii.pid").read_text().strip()
+            subprocess.run(["pkill", "--parent", pid])
+
+
+def leave(pod, verb):
+    """Starts to watch the run, and presses Ctrl-C after a while."""
+    watching = pod.start(verb, "pod", *FLAGS)
+    wait_for_queries(pod)
+    watching.send_signal(signal.SIGINT)
+    assert watching.wait(timeout=20) == 130
+    assert "pod and run continue: status" in watching.communicate()[1]
+
+
+def wait_for_queries(pod):
+    asked = len(pod.calls("list"))
+    while len(pod.calls("list")) < asked + 4:
+        time.sleep(0.1)
+
+
 def test_create_asks_once_and_waits_until_the_pod_is_there(pod):
     result = pod("create", "pod", PROJECT="p", ACCELERATOR="v5litepod-256")
     assert result.returncode == 0, result.stderr
@@ -164,7 +194,8 @@ def test_run_starts_the_command_once_on_every_worker(ready):
     ready.outcomes("0 0")
     result = ready("run", "pod", *FLAGS)
     assert result.returncode == 0, result.stderr
-    command = f"tpu,cpu -m jaxii.main {' '.join(FLAGS)}"
+    flags = " ".join((*FLAGS, "--start_timeout_seconds=300"))
+    command = f"tpu,cpu -m jaxii.main {flags}"
     assert ready.runs(0) == ready.runs(1) == [command]
 
 
@@ -248,27 +279,85 @@ def test_resume_brings_back_a_pod_that_was_preempted_while_nobody_watched(ready)
     assert len(ready.runs()) == 1
 
 
-def test_ctrl_c_stops_watching_and_resume_starts_nothing_that_runs(ready):
-    ready.outcomes("running running")
-    try:
-        for verb in ("run", "resume"):
-            watching = ready.start(verb, "pod", *FLAGS)
-            asked = len(ready.calls("list"))
-            while len(ready.calls("list")) < asked + 4:
-                time.sleep(0.1)
-            watching.send_signal(signal.SIGINT)
-            assert watching.wait(timeout=20) == 130
-            assert "pod and run continue: status" in watching.communicate()[1]
-        assert len(ready.runs()) == len(ready.runs(1)) == 1
-        assert ready("status", "pod").stdout.count("jaxii-process running") == 2
-        # Other users of a worker see command lines, for as long as the run takes.
-        (token,) = ready.lines("tokens.worker0")
-        assert not [words for words in command_lines() if token in words]
-        assert any("jaxii.main" in words for words in command_lines())
-    finally:
-        for worker in ("worker0", "worker1"):
-            pid = (ready.fake / worker / "jaxii.pid").read_text().strip()
-            subprocess.run(["pkill", "--parent", pid])
+def test_ctrl_c_stops_watching_and_resume_starts_nothing_that_runs(running):
+    leave(running, "resume")
+    assert len(running.runs()) == len(running.runs(1)) == 1
+    assert running("status", "pod").stdout.count("jaxii-process running") == 2
+    # Other users of a worker see command lines, for as long as the run takes.
+    (token,) = running.lines("tokens.worker0")
+    assert not [words for words in command_lines() if token in words]
+    assert any("jaxii.main" in words for words in command_lines())
+
+
+def test_another_run_is_refused_while_one_is_in_progress_and_starts_after_stop(running):
+    result = running("run", "pod", *OTHER_FLAGS)
+    assert result.returncode == 1
+    home = f"jaxii-{running.revision[:12]}"
+    assert f"another run is in progress: {home} {FLAGS[0]} " in result.stderr
+    assert "use launch/tpu_pod.sh stop pod to end it" in result.stderr
+    stopped = running("stop", "pod")
+    assert stopped.returncode == 0, stopped.stderr
+    assert "pod: the run has ended (143 stopped)" in stopped.stdout
+    assert running("run", "pod", *OTHER_FLAGS).returncode == 0
+    assert [OTHER_FLAGS[1] in run for run in running.runs()] == [False, True]
+
+
+def test_another_revision_or_installation_is_another_run(running):
+    file = running.fake / "worker1" / "jaxii.run"
+    file.write_text(file.read_text().replace(running.revision[:12], "0123456789ab"))
+    result = running("run", "pod", *FLAGS)
+    assert result.returncode == 1
+    assert "another run is in progress: jaxii-0123456789ab" in result.stderr
+
+
+def test_a_run_that_is_stopped_is_not_started_again_by_who_watches_it(running):
+    watching = running.start("run", "pod", *FLAGS)
+    wait_for_queries(running)
+    assert running("stop", "pod").returncode == 0
+    assert watching.wait(timeout=20) == 75
+    assert "the run was stopped; use resume" in watching.communicate()[1]
+    assert len(running.runs()) == len(running.runs(1)) == 1
+
+
+def test_stop_without_a_run_changes_nothing(ready):
+    assert ready("stop", "pod").returncode == 0
+    ready.outcomes("75 75", "0 0")
+    assert ready("run", "pod", *FLAGS).returncode == 0
+    assert len(ready.runs()) == 2
+
+
+def test_extras_are_installed_and_their_variables_are_secret(ready, tmp_path):
+    ready.outcomes("75 75", "0 0")
+    (tmp_path / "temporary").mkdir()
+    services = SERVICES | {"EXTRAS": "wandb,mlflow", "TMPDIR": f"{tmp_path}/temporary"}
+    missing = ready("run", "pod", *FLAGS, **services)
+    assert missing.returncode == 1
+    assert "is not set up here with EXTRAS=wandb,mlflow" in missing.stderr
+    assert ready("setup", "pod", **services).returncode == 0
+    home = ready.fake / "worker1" / f"jaxii-{ready.revision[:12]}-wandb,mlflow"
+    assert ".[tpu,gcs,wandb,mlflow]" in (home / "installed").read_text()
+    result = ready("run", "pod", *FLAGS, **services)
+    assert result.returncode == 0, result.stderr
+    # Also after a restart, which copies them again.
+    assert ready.lines("services.worker0") == ["it's a secret http://host"] * 2
+    assert ready.lines("services.worker1") == ready.lines("services.worker0")
+    assert {*ready.lines("modes")} == {"600"}
+    printed = "\n".join([missing.stdout, result.stdout, result.stderr])
+    assert "s a secret" not in printed + "\n".join(ready.lines("calls"))
+    assert not (ready.fake / "worker0" / "jaxii.env").exists()
+    assert not any((tmp_path / "temporary").iterdir())
+
+
+def test_variables_of_services_stay_here_without_extras(ready):
+    ready.outcomes("0 0")
+    assert ready("run", "pod", *FLAGS, **SERVICES).returncode == 0
+    assert ready.lines("services.worker0") == ["none none"]
+
+
+def test_extras_that_are_no_list_of_names_are_refused(ready):
+    result = ready("setup", "pod", EXTRAS="wandb; id")
+    assert result.returncode == 2
+    assert "EXTRAS=wandb; id is not a list of extras; use one such as" in result.stderr
 
 
 def test_logs_are_those_of_the_worker_that_is_asked_for(ready):
@@ -342,7 +431,8 @@ def test_without_a_zone_it_says_so(pod):
 
 def test_a_dry_run_prints_exactly_its_golden_text_and_calls_nothing(pod):
     lines = []
-    for verb in ("create", "setup", "run", "resume", "logs", "status", "delete"):
+    verbs = "create", "setup", "run", "resume", "logs", "status", "stop", "delete"
+    for verb in verbs:
         words = [verb, "my-pod", *(FLAGS if verb in ("run", "resume") else ())]
         result = pod(*words, "--dry-run", REPOSITORY="https://example.org/jaxii.git")
         assert result.returncode == 0, result.stderr

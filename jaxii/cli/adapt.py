@@ -16,6 +16,10 @@ Fine-tunes a trained run on the labels of the tuning split, in a new workdir, an
 evaluates it there. These labels come from the target domain; all resulting figures and
 files state this in their provenance. Run the same command again to resume.
 
+The tuning split has the images with tuning in the column split of the label file (new),
+or those in tuning_labels.csv (prepare). As it is small, a batch has at most 64 images,
+or one per device.
+
   python -m jaxii.main adapt --workdir=runs/emoji --output=runs/emoji_adapted \\
       --allow_tuning_labels
 
@@ -63,7 +67,7 @@ def run(flags: Flags) -> None:
             "--allow_tuning_labels to allow this."
         )
     workdir, output = existing(flags, "workdir"), required(flags, "output")
-    start_jax(flags)
+    start_jax(flags, saves_on_sigterm=True)
     from jaxii.distributed import processes
     from jaxii.runs.adapt import adapt
     from jaxii.runs.workdir import Workdir

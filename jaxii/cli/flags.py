@@ -11,6 +11,7 @@ from jaxii.config import Config
 from jaxii.distributed.cluster import ProcessInfo
 from jaxii.errors import InputError, nearest_path
 from jaxii.storage import AnyPath, at
+from jaxii.train.stages import Origin
 
 # The same as `decoding.decoders.NAMES`, which imports JAX; the first is the default.
 DECODERS = (
@@ -248,6 +249,20 @@ def config_of(flags: Flags) -> Config:
             "--config configs/f2_multitask.py."
         )
     return Config.resolve(flags.config).moved(flags.data_dir)
+
+
+def recipe_of(flags: Flags) -> Origin:
+    """Returns the recipe's name, and its values of the fields that flags change."""
+    if flags.config is None:
+        return {}
+    holder = flags.values["config"]
+    own: dict[str, object] = {
+        name: flags.values[f"config.{name}"].default
+        for name in config_flags.get_override_values(holder)
+    }
+    if flags.data_dir:
+        own.setdefault("data.directory", flags.config.data.directory)
+    return {"name": config_flags.get_config_filename(holder), "own": own}
 
 
 def inference_of(flags: Flags) -> Any:

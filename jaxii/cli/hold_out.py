@@ -5,6 +5,7 @@ from jaxii.cli.flags import (
     config_of,
     declare_data_dir,
     declare_verify,
+    recipe_of,
     required,
 )
 from jaxii.cli.start import declare_processes, start_jax
@@ -49,8 +50,9 @@ def declare(flags: Flags) -> None:
 def run(flags: Flags) -> None:
     """Trains and measures without each domain or fold."""
     workdir = required(flags, "workdir")
+    recipe = recipe_of(flags)
     config = None if flags.config is None else config_of(flags)
-    start_jax(flags)
+    start_jax(flags, saves_on_sigterm=True)
     from jaxii.distributed import processes
     from jaxii.runs.hold_out import hold_out
     from jaxii.runs.workdir import Workdir
@@ -62,4 +64,5 @@ def run(flags: Flags) -> None:
         should_stop=processes.preemption_notice(),
         folds=flags.folds or 0,
         verify=flags.verify,
+        recipe=recipe,
     )

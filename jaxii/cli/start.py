@@ -45,10 +45,13 @@ def declare_processes(flags: Flags) -> None:
     )
 
 
-def start_jax(flags: Flags) -> None:
+def start_jax(flags: Flags, *, saves_on_sigterm: bool = False) -> None:
     """Prepares for JAX; with several processes, waits for the others.
 
     Call after all flags are checked, because importing JAX takes seconds.
+
+    Args:
+      saves_on_sigterm: Whether the command calls `processes.preemption_notice`.
 
     Raises:
       InputError: If the flags of the processes do not fit together, or another
@@ -61,7 +64,12 @@ def start_jax(flags: Flags) -> None:
     if flags.place is not None:
         from jaxii.distributed import processes
 
-        processes.join(flags.place, sys.argv, flags.start_timeout_seconds)
+        processes.join(
+            flags.place,
+            sys.argv,
+            flags.start_timeout_seconds,
+            saves_on_sigterm=saves_on_sigterm,
+        )
 
 
 def keep_compiled_programs() -> None:

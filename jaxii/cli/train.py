@@ -5,12 +5,11 @@ from pathlib import Path
 
 from ml_collections import config_flags
 
-from jaxii.cli.flags import Flags, config_of, declare_verify
+from jaxii.cli.flags import Flags, config_of, declare_verify, recipe_of
 from jaxii.cli.start import declare_processes, start_jax
 from jaxii.config import Config
 from jaxii.errors import InputError
 from jaxii.storage import AnyPath, at
-from jaxii.train.stages import Origin
 
 HELP = """\
 Trains all stages of a configuration, evaluates the result, and writes a report and a
@@ -65,11 +64,11 @@ def declare(flags: Flags) -> None:
 
 def run(flags: Flags) -> None:
     """Trains."""
-    recipe = _recipe(flags)
+    recipe = recipe_of(flags)
     config = config_of(flags)
     workdir = _workdir(flags, config)
     steps = _profile_steps(flags.profile_steps)
-    start_jax(flags)
+    start_jax(flags, saves_on_sigterm=True)
     from jaxii.distributed import processes
     from jaxii.runs.train import train
     from jaxii.runs.workdir import Workdir
@@ -84,20 +83,6 @@ def run(flags: Flags) -> None:
         verify=flags.verify,
         recipe=recipe,
     )
-
-
-def _recipe(flags: Flags) -> Origin:
-    """Returns the recipe's name, and its values of the fields that flags change."""
-    if flags.config is None:
-        return {}
-    holder = flags.values["config"]
-    own: dict[str, object] = {
-        name: flags.values[f"config.{name}"].default
-        for name in config_flags.get_override_values(holder)
-    }
-    if flags.data_dir:
-        own.setdefault("data.directory", flags.config.data.directory)
-    return {"name": config_flags.get_config_filename(holder), "own": own}
 
 
 def _workdir(flags: Flags, config: Config) -> AnyPath:

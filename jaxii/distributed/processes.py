@@ -4,6 +4,7 @@ Call `join` before the first use of a device. Every process then runs the same p
 only the lead process writes text.
 """
 
+import contextlib
 import hashlib
 import itertools
 import os
@@ -15,6 +16,7 @@ from pathlib import Path
 import jax
 import jax.numpy as jnp
 import numpy as np
+import orbax.checkpoint as ocp
 from jax.experimental import multihost_utils
 from jax.sharding import Mesh, NamedSharding
 from jax.sharding import PartitionSpec as P
@@ -26,18 +28,33 @@ from jaxii.errors import InputError
 
 # A process without a heartbeat for this long is lost, and the others stop.
 HEARTBEAT_SECONDS = 30
+# JAX ends all processes if one enters the shutdown this long after the first.
 SHUTDOWN_SECONDS = 20
+# Longest wait for the others before the shutdown; a lost process ends it earlier.
+LEAVE_SECONDS = 24 * 3600
+# The same after invalid input, which often ends all processes, but not always.
+MISUSED_SECONDS = 5
+# Name of the variable with the file to create if a process ends with 2.
+MISUSED_FILE = "JAXII_MISUSED_FILE"
 # Flags that may differ between the processes of a run.
 OWN_FLAGS = ("process_id",)
 
 
-def join(place: ProcessInfo, argv: Sequence[str], timeout_seconds: int) -> None:
+def join(
+    place: ProcessInfo,
+    argv: Sequence[str],
+    timeout_seconds: int,
+    *,
+    saves_on_sigterm: bool = False,
+) -> None:
     """Joins a run of several processes; returns when all have started.
 
     Args:
       place: Address and index of this process.
       argv: The command line, which must be the same on all processes.
       timeout_seconds: Longest wait for the others.
+      saves_on_sigterm: Whether the program calls `preemption_notice`; if not, SIGTERM
+        ends the process.
 
     Raises:
       ProcessLost: If processes do not start; names them.
@@ -47,6 +64,8 @@ def join(place: ProcessInfo, argv: Sequence[str], timeout_seconds: int) -> None:
     token = os.environ.get(rendezvous.TOKEN, "")
     rendezvous.wait_for_processes(*process, _program(argv), timeout_seconds, token)
     is_local = rendezvous.is_loopback(place.coordinator.rpartition(":")[0])
+    # The service replaces the handler of SIGTERM.
+    jax.config.update("jax_enable_preemption_service", saves_on_sigterm)
     jax.distributed.initialize(
         place.coordinator,
         place.count,
@@ -154,10 +173,13 @@ def check_on_lead(check: Callable[[], None]) -> None:
 def preemption_notice() -> Callable[[int], bool]:
     """Turns SIGTERM or Ctrl-C into a request to save and stop.
 
+    With several processes, `join` needs `saves_on_sigterm`.
+
     Returns:
-      `should_stop(step)`, to be called after every step: whether to save and stop. With
-      several processes it is true on all of them from the same step on, after one of
-      them received a signal or the maintenance notice of a Cloud TPU.
+      `should_stop(step)`, to be called after every step and after every batch of the
+      final evaluation: whether to save and stop. With several processes it is true on
+      all of them from the same call on, after one of them received a signal or the
+      maintenance notice of a Cloud TPU.
     """
     if jax.process_count() > 1:
         # JAX's coordination service handles SIGTERM and notifies every process.
@@ -207,9 +229,13 @@ def leave(code: int) -> None:
     """Disconnects from the other processes; exits at once if disconnecting fails.
 
     Args:
-      code: The exit code. With 1 (this process failed alone or lost another), it does
-        not wait for the others.
+      code: The exit code. With 0 and 75, it waits until the others have finished their
+        work, such as an upload. With 1 (this process failed alone or lost another), it
+        does not wait. With 2 (invalid input), it waits `MISUSED_SECONDS`.
     """
+    if code == 2 and os.environ.get(MISUSED_FILE):
+        with contextlib.suppress(OSError):
+            Path(os.environ[MISUSED_FILE]).touch()
     # Asking JAX for its processes would start the devices, which may wait for a process
     # that did not come.
     if not jax.distributed.is_initialized():
@@ -218,7 +244,10 @@ def leave(code: int) -> None:
     sys.stderr.flush()
     if code == 1:
         os._exit(code)
+    seconds = MISUSED_SECONDS if code == 2 else LEAVE_SECONDS
     try:
+        # Unlike the shutdown, this barrier raises an error if it fails.
+        ocp.multihost.get_barrier_sync_fn()(key="leave", timeout_ms=seconds * 1000)
         jax.distributed.shutdown()
     except RuntimeError:
         os._exit(code)
