@@ -5,6 +5,7 @@ turns it into a `Config`, which is checked and immutable. Modules below `jaxii.r
 take plain arguments instead of a `Config`.
 """
 
+import contextlib
 import dataclasses
 import difflib
 import functools
@@ -15,6 +16,7 @@ import re
 import traceback
 from collections.abc import Mapping
 from dataclasses import dataclass, field
+from numbers import Integral, Real
 from typing import (
     Annotated,
     Any,
@@ -45,6 +47,9 @@ FREE_FIELDS = (
 # a share of the run's.
 ADAPT_EPOCHS = {"all": 10.0, "last_layer": 20.0}
 ADAPT_LR_SHARES = {"all": 0.1, "last_layer": 1.0}
+# Largest batch of `adapt`, for which its epochs were chosen, unless there are more
+# devices.
+ADAPT_BATCH_SIZE = 64
 # A slot takes 8 bytes: with mask and slice, an image sends less than 1 KiB of labels.
 MOST_LABELS = 126
 
@@ -85,9 +90,9 @@ class _Section:
     def check(cls, values: Mapping[str, Any]) -> None:
         """Raises InputError for the first field whose value is not allowed."""
         for name, value in values.items():
-            allowed = _allowed(_kinds(cls)[name], value)
-            if allowed:
-                raise InputError(f"{cls._where(name, values)}={value!r}; {allowed}.")
+            if allowed := _allowed(_kinds(cls)[name], value):
+                given = " ".join(repr(value).split())  # arrays have several lines
+                raise InputError(f"{cls._where(name, values)}={given}; {allowed}.")
 
     @classmethod
     def _where(cls, name: str, values: Mapping[str, Any]) -> str:
@@ -130,7 +135,8 @@ class DataConfig(_Section, path="config.data"):
     # training and becomes the split `held_out`, which chooses the checkpoint and the
     # threshold; "" for none.
     held_out_domain: str = ""
-    # How training uses labels that only a machine gave.
+    # How training uses labels that only a machine gave. Training images without any
+    # label in use are left out.
     machine_labels: Literal["ignored", "soft", "thresholded"] = "ignored"
     # Lowest confidence at which a thresholded machine label counts as present.
     machine_threshold: Annotated[float, Range(0.0, 1.0)] = 0.5
@@ -346,7 +352,7 @@ class Config(_Section, path="config"):
         Raises:
           InputError: If a field does not exist or a value is not allowed.
         """
-        return _build(cls, _frozen(fields))
+        return _build(cls, {"stages": (), **_frozen(fields)})
 
     def moved(self, directory: str) -> "Config":
         """Returns the configuration with another `data.directory`; "" keeps it."""
@@ -522,18 +528,21 @@ def _stage(given: object) -> StageConfig:
                 f"are {', '.join(kinds)}."
             )
     for name in ("name", "terms"):
-        if not fields.get(name):
+        if name not in fields:
             raise InputError(f"{label} has no {name!r}; add it.")
     return _build(StageConfig, fields)
 
 
-def _frozen(value: Any) -> Any:
-    """Converts ConfigDicts to dicts and lists to tuples, at every level."""
+def _frozen(value: Any, *, in_terms: bool = False) -> Any:
+    """Converts to dicts, tuples and Python's numbers, which are floats in terms."""
     if isinstance(value, Mapping | ConfigDict):
         items = cast(Mapping[str, Any], value).items()
-        return {key: _frozen(item) for key, item in items}
+        return {k: _frozen(v, in_terms=in_terms or k == "terms") for k, v in items}
     if isinstance(value, list | tuple):
-        return tuple(map(_frozen, cast(tuple[object, ...], value)))
+        return tuple(_frozen(v, in_terms=in_terms) for v in cast(list[Any], value))
+    if not isinstance(value, bool) and isinstance(value, Real):
+        number = float if in_terms or not isinstance(value, Integral) else int
+        return number(cast(Any, value))
     return value
 
 
@@ -578,7 +587,11 @@ def _allowed_structure(kind: Any, value: Any) -> str:
     if kind is str:
         return "" if isinstance(value, str) else "use a string"
     if kind == Terms:
-        return "" if isinstance(value, Mapping) else "use a dict of losses and weights"
+        # Arrays and other objects are not JSON.
+        with contextlib.suppress(TypeError):
+            if isinstance(value, Mapping) and json.dumps(value):
+                return ""
+        return "use a dict of losses and weights: numbers, or (share, value) tuples"
     if kind == tuple[StageConfig, ...]:
         stages = isinstance(value, tuple) and bool(cast(tuple[object, ...], value))
         return "" if stages else "add at least one stage; each is a dict"

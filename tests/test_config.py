@@ -13,6 +13,7 @@ import runpy
 from pathlib import Path
 from typing import get_args, get_type_hints
 
+import numpy as np
 import pytest
 from small_runs import changed
 
@@ -164,6 +165,44 @@ def test_whole_numbers_may_stand_for_others_and_lists_for_tuples(config):
         changed(config, seed=1.0)
 
 
+@pytest.mark.parametrize(
+    ("given", "plain"),
+    [
+        (1, 1.0),
+        (np.float32(1), 1.0),
+        (np.int64(1), 1.0),
+        (
+            tuple(zip(np.linspace(0, 1, 3), np.arange(3), strict=True)),
+            ((0.0, 0.0), (0.5, 1.0), (1.0, 2.0)),
+        ),
+        ({"weight": 1, "gamma": 2}, {"weight": 1.0, "gamma": 2.0}),
+    ],
+)
+def test_every_number_of_a_term_is_a_float(given, plain):
+    found, expected = (
+        Config.resolve({"stages": [{**GOOD, "terms": {"focal": weight}}]})
+        for weight in (given, plain)
+    )
+    assert repr(found) == repr(expected)
+    assert found.content_hash() == expected.content_hash()
+
+
+def test_numbers_of_numpy_are_numbers():
+    stage = {**GOOD, "num_steps": np.int64(5), "peak_lr": np.float32(0.5)}
+    (made,) = Config.resolve({"stages": [stage]}).stages
+    assert (made.num_steps, made.peak_lr) == (5, 0.5)
+    assert (type(made.num_steps), type(made.peak_lr)) == (int, float)
+
+
+@pytest.mark.parametrize(
+    "terms", [{"bce": np.zeros(99)}, {"bce": {"weight": {1.0}}}, np.zeros(3), 3, None]
+)
+def test_terms_that_are_no_numbers_are_refused(terms):
+    with pytest.raises(InputError, match=r"stage 'a': terms=.*use a dict of") as caught:
+        Config.resolve({"stages": [{**GOOD, "terms": terms}]})
+    assert "\n" not in str(caught.value)
+
+
 CHOICES = {
     "data.machine_labels": MACHINE_LABELS,
     "data.unknown": UNKNOWN,
@@ -277,6 +316,11 @@ def test_a_head_cannot_come_back():
     with_head = {**GOOD, "name": "b", "embedding_head": True}
     with pytest.raises(InputError, match="but not add one"):
         Config.resolve({"stages": [GOOD, with_head]})
+
+
+def test_a_configuration_without_stages_is_refused():
+    with pytest.raises(InputError, match=r"stages=\(\); add at least one stage"):
+        Config.resolve({"seed": 1})
 
 
 def test_two_stages_of_one_name_are_refused():

@@ -7,14 +7,18 @@ import subprocess
 import sys
 from pathlib import Path
 
+import fsspec
 import odd_files
 import pytest
 import small_layout
 from etils import epath
 
+from jaxii.errors import InputError
 from jaxii.prepare import image_files, shards
 from jaxii.prepare.image_files import FileFacts
 from jaxii.prepare.kaggle import Layout, prepare
+from jaxii.prepare.tables import images
+from jaxii.prepare.tables.notes import Notes
 
 ROOT = Path(__file__).parent.parent
 
@@ -53,6 +57,12 @@ def test_new_names_files_that_are_no_images(said):
     assert "7 broken images" in said["new"]
     assert "'part_0/a_pipe.jpg: not a regular file'" in said["new"]
     assert "1 images whose names are not UTF-8" in said["new"]
+
+
+def test_images_of_which_no_name_is_utf8_are_refused_with_the_fix(tmp_path):
+    Path(os.fsdecode(os.fsencode(tmp_path) + b"/not_utf8_\xff.jpg")).touch()
+    with pytest.raises(InputError, match=r"not_utf8_\\udcff\.jpg.*PYTHONUTF8=1"):
+        images.find(tmp_path, Notes())
 
 
 def test_reading_headers_alone_finds_the_same_faults(said):
@@ -101,6 +111,57 @@ def test_a_storage_that_fails_is_not_the_fault_of_a_file(tmp_path, monkeypatch):
     monkeypatch.setattr(Path, "read_bytes", fail)
     with pytest.raises(OSError, match="Input/output"):
         image_files.read(tmp_path / "a.jpg")
+
+
+def names_below(*folders):
+    """Returns the paths of the files below folders, relative to the first's parent."""
+    paths = [path for path, _, _ in image_files.files_below(folders)]
+    return sorted(os.path.relpath(path, folders[0].parent) for path in paths)
+
+
+def test_links_add_only_folders_without_a_path_of_their_own(tmp_path):
+    for name in ("in/a/1.jpg", "in/b/2.jpg", "out/3.jpg", "out/deep/4.jpg"):
+        (tmp_path / name).parent.mkdir(parents=True, exist_ok=True)
+        (tmp_path / name).touch()
+    for link, target in (
+        *(("in/a/to_b", "in/b"), ("in/b/to_a", "in/a"), ("out/to_in", "in")),
+        *(("in/z", "out"), ("in/a/y", "out")),
+    ):
+        (tmp_path / link).symlink_to(tmp_path / target)
+    wanted = ["in/a/1.jpg", "in/a/y/3.jpg", "in/a/y/deep/4.jpg", "in/b/2.jpg"]
+    assert names_below(tmp_path / "in") == wanted
+    skipped = image_files.Skipped()
+    list(image_files.files_below((tmp_path / "in",), skipped))
+    again = sorted(os.path.relpath(path, tmp_path) for path in skipped.reached_again)
+    assert again == ["in/a/to_b", "in/a/y/to_in", "in/b/to_a", "in/z"]
+
+
+def test_of_several_folders_those_that_are_links_come_last(tmp_path):
+    (tmp_path / "train").mkdir()
+    (tmp_path / "train" / "1.jpg").touch()
+    link = tmp_path / "early"
+    link.symlink_to("train")
+    assert names_below(link, tmp_path / "train") == ["train/1.jpg"]
+    assert names_below(link) == ["early/1.jpg"]
+
+
+def test_a_link_to_a_hidden_folder_is_read_by_its_own_name(tmp_path):
+    (tmp_path / "in" / ".store" / "cat").mkdir(parents=True)
+    (tmp_path / "in" / ".store" / "cat" / "1.jpg").touch()
+    (tmp_path / "in" / "cat").symlink_to(".store/cat")
+    assert names_below(tmp_path / "in") == ["in/cat/1.jpg"]
+
+
+def test_hidden_objects_of_a_bucket_are_left_out(monkeypatch):
+    system = fsspec.filesystem("memory")
+    root = epath.Path("gs://.hidden")
+    monkeypatch.setattr(fsspec, "url_to_fs", lambda path: (system, "/.hidden"))
+    for name in ("a.jpg", ".thumbs/b.jpg", "x/__MACOSX/c.jpg", "x/._d.jpg", "x/e.jpg"):
+        system.pipe_file(f"/.hidden/{name}", b"x")
+    skipped = image_files.Skipped()
+    names = [name for _, name, _ in image_files.files_below((root,), skipped)]
+    assert sorted(names) == ["a.jpg", "e.jpg"]
+    assert len(skipped.hidden) == 3
 
 
 def test_facts_change_with_the_time_of_a_file_and_are_empty_for_none(tmp_path):

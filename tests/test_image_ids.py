@@ -10,6 +10,8 @@ from jaxii.errors import InputError
 from jaxii.evaluation import image_records
 from jaxii.prepare import image_ids, label_files
 from jaxii.prepare.kaggle import Layout, prepare
+from jaxii.prepare.tables import labelled
+from jaxii.prepare.tables.notes import Notes
 
 IDS = ["007", "A", "a", "b", "c.jpg", "c", "d.PNG"]
 # An id in a file -> the image it means.
@@ -156,6 +158,40 @@ def test_ids_that_differ_by_case_alone_are_kept_apart_and_counted(tmp_path):
     index = open_dataset(tmp_path / "out").splits["train"].index
     assert index.image_ids.tolist()[:2] == ["TRAIN00", "train00"]
     assert index.label_ids[: index.offsets[1]].tolist() == [2]
+
+
+@pytest.mark.parametrize(
+    ("paths", "ids"),
+    [
+        (["x/1.jpg", "y/ 2 .PNG", "a.b.webp"], ["1", "2", "a.b"]),
+        (["x/1.jpg", "y/1.jpg", "y/2.jpg"], ["x/1", "y/1", "y/2"]),
+        (["1.jpg", "1.png", "x/2.jpg"], ["1.jpg", "1.png", "x/2.jpg"]),
+        ([" .jpg", "x/1.jpg"], [".jpg", "1"]),
+        ([], []),
+    ],
+)
+def test_ids_are_file_names_or_else_paths(paths, ids):
+    found, reason = image_ids.of_paths(paths)
+    assert found == ids
+    assert bool(reason) == any("x/" in name or ".png" in name for name in ids)
+
+
+@pytest.mark.parametrize("second", ["y/1.jpg", "x/1.png", "y/2.jpg"])
+def test_new_evaluate_and_predict_give_the_images_of_a_folder_the_same_ids(
+    tmp_path, second
+):
+    names = ("x/1.jpg", second, "3.jpg")
+    for name in names:
+        path = tmp_path / "photos" / name
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_bytes(small_layout.jpeg(50))
+    rows = [f"{name},{label}" for name, label in zip(names, "aba", strict=True)]
+    table = lines(tmp_path / "labels.csv", "path,label", *rows)
+    found = labelled.read(tmp_path / "photos", table, Notes())
+    ids = dict(zip(found.files, found.ids, strict=True))
+    listing = image_records.find(str(tmp_path / "photos"))
+    paths = [str(listing.path(row)) for row in range(3)]
+    assert dict(zip(paths, listing.image_ids, strict=True)) == ids
 
 
 def test_predict_takes_ids_by_the_same_rule_and_answers_with_them(tmp_path):

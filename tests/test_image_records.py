@@ -188,9 +188,18 @@ def test_a_folder_gives_its_images_at_any_depth_by_path_and_nothing_hidden(folde
         "sub/c.jpeg",
         "sub/deeper/a,b.webp",
     ]
-    assert found.image_ids == ["a", "b", "b", "c", "a,b"]
+    # Two files are called b, so that ids are paths.
+    assert found.image_ids == ["a", "b", "sub/b", "sub/c", "sub/deeper/a,b"]
+    assert image_records.find("sub").image_ids == ["b", "c", "a,b"]
     assert found.path(2) == folder / "sub/b.jpg"
     assert found.source == str(folder)
+
+
+def test_a_folder_that_macos_adds_to_archives_is_hidden(folder):
+    (folder / "__MACOSX" / "sub").mkdir(parents=True)
+    (folder / "__MACOSX" / "sub" / "c.jpeg").write_bytes(b"")
+    assert len(image_records.find(".")) == 5
+    assert len(image_records.find("__MACOSX")) == 1
 
 
 def test_a_folder_may_be_given_as_people_write_it(folder):
@@ -211,18 +220,58 @@ def test_a_link_to_a_folder_is_followed_once_even_upwards(folder):
 
 def test_two_images_of_one_id_are_refused_by_name_where_ids_count(folder):
     words = r"b.JPG and sub/b.jpg share the id b; rename .* --output=FILE.jsonl"
+    given = "a.png,b.JPG,sub/b.jpg"
     with pytest.raises(InputError, match=words):
-        image_records.find(".").check_ids()
+        image_records.find(given).check_ids()
     with pytest.raises(InputError, match=words):
-        image_records.find(".").select(["a"])
+        image_records.find(given).select(["a"])
     image_records.find("sub").check_ids()
 
 
 def test_a_submission_refuses_two_images_of_one_id_and_json_lines_do_not(folder):
+    given = "a.png,b.JPG,sub/b.jpg"
     with pytest.raises(InputError, match="share the id b"):
-        Request(images=".", output=folder / "answers.csv").find()
-    assert len(Request(images=".", output=folder / "answers.jsonl").find().names) == 5
-    assert len(Request(images=".").find().names) == 5
+        Request(images=given, output=folder / "answers.csv").find()
+    assert len(Request(images=given, output=folder / "answers.jsonl").find().names) == 3
+    assert len(Request(images=given).find().names) == 3
+
+
+def test_a_submission_of_a_folder_takes_files_of_one_name(folder):
+    found = Request(images=".", output=folder / "answers.csv").find()
+    assert found.image_ids[1:3] == ["b", "sub/b"]
+    chosen = found.select(["sub/b.jpg", "gone", "b"])
+    assert chosen.names == ["sub/b.jpg", "", "b.JPG"]
+
+
+@pytest.mark.parametrize("asked", ["c", "c.jpeg"])
+def test_an_id_may_be_a_file_name_where_ids_are_paths(folder, asked):
+    found = image_records.find(".").select(["a", asked, "gone"])
+    assert found.names == ["a.png", "sub/c.jpeg", ""]
+    assert found.image_ids == ["a", asked, "gone"]
+
+
+@pytest.mark.parametrize("asked", ["b", "b.jpg"])
+def test_of_identical_files_of_one_name_the_first_is_taken(folder, asked):
+    (folder / "a").mkdir()
+    (folder / "a" / "b.jpg").write_bytes(b"")
+    assert image_records.find(".").select([asked]).names == ["a/b.jpg"]
+    (folder / "sub" / "b.jpg").write_bytes(b"other")
+    words = f"--ids lists {asked}, but a/b.jpg and sub/b.jpg are different .* as a/b"
+    with pytest.raises(InputError, match=words):
+        image_records.find(".").select([asked])
+
+
+def test_a_list_of_paths_means_these_files_even_if_they_share_a_name(folder):
+    (folder / "sub" / "b.jpg").write_bytes(b"other")
+    found = image_records.find(".")
+    assert found.select(["sub/b", "b"]).names == ["sub/b.jpg", "b.JPG"]
+
+
+def test_a_submission_says_that_its_ids_are_paths(folder, capsys):
+    for images, is_said in ((".", True), ("sub", False)):
+        Request(images=images, output=folder / "answers.csv").find()
+        said = capsys.readouterr().out
+        assert ("CAVEAT     the image id is the path below --images" in said) == is_said
 
 
 def test_a_list_of_ids_takes_their_files_in_its_order_and_some_have_none(folder):
@@ -280,6 +329,61 @@ def test_a_csv_without_ids_takes_the_names_and_may_name_what_is_not_there(folder
 
 
 @pytest.mark.parametrize(
+    "text",
+    [
+        "n;path;image_id\r\n1;sub/c.jpeg;x\r\n2;a.png;y\r\n",
+        "sep=\t\r\npath\timage_id\r\nsub/c.jpeg\tx\r\na.png\ty\r\n",
+        "path,image_id,,\r\nsub/c.jpeg,x,,\r\n,,,\r\na.png,y,,\r\n , \r\n",
+    ],
+)
+def test_a_csv_is_read_as_spreadsheets_save_it(folder, text):
+    (folder / "list.csv").write_bytes(f"\ufeff{text}".encode())
+    found = image_records.find("list.csv")
+    assert found.names == ["sub/c.jpeg", "a.png"]
+    assert found.image_ids == ["x", "y"]
+
+
+def test_a_list_of_ids_is_read_as_spreadsheets_save_it(tmp_path):
+    path = small_layout.lines(tmp_path / "s.csv", "sep=;", "image_id;labels", "b;x y")
+    with path.open("a") as file:
+        file.write("a;\n;\n")
+    assert image_records.read_ids(path) == ["b", "a"]
+
+
+def test_a_listed_path_is_found_as_another_system_writes_it(folder):
+    (folder / "e\u0301te\u0301").mkdir()
+    disk = ["e\u0301te\u0301/cafe\u0301.jpg", "sub/b.jpg", r"x\y.jpg"]
+    for name in (disk[0], disk[2]):
+        (folder / name).write_bytes(b"")
+    listed = ["\u00e9t\u00e9/caf\u00e9.jpg", r"sub\b.jpg", r"x\y.jpg", r"sub\no.jpg"]
+    small_layout.lines(folder / "list.csv", "path", *listed)
+    found = image_records.find("list.csv")
+    assert found.names == [*disk, r"sub\no.jpg"]
+    absolute = [f"{folder}/{name}" for name in listed[:2]]
+    small_layout.lines(folder / "list.csv", "path", *absolute)
+    assert image_records.find("list.csv").names == [f"{folder}/{n}" for n in disk[:2]]
+
+
+def test_a_listed_path_that_fits_two_files_is_kept_as_it_is(folder):
+    # The Angstrom sign, and its parts; listed is the letter.
+    for name in ("\u212b.jpg", "A\u030a.jpg"):
+        (folder / name).write_bytes(b"")
+    small_layout.lines(folder / "list.csv", "path", "\u00c5.jpg")
+    assert image_records.find("list.csv").names == ["\u00c5.jpg"]
+
+
+def test_an_id_is_found_however_its_letters_are_stored(folder):
+    (folder / "sub" / "e\u0301.jpg").write_bytes(b"")
+    listing = image_records.find("sub")
+    found = listing.select(["\u00e9.jpg", "\u00e9", "b"])
+    assert found.names == ["e\u0301.jpg", "e\u0301.jpg", "b.jpg"]
+    assert found.image_ids == ["\u00e9.jpg", "\u00e9", "b"]
+    (folder / "sub" / "\u00e9.jpg").write_bytes(b"")
+    both = image_records.find("sub").select(["\u00e9", "e\u0301", "\u00e9.jpg"])
+    assert both.names == ["\u00e9.jpg", "e\u0301.jpg", "\u00e9.jpg"]
+
+
+@pytest.mark.parametrize(
     ("text", "words"),
     [
         ("id,labels\na,\n", "has the columns id, labels; it needs exactly one of"),
@@ -289,6 +393,7 @@ def test_a_csv_without_ids_takes_the_names_and_may_name_what_is_not_there(folder
         ("path\n", "lists no images"),
         ("path,image_id\na.png,a\nb.png\n", "row 3 lacks a path or an id"),
         ("path,image_id\n,a\n", "row 2 lacks a path or an id"),
+        ("path,n\na.png,1\n,2\n", "row 3 lacks a path; give one"),
         ("path\na.png\nb.png\na.png\n", "lists a.png more than once"),
         ("path\nhttps://x.org/a.png\n", "https://x.org/a.png is a URL"),
         ("path\n\xff\n", "cannot be read as CSV"),

@@ -87,8 +87,21 @@ def test_truth_and_metadata_of_the_test_are_used(root, out, tmp_path):
     dataset = open_dataset(out)
     index = dataset.splits["test"].index
     assert index.label_ids.tolist() == [0, 1]
-    assert index.domains.tolist() == ["paris", "all", "all"]
-    assert [dataset.slices[i] for i in index.slice_ids] == ["dark", "all", "all"]
+    assert index.domains.tolist() == ["paris", "no domain", "no domain"]
+    slices = [dataset.slices[i] for i in index.slice_ids]
+    assert slices == ["dark", "no slice", "no slice"]
+
+
+def test_images_without_a_domain_are_counted_and_have_one_of_their_own(root, out):
+    meta = "image_id,domain,slice", "train00,home,", "train01,,", "train02,away,"
+    lines(root / "train_meta.csv", *meta)
+    counts = prepare(Layout.find(root), out)
+    index = open_dataset(out).splits["train"].index
+    assert index.domains.tolist() == ["home", "no domain", "away", *["no domain"] * 3]
+    assert open_dataset(out).slices == ("all",)
+    line = counts.file("train_meta.csv").line()
+    assert "images without a domain, stored as 'no domain' 4" in line
+    assert "without a slice" not in line
 
 
 def test_groups_come_from_the_metadata_or_the_id(root, out):

@@ -91,6 +91,17 @@ def test_many_unknown_codes_are_refused_with_the_first(tmp_path, codes):
         read(tmp_path, codes, "a,v,/m/1,1", "a,v,/m/odd,1", "b,v,/m/even,1")
 
 
+def test_many_unknown_codes_without_descriptions_name_the_file_to_add(tmp_path, codes):
+    bare = label_files.read_codes(tmp_path / "classes.csv", None)
+    rows = "a,v,/m/1,1", "b,v,/m/3,1"
+    assert read(tmp_path, codes, *rows)[1].kept == 1
+    words = (
+        r"missing from classes.csv. No class descriptions .*add class-descriptions.csv"
+    )
+    with pytest.raises(InputError, match=words):
+        read(tmp_path, bare, *rows)
+
+
 def test_rows_of_missing_images_are_counted_with_examples(tmp_path, codes):
     rows, tally = read(
         tmp_path, codes, "a,v,/m/1,1", "z,v,/m/1,1", "z,v,/m/2,1", "y,v,/m/1,1"
@@ -176,6 +187,15 @@ def test_metadata_keeps_the_first_row_of_an_image(tmp_path):
     nothing = (None, None, None)
     assert table.rows() == [(None, None, "x"), nothing, nothing]
     assert tally.dropped["repeated"] == 1
+
+
+def test_values_of_metadata_are_one_however_they_are_typed(tmp_path):
+    rows = "a,Jose\u0301  P,eu", "b,Jos\xe9 P,EU"
+    path = lines(tmp_path / "m.csv", "image_id,group,domain", *rows)
+    table, tally = label_files.read_metadata(path, IMAGES)
+    assert table["group"].to_list() == ["Jos\xe9 P", "Jos\xe9 P", None]
+    assert "domains that differ only in case 2 (EU, eu)" in tally.line()
+    assert "groups that differ" not in tally.line()
 
 
 @pytest.mark.parametrize(

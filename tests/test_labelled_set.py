@@ -91,6 +91,13 @@ def a_column_a_label(table, path):
     table.drop("labels").with_columns(columns).write_parquet(path)
 
 
+def one_column(table, path):
+    code = table["labels"].str.split(" ").explode().mode().sort()[0]
+    has = table["labels"].str.split(" ").list.contains(code).cast(pl.Int8)
+    pl.DataFrame({"path": table["image_id"], code: has}).write_csv(path)
+    return has.sum()
+
+
 def lists_of_names(table, path, names):
     lists = [[names[code] for code in text.split()] for text in table["labels"]]
     table.with_columns(labels=pl.Series(lists)).write_ndjson(path)
@@ -130,6 +137,16 @@ def test_the_test_split_measured_again_has_the_same_figures_to_the_bit(
     assert found.constant.f2["again"] == run.metrics.constant.f2["test"]
     written = json.loads((folder_of(run, "again") / "metrics.json").read_text())
     assert written["splits"]["again"] == split
+
+
+def test_a_set_may_have_a_column_for_one_label_only(run, labelled_images, tmp_path):
+    folder, table = labelled_images
+    path = tmp_path / "labels.csv"
+    num_images = one_column(table, path)
+    found = jaxii.evaluate(run, images=folder, labels=path, name="one label")
+    assert found.num_images == num_images
+    assert found.figures.num_images_without_truth == len(table) - num_images
+    shutil.rmtree(folder_of(run, "one label"))
 
 
 def test_nothing_was_fitted_on_the_set_and_the_run_is_as_before(

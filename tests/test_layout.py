@@ -4,7 +4,7 @@ from small_layout import lines
 
 from jaxii.errors import InputError
 from jaxii.prepare.image_files import find_images
-from jaxii.prepare.kaggle import Layout
+from jaxii.prepare.kaggle import Layout, prepare
 
 
 @pytest.fixture
@@ -30,8 +30,30 @@ def test_files_can_be_given_by_hand(root, tmp_path):
 
 def test_a_missing_required_file_is_refused(root):
     (root / "classes-trainable.csv").unlink()
-    with pytest.raises(InputError, match=r"classes-trainable.csv is missing"):
+    words = r"classes-trainable.csv is missing but required; add it \(in Python, cl"
+    with pytest.raises(InputError, match=words):
         Layout.find(root)
+
+
+def test_files_that_are_absent_or_not_used_are_named(root, tmp_path):
+    for name in ("train_bounding_box.csv", "Machine.CSV", "labels.csv"):
+        lines(root / name, "image_id,labels")
+    absent, unused = Layout.find(root, test_labels=root / "labels.csv").notes(root)
+    assert absent == (
+        "not found (optional): train_bounding_boxes.csv, train_meta.csv, "
+        "test_meta.csv, validation_ids.csv"
+    )
+    assert unused == "not used: Machine.CSV, train_bounding_box.csv"
+    truth = lines(tmp_path / "truth.csv", "image_id,labels")
+    _, unused = Layout.find(root, test_labels=truth).notes(root)
+    assert unused == "not used: Machine.CSV, labels.csv, train_bounding_box.csv"
+
+
+def test_files_given_by_another_path_are_used(root, monkeypatch):
+    lines(root / "truth.csv", "image_id,labels")
+    monkeypatch.chdir(root)
+    (absent,) = Layout.find(root, test_labels="truth.csv").notes(root)
+    assert "test_labels.csv" not in absent
 
 
 def test_a_misspelt_override_is_refused(root):
@@ -51,7 +73,8 @@ def test_an_absent_folder_is_refused(tmp_path):
 
 def test_no_training_images_is_refused(root):
     (root / "train").rename(root / "images")
-    with pytest.raises(InputError, match="no folder of training images"):
+    words = r"no folder of training images; add one whose name .* \(in Python, train_"
+    with pytest.raises(InputError, match=words):
         Layout.find(root)
 
 
@@ -62,6 +85,21 @@ def test_images_are_found_in_folders_of_folders_by_id(root):
     assert images.ids == ["aa", *(f"train{i:02d}" for i in range(6))]
     assert images.paths[1] == root / "train" / "part_0" / "train00.jpg"
     assert images.facts[0].size_bytes == 1
+
+
+def test_hidden_images_and_links_to_what_is_read_are_told(root):
+    part = root / "train" / "part_0"
+    (root / "train" / ".thumbs").mkdir()
+    (root / "train" / ".thumbs" / "train00.jpg").write_bytes(b"x")
+    (root / "train" / "again").symlink_to(part)
+    images = find_images((root / "train",))
+    assert images.paths[0] == part / "train00.jpg"
+    assert images.repeated == ()
+    assert images.hidden == (str(root / "train" / ".thumbs"),)
+    assert images.reached_again == (str(root / "train" / "again"),)
+    line = prepare(Layout.find(root), root / "out").split("train").line()
+    assert "hidden files and folders (not read) 1 (" in line
+    assert "links to folders that are read by another path 1 (" in line
 
 
 def test_a_second_file_of_an_id_is_told(root):

@@ -28,6 +28,7 @@ from jaxii.prepare.tables import images, labelled, rows
 from jaxii.prepare.tables.images import NOWHERE, Matcher
 from jaxii.prepare.tables.notes import Notes, shown
 from jaxii.prepare.tables.table import read_table
+from jaxii.storage import LOCK
 
 LABELS = (
     ["Dog", "Grass"],
@@ -187,6 +188,12 @@ def test_lists_as_python_writes_them_are_read_and_others_named():
         (b'path , "label"\n"a.jpg" , x\n\n , \n', ["path", "label"]),
         (b"path|label\ra.jpg|x\r", ["path", "label"]),
         (b"a.jpg,x\nb.jpg,y\n", ["column_1", "column_2"]),
+        (b"path;label;;\r\na.jpg;x;;\r\n;;;\r\n", ["path", "label"]),
+        (b'path, "label", , \na.jpg, x, , \n', ["path", "label"]),
+        (b"a.jpg;x;;\nb.jpg;y;;\n", ["column_1", "column_2"]),
+        (b"path,,label,,\na.jpg,7,x,,\n", ["path", "column_2", "label"]),
+        (b"sep=;\r\npath;label\r\na.jpg;1,5\r\n", ["path", "label"]),
+        (b'"SEP=\t"\npath\tn\tlabel\na.jpg\t1\tx\n', ["path", "n", "label"]),
     ],
 )
 def test_a_file_is_read_whatever_saved_it(tmp_path, data, columns):
@@ -205,6 +212,8 @@ def test_a_file_is_read_whatever_saved_it(tmp_path, data, columns):
         (b"PK\x03\x04...", "an Excel workbook"),
         (b"path,label\na.jpg,x\nb.jpg,x,y\n", r"line 3: 3 cells, .* has 2 .*quotes"),
         (b"path\na.jpg\n", "one column"),
+        (b"sep=;\r\n", "is empty"),
+        (b"sep=;\r\n;;\r\n", "no rows below its header"),
         (b"path,label\n", "no rows below its header"),
         (b"path,label\n\0\0", "zero bytes"),
     ],
@@ -349,6 +358,16 @@ def test_of_two_columns_of_paths_the_better_named_counts_and_both_are_said(tmp_p
             "cannot determine the label column.*one, two",
         ),
         (
+            "path,cat,n,dog\na.jpg,yes,7,no\nb.jpg,no,7,yes\nc.jpg,no,8,yes\n",
+            {},
+            "'cat', 'dog' have the same two values .'no', 'yes'.; .* write 1 and 0",
+        ),
+        (
+            "path;cat;dog\na.jpg;x;\nb.jpg;;x\n",
+            {},
+            "'cat', 'dog' have the same two values .'', 'x'.; .* write 1 and 0",
+        ),
+        (
             "path,label\na.jpg,x\n",
             {"label_column": "lable"},
             "the nearest is label; the columns are",
@@ -379,6 +398,42 @@ def test_columns_of_0_and_1_beside_a_column_of_labels_are_not_labels(tmp_path):
     assert found.extra["group"] == ["0", "1"]
     assert found.labels == ["x", "y"]
     assert "unused columns: 'flipped', 'checked'" in said
+
+
+# Of the columns of 0 and 1, one label occurs, one is a label, or not all are labels.
+@pytest.mark.parametrize(
+    ("text", "entries", "unknown"),
+    [
+        ("path,Pear,Fruit,Apple\na.jpg,1,0,0\nb.jpg,1,0,\n", [[5], [5]], []),
+        ("path,Pear\na.jpg,1\nb.jpg,0\n", [[5]], []),
+        ("path,Pear,caption\na.jpg,1,a tree\nb.jpg,1,b\n", [[5], [5]], []),
+        ("path,Pear,sharp,wide\na.jpg,1,1,70\nb.jpg,1,0,80\n", [[5], [5]], ["sharp"]),
+        ("path,Pear,group\na.jpg,1,0\nb.jpg,1,1\n", [[5], [5]], []),
+        ("path,/m/3,label\na.jpg,0,Pear\nb.jpg,1,FRUIT\n", [[5]], ["FRUIT"]),
+    ],
+)
+def test_columns_of_0_and_1_that_are_labels_of_the_run_are_recognised(
+    tmp_path, text, entries, unknown
+):
+    found, _ = look(*label_file(tmp_path, text), vocabulary=KNOWN)
+    assert [list(entry) for entry in found.entries] == entries
+    assert found.unused == unknown
+    assert "group" not in found.extra or found.extra["group"] == ["0", "1"]
+
+
+def test_a_column_called_as_another_kind_is_a_label_if_it_is_one_of_the_run(tmp_path):
+    known = Vocabulary(("group", "cat"), ("group", "cat"))
+    text = "path,cat,group\na.jpg,1,0\nb.jpg,0,1\n"
+    found, _ = look(*label_file(tmp_path, text), vocabulary=known)
+    assert [list(entry) for entry in found.entries] == [[1], [0]]
+
+
+@pytest.mark.parametrize("label", ["0", "1"])
+def test_labels_called_0_and_1_are_not_columns_of_0_and_1(tmp_path, label):
+    known = Vocabulary(("0", "1"), ("zero", "one"))
+    text = f"path,digit\na.jpg,{label}\n"
+    found, _ = look(*label_file(tmp_path, text), vocabulary=known)
+    assert [list(entry) for entry in found.entries] == [[int(label)]]
 
 
 def test_case_is_folded_only_when_asked(tmp_path):
@@ -473,6 +528,19 @@ def test_confidences_are_kept_and_contradictions_said(tmp_path):
     assert "1 rows whose confidence is not a number: 'often'" in said
 
 
+def test_rows_of_0_and_1_that_contradict_each_other_are_said(tmp_path):
+    text = "path,cat,dog\na.jpg,0,1\nb.jpg,1,0\na.jpg,1,0\na.jpg,0,0\nb.jpg,1,0\n"
+    found, said = look(*label_file(tmp_path, text))
+    assert named(found) == {"a": ["cat", "dog"], "b": ["cat"]}
+    assert "1 images have rows with different labels; a label that is 1 in" in said
+    assert "counts as present: 'a.jpg'" in said
+
+
+def test_equal_rows_of_0_and_1_are_no_contradiction(tmp_path):
+    text = "path,cat,dog\na.jpg,0,1\nb.jpg,1,0\na.jpg,0,1\n"
+    assert "different labels" not in look(*label_file(tmp_path, text))[1]
+
+
 def test_codes_have_no_white_space_and_stay_different(tmp_path):
     text = "path,label\na.jpg,New York\nb.jpg,New_York\nc.jpg,New  York\n"
     found, said = look(*label_file(tmp_path, text))
@@ -521,10 +589,42 @@ def test_an_empty_split_leaves_the_word_to_another_row(tmp_path):
     assert sorted(found.extra["split"]) == ["test", "train", "train"]
 
 
+def test_images_may_be_in_the_tuning_split(tmp_path):
+    text = "path,label,split\na.jpg,x,train\nb.jpg,y,train\nc.jpg,x,Tuning\n"
+    found, said = look(*label_file(tmp_path, text + "c.jpg,z,\nd.jpg,y,test\n"))
+    assert found.split("tuning") == [2]
+    # Labels of tuning are not used: they do not add a label to train.
+    assert found.labels == ["x", "y"]
+    assert "1 labels without a training image: 'z'" in said
+    splits = [draft.plan.split for draft in found.drafts()]
+    assert splits == ["train", "tuning", "test"]
+
+
 def test_a_group_on_two_sides_is_said(tmp_path):
     text = "path,label,split,group\na.jpg,x,train,g\nb.jpg,y,train,h\nc.jpg,x,test,g\n"
     _, said = look(*label_file(tmp_path, text))
     assert "1 groups have images in more than one split" in said
+
+
+def test_groups_are_one_however_they_are_typed_but_for_case(tmp_path):
+    text = "path,label,group\na.jpg,x,Jose\u0301  P\nb.jpg,y,Jos\xe9 P\n"
+    found, said = look(*label_file(tmp_path, text + "c.jpg,x,jos\xe9 p\n"))
+    assert found.extra["group"] == ["Jos\xe9 P", "Jos\xe9 P", "jos\xe9 p"]
+    assert "ignored in column group; 1 spellings were changed" in said
+    assert "2 values of column group differ only in case and are kept separate" in said
+
+
+def test_images_without_a_domain_are_no_domain_called_all(tmp_path):
+    text = "path,label,split,domain,slice\na.jpg,x,train,home,\nb.jpg,y,train,,\n"
+    found, said = look(*label_file(tmp_path, text + "c.jpg,x,test,,\n"))
+    tables = [draft.plan.table for draft in found.drafts()]
+    assert [list(table["domain"]) for table in tables] == [
+        ["home", "no domain"],
+        ["no domain"],
+    ]
+    assert [set(table["slice"]) for table in tables] == [{"all"}, {"all"}]
+    assert "2 images without a domain get the domain 'no domain'" in said
+    assert "without a slice" not in said
 
 
 def test_no_control_character_of_a_label_reaches_the_terminal():
@@ -567,6 +667,36 @@ def test_broken_images_are_found_by_header_and_by_decoding(
     assert checked.short_sides.tolist() == [64] * 3
     for number, (name, (_, why)) in enumerate(made.items()):
         assert why in checked.broken.get(number, "-" if why else ""), name
+
+
+def test_hidden_folders_are_neither_labels_nor_images(tmp_path):
+    names = ("cat/a.jpg", "dog/b.jpg", ".thumbs/a.jpg", "__MACOSX/dog/b.jpg")
+    root, file = label_file(tmp_path, "path,label\na.jpg,cat\nb.jpg,dog\n", names)
+    found, said = look(root, None)
+    assert named(found) == {"a": ["cat"], "b": ["dog"]}
+    assert "other files are skipped: 2 hidden" in said
+    assert named(look(root, file)[0]) == named(found)
+
+
+def test_images_below_a_hidden_folder_are_not_hidden(tmp_path):
+    text = "path,label\na.jpg,cat\nb.jpg,dog\n"
+    for name in (".photos", "__MACOSX"):
+        found, _ = look(*label_file(tmp_path / name, text))
+        assert named(found) == {"a": ["cat"], "b": ["dog"]}
+
+
+def test_a_link_to_a_folder_takes_no_image_from_it(tmp_path):
+    names = [f"{label}/{label}.jpg" for label in ("bird", "cat", "dog")]
+    rows_ = "".join(f"{name},{name[:3]}\n" for name in names)
+    root, file = label_file(tmp_path, "path,label\n" + rows_, names)
+    # A folder is listed in any order, so that each link could be read first.
+    for one in ("bird", "cat", "dog"):
+        for other in ("bird", "cat", "dog"):
+            (root / one / f"to_{other}").symlink_to(f"../{other}")
+    found, said = look(root, None)
+    assert named(found) == {"bird": ["bird"], "cat": ["cat"], "dog": ["dog"]}
+    assert "9 links to folders that are read by another path: 'bird/to_bird'" in said
+    assert "that match no image" not in look(root, file)[1]
 
 
 def test_a_folder_without_images_says_what_is_in_it(tmp_path):
@@ -699,6 +829,22 @@ def test_new_prepares_the_data_and_changes_no_image(made):
             assert sorted(labels) == wanted[split.index.image_ids[row]]
 
 
+def test_new_prepares_a_tuning_split_that_training_and_submissions_do_not_use(made):
+    folder, _ = made
+    file, place = folder.parent / "labels.csv", folder.parent / "tuned"
+    file.write_text(file.read_text().replace(",test\n", ",tuning\n"))
+    new(place, images=folder.parent / "photos", labels=file, **OPTIONS, **CPU)
+    before, data = opened(folder), opened(place)
+    assert data.split("tuning").num_examples == before.split("test").num_examples
+    ids = [d.split("train").index.image_ids.tolist() for d in (before, data)]
+    assert ids[0] == ids[1]
+    assert not data.submission_ids
+    labels = data.split("tuning").index
+    np.testing.assert_array_equal(
+        labels.label_ids, before.split("test").index.label_ids
+    )
+
+
 def content(folder):
     return {
         str(path): (path.stat().st_mtime_ns, path.read_bytes())
@@ -784,6 +930,17 @@ def test_a_folder_of_something_else_is_never_written_into(tmp_path):
     with pytest.raises(InputError, match="files that new did not write"):
         again(tmp_path)
     assert content(tmp_path / "mine") == before
+
+
+def test_new_starts_again_where_it_was_killed_before_its_first_file(tmp_path):
+    plain_data.json_lists(tmp_path, examples())
+    data = tmp_path / "mine" / "data"
+    data.mkdir(parents=True)
+    for name in (LOCK, ".preparation.json.0123abcd.part"):
+        (data / name).write_text("{")
+    again(tmp_path)
+    assert (tmp_path / "mine" / "mine.py").exists()
+    assert not list(data.glob(".*"))
 
 
 def test_a_refusal_leaves_nothing_and_says_what_was_found(tmp_path, capsys):

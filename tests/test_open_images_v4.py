@@ -13,6 +13,7 @@ from tensorflow_datasets.datasets.open_images_v4 import (
 from jaxii.data import open_images_v4
 from jaxii.data.dataset import open_dataset
 from jaxii.data.labels import Vocabulary
+from jaxii.data.prepared import open_prepared
 from jaxii.errors import InputError
 
 
@@ -104,6 +105,17 @@ def test_the_index_equals_the_records(prepared):
         np.testing.assert_array_equal(
             train.index.confidences[entries], record["label_confidences"]
         )
+
+
+def test_training_images_without_a_label_are_left_out(prepared):
+    data = open_prepared(
+        prepared,
+        validation_fraction=0.1,
+        machine_labels="ignored",
+        machine_threshold=0.5,
+    )
+    assert f"{0:016x}" not in data.split("train").index.image_ids
+    assert (data.split("train").num_examples, data.num_unlabelled) == (5, 1)
 
 
 def test_records_are_scanned_once(prepared, monkeypatch):

@@ -191,6 +191,65 @@ def test_machine_labels_train_as_the_configuration_says(directory, choice, expec
     assert found == pytest.approx(expected)
 
 
+def with_others(files):
+    """Adds images without a present label from people, and without any used label."""
+    human = "absent,verification,/m/cat,0"
+    machine = "sure,machine,/m/cat,0.9", "unsure,machine,/m/cat,0.4"
+    rows = {"train_human_labels.csv": [human], "train_machine_labels.csv": machine}
+    for name, added in rows.items():
+        with (files / name).open("a") as file:
+            file.writelines(row + "\n" for row in added)
+    for shade, image_id in enumerate(("absent", "sure", "unsure")):
+        small_layout.put(files / "train", image_id, small_layout.jpeg(shade))
+
+
+@pytest.mark.parametrize(
+    ("machine_labels", "left_out"),
+    [
+        ("ignored", {"sure", "unsure"}),
+        ("thresholded", {"unsure"}),
+        ("soft", set()),
+    ],
+)
+def test_training_images_without_a_used_label_are_left_out(
+    tmp_path, machine_labels, left_out
+):
+    directory = prepared(tmp_path, edit=with_others)
+    whole = dataset.open_dataset(directory).splits["train"]
+    data = opened(directory, machine_labels=machine_labels)
+    train, validation = data.split("train"), data.split("validation")
+    ids = [*train.index.image_ids, *validation.index.image_ids]
+    assert set(whole.index.image_ids) - set(ids) == left_out
+    assert len(set(ids)) == len(ids)
+    assert data.num_unlabelled == len(left_out)
+    assert data.train_rows.scored().all()
+    records = [train.source[row]["image_id"] for row in range(train.num_examples)]
+    assert records == train.index.image_ids.tolist()
+
+
+def test_images_without_a_used_label_move_no_other_image(tmp_path, directory):
+    before, after = opened(directory), opened(prepared(tmp_path, edit=with_others))
+    for name in ("train", "validation"):
+        ids = set(after.split(name).index.image_ids) - {"absent"}
+        assert ids == set(before.split(name).index.image_ids)
+
+
+def test_training_images_of_which_none_has_a_used_label_are_refused(tmp_path):
+    def machine_only(files):
+        rows = [f"train{i:02d},machine,/m/cat,0.9" for i in range(23)]
+        header = "ImageID,Source,LabelName,Confidence"
+        small_layout.lines(files / "train_machine_labels.csv", header, *rows)
+        row = "train23,verification,/m/cat,1"
+        small_layout.lines(files / "train_human_labels.csv", header, row)
+        small_layout.lines(files / "validation_ids.csv", "image_id", "train23")
+
+    directory = prepared(tmp_path, edit=machine_only)
+    assert opened(directory, machine_labels="soft").split("train").num_examples == 23
+    words = r"none of the 23 training images .* \(machine_labels='ignored'\); prepare"
+    with pytest.raises(InputError, match=words):
+        opened(directory)
+
+
 def test_verified_rows_never_hold_what_a_machine_says(directory):
     data = opened(directory, machine_labels="soft", validation_fraction=0.15)
     index = data.split("train").index
@@ -211,6 +270,18 @@ def test_a_split_without_labels_has_no_truth(directory):
 def test_a_split_that_is_not_there_is_named_with_those_that_are(directory):
     with pytest.raises(InputError, match=r"'holdout'.*train.*validation|tuning"):
         opened(directory).split("holdout")
+
+
+def test_without_a_tuning_split_the_message_says_where_one_comes_from(tmp_path):
+    def without_tuning(files):
+        (files / "tuning_labels.csv").unlink()
+
+    data = opened(prepared(tmp_path, edit=without_tuning))
+    words = "'tuning'; .*new takes .* column split, prepare .* tuning_labels.csv"
+    with pytest.raises(InputError, match=words):
+        data.split("tuning")
+    with pytest.raises(InputError, match=r"validation, test\.$"):
+        data.split("holdout")
 
 
 @pytest.mark.parametrize("fraction", [0.000001, 0.999999])

@@ -227,6 +227,27 @@ def test_a_jpeg_of_many_scans_is_refused_before_decoding():
         recode(bad_images.many_scans(20_000, 10_000))
 
 
+def video(num_scans):
+    """The start of an MP4 file in which the bytes of a scan occur by chance."""
+    return b"\0\0\0\x18ftypmp42" + b"\xff\xda\0\x08 and video " * num_scans
+
+
+@pytest.mark.parametrize("progressive", [False, True])
+def test_data_after_a_jpeg_has_no_scans(progressive):
+    options = {"progressive": progressive, "restart_marker_blocks": 2}
+    data = encoded(scene(600, 800), exif=b"Exif\0\0" + video(200), **options)
+    assert decoded(recode(data + video(200))).shape == (256, 341, 3)
+
+
+def test_scans_after_what_is_no_end_of_a_jpeg_are_counted():
+    data = bad_images.many_scans(20_000, 64)
+    start, rest = data[:2], data[2:]
+    comment = b"\xff\xfe\0\x04\xff\xd9"
+    for more in (comment, b"\xff\xfe\0\0", b"\xff\xd0\xff\x01\xff\0", comment * 20_000):
+        with pytest.raises(ValueError, match="20,001 scans; at most 100 are read"):
+            recode(start + more + rest + video(0))
+
+
 def test_a_webp_whose_pixels_were_not_all_written_is_refused():
     noise = np.random.default_rng(0).integers(0, 255, (60, 80, 3), np.uint8)
     data = encoded(Image.fromarray(noise), "WEBP")

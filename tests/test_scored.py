@@ -15,9 +15,10 @@ from jax.experimental import multihost_utils
 
 from jaxii.errors import InputError
 from jaxii.prepare.kaggle import Layout, prepare
-from jaxii.runs.begin import begin
+from jaxii.runs.begin import begin, describe
 from jaxii.runs.train import train
 from jaxii.runs.workdir import Workdir
+from jaxii.train.trainer import Preempted
 
 pytestmark = pytest.mark.usefixtures("without_drawings")
 
@@ -197,6 +198,43 @@ def test_a_validation_split_that_nobody_verified_is_refused_before_training(tmp_
     with pytest.raises(InputError, match=r"none of the 1 images in split 'validation'"):
         train(config, workdir, lambda step: False)
     assert not workdir.path.exists()
+
+
+@pytest.fixture
+def with_unlabelled(tmp_path):
+    """Yields a dataset with three training images that have only machine labels."""
+    files = small_layout.write(tmp_path / "files", num_train=24)
+    rows = [f"extra{i},machine,/m/cat,0.9" for i in range(3)]
+    small_layout.lines(files / "train_machine_labels.csv", HEADER, *rows)
+    for i in range(3):
+        small_layout.put(files / "train", f"extra{i}", small_layout.jpeg(9 + i))
+    prepare(Layout.find(files), tmp_path / "data", num_workers=1)
+    with oracle.every_network_is(oracle.network(((0,), (1,), (2,)))):
+        yield tmp_path / "data"
+
+
+def test_training_images_without_a_used_label_are_counted(with_unlabelled, tmp_path):
+    said = "3 training images have no label that training uses"
+    for labels, is_said in (("ignored", True), ("soft", False)):
+        config = oracle.make_config(with_unlabelled, machine_labels=labels)
+        run = begin(config, Workdir(tmp_path / labels))
+        assert (said in "\n".join(describe(run))) == is_said
+
+
+def test_a_run_that_began_with_images_without_a_label_is_not_resumed(
+    with_unlabelled, tmp_path, monkeypatch
+):
+    config = oracle.make_config(with_unlabelled)
+    before, after = Workdir(tmp_path / "before"), Workdir(tmp_path / "after")
+    with monkeypatch.context() as patch, pytest.raises(Preempted):
+        # As earlier versions, which left out no image.
+        patch.setattr("jaxii.data.prepared._with_labels", lambda whole, **_: whole)
+        train(config, before, lambda step: step == 1)
+    with pytest.raises(InputError, match=r"before was trained on \d+ images by an"):
+        train(config, before, lambda step: False)
+    with pytest.raises(Preempted):
+        train(config, after, lambda step: step == 1)
+    train(config, after, lambda step: False)
 
 
 def test_validation_needs_truth_even_where_a_held_out_domain_chooses(tmp_path):

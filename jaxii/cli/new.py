@@ -26,8 +26,9 @@ resume.
 
 {flags}
 
-Columns named split (train, validation, test), group, domain, slice and confidence are
-used as such; see jaxii/prepare/README.md."""
+Columns named split (train, validation, tuning, test), group, domain, slice and
+confidence are used as such; see jaxii/prepare/README.md. Labels of tuning are used only
+with --allow_tuning_labels (adapt, evaluate --tune_on=tuning)."""
 
 
 def declare(flags: Flags) -> None:

@@ -29,7 +29,8 @@ contact sheet. It needs an evaluated workdir, but not the dataset.
          files), sorted by path
   CSV    the images listed in a .csv file with a header, in its order: one column named
          path, file, filename, file_name, image_path or image contains paths relative to
-         the folder of the CSV file; an optional column image_id contains ids
+         the folder of the CSV file; an optional column image_id contains ids; a path
+         that does not exist is tried again with "/" and composed letters
   FILES  images and patterns ('photos/**/*.jpg'), separated by commas, in the given
          order; words after the flags are further images
 
@@ -61,7 +62,9 @@ def declare(flags: Flags) -> None:
         "ids",
         "CSV",
         "sample submission with the ids to predict, in order; the id of an image is "
-        "its file name without folder and suffix",
+        "its file name without folder and suffix; if files in the folder --images "
+        "share names, its path below that folder without suffix (a file name that is "
+        "listed means the first of identical files)",
         otherwise="all images",
     )
     flags.text(

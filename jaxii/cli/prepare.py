@@ -77,6 +77,8 @@ def run(flags: Flags) -> None:
     layout = kaggle.Layout.find(
         directory, **{name: at(value) for name, value in values.items() if value}
     )
+    for line in layout.notes(directory):
+        say(line)
     with progress() as on_progress:
         counts = kaggle.prepare(
             layout,

@@ -28,6 +28,11 @@ TRANSPOSED = (5, 6, 7, 8)
 # Most scans of a JPEG; encoders write up to about 20. A scan takes a few bytes and
 # costs a pass over all pixels: a malicious file of 4 MB takes minutes to decode.
 MAX_SCANS = 100
+# Bounds of the search for the end of an image that other data follows. A malicious file
+# of the most bytes takes a few seconds.
+_MOST_SEGMENTS, _MOST_BYTES = 10_000, 2**26
+# The start of a segment. Below C0, and from D0 to D7, markers have no content.
+_SEGMENT = re.compile(b"\xff[\xc0-\xcf\xd8-\xfe]")
 # Warnings of libjpeg about images that are complete. Extraneous bytes before a restart
 # marker (D0 to D7) are pixels that libjpeg could not place, so these are not harmless.
 _HARMLESS_WARNINGS = re.compile(
@@ -203,7 +208,7 @@ def decode_jpeg(data: bytes, color: str, size: tuple[int, int]) -> tuple[Pixels,
     Raises:
       ValueError: If the file is truncated or damaged, or has more than `MAX_SCANS`.
     """
-    num_scans = data.count(b"\xff\xda")
+    num_scans = _num_scans(data)
     if num_scans > MAX_SCANS:
         raise ValueError(
             f"a JPEG with {num_scans:,} scans; at most {MAX_SCANS} are read"
@@ -229,6 +234,30 @@ def decode_jpeg(data: bytes, color: str, size: tuple[int, int]) -> tuple[Pixels,
         ink = image[..., :3].astype(np.uint16) * image[..., 3:]
         image = (ink // 255).astype(np.uint8)
     return image, clean
+
+
+def _num_scans(data: bytes) -> int:
+    """Returns the number of scans of the first image in a JPEG file.
+
+    Segments are read as libjpeg reads them, so data after the image is not counted,
+    such as the video of a motion photo. The result may be too large if it is at most
+    `MAX_SCANS` or if the end of the image is not found.
+    """
+    most = data.count(b"\xff\xda")
+    if most <= MAX_SCANS:
+        return most
+    position, num_scans = 2, 0
+    for _ in range(_MOST_SEGMENTS):
+        found = _SEGMENT.search(data, position, _MOST_BYTES)
+        if found is None:
+            break
+        if found[0] == b"\xff\xd9":
+            return num_scans
+        num_scans += found[0] == b"\xff\xda"
+        start = found.end()
+        # libjpeg reads the two bytes of the length even if it is 0.
+        position = start + max(2, int.from_bytes(data[start : start + 2], "big"))
+    return most
 
 
 def decode_other(data: bytes, kind: str) -> Pixels:

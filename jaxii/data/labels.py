@@ -14,7 +14,7 @@ from dataclasses import dataclass
 
 import numpy as np
 import polars as pl
-from jaxtyping import Float, Int, UInt8
+from jaxtyping import Bool, Float, Int, UInt8
 
 from jaxii.errors import InputError
 from jaxii.storage import at, write_beside
@@ -150,17 +150,17 @@ def resolve_rows(
     """
     num_rows = len(offsets) - 1
     machine = sources == MACHINE
+    keep = is_used(
+        confidences,
+        sources,
+        machine_labels=machine_labels,
+        machine_threshold=machine_threshold,
+    )
     # Verified entries outrank machine labels; float64 holds confidence + 2 exactly.
     ranks = confidences.astype(np.float64)
     ranks[~machine] += 2.0
-    if machine_labels == "ignored":
-        keep = ~machine
-    else:
-        keep = ranks > 0.0
-        if machine_labels == "thresholded":
-            sure = machine & keep & (confidences >= np.float32(machine_threshold))
-            keep = ~machine | sure
-            ranks[sure] = 1.0
+    if machine_labels == "thresholded":
+        ranks[machine & keep] = 1.0
     rows = np.repeat(np.arange(num_rows, dtype=np.int64), np.diff(offsets))
     num_labels = int(label_ids.max(initial=0)) + 1
     keys = rows[keep] * num_labels + label_ids[keep]
@@ -171,6 +171,27 @@ def resolve_rows(
     best = np.where(ranks >= 2.0, ranks - 2.0, ranks)
     ids = (keys % num_labels).astype(np.int32)
     return new_offsets, ids, best.astype(np.float32)
+
+
+def is_used(
+    confidences: Float[np.ndarray, " entry"],
+    sources: UInt8[np.ndarray, " entry"],
+    *,
+    machine_labels: str,
+    machine_threshold: float,
+) -> Bool[np.ndarray, " entry"]:
+    """Returns whether `resolve_rows` uses each entry.
+
+    It uses all entries of people and boxes, and the machine's that the arguments allow.
+    """
+    machine = sources == MACHINE
+    if machine_labels == "ignored":
+        return ~machine
+    sure = confidences > 0.0
+    if machine_labels == "thresholded":
+        # float32 like the column: a stored 0.7 must reach a threshold of 0.7.
+        sure &= confidences >= np.float32(machine_threshold)
+    return ~machine | sure
 
 
 def largest_by_key(

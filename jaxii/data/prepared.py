@@ -10,13 +10,18 @@ from jaxtyping import Bool, Float, Int, Int64
 
 from jaxii.console import OnProgress, no_progress
 from jaxii.data import folder
-from jaxii.data.dataset import Split, open_dataset
-from jaxii.data.labels import Vocabulary, resolve_rows
+from jaxii.data.dataset import Dataset, Split, open_dataset
+from jaxii.data.labels import Vocabulary, is_used, resolve_rows
 from jaxii.errors import InputError
 from jaxii.storage import AnyPath
 
 # Suffix of the name of a split whose near copies of other splits are left out.
 WITHOUT_RECURRING = "_without_recurring"
+TUNING_FILES = (
+    " To add a tuning split, prepare the data again into a new folder: new takes the "
+    "images with tuning in the label file's column split, prepare those in "
+    "tuning_labels.csv."
+)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -86,6 +91,8 @@ class Data:
       submission_ids: Ids of a submission, in order, including missing and unreadable
         images; empty if unknown.
       recurring: See `folder.recurring`.
+      num_unlabelled: Number of training images that are left out, because they have no
+        label that training uses.
     """
 
     directory: AnyPath
@@ -97,6 +104,7 @@ class Data:
     content_hash: str
     submission_ids: tuple[str, ...]
     recurring: pl.DataFrame | None = None
+    num_unlabelled: int = 0
     # Cache of `verified_rows`; copies with other splits start empty.
     _verified: dict[str, Rows] = field(
         default_factory=dict, init=False, repr=False, compare=False
@@ -121,7 +129,7 @@ class Data:
         filled = [n for n, s in self.splits.items() if s.num_examples > 0]
         raise InputError(
             f"{self.directory} has no images in split {name!r}; splits with images: "
-            f"{', '.join(filled)}."
+            f"{', '.join(filled)}.{TUNING_FILES if name == 'tuning' else ''}"
         )
 
     def has_images(self, name: str) -> bool:
@@ -220,6 +228,9 @@ def open_prepared(
 ) -> Data:
     """Opens a prepared dataset.
 
+    Images of train without a label that training uses are left out before validation
+    is carved. A verified absence is a label.
+
     Args:
       directory: See `dataset.open_dataset`.
       vocabulary: The expected labels; None accepts the dataset's.
@@ -233,32 +244,50 @@ def open_prepared(
 
     Raises:
       InputError: If the dataset cannot be opened, the domain does not exist, or train
-        or validation is empty.
+        or validation is empty, or no image of train has a label that training uses.
     """
     opened = open_dataset(directory, vocabulary, verify=verify, on_progress=on_progress)
     domains = opened.domains
     if held_out_domain:
         opened = opened.hold_out(held_out_domain)
-    splits = opened.carve(validation_fraction)
-    train = _resolve(
-        splits["train"],
-        machine_labels=machine_labels,
-        machine_threshold=machine_threshold,
-    )
+    choice = {"machine_labels": machine_labels, "machine_threshold": machine_threshold}
+    labelled = _with_labels(opened, **choice)
+    splits = labelled.carve(validation_fraction)
     data = Data(
         directory=directory,
         vocabulary=opened.vocabulary,
         slices=opened.slices,
         domains=domains,
         splits=splits,
-        train_rows=train,
+        train_rows=_resolve(splits["train"], **choice),
         content_hash=opened.content_hash,
         submission_ids=folder.submission_ids(opened.directory),
         recurring=folder.recurring(opened.directory),
+        num_unlabelled=opened.splits["train"].num_examples
+        - labelled.splits["train"].num_examples,
     )
     data.split("train")
     data.split("validation")
     return data
+
+
+def _with_labels(dataset: Dataset, **choice: Any) -> Dataset:
+    """Returns the dataset with the images of train that have a label in use."""
+    train = dataset.splits["train"]
+    used = is_used(train.index.confidences, train.index.label_sources, **choice)
+    before = np.concatenate([[0], np.cumsum(used)])
+    has_label = np.diff(before[train.index.offsets]) > 0
+    if has_label.all():
+        return dataset
+    if not has_label.any():
+        raise InputError(
+            f"none of the {train.num_examples} training images of {dataset.directory} "
+            f"has a label that training uses (machine_labels="
+            f"{choice['machine_labels']!r}); prepare the dataset with human labels, or "
+            "train on machine labels (soft or thresholded)"
+        )
+    rows = np.flatnonzero(has_label)
+    return replace(dataset, splits={**dataset.splits, "train": train.select(rows)})
 
 
 def _resolve(split: Split, **choice: Any) -> Rows:

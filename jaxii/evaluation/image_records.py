@@ -5,13 +5,14 @@ form in training and in prediction.
 """
 
 import csv
+import functools
 import glob
 import hashlib
 import io
 import itertools
 import os
-from collections import Counter
-from collections.abc import Callable, Generator, Iterator, Sequence
+from collections import Counter, defaultdict
+from collections.abc import Callable, Generator, Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -27,8 +28,9 @@ from jaxii.data.transforms import thumbnail
 from jaxii.errors import InputError
 from jaxii.prepare import image_files
 from jaxii.prepare.image_files import IMAGE_SUFFIXES, files_below
-from jaxii.prepare.image_ids import meant
+from jaxii.prepare.image_ids import composed, meant, of_paths, stem
 from jaxii.prepare.recode import recode
+from jaxii.prepare.tables.table import SEPARATORS, declared_separator
 from jaxii.storage import AnyPath, at
 
 PATH_COLUMNS = ("path", "file", "filename", "file_name", "image_path", "image")
@@ -45,12 +47,14 @@ class Listing:
       names: the files, as found or given; "" for an id without a file.
       image_ids: one per name.
       source: the images, as the user named them.
+      paths_as_ids: what the ids are if they are paths; see `image_ids.of_paths`.
     """
 
     folder: AnyPath
     names: list[str]
     image_ids: list[str]
     source: str
+    paths_as_ids: str = ""
 
     def __len__(self) -> int:
         return len(self.names)
@@ -83,22 +87,51 @@ class Listing:
             if before != row:
                 raise InputError(
                     f"{self.names[before]} and {self.names[row]} share the id "
-                    f"{image_id}; rename one of them, list them in a CSV with the "
-                    "columns path and image_id, or use --output=FILE.jsonl."
+                    f"{image_id}; rename one of them, give their folder as --images, "
+                    "list them in a CSV with the columns path and image_id, or use "
+                    "--output=FILE.jsonl."
                 )
 
     def select(self, image_ids: Sequence[str]) -> "Listing":
         """Returns the images of these ids, in the given order; some may have no file.
 
-        Ids are matched by `image_ids.meant` and kept as given.
+        Ids are matched by `image_ids.meant` and kept as given; if none fits, again with
+        "/" and composed letters. If ids are paths, file names are matched, too; of
+        identical files, the first is used.
 
         Raises:
-          InputError: If two images share an id.
+          InputError: If two images share an id, or different files have a given name.
         """
         self.check_ids()
-        by_id = dict(zip(self.image_ids, self.names, strict=True))
-        names = [by_id.get(meant(image_id, by_id), "") for image_id in image_ids]
+        by_id = {i: [name] for i, name in zip(self.image_ids, self.names, strict=True)}
+        if self.paths_as_ids:
+            by_stem = _grouped(map(stem, self.names), self.names)
+            lists_paths = any("/" in image_id for image_id in image_ids)
+            by_id = by_stem | by_id if lists_paths else by_id | by_stem
+        spelled = _grouped(map(composed, by_id), by_id)
+        names: list[str] = []
+        for image_id in image_ids:
+            found = meant(image_id, by_id)
+            if found not in by_id:
+                alike = spelled.get(meant(composed(image_id), spelled), [])
+                found = alike[0] if len(alike) == 1 else ""
+            names.append(self._one_of(image_id, by_id.get(found, [""])))
         return replace(self, names=names, image_ids=list(image_ids))
+
+    def _one_of(self, image_id: str, names: Sequence[str]) -> str:
+        """Returns the first of identical files.
+
+        Raises:
+          InputError: If they differ.
+        """
+        for other in names[1:]:
+            if not _are_identical(self.folder / names[0], self.folder / other):
+                path_id = self.image_ids[self.names.index(names[0])]
+                raise InputError(
+                    f"--ids lists {image_id}, but {names[0]} and {other} are different "
+                    f"files; remove one of them, or list ids such as {path_id}."
+                )
+        return names[0]
 
 
 @dataclass(frozen=True)
@@ -231,7 +264,7 @@ def find(given: str, more: Sequence[str] = ()) -> Listing:
             )
     _check_distinct("--images", names)
     source = f"{given} and {len(more)} more" if more else given
-    return Listing(Path(), names, list(map(_stem, names)), source)
+    return Listing(Path(), names, list(map(stem, names)), source)
 
 
 def read_ids(path: AnyPath) -> list[str]:
@@ -248,7 +281,7 @@ def read_ids(path: AnyPath) -> list[str]:
                 f"{path} starts with {','.join(header) or 'nothing'!r}; its header "
                 "must be image_id,labels."
             )
-        ids = [row[0].strip() for row in rows if row]
+        ids = [row[0].strip() for row in rows if _has_cells(row)]
     if not ids:
         raise InputError(f"--ids={path} lists no images; give one id per row.")
     _check_distinct(f"--ids={path}", ids)
@@ -258,18 +291,14 @@ def read_ids(path: AnyPath) -> list[str]:
 def _of_folder(folder: AnyPath) -> Listing:
     root = os.fspath(folder).rstrip("/")
     below = [path[len(root) + 1 :] for path, _, _ in files_below((folder,))]
-    # Skips hidden files: macOS leaves ._x.jpg; .thumbnails holds thumbnails.
-    names = sorted(
-        name
-        for name in below
-        if _has_image_suffix(name) and not name.startswith(".") and "/." not in name
-    )
+    names = sorted(filter(_has_image_suffix, below))
     if not names:
         raise InputError(
             f"--images={folder} contains no images; supported file endings are "
             f"{', '.join(IMAGE_SUFFIXES)}."
         )
-    return Listing(folder, names, list(map(_stem, names)), os.fspath(folder))
+    ids, paths_as_ids = of_paths(names)
+    return Listing(folder, names, ids, os.fspath(folder), paths_as_ids)
 
 
 def _of_csv(path: AnyPath) -> Listing:
@@ -289,20 +318,73 @@ def _of_csv(path: AnyPath) -> Listing:
         if has_ids:
             columns.append(header.index(ID_COLUMN))
         for number, row in enumerate(rows, start=2):
-            if not row:
+            if not _has_cells(row):
                 continue
             cells = [row[i] for i in columns if i < len(row)]
-            if len(cells) < len(columns) or not (cells[0] and cells[-1].strip()):
-                raise InputError(
-                    f"--images={path}: row {number} lacks a path or an id; give both."
-                )
+            if len(cells) < len(columns) or not all(map(str.strip, cells)):
+                what = "a path or an id; give both" if has_ids else "a path; give one"
+                raise InputError(f"--images={path}: row {number} lacks {what}.")
             _located(cells[0])
             names.append(cells[0])
-            ids.append(cells[-1].strip() if has_ids else _stem(cells[0]))
+            ids.append(cells[-1].strip())
     if not names:
         raise InputError(f"--images={path} lists no images; give one path per row.")
+    if isinstance(path, Path):
+        names = _as_on_disk(path.parent, names)
     _check_distinct(f"--images={path}", names)
+    ids = ids if has_ids else list(map(stem, names))
     return Listing(path.parent, names, ids, os.fspath(path))
+
+
+def _as_on_disk(folder: Path, names: Sequence[str]) -> list[str]:
+    """Returns listed paths as files are called; an absent path as it is given.
+
+    An absent path is searched with "/", with composed letters and without white space
+    around it. It is changed only if exactly one file fits.
+    """
+
+    @functools.cache
+    def entries(place: Path) -> dict[str, list[str]]:
+        try:
+            found = [path.name for path in place.iterdir()]
+        except OSError:
+            found = []
+        return _grouped(map(composed, found), found)
+
+    def on_disk(name: str) -> str:
+        if "://" in name or os.path.lexists(folder / name):
+            return name
+        parts = composed(name.strip()).split("/")
+        place = Path("" if parts[0] else "/")
+        for part in filter(None, parts):
+            if os.path.lexists(folder / place / part):
+                place /= part
+                continue
+            fitting = entries(folder / place).get(part, [])
+            if len(fitting) != 1:
+                return name
+            place /= fitting[0]
+        return str(place)
+
+    return list(map(on_disk, names))
+
+
+def _are_identical(first: AnyPath, second: AnyPath) -> bool:
+    try:
+        return image_files.read(first) == image_files.read(second)
+    except ValueError:  # cannot be read
+        return False
+
+
+def _grouped(keys: Iterable[str], values: Iterable[str]) -> dict[str, list[str]]:
+    groups: dict[str, list[str]] = defaultdict(list)
+    for key, value in zip(keys, values, strict=True):
+        groups[key].append(value)
+    return dict(groups)
+
+
+def _has_cells(row: Sequence[str]) -> bool:
+    return any(map(str.strip, row))
 
 
 def _located(name: str) -> AnyPath:
@@ -340,12 +422,6 @@ def _has_image_suffix(name: str) -> bool:
     return name.lower().endswith(IMAGE_SUFFIXES)
 
 
-def _stem(name: str) -> str:
-    # pathlib takes seconds for a million names.
-    stem = os.path.splitext(name.rpartition("/")[2])[0]  # noqa: PTH122
-    return stem.strip() or stem
-
-
 @contextmanager
 def _csv_rows(
     path: AnyPath, flag: str, needs: str
@@ -354,8 +430,13 @@ def _csv_rows(
         raise InputError(f"{flag}={path} is not a file; give a CSV with {needs}.")
     try:
         with io.TextIOWrapper(path.open("rb"), "utf-8-sig", newline="") as file:
+            first = file.readline()
+            declared = declared_separator(first)
+            header = file.readline() if declared else first
+            lines = itertools.chain([header], file)
+            separator = declared or max(SEPARATORS, key=header.count)
             # Strict, because an unclosed quote would hide the rows after it.
-            yield csv.reader(file, strict=True)
+            yield csv.reader(lines, delimiter=separator, strict=True)
     except (OSError, ValueError, csv.Error) as error:
         raise InputError(
             f"{flag}={path} cannot be read as CSV ({error}); it must be UTF-8 text "

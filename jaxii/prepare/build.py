@@ -31,10 +31,10 @@ from jaxii.prepare.beam import Beam, write_with_beam
 from jaxii.prepare.shards import Written
 from jaxii.prepare.tally import Counts, Tally, few
 from jaxii.storage import (
-    LOCK,
     AnyPath,
     check_held,
     held,
+    is_leftover,
     names_in,
     write_beside,
     write_json,
@@ -71,8 +71,8 @@ def image_table(
 
     Args:
       image_ids: Distinct ids.
-      metadata: Columns group, domain and slice. A null group becomes the image id, a
-        null domain or slice becomes "all".
+      metadata: Columns group, domain and slice. A null group becomes the image id. A
+        null domain or slice becomes "all" if the column is empty, else `no_value`.
       rows: Position of the image in `image_ids`.
       labels: Vocabulary indices.
       confidences: In [0, 1].
@@ -88,13 +88,22 @@ def image_table(
     return index.table(
         image_ids=ids,
         groups=metadata.select(pl.coalesce("group", pl.lit(ids))).to_series(),
-        domains=metadata["domain"].fill_null("all"),
-        slices=metadata["slice"].fill_null("all"),
+        domains=_filled(metadata["domain"]),
+        slices=_filled(metadata["slice"]),
         offsets=offsets,
         label_ids=labels[order],
         confidences=confidences[order],
         label_sources=sources[order],
     )
+
+
+def no_value(kind: str) -> str:
+    """Returns the domain or slice of images without one, if other images have one."""
+    return f"no {kind}"
+
+
+def _filled(values: pl.Series) -> pl.Series:
+    return values.fill_null(no_value(values.name) if values.count() else "all")
 
 
 def build(
@@ -380,7 +389,7 @@ def _begin(
         if (output / folder.INFO_FILE).exists():
             folder.check_manifest(output)
             return True
-    elif names_in(output) - {LOCK}:
+    elif not all(map(is_leftover, names_in(output))):
         raise InputError(
             f"{output} is not empty and contains no prepared dataset; choose an empty "
             "or new folder"

@@ -9,7 +9,7 @@ import os
 import stat
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -55,6 +55,10 @@ class FileFacts(NamedTuple):
 
     size_bytes: int
     stamp: str
+
+
+# Path, name and a function that returns the facts.
+FoundFile = tuple[str, str, Callable[[], FileFacts]]
 
 
 def facts(file: AnyPath | os.DirEntry) -> FileFacts:
@@ -144,6 +148,8 @@ class Images:
       repeated: Ids with more than one file; the first by path is used.
       unnamed: Escaped paths of files whose names are not UTF-8. Ids are text, so these
         are left out.
+      hidden: See `Skipped`.
+      reached_again: See `Skipped`.
     """
 
     ids: list[str]
@@ -151,6 +157,21 @@ class Images:
     facts: list[FileFacts]
     repeated: tuple[str, ...] = ()
     unnamed: tuple[str, ...] = ()
+    hidden: tuple[str, ...] = ()
+    reached_again: tuple[str, ...] = ()
+
+
+@dataclass(frozen=True)
+class Skipped:
+    """What `files_below` leaves out, which it adds while it searches.
+
+    Attributes:
+      hidden: Paths of hidden files and folders.
+      reached_again: Other paths of folders that are read, mostly links.
+    """
+
+    hidden: list[str] = field(default_factory=list)
+    reached_again: list[str] = field(default_factory=list)
 
 
 def find_images(folders: tuple[AnyPath, ...]) -> Images:
@@ -162,7 +183,8 @@ def find_images(folders: tuple[AnyPath, ...]) -> Images:
     found: dict[str, tuple[str, FileFacts]] = {}
     repeated: set[str] = set()
     unnamed = []
-    for path, name, facts in files_below(folders):
+    skipped = Skipped()
+    for path, name, facts in files_below(folders, skipped):
         stem, suffix = os.path.splitext(name)  # noqa: PTH122 (10x faster)
         if suffix.lower() not in IMAGE_SUFFIXES:
             continue
@@ -182,35 +204,68 @@ def find_images(folders: tuple[AnyPath, ...]) -> Images:
         facts=[found[i][1] for i in ids],
         repeated=tuple(sorted(repeated)),
         unnamed=tuple(sorted(unnamed)),
+        hidden=tuple(map(_as_text, sorted(skipped.hidden))),
+        reached_again=tuple(map(_as_text, sorted(skipped.reached_again))),
     )
 
 
 def files_below(
-    folders: tuple[AnyPath, ...],
-) -> Iterator[tuple[str, str, Callable[[], FileFacts]]]:
+    folders: tuple[AnyPath, ...], skipped: Skipped | None = None
+) -> Iterator[FoundFile]:
     """Yields path, name and a function that returns the facts of each file.
 
-    Folders are searched recursively. Links to folders are followed; a folder reached
-    twice is read once, so a link to a parent does not loop.
+    Folders are searched recursively. Files and folders that are called __MACOSX or
+    start with "." are hidden and left out.
+
+    Links to folders are followed last, in the order of their paths. A folder is read
+    once, so files keep the paths that they have without links, and a link to a parent
+    does not loop.
+
+    Args:
+      folders: Local, or in a bucket.
+      skipped: Collects what is left out.
 
     Raises:
       InputError: If a folder cannot be listed.
     """
-    pending = [os.fspath(folder) for folder in folders]
+    skipped = skipped or Skipped()
     seen: set[tuple[int, int]] = set()
+    pending = sorted(map(os.fspath, folders), key=os.path.islink)
+    while pending:
+        links: list[str] = []
+        for folder in pending:
+            if "://" in folder:
+                yield from _objects_below(folder, skipped)
+            else:
+                yield from _walk(folder, seen, links, skipped)
+        pending = sorted(links)
+
+
+def _objects_below(folder: str, skipped: Skipped) -> Iterator[FoundFile]:
+    # The listing includes the facts; a request per file would take hours.
+    system, root = fsspec.url_to_fs(folder)
+    system.invalidate_cache()  # others may have written since
+    for name, info in system.find(root, detail=True).items():
+        path = str(system.unstrip_protocol(name))
+        parts = name.removeprefix(root).split("/")
+        if any(map(_is_hidden, parts)):
+            skipped.hidden.append(path)
+        else:
+            yield path, parts[-1], partial(facts_listed, info)
+
+
+def _walk(
+    root: str, seen: set[tuple[int, int]], links: list[str], skipped: Skipped
+) -> Iterator[FoundFile]:
+    """Yields the files below a folder; adds the links to folders to `links`."""
+    pending = [root]
     while pending:
         folder = pending.pop()
-        if "://" in folder:
-            # The listing includes the facts; a request per file would take hours.
-            system, root = fsspec.url_to_fs(folder)
-            system.invalidate_cache()  # others may have written since
-            for name, info in system.find(root, detail=True).items():
-                path = str(system.unstrip_protocol(name))
-                yield path, path.rpartition("/")[2], partial(facts_listed, info)
-            continue
+        folders: list[str] = []
         try:
             place = os.stat(folder)  # noqa: PTH116 (the folder is text here)
             if (place.st_dev, place.st_ino) in seen:
+                skipped.reached_again.append(folder)
                 continue
             seen.add((place.st_dev, place.st_ino))
             entries = os.scandir(folder)
@@ -220,10 +275,17 @@ def files_below(
             ) from error
         with entries:
             for entry in entries:
-                if _is_folder(entry):
-                    pending.append(entry.path)
-                else:
+                if _is_hidden(entry.name):
+                    skipped.hidden.append(entry.path)
+                elif not _is_folder(entry):
                     yield entry.path, entry.name, partial(facts, entry)
+                else:
+                    (links if entry.is_symlink() else folders).append(entry.path)
+        pending += sorted(folders, reverse=True)
+
+
+def _is_hidden(name: str) -> bool:
+    return name.startswith(".") or name == "__MACOSX"
 
 
 def _is_folder(entry: os.DirEntry) -> bool:
@@ -231,6 +293,10 @@ def _is_folder(entry: os.DirEntry) -> bool:
         return entry.is_dir()
     except OSError:  # a link to itself
         return False
+
+
+def _as_text(path: str) -> str:
+    return path if is_text(path) else ascii(path)
 
 
 def is_text(name: str) -> bool:

@@ -1,6 +1,7 @@
-"""Finds the image that an id in a file means, by one rule for all files.
+"""Gives images their ids, and finds the image that an id in a file means.
 
-The files are label files, metadata, lists of validation images and sample submissions.
+One rule applies to all files: label files, metadata, lists of validation images and
+sample submissions.
 
 * Ids are text and case-sensitive: 007 is not 7, and a is not A.
 * White space around an id is ignored.
@@ -8,6 +9,8 @@ The files are label files, metadata, lists of validation images and sample submi
   has the id with the suffix and one has the id without it.
 """
 
+import os
+import unicodedata
 from collections.abc import Container, Sequence
 
 import polars as pl
@@ -18,6 +21,50 @@ _SUFFIX = rf"(?i)\.({'|'.join(suffix[1:] for suffix in IMAGE_SUFFIXES)})$"
 # Notes of a tally.
 SUFFIX_NOTE = "ids found without their image suffix"
 CASE_NOTE = "ids that differ only in case"
+
+
+def stem(path: str) -> str:
+    """Returns a file's name without folder, suffix and surrounding white space.
+
+    A name that would be empty keeps its suffix.
+    """
+    # pathlib takes seconds for a million names.
+    name = path.rpartition("/")[2]
+    return os.path.splitext(name)[0].strip() or name.strip()  # noqa: PTH122
+
+
+def composed(path: str) -> str:
+    """Returns a path with "/" and composed letters.
+
+    Windows writes backslashes, and macOS decomposes accented letters.
+    """
+    return unicodedata.normalize("NFC", path).replace("\\", "/")
+
+
+def of_paths(paths: Sequence[str]) -> tuple[list[str], str]:
+    """Returns the ids of all images below a folder.
+
+    Ids are file names without suffix if these are distinct; otherwise paths without
+    suffix; or whole paths if those are not distinct, either.
+
+    Args:
+      paths: Relative to the folder.
+
+    Returns:
+      The ids, and what they are and why; "" for file names.
+    """
+    below = "path below --images"
+    choices = (
+        (list(map(stem, paths)), ""),
+        (
+            [os.path.splitext(path)[0].strip() for path in paths],  # noqa: PTH122
+            f"{below} without suffix, because folders share file names",
+        ),
+        (list(paths), f"{below}, because some names differ only in their suffix"),
+    )
+    return next(
+        (c for c in choices if len(set(c[0])) == len(paths) and all(c[0])), choices[-1]
+    )
 
 
 def numbered(ids: pl.Series) -> pl.DataFrame:

@@ -18,7 +18,7 @@ from jaxii.data.labels import BOX, HUMAN, MACHINE
 from jaxii.errors import InputError
 from jaxii.prepare import image_ids, label_files, shards
 from jaxii.prepare.beam import Beam
-from jaxii.prepare.build import Draft, build, check_left, image_table
+from jaxii.prepare.build import Draft, build, check_left, image_table, no_value
 from jaxii.prepare.image_files import Images, find_images
 from jaxii.prepare.recode import SHORT_SIDE
 from jaxii.prepare.recurring import KEEP
@@ -114,15 +114,32 @@ class Layout:
         for name in ("classes", "human_labels"):
             if found[name] is None:
                 raise InputError(
-                    f"{root / FILES[name]} is missing but required; add it or pass "
-                    f"{name}=PATH"
+                    f"{root / FILES[name]} is missing but required; add it (in Python, "
+                    f"{name}=PATH names another file)"
                 )
         if not found["train_images"]:
             raise InputError(
-                f"{root} has no folder of training images; add one named train or "
-                "pass train_images=PATH"
+                f"{root} has no folder of training images; add one whose name starts "
+                "with train (in Python, train_images=PATH names another folder)"
             )
         return cls(**found)  # type: ignore[arg-type]
+
+    def notes(self, directory: str | os.PathLike[str]) -> list[str]:
+        """Returns lines with the optional files that are absent, and unused CSV files.
+
+        Args:
+          directory: The folder given to `find`.
+        """
+        given = {name: getattr(self, name) for name in FILES}
+        absent = [FILES[name] for name, path in given.items() if path is None]
+        used = {path.resolve() for path in given.values() if path is not None}
+        unused = [
+            path.name
+            for path in sorted(at(directory).iterdir())
+            if path.name.lower().endswith(".csv") and path.resolve() not in used
+        ]
+        found = {"not found (optional)": absent, "not used": unused}
+        return [f"{what}: {', '.join(names)}" for what, names in found.items() if names]
 
     def fetch(self, scratch: Path) -> "Layout":
         """Returns the layout with label files in buckets copied into a local folder."""
@@ -400,6 +417,10 @@ def _metadata(
         nothing = pl.repeat(None, len(ids), dtype=pl.String, eager=True)
         return pl.DataFrame(dict.fromkeys(label_files.METADATA, nothing))
     table, tally = label_files.read_metadata(path, ids)
+    for kind in ("domain", "slice"):
+        if table[kind].count():
+            note = f"images without a {kind}, stored as {no_value(kind)!r}"
+            tally = tally.with_note(note, table[kind].null_count())
     tallies.append(tally)
     return table
 
@@ -409,6 +430,8 @@ def _with_file_notes(tally: Tally, images: Images) -> Tally:
     notes = (
         ("ids with a second file (not read)", images.repeated),
         ("files whose name is not UTF-8 (not read)", images.unnamed),
+        ("hidden files and folders (not read)", images.hidden),
+        ("links to folders that are read by another path", images.reached_again),
         (image_ids.CASE_NOTE, image_ids.case_twins(images.ids)),
     )
     for what, found in notes:

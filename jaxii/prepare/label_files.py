@@ -16,8 +16,15 @@ from jaxtyping import Bool
 
 from jaxii.data.labels import Vocabulary, largest_by_key
 from jaxii.errors import InputError
-from jaxii.prepare.image_ids import SUFFIX_NOTE, find_rows, numbered, without_suffix
+from jaxii.prepare.image_ids import (
+    SUFFIX_NOTE,
+    case_twins,
+    find_rows,
+    numbered,
+    without_suffix,
+)
 from jaxii.prepare.tables.columns import plain_name
+from jaxii.prepare.tables.rows import clean
 from jaxii.prepare.tally import Tally, few
 from jaxii.storage import AnyPath
 
@@ -35,11 +42,14 @@ class Codes:
       vocabulary: The trainable codes, in order.
       known: All codes that the files describe, trainable or not.
       described_in: Name of the file that lists the known codes, for messages.
+      has_descriptions: Whether that is a file of descriptions, which also lists codes
+        that are not trainable.
     """
 
     vocabulary: Vocabulary
     known: frozenset[str]
     described_in: str
+    has_descriptions: bool = False
 
     def table(self) -> pl.DataFrame:
         """Returns the label of each known code, -1 if it is not trainable."""
@@ -102,8 +112,12 @@ def read_codes(trainable: AnyPath, descriptions: AnyPath | None) -> Codes:
         vocabulary = Vocabulary(tuple(codes), tuple(names.get(c) or c for c in codes))
     except InputError as error:
         raise InputError(f"{trainable}: {error}") from error
-    described_in = descriptions.name if descriptions else trainable.name
-    return Codes(vocabulary, frozenset(names) | set(codes), described_in)
+    return Codes(
+        vocabulary,
+        known=frozenset(names) | set(codes),
+        described_in=(descriptions or trainable).name,
+        has_descriptions=descriptions is not None,
+    )
 
 
 def read_labels(
@@ -195,8 +209,9 @@ def read_metadata(path: AnyPath, image_ids: pl.Series) -> tuple[pl.DataFrame, Ta
     """Reads group, domain and slice of images from a metadata file.
 
     Args:
-      path: CSV with the column image_id and any of group, domain and slice. White space
-        around values is ignored. The counts name the columns that are not used.
+      path: CSV with the column image_id and any of group, domain and slice. Values are
+        read by `rows.clean`. The counts name the columns that are not used, and the
+        values that differ only in case.
       image_ids: As in `read_labels`.
 
     Returns:
@@ -216,7 +231,7 @@ def read_metadata(path: AnyPath, image_ids: pl.Series) -> tuple[pl.DataFrame, Ta
             "at least one of group, domain, slice"
         )
     columns = {
-        name: pl.col(name).str.strip_chars().replace("", None)
+        name: _cleaned(table[name])
         if name in table.columns
         else pl.lit(None, pl.String)
         for name in METADATA
@@ -231,6 +246,9 @@ def read_metadata(path: AnyPath, image_ids: pl.Series) -> tuple[pl.DataFrame, Ta
     tally = Tally(path.name, "rows", len(chosen), len(once), dropped, examples)
     tally = tally.with_note(SUFFIX_NOTE, num_suffixed)
     tally = tally.with_note("columns that are not used", len(unused), unused)
+    for name in METADATA:
+        twins = case_twins(once[name].drop_nulls().unique().sort().to_list())
+        tally = tally.with_note(f"{name}s that differ only in case", len(twins), twins)
     if len(chosen) and len(image_ids) and not len(once):
         raise InputError(
             f"{path} matches no images ({tally.line()}); use the names of the image "
@@ -239,6 +257,11 @@ def read_metadata(path: AnyPath, image_ids: pl.Series) -> tuple[pl.DataFrame, Ta
     images = numbered(image_ids)
     aligned = images.join(once, on="row", how="left", maintain_order="left")
     return aligned.select(METADATA), tally
+
+
+def _cleaned(values: pl.Series) -> pl.Series:
+    texts = [clean(text) or None for text in values.fill_null("")]
+    return pl.Series(texts, dtype=pl.String)
 
 
 def _check_spelling(path: AnyPath, unused: Iterable[str]) -> None:
@@ -264,12 +287,7 @@ def _collect(
     _check_confidences(path, lazy, table["confidence"])
     unknown = int((table["label"] == _UNKNOWN).sum())
     if unknown > MAX_UNKNOWN_SHARE * len(table):
-        first = _first_unknown(path, lazy, codes)[0]
-        raise InputError(
-            f"{path}: {unknown:,} of {len(table):,} rows have an unknown label code "
-            f"(first: {first!r}); at most {MAX_UNKNOWN_SHARE:.0%} may be missing from "
-            f"{codes.described_in}. Check that the files belong together"
-        )
+        raise _too_many_unknown(path, lazy, codes, f"{unknown:,} of {len(table):,}")
     examples: dict[str, tuple[str, ...]] = {}
     notes: dict[str, int] = {}
     if table.filter(pl.col("label") >= 0)["row"].null_count():
@@ -341,6 +359,23 @@ def _first_unknown(path: AnyPath, lazy: pl.LazyFrame, codes: Codes) -> list[str]
     strange = lazy.join(known, on="code", how="anti", maintain_order="left")
     table = _run(path, strange.select("code").head(1000))
     return [str(code) for code in table["code"].unique(maintain_order=True)]
+
+
+def _too_many_unknown(
+    path: AnyPath, lazy: pl.LazyFrame, codes: Codes, rows: str
+) -> InputError:
+    first = _first_unknown(path, lazy, codes)[0]
+    fix = "Check that the files belong together"
+    if not codes.has_descriptions:
+        fix = (
+            "No class descriptions were given; add class-descriptions.csv, which also "
+            "lists codes that are not trainable, or check that the files belong "
+            "together"
+        )
+    return InputError(
+        f"{path}: {rows} rows have an unknown label code (first: {first!r}); at most "
+        f"{MAX_UNKNOWN_SHARE:.0%} may be missing from {codes.described_in}. {fix}"
+    )
 
 
 def _check_confidences(path: AnyPath, lazy: pl.LazyFrame, values: pl.Series) -> None:

@@ -17,7 +17,7 @@ from jaxii.prepare.recurring import KEEP
 from jaxii.prepare.tables import labelled
 from jaxii.prepare.tables.labelled import Labelled
 from jaxii.prepare.tables.notes import Notes
-from jaxii.storage import LOCK, write_beside
+from jaxii.storage import is_leftover, write_beside
 
 
 def new(
@@ -59,7 +59,9 @@ def new(
     """
     data = folder / "data"
     begun = (data / prepared.INPUTS_FILE).exists()
-    if not begun and any(p.is_file() and p.name != LOCK for p in folder.rglob("*")):
+    if not begun and any(
+        path.is_file() and not is_leftover(path.name) for path in folder.rglob("*")
+    ):
         raise InputError(
             f"{folder} contains files that new did not write; use another name."
         )

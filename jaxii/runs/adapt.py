@@ -9,7 +9,17 @@ from collections.abc import Callable, Mapping
 from dataclasses import replace
 from typing import Any, Literal, cast
 
-from jaxii.config import ADAPT_EPOCHS, ADAPT_LR_SHARES, Config, StageConfig, Terms
+import jax
+
+from jaxii.config import (
+    ADAPT_BATCH_SIZE,
+    ADAPT_EPOCHS,
+    ADAPT_LR_SHARES,
+    Config,
+    StageConfig,
+    Terms,
+)
+from jaxii.console import say
 from jaxii.runs.run import Run
 from jaxii.runs.train import train
 from jaxii.runs.workdir import Workdir
@@ -45,6 +55,14 @@ def adapt(
     start = Run.open(workdir.path, stage)
     config = adapted(start, trainable=trainable, num_epochs=num_epochs, peak_lr=peak_lr)
     start.close()
+    if config.global_batch_size < start.config.global_batch_size:
+        is_scaled = config.optimizer.base_batch_size > 0
+        say(
+            f"batches   {config.global_batch_size} images instead of the run's "
+            f"{start.config.global_batch_size}, for more updates; the learning rate is "
+            f"{'' if is_scaled else 'not '}scaled with the batch, as in the run's "
+            "recipe (optimizer.base_batch_size)"
+        )
     train(
         config.moved(data_dir),
         Workdir(output),
@@ -62,7 +80,7 @@ def adapted(
     peak_lr: float,
 ) -> Config:
     """Returns a run's configuration with one stage, which adapts its checkpoint."""
-    config = start.config
+    config = with_small_batches(start.config, jax.device_count())
     share = ADAPT_LR_SHARES[trainable]
     (before,) = (s for s in config.stages if s.name == start.saved.stage)
     stage = StageConfig(
@@ -81,6 +99,29 @@ def adapted(
         stages=(stage,),
         # A short stage whose learning rate falls to 0 has nothing to average.
         optimizer=replace(config.optimizer, average="none"),
+    )
+
+
+def with_small_batches(config: Config, num_devices: int) -> Config:
+    """Returns the configuration with batches of at most `ADAPT_BATCH_SIZE` images.
+
+    The tuning split is small, so that larger batches leave only a few updates. A batch
+    has at least one image per device. BatchNorm uses the statistics of the whole batch,
+    because a device has too few images. The learning rate is scaled if the recipe sets
+    `optimizer.base_batch_size`.
+    """
+    batch_size = max(1, ADAPT_BATCH_SIZE // num_devices) * num_devices
+    if config.global_batch_size <= batch_size:
+        return config
+    # A slice is not larger than the run's, which fits the memory of a device.
+    most = max(1, config.global_batch_size // (num_devices * config.micro_batches))
+    share = batch_size // num_devices
+    divisors = (n for n in range(1, share + 1) if share % n == 0)
+    return replace(
+        config,
+        global_batch_size=batch_size,
+        micro_batches=next(n for n in divisors if share // n <= most),
+        model=replace(config.model, batch_norm="global"),
     )
 
 

@@ -1,7 +1,7 @@
 """`begin`: checks a run before training, claims its workdir and assembles it."""
 
 import hashlib
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import replace
 
 import jax
@@ -11,14 +11,14 @@ from jaxii.config import Config
 from jaxii.console import say
 from jaxii.data import label_embedding
 from jaxii.data.prepared import Data
-from jaxii.data.seen import SeenImages, hashes_of
+from jaxii.data.seen import Hashes, SeenImages, hashes_of
 from jaxii.distributed import processes
 from jaxii.errors import InputError
 from jaxii.evaluation.provenance import Provenance, provenance_by_stage
 from jaxii.evaluation.result import hardware
 from jaxii.models.pretrained import Trunk, load_trunk
 from jaxii.runs import assembly
-from jaxii.runs.agreement import check_same_runs
+from jaxii.runs.agreement import check_same_checkpoints, check_same_runs
 from jaxii.runs.run import Run
 from jaxii.runs.workdir import Workdir
 from jaxii.train.checkpoint import Checkpoints
@@ -50,7 +50,8 @@ def begin(
       verify: Whether to hash every byte of the data first.
 
     Raises:
-      InputError: If a check fails, or labels of `tuning` are used but not allowed.
+      InputError: If a check fails, labels of `tuning` are used but not allowed, or the
+        checkpoints differ between processes.
     """
     data = assembly.open_data(config, verify=verify)
     for split in (data.choosing_split, "validation"):
@@ -61,6 +62,7 @@ def begin(
     digest = hashlib.sha256(parts.encode()).hexdigest()
     processes.check_same(digest, "the recipe or dataset is different")
     names = [stage.name for stage in config.stages]
+    check_same_checkpoints(workdir, names)
     checkpoints = Checkpoints(workdir.path, names, label_hash)
     run = Run(workdir, config, checkpoints, data=data)
     begun = checkpoints.saved().get(names[0])
@@ -71,14 +73,11 @@ def begin(
     run.stage_provenance = provenance_by_stage(
         record, [plan.stage for plan in run.plans], data.choosing_split
     )
-    last = run.stage_provenance[names[-1]]
-    if last.weights.away("labels") and not allow_tuning_labels:
-        raise InputError(
-            f"this run's weights would learn from labels of the target domain "
-            f"({last.badge()}); add --allow_tuning_labels to allow this "
-            "(in Python: allow_tuning_labels=True)."
-        )
+    if not allow_tuning_labels:
+        _check_no_tuning_labels(run.stage_provenance[names[-1]])
     workdir.check(config, change_batch_size=change_batch_size)
+    if begun:
+        _check_same_images(run)
     if processes.is_lead():
         workdir.claim_labels(data.vocabulary)
         workdir.claim(config, change_batch_size=change_batch_size)
@@ -142,6 +141,37 @@ def _check_begun(run: Run) -> None:
         )
 
 
+def _check_no_tuning_labels(last: Provenance) -> None:
+    """Raises InputError if the weights learn from labels of the target domain."""
+    if last.weights.away("labels"):
+        raise InputError(
+            f"this run's weights would learn from labels of the target domain "
+            f"({last.badge()}); add --allow_tuning_labels to allow this "
+            "(in Python: allow_tuning_labels=True)."
+        )
+
+
+def _check_same_images(run: Run) -> None:
+    """Checks that a resumed run continues on the images that it began with.
+
+    Earlier versions also trained on images without a label. Not checked for a run that
+    started from another one, whose images its file also holds.
+
+    Raises:
+      InputError: If the run began with other images.
+    """
+    if not run.data.num_unlabelled or run.config.start_from:
+        return
+    before = SeenImages.load(run.workdir.seen_file).by_part["weights"]
+    now = _image_hashes(run.data, {stage.split for stage in run.config.stages})
+    if not np.array_equal(before, now):
+        raise InputError(
+            f"{run.workdir.path} was trained on {len(before)} images by an earlier "
+            f"version of jaxii, but training now uses {len(now)}, because it leaves "
+            "out images without a label; train again in another --workdir."
+        )
+
+
 def _set_damaged_history_aside(run: Run) -> None:
     latest = run.checkpoints.latest()
     if latest is None:
@@ -167,14 +197,7 @@ def _write_start(run: Run) -> None:
         "model_selection": {data.choosing_split},
     }
     seen = SeenImages(
-        {
-            part: hashes_of(
-                image_id
-                for name in sorted(names)
-                for image_id in data.split(name).index.image_ids
-            )
-            for part, names in splits.items()
-        }
+        {part: _image_hashes(data, names) for part, names in splits.items()}
     )
     if isinstance(run.start, Run):
         seen = seen.union(SeenImages.load(run.start.workdir.seen_file))
@@ -189,6 +212,15 @@ def _write_start(run: Run) -> None:
         }
         made = assembly.make_label_embedding(run.config, data)
         label_embedding.save(workdir.embedding_file, made, provenance=provenance)
+
+
+def _image_hashes(data: Data, names: Iterable[str]) -> Hashes:
+    """Returns the hashes of the ids of all images of some splits."""
+    return hashes_of(
+        image_id
+        for name in sorted(names)
+        for image_id in data.split(name).index.image_ids
+    )
 
 
 def _start(config: Config, plan: StagePlan, label_hash: str) -> Run | Trunk | None:
@@ -224,10 +256,16 @@ def _record(run: Run, begun: Sequence[Saved] | None) -> Provenance:
 
 
 def _left_out(run: Run) -> list[str]:
-    """Returns the labels that do not train and the images that are not scored."""
+    """Returns the images and labels that do not train, and images not scored."""
     data, most = run.data, run.config.data.most_labels
+    splits = dict.fromkeys(stage.split for stage in run.config.stages)
     rows: list[str] = []
-    for split in dict.fromkeys(stage.split for stage in run.config.stages):
+    if data.num_unlabelled and "train" in splits:
+        rows.append(
+            f"{data.num_unlabelled} training images have no label that training uses "
+            f"(machine_labels is {run.config.data.machine_labels!r}) and are left out"
+        )
+    for split in splits:
         cut = int(np.sum(np.diff(data.training_rows(split).offsets) > most))
         if cut:
             rows.append(

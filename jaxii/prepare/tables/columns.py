@@ -5,7 +5,8 @@ suffixes and the names of the columns decide.
 """
 
 import re
-from collections.abc import Sequence
+from collections import defaultdict
+from collections.abc import Callable, Sequence, Set
 from dataclasses import dataclass
 
 import polars as pl
@@ -57,6 +58,7 @@ def find(
     *,
     path_column: str = "",
     label_column: str = "",
+    is_known: Callable[[str], bool] | None = None,
 ) -> tuple[Columns, Match]:
     """Finds the kind of each column, and the image that each row names.
 
@@ -66,6 +68,7 @@ def find(
       notes: Collects what was assumed.
       path_column: The column that names the images; "" detects it.
       label_column: The column of labels; "" detects it.
+      is_known: Whether a label is one of a trained run; None without a run.
 
     Raises:
       InputError: If no column names images, or the column of labels is ambiguous.
@@ -79,11 +82,12 @@ def find(
             )
     path, match = _paths(table, matcher, notes, path_column, label_column)
     others = [name for name in table.columns if name not in (path, label_column)]
+    known = {name for name in others if is_known is not None and is_known(name)}
     extra = {plain_name(name): name for name in others if plain_name(name) in EXTRA}
     if not label_column:
-        extra = _without_labels(table, others, extra, notes)
+        extra = _without_labels(table, others, extra, known, notes)
     rest = [name for name in table.columns if name not in (path, *extra.values())]
-    labels, one_hot = _labels(table, rest, notes, label_column)
+    labels, one_hot = _labels(table, rest, known, notes, label_column)
     for kind, name in extra.items():
         notes.assumed(f"column {name!r} is used as the {kind}, based on its name")
     unused = [name for name in rest if name not in labels]
@@ -93,14 +97,22 @@ def find(
 
 
 def _without_labels(
-    table: pl.DataFrame, others: Sequence[str], extra: dict[str, str], notes: Notes
+    table: pl.DataFrame,
+    others: Sequence[str],
+    extra: dict[str, str],
+    known: Set[str],
+    notes: Notes,
 ) -> dict[str, str]:
     """Returns the extra columns, except those that are one of the one-hot labels."""
-    one_hot = [name for name in others if _is_one_hot(table[name])]
-    has_labels = any(_is_called_label(n) for n in others if n not in one_hot)
-    if has_labels or len(set(one_hot) - set(extra.values())) < 2:
+    one_hot = _one_hot(table, others, known)
+    if any(_is_called_label(name) for name in others if name not in one_hot):
         return extra
-    labels = [name for name in extra.values() if name in one_hot]
+    is_one_of_many = len(set(one_hot) - set(extra.values())) > 1
+    labels = [
+        name
+        for name in extra.values()
+        if name in one_hot and (is_one_of_many or name in known)
+    ]
     if labels:
         notes.check(
             f"columns read as labels, like the other 0/1 columns: {shown(labels)}"
@@ -152,7 +164,11 @@ def _paths(
 
 
 def _labels(
-    table: pl.DataFrame, rest: Sequence[str], notes: Notes, given: str
+    table: pl.DataFrame,
+    rest: Sequence[str],
+    known: Set[str],
+    notes: Notes,
+    given: str,
 ) -> tuple[tuple[str, ...], bool]:
     if given:
         notes.found(f"column {given!r} has the labels, as specified")
@@ -161,8 +177,10 @@ def _labels(
         (name for name in rest if _is_called_label(name)),
         key=lambda name: _rank(name, LABEL_NAMES),
     )
-    one_hot = tuple(name for name in rest if _is_one_hot(table[name]))
-    if len(one_hot) > 1 and not set(named) - set(one_hot):
+    one_hot = _one_hot(table, rest, known)
+    # A single column of 0 and 1 could be anything, unless the run has its label.
+    are_labels = len(one_hot) > 1 or not known.isdisjoint(one_hot)
+    if are_labels and not set(named) - set(one_hot):
         notes.assumed(
             f"columns of 0 and 1 are labels, named by their headers "
             f"({len(one_hot)} labels): {shown(one_hot)}"
@@ -182,7 +200,26 @@ def _labels(
         return (rest[0],), False
     raise InputError(
         f"cannot determine the label column; columns besides the paths: "
-        f"{', '.join(rest) or 'none'}. Choose one with --label_column."
+        f"{', '.join(rest) or 'none'}. {_advice(table, rest)}"
+    )
+
+
+def _advice(table: pl.DataFrame, names: Sequence[str]) -> str:
+    """Returns what to do, also if columns are labels marked with yes and no, or x."""
+    alike: dict[frozenset[str], list[str]] = defaultdict(list)
+    for name in names:
+        alike[frozenset(table[name].unique())].append(name)
+    marks, labels = max(
+        ((values, found) for values, found in alike.items() if len(values) == 2),
+        key=lambda pair: len(pair[1]),
+        default=(frozenset[str](), list[str]()),
+    )
+    if len(labels) < 2:
+        return "Choose one with --label_column."
+    return (
+        f"{shown(labels)} have the same two values ({shown(sorted(marks))}); if each "
+        "column is a label, write 1 and 0 instead. Otherwise, choose one with "
+        "--label_column."
     )
 
 
@@ -207,6 +244,13 @@ def _rank(name: str, names: tuple[str, ...]) -> int:
     return names.index(plain) if plain in names else len(names)
 
 
-def _is_one_hot(cells: pl.Series) -> bool:
-    values = set(cells.unique().str.to_lowercase())
-    return values <= _ONE_HOT and bool(values & PRESENT)
+def _one_hot(
+    table: pl.DataFrame, names: Sequence[str], known: Set[str]
+) -> tuple[str, ...]:
+    """Returns the columns of 0 and 1 that have a 1 or are labels of the run."""
+    values = {name: set(table[name].unique().str.to_lowercase()) for name in names}
+    return tuple(
+        name
+        for name in names
+        if values[name] <= _ONE_HOT and (values[name] & PRESENT or name in known)
+    )

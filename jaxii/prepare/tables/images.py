@@ -14,7 +14,7 @@ import numpy as np
 from jaxii.console import OnProgress, no_progress
 from jaxii.errors import InputError
 from jaxii.prepare import image_files
-from jaxii.prepare.image_files import IMAGE_SUFFIXES, files_below, is_text
+from jaxii.prepare.image_files import IMAGE_SUFFIXES, Skipped, files_below, is_text
 from jaxii.prepare.recode import probe, recode, size
 from jaxii.prepare.shards import one_thread_each
 from jaxii.prepare.tables.notes import Notes
@@ -53,15 +53,22 @@ def find(root: Path, notes: Notes) -> list[str]:
     if not root.is_dir():
         raise InputError(f"--images={root} is not a folder; use a folder of images.")
     found, others, unnamed = [], Counter(), []
-    for path, name, _ in files_below((root,)):
-        if name.startswith(".") or "/__MACOSX/" in path:
-            others["hidden"] += 1
-        elif not name.lower().endswith(IMAGE_SUFFIXES):
+    skipped = Skipped()
+    for path, name, _ in files_below((root,), skipped):
+        if not name.lower().endswith(IMAGE_SUFFIXES):
             others[PurePath(name).suffix.lower() or "no suffix"] += 1
         elif not is_text(path):
             unnamed.append(ascii(path))
         else:
             found.append(path)
+    others["hidden"] = len(skipped.hidden)
+    others = +others  # without zero counts
+    if unnamed and not found:
+        raise InputError(
+            f"--images={root}: no image has a name that is UTF-8 (the first: "
+            f"{unnamed[0]}); rename the images, or set PYTHONUTF8=1 if their names are "
+            "correct and the locale is not UTF-8."
+        )
     if not found:
         kinds = ", ".join(kind for kind, _ in others.most_common(5)) or "nothing"
         raise InputError(
@@ -73,6 +80,8 @@ def find(root: Path, notes: Notes) -> list[str]:
         kinds = ", ".join(f"{n:,} {kind}" for kind, n in others.most_common(5))
         notes.found(f"{root}: other files are skipped: {kinds}")
     notes.left_out("images whose names are not UTF-8", unnamed)
+    again = [os.path.relpath(path, root) for path in sorted(skipped.reached_again)]
+    notes.left_out("links", again, " to folders that are read by another path")
     return sorted(found)
 
 

@@ -8,7 +8,7 @@ import re
 from collections import Counter, defaultdict
 from collections.abc import Iterable, Mapping, Sequence, Set
 from dataclasses import dataclass
-from pathlib import Path, PurePath
+from pathlib import Path
 
 import numpy as np
 import polars as pl
@@ -17,7 +17,7 @@ from jaxii.console import OnProgress, no_progress
 from jaxii.data.labels import HUMAN, Vocabulary
 from jaxii.errors import InputError
 from jaxii.prepare import image_files, image_ids
-from jaxii.prepare.build import Draft, image_table
+from jaxii.prepare.build import Draft, image_table, no_value
 from jaxii.prepare.label_files import METADATA
 from jaxii.prepare.shards import Plan
 from jaxii.prepare.tables import images
@@ -45,7 +45,8 @@ class Labelled:
       labels: All labels, sorted, or those of a trained run in its order.
       codes: Code of each label, without white space.
       entries: For each image, position in `labels` and confidence of each label.
-      extra: Values of split, group, domain and slice per image, if given; "" for none.
+      extra: Values of split, group, domain and slice per image, if given; for none, ""
+        or `build.no_value`.
       short_side: Median short side of the images, in pixels.
       unused: Labels that are left out.
       broken: Labelled images that cannot be read, each with the reason.
@@ -79,7 +80,7 @@ class Labelled:
 
         Args:
           numbers: Positions of the images.
-          is_test: Whether to list only the present labels, as for a test split.
+          is_test: Whether to list only the present labels, as for tuning and test.
         """
         entries = [
             (row, label, 1.0 if is_test else confidence)
@@ -104,8 +105,8 @@ class Labelled:
         )
 
     def drafts(self) -> list[Draft]:
-        """Returns drafts of the splits that have images: train, validation, test."""
-        names = ("train", "validation", "test")
+        """Returns drafts of the splits that have images, in the order of `build`."""
+        names = ("train", "validation", "tuning", "test")
         return [_draft(self, name) for name in names if self.split(name)]
 
 
@@ -291,26 +292,17 @@ def _entries(
 
 
 def _ids(below: Sequence[str], notes: Notes) -> list[str]:
-    stems = [PurePath(path).stem.strip() for path in below]
-    without_suffix = [str(PurePath(path).with_suffix("")).strip() for path in below]
-    path = "path below --images"
-    choices = (
-        (stems, ""),
-        (without_suffix, f"{path} without suffix, because folders share file names"),
-        (list(below), f"{path}, because some names differ only in their suffix"),
-    )
-    ids, why = next(
-        (c for c in choices if len(set(c[0])) == len(below) and all(c[0])), choices[-1]
-    )
+    ids, paths = image_ids.of_paths(below)
     twins = image_ids.case_twins(ids)
     if twins:
         notes.check(
             f"{len(twins):,} {image_ids.CASE_NOTE} are different images; a file "
             f"system that ignores case cannot hold both: {shown(twins)}"
         )
-    if why:
-        twice = [name for name, number in Counter(stems).items() if number > 1]
-        notes.assumed(f"the image id is the {why}: {shown(twice)}")
+    if paths:
+        stems = Counter(map(image_ids.stem, below))
+        twice = [name for name, number in stems.items() if number > 1]
+        notes.assumed(f"the image id is the {paths}: {shown(twice)}")
     return ids
 
 
@@ -349,10 +341,12 @@ def _check_divided(groups: Sequence[str], splits: Sequence[str], notes: Notes) -
 def _one_each(
     kind: str, rows: LabelRows, used: Sequence[int], notes: Notes
 ) -> list[str]:
-    """Returns the first value of each image, "" for none."""
+    """Returns the first value of each image; `no_value` or "" for none."""
+    spelling = _values(kind, rows.extra[kind], notes)
     first: dict[int, str] = {}
     others = []
-    for number, text in zip(rows.numbers, rows.extra[kind], strict=True):
+    for number, written in zip(rows.numbers, rows.extra[kind], strict=True):
+        text = spelling[written]
         if text and first.setdefault(number, text) != text:
             others.append(text)
     if others:
@@ -361,10 +355,34 @@ def _one_each(
             f"image; the first is used: {shown(others)}"
         )
     values = [first.get(number, "") for number in used]
+    if kind in ("domain", "slice") and any(values) and "" in values:
+        notes.assumed(
+            f"{values.count(''):,} images without a {kind} get the {kind} "
+            f"{no_value(kind)!r}"
+        )
+        values = [value or no_value(kind) for value in values]
     counts = Counter(values)
     few = ", ".join(f"{value or 'none'} {n:,}" for value, n in counts.most_common(5))
     notes.found(f"{kind}: {len(counts):,} distinct values ({few})")
     return values
+
+
+def _values(kind: str, texts: Iterable[str], notes: Notes) -> dict[str, str]:
+    """Returns the value of each spelling."""
+    spelling = {written: clean(written) for written in texts}
+    changed = [written for written, value in spelling.items() if value != written]
+    if changed:
+        notes.assumed(
+            f"extra spaces and the encoding of accents are ignored in column {kind}; "
+            f"{len(changed):,} spellings were changed: {shown(changed)}"
+        )
+    twins = image_ids.case_twins(sorted(set(spelling.values())))
+    if twins:
+        notes.check(
+            f"{len(twins):,} values of column {kind} differ only in case and are kept "
+            f"separate: {shown(twins)}"
+        )
+    return spelling
 
 
 def _labels(
@@ -423,7 +441,7 @@ def _codes(labels: Sequence[str]) -> list[str]:
 
 def _draft(found: Labelled, split: str) -> Draft:
     numbers = sorted(found.split(split), key=lambda i: found.ids[i])
-    table = found.table(numbers, is_test=split == "test")
+    table = found.table(numbers, is_test=split in ("tuning", "test"))
     paths: list[AnyPath] = [Path(found.files[i]) for i in numbers]
     plan = Plan(split, table, paths, [image_files.facts(path) for path in paths])
     tally = Tally(split, "images", read=len(numbers), kept=len(numbers))

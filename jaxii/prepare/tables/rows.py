@@ -37,6 +37,7 @@ ROW_A_LABEL_SHARE = 0.05
 SPLITS = {
     **dict.fromkeys(("train", "training", "tr", ""), "train"),
     **dict.fromkeys(("validation", "valid", "val", "dev"), "validation"),
+    "tuning": "tuning",
     **dict.fromkeys(("test", "testing", "te"), "test"),
 }
 
@@ -79,7 +80,7 @@ def of_file(
       path_column: See `columns.find`.
       label_column: See `columns.find`.
       label_separator: See `labels_of`.
-      is_known: See `labels_of`.
+      is_known: See `labels_of` and `columns.find`.
 
     Raises:
       InputError: If the file cannot be understood.
@@ -87,7 +88,12 @@ def of_file(
     table = read_table(path, notes)
     matcher = Matcher(files, root, path.absolute().parent)
     found, match = columns.find(
-        table, matcher, notes, path_column=path_column, label_column=label_column
+        table,
+        matcher,
+        notes,
+        path_column=path_column,
+        label_column=label_column,
+        is_known=is_known,
     )
     below = [os.path.relpath(file, root) for file in files]
     _note_missing(table[found.path].to_list(), match, below, notes)
@@ -96,6 +102,7 @@ def of_file(
     if found.one_hot:
         labels = _one_hot(table, found.labels)
         notes.assumed("0 means that the label is absent, like an unlisted label")
+        _note_differences(numbers, labels, below, notes)
     else:
         texts = table[found.labels[0]].to_list()
         labels = labels_of(
@@ -105,14 +112,7 @@ def of_file(
             notes=notes,
             is_known=is_known,
         )
-    extra = {
-        kind: table[name].to_list()
-        for kind, name in found.extra.items()
-        if kind != "confidence"
-    }
-    if "split" in extra:
-        extra["split"] = _splits(extra["split"], found.extra["split"])
-    rows = LabelRows(numbers, labels, [1.0] * len(numbers), extra)
+    rows = LabelRows(numbers, labels, [1.0] * len(numbers), _extra(table, found))
     if "confidence" in found.extra:
         return _with_confidences(rows, table[found.extra["confidence"]], notes)
     return rows
@@ -143,6 +143,18 @@ def of_folders(files: Sequence[str], root: Path, notes: Notes) -> LabelRows:
         parts = [part[1:] for part in parts]
     labels = [list(part[:1]) for part in parts]
     return LabelRows(range(len(files)), labels, [1.0] * len(files), extra)
+
+
+def _extra(table: pl.DataFrame, found: columns.Columns) -> dict[str, list[str]]:
+    """Returns the values of split, group, domain and slice, if the table has them."""
+    extra: dict[str, list[str]] = {
+        kind: table[name].to_list()
+        for kind, name in found.extra.items()
+        if kind != "confidence"
+    }
+    if "split" in extra:
+        extra["split"] = _splits(extra["split"], found.extra["split"])
+    return extra
 
 
 def _note_missing(
@@ -180,12 +192,33 @@ def _one_hot(table: pl.DataFrame, names: Sequence[str]) -> list[list[str]]:
     return labels
 
 
+def _note_differences(
+    numbers: Sequence[int],
+    labels: Sequence[Sequence[str]],
+    below: Sequence[str],
+    notes: Notes,
+) -> None:
+    """Notes the images whose rows have different labels."""
+    first: dict[int, Sequence[str]] = {}
+    different = {
+        number: None
+        for number, found in zip(numbers, labels, strict=True)
+        if first.setdefault(number, found) != found
+    }
+    if different:
+        notes.check(
+            f"{len(different):,} images have rows with different labels; a label that "
+            f"is 1 in one row and 0 or empty in another counts as present: "
+            f"{shown(below[number] for number in different)}"
+        )
+
+
 def _splits(texts: Sequence[str], name: str) -> list[str]:
     unknown = sorted({text for text in texts if text.lower() not in SPLITS})
     if unknown:
         raise InputError(
-            f"column {name!r} contains {unknown[0]!r}; use train, validation or test, "
-            "or rename the column if it is not a split."
+            f"column {name!r} contains {unknown[0]!r}; use train, validation, tuning "
+            "or test, or rename the column if it is not a split."
         )
     # Another row of the image may give its split.
     return [SPLITS[text.lower()] if text else "" for text in texts]

@@ -23,6 +23,8 @@ SEPARATORS = {",": "commas", ";": "semicolons", "\t": "tabs", "|": "bars"}
 SAMPLE_LINES = 200
 # With a separator that the file does not use, a line is one cell, of any length.
 csv.field_size_limit(2**31 - 1)
+# Excel's first line that declares the separator.
+_DECLARATION = re.compile(r'"?sep=([,;\t|])"?\s*', re.IGNORECASE)
 _OTHER_FILES = {
     b"PK\x03\x04": "a ZIP archive or an Excel workbook",
     b"\x1f\x8b": "a gzip archive",
@@ -62,6 +64,8 @@ def read_table(path: Path, notes: Notes) -> pl.DataFrame:
     """Reads a table as text, without white space around cells.
 
     The content decides the format, not the file name. Lists in cells become JSON.
+    Columns without a header and without a cell are left out, and so is Excel's first
+    line "sep=;".
 
     Args:
       path: CSV with commas, semicolons, tabs or bars, Parquet, or JSON Lines.
@@ -77,13 +81,16 @@ def read_table(path: Path, notes: Notes) -> pl.DataFrame:
         notes.found(f"{path} is a Parquet file")
     else:
         text = _decode(path, data, notes).lstrip("\n")
+        first, _, rest = text.partition("\n")
+        declared = declared_separator(first)
+        text = rest.lstrip("\n") if declared else text
         if not text.strip():
             raise InputError(f"{path} is empty; use a table with a header.")
         if text.startswith("{"):
             table = _as_text(path, _read_json_lines(path, text), notes)
             notes.found(f"{path} is JSON Lines")
         else:
-            table = _read_separated(path, text, notes)
+            table = _read_separated(path, text, declared, notes)
     table = table.with_columns(pl.all().fill_null("").str.strip_chars())
     table = table.filter(pl.any_horizontal(pl.all() != ""))
     if not len(table):
@@ -96,6 +103,12 @@ def read_table(path: Path, notes: Notes) -> pl.DataFrame:
 def is_image(cell: str) -> bool:
     """Returns whether a cell ends in an image suffix."""
     return cell.strip().lower().endswith(IMAGE_SUFFIXES)
+
+
+def declared_separator(line: str) -> str:
+    """Returns the separator that a line such as "sep=;" declares; "" for others."""
+    found = _DECLARATION.fullmatch(line)
+    return found[1] if found else ""
 
 
 def _bytes(path: Path) -> bytes:
@@ -221,18 +234,28 @@ def _check_names(path: Path, names: Iterable[str]) -> None:
         raise InputError(f"{path} has two columns named {twice[0]!r}; rename one.")
 
 
-def _read_separated(path: Path, text: str, notes: Notes) -> pl.DataFrame:
+def _read_separated(path: Path, text: str, declared: str, notes: Notes) -> pl.DataFrame:
     sample = "".join(itertools.islice(io.StringIO(text), SAMPLE_LINES))
-    separator = _separator(path, sample)
-    first = next(csv.reader(io.StringIO(sample), delimiter=separator))
+    separator = declared or _separator(path, sample)
+    first = _first_row(sample, separator)
     has_header = not any(is_image(cell) for cell in first)
-    headers = [cell.strip() for cell in first] if has_header else []
+    headers = [cell.strip() if has_header else "" for cell in first]
     _check_names(path, filter(None, headers))
     if separator != ",":
         notes.assumed(f"columns are separated by {SEPARATORS[separator]}")
     if not has_header:
         notes.assumed("there is no header, because the first line names an image")
-    return _parse(path, text, separator, has_header)
+    table = _parse(path, text, separator, has_header)
+    blank = [
+        column.name
+        for column, header in zip(table.iter_columns(), headers, strict=False)
+        if not header and (column.fill_null("").str.strip_chars() == "").all()
+    ]
+    return table.drop(blank)
+
+
+def _first_row(text: str, separator: str) -> list[str]:
+    return next(csv.reader(io.StringIO(text), delimiter=separator))
 
 
 def _separator(path: Path, sample: str) -> str:
@@ -263,10 +286,9 @@ def _parse(path: Path, text: str, separator: str, has_header: bool) -> pl.DataFr
             has_header=has_header,
             infer_schema=False,
         )
-        if has_header:
-            return table.rename(lambda name: name.strip())
-        numbered = zip(table.columns, _unnamed(table.width), strict=True)
-        return table.rename(dict(numbered))
+        header = _first_row(text, separator) if has_header else [""] * table.width
+        table.columns = _named(header)
+        return table
     except pl.exceptions.PolarsError:
         return _parse_leniently(path, text, separator, has_header)
 
@@ -300,11 +322,11 @@ def _parse_leniently(
             f"{path} line {line + 1}: a double quote is not closed, or text follows a "
             f"closed one ({error}); write each quote inside a cell as two quotes."
         ) from error
-    width = len(rows[0])
-    names = [name.strip() for name in rows.pop(0)] if has_header else _unnamed(width)
+    names = _named(rows.pop(0) if has_header else [""] * len(rows[0]))
     _check_names(path, names)
     return pl.DataFrame(rows, schema=dict.fromkeys(names, pl.String), orient="row")
 
 
-def _unnamed(width: int) -> list[str]:
-    return [f"column_{number}" for number in range(1, width + 1)]
+def _named(header: Iterable[str]) -> list[str]:
+    """Returns the names of columns; column_3 if the third has none."""
+    return [name.strip() or f"column_{i}" for i, name in enumerate(header, start=1)]
