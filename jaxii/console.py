@@ -27,9 +27,11 @@ from rich.text import Text
 
 from jaxii.storage import named
 
-# Called with (done, total, what).
+# Called with (done, total, what). If `done` decreases, the activity starts over.
 OnProgress = Callable[[int, int, str], None]
 SECONDS_BETWEEN_LINES = 10.0
+# Rates over less time are not shown: earlier work may be reported all at once.
+LEAST_RATE_SECONDS = 1.0
 _muted = False
 # Control characters, line breaks, and surrogates for bytes that are not UTF-8.
 _UNSHOWN = frozenset(("Cc", "Zl", "Zp", "Cs"))
@@ -112,10 +114,14 @@ def progress() -> Iterator[OnProgress]:
     )
     with Progress(*columns, console=Console()) as bars:
         tasks = {}
+        reached: dict[str, int] = {}
 
         def move(done: int, total: int, what: str) -> None:
             if what not in tasks:
                 tasks[what] = bars.add_task(visible(what), total=total)
+            if done < reached.get(what, 0):
+                bars.reset(tasks[what])
+            reached[what] = done
             bars.update(tasks[what], completed=done, total=total)
 
         yield move
@@ -126,15 +132,20 @@ class _RateColumn(ProgressColumn):
 
     def render(self, task: Task) -> Text:
         speed = task.finished_speed or task.speed
-        return Text(_rate(speed) if speed else "")
+        seconds = task.finished_time or task.elapsed or 0.0
+        return Text(_rate(speed) if speed and seconds >= LEAST_RATE_SECONDS else "")
 
 
 def _lines() -> OnProgress:
     first: dict[str, tuple[float, int]] = {}
     last: dict[str, float] = {}
+    reached: dict[str, int] = {}
 
     def line(done: int, total: int, what: str) -> None:
         now = time.monotonic()
+        if done < reached.get(what, 0):
+            del first[what], last[what]
+        reached[what] = done
         start, already = first.setdefault(what, (now, done))
         quiet = now - last.get(what, -SECONDS_BETWEEN_LINES) < SECONDS_BETWEEN_LINES
         if quiet and done < total:
@@ -142,7 +153,7 @@ def _lines() -> OnProgress:
         last[what] = now
         text = f"{what}  {done}/{total}"
         # The rate starts at the first call, so that it excludes compilation.
-        if done > already and now > start:
+        if done > already and now - start >= LEAST_RATE_SECONDS:
             rate = (done - already) / (now - start)
             text += f"  {_rate(rate)}"
             if done < total:

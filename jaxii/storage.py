@@ -92,6 +92,27 @@ def sizes_below(folder: AnyPath) -> dict[str, int]:
     return {name[len(root) + 1 :]: int(facts["size"]) for name, facts in found.items()}
 
 
+def check_writable(path: AnyPath) -> None:
+    """Checks, before its content is computed, that a file can be written.
+
+    Creates the folder of the file.
+
+    Raises:
+      InputError: If the folder cannot be created or is read-only.
+    """
+    reason = ""
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        reason = str(error.strerror)
+    if isinstance(path, Path) and not os.access(path.parent, os.W_OK):
+        reason = reason or "its folder is read-only"
+    if reason:
+        raise InputError(
+            f"{path} cannot be written ({reason}); use a path in a writable folder."
+        )
+
+
 def write_beside(
     path: AnyPath, write: Callable[[Any], object], *, binary: bool = False
 ) -> None:
@@ -197,13 +218,17 @@ def held(folder: AnyPath) -> Iterator[None]:
                 (folder / LOCK).unlink()
         return
     new = [path for path in (folder, *folder.parents) if not path.exists()]
-    file = _hold(folder)
     try:
-        yield
+        with contextlib.closing(_hold(folder)) as file:
+            try:
+                with named(folder / LOCK):
+                    # Unbuffered, or closing would write again to a full disk.
+                    os.write(file.fileno(), _holder().encode())
+                yield
+            finally:
+                # Removed before unlocking, or it might be the file of the next process.
+                (folder / LOCK).unlink(missing_ok=True)
     finally:
-        # Removed before unlocking, or it might be the file of the next process.
-        (folder / LOCK).unlink(missing_ok=True)
-        file.close()
         with contextlib.suppress(OSError):  # something was written
             for path in new:
                 path.rmdir()
@@ -250,7 +275,7 @@ def _read_lock(folder: AnyPath) -> str:
 
 
 def _hold(folder: Path) -> TextIO:
-    """Returns the locked file of a folder; the file names this process."""
+    """Returns the locked, empty file of a folder."""
     path = folder / LOCK
     try:
         while True:
@@ -274,10 +299,10 @@ def _hold(folder: Path) -> TextIO:
                     break
             file.close()
         file.truncate(0)
-        file.write(_holder())
-        file.flush()
         return file
     except OSError as error:
+        if error.errno in _DISK_ERRORS:
+            raise
         raise InputError(
             f"{folder} cannot be written ({error.strerror}); use a writable folder."
         ) from error
@@ -313,6 +338,11 @@ def _draft_of(path: Path) -> Path:
     The name is random, because processes of two containers may have equal numbers.
     """
     return path.with_name(f".{path.name}.{secrets.token_hex(4)}.part")
+
+
+def is_leftover(name: str) -> bool:
+    """Returns whether a name is of a lock or a draft, which a killed process leaves."""
+    return name == LOCK or (name.startswith(".") and name.endswith(".part"))
 
 
 @contextmanager

@@ -95,7 +95,6 @@ EXPLAINED: tuple[tuple[str, str, str], ...] = (
     ("data/labels", r"kind.get\(label, ", "no confidence is below 0"),
     ("data/labels", r"num_labels = ", "a larger number keeps the keys apart too"),
     ("metrics/average_precision", r"wide = num_bins <=", "both ways are near enough"),
-    ("metrics/bootstrap", r"np.bincount\(ids, \)", "every group has an image"),
     ("metrics/bootstrap", r"_DRAWS", "costs time and memory only"),
     ("metrics/exact_sum", r"np.asarray\(limb, \)", "quotients are float64 too"),
     ("metrics/histogram", r"sum\(axis=1, \)", "NumPy's default is int64"),

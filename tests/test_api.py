@@ -13,12 +13,13 @@ import pytest
 import small_layout
 
 import jaxii
+from jaxii.config import Config, default_config
 from jaxii.decoding import decoders as decoding
 from jaxii.errors import InputError
 from jaxii.metrics import f_beta as f_beta_of_counts
 from jaxii.objective import losses
 from jaxii.prepare.kaggle import Layout, prepare
-from jaxii.runs import predict
+from jaxii.runs import api, predict
 from jaxii.runs.inference import InferenceOptions
 
 ROOT = Path(__file__).parent.parent
@@ -234,6 +235,26 @@ def test_a_recipe_may_stand_for_a_configuration(tmp_path):
         jaxii.train("configs/f2_multitas.py", workdir=tmp_path / "run")
     with pytest.raises(InputError, match="nearest is emoji"):
         jaxii.train(f"{ROOT}/configs/f2_multitask.py:emojis", workdir=tmp_path / "run")
+
+
+def test_the_fields_of_a_recipe_may_stand_for_a_configuration(
+    run, tmp_path, monkeypatch
+):
+    trained = []
+
+    def train(config, workdir, should_stop, *, allow_tuning_labels, recipe):
+        trained.append((config, recipe))
+
+    monkeypatch.setattr(api, "train_run", train)
+    monkeypatch.setattr(api, "load", lambda path: run)
+    file = f"{ROOT}/configs/f2_multitask.py:emoji"
+    fields = default_config()
+    fields.stages = ({"name": "only", "terms": {"bce": 1}, "num_steps": 2},)
+    for given in (file, fields, fields.to_dict()):
+        jaxii.train(given, tmp_path / "run")
+    wanted = Config.resolve(fields)
+    assert trained[1:] == [(wanted, {}), (wanted, {})]
+    assert trained[0] == (api.load_recipe(file), {"name": file, "own": {}})
 
 
 @pytest.mark.parametrize(

@@ -60,11 +60,37 @@ def test_the_interval_is_that_of_a_thousand_seeded_draws():
 @pytest.mark.parametrize("values", [f2s(2), f2s(50), np.full(7, 0.1)])
 def test_the_standard_error_is_that_of_numpy(values):
     count = len(values)
-    mean, error = mean_and_error(count, values.sum(), np.sum(values**2))
+    mean, error = mean_and_error(values, np.arange(count))
     assert mean == pytest.approx(values.mean())
     expected = values.std(ddof=1) / np.sqrt(count)
     assert error == pytest.approx(expected, abs=1e-7)
 
 
-def test_the_error_of_a_single_number_is_its_bound():
-    assert mean_and_error(1, 0.25, 0.0625) == (0.25, 0.5)
+def test_the_error_of_a_single_group_is_its_bound():
+    assert mean_and_error(np.array([0.25]), np.array(["x"], object)) == (0.25, 0.5)
+    assert mean_and_error(np.full(4, 0.25), np.zeros(4)) == (0.25, 0.5)
+
+
+def test_the_standard_error_of_equal_images_is_that_of_one_of_each():
+    once = mean_and_error(f2s(40), np.arange(40))
+    copied = mean_and_error(np.repeat(f2s(40), 10), np.repeat(np.arange(40), 10))
+    assert copied == pytest.approx(once)
+
+
+def test_the_standard_error_of_groups_is_that_of_the_bootstrap():
+    rng = np.random.default_rng(1)
+    groups = np.repeat(np.arange(400), rng.integers(1, 9, 400))
+    values = 0.8 * f2s(400)[groups] + 0.2 * rng.random(len(groups))
+    _, error = mean_and_error(values, groups)
+    low, high = interval(values, groups)
+    assert 2 * 1.96 * error == pytest.approx(high - low, rel=0.1)
+    alone = values.std(ddof=1) / np.sqrt(len(values))
+    assert error > 1.5 * alone
+
+
+def test_the_standard_error_does_not_depend_on_the_order_of_the_images():
+    groups, values = np.arange(500) % 60, f2s(500)
+    found = mean_and_error(values, groups)
+    for seed in range(5):
+        order = np.random.default_rng(seed).permutation(500)
+        assert mean_and_error(values[order], groups[order]) == found

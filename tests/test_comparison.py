@@ -2,14 +2,16 @@
 
 import json
 import statistics
+from dataclasses import replace
 
-import numpy as np
 import pytest
+from rich.text import Text
 from small_runs import (
     CLEAN,
     changed,
     constant,
     decoder_in_use,
+    decoder_metrics,
     seal,
     slice_metrics,
     split_metrics,
@@ -83,7 +85,7 @@ def test_the_figures_of_a_run_are_in_its_row(tmp_path):
         "worst slice": "[bold]north 0.1111",
         "mAP": "0.4321",
         "coverage": "1,234",
-        "threshold": "0.31",
+        "decoder": "threshold 0.31",
         "provenance": "clean",
         "images/s": "110.0",
     }
@@ -126,8 +128,10 @@ def test_the_estimate_of_held_out_domains_is_shown(tmp_path):
 
 
 def test_another_decoder_than_the_threshold_is_named(tmp_path):
-    one = write_run(tmp_path / "one", decoder=decoder_in_use("expected_f2"))
-    assert rows_of(one)[0]["threshold"] == "expected_f2"
+    figures = split_metrics(0.3, decoders={"expected_f2": decoder_metrics(0.3)})
+    decoder = decoder_in_use("expected_f2")
+    one = write_run(tmp_path / "one", decoder=decoder, splits={"test": figures})
+    assert rows_of(one)[0]["decoder"] == "expected_f2"
 
 
 def test_a_run_without_a_test_split_has_no_test_column(tmp_path):
@@ -224,7 +228,7 @@ def test_runs_that_differ_by_their_seed_alone_are_one_row(tmp_path):
     assert first["F2 test"] == f"{mean:.4f} ± {deviation:.4f}"
     assert first["F2 validation"] == f"{mean + 0.1:.4f} ± {deviation:.4f}"
     assert first["mAP"] == "0.4321 ± 0.0000"
-    assert first["threshold"] == "0.31 ± 0"
+    assert first["decoder"] == "threshold 0.31 ± 0"
     assert second["F2 test"] == "0.2500"
     assert "seed" not in first
 
@@ -259,25 +263,17 @@ def test_the_worst_slice_of_several_seeds_is_worst_on_average(tmp_path):
     assert rows_of(one, two)[0]["worst slice"] == "south 0.2000 ± 0.0000"
 
 
-def test_the_standard_error_pooled_over_slices_is_that_of_all_images():
-    rng = np.random.default_rng(0)
-    parts = {"a": rng.random(31), "b": 0.3 * rng.random(17), "c": rng.random(1)}
-    slices = [
-        slice_metrics(
-            float(f2.mean()),
-            len(f2),
-            float(np.std(f2) / np.sqrt(max(len(f2) - 1, 1))),
-        )
-        for f2 in parts.values()
-    ]
-    every = np.concatenate(list(parts.values()))
-    exact = np.std(every, ddof=1) / np.sqrt(len(every))
-    assert standard_error(slices) == pytest.approx(exact)
-
-
-def test_one_image_has_no_standard_error():
-    assert standard_error([slice_metrics(0.3, 1, 0.0)]) == 0
-    assert standard_error([]) == 0
+def test_the_standard_error_is_that_of_the_decoder_in_use(tmp_path):
+    # The slices cannot give it, because a group may have images in several slices.
+    other = decoder_metrics(0.3)
+    decoders = {"threshold": other, "top_k": replace(other, standard_error=0.02)}
+    splits = {"test": split_metrics(0.3, decoders=decoders)}
+    decoder = decoder_in_use("top_k")
+    run = read_run(write_run(tmp_path / "run", splits=splits, decoder=decoder))
+    assert standard_error(run, "test") == 0.02
+    assert standard_error(run, "held_out") is None
+    note = "Largest standard error of a mean F2 over images: test 0.0200."
+    assert note in build_comparison([run]).notes
 
 
 # Printed.
@@ -290,6 +286,57 @@ def test_piped_text_is_plain_whole_and_one_line_a_run(tmp_path, capsys):
     (line,) = [line for line in text.splitlines() if "long_name_" * 12 in line]
     assert "[bold]north 0.1111" in line
     assert "clean" in line
+
+
+@pytest.fixture
+def terminal(monkeypatch):
+    """Returns a function that makes the output a terminal of a width."""
+    for name in ("NO_COLOR", "TTY_COMPATIBLE"):
+        monkeypatch.delenv(name, raising=False)
+    monkeypatch.setenv("FORCE_COLOR", "1")
+    monkeypatch.setenv("TERM", "xterm")
+    return lambda width: monkeypatch.setenv("COLUMNS", str(width))
+
+
+def write_wide(folder):
+    """Writes runs whose table is wider than most terminals."""
+    splits = ("validation", "validation_without_recurring", "test", "tuning")
+    metrics = {name: split_metrics(0.3) for name in splits}
+    return [
+        write_run(folder / f"emoji_openmoji_{i}", lr=0.1 + i, splits=metrics)
+        for i in range(3)
+    ]
+
+
+def test_a_table_wider_than_the_terminal_is_divided_between_columns(
+    tmp_path, capsys, terminal
+):
+    terminal(80)
+    paths = write_wide(tmp_path)
+    text = Text.from_ansi(printed(capsys, *paths)).plain
+    assert max(map(len, text.splitlines())) <= 80
+    *tables, notes = text.split("\n\n")
+    assert len(tables) == 3
+    assert notes.startswith("Worst slice, mAP and coverage are on")
+    for name, *cells in compared(*paths).rows:
+        # A cell on two lines would be incomplete here.
+        lines = [row for row in text.splitlines() if row.startswith(name)]
+        assert len(lines) == len(tables)
+        shown = " ".join(line.removeprefix(name) for line in lines)
+        assert shown.split() == " ".join(cells).split()
+
+
+def test_a_table_that_fits_the_terminal_is_one_table(tmp_path, capsys, terminal):
+    terminal(300)
+    text = Text.from_ansi(printed(capsys, *write_wide(tmp_path))).plain
+    assert text.splitlines()[0].split()[:2] == ["run", "optimizer.peak_lr"]
+    assert text.count("emoji_openmoji_0") == 1
+
+
+def test_a_name_wider_than_the_terminal_is_broken(tmp_path, capsys, terminal):
+    terminal(40)
+    text = Text.from_ansi(printed(capsys, write_run(tmp_path / ("long_" * 20)))).plain
+    assert max(map(len, text.splitlines())) <= 40
 
 
 def test_markdown_is_a_table_with_a_cell_for_every_column(tmp_path, capsys):

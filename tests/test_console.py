@@ -47,6 +47,37 @@ def test_work_that_is_done_at_once_has_no_rate(clock, capsys):
     assert capsys.readouterr().out == "predict  3/3\n"
 
 
+def test_work_that_is_reported_all_at_once_has_no_rate(clock, capsys):
+    with console.progress() as move:
+        move(1, 100, "files hashed")
+        clock[0] += 0.001
+        move(100, 100, "files hashed")
+    assert capsys.readouterr().out.splitlines()[-1] == "files hashed  100/100"
+
+
+def test_a_bar_has_a_rate_only_after_a_while(clock, monkeypatch):
+    bars = console.Progress(console._RateColumn(), get_time=lambda: clock[0])
+    task = bars.add_task("predict", total=100)
+    for seconds, done in ((0.1, 10), (0.2, 50), (2.0, 80)):
+        clock[0] = 100.0 + seconds
+        bars.update(task, completed=done)
+        shown = console._RateColumn().render(bars.tasks[0]).plain
+        assert bool(shown) == (seconds > 1)
+
+
+def test_a_second_pass_has_its_own_rate(clock, capsys):
+    with console.progress() as move:
+        for seconds, done in ((0, 64), (20, 100), (500, 64), (520, 84)):
+            clock[0] = 100.0 + seconds
+            move(done, 100, "adapt to test")
+    assert capsys.readouterr().out.splitlines() == [
+        "adapt to test  64/100",
+        "adapt to test  100/100  1.8/s",
+        "adapt to test  64/100",
+        "adapt to test  84/100  1.0/s  0:00:16 left",
+    ]
+
+
 def test_a_warning_goes_to_stderr_unless_another_process_tells(monkeypatch, capsys):
     monkeypatch.setattr(console, "_muted", False)
     console.warn("damaged  a.jpg")

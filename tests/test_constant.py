@@ -22,12 +22,31 @@ def test_best_constant_is_the_best_prefix_of_the_frequent_labels():
     ids, f2 = best_constant(counts, offsets, label_ids)
     order = np.argsort(-counts, kind="stable")
     f2s = []
-    for k in range(1, 11):
+    for k in range(1, 21):
         predicted = np.zeros_like(targets)
         predicted[:, order[:k]] = True
         f2s.append(fbeta_score(targets, predicted, beta=2, average="samples"))
     assert f2 == pytest.approx(max(f2s), abs=1e-9)
     assert ids.tolist() == order[: np.argmax(f2s) + 1].tolist()
+
+
+def test_the_best_constant_has_as_many_labels_as_the_images_need():
+    # Every image has 40 of the 60 labels.
+    offsets = 40 * np.arange(6)
+    label_ids = np.tile(np.arange(40, dtype=np.int32), 5)
+    ids, f2 = best_constant(np.arange(60, 0, -1), offsets, label_ids)
+    assert ids.tolist() == list(range(40)) and f2 == pytest.approx(1)
+
+
+def test_every_length_is_tried_on_a_large_split():
+    rng = np.random.default_rng(0)
+    lengths = rng.poisson(20, 40_000)
+    offsets = np.concatenate([[0], np.cumsum(lengths)])
+    label_ids = (7178 * rng.random(offsets[-1]) ** 8).astype(np.int32)
+    counts = np.bincount(label_ids, minlength=7178)
+    ids, f2 = best_constant(counts, offsets, label_ids)
+    assert len(ids) > 10
+    assert f2 == pytest.approx(constant_f2(ids, 7178, offsets, label_ids))
 
 
 def test_constant_f2_applies_the_same_labels_to_another_split():

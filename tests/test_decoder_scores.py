@@ -108,6 +108,15 @@ def scores(decoders):
     return add(found, np.random.default_rng(3).permutation(400), 64)
 
 
+def error_of(values, groups):
+    """The standard error of a mean over images, from the sums of groups."""
+    residuals = [
+        values[groups == group].sum() - (groups == group).sum() * values.mean()
+        for group in set(groups.tolist())
+    ]
+    return np.std(residuals, ddof=1) * np.sqrt(len(residuals)) / len(values)
+
+
 def test_scores_are_those_of_scikit_learn(decoders, scores):
     targets, got = split(400, 2)[2], answers(decoders)
     figures = scores.decoders()
@@ -118,7 +127,9 @@ def test_scores_are_those_of_scikit_learn(decoders, scores):
         each = 5 * (targets & chosen).sum(axis=1) / both
         found = figures[name]
         assert found.f2 == pytest.approx(mean)
-        assert found.standard_error == pytest.approx(np.std(each, ddof=1) / 20)
+        pairs = each.reshape(200, 2).mean(axis=1)
+        error = np.std(pairs, ddof=1) / np.sqrt(200)
+        assert found.standard_error == pytest.approx(error)
         assert found.coverage == np.count_nonzero((chosen & targets).any(axis=0))
         assert found.labels_per_image == pytest.approx(chosen.sum() / 400)
 
@@ -138,7 +149,7 @@ def test_slices_are_measured_apart_with_the_decoder_in_use(decoders, scores):
             )
             assert found[name].f2 == pytest.approx(f2)
             assert found[name].num_images == rows.sum()
-            error = scores.f2[rows].std(ddof=1) / np.sqrt(rows.sum())
+            error = error_of(scores.f2[rows], np.arange(400)[rows] // 2)
             assert found[name].standard_error == pytest.approx(error)
 
 

@@ -323,6 +323,12 @@ def test_a_decoder_fitted_on_arrays_is_that_of_the_sums(sums, decoders, name):
     np.testing.assert_array_equal(on_devices(jnp.asarray(new)), got)
 
 
+def test_a_decoder_is_fitted_on_lists_too():
+    probs, _, targets, _ = split(30, 1)
+    decode = fit(probs.tolist(), targets.tolist())
+    np.testing.assert_array_equal(decode(probs.tolist()), fit(probs, targets)(probs))
+
+
 def test_a_larger_beta_gives_more_labels():
     probs, _, targets, _ = split(600, 1)
     counts = [fit(probs, targets, beta)(probs).sum() for beta in (0.5, 1.0, 2.0)]

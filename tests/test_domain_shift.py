@@ -4,9 +4,11 @@ import dataclasses
 
 import numpy as np
 import pytest
+from small_runs import decoder_in_use, result
 
 from jaxii.errors import InputError
-from jaxii.evaluation.domain_shift import estimate, pool
+from jaxii.evaluation.domain_shift import estimate, pool, table
+from jaxii.evaluation.held_out import HeldOut
 from jaxii.evaluation.result import Bootstrap, SplitMetrics
 
 GRID = [0.1, 0.2, 0.3, 0.4]
@@ -70,6 +72,45 @@ def test_different_grids_are_not_pooled():
     other = figures([0.0] * 4, thresholds=[0.5, 0.6, 0.7, 0.8])
     with pytest.raises(InputError, match=r"eu, asia .* evaluate each of them again"):
         pool({"eu": EU, "asia": other})
+
+
+def result_of(f2s, **splits):
+    """The result of a run that held out a domain or a fold."""
+    record = HeldOut(adaptation_gains={}, expected_f2_errors={}, f2s=f2s)
+    decoder = decoder_in_use("top_k", "held_out")
+    return result(splits=splits, decoder=decoder, held_out=record if f2s else None)
+
+
+def test_the_table_has_the_decoder_in_use_beside_the_best_threshold():
+    f2s = {
+        "eu": {"validation": {"top_k": 0.61}, "held_out": {"top_k": 0.41}},
+        "asia": {"validation": {"top_k": 0.63}, "held_out": {"top_k": 0.43}},
+    }
+    runs = {
+        domain: result_of({domain: f2s[domain]}, held_out=held_out, validation=EU)
+        for domain, held_out in (("eu", EU), ("asia", ASIA))
+    }
+    decoder, caveat, head, *rows = table(runs)
+    assert decoder == "decoder    top_k, fitted on validation"
+    assert "the checkpoints and the thresholds of best and at 0.30 are chosen" in caveat
+    assert "optimistic" in caveat
+    assert head.split("  ")[-1] == "at 0.30"
+    assert [" ".join(row.split()) for row in rows] == [
+        "eu 10 0.6100 0.4100 0.7000 at 0.10 0.4000",
+        "asia 10 0.6300 0.4300 0.7000 at 0.10 0.4000",
+        "mean 0.6200 0.4200 0.7000 0.4000",
+    ]
+    columns = {row.index(" 0.7000") for row in rows}
+    assert columns == {head.index(" best")}
+
+
+def test_the_table_says_that_a_decoder_was_fitted_on_the_held_out_images():
+    validation = dataclasses.replace(EU, f2=0.5)
+    runs = {"fold 1 of 2": result_of({}, held_out=EU, validation=validation)}
+    decoder, caveat, _, row, _ = table(runs)
+    assert decoder == "decoder    top_k, fitted on held_out"
+    assert "the checkpoints, the decoders and the thresholds of best" in caveat
+    assert row.split()[5:7] == ["0.5000", "0.3400"]
 
 
 def test_an_estimate_is_compared_with_the_test_at_its_own_threshold():

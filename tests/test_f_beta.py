@@ -75,6 +75,13 @@ def test_targets_of_another_shape_are_refused(array, targets):
         f_beta(array(DECISIONS), array(targets))
 
 
+def test_lists_are_arrays():
+    found = f_beta(DECISIONS.tolist(), TARGETS.tolist())
+    np.testing.assert_array_equal(found, f_beta(DECISIONS, TARGETS))
+    with pytest.raises(InputError, match="use lists of the same length"):
+        f_beta([[0, 2], [1]], [[0], [1]])
+
+
 def test_arrays_of_one_dimension_are_refused():
     with pytest.raises(InputError, match=r"\[image, class\]"):
         f_beta(DECISIONS[0], TARGETS[0])

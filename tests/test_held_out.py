@@ -132,10 +132,12 @@ def test_an_error_is_a_root_mean_square_and_needs_two_domains():
     other = HeldOut(
         adaptation_gains={"b": {"adabn": {"top_k": 0.1}}},
         expected_f2_errors={"b": {"top_k": -0.4}},
+        f2s={"b": {"validation": {"top_k": 0.6}, "held_out": {"top_k": 0.4}}},
     )
     assert one.expected_f2_error("top_k") is None
     assert one.adaptation_gain("adabn", "top_k") is None
     both = one.union(other)
+    assert both.f2s == other.f2s
     assert both.expected_f2_error("top_k") == pytest.approx(np.sqrt(0.125))
     assert both.expected_f2_error("embedding") is None
     mean, deviation = both.adaptation_gain("adabn", "top_k")

@@ -2,6 +2,7 @@
 
 import csv
 import json
+import re
 import shutil
 from dataclasses import replace
 from pathlib import Path
@@ -14,6 +15,8 @@ import pytest
 import small_layout
 from small_runs import seal
 
+from jaxii.cli import dispatch
+from jaxii.cli import hold_out as cli_hold_out
 from jaxii.config import Config, default_config
 from jaxii.decoding.decoders import load
 from jaxii.decoding.thresholds import f2_by_threshold
@@ -35,6 +38,7 @@ from tests.benchmarks import shifted_figures
 pytestmark = pytest.mark.usefixtures("without_drawings")
 
 DOMAINS = ("asia", "eu/west")
+RECIPE = {"name": "recipe.py", "own": {"data.directory": ""}}
 
 
 def make_config(data, **changes):
@@ -113,7 +117,7 @@ def done(data, tmp_path_factory):
     with pytest.raises(Preempted):
         hold_out(workdir, config=config, data_dir="", should_stop=lambda step: True)
     hold_out(workdir, config=None, data_dir="", should_stop=never)
-    train(config, workdir, never)
+    train(config, workdir, never, recipe=RECIPE)
     return workdir
 
 
@@ -126,6 +130,51 @@ def tuned(done):
 
 def metrics(workdir, name="metrics.json"):
     return json.loads((workdir.path / name).read_text())
+
+
+def recipes_of_parts(monkeypatch, workdir, **options):
+    """Returns the recipe that each run which holds a part out is trained with."""
+    recipes = []
+
+    def train_in_no_time(config, run, should_stop, *, recipe):
+        recipes.append(recipe)
+        if len(recipes) == len(DOMAINS):
+            raise Preempted(0)
+
+    monkeypatch.setattr("jaxii.runs.hold_out.train", train_in_no_time)
+    with pytest.raises(Preempted):
+        hold_out(workdir, should_stop=never, **options)
+    return recipes
+
+
+def test_a_run_without_a_domain_has_the_recipe_of_the_run_on_all(
+    data, done, tmp_path, monkeypatch
+):
+    copy = Workdir(shutil.copytree(done.path, tmp_path / "copy"))
+    shutil.rmtree(copy.path / "held_out")
+    own = {"data.held_out_domain": "", "data.directory": ""}
+    expected = [{"name": "recipe.py", "own": own}] * 2
+    assert recipes_of_parts(monkeypatch, copy, config=None, data_dir="") == expected
+
+    given = {"config": make_config(data), "data_dir": ""}
+    new = Workdir(tmp_path / "new")
+    assert recipes_of_parts(monkeypatch, new, **given, recipe=RECIPE) == expected
+    assert recipes_of_parts(monkeypatch, new, config=None, data_dir="") == [{}, {}]
+
+
+def test_the_command_gives_the_recipe_of_its_flags(tmp_path, monkeypatch):
+    given = []
+    monkeypatch.setattr("jaxii.cli.hold_out.start_jax", lambda *_, **__: None)
+    monkeypatch.setattr(
+        "jaxii.runs.hold_out.hold_out", lambda *_, recipe, **__: given.append(recipe)
+    )
+    monkeypatch.setattr("jaxii.distributed.processes.preemption_notice", lambda: never)
+    file = Path(__file__).parent.parent / "configs" / "f2_multitask.py"
+    words = ["jaxii", f"--workdir={tmp_path}"]
+    for more in ([f"--config={file}", "--config.seed=4", "--data_dir=there"], []):
+        cli_hold_out.run(dispatch.parse("hold_out", [*words, *more]))
+    own = {"seed": 0, "data.directory": ""}
+    assert given == [{"name": str(file), "own": own}, {}]
 
 
 def test_every_domain_has_a_run_that_never_saw_it(done):
@@ -176,6 +225,69 @@ def test_the_table_has_a_row_a_domain_and_the_pooled_threshold(done, capfd):
     curve = np.mean([s["f2_by_threshold"] for s in held_out], axis=0)
     assert rows[3].split()[-1] == f"{curve.max():.4f}"
     assert "--tune_on=held_out" in rows[4]
+
+
+def test_the_table_has_the_f2_of_decoders_fitted_on_validation(done, capfd):
+    capfd.readouterr()
+    hold_out(done, config=None, data_dir="", should_stop=never)
+    decoder, caveat, *rows = capfd.readouterr().out.splitlines()[-7:-2]
+    assert decoder == "decoder    expected_f2, fitted on validation"
+    assert caveat.endswith(
+        "chosen on the held-out images, so these figures are optimistic"
+    )
+    for domain, row in zip(DOMAINS, rows[1:], strict=True):
+        run = done.held_out(domain)
+        f2s = metrics(run)["held_out"]["f2s"][domain]
+        figures = metrics(run)["splits"]["held_out"]
+        assert row.split()[1:5] == [
+            "12",
+            f"{f2s['validation']['expected_f2']:.4f}",
+            f"{f2s['held_out']['expected_f2']:.4f}",
+            f"{figures['best_f2']:.4f}",
+        ]
+
+
+def test_evaluations_of_whole_splits_show_their_progress(done, capfd):
+    of_domain = "validation predicted", "held_out predicted", "held_out adapted"
+    for workdir, passes in (
+        (done, {"fit on validation", "validation", "test"}),
+        (done.held_out("asia"), {"fit on held_out", "held_out", "test", *of_domain}),
+    ):
+        capfd.readouterr()
+        evaluate(workdir, data_dir="", stage="", tune_on="")
+        text = capfd.readouterr().out
+        assert passes <= {
+            what for what, _ in re.findall(r"^(.+)  (\d+)/\2$", text, re.M)
+        }
+
+
+def test_adaptation_to_a_whole_split_shows_its_progress(done, capfd, tmp_path):
+    copy = Workdir(shutil.copytree(done.path, tmp_path / "copy"))
+    options = InferenceOptions(adapt_bn=True)
+    evaluate(copy, data_dir="", stage="", tune_on="", options=options)
+    assert "adapt to test  3/3" in capfd.readouterr().out.splitlines()
+
+
+def test_predict_does_not_advise_to_hold_out_the_only_domain(
+    data, done, tmp_path, capfd
+):
+    assert metrics(done)["num_domains"] == len(DOMAINS)
+    copy = Workdir(shutil.copytree(done.path, tmp_path / "copy"))
+    found = {**metrics(copy), "num_domains": 1}
+    found.pop("held_out", None)
+    (copy.path / "metrics.json").write_text(json.dumps(found))
+    seal(copy.path)
+    request = Request(
+        images=str(data.parent / "files" / "train"), output=tmp_path / "answers.csv"
+    )
+    options = InferenceOptions(label_shift=True)
+    predict(copy, request=request, decoder="", options=options)
+    text = capfd.readouterr().out
+    only = "the training data has only one domain, so none can be held out"
+    assert f"the effect of label_shift on new domains is unknown; {only}." in text
+    command = f"evaluate --workdir={copy.path} --images=DIR"
+    assert f"(error unknown; {only}; {command} measures F2" in text
+    assert "run hold_out" not in text
 
 
 def test_a_run_on_all_domains_tells_both_estimates_beside_the_test(done, capfd):
@@ -435,6 +547,31 @@ def test_a_run_whose_evaluation_was_interrupted_is_left_out(done, tmp_path, capf
     assert set(copy.held_out_metrics()) == set(DOMAINS)
 
 
+def test_errors_of_expected_f2_without_offsets_are_measured_again(
+    done, tmp_path, capfd
+):
+    copy = Workdir(shutil.copytree(done.path, tmp_path / "copy"))
+    asia = copy.held_out("asia")
+    file = asia.result_file("decoders.npz")
+    with np.load(file) as arrays:
+        older = {name: arrays[name] for name in arrays if "offset" not in name}
+    np.savez(file, **older)
+    seal(asia.path)
+    with pytest.raises(InputError, match=r"another version of jaxii.*run evaluate"):
+        asia.metrics()
+
+    evaluate(copy, data_dir="", stage="", tune_on="")
+    text = capfd.readouterr().out
+    assert f"CAVEAT     {asia.path} is left out" in text
+    assert f"by another version of jaxii; run evaluate --workdir={asia.path}" in text
+    assert "held_out" not in metrics(copy)
+
+    hold_out(copy, config=None, data_dir="", should_stop=never)
+    assert capfd.readouterr().out.count("already done") == 1
+    evaluate(copy, data_dir="", stage="", tune_on="")
+    assert set(metrics(copy)["held_out"]["expected_f2_errors"]) == set(DOMAINS)
+
+
 def test_folds_do_not_need_the_runs_of_the_domains(done, tmp_path, capfd):
     copy = Workdir(shutil.copytree(done.path, tmp_path / "copy"))
     asia = copy.held_out("asia")
@@ -457,7 +594,8 @@ def test_figures_of_another_moment_are_made_again(done, tmp_path, monkeypatch):
     seal(file.parent)
     trained = []
     monkeypatch.setattr(
-        "jaxii.runs.hold_out.train", lambda config, run, _: trained.append(run)
+        "jaxii.runs.hold_out.train",
+        lambda config, run, _, recipe: trained.append(run),
     )
     hold_out(copy, config=None, data_dir="", should_stop=never)
     assert trained == [copy.held_out("asia")]
@@ -569,6 +707,10 @@ def start_from(workdir):
     train(config, Workdir(Path("next")), never)
 
 
+def resume(workdir):
+    train(make_config("data"), workdir, never)
+
+
 def predict_images(workdir):
     request = Request(images="data/../files/train", output=Path("answers.csv"))
     predict(workdir, request=request, decoder="", options=InferenceOptions())
@@ -593,6 +735,7 @@ CHECKPOINT = ("the runs are", "the checkpoint of run is")
             ("the images are", *CHECKPOINT, "the evaluation of run is"),
         ),
         (start_from, CHECKPOINT),
+        (resume, ("the checkpoints of run are",)),
     ],
 )
 def test_processes_compare_what_they_read_from_folders_of_one_name(
@@ -647,6 +790,22 @@ def test_suspects_among_images_that_were_trained_on_replace_no_list(
             top=3,
         )
     assert (tmp_path / "suspects.csv").read_text() == "before"
+
+
+def test_suspects_that_could_not_be_written_are_not_looked_for(
+    done, tmp_path, monkeypatch
+):
+    monkeypatch.delattr("jaxii.runs.suspects.predict_split")
+    (tmp_path / "file").touch()
+    with pytest.raises(InputError, match=r"s\.html cannot be written \(.*writable"):
+        suspects(
+            done,
+            data_dir="",
+            output=tmp_path / "s.csv",
+            sheet=tmp_path / "file" / "s.html",
+            top=3,
+        )
+    assert [path.name for path in tmp_path.iterdir()] == ["file"]
 
 
 def test_a_configuration_that_trains_on_tuning_cannot_hold_out(data, tmp_path):

@@ -3,10 +3,12 @@ import math
 
 import jax
 import jax.numpy as jnp
+import jaxtyping
 import numpy as np
 import pytest
 from scipy import special
 
+from jaxii.errors import InputError
 from jaxii.objective import losses
 from jaxii.objective.losses import (
     LOSSES,
@@ -493,6 +495,35 @@ def test_numpy_arrays_and_integer_targets_give_the_same_as_jax_arrays(name):
     expected = LOSSES[name](*on_device(logits, np.float32(targets), known))
     found = LOSSES[name](np.float64(logits), targets, known > 0)
     np.testing.assert_array_equal(found, expected)
+
+
+@pytest.fixture
+def without_shape_checks():
+    """Calls functions as in production, where annotations are not checked."""
+    jaxtyping.config.update("jaxtyping_disable", True)
+    yield
+    jaxtyping.config.update("jaxtyping_disable", False)
+
+
+@pytest.mark.usefixtures("without_shape_checks")
+@pytest.mark.parametrize("compiled", [False, True])
+@pytest.mark.parametrize("name", ALL)
+def test_arrays_are_not_broadcast(name, compiled):
+    logits, targets, known = on_device(*example())
+    loss = jax.jit(LOSSES[name]) if compiled else LOSSES[name]
+    shapes = r"logits has shape \(5, 7\) and {} has shape \({}\); use arrays of"
+    for other, shape in ((targets[0], "7,"), (targets[:1], "1, 7")):
+        with pytest.raises(InputError, match=shapes.format("targets", shape)):
+            loss(logits, other, known)
+    with pytest.raises(InputError, match=shapes.format("known", "7,")):
+        loss(logits, targets, known[0])
+
+
+@pytest.mark.usefixtures("without_shape_checks")
+def test_embeddings_are_not_broadcast():
+    predicted, target = embeddings()
+    with pytest.raises(InputError, match=r"predicted has shape .* and target has"):
+        embedding(predicted, target[0])
 
 
 def test_the_examples_in_the_docstrings_are_true():

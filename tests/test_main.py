@@ -1,6 +1,8 @@
 """The command line: what a person gets wrong is answered in one line, with code 2."""
 
+import asyncio
 import csv
+import gc
 import inspect
 import json
 import os
@@ -308,6 +310,14 @@ def test_a_flag_that_would_be_ignored_is_refused(refused, words, pattern):
 
 
 @pytest.mark.parametrize("command", dispatch.COMMANDS)
+def test_sigterm_is_kept_for_the_commands_that_save(command):
+    source = inspect.getsource(dispatch.COMMANDS[command])
+    saves = "preemption_notice()" in source
+    assert ("start_jax(flags, saves_on_sigterm=True)" in source) == saves
+    assert saves == (command in ("train", "hold_out", "adapt"))
+
+
+@pytest.mark.parametrize("command", dispatch.COMMANDS)
 def test_every_flag_that_a_command_declares_is_read_by_it(command):
     shared = "".join(map(inspect.getsource, (cli_flags, start)))
     source = inspect.getsource(dispatch.COMMANDS[command]) + shared
@@ -474,6 +484,21 @@ def test_a_failed_save_ends_with_1_and_one_line(run, monkeypatch, tmp_path):
     code, _, err = run("train", f"{RECIPE}:emoji", f"--workdir={tmp_path}")
     assert code == 1
     assert re.fullmatch(r"jaxii: saving the checkpoint of step 7 .*\n", err)
+
+
+@pytest.mark.parametrize(("file", "logged"), [("orbax/save.py", 0), ("mine.py", 1)])
+def test_only_tasks_of_orbax_leave_no_traceback(run, caplog, file, logged):
+    assert run("--help")[0] == 0
+    scope = {}
+    exec(compile("async def save(): raise OSError(28, 'full')", file, "exec"), scope)
+
+    async def leave():
+        asyncio.ensure_future(scope["save"]())  # noqa: RUF006 (nobody awaits it)
+        await asyncio.sleep(0)
+
+    asyncio.run(leave())
+    gc.collect()
+    assert caplog.text.count("Task exception was never retrieved") == logged
 
 
 @pytest.mark.parametrize(
@@ -753,6 +778,15 @@ def test_few_odd_rows_and_images_are_counted_and_left_out(run, tmp_path):
     assert (tmp_path / "data" / "dataset_info.json").exists()
 
 
+def test_files_that_are_not_used_are_named_first(run, files):
+    append(files / "train_bounding_box.csv", "ImageID")
+    code, text, _ = run(*prepare_words(files))
+    assert code == 0
+    first, second, *_ = text.splitlines()
+    assert first.startswith("not found (optional): train_bounding_boxes.csv, ")
+    assert second == "not used: train_bounding_box.csv"
+
+
 def test_grey_cmyk_and_png_images_are_all_accepted(run, files):
     folder = files / "train" / "part_0"
     pixels = np.full((24, 32, 3), 99, np.uint8)
@@ -1019,6 +1053,27 @@ def test_a_stage_that_was_not_trained_is_refused(refused, trained):
         "--stage=bonus has no checkpoint; use one of multitask, classifier",
         trained,
     )
+
+
+def test_asked_to_stop_in_the_final_evaluation_it_exits_75_and_resumes(
+    run, dataset, trained, tmp_path, monkeypatch
+):
+    copy = shutil.copytree(trained, tmp_path / "copy")
+    (copy / "metrics.json").unlink(missing_ok=True)
+    answers = iter([False, True])
+    with monkeypatch.context() as patch:
+        patch.setattr(
+            processes, "preemption_notice", lambda: lambda step: next(answers)
+        )
+        code, _, errors = run(*train_words(dataset, copy))
+    assert code == 75
+    assert errors == (
+        "jaxii: training is complete, but the evaluation was stopped; run the same "
+        "command again to resume.\n"
+    )
+    assert not (copy / "metrics.json").exists()
+    assert run(*train_words(dataset, copy))[0] == 0
+    assert (copy / "metrics.json").exists()
 
 
 @pytest.fixture(scope="module")

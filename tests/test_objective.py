@@ -352,6 +352,55 @@ def test_the_defaults_of_a_loss_are_in_range(name):
     assert term.params == defaults
 
 
+@pytest.fixture
+def added(monkeypatch):
+    """Adds a loss to the table, for one test."""
+
+    def add(loss):
+        monkeypatch.setitem(losses.LOSSES, "poly", loss)
+
+    return add
+
+
+def test_an_added_loss_is_called_with_its_own_parameter(added):
+    def poly(logits, targets, known=None, *, epsilon=1.0):
+        return epsilon * losses.bce(logits, targets, known)
+
+    added(poly)
+    objective = objective_of({"poly": {"weight": 0.5, "epsilon": -2.0}})
+    logits = jnp.ones((2, NUM_CLASSES))
+    (found,) = objective.losses(
+        logits=logits,
+        embedding=None,
+        targets=logits,
+        known=logits,
+        label_embeddings=None,
+        stage_step=step(0),
+    ).values()
+    np.testing.assert_array_equal(found, -2.0 * losses.bce(logits, logits, logits))
+    for value in (math.nan, math.inf):
+        words = f"epsilon of term 'poly': value {value} must be finite; the default is"
+        with pytest.raises(InputError, match=words):
+            objective_of({"poly": {"epsilon": value}})
+
+
+@pytest.mark.parametrize(
+    ("loss", "reason"),
+    [
+        (lambda logits, targets: logits, "too many positional arguments"),
+        (
+            lambda logits, targets, known=None, *, epsilon: logits,
+            "missing a required .*argument: 'epsilon'",
+        ),
+    ],
+)
+def test_an_added_loss_of_another_signature_is_refused(added, loss, reason):
+    added(loss)
+    words = rf"'poly' .* signature \(logits, .*{reason}.*use \(logits, targets, known"
+    with pytest.raises(InputError, match=words):
+        objective_of({"poly": 1.0})
+
+
 def test_another_use_of_unknown_classes_is_refused():
     with pytest.raises(InputError, match="use one of negative, ignored"):
         objective_of({"bce": 1.0}, unknown="positive")

@@ -237,6 +237,12 @@ def test_json_lines_of_too_few_answers_leave_the_old_ones(tmp_path):
     assert not list(tmp_path.glob(".*"))
 
 
+def test_a_message_names_at_most_ten_labels():
+    names = [f"label {i}" for i in range(12)]
+    assert predictions.shortened(names[:10]) == ", ".join(names[:10])
+    assert predictions.shortened(names) == ", ".join(names[:10]) + " and 2 more"
+
+
 def test_a_decoder_is_told_with_its_parameter():
     assert FACTS.decoder_words == "top_k (k 5)"
     threshold = {"decoder": "threshold", "parameter": {"threshold": 0.3}}

@@ -1,5 +1,7 @@
+import errno
 import os
 import platform
+import resource
 import stat
 import subprocess
 import sys
@@ -11,6 +13,7 @@ from jaxii.errors import InputError
 from jaxii.storage import (
     LOCK,
     at,
+    check_writable,
     held,
     local_draft,
     local_draft_folder,
@@ -160,6 +163,28 @@ def test_a_folder_that_cannot_be_written_is_not_held(tmp_path):
     for folder in (tmp_path / "file", tmp_path / "file" / "run"):
         with pytest.raises(InputError, match=r"cannot be written \("), held(folder):
             pass
+
+
+def test_a_folder_without_space_for_the_lock_is_named_and_left_as_it_was(tmp_path):
+    limits = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (0, limits[1]))
+    try:
+        with pytest.raises(OSError) as caught, held(tmp_path / "new"):
+            pass
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, limits)
+    assert caught.value.errno == errno.EFBIG
+    assert caught.value.filename == str(tmp_path / "new" / LOCK)
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_a_file_in_a_read_only_folder_is_refused_before_it_is_computed(
+    tmp_path, monkeypatch
+):
+    check_writable(tmp_path / "new" / "file")
+    monkeypatch.setattr(os, "access", lambda path, mode: path != tmp_path / "new")
+    with pytest.raises(InputError, match=r"new/file cannot be written \(its folder is"):
+        check_writable(tmp_path / "new" / "file")
 
 
 @pytest.mark.parametrize("umask", [0o022, 0o027, 0o077])

@@ -210,7 +210,7 @@ def test_top_k_takes_the_best_k_and_of_equals_the_lower_id(digits):
     probs, targets = example(num_images=9)
     probs = np.round(probs, digits).astype(np.float32)
     got = mean_f2(accumulate(probs, targets).sums.top_k)
-    want = [rank_reference(probs, targets, k) for k in range(1, 11)]
+    want = [rank_reference(probs, targets, k) for k in range(1, NUM_CLASSES + 1)]
     assert got == pytest.approx(want, abs=1e-6)
 
 
@@ -226,7 +226,7 @@ def test_embedding_decoder_ranks_by_cosine():
         label_embeddings=jnp.asarray(labels),
     )
     cosines = predicted @ (labels / np.linalg.norm(labels, axis=1, keepdims=True)).T
-    want = [rank_reference(cosines, targets, k) for k in range(1, 11)]
+    want = [rank_reference(cosines, targets, k) for k in range(1, NUM_CLASSES + 1)]
     assert mean_f2(acc.sums.embedding) == pytest.approx(want, abs=1e-6)
 
 

@@ -228,6 +228,34 @@ def test_each_window_is_measured_on_its_own():
     assert meter.close_window(20) == (pytest.approx(2.0), 0.0)
 
 
+def test_batches_prefetched_in_an_evaluation_do_not_inflate_the_rate():
+    clock = Clock()
+    meter = ThroughputMeter(clock)
+    meter.open_window(0)
+    clock.sleep(30.0)
+    meter.close_window(2)
+    for step in range(3, 9):
+        clock.sleep(1.0)
+        meter.waited(0.5)
+        assert meter.close_window(step) == (pytest.approx(1.0), pytest.approx(0.5))
+    with meter.paused():
+        clock.sleep(100.0)
+    clock.sleep(0.01)
+    rate, _ = meter.close_window(10)
+    assert rate == pytest.approx(7 / 5.01)
+
+
+def test_the_first_window_of_a_stage_is_not_added_to_others():
+    clock = Clock()
+    meter = ThroughputMeter(clock)
+    for first_step in (0, 100):
+        meter.open_window(first_step)
+        clock.sleep(3.0)
+        assert meter.close_window(first_step + 3)[0] == pytest.approx(1.0)
+        clock.sleep(1.0)
+        assert meter.close_window(first_step + 5)[0] == pytest.approx(2.0)
+
+
 def test_time_is_left_out_also_when_the_evaluation_fails():
     clock = Clock()
     meter = ThroughputMeter(clock)

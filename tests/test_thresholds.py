@@ -63,6 +63,21 @@ def test_top_k_is_the_k_of_the_best_f2_and_of_equals_the_smallest():
     assert choose(sums_of(probs, [[0, 0, 0, 0]])).top_k == 1
 
 
+@pytest.mark.parametrize("num_labels", [40, 100])
+def test_a_ranking_decoder_uses_as_many_labels_as_images_have(num_labels):
+    targets = np.arange(120)[None] < num_labels
+    scores = np.linspace(0.9, 0.1, 120)[None]
+    choice = choose(
+        sums_of(
+            scores,
+            targets,
+            embedding=jnp.asarray(scores, jnp.float32),
+            label_embeddings=jnp.eye(120),
+        )
+    )
+    assert choice.top_k == choice.embedding_k == num_labels
+
+
 def test_embedding_k_is_chosen_only_with_an_embedding():
     probs, targets = [[0.9, 0.8, 0.1]], [[1, 0, 1]]
     assert choose(sums_of(probs, targets)).embedding_k is None

@@ -71,6 +71,16 @@ def test_what_does_not_change_the_result_may_differ(workdir):
     assert workdir.config().data.directory == "elsewhere"
 
 
+def test_a_stored_whole_number_is_the_number_that_is_given(workdir):
+    text = workdir.config_file.read_text()
+    older = text.replace('"bce": 1.0', '"bce": 1')
+    assert older != text
+    workdir.config_file.write_text(older)
+    assert workdir.config().content_hash() == new_config().content_hash()
+    workdir.claim(new_config())
+    assert workdir.config_file.read_text() == text
+
+
 def test_an_evaluation_of_another_batch_size_stays_stale_at_every_start(workdir):
     lists = [workdir.result_file(EVALUATION, names) for names in ((), ("ensemble",))]
     for listed in lists:

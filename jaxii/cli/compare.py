@@ -7,7 +7,7 @@ from jaxii.storage import AnyPath, at, write_text
 
 HELP = """\
 Prints a table of runs: the fields in which they differ, F2 of each split, worst slice,
-mAP, coverage, threshold, provenance and images/s. Runs that differ only in their seed
+mAP, coverage, decoder, provenance and images/s. Runs that differ only in their seed
 share a row with mean and standard deviation.
 
   python -m jaxii.main compare runs/a runs/b runs/b/metrics_tuned_on_tuning.json
@@ -56,9 +56,8 @@ def compare(
     from jaxii.console import say
     from jaxii.report.comparison import (
         as_markdown,
-        as_table,
         build_comparison,
-        print_table,
+        print_comparison,
     )
     from jaxii.report.run_files import read_run
 
@@ -73,6 +72,6 @@ def compare(
         for line in as_markdown(comparison).split("\n"):
             say(line)
         return
-    print_table(as_table(comparison))
+    print_comparison(comparison)
     if output is not None:
         say(f"page  {output}")

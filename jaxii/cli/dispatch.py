@@ -350,11 +350,14 @@ def _set_environment() -> None:
     # OpenCV logs damaged images; jaxii reports them itself.
     os.environ.setdefault("OPENCV_LOG_LEVEL", "SILENT")
     absl_logging.set_verbosity(absl_logging.ERROR)
-    absl_logging.get_absl_logger().addFilter(_is_not_from_orbax)
+    for logger in (absl_logging.get_absl_logger(), logging.getLogger("asyncio")):
+        logger.addFilter(_is_not_from_orbax)
     # Matplotlib warns of a read-only home folder, which it does not need.
     logging.getLogger("matplotlib").setLevel(logging.ERROR)
 
 
 def _is_not_from_orbax(record: logging.LogRecord) -> bool:
-    # Orbax logs a dozen tracebacks for a failed save; jaxii prints one line.
-    return "orbax" not in record.pathname
+    # Orbax logs a dozen tracebacks for a failed save, and asyncio logs those of its
+    # tasks, whose files the message names; jaxii prints one line.
+    is_task = record.name == "asyncio"
+    return "orbax" not in (record.getMessage() if is_task else record.pathname)

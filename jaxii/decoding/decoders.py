@@ -25,7 +25,7 @@ from jaxii.decoding.thresholds import (
 )
 from jaxii.errors import InputError, nearest
 from jaxii.metrics import streaming
-from jaxii.metrics.f_beta import check_beta
+from jaxii.metrics.f_beta import Numbers, as_array, check_beta
 from jaxii.metrics.streaming import Accumulators
 from jaxii.storage import AnyPath, write_beside
 
@@ -334,8 +334,8 @@ def load(
             )
     except (OSError, EOFError, ValueError, KeyError, zipfile.BadZipFile) as error:
         raise InputError(
-            f"{path} does not hold the decoders of a run ({error}); run evaluate with "
-            "the same --workdir first."
+            f"{path} does not hold the decoders of a run, or another version of jaxii "
+            f"wrote it ({error}); run evaluate with the same --workdir first."
         ) from error
 
 
@@ -357,19 +357,20 @@ def _check_numbers(arrays: Mapping[str, np.ndarray]) -> None:
 
 
 def fit(
-    probs: np.ndarray | jax.Array,
-    targets: np.ndarray | jax.Array,
+    probs: Numbers,
+    targets: Numbers,
     beta: float = 2.0,
     *,
     decoder: str = "threshold",
-) -> Callable[[np.ndarray | jax.Array], np.ndarray]:
+) -> Callable[[Numbers], np.ndarray]:
     """Fits a decoder on images with labels.
 
     Args:
       probs: probabilities in [0, 1], [image, class].
       targets: 1 or true where the label is present, [image, class].
       beta: beta of the F-beta to maximise, finite and above 0.
-      decoder: "threshold", "per_class", "top_k" or "expected_f2".
+      decoder: "threshold", "per_class", "top_k" (at most 100 labels per image) or
+        "expected_f2".
 
     Returns:
       A function from probabilities [image, class] to decisions of the same shape, True
@@ -390,6 +391,7 @@ def fit(
         raise InputError(
             f"expected_f2 maximises F2, but beta={beta}; use beta=2 or another decoder."
         )
+    probs, targets = as_array(probs), as_array(targets)
     if probs.ndim != 2 or probs.shape != targets.shape or not probs.size:
         raise InputError(
             f"probs has shape {probs.shape} and targets has shape {targets.shape}; use "
@@ -400,7 +402,7 @@ def fit(
     acc = sums_of(probs, targets, beta)
     fitted = fit_decoders(acc, choose(acc), label_embeddings=None)
 
-    def decode(probs: np.ndarray | jax.Array) -> np.ndarray:
+    def decode(probs: Numbers) -> np.ndarray:
         given = np.asarray(probs)
         _check_probs(given, num_classes)
         return fitted.decisions([decoder], given, None)[decoder]

@@ -23,7 +23,10 @@ PRIOR_POSITIVES = 50.0
 
 @dataclasses.dataclass(frozen=True)
 class DecoderChoice:
-    """Parameters of decoders; `embedding_k` is None without an embedding head."""
+    """Parameters of decoders; `embedding_k` is None without an embedding head.
+
+    Both k are at most `streaming.MAX_K`.
+    """
 
     threshold: float
     top_k: int

@@ -33,7 +33,7 @@ class SplitTruth:
       scored: whether the truth of an image is known; other images are not scored.
       slice_ids: index of each image's slice in `slices`.
       slices: names of the slices.
-      groups: group of each image; intervals draw whole groups.
+      groups: group of each image; intervals and standard errors are over groups.
     """
 
     offsets: Int[np.ndarray, " row"]
@@ -145,13 +145,12 @@ class DecoderScores:
 
     def decoders(self) -> dict[str, DecoderMetrics]:
         """Returns the figures of each decoder over all scored images."""
-        count = int(np.count_nonzero(self.truth.scored))
+        scored = self.truth.scored
+        count = int(np.count_nonzero(scored))
+        groups = self.truth.groups[scored]
         found: dict[str, DecoderMetrics] = {}
         for name, f2 in self._f2.items():
-            # Images that are not scored have F2 0.
-            mean, error = bootstrap.mean_and_error(
-                count, math.fsum(f2), math.fsum(f2**2)
-            )
+            mean, error = bootstrap.mean_and_error(f2[scored], groups)
             found[name] = DecoderMetrics(
                 f2=mean,
                 standard_error=error,
@@ -175,22 +174,21 @@ class DecoderScores:
         counts = np.bincount(truth.slice_ids[truth.scored], minlength=len(truth.slices))
         found: dict[str, SliceMetrics] = {}
         for i in np.flatnonzero(counts).tolist():
-            among, count = truth.slice_ids == i, int(counts[i])
-            f2 = self.f2[among]
-            mean, error = bootstrap.mean_and_error(
-                count, math.fsum(f2), math.fsum(f2**2)
-            )
+            rows = np.flatnonzero(truth.scored & (truth.slice_ids == i))
+            f2, groups = self.f2[rows], truth.groups[rows]
+            mean, error = bootstrap.mean_and_error(f2, groups)
             found[truth.slices[i]] = SliceMetrics(
-                num_images=count,
+                num_images=int(counts[i]),
                 f2=mean,
                 standard_error=error,
-                interval=self._interval(among),
+                interval=bootstrap.interval(f2, groups),
             )
         return found
 
     def interval(self) -> tuple[float, float] | None:
         """Returns the bootstrap interval of mean F2 over all scored images."""
-        return self._interval(self.truth.scored)
+        rows = np.flatnonzero(self.truth.scored)
+        return bootstrap.interval(self.f2[rows], self.truth.groups[rows])
 
     def bootstrap(self) -> Bootstrap:
         """Returns how intervals are drawn: by image if each is its own group."""
@@ -222,12 +220,6 @@ class DecoderScores:
         for name, expected in self._expected.items():
             found = self._decoders.expected_f2(name, probs, chosen[name])
             expected[rows] = found
-
-    def _interval(
-        self, among: Bool[np.ndarray, " image"]
-    ) -> tuple[float, float] | None:
-        rows = np.flatnonzero(among & self.truth.scored)
-        return bootstrap.interval(self.f2[rows], self.truth.groups[rows])
 
 
 def best_and_worst(

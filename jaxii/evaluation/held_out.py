@@ -8,7 +8,7 @@ domain of the pool in turn gives the error of an expected F2.
 import functools
 import zipfile
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from typing import Any, BinaryIO, cast
 
 import jax
@@ -209,16 +209,23 @@ class HeldOut:
     Attributes:
       adaptation_gains: domain -> result of the function `adaptation_gains`.
       expected_f2_errors: domain -> result of the function `expected_f2_errors`.
+      f2s: domain -> split -> decoder -> F2 of the run that held out the domain, on
+        "validation" and "held_out", with decoders fitted on validation. Empty for runs
+        that did not record it.
     """
 
     adaptation_gains: Mapping[str, Mapping[str, Mapping[str, float]]]
     expected_f2_errors: Mapping[str, Mapping[str, float]]
+    f2s: Mapping[str, Mapping[str, Mapping[str, float]]] = field(
+        default_factory=dict[str, Mapping[str, Mapping[str, float]]]
+    )
 
     def union(self, other: "HeldOut") -> "HeldOut":
         """Returns the record of the domains of both records."""
         return HeldOut(
             adaptation_gains={**self.adaptation_gains, **other.adaptation_gains},
             expected_f2_errors={**self.expected_f2_errors, **other.expected_f2_errors},
+            f2s={**self.f2s, **other.f2s},
         )
 
     def expected_f2_error(self, decoder: str) -> float | None:

@@ -24,6 +24,8 @@ from jaxii.storage import AnyPath, write_beside, write_json
 HEADER = ("image_id", "labels")
 # Minimum probability of the labels in `scores` of JSON lines.
 SCORE_FLOOR = 0.01
+# Maximum number of labels of the constant prediction that a message names.
+MOST_NAMED = 10
 _DIGITS = 5
 
 
@@ -168,6 +170,13 @@ def fallback_labels(
     """Returns label ids of the best constant prediction, for damaged images."""
     index = vocabulary.index
     return np.array([index[code] for code in codes])
+
+
+def shortened(names: Sequence[str]) -> str:
+    """Returns at most `MOST_NAMED` names and the number of the others, as text."""
+    others = len(names) - MOST_NAMED
+    more = f" and {others} more" if others > 0 else ""
+    return ", ".join(names[:MOST_NAMED]) + more
 
 
 def write_submission(

@@ -322,6 +322,8 @@ class EvaluationResult:
       members: the checkpoints whose probabilities were averaged.
       recurring: number of images with near copies in training data, by split; None if
         they were not looked for.
+      num_domains: number of domains of the training data, including a held-out one;
+        None if not recorded.
     """
 
     stage: str
@@ -344,11 +346,12 @@ class EvaluationResult:
     variant: Sequence[str] = ()
     members: Sequence[str]
     recurring: Mapping[str, int] | None = None
+    num_domains: int | None = None
 
     def to_json(self) -> dict[str, Any]:
         """Returns the result as numbers, text, lists and dicts."""
         plain = {field.name: getattr(self, field.name) for field in fields(self)}
-        for name in ("estimates", "held_out", "recurring"):
+        for name in ("estimates", "held_out", "recurring", "num_domains"):
             if plain[name] is None:
                 del plain[name]
         if self.held_out is not None:

@@ -1,7 +1,9 @@
 """Standard errors and bootstrap intervals of means over images.
 
-Standard errors assume independent images; the bootstrap draws groups of images.
+Both treat groups of images, not images, as independent.
 """
+
+import math
 
 import numpy as np
 from jaxtyping import Float, Int, Shaped
@@ -12,20 +14,31 @@ RESAMPLES = 1000
 _DRAWS = 4_000_000
 
 
-def mean_and_error(count: int, total: float, squares: float) -> tuple[float, float]:
+def mean_and_error(
+    values: Float[np.ndarray, " image"], groups: Shaped[np.ndarray, " image"]
+) -> tuple[float, float]:
     """Returns the mean of numbers in [0, 1] and its standard error.
 
+    The images of a group are not independent, but groups are. If each image is its own
+    group, this is the standard error of independent images. Sums are rounded once, so
+    that they do not depend on the order of the images.
+
     Args:
-        count: number of values, at least 1; for one value the error is its bound, 0.5.
-        total: sum of the values.
-        squares: sum of their squares.
+        values: one per image, in [0, 1]; at least one.
+        groups: group of each image; any values that can be sorted.
 
     Returns:
-        (mean, standard error).
+        (mean, standard error); the error of a single group is its bound, 0.5.
+
+    Source: Cochran 1977, "Sampling Techniques", chapter 9A (ratio to size).
     """
-    mean = total / count
-    spread = max(squares / count - mean**2, 0.0)
-    return mean, float(np.sqrt(spread / (count - 1))) if count > 1 else 0.5
+    mean = math.fsum(values) / len(values)
+    sums, counts = _by_group(values, groups)
+    num_groups = len(sums)
+    if num_groups < 2:
+        return mean, 0.5
+    squares = math.fsum((sums - counts * mean) ** 2)
+    return mean, math.sqrt(squares * num_groups / (num_groups - 1)) / len(values)
 
 
 def interval(
@@ -47,18 +60,27 @@ def interval(
     Source: Efron and Tibshirani 1993, chapter 13 (percentile interval); for groups,
         Davison and Hinkley 1997, section 3.8.
     """
-    names, ids = np.unique(groups, return_inverse=True)
-    if len(names) < 2:
+    sums, counts = _by_group(values, groups)
+    num_groups = len(sums)
+    if num_groups < 2:
         return None
-    sums = np.bincount(ids, values, minlength=len(names))
-    counts = np.bincount(ids, minlength=len(names))
     rng = np.random.default_rng(0)
-    rows = max(1, _DRAWS // len(names))
+    rows = max(1, _DRAWS // num_groups)
     means: list[Float[np.ndarray, " resample"]] = []
     for start in range(0, RESAMPLES, rows):
-        size = (min(rows, RESAMPLES - start), len(names))
-        drawn: Int[np.ndarray, "resample group"] = rng.integers(0, len(names), size)
+        size = (min(rows, RESAMPLES - start), num_groups)
+        drawn: Int[np.ndarray, "resample group"] = rng.integers(0, num_groups, size)
         means.append(sums[drawn].sum(axis=1) / counts[drawn].sum(axis=1))
     tail = (1 - LEVEL) / 2
     low, high = np.quantile(np.concatenate(means), [tail, 1 - tail])
     return float(low), float(high)
+
+
+def _by_group(
+    values: Float[np.ndarray, " image"], groups: Shaped[np.ndarray, " image"]
+) -> tuple[Float[np.ndarray, " group"], Int[np.ndarray, " group"]]:
+    """Returns the sum and the number of the values of each group."""
+    # Ascending, so that a sum does not depend on the order of the images.
+    order = np.argsort(values)
+    _, ids = np.unique(groups[order], return_inverse=True)
+    return np.bincount(ids, values[order]), np.bincount(ids)

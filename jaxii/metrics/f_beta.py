@@ -1,7 +1,8 @@
 """F-beta of sets of labels: (1 + b^2) TP / ((1 + b^2) TP + b^2 FN + FP)."""
 
 import math
-from typing import overload
+from collections.abc import Sequence
+from typing import Any, overload
 
 import jax
 import jax.numpy as jnp
@@ -11,11 +12,18 @@ from jaxtyping import Array, Bool, Float, Num
 
 from jaxii.errors import InputError
 
+# Arrays, and nested lists in their place.
+Numbers = np.ndarray | Array | Sequence[Any]
+
 
 @overload
 def f_beta(
-    decisions: Bool[np.ndarray, "image class"] | Num[np.ndarray, "image class"],
-    targets: Bool[np.ndarray, "image class"] | Num[np.ndarray, "image class"],
+    decisions: Bool[np.ndarray, "image class"]
+    | Num[np.ndarray, "image class"]
+    | Sequence[Any],
+    targets: Bool[np.ndarray, "image class"]
+    | Num[np.ndarray, "image class"]
+    | Sequence[Any],
     beta: float = 2.0,
     *,
     zero_division: float = 0.0,
@@ -29,8 +37,8 @@ def f_beta(
     zero_division: float = 0.0,
 ) -> Float[Array, " image"]: ...
 def f_beta(
-    decisions: np.ndarray | Array,
-    targets: np.ndarray | Array,
+    decisions: Numbers,
+    targets: Numbers,
     beta: float = 2.0,
     *,
     zero_division: float = 0.0,
@@ -44,7 +52,7 @@ def f_beta(
       zero_division: score of an image without labels for which none is predicted.
 
     Returns:
-      [image], in [0, 1]; float64 for NumPy arrays, float32 for JAX arrays.
+      [image], in [0, 1]; float64 for NumPy arrays and lists, float32 for JAX arrays.
 
     Raises:
       InputError: If the arrays are not two of one shape [image, class], or beta is not
@@ -52,6 +60,7 @@ def f_beta(
 
     Source: `fbeta_score(average=None)` of scikit-learn, over images.
     """
+    decisions, targets = as_array(decisions), as_array(targets)
     if decisions.ndim < 2 or decisions.shape != targets.shape:
         raise InputError(
             f"decisions has shape {decisions.shape} and targets has shape "
@@ -66,6 +75,23 @@ def f_beta(
         beta,
         zero_division=zero_division,
     )
+
+
+def as_array(numbers: Numbers) -> np.ndarray | Array:
+    """Returns arrays unchanged, and a NumPy array for nested lists.
+
+    Raises:
+      InputError: If the lists differ in length.
+    """
+    if isinstance(numbers, Array):
+        return numbers
+    try:
+        return np.asarray(numbers)
+    except ValueError as error:
+        raise InputError(
+            f"a list is not an array ({error}); use lists of the same length, one per "
+            "image, with a number per class."
+        ) from error
 
 
 def check_beta(beta: float | Array) -> None:

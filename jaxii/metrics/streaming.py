@@ -28,11 +28,12 @@ from jaxii.metrics.histogram import (
     bin_edges,
 )
 
-MAX_K = 10
+# Most labels that a ranking decoder uses. Ranking takes longer with each.
+MAX_K = 100
 
 
 class RankSums(NamedTuple):
-    """Sums for the k best labels of a ranking, for k = 1..10."""
+    """Sums for the k best labels of a ranking, for k from 1 to at most `MAX_K`."""
 
     f2: Total  # [k] sums of per-image F-beta
     num_images: Int[Array, ""]

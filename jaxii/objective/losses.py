@@ -1,8 +1,9 @@
 """Multi-label losses, one number per image.
 
-Each takes plain JAX or NumPy arrays and reduces over classes only. Losses are computed
-in float32, with `log_sigmoid` for logarithms of probabilities, so that values and
-gradients are finite where a probability rounds to 0 or 1.
+Each takes plain JAX or NumPy arrays, and reduces over classes only. Arrays of different
+shapes raise InputError: none is broadcast. Losses are computed in float32, with
+`log_sigmoid` for logarithms of probabilities, so that values and gradients are finite
+where a probability rounds to 0 or 1.
 """
 
 from collections.abc import Callable
@@ -11,6 +12,8 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Float, Shaped
+
+from jaxii.errors import InputError
 
 AnyArray = Array | np.ndarray
 Scalar = float | int | Float[Array, ""]
@@ -198,6 +201,7 @@ def embedding(
     """
     predicted = jnp.asarray(predicted, jnp.float32)
     target = jnp.asarray(target, jnp.float32)
+    _check_shapes(predicted=predicted, target=target)
     dot = jnp.sum(predicted * target, axis=-1)
     predicted_square = jnp.sum(predicted * predicted, axis=-1)
     target_square = jnp.sum(target * target, axis=-1)
@@ -234,8 +238,21 @@ def _as_float32(
     logits: AnyArray, targets: AnyArray, known: AnyArray | None
 ) -> tuple[Array, Array, Array]:
     logits = jnp.asarray(logits, jnp.float32)
+    targets = jnp.asarray(targets, jnp.float32)
     known = jnp.ones_like(logits) if known is None else jnp.asarray(known, jnp.float32)
-    return logits, jnp.asarray(targets, jnp.float32), known
+    _check_shapes(logits=logits, targets=targets, known=known)
+    return logits, targets, known
+
+
+def _check_shapes(**arrays: Array) -> None:
+    """Raises InputError unless all arrays have the shape of the first."""
+    (first, array), *others = arrays.items()
+    for name, other in others:
+        if other.shape != array.shape:
+            raise InputError(
+                f"{first} has shape {array.shape} and {name} has shape {other.shape}; "
+                "use arrays of the same shape, one row per image."
+            )
 
 
 def _power(

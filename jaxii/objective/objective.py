@@ -25,7 +25,8 @@ UNKNOWN = ("negative", "ignored")
 # Allowed values, in words and as a test that NaN fails.
 _Range = tuple[str, Callable[[float], bool]]
 _AT_LEAST_0: _Range = ("finite and at least 0", lambda x: 0.0 <= x < math.inf)
-# Parameter of a loss -> its range.
+_FINITE: _Range = ("finite", math.isfinite)
+# Parameter of a loss -> its range; others must be finite.
 _RANGES: Mapping[str, _Range] = {
     "gamma": _AT_LEAST_0,
     "alpha": ("from 0 to 1, or None", lambda x: 0.0 <= x <= 1.0),
@@ -258,7 +259,7 @@ def _make_parameter(
     else:
         made = make_schedule(value, num_steps, name=name)
     pairs = ((0.0, value),) if isinstance(value, Real) else value
-    allowed, is_allowed = _RANGES[key]
+    allowed, is_allowed = _RANGES.get(key, _FINITE)
     for _, number in cast("Sequence[tuple[float, float]]", pairs):
         if not is_allowed(number):
             raise InputError(
@@ -268,10 +269,21 @@ def _make_parameter(
 
 
 def _parameters(name: str) -> dict[str, float | None]:
-    """Returns the parameters of a loss with their defaults."""
+    """Returns the parameters of a loss with their defaults.
+
+    Raises:
+      InputError: If the loss cannot be called as `Objective.losses` calls it.
+    """
     if name == EMBEDDING:
         return {}
     signature = inspect.signature(losses.LOSSES[name])
+    try:
+        signature.bind("logits", "targets", "known")
+    except TypeError as error:
+        raise InputError(
+            f"the loss {name!r} in LOSSES has the signature {signature} ({error}); use "
+            "(logits, targets, known=None, *, parameter=default)."
+        ) from error
     return {
         parameter.name: parameter.default
         for parameter in signature.parameters.values()

@@ -1,8 +1,8 @@
 """A table of runs: how their configurations differ, and their figures."""
 
 import re
-import statistics
 import sys
+import textwrap
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
@@ -36,8 +36,12 @@ from jaxii.report.run_files import (
 
 # With more differing fields than this, each row lists only its own changes.
 MAX_FIELD_COLUMNS = 4
+# Wider than any table.
+ANY_WIDTH = 10_000
+# Names of runs do not wrap at less, however narrow the terminal is.
+MIN_NAME_WIDTH = 8
 # Kinds of the columns that hold no figure.
-KINDS = {"worst slice": "words", "provenance": "badge"}
+KINDS = {"worst slice": "words", "decoder": "words", "provenance": "badge"}
 
 
 @dataclass(frozen=True)
@@ -108,11 +112,10 @@ def f2(entry: Entry, split: str) -> Estimate | None:
             validation, at their own best threshold.
     """
     found = estimate([_f2(run, split) for run in entry.runs])
-    splits = [run.metrics.splits.get(split) for run in entry.runs]
-    errors = [standard_error(s.slices.values()) for s in splits if s is not None]
-    if found is None or len(errors) < len(splits):
+    error = estimate([standard_error(run, split) for run in entry.runs])
+    if found is None or error is None:
         return found
-    return replace(found, error=statistics.fmean(errors))
+    return replace(found, error=error.mean)
 
 
 def splits_of(entries: Sequence[Entry]) -> list[str]:
@@ -172,7 +175,7 @@ def _figures(entry: Entry, splits: Sequence[str]) -> dict[str, str]:
         "worst slice": _worst_slice(entry, last),
         "mAP": text(estimate([s.map for s in shown])),
         "coverage": text(estimate([s.coverage for s in shown]), ",.0f"),
-        "threshold": _threshold(entry),
+        "decoder": _decoder(entry),
         "provenance": run.metrics.provenance.badge(),
         "images/s": text(
             estimate([images_per_second(r.history) for r in entry.runs]), ",.1f"
@@ -208,11 +211,12 @@ def _worst_slice(entry: Entry, split: str) -> str:
     return f"{worst} {text(known[worst])}"
 
 
-def _threshold(entry: Entry) -> str:
+def _decoder(entry: Entry) -> str:
     decoders = [run.metrics.decoder for run in entry.runs]
     if decoders[0].name != "threshold":
         return decoders[0].name
-    return text(estimate([decoder.choice.threshold for decoder in decoders]), ".3g")
+    thresholds = estimate([decoder.choice.threshold for decoder in decoders])
+    return f"threshold {text(thresholds, '.3g')}"
 
 
 def _notes(entries: Sequence[Entry]) -> list[str]:
@@ -289,29 +293,84 @@ def _notes_on_sets(runs: Sequence[EvaluatedRun]) -> list[str]:
     return notes
 
 
-def as_table(comparison: Comparison) -> Table:
-    """Returns the comparison as a rich table."""
-    table = Table(box=box.SIMPLE_HEAD, caption_justify="left")
-    table.caption = Text("\n".join(map(visible, comparison.notes)))
-    for column, kind in zip(comparison.columns, comparison.kinds, strict=True):
-        side = "right" if kind == "figure" else "left"
-        table.add_column(Text(visible(column)), justify=side, overflow="fold")
+def print_comparison(comparison: Comparison) -> None:
+    """Prints tables that fit the terminal, and the notes.
+
+    If not to a terminal, prints one table of any width as plain text.
+    """
+    console = Console(highlight=False)
+    if not console.is_terminal:
+        console.width = ANY_WIDTH
+    with open_ended(sys.stdout):
+        for table in as_tables(comparison, console.width):
+            console.print(table, "")
+        console.print(Text("\n".join(map(visible, comparison.notes))))
+
+
+def as_tables(comparison: Comparison, width: int) -> list[Table]:
+    """Returns the comparison as one rich table, or as several that fit a width.
+
+    Each of several tables begins with the column `run`, and its headings wrap.
+
+    Args:
+        comparison: The comparison.
+        width: In characters. A wider column is in a table of its own.
+    """
+    whole = _table(comparison, range(len(comparison.columns)))
+    if _width(whole) <= width:
+        return [whole]
+    longest_name = max(width // 3, MIN_NAME_WIDTH)
+    groups = [[0]]
+    for column in range(1, len(comparison.columns)):
+        table = _table(comparison, [*groups[-1], column], longest_name=longest_name)
+        if len(groups[-1]) > 1 and _width(table) > width:
+            groups.append([0])
+        groups[-1].append(column)
+    return [_table(comparison, group, longest_name=longest_name) for group in groups]
+
+
+def _table(
+    comparison: Comparison, columns: Sequence[int], *, longest_name: int | None = None
+) -> Table:
+    """Returns a table of some columns.
+
+    Args:
+        comparison: The comparison.
+        columns: Numbers of the columns.
+        longest_name: Width at which names of runs wrap; headings wrap too. None for no
+            limit.
+    """
+    table = Table(box=box.SIMPLE_HEAD, show_edge=False, pad_edge=False)
+    for column in columns:
+        kind = comparison.kinds[column]
+        heading = visible(comparison.columns[column])
+        if longest_name is not None:
+            lines = [n for row in comparison.rows for n in row[column].split("\n")]
+            longest = max(1, *map(len, lines))
+            heading = textwrap.fill(heading, longest, break_long_words=False)
+        table.add_column(
+            Text(heading),
+            justify="right" if kind == "figure" else "left",
+            overflow="fold",
+            max_width=longest_name if kind == "name" else None,
+        )
     for row in comparison.rows:
-        cells = [Text(visible(cell, kept="\n")) for cell in row]
-        badge = cells[comparison.columns.index("provenance")]
-        badge.stylize("green" if badge.plain == "clean" else "bold red")
-        table.add_row(*cells)
+        table.add_row(*(_cell(row[c], comparison.kinds[c]) for c in columns))
     return table
 
 
-def print_table(table: Table) -> None:
-    """Prints a table; as plain text without a width limit if not to a terminal."""
-    console = Console(highlight=False)
-    if not console.is_terminal:
-        needed = Measurement.get(console, console.options.update(width=10_000), table)
-        console.width = max(needed.maximum, console.width)
-    with open_ended(sys.stdout):
-        console.print(table)
+def _cell(text: str, kind: str) -> Text:
+    cell = Text(visible(text, kept="\n"))
+    if kind == "badge":
+        cell.stylize("green" if text == "clean" else "bold red")
+    return cell
+
+
+def _width(table: Table) -> int:
+    console = Console()
+    # Without an update, a dumb terminal has 80 characters.
+    options = console.options.update(width=ANY_WIDTH)
+    return Measurement.get(console, options, table).maximum
 
 
 def as_markdown(comparison: Comparison) -> str:

@@ -1,7 +1,6 @@
 """Reads the files of an evaluated run: metrics, configuration, history."""
 
 import json
-import math
 import re
 import statistics
 from collections.abc import Iterable, Mapping, Sequence
@@ -17,7 +16,6 @@ from jaxii.evaluation.result import (
     EVALUATION,
     EvaluationResult,
     SetResult,
-    SliceMetrics,
     check_evaluation,
     read_result,
 )
@@ -151,23 +149,12 @@ def median(values: Iterable[Any]) -> float | None:
     return statistics.median(finite) if finite else None
 
 
-def standard_error(slices: Iterable[SliceMetrics]) -> float:
-    """Returns the standard error of a split's mean F2 over its images.
-
-    It is pooled from the means, standard errors and sizes of the slices, which
-    partition the images; 0 for fewer than two images.
-    """
-    parts = list(slices)
-    count = sum(part.num_images for part in parts)
-    if count < 2:
-        return 0.0
-    total = sum(part.num_images * part.f2 for part in parts)
-    squares = sum(
-        part.num_images * ((part.num_images - 1) * part.standard_error**2 + part.f2**2)
-        for part in parts
-    )
-    variance = max(squares / count - (total / count) ** 2, 0.0)
-    return math.sqrt(variance / (count - 1))
+def standard_error(run: EvaluatedRun, split: str) -> float | None:
+    """Returns the standard error of a split's mean F2; None for an unknown split."""
+    figures = run.metrics.splits.get(split)
+    if figures is None:
+        return None
+    return figures.decoders[run.metrics.decoder.name].standard_error
 
 
 def last_split(run: EvaluatedRun) -> str:

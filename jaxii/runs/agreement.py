@@ -13,6 +13,7 @@ from jaxii.manifest import Manifest
 from jaxii.runs.run import Run
 from jaxii.runs.workdir import Workdir
 from jaxii.storage import AnyPath, at
+from jaxii.train.checkpoint import complete_steps
 
 
 def check_same_runs(runs: Sequence[Run]) -> None:
@@ -28,6 +29,30 @@ def check_same_runs(runs: Sequence[Run]) -> None:
         # The manifest of a checkpoint has the hashes of its metadata and arrays.
         words = run.config.content_hash(), *_described(_manifest(run).files.items())
         processes.check_same(_digest(words), f"the checkpoint of {path} is different")
+
+
+def check_same_checkpoints(workdir: Workdir, stages: Iterable[str]) -> None:
+    """Checks that all processes have the same checkpoints of a run to resume.
+
+    Call before Orbax opens them: it waits for the processes that have the same stages.
+
+    Args:
+      workdir: The run's folder.
+      stages: Names of the run's stages.
+
+    Raises:
+      InputError: On every process, if a checkpoint differs.
+    """
+    folders = [workdir.path / "checkpoints" / stage for stage in stages]
+    saved = [
+        folder / str(step) for folder in folders for step in complete_steps(folder)
+    ]
+    # The manifest of a checkpoint has the hashes of its metadata and arrays.
+    manifests = [folder / manifest.NAME for folder in saved]
+    check_same_files(
+        [path for path in manifests if path.exists()],
+        f"the checkpoints of {workdir.path} are different",
+    )
 
 
 def check_same_data(runs: Iterable[Run]) -> None:

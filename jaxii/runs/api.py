@@ -2,7 +2,11 @@
 
 import os
 import runpy
+from collections.abc import Mapping
 from pathlib import Path
+from typing import Any
+
+from ml_collections import ConfigDict  # pyright: ignore[reportMissingTypeStubs]
 
 from jaxii.config import Config, check_returned, recipe_error
 from jaxii.distributed import gpu
@@ -13,6 +17,7 @@ from jaxii.runs.run import Run
 from jaxii.runs.train import train as train_run
 from jaxii.runs.workdir import Workdir
 from jaxii.storage import AnyPath, at
+from jaxii.train.stages import Origin
 
 __all__ = ("Run", "SetResult", "evaluate", "load", "load_recipe", "train")
 
@@ -61,7 +66,7 @@ def load_recipe(recipe: str | os.PathLike[str]) -> Config:
 
 
 def train(
-    config: Config | str | os.PathLike[str],
+    config: Config | ConfigDict | Mapping[str, Any] | str | os.PathLike[str],
     workdir: str | AnyPath,
     *,
     allow_tuning_labels: bool = False,
@@ -69,14 +74,19 @@ def train(
     """Trains or resumes a run, evaluates it, and opens it.
 
     Args:
-      config: The configuration, or a recipe; see `load_recipe`.
+      config: The configuration, the fields that a recipe returns, or the file of a
+        recipe; see `load_recipe`.
       workdir: The run's folder: a new one, or one of the same configuration.
       allow_tuning_labels: Whether weights may learn from labels of the tuning split.
 
     Raises:
       InputError: If the configuration, the data or the workdir cannot be used.
     """
-    if not isinstance(config, Config):
+    recipe: Origin = {}
+    if isinstance(config, ConfigDict | Mapping):
+        config = Config.resolve(config)
+    elif not isinstance(config, Config):
+        recipe = {"name": os.fspath(config), "own": {}}
         config = load_recipe(config)
     gpu.set_flags()
     train_run(
@@ -84,6 +94,7 @@ def train(
         Workdir(at(workdir)),
         lambda step: False,
         allow_tuning_labels=allow_tuning_labels,
+        recipe=recipe,
     )
     return load(workdir)
 

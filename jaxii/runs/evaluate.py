@@ -4,14 +4,15 @@
 """
 
 import datetime
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Generator, Iterable, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from functools import reduce
 
 import jax
 import numpy as np
 
-from jaxii.console import OnProgress, no_progress, say
+from jaxii.console import OnProgress, no_progress, progress, say
 from jaxii.data import folder
 from jaxii.data.prepared import WITHOUT_RECURRING, Data
 from jaxii.decoding.constant import best_constant, constant_f2
@@ -41,6 +42,7 @@ from jaxii.runs.inference import InferenceOptions
 from jaxii.runs.results import Measured
 from jaxii.runs.run import Run
 from jaxii.runs.workdir import Workdir
+from jaxii.train.trainer import Preempted
 
 AS_TRAINED = InferenceOptions()
 
@@ -67,6 +69,7 @@ def measure(
     tune_on: str = "",
     decoder: str = NAMES[0],
     options: InferenceOptions = AS_TRAINED,
+    should_stop: Callable[[int], bool] = lambda step: False,
 ) -> EvaluationResult:
     """Measures a checkpoint and writes figures, report and submission to the workdir.
 
@@ -75,6 +78,10 @@ def measure(
       tune_on: Split to fit the decoders on; "" for the one that chose checkpoints.
       decoder: The decoder whose predictions are the result; all decoders are scored.
       options: Changes to the model.
+      should_stop: Called with the step after every batch; returns whether to stop.
+
+    Raises:
+      Preempted: If `should_stop` returned True; nothing was written.
     """
     data = run.data
     members = _members(run, options)
@@ -87,22 +94,18 @@ def measure(
     splits = _splits(data, chooser)
     trained = _trained(run, members, options)
     provenance = _provenance(trained, options, splits, tune_on, chooser)
-    unseen.say_caveats(provenance, record, options, decoder, run.workdir.path)
+    unseen.say_caveats(
+        provenance, record, options, decoder, run.workdir.path, len(data.domains)
+    )
     _say_copies(run, by_runs=by_runs)
     run, splits = _without_recurring(run, splits, trained)
-    passes = _passes(run, members, options, chooser)
-    sums = passes.sums(chooser)
-    decoders = _fit(run, sums, pooled)
-    has_head = run.plan(run.saved.stage).stage.embedding_head
-    names = decoders.names(has_head=has_head and len(members) == 1)
-    decoders.check(decoder, names)
-    scoring = Scoring(run, passes, decoders, names, decoder)
-    metrics, measured = scoring.score(splits, chooser, sums)
-    decoders = _with_offsets(decoders, measured.scores[chooser], pooled)
     variants = run.workdir.tuned_on(tune_on) + options.names
-    if run.config.data.held_out_domain in data.domains and not variants:
-        own, record = unseen.predict_held_out(run, passes.models[0])
-        measured = replace(measured, held_out=own)
+    with _progress(should_stop, run.saved.step) as on_progress:
+        passes = _passes(run, members, options, chooser, on_progress)
+        decoders, metrics, measured = _fit_and_score(passes, splits, decoder, pooled)
+        if run.config.data.held_out_domain in data.domains and not variants:
+            own, record = unseen.predict_held_out(run, passes.models[0], on_progress)
+            measured = replace(measured, held_out=own)
     result = _result(
         run,
         metrics=metrics,
@@ -120,6 +123,21 @@ def measure(
     for other in members[1:]:
         other.close()
     return result
+
+
+@contextmanager
+def _progress(
+    should_stop: Callable[[int], bool], step: int
+) -> Generator[OnProgress, None, None]:
+    """Yields a callback that shows progress and raises `Preempted` if asked to stop."""
+
+    def advance(done: int, total: int, what: str) -> None:
+        show(done, total, what)
+        if should_stop(step):
+            raise Preempted("training is complete, but the evaluation was stopped")
+
+    with progress() as show:
+        yield advance
 
 
 def _members(run: Run, options: InferenceOptions) -> tuple[Run, ...]:
@@ -162,7 +180,7 @@ class Passes:
       models: The models, whose probabilities are averaged.
       chooser: Split that the decoders are fitted on; "" if they were fitted before.
       evaluator: Sums the figures.
-      on_progress: Called with (images done, images in all, split).
+      on_progress: Called with (images done, images in all, pass).
     """
 
     run: Run
@@ -181,7 +199,7 @@ class Passes:
         """Returns the sums of a split and adds every batch to `scores`."""
         return self.evaluator.run(
             self._predict(split, decoders),
-            self._batches(split),
+            self._batches(split, split if scores else f"fit on {split}"),
             verified_absent=self.run.verified_absent(split),
             on_batch=None if scores is None else scores.add,
         )
@@ -191,15 +209,19 @@ class Passes:
     ) -> None:
         """Adds every batch of a split to `scores`, by models adapted to `target`."""
         predict = self._predict(target, decoders)
-        self.evaluator.predict(predict, self._batches(split), scores.add)
+        self.evaluator.predict(predict, self._batches(split, split), scores.add)
 
-    def _batches(self, split: str) -> Batches:
+    def _batches(self, split: str, what: str) -> Batches:
+        batches = assembly.eval_batches(self.run.config, self.run.data, split)
+        return self._counted(batches, split, what)
+
+    def _counted(self, batches: Batches, split: str, what: str) -> Batches:
+        """Yields the batches of a split and reports each when the next is needed."""
         num_images = self.run.data.split(split).num_examples
         size = assembly.eval_batch_size(self.run.config)
-        batches = assembly.eval_batches(self.run.config, self.run.data, split)
         for done, batch in enumerate(batches, 1):
             yield batch
-            self.on_progress(min(done * size, num_images), num_images, split)
+            self.on_progress(min(done * size, num_images), num_images, what)
 
     def _predict(self, target: str, decoders: Decoders | None) -> Predict:
         # Models adapt to all images of the split, near copies included.
@@ -207,7 +229,8 @@ class Passes:
 
         def images() -> Batches:
             source = self.run.data.split(target).source
-            return assembly.unlabelled_batches(self.run.config, source)
+            batches = assembly.unlabelled_batches(self.run.config, source)
+            return self._counted(batches, target, f"adapt to {target}")
 
         options = self.options if target != "validation" else AS_TRAINED
         # On the calibration's own split, label frequencies are as the decoders expect.
@@ -216,7 +239,11 @@ class Passes:
 
 
 def _passes(
-    run: Run, members: Sequence[Run], options: InferenceOptions, chooser: str
+    run: Run,
+    members: Sequence[Run],
+    options: InferenceOptions,
+    chooser: str,
+    on_progress: OnProgress,
 ) -> Passes:
     # Takes the plan's network: its prediction may have been compiled already.
     own = run.model(run.plan(run.saved.stage).settings.apply)
@@ -226,7 +253,23 @@ def _passes(
         options=options,
         chooser=chooser,
         evaluator=run.evaluator(),
+        on_progress=on_progress,
     )
+
+
+def _fit_and_score(
+    passes: Passes, splits: Sequence[str], decoder: str, pooled: Sequence[Predictions]
+) -> tuple[Decoders, dict[str, SplitMetrics], Measured]:
+    """Fits the decoders and measures the splits with them."""
+    run, chooser = passes.run, passes.chooser
+    sums = passes.sums(chooser)
+    decoders = _fit(run, sums, pooled)
+    has_head = run.plan(run.saved.stage).stage.embedding_head
+    names = decoders.names(has_head=has_head and len(passes.models) == 1)
+    decoders.check(decoder, names)
+    scoring = Scoring(run, passes, decoders, names, decoder)
+    metrics, measured = scoring.score(splits, chooser, sums)
+    return _with_offsets(decoders, measured.scores[chooser], pooled), metrics, measured
 
 
 @dataclass(frozen=True)
@@ -502,6 +545,7 @@ def _result(
         variant=variant,
         members=members,
         recurring=recurring,
+        num_domains=len(data.domains),
     )
 
 

@@ -20,9 +20,9 @@ from jaxii.evaluation.held_out import FILE
 from jaxii.evaluation.result import EvaluationResult
 from jaxii.runs import assembly
 from jaxii.runs.train import train
-from jaxii.runs.workdir import Workdir
+from jaxii.runs.workdir import HELD_OUT, Workdir
 from jaxii.train.checkpoint import Checkpoints
-from jaxii.train.stages import Saved
+from jaxii.train.stages import Origin, Saved
 
 
 def hold_out(
@@ -33,6 +33,7 @@ def hold_out(
     should_stop: Callable[[int], bool],
     folds: int = 0,
     verify: bool = False,
+    recipe: Origin | None = None,
 ) -> None:
     """Trains and evaluates without each part in turn, then compares.
 
@@ -43,12 +44,15 @@ def hold_out(
       should_stop: Called with each step; returns whether to save and stop.
       folds: Number of folds of the groups; 0 for the domains.
       verify: Whether to hash every byte of the data first.
+      recipe: The recipe of `config`, for the reports.
 
     Raises:
       InputError: If there is nothing to hold out, the configuration trains on tuning
         labels, or the folder has runs of another configuration or dataset.
     """
-    config = (workdir.config() if config is None else config).moved(data_dir)
+    if config is None:
+        config, recipe = workdir.config(), _recipe(workdir, data_dir)
+    config, recipe = config.moved(data_dir), _of_parts(recipe or {})
     _check(config)
     assembly.check_before_data(config)
     data = assembly.open_data(config, verify=verify)
@@ -77,10 +81,32 @@ def hold_out(
             f"{', already done' if part in done else ''}"
         )
         if part not in done:
-            train(configs[part], runs[part], should_stop)
+            train(configs[part], runs[part], should_stop, recipe=recipe)
     for line in domain_shift.table({part: runs[part].metrics() for part in parts}):
         say(line)
     say(_next_command(workdir, folds))
+
+
+def _recipe(workdir: Workdir, data_dir: str) -> Origin:
+    """Returns the recipe of a run, empty if its checkpoints have none."""
+    config, recipe = workdir.config(), Origin()
+    names = [stage.name for stage in config.stages]
+    checkpoints = Checkpoints(workdir.path, names, "", read_only=True)
+    # A damaged checkpoint, or one that a running training replaced, has no recipe.
+    with contextlib.closing(checkpoints), contextlib.suppress(InputError):
+        latest = checkpoints.latest()
+        if latest is not None:
+            recipe = checkpoints.metadata(latest).recipe
+    if data_dir and "own" in recipe:
+        recipe["own"].setdefault("data.directory", config.data.directory)
+    return recipe
+
+
+def _of_parts(recipe: Origin) -> Origin:
+    """Returns the recipe of the runs, which change the field that holds a part out."""
+    if "own" not in recipe:
+        return {}
+    return {**recipe, "own": {HELD_OUT: "", **recipe["own"]}}
 
 
 def _next_command(workdir: Workdir, folds: int) -> str:

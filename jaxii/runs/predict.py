@@ -1,11 +1,9 @@
 """`predict`: labels images on disk; needs only a workdir."""
 
-import os
 from collections.abc import Iterable, Iterator, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass, field
 from functools import partial
-from pathlib import Path
 
 from jaxii.console import progress, say, warn
 from jaxii.data.labels import Vocabulary
@@ -21,7 +19,7 @@ from jaxii.runs.agreement import check_same_evaluation, check_same_runs
 from jaxii.runs.inference import InferenceOptions
 from jaxii.runs.run import Run
 from jaxii.runs.workdir import Workdir
-from jaxii.storage import AnyPath
+from jaxii.storage import AnyPath, check_writable
 
 # Name of the predicted images in a provenance.
 IMAGES = "predicted"
@@ -63,23 +61,14 @@ class Request:
             return found.select(image_records.read_ids(self.ids))
         if self.is_submission:
             found.check_ids()
+            if found.paths_as_ids:
+                say(f"CAVEAT     the image id is the {found.paths_as_ids}")
         return found
 
     def check_places(self) -> None:
-        """Checks that the files can be written."""
+        """Checks that the files can be written; creates their folders."""
         for path in filter(None, (self.output, self.sheet)):
-            try:
-                path.parent.mkdir(parents=True, exist_ok=True)
-                reason = ""
-            except OSError as error:
-                reason = str(error.strerror)
-            if isinstance(path, Path) and not os.access(path.parent, os.W_OK):
-                reason = reason or "its folder is read-only"
-            if reason:
-                raise InputError(
-                    f"{path} cannot be written ({reason}); use a path in a writable "
-                    "folder."
-                )
+            check_writable(path)
 
 
 @dataclass
@@ -142,12 +131,12 @@ def predict(
         decoder = decoder or metrics.decoder.name
         has_head = EMBEDDING_HEAD in models[0].params and len(models) == 1
         decoders.check(decoder, decoders.names(has_head=has_head))
-        record = metrics.held_out
-        error = unseen.expected_f2_error(record, options, decoder)
+        error = unseen.expected_f2_error(metrics.held_out, options, decoder)
         expected = ExpectedF2(decoders, decoder, error)
         facts = _facts(found.source, members, metrics, options, expected)
     request.check_places()
-    unseen.say_caveats(facts.provenance, record, options, decoder, workdir.path)
+    home = workdir.path, metrics.num_domains
+    unseen.say_caveats(facts.provenance, metrics.held_out, options, decoder, *home)
     target = partial(assembly.unlabelled_batches, run.config, files)
     damaged = Damaged()
     with progress() as on_progress:
@@ -163,7 +152,7 @@ def predict(
         )
         _write(request, files, damaged.watch(answers), workdir.vocabulary(), facts)
     _say(request, files, damaged, facts)
-    say(unseen.expected_f2_line(expected, workdir.path))
+    say(unseen.expected_f2_line(expected, *home))
 
 
 def _write(
@@ -212,7 +201,7 @@ def _say(request: Request, files: ImageFiles, damaged: Damaged, facts: Facts) ->
     if damaged.count and request.is_submission:
         text += (
             " (predicted as the most frequent labels: "
-            f"{', '.join(facts.constant_names)})"
+            f"{predictions.shortened(facts.constant_names)})"
         )
     say(
         f"{text}; decoder {facts.decoder_words}; provenance: {facts.provenance.badge()}"

@@ -192,7 +192,8 @@ def _write_submission(
     if unanswered:
         say(
             f"submission {unanswered} of {len(image_ids)} images are missing or cannot "
-            f"be read; they get the most frequent labels ({', '.join(constant.names)})"
+            "be read; they get the most frequent labels "
+            f"({predictions.shortened(constant.names)})"
         )
 
 

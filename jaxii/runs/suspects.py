@@ -8,7 +8,7 @@ import itertools
 from collections.abc import Iterator, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass
-from functools import reduce
+from functools import partial, reduce
 
 import numpy as np
 from jaxtyping import Bool
@@ -27,7 +27,7 @@ from jaxii.runs.agreement import check_same_data, check_same_runs
 from jaxii.runs.run import Run
 from jaxii.runs.unseen import predict_split
 from jaxii.runs.workdir import Workdir
-from jaxii.storage import AnyPath, write_text
+from jaxii.storage import AnyPath, check_writable, write_text
 
 # Splits of the training data whose images a run was not trained on.
 UNSEEN = ("held_out", "validation")
@@ -49,7 +49,8 @@ def suspects(
 
     Raises:
       InputError: If nothing has been trained, the data has other labels, a run was
-        trained on images that it would predict, or processes read different files.
+        trained on images that it would predict, processes read different files, or a
+        file cannot be written.
     """
     with ExitStack() as opened:
         runs = [opened.enter_context(run) for run in _open(workdir, data_dir)]
@@ -61,6 +62,8 @@ def suspects(
         provenance = reduce(
             Provenance.union, (run.provenance_on(run.data) for run in runs)
         )
+        for path in (output, sheet):
+            processes.check_on_lead(partial(check_writable, path))
         parts = list(_predict(runs))
         found = ranking.rank(
             np.concatenate([part.found.probs for part in parts]),
@@ -77,14 +80,7 @@ def suspects(
                 provenance=provenance,
                 num_found=len(found),
             )
-    data = runs[0].data
-    images = sum(
-        data.split(name).num_examples for name in HOME_SPLITS if data.has_images(name)
-    )
-    predicted = sum(len(part.known) for part in parts)
-    say(f"predicted {predicted} of {images} training images, each by runs without it")
-    if predicted < images:
-        say(f"          hold_out --workdir={workdir.path} --folds=4 covers the others")
+    _say_predicted(runs, parts, workdir)
     given = int(found.given.sum())
     say(
         f"suspects  {len(found)} labels: {given} present but likely wrong, and "
@@ -179,3 +175,16 @@ def _write(
         num_found=num_found,
     )
     write_text(sheet, page)
+
+
+def _say_predicted(
+    runs: Sequence[Run], parts: Sequence[_Part], workdir: Workdir
+) -> None:
+    data = runs[0].data
+    images = sum(
+        data.split(name).num_examples for name in HOME_SPLITS if data.has_images(name)
+    )
+    predicted = sum(len(part.known) for part in parts)
+    say(f"predicted {predicted} of {images} training images, each by runs without it")
+    if predicted < images:
+        say(f"          hold_out --workdir={workdir.path} --folds=4 covers the others")

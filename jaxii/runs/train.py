@@ -61,7 +61,8 @@ def train(
     """Trains the remaining stages, evaluates, and writes report and submission.
 
     Args:
-      should_stop: Called with each step; returns whether to save and stop.
+      should_stop: Called after each step, and each batch of the final evaluation, with
+        the step; returns whether to save and stop.
       allow_tuning_labels: Whether weights may learn from labels of `tuning`.
       change_batch_size: Whether a resumed run may have another batch size.
       profile_steps: Steps after which a trace starts and ends; equal ones for none.
@@ -71,6 +72,7 @@ def train(
     Raises:
       InputError: If a check fails, or another process trains in the workdir (in a
         bucket: if it started later).
+      Preempted: If `should_stop` returned True; a second run resumes.
     """
     assembly.check_before_data(config)
     processes.check_on_lead(lambda: check_tracker(config.track))
@@ -112,7 +114,7 @@ def _train(
                 trainer.run()
             finally:
                 run.checkpoints.finish()
-        result = measure(run.at_best())
+        result = measure(run.at_best(), should_stop=should_stop)
         f2s = {result_name(name): split.f2 for name, split in result.splits.items()}
         trackers.result(result.step, f2s)
     run.checkpoints.close()

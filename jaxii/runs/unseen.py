@@ -28,7 +28,9 @@ from jaxii.runs.run import Run
 from jaxii.storage import AnyPath
 
 
-def predict_held_out(run: Run, model: Model) -> tuple[Predictions, HeldOut]:
+def predict_held_out(
+    run: Run, model: Model, on_progress: OnProgress = no_progress
+) -> tuple[Predictions, HeldOut]:
     """Predicts a held-out domain, and measures decoders fitted on validation on it.
 
     Cost: three passes, and one for the statistics of BatchNorm.
@@ -36,17 +38,28 @@ def predict_held_out(run: Run, model: Model) -> tuple[Predictions, HeldOut]:
     Args:
       run: A run with a domain held out.
       model: The model of its checkpoint.
+      on_progress: Called with (images done, images in all, pass).
     """
+
+    def scored(model: Model, split: str, what: str) -> Predictions:
+        return predict_scored(
+            run, model, split, lambda done, total, _: on_progress(done, total, what)
+        )
+
     source = run.data.split("held_out").source
     adapted = model.adapted(assembly.unlabelled_batches(run.config, source), run.mesh)
-    decoders = held_out.fit([predict_scored(run, model, "validation")])
-    own = predict_scored(run, model, "held_out")
-    of_adapted = predict_scored(run, adapted, "held_out").probs
+    validation = scored(model, "validation", "validation predicted")
+    decoders = held_out.fit([validation])
+    own = scored(model, "held_out", "held_out predicted")
+    of_adapted = scored(adapted, "held_out", "held_out adapted").probs
     gains = held_out.adaptation_gains(decoders, own, of_adapted)
     errors = held_out.expected_f2_errors(decoders, own)
+    f2s = {"validation": validation.f2s(decoders), "held_out": own.f2s(decoders)}
     domain = run.config.data.held_out_domain
     return own, HeldOut(
-        adaptation_gains={domain: gains}, expected_f2_errors={domain: errors}
+        adaptation_gains={domain: gains},
+        expected_f2_errors={domain: errors},
+        f2s={domain: f2s},
     )
 
 
@@ -106,12 +119,22 @@ def expected_f2_error(
     return record.expected_f2_error(decoder)
 
 
-def expected_f2_line(expected: ExpectedF2, workdir: AnyPath) -> str:
-    """Returns the expected F2 for the console, and how to measure an unknown error."""
+def expected_f2_line(
+    expected: ExpectedF2, workdir: AnyPath, num_domains: int | None
+) -> str:
+    """Returns the expected F2 for the console, and how to measure an unknown error.
+
+    Args:
+      num_domains: See `how_to_measure`.
+    """
     line = f"expected F2 of these images: {expected}"
     if expected.error is not None:
         return line
-    return f"{line} (error unknown; {how_to_measure(workdir)})"
+    measuring = how_to_measure(workdir, num_domains)
+    if num_domains == 1:
+        command = f"evaluate --workdir={workdir} --images=DIR"
+        measuring += f"; {command} measures F2 on images with labels"
+    return f"{line} (error unknown; {measuring})"
 
 
 def say_caveats(
@@ -120,6 +143,7 @@ def say_caveats(
     options: InferenceOptions,
     decoder: str,
     workdir: AnyPath,
+    num_domains: int | None,
 ) -> None:
     """Prints the caveats of the figures, and the measured effect of adapting.
 
@@ -129,6 +153,7 @@ def say_caveats(
       options: Options of the prediction.
       decoder: Name of the decoder in use.
       workdir: Workdir of the run on all domains.
+      num_domains: See `how_to_measure`.
     """
     for caveat in provenance.caveats():
         say(f"CAVEAT     {caveat}")
@@ -139,7 +164,7 @@ def say_caveats(
     if gain is None:
         say(
             f"CAVEAT     the effect of {way} on new domains is unknown; "
-            f"{how_to_measure(workdir)}."
+            f"{how_to_measure(workdir, num_domains)}."
         )
         return
     mean, deviation = gain
@@ -154,19 +179,28 @@ def say_caveats(
         )
 
 
-def how_to_measure(workdir: AnyPath) -> str:
-    """Returns the commands that measure a run on new domains."""
+def how_to_measure(workdir: AnyPath, num_domains: int | None) -> str:
+    """Returns the commands that measure a run on new domains, or why none can.
+
+    Args:
+      num_domains: Number of domains of the training data; None if unknown.
+    """
+    if num_domains == 1:
+        return "the training data has only one domain, so none can be held out"
     return (
         f"run hold_out --workdir={workdir}, then evaluate --workdir={workdir} to "
         "measure it on held-out domains"
     )
 
 
-def predict_scored(run: Run, model: Model, split: str) -> Predictions:
+def predict_scored(
+    run: Run, model: Model, split: str, on_progress: OnProgress = no_progress
+) -> Predictions:
     """Returns predictions for the scored images of a split; some if there are many."""
     most = held_out.MOST_NUMBERS // len(run.data.vocabulary)
     rows = assembly.scored_rows(run.data, split, most)
-    predictions, _ = predict_split(run, model, run.data.split(split).select(rows))
+    part = run.data.split(split).select(rows)
+    predictions, _ = predict_split(run, model, part, on_progress)
     return predictions
 
 

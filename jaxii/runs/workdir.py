@@ -17,6 +17,7 @@ import xxhash
 from jaxii import manifest
 from jaxii.config import FREE_FIELDS, Config, differences
 from jaxii.data.labels import Vocabulary
+from jaxii.decoding.decoders import load as load_decoders
 from jaxii.errors import InputError
 from jaxii.evaluation.held_out import FILE, Predictions
 from jaxii.evaluation.result import (
@@ -97,7 +98,8 @@ class Workdir:
         """Returns the figures of the run, or of a variant of it.
 
         Raises:
-          InputError: If the folder has no run, or the run has not been evaluated.
+          InputError: If the folder has no run, or the run has not been evaluated by a
+            version of jaxii with the same decoders.
         """
         self._check_is_run()
         flags = [name.replace("tuned_on_", "tune_on=") for name in variants]
@@ -112,6 +114,8 @@ class Workdir:
             )
         decoders = self.result_file("decoders.npz", variants)
         check_evaluation(listed, [path.name, decoders.name], again=f"{again} again")
+        # Refuses evaluations by versions that measured expected F2 without offsets.
+        load_decoders(decoders, label_embeddings=None)
         return read_result(EvaluationResult, path)
 
     def check_writable(self) -> None:
@@ -178,7 +182,8 @@ class Workdir:
     ) -> dict[str, EvaluationResult]:
         """Returns domain -> figures of the run that held it out, if evaluated.
 
-        A run is left out while it is evaluated, or if its evaluation was interrupted.
+        A run is left out while it is evaluated, or if its evaluation was interrupted
+        or was made by an older version, which measured expected F2 otherwise.
 
         Args:
           warn: Called with a line for each run that is left out.
@@ -202,8 +207,9 @@ class Workdir:
                 found[config.data.held_out_domain] = run.metrics()
             except InputError:
                 warn(
-                    f"CAVEAT     {run.path} is left out: its evaluation is incomplete "
-                    f"or damaged; run evaluate --workdir={run.path} again"
+                    f"CAVEAT     {run.path} is left out: its evaluation is incomplete, "
+                    "damaged or by another version of jaxii; run evaluate "
+                    f"--workdir={run.path} again"
                 )
         return found
 

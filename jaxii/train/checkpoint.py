@@ -44,7 +44,7 @@ class FailedSave(Exception):
         self.last = None
         # The folder may be unreadable too; errors of buckets are not OSErrors.
         with contextlib.suppress(Exception):
-            self.last = max(_complete_steps(at(os.fspath(folder))), default=None)
+            self.last = max(complete_steps(at(os.fspath(folder))), default=None)
         if self.last is None:
             rest = "restarts the stage, which has no complete checkpoint yet"
         else:
@@ -448,7 +448,7 @@ class Checkpoints:
 
     def _steps(self, name: str) -> list[int]:
         """Returns the steps of a stage's complete checkpoints, intact or damaged."""
-        return _complete_steps(at(os.fspath(self.directory / name)))
+        return complete_steps(at(os.fspath(self.directory / name)))
 
     def _metadata(self, name: str, step: int) -> CheckpointMetadata:
         # All processes would have to call Orbax's restore together.
@@ -497,7 +497,7 @@ def evaluated_params(model: Mapping[str, Tree]) -> Tree:
     return model["params"] if average is None else average
 
 
-def _complete_steps(folder: AnyPath) -> list[int]:
+def complete_steps(folder: AnyPath) -> list[int]:
     """Returns the steps of the complete checkpoints in a stage's folder."""
     if not folder.is_dir():
         return []

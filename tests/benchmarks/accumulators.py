@@ -4,7 +4,7 @@
 
 `metrics.update` of a batch of 256 images with 7,178 labels: F2 at 99 thresholds,
 the histogram that average precision is read from (labels verified absent known
-apart), calibration, recall and the best ten. Beside it ResNet-50 with the classifier at
+apart), calibration, recall and the best 100. Beside it ResNet-50 with the classifier at
 224 pixels, bfloat16 or float32, whichever is faster here, in the forms that the product
 picks on this machine; its time an image is that of a batch of 8. Runs take turns, the
 figure is the median ratio. Bar: 3 % of the forward pass.

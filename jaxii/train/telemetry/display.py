@@ -49,7 +49,7 @@ class Standing:
     Attributes:
       seconds_per_step: Wall time, evaluations included.
       objective: Mean since the previous log.
-      images_per_second: Evaluations excluded.
+      images_per_second: Recent mean; evaluations excluded.
       input_wait: Share of the time in which the loop waited for a batch.
       mfu: Model FLOPs utilisation, the share of the device's peak.
       memory_bytes: Peak memory.

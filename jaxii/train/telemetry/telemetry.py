@@ -35,17 +35,28 @@ from jaxii.train.telemetry.images import Images
 from jaxii.train.telemetry.trackers import Tracker
 
 MAX_FIGURES = 5
+# Rates are measured over at least this time, if the stage has run for it.
+LEAST_RATE_SECONDS = 5.0
 
 
 class ThroughputMeter:
-    """Measures steps per second and the share of time spent waiting for input."""
+    """Measures steps per second and the share of time spent waiting for input.
+
+    A short window is measured together with those before it. Batches that were
+    prefetched during an evaluation would otherwise give it many times the usual rate.
+    """
 
     def __init__(self, clock: Callable[[], float] = time.monotonic):
         self._clock = clock
         self.open_window(0)
 
     def open_window(self, step: int) -> None:
-        """Starts a window at a step."""
+        """Starts the first window of a stage, which includes compilation, at a step."""
+        # Steps, seconds and seconds of waiting of each window; None in the first.
+        self._recent: list[tuple[int, float, float]] | None = None
+        self._begin_window(step)
+
+    def _begin_window(self, step: int) -> None:
         self._step, self._start = step, self._clock()
         self._waited = self._paused = 0.0
 
@@ -65,9 +76,13 @@ class ThroughputMeter:
     def close_window(self, step: int) -> tuple[float, float]:
         """Opens the next window; returns steps per second and input-wait share."""
         seconds = max(self._clock() - self._start - self._paused, 1e-9)
-        result = (step - self._step) / seconds, min(self._waited / seconds, 1.0)
-        self.open_window(step)
-        return result
+        windows = [*(self._recent or []), (step - self._step, seconds, self._waited)]
+        while sum(each[1] for each in windows[1:]) >= LEAST_RATE_SECONDS:
+            windows.pop(0)
+        self._recent = [] if self._recent is None else windows
+        self._begin_window(step)
+        steps, seconds, waited = map(sum, zip(*windows, strict=True))
+        return steps / seconds, min(waited / seconds, 1.0)
 
 
 class Telemetry:
