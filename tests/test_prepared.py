@@ -280,7 +280,7 @@ def test_without_a_tuning_split_the_message_says_where_one_comes_from(tmp_path):
     words = "'tuning'; .*new takes .* column split, prepare .* tuning_labels.csv"
     with pytest.raises(InputError, match=words):
         data.split("tuning")
-    with pytest.raises(InputError, match=r"validation, test\.$"):
+    with pytest.raises(InputError, match=r"with images: [a-z, ]+\.$"):
         data.split("holdout")
 
 
