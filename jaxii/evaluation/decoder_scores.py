@@ -5,6 +5,7 @@ decodes its own images; `add_processes` then adds the scores of all processes. S
 rounded once, so that they do not depend on the order of the images.
 """
 
+import functools
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -45,6 +46,11 @@ class SplitTruth:
 
     def __len__(self) -> int:
         return len(self.offsets) - 1
+
+    @functools.cached_property
+    def group_ids(self) -> Int[np.ndarray, " image"]:
+        """Numbers of the groups in their sorted order; names take long to sort."""
+        return np.unique(self.groups, return_inverse=True)[1]
 
     def labels(self, row: int) -> Int[np.ndarray, " label"]:
         """Returns the ids of the labels that are present in an image."""
@@ -147,7 +153,7 @@ class DecoderScores:
         """Returns the figures of each decoder over all scored images."""
         scored = self.truth.scored
         count = int(np.count_nonzero(scored))
-        groups = self.truth.groups[scored]
+        groups = self.truth.group_ids[scored]
         found: dict[str, DecoderMetrics] = {}
         for name, f2 in self._f2.items():
             mean, error = bootstrap.mean_and_error(f2[scored], groups)
@@ -175,7 +181,7 @@ class DecoderScores:
         found: dict[str, SliceMetrics] = {}
         for i in np.flatnonzero(counts).tolist():
             rows = np.flatnonzero(truth.scored & (truth.slice_ids == i))
-            f2, groups = self.f2[rows], truth.groups[rows]
+            f2, groups = self.f2[rows], truth.group_ids[rows]
             mean, error = bootstrap.mean_and_error(f2, groups)
             found[truth.slices[i]] = SliceMetrics(
                 num_images=int(counts[i]),
@@ -188,11 +194,11 @@ class DecoderScores:
     def interval(self) -> tuple[float, float] | None:
         """Returns the bootstrap interval of mean F2 over all scored images."""
         rows = np.flatnonzero(self.truth.scored)
-        return bootstrap.interval(self.f2[rows], self.truth.groups[rows])
+        return bootstrap.interval(self.f2[rows], self.truth.group_ids[rows])
 
     def bootstrap(self) -> Bootstrap:
         """Returns how intervals are drawn: by image if each is its own group."""
-        groups = self.truth.groups[self.truth.scored]
+        groups = self.truth.group_ids[self.truth.scored]
         are_alone = len(np.unique(groups)) == len(groups)
         return Bootstrap(
             by="image" if are_alone else "group",

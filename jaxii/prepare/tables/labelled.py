@@ -224,12 +224,7 @@ def _spellings(
     """Returns the label of each spelling."""
     counts = Counter(label for labels in rows.labels for label in labels)
     spelling = {written: clean(written) for written in counts}
-    changed = [w for w, label in spelling.items() if label != w and label]
-    if changed:
-        notes.assumed(
-            f"extra spaces and the encoding of accents are ignored in labels; "
-            f"{len(changed):,} spellings were changed: {shown(changed)}"
-        )
+    _note_changed({w: label for w, label in spelling.items() if label}, "labels", notes)
     by_folded: dict[str, Counter[str]] = defaultdict(Counter)
     for written, label in spelling.items():
         by_folded[label.casefold()][label] += counts[written]
@@ -370,12 +365,7 @@ def _one_each(
 def _values(kind: str, texts: Iterable[str], notes: Notes) -> dict[str, str]:
     """Returns the value of each spelling."""
     spelling = {written: clean(written) for written in texts}
-    changed = [written for written, value in spelling.items() if value != written]
-    if changed:
-        notes.assumed(
-            f"extra spaces and the encoding of accents are ignored in column {kind}; "
-            f"{len(changed):,} spellings were changed: {shown(changed)}"
-        )
+    _note_changed(spelling, f"column {kind}", notes)
     twins = image_ids.case_twins(sorted(set(spelling.values())))
     if twins:
         notes.check(
@@ -383,6 +373,16 @@ def _values(kind: str, texts: Iterable[str], notes: Notes) -> dict[str, str]:
             f"separate: {shown(twins)}"
         )
     return spelling
+
+
+def _note_changed(spelling: Mapping[str, str], where: str, notes: Notes) -> None:
+    """Notes the spellings that `clean` changed."""
+    changed = [written for written, value in spelling.items() if value != written]
+    if changed:
+        notes.assumed(
+            f"extra spaces and the encoding of accents are ignored in {where}; "
+            f"{len(changed):,} spellings were changed: {shown(changed)}"
+        )
 
 
 def _labels(
