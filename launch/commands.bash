@@ -2,7 +2,7 @@
 # --dry-run, printed commands, and the revision of the run.
 # shellcheck shell=bash disable=SC2034,SC2154
 
-usage() { sed -n '2,/^[^#]/s/^# \{0,1\}//p' "$0"; exit 2; }
+usage() { sed -n '2,/^[^#]/s/^# \{0,1\}//p' "launch/$(basename "$0")"; exit 2; }
 stop() { echo "$(basename "$0"): $2" >&2; exit "$1"; }
 
 # Sets `words` to all arguments except --dry-run, and `dry` if that is given.

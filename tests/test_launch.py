@@ -12,8 +12,8 @@ ROOT = Path(__file__).parent.parent
 SCRIPTS = sorted((ROOT / "launch").glob("*.sh"))
 
 
-def run_program(*words):
-    return subprocess.run([*map(str, words)], cwd=ROOT, capture_output=True, text=True)
+def run_program(*words, cwd=ROOT):
+    return subprocess.run([*map(str, words)], cwd=cwd, capture_output=True, text=True)
 
 
 def run(*words):
@@ -22,9 +22,10 @@ def run(*words):
 
 @pytest.mark.parametrize("script", SCRIPTS, ids=lambda path: path.name)
 def test_without_arguments_a_script_shows_its_use_and_exits_2(script):
-    result = run(script)
-    assert result.returncode == 2
-    assert f"launch/{script.name}" in result.stdout
+    for folder in (ROOT, script.parent):
+        result = run_program("bash", script.relative_to(folder), cwd=folder)
+        assert result.returncode == 2
+        assert f"launch/{script.name}" in result.stdout
 
 
 def test_shellcheck_finds_nothing():

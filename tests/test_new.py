@@ -829,6 +829,12 @@ def test_new_prepares_the_data_and_changes_no_image(made):
             assert sorted(labels) == wanted[split.index.image_ids[row]]
 
 
+def test_new_says_that_more_minutes_would_add_no_epochs(made):
+    folder, said = made
+    assert "'num_epochs': 100.0" in (folder / "mine.py").read_text()
+    assert "(100, as in this recipe, is the most)" in said
+
+
 def test_new_prepares_a_tuning_split_that_training_and_submissions_do_not_use(made):
     folder, _ = made
     file, place = folder.parent / "labels.csv", folder.parent / "tuned"

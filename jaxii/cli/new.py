@@ -46,7 +46,7 @@ def declare(flags: Flags) -> None:
     flags.number(
         "minutes",
         "M",
-        "approximate minutes of training on this machine",
+        "approximate minutes of training on this machine, within 1 to 100 epochs",
         otherwise="30 on CPUs; 18 to 40 epochs on accelerators",
     )
     flags.integer(

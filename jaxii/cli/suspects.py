@@ -19,7 +19,8 @@ confident prediction of a model that was not trained on the image (confident lea
 
 hold_out trains the models: each leaves out one fold, so every image has a model that
 was not trained on it. Runs that hold out domains work too. Without such runs, only the
-run's own validation split is examined, which needs no training.
+run's own validation split is examined, which needs no training. The predictions take
+12 bytes of memory per image and label: 1 GB for 100,000 images and 800 labels.
 
 Review the suspects: correct labels of objects that are hard to see are among them. Then
 correct the label file, prepare it into a new folder, and train again.

@@ -160,3 +160,5 @@ def _show(chosen: recipes.Recipe) -> None:
     say("          right matter, for example in text")
     say(f"time      about {chosen.minutes:.0f} minutes on this machine, estimated from")
     say("          the first steps; --minutes=M changes the number of epochs")
+    if any(stage["num_epochs"] >= recipes.MOST_EPOCHS for stage in chosen.stages):
+        say(f"          ({recipes.MOST_EPOCHS:.0f}, as in this recipe, is the most)")
