@@ -2,6 +2,7 @@
 
 import json
 import shutil
+import threading
 
 import cv2
 import numpy as np
@@ -9,6 +10,7 @@ import polars as pl
 import pytest
 import simplejpeg
 import small_layout
+import threadpoolctl
 from small_layers import few_blocks
 from small_layout import lines
 
@@ -54,14 +56,16 @@ def altered(seed):
     ]
 
 
-def pairs(images, kinds=None):
+def pairs(images, kinds=None, **how):
     small = [near_copies.read(data).decode(256, 256) for data in images]
     thumbnails = np.stack([near_copies.thumbnail(image) for image in small])
     found = near_copies.find(
         [lambda: thumbnails[:5], lambda: thumbnails[5:]],
         np.arange(len(images)) if kinds is None else np.array(kinds),
         lambda number: images[number],
+        **how,
     )
+    assert found.tolist() == sorted(found.tolist())
     return {tuple(pair) for pair in found.tolist()}
 
 
@@ -112,6 +116,55 @@ def test_images_of_one_kind_and_flat_images_are_not_compared():
     assert pairs([image, image], kinds=[0, 1]) == {(0, 1)}
 
 
+def test_the_number_of_threads_changes_no_pair(monkeypatch):
+    monkeypatch.setattr(near_copies, "PAIRS_AT_ONCE", 1)
+    images = [*map(encoded, map(scene, range(4))), *altered(3), *altered(1)]
+    assert len(pairs(images, num_workers=1)) >= 8
+    assert pairs(images, num_workers=1) == pairs(images, num_workers=3)
+
+
+def test_blocks_are_searched_at_the_same_time(monkeypatch):
+    find, both = near_copies._InvertedFile.candidates, threading.Barrier(2, timeout=60)
+
+    def candidates(*args):
+        both.wait()
+        return find(*args)
+
+    monkeypatch.setattr(near_copies._InvertedFile, "candidates", candidates)
+    assert not pairs([encoded(scene(i)) for i in range(6)], num_workers=2)
+
+
+def test_numpy_starts_no_threads_of_its_own(monkeypatch):
+    find, seen = near_copies._InvertedFile.candidates, []
+
+    def candidates(*args):
+        found = threadpoolctl.threadpool_info()
+        seen.extend(x["num_threads"] for x in found if x["user_api"] == "blas")
+        return find(*args)
+
+    monkeypatch.setattr(near_copies._InvertedFile, "candidates", candidates)
+    with threadpoolctl.threadpool_limits(2, "blas"):
+        pairs([encoded(scene(i)) for i in range(6)])
+    assert set(seen) == {1}
+
+
+def test_a_search_uses_no_damaged_part_and_none_of_other_images(tmp_path, monkeypatch):
+    images = [*map(encoded, map(scene, range(4))), *altered(3)]
+    others = [*map(encoded, map(scene, range(4))), *altered(1)]
+    whole = pairs(images, folder=tmp_path)
+    assert pairs(others, folder=tmp_path) == pairs(others) != whole
+    assert pairs(images, folder=tmp_path) == whole
+    saved = sorted(tmp_path.glob(near_copies.SAVED_PARTS))
+    assert len(saved) == 3
+    for path in saved:
+        path.write_bytes(path.read_bytes()[:-1])
+    assert pairs(images, folder=tmp_path) == whole
+    # Whole again, so nothing is searched.
+    monkeypatch.setattr(near_copies._InvertedFile, "candidates", raise_interrupt)
+    monkeypatch.setattr(near_copies, "_is_copy", raise_interrupt)
+    assert pairs(images, folder=tmp_path) == whole
+
+
 def test_near_copies_are_counted_and_listed(root, tmp_path):
     counts = prepare(Layout.find(root), tmp_path / "out")
     test, train = counts.split("test"), counts.split("train")
@@ -133,7 +186,7 @@ def test_near_copies_can_be_removed_from_train(root, tmp_path):
     assert index.groups.tolist() == ["train00", "train02", "train03", "train03"]
 
 
-def raise_interrupt(*args):
+def raise_interrupt(*args, **more):
     raise KeyboardInterrupt
 
 
@@ -175,6 +228,38 @@ def test_an_interrupted_removal_goes_on_to_the_same_dataset(
     assert names[0] == names[1]
     for name in names[0]:
         assert (out / name).read_bytes() == (tmp_path / "whole" / name).read_bytes()
+
+
+@pytest.mark.parametrize(
+    ("owner", "name"),
+    [(near_copies._InvertedFile, "candidates"), (near_copies, "_is_copy")],
+)
+def test_an_interrupted_search_goes_on_where_it_stopped(
+    root, tmp_path, monkeypatch, owner, name
+):
+    monkeypatch.setattr(shards, "SHARD_IMAGES", 2)
+    monkeypatch.setattr(near_copies, "PAIRS_AT_ONCE", 1)
+    part, calls, limit = getattr(owner, name), [], [100]
+
+    def counted(*args, **more):
+        calls.append(name)
+        if len(calls) > limit[0]:
+            raise KeyboardInterrupt
+        return part(*args, **more)
+
+    monkeypatch.setattr(owner, name, counted)
+    whole, out = prepare(Layout.find(root), tmp_path / "whole"), tmp_path / "out"
+    total, limit[0] = len(calls), 2
+    calls.clear()
+    with pytest.raises(KeyboardInterrupt):
+        prepare(Layout.find(root), out, num_workers=1)
+    limit[0] = total
+    calls.clear()
+    assert prepare(Layout.find(root), out, num_workers=1) == whole
+    assert len(calls) == total - 2 > 0
+    assert not list(out.glob(near_copies.SAVED_PARTS))
+    for file in (RECURRING_FILE, folder.COUNTS_FILE):
+        assert (out / file).read_bytes() == (tmp_path / "whole" / file).read_bytes()
 
 
 @pytest.mark.parametrize(("choice", "count"), [("keep", 6), ("remove", 4)])

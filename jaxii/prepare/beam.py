@@ -17,6 +17,7 @@ from typing import Any
 from jaxii.console import OnProgress, no_progress
 from jaxii.errors import InputError
 from jaxii.prepare import shards
+from jaxii.prepare.threads import one_thread_each
 from jaxii.storage import AnyPath, at, names_in, write_beside
 
 SECONDS_BETWEEN_LOOKS = 5.0
@@ -178,7 +179,7 @@ def _write_planned(job: tuple[str, str], short_side: int) -> None:
         Metrics,
     )
 
-    with shards.one_thread_each():
+    with one_thread_each():
         shards.write_shard(
             path,
             part,

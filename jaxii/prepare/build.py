@@ -28,6 +28,7 @@ from jaxii.data.labels import Vocabulary
 from jaxii.errors import InputError
 from jaxii.prepare import duplicates, recurring, shards
 from jaxii.prepare.beam import Beam, write_with_beam
+from jaxii.prepare.near_copies import SAVED_PARTS
 from jaxii.prepare.shards import Written
 from jaxii.prepare.tally import Counts, Tally, few
 from jaxii.storage import (
@@ -455,7 +456,8 @@ def complete(
                 output / path.name, lambda file, c=content: file.write(c), binary=True
             )
     check_held(output)
-    for pattern in ("*.array_record-*.json", "*.array_record-*.thumbnails"):
+    kept = "*.array_record-*.json", "*.array_record-*.thumbnails", SAVED_PARTS
+    for pattern in kept:
         for path in output.glob(pattern):
             path.unlink()
 

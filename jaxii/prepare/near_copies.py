@@ -11,17 +11,21 @@ region, in colour.
 
 import functools
 from collections.abc import Callable, Sequence
-from concurrent.futures import ThreadPoolExecutor
-from itertools import islice
+from dataclasses import dataclass, replace
+from pathlib import Path
 
 import cv2
 import numpy as np
 import polars as pl
+import xxhash
 from jaxtyping import Float32, Int, Int64, UInt8
+from threadpoolctl import threadpool_limits
 
 from jaxii.console import OnProgress, no_progress
 from jaxii.data.image_decoding import Pixels
 from jaxii.data.transforms import read
+from jaxii.prepare.threads import Advance, in_threads, num_cores
+from jaxii.storage import AnyPath, names_in, write_beside
 
 # Side of a thumbnail in pixels; the channels are luma and two of chroma.
 THUMBNAIL_PIXELS = 24
@@ -41,8 +45,14 @@ MIN_CORRELATION = 0.95
 # Most candidates per image, over all its crops.
 MAX_CANDIDATES = 4
 CELLS_PROBED = 4
-IMAGES_AT_ONCE = 256
-PAIRS_AT_ONCE = 4096
+# With fewer images at once, threads wait for Python's lock.
+IMAGES_AT_ONCE = 1024
+# Of sketches or thumbnails, to save memory.
+ROWS_AT_ONCE = 512
+# The pairs are aligned in parts of at least this number, and in at most so many parts.
+PAIRS_AT_ONCE = 256
+MAX_PARTS = 512
+VIEWS_KEPT = 4096
 VIEW_PIXELS = 64
 ITERATIONS = 10
 # Lowest correlation after alignment.
@@ -52,6 +62,19 @@ MIN_ALIGNED = 0.9
 MAX_DIFFERENCE = 36.0
 # Side of a region, in pixels of the view or of a smaller image; that of a JPEG block.
 REGION_PIXELS = 8
+
+# Pattern of the files in which a search saves its finished parts.
+SAVED_PARTS = "*.found"
+DIGEST_BYTES = 16
+# A crop of the image `one` and the similar image `other`.
+CANDIDATE = np.dtype(
+    [
+        ("one", np.int64),
+        ("other", np.int64),
+        ("crop", np.int64),
+        ("similar", np.float32),
+    ]
+)
 
 Thumbnails = UInt8[np.ndarray, "image y x channel"]
 
@@ -68,65 +91,160 @@ def find(
     kinds: Int[np.ndarray, " image"],
     encoded: Callable[[int], bytes],
     *,
+    folder: AnyPath | None = None,
     num_workers: int | None = None,
     on_progress: OnProgress = no_progress,
 ) -> Int64[np.ndarray, "pair 2"]:
     """Returns the pairs of images that are near copies, the lower number first.
 
-    Memory: 330 bytes per image, 300 MB per 1,000,000 images and thread, and one block.
-    Time: grows as num_images^1.5; see tests/benchmarks/README.md.
+    Memory: 330 bytes per image; per thread, 150 MB and a block of thumbnails.
+    Time: grows as num_images^1.5; see launch/README.md.
 
     Args:
       thumbnails: Functions that return the thumbnails of consecutive blocks of images;
         zeros for images that are not compared.
       kinds: Images of the same kind are not compared.
       encoded: Returns the JPEG bytes of an image by its number.
-      num_workers: Number of threads; None uses Python's default.
+      folder: Where the finished parts of a search are saved. A search with equal
+        thumbnails and kinds, by the same version of this module, continues from them.
+        None saves nothing.
+      num_workers: Number of threads; None uses one per core.
       on_progress: Called with (images or pairs done, in all, what).
     """
-    candidates = _candidates(thumbnails, kinds, on_progress)
-    views = functools.lru_cache(PAIRS_AT_ONCE)(lambda i: _view(encoded(i)))
-
-    def check(pair: tuple[int, int, int]) -> bool:
-        one, other, crop = pair
-        (first, own), (second, its) = views(one), views(other)
-        return _is_copy(first, second, crop=crop, region=max(own, its))
-
-    pairs = candidates.select("one", "other", "crop").iter_rows()
-    found, done = list[tuple[int, int]](), 0
-    with ThreadPoolExecutor(num_workers) as pool:
-        while part := list(islice(pairs, PAIRS_AT_ONCE)):
-            for (one, other, _), is_copy in zip(
-                part, pool.map(check, part), strict=True
-            ):
-                if is_copy:
-                    found.append((min(one, other), max(one, other)))
-            done += len(part)
-            on_progress(done, len(candidates), "pairs")
-    return np.array(sorted(found), np.int64).reshape(-1, 2)
+    # Threads of NumPy's own would compete with these.
+    with threadpool_limits(1, "blas"):
+        near, blocks, key = _read(thumbnails, kinds)
+        run = _Parts(folder, key, num_workers or num_cores(), on_progress)
+        found = run.each(
+            "near copies",
+            blocks,
+            CANDIDATE,
+            lambda i, rows, done: near.candidates(thumbnails[i](), rows.start, done),
+        )
+    return _copies(_distinct(found), encoded, run)
 
 
-def _candidates(
-    thumbnails: Sequence[Callable[[], Thumbnails]],
-    kinds: Int[np.ndarray, " image"],
-    on_progress: OnProgress,
-) -> pl.DataFrame:
-    """Returns pairs where a `crop` of `one` is similar to `other`, each pair once."""
-    whole = [_sketches(block(), SPANS[:1])[:, 0] for block in thumbnails]
-    near, first = _InvertedFile(np.concatenate(whole), kinds), 0
-    found = []
+def _read(
+    thumbnails: Sequence[Callable[[], Thumbnails]], kinds: Int[np.ndarray, " image"]
+) -> tuple["_InvertedFile", list[range], bytes]:
+    """Returns the whole images, the numbers of the images of each block, and a hash.
+
+    The hash is of everything that the candidates depend on: thumbnails, blocks, kinds
+    and code.
+    """
+    digest = xxhash.xxh3_128(Path(__file__).read_bytes() + kinds.tobytes())
+    sketches, blocks, first = [], [], 0
     for block in thumbnails:
         small = block()
-        for start in range(0, len(small), IMAGES_AT_ONCE):
-            crops = _sketches(small[start : start + IMAGES_AT_ONCE], SPANS)
-            found.append(near.candidates(crops, first + start))
+        digest.update(small.tobytes())
+        sketches.append(_sketches(small, SPANS[:1])[:, 0])
+        blocks.append(range(first, first + len(small)))
         first += len(small)
-        on_progress(first, len(kinds), "near copies")
+    digest.update(repr(blocks).encode())
+    near = _InvertedFile(np.concatenate(sketches), kinds)
+    return near, blocks, digest.digest()
+
+
+def _copies(
+    pairs: Int64[np.ndarray, "pair 3"], encoded: Callable[[int], bytes], run: "_Parts"
+) -> Int64[np.ndarray, "copy 2"]:
+    """Returns the pairs that are near copies after alignment; see `find`."""
+    size = max(PAIRS_AT_ONCE, -(-len(pairs) // MAX_PARTS))
+    parts = [range(len(pairs))[i : i + size] for i in range(0, len(pairs), size)]
+    views = functools.lru_cache(VIEWS_KEPT)(lambda i: _view(encoded(i)))
+
+    def check(number: int, rows: range, advance: Advance) -> np.ndarray:
+        copies = np.zeros(len(rows), np.bool_)
+        for place, row in enumerate(rows):
+            one, other, crop = pairs[row].tolist()
+            (first, own), (second, its) = views(one), views(other)
+            copies[place] = _is_copy(first, second, crop=crop, region=max(own, its))
+            advance(1)
+        return copies
+
+    run = replace(run, key=xxhash.xxh3_128_digest(run.key + pairs.tobytes()))
+    is_copy = run.each("pairs", parts, np.dtype(np.bool_), check)
+    copies = np.sort(pairs[is_copy, :2], axis=1)
+    return copies[np.lexsort((copies[:, 1], copies[:, 0]))]
+
+
+@dataclass(frozen=True)
+class _Parts:
+    """Runs the parts of a search in threads, and saves each when it is finished.
+
+    Attributes:
+      folder: See `find`.
+      key: Hash of everything that the results depend on.
+      num_threads: The most threads at a time.
+      on_progress: See `find`.
+    """
+
+    folder: AnyPath | None
+    key: bytes
+    num_threads: int
+    on_progress: OnProgress
+
+    def each(
+        self,
+        what: str,
+        parts: Sequence[range],
+        kind: np.dtype,
+        make: Callable[[int, range, Advance], np.ndarray],
+    ) -> np.ndarray:
+        """Returns the concatenated results of all parts, in order.
+
+        Args:
+          what: Describes the work, for `on_progress` and in names of files.
+          parts: The items of each part.
+          kind: The dtype of the results.
+          make: Returns the result of a part, by number and items. Calls the function
+            that it is given with numbers of finished items.
+        """
+        present = names_in(self.folder) if self.folder else set()
+
+        def work(number: int, items: range, advance: Advance) -> np.ndarray:
+            name = SAVED_PARTS.replace("*", f"{what.replace(' ', '_')}-{number:05d}")
+            path = self.folder and self.folder / name
+            if path and name in present:
+                result = self._load(path, kind)
+                if result is not None:
+                    advance(len(items))
+                    return result
+            result = make(number, items, advance)
+            if path:
+                self._save(path, result)
+            return result
+
+        jobs = list(enumerate(parts))
+        results = in_threads(work, jobs, self.num_threads, self.on_progress, what)
+        return np.concatenate([np.zeros(0, kind), *results])
+
+    def _load(self, path: AnyPath, kind: np.dtype) -> np.ndarray | None:
+        """Returns a saved result; None if it is damaged or of another search."""
+        data = path.read_bytes()
+        digest, result = data[:DIGEST_BYTES], data[DIGEST_BYTES:]
+        return np.frombuffer(result, kind) if digest == self._digest(result) else None
+
+    def _save(self, path: AnyPath, result: np.ndarray) -> None:
+        data = result.tobytes()
+        data = self._digest(data) + data
+        write_beside(path, lambda file: file.write(data), binary=True)
+
+    def _digest(self, result: bytes) -> bytes:
+        return xxhash.xxh3_128_digest(self.key + result)
+
+
+def _distinct(found: np.ndarray) -> Int64[np.ndarray, "pair 3"]:
+    """Returns `one`, `other` and `crop` of candidates, the most similar first.
+
+    Of each pair of images, only the most similar candidate is returned.
+    """
     ends = pl.min_horizontal("one", "other"), pl.max_horizontal("one", "other")
-    low_and_high = ends[0].alias("low"), ends[1].alias("high")
-    return _best_first(pl.concat(found).with_columns(low_and_high)).unique(
+    pairs = pl.DataFrame(found).with_columns(low=ends[0], high=ends[1])
+    pairs = _best_first(pairs).unique(
         ["low", "high"], keep="first", maintain_order=True
     )
+    return pairs.select("one", "other", "crop").to_numpy(order="c")
 
 
 def _best_first(pairs: pl.DataFrame) -> pl.DataFrame:
@@ -152,70 +270,89 @@ class _InvertedFile:
         chosen = np.random.default_rng(0).permutation(usable)[:num_cells]
         self._centres = np.zeros((num_cells, sketches.shape[1]), np.float32)
         self._centres[: len(chosen)] = sketches[chosen]
-        parts = np.array_split(sketches[usable], 1 + len(usable) // 4096)
-        cells = np.concatenate([self._nearest(part).argmax(axis=1) for part in parts])
+        cells = self._nearest(sketches[usable], 1)[:, 0]
         self._images = usable[np.argsort(cells, kind="stable")]
         self._starts = np.searchsorted(np.sort(cells), np.arange(num_cells + 1))
         self._sketches, self._kinds = sketches[self._images], kinds
 
     def candidates(
-        self, crops: Float32[np.ndarray, "image crop entry"], first: int
-    ) -> pl.DataFrame:
-        """Returns the best candidates of each image: `one`, `other`, `crop`, `similar`.
+        self, thumbnails: Thumbnails, first: int, advance: Advance
+    ) -> np.ndarray:
+        """Returns the best candidates of each image, as `CANDIDATE`.
 
         Args:
-          crops: Sketches of all crops of consecutive images.
+          thumbnails: Thumbnails of consecutive images.
           first: Number of the first of these images.
+          advance: Called with numbers of finished images.
         """
+        found = [np.zeros(0, CANDIDATE)]
+        for start in range(0, len(thumbnails), IMAGES_AT_ONCE):
+            some = thumbnails[start : start + IMAGES_AT_ONCE]
+            found.append(self._best(some, first + start))
+            advance(len(some))
+        return np.concatenate(found)
+
+    def _best(self, thumbnails: Thumbnails, first: int) -> np.ndarray:
+        parts = np.array_split(thumbnails, 1 + len(thumbnails) // ROWS_AT_ONCE)
+        crops = np.concatenate([_sketches(part, SPANS) for part in parts])
         sketches = crops.reshape(-1, crops.shape[2])
-        rows = np.arange(len(sketches))
-        owners = first + rows // crops.shape[1]
-        near, found = self._nearest(sketches), [_pairs()]
-        for _ in range(min(CELLS_PROBED, near.shape[1])):
-            cells = near.argmax(axis=1)
-            near[rows, cells] = -2.0
-            order = np.argsort(cells, kind="stable")
-            starts = np.searchsorted(cells[order], np.arange(len(self._starts)))
-            for cell in np.flatnonzero(np.diff(starts)):
-                asked = order[starts[cell] : starts[cell + 1]]
-                held = slice(self._starts[cell], self._starts[cell + 1])
-                found.append(self._similar(sketches[asked], owners[asked], asked, held))
-        distinct = _best_first(pl.concat(found)).unique(
+        cells = self._nearest(sketches, CELLS_PROBED)
+        order = np.argsort(cells, axis=None, kind="stable")
+        starts = np.searchsorted(cells.ravel()[order], np.arange(len(self._starts)))
+        rows, offset = order // cells.shape[1], first * crops.shape[1]
+        found = [np.zeros(0, CANDIDATE)]
+        for cell in np.flatnonzero(np.diff(starts)).tolist():
+            asked = rows[starts[cell] : starts[cell + 1]]
+            found.append(self._similar(sketches[asked], offset + asked, cell))
+        distinct = _best_first(pl.DataFrame(np.concatenate(found))).unique(
             ["one", "other"], keep="first", maintain_order=True
         )
         best = distinct.group_by("one", maintain_order=True).head(MAX_CANDIDATES)
-        return best.with_columns(pl.col("crop") % crops.shape[1])
+        return best.to_numpy(structured=True)
 
     def _nearest(
-        self, sketches: Float32[np.ndarray, "row entry"]
-    ) -> Float32[np.ndarray, "row cell"]:
-        return sketches @ self._centres.T
+        self, sketches: Float32[np.ndarray, "row entry"], count: int
+    ) -> Int64[np.ndarray, "row nearest"]:
+        """Returns the cells of the nearest centres, the nearest first."""
+        nearest = []
+        for part in np.array_split(sketches, 1 + len(sketches) // ROWS_AT_ONCE):
+            near = part @ self._centres.T
+            rows, cells = np.arange(len(near)), []
+            for _ in range(min(count, near.shape[1])):
+                cells.append(near.argmax(axis=1))
+                near[rows, cells[-1]] = -2.0
+            nearest.append(np.stack(cells, axis=1))
+        return np.concatenate(nearest)
 
     def _similar(
         self,
         sketches: Float32[np.ndarray, "row entry"],
-        owners: Int[np.ndarray, " row"],
-        rows: Int[np.ndarray, " row"],
-        held: slice,
-    ) -> pl.DataFrame:
-        """Returns the candidates of some crops in one cell."""
-        images = self._images[held]
+        crops: Int64[np.ndarray, " row"],
+        cell: int,
+    ) -> np.ndarray:
+        """Returns the candidates of some crops in one cell, as `CANDIDATE`.
+
+        Args:
+          sketches: Sketches of the crops.
+          crops: Numbers of the crops, counted over all images.
+          cell: Number of the cell.
+        """
+        held = slice(self._starts[cell], self._starts[cell + 1])
         similar = sketches @ self._sketches[held].T
-        similar[self._kinds[owners][:, None] == self._kinds[images]] = -2.0
         at = np.flatnonzero(similar.max(axis=1, initial=-2.0) >= MIN_CORRELATION)
-        similar = similar[at]
+        if not len(at):
+            return np.zeros(0, CANDIDATE)
+        similar, images = similar[at], self._images[held]
+        owners, crops = np.divmod(crops[at], len(SPANS) ** 2)
+        similar[self._kinds[owners][:, None] == self._kinds[images]] = -2.0
         if similar.shape[1] > MAX_CANDIDATES:
             least = np.partition(similar, -MAX_CANDIDATES, axis=1)[:, -MAX_CANDIDATES]
             similar[similar < least[:, None]] = -2.0
-        crop, place = np.nonzero(similar >= MIN_CORRELATION)
-        at = at[crop]
-        return _pairs(owners[at], images[place], rows[at], similar[crop, place])
-
-
-def _pairs(one=(), other=(), crop=(), similar=()) -> pl.DataFrame:
-    columns = {"one": one, "other": other, "crop": crop, "similar": similar}
-    kinds = pl.Int64, pl.Int64, pl.Int64, pl.Float32
-    return pl.DataFrame(columns, schema=dict(zip(columns, kinds, strict=True)))
+        row, place = np.nonzero(similar >= MIN_CORRELATION)
+        found = np.zeros(len(row), CANDIDATE)
+        found["one"], found["other"] = owners[row], images[place]
+        found["crop"], found["similar"] = crops[row], similar[row, place]
+        return found
 
 
 def _sketches(

@@ -49,7 +49,7 @@ def find(
     or domains, which may be held out.
 
     Args:
-      directory: The folder of the shards.
+      directory: The folder of the shards. Finished parts of the search are saved there.
       plans: Plans of train, validation, tuning and test, in this order.
       written: The written shards of each split.
       stored: For each split, the images to compare, with the columns row, image_id,
@@ -83,6 +83,7 @@ def find(
         blocks,
         _kinds(images),
         lambda number: readers[splits[number]](rows[number]),
+        folder=directory,
         num_workers=num_workers,
         on_progress=on_progress,
     )

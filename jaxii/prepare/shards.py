@@ -6,15 +6,11 @@ shard appears under its name only when complete, and a later run skips it.
 
 import json
 import os
-import threading
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from concurrent.futures import Future, ThreadPoolExecutor, wait
-from contextlib import contextmanager
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from types import MappingProxyType
 
-import cv2
 import numpy as np
 import polars as pl
 import xxhash
@@ -27,6 +23,7 @@ from jaxii.prepare import image_files
 from jaxii.prepare.image_files import FileFacts
 from jaxii.prepare.near_copies import THUMBNAIL_SHAPE, Thumbnails, thumbnail
 from jaxii.prepare.recode import recode_and_decode
+from jaxii.prepare.threads import in_threads, num_cores
 from jaxii.storage import AnyPath, local_draft, names_in, write_beside, write_json
 
 SHARD_IMAGES = 1024
@@ -165,7 +162,7 @@ def write(
 
     jobs = list(zip(paths, plan.shards(), strict=True))
     workers = _num_threads(plan, num_workers)
-    accounts = _in_threads(work, jobs, workers, on_progress, plan.split)
+    accounts = in_threads(work, jobs, workers, on_progress, plan.split)
     return _written(len(plan), paths, accounts)
 
 
@@ -242,7 +239,7 @@ def leave_out(
     spans = zip(paths, plan.shards(), strict=True)
     jobs = [(path, span) for path, span in spans if not changed.isdisjoint(span)]
     workers, what = _num_threads(plan, num_workers), f"{plan.split} without copies"
-    rewritten = _in_threads(work, jobs, workers, on_progress, what)
+    rewritten = in_threads(work, jobs, workers, on_progress, what)
     accounts |= zip((path for path, _ in jobs), rewritten, strict=True)
     return _written(len(plan), paths, list(accounts.values()))
 
@@ -251,46 +248,6 @@ def _num_threads(plan: Plan, num_workers: int | None) -> int:
     # Reading from a bucket is bound by latency.
     is_local = all(isinstance(path, Path) for path in plan.paths[:1])
     return num_workers or num_cores() * (1 if is_local else 8)
-
-
-def _in_threads(
-    work: Callable[[AnyPath, range, Callable[[int], None]], Account],
-    jobs: Sequence[tuple[AnyPath, range]],
-    num_threads: int,
-    on_progress: OnProgress,
-    what: str,
-) -> list[Account]:
-    """Returns the account of each shard, in order.
-
-    Args:
-      work: Called in a thread with the path and the rows of a shard, and a function
-        that takes a number of finished images; its exceptions stop the work.
-      jobs: Path and rows of each shard.
-      num_threads: The most threads at a time.
-      on_progress: Called from this thread with (images done, images in all, what).
-      what: See `on_progress`.
-    """
-    done, total = _Counter(), sum(len(rows) for _, rows in jobs)
-    pool = ThreadPoolExecutor(max_workers=max(1, min(num_threads, len(jobs))))
-    with one_thread_each():
-        try:
-            futures = [pool.submit(work, path, rows, done.add) for path, rows in jobs]
-            for _ in _until_done(futures):
-                on_progress(done.value, total, what)
-            return [future.result() for future in futures]
-        finally:
-            done.stop.set()
-            pool.shutdown(wait=True, cancel_futures=True)
-
-
-def _until_done(futures: Sequence[Future]) -> Iterator[None]:
-    """Yields five times per second until all futures are done; raises their errors."""
-    pending = set(futures)
-    while pending:
-        finished, pending = wait(pending, timeout=0.2)
-        for future in finished:
-            future.result()
-        yield
 
 
 def write_shard(
@@ -349,40 +306,3 @@ def write_shard(
         write_beside(thumbnails_path(path), lambda file: file.write(small), binary=True)
         write_json(account_path(path), asdict(account))
     return account
-
-
-@contextmanager
-def one_thread_each() -> Iterator[None]:
-    """Makes OpenCV use only the calling thread."""
-    before = cv2.getNumThreads()
-    cv2.setNumThreads(1)
-    try:
-        yield
-    finally:
-        cv2.setNumThreads(before)
-
-
-def num_cores() -> int:
-    """Returns the number of cores that this process may use."""
-    if hasattr(os, "sched_getaffinity"):
-        return len(os.sched_getaffinity(0))
-    return os.cpu_count() or 1
-
-
-class _Counter:
-    """Counts the images done in all threads, and signals threads to stop."""
-
-    def __init__(self):
-        self.value = 0
-        self.lock = threading.Lock()
-        self.stop = threading.Event()
-
-    def add(self, number: int) -> None:
-        if self.stop.is_set():
-            raise _Stopped
-        with self.lock:
-            self.value += number
-
-
-class _Stopped(Exception):
-    pass

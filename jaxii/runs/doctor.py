@@ -13,7 +13,7 @@ from jaxii.doctor import checks
 from jaxii.doctor.speed import HEIGHT, WIDTH, Drawn
 from jaxii.errors import CheckFailed
 from jaxii.prepare import recipe as recipes
-from jaxii.prepare.shards import num_cores
+from jaxii.prepare.threads import num_cores
 from jaxii.runs import assembly, speed
 from jaxii.runs.plan import Facts, facts_of
 from jaxii.runs.speed import Speed

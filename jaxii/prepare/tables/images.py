@@ -16,8 +16,8 @@ from jaxii.errors import InputError
 from jaxii.prepare import image_files
 from jaxii.prepare.image_files import IMAGE_SUFFIXES, Skipped, files_below, is_text
 from jaxii.prepare.recode import probe, recode, size
-from jaxii.prepare.shards import one_thread_each
 from jaxii.prepare.tables.notes import Notes
+from jaxii.prepare.threads import one_thread_each
 
 # Up to this many images are decoded, in half a minute on two cores.
 MOST_DECODED = 4_000
