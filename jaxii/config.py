@@ -7,14 +7,12 @@ take plain arguments instead of a `Config`.
 
 import contextlib
 import dataclasses
-import difflib
 import functools
 import hashlib
 import itertools
 import json
 import re
-import traceback
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from numbers import Integral, Real
 from typing import (
@@ -192,10 +190,10 @@ class ModelConfig(_Section, path="config.model"):
             "device, global, or group:N for groups of N devices, such as group:8",
         ),
     ] = "device"
-    # File of torchvision's or timm's weights that the first stage's trunk starts from:
-    # .safetensors or .pth, read without running code, of the same variant, depth, width
-    # and stem. The classifier is left out, as the file does not name its labels. The
-    # provenance names the file; the Inclusive Images Challenge forbids such weights.
+    # Weights of the same variant, depth, width and stem that the first stage's trunk
+    # starts from: a run's workdir (its best checkpoint), or a .safetensors or .pth file
+    # of torchvision or timm, read without running code. The heads are left out. The
+    # provenance names a file; the Inclusive Images Challenge forbids such weights.
     pretrained: str = ""
 
 
@@ -374,33 +372,30 @@ class Config(_Section, path="config"):
         return hashlib.sha256(text.encode()).hexdigest()[:16]
 
 
+class _Recipe(ConfigDict):
+    """Fields of a `Config`; a stage gets every field, for the command line to set."""
+
+    def __setitem__(self, key: str, value: Any) -> None:
+        if key == "stages" and isinstance(value, list | tuple):
+            value = tuple(map(_whole_stage, cast(Sequence[object], value)))
+        super().__setitem__(key, value)
+
+
 def default_config() -> ConfigDict:
     """Returns every field at its default, for a recipe to change; `stages` is empty.
 
     The fields and their types are fixed: a recipe that misspells a field fails.
     """
-    config = _defaults(Config)
+    config = _Recipe(_defaults(Config))
     config.lock()
     return config
 
 
-def check_overrides(argv: list[str]) -> None:
-    """Checks that the field of every --config.FIELD exists.
-
-    Args:
-      argv: The words of a command line.
-
-    Raises:
-      InputError: If a field does not exist; names the nearest fields.
-    """
+def field_names() -> list[str]:
+    """Returns sections, `section.field`, and the fields of `stages[0]`."""
     fields: Mapping[str, object] = _frozen(default_config())
-    names = [*flatten(fields), *fields]
-    for word in argv:
-        # Of a field such as stages[0].num_epochs, only "stages" is checked.
-        name = word.removeprefix("--config.").partition("=")[0].partition("[")[0]
-        if word.startswith("--config.") and name not in names:
-            near = difflib.get_close_matches(name, names, n=3) or fields
-            raise InputError(f"--config.{name} is not a field; use {', '.join(near)}.")
+    stage = [f"stages[0].{name}" for name in _kinds(StageConfig)]
+    return [*fields, *flatten(fields), "stages[0]", *stage]
 
 
 def check_returned(fields: object, recipe: str) -> None:
@@ -418,28 +413,6 @@ def check_returned(fields: object, recipe: str) -> None:
             f"{recipe}: get_config() does not return a configuration; change and "
             "return the result of jaxii.config.default_config()."
         )
-
-
-def recipe_error(recipe: str, error: BaseException, *, flag: str = "") -> InputError:
-    """Returns an InputError with a recipe's own error and its line in the recipe.
-
-    Args:
-      recipe: "FILE" or "FILE:PRESET".
-      error: The error that the recipe raised.
-      flag: The part of the command line before the recipe, for the message.
-    """
-    frames = list(traceback.extract_tb(error.__traceback__))
-    while (before := error.__cause__ or error.__context__) is not None:
-        error = before
-        frames += traceback.extract_tb(error.__traceback__)
-    file = recipe.partition(":")[0]
-    lines = [f"line {frame.lineno}" for frame in frames if frame.filename == file]
-    where = f" ({lines[-1]})" if lines else ""
-    kind = "" if isinstance(error, ValueError) else f"{type(error).__name__}: "
-    text = str(error.args[0] if isinstance(error, KeyError) else error)
-    # The message may already name the recipe.
-    text = text.removeprefix(f"{recipe}; ")
-    return InputError(f"{flag}{recipe}: {kind}{text}{where}")
 
 
 def differences(one: Mapping[str, Any], other: Mapping[str, Any]) -> list[str]:
@@ -511,6 +484,15 @@ def _parsed(name: str, kind: Any, value: Any) -> Any:
     if _base(kind) is float and isinstance(value, int) and not isinstance(value, bool):
         return float(value)
     return value
+
+
+def _whole_stage(given: object) -> object:
+    """Adds the fields that a recipe's stage lacks; `_stage` checks those it has."""
+    if not isinstance(given, Mapping):
+        return given
+    kinds = _kinds(StageConfig)
+    fields = dict(_defaults(StageConfig)) | dict(cast(Mapping[str, Any], given))
+    return {k: _parsed(k, kinds[k], v) if k in kinds else v for k, v in fields.items()}
 
 
 def _stage(given: object) -> StageConfig:

@@ -28,11 +28,22 @@ _DISK_ERRORS = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EIO)
 
 
 def user_cache() -> Path:
-    """Returns jaxii's folder in the user's cache; it need not exist."""
+    """Returns jaxii's folder in the user's cache; it need not exist.
+
+    Raises:
+      InputError: If neither XDG_CACHE_HOME nor the user's home folder is known.
+    """
     named = os.environ.get("XDG_CACHE_HOME", "")
     # The XDG specification ignores relative paths.
-    root = Path(named) if Path(named).is_absolute() else Path.home() / ".cache"
-    return root / "jaxii"
+    if Path(named).is_absolute():
+        return Path(named, "jaxii")
+    try:
+        return Path.home() / ".cache" / "jaxii"
+    except RuntimeError as error:
+        raise InputError(
+            "the user has no home folder, and HOME and XDG_CACHE_HOME are not set; set "
+            "XDG_CACHE_HOME to the absolute path of a folder for cached files."
+        ) from error
 
 
 def at(path: str | os.PathLike[str]) -> AnyPath:

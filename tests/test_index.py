@@ -77,3 +77,11 @@ def test_the_cache_of_a_read_only_folder_is_the_users(tmp_path, monkeypatch):
     path = index.cache_path(tmp_path / "data", "i")
     assert path.parent.parent == tmp_path / "cache" / "jaxii"
     assert path.parent.is_dir()
+
+
+def test_a_cache_without_any_writable_folder_is_refused(tmp_path, monkeypatch):
+    (tmp_path / "cache").write_text("a file")
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
+    monkeypatch.setattr(index.os, "access", lambda *_: False)
+    with pytest.raises(InputError, match="set XDG_CACHE_HOME"):
+        index.cache_path(tmp_path / "data", "i")

@@ -11,6 +11,7 @@ import shutil
 import signal
 import subprocess
 import sys
+import tempfile
 from pathlib import Path
 from unittest.mock import Mock
 
@@ -204,7 +205,10 @@ def test_a_command_line_that_cannot_be_is_refused(refused, words, pattern):
         ([RECIPE, "--config.optimizer.peak_lr="], "like the default, 0.15"),
         ([RECIPE, "--config.model=50"], "--config.model=50: .* is not a dict"),
         ([RECIPE, "--config.stages=50"], "config.stages contains 50; use a dict"),
-        ([RECIPE, "--config.stages[0].num_epoch=5"], "num_epoch"),
+        ([RECIPE, "--config.stages[0].num_epoch=5"], r"use stages\[0\].num_epochs"),
+        ([RECIPE, "--config.stages[7].num_epochs=5"], "lacks the stage or term"),
+        ([RECIPE, "--config.stages[0].terms.bcee=5"], "lacks the stage or term"),
+        ([RECIPE, "--config.stages[1].peak_lr=-5"], r"use a value in \[0"),
         ([RECIPE, "--config.model.depth=20"], "use one of 18, 26, 34, 50, 101, 152"),
         ([RECIPE, "--config.optimizer.peak_lr=nan"], r"use a value in \["),
         ([RECIPE, "--config.global_batch_size=-8"], r"use a value in \[1, "),
@@ -426,6 +430,13 @@ def test_a_cache_that_cannot_be_made_is_done_without(environment, tmp_path):
     assert start.CACHE not in environment
 
 
+def test_a_cache_without_a_home_folder_is_done_without(environment, monkeypatch):
+    monkeypatch.delenv("XDG_CACHE_HOME")
+    monkeypatch.setattr("os.path.expanduser", lambda path: path)
+    start.keep_compiled_programs()
+    assert start.CACHE not in environment
+
+
 # Prints the pages that the kernel clears in a step with 40 MB between its operations.
 PAGES = """
 import resource, statistics, sys
@@ -515,6 +526,26 @@ def test_want_of_memory_ends_with_1_and_one_line(run, monkeypatch, tmp_path, all
     assert code == 1
     assert re.fullmatch(
         r"jaxii: out of memory \(.*\); raise the memory limit .*\n", err
+    )
+
+
+def matplotlib_without_a_folder():
+    error = "a temporary directory could not be created; set the MPLCONFIGDIR"
+    raise OSError(error)
+
+
+@pytest.mark.parametrize(
+    "write", [tempfile._get_default_tempdir, matplotlib_without_a_folder]
+)
+def test_want_of_a_temporary_folder_ends_with_1_and_one_line(
+    run, monkeypatch, tmp_path, write
+):
+    monkeypatch.setattr("jaxii.runs.train.train", lambda *_, **__: write())
+    monkeypatch.setattr(tempfile, "_candidate_tempdir_list", lambda: ["/dev/null/x"])
+    code, _, err = run("train", f"{RECIPE}:emoji", f"--workdir={tmp_path}")
+    assert code == 1
+    assert re.fullmatch(
+        r"jaxii: no folder for temporary files \(.*\); set TMPDIR .*\n", err
     )
 
 

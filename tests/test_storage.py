@@ -73,6 +73,14 @@ def test_the_users_cache_is_where_the_xdg_specification_says(monkeypatch, tmp_pa
         assert user_cache() == tmp_path / ".cache" / "jaxii"
 
 
+def test_a_user_without_a_home_folder_is_told_to_name_a_cache(monkeypatch):
+    monkeypatch.delenv("XDG_CACHE_HOME", raising=False)
+    # As expanduser leaves it for a user that the system does not know.
+    monkeypatch.setattr("os.path.expanduser", lambda path: path)
+    with pytest.raises(InputError, match="set XDG_CACHE_HOME"):
+        user_cache()
+
+
 @pytest.mark.parametrize("kind", [lambda path: path, epath.Path])
 def test_a_folder_is_whole_or_not_there_and_replaces_none(tmp_path, kind):
     path = kind(tmp_path / "new" / "folder")

@@ -4,10 +4,12 @@ Imports no JAX, so that help and errors of the command line are immediate; a com
 imports what it needs in its `run`.
 """
 
+import difflib
 import errno
 import io
 import logging
 import os
+import re
 import sys
 import textwrap
 import traceback
@@ -33,10 +35,10 @@ from jaxii.cli import (
     train,
 )
 from jaxii.cli.flags import Flags
-from jaxii.config import check_overrides, check_returned, recipe_error
+from jaxii.config import check_returned, field_names
 from jaxii.console import open_ended, write_line
 from jaxii.distributed.cluster import ProcessInfo
-from jaxii.errors import CheckFailed, InputError, nearest, nearest_path
+from jaxii.errors import CheckFailed, InputError, nearest, nearest_path, recipe_error
 
 DONE, FAILED, MISUSED, PREEMPTED = 0, 1, 2, 75
 # Width of help texts, and the column at which descriptions begin.
@@ -60,6 +62,8 @@ FIXES = {
     errno.EIO: "check the disk",
     errno.ESTALE: "check the disk",
 }
+# Text of errors of Python and Matplotlib, which write small temporary files.
+NO_TEMPORARY = "temporary directory"
 # Texts of errors of XLA, OpenCV, Python's threads and the dynamic loader.
 NO_MEMORY = (
     "RESOURCE_EXHAUSTED",
@@ -69,7 +73,7 @@ NO_MEMORY = (
 )
 MORE_MEMORY = (
     "raise the memory limit (of the device, the container, the job, ulimit -v), close "
-    "other programs, or use less memory: a smaller global_batch_size or more "
+    "other programs, or, in training, use a smaller global_batch_size or more "
     "micro_batches. Then run the same command again."
 )
 
@@ -154,6 +158,11 @@ def _failure(error: Exception, place: ProcessInfo | None) -> tuple[int, str]:
         where = f"{error.filename}: " if error.filename else ""
         fix = FIXES[error.errno]
         return FAILED, f"{where}{error.strerror}; {fix}, then run the command again."
+    if isinstance(error, OSError) and NO_TEMPORARY in str(error):
+        return FAILED, (
+            f"no folder for temporary files ({error.strerror or error}); set TMPDIR to "
+            "a writable folder with free space, then run the command again."
+        )
     from jaxii.distributed import processes
     from jaxii.distributed.rendezvous import ProcessLost
     from jaxii.train.checkpoint import FailedSave
@@ -292,7 +301,16 @@ def _check_recipe(recipe: str, argv: list[str]) -> None:
     if not path.is_file():
         fix = nearest_path(path) or "give a recipe such as configs/f2_multitask.py."
         raise InputError(f"--config={recipe} is not a file; {fix}")
-    check_overrides(argv)
+    names = field_names()
+    for word in argv:
+        # Every stage has the fields of the first; a term has any name.
+        given = word.removeprefix("--config.").partition("=")[0]
+        name = re.sub(r"^stages\[\d+\]", "stages[0]", given)
+        name = re.sub(r"^(stages\[0\]\.terms)\..*", r"\1", name)
+        if word.startswith("--config.") and name not in names:
+            sections = [name for name in names if name.isidentifier()]
+            near = difflib.get_close_matches(name, names, n=3) or sections
+            raise InputError(f"--config.{given} is not a field; use {', '.join(near)}.")
 
 
 def _unknown_flag(command: str, error: absl_flags.UnrecognizedFlagError) -> InputError:

@@ -9,6 +9,7 @@ from pathlib import Path
 from jaxii import console
 from jaxii.cli.flags import Flags
 from jaxii.distributed import cluster, gpu
+from jaxii.errors import InputError
 from jaxii.storage import user_cache
 
 # JAX's own variable; if it is set but empty, no program is kept.
@@ -81,7 +82,7 @@ def keep_compiled_programs() -> None:
     given = os.environ.get(CACHE)
     if given == "" or "://" in (given or ""):
         return
-    with contextlib.suppress(OSError, RuntimeError):
+    with contextlib.suppress(OSError, InputError):
         folder = Path(given or user_cache() / "compiled")
         folder.mkdir(mode=0o700, parents=True, exist_ok=True)
         found = folder.stat()

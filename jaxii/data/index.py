@@ -186,6 +186,9 @@ def cache_path(directory: AnyPath, name: str) -> AnyPath:
     Args:
       directory: The folder of the dataset.
       name: File name without suffix; identifies the split and the vocabulary.
+
+    Raises:
+      InputError: If neither folder can be written.
     """
     beside = directory / f"{name}.parquet"
     is_local = isinstance(directory, Path)
@@ -193,5 +196,11 @@ def cache_path(directory: AnyPath, name: str) -> AnyPath:
         return beside
     key = hashlib.sha256(os.fspath(directory.resolve()).encode()).hexdigest()[:16]
     folder = user_cache() / key
-    folder.mkdir(parents=True, exist_ok=True)
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise InputError(
+            f"the index of {directory} can be written neither there nor to {folder} "
+            f"({error.strerror}); set XDG_CACHE_HOME to a writable folder."
+        ) from error
     return folder / f"{name}.parquet"
