@@ -25,8 +25,11 @@ from small_runs import save_checkpoint, seal
 
 from jaxii import main
 from jaxii.config import Config, default_config
+from jaxii.data.labels import Vocabulary
 from jaxii.data.transforms import EvalTransform
 from jaxii.decoding import decoders as decoding
+from jaxii.decoding.calibration import Calibration
+from jaxii.decoding.thresholds import DecoderChoice
 from jaxii.distributed.mesh import divided, make_mesh, replicated, to_devices
 from jaxii.errors import InputError
 from jaxii.evaluation.predictor import Model, make_predict
@@ -334,10 +337,9 @@ def probs_of(workdir, images):
 
 @pytest.mark.parametrize("decoder", ["threshold", "per_class"])
 def test_the_loader_answers_as_the_checkpoint_with_jax_and_numpy_alone(
-    workdir, folder, tmp_path, decoder
+    workdir, tmp_path, decoder
 ):
-    if decoder != "threshold":
-        folder = exported(workdir, tmp_path / "folder", f"--decoder={decoder}")
+    folder = exported(workdir, tmp_path / "folder", f"--decoder={decoder}")
     images = images_of(BATCH, 16)
     np.save(tmp_path / "images.npy", images)
     script = """
@@ -372,12 +374,162 @@ def test_thresholds_are_those_of_the_decoder_in_the_order_of_the_labels(
     assert [float(row["slope"]) for row in rows] == calibration.slopes.tolist()
 
 
-def test_an_evaluation_by_a_decoder_without_thresholds_exports_the_global_one(
-    workdir, folder
-):
+def test_the_loader_predicts_labels_by_the_decoder_of_the_evaluation(workdir, folder):
+    script = """
+images = np.random.default_rng(0).integers(0, 256, (8, 16, 16, 3), np.uint8)
+print(json.dumps([load.probabilities(images).tolist(), load.predict_labels(images)]))
+"""
+    probs, answers = json.loads(elsewhere(folder, script).stdout)
     assert workdir.metrics().decoder.name == "expected_f2"
-    record = json.loads((folder / "export.json").read_text())
-    assert record["decoder"]["name"] == "threshold"
+    decode = decoding.load(workdir.path / "decoders.npz", None).answer("expected_f2")
+    codes = workdir.vocabulary().codes
+    label_ids = decode(np.array(probs, np.float32), None)
+    assert answers == [[codes[i] for i in ids] for ids in label_ids]
+    record = json.loads((folder / "export.json").read_text())["decoder"]
+    assert (record["name"], record["run_uses"]) == ("expected_f2", "expected_f2")
+    assert record["confidence"] == decoding.CONFIDENCE
+
+
+def decoders_of(num_classes):
+    """Returns decoders with other numbers for each label."""
+    rng = np.random.default_rng(1)
+    return decoding.Decoders(
+        choice=DecoderChoice(threshold=0.3, top_k=4),
+        class_thresholds=rng.uniform(0.1, 0.6, num_classes),
+        calibration=Calibration(
+            rng.uniform(0.6, 1.4, num_classes), rng.normal(0, 0.5, num_classes)
+        ),
+        frequencies=rng.beta(0.5, 20, num_classes) + 1e-6,
+    )
+
+
+def random_probabilities(num_classes):
+    """Returns probabilities of images with few, some and many labels; some 0 and 1."""
+    rng = np.random.default_rng(2)
+    shapes = (0.02, 5), (0.1, 5), (0.3, 1), (2, 2)
+    parts = [rng.beta(*shape, (100, num_classes)) for shape in shapes]
+    probs = np.concatenate(parts).astype(np.float32)
+    probs[rng.random(probs.shape) < 0.005] = 0
+    probs[rng.random(probs.shape) < 0.005] = 1
+    return probs
+
+
+@pytest.mark.parametrize(
+    ("decoder", "num_classes"),
+    [*((name, 178) for name in programs.DECODERS), ("expected_f2", 1)],
+)
+def test_the_loader_chooses_the_labels_that_the_decoder_chooses(
+    tmp_path, decoder, num_classes
+):
+    folder = tmp_path / "folder"
+    folder.mkdir()
+    codes = tuple(f"label{i}" for i in range(num_classes))
+    vocabulary, decoders = Vocabulary(codes, codes), decoders_of(num_classes)
+    programs.write_labels(folder / programs.LABELS, vocabulary, decoders, decoder)
+    programs.write_loader(folder)
+    (folder / programs.PROGRAM).write_bytes(linear_program())
+    parameters = programs.parameters_of(decoders, decoder)
+    record = {"caveats": [], "decoder": {"name": decoder, **parameters}}
+    (folder / "export.json").write_text(json.dumps(record))
+    probs = random_probabilities(num_classes)
+    np.save(tmp_path / "probs.npy", probs)
+    script = """
+print(json.dumps(load.labels_of(np.load(sys.argv[1] + "/probs.npy"))))
+"""
+    answers = json.loads(elsewhere(folder, script, tmp_path).stdout)
+    expected = decoders.answer(decoder)(probs, None)
+    assert answers == [[codes[i] for i in ids] for ids in expected]
+    if decoder == "expected_f2" and num_classes > 1:
+        assert len(set(map(len, answers))) > 20
+
+
+def test_embedding_is_replaced_by_the_threshold_and_that_is_said(
+    workdir, tmp_path, capsys
+):
+    copy = Workdir(shutil.copytree(workdir.path, tmp_path / "copy"))
+    metrics = copy.metrics()
+    metrics = replace(metrics, decoder=replace(metrics.decoder, name="embedding"))
+    (copy.path / "metrics.json").write_text(json.dumps(metrics.to_json()))
+    seal(copy.path)
+    folder = exported(copy, tmp_path / "folder")
+    threshold = metrics.decoder.choice.threshold
+    words = f"the run uses embedding; the exported labels use threshold {threshold}\n"
+    assert words in capsys.readouterr().out
+    record = json.loads((folder / "export.json").read_text())["decoder"]
+    assert (record["name"], record["run_uses"]) == ("threshold", "embedding")
+    assert record["threshold"] == threshold
+
+
+def test_the_decoder_flag_offers_what_the_loader_applies(capsys):
+    assert run("export", "--help") == 0
+    *first, last = programs.DECODERS
+    words = " ".join(capsys.readouterr().out.split())
+    assert f"({', '.join(first)} or {last})" in words
+
+
+def moved(workdir, to, directory):
+    """Copies a workdir, as if its dataset had been in another folder."""
+    copy = Workdir(shutil.copytree(workdir.path, to))
+    config = copy.config().moved(str(directory))
+    copy.config_file.write_text(json.dumps(config.to_dict()))
+    seal(copy.path)
+    return copy
+
+
+@pytest.mark.parametrize("is_there", [False, True])
+def test_without_the_dataset_synthetic_images_are_checked(
+    workdir, folder, tmp_path, capsys, monkeypatch, is_there
+):
+    checked, compare = [], programs.largest_difference
+
+    def largest_difference(run, images, probs):
+        checked.append(images)
+        return compare(run, images, probs)
+
+    monkeypatch.setattr(programs, "largest_difference", largest_difference)
+    data = tmp_path / "data"
+    if is_there:
+        data.mkdir()
+    output = exported(moved(workdir, tmp_path / "copy", data), tmp_path / "folder")
+    said = capsys.readouterr().out
+    assert said.count("checked on synthetic images") == 1 and str(data) in said
+    assert "on 64 synthetic images" in said
+    record = json.loads((output / "export.json").read_text())
+    before = json.loads((folder / "export.json").read_text())
+    assert record["check"]["images"] == "synthetic"
+    assert before["check"]["images"] == "validation"
+    for name in record.keys() - {"check", "programs"}:
+        assert record[name] == before[name]
+    (images,) = checked
+    assert images.shape == (64, 16, 16, 3)
+    # Each image varies, and its neighbouring pixels are alike.
+    deviations = images.std(axis=(1, 2))
+    assert deviations.min() > 20
+    assert np.abs(np.diff(images.astype(int), axis=1)).mean() < deviations.mean()
+
+
+@pytest.mark.parametrize(
+    ("damage", "words", "pattern"),
+    [
+        ("label_ids.labels.txt", [], "label_ids.labels.txt"),
+        ("dataset_info.json", [], "did not finish"),
+        ("all", ["--data_dir={data}"], "is not a folder"),
+        ("all", ["--verify"], "is not a folder"),
+    ],
+)
+def test_a_dataset_that_is_damaged_or_asked_for_is_not_replaced(
+    workdir, tmp_path, capsys, damage, words, pattern
+):
+    data = tmp_path / "data"
+    if damage != "all":
+        shutil.copytree(workdir.config().data.directory, data)
+        (data / damage).unlink()
+    copy = moved(workdir, tmp_path / "copy", data)
+    words = [word.format(data=data) for word in words]
+    output = tmp_path / "folder"
+    assert run("export", f"--workdir={copy.path}", f"--output={output}", *words) == 2
+    assert re.fullmatch(rf"jaxii: [^\n]*{pattern}[^\n]*\n", capsys.readouterr().err)
+    assert not output.exists()
 
 
 def test_how_far_the_runs_own_compute_type_is_is_told(folder):

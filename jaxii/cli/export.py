@@ -12,7 +12,8 @@ from jaxii.cli.start import start_jax
 HELP = """\
 Exports a checkpoint to a folder that runs without jaxii: uint8 images in, probabilities
 out, for any batch size. The files are read back and must reproduce the checkpoint's
-probabilities on images of the validation split.
+probabilities on images of the validation split, or on synthetic images if the dataset
+is not on this machine.
 
   python -m jaxii.main export --workdir=runs/emoji --output=exported
   cd exported && python    # import load; load.probabilities(images)
@@ -20,8 +21,9 @@ probabilities on images of the validation split.
 {flags}
 
 The folder contains model.stablehlo (for CPUs, GPUs and TPUs), labels.csv with the
-thresholds, export.json (image preprocessing, provenance) and load.py, which needs only
-jax and numpy."""
+decoder's numbers for each label, export.json (image preprocessing, decoder, provenance)
+and load.py, which needs only jax and numpy; load.predict_labels(images) applies the
+decoder."""
 
 
 def declare(flags: Flags) -> None:
@@ -32,9 +34,9 @@ def declare(flags: Flags) -> None:
     flags.choice(
         "decoder",
         "NAME",
-        ("threshold", "per_class"),
-        "decoder whose thresholds to write",
-        otherwise="per_class if the evaluation used it, else threshold",
+        ("expected_f2", "threshold", "per_class", "top_k"),
+        "decoder of the exported labels",
+        otherwise="the one that the evaluation used; threshold for embedding",
     )
     declare_data_dir(flags)
     declare_verify(flags)

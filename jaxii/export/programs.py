@@ -15,7 +15,8 @@ import numpy as np
 from jaxtyping import Float, UInt8
 
 from jaxii.data.labels import Vocabulary
-from jaxii.decoding.decoders import Decoders
+from jaxii.decoding.calibration import HIGHEST_LOGIT, LOWEST_LOGIT
+from jaxii.decoding.decoders import CONFIDENCE, Decoders
 from jaxii.errors import InputError
 from jaxii.evaluation.evaluator import gather
 from jaxii.evaluation.predictor import Batches, Model, Predict, predicted
@@ -29,8 +30,8 @@ TOLERANCE = 1e-4
 # By default accelerators multiply float32 with reduced precision.
 PRECISION = "highest"
 BATCH_SIZES = (1, 3)
-# Decoders that `load.py` can apply.
-WITH_THRESHOLDS = ("threshold", "per_class")
+# Decoders that `load.py` can apply; programs do not return the embedding.
+DECODERS = ("expected_f2", "threshold", "per_class", "top_k")
 
 Images = UInt8[np.ndarray, "batch height width 3"]
 Probs = Float[np.ndarray, "batch class"]
@@ -156,23 +157,43 @@ def write_programs(
 def write_labels(
     path: Path, vocabulary: Vocabulary, decoders: Decoders, name: str
 ) -> None:
-    """Writes one CSV row per label: calibration, and the decoder's threshold."""
-    thresholds = thresholds_of(decoders, name, len(vocabulary))
-    slopes, intercepts = decoders.calibration
+    """Writes one CSV row per label, with its numbers for the decoders.
+
+    Args:
+      name: One of `DECODERS`; per_class writes its thresholds, the others the common
+        threshold of the decoder threshold.
+    """
+    numbers = {
+        "threshold": thresholds_of(decoders, name, len(vocabulary)),
+        "slope": decoders.calibration.slopes,
+        "intercept": decoders.calibration.intercepts,
+        "frequency": decoders.frequencies,
+    }
     codes, texts = vocabulary.codes, vocabulary.descriptions
-    rows = zip(codes, texts, thresholds, slopes, intercepts, strict=True)
+    rows = zip(codes, texts, *numbers.values(), strict=True)
     with path.open("w", newline="", encoding="utf-8") as file:
         writer = csv.writer(file, lineterminator="\n")
-        writer.writerow(("index", "code", "name", "threshold", "slope", "intercept"))
-        for i, (code, text, *numbers) in enumerate(rows):
-            writer.writerow((i, code, text, *map(str, numbers)))
+        writer.writerow(("index", "code", "name", *numbers))
+        for i, (code, text, *values) in enumerate(rows):
+            writer.writerow((i, code, text, *map(str, values)))
 
 
 def thresholds_of(decoders: Decoders, name: str, num_classes: int) -> Iterable[Any]:
-    """Returns a threshold per class; `name` is one of `WITH_THRESHOLDS`."""
+    """Returns a threshold per class: that of `per_class`, or the common one."""
     if name == "per_class":
         return decoders.class_thresholds
     return [decoders.choice.threshold] * num_classes
+
+
+def parameters_of(decoders: Decoders, name: str) -> dict[str, float | int | None]:
+    """Returns the parameters of a decoder by name, without those in `labels.csv`."""
+    if name == "expected_f2":
+        return {
+            "confidence": CONFIDENCE,
+            "lowest_logit": LOWEST_LOGIT,
+            "highest_logit": HIGHEST_LOGIT,
+        }
+    return decoders.parameter(name)
 
 
 def write_loader(folder: Path) -> None:

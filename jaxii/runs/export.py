@@ -8,23 +8,29 @@ from typing import Any
 import jax
 import numpy as np
 
+from jaxii.config import Config
 from jaxii.console import say
 from jaxii.data.labels import Vocabulary
 from jaxii.decoding import decoders as decoding
 from jaxii.decoding.calibration import HIGHEST_LOGIT, LOWEST_LOGIT
-from jaxii.evaluation.predictor import Model, make_predict
+from jaxii.errors import InputError
+from jaxii.evaluation.predictor import Batches, Model, make_predict
 from jaxii.evaluation.result import EvaluationResult
 from jaxii.export import programs as exporting
 from jaxii.export.onnx_graph import packages
 from jaxii.prepare import recode
 from jaxii.runs import assembly
+from jaxii.runs.images import open_images
 from jaxii.runs.run import Run
 from jaxii.runs.workdir import Workdir
-from jaxii.storage import AnyPath, local_draft_folder, write_json
+from jaxii.storage import AnyPath, local_draft_folder, names_in, write_json
 
-# Number of validation images that the written files are checked on, and the batch size
-# of the checkpoint's predictions for them.
+# Number of images that the written files are checked on, and the batch size of the
+# checkpoint's predictions for them.
 NUM_IMAGES, BATCH_SIZE = 64, 16
+# Side of synthetic images, in pixels. The transform of evaluation enlarges them, which
+# makes them smooth.
+SYNTHETIC_SIDE = 8
 
 
 @dataclass(frozen=True)
@@ -33,7 +39,8 @@ class Check:
 
     Attributes:
       num_images: Number of images compared.
-      split: Split of these images.
+      images: "validation" for images of this split; "synthetic" for smooth random
+        images, which replace them if the dataset is not there.
       tolerance: The largest difference of a probability that is allowed.
       compute_dtype: The type in which the run evaluates; its thresholds were chosen on
         probabilities of this type. The files compute in float32.
@@ -41,7 +48,7 @@ class Check:
     """
 
     num_images: int
-    split: str
+    images: str
     tolerance: float
     compute_dtype: str
     compute_dtype_difference: float
@@ -61,29 +68,31 @@ def export(
     Args:
       workdir: The workdir of an evaluated run.
       output: A folder that does not exist yet.
-      decoder: Decoder whose thresholds are written, threshold or per_class; "" for the
-        one that `evaluate` used if it has thresholds, else threshold.
+      decoder: Decoder of the exported labels, one of `programs.DECODERS`; "" for the
+        one that `evaluate` used, or threshold if it used embedding.
       onnx: Whether to write an ONNX model too.
       data_dir: Folder of the dataset, if it has moved; "" otherwise.
       verify: Whether to hash every byte of the data first.
 
     Raises:
-      InputError: If the decoders were fitted on another checkpoint.
+      InputError: If the decoders were fitted on another checkpoint, or the dataset is
+        damaged or another one, or is missing although `data_dir` or `verify` is given.
     """
     if onnx:
         packages()
     metrics = workdir.metrics()
     decoders = decoding.load(workdir.result_file("decoders.npz"), None)
     used = metrics.decoder.name
-    name = decoder or (used if used in exporting.WITH_THRESHOLDS else "threshold")
+    name = decoder or (used if used in exporting.DECODERS else "threshold")
     with Run.open(workdir.path, metrics.stage, data_dir=data_dir, verify=verify) as run:
         run.check_evaluated(metrics)
         record = _record(run, metrics, decoders, name)
         for caveat in record["caveats"]:
             say(f"CAVEAT     {caveat}")
+        missing = "" if data_dir or verify else _missing_data(run.config)
         with local_draft_folder(output) as folder:
             model = run.model()
-            images, probs, check = _images(run, model)
+            images, probs, check = _images(run, model, is_synthetic=bool(missing))
             written = exporting.write_programs(
                 folder,
                 run.in_float32(model, portable=True),
@@ -98,11 +107,11 @@ def export(
             record["check"] = asdict(check)
             record["programs"] = {key: each.to_json() for key, each in written.items()}
             write_json(folder / "export.json", record)
-    _tell(check, written)
-    say(
-        f"decoder {name}: load.py predicts labels with the thresholds in "
-        f"labels.csv; provenance: {record['badge']}"
-    )
+    _tell_check(check, written, missing)
+    words = " ".join([name, *map(str, decoders.parameter(name).values())])
+    if name != used:
+        say(f"CAVEAT     the run uses {used}; the exported labels use {words}")
+    say(f"decoder {words}; provenance: {record['badge']}")
     say(f"export {output}")
 
 
@@ -136,19 +145,36 @@ def _record(
         f"logit clipped to [{LOWEST_LOGIT:g}, {HIGHEST_LOGIT:g}]",
         "decoder": {
             "name": name,
-            **decoders.parameter(name),
+            "run_uses": metrics.decoder.name,
+            **exporting.parameters_of(decoders, name),
             "chosen_on": metrics.decoder.chosen_on,
         },
     }
 
 
-def _images(run: Run, model: Model) -> tuple[exporting.Images, exporting.Probs, Check]:
+def _missing_data(config: Config) -> str:
+    """Returns why there is no dataset; "" if its folder has files."""
+    try:
+        directory = assembly.data_directory(config)
+        if directory.is_file() or names_in(directory):
+            return ""
+    except (InputError, OSError) as error:
+        return str(error)
+    return f"{directory} is empty"
+
+
+def _images(
+    run: Run, model: Model, *, is_synthetic: bool
+) -> tuple[exporting.Images, exporting.Probs, Check]:
     """Returns images, the checkpoint's float32 probabilities, and their `Check`."""
     # The batch size of training may be thousands.
     config, mesh = replace(run.config, global_batch_size=BATCH_SIZE), run.mesh
 
     def answers(model: Model) -> tuple[exporting.Images, exporting.Probs]:
-        batches = assembly.eval_batches(config, run.data, "validation", NUM_IMAGES)
+        if is_synthetic:
+            batches = _synthetic(config)
+        else:
+            batches = assembly.eval_batches(config, run.data, "validation", NUM_IMAGES)
         return exporting.checkpoint_predictions(
             make_predict([model], mesh), batches, mesh
         )
@@ -161,12 +187,20 @@ def _images(run: Run, model: Model) -> tuple[exporting.Images, exporting.Probs, 
         probs,
         Check(
             num_images=len(images),
-            split="validation",
+            images="synthetic" if is_synthetic else "validation",
             tolerance=exporting.TOLERANCE,
             compute_dtype=config.model.compute_dtype,
             compute_dtype_difference=float(np.abs(own - probs).max()),
         ),
     )
+
+
+def _synthetic(config: Config) -> Batches:
+    """Yields smooth random images, the same ones each time."""
+    shape = NUM_IMAGES, SYNTHETIC_SIDE, SYNTHETIC_SIDE, 3
+    images = np.random.default_rng(0).integers(0, 256, shape, np.uint8)
+    short_side = assembly.largest_short_side(config)
+    return assembly.file_batches(config, open_images(images, short_side=short_side))
 
 
 def _for_onnx(record: Mapping[str, Any], vocabulary: Vocabulary) -> dict[str, str]:
@@ -176,12 +210,19 @@ def _for_onnx(record: Mapping[str, Any], vocabulary: Vocabulary) -> dict[str, st
     return {name: json.dumps(value) for name, value in kept.items()}
 
 
-def _tell(check: Check, written: Mapping[str, exporting.WrittenProgram]) -> None:
+def _tell_check(
+    check: Check, written: Mapping[str, exporting.WrittenProgram], missing: str
+) -> None:
+    if missing:
+        say(
+            f"CAVEAT     checked on synthetic images, because the dataset is not there "
+            f"({missing}); to check on images of validation, give its --data_dir"
+        )
     for name, program in written.items():
         say(
             f"{name:16} differs from the checkpoint by at most "
-            f"{program.largest_difference:.1e}, on {check.num_images} images of "
-            f"{check.split}"
+            f"{program.largest_difference:.1e}, on {check.num_images} {check.images} "
+            "images"
         )
     if check.compute_dtype != "float32":
         say(
