@@ -68,7 +68,7 @@ def get_config(dataset="toy_regions"):
             "name": "classifier",
             "num_epochs": float(last),
             "embedding_head": False,
-            "peak_lr": config.optimizer.peak_lr / 10,
+            "peak_lr_scale": 0.1,
             "terms": {"focal": {"weight": 1.0, **focal}, "soft_f": 10.0},
         },
     )

@@ -83,7 +83,7 @@ def _soft_f_fine_tune(config):
         {
             "name": "soft_f",
             "num_epochs": (1 - FIRST) * EPOCHS,
-            "peak_lr": config.optimizer.peak_lr / 5,
+            "peak_lr_scale": 0.2,
             "terms": {"soft_f": 10.0},
         },
     )
@@ -108,7 +108,7 @@ def _embedding_dropped(config):
         {
             "name": "classifier",
             "num_epochs": (1 - FIRST) * EPOCHS,
-            "peak_lr": config.optimizer.peak_lr / 5,
+            "peak_lr_scale": 0.2,
             "terms": {"bce": 1.0},
         },
     )

@@ -202,10 +202,10 @@ class OptimizerConfig(_Section, path="config.optimizer"):
     """The update rule, and the average of the parameters to evaluate."""
 
     name: Literal["sgd", "adamw", "lars", "lamb"] = "sgd"
-    # Highest learning rate of a stage that does not set its own.
+    # Highest learning rate; a stage multiplies it by its `peak_lr_scale`.
     peak_lr: Annotated[float, Range(1e-8, 1e3)] = 0.05
-    # Batch size that peak_lr is meant for, here and in the stages; the rate is scaled
-    # by global_batch_size / base_batch_size (Goyal et al. 2017, 2.1). 0 does not scale.
+    # Batch size that peak_lr is meant for; the rate is multiplied by global_batch_size
+    # / base_batch_size (Goyal et al. 2017, 2.1). 0 does not scale.
     base_batch_size: Annotated[int, Range(0, 1_000_000)] = 0
     # Applied to matrices and convolutions, not to BatchNorm or biases.
     weight_decay: Annotated[float, Range(0.0, 1e3)] = 1e-4
@@ -244,8 +244,8 @@ class StageConfig(_Section, path="stage"):
     # "last_layer" trains the classifier alone; the trunk is frozen and normalises by
     # BatchNorm's running statistics, which are frozen too.
     trainable: Literal["all", "last_layer"] = "all"
-    # Highest learning rate; 0 takes `optimizer.peak_lr`.
-    peak_lr: Annotated[float, Range(0.0, 1e3)] = 0.0
+    # Highest learning rate, as a multiple of `optimizer.peak_lr`.
+    peak_lr_scale: Annotated[float, Range(1e-6, 1e6)] = 1.0
     # Share of the stage during which the learning rate rises to the peak.
     warmup_share: Annotated[float, Range(0.0, 0.999999)] = 0.05
     # Checkpoint of the previous stage to start from: the best by the validation metric,
@@ -378,7 +378,7 @@ class _Recipe(ConfigDict):
     def __setitem__(self, key: str, value: Any) -> None:
         if key == "stages" and isinstance(value, list | tuple):
             value = tuple(map(_whole_stage, cast(Sequence[object], value)))
-        super().__setitem__(key, value)
+        cast(Any, super()).__setitem__(key, value)
 
 
 def default_config() -> ConfigDict:
@@ -386,7 +386,7 @@ def default_config() -> ConfigDict:
 
     The fields and their types are fixed: a recipe that misspells a field fails.
     """
-    config = _Recipe(_defaults(Config))
+    config = _Recipe(cast(Any, _defaults(Config)))
     config.lock()
     return config
 
@@ -491,7 +491,8 @@ def _whole_stage(given: object) -> object:
     if not isinstance(given, Mapping):
         return given
     kinds = _kinds(StageConfig)
-    fields = dict(_defaults(StageConfig)) | dict(cast(Mapping[str, Any], given))
+    defaults = cast(Any, _defaults(StageConfig))
+    fields: dict[str, Any] = {**defaults, **cast(Mapping[str, Any], given)}
     return {k: _parsed(k, kinds[k], v) if k in kinds else v for k, v in fields.items()}
 
 

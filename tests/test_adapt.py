@@ -77,6 +77,18 @@ def test_slices_of_small_batches_are_not_larger_than_the_run_s():
 @pytest.mark.parametrize(("base", "rule"), [(0, "is not scaled"), (256, "is scaled")])
 def test_smaller_batches_are_told(tmp_path, monkeypatch, capfd, base, rule):
     config = recipe("inclusive_images", optimizer__base_batch_size=base)
+    said = said_by_adapt(config, tmp_path, monkeypatch, capfd)
+    assert "64 images instead of the run's 1024" in said
+    assert f"the learning rate {rule} with the batch" in said
+
+
+def test_the_rate_is_told(tmp_path, monkeypatch, capfd):
+    said = said_by_adapt(two_rates(), tmp_path, monkeypatch, capfd)
+    assert said == "rate      0.0001 at most; the run's highest was 0.001\n"
+
+
+def said_by_adapt(config, tmp_path, monkeypatch, capfd):
+    """Returns what `adapt` prints before it trains."""
     start = trained(tmp_path, config)
     monkeypatch.setattr(Run, "open", lambda *_: start)
     monkeypatch.setattr("jaxii.runs.adapt.train", lambda *_, **__: None)
@@ -90,9 +102,30 @@ def test_smaller_batches_are_told(tmp_path, monkeypatch, capfd, base, rule):
         data_dir="",
         should_stop=lambda step: False,
     )
-    said = capfd.readouterr().out
-    assert "64 images instead of the run's 1024" in said
-    assert f"the learning rate {rule} with the batch" in said
+    return capfd.readouterr().out
+
+
+def two_rates(**changes):
+    """Returns a configuration whose stages have other rates than the optimizer."""
+    stages = [
+        {"name": name, "num_steps": 2, "terms": {"bce": 1.0}, "peak_lr_scale": scale}
+        for name, scale in (("first", 0.02), ("second", 0.002))
+    ]
+    return recipe("emoji", stages=stages, optimizer__peak_lr=0.05, **changes)
+
+
+@pytest.mark.parametrize(("trainable", "share"), [("all", 0.1), ("last_layer", 1.0)])
+def test_an_adaptation_trains_at_a_share_of_the_highest_rate_of_the_stages(
+    trainable, share, tmp_path
+):
+    def peak_lr(config, given=0.0):
+        start = trained(tmp_path, config)
+        made = adapted(start, trainable=trainable, num_epochs=0.0, peak_lr=given)
+        return made.optimizer.peak_lr * made.stages[0].peak_lr_scale
+
+    assert peak_lr(two_rates()) == pytest.approx(share * 1e-3)
+    assert peak_lr(recipe("emoji")) == pytest.approx(share * 0.15)
+    assert peak_lr(two_rates(), given=0.3) == 0.3
 
 
 def test_batches_that_are_small_already_are_kept():
@@ -119,6 +152,12 @@ def test_batches_that_are_small_already_are_kept():
             {"focal": {"weight": 1.0, "gamma": 2.0, "alpha": None}},
         ),
         ({"embedding": 1.0}, {"bce": 1.0}),
+        ({"bce": ((0.0, 1.0), (1.0, 0.0)), "embedding": 1.0}, {"bce": 1.0}),
+        (
+            {"bce": ((0.0, 1.0), (0.5, 0.0)), "soft_f": {"beta": 2.0}},
+            {"soft_f": {"beta": 2.0}},
+        ),
+        ({"soft_f": {"weight": ((0.0, 1.0), (0.5, 0.0))}}, {"bce": 1.0}),
     ],
 )
 def test_an_adaptation_trains_with_the_objective_as_it_ended(terms, final):

@@ -1,25 +1,33 @@
 """The Python API: what a notebook can call, on a run made here."""
 
+import dataclasses
 import doctest
+import io
 import json
 import subprocess
 import sys
+import weakref
 from pathlib import Path
 
 import cv2
+import mixed_images
 import numpy as np
 import oracle
 import pytest
 import small_layout
+from PIL import Image
 
 import jaxii
 from jaxii.config import Config, default_config
 from jaxii.decoding import decoders as decoding
 from jaxii.errors import InputError
+from jaxii.evaluation.predictions import answer
 from jaxii.metrics import f_beta as f_beta_of_counts
 from jaxii.objective import losses
 from jaxii.prepare.kaggle import Layout, prepare
 from jaxii.runs import api, predict
+from jaxii.runs import images as images_module
+from jaxii.runs.images import open_images
 from jaxii.runs.inference import InferenceOptions
 
 ROOT = Path(__file__).parent.parent
@@ -144,6 +152,113 @@ def test_arrays_are_seen_as_files_of_the_same_pixels(run, paths, tmp_path):
         copies.append(tmp_path / f"{i}.png")
         cv2.imwrite(str(copies[-1]), cv2.cvtColor(pixels, cv2.COLOR_RGB2BGR))
     np.testing.assert_array_equal(run.predict_proba(arrays), run.predict_proba(copies))
+
+
+def photo():
+    """Returns a PIL image without symmetry."""
+    small = np.random.default_rng(0).integers(0, 256, (4, 6, 3), np.uint8)
+    return Image.fromarray(cv2.resize(small, (48, 32)))
+
+
+def see_through(image):
+    copy = image.copy()
+    alpha = np.linspace(0, 255, image.width * image.height)
+    copy.putalpha(
+        Image.fromarray(alpha.reshape(image.height, image.width).astype(np.uint8))
+    )
+    return copy
+
+
+# Files that are not upright RGB of 8 bits.
+ODD_FILES = {
+    "turned JPEG": lambda: mixed_images.turned(photo(), 6, "JPEG"),
+    "turned PNG": lambda: mixed_images.turned(photo(), 5, "PNG"),
+    "turned WebP": lambda: mixed_images.turned(photo(), 8, "WEBP", lossless=True),
+    "grey": lambda: mixed_images.saved(photo().convert("L"), "PNG"),
+    "two colours": lambda: mixed_images.saved(photo().convert("1"), "PNG"),
+    "16 bits": lambda: mixed_images.saved(
+        Image.fromarray(np.arange(32 * 48, dtype=np.uint16).reshape(32, 48) * 40), "PNG"
+    ),
+    "palette": lambda: mixed_images.saved(photo().quantize(16), "PNG", transparency=3),
+    "RGBA": lambda: mixed_images.saved(see_through(photo()), "PNG"),
+    "LA": lambda: mixed_images.saved(see_through(photo().convert("L")), "PNG"),
+    "CMYK": lambda: mixed_images.saved(photo().convert("CMYK"), "JPEG"),
+}
+
+
+@pytest.mark.parametrize("kind", ODD_FILES)
+def test_bytes_and_pil_images_are_seen_as_files(kind, tmp_path):
+    path = tmp_path / "image"
+    path.write_bytes(ODD_FILES[kind]())
+    images = [path, path.read_bytes(), Image.open(path)]
+    files = open_images(images, short_side=24)
+    stored = [files.jpeg(row) for row in range(3)]
+    assert stored[0] == stored[1]
+    assert stored[0] == stored[2]
+    names = [files.listing.shown(row) for row in range(3)]
+    assert names == [str(path), "image 1", "image 2"]
+
+
+def test_one_image_may_be_given_alone(run, paths):
+    (pixels,) = arrays_of(paths[1:2])
+    wanted = run.predict_proba(paths[1:2])
+    encoded = paths[1].read_bytes()
+    for image in (str(paths[1]), encoded, pixels, Image.fromarray(pixels)):
+        np.testing.assert_array_equal(run.predict_proba(image), wanted)
+    assert [row.image for row in run.predict(encoded)] == ["image 0"]
+
+
+@pytest.mark.parametrize(
+    ("images", "pattern"),
+    [
+        (None, "images is of type NoneType; use paths, or uint8"),
+        (3, "images is of type int; use"),
+        ([1], "image 0 is of type int; use"),
+        ([[[1, 2], [3]]], "image 0 is of type list; use"),
+        ([b"", None], "image 1 is of type NoneType; use"),
+        ([Image.new("F", (8, 8))], "a PIL image of mode F; convert it to RGB"),
+    ],
+)
+def test_what_is_of_no_allowed_type_is_refused(images, pattern):
+    with pytest.raises(InputError, match=pattern):
+        open_images(images, short_side=24)
+
+
+def test_damaged_bytes_and_pil_images_are_told_with_the_reason():
+    encoded = mixed_images.saved(photo(), "PNG")
+    cut = Image.open(io.BytesIO(encoded[:-200]))
+    files = open_images([b"", encoded[:-200], cut], short_side=24)
+    faults = [files.fault(row) for row in range(3)]
+    assert faults[0].startswith("an empty file; only JPEG, PNG and WebP")
+    assert "truncated PNG" in faults[1]
+    assert faults[2].startswith("damaged PIL image (")
+
+
+def test_all_damaged_images_are_named_in_one_error(run, paths):
+    images = [paths[0], b"", b"GIF89a", paths[1], *[b""] * 10]
+    with pytest.raises(InputError) as refused:
+        run.predict(images)
+    text = str(refused.value)
+    assert text.startswith("image 1 cannot be used: an empty file; ")
+    assert "image 2 cannot be used: a GIF; " in text
+    assert text.endswith("; 2 more cannot be used; leave them out.")
+    assert text.count("image ") == images_module.MOST_NAMED
+
+
+def test_predict_keeps_no_row_of_probabilities(run, paths, monkeypatch):
+    alive, kept = [], []
+
+    def watched(*args, **options):
+        for given in answer(*args, **options):
+            probs = given.probs.copy()
+            alive.append(weakref.ref(probs))
+            kept.append(sum(row() is not None for row in alive))
+            yield dataclasses.replace(given, probs=probs)
+
+    monkeypatch.setattr(images_module, "answer", watched)
+    assert len(run.predict(paths)) == len(paths)
+    # That of the image before is in the hands of the caller.
+    assert max(kept) <= 3
 
 
 @pytest.mark.parametrize("number", [0, 1, 3])

@@ -15,6 +15,7 @@ from jaxii.errors import InputError
 from jaxii.prepare.kaggle import Layout, prepare
 from jaxii.prepare.toy_regions import writer
 from jaxii.runs import assembly
+from jaxii.runs.images import open_images
 from jaxii.train.state import new_state
 
 CONFIGS = Path(__file__).parent.parent / "configs"
@@ -209,6 +210,47 @@ def test_evaluation_has_a_slot_for_every_label_whatever_the_limit(most, expected
 def test_the_batch_of_evaluation_fits_the_devices():
     assert assembly.eval_batch_size(load(global_batch_size=13)) == 16
     assert assembly.eval_batch_size(load(global_batch_size=16)) == 16
+
+
+@pytest.mark.parametrize(
+    ("devices", "platform", "trained", "num_images", "expected"),
+    [
+        (1, "cpu", 8192, 0, 1),
+        (1, "cpu", 8192, 1, 1),
+        (1, "cpu", 8192, 5, 8),
+        (1, "cpu", 8192, 10**6, 64),
+        (1, "gpu", 8192, 10**6, 256),
+        (1, "rocm", 8192, 10**6, 256),
+        (1, "cpu", 13, 10**6, 13),
+        (6, "cpu", 8192, 7, 12),
+        (64, "tpu", 8192, 10**6, 8192),
+        (64, "tpu", 8192, 65, 128),
+    ],
+)
+def test_a_batch_of_files_fits_their_number_and_the_devices(
+    monkeypatch, devices, platform, trained, num_images, expected
+):
+    monkeypatch.setattr(jax, "device_count", lambda: devices)
+    monkeypatch.setattr(jax, "default_backend", lambda: platform)
+    config = load(global_batch_size=trained)
+    assert assembly.file_batch_size(config, num_images) == expected
+
+
+def test_any_numbers_of_files_have_few_batch_sizes():
+    config = load(global_batch_size=8192)
+    sizes = {assembly.file_batch_size(config, n) for n in range(3000)}
+    assert sizes == {8 * 2**power for power in range(7)}
+
+
+def test_few_images_are_a_small_batch_but_adapt_batch_norm_in_one_of_training():
+    config = load(global_batch_size=64)
+    pixels = np.zeros((3, 40, 40, 3), np.uint8)
+    files = open_images(pixels, short_side=40)
+    (batch,) = assembly.file_batches(config, files)
+    assert batch["index"].tolist() == [0, 1, 2, -1, -1, -1, -1, -1]
+    (batch,) = assembly.unlabelled_batches(config, files)
+    assert len(batch["images"]) == 64
+    assert batch["mask"].sum() == 3
 
 
 def test_the_prior_bias_gives_each_label_its_frequency():

@@ -16,6 +16,7 @@ import small_layout
 
 from jaxii.data.dataset import open_dataset
 from jaxii.errors import InputError
+from jaxii.evaluation import draft
 from jaxii.prepare import shards
 from jaxii.prepare.beam import Beam
 from jaxii.prepare.kaggle import Layout, prepare
@@ -293,6 +294,26 @@ def test_of_two_that_hold_a_folder_in_a_bucket_the_first_is_refused(bucket):
     with held(folder):
         check_held(folder)
     assert names_in(folder) == set()
+
+
+def test_the_rows_of_an_unfinished_output_are_kept_in_a_bucket(bucket, monkeypatch):
+    monkeypatch.setattr(draft, "SAVE_SECONDS", 0.0)
+    rows, output = [f"row {i}\n" for i in range(6)], at(f"{bucket}/out/answers.csv")
+
+    def opened():
+        rest = {"state": lambda: {"sum": 1.5}, "batch_size": 2, "num_rows": 6}
+        return draft.open_draft(output, "a", **rest)
+
+    with opened() as first:
+        first.completed(rows[:3])
+        (first.folder / LOCK).write_text("process 1 on another host")
+        with pytest.raises(InputError, match="was taken over by process 1"):
+            first.completed(rows[3:])
+    with opened() as second:
+        assert (second.num_rows, second.found) == (2, {"sum": 1.5})
+        assert "".join(second.completed(rows[2:])) == "".join(rows)
+        second.remove()
+    assert names_in(second.folder) == set()
 
 
 def test_a_training_in_a_bucket_stops_when_another_has_begun(bucket, tmp_path):

@@ -1,5 +1,6 @@
 """What Orbax keeps, gives back, and refuses."""
 
+import json
 import math
 import threading
 import time
@@ -27,7 +28,7 @@ from jaxii.train.checkpoint import (
     evaluated_params,
 )
 from jaxii.train.optimizer import OPTIMIZERS, make_optimizer
-from jaxii.train.stages import ENTERS_FROM, Saved, choose
+from jaxii.train.stages import ENTERS_FROM, BatchSize, Saved, choose
 from jaxii.train.state import new_state
 
 
@@ -185,6 +186,17 @@ def test_the_keys_of_the_metadata_are_those_of_earlier_checkpoints():
         *("stage", "step", "first_step", "example", "first_example"),
         *("metric", "evaluations", "finished"),
     ]
+
+
+def test_batch_sizes_come_back_and_are_that_of_the_configuration_if_not_given():
+    config = {"global_batch_size": 8, "micro_batches": 2}
+    sizes = BatchSize(0, 8, 2), BatchSize(5, 4, 1)
+    for given, found in (((), sizes[:1]), (sizes, sizes)):
+        metadata = metadata_of(saved(6), config=config, batch_sizes=given)
+        record = json.loads(json.dumps(metadata.to_json()))
+        again = CheckpointMetadata.from_json(record, "a/metadata")
+        assert again == metadata
+        assert again.all_batch_sizes() == found
 
 
 @pytest.mark.parametrize(

@@ -95,7 +95,7 @@ def test_a_recipe_cannot_change_a_type():
 
 def test_the_hash_changes_with_any_field(config):
     stages = config.to_dict()["stages"]
-    stages[1]["peak_lr"] = 0.123
+    stages[1]["peak_lr_scale"] = 0.123
     others = changed(config, seed=1), changed(config, stages=stages)
     assert len({each.content_hash() for each in (config, *others)}) == 3
 
@@ -188,10 +188,10 @@ def test_every_number_of_a_term_is_a_float(given, plain):
 
 
 def test_numbers_of_numpy_are_numbers():
-    stage = {**GOOD, "num_steps": np.int64(5), "peak_lr": np.float32(0.5)}
+    stage = {**GOOD, "num_steps": np.int64(5), "peak_lr_scale": np.float32(0.5)}
     (made,) = Config.resolve({"stages": [stage]}).stages
-    assert (made.num_steps, made.peak_lr) == (5, 0.5)
-    assert (type(made.num_steps), type(made.peak_lr)) == (int, float)
+    assert (made.num_steps, made.peak_lr_scale) == (5, 0.5)
+    assert (type(made.num_steps), type(made.peak_lr_scale)) == (int, float)
 
 
 @pytest.mark.parametrize(

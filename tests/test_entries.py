@@ -1,9 +1,17 @@
 """Rows of a comparison have names that tell the runs apart."""
 
-import pytest
-from small_runs import write_run
+from dataclasses import replace
 
-from jaxii.report.entries import MAX_VALUE, differences, entries_of, shorten
+import pytest
+from small_runs import CLEAN, write_run
+
+from jaxii.report.entries import (
+    MAX_VALUE,
+    config_of,
+    differences,
+    entries_of,
+    shorten,
+)
 from jaxii.report.run_files import read_run
 
 
@@ -66,6 +74,18 @@ def test_two_rows_never_share_a_stem(tmp_path):
     one = of_seeds(tmp_path, "base_0", "base_1")
     two = of_seeds(tmp_path, "base_2", "base_3", lr=0.2)
     assert names(*one, *two) == ["base_0 (2 seeds)", "base_2 (2 seeds)"]
+
+
+def test_a_run_whose_batch_size_changed_is_not_a_seed_of_one_that_kept_it(tmp_path):
+    kept = of_seeds(tmp_path, "base_s0", "base_s1")
+    sizes = ("8 images, then 4 images after step 5",)
+    changed = write_run(
+        tmp_path / "base_s2", seed=2, provenance=replace(CLEAN, batch_sizes=sizes)
+    )
+    assert names(*kept, changed) == ["base (2 seeds)", "base_s2"]
+    entries = entries_of([read_run(path) for path in (*kept, changed)])
+    configs = [config_of(entry.runs[0], ["seed"]) for entry in entries]
+    assert differences(configs) == {"batch_sizes": ["-", *sizes]}
 
 
 def test_runs_on_other_datasets_are_not_seeds_of_one(tmp_path):

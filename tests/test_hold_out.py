@@ -32,6 +32,7 @@ from jaxii.runs.run import Run
 from jaxii.runs.suspects import suspects
 from jaxii.runs.train import train
 from jaxii.runs.workdir import Workdir
+from jaxii.storage import write_json
 from jaxii.train.trainer import Preempted
 from tests.benchmarks import shifted_figures
 
@@ -136,7 +137,7 @@ def recipes_of_parts(monkeypatch, workdir, **options):
     """Returns the recipe that each run which holds a part out is trained with."""
     recipes = []
 
-    def train_in_no_time(config, run, should_stop, *, recipe):
+    def train_in_no_time(config, run, should_stop, *, recipe, **_):
         recipes.append(recipe)
         if len(recipes) == len(DOMAINS):
             raise Preempted(0)
@@ -433,6 +434,65 @@ def test_another_batch_size_is_no_other_configuration(done, tmp_path, capfd):
     assert capfd.readouterr().out.count("already done") == 2
 
 
+def test_an_interrupted_run_may_continue_with_the_batch_size_of_the_run_on_all(
+    done, tmp_path
+):
+    copy = Workdir(tmp_path / "all")
+    config = make_config(done.config().data.directory)
+    with pytest.raises(Preempted):
+        hold_out(copy, config=config, data_dir="", should_stop=lambda step: True)
+    write_json(copy.config_file, config.to_dict() | {"global_batch_size": 16})
+    words = r"asia belongs to .*8 -> 16\); .*, or --change_batch_size .* to continue"
+    with pytest.raises(InputError, match=words):
+        hold_out(copy, config=None, data_dir="", should_stop=never)
+    hold_out(copy, config=None, data_dir="", should_stop=never, change_batch_size=True)
+    sizes = [
+        metrics(copy.held_out(d))["provenance"].get("batch_sizes") for d in DOMAINS
+    ]
+    assert sizes == [["8 images, then 16 images after step 1"], None]
+
+
+def test_a_finished_run_keeps_its_batch_size_and_can_be_evaluated(done, tmp_path):
+    copy = Workdir(shutil.copytree(done.path, tmp_path / "copy"))
+    write_json(copy.config_file, copy.config().to_dict() | {"global_batch_size": 16})
+    asia = copy.held_out("asia")
+    asia.result_file("metrics.json").unlink()
+    words = rf"8 -> 16\).*; the run has finished.* evaluate --workdir={asia.path} "
+    with pytest.raises(InputError, match=words):
+        hold_out(
+            copy, config=None, data_dir="", should_stop=never, change_batch_size=True
+        )
+    evaluate(asia, data_dir="", stage="", tune_on="")
+    hold_out(copy, config=None, data_dir="", should_stop=never)
+
+
+def test_decoders_of_another_stage_need_the_domains_evaluated_at_it(
+    data, tmp_path, capfd
+):
+    workdir = Workdir(tmp_path / "all")
+    stage = {"terms": {"bce": 1.0}, "num_steps": 1}
+    config = make_config(data).to_dict()
+    config["stages"] = [stage | {"name": name} for name in ("first", "last")]
+    config = Config.resolve(config)
+    hold_out(workdir, config=config, data_dir="", should_stop=never)
+    train(config, workdir, never)
+    runs = [workdir.held_out(domain) for domain in DOMAINS]
+    commands = [f"evaluate --workdir={run.path} --stage=first" for run in runs]
+    words = re.escape(f"at stage first; run {' and '.join(commands)} first.")
+    with pytest.raises(InputError, match=words):
+        evaluate(workdir, data_dir="", stage="first", tune_on="held_out")
+    for run in runs:
+        evaluate(run, data_dir="", stage="first", tune_on="")
+    evaluate(workdir, data_dir="", stage="first", tune_on="held_out")
+    capfd.readouterr()
+    hold_out(workdir, config=None, data_dir="", should_stop=never)
+    said = capfd.readouterr().out
+    assert said.count("already done") == 2
+    for run in runs:
+        assert f"CAVEAT     the figures of {run.path} are of stage first" in said
+        assert metrics(run)["stage"] == "first"
+
+
 def test_a_run_on_another_dataset_is_refused_before_any_is_trained(
     done, swapped, tmp_path, monkeypatch
 ):
@@ -595,7 +655,7 @@ def test_figures_of_another_moment_are_made_again(done, tmp_path, monkeypatch):
     trained = []
     monkeypatch.setattr(
         "jaxii.runs.hold_out.train",
-        lambda config, run, _, recipe: trained.append(run),
+        lambda config, run, _, **options: trained.append(run),
     )
     hold_out(copy, config=None, data_dir="", should_stop=never)
     assert trained == [copy.held_out("asia")]

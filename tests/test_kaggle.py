@@ -125,6 +125,19 @@ def test_without_a_submission_the_other_images_are_the_test(root, out):
     assert ids.tolist() == ["test0", "test1", "test2"]
 
 
+def test_the_file_that_lists_the_test_images_is_named(root, out, tmp_path):
+    lines(root / "test_labels.csv", "image_id,labels", "test1,/m/dog", "test2,/m/cat")
+    test = prepare(Layout.find(root), out).split("test")
+    assert "listed in stage_1_sample_submission.csv 3" in test.line()
+    assert "not listed" not in test.line()
+    layout = Layout.find(root, sample_submission=None)
+    test = prepare(layout, tmp_path / "labelled").split("test")
+    assert "listed in test_labels.csv 2; not listed (not used) 1 (test0)" in test.line()
+    layout = Layout.find(root, sample_submission=None, test_labels=None)
+    test = prepare(layout, tmp_path / "all").split("test")
+    assert (test.kept, "listed" in test.line()) == (3, False)
+
+
 def test_training_files_alone_are_enough(root, out):
     layout = Layout.find(
         root, test_images=None, tuning_labels=None, sample_submission=None

@@ -6,6 +6,7 @@ from small_layout import lines
 
 from jaxii.errors import InputError
 from jaxii.prepare import label_files
+from jaxii.prepare.tables import csv_rows
 
 HEADER = "ImageID,Source,LabelName,Confidence"
 IMAGES = pl.Series(["a", "b", "c"])
@@ -247,3 +248,81 @@ def test_a_code_that_a_submission_cannot_hold_is_refused(tmp_path, rows, line, c
     words = re.escape(f"c.csv line {line}: label_code {code!r} is empty or contains")
     with pytest.raises(InputError, match=words):
         label_files.read_codes(path, None)
+
+
+GOOD = "a,v,/m/1,1"
+
+
+@pytest.mark.parametrize(
+    ("rows", "words"),
+    [
+        ([GOOD, "b,v,/m/1,0,9"], r"line 3: 5 cells, but the first line has 4 \('b,v,"),
+        ([GOOD, GOOD, "b,v,/m/1,1,/m/2,1", GOOD], "line 4: 6 cells"),
+        ([GOOD, "b,v,/m/1,1,"], "line 3: 5 cells"),
+        (['a,"v\nv",/m/1,1', "", "b,v,/m/1,1,1"], "line 5: 5 cells"),
+        ([GOOD, 'b,"v,/m/1,1', GOOD], "line 3: a double quote is not closed"),
+        (['a,"v,/m/1,1', GOOD, 'b,"v",/m/1,1'], "line 2: a double quote is not closed"),
+        (['a,v"v,/m/1,1', GOOD, 'b,v"v,/m/1,1'], "line 2: a double quote is not"),
+        (['a,"v"v,/m/1,1', GOOD], "line 2: a double quote is not closed, or text"),
+        ([GOOD, "b,v,/m/1"], "line 3: the row has no confidence; it must be a number"),
+        ([GOOD, "", GOOD], "line 3: the row has no confidence"),
+        (['a,"v\nv",/m/1,1', "b,v,/m/1,x"], "line 4: the confidence of label /m/1 of"),
+    ],
+)
+def test_a_wrong_row_of_labels_is_refused_with_its_line(tmp_path, codes, rows, words):
+    with pytest.raises(InputError, match=f"labels.csv {words}"):
+        read(tmp_path, codes, *rows)
+
+
+@pytest.mark.parametrize(
+    ("header", "row", "read_file"),
+    [
+        ("label_code", "/m/1", lambda path: label_files.read_codes(path, None)),
+        (
+            "label_code,description",
+            "/m/1,One",
+            lambda path: label_files.read_codes(path, path),
+        ),
+        ("a,/m/1", "b,/m/1", lambda path: label_files.read_rows(path, header=False)),
+        (
+            "image_id,labels",
+            "b,/m/1",
+            lambda path: label_files.read_rows(path, header=True),
+        ),
+        ("image_id,group", "b,g", lambda path: label_files.read_metadata(path, IMAGES)),
+        (
+            "image_id",
+            "b",
+            lambda path: label_files.read_validation(path, IMAGES, IMAGES),
+        ),
+    ],
+)
+def test_a_wrong_row_of_any_file_is_refused_with_its_line(
+    tmp_path, header, row, read_file
+):
+    read_file(lines(tmp_path / "f.csv", header, row))
+    path = lines(tmp_path / "f.csv", header, row, f"{row},x")
+    with pytest.raises(InputError, match=r"f.csv line 3: \d cells, but the first"):
+        read_file(path)
+    path = lines(tmp_path / "f.csv", header, row, f'"{row}')
+    with pytest.raises(InputError, match=r"f.csv line 3: a double quote is not closed"):
+        read_file(path)
+
+
+def test_rows_with_quotes_or_fewer_cells_than_the_header_are_read(tmp_path, codes):
+    quoted = '"a","1, ""2""\n3","/m/1","1"\r', 'b,v "or" w,/m/2,1\r', GOOD
+    rows, tally = read(tmp_path, codes, *quoted, header=f"\ufeff{HEADER},XMin,XMax\r")
+    assert rows == [(0, 1, 1.0), (1, 0, 1.0)]
+    assert tally.read == 3
+
+
+@pytest.mark.parametrize("num_bytes", [1, 8, 50])
+def test_rows_are_checked_across_chunks(tmp_path, codes, monkeypatch, num_bytes):
+    monkeypatch.setattr(csv_rows, "_CHUNK_BYTES", num_bytes)
+    rows = [GOOD, 'b,"v,\n\nv,v,v,v\n",/m/1,1', GOOD]
+    assert read(tmp_path, codes, *rows)[1].read == 3
+    with pytest.raises(InputError, match="line 8: 5 cells"):
+        read(tmp_path, codes, *rows, "c,v,/m/1,1,0")
+    monkeypatch.setattr(csv_rows, "_MAX_LINES", 5)
+    with pytest.raises(InputError, match="line 8: a double quote is not closed"):
+        read(tmp_path, codes, *rows, 'c,"v,/m/1,1', *[GOOD] * 40)

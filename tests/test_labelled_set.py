@@ -17,6 +17,7 @@ from jaxii.prepare.kaggle import Layout, prepare
 from jaxii.prepare.tables.notes import Notes
 from jaxii.prepare.tables.rows import labels_of
 from jaxii.prepare.toy_regions import writer
+from jaxii.runs import assembly
 
 pytestmark = pytest.mark.usefixtures("without_drawings")
 
@@ -147,6 +148,29 @@ def test_a_set_may_have_a_column_for_one_label_only(run, labelled_images, tmp_pa
     assert found.num_images == num_images
     assert found.figures.num_images_without_truth == len(table) - num_images
     shutil.rmtree(folder_of(run, "one label"))
+
+
+def test_few_images_are_measured_in_a_small_batch(
+    run, labelled_images, tmp_path, monkeypatch
+):
+    folder, table = labelled_images
+    for name in table["image_id"][:3]:
+        shutil.copy(folder / f"{name}.jpg", tmp_path)
+    table[:3].write_csv(tmp_path / "labels.csv")
+    sizes, batches = [], assembly.eval_batches
+
+    def watched(*args, **options):
+        for batch in batches(*args, **options):
+            sizes.append(len(batch["images"]))
+            yield batch
+
+    monkeypatch.setattr(assembly, "eval_batches", watched)
+    monkeypatch.setattr(jax, "device_count", lambda: 1)
+    labels = tmp_path / "labels.csv"
+    found = jaxii.evaluate(run, images=tmp_path, labels=labels, name="few")
+    assert found.num_images == 3
+    assert sizes == [4]
+    shutil.rmtree(folder_of(run, "few"))
 
 
 def test_nothing_was_fitted_on_the_set_and_the_run_is_as_before(

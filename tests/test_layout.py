@@ -1,10 +1,15 @@
+from pathlib import Path
+
 import pytest
 import small_layout
 from small_layout import lines
 
+from jaxii.cli import dispatch
+from jaxii.cli.prepare import LAYOUT_FILES
 from jaxii.errors import InputError
+from jaxii.prepare import kaggle
 from jaxii.prepare.image_files import find_images
-from jaxii.prepare.kaggle import Layout, prepare
+from jaxii.prepare.kaggle import FILES, Layout, prepare
 
 
 @pytest.fixture
@@ -19,6 +24,15 @@ def test_files_are_found_by_their_names(root):
     assert layout.train_images == (root / "train",)
     assert layout.test_images == (root / "stage_1_test_images",)
     assert layout.bounding_boxes is None
+
+
+def test_the_readme_and_the_help_name_the_files_that_are_found():
+    page = Path(kaggle.__file__).with_name("README.md").read_text()
+    for file in FILES.values():
+        assert f"`{file}`" in page
+    text = dispatch.help_text(["prepare"])
+    for name in LAYOUT_FILES:
+        assert f"[{FILES[name]}]" in text
 
 
 def test_files_can_be_given_by_hand(root, tmp_path):

@@ -208,7 +208,7 @@ def test_a_command_line_that_cannot_be_is_refused(refused, words, pattern):
         ([RECIPE, "--config.stages[0].num_epoch=5"], r"use stages\[0\].num_epochs"),
         ([RECIPE, "--config.stages[7].num_epochs=5"], "lacks the stage or term"),
         ([RECIPE, "--config.stages[0].terms.bcee=5"], "lacks the stage or term"),
-        ([RECIPE, "--config.stages[1].peak_lr=-5"], r"use a value in \[0"),
+        ([RECIPE, "--config.stages[1].peak_lr_scale=-5"], r"use a value in \["),
         ([RECIPE, "--config.model.depth=20"], "use one of 18, 26, 34, 50, 101, 152"),
         ([RECIPE, "--config.optimizer.peak_lr=nan"], r"use a value in \["),
         ([RECIPE, "--config.global_batch_size=-8"], r"use a value in \[1, "),

@@ -40,6 +40,21 @@ def test_one_batch_again_and_again_is_no_result_and_is_not_forgotten():
     assert "one_batch" not in HOME.to_json()
 
 
+def test_changed_batch_sizes_stay_clean_and_are_said():
+    one = replace(HOME, batch_sizes=("8 images, then 4 images after step 5",))
+    assert one.clean
+    assert one.badge() == "clean"
+    assert one.caveats() == [
+        "The weights were trained with batches of 8 images, then 4 images after step "
+        "5; the configuration has only the last batch size."
+    ]
+    assert Provenance.from_json(json.loads(json.dumps(one.to_json()))) == one
+    other = replace(HOME, batch_sizes=("16 images",))
+    assert one.union(other).batch_sizes == ("16 images", *one.batch_sizes)
+    assert HOME.union(one) == one
+    assert "batch_sizes" not in HOME.to_json()
+
+
 def test_an_empty_record_is_clean():
     assert Provenance().clean
 

@@ -28,6 +28,7 @@ from jaxii.distributed import processes
 from jaxii.distributed.mesh import make_mesh
 from jaxii.models import resnet
 from jaxii.prepare.kaggle import Layout, prepare
+from jaxii.runs.agreement import checkpoint_hash
 from jaxii.runs.run import Run
 
 pytestmark = pytest.mark.usefixtures("without_drawings")
@@ -254,6 +255,118 @@ def test_a_run_that_starts_from_an_adapted_one_keeps_its_past(runs):
         (runs.folder / "elsewhere").rename(runs.folder / "adapted")
 
 
+def best_of_clean(runs, step=2):
+    """Returns a checkpoint of `clean`, as a run that starts from it names it."""
+    with Run.open(runs.folder / "clean") as clean:
+        assert clean.saved.step == step
+        digest = checkpoint_hash(clean)
+    return f"step {step} of stage only of {runs.folder / 'clean'} (checkpoint {digest})"
+
+
+def test_a_run_records_the_checkpoint_that_it_started_from(runs):
+    start = best_of_clean(runs)
+    said = runs.train("heir_of_clean", f"--config.start_from={runs.folder / 'clean'}")
+    assert f"start     {start}" in said.splitlines()
+    folder = runs.folder / "heir_of_clean"
+    record = json.loads((folder / "start.json").read_text())
+    assert (record["stage"], record["step"], record["part"]) == ("only", 2, "network")
+    assert start in (folder / "report.html").read_text()
+    assert "start.json" in runs.checkpoint("heir_of_clean", "only")["files"]
+    (folder / "start.json").unlink()
+    assert "start.json is missing" in runs.evaluate("heir_of_clean", code=2)
+
+
+@pytest.mark.parametrize("field", ["start_from", "model.pretrained"])
+def test_a_run_without_a_checkpoint_starts_only_from_the_same_checkpoint(runs, field):
+    other = runs.copy(f"other_{field}")
+    words = (f"runs_on_{field}", f"--config.{field}={other}")
+    runs.train(*words)
+    shutil.rmtree(runs.folder / words[0] / "checkpoints")
+    runs.train(*words)
+    # The other run is trained again, with another result.
+    shutil.rmtree(runs.folder / words[0] / "checkpoints")
+    shutil.rmtree(other)
+    runs.train(other.name, "--config.seed=1")
+    said = runs.train(*words, code=2)
+    assert re.search(
+        r"started from .*step 2 .*but the best .* is now .*; use anot", said
+    )
+    assert not (runs.folder / words[0] / "checkpoints").exists()
+    assert "belongs to another config" in runs.train(*words, "--config.seed=7", code=2)
+
+
+@pytest.fixture(scope="module")
+def other_labels(runs):
+    """A dataset of other images, with the labels in another order."""
+    codes = "/m/dog", "/m/cat", "/m/boat"
+    return rearranged(runs.folder / "eighth", lambda name: f"new_{name}", codes=codes)
+
+
+def test_the_trunk_of_a_run_is_a_start_for_other_labels(runs, other_labels):
+    start = f"--config.model.pretrained={runs.folder / 'clean'}"
+    words = start, "--config.optimizer.peak_lr=1e-8"
+    said = runs.train("other_heads", *words, data=other_labels)
+    assert f"start     trunk of {best_of_clean(runs)}" in said.splitlines()
+    assert "stage only: starting from the trunk of step 2 of stage only" in said
+    (old, before), (_, after) = map(runs.arrays, ("clean", "other_heads"))
+    for part in (before, after):
+        assert set(part["params"]) == {"trunk", "classifier"}
+    jax.tree.map(
+        lambda a, b: np.testing.assert_allclose(a, b, atol=1e-5),
+        before["params"]["trunk"],
+        after["params"]["trunk"],
+    )
+    kernels = [part["params"]["classifier"]["kernel"] for part in (before, after)]
+    assert np.abs(kernels[0] - kernels[1]).max() > 1e-3
+    record = runs.provenance("other_heads")
+    assert (record["clean"], record["pretrained"]) == (True, "")
+    assert old.data_hash in record["datasets"]
+    assert len(record["datasets"]) == 2
+    report = (runs.folder / "other_heads" / "report.html").read_text()
+    assert f"trunk of {best_of_clean(runs)}" in report
+    # What `clean` has seen stays known.
+    seen = SeenImages.load(runs.folder / "other_heads" / "seen_images.npz")
+    assert "weights" in seen.count(runs.seen("clean"))
+
+
+def test_a_trunk_that_learned_from_tuning_labels_is_never_clean(runs, other_labels):
+    start = f"--config.model.pretrained={runs.folder / 'adapted'}"
+    said = runs.train("heads_of_adapted", start, data=other_labels, code=2)
+    assert "tuning labels: weights" in said
+    assert not (runs.folder / "heads_of_adapted").exists()
+    words = start, "--allow_tuning_labels"
+    said = runs.train("heads_of_adapted", *words, data=other_labels)
+    assert "CAVEAT    Labels of the tuning split shaped the weights" in said
+    record = runs.provenance("heads_of_adapted")
+    assert record["weights"] == influence(["train", "tuning"])
+
+
+def test_a_trunk_that_was_trained_on_the_test_is_not_clean(runs, exchanged):
+    start = f"--config.model.pretrained={runs.folder / 'clean'}"
+    said = runs.train("trunk_of_the_test", start, data=exchanged, code=2)
+    assert "(test labels: weights" in said
+
+
+def test_a_trunk_that_was_trained_on_validation_images_is_refused(runs):
+    words = (
+        f"--config.model.pretrained={runs.folder / 'clean'}",
+        "--config.data.validation_fraction=0.8",
+    )
+    said = runs.train("refused", *words, code=2)
+    assert re.search(r"clean was trained on \d+ of the \d+ images of split val", said)
+    assert not (runs.folder / "refused").exists()
+
+
+@pytest.mark.parametrize(
+    ("field", "value"), [("width", 16), ("stem", "imagenet"), ("variant", "resnet_d")]
+)
+def test_a_trunk_of_another_architecture_is_refused(runs, field, value):
+    start = f"--config.model.pretrained={runs.folder / 'clean'}"
+    said = runs.train("refused", start, f"--config.model.{field}={value}", code=2)
+    assert re.search(rf"clean has a trunk with model.{field}=.*; use the same v", said)
+    assert not (runs.folder / "refused").exists()
+
+
 def network_weights():
     """Returns weights as torchvision names them, of `RECIPE`'s network in `runs`."""
     rng = np.random.default_rng(0)
@@ -375,6 +488,47 @@ def test_an_ensemble_has_seen_what_any_of_its_members_has(runs):
     assert beside == record
 
 
+@pytest.fixture(scope="module")
+def pair(runs):
+    """Evaluates `one` with `two` as an ensemble; returns the folder of `two`."""
+    runs.copy("one")
+    runs.evaluate("one", f"--ensemble={runs.copy('two')}")
+    return runs.folder / "two"
+
+
+def test_a_member_may_move_after_the_evaluation(runs, pair, tmp_path, monkeypatch):
+    shutil.copytree(pair, tmp_path / "moved")
+    monkeypatch.chdir(tmp_path)
+    _, record = runs.predict("one", "--ensemble=moved")
+    assert record == runs.provenance("one", "metrics_ensemble.json")
+
+
+def test_a_member_that_was_trained_again_is_another_one(runs, pair, tmp_path):
+    runs.train("trained_again", "--config.seed=1")
+    pair.rename(tmp_path / "kept")
+    try:
+        runs.copy("two", of="trained_again")
+        said, _ = runs.predict("one", f"--ensemble={pair}", code=2)
+    finally:
+        shutil.rmtree(pair)
+        (tmp_path / "kept").rename(pair)
+    assert "are not the same; run evaluate with the same --ensemble first" in said
+
+
+def test_a_prediction_has_seen_what_any_member_has(runs, pair, monkeypatch):
+    own = Run.provenance.fget
+
+    def provenance(run):
+        labels = ["tuning"] * (run.workdir.path == pair)
+        return own(run).with_("weights", labels=labels)
+
+    monkeypatch.setattr(Run, "provenance", property(provenance))
+    words = f"--ensemble={pair}", "--allow_tuning_labels"
+    _, record = runs.predict("one", *words)
+    assert record["clean"] is False
+    assert record["weights"] == influence(["train", "tuning"])
+
+
 # What nothing reads.
 
 
@@ -406,8 +560,11 @@ def test_nothing_is_fitted_on_the_test(runs):
 # Other datasets.
 
 
-def rearranged(root, rename, *, validation=()):
-    """Prepares the same images under other ids, by `rename` of the usual ones."""
+def rearranged(root, rename, *, validation=(), codes=()):
+    """Prepares the same images under other ids, by `rename` of the usual ones.
+
+    `codes` are the labels, if they are not the usual ones in the usual order.
+    """
     files = small_layout.write(root / "files", num_train=24)
     for path in (*files.rglob("*.jpg"),):
         path.rename(path.with_name(f"{rename(path.stem)}.jpg"))
@@ -419,6 +576,8 @@ def rearranged(root, rename, *, validation=()):
     solution = small_layout.lines(root / "solution.csv", "image_id,labels", *rows)
     if validation:
         small_layout.lines(files / "validation_ids.csv", "image_id", *validation)
+    if codes:
+        small_layout.lines(files / "classes-trainable.csv", "label_code", *codes)
     prepare(Layout.find(files, test_labels=solution), root / "data", short_side=16)
     return root / "data"
 

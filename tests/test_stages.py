@@ -4,11 +4,13 @@ import pytest
 
 from jaxii.train.stages import (
     ENTERS_FROM,
+    BatchSize,
     Done,
     Enter,
     Resume,
     Saved,
     Stage,
+    batches_in_words,
     choose,
     has_ended,
     next_action,
@@ -87,7 +89,11 @@ def test_each_way_to_enter_is_known_and_the_first_is_the_default():
 
 def test_what_a_stage_does_not_say_is_the_plain_case():
     assert (FIRST.split, FIRST.trainable) == ("train", "all")
-    assert (THIRD.embedding_head, FIRST.peak_lr, FIRST.warmup_share) == (False, 0, 0.05)
+    assert (THIRD.embedding_head, FIRST.peak_lr_scale, FIRST.warmup_share) == (
+        False,
+        1,
+        0.05,
+    )
 
 
 def test_a_stage_that_begins_has_used_nothing_and_has_not_ended():
@@ -143,3 +149,19 @@ def test_a_stage_ends_on_a_plateau(metrics, ended):
     stage = Stage(name="s", terms={"bce": 1.0}, num_steps=1000, plateau_evaluations=2)
     evaluations = [(10 * i, metric) for i, metric in enumerate(metrics)]
     assert has_ended(stage, 30, evaluations) is ended
+
+
+@pytest.mark.parametrize(("in_epochs", "done"), [(False, 7), (True, 12)])
+def test_a_stage_in_epochs_counts_its_updates_by_examples(in_epochs, done):
+    stage = Stage(name="first", terms={}, num_steps=15, in_epochs=in_epochs)
+    # 5 updates of 8 examples, then 2 of 4.
+    half = Saved(stage="first", step=17, first_step=10, example=148, first_example=100)
+    assert stage.steps_done(half, global_batch_size=4) == done
+
+
+def test_batch_sizes_are_told_in_order():
+    sizes = BatchSize(0, 64, 1), BatchSize(500, 64, 2), BatchSize(900, 32, 1)
+    assert batches_in_words(sizes) == (
+        "64 images, then 64 images in 2 micro-batches after step 500, "
+        "then 32 images after step 900"
+    )

@@ -1,13 +1,22 @@
 """`evaluate` and `predict --ids` write the same submission, a row for each id."""
 
 import csv
+import json
+import shutil
 
+import numpy as np
 import oracle
 import pytest
 import small_layout
+import small_runs
 
+from jaxii import storage
 from jaxii.data import folder
+from jaxii.decoding.decoders import load
 from jaxii.errors import InputError
+from jaxii.evaluation import draft
+from jaxii.evaluation.image_records import ImageFiles
+from jaxii.evaluation.predictions import Answer, ExpectedF2
 from jaxii.prepare import build
 from jaxii.prepare.kaggle import Layout, prepare
 from jaxii.runs import predict
@@ -61,13 +70,15 @@ def done(tmp_path_factory):
     return files, workdir
 
 
-def predicted(files, workdir, output):
+def predicted(files, workdir, output, *, decoder="", sheet=None, **options):
     request = predict.Request(
         images=str(files / "stage_1_test_images"),
         ids=files / "stage_1_sample_submission.csv",
         output=output,
+        sheet=sheet,
     )
-    predict.predict(workdir, request=request, decoder="", options=InferenceOptions())
+    options = InferenceOptions(**options)
+    predict.predict(workdir, request=request, decoder=decoder, options=options)
     return output.read_bytes()
 
 
@@ -80,6 +91,137 @@ def test_evaluate_and_predict_write_the_same_submission(done, tmp_path):
     codes = small_layout.CODES
     assert dict(rows)["test3"] == dict(rows)["tune0"] == codes[0]
     assert dict(rows)["tune1"] == codes[1]
+
+
+# The rows of the test are a batch of 8 and one of 3.
+
+
+@pytest.fixture
+def stop(monkeypatch):
+    """Stops a prediction after its first batch, as if the process was killed."""
+
+    def stop(*args, **options):
+        def killed(path, text):
+            storage.write_text(path, text)
+            raise KeyboardInterrupt
+
+        with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt):
+            patch.setattr(draft, "SAVE_SECONDS", 0.0)
+            patch.setattr(draft, "write_text", killed)
+            predicted(*args, **options)
+
+    return stop
+
+
+@pytest.fixture
+def read_rows(monkeypatch):
+    """The rows of the images that are read."""
+    rows, jpeg = set(), ImageFiles.jpeg
+
+    def noted(self, row):
+        rows.add(row)
+        return jpeg(self, row)
+
+    monkeypatch.setattr(ImageFiles, "jpeg", noted)
+    return rows
+
+
+@pytest.mark.parametrize("name", ["answers.csv", "answers.jsonl"])
+def test_a_prediction_that_was_stopped_goes_on_as_if_it_was_not(
+    done, tmp_path, stop, read_rows, capfd, name
+):
+    files, workdir = shutil.copytree(done[0], tmp_path / "files"), done[1]
+    (files / "stage_1_test_images" / f"{SAMPLE[9]}.jpg").write_bytes(b"")
+    output, again = tmp_path / name, tmp_path / "again" / name
+    expected = predicted(files, workdir, output)
+    said = capfd.readouterr()
+    stop(files, workdir, again)
+    assert [path.name for path in again.parent.iterdir()] == [f".{name}.part"]
+    read_rows.clear()
+    capfd.readouterr()
+    assert predicted(files, workdir, again) == expected
+    assert read_rows == {8, 9, 10}
+    found = capfd.readouterr()
+    assert found.err.replace(str(again), str(output)) == said.err
+    assert said.err.count("damaged  ") == 3
+    told = f"continues after 8 of 11 images; if one of them has changed, remove {again}"
+    lines = [line for line in found.out.splitlines() if "/" not in line]
+    assert lines == [line for line in said.out.splitlines() if "/" not in line]
+    assert told.replace(name, f".{name}.part first") in found.out
+    beside = f"{name}.provenance.json"
+    record = output.with_name(beside).read_bytes()
+    assert again.with_name(beside).read_bytes() == record
+    assert sorted(path.name for path in again.parent.iterdir()) == [name, beside]
+
+
+def test_a_prediction_with_label_shift_goes_on(done, tmp_path, stop, capfd):
+    expected = predicted(*done, tmp_path / "answers.csv", label_shift=True)
+    stop(*done, tmp_path / "again.csv", label_shift=True)
+    again = predicted(*done, tmp_path / "again.csv", label_shift=True)
+    assert again == expected
+    assert "continues after 8 of 11 images" in capfd.readouterr().out
+
+
+@pytest.mark.parametrize(
+    "change", ["decoder", "label_shift", "sheet", "images", "metrics"]
+)
+def test_another_prediction_with_the_same_output_starts_anew(
+    done, tmp_path, stop, read_rows, capfd, change
+):
+    (files, workdir), output = done, tmp_path / "answers.csv"
+    files = shutil.copytree(files, tmp_path / "files")
+    workdir = Workdir(shutil.copytree(workdir.path, tmp_path / "run"))
+    stop(files, workdir, output)
+    read_rows.clear()
+    options = {
+        "decoder": {"decoder": "top_k"},
+        "label_shift": {"label_shift": True},
+        "sheet": {"sheet": tmp_path / "sheet.html"},
+    }.get(change, {})
+    if change == "images":
+        path = files / "stage_1_sample_submission.csv"
+        header, *rows = path.read_text().splitlines()
+        small_layout.lines(path, header, *reversed(rows))
+    if change == "metrics":
+        path = workdir.path / "metrics.json"
+        metrics = json.loads(path.read_text()) | {"created": "2026-01-01T00:00:00"}
+        path.write_text(json.dumps(metrics))
+        small_runs.seal(workdir.path)
+    predicted(files, workdir, output, **options)
+    assert read_rows == set(range(11))
+    assert "continues" not in capfd.readouterr().out
+    assert not list(tmp_path.glob(".*"))
+
+
+def test_images_that_cannot_be_read_are_not_kept(done, tmp_path, monkeypatch):
+    files, workdir = done
+    monkeypatch.setattr(draft, "SAVE_SECONDS", 0.0)
+    files = shutil.copytree(files, tmp_path / "files")
+    for path in (files / "stage_1_test_images").iterdir():
+        path.write_bytes(b"")
+    with pytest.raises(InputError, match="none of the 11 images can be read"):
+        predicted(files, workdir, tmp_path / "out" / "answers.csv")
+    assert list((tmp_path / "out").iterdir()) == []
+
+
+def test_a_process_without_the_draft_continues_at_the_same_image(done, monkeypatch):
+    monkeypatch.setattr(
+        predict.multihost_utils, "broadcast_one_to_all", lambda own: own + 8
+    )
+    decoders = load(done[1].path / "decoders.npz", label_embeddings=None)
+    totals = predict.Totals(predict.Damaged(), ExpectedF2(decoders, "top_k", None))
+    assert totals.restore(None) == 8
+    damaged = Answer(row=8, label_ids=np.zeros(0, int), probs=np.zeros(3), fault="cut")
+    # The others do not know which of the first images could be read.
+    assert list(totals.damaged.watch([damaged])) == [damaged]
+
+
+def test_two_predictions_of_one_output_do_not_mix(done, tmp_path):
+    output = tmp_path / "answers.csv"
+    used = pytest.raises(InputError, match="is in use by process")
+    with storage.held(tmp_path / ".answers.csv.part"), used:
+        predicted(*done, output)
+    assert list(tmp_path.iterdir()) == []
 
 
 def test_what_cannot_be_read_is_counted_and_given_the_best_constant(done, capfd):

@@ -456,6 +456,38 @@ def test_the_average_is_inherited_where_there_is_one():
     np.testing.assert_array_equal(params["classifier"], 0.0)
 
 
+@pytest.mark.parametrize("width", [2, 3])
+def test_a_trunk_alone_is_inherited_on_every_device(tmp_path, monkeypatch, width):
+    def init(key):
+        params = {"trunk": {"kernel": jnp.ones(2)}, "classifier": jnp.ones(3)}
+        return params, {"trunk": {"mean": jnp.ones(2)}}
+
+    kernel = {"kernel": jnp.zeros(width)}
+    model = {
+        "params": {"trunk": {"kernel": jnp.ones(width)}, "classifier": jnp.zeros(4)},
+        "average_params": {"trunk": kernel, "classifier": jnp.zeros(4)},
+        "batch_stats": {"trunk": {"mean": jnp.zeros(width)}},
+    }
+    checkpoints = Checkpoints(tmp_path, ["a"], "", read_only=True)
+    where = replicated(make_mesh())
+    monkeypatch.setattr(checkpoints, "model_shapes", lambda saved: model)
+    monkeypatch.setattr(
+        checkpoints, "restore_model", lambda *_: jax.device_put(model, where)
+    )
+    saved = Saved(stage="a", step=1, first_step=0)
+    weights = CheckpointWeights(checkpoints=checkpoints, saved=saved, source="a")
+    if width == 3:
+        with pytest.raises(InputError, match=r"the trunk of a .*kernel is \[3\]"):
+            weights.trunk().check_fits(init)
+        return
+    weights.trunk().check_fits(init)
+    params, batch_stats = weights.trunk().load(init, jax.random.key(0), where)
+    np.testing.assert_array_equal(params["trunk"]["kernel"], 0.0)
+    np.testing.assert_array_equal(batch_stats["trunk"]["mean"], 0.0)
+    np.testing.assert_array_equal(params["classifier"], np.ones(3))
+    assert {leaf.sharding for leaf in jax.tree.leaves(params)} == {where}
+
+
 def test_another_shape_is_not_inherited():
     model = {"params": {"classifier": np.ones(2, np.float32)}, "batch_stats": {}}
     with pytest.raises(InputError, match=r"stage a does not fit.*classifier is \[2\]"):

@@ -121,6 +121,16 @@ def test_another_stage_is_told_by_its_field_alone(workdir):
         workdir.claim(new_config(stages=stages))
 
 
+@pytest.mark.parametrize("changes", [{}, {"seed": 4}])
+def test_what_else_to_do_is_said_only_if_just_the_batch_size_differs(workdir, changes):
+    changed = new_config(global_batch_size=32, micro_batches=2, **changes)
+    ending = r"another --workdir\.$" if changes else r"another --workdir, or wait\.$"
+    with pytest.raises(InputError, match=ending):
+        workdir.check(changed, otherwise=", or wait")
+    with pytest.raises(InputError, match=r"another --workdir\.$"):
+        workdir.check(changed)
+
+
 def test_many_differences_are_cut_and_counted(workdir):
     changed = new_config(
         seed=1,

@@ -42,7 +42,7 @@ def declare(flags: Flags) -> None:
         "peak_lr",
         "RATE",
         "highest learning rate",
-        otherwise="that of the run, times "
+        otherwise="the highest of the run's stages, times "
         + ", ".join(f"{ADAPT_LR_SHARES[part]:g} for {part}" for part in parts),
     )
     flags.text(
@@ -55,6 +55,10 @@ def declare(flags: Flags) -> None:
     declare_verify(flags)
     flags.switch(
         "allow_tuning_labels", "required, as the weights learn from the target domain"
+    )
+    flags.switch(
+        "change_batch_size",
+        "resume with another batch size, because the number of devices has changed",
     )
     declare_processes(flags)
 
@@ -81,5 +85,6 @@ def run(flags: Flags) -> None:
         peak_lr=flags.peak_lr or 0.0,
         data_dir=flags.data_dir,
         should_stop=processes.preemption_notice(),
+        change_batch_size=flags.change_batch_size,
         verify=flags.verify,
     )

@@ -42,6 +42,11 @@ def declare(flags: Flags) -> None:
         at_least=2,
         otherwise="each domain",
     )
+    flags.switch(
+        "change_batch_size",
+        "continue interrupted runs with the batch size that the run on all data has "
+        "now; finished ones stay as they are",
+    )
     declare_data_dir(flags)
     declare_verify(flags)
     declare_processes(flags)
@@ -63,6 +68,7 @@ def run(flags: Flags) -> None:
         data_dir=flags.data_dir,
         should_stop=processes.preemption_notice(),
         folds=flags.folds or 0,
+        change_batch_size=flags.change_batch_size,
         verify=flags.verify,
         recipe=recipe,
     )

@@ -43,6 +43,12 @@ Images are read as in prepare. A damaged image, or an id without a file, is repo
 stderr and keeps its row: in a submission, with the most frequent training labels (the
 best constant prediction, see metrics.json); in JSON lines, with an error and no labels.
 
+Answers are saved every minute in a hidden folder beside --output. If the command is
+interrupted, the same command continues after them, with any number of processes but the
+same number of devices. It starts again if the list of images, the run, the evaluation
+or a flag has changed, or with --sheet. An image that was replaced meanwhile keeps its
+answer. --adapt_bn and --label_shift read all images first, also when it continues.
+
 The last line is the expected F2 of these images, from calibrated probabilities. Its
 error is the root mean square error on held-out domains (run hold_out, then evaluate and
 predict with --tune_on=held_out).

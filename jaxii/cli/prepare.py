@@ -46,9 +46,18 @@ def declare(flags: Flags) -> None:
         "columns image_id and any of group, domain, slice",
         otherwise="train_meta.csv",
     )
-    flags.text("test_labels", "CSV", "columns image_id,labels; used only for scoring")
     flags.text(
-        "test_metadata", "CSV", "like train_metadata, for tuning and test images"
+        "test_labels",
+        "CSV",
+        "columns image_id,labels, used only for scoring; lists the test images if "
+        "there is no sample submission",
+        otherwise="test_labels.csv",
+    )
+    flags.text(
+        "test_metadata",
+        "CSV",
+        "like train_metadata, for tuning and test images",
+        otherwise="test_meta.csv",
     )
     flags.text(
         "beam_runner",

@@ -42,14 +42,14 @@ def declare(flags: Flags) -> None:
     )
     flags.switch(
         "allow_tuning_labels",
-        "required for a stage on the tuning split, and for a start_from whose weights "
-        "have learned from its labels",
+        "required for a stage on the tuning split, and to start from a run whose "
+        "weights have learned from its labels",
     )
     flags.switch(
         "change_batch_size",
         "resume with another --config.global_batch_size, at the next example; "
         "schedules continue at the same fraction of their stage, whose length remains "
-        "num_epochs epochs or num_steps updates",
+        "num_epochs epochs or num_steps updates; a finished run keeps its batch size",
     )
     flags.text(
         "profile_steps",

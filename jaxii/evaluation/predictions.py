@@ -4,6 +4,7 @@ Answers are written as they arrive, so memory does not grow with the number of i
 """
 
 import csv
+import io
 import json
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
@@ -16,6 +17,7 @@ from jaxtyping import Float, Int
 from jaxii.console import OnProgress, no_progress
 from jaxii.data.labels import Vocabulary
 from jaxii.decoding.decoders import Decode, Decoders, label_lists
+from jaxii.evaluation.draft import Draft
 from jaxii.evaluation.evaluator import gather
 from jaxii.evaluation.predictor import Batches, Predict, predicted
 from jaxii.evaluation.provenance import Provenance
@@ -133,6 +135,7 @@ def answer(
     *,
     num_rows: int,
     mesh: Mesh,
+    first_row: int = 0,
     decode: Decode = decode_nothing,
     fault: Callable[[int], str] = lambda row: "damaged",
     on_progress: OnProgress = no_progress,
@@ -142,10 +145,12 @@ def answer(
     Args:
       predict: returns probabilities and embedding of images.
       batches: from `eval_batches(..., mask_damaged=True)`.
+      num_rows: number of images, with those before `first_row`.
+      first_row: row of the first image of `batches`.
       fault: returns why the image of a masked row is damaged.
       on_progress: called with (images done, `num_rows`, "predict").
     """
-    done, fields = 0, ("images", "index", "mask")
+    done, fields = first_row, ("images", "index", "mask")
     needed = ({name: batch[name] for name in fields} for batch in batches)
     for batch, probs, embedding in predicted(predict, needed, mesh):
         probs, rows, mask = gather(probs), gather(batch["index"]), gather(batch["mask"])
@@ -153,7 +158,7 @@ def answer(
         embedding = None if embedding is None else gather(embedding)[whole]
         labels = dict(zip(whole, decode(probs[whole], embedding), strict=True))
         for place in np.flatnonzero(rows >= 0):
-            row = int(rows[place])
+            row = first_row + int(rows[place])
             yield Answer(
                 row=row,
                 label_ids=labels.get(place, np.zeros(0, np.int64)),
@@ -185,29 +190,29 @@ def write_submission(
     labels: Iterable[np.ndarray],
     vocabulary: Vocabulary,
     record: Callable[[], Mapping[str, Any]],
+    draft: Draft | None = None,
 ) -> None:
     """Writes `image_id,labels` and, beside it, the provenance, atomically.
 
     Args:
-      labels: label ids of each image, at least one.
+      labels: label ids of each image that `draft` does not have yet, at least one.
       record: returns JSON for `<path>.provenance.json`; called after the last image.
+      draft: keeps the rows until all are known; None does not keep them.
 
     Raises:
       ValueError: If an image has no label, or the lengths differ.
     """
     codes = vocabulary.codes
 
-    def rows(file: TextIO) -> None:
-        writer = csv.writer(file, lineterminator="\n")
-        writer.writerow(HEADER)
-        for image_id, ids in zip(image_ids, labels, strict=True):
-            if not len(ids):
-                raise ValueError(f"image {image_id} has no label to submit")
-            chosen: list[int] = ids.tolist()
-            row = [_encodable(image_id), " ".join(codes[i] for i in chosen)]
-            writer.writerow(row)
+    def line(image_id: str, ids: np.ndarray) -> str:
+        if not len(ids):
+            raise ValueError(f"image {image_id} has no label to submit")
+        chosen: list[int] = ids.tolist()
+        return _csv_line([_encodable(image_id), " ".join(codes[i] for i in chosen)])
 
-    _write_with_provenance(path, rows, record)
+    image_ids = image_ids[draft.num_rows if draft else 0 :]
+    lines = (line(*given) for given in zip(image_ids, labels, strict=True))
+    _write_with_provenance(path, lines, record, draft, header=_csv_line(HEADER))
 
 
 def write_json_lines(
@@ -217,6 +222,7 @@ def write_json_lines(
     answers: Iterable[Answer],
     vocabulary: Vocabulary,
     facts: Facts,
+    draft: Draft | None = None,
 ) -> None:
     """Writes one JSON object per image and, beside them, the provenance, atomically.
 
@@ -226,22 +232,24 @@ def write_json_lines(
 
     Args:
       names: names of the files.
-      answers: one per image, in the same order.
+      answers: one per image that `draft` does not have yet, in the same order.
       facts: decoder and provenance of the answers.
+      draft: keeps the rows until all are known; None does not keep them.
 
     Raises:
       ValueError: If the lengths differ.
     """
 
-    def rows(file: TextIO) -> None:
-        for image_id, name, given in zip(image_ids, names, answers, strict=True):
-            fields = {"image_id": image_id, "file": name, "decoder": facts.decoder}
-            fields |= _fields(given, vocabulary)
-            # Names that are not UTF-8 have lone surrogates; JSON has escapes for them.
-            line = json.dumps(fields, ensure_ascii=False, allow_nan=False)
-            file.write(_encodable(line) + "\n")
+    def line(image_id: str, name: str, given: Answer) -> str:
+        fields = {"image_id": image_id, "file": name, "decoder": facts.decoder}
+        fields |= _fields(given, vocabulary)
+        # Names that are not UTF-8 have lone surrogates; JSON has escapes for them.
+        return _encodable(json.dumps(fields, ensure_ascii=False, allow_nan=False))
 
-    _write_with_provenance(path, rows, facts.record)
+    rest = slice(draft.num_rows if draft else 0, None)
+    images = zip(image_ids[rest], names[rest], answers, strict=True)
+    lines = (line(*image) + "\n" for image in images)
+    _write_with_provenance(path, lines, facts.record, draft)
 
 
 def _fields(given: Answer, vocabulary: Vocabulary) -> dict[str, Any]:
@@ -262,15 +270,30 @@ def _fields(given: Answer, vocabulary: Vocabulary) -> dict[str, Any]:
 
 def _write_with_provenance(
     path: AnyPath,
-    write: Callable[[TextIO], None],
+    lines: Iterable[str],
     record: Callable[[], Mapping[str, Any]],
+    draft: Draft | None,
+    *,
+    header: str = "",
 ) -> None:
+    if draft is not None:
+        lines = draft.completed(lines)
+
     def write_all(file: TextIO) -> None:
-        write(file)
+        file.write(header)
+        file.writelines(lines)
         # Written before the answers get their name, so that none lack provenance.
         write_json(path.with_name(path.name + ".provenance.json"), record())
 
     write_beside(path, write_all)
+    if draft is not None:
+        draft.remove()
+
+
+def _csv_line(cells: Sequence[str]) -> str:
+    file = io.StringIO()
+    csv.writer(file, lineterminator="\n").writerow(cells)
+    return file.getvalue()
 
 
 def _encodable(text: str) -> str:

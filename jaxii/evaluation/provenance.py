@@ -67,6 +67,8 @@ class Provenance:
         datasets: sorted content hashes of the datasets that trained the weights.
         one_batch: whether weights were trained on one batch repeatedly, to measure
             speed; none of their figures is a result.
+        batch_sizes: sorted batch sizes, in words, of models that were not trained with
+            the one of their configuration throughout.
     """
 
     weights: Influence = Influence()
@@ -78,6 +80,7 @@ class Provenance:
     label_hash: str = ""
     datasets: tuple[str, ...] = ()
     one_batch: bool = False
+    batch_sizes: tuple[str, ...] = ()
 
     @property
     def clean(self) -> bool:
@@ -127,6 +130,7 @@ class Provenance:
             label_hash="".join(hashes),
             datasets=tuple(sorted({*self.datasets, *other.datasets})),
             one_batch=self.one_batch or other.one_batch,
+            batch_sizes=tuple(sorted({*self.batch_sizes, *other.batch_sizes})),
         )
 
     def badge(self) -> str:
@@ -151,6 +155,12 @@ class Provenance:
                 f"{_KINDS[kind].capitalize()} of the {split} split {done}; "
                 f"{_MEANING[kind].format(split=split)}."
             )
+        if self.batch_sizes:
+            sentences.append(
+                "The weights were trained with batches of "
+                f"{' and of '.join(self.batch_sizes)}; the configuration has only the "
+                "last batch size."
+            )
         if self.pretrained:
             sentences.append(
                 f"The initial weights came from {self.pretrained}; this record does "
@@ -160,19 +170,19 @@ class Provenance:
         return sentences
 
     def to_json(self) -> dict[str, Any]:
-        """Returns the record as lists, strings and a boolean."""
+        """Returns the record as lists, strings and booleans."""
         parts = {
             part: {kind: list(getattr(self._part(part), kind)) for kind in _KINDS}
             for part in PARTS
         }
-        one_batch = {"one_batch": True} if self.one_batch else {}
+        optional = {"one_batch": self.one_batch, "batch_sizes": [*self.batch_sizes]}
         return {
             "clean": self.clean,
             **parts,
             "pretrained": self.pretrained,
             "label_hash": self.label_hash,
             "datasets": list(self.datasets),
-            **one_batch,
+            **{name: value for name, value in optional.items() if value},
         }
 
     @classmethod
@@ -183,9 +193,11 @@ class Provenance:
             InputError: If a key is missing, unknown or of another type, or `clean`
                 contradicts the splits listed.
         """
-        # Written only if it is true.
+        # Written only if they are true, or not empty.
         record = {"one_batch": False, **record}
-        _check_keys(record, {"clean", *(f.name for f in fields(cls))}, "provenance")
+        batch_sizes = record.pop("batch_sizes", [])
+        names = {"clean", *(f.name for f in fields(cls))} - {"batch_sizes"}
+        _check_keys(record, names, "provenance")
         values: dict[str, Any] = {**record, "one_batch": record["one_batch"] is True}
         recorded_clean = values.pop("clean")
         for name in ("pretrained", "label_hash"):
@@ -200,6 +212,7 @@ class Provenance:
                 **{k: _read_names(record[part][k], f"{part}.{k}") for k in _KINDS}
             )
         values["datasets"] = _read_names(record["datasets"], "datasets")
+        values["batch_sizes"] = _read_names(batch_sizes, "batch_sizes")
         result = cls(**values)
         if recorded_clean is not result.clean:
             raise InputError(

@@ -319,7 +319,8 @@ class EvaluationResult:
       held_out: errors and effects measured on held-out domains; None if no domain was
         held out.
       variant: names of the `InferenceOptions` in use, such as "adabn".
-      members: the checkpoints whose probabilities were averaged.
+      members: names of the checkpoints whose probabilities were averaged.
+      member_hashes: content hashes of these checkpoints; empty if not recorded.
       recurring: number of images with near copies in training data, by split; None if
         they were not looked for.
       num_domains: number of domains of the training data, including a held-out one;
@@ -345,6 +346,7 @@ class EvaluationResult:
     held_out: HeldOut | None = None
     variant: Sequence[str] = ()
     members: Sequence[str]
+    member_hashes: Sequence[str] = ()
     recurring: Mapping[str, int] | None = None
     num_domains: int | None = None
 

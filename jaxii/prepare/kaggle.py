@@ -324,6 +324,12 @@ def _evaluations(
     if names:
         listed["test"] = names
         draft = _evaluation("test", names, labels, images, metadata)
+        file = layout.sample_submission or layout.test_labels
+        if file is not None:
+            others = sorted(set(images.ids).difference(names, tuning))
+            tally = draft.tally.with_note(f"listed in {file.name}", len(names))
+            tally = tally.with_note("not listed (not used)", len(others), others)
+            draft = replace(draft, tally=tally)
         drafts.append(replace(draft, submission_ids=answered))
     return drafts, tallies, listed
 

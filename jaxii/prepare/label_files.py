@@ -24,6 +24,7 @@ from jaxii.prepare.image_ids import (
     without_suffix,
 )
 from jaxii.prepare.tables.columns import plain_name
+from jaxii.prepare.tables.csv_rows import check_rows, line_of_row
 from jaxii.prepare.tables.rows import clean
 from jaxii.prepare.tally import Tally, few
 from jaxii.storage import AnyPath
@@ -141,7 +142,7 @@ def read_labels(
       InputError: If the header is wrong, a confidence is not a number from 0 to 1, or
         more than one row in twenty has an unknown code.
     """
-    _read(path, LABEL_COLUMNS, rows=0)
+    _check(path, LABEL_COLUMNS)
     lazy = pl.scan_csv(os.fspath(path), infer_schema=False).select(
         image=pl.col("ImageID").str.strip_chars(),
         code=pl.col("LabelName").str.strip_chars(),
@@ -382,31 +383,41 @@ def _check_confidences(path: AnyPath, lazy: pl.LazyFrame, values: pl.Series) -> 
     if bool(values.is_between(0.0, 1.0).fill_null(False).all()):
         return
     number = pl.col("confidence").str.strip_chars().cast(pl.Float32, strict=False)
-    wrong = lazy.filter(~number.is_between(0.0, 1.0).fill_null(False)).head(1)
-    image, code, text = _run(path, wrong).row(0)
+    is_wrong = ~number.is_between(0.0, 1.0).fill_null(False)
+    wrong = lazy.with_row_index("row", offset=1).filter(is_wrong).head(1)
+    row, image, code, text = _run(path, wrong).row(0)
+    found = f"the confidence of label {code} of image {image} is {text!r}"
+    if text is None:
+        found = "the row has no confidence"
     raise InputError(
-        f"{path}: the confidence of label {code} of image {image} is {text!r}; it must "
-        "be a number from 0 to 1"
+        f"{path} line {line_of_row(path, row)}: {found}; it must be a number from 0 to "
+        "1"
     )
 
 
-def _read(
-    path: AnyPath, expected: tuple[str, ...] | None, rows: int | None = None
-) -> pl.DataFrame:
-    with _errors_named(path):
-        table = pl.read_csv(
-            os.fspath(path),
-            infer_schema=False,
-            n_rows=rows,
-            has_header=expected is not None,
-        )
-    if expected is not None and not set(expected) <= set(table.columns):
-        found = ",".join(table.columns)
+def _read(path: AnyPath, expected: tuple[str, ...] | None) -> pl.DataFrame:
+    _check(path, expected)
+    return _parse(path, expected is not None)
+
+
+def _check(path: AnyPath, expected: tuple[str, ...] | None) -> None:
+    """Checks the header, the number of cells of each row, and the double quotes."""
+    columns = _parse(path, expected is not None, rows=0).columns
+    if expected is not None and not set(expected) <= set(columns):
+        found = ",".join(columns)
         found = found if len(found) <= 120 else found[:120] + "..."
         raise InputError(
             f"{path} has the header {found}; it needs the columns {','.join(expected)}"
         )
-    return table
+    with _errors_named(path):
+        check_rows(path, len(columns))
+
+
+def _parse(path: AnyPath, has_header: bool, rows: int | None = None) -> pl.DataFrame:
+    with _errors_named(path):
+        return pl.read_csv(
+            os.fspath(path), infer_schema=False, n_rows=rows, has_header=has_header
+        )
 
 
 def _run(path: AnyPath, lazy: pl.LazyFrame) -> pl.DataFrame:

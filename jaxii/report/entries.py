@@ -90,8 +90,13 @@ def entries_of(
 
 
 def config_of(run: EvaluatedRun, ignored: Sequence[str]) -> Mapping[str, Any]:
-    """Returns a run's configuration without fields such as `data.directory`."""
+    """Returns a run's configuration without fields such as `data.directory`.
+
+    If it does not tell the run's batch sizes, they are in the field `batch_sizes`.
+    """
     config = json.loads(json.dumps(run.config))
+    if sizes := run.metrics.provenance.batch_sizes:
+        config["batch_sizes"] = "; ".join(sizes)
     for name in ignored:
         *parents, last = name.split(".")
         section = config

@@ -38,6 +38,7 @@ def adapt(
     peak_lr: float,
     data_dir: str,
     should_stop: Callable[[int], bool],
+    change_batch_size: bool = False,
     verify: bool = False,
 ) -> None:
     """Fine-tunes a run on the tuning split's labels, evaluates and reports it.
@@ -47,14 +48,20 @@ def adapt(
       stage: Stage whose best checkpoint to start from; "" for the last one trained.
       trainable: A key of `config.ADAPT_EPOCHS`.
       num_epochs: Passes over the tuning split; 0 takes the default.
-      peak_lr: Highest learning rate; 0 takes the default.
+      peak_lr: Highest learning rate; 0 takes a share of the run's highest, see
+        `config.ADAPT_LR_SHARES`.
       data_dir: Folder of the dataset, if it has moved; "" otherwise.
       should_stop: Called with each step; returns whether to save and stop.
+      change_batch_size: Whether a resumed run may have another batch size.
       verify: Whether to hash every byte of the data first.
     """
     start = Run.open(workdir.path, stage)
     config = adapted(start, trainable=trainable, num_epochs=num_epochs, peak_lr=peak_lr)
     start.close()
+    say(
+        f"rate      {config.optimizer.peak_lr:g} at most; the run's highest was "
+        f"{highest_peak_lr(start.config):g}"
+    )
     if config.global_batch_size < start.config.global_batch_size:
         is_scaled = config.optimizer.base_batch_size > 0
         say(
@@ -68,6 +75,7 @@ def adapt(
         Workdir(output),
         should_stop,
         allow_tuning_labels=True,
+        change_batch_size=change_batch_size,
         verify=verify,
     )
 
@@ -81,7 +89,6 @@ def adapted(
 ) -> Config:
     """Returns a run's configuration with one stage, which adapts its checkpoint."""
     config = with_small_batches(start.config, jax.device_count())
-    share = ADAPT_LR_SHARES[trainable]
     (before,) = (s for s in config.stages if s.name == start.saved.stage)
     stage = StageConfig(
         name=STAGE,
@@ -89,8 +96,8 @@ def adapted(
         split="tuning",
         trainable=trainable,
         num_epochs=num_epochs or ADAPT_EPOCHS[trainable],
-        peak_lr=peak_lr or share * config.optimizer.peak_lr,
     )
+    peak_lr = peak_lr or ADAPT_LR_SHARES[trainable] * highest_peak_lr(config)
     return replace(
         config,
         start_from=str(start.workdir.path),
@@ -98,8 +105,14 @@ def adapted(
         model=replace(config.model, pretrained=""),
         stages=(stage,),
         # A short stage whose learning rate falls to 0 has nothing to average.
-        optimizer=replace(config.optimizer, average="none"),
+        optimizer=replace(config.optimizer, average="none", peak_lr=peak_lr),
     )
+
+
+def highest_peak_lr(config: Config) -> float:
+    """Returns the highest learning rate of all stages, not scaled with the batch."""
+    scale = max(stage.peak_lr_scale for stage in config.stages)
+    return scale * config.optimizer.peak_lr
 
 
 def with_small_batches(config: Config, num_devices: int) -> Config:
@@ -126,15 +139,24 @@ def with_small_batches(config: Config, num_devices: int) -> Config:
 
 
 def final_terms(terms: Terms) -> Terms:
-    """Returns the objective at the end of a stage, without the embedding term."""
-    kept = {
+    """Returns the objective at the end of a stage, without the embedding term.
+
+    Terms whose weight is then 0 are left out. If none is left, returns cross-entropy.
+    """
+    final: Terms = {
         name: {key: _last(value) for key, value in term.items()}
         if isinstance(term, Mapping)
         else _last(term)
         for name, term in terms.items()
         if name != "embedding"
     }
-    return kept or {"bce": 1.0}
+    return {name: term for name, term in final.items() if _weight(term)} or {"bce": 1.0}
+
+
+def _weight(term: Any) -> Any:
+    if isinstance(term, Mapping):
+        return cast(Mapping[str, Any], term).get("weight", 1.0)
+    return term
 
 
 def _last(value: Any) -> Any:

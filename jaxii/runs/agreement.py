@@ -26,9 +26,18 @@ def check_same_runs(runs: Sequence[Run]) -> None:
     paths = [os.fspath(run.workdir.path) for run in runs]
     processes.check_same(_digest(paths), "the runs are different")
     for run, path in zip(runs, paths, strict=True):
-        # The manifest of a checkpoint has the hashes of its metadata and arrays.
-        words = run.config.content_hash(), *_described(_manifest(run).files.items())
-        processes.check_same(_digest(words), f"the checkpoint of {path} is different")
+        other = f"the checkpoint of {path} is different"
+        processes.check_same(_digest(_words([run])), other)
+
+
+def checkpoint_hash(run: Run) -> str:
+    """Returns a hexadecimal digest of the checkpoint that a run is opened at.
+
+    It covers the arrays and the metadata, with the configuration, but no path: the
+    checkpoint of a copied or moved workdir has the same digest.
+    """
+    # The manifest of a checkpoint has the hashes of its metadata and arrays.
+    return _digest(_described(_manifest(run).files.items()))
 
 
 def check_same_checkpoints(workdir: Workdir, stages: Iterable[str]) -> None:
@@ -90,11 +99,32 @@ def check_same_evaluation(workdir: Workdir, variants: Sequence[str] = ()) -> Non
     Raises:
       InputError: On every process, if a file differs.
     """
-    names = "metrics.json", "decoders.npz"
     check_same_files(
-        [workdir.result_file(name, variants) for name in names],
+        _evaluation_files(workdir, variants),
         f"the evaluation of {workdir.path} is different",
     )
+
+
+def identity(
+    runs: Iterable[Run], workdir: Workdir, variants: Sequence[str], *more: str
+) -> str:
+    """Returns a digest of checkpoints, of an evaluation and of more words.
+
+    Args:
+      variants: See `Workdir.result_file`.
+    """
+    files = _evaluation_files(workdir, variants)
+    found = _described((file.name, manifest.describe(file)) for file in files)
+    return _digest([*_words(runs), *found, *more])
+
+
+def _evaluation_files(workdir: Workdir, variants: Sequence[str]) -> list[AnyPath]:
+    names = "metrics.json", "decoders.npz"
+    return [workdir.result_file(name, variants) for name in names]
+
+
+def _words(runs: Iterable[Run]) -> list[str]:
+    return [f"{run.config.content_hash()} {checkpoint_hash(run)}" for run in runs]
 
 
 def _manifest(run: Run) -> Manifest:

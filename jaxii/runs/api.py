@@ -8,9 +8,9 @@ from typing import Any
 
 from ml_collections import ConfigDict  # pyright: ignore[reportMissingTypeStubs]
 
-from jaxii.config import Config, check_returned, recipe_error
+from jaxii.config import Config, check_returned
 from jaxii.distributed import gpu
-from jaxii.errors import InputError, nearest_path
+from jaxii.errors import InputError, nearest_path, recipe_error
 from jaxii.evaluation.result import SetResult
 from jaxii.runs.labelled_set import evaluate_set
 from jaxii.runs.run import Run
@@ -70,6 +70,7 @@ def train(
     workdir: str | AnyPath,
     *,
     allow_tuning_labels: bool = False,
+    change_batch_size: bool = False,
 ) -> Run:
     """Trains or resumes a run, evaluates it, and opens it.
 
@@ -78,6 +79,7 @@ def train(
         recipe; see `load_recipe`.
       workdir: The run's folder: a new one, or one of the same configuration.
       allow_tuning_labels: Whether weights may learn from labels of the tuning split.
+      change_batch_size: Whether a resumed run may have another batch size.
 
     Raises:
       InputError: If the configuration, the data or the workdir cannot be used.
@@ -94,6 +96,7 @@ def train(
         Workdir(at(workdir)),
         lambda step: False,
         allow_tuning_labels=allow_tuning_labels,
+        change_batch_size=change_batch_size,
         recipe=recipe,
     )
     return load(workdir)

@@ -36,6 +36,8 @@ from jaxii.train.step import StepSettings
 from jaxii.train.trainer import StagePlan
 
 Batches = Iterator[dict[str, np.ndarray]]
+# Platform -> most images per device in a batch of `file_batch_size`.
+MOST_PREDICTED = {"cpu": 64, "gpu": 256, "tpu": 256}
 
 
 def data_root() -> Path:
@@ -194,6 +196,23 @@ def eval_batch_size(config: Config) -> int:
     return math.ceil(config.global_batch_size / devices) * devices
 
 
+def file_batch_size(config: Config, num_images: int) -> int:
+    """Returns the batch size in which images are predicted; more are not faster.
+
+    A device gets a power of two of images, at most `MOST_PREDICTED` of its platform and
+    at most its part of a training batch. So few images cost little, and any numbers of
+    images share a few compiled functions.
+
+    Args:
+      num_images: Number of images to predict, over all processes.
+    """
+    devices = jax.device_count()
+    share = math.ceil(max(num_images, 1) / devices)
+    most = MOST_PREDICTED.get(jax.default_backend(), MOST_PREDICTED["gpu"])
+    trained = eval_batch_size(config) // devices
+    return min(1 << (share - 1).bit_length(), most, trained) * devices
+
+
 def scored_rows(data: Data, split: str, most: int) -> Int64[np.ndarray, " row"]:
     """Returns rows of scored images of a split: all, or `most` evenly spaced ones."""
     rows = np.flatnonzero(data.verified_rows(split).scored())
@@ -202,7 +221,11 @@ def scored_rows(data: Data, split: str, most: int) -> Int64[np.ndarray, " row"]:
 
 
 def eval_batches(
-    config: Config, data: Data, split: str, num_images: int = 0
+    config: Config,
+    data: Data,
+    split: str,
+    num_images: int = 0,
+    global_batch_size: int | None = None,
 ) -> Batches:
     """Yields every image of a split once, or some of those that are scored.
 
@@ -212,6 +235,7 @@ def eval_batches(
     Args:
       num_images: Largest number of scored images, evenly spaced in the split; 0 for
         every image of the split, scored or not.
+      global_batch_size: Images in a batch; None for `eval_batch_size`.
     """
     verified = data.verified_rows(split)
     images, scored = data.split(split), verified.scored()
@@ -222,7 +246,7 @@ def eval_batches(
         images.source,
         transform=eval_transform(config),
         policy=pipeline.LabelPolicy(num_slots=eval_slots(verified)),
-        shard=share(config, eval_batch_size(config)),
+        shard=share(config, global_batch_size or eval_batch_size(config)),
         scored=scored,
         name=f"split {split}",
     )
@@ -261,13 +285,20 @@ def stored_short_side(config: Config, short_side: int | None = None) -> int | No
     return short_side or max(recode.SHORT_SIDE, seen)
 
 
-def file_batches(config: Config, files: pipeline.RandomAccess) -> Batches:
-    """Yields every image of a list of files once; damaged ones are masked."""
+def file_batches(
+    config: Config, files: pipeline.RandomAccess, global_batch_size: int | None = None
+) -> Batches:
+    """Yields every image of a list of files once; damaged ones are masked.
+
+    Args:
+      global_batch_size: Images in a batch; None for `file_batch_size`.
+    """
+    size = global_batch_size or file_batch_size(config, len(files))
     return pipeline.eval_batches(
         files,
         transform=eval_transform(config),
         policy=pipeline.LabelPolicy(num_slots=1),
-        shard=share(config, eval_batch_size(config)),
+        shard=share(config, size),
         mask_damaged=True,
     )
 
@@ -277,6 +308,8 @@ def unlabelled_batches(
 ) -> Batches:
     """Yields each image of a source once, in random order.
 
+    Batches have the size of training, because statistics of BatchNorm depend on it.
+
     Args:
       most: Largest number of images; None for all.
 
@@ -284,7 +317,8 @@ def unlabelled_batches(
       Batches of `images` and `mask`; damaged images and padding have mask 0.
     """
     rows = np.random.default_rng(config.seed).permutation(len(source))[:most]
-    for batch in file_batches(config, pipeline.Reordered(source, rows)):
+    shuffled, size = pipeline.Reordered(source, rows), eval_batch_size(config)
+    for batch in file_batches(config, shuffled, size):
         yield {name: batch[name] for name in ("images", "mask")}
 
 
@@ -444,7 +478,7 @@ def _plan(
         optimizer.base_batch_size or config.global_batch_size
     )
     schedule = warmup_cosine(
-        peak=scale * (stage.peak_lr or optimizer.peak_lr),
+        peak=scale * optimizer.peak_lr * stage.peak_lr_scale,
         warmup_steps=int(stage.warmup_share * stage.num_steps),
         num_steps=stage.num_steps,
     )

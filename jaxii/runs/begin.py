@@ -20,10 +20,11 @@ from jaxii.models.pretrained import Trunk, load_trunk
 from jaxii.runs import assembly
 from jaxii.runs.agreement import check_same_checkpoints, check_same_runs
 from jaxii.runs.run import Run
-from jaxii.runs.workdir import Workdir
+from jaxii.runs.start_point import StartPoint, check_same_trunk
+from jaxii.runs.workdir import CHANGE_BATCH_SIZE, Workdir
+from jaxii.storage import at
 from jaxii.train.checkpoint import Checkpoints
-from jaxii.train.stages import Saved
-from jaxii.train.trainer import StagePlan
+from jaxii.train.stages import BatchSize, Done, Saved, next_action
 
 # Number of labels shown, as a check by eye, and of the neighbours shown for each.
 NEIGHBOURS = 3
@@ -68,16 +69,18 @@ def begin(
     begun = checkpoints.saved().get(names[0])
     _check_begun(run)
     if not begun:
-        run.start = _start(config, run.plans[0], label_hash)
+        run.start = _start(run, label_hash)
     record = _record(run, begun)
     run.stage_provenance = provenance_by_stage(
         record, [plan.stage for plan in run.plans], data.choosing_split
     )
     if not allow_tuning_labels:
         _check_no_tuning_labels(run.stage_provenance[names[-1]])
-    workdir.check(config, change_batch_size=change_batch_size)
+    run.batch_sizes = _batch_sizes(run, change_batch_size=change_batch_size)
     if begun:
         _check_same_images(run)
+    else:
+        _check_same_start(run)
     if processes.is_lead():
         workdir.claim_labels(data.vocabulary)
         workdir.claim(config, change_batch_size=change_batch_size)
@@ -104,7 +107,9 @@ def describe(run: Run) -> list[str]:
         f"run       {run.workdir.path}: {len(run.plans)} stages, {steps} steps "
         f"of {run.config.global_batch_size} images on {hardware()}"
     )
-    if isinstance(run.start, Trunk):
+    if isinstance(run.start, Run):
+        rows.append(f"start     {StartPoint.of(run.start, run.config)}")
+    elif isinstance(run.start, Trunk):
         rows.append(f"start     trunk from {run.start.origin}")
         if run.start.left_out:
             rows.append(
@@ -141,6 +146,37 @@ def _check_begun(run: Run) -> None:
         )
 
 
+def _check_config(run: Run, *, change_batch_size: bool) -> None:
+    """Checks that the workdir is new or of the run's configuration.
+
+    Raises:
+      InputError: If it is not. A run that has finished keeps its batch size.
+    """
+    stages, saved = [plan.stage for plan in run.plans], run.checkpoints.saved()
+    otherwise = CHANGE_BATCH_SIZE
+    if isinstance(next_action(stages, saved), Done):
+        change_batch_size = False
+        otherwise = "; the run has finished, so its batch size can no longer change"
+    run.workdir.check(
+        run.config, change_batch_size=change_batch_size, otherwise=otherwise
+    )
+
+
+def _batch_sizes(run: Run, *, change_batch_size: bool) -> tuple[BatchSize, ...]:
+    """Checks the workdir's configuration and returns the batch sizes of all updates.
+
+    Empty if the run never changes its batch size.
+    """
+    _check_config(run, change_batch_size=change_batch_size)
+    latest, config = run.checkpoints.latest(), run.config
+    if latest is None:
+        return ()
+    metadata = run.checkpoints.metadata(latest)
+    now = BatchSize(latest.step, config.global_batch_size, config.micro_batches)
+    before = metadata.all_batch_sizes()
+    return metadata.batch_sizes if before[-1][1:] == now[1:] else (*before, now)
+
+
 def _check_no_tuning_labels(last: Provenance) -> None:
     """Raises InputError if the weights learn from labels of the target domain."""
     if last.weights.away("labels"):
@@ -160,7 +196,8 @@ def _check_same_images(run: Run) -> None:
     Raises:
       InputError: If the run began with other images.
     """
-    if not run.data.num_unlabelled or run.config.start_from:
+    other = run.config.start_from or run.workdir.start_file.exists()
+    if other or not run.data.num_unlabelled:
         return
     before = SeenImages.load(run.workdir.seen_file).by_part["weights"]
     now = _image_hashes(run.data, {stage.split for stage in run.config.stages})
@@ -170,6 +207,17 @@ def _check_same_images(run: Run) -> None:
             f"version of jaxii, but training now uses {len(now)}, because it leaves "
             "out images without a label; train again in another --workdir."
         )
+
+
+def _check_same_start(run: Run) -> None:
+    """Checks that a run without a checkpoint starts from the same one as before.
+
+    Raises:
+      InputError: On every process, if it started from another one.
+    """
+    if isinstance(run.start, Run):
+        point = StartPoint.of(run.start, run.config)
+        processes.check_on_lead(lambda: point.check_same(run.workdir))
 
 
 def _set_damaged_history_aside(run: Run) -> None:
@@ -186,7 +234,7 @@ def _set_damaged_history_aside(run: Run) -> None:
 
 
 def _write_start(run: Run) -> None:
-    """Writes the label embedding, and the ids of the images that the run learns from.
+    """Writes the start, the label embedding, and the ids of the images to learn from.
 
     Replaces the files of an earlier start that saved no checkpoint, perhaps on other
     data. The ids include those of the run that this run starts from.
@@ -199,7 +247,9 @@ def _write_start(run: Run) -> None:
     seen = SeenImages(
         {part: _image_hashes(data, names) for part, names in splits.items()}
     )
+    workdir.start_file.unlink(missing_ok=True)
     if isinstance(run.start, Run):
+        StartPoint.of(run.start, run.config).save(workdir)
         seen = seen.union(SeenImages.load(run.start.workdir.seen_file))
     seen.save(workdir.seen_file)
     workdir.embedding_file.unlink(missing_ok=True)
@@ -223,20 +273,28 @@ def _image_hashes(data: Data, names: Iterable[str]) -> Hashes:
     )
 
 
-def _start(config: Config, plan: StagePlan, label_hash: str) -> Run | Trunk | None:
+def _start(run: Run, label_hash: str) -> Run | Trunk | None:
     """Opens the weights that the first stage starts from, and checks that they fit."""
-    if config.model.pretrained:
-        shapes = jax.eval_shape(plan.init, jax.random.key(0))
-        trunk = load_trunk(config.model.pretrained, *shapes)
-        other = f"{config.model.pretrained} is a different file"
-        processes.check_same(trunk.digest, other)
+    config, init = run.config, run.plans[0].init
+    pretrained = config.model.pretrained
+    if pretrained and not at(pretrained).is_dir():
+        shapes = jax.eval_shape(init, jax.random.key(0))
+        trunk = load_trunk(pretrained, *shapes)
+        processes.check_same(trunk.digest, f"{pretrained} is a different file")
         return trunk
-    if not config.start_from:
+    if pretrained:
+        start = Run.open(pretrained)
+        check_same_runs([start])
+        check_same_trunk(start, config)
+        start.weights.trunk().check_fits(init)
+    elif config.start_from:
+        stage = config.start_from_stage
+        start = Run.open(config.start_from, stage, label_hash=label_hash)
+        check_same_runs([start])
+        start.check_same_data(config)
+        start.weights.check_fits(init)
+    else:
         return None
-    start = Run.open(config.start_from, config.start_from_stage, label_hash=label_hash)
-    check_same_runs([start])
-    start.check_same_data(config)
-    start.weights.check_fits(plan.init)
     return start
 
 
@@ -248,8 +306,12 @@ def _record(run: Run, begun: Sequence[Saved] | None) -> Provenance:
     record = Provenance(
         label_hash=data.vocabulary.content_hash(), datasets=(data.content_hash,)
     )
-    if isinstance(start, Run):
+    if isinstance(start, Run) and run.config.start_from:
         record = start.provenance_on(data).union(record)
+    elif isinstance(start, Run):
+        # The heads, and with them the labels of the other run, are left out.
+        past = start.provenance_on(data, same_splits=False)
+        record = replace(past, label_hash="").union(record)
     elif start is not None:
         record = replace(record, pretrained=start.origin)
     return replace(record, one_batch=record.one_batch or run.config.data.reuse_batch)

@@ -37,7 +37,7 @@ from jaxii.evaluation.result import (
 )
 from jaxii.metrics.streaming import Accumulators
 from jaxii.runs import assembly, results, unseen
-from jaxii.runs.agreement import check_same_data, check_same_runs
+from jaxii.runs.agreement import check_same_data, check_same_runs, checkpoint_hash
 from jaxii.runs.inference import InferenceOptions
 from jaxii.runs.results import Measured
 from jaxii.runs.run import Run
@@ -84,7 +84,7 @@ def measure(
       Preempted: If `should_stop` returned True; nothing was written.
     """
     data = run.data
-    members = _members(run, options)
+    members, named = _members(run, options)
     tune_on = tune_on or data.choosing_split
     by_runs = tune_on == "held_out" and not data.has_images("held_out")
     pooled, record = unseen.read(run, pooled=by_runs)
@@ -114,7 +114,7 @@ def measure(
         provenance=provenance,
         held_out=record,
         variant=options.names,
-        members=[member.name for member in members],
+        members=named,
         recurring=_recurring(run.data, metrics, trained),
     )
     if processes.is_lead():
@@ -140,12 +140,18 @@ def _progress(
         yield advance
 
 
-def _members(run: Run, options: InferenceOptions) -> tuple[Run, ...]:
-    """Opens the runs to average; checks that all processes read the same files."""
+def _members(
+    run: Run, options: InferenceOptions
+) -> tuple[Sequence[Run], Sequence[tuple[str, str]]]:
+    """Opens the runs to average; checks that all processes read the same files.
+
+    Returns:
+      The runs, and the name and content hash of each one's checkpoint.
+    """
     members = run.members(options, run.data)
     check_same_runs(members)
     check_same_data([run])
-    return members
+    return members, [(member.name, checkpoint_hash(member)) for member in members]
 
 
 def _splits(data: Data, chooser: str) -> list[str]:
@@ -180,6 +186,7 @@ class Passes:
       models: The models, whose probabilities are averaged.
       chooser: Split that the decoders are fitted on; "" if they were fitted before.
       evaluator: Sums the figures.
+      global_batch_size: Images in a batch.
       on_progress: Called with (images done, images in all, pass).
     """
 
@@ -188,6 +195,7 @@ class Passes:
     options: InferenceOptions
     chooser: str
     evaluator: Evaluator
+    global_batch_size: int
     on_progress: OnProgress = no_progress
 
     def sums(
@@ -212,13 +220,15 @@ class Passes:
         self.evaluator.predict(predict, self._batches(split, split), scores.add)
 
     def _batches(self, split: str, what: str) -> Batches:
-        batches = assembly.eval_batches(self.run.config, self.run.data, split)
-        return self._counted(batches, split, what)
+        size = self.global_batch_size
+        batches = assembly.eval_batches(
+            self.run.config, self.run.data, split, global_batch_size=size
+        )
+        return self._counted(batches, split, what, size)
 
-    def _counted(self, batches: Batches, split: str, what: str) -> Batches:
+    def _counted(self, batches: Batches, split: str, what: str, size: int) -> Batches:
         """Yields the batches of a split and reports each when the next is needed."""
         num_images = self.run.data.split(split).num_examples
-        size = assembly.eval_batch_size(self.run.config)
         for done, batch in enumerate(batches, 1):
             yield batch
             self.on_progress(min(done * size, num_images), num_images, what)
@@ -230,7 +240,8 @@ class Passes:
         def images() -> Batches:
             source = self.run.data.split(target).source
             batches = assembly.unlabelled_batches(self.run.config, source)
-            return self._counted(batches, target, f"adapt to {target}")
+            size = assembly.eval_batch_size(self.run.config)
+            return self._counted(batches, target, f"adapt to {target}", size)
 
         options = self.options if target != "validation" else AS_TRAINED
         # On the calibration's own split, label frequencies are as the decoders expect.
@@ -253,6 +264,7 @@ def _passes(
         options=options,
         chooser=chooser,
         evaluator=run.evaluator(),
+        global_batch_size=assembly.eval_batch_size(run.config),
         on_progress=on_progress,
     )
 
@@ -519,7 +531,7 @@ def _result(
     provenance: Provenance,
     held_out: HeldOut | None,
     variant: Sequence[str],
-    members: Sequence[str],
+    members: Sequence[tuple[str, str]],
     recurring: Mapping[str, int] | None,
 ) -> EvaluationResult:
     config, data, saved = run.config, run.data, run.saved
@@ -543,7 +555,8 @@ def _result(
         estimates=_estimates(run, metrics),
         held_out=held_out,
         variant=variant,
-        members=members,
+        members=[name for name, _ in members],
+        member_hashes=[content_hash for _, content_hash in members],
         recurring=recurring,
         num_domains=len(data.domains),
     )

@@ -6,8 +6,9 @@ the figures on domains. `suspects` predicts each image with a run not trained on
 """
 
 import contextlib
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import replace
+from functools import partial
 
 from jaxii.config import Config
 from jaxii.console import say
@@ -20,9 +21,9 @@ from jaxii.evaluation.held_out import FILE
 from jaxii.evaluation.result import EvaluationResult
 from jaxii.runs import assembly
 from jaxii.runs.train import train
-from jaxii.runs.workdir import HELD_OUT, Workdir
+from jaxii.runs.workdir import CHANGE_BATCH_SIZE, HELD_OUT, Workdir
 from jaxii.train.checkpoint import Checkpoints
-from jaxii.train.stages import Origin, Saved
+from jaxii.train.stages import Origin, Saved, choose
 
 
 def hold_out(
@@ -32,6 +33,7 @@ def hold_out(
     data_dir: str,
     should_stop: Callable[[int], bool],
     folds: int = 0,
+    change_batch_size: bool = False,
     verify: bool = False,
     recipe: Origin | None = None,
 ) -> None:
@@ -43,6 +45,8 @@ def hold_out(
       data_dir: Folder of the dataset, if it has moved; "" otherwise.
       should_stop: Called with each step; returns whether to save and stop.
       folds: Number of folds of the groups; 0 for the domains.
+      change_batch_size: Whether runs that have not finished may change their batch size
+        to that of `config`.
       verify: Whether to hash every byte of the data first.
       recipe: The recipe of `config`, for the reports.
 
@@ -56,34 +60,31 @@ def hold_out(
     _check(config)
     assembly.check_before_data(config)
     data = assembly.open_data(config, verify=verify)
-    if not folds:
-        check_domains(data.directory, data.domains)
-    parts = fold_names(folds) if folds else data.domains
     workdir.check_labels(data.vocabulary)
     workdir.check(config)
-    runs = {part: workdir.held_out(part) for part in parts}
+    runs = {part: workdir.held_out(part) for part in _parts(data, folds)}
     configs = {
         part: replace(config, data=replace(config.data, held_out_domain=part))
-        for part in parts
+        for part in runs
     }
     # All are checked before any is trained.
     done = {
         part
-        for part in parts
-        if _is_done(runs[part], configs[part], data, is_domain=not folds)
+        for part, run in runs.items()
+        if _is_done(run, configs[part], data, is_domain=not folds)
     }
+    for part in sorted(runs.keys() - done):
+        _check_batch_size(runs[part], configs[part], data, change_batch_size)
+    train_part = partial(train, change_batch_size=change_batch_size, recipe=recipe)
     if processes.is_lead():
         workdir.claim_labels(data.vocabulary)
         workdir.claim(config)
-    for number, part in enumerate(parts, 1):
-        say(
-            f"held out  {part} ({number} of {len(parts)}): {runs[part].path}"
-            f"{', already done' if part in done else ''}"
-        )
+    for number, (part, run) in enumerate(runs.items(), 1):
+        which = f"{part} ({number} of {len(runs)})"
+        say(f"held out  {which}: {run.path}{', already done' * (part in done)}")
         if part not in done:
-            train(configs[part], runs[part], should_stop, recipe=recipe)
-    for line in domain_shift.table({part: runs[part].metrics() for part in parts}):
-        say(line)
+            train_part(configs[part], run, should_stop)
+    _say_figures(runs, config.stages[-1].name)
     say(_next_command(workdir, folds))
 
 
@@ -107,6 +108,28 @@ def _of_parts(recipe: Origin) -> Origin:
     if "own" not in recipe:
         return {}
     return {**recipe, "own": {HELD_OUT: "", **recipe["own"]}}
+
+
+def _parts(data: Data, folds: int) -> tuple[str, ...]:
+    """Returns the names of the parts to hold out."""
+    if folds:
+        return fold_names(folds)
+    check_domains(data.directory, data.domains)
+    return data.domains
+
+
+def _say_figures(runs: Mapping[str, Workdir], last_stage: str) -> None:
+    """Prints the table, and the runs whose figures are not of the last stage."""
+    metrics = {part: run.metrics() for part, run in runs.items()}
+    for line in domain_shift.table(metrics):
+        say(line)
+    for part, figures in metrics.items():
+        if figures.stage != last_stage:
+            path = runs[part].path
+            say(
+                f"CAVEAT     the figures of {path} are of stage {figures.stage}; "
+                f"evaluate --workdir={path} measures the last stage"
+            )
 
 
 def _next_command(workdir: Workdir, folds: int) -> str:
@@ -138,8 +161,14 @@ def _check(config: Config) -> None:
             )
 
 
-def _is_done(run: Workdir, config: Config, data: Data, *, is_domain: bool) -> bool:
-    """Returns whether a run has finished and its figures are of its best checkpoint.
+def _is_done(
+    run: Workdir,
+    config: Config,
+    data: Data,
+    *,
+    is_domain: bool,
+) -> bool:
+    """Returns whether a run has finished and has figures of a stage's best checkpoint.
 
     Raises:
       InputError: If the run has other labels, another configuration or another dataset,
@@ -150,9 +179,8 @@ def _is_done(run: Workdir, config: Config, data: Data, *, is_domain: bool) -> bo
     run.check(config, change_batch_size=True)
     best = _finished(run, config, data)
     metrics = _figures(run, is_domain=is_domain)
-    wanted = (best.stage, best.step) if best else None
-    if metrics is None or (metrics.stage, metrics.step) != wanted:
-        run.check(config)
+    wanted = best.get(metrics.stage) if metrics else None
+    if metrics is None or wanted is None or metrics.step != wanted.step:
         return False
     if metrics.data_hash != data.content_hash:
         raise InputError(
@@ -163,8 +191,26 @@ def _is_done(run: Workdir, config: Config, data: Data, *, is_domain: bool) -> bo
     return True
 
 
-def _finished(run: Workdir, config: Config, data: Data) -> Saved | None:
-    """Returns the best checkpoint of a finished run; None if it is not finished.
+def _check_batch_size(
+    run: Workdir, config: Config, data: Data, change_batch_size: bool
+) -> None:
+    """Raises InputError if a run that is not done may not have this batch size."""
+    otherwise = CHANGE_BATCH_SIZE
+    if _finished(run, config, data):
+        change_batch_size = False
+        otherwise = (
+            "; the run has finished with its batch size, so evaluate "
+            f"--workdir={run.path} completes it"
+        )
+    run.check(
+        config,
+        change_batch_size=change_batch_size,
+        otherwise=otherwise,
+    )
+
+
+def _finished(run: Workdir, config: Config, data: Data) -> dict[str, Saved]:
+    """Returns stage -> best checkpoint of a finished run; {} if it is not finished.
 
     Raises:
       InputError: If the run was trained on another dataset.
@@ -174,7 +220,7 @@ def _finished(run: Workdir, config: Config, data: Data) -> Saved | None:
     with contextlib.closing(checkpoints):
         latest = checkpoints.latest()
         if latest is None:
-            return None
+            return {}
         data_hash = checkpoints.metadata(latest).data_hash
         if data_hash != data.content_hash:
             raise InputError(
@@ -183,8 +229,11 @@ def _finished(run: Workdir, config: Config, data: Data) -> Saved | None:
                 "was trained on as --data_dir, or remove the folder of the run to "
                 "train it again."
             )
-        last = checkpoints.saved().get(names[-1])
-        return checkpoints.best_of() if last and last[-1].finished else None
+        saved = checkpoints.saved()
+        last = saved.get(names[-1])
+        if not (last and last[-1].finished):
+            return {}
+        return {name: choose(found, "best") for name, found in saved.items() if found}
 
 
 def _figures(run: Workdir, *, is_domain: bool) -> EvaluationResult | None:

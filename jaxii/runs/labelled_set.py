@@ -119,6 +119,7 @@ def _measure(run: Run, name: str) -> tuple[Scoring, Accumulators, DecoderScores]
     """Measures the set, which is the data of `run`, in one pass."""
     model, decoders = run.model(), run.decoders
     names = decoders.names(has_head=EMBEDDING_HEAD in model.params)
+    num_images = run.data.split(name).num_examples
     with progress() as on_progress:
         passes = Passes(
             run=run,
@@ -126,6 +127,7 @@ def _measure(run: Run, name: str) -> tuple[Scoring, Accumulators, DecoderScores]
             options=AS_TRAINED,
             chooser="",
             evaluator=run.evaluator(),
+            global_batch_size=assembly.file_batch_size(run.config, num_images),
             on_progress=on_progress,
         )
         in_use = run.metrics.decoder.name
@@ -221,6 +223,7 @@ def _result(run: Run, found: Labelled, data: Data, name: str) -> SetResult:
         constant=replace(metrics.constant, f2=f2),
         splits={},
         members=metrics.members,
+        member_hashes=metrics.member_hashes,
     )
 
 

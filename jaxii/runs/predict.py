@@ -1,21 +1,33 @@
 """`predict`: labels images on disk; needs only a workdir."""
 
-from collections.abc import Iterable, Iterator, Sequence
-from contextlib import ExitStack
-from dataclasses import dataclass, field
-from functools import partial
+from collections.abc import Callable, Generator, Iterable, Iterator, Sequence
+from contextlib import ExitStack, contextmanager
+from dataclasses import asdict, dataclass, field
+from functools import partial, reduce
+
+import jax
+import numpy as np
+from jax.experimental import multihost_utils
 
 from jaxii.console import progress, say, warn
 from jaxii.data.labels import Vocabulary
+from jaxii.data.pipeline import Reordered
 from jaxii.distributed import processes
 from jaxii.errors import InputError
 from jaxii.evaluation import image_records, predictions
+from jaxii.evaluation.draft import FORMAT, Draft, State, open_draft
 from jaxii.evaluation.image_records import ImageFiles, Listing, thumbnails
 from jaxii.evaluation.predictions import Answer, ExpectedF2, Facts
+from jaxii.evaluation.predictor import Predict
+from jaxii.evaluation.provenance import Provenance
 from jaxii.evaluation.result import EvaluationResult
 from jaxii.models.multitask import EMBEDDING_HEAD
-from jaxii.runs import assembly, unseen
-from jaxii.runs.agreement import check_same_evaluation, check_same_runs
+from jaxii.runs import agreement, assembly, unseen
+from jaxii.runs.agreement import (
+    check_same_evaluation,
+    check_same_runs,
+    checkpoint_hash,
+)
 from jaxii.runs.inference import InferenceOptions
 from jaxii.runs.run import Run
 from jaxii.runs.workdir import Workdir
@@ -73,26 +85,57 @@ class Request:
 
 @dataclass
 class Damaged:
-    """The number of damaged images, and the first `MOST_NAMED` of them."""
+    """The number of damaged images, and rows and faults of the first `MOST_NAMED`."""
 
+    num_rows: int = 0
     count: int = 0
-    first: list[Answer] = field(default_factory=list[Answer])
+    first: list[tuple[int, str]] = field(default_factory=list[tuple[int, str]])
 
     def watch(self, answers: Iterable[Answer]) -> Iterator[Answer]:
         """Yields the answers; raises InputError at the end if all are damaged."""
-        total = 0
         for given in answers:
-            total += 1
+            self.num_rows += 1
             if given.fault:
                 self.count += 1
                 if len(self.first) < MOST_NAMED:
-                    self.first.append(given)
+                    self.first.append((given.row, given.fault))
             yield given
-        if self.count == total:
+        if self.count == self.num_rows:
             raise InputError(
-                f"none of the {total} images can be read (the first: "
-                f"{self.first[0].fault}), so nothing was written; use readable images."
+                f"none of the {self.num_rows} images can be read (the first: "
+                f"{self.first[0][1]}), so nothing was written; use readable images."
             )
+
+
+@dataclass(frozen=True)
+class Totals:
+    """The sums over the images that are predicted."""
+
+    damaged: Damaged
+    expected: ExpectedF2
+
+    def state(self) -> State | None:
+        """Returns the sums as JSON; None while no image could be read."""
+        if self.damaged.count == self.damaged.num_rows:
+            return None
+        expected = self.expected.total, self.expected.num_images
+        return {"damaged": asdict(self.damaged), "expected_f2": expected}
+
+    def restore(self, draft: Draft | None) -> int:
+        """Continues with the sums of a draft; returns the first row to predict.
+
+        Only the lead process has a draft.
+        """
+        if draft is not None and draft.found:
+            damaged = draft.found["damaged"]
+            self.damaged.count = damaged["count"]
+            self.damaged.first = [(row, fault) for row, fault in damaged["first"]]
+            self.expected.total, self.expected.num_images = draft.found["expected_f2"]
+        kept = np.int32(draft.num_rows if draft else 0)
+        first_row = int(multihost_utils.broadcast_one_to_all(kept))
+        # A draft has an image that could be read.
+        self.damaged.num_rows = first_row
+        return first_row
 
 
 def predict(
@@ -116,7 +159,8 @@ def predict(
     variants = workdir.tuned_on(tune_on) + ["ensemble"] * bool(options.ensemble)
     metrics = workdir.metrics(variants)
     found = request.find()
-    processes.check_same(found.digest(), "the images are different")
+    digest = found.digest()
+    processes.check_same(digest, "the images are different")
     with ExitStack() as opened:
         run = opened.enter_context(Run.open(workdir.path, metrics.stage))
         members = run.members(options)
@@ -134,25 +178,108 @@ def predict(
         error = unseen.expected_f2_error(metrics.held_out, options, decoder)
         expected = ExpectedF2(decoders, decoder, error)
         facts = _facts(found.source, members, metrics, options, expected)
+        size = assembly.file_batch_size(run.config, len(files))
+        words = _words(request, digest, options, decoder, run, size)
+        identity = agreement.identity(members, workdir, variants, *words)
     request.check_places()
     home = workdir.path, metrics.num_domains
     unseen.say_caveats(facts.provenance, metrics.held_out, options, decoder, *home)
     target = partial(assembly.unlabelled_batches, run.config, files)
-    damaged = Damaged()
-    with progress() as on_progress:
-        answers = predictions.answer(
-            options.make_predict(models, run.mesh, target, decoders),
-            assembly.file_batches(run.config, files),
-            num_rows=len(files),
-            decode=expected.decode,
-            # Only the lead process finds reasons, by reading the file again.
-            fault=files.fault if processes.is_lead() else lambda row: "damaged",
-            mesh=run.mesh,
-            on_progress=on_progress,
-        )
-        _write(request, files, damaged.watch(answers), workdir.vocabulary(), facts)
-    _say(request, files, damaged, facts)
+    make_predict = partial(options.make_predict, models, run.mesh, target, decoders)
+    totals = Totals(Damaged(), expected)
+    _answer(run, request, files, make_predict, totals, identity, facts)
+    _say(request, files, totals.damaged, facts)
     say(unseen.expected_f2_line(expected, *home))
+
+
+def _answer(
+    run: Run,
+    request: Request,
+    files: ImageFiles,
+    make_predict: Callable[[], Predict],
+    totals: Totals,
+    identity: str,
+    facts: Facts,
+) -> None:
+    """Predicts the images that no draft of the output has, and writes the files."""
+    with _draft(request, identity, totals, run, files) as draft:
+        first_row = totals.restore(draft)
+        rest = Reordered(files, np.arange(first_row, len(files)))
+        # That of all images, so that each is in the same batch as without a draft.
+        size = assembly.file_batch_size(run.config, len(files))
+        with progress() as on_progress:
+            answers = predictions.answer(
+                make_predict(),
+                assembly.file_batches(run.config, rest, size),
+                num_rows=len(files),
+                first_row=first_row,
+                decode=totals.expected.decode,
+                # Only the lead process finds reasons, by reading the file again.
+                fault=files.fault if processes.is_lead() else lambda row: "damaged",
+                mesh=run.mesh,
+                on_progress=on_progress,
+            )
+            answers = totals.damaged.watch(answers)
+            _write(request, files, answers, run.vocabulary, facts, draft)
+
+
+def _words(
+    request: Request,
+    digest: str,
+    options: InferenceOptions,
+    decoder: str,
+    run: Run,
+    global_batch_size: int,
+) -> list[str]:
+    """Returns what decides the answers besides the checkpoints and the evaluation.
+
+    Args:
+      digest: Digest of the listing.
+      global_batch_size: Images in a batch.
+    """
+    device = run.mesh.devices.flat[0].device_kind
+    batch = f"batches of {global_batch_size}"
+    return [
+        f"format {FORMAT}, JAX {jax.__version__}",
+        f"{run.mesh.size} x {device}, {batch}",
+        f"{options} {decoder}",
+        f"submission: {request.is_submission}",
+        digest,
+    ]
+
+
+@contextmanager
+def _draft(
+    request: Request, identity: str, totals: Totals, run: Run, files: ImageFiles
+) -> Generator[Draft | None, None, None]:
+    """Holds the output, and yields its draft on the lead process.
+
+    Raises:
+      InputError: On every process, if another command writes the output.
+    """
+    drafts: list[Draft] = []
+    with ExitStack() as opened:
+
+        def open_it() -> None:
+            if request.output is not None:
+                draft = open_draft(
+                    request.output,
+                    # A contact sheet needs all answers.
+                    "" if request.sheet else identity,
+                    state=totals.state,
+                    batch_size=assembly.file_batch_size(run.config, len(files)),
+                    num_rows=len(files),
+                )
+                drafts.append(opened.enter_context(draft))
+
+        processes.check_on_lead(open_it)
+        for draft in drafts:
+            if draft.num_rows:
+                say(
+                    f"continues after {draft.num_rows} of {len(files)} images; if one "
+                    f"of them has changed, remove {draft.folder} first"
+                )
+        yield drafts[0] if drafts else None
 
 
 def _write(
@@ -161,6 +288,7 @@ def _write(
     answers: Iterable[Answer],
     vocabulary: Vocabulary,
     facts: Facts,
+    draft: Draft | None,
 ) -> None:
     """Writes the requested files in one pass over the answers."""
     output, image_ids = request.output, files.listing.image_ids
@@ -171,27 +299,27 @@ def _write(
 
         sheet = Sheet(len(files), files.listing.shown, vocabulary, thumbnails(files))
         answers = sheet.watch(answers)
-    if output is None or not processes.is_lead():
+    if output is None or draft is None:
         for _ in answers:
             pass
     elif request.is_submission:
         constant = predictions.fallback_labels(facts.constant, vocabulary)
         labels = (constant if given.fault else given.label_ids for given in answers)
         predictions.write_submission(
-            output, image_ids, labels, vocabulary, facts.record
+            output, image_ids, labels, vocabulary, facts.record, draft
         )
     else:
         names = files.listing.names
         predictions.write_json_lines(
-            output, image_ids, names, answers, vocabulary, facts
+            output, image_ids, names, answers, vocabulary, facts, draft
         )
     if request.sheet is not None and sheet is not None:
         sheet.write(request.sheet, facts)
 
 
 def _say(request: Request, files: ImageFiles, damaged: Damaged, facts: Facts) -> None:
-    for given in damaged.first:
-        warn(f"damaged  {files.listing.shown(given.row)}: {given.fault}")
+    for row, fault in damaged.first:
+        warn(f"damaged  {files.listing.shown(row)}: {fault}")
     told_all = request.output is not None and not request.is_submission
     if damaged.count > len(damaged.first):
         where = f"{request.output} lists" if told_all else "--output=FILE.jsonl lists"
@@ -215,11 +343,14 @@ def _check_members(
     members: Sequence[Run], metrics: EvaluationResult, options: InferenceOptions
 ) -> None:
     """Raises InputError if the decoders were fitted on other checkpoints."""
-    names = [member.name for member in members]
-    if options.ensemble and names != metrics.members:
+    # Hashes, because a path names another checkpoint once the run is trained again.
+    hashes = sorted(map(checkpoint_hash, members))
+    if options.ensemble and hashes != sorted(metrics.member_hashes):
+        names = "; ".join(member.name for member in members)
         raise InputError(
-            f"thresholds were chosen for the mean of {'; '.join(metrics.members)}, not "
-            f"of {'; '.join(names)}; run evaluate with the same --ensemble first."
+            f"the thresholds were chosen on {metrics.created} for the mean of "
+            f"{'; '.join(metrics.members)}; the checkpoints to use, {names}, are not "
+            "the same; run evaluate with the same --ensemble first."
         )
     members[0].check_evaluated(metrics)
 
@@ -231,8 +362,8 @@ def _facts(
     options: InferenceOptions,
     expected: ExpectedF2,
 ) -> Facts:
-    own = members[0]
-    record = metrics.provenance.union(own.provenance)
+    records = (member.provenance for member in members)
+    record = reduce(Provenance.union, records, metrics.provenance)
     return Facts(
         source=source,
         run="; ".join(member.name for member in members),

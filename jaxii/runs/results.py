@@ -26,6 +26,7 @@ from jaxii.evaluation.result import (
 from jaxii.prepare.image_ids import meant
 from jaxii.report.run_files import SETS, read_sets
 from jaxii.runs.run import Run
+from jaxii.runs.start_point import StartPoint
 from jaxii.runs.workdir import Workdir
 from jaxii.storage import AnyPath, locked, write_json, write_text
 from jaxii.train.checkpoint import Checkpoints
@@ -105,8 +106,10 @@ def _write(
     files[by_label.FILE] = workdir.result_file(by_label.FILE, variants)
     labels.save(files[by_label.FILE])
     write_json(files["metrics.json"], evaluation.to_json())
-    origin = run.config.start_from or run.config.model.pretrained
-    rows = _stage_rows(run.plans, run.checkpoints, origin)
+    point = StartPoint.load(workdir)
+    origin = str(point or run.config.start_from or run.config.model.pretrained)
+    size = run.config.global_batch_size
+    rows = _stage_rows(run.plans, run.checkpoints, origin, size)
     if run.history_fault:
         say(f"CAVEAT     {run.history_fault}; the report has no training curves")
     files["report.html"] = workdir.result_file("report.html", variants)
@@ -226,12 +229,16 @@ def _details(run: Run, labels: LabelTable, measured: Measured) -> Details:
 
 
 def _stage_rows(
-    plans: Sequence[StagePlan], checkpoints: Checkpoints, origin: str
+    plans: Sequence[StagePlan],
+    checkpoints: Checkpoints,
+    origin: str,
+    global_batch_size: int,
 ) -> list[StageRow]:
     """Returns a row of the report's stage table for each stage that has begun.
 
     Args:
-      origin: The run or file that the first stage starts from; "" for none.
+      origin: The checkpoint or file that the first stage starts from; "" for none.
+      global_batch_size: That of the plans.
     """
     found = checkpoints.saved()
     rows: list[StageRow] = []
@@ -244,7 +251,7 @@ def _stage_rows(
         of_last = checkpoints.metadata(last)
         ends = [
             plan.settings.objective.weights(jnp.asarray(step, jnp.int32))
-            for step in (0, last.step - last.first_step)
+            for step in (0, plan.stage.steps_done(last, global_batch_size))
         ]
         rows.append(
             StageRow(

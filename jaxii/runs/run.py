@@ -17,13 +17,13 @@ from jaxii.data import label_embedding
 from jaxii.data.labels import Vocabulary
 from jaxii.data.prepared import Data
 from jaxii.data.seen import SeenImages
-from jaxii.decoding.decoders import Decode, Decoders
+from jaxii.decoding.decoders import Decoders
 from jaxii.decoding.decoders import load as load_decoders
 from jaxii.distributed.mesh import make_mesh, replicated
 from jaxii.errors import InputError, nearest
 from jaxii.evaluation.evaluator import Evaluator
 from jaxii.evaluation.image_records import ImageFiles
-from jaxii.evaluation.predictions import Answer, answer, decode_nothing
+from jaxii.evaluation.predictions import decode_nothing
 from jaxii.evaluation.predictor import Model, Predict, make_features, make_predict
 from jaxii.evaluation.provenance import HOME_SPLITS, Provenance
 from jaxii.evaluation.result import EvaluationResult, SplitMetrics
@@ -33,7 +33,7 @@ from jaxii.models.pretrained import Trunk
 from jaxii.models.views import augmented_views, mean_over_views
 from jaxii.report.run_files import read_sets
 from jaxii.runs import assembly
-from jaxii.runs.images import Images, Prediction, Predictions, open_images
+from jaxii.runs.images import Images, Prediction, Predictions, answers, open_images
 from jaxii.runs.inference import InferenceOptions
 from jaxii.runs.workdir import Workdir
 from jaxii.storage import AnyPath, at
@@ -44,7 +44,7 @@ from jaxii.train.initial_weights import (
     InitialWeights,
     PretrainedWeights,
 )
-from jaxii.train.stages import Origin, Saved
+from jaxii.train.stages import BatchSize, Origin, Saved, batches_in_words
 from jaxii.train.state import Tree
 from jaxii.train.trainer import StagePlan
 
@@ -63,10 +63,12 @@ class Run(AbstractContextManager["Run"]):
       workdir: The files of the run.
       config: The resolved run configuration.
       checkpoints: The checkpoints of the run.
-      start: What the first stage starts from: another run, the trunk of pretrained
-        weights, or None for fresh parameters. None, too, if the run has a checkpoint.
+      start: What the first stage starts from: another run or, with `model.pretrained`,
+        its trunk; the trunk of a file of weights; or None for fresh parameters. None,
+        too, if the run has a checkpoint.
       stage_provenance: Stage name -> provenance of its checkpoints; empty for a run
         that is not assembled for training.
+      batch_sizes: Batch sizes of the checkpoints to come, as in their metadata.
     """
 
     def __init__(
@@ -84,6 +86,7 @@ class Run(AbstractContextManager["Run"]):
         self.checkpoints = checkpoints
         self.start: Run | Trunk | None = None
         self.stage_provenance: Mapping[str, Provenance] = {}
+        self.batch_sizes: tuple[BatchSize, ...] = ()
         self._saved = saved
         self._data = data
         self._verify = verify
@@ -176,7 +179,16 @@ class Run(AbstractContextManager["Run"]):
     @property
     def provenance(self) -> Provenance:
         """What influenced the weights and the choice of the checkpoint."""
-        return Provenance.from_json(self.checkpoints.metadata(self.saved).provenance)
+        return self._provenance_in(self.checkpoints.metadata(self.saved))
+
+    def _provenance_in(self, metadata: CheckpointMetadata) -> Provenance:
+        """Returns a checkpoint's provenance, with batch sizes not in the config."""
+        record = Provenance.from_json(metadata.provenance)
+        own = self.config.global_batch_size, self.config.micro_batches
+        sizes = metadata.all_batch_sizes()
+        if all(size[1:] == own for size in sizes):
+            return record
+        return record.union(Provenance(batch_sizes=(batches_in_words(sizes),)))
 
     @cached_property
     def vocabulary(self) -> Vocabulary:
@@ -188,19 +200,23 @@ class Run(AbstractContextManager["Run"]):
         """All devices."""
         return make_mesh()
 
-    def provenance_on(self, data: Data) -> Provenance:
+    def provenance_on(self, data: Data, *, same_splits: bool = True) -> Provenance:
         """Returns the provenance of a result on a dataset, perhaps another one.
 
         In another dataset, test and tuning images are compared by id with those that
         the run has seen; matches add their split to the parts that they influenced.
+
+        Args:
+          same_splits: Whether the run's own dataset is divided into the same splits; if
+            not, its images are compared too.
 
         Raises:
           InputError: If the run was trained on images that the dataset holds out to
             choose thresholds.
         """
         metadata = self.checkpoints.metadata(self.saved)
-        record = Provenance.from_json(metadata.provenance)
-        if metadata.data_hash == data.content_hash:
+        record = self._provenance_in(metadata)
+        if same_splits and metadata.data_hash == data.content_hash:
             return record
         seen = SeenImages.load(self.workdir.seen_file)
         for name in ("validation", "held_out", "tuning", "test"):
@@ -303,15 +319,15 @@ class Run(AbstractContextManager["Run"]):
         """Returns uncalibrated probabilities, as `jaxii predict` writes them.
 
         Args:
-          images: A list of paths; uint8 [image, height, width, 3]; a list of uint8
-            [height, width, 3] of any sizes; or a folder, a CSV or a pattern.
+          images: A list of images, or one; or a folder, a CSV or a pattern. An image is
+            a path; the bytes of a file; a PIL image; or uint8 [height, width, 3], RGB.
+            All are treated like files: turned as EXIF data says, and converted to RGB.
 
         Raises:
-          InputError: If an image cannot be read; it names the image.
+          InputError: If images are of another kind or cannot be read; it names them.
         """
-        answers = self._answers(images, decode_nothing)
-        shape = len(answers), len(self.classes)
-        return np.array([given.probs for given in answers], np.float32).reshape(shape)
+        predict = make_predict([self._model], self.mesh)
+        return self._rows(self._open_images(images), predict, len(self.classes))
 
     def predict(self, images: Images, decoder: str = "") -> Predictions:
         """Returns the labels of each image.
@@ -329,7 +345,9 @@ class Run(AbstractContextManager["Run"]):
         source = self._open_images(images)
         vocabulary = self.vocabulary
         predictions: list[Prediction] = []
-        for given in self._answers(source, self.decoders.answer(decoder)):
+        predict = make_predict([self._model], self.mesh)
+        decode = self.decoders.answer(decoder)
+        for given in answers(source, predict, self.config, self.mesh, decode):
             label_ids: list[int] = given.label_ids.tolist()
             predictions.append(
                 Prediction(
@@ -348,15 +366,11 @@ class Run(AbstractContextManager["Run"]):
           images: See `predict_proba`.
         """
         compute = make_features(self._model, self.mesh)
-        answers = self._answers(
-            images, decode_nothing, lambda pixels: (compute(pixels), None)
-        )
-        if not answers:
-            side = self.config.data.image_size_pixels
-            shape = self.mesh.size, side, side, 3
-            features = jax.eval_shape(compute, jax.ShapeDtypeStruct(shape, np.uint8))
-            return np.zeros((0, features.shape[1]), np.float32)
-        return np.array([given.probs for given in answers], np.float32)
+        side = self.config.data.image_size_pixels
+        pixels = jax.ShapeDtypeStruct((self.mesh.size, side, side, 3), np.uint8)
+        width = jax.eval_shape(compute, pixels).shape[1]
+        source = self._open_images(images)
+        return self._rows(source, lambda given: (compute(given), None), width)
 
     @cached_property
     def _model(self) -> Model:
@@ -371,33 +385,14 @@ class Run(AbstractContextManager["Run"]):
             short_side=assembly.largest_short_side(self.config, stored),
         )
 
-    def _answers(
-        self,
-        images: Images | ImageFiles,
-        decode: Decode,
-        predict: Predict | None = None,
-    ) -> list[Answer]:
-        """Predicts all images; raises InputError if one cannot be read."""
-        source = images
-        if not isinstance(source, ImageFiles):
-            source = self._open_images(source)
-        answers = list(
-            answer(
-                predict or make_predict([self._model], self.mesh),
-                assembly.file_batches(self.config, source),
-                num_rows=len(source),
-                mesh=self.mesh,
-                decode=decode,
-                fault=source.fault,
-            )
-        )
-        for given in answers:
-            if given.fault:
-                raise InputError(
-                    f"{source.listing.shown(given.row)} cannot be used: {given.fault}; "
-                    "leave it out."
-                )
-        return answers
+    def _rows(
+        self, source: ImageFiles, predict: Predict, width: int
+    ) -> Float32[np.ndarray, "image number"]:
+        """Returns a row of numbers for each image."""
+        rows = np.zeros((len(source), width), np.float32)
+        for given in answers(source, predict, self.config, self.mesh, decode_nothing):
+            rows[given.row] = given.probs
+        return rows
 
     # Several runs together.
 
@@ -527,7 +522,8 @@ class Run(AbstractContextManager["Run"]):
     def initial_weights(self) -> InitialWeights:
         """The weights that the first stage starts from."""
         if isinstance(self.start, Run):
-            return self.start.weights
+            weights = self.start.weights
+            return weights if self.config.start_from else weights.trunk()
         if isinstance(self.start, Trunk):
             return PretrainedWeights(
                 source=self.start.origin,
@@ -567,6 +563,7 @@ class Run(AbstractContextManager["Run"]):
             train_step_compilations=train_step_compilations,
             history=history,
             label_hash=self.data.vocabulary.content_hash(),
+            batch_sizes=self.batch_sizes,
             saved=saved,
         )
 

@@ -4,6 +4,7 @@ Such a run saves its predictions for the domain and the effect of adapting to it
 run on all domains reads these files of all such runs.
 """
 
+import contextlib
 from collections.abc import Sequence
 from dataclasses import replace
 from functools import reduce
@@ -26,6 +27,7 @@ from jaxii.runs.agreement import check_same_files
 from jaxii.runs.inference import InferenceOptions
 from jaxii.runs.run import Run
 from jaxii.storage import AnyPath
+from jaxii.train.checkpoint import Checkpoints
 
 
 def predict_held_out(
@@ -95,11 +97,29 @@ def read(run: Run, *, pooled: bool) -> tuple[list[Predictions], HeldOut | None]:
         raise InputError(
             f"{run.workdir.path} does not have an evaluated hold-out run for each of "
             f"its domains {', '.join(run.data.domains)} at stage {run.saved.stage}; "
-            "run hold_out with the same --workdir first."
+            f"run {_missing(run)} first."
         )
     predictions = {name: run.workdir.held_out_predictions(name) for name in metrics}
     errors = held_out.errors_of_pools(predictions)
     return [*predictions.values()], replace(record, expected_f2_errors=errors)
+
+
+def _missing(run: Run) -> str:
+    """Returns the commands that measure the hold-out runs at the stage of a run."""
+    stage, commands = run.saved.stage, list[str]()
+    names = [each.name for each in run.config.stages]
+    measured = run.workdir.held_out_metrics()
+    for domain in run.data.domains:
+        metrics, path = measured.get(domain), run.workdir.held_out(domain).path
+        if metrics and metrics.stage == stage and metrics.held_out:
+            continue
+        checkpoints = Checkpoints(path, names, "", read_only=True)
+        with contextlib.closing(checkpoints):
+            trained = checkpoints.saved().get(stage)
+        if not trained or not trained[-1].finished:
+            return "hold_out with the same --workdir"
+        commands.append(f"evaluate --workdir={path} --stage={stage}")
+    return " and ".join(commands) or "hold_out with the same --workdir"
 
 
 def ranked(domains: Sequence[Predictions], own: Accumulators) -> Accumulators:

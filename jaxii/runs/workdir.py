@@ -39,6 +39,10 @@ MOST_LETTERS = 120
 HELD_OUT = "data.held_out_domain"
 # Fields that `change_batch_size` lets change on resume; the order of examples is kept.
 BATCH_SIZE = ("global_batch_size", "micro_batches")
+# What else to do if only these fields differ, where a command can change them.
+CHANGE_BATCH_SIZE = (
+    ", or --change_batch_size (in Python: change_batch_size=True) to continue the run"
+)
 
 
 @dataclass(frozen=True)
@@ -66,6 +70,11 @@ class Workdir:
     def seen_file(self) -> AnyPath:
         """Hashes of the ids of the images that the run has learnt from."""
         return self.path / "seen_images.npz"
+
+    @property
+    def start_file(self) -> AnyPath:
+        """The checkpoint of another run that the run started from, if it did."""
+        return self.path / "start.json"
 
     @property
     def history_file(self) -> AnyPath:
@@ -132,7 +141,7 @@ class Workdir:
 
     def own_files(self) -> dict[str, File]:
         """Returns size and hash of the files that the run's checkpoints belong to."""
-        files = (self.labels_file, self.embedding_file, self.seen_file)
+        files = self.labels_file, self.embedding_file, self.seen_file, self.start_file
         return {f.name: manifest.describe(f) for f in files if f.exists()}
 
     def check_belongs(self, metadata: CheckpointMetadata) -> None:
@@ -242,18 +251,21 @@ class Workdir:
         for listed in current:
             describe_again(listed, self.config_file)
 
-    def check(self, config: Config, *, change_batch_size: bool = False) -> None:
+    def check(
+        self, config: Config, *, change_batch_size: bool = False, otherwise: str = ""
+    ) -> None:
         """Checks that the folder is new or of this configuration; writes nothing.
 
         Args:
           change_batch_size: Whether the batch size may differ.
+          otherwise: What else to do if only the batch size differs, for the error.
 
         Raises:
           InputError: If the folder is another run's; names the fields that differ.
         """
         if self.config_file.exists():
             free = BATCH_SIZE if change_batch_size else ()
-            self._refuse_another(config.to_dict(), free)
+            self._refuse_another(config.to_dict(), free, otherwise)
 
     def config(self) -> Config:
         """Returns the configuration of the run.
@@ -339,15 +351,16 @@ class Workdir:
             "restore it, or use another --workdir."
         )
 
-    def _refuse_another(self, fields: Mapping[str, Any], free: Sequence[str]) -> None:
+    def _refuse_another(
+        self, fields: Mapping[str, Any], free: Sequence[str], otherwise: str
+    ) -> None:
         before = self.config().to_dict()
         differing = _differing(before, fields, *free)
         if differing:
             size = not _differing(before, fields, *BATCH_SIZE)
             raise InputError(
                 f"{self.path} belongs to another configuration ({differing}); use that "
-                "configuration, or another --workdir"
-                f"{', or --change_batch_size to continue the run' if size else ''}."
+                f"configuration, or another --workdir{otherwise if size else ''}."
             )
 
     def _make_folder(self) -> None:

@@ -29,7 +29,7 @@ from jaxii.errors import InputError, nearest
 from jaxii.manifest import File, Manifest
 from jaxii.storage import AnyPath, at, names_in
 from jaxii.train.checkpoint_manager import REPLACED, make_manager, save, split, start
-from jaxii.train.stages import Origin, Saved, choose
+from jaxii.train.stages import BatchSize, Origin, Saved, choose
 from jaxii.train.state import TrainState, Tree
 
 
@@ -70,6 +70,7 @@ class CheckpointMetadata:
       train_step_compilations: Number of compilations of the stage's train step.
       history: `history.jsonl` when the save began; None without one.
       label_hash: Content hash of the vocabulary.
+      batch_sizes: Batch sizes of the updates so far; empty if all had that of `config`.
       saved: Place in the run, and metric.
     """
 
@@ -82,13 +83,22 @@ class CheckpointMetadata:
     train_step_compilations: int
     history: File | None
     label_hash: str
+    batch_sizes: tuple[BatchSize, ...] = ()
     saved: Saved
 
     def to_json(self) -> dict[str, Any]:
         """Returns one object, with the fields of `saved` among its keys."""
         plain = asdict(self)
         saved = plain.pop("saved")
+        # Earlier versions, which do not know the key, can read the other checkpoints.
+        if not self.batch_sizes:
+            del plain["batch_sizes"]
         return plain | saved
+
+    def all_batch_sizes(self) -> tuple[BatchSize, ...]:
+        """Returns the batch sizes of the updates so far, at least one."""
+        own = self.config["global_batch_size"], self.config["micro_batches"]
+        return self.batch_sizes or (BatchSize(0, *own),)
 
     @classmethod
     def from_json(cls, record: Mapping[str, Any], path: object) -> "CheckpointMetadata":
@@ -101,6 +111,7 @@ class CheckpointMetadata:
         Raises:
           InputError: If a key is missing or unknown.
         """
+        record = {"batch_sizes": [], **record}
         names = {field.name for field in fields(cls)} - {"saved"}
         of_saved = {field.name for field in fields(Saved)}
         lacking = sorted((names | of_saved) - record.keys())
@@ -116,6 +127,7 @@ class CheckpointMetadata:
         own["files"] = {name: File(**file) for name, file in record["files"].items()}
         if own["history"] is not None:
             own["history"] = File(**own["history"])
+        own["batch_sizes"] = tuple(BatchSize(*size) for size in own["batch_sizes"])
         saved = {name: record[name] for name in of_saved}
         saved["evaluations"] = tuple(map(tuple, saved["evaluations"]))
         return cls(**own, saved=Saved(**saved))

@@ -1,7 +1,8 @@
 """The initial parameters and BatchNorm statistics of a stage.
 
 A stage starts from fresh weights, from a checkpoint (of the previous stage or of
-another run), or from pretrained weights of its trunk. `trainer` decides which.
+another run, whole or the trunk alone), or from pretrained weights of its trunk.
+`trainer` decides which.
 """
 
 from collections.abc import Callable, Mapping
@@ -59,6 +60,30 @@ class CheckpointWeights:
         like = jax.eval_shape(init, jax.random.key(0))[0]
         inherit(self.checkpoints.model_shapes(self.saved), like, self.source)
 
+    def trunk(self) -> "TrunkWeights":
+        """Returns the weights of the trunk alone."""
+        source = f"the trunk of {self.source}"
+        return TrunkWeights(
+            checkpoints=self.checkpoints, saved=self.saved, source=source
+        )
+
+
+class TrunkWeights(CheckpointWeights):
+    """The trunk of a checkpoint; the heads start fresh."""
+
+    def load(self, init: Init, key: jax.Array, sharding: Sharding) -> tuple[Tree, Tree]:
+        """Returns parameters and statistics for a stage; see `CheckpointWeights`."""
+        model = self.checkpoints.restore_model(self.saved, sharding)
+        params, batch_stats = jax.jit(init, out_shardings=sharding)(key)
+        trunk, statistics = inherit(_trunk(model), params[TRUNK], self.source)
+        return {**params, TRUNK: trunk}, {**batch_stats, TRUNK: statistics}
+
+    def check_fits(self, init: Init) -> None:
+        """Compares shapes; see `CheckpointWeights`."""
+        like = jax.eval_shape(init, jax.random.key(0))[0]
+        model = self.checkpoints.model_shapes(self.saved)
+        inherit(_trunk(model), like[TRUNK], self.source)
+
 
 @dataclass(frozen=True, kw_only=True)
 class PretrainedWeights:
@@ -82,6 +107,8 @@ class PretrainedWeights:
 
 InitialWeights = FreshWeights | CheckpointWeights | PretrainedWeights
 FRESH = FreshWeights()
+# Top-level key of parameters and statistics.
+TRUNK = "trunk"
 
 
 def inherit(model: Mapping[str, Tree], like: Tree, source: str) -> tuple[Tree, Tree]:
@@ -114,6 +141,14 @@ def inherit(model: Mapping[str, Tree], like: Tree, source: str) -> tuple[Tree, T
             "and heads, or start from other weights."
         )
     return params, model["batch_stats"]
+
+
+def _trunk(model: Mapping[str, Tree]) -> dict[str, Tree]:
+    """Returns a restored model's trunk to start from, and its statistics."""
+    return {
+        "params": evaluated_params(model)[TRUNK],
+        "batch_stats": model["batch_stats"][TRUNK],
+    }
 
 
 def _shapes(tree: Tree) -> dict[str, str]:

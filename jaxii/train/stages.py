@@ -3,7 +3,7 @@
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any, TypedDict
+from typing import Any, NamedTuple, TypedDict
 
 ENTERS_FROM = ("best", "last")
 
@@ -24,7 +24,7 @@ class Stage:
         last checkpoint, because `validation` would choose the least adapted one.
       trainable: "all", or "last_layer" for the classifier alone, with a frozen trunk
         that normalises by BatchNorm's running statistics.
-      peak_lr: Highest learning rate; 0 takes `optimizer.peak_lr`.
+      peak_lr_scale: Highest learning rate, as a multiple of `optimizer.peak_lr`.
       warmup_share: Share of the stage during which the learning rate rises.
       enters_from: Checkpoint of the previous stage to start from: "best" by the
         validation metric, or "last".
@@ -39,11 +39,21 @@ class Stage:
     embedding_head: bool = False
     split: str = "train"
     trainable: str = "all"
-    peak_lr: float = 0.0
+    peak_lr_scale: float = 1.0
     warmup_share: float = 0.05
     enters_from: str = "best"
     plateau_evaluations: int = 0
     plateau_min_delta: float = 0.001
+
+    def steps_done(self, saved: "Saved", global_batch_size: int) -> int:
+        """Returns the updates of the stage so far, of `num_steps`.
+
+        The stage may have begun with another batch size. If its length is in epochs,
+        returns as many updates of this batch size as its examples would take.
+        """
+        if not self.in_epochs:
+            return saved.step - saved.first_step
+        return (saved.example - saved.first_example) // global_batch_size
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -68,6 +78,25 @@ class Saved:
     metric: float | None = None
     evaluations: tuple[tuple[int, float], ...] = ()
     finished: bool = False
+
+
+class BatchSize(NamedTuple):
+    """The batch size of a run from one update on.
+
+    Attributes:
+      step: Updates done before the first of this size.
+      global_batch_size: Examples in one update.
+      micro_batches: Slices of a device's batch.
+    """
+
+    step: int
+    global_batch_size: int
+    micro_batches: int
+
+    def in_words(self) -> str:
+        """Returns for example `64 images in 2 micro-batches`."""
+        slices = f" in {self.micro_batches} micro-batches"
+        return f"{self.global_batch_size} images{slices * (self.micro_batches > 1)}"
 
 
 class Origin(TypedDict, total=False):
@@ -139,6 +168,13 @@ def choose(checkpoints: Sequence[Saved], which: str) -> Saved:
     if which == "last" or not measured:
         return ordered[-1]
     return max(measured, key=lambda s: (s.metric, s.step))
+
+
+def batches_in_words(sizes: Sequence[BatchSize]) -> str:
+    """Returns for example `64 images, then 32 images after step 500`."""
+    first, *others = sizes
+    rest = [f", then {size.in_words()} after step {size.step}" for size in others]
+    return first.in_words() + "".join(rest)
 
 
 def has_ended(

@@ -308,14 +308,7 @@ class Trainer:
         self.telemetry.note(f"stage {stage.name}: {start}")
 
     def _stage_step(self, stage: Stage, saved: Saved) -> int:
-        """Returns the updates of the stage so far, of `stage.num_steps`.
-
-        The stage may have begun with another batch size. If its length is in epochs,
-        returns as many updates of this run's batch size as its examples would take.
-        """
-        if not stage.in_epochs:
-            return saved.step - saved.first_step
-        return (saved.example - saved.first_example) // self.global_batch_size
+        return stage.steps_done(saved, self.global_batch_size)
 
     def _next_batch(self, batches: Iterator[Batch]) -> dict[str, jax.Array]:
         start = time.monotonic()

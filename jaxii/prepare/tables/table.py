@@ -17,12 +17,10 @@ import polars as pl
 
 from jaxii.errors import InputError
 from jaxii.prepare.image_files import IMAGE_SUFFIXES
+from jaxii.prepare.tables.csv_rows import SEPARATORS, strict_rows
 from jaxii.prepare.tables.notes import Notes, shown
 
-SEPARATORS = {",": "commas", ";": "semicolons", "\t": "tabs", "|": "bars"}
 SAMPLE_LINES = 200
-# With a separator that the file does not use, a line is one cell, of any length.
-csv.field_size_limit(2**31 - 1)
 # Excel's first line that declares the separator.
 _DECLARATION = re.compile(r'"?sep=([,;\t|])"?\s*', re.IGNORECASE)
 _OTHER_FILES = {
@@ -289,7 +287,8 @@ def _parse(path: Path, text: str, separator: str, has_header: bool) -> pl.DataFr
         header = _first_row(text, separator) if has_header else [""] * table.width
         table.columns = _named(header)
         return table
-    except pl.exceptions.PolarsError:
+    # polars takes text that begins with "x\x01" for a compressed file: an OSError.
+    except (pl.exceptions.PolarsError, OSError):
         return _parse_leniently(path, text, separator, has_header)
 
 
@@ -297,31 +296,11 @@ def _parse_leniently(
     path: Path, text: str, separator: str, has_header: bool
 ) -> pl.DataFrame:
     """Reads CSV that polars refuses, such as spaces around quotes; much slower."""
-    # Strict, because an unclosed quote would join all lines up to the next quote.
-    reader = csv.reader(
-        io.StringIO(re.sub(rf'" +(?=[{re.escape(separator)}\n])', '"', text)),
-        delimiter=separator,
-        skipinitialspace=True,
-        strict=True,
-    )
+    lines = io.StringIO(re.sub(rf'" +(?=[{re.escape(separator)}\n])', '"', text))
     rows: list[list[str]] = []
-    line = 0
-    try:
-        for row in reader:
-            line = reader.line_num
-            if rows and len(row) > len(rows[0]):
-                raise InputError(
-                    f"{path} line {line}: {len(row)} cells, but the first line has "
-                    f"{len(rows[0])} ({separator.join(row)[:60]!r}); put double quotes "
-                    f"around cells that contain {SEPARATORS[separator]}."
-                )
-            if row:
-                rows.append(row + [""] * (len(rows[0]) - len(row) if rows else 0))
-    except csv.Error as error:
-        raise InputError(
-            f"{path} line {line + 1}: a double quote is not closed, or text follows a "
-            f"closed one ({error}); write each quote inside a cell as two quotes."
-        ) from error
+    for _, row in strict_rows(path, lines, separator, skip_spaces=True):
+        if row:
+            rows.append(row + [""] * (len(rows[0]) - len(row) if rows else 0))
     names = _named(rows.pop(0) if has_header else [""] * len(rows[0]))
     _check_names(path, names)
     return pl.DataFrame(rows, schema=dict.fromkeys(names, pl.String), orient="row")
