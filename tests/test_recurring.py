@@ -313,7 +313,9 @@ def test_a_split_of_near_copies_only_has_no_part_without_them(root, tmp_path):
 def test_they_are_not_looked_for_on_request(root, tmp_path):
     out = tmp_path / "out"
     counts = prepare(Layout.find(root), out, near_copies="ignore")
-    assert [set(tally.notes) for tally in counts.splits] == [{"labels"}] * 3
+    listed = {"listed in stage_1_sample_submission.csv", "labels"}
+    notes = [set(tally.notes) for tally in counts.splits]
+    assert notes == [{"labels"}, {"labels"}, listed]
     assert not (out / RECURRING_FILE).exists()
 
 
