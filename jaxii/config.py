@@ -203,7 +203,7 @@ class OptimizerConfig(_Section, path="config.optimizer"):
 
     name: Literal["sgd", "adamw", "lars", "lamb"] = "sgd"
     # Highest learning rate; a stage multiplies it by its `peak_lr_scale`.
-    peak_lr: Annotated[float, Range(1e-8, 1e3)] = 0.05
+    peak_lr: Annotated[float, Range(1e-12, 1e3)] = 0.05
     # Batch size that peak_lr is meant for; the rate is multiplied by global_batch_size
     # / base_batch_size (Goyal et al. 2017, 2.1). 0 does not scale.
     base_batch_size: Annotated[int, Range(0, 1_000_000)] = 0

@@ -357,7 +357,7 @@ def test_the_fields_of_a_recipe_may_stand_for_a_configuration(
 ):
     trained = []
 
-    def train(config, workdir, should_stop, *, allow_tuning_labels, recipe):
+    def train(config, workdir, should_stop, *, recipe, **_):
         trained.append((config, recipe))
 
     monkeypatch.setattr(api, "train_run", train)

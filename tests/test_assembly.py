@@ -131,7 +131,7 @@ def test_a_rate_meant_for_a_batch_is_in_proportion_to_the_batch(base, scale):
     config = load(optimizer__base_batch_size=base)
     for plan in plans_of(config):
         top = int(plan.stage.warmup_share * plan.stage.num_steps)
-        given = plan.stage.peak_lr or config.optimizer.peak_lr
+        given = plan.stage.peak_lr_scale * config.optimizer.peak_lr
         assert float(plan.settings.learning_rate(top)) == pytest.approx(scale * given)
 
 
