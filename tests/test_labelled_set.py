@@ -6,6 +6,7 @@ import shutil
 import jax
 import polars as pl
 import pytest
+import small_runs
 from small_layers import few_blocks
 
 import jaxii
@@ -17,7 +18,8 @@ from jaxii.prepare.kaggle import Layout, prepare
 from jaxii.prepare.tables.notes import Notes
 from jaxii.prepare.tables.rows import labels_of
 from jaxii.prepare.toy_regions import writer
-from jaxii.runs import assembly
+from jaxii.runs import assembly, labelled_set
+from jaxii.runs.run import Run
 
 pytestmark = pytest.mark.usefixtures("without_drawings")
 
@@ -374,6 +376,29 @@ def test_an_evaluation_keeps_the_sets_that_are_of_its_decoders(
     assert "<bdi>kept</bdi>" not in page.read_text()
     assert run_command(*words) == 0
     assert "<bdi>kept</bdi>" in page.read_text()
+
+
+def test_a_set_is_not_written_if_the_run_is_evaluated_again_meanwhile(
+    run, labelled_images, tmp_path, monkeypatch
+):
+    copy = shutil.copytree(run.workdir.path, tmp_path / "run")
+    measure = labelled_set._measure
+
+    def evaluated_again(*args):
+        path = copy / "metrics.json"
+        metrics = json.loads(path.read_text()) | {"hardware": "another"}
+        path.write_text(json.dumps(metrics))
+        small_runs.seal(copy)
+        return measure(*args)
+
+    monkeypatch.setattr(labelled_set, "_measure", evaluated_again)
+    with (
+        Run.open(copy) as other,
+        pytest.raises(InputError, match="evaluated again while its files were read"),
+    ):
+        _ = other.decoders
+        measured(other, labelled_images, tmp_path, "meanwhile")
+    assert not (copy / "sets" / "meanwhile").exists()
 
 
 def test_a_changed_file_of_a_set_is_refused(run, labelled_images, tmp_path):

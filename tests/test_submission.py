@@ -21,7 +21,9 @@ from jaxii.prepare import build
 from jaxii.prepare.kaggle import Layout, prepare
 from jaxii.runs import predict
 from jaxii.runs.evaluate import evaluate
+from jaxii.runs.export import export
 from jaxii.runs.inference import InferenceOptions
+from jaxii.runs.run import Run
 from jaxii.runs.train import train
 from jaxii.runs.workdir import Workdir
 
@@ -126,6 +128,14 @@ def read_rows(monkeypatch):
     return rows
 
 
+def evaluated_again(workdir, **changes):
+    """Replaces the figures of a run by those of another evaluation."""
+    path = workdir.path / "metrics.json"
+    metrics = json.loads(path.read_text()) | changes
+    path.write_text(json.dumps(metrics))
+    small_runs.seal(workdir.path)
+
+
 @pytest.mark.parametrize("name", ["answers.csv", "answers.jsonl"])
 def test_a_prediction_that_was_stopped_goes_on_as_if_it_was_not(
     done, tmp_path, stop, read_rows, capfd, name
@@ -183,14 +193,37 @@ def test_another_prediction_with_the_same_output_starts_anew(
         header, *rows = path.read_text().splitlines()
         small_layout.lines(path, header, *reversed(rows))
     if change == "metrics":
-        path = workdir.path / "metrics.json"
-        metrics = json.loads(path.read_text()) | {"created": "2026-01-01T00:00:00"}
-        path.write_text(json.dumps(metrics))
-        small_runs.seal(workdir.path)
+        evaluated_again(workdir, created="2026-01-01T00:00:00")
     predicted(files, workdir, output, **options)
     assert read_rows == set(range(11))
     assert "continues" not in capfd.readouterr().out
     assert not list(tmp_path.glob(".*"))
+
+
+@pytest.mark.parametrize("what", ["predict", "decoders", "export"])
+def test_an_evaluation_that_is_replaced_while_it_is_read_is_not_used(
+    done, tmp_path, monkeypatch, what
+):
+    files, workdir = done
+    workdir = Workdir(shutil.copytree(workdir.path, tmp_path / "run"))
+
+    def load_replaced(path, label_embeddings):
+        evaluated_again(workdir, hardware="another")
+        return load(path, label_embeddings)
+
+    monkeypatch.setattr("jaxii.runs.run.load_decoders", load_replaced)
+    monkeypatch.setattr("jaxii.runs.export.decoding.load", load_replaced)
+    with pytest.raises(InputError, match="evaluated again while its files were read"):
+        if what == "predict":
+            predicted(files, workdir, tmp_path / "answers.csv")
+        elif what == "export":
+            export(
+                workdir, output=tmp_path / "out", decoder="", onnx=False, data_dir=""
+            )
+        else:
+            with Run.open(workdir.path) as run:
+                _ = run.decoders
+    assert [path.name for path in tmp_path.iterdir()] == ["run"]
 
 
 def test_images_that_cannot_be_read_are_not_kept(done, tmp_path, monkeypatch):

@@ -82,6 +82,7 @@ def export(
         packages()
     metrics = workdir.metrics()
     decoders = decoding.load(workdir.result_file("decoders.npz"), None)
+    workdir.check_current(metrics)
     used = metrics.decoder.name
     name = decoder or (used if used in exporting.DECODERS else "threshold")
     with Run.open(workdir.path, metrics.stage, data_dir=data_dir, verify=verify) as run:

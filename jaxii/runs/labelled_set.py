@@ -254,6 +254,7 @@ def _write(
         config=flatten(run.config.to_dict()),
         details=Details(labels=labels, gallery=gallery),
     )
+    workdir.check_current(run.metrics)
     # Removed first: without the manifest, no file of the set is used.
     listed = workdir.set_file(name, EVALUATION)
     listed.unlink(missing_ok=True)

@@ -181,6 +181,7 @@ def predict(
         size = assembly.file_batch_size(run.config, len(files))
         words = _words(request, digest, options, decoder, run, size)
         identity = agreement.identity(members, workdir, variants, *words)
+        workdir.check_current(metrics, variants)
     request.check_places()
     home = workdir.path, metrics.num_domains
     unseen.say_caveats(facts.provenance, metrics.held_out, options, decoder, *home)

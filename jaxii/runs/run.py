@@ -306,7 +306,9 @@ class Run(AbstractContextManager["Run"]):
     def decoders(self) -> Decoders:
         """The decoders that were fitted on this checkpoint."""
         self.check_evaluated(self.metrics)
-        return self.load_decoders()
+        decoders = self.load_decoders()
+        self.workdir.check_current(self.metrics)
+        return decoders
 
     def load_decoders(self, variants: Sequence[str] = ()) -> Decoders:
         """Reads the decoders of an evaluation; see `Workdir.result_file`."""

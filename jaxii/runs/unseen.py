@@ -100,6 +100,8 @@ def read(run: Run, *, pooled: bool) -> tuple[list[Predictions], HeldOut | None]:
             f"run {_missing(run)} first."
         )
     predictions = {name: run.workdir.held_out_predictions(name) for name in metrics}
+    for name, figures in metrics.items():
+        run.workdir.held_out(name).check_current(figures)
     errors = held_out.errors_of_pools(predictions)
     return [*predictions.values()], replace(record, expected_f2_errors=errors)
 

@@ -7,7 +7,7 @@ import contextlib
 import json
 import os
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, cast
 from urllib.parse import quote
@@ -126,6 +126,27 @@ class Workdir:
         # Refuses evaluations by versions that measured expected F2 without offsets.
         load_decoders(decoders, label_embeddings=None)
         return read_result(EvaluationResult, path)
+
+    def check_current(
+        self, metrics: EvaluationResult, variants: Sequence[str] = ()
+    ) -> None:
+        """Checks that the files of an evaluation were not replaced by others.
+
+        Call after reading the other files of the evaluation.
+
+        Args:
+          metrics: The figures that `metrics` returned before.
+
+        Raises:
+          InputError: If the figures are others now, or as `metrics`.
+        """
+        # The same evaluation made again has the same files.
+        now = replace(self.metrics(variants), created=metrics.created)
+        if now != metrics:
+            raise InputError(
+                f"{self.path} was evaluated again while its files were read; run the "
+                "same command again (in Python: open the run again)."
+            )
 
     def check_writable(self) -> None:
         """Checks that results can be written, before they are computed.
