@@ -259,7 +259,7 @@ def best_of_clean(runs, step=2):
     """Returns a checkpoint of `clean`, as a run that starts from it names it."""
     with Run.open(runs.folder / "clean") as clean:
         assert clean.saved.step == step
-        digest = checkpoint_hash(clean)
+        digest = checkpoint_hash(clean)[:16]
     return f"step {step} of stage only of {runs.folder / 'clean'} (checkpoint {digest})"
 
 

@@ -78,7 +78,7 @@ class StartPoint:
         trunk = "trunk of " if self.part == "trunk" else ""
         return (
             f"{trunk}step {self.step} of stage {self.stage} of {self.workdir} "
-            f"(checkpoint {self.digest})"
+            f"(checkpoint {self.digest[:16]})"
         )
 
     def check_same(self, workdir: Workdir) -> None:
