@@ -415,6 +415,24 @@ def check_returned(fields: object, recipe: str) -> None:
         )
 
 
+def check_equal(
+    theirs: object, ours: object, names: Sequence[str], has: str, so: str
+) -> None:
+    """Checks that a section of another run equals ours in the fields `names`.
+
+    Args:
+      has: Start of the error, which names the other run and the section.
+      so: End of the error.
+
+    Raises:
+      InputError: If a field differs; names the field.
+    """
+    for name in names:
+        one, other = getattr(theirs, name), getattr(ours, name)
+        if one != other:
+            raise InputError(f"{has}.{name}={one!r}, but this run has {other!r}{so}")
+
+
 def differences(one: Mapping[str, Any], other: Mapping[str, Any]) -> list[str]:
     """Returns `field: one -> other` for every field that differs in two `to_dict`."""
     a, b = flatten(one), flatten(other)

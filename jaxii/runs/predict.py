@@ -188,7 +188,7 @@ def predict(
     target = partial(assembly.unlabelled_batches, run.config, files)
     make_predict = partial(options.make_predict, models, run.mesh, target, decoders)
     totals = Totals(Damaged(), expected)
-    _answer(run, request, files, make_predict, totals, identity, facts)
+    _answer(run, request, files, make_predict, totals, identity, facts, size)
     _say(request, files, totals.damaged, facts)
     say(unseen.expected_f2_line(expected, *home))
 
@@ -201,13 +201,17 @@ def _answer(
     totals: Totals,
     identity: str,
     facts: Facts,
+    size: int,
 ) -> None:
-    """Predicts the images that no draft of the output has, and writes the files."""
-    with _draft(request, identity, totals, run, files) as draft:
+    """Predicts the images that no draft of the output has, and writes the files.
+
+    Args:
+      size: Images in a batch. That of all images, so that each is in the same batch as
+        without a draft.
+    """
+    with _draft(request, identity, totals, files, size) as draft:
         first_row = totals.restore(draft)
         rest = Reordered(files, np.arange(first_row, len(files)))
-        # That of all images, so that each is in the same batch as without a draft.
-        size = assembly.file_batch_size(run.config, len(files))
         with progress() as on_progress:
             answers = predictions.answer(
                 make_predict(),
@@ -251,7 +255,7 @@ def _words(
 
 @contextmanager
 def _draft(
-    request: Request, identity: str, totals: Totals, run: Run, files: ImageFiles
+    request: Request, identity: str, totals: Totals, files: ImageFiles, size: int
 ) -> Generator[Draft | None, None, None]:
     """Holds the output, and yields its draft on the lead process.
 
@@ -268,7 +272,7 @@ def _draft(
                     # A contact sheet needs all answers.
                     "" if request.sheet else identity,
                     state=totals.state,
-                    batch_size=assembly.file_batch_size(run.config, len(files)),
+                    batch_size=size,
                     num_rows=len(files),
                 )
                 drafts.append(opened.enter_context(draft))

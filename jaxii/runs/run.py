@@ -12,7 +12,7 @@ import numpy as np
 from jax.sharding import Mesh
 from jaxtyping import Array, Float, Float32
 
-from jaxii.config import Config, ModelConfig
+from jaxii.config import Config, ModelConfig, check_equal
 from jaxii.data import label_embedding
 from jaxii.data.labels import Vocabulary
 from jaxii.data.prepared import Data
@@ -415,9 +415,11 @@ class Run(AbstractContextManager["Run"]):
         others = [Run.open(path, label_hash=label_hash) for path in options.ensemble]
         for other in others:
             other.check_same_data(self.config)
-            other._check_same(
-                self.config,
+            check_equal(
+                other.config.data,
+                self.config.data,
                 VIEW_FIELDS,
+                f"{other.workdir.path} has data",
                 "; average only runs with the same image size and crop.",
             )
             record = other.provenance if data is None else other.provenance_on(data)
@@ -453,21 +455,14 @@ class Run(AbstractContextManager["Run"]):
         Raises:
           InputError: If a field of `DATA_FIELDS` differs; names the field.
         """
-        self._check_same(
-            config,
+        check_equal(
+            self.config.data,
+            config.data,
             DATA_FIELDS,
+            f"{self.workdir.path} has data",
             ", so one may have been trained on images that the other holds out; use a "
             "run with the same data.",
         )
-
-    def _check_same(self, config: Config, names: tuple[str, ...], so: str) -> None:
-        for name in names:
-            theirs, ours = getattr(self.config.data, name), getattr(config.data, name)
-            if theirs != ours:
-                raise InputError(
-                    f"{self.workdir.path} has data.{name}={theirs!r}, but this run has "
-                    f"{ours!r}{so}"
-                )
 
     # The data.
 

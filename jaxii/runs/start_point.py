@@ -3,7 +3,7 @@
 import json
 from dataclasses import asdict, dataclass
 
-from jaxii.config import Config
+from jaxii.config import Config, check_equal
 from jaxii.errors import InputError
 from jaxii.runs.agreement import checkpoint_hash
 from jaxii.runs.run import Run
@@ -105,11 +105,10 @@ def check_same_trunk(start: Run, config: Config) -> None:
     Raises:
       InputError: If a field of `TRUNK_FIELDS` differs; names the field.
     """
-    for name in TRUNK_FIELDS:
-        theirs, ours = getattr(start.config.model, name), getattr(config.model, name)
-        if theirs != ours:
-            raise InputError(
-                f"config.model.pretrained={config.model.pretrained} has a trunk with "
-                f"model.{name}={theirs!r}, but this run has {ours!r}; use the same "
-                f"{', '.join(TRUNK_FIELDS)}."
-            )
+    check_equal(
+        start.config.model,
+        config.model,
+        TRUNK_FIELDS,
+        f"config.model.pretrained={config.model.pretrained} has a trunk with model",
+        f"; use the same {', '.join(TRUNK_FIELDS)}.",
+    )
