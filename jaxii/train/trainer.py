@@ -193,7 +193,7 @@ class Trainer:
             if len(ahead) > STEPS_AHEAD:
                 jax.block_until_ready(ahead.popleft())
             self._succeeds(self.checkpoints.check)
-            stage_step = self._stage_step(plan.stage, saved)
+            stage_step = plan.stage.steps_done(saved, self.global_batch_size)
             stop = self.should_stop(saved.step)
             evaluate = (
                 stage_step >= plan.stage.num_steps
@@ -261,7 +261,8 @@ class Trainer:
                 f"({reason}); continue with the version of jaxii that started the run, "
                 "or train in another workdir."
             ) from error
-        return at_stage_step(state, self._stage_step(plan.stage, saved))
+        stage_step = plan.stage.steps_done(saved, self.global_batch_size)
+        return at_stage_step(state, stage_step)
 
     def _entered(
         self, plan: StagePlan, weights: InitialWeights, step: int
@@ -284,7 +285,7 @@ class Trainer:
     def _announce(self, action: Enter | Resume, saved: Saved) -> None:
         stage = action.stage
         left = self._stages[self._stages.index(stage) :]
-        first_step = saved.step - self._stage_step(stage, saved)
+        first_step = saved.step - stage.steps_done(saved, self.global_batch_size)
         ends_early = [each.plateau_evaluations > 0 for each in left]
         self.telemetry.start_stage(
             stage.name,
@@ -307,9 +308,6 @@ class Trainer:
             start = f"starting from {self.initial_weights.source}"
         self.telemetry.note(f"stage {stage.name}: {start}")
 
-    def _stage_step(self, stage: Stage, saved: Saved) -> int:
-        return stage.steps_done(saved, self.global_batch_size)
-
     def _next_batch(self, batches: Iterator[Batch]) -> dict[str, jax.Array]:
         start = time.monotonic()
         batch = next(batches)
@@ -329,7 +327,7 @@ class Trainer:
         )
         metric = float(figures[self.metric])
         evaluations = (*saved.evaluations, (saved.step, metric))
-        stage_step = self._stage_step(plan.stage, saved)
+        stage_step = plan.stage.steps_done(saved, self.global_batch_size)
         ended = has_ended(plan.stage, stage_step, evaluations)
         saved = replace(saved, evaluations=evaluations, finished=ended)
         if plan.stage.split == "train":
