@@ -456,8 +456,8 @@ def complete(
                 output / path.name, lambda file, c=content: file.write(c), binary=True
             )
     check_held(output)
-    kept = "*.array_record-*.json", "*.array_record-*.thumbnails", SAVED_PARTS
-    for pattern in kept:
+    needless = "*.array_record-*.json", "*.array_record-*.thumbnails", SAVED_PARTS
+    for pattern in needless:
         for path in output.glob(pattern):
             path.unlink()
 
