@@ -8,14 +8,14 @@ from pathlib import Path
 
 from jaxii import console
 from jaxii.cli.flags import Flags
-from jaxii.distributed import cluster, gpu
+from jaxii.distributed import cluster, xla_flags
 from jaxii.errors import InputError
 from jaxii.storage import user_cache
 
 # JAX's own variable; if it is set but empty, no program is kept.
 CACHE = "JAX_COMPILATION_CACHE_DIR"
 # Files of the drivers of NVIDIA GPUs, AMD GPUs and TPUs.
-ACCELERATORS = (*gpu.DRIVER, "/dev/kfd", "/dev/accel0", "/dev/vfio")
+ACCELERATORS = (*xla_flags.DRIVER, "/dev/kfd", "/dev/accel0", "/dev/vfio")
 # Parameters of glibc's mallopt(3) and their values.
 MALLOC = {
     -1: 2**31 - 1,  # M_TRIM_THRESHOLD: the heap does not shrink.
@@ -59,7 +59,7 @@ def start_jax(flags: Flags, *, saves_on_sigterm: bool = False) -> None:
         process runs another command or other code.
     """
     keep_compiled_programs()
-    gpu.set_flags()
+    xla_flags.set_flags()
     keep_freed_memory()
     flags.place = _place(flags)
     if flags.place is not None:

@@ -94,8 +94,14 @@ def _convolve_forward(x, kernel, plain):
 
 
 def _convolve_backward(plain, kept, gradient):
-    _, pull = jax.vjp(plain, *kept)
-    return pull(_in_memory(gradient, kept[1]))
+    x, kernel = kept
+    gradient = _in_memory(gradient, kernel)
+    _, pull = jax.vjp(plain, x, kernel)
+    of_x, of_kernel = pull(gradient)
+    if gradient.shape[1:3] == x.shape[1:3] and kernel.shape[0] % 2:
+        # As a convolution with the kernel turned around: XLA gives oneDNN no others.
+        of_x = plain(gradient, jnp.swapaxes(kernel[::-1, ::-1], 2, 3))
+    return of_x, of_kernel
 
 
 _convolve.defvjp(_convolve_forward, _convolve_backward)
