@@ -104,6 +104,7 @@ def _new(root: Path) -> str:
             min_images=1,
             platform="cpu",
             num_devices=1,
+            fast_bfloat16=False,
             pace_of=lambda fields: pace,
         )
     return said.getvalue()

@@ -52,7 +52,12 @@ def pace_of(fields):
     return recipes.Pace(images_per_second=100.0, start_seconds=20.0)
 
 
-CPU = {"platform": "cpu", "num_devices": 1, "pace_of": pace_of}
+CPU = {
+    "platform": "cpu",
+    "num_devices": 1,
+    "fast_bfloat16": False,
+    "pace_of": pace_of,
+}
 
 
 def examples(number=60):
@@ -721,9 +726,22 @@ def facts(**changes):
             "platform": "cpu",
             "num_devices": 1,
             "num_cores": 2,
+            "fast_bfloat16": False,
             **changes,
         }
     )
+
+
+def test_a_recipe_computes_in_bfloat16_where_that_is_faster():
+    def dtype(**changes):
+        pace = recipes.Pace(images_per_second=100.0, start_seconds=10.0)
+        chosen = recipes.choose(facts(**changes), lambda fields: pace)
+        values = {choice.field: choice.value for choice in chosen.choices}
+        return values.get("model.compute_dtype", "the default")
+
+    assert dtype() == "float32"
+    assert dtype(fast_bfloat16=True) == "bfloat16"
+    assert dtype(fast_bfloat16=True, platform="gpu") == "the default"
 
 
 @pytest.mark.parametrize("platform", ["cpu", "gpu", "tpu"])

@@ -54,6 +54,7 @@ def test_new_times_its_recipe_on_the_prepared_data(tmp_path, monkeypatch):
             min_images=1,
             platform="cpu",
             num_devices=1,
+            fast_bfloat16=False,
             pace_of=pace_of,
         )
     ((fields, pace),) = measured

@@ -1,9 +1,10 @@
-"""What the program asks of an NVIDIA GPU, as far as a machine without one can tell."""
+"""The flags for XLA, and what the program asks of a GPU, as far as a CPU can tell."""
 
 import os
 import re
 import subprocess
 import sys
+from importlib.metadata import version
 
 import jax
 import numpy as np
@@ -13,8 +14,9 @@ from etils import epath
 
 from configs import f2_multitask
 from jaxii.config import Config
-from jaxii.distributed import gpu
+from jaxii.distributed import xla_flags
 from jaxii.distributed.mesh import make_mesh
+from jaxii.distributed.xla_flags import CPU_FLAGS, CPU_VERSIONS, GPU_FLAGS, with_flags
 from jaxii.runs.plan import Facts, batch_shapes, choose_stage, plan_stage
 from jaxii.train.checkpoint_manager import make_manager, save
 from jaxii.train.sharding import state_shapes
@@ -82,7 +84,7 @@ def test_the_flags_are_known_to_xla():
         command = [sys.executable, "-c", "import jax; jax.devices()"]
         return subprocess.run(command, env=environment, capture_output=True)
 
-    assert starts(gpu.with_flags("")).returncode == 0
+    assert starts(with_flags("", {**GPU_FLAGS, **CPU_FLAGS})).returncode == 0
     unknown = starts("--xla_gpu_no_such_flag=true")
     assert unknown.returncode != 0
     assert b"xla_gpu_no_such_flag" in unknown.stderr
@@ -90,17 +92,88 @@ def test_the_flags_are_known_to_xla():
 
 def test_flags_that_are_set_stay():
     given = "--xla_gpu_enable_latency_hiding_scheduler=false --xla_dump_to=/x"
-    words = gpu.with_flags(given).split()
+    words = with_flags(given, GPU_FLAGS).split()
     assert words[:2] == given.split()
     assert words[2:] == ["--xla_gpu_exclude_nondeterministic_ops=true"]
 
 
-@pytest.mark.parametrize("has_driver", [True, False])
-def test_flags_are_set_where_there_is_a_gpu(has_driver, monkeypatch, tmp_path):
-    monkeypatch.setenv("XLA_FLAGS", "")
-    driver = tmp_path / "nvidiactl"
-    if has_driver:
-        driver.touch()
-    monkeypatch.setattr(gpu, "DRIVER", (driver,))
-    gpu.set_flags()
-    assert bool(os.environ["XLA_FLAGS"]) == has_driver
+@pytest.fixture
+def machine(monkeypatch, tmp_path):
+    """Returns the flags that are set on a machine as described."""
+
+    def flags(*, has_driver=False, system="linux", processor="x86_64", jaxlib="0.12.0"):
+        driver = tmp_path / "nvidiactl"
+        if has_driver:
+            driver.touch()
+        monkeypatch.setenv("XLA_FLAGS", "")
+        monkeypatch.setattr(xla_flags, "DRIVER", (driver,))
+        monkeypatch.setattr(sys, "platform", system)
+        monkeypatch.setattr("platform.machine", lambda: processor)
+        monkeypatch.setattr(xla_flags, "version", lambda package: jaxlib)
+        xla_flags.set_flags()
+        words = os.environ["XLA_FLAGS"].split()
+        return {word.lstrip("-").partition("=")[0] for word in words}
+
+    return flags
+
+
+def test_flags_are_those_of_the_devices(machine):
+    assert machine() == {*CPU_FLAGS}
+    assert machine(processor="aarch64") == machine(system="darwin") == set()
+    assert machine(has_driver=True) == {*CPU_FLAGS, *GPU_FLAGS}
+    assert machine(has_driver=True, processor="aarch64") == {*GPU_FLAGS}
+
+
+def test_flags_for_cpus_are_only_set_for_releases_in_which_they_were_measured(machine):
+    assert machine(jaxlib="0.10.2") == machine(jaxlib="0.12.0.1") == {*CPU_FLAGS}
+    assert machine(jaxlib="0.13.0") == machine(jaxlib="0.1.12") == set()
+    assert version("jaxlib").startswith(CPU_VERSIONS)
+
+
+@pytest.mark.parametrize("has_units", [True, False])
+def test_bfloat16_is_fast_with_matrix_units(machine, monkeypatch, tmp_path, has_units):
+    info = tmp_path / "cpuinfo"
+    info.write_text(f"flags\t\t: fpu avx512f{' amx_bf16' * has_units} amx_tile\n")
+    monkeypatch.setattr(xla_flags, "CPU_INFO", info)
+    machine(jaxlib="0.12.0")
+    assert xla_flags.has_fast_bfloat16() == has_units
+    machine(jaxlib="0.10.2")
+    assert not xla_flags.has_fast_bfloat16()
+    machine(processor="aarch64")
+    assert not xla_flags.has_fast_bfloat16()
+
+
+CONVOLUTIONS = """
+import os
+from jaxii.distributed import xla_flags
+
+os.environ["XLA_FLAGS"] = ""
+xla_flags.set_flags()
+import jax
+import jax.numpy as jnp
+from jaxii.models import cpu
+from jaxii.models.layers import convolve
+
+def total(x, kernel):
+    return jnp.sum(cpu.convolve(x, kernel, 1, 1, plain=convolve).astype(jnp.float32))
+
+x = jax.ShapeDtypeStruct((8, 28, 28, 64), jnp.bfloat16)
+kernel = jax.ShapeDtypeStruct((3, 3, 64, 64), jnp.bfloat16)
+program = jax.jit(jax.value_and_grad(total, argnums=(0, 1))).lower(x, kernel).compile()
+print(program.as_text())
+"""
+
+
+def test_no_convolution_of_a_step_is_computed_by_ynnpack():
+    environment = {**os.environ, "JAX_PLATFORMS": "cpu"}
+    command = [sys.executable, "-c", CONVOLUTIONS]
+    run = subprocess.run(
+        command, env=environment, capture_output=True, text=True, check=True
+    )
+    with_onednn = run.stdout.count('custom_call_target="__onednn$convolution"')
+    others = len(re.findall(r" convolution\(", run.stdout))
+    # Forward, and the gradients of images and of the kernel.
+    assert with_onednn + others == 3
+    assert "kind=kCustom, calls=%ynn" not in run.stdout
+    if xla_flags.has_fast_bfloat16():
+        assert with_onednn == 3

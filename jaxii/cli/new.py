@@ -12,6 +12,7 @@ from jaxii.cli.flags import (
     local,
 )
 from jaxii.cli.start import start_jax
+from jaxii.distributed.xla_flags import has_fast_bfloat16
 from jaxii.errors import InputError
 from jaxii.storage import at
 
@@ -87,6 +88,7 @@ def run(flags: Flags) -> None:
         near_copies=flags.near_copies,
         platform=jax.default_backend(),
         num_devices=jax.device_count(),
+        fast_bfloat16=has_fast_bfloat16(),
         pace_of=pace_of,
         minutes=flags.minutes,
     )

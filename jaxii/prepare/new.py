@@ -32,6 +32,7 @@ def new(
     min_images: int,
     platform: str,
     num_devices: int,
+    fast_bfloat16: bool,
     pace_of: Callable[[Mapping[str, Any]], recipes.Pace],
     minutes: float | None = None,
     short_side: int = 0,
@@ -49,6 +50,7 @@ def new(
       path_column: "" detects it, like the next two.
       platform: The platform to train on: cpu, gpu or tpu.
       num_devices: Number of devices of that platform.
+      fast_bfloat16: Whether CPUs compute bfloat16 faster than float32.
       pace_of: Measures the pace of a configuration, given its fields.
       minutes: Duration of training; see `recipe.choose`.
       short_side: Short side that larger images are reduced to, in pixels; 0 chooses it.
@@ -74,7 +76,7 @@ def new(
         fold_case=fold_case,
         min_images=min_images,
     )
-    facts = _facts(folder.name, found, platform, num_devices)
+    facts = _facts(folder.name, found, platform, num_devices, fast_bfloat16)
     side = short_side or prepared.short_side(data) or recipes.short_side(facts)
     _prepare(found, data, side, near_copies, labels)
     _write_recipe(folder, facts, pace_of, minutes)
@@ -105,7 +107,7 @@ def _read(images: Path, labels: Path | None, **options: Any) -> Labelled:
 
 
 def _facts(
-    name: str, found: Labelled, platform: str, num_devices: int
+    name: str, found: Labelled, platform: str, num_devices: int, fast_bfloat16: bool
 ) -> recipes.Facts:
     validation, train = found.split("validation"), found.split("train")
     groups = found.extra.get("group")
@@ -121,6 +123,7 @@ def _facts(
         platform=platform,
         num_devices=num_devices,
         num_cores=os.cpu_count() or 1,
+        fast_bfloat16=fast_bfloat16,
     )
 
 

@@ -45,6 +45,7 @@ class Facts:
       platform: cpu, gpu or tpu.
       num_devices: Number of devices that share a batch.
       num_cores: Processor cores of this machine.
+      fast_bfloat16: Whether CPUs compute bfloat16 faster than float32.
     """
 
     name: str
@@ -57,6 +58,7 @@ class Facts:
     platform: str
     num_devices: int
     num_cores: int
+    fast_bfloat16: bool
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -108,7 +110,7 @@ class Recipe:
 SMALL = (
     Choice("model.depth", 18, "a small network, because there is no accelerator"),
     Choice("model.width", 32, "half of the published width, to save time"),
-    Choice("model.compute_dtype", "float32", "bfloat16 is hardly faster on CPUs"),
+    Choice("model.compute_dtype", "float32", "bfloat16 is not faster on this CPU"),
     Choice(
         "data.augmentation", 0.5, "stronger augmentation does not help in so few epochs"
     ),
@@ -221,7 +223,14 @@ def _image_size(facts: Facts) -> int:
 
 def _network_for_cpu(facts: Facts) -> list[Choice]:
     why = f"the median short side is {facts.short_side} pixels; at most 64 on CPUs"
-    return [Choice("data.image_size_pixels", _image_size(facts), why), *SMALL]
+    choices = [Choice("data.image_size_pixels", _image_size(facts), why), *SMALL]
+    if not facts.fast_bfloat16:
+        return choices
+    field, why = "model.compute_dtype", "faster with this CPU's matrix units (AMX)"
+    return [
+        Choice(field, "bfloat16", why) if choice.field == field else choice
+        for choice in choices
+    ]
 
 
 def _network(facts: Facts) -> list[Choice]:

@@ -9,6 +9,7 @@ from jaxii.config import Config, default_config
 from jaxii.console import say
 from jaxii.data import folder
 from jaxii.data.records import RandomAccess
+from jaxii.distributed.xla_flags import has_fast_bfloat16
 from jaxii.doctor import checks
 from jaxii.doctor.speed import HEIGHT, WIDTH, Drawn
 from jaxii.errors import CheckFailed
@@ -94,6 +95,7 @@ def _usual_config() -> Config:
         platform=jax.default_backend(),
         num_devices=jax.device_count(),
         num_cores=num_cores(),
+        fast_bfloat16=has_fast_bfloat16(),
         **USUAL,
     )
     # The number of epochs does not matter here.

@@ -1,6 +1,6 @@
 """The default job from the command to the end of training, beside PyTorch's.
 
-    python -m tests.benchmarks.whole_run [--rounds=1]
+    python -m tests.benchmarks.whole_run [--rounds=1] [--compute_dtype=bfloat16]
 
 `python -m jaxii.main --config configs/f2_multitask.py` in a new workdir, with an empty
 cache of compiled programs: start-up, compilation, training, its evaluations and its
@@ -8,7 +8,8 @@ checkpoints count; what follows the last step (decoders, report) is told beside.
 peer trains a ResNet-18 of the same width with torchvision's parts: the same images as
 files, as many epochs of batches of as many, a DataLoader with two workers, a smaller
 augmentation, SGD on channels-last memory, one head, one evaluation at the end, no
-checkpoint. In turns, on cores that do nothing else. Ten minutes a round.
+checkpoint. In turns, on cores that do nothing else. Ten minutes a round. Both compute
+in --compute_dtype, PyTorch by autocast.
 """
 
 import argparse
@@ -31,14 +32,15 @@ from tests.benchmarks.table import Row, emit
 ROOT = Path(__file__).parents[2]
 CONFIG = "configs/f2_multitask.py"
 BAR = 1.0
+DTYPES = "float32", "bfloat16"
 # What the command prints of the last step.
 LAST_STEP = re.compile(r"\w+ +step +(\d+)/\1 ")
 
 
-def our_seconds(folder: Path) -> tuple[float, float]:
+def our_seconds(folder: Path, dtype: str) -> tuple[float, float]:
     """Returns the seconds to the last step, and to the end of the command."""
     command = [sys.executable, "-u", "-m", "jaxii.main", "--config", CONFIG]
-    command += [f"--workdir={folder / 'run'}"]
+    command += [f"--workdir={folder / 'run'}", f"--config.model.compute_dtype={dtype}"]
     environment = {
         **os.environ,
         "JAXII_DATA_DIR": str(data_root()),
@@ -74,6 +76,7 @@ def main() -> None:
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
     parser.add_argument("--rounds", type=int, default=1)
+    parser.add_argument("--compute_dtype", choices=DTYPES, default=DTYPES[0])
     args = parser.parse_args()
     config = Config.resolve(runpy.run_path(str(ROOT / CONFIG))["get_config"]())
     data = open_data(config)
@@ -85,8 +88,11 @@ def main() -> None:
             write_images(data.splits[split].source, images / split)
         words = (images, len(data.vocabulary), epochs, config.global_batch_size)
         words += (config.data.image_size_pixels, config.model.width)
+        words += (args.compute_dtype,)
         for number in range(args.rounds):
-            trained, ended = our_seconds(Path(scratch, str(number)))
+            trained, ended = our_seconds(
+                Path(scratch, str(number)), args.compute_dtype
+            )
             ours.append(trained)
             whole.append(ended)
             start = time.monotonic()
@@ -95,7 +101,7 @@ def main() -> None:
     print(f"the command with decoders and report: {statistics.median(whole):.0f} s")
     emit(
         Row(
-            "default job, command to the end of training",
+            f"default job in {args.compute_dtype}, command to the end of training",
             f"{statistics.median(ours):.0f} s",
             f"PyTorch, {statistics.median(theirs):.0f} s",
             statistics.median(a / b for a, b in zip(ours, theirs, strict=True)),

@@ -1,6 +1,6 @@
 """PyTorch's default job: trains a small ResNet-18 on a folder, evaluates it once.
 
-    python whole_run.py FOLDER CLASSES EPOCHS BATCH PIXELS WIDTH
+    python whole_run.py FOLDER CLASSES EPOCHS BATCH PIXELS WIDTH DTYPE
 
 Prints the number of updates, as JSON.
 """
@@ -52,7 +52,9 @@ class ResNet(torchvision.models.ResNet):
 
 
 def main():
-    folder, numbers = Path(sys.argv[1]), map(float, sys.argv[2:])
+    folder, numbers = Path(sys.argv[1]), map(float, sys.argv[2:-1])
+    dtype = getattr(torch, sys.argv[-1])
+    cast = torch.autocast("cpu", dtype, enabled=dtype != torch.float32)
     classes, epochs, batch, size, width = map(int, numbers)
     torch.manual_seed(0)
     to_tensor = [v2.PILToTensor(), v2.ToDtype(torch.float32, scale=True)]
@@ -78,12 +80,14 @@ def main():
     for _ in range(epochs):
         for images, targets in loader:
             images = images.to(memory_format=torch.channels_last)
-            loss = loss_of(model(images), targets)
+            with cast:
+                logits = model(images)
+            loss = loss_of(logits.float(), targets)
             optimizer.zero_grad()
             loss.backward()
             optimizer.step()
     model.eval()
-    with torch.inference_mode():
+    with torch.inference_mode(), cast:
         for images, _ in torch.utils.data.DataLoader(validation, batch):
             model(images.to(memory_format=torch.channels_last))
     print(json.dumps({"updates": epochs * len(loader)}))
