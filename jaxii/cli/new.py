@@ -12,7 +12,6 @@ from jaxii.cli.flags import (
     local,
 )
 from jaxii.cli.start import start_jax
-from jaxii.distributed.xla_flags import has_fast_bfloat16
 from jaxii.errors import InputError
 from jaxii.storage import at
 
@@ -75,6 +74,7 @@ def run(flags: Flags) -> None:
     start_jax(flags)
     import jax
 
+    from jaxii.models.cpu import has_fast_bfloat16
     from jaxii.prepare.new import new
     from jaxii.runs.speed import pace_of
 

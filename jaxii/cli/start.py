@@ -4,18 +4,19 @@ import contextlib
 import ctypes
 import os
 import sys
+import warnings
 from pathlib import Path
 
 from jaxii import console
 from jaxii.cli.flags import Flags
-from jaxii.distributed import cluster, xla_flags
+from jaxii.distributed import cluster, gpu
 from jaxii.errors import InputError
 from jaxii.storage import user_cache
 
 # JAX's own variable; if it is set but empty, no program is kept.
 CACHE = "JAX_COMPILATION_CACHE_DIR"
 # Files of the drivers of NVIDIA GPUs, AMD GPUs and TPUs.
-ACCELERATORS = (*xla_flags.DRIVER, "/dev/kfd", "/dev/accel0", "/dev/vfio")
+ACCELERATORS = (*gpu.DRIVER, "/dev/kfd", "/dev/accel0", "/dev/vfio")
 # Parameters of glibc's mallopt(3) and their values.
 MALLOC = {
     -1: 2**31 - 1,  # M_TRIM_THRESHOLD: the heap does not shrink.
@@ -59,7 +60,7 @@ def start_jax(flags: Flags, *, saves_on_sigterm: bool = False) -> None:
         process runs another command or other code.
     """
     keep_compiled_programs()
-    xla_flags.set_flags()
+    gpu.set_flags()
     keep_freed_memory()
     flags.place = _place(flags)
     if flags.place is not None:
@@ -76,9 +77,11 @@ def start_jax(flags: Flags, *, saves_on_sigterm: bool = False) -> None:
 def keep_compiled_programs() -> None:
     """Makes JAX keep compiled programs in the user's cache, or where `CACHE` says.
 
-    Does nothing if the folder cannot be written: JAX would warn of every program. JAX
+    Does nothing if the folder cannot be written: JAX would warn of every program, as of
+    those that it cannot keep (see `models.cpu.compiler_options`). JAX
     runs the programs in the folder, so a folder that others can write to is not used.
     """
+    warnings.filterwarnings("ignore", "Error writing persistent compilation cache")
     given = os.environ.get(CACHE)
     if given == "" or "://" in (given or ""):
         return

@@ -17,6 +17,7 @@ from jaxii.decoding.calibration import Calibration
 from jaxii.decoding.thresholds import DEFAULT_THRESHOLDS
 from jaxii.distributed.mesh import DATA_AXIS, divided, replicated, to_devices
 from jaxii.metrics.histogram import NUM_KINDS, add_entries, bin_edges
+from jaxii.models.cpu import CompilerOptions
 from jaxii.train.batch_norm import reestimate
 from jaxii.train.state import Tree
 
@@ -35,15 +36,24 @@ class Model:
 
     Attributes:
       apply: forward function of the network; compiled functions are cached by it.
+      compiler_options: for `jax.jit`; see `models.cpu.compiler_options`.
     """
 
     apply: Callable[..., tuple[Any, Tree]]
     params: Tree
     batch_stats: Tree
+    compiler_options: CompilerOptions = ()
 
     def adapted(self, batches: Batches, mesh: Mesh) -> "Model":
         """Returns the model with BatchNorm statistics of these images (AdaBN)."""
-        stats = reestimate(self.apply, self.params, self.batch_stats, batches, mesh)
+        stats = reestimate(
+            self.apply,
+            self.params,
+            self.batch_stats,
+            batches,
+            mesh,
+            compiler_options=self.compiler_options,
+        )
         return replace(self, batch_stats=stats)
 
 
@@ -55,7 +65,11 @@ def make_predict(models: Sequence[Model], mesh: Mesh) -> Predict:
       mesh: the devices; images are divided over them.
     """
     forwards = [
-        functools.partial(_forward(model.apply, mesh), model.params, model.batch_stats)
+        functools.partial(
+            _forward(model.apply, mesh, model.compiler_options),
+            model.params,
+            model.batch_stats,
+        )
         for model in models
     ]
     if len(forwards) == 1:
@@ -129,24 +143,24 @@ def shift_of(
 
 def make_features(model: Model, mesh: Mesh) -> Callable[[Array], Array]:
     """Returns the function from images to pooled trunk features, [batch, feature]."""
-    forward = _features(model.apply, mesh)
+    forward = _features(model.apply, mesh, model.compiler_options)
     return functools.partial(forward, model.params, model.batch_stats)
 
 
 @functools.cache
 def _features(
-    apply: Callable[..., tuple[Any, Tree]], mesh: Mesh
+    apply: Callable[..., tuple[Any, Tree]], mesh: Mesh, options: CompilerOptions
 ) -> Callable[[Tree, Tree, Array], Array]:
     def forward(params: Tree, batch_stats: Tree, images: Array) -> Array:
         outputs, _ = apply(params, batch_stats, images, train=False, key=None)
         return outputs.features
 
-    return _on_devices(forward, mesh)
+    return _on_devices(forward, mesh, options)
 
 
 @functools.cache
 def _forward(
-    apply: Callable[..., tuple[Any, Tree]], mesh: Mesh
+    apply: Callable[..., tuple[Any, Tree]], mesh: Mesh, options: CompilerOptions
 ) -> Callable[[Tree, Tree, Array], tuple[Array, Any]]:
     """Compiles the network for inference: `forward(params, batch_stats, images)`."""
 
@@ -156,17 +170,21 @@ def _forward(
         outputs, _ = apply(params, batch_stats, images, train=False, key=None)
         return jax.nn.sigmoid(outputs.logits), outputs.embedding
 
-    return _on_devices(forward, mesh)
+    return _on_devices(forward, mesh, options)
 
 
-def _on_devices(forward: Callable[..., Any], mesh: Mesh) -> Callable[..., Any]:
+def _on_devices(
+    forward: Callable[..., Any], mesh: Mesh, options: CompilerOptions
+) -> Callable[..., Any]:
     """Compiles `forward(params, batch_stats, images)` with sharded images."""
     whole, parts = replicated(mesh), divided(mesh)
     everywhere, share = PartitionSpec(), PartitionSpec(DATA_AXIS)
     parallel = jax.shard_map(
         forward, mesh=mesh, in_specs=(everywhere, everywhere, share), out_specs=share
     )
-    return jax.jit(parallel, in_shardings=(whole, whole, parts))
+    return jax.jit(
+        parallel, in_shardings=(whole, whole, parts), compiler_options=dict(options)
+    )
 
 
 def _mean_of(probs: list[Array]) -> Array:

@@ -1,17 +1,64 @@
-"""Forms of layers that are fast on XLA's CPU backend, equal up to rounding."""
+"""Options and forms of layers that are fast on XLA's CPU backend.
+
+The forms are equal to the plain ones up to rounding.
+"""
 
 import math
+import platform
+import sys
 from collections.abc import Callable
 from functools import partial, reduce
+from pathlib import Path
 
 import jax
 import jax.numpy as jnp
 from jax import lax
+from jaxlib.version import __version__ as jaxlib_version
 from jaxtyping import Array, Float
 
 Convolution = Callable[[Array, Array, int], Array]
 # Small groups are joined up to this many channels: fast, and few convolutions.
 _GROUP_CHANNELS = 64
+
+# Options of `jax.jit`, hashable.
+CompilerOptions = tuple[tuple[str, str | bool], ...]
+# XLA's default without its convolutions, whose weight gradients are slow.
+_WITHOUT_YNNPACK: CompilerOptions = (
+    (
+        "xla_cpu_experimental_ynn_fusion_type",
+        "LIBRARY_FUSION_TYPE_INDIVIDUAL_DOT,LIBRARY_FUSION_TYPE_REDUCE",
+    ),
+)
+_ONEDNN: CompilerOptions = (("xla_cpu_experimental_onednn_custom_call", True),)
+CPU_INFO = Path("/proc/cpuinfo")
+
+
+def compiler_options(compute_dtype: str) -> CompilerOptions:
+    """Returns the options for `jax.jit` of a network that runs on this CPU.
+
+    By default, XLA computes convolutions with YNNPACK. With jaxlib 0.10, Eigen is
+    faster. With jaxlib 0.12, oneDNN is much faster for bfloat16 on CPUs with matrix
+    units (AMX), but JAX cannot keep its programs in the compilation cache. Only these
+    releases were measured, and others may lack the options.
+    """
+    if has_fast_bfloat16() and compute_dtype == "bfloat16":
+        return (*_WITHOUT_YNNPACK, *_ONEDNN)
+    if _is_x86_linux() and jaxlib_version.startswith("0.10."):
+        return _WITHOUT_YNNPACK
+    return ()
+
+
+def has_fast_bfloat16() -> bool:
+    """Returns whether XLA computes bfloat16 convolutions with this CPU's AMX units."""
+    return (
+        _is_x86_linux()
+        and jaxlib_version.startswith("0.12.")
+        and " amx_bf16" in CPU_INFO.read_text(encoding="ascii", errors="ignore")
+    )
+
+
+def _is_x86_linux() -> bool:
+    return sys.platform == "linux" and platform.machine() == "x86_64"
 
 
 def convolve(

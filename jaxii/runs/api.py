@@ -9,7 +9,7 @@ from typing import Any
 from ml_collections import ConfigDict  # pyright: ignore[reportMissingTypeStubs]
 
 from jaxii.config import Config, check_returned
-from jaxii.distributed import xla_flags
+from jaxii.distributed import gpu
 from jaxii.errors import InputError, nearest_path, recipe_error
 from jaxii.evaluation.result import SetResult
 from jaxii.runs.labelled_set import evaluate_set
@@ -32,7 +32,6 @@ def load(path: str | AnyPath, stage: str = "") -> Run:
     Raises:
       InputError: If the folder has no run, or the run was not trained.
     """
-    xla_flags.set_flags()
     return Run.open(path, stage)
 
 
@@ -91,7 +90,7 @@ def train(
     elif not isinstance(config, Config):
         recipe = {"name": os.fspath(config), "own": {}}
         config = load_recipe(config)
-    xla_flags.set_flags()
+    gpu.set_flags()
     train_run(
         config,
         Workdir(at(workdir)),

@@ -9,10 +9,10 @@ from jaxii.config import Config, default_config
 from jaxii.console import say
 from jaxii.data import folder
 from jaxii.data.records import RandomAccess
-from jaxii.distributed.xla_flags import has_fast_bfloat16
 from jaxii.doctor import checks
 from jaxii.doctor.speed import HEIGHT, WIDTH, Drawn
 from jaxii.errors import CheckFailed
+from jaxii.models.cpu import has_fast_bfloat16
 from jaxii.prepare import recipe as recipes
 from jaxii.prepare.threads import num_cores
 from jaxii.runs import assembly, speed

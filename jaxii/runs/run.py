@@ -245,7 +245,12 @@ class Run(AbstractContextManager["Run"]):
         restored = self.checkpoints.restore_model(self.saved, replicated(self.mesh))
         params = evaluated_params(restored)
         apply = self._over_views(apply or self._network(self.config.model, params))
-        return Model(apply=apply, params=params, batch_stats=restored["batch_stats"])
+        return Model(
+            apply=apply,
+            params=params,
+            batch_stats=restored["batch_stats"],
+            compiler_options=assembly.compiler_options_of(self.config.model),
+        )
 
     def in_float32(self, model: Model, *, portable: bool = False) -> Model:
         """Returns a restored model that computes in float32.

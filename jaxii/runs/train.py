@@ -241,7 +241,12 @@ def _evaluate(
     def evaluate(
         settings: StepSettings, params: Tree, batch_stats: Tree
     ) -> dict[str, float]:
-        model = Model(apply=settings.apply, params=params, batch_stats=batch_stats)
+        model = Model(
+            apply=settings.apply,
+            params=params,
+            batch_stats=batch_stats,
+            compiler_options=settings.compiler_options,
+        )
         predict = make_predict([model], run.mesh)
         figures: dict[str, float] = {}
         for split, num_images in splits.items():
@@ -272,4 +277,5 @@ def _batch_stats(run: Run, plan: StagePlan, state: TrainState) -> Tree:
         state.batch_stats,
         assembly.unlabelled_batches(run.config, source, BATCH_NORM_IMAGES),
         run.mesh,
+        compiler_options=plan.settings.compiler_options,
     )

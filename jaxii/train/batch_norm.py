@@ -14,6 +14,7 @@ import numpy as np
 from jax.sharding import Mesh, PartitionSpec
 
 from jaxii.distributed.mesh import DATA_AXIS, divided, replicated, to_devices
+from jaxii.models.cpu import CompilerOptions
 from jaxii.train.state import Tree
 
 
@@ -23,6 +24,8 @@ def reestimate(
     batch_stats: Tree,
     batches: Iterable[Mapping[str, np.ndarray]],
     mesh: Mesh,
+    *,
+    compiler_options: CompilerOptions = (),
 ) -> Tree:
     """Returns the mean and variance of every BatchNorm over the images of all batches.
 
@@ -38,13 +41,14 @@ def reestimate(
         processes. Padding is replaced by other images of its global batch, which may be
         another process's, and has no weight in the mean over batches.
       mesh: The devices.
+      compiler_options: For `jax.jit`; see `models.cpu.compiler_options`.
 
     Memory: the images of a batch with padding are on every device for a moment.
 
     Source: Li et al. 2016, Revisiting Batch Normalization For Practical Domain
       Adaptation (AdaBN), https://arxiv.org/abs/1603.04779
     """
-    measure, add, finish = _compiled(apply, mesh)
+    measure, add, finish = _compiled(apply, mesh, compiler_options)
     has_padding, without_padding = _compiled_padding(mesh)
     sharding = divided(mesh)
     total = None
@@ -78,7 +82,7 @@ def _compiled_padding(mesh):
 
 
 @functools.cache
-def _compiled(apply, mesh):
+def _compiled(apply, mesh, options):
     """Compiles the sums of a batch, their addition, and the final statistics."""
     everywhere, share = PartitionSpec(), PartitionSpec(DATA_AXIS)
 
@@ -121,7 +125,11 @@ def _compiled(apply, mesh):
         )
 
     whole = replicated(mesh)
-    return tuple(jax.jit(f, out_shardings=whole) for f in (measure, add, finish))
+    return (
+        jax.jit(measure, out_shardings=whole, compiler_options=dict(options)),
+        jax.jit(add, out_shardings=whole),
+        jax.jit(finish, out_shardings=whole),
+    )
 
 
 def _with_squares(stats: Tree) -> Tree:

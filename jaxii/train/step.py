@@ -17,6 +17,7 @@ from jax.sharding import Mesh, PartitionSpec
 from jaxtyping import Array, Bool, Float, UInt8
 
 from jaxii.distributed.mesh import DATA_AXIS, divided, replicated
+from jaxii.models.cpu import CompilerOptions
 from jaxii.objective.objective import Objective
 from jaxii.train.augment import augment, mix, restyle
 from jaxii.train.averaging import Rate, move
@@ -66,6 +67,7 @@ class StepSettings:
         frozen too and is used for normalisation.
       shard_state: Whether to divide the optimizer's state over the devices.
       seed: Base of the step's randomness.
+      compiler_options: For `jax.jit`; see `models.cpu.compiler_options`.
     """
 
     apply: Callable[..., tuple[Any, Tree]]
@@ -81,6 +83,7 @@ class StepSettings:
     frozen: tuple[str, ...] = ()
     shard_state: bool = False
     seed: int = 0
+    compiler_options: CompilerOptions = ()
 
     @property
     def loop_iterations(self) -> int:
@@ -130,6 +133,7 @@ def make_train_step(settings: StepSettings, mesh: Mesh) -> Any:
         in_shardings=(placed, parts, whole),
         out_shardings=(placed, whole),
         donate_argnums=0,
+        compiler_options=dict(settings.compiler_options),
     )
 
 

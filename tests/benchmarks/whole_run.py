@@ -90,9 +90,7 @@ def main() -> None:
         words += (config.data.image_size_pixels, config.model.width)
         words += (args.compute_dtype,)
         for number in range(args.rounds):
-            trained, ended = our_seconds(
-                Path(scratch, str(number)), args.compute_dtype
-            )
+            trained, ended = our_seconds(Path(scratch, str(number)), args.compute_dtype)
             ours.append(trained)
             whole.append(ended)
             start = time.monotonic()
