@@ -52,6 +52,8 @@ def test_bfloat16_is_given_to_onednn_where_there_are_matrix_units(machine, jaxli
     assert machine("float32", jaxlib=jaxlib) == set()
     assert machine("bfloat16", jaxlib=jaxlib, units=False) == set()
     assert not cpu.has_fast_bfloat16()
+    cpu.CPU_INFO.unlink()
+    assert not cpu.has_fast_bfloat16()
 
 
 @pytest.mark.parametrize("dtype", ["float32", "bfloat16"])

@@ -12,6 +12,7 @@ import signal
 import subprocess
 import sys
 import tempfile
+import warnings
 from pathlib import Path
 from unittest.mock import Mock
 
@@ -461,6 +462,18 @@ print(statistics.median(b - a for a, b in zip(counts[12:], counts[13:])))
     not hasattr(os, "confstr") or "CS_GNU_LIBC_VERSION" not in os.confstr_names,
     reason="only glibc has the setting",
 )
+def test_programs_that_cannot_be_kept_give_no_warning(monkeypatch, tmp_path):
+    monkeypatch.setenv(start.CACHE, str(tmp_path / "compiled"))
+    with warnings.catch_warnings(record=True) as found:
+        warnings.simplefilter("always")
+        start.keep_compiled_programs()
+        start_of = "Error writing persistent compilation cache entry for"
+        warnings.warn(f"{start_of} 'jit_step': MemoryError", stacklevel=1)
+        assert not found
+        warnings.warn("another", stacklevel=1)
+    assert len(found) == 1
+
+
 def test_the_memory_of_a_step_is_kept_for_the_next():
     def pages(*words):
         command = [sys.executable, "-c", PAGES, *words]

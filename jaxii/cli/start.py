@@ -77,8 +77,8 @@ def start_jax(flags: Flags, *, saves_on_sigterm: bool = False) -> None:
 def keep_compiled_programs() -> None:
     """Makes JAX keep compiled programs in the user's cache, or where `CACHE` says.
 
-    Does nothing if the folder cannot be written: JAX would warn of every program, as of
-    those that it cannot keep (see `models.cpu.compiler_options`). JAX
+    Turns off the warnings about programs that JAX cannot keep, such as those of
+    `models.cpu.compiler_options`. Does nothing if the folder cannot be written. JAX
     runs the programs in the folder, so a folder that others can write to is not used.
     """
     warnings.filterwarnings("ignore", "Error writing persistent compilation cache")

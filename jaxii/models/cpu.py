@@ -53,6 +53,7 @@ def has_fast_bfloat16() -> bool:
     return (
         _is_x86_linux()
         and jaxlib_version.startswith("0.12.")
+        and CPU_INFO.exists()
         and " amx_bf16" in CPU_INFO.read_text(encoding="ascii", errors="ignore")
     )
 

@@ -264,7 +264,8 @@ class Run(AbstractContextManager["Run"]):
             params.pop(EMBEDDING_HEAD, None)
         config = replace(self.config.model, compute_dtype="float32")
         apply = self._network(config, params, platform="any" if portable else None)
-        return replace(model, apply=self._over_views(apply), params=params)
+        options, apply = assembly.compiler_options_of(config), self._over_views(apply)
+        return replace(model, apply=apply, params=params, compiler_options=options)
 
     def _over_views(self, apply: Callable[..., Any]) -> Callable[..., Any]:
         data = self.config.data
