@@ -147,6 +147,19 @@ def make_features(model: Model, mesh: Mesh) -> Callable[[Array], Array]:
     return functools.partial(forward, model.params, model.batch_stats)
 
 
+def num_features(model: Model, size_pixels: int) -> int:
+    """Returns the number of pooled trunk features; computes nothing."""
+
+    def features(images: Array) -> Array:
+        outputs, _ = model.apply(
+            model.params, model.batch_stats, images, train=False, key=None
+        )
+        return outputs.features
+
+    images = jax.ShapeDtypeStruct((1, size_pixels, size_pixels, 3), np.uint8)
+    return jax.eval_shape(features, images).shape[1]
+
+
 @functools.cache
 def _features(
     apply: Callable[..., tuple[Any, Tree]], mesh: Mesh, options: CompilerOptions
