@@ -56,6 +56,18 @@ class Model:
         )
         return replace(self, batch_stats=stats)
 
+    def num_features(self, size_pixels: int) -> int:
+        """Returns the number of pooled trunk features; computes nothing."""
+
+        def features(images: Array) -> Array:
+            outputs, _ = self.apply(
+                self.params, self.batch_stats, images, train=False, key=None
+            )
+            return outputs.features
+
+        images = jax.ShapeDtypeStruct((1, size_pixels, size_pixels, 3), np.uint8)
+        return jax.eval_shape(features, images).shape[1]
+
 
 def make_predict(models: Sequence[Model], mesh: Mesh) -> Predict:
     """Returns a `Predict` of the models' mean; embedding is None for several models.
@@ -145,19 +157,6 @@ def make_features(model: Model, mesh: Mesh) -> Callable[[Array], Array]:
     """Returns the function from images to pooled trunk features, [batch, feature]."""
     forward = _features(model.apply, mesh, model.compiler_options)
     return functools.partial(forward, model.params, model.batch_stats)
-
-
-def num_features(model: Model, size_pixels: int) -> int:
-    """Returns the number of pooled trunk features; computes nothing."""
-
-    def features(images: Array) -> Array:
-        outputs, _ = model.apply(
-            model.params, model.batch_stats, images, train=False, key=None
-        )
-        return outputs.features
-
-    images = jax.ShapeDtypeStruct((1, size_pixels, size_pixels, 3), np.uint8)
-    return jax.eval_shape(features, images).shape[1]
 
 
 @functools.cache

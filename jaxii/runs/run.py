@@ -24,13 +24,7 @@ from jaxii.errors import InputError, nearest
 from jaxii.evaluation.evaluator import Evaluator
 from jaxii.evaluation.image_records import ImageFiles
 from jaxii.evaluation.predictions import decode_nothing
-from jaxii.evaluation.predictor import (
-    Model,
-    Predict,
-    make_features,
-    make_predict,
-    num_features,
-)
+from jaxii.evaluation.predictor import Model, Predict, make_features, make_predict
 from jaxii.evaluation.provenance import HOME_SPLITS, Provenance
 from jaxii.evaluation.result import EvaluationResult, SplitMetrics
 from jaxii.manifest import File
@@ -380,7 +374,7 @@ class Run(AbstractContextManager["Run"]):
           images: See `predict_proba`.
         """
         compute = make_features(self._model, self.mesh)
-        width = num_features(self._model, self.config.data.image_size_pixels)
+        width = self._model.num_features(self.config.data.image_size_pixels)
         source = self._open_images(images)
         return self._rows(source, lambda given: (compute(given), None), width)
 
