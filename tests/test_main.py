@@ -458,10 +458,6 @@ print(statistics.median(b - a for a, b in zip(counts[12:], counts[13:])))
 """
 
 
-@pytest.mark.skipif(
-    not hasattr(os, "confstr") or "CS_GNU_LIBC_VERSION" not in os.confstr_names,
-    reason="only glibc has the setting",
-)
 def test_programs_that_cannot_be_kept_give_no_warning(monkeypatch, tmp_path):
     monkeypatch.setenv(start.CACHE, str(tmp_path / "compiled"))
     with warnings.catch_warnings(record=True) as found:
@@ -474,6 +470,10 @@ def test_programs_that_cannot_be_kept_give_no_warning(monkeypatch, tmp_path):
     assert len(found) == 1
 
 
+@pytest.mark.skipif(
+    not hasattr(os, "confstr") or "CS_GNU_LIBC_VERSION" not in os.confstr_names,
+    reason="only glibc has the setting",
+)
 def test_the_memory_of_a_step_is_kept_for_the_next():
     def pages(*words):
         command = [sys.executable, "-c", PAGES, *words]
