@@ -17,7 +17,7 @@ from jaxii.evaluation.predictor import Model, make_features, make_predict
 from jaxii.models import cpu
 from jaxii.models.layers import convolve
 from jaxii.models.multitask import Outputs
-from jaxii.runs.assembly import compiler_options_of
+from jaxii.runs.assembly import network_of
 from jaxii.runs.plan import Facts, batch_shapes, choose_stage, plan_stage
 from jaxii.train.sharding import state_shapes
 from jaxii.train.step import make_train_step
@@ -69,8 +69,12 @@ def test_options_are_only_those_of_releases_in_which_they_were_measured(machine,
 
 def test_other_platforms_have_no_options():
     model = Config.resolve(f2_multitask.get_config()).model
-    assert compiler_options_of(model, "cuda") == compiler_options_of(model, "tpu") == ()
-    assert compiler_options_of(model, "cpu") == cpu.compiler_options("float32")
+
+    def options_of(platform):
+        return network_of(model, 20, 0, platform).compiler_options
+
+    assert options_of("cuda") == options_of("tpu") == ()
+    assert options_of("cpu") == cpu.compiler_options("float32")
 
 
 @pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
@@ -102,7 +106,7 @@ def test_train_steps_are_compiled_with_the_options_of_their_settings():
     config = Config.resolve(f2_multitask.get_config())
     facts = Facts(num_classes=60, num_slots=8, num_images=1000, source="")
     planned, vectors = plan_stage(config, facts, choose_stage(config, facts))
-    options = compiler_options_of(config.model)
+    options = cpu.compiler_options(config.model.compute_dtype)
     assert planned.settings.compiler_options == options
     mesh = make_mesh(jax.devices()[:1])
     settings = replace(planned.settings, compiler_options=UNKNOWN)

@@ -59,14 +59,9 @@ class Model:
     def num_features(self, size_pixels: int) -> int:
         """Returns the number of pooled trunk features; computes nothing."""
 
-        def features(images: Array) -> Array:
-            outputs, _ = self.apply(
-                self.params, self.batch_stats, images, train=False, key=None
-            )
-            return outputs.features
-
         images = jax.ShapeDtypeStruct((1, size_pixels, size_pixels, 3), np.uint8)
-        return jax.eval_shape(features, images).shape[1]
+        features = functools.partial(_pooled, self.apply)
+        return jax.eval_shape(features, self.params, self.batch_stats, images).shape[1]
 
 
 def make_predict(models: Sequence[Model], mesh: Mesh) -> Predict:
@@ -163,11 +158,17 @@ def make_features(model: Model, mesh: Mesh) -> Callable[[Array], Array]:
 def _features(
     apply: Callable[..., tuple[Any, Tree]], mesh: Mesh, options: CompilerOptions
 ) -> Callable[[Tree, Tree, Array], Array]:
-    def forward(params: Tree, batch_stats: Tree, images: Array) -> Array:
-        outputs, _ = apply(params, batch_stats, images, train=False, key=None)
-        return outputs.features
+    return _on_devices(functools.partial(_pooled, apply), mesh, options)
 
-    return _on_devices(forward, mesh, options)
+
+def _pooled(
+    apply: Callable[..., tuple[Any, Tree]],
+    params: Tree,
+    batch_stats: Tree,
+    images: Array,
+) -> Array:
+    outputs, _ = apply(params, batch_stats, images, train=False, key=None)
+    return outputs.features
 
 
 @functools.cache

@@ -13,6 +13,7 @@ from pathlib import Path
 import jax
 import jax.numpy as jnp
 from jax import lax
+from jax.typing import DTypeLike
 from jaxlib.version import __version__ as jaxlib_version
 from jaxtyping import Array, Float
 
@@ -33,7 +34,7 @@ _ONEDNN: CompilerOptions = (("xla_cpu_experimental_onednn_custom_call", True),)
 CPU_INFO = Path("/proc/cpuinfo")
 
 
-def compiler_options(compute_dtype: str) -> CompilerOptions:
+def compiler_options(compute_dtype: DTypeLike) -> CompilerOptions:
     """Returns the options for `jax.jit` of a network that runs on this CPU.
 
     By default, XLA computes convolutions with YNNPACK. With jaxlib 0.10, Eigen is
@@ -41,7 +42,7 @@ def compiler_options(compute_dtype: str) -> CompilerOptions:
     units (AMX), but JAX cannot keep its programs in the compilation cache. Only these
     releases were measured, and others may lack the options.
     """
-    if has_fast_bfloat16() and compute_dtype == "bfloat16":
+    if has_fast_bfloat16() and jnp.dtype(compute_dtype) == jnp.bfloat16:
         return (*_WITHOUT_YNNPACK, *_ONEDNN)
     if _is_x86_linux() and jaxlib_version.startswith("0.10."):
         return _WITHOUT_YNNPACK

@@ -16,6 +16,7 @@ from flax import nnx
 from jax.typing import DTypeLike
 from jaxtyping import Array, Float, Float32, UInt8
 
+from jaxii.models import cpu
 from jaxii.models.layers import Linear
 from jaxii.models.resnet import ResNet, check_shape
 
@@ -56,10 +57,12 @@ class Network(NamedTuple):
         floats; `key` drives dropout in training with an embedding head. Without
         `train`, the running statistics are used and returned unchanged. Under
         `shard_map` with `bn_axis=None`, new statistics differ between devices.
+      compiler_options: For `jax.jit` of `apply`; see `cpu.compiler_options`.
     """
 
     init: Callable[[Array], tuple[Tree, Tree]]
     apply: Callable[..., tuple[Outputs, Tree]]
+    compiler_options: cpu.CompilerOptions = ()
 
 
 class _MultiTask(nnx.Module):
@@ -143,7 +146,9 @@ def make_network(
         folds_norms=platform == "tpu",
     )
     heads = {"num_classes": num_classes, "embedding_dim": embedding_dim}
-    return _split(partial(_MultiTask, trunk=trunk, dropout=dropout, **heads))
+    network = _split(partial(_MultiTask, trunk=trunk, dropout=dropout, **heads))
+    options = cpu.compiler_options(dtype) if platform == "cpu" else ()
+    return network._replace(compiler_options=options)
 
 
 def with_bias(

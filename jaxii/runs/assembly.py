@@ -22,7 +22,6 @@ from jaxii.distributed import processes
 from jaxii.distributed.mesh import DATA_AXIS, check_batch_size, check_group
 from jaxii.errors import InputError
 from jaxii.evaluation.image_records import ImageFiles, Listing
-from jaxii.models.cpu import CompilerOptions, compiler_options
 from jaxii.models.multitask import Network, make_network, with_bias
 from jaxii.models.resnet import check_shape
 from jaxii.objective.objective import Objective, make_objective
@@ -412,19 +411,6 @@ def network_of(
     )
 
 
-def compiler_options_of(
-    model: ModelConfig, platform: str | None = None
-) -> CompilerOptions:
-    """Returns the options with which `jax.jit` compiles a network.
-
-    Args:
-      platform: See `network_of`.
-    """
-    if (platform or jax.default_backend()) != "cpu":
-        return ()
-    return compiler_options(model.compute_dtype)
-
-
 def make_plans(
     config: Config,
     stages: Sequence[Stage],
@@ -452,17 +438,9 @@ def make_plans(
             return network
         return network._replace(init=with_bias(network.init, classifier_bias))
 
-    options = compiler_options_of(config.model, platform)
     unrolled = (platform or jax.default_backend()) == "cpu"
     return tuple(
-        _plan(
-            config,
-            stage,
-            network(stage),
-            num_classes,
-            unrolled=unrolled,
-            compiler_options=options,
-        )
+        _plan(config, stage, network(stage), num_classes, unrolled=unrolled)
         for stage in stages
     )
 
@@ -494,7 +472,6 @@ def _plan(
     num_classes: int,
     *,
     unrolled: bool,
-    compiler_options: CompilerOptions,
 ) -> StagePlan:
     optimizer = config.optimizer
     scale = config.global_batch_size / (
@@ -525,7 +502,7 @@ def _plan(
         shard_state=optimizer.shard_state,
         frozen=("trunk",) if stage.trainable == "last_layer" else (),
         seed=config.seed,
-        compiler_options=compiler_options,
+        compiler_options=network.compiler_options,
     )
     return StagePlan(stage=stage, settings=settings, init=network.init)
 

@@ -256,11 +256,9 @@ def _passes(
     chooser: str,
     on_progress: OnProgress,
 ) -> Passes:
-    # Takes the plan's network: its prediction may have been compiled already.
-    own = run.model(run.plan(run.saved.stage).settings.apply)
     return Passes(
         run=run,
-        models=[own, *(other.model() for other in members[1:])],
+        models=[member.model() for member in members],
         options=options,
         chooser=chooser,
         evaluator=run.evaluator(),

@@ -28,7 +28,7 @@ from jaxii.evaluation.predictor import Model, Predict, make_features, make_predi
 from jaxii.evaluation.provenance import HOME_SPLITS, Provenance
 from jaxii.evaluation.result import EvaluationResult, SplitMetrics
 from jaxii.manifest import File
-from jaxii.models.multitask import EMBEDDING_HEAD
+from jaxii.models.multitask import EMBEDDING_HEAD, Network
 from jaxii.models.pretrained import Trunk
 from jaxii.models.views import augmented_views, mean_over_views
 from jaxii.report.run_files import read_sets
@@ -236,20 +236,16 @@ class Run(AbstractContextManager["Run"]):
                 )
         return record
 
-    def model(self, apply: Callable[..., Any] | None = None) -> Model:
-        """Returns the network with the parameters and statistics of the checkpoint.
-
-        Args:
-          apply: The network's function; None makes it.
-        """
+    def model(self) -> Model:
+        """Returns the network with the parameters and statistics of the checkpoint."""
         restored = self.checkpoints.restore_model(self.saved, replicated(self.mesh))
         params = evaluated_params(restored)
-        apply = self._over_views(apply or self._network(self.config.model, params))
+        network = self._network(self.config.model, params)
         return Model(
-            apply=apply,
+            apply=self._over_views(network.apply),
             params=params,
             batch_stats=restored["batch_stats"],
-            compiler_options=assembly.compiler_options_of(self.config.model),
+            compiler_options=network.compiler_options,
         )
 
     def in_float32(self, model: Model, *, portable: bool = False) -> Model:
@@ -263,9 +259,13 @@ class Run(AbstractContextManager["Run"]):
         if portable:
             params.pop(EMBEDDING_HEAD, None)
         config = replace(self.config.model, compute_dtype="float32")
-        apply = self._network(config, params, platform="any" if portable else None)
-        options, apply = assembly.compiler_options_of(config), self._over_views(apply)
-        return replace(model, apply=apply, params=params, compiler_options=options)
+        network = self._network(config, params, platform="any" if portable else None)
+        return replace(
+            model,
+            apply=self._over_views(network.apply),
+            params=params,
+            compiler_options=network.compiler_options,
+        )
 
     def _over_views(self, apply: Callable[..., Any]) -> Callable[..., Any]:
         data = self.config.data
@@ -275,10 +275,10 @@ class Run(AbstractContextManager["Run"]):
 
     def _network(
         self, config: ModelConfig, params: Tree, platform: str | None = None
-    ) -> Callable[..., Any]:
+    ) -> Network:
         head = params.get(EMBEDDING_HEAD)
         dim = 0 if head is None else len(head["bias"])
-        return assembly.network_of(config, len(self.vocabulary), dim, platform).apply
+        return assembly.network_of(config, len(self.vocabulary), dim, platform)
 
     # Predictions of images that are no part of the data.
 

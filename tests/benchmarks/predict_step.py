@@ -21,7 +21,6 @@ from jaxii.distributed.mesh import make_mesh
 from jaxii.evaluation.predictor import Model, make_predict
 from jaxii.export import programs
 from jaxii.export.onnx_graph import packages
-from jaxii.models import cpu
 from jaxii.models.multitask import make_network
 from tests.benchmarks.steps import Steps, contestants, medians, timed
 from tests.benchmarks.table import Row, emit
@@ -42,12 +41,11 @@ def make_model(dtype: str, platform: str | None = None) -> Model:
         platform=platform,
     )
     params, batch_stats = jax.jit(network.init)(jax.random.key(0))
-    on_cpu = jax.default_backend() == "cpu"
     return Model(
         apply=network.apply,
         params=params,
         batch_stats=batch_stats,
-        compiler_options=cpu.compiler_options(dtype) if on_cpu else (),
+        compiler_options=network.compiler_options,
     )
 
 
