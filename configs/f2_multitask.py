@@ -43,7 +43,6 @@ def get_config(dataset="toy_regions"):
     else:
         config.data.dataset = "kaggle" if "inclusive" in dataset else dataset
         config.data.image_size_pixels = 224
-        config.data.num_threads = 16
         config.global_batch_size = 1024
         config.optimizer.peak_lr = 0.4
         config.evaluate_every_steps = 2000

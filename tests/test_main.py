@@ -438,26 +438,6 @@ def test_a_cache_without_a_home_folder_is_done_without(environment, monkeypatch)
     assert start.CACHE not in environment
 
 
-# Prints the pages that the kernel clears in a step with 40 MB between its operations.
-PAGES = """
-import resource, statistics, sys
-from jaxii.cli import start
-if "kept" in sys.argv:
-    start.keep_freed_memory()
-import jax, jax.numpy as jnp
-
-@jax.jit
-def step(x):
-    return jnp.sin(x[:, None] * jnp.arange(1000.0)) @ jnp.ones((1000, 8))
-
-counts, x = [], jnp.ones(10_000)
-for _ in range(25):
-    step(x).block_until_ready()
-    counts.append(resource.getrusage(resource.RUSAGE_SELF).ru_minflt)
-print(statistics.median(b - a for a, b in zip(counts[12:], counts[13:])))
-"""
-
-
 def test_programs_that_cannot_be_kept_give_no_warning(monkeypatch, tmp_path):
     monkeypatch.setenv(start.CACHE, str(tmp_path / "compiled"))
     with warnings.catch_warnings(record=True) as found:
@@ -468,23 +448,6 @@ def test_programs_that_cannot_be_kept_give_no_warning(monkeypatch, tmp_path):
         assert not found
         warnings.warn("another", stacklevel=1)
     assert len(found) == 1
-
-
-@pytest.mark.skipif(
-    not hasattr(os, "confstr") or "CS_GNU_LIBC_VERSION" not in os.confstr_names,
-    reason="only glibc has the setting",
-)
-def test_the_memory_of_a_step_is_kept_for_the_next():
-    def pages(*words):
-        command = [sys.executable, "-c", PAGES, *words]
-        environment = {**os.environ, "JAX_PLATFORMS": "cpu"}
-        environment.pop("GLIBC_TUNABLES", None)
-        run = subprocess.run(
-            command, cwd=ROOT, env=environment, capture_output=True, check=True
-        )
-        return float(run.stdout)
-
-    assert pages("kept") < pages() / 20
 
 
 def test_starting_to_train_loads_no_library_that_only_the_report_needs():

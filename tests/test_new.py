@@ -725,7 +725,6 @@ def facts(**changes):
             "has_validation": False,
             "platform": "cpu",
             "num_devices": 1,
-            "num_cores": 2,
             "fast_bfloat16": False,
             **changes,
         }

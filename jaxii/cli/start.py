@@ -1,7 +1,6 @@
 """Sets up JAX for a command: compiled programs, devices, and several processes."""
 
 import contextlib
-import ctypes
 import os
 import sys
 import warnings
@@ -15,16 +14,6 @@ from jaxii.storage import user_cache
 
 # JAX's own variable; if it is set but empty, no program is kept.
 CACHE = "JAX_COMPILATION_CACHE_DIR"
-# Files of the drivers of NVIDIA GPUs, AMD GPUs and TPUs.
-ACCELERATORS = (*gpu.DRIVER, "/dev/kfd", "/dev/accel0", "/dev/vfio")
-# Parameters of glibc's mallopt(3) and their values.
-MALLOC = {
-    -1: 2**31 - 1,  # M_TRIM_THRESHOLD: the heap does not shrink.
-    -4: 0,  # M_MMAP_MAX: large blocks come from the heap, too.
-    # M_ARENA_MAX: one heap, because blocks of other heaps are at most 64 MB. Threads
-    # that compile wait for one another: a first start compiles a third longer.
-    -8: 1,
-}
 
 
 def declare_processes(flags: Flags) -> None:
@@ -61,7 +50,6 @@ def start_jax(flags: Flags, *, saves_on_sigterm: bool = False) -> None:
     """
     keep_compiled_programs()
     gpu.set_flags()
-    keep_freed_memory()
     flags.place = _place(flags)
     if flags.place is not None:
         from jaxii.distributed import processes
@@ -99,27 +87,6 @@ def keep_compiled_programs() -> None:
             os.environ[CACHE] = ""
         elif given is None and os.access(folder, os.W_OK):
             os.environ[CACHE] = str(folder)
-
-
-def keep_freed_memory() -> None:
-    """Makes glibc keep the memory that XLA frees, if the CPU is the only device.
-
-    XLA's CPU backend allocates its intermediate results again in every step. By default
-    glibc takes such large blocks from the kernel each time, and the kernel clears every
-    page, which takes a sixth of the processor time of a small network's step. The
-    process keeps its peak size. With glibc before 2.38, which seldom reuses aligned
-    blocks at once, intermediate results can take twice their size.
-
-    Does nothing without glibc, or if environment variables configure the allocator.
-    """
-    given = [name for name in os.environ if name.startswith(("MALLOC_", "GLIBC_TUNA"))]
-    if given or any(Path(path).exists() for path in ACCELERATORS):
-        return
-    # Other C libraries, and macOS, have no `mallopt`.
-    with contextlib.suppress(AttributeError, OSError, TypeError):
-        mallopt = ctypes.CDLL(None).mallopt
-        for parameter, value in MALLOC.items():
-            mallopt(parameter, value)
 
 
 def _place(flags: Flags) -> cluster.ProcessInfo | None:

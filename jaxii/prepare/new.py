@@ -1,6 +1,5 @@
 """Implements `new`: prepares images and labels and writes a recipe to train on them."""
 
-import os
 import shlex
 from collections.abc import Callable, Mapping
 from pathlib import Path
@@ -122,7 +121,6 @@ def _facts(
         has_validation=bool(validation),
         platform=platform,
         num_devices=num_devices,
-        num_cores=os.cpu_count() or 1,
         fast_bfloat16=fast_bfloat16,
     )
 

@@ -44,7 +44,6 @@ class Facts:
       has_validation: Whether the data names its validation images.
       platform: cpu, gpu or tpu.
       num_devices: Number of devices that share a batch.
-      num_cores: Processor cores of this machine.
       fast_bfloat16: Whether CPUs compute bfloat16 faster than float32.
     """
 
@@ -57,7 +56,6 @@ class Facts:
     has_validation: bool
     platform: str
     num_devices: int
-    num_cores: int
     fast_bfloat16: bool
 
 
@@ -207,9 +205,6 @@ def _fields(facts: Facts, num_train: int) -> list[Choice]:
         *(_network_for_cpu(facts) if on_cpu else _network(facts)),
         Choice(
             "global_batch_size", batch, f"for {facts.num_images:,} images on {devices}"
-        ),
-        Choice(
-            "data.num_threads", max(4, facts.num_cores), "one per core, at least four"
         ),
     ]
 

@@ -27,6 +27,7 @@ from jaxii.models.resnet import check_shape
 from jaxii.objective.objective import Objective, make_objective
 from jaxii.objective.schedule import warmup_cosine
 from jaxii.prepare import label_files, recode
+from jaxii.prepare.threads import num_cores
 from jaxii.prepare.toy_regions import writer
 from jaxii.storage import AnyPath, at, user_cache
 from jaxii.train.averaging import Rate, ema_rate, swa_rate
@@ -137,8 +138,22 @@ def share(config: Config, global_batch_size: int) -> pipeline.ShardSpec:
         global_batch_size=global_batch_size,
         process_index=jax.process_index(),
         process_count=jax.process_count(),
-        num_threads=config.data.num_threads,
+        num_threads=num_threads(config),
     )
+
+
+def num_threads(config: Config) -> int:
+    """Returns the number of threads that read and decode training images.
+
+    By default half of the cores on CPUs, where the step uses all of them, and one per
+    core on accelerators, 4 to 16. More threads than needed cost time, because they wait
+    for Python's global lock.
+    """
+    if config.data.num_threads:
+        return config.data.num_threads
+    if jax.default_backend() == "cpu":
+        return max(1, num_cores() // 2)
+    return min(max(num_cores(), 4), 16)
 
 
 def slots(config: Config, rows: Rows) -> int:

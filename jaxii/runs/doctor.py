@@ -94,7 +94,6 @@ def _usual_config() -> Config:
         has_validation=False,
         platform=jax.default_backend(),
         num_devices=jax.device_count(),
-        num_cores=num_cores(),
         fast_bfloat16=has_fast_bfloat16(),
         **USUAL,
     )

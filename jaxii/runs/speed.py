@@ -16,6 +16,7 @@ from jaxii.data.transforms import TrainTransform
 from jaxii.distributed.mesh import divided, make_mesh, replicated
 from jaxii.doctor.speed import input_speed
 from jaxii.prepare.recipe import Pace
+from jaxii.prepare.threads import num_cores
 from jaxii.runs.plan import Facts, batch_shapes, choose_stage, plan_stage
 from jaxii.train.sharding import make_state
 from jaxii.train.step import make_train_step
@@ -112,7 +113,7 @@ def _input(config: Config, source: RandomAccess) -> float:
         strength=config.data.augmentation,
         mirror=config.data.mirror,
     )
-    threads = config.data.num_threads
+    threads = config.data.num_threads or num_cores()
     return input_speed(source, transform, threads, INPUT_SECONDS)
 
 

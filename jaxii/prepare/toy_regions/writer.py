@@ -11,7 +11,6 @@ import json
 import os
 import tempfile
 from collections.abc import Iterable
-from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -148,16 +147,13 @@ def _write_all(
     _write_labels(draft, images, seed)
     everything = [image for split in images.values() for image in split]
 
-    def draw(image: _Image) -> None:
+    # Threads would wait for Python's global lock: two are slower than one.
+    for done, image in enumerate(everything, start=1):
         path = folders[image.split] / f"{image.image_id}.jpg"
         path.write_bytes(_draw(image, seed))
         # `prepare` compares modification times.
         os.utime(path, (_TIME_SECONDS, _TIME_SECONDS))
-
-    with ThreadPoolExecutor(os.cpu_count() or 1) as pool:
-        # Raises the error of a failed image.
-        for done, _ in enumerate(pool.map(draw, everything), start=1):
-            on_progress(done, len(everything), "drawing toy_regions")
+        on_progress(done, len(everything), "drawing toy_regions")
 
 
 def _rng(seed: int, split: str, scene_number: int, purpose: int) -> np.random.Generator:
