@@ -1,6 +1,7 @@
 """Runs without each domain in turn, and the threshold and estimates that they give."""
 
 import csv
+import errno
 import json
 import re
 import shutil
@@ -659,6 +660,44 @@ def test_figures_of_another_moment_are_made_again(done, tmp_path, monkeypatch):
     )
     hold_out(copy, config=None, data_dir="", should_stop=never)
     assert trained == [copy.held_out("asia")]
+
+
+@pytest.fixture
+def full(monkeypatch):
+    """Checks that an action without space for a file names it, and leaves no draft."""
+    monkeypatch.setattr("jaxii.storage.secrets.token_hex", lambda _: "draft")
+
+    def full(path, act):
+        draft = path.with_name(f".{path.name}.draft.part")
+        draft.symlink_to("/dev/full")
+        with pytest.raises(OSError) as caught:
+            act()
+        assert (caught.value.errno, caught.value.filename) == (errno.ENOSPC, str(path))
+        assert not draft.is_symlink()
+
+    return full
+
+
+@pytest.mark.parametrize("name", ["held_out.npz", "decoders.npz", "metrics.json"])
+def test_runs_without_space_for_a_part_continue_with_the_same_command(
+    full, done, tmp_path, name
+):
+    copy = Workdir(shutil.copytree(done.path, tmp_path / "copy"))
+    part = copy.held_out("asia")
+    part.result_file("metrics.json").unlink()
+
+    def act():
+        hold_out(copy, config=None, data_dir="", should_stop=never)
+
+    full(part.result_file(name), act)
+    act()
+    assert metrics(part)["splits"] == metrics(done.held_out("asia"))["splits"]
+
+
+@pytest.mark.parametrize("name", ["suspects.csv", "suspects.html"])
+def test_suspects_without_space_name_their_file(full, done, tmp_path, name):
+    full(tmp_path / name, lambda: listed(done, tmp_path))
+    assert listed(done, tmp_path)[0]
 
 
 def test_folds_hold_out_every_image_once_and_estimate_no_shift(done, tmp_path, capfd):

@@ -12,6 +12,7 @@ import signal
 import subprocess
 import sys
 import tempfile
+import time
 import warnings
 from pathlib import Path
 from unittest.mock import Mock
@@ -1431,6 +1432,30 @@ def test_a_preparation_without_space_names_its_file_and_goes_on(run, full, files
         run(*prepare_words(files))
     full(data / name, *prepare_words(files))
     assert run(*prepare_words(files))[0] == 0
+
+
+@pytest.mark.slow
+def test_two_interrupts_while_images_are_written_cost_nothing(run, tmp_path):
+    files = small_layout.write(tmp_path / "files", num_train=4000)
+    words, data = prepare_words(files), tmp_path / "data"
+    command = [sys.executable, "-m", "jaxii.main", *words]
+    with subprocess.Popen(command, cwd=ROOT, stderr=subprocess.PIPE) as process:
+        while not list(data.glob(".labelled_images-train*.part")):
+            assert process.poll() is None
+            time.sleep(0.002)
+        process.send_signal(signal.SIGINT)
+        time.sleep(0.02)
+        process.send_signal(signal.SIGINT)
+        _, errors = process.communicate(timeout=60)
+    assert (process.returncode, errors) == (-signal.SIGINT, b"jaxii: interrupted.\n")
+    assert not list(data.glob("labelled_images-train*"))
+    assert run(*words)[0] == 0
+    assert run(*words[:-1], f"--data_dir={tmp_path / 'undisturbed'}")[0] == 0
+    left, right = (
+        {path.name: path.read_bytes() for path in folder.iterdir()}
+        for folder in (data, tmp_path / "undisturbed")
+    )
+    assert left == right
 
 
 # `new` and `doctor`; what they do is tested in test_new.py and test_doctor.py.
