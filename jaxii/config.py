@@ -143,8 +143,8 @@ class DataConfig(_Section, path="config.data"):
     # Largest number of labels of an image in training; the least confident are dropped.
     # Evaluation uses all labels.
     most_labels: Annotated[int, Range(1, MOST_LABELS)] = MOST_LABELS
-    # Threads that read and decode images, in each process. 0 uses half of the cores on
-    # CPUs, and one thread per core, 4 to 16, on accelerators.
+    # Threads of a process that read and decode images. 0: one per core, 4 to 16, and to
+    # train on CPUs, half of the cores.
     num_threads: Annotated[int, Range(0, 512)] = 0
     # Train on the first batch repeatedly, to measure the speed without the input
     # pipeline. The figures of such a run are not a result.

@@ -321,3 +321,19 @@ def test_some_images_of_a_split_are_taken_from_the_scored_ones(few_images):
     assert some["mask"].sum() == 2
     (all_known,) = assembly.eval_batches(config, data, "train", num_images=1000)
     assert all_known["mask"].sum() == count - half
+
+
+@pytest.mark.parametrize(
+    ("platform", "cores", "training", "others"),
+    [("cpu", 2, 1, 4), ("cpu", 64, 32, 16), ("gpu", 2, 4, 4), ("tpu", 96, 16, 16)],
+)
+def test_threads_leave_the_cores_to_a_step_on_cpus(
+    monkeypatch, platform, cores, training, others
+):
+    monkeypatch.setattr(jax, "default_backend", lambda: platform)
+    monkeypatch.setattr("jaxii.runs.assembly.num_cores", lambda: cores)
+    assert assembly.share(load(), 64, is_training=True).num_threads == training
+    assert assembly.share(load(), 64).num_threads == others
+    chosen = changed(load(), data__num_threads=7)
+    assert assembly.share(chosen, 64, is_training=True).num_threads == 7
+    assert assembly.share(chosen, 64).num_threads == 7

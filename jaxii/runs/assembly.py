@@ -132,28 +132,20 @@ def make_label_embedding(config: Config, data: Data) -> label_embedding.LabelEmb
     )
 
 
-def share(config: Config, global_batch_size: int) -> pipeline.ShardSpec:
+def share(
+    config: Config, global_batch_size: int, *, is_training: bool = False
+) -> pipeline.ShardSpec:
     """Returns this process's part of the batches."""
+    threads = min(max(num_cores(), 4), 16)
+    if is_training and jax.default_backend() == "cpu":
+        # The step uses all cores, and more threads than needed wait for Python's lock.
+        threads = max(1, num_cores() // 2)
     return pipeline.ShardSpec(
         global_batch_size=global_batch_size,
         process_index=jax.process_index(),
         process_count=jax.process_count(),
-        num_threads=num_threads(config),
+        num_threads=config.data.num_threads or threads,
     )
-
-
-def num_threads(config: Config) -> int:
-    """Returns the number of threads that read and decode training images.
-
-    By default half of the cores on CPUs, where the step uses all of them, and one per
-    core on accelerators, 4 to 16. More threads than needed cost time, because they wait
-    for Python's global lock.
-    """
-    if config.data.num_threads:
-        return config.data.num_threads
-    if jax.default_backend() == "cpu":
-        return max(1, num_cores() // 2)
-    return min(max(num_cores(), 4), 16)
 
 
 def slots(config: Config, rows: Rows) -> int:
@@ -194,7 +186,7 @@ def train_batches(
         data.split(split).source,
         transform=transform,
         policy=policy,
-        shard=share(config, config.global_batch_size),
+        shard=share(config, config.global_batch_size, is_training=True),
         seed=config.seed,
         start_example=0 if config.data.reuse_batch else start_example,
         name=f"split {split}",
