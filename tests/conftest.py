@@ -4,6 +4,7 @@ Eight simulated CPU devices, strict dtype promotion, no implicit rank promotion,
 type and shape checks over all of jaxii, and every warning an error.
 """
 
+import contextlib
 import os
 import time
 from importlib.metadata import version
@@ -92,3 +93,21 @@ def without_drawings():
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr("jaxii.report.figures.to_svg", lambda *_: "<svg></svg>")
         yield
+
+
+@pytest.fixture
+def without_space(monkeypatch):
+    """Returns a context in which a file cannot be written, as on a full disk.
+
+    Its draft is a link to /dev/full. The writer has to remove it.
+    """
+    monkeypatch.setattr("jaxii.storage.secrets.token_hex", lambda _: "draft")
+
+    @contextlib.contextmanager
+    def without_space(path):
+        draft = path.with_name(f".{path.name}.draft.part")
+        draft.symlink_to("/dev/full")
+        yield
+        assert not draft.is_symlink()
+
+    return without_space

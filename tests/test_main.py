@@ -1369,26 +1369,23 @@ def test_a_test_without_labels_gets_a_submission_and_no_figures(run, tmp_path, t
     assert [row.split(",")[0] for row in rows] == ["test0", "test1", "test2"]
 
 
-# Disks that are full. A draft that is a link to /dev/full fails as on such a disk.
+# Disks that are full.
 
 
 @pytest.fixture
-def full(run, monkeypatch):
+def full(run, without_space):
     """Checks that `jaxii WORDS` ends with 1 and one line if a file has no space."""
-    monkeypatch.setattr("jaxii.storage.secrets.token_hex", lambda _: "draft")
 
     def full(path, *words):
         before = path.read_bytes() if path.exists() else None
         path.parent.mkdir(parents=True, exist_ok=True)
-        draft = path.with_name(f".{path.name}.draft.part")
-        draft.symlink_to("/dev/full")
-        code, _, errors = run(*words)
+        with without_space(path):
+            code, _, errors = run(*words)
         assert (code, errors) == (
             1,
             f"jaxii: {path}: No space left on device; free up disk space, then run the "
             "command again.\n",
         )
-        assert not draft.is_symlink()
         assert before == (path.read_bytes() if path.exists() else None)
 
     return full

@@ -113,6 +113,7 @@ def _input(config: Config, source: RandomAccess) -> float:
         strength=config.data.augmentation,
         mirror=config.data.mirror,
     )
+    # On all cores, because `Speed.images_per_second` shares them with the step.
     threads = config.data.num_threads or num_cores()
     return input_speed(source, transform, threads, INPUT_SECONDS)
 

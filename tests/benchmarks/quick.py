@@ -54,7 +54,8 @@ def ratios() -> Iterator[tuple[str, float]]:
 
 def cpu() -> str:
     """Returns the number and the name of this machine's cores."""
-    found = re.search(r"model name\s*: (.*)", CPU_INFO.read_text())
+    text = CPU_INFO.read_text() if CPU_INFO.exists() else ""
+    found = re.search(r"model name\s*: (.*)", text)
     name = found[1] if found else platform.processor()
     return f"{num_cores()} x {name}"
 
