@@ -2,15 +2,16 @@
 
     python -m tests.benchmarks.soak --hours=4 --folder=SOAK
 
-Two processes of one CPU device each train the small run of `tests/many_processes.py`,
-first undisturbed, for two fifths of the time. A second run of as many steps is then
-disturbed at random times that follow from the seed, in start-up, steps, evaluations and
-saves: kill -9 to one process, kill -9 to both, SIGTERM to one. The same command starts
-it again until it is finished. Every second notes resident memory and open files.
+Two processes of one CPU device each train the small run of `tests/many_processes.py`
+undisturbed. Beside it, a second run of as many steps and as many processes is disturbed
+at random times that follow from the seed, in start-up, steps, evaluations and saves:
+kill -9 to one process, kill -9 to both, SIGTERM to one. The same command starts it
+again until it is finished. Every second notes resident memory and open files.
 
 With --folder, the same command continues a benchmark that was stopped: an undisturbed
 run that was not finished starts again, and the disturbed run takes the stop as one more
-disturbance. --hours counts for the first start, and is the time of all parts together.
+disturbance. --hours counts for the first start, and is the time of both runs together:
+each takes about half of it.
 
 The final checkpoints have to be equal bit for bit, and memory and files flat: over the
 undisturbed run after its first quarter.
@@ -29,6 +30,7 @@ import sys
 import tempfile
 import time
 from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
@@ -42,7 +44,6 @@ from tests.many_processes import PREEMPTED, Run, prepare_folder
 
 COUNT = 2
 FIRST_STEPS, MEASURED_STEPS, MEASURED_EVERY = 20, 200, 10
-SHARE_UNDISTURBED = 0.4
 SHARE_IN_START_UP = 0.25
 SECONDS_BETWEEN_SAVES = 20.0
 KILL_ONE, KILL_ALL, SIGTERM = "kill -9 to one", "kill -9 to both", "SIGTERM to one"
@@ -162,17 +163,23 @@ class Plan:
 
 
 def measure(folder: Path, hours: float) -> Plan:
-    """Returns the plan of a benchmark of so many hours, from a run of a few steps."""
+    """Returns the plan of so many hours, from two runs of a few steps side by side."""
     begun, times = time.monotonic(), {}
-    with Soak(folder, "measured", MEASURED_STEPS, MEASURED_EVERY) as soak:
+    names = "measured", "measured_beside"
+    with contextlib.ExitStack() as stack:
+        soak, beside = (
+            stack.enter_context(Soak(folder, name, MEASURED_STEPS, MEASURED_EVERY))
+            for name in names
+        )
         soak.start()
+        beside.start()
         while not soak.ends_within(0.1):
             times.setdefault(soak.step(), time.monotonic())
         soak.check_done()
     known = sorted(step for step in times if step >= FIRST_STEPS)
     step_seconds = (times[known[-1]] - times[known[0]]) / (known[-1] - known[0])
     save_every = max(round(SECONDS_BETWEEN_SAVES / step_seconds), 5)
-    num_steps = int(hours * 3600 * SHARE_UNDISTURBED / step_seconds)
+    num_steps = int(hours / 2 * 3600 / step_seconds)
     return Plan(
         start_up_seconds=times[min(filter(None, times))] - begun,
         step_seconds=step_seconds,
@@ -185,26 +192,26 @@ def planned(folder: Path, hours: float) -> Plan:
     """Returns the plan of the folder; prepares and measures if it has none."""
     path = folder / "plan.json"
     if not path.exists():
-        for name in ("files", "prepared", "measured"):
+        for name in ("files", "prepared", "measured", "measured_beside"):
             shutil.rmtree(folder / name, ignore_errors=True)
         prepare_folder(folder)
         _write(path, asdict(measure(folder, hours)))
     return Plan(**json.loads(path.read_text()))
 
 
-def undisturbed(folder: Path, plan: Plan) -> Soak:
-    """Trains to the end in one go, unless an earlier part of the benchmark did."""
-    notes = folder / "undisturbed.json"
-    with Soak(folder, "undisturbed", plan.num_steps, plan.save_every) as soak:
-        if notes.exists():
-            soak.notes = [Note(**note) for note in json.loads(notes.read_text())]
-            return soak
-        shutil.rmtree(soak.run.workdir, ignore_errors=True)
-        soak.start()
-        soak.ends_within(math.inf)
-        soak.check_done()
+def undisturbed(folder: Path, plan: Plan, soak: Soak) -> None:
+    """Trains to the end in one go, unless an earlier start of the benchmark did."""
+    notes, begun = folder / "undisturbed.json", time.monotonic()
+    if notes.exists():
+        soak.notes = [Note(**note) for note in json.loads(notes.read_text())]
+        return
+    shutil.rmtree(soak.run.workdir, ignore_errors=True)
+    soak.start()
+    soak.ends_within(math.inf)
+    soak.check_done()
     _write(notes, [asdict(note) for note in soak.notes])
-    return soak
+    hours = (time.monotonic() - begun) / 3600
+    print(f"  undisturbed: {plan.num_steps} steps in {hours:.2f} hours", flush=True)
 
 
 def disturbed(
@@ -325,14 +332,19 @@ def run_in(folder: Path, args: argparse.Namespace) -> list[Row]:
             f"{plan.step_seconds:.3f} s, a save every {plan.save_every}",
             flush=True,
         )
-        whole = undisturbed(folder, plan)
-        print("undisturbed: done", flush=True)
-        often, ends = disturbed(
-            folder, plan, seed=args.seed, every_seconds=args.every_seconds
-        )
+        with (
+            ThreadPoolExecutor(1) as pool,
+            Soak(folder, "undisturbed", plan.num_steps, plan.save_every) as whole,
+        ):
+            one_go = pool.submit(undisturbed, folder, plan, whole)
+            often, ends = disturbed(
+                folder, plan, seed=args.seed, every_seconds=args.every_seconds
+            )
+            one_go.result()
         rows = rows_of(whole, often)
     counts = ", ".join(f"{n} x {end}" for end, n in collections.Counter(ends).items())
-    print(f"{len(ends) + 1} starts: {counts}; {sum(seconds) / 3600:.2f} hours")
+    print(f"disturbed: {len(ends) + 1} starts: {counts}")
+    print(f"{sum(seconds) / 3600:.2f} hours, both runs side by side")
     return rows
 
 
