@@ -5,6 +5,7 @@ type and shape checks over all of jaxii, and every warning an error.
 """
 
 import contextlib
+import gc
 import os
 import time
 from importlib.metadata import version
@@ -27,12 +28,12 @@ os.environ["XLA_FLAGS"] = " ".join(
 
 import jax
 import pytest
-from jaxtyping import install_import_hook
+import typechecker
 
 jax.config.update("jax_numpy_dtype_promotion", "strict")
 jax.config.update("jax_numpy_rank_promotion", "raise")
 
-install_import_hook("jaxii", "typechecker.check")
+typechecker.install("jaxii")
 
 DAYS_KEPT = 7
 
@@ -57,6 +58,12 @@ def pytest_configure(config):
         jax.config.update(name, value)
         # For workers and subprocesses, where JAX reads it.
         os.environ[name.upper()] = str(value)
+
+
+def pytest_collection_finish(session):
+    """Keeps the collector from looking at all modules again and again."""
+    gc.collect()
+    gc.freeze()
 
 
 # Those of over ten seconds, the longest first.
@@ -91,7 +98,9 @@ def pytest_collection_modifyitems(items):
 def without_drawings():
     """Leaves the drawings out of reports: they are half the time of an evaluation."""
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr("jaxii.report.figures.to_svg", lambda *_: "<svg></svg>")
+        names = "training", "threshold", "reliability", "throughput", "map"
+        empty = {f"{name}_figure": "" for name in names}
+        patch.setattr("jaxii.report.page._figures", lambda *_: empty)
         yield
 
 

@@ -1,5 +1,39 @@
-"""How strictly annotations are checked in tests: an int may stand for a float."""
+"""Runtime checks of the annotations of jaxii in tests: an int may stand for a float.
 
+jaxtyping's import hook decorates every function with `jaxtyping.jaxtyped`, whose
+bookkeeping of array dimensions takes a third of the suite's time. `install` leaves it to
+functions with annotations of arrays; of the others, beartype checks the types alone.
+"""
+
+import inspect
+from collections.abc import Callable
+from typing import Any, get_args
+
+import jaxtyping
 from beartype import BeartypeConf, beartype
 
 check = beartype(conf=BeartypeConf(is_pep484_tower=True))
+_with_dimensions = jaxtyping.jaxtyped
+
+
+def install(package: str) -> None:
+    """Checks every function and dataclass of a package that is imported from now on."""
+    jaxtyping.jaxtyped = _checked
+    jaxtyping.install_import_hook(package, f"{__name__}.check")
+
+
+def _checked(*, typechecker: Any) -> Callable[[Any], Any]:
+    def decorate(thing: Any) -> Any:
+        annotations = getattr(thing, "__annotations__", {})
+        if inspect.isfunction(thing) and not any(map(_is_array, annotations.values())):
+            return typechecker(thing) if annotations else thing
+        return _with_dimensions(typechecker=typechecker)(thing)
+
+    return decorate
+
+
+def _is_array(annotation: Any) -> bool:
+    """Returns whether an annotation has an array of jaxtyping in it, or may have."""
+    if isinstance(annotation, type) and issubclass(annotation, jaxtyping.AbstractArray):
+        return True
+    return isinstance(annotation, str) or any(map(_is_array, get_args(annotation)))
