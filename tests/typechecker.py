@@ -1,8 +1,8 @@
 """Runtime checks of the annotations of jaxii in tests: an int may stand for a float.
 
-jaxtyping's import hook decorates every function with `jaxtyping.jaxtyped`, whose
-bookkeeping of array dimensions takes a third of the suite's time. `install` leaves it to
-functions with annotations of arrays; of the others, beartype checks the types alone.
+jaxtyping's import hook decorates every function with `jaxtyping.jaxtyped`, which also
+keeps account of dimensions, in a tenth of the suite's time. `install` leaves it to
+functions with annotations of arrays; beartype checks the types of the others.
 """
 
 import inspect
@@ -12,7 +12,7 @@ from typing import Any, get_args
 import jaxtyping
 from beartype import BeartypeConf, beartype
 
-check = beartype(conf=BeartypeConf(is_pep484_tower=True))
+check = beartype(conf=BeartypeConf(is_pep484_tower=True, violation_type=TypeError))
 _with_dimensions = jaxtyping.jaxtyped
 
 
