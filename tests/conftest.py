@@ -11,6 +11,8 @@ import time
 from importlib.metadata import version
 
 os.environ.setdefault("JAX_PLATFORMS", "cpu")
+# Or commands start twice to set it; see `main.use_huge_pages`.
+os.environ.setdefault("GLIBC_TUNABLES", "glibc.malloc.hugetlb=1")
 # Compilation takes most of the suite's time. XLA's passes over a program are those of
 # production, but its code is hardly optimized. The older code generator compiles in two
 # thirds of the time; jaxlib 0.12 has only a newer one.

@@ -646,6 +646,46 @@ def test_an_interrupt_of_the_first_process_of_a_container_is_no_success():
     assert found.returncode == 128 + signal.SIGINT
 
 
+STARTED_AGAIN = """
+import os, sys
+from pathlib import Path
+from jaxii import main
+main.HUGE_PAGES = Path(sys.argv[1])
+main.use_huge_pages()
+print(os.getpid(), sys.flags.optimize, sys.argv[1:], os.environ.get(main.ALLOCATOR))
+"""
+
+
+@pytest.mark.parametrize(
+    ("offered", "given", "setting"),
+    [
+        ("always [madvise] never", None, "glibc.malloc.hugetlb=1"),
+        ("always [madvise] never", "", ""),
+        ("[always] madvise never", None, None),
+        (None, None, None),
+    ],
+)
+def test_a_command_starts_again_if_linux_gives_huge_pages_on_request(
+    tmp_path, offered, given, setting
+):
+    file = tmp_path / "enabled"
+    if offered is not None:
+        file.write_text(offered)
+    environment = {n: v for n, v in os.environ.items() if n != main.ALLOCATOR}
+    if given is not None:
+        environment[main.ALLOCATOR] = given
+    words = ["-O", "-c", STARTED_AGAIN, str(file), "a b"]
+    with subprocess.Popen(
+        [sys.executable, *words],
+        cwd=ROOT,
+        env=environment,
+        stdout=subprocess.PIPE,
+        text=True,
+    ) as process:
+        told = process.stdout.read()
+    assert told == f"{process.pid} 1 {[str(file), 'a b']} {setting}\n"
+
+
 @pytest.mark.parametrize("index", [0, 3])
 def test_every_process_says_why_it_refuses(monkeypatch, capsys, index):
     def refuse(flags):
