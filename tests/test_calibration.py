@@ -83,8 +83,11 @@ def test_full_shrinkage_gives_all_classes_the_same_two_numbers():
     np.testing.assert_allclose(found.intercepts, fit.intercept_[0], atol=0.02)
 
 
-def test_shrinkage_is_the_prior_of_fifty_positives_of_the_average_class():
+@pytest.mark.parametrize("num_positives", [None, 1])
+def test_shrinkage_is_the_prior_of_fifty_positives_of_the_average_class(num_positives):
     probs, _, targets = distorted(400)
+    if num_positives is not None:
+        targets &= np.cumsum(targets).reshape(targets.shape) <= num_positives
     z = logit(probs)
 
     def fitted(z, targets, centre, precision):
@@ -109,6 +112,16 @@ def test_shrinkage_is_the_prior_of_fifty_positives_of_the_average_class():
         want = fitted(z[:, c], targets[:, c], everything, precision)
         # Bins are 0.1 wide.
         np.testing.assert_allclose(got, want, atol=0.01)
+
+
+def test_a_class_of_which_nothing_is_known_has_the_calibration_of_all():
+    probs, _, targets = distorted(400)
+    counts = histogram_of(probs, targets)
+    counts[:, -1] = 0
+    found = calibrate(counts, DEFAULT_THRESHOLDS)
+    first = calibrate(counts[:, :-1], DEFAULT_THRESHOLDS)
+    np.testing.assert_allclose(found.slopes[:-1], first.slopes)
+    assert len(found.slopes) == probs.shape[1] and np.isfinite(found.slopes[-1])
 
 
 def test_the_calibration_error_of_new_images_falls():

@@ -195,6 +195,14 @@ def test_the_nodes_give_the_mean_over_a_poisson_count(count, sizes):
 
 
 @pytest.mark.parametrize("largest", [1e-4, 0.01, 1 / 16])
+@pytest.mark.parametrize("expected_count", [0.1, 7.0, 200.0])
+def test_as_many_powers_are_taken_as_the_proof_needs(largest, expected_count):
+    count = num_powers(largest, expected_count)
+    bounds = expected_count * largest ** np.array([count, count - 1.0])
+    assert bounds[0] <= TOLERANCE / 4 < bounds[1]
+
+
+@pytest.mark.parametrize("largest", [1e-4, 0.01, 1 / 16])
 def test_the_powers_give_the_logarithm_of_the_factors(largest):
     probs = np.full(2000, largest)
     count = num_powers(largest, float(probs.sum()))

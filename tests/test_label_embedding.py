@@ -224,6 +224,12 @@ def test_images_without_any_label_are_counted_as_nothing():
     assert counts.tolist() == [0, 0, 0]
 
 
+def test_all_labels_may_be_of_one_class():
+    together, counts, num_images = cooccurrence(*csr([[1], [1]]), 3)
+    assert (together.nnz, num_images) == (0, 2)
+    assert counts.tolist() == [0, 2, 0]
+
+
 @pytest.mark.parametrize(
     ("change", "says"),
     [

@@ -121,6 +121,13 @@ def test_a_label_of_which_a_target_says_little_keeps_its_frequency():
     assert np.abs(free - HOME).max() > 0.05
 
 
+def test_a_label_of_which_a_target_says_nothing_keeps_its_frequency():
+    counts = histogram_of(drawn(TARGET, 20)[0])
+    counts[:, -1] = 0
+    found = target_frequencies(counts, DEFAULT_THRESHOLDS, IDENTITY, HOME)
+    assert len(found) == len(HOME) and np.isfinite(found).all()
+
+
 @pytest.mark.parametrize("prob", [0.0, 1.0])
 def test_what_is_certain_stays_so(prob):
     probs = jnp.full((2, 4), prob, jnp.float32)

@@ -103,6 +103,28 @@ def test_a_machine_confidence_of_zero_verifies_nothing():
     assert resolve(entries, "thresholded", 0.0) == {}
 
 
+def test_a_machine_confidence_of_zero_is_not_used_at_any_threshold():
+    used = labels.is_used(
+        np.array([0.0, 0.1], np.float32),
+        np.full(2, MACHINE, np.uint8),
+        machine_labels="thresholded",
+        machine_threshold=0.0,
+    )
+    assert used.tolist() == [False, True]
+
+
+def test_the_last_rows_may_be_without_labels():
+    offsets, ids, _ = labels.resolve_rows(
+        np.array([0, 1, 1, 1]),
+        np.array([4], np.int32),
+        np.ones(1, np.float32),
+        np.array([HUMAN], np.uint8),
+        machine_labels="soft",
+        machine_threshold=0.5,
+    )
+    assert offsets.tolist() == [0, 1, 1, 1] and ids.tolist() == [4]
+
+
 def test_label_ids_come_out_ascending():
     assert list(resolve([(9, 1.0, HUMAN), (2, 1.0, HUMAN)])) == [2, 9]
 

@@ -5,6 +5,7 @@ import pytest
 import small_layers
 
 from jaxii.distributed.mesh import DATA_AXIS, make_mesh
+from jaxii.models.cpu import compiler_options
 from jaxii.models.multitask import (
     EMBEDDING_HEAD,
     make_network,
@@ -222,6 +223,43 @@ def test_the_trunk_is_of_the_variant():
         for variant in ("resnet", "se_resnet")
     )
     assert jax.tree.structure(plain) != jax.tree.structure(squeezed)
+
+
+@pytest.mark.parametrize(("stem", "side"), [("imagenet", 7), ("small", 3)])
+def test_the_trunk_has_the_stem(stem, side):
+    params, _ = jax.eval_shape(network_of(stem=stem).init, jax.random.key(0))
+    assert params["trunk"]["stem_conv"]["kernel"].shape == (side, side, 3, 4)
+
+
+@pytest.mark.parametrize("zero", [False, True])
+def test_residual_blocks_start_as_the_identity_only_if_asked(zero):
+    params, _ = network_of(zero_init_residual=zero).init(jax.random.key(0))
+    scales = [
+        leaf
+        for path, leaf in jax.tree.leaves_with_path(params["trunk"])
+        if "scale" in jax.tree_util.keystr(path)
+    ]
+    assert any(not np.any(scale) for scale in scales) == zero
+
+
+def test_forms_and_options_for_cpus_are_those_of_the_platform():
+    dtype = jnp.float32
+    on_cpu, on_gpu = (network_of(platform=name, dtype=dtype) for name in ("cpu", "gpu"))
+    assert on_cpu.compiler_options == compiler_options(dtype)
+    assert on_gpu.compiler_options == ()
+    programs = []
+    for network in (on_cpu, on_gpu):
+        variables = jax.eval_shape(network.init, jax.random.key(0))
+
+        def objective(params, batch_stats, network=network):
+            outputs, _ = network.apply(
+                params, batch_stats, images_of(), train=False, key=None
+            )
+            return outputs.logits.sum()
+
+        programs.append(str(jax.make_jaxpr(jax.grad(objective))(*variables)))
+    # On CPUs, conditionals store what gradients read in memory.
+    assert ["cond[" in program for program in programs] == [True, False]
 
 
 def test_its_norms_share_statistics_in_the_group_of_devices():

@@ -303,6 +303,16 @@ def test_a_padded_batch_has_the_types_of_a_full_one():
     assert types[0]["label_ids"] == np.int32
 
 
+def test_a_batch_of_padding_alone_has_the_types_of_a_full_one():
+    # That of the second of two processes, with one image for both.
+    first, second = evaluate(1, batch=2, processes=2)
+    types = [
+        {name: x.dtype for name, x in batch.items()} for (batch,) in (first, second)
+    ]
+    assert second[0]["mask"].tolist() == [0.0]
+    assert types[0] == types[1]
+
+
 def test_of_equally_sure_labels_those_of_lower_id_fill_the_slots():
     record = {
         "label_ids": np.array([6, 2, 4], np.int32),

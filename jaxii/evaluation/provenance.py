@@ -261,8 +261,8 @@ def provenance_by_stage(
 
 
 def _names(splits: Iterable[str]) -> tuple[str, ...]:
+    names = tuple(splits)
     # A lone string is an iterable of letters.
-    names = () if isinstance(splits, str) else tuple(splits)
     if isinstance(splits, str) or not all(names):
         raise InputError(
             f"splits={splits!r} is invalid; use a list of names, such as "
