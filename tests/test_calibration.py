@@ -83,11 +83,12 @@ def test_full_shrinkage_gives_all_classes_the_same_two_numbers():
     np.testing.assert_allclose(found.intercepts, fit.intercept_[0], atol=0.02)
 
 
-@pytest.mark.parametrize("num_positives", [None, 1])
-def test_shrinkage_is_the_prior_of_fifty_positives_of_the_average_class(num_positives):
+@pytest.mark.parametrize(
+    ("most", "prior"), [(10_000, {}), (1, {"prior_positives": 1.0})]
+)
+def test_shrinkage_is_the_prior_of_fifty_positives_of_the_average_class(most, prior):
     probs, _, targets = distorted(400)
-    if num_positives is not None:
-        targets &= np.cumsum(targets).reshape(targets.shape) <= num_positives
+    targets &= np.cumsum(targets).reshape(targets.shape) <= most
     z = logit(probs)
 
     def fitted(z, targets, centre, precision):
@@ -106,8 +107,9 @@ def test_shrinkage_is_the_prior_of_fifty_positives_of_the_average_class(num_posi
     at = expit(everything[0] * z + everything[1]).ravel()
     design = np.stack([z.ravel(), np.ones(z.size)])
     information = (design * at * (1 - at)) @ design.T
-    precision = np.eye(2) + information * 50 / targets.sum()
-    found = calibrate(histogram_of(probs, targets), DEFAULT_THRESHOLDS)
+    size = prior.get("prior_positives", 50)
+    precision = np.eye(2) + information * size / targets.sum()
+    found = calibrate(histogram_of(probs, targets), DEFAULT_THRESHOLDS, **prior)
     for c, got in enumerate(zip(found.slopes, found.intercepts, strict=True)):
         want = fitted(z[:, c], targets[:, c], everything, precision)
         # Bins are 0.1 wide.
