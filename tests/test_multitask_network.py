@@ -231,9 +231,11 @@ def test_the_trunk_has_the_stem(stem, side):
     assert params["trunk"]["stem_conv"]["kernel"].shape == (side, side, 3, 4)
 
 
-@pytest.mark.parametrize("zero", [False, True])
-def test_residual_blocks_start_as_the_identity_only_if_asked(zero):
-    params, _ = network_of(zero_init_residual=zero).init(jax.random.key(0))
+@pytest.mark.parametrize(
+    ("given", "zero"), [({}, True), ({"zero_init_residual": False}, False)]
+)
+def test_residual_blocks_start_as_the_identity_by_default(given, zero):
+    params, _ = network_of(**given).init(jax.random.key(0))
     scales = [
         leaf
         for path, leaf in jax.tree.leaves_with_path(params["trunk"])
