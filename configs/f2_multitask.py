@@ -101,7 +101,7 @@ def _large_batch(config):
 def _small_images(config):
     config.model.depth = 18
     config.model.width = 32
-    # The same on all CPUs; bfloat16 is faster only on those with matrix units (AMX).
+    # The same on all CPUs; bfloat16 is faster only on those with units for it.
     config.model.compute_dtype = "float32"
     # In so few epochs, stronger augmentation costs more than it gains.
     config.data.augmentation = 0.5

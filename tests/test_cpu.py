@@ -33,9 +33,9 @@ UNKNOWN = (("xla_no_such_option", True),)
 def machine(monkeypatch, tmp_path):
     """Describes a machine; returns the names of the options for a compute type."""
 
-    def options(dtype, *, jaxlib, units=True, system="linux", processor="x86_64"):
+    def options(dtype, *, jaxlib, units="amx_bf16", system="linux", processor="x86_64"):
         info = tmp_path / "cpuinfo"
-        info.write_text(f"flags\t\t: fpu avx512f{' amx_bf16' * units} amx_tile\n")
+        info.write_text(f"flags\t\t: fpu avx512f {units} amx_tile\n")
         monkeypatch.setattr(cpu, "CPU_INFO", info)
         monkeypatch.setattr(cpu, "jaxlib_version", jaxlib)
         monkeypatch.setattr(sys, "platform", system)
@@ -45,12 +45,13 @@ def machine(monkeypatch, tmp_path):
     return options
 
 
+@pytest.mark.parametrize("units", ["amx_bf16", "avx512_bf16"])
 @pytest.mark.parametrize("jaxlib", ["0.12.0", "0.12.1.3"])
-def test_bfloat16_is_given_to_onednn_where_there_are_matrix_units(machine, jaxlib):
-    assert machine("bfloat16", jaxlib=jaxlib) == {YNNPACK, ONEDNN}
+def test_bfloat16_is_given_to_onednn_where_the_cpu_has_units(machine, jaxlib, units):
+    assert machine("bfloat16", jaxlib=jaxlib, units=units) == {YNNPACK, ONEDNN}
     assert cpu.has_fast_bfloat16()
     assert machine("float32", jaxlib=jaxlib) == set()
-    assert machine("bfloat16", jaxlib=jaxlib, units=False) == set()
+    assert machine("bfloat16", jaxlib=jaxlib, units="") == set()
     assert not cpu.has_fast_bfloat16()
     cpu.CPU_INFO.unlink()
     assert not cpu.has_fast_bfloat16()

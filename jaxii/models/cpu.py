@@ -3,6 +3,7 @@
 The forms are equal to the plain ones up to rounding.
 """
 
+import contextlib
 import math
 import platform
 import sys
@@ -32,15 +33,17 @@ _WITHOUT_YNNPACK: CompilerOptions = (
 )
 _ONEDNN: CompilerOptions = (("xla_cpu_experimental_onednn_custom_call", True),)
 CPU_INFO = Path("/proc/cpuinfo")
+# Flags of CPUs that multiply bfloat16: Intel's matrix units; vectors, also of AMD.
+BFLOAT16_UNITS = {"amx_bf16", "avx512_bf16"}
 
 
 def compiler_options(compute_dtype: DTypeLike) -> CompilerOptions:
     """Returns the options for `jax.jit` of a network that runs on this CPU.
 
     By default, XLA computes convolutions with YNNPACK. With jaxlib 0.10, Eigen is
-    faster. With jaxlib 0.12, oneDNN is much faster for bfloat16 on CPUs with matrix
-    units (AMX), but JAX cannot keep its programs in the compilation cache. Only these
-    releases were measured, and others may lack the options.
+    faster. With jaxlib 0.12, oneDNN is much faster for bfloat16 on CPUs with units for
+    it, but JAX cannot keep its programs in the compilation cache. Only these releases
+    were measured, and others may lack the options.
     """
     if has_fast_bfloat16() and jnp.dtype(compute_dtype) == jnp.bfloat16:
         return (*_WITHOUT_YNNPACK, *_ONEDNN)
@@ -50,13 +53,13 @@ def compiler_options(compute_dtype: DTypeLike) -> CompilerOptions:
 
 
 def has_fast_bfloat16() -> bool:
-    """Returns whether XLA computes bfloat16 convolutions with this CPU's AMX units."""
-    return (
-        _is_x86_linux()
-        and jaxlib_version.startswith("0.12.")
-        and CPU_INFO.exists()
-        and " amx_bf16" in CPU_INFO.read_text(encoding="ascii", errors="ignore")
-    )
+    """Returns whether XLA computes bfloat16 convolutions with units of this CPU."""
+    if not (_is_x86_linux() and jaxlib_version.startswith("0.12.")):
+        return False
+    with contextlib.suppress(OSError):
+        found = CPU_INFO.read_text(encoding="ascii", errors="ignore").split()
+        return not BFLOAT16_UNITS.isdisjoint(found)
+    return False
 
 
 def _is_x86_linux() -> bool:

@@ -221,7 +221,7 @@ def _network_for_cpu(facts: Facts) -> list[Choice]:
     choices = [Choice("data.image_size_pixels", _image_size(facts), why), *SMALL]
     if not facts.fast_bfloat16:
         return choices
-    field, why = "model.compute_dtype", "faster with this CPU's matrix units (AMX)"
+    field, why = "model.compute_dtype", "faster with this CPU's units for bfloat16"
     return [
         Choice(field, "bfloat16", why) if choice.field == field else choice
         for choice in choices
