@@ -124,6 +124,9 @@ def test_a_class_of_which_nothing_is_known_has_the_calibration_of_all():
     first = calibrate(counts[:, :-1], DEFAULT_THRESHOLDS)
     np.testing.assert_allclose(found.slopes[:-1], first.slopes)
     assert len(found.slopes) == probs.shape[1] and np.isfinite(found.slopes[-1])
+    common = calibrate(counts, DEFAULT_THRESHOLDS, prior_positives=1e12)
+    np.testing.assert_allclose(found.slopes[-1], common.slopes[-1])
+    np.testing.assert_allclose(found.slopes[-1], common.slopes[0], rtol=1e-6)
 
 
 def test_the_calibration_error_of_new_images_falls():

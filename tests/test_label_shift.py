@@ -121,7 +121,7 @@ def test_a_label_of_which_a_target_says_little_keeps_its_frequency():
     assert np.abs(free - HOME).max() > 0.05
 
 
-def test_a_label_of_which_a_target_says_nothing_keeps_its_frequency():
+def test_a_label_without_counts_has_a_finite_frequency():
     counts = histogram_of(drawn(TARGET, 20)[0])
     counts[:, -1] = 0
     found = target_frequencies(counts, DEFAULT_THRESHOLDS, IDENTITY, HOME)
