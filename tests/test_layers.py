@@ -35,6 +35,40 @@ def test_the_cpu_form_is_the_convolution_and_its_gradient(kernel_size, size, str
         np.testing.assert_allclose(one, other, atol=1e-4)
 
 
+@pytest.mark.parametrize(
+    ("height", "width"),
+    [(2, 2), (2, 1), (3, 2), (4, 4), (5, 3), (6, 9), (8, 8), (16, 7)],
+)
+def test_many_channels_are_convolved_by_winograds_algorithm(height, width):
+    x = values(2, height, width, 64)
+    conv = conv_of(64, 80, 3, cpu_forms=True)
+    jaxpr = str(jax.make_jaxpr(conv)(x))
+    assert "conv_general_dilated" not in jaxpr
+    # Of all forms, only Winograd's products are batched.
+    assert ("([0], [0])" in jaxpr) == (min(height, width) > 1)
+    ours = with_gradients(conv, x)
+    expected = with_gradients(conv_of(64, 80, 3), x)
+    for one, other in zip(ours, expected, strict=True):
+        largest = np.abs(other).max()
+        np.testing.assert_allclose(one, other, rtol=0, atol=3e-5 * largest)
+
+
+@pytest.mark.parametrize(
+    ("channels", "out_channels", "stride", "dtype"),
+    [
+        (64, 64, 2, jnp.float32),
+        (63, 64, 1, jnp.float32),
+        (64, 63, 1, jnp.float32),
+        (64, 64, 1, jnp.bfloat16),
+    ],
+)
+def test_other_convolutions_are_left_to_xla(channels, out_channels, stride, dtype):
+    conv = conv_of(channels, out_channels, 3, stride=stride, cpu_forms=True)
+    conv.dtype = dtype
+    x = jax.ShapeDtypeStruct((2, 8, 8, channels), dtype)
+    assert "conv_general_dilated" in str(jax.make_jaxpr(conv)(x))
+
+
 def with_gradients(module, x):
     """Returns the gradients of the sum of sines, and the output, as leaves."""
     structure, kernel = nnx.split(module)
