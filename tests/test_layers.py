@@ -1,3 +1,6 @@
+import math
+from functools import partial
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -98,6 +101,23 @@ def test_the_cpu_form_is_the_max_pool_and_its_gradient(size, dtype):
     # Rounded to bfloat16, two pixels of a window may tie.
     if dtype == jnp.float32:
         np.testing.assert_array_equal(ours[0], expected[0])
+
+
+@pytest.mark.parametrize("size", [4, 5])
+def test_equal_pixels_of_a_window_share_its_gradient(size):
+    rng = np.random.default_rng(0)
+    x = rng.integers(0, 2, (2, size, size, 3)).astype(np.float32)
+    gradient = rng.normal(size=(2, *2 * [math.ceil(size / 2)], 3)).astype(np.float32)
+    expected = np.zeros_like(x)
+    for at in np.ndindex(gradient.shape):
+        image, row, column, channel = at
+        rows, columns = (slice(max(0, 2 * i - 1), 2 * i + 2) for i in (row, column))
+        window = x[image, rows, columns, channel]
+        largest = window == window.max()
+        share = gradient[at] / largest.sum()
+        expected[image, rows, columns, channel] += share * largest
+    _, pull = jax.vjp(partial(max_pool, cpu_forms=True), jnp.asarray(x))
+    np.testing.assert_allclose(*pull(gradient), expected, atol=1e-6)
 
 
 def test_strided_convolutions_pad_both_sides_alike():
