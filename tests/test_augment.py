@@ -1,5 +1,7 @@
 """Images change as they should, and the same for the same position in the run."""
 
+import re
+
 import cv2
 import jax
 import jax.numpy as jnp
@@ -237,3 +239,23 @@ def test_restyling_greys_three_images_in_ten():
     out = restyled(image, positions(1000)).astype(int)
     grey = np.ptp(out, axis=-1).max(axis=(1, 2)) == 0
     assert 250 < grey.sum() < 350
+
+
+@pytest.mark.parametrize("style", [0.0, 1.0])
+def test_shifted_images_are_stored_on_cpus_and_elsewhere_nothing_is_decided(style):
+    def mixed(images, places):
+        images = augment.restyle(images, places, seed=0, strength=style)
+        targets = jnp.zeros((8, 1))
+        return mix(images, targets, targets, places, seed=0, probability=0.5)
+
+    traced = jax.jit(mixed).trace(small_images(), positions())
+    on_gpu = traced.lower(lowering_platforms=("cuda",)).as_text()
+    on_cpu = traced.lower(lowering_platforms=("cpu",))
+    # A condition that is not constant makes the host of a GPU wait for it.
+    condition = r"stablehlo.convert.*\(tensor<i1>\) -> tensor<i32>"
+    assert re.search(condition, on_cpu.as_text())
+    assert not re.search(condition, on_gpu)
+    compiled = on_cpu.compile().as_text()
+    # Before images are rolled: once. For edges and texture: before and after each axis,
+    # and three random numbers of each image.
+    assert compiled.count(" conditional(") == 1 + 9

@@ -277,12 +277,30 @@ def _convolve_backward(plain, kept, gradient):
 _convolve.defvjp(_convolve_forward, _convolve_backward)
 
 
-def _in_memory(x: Array, kernel: Array) -> Array:
-    """Returns `x`, placed in memory by a condition unknown at compile time.
+def in_memory(x: Array, is_lost: Array) -> Array:
+    """Returns `x`, on CPUs placed in memory by a condition unknown at compile time.
 
-    XLA stores the result of a conditional in memory. `lax.optimization_barrier` does
-    not help: XLA's CPU backend removes barriers before it fuses.
+    XLA's CPU backend fuses the producer of an operand into each of its consumers, so
+    that a convolution or a sum over shifted copies computes it again and again. XLA
+    stores the result of a conditional in memory. `lax.optimization_barrier` does not
+    help: XLA's CPU backend removes barriers before it fuses.
+
+    Args:
+      x: The array.
+      is_lost: A scalar that is False, although XLA does not know it. If True, `x` does
+        not matter and is replaced by 0.
     """
+    return lax.platform_dependent(
+        x, is_lost, cpu=_choose_stored, default=lambda x, is_lost: x
+    )
+
+
+def _choose_stored(x: Array, is_lost: Array) -> Array:
+    return lax.cond(is_lost, jnp.zeros_like, lambda x: x, x)
+
+
+def _in_memory(x: Array, kernel: Array) -> Array:
+    """Returns `x` in memory; NaN if the kernel is."""
     is_lost = jnp.isnan(kernel.reshape(-1)[0])
     return lax.cond(is_lost, lambda x: jnp.full_like(x, jnp.nan), lambda x: x, x)
 

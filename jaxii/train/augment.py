@@ -5,11 +5,15 @@ depends only on the seed and its position in the run, except for mixing: the par
 the next image on the same device.
 """
 
+from collections.abc import Callable
+from functools import partial
+
 import jax
 import jax.numpy as jnp
 import numpy as np
-from jaxtyping import Array, Float, Int, Key, UInt8
+from jaxtyping import Array, Bool, Float, Int, Key, UInt8
 
+from jaxii.models.cpu import in_memory
 from jaxii.train.state import derive_key
 
 # Rec. 601 luma.
@@ -96,11 +100,14 @@ def restyle(
         smoothed = numbers[4] < SMOOTHED_PROBABILITY * strength
         return matrix, edges, smoothed.astype(jnp.float32)
 
-    matrices, edges, smoothed = jax.vmap(draw)(positions)
+    store = partial(in_memory, is_lost=_never(positions))
+    matrices, edges, smoothed = map(store, jax.vmap(draw)(positions))
     pixels = _channels_times(images.astype(jnp.float32) - 255.0, matrices) + 255.0
-    contrast = jnp.abs(pixels - _neighbourhood_mean(pixels))
+    pixels = store(pixels)
+    contrast = jnp.abs(pixels - _neighbourhood_mean(pixels, store))
     pixels -= _spread(edges) * jnp.mean(contrast, axis=-1, keepdims=True)
-    pixels += _spread(smoothed) * (_neighbourhood_mean(pixels) - pixels)
+    pixels = store(pixels)
+    pixels += _spread(smoothed) * (_neighbourhood_mean(pixels, store) - pixels)
     return jnp.clip(jnp.round(pixels), 0.0, 255.0).astype(jnp.uint8)
 
 
@@ -152,7 +159,7 @@ def mix(
 
     others = jax.vmap(draw)(positions)[..., None]
     own = 1.0 - jnp.mean(others, axis=(1, 2))
-    pixels = images.astype(jnp.float32)
+    pixels = in_memory(images, _never(positions)).astype(jnp.float32)
     pixels = pixels + others * (jnp.roll(pixels, -1, axis=0) - pixels)
     targets = own * targets + (1.0 - own) * jnp.roll(targets, -1, axis=0)
     both_known = jnp.minimum(known, jnp.roll(known, -1, axis=0))
@@ -245,6 +252,7 @@ def _channels_times(
 
 def _neighbourhood_mean(
     pixels: Float[Array, "batch height width channel"],
+    store: Callable[[Array], Array],
 ) -> Float[Array, "batch height width channel"]:
     """Returns the mean of each pixel's 3x3 neighbourhood; edges repeat."""
     for axis in (1, 2):
@@ -255,8 +263,13 @@ def _neighbourhood_mean(
         shifted = (
             jax.lax.slice_in_dim(padded, i, i + length, axis=axis) for i in range(3)
         )
-        pixels = sum(shifted, jnp.zeros_like(pixels)) / 3.0
+        pixels = store(sum(shifted, jnp.zeros_like(pixels)) / 3.0)
     return pixels
+
+
+def _never(positions: Int[Array, " batch"]) -> Bool[Array, ""]:
+    """Returns False, which XLA does not know when it compiles."""
+    return positions[0] < 0
 
 
 def _noise(
