@@ -241,10 +241,9 @@ def test_restyling_greys_three_images_in_ten():
     assert 250 < grey.sum() < 350
 
 
-@pytest.mark.parametrize("style", [0.0, 1.0])
-def test_shifted_images_are_stored_on_cpus_and_elsewhere_nothing_is_decided(style):
+def test_images_are_stored_before_they_are_shifted_but_only_on_cpus():
     def mixed(images, places):
-        images = augment.restyle(images, places, seed=0, strength=style)
+        images = augment.restyle(images, places, seed=0, strength=1.0)
         targets = jnp.zeros((8, 1))
         return mix(images, targets, targets, places, seed=0, probability=0.5)
 
