@@ -290,19 +290,16 @@ def in_memory(x: Array, is_lost: Array) -> Array:
       is_lost: A scalar that is False, although XLA does not know it. If True, `x` does
         not matter and is replaced by 0.
     """
-    return lax.platform_dependent(
-        x, is_lost, cpu=_choose_stored, default=lambda x, is_lost: x
-    )
+    return lax.platform_dependent(x, is_lost, cpu=_stored, default=lambda x, is_lost: x)
 
 
-def _choose_stored(x: Array, is_lost: Array) -> Array:
-    return lax.cond(is_lost, jnp.zeros_like, lambda x: x, x)
+def _stored(x: Array, is_lost: Array, filler: float = 0.0) -> Array:
+    return lax.cond(is_lost, lambda x: jnp.full_like(x, filler), lambda x: x, x)
 
 
 def _in_memory(x: Array, kernel: Array) -> Array:
     """Returns `x` in memory; NaN if the kernel is."""
-    is_lost = jnp.isnan(kernel.reshape(-1)[0])
-    return lax.cond(is_lost, lambda x: jnp.full_like(x, jnp.nan), lambda x: x, x)
+    return _stored(x, jnp.isnan(kernel.reshape(-1)[0]), jnp.nan)
 
 
 @jax.custom_vjp
@@ -343,8 +340,8 @@ def _max_pool_backward(kept, gradient):
             for i in range(row + 1)
             for j in range(column + 1)
         ]
-        pixels = x[:, :, row, :, column]
-        parts = [jnp.where(pixels == y[at], gradient[at], 0) for at in windows]
+        own = x[:, :, row, :, column]
+        parts = [jnp.where(own == y[at], gradient[at], 0) for at in windows]
         return reduce(jnp.add, parts)
 
     of_rows = [
