@@ -97,9 +97,15 @@ def test_two_processes_end_as_one_does(alone, together):
         [metric for _, metric in saved.evaluations],
         atol=1e-6,
     )
-    for a, b in zip(*leaves, strict=True):
-        largest = np.max(np.abs(a)) + 1e-6
-        np.testing.assert_allclose(a / largest, b / largest, atol=1e-5)
+    differences = [
+        np.ravel(np.abs(a - b)) / (np.max(np.abs(a)) + 1e-6)
+        for a, b in zip(*leaves, strict=True)
+    ]
+    # Sums over processes round differently, and a ReLU whose input is as near to 0 as
+    # that passes a gradient in one of the runs only: measured, 37 numbers of 182,000,
+    # the most 0.003. With a BCE of 0.3 % more: 14,500 numbers, the most 0.6.
+    assert max(map(np.max, differences)) < 0.005
+    assert np.mean(np.concatenate(differences) > 1e-5) < 0.001
 
 
 @pytest.mark.slow
