@@ -1,6 +1,6 @@
 #!/usr/bin/env bash
 # Fetches the wheels that on_gpu.sh installs where there is no network: what jaxii needs
-# beside JAX, Flax, Optax, Orbax and their own needs. About 50 MB.
+# beside what that machine has (see on_gpu.sh) and its needs. About 50 MB.
 #
 #   tests/benchmarks/fetch_wheels.sh FOLDER [PYTHON_VERSION]
 #
@@ -12,10 +12,12 @@ if [[ $# -eq 0 || $1 == -* ]]; then
 fi
 # polars 1.30 is the oldest that jaxii takes, and two thirds of the size of later ones.
 packages=(
-    array_record grain ml_collections polars==1.30.0 simplejpeg tensorboardX
-    tensorflow-datasets
-    # Needs of these.
-    immutabledict portpicker six tensorflow-metadata toml
+    array_record charset-normalizer grain jaxtyping ml_collections polars==1.30.0
+    simplejpeg tensorboardX tensorflow-datasets threadpoolctl xxhash
+    # Needs of these, but pyarrow (50 MB), which is not used.
+    attrs certifi cloudpickle dm-tree docstring_parser einops
+    googleapis-common-protos idna immutabledict portpicker requests simple-parsing six
+    tensorflow-metadata termcolor toml tqdm urllib3 wadler-lindig wrapt
 )
 platforms=()
 for glibc in 2_28 2_27 2_24 2_17; do

@@ -5,8 +5,9 @@
 #   JAX_PLATFORMS=cpu tests/benchmarks/on_gpu.sh OUT --tiny      # rehearse it
 #
 # The machine needs no network. Its python has JAX with CUDA, Flax, Optax, Orbax, PyTorch,
-# torchvision; other packages are brought along as wheels in the folder WHEELS, which
-# tests/benchmarks/fetch_wheels.sh fills. What on_gpu.py says it measures is in OUT.
+# torchvision, OpenCV, Jinja2, Matplotlib; other packages are brought along as wheels in
+# the folder WHEELS, which tests/benchmarks/fetch_wheels.sh fills. What on_gpu.py says it
+# measures is in OUT.
 # Environment: PYTHON [python3]; WHEELS [wheels].
 set -euo pipefail
 if [[ $# -eq 0 || $1 == -* ]]; then
