@@ -1,7 +1,9 @@
 """Several real processes as one run: stopped, killed, gone on with, and the same.
 
-Two processes of two CPU devices each over loopback, against one process of four. The
-network is tiny; everything else is what a user runs.
+Two processes of one CPU device each over loopback, against one process of two: a sum
+of two numbers does not depend on their order, so both round alike. With more devices,
+a ReLU whose input is within rounding of 0 may pass a gradient in one of the runs only.
+The network is tiny; everything else is what a user runs.
 """
 
 import os
@@ -33,7 +35,7 @@ def folder(tmp_path_factory):
 
 @pytest.fixture(scope="module")
 def alone(folder):
-    run = Run(folder, "alone")
+    run = Run(folder, "alone", num_devices=2)
     run.start(1)
     assert run.wait() == [0], run.log()
     return run
@@ -42,7 +44,7 @@ def alone(folder):
 @pytest.fixture(scope="module")
 def together(folder, alone):
     """Two processes: one asked to leave, then one killed, then to the end."""
-    run = Run(folder, "together")
+    run = Run(folder, "together", num_devices=2)
     run.start(2)
     run.wait_for("step  2/18")
     run.preempt(1)
@@ -97,15 +99,9 @@ def test_two_processes_end_as_one_does(alone, together):
         [metric for _, metric in saved.evaluations],
         atol=1e-6,
     )
-    differences = [
-        np.ravel(np.abs(a - b)) / (np.max(np.abs(a)) + 1e-6)
-        for a, b in zip(*leaves, strict=True)
-    ]
-    # Sums over processes round differently, and a ReLU whose input is as near to 0 as
-    # that passes a gradient in one of the runs only: measured, 37 numbers of 182,000,
-    # the most 0.003. With a BCE of 0.3 % more: 14,500 numbers, the most 0.6.
-    assert max(map(np.max, differences)) < 0.005
-    assert np.mean(np.concatenate(differences) > 1e-5) < 0.001
+    for a, b in zip(*leaves, strict=True):
+        largest = np.max(np.abs(a)) + 1e-6
+        np.testing.assert_allclose(a / largest, b / largest, atol=1e-5)
 
 
 @pytest.mark.slow
@@ -124,7 +120,7 @@ def test_only_the_lead_tells_a_person(together):
 
 @pytest.mark.slow
 def test_all_leave_the_final_evaluation_when_one_is_asked_to(folder, together):
-    run = Run(folder, "evaluated")
+    run = Run(folder, "evaluated", num_devices=2)
     shutil.copytree(together[0].workdir, run.workdir)
     run.start(2)
     # Nothing is left to train.
