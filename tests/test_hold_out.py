@@ -633,6 +633,64 @@ def test_errors_of_expected_f2_without_offsets_are_measured_again(
     assert set(metrics(copy)["held_out"]["expected_f2_errors"]) == set(DOMAINS)
 
 
+def test_shorter_runs_without_each_domain_say_so(done, tmp_path, capfd):
+    copy = Workdir(shutil.copytree(done.path, tmp_path / "copy"))
+    begun = (
+        r"asia has stages of \[2\] epochs or steps, but this command gives them \[1\]"
+    )
+    with pytest.raises(InputError, match=begun + r"; pass the --length"):
+        hold_out(copy, config=None, data_dir="", should_stop=never, length=0.4)
+
+    shutil.rmtree(copy.path / "held_out")
+    hold_out(copy, config=None, data_dir="", should_stop=never, length=0.4)
+    for domain in DOMAINS:
+        config = copy.held_out(domain).config()
+        assert config.stages[0].num_steps == metrics(copy.held_out(domain))["step"] == 1
+        assert config.evaluate_every_steps == 80
+        assert copy.held_out_length(domain) == 0.5
+    assert done.held_out_length("asia") == 1.0
+    capfd.readouterr()
+    evaluate(copy, data_dir="", stage="", tune_on="held_out")
+    caveat = (
+        "CAVEAT     the hold-out runs have 0.5 of the length of step 2 of stage only"
+    )
+    assert capfd.readouterr().out.count(caveat) == 1
+    assert metrics(copy, "metrics_tuned_on_held_out.json")["held_out"]["length"] == 0.5
+    for workdir, shown in ((copy, 1), (done, 0)):
+        evaluate(workdir, data_dir="", stage="", tune_on="")
+        page = (workdir.path / "report.html").read_text()
+        assert page.count("trained for 50.0% of the length of this run.") == shown
+
+
+@pytest.mark.parametrize("length", [0.0, 1.5, float("nan")])
+def test_a_length_out_of_range_is_refused(done, length):
+    with pytest.raises(InputError, match="use a number above 0 and at most 1"):
+        hold_out(done, config=None, data_dir="", should_stop=never, length=length)
+
+
+def test_epochs_are_shortened_as_steps_are(data, tmp_path, monkeypatch):
+    given = []
+
+    def train_in_no_time(config, run, should_stop, **_):
+        given.append(config)
+        raise Preempted(0)
+
+    monkeypatch.setattr("jaxii.runs.hold_out.train", train_in_no_time)
+    config = make_config(data)
+    stage = replace(config.stages[0], num_steps=0, num_epochs=60.0)
+    config = replace(config, stages=(stage,), evaluate_every_steps=30)
+    with pytest.raises(Preempted):
+        hold_out(
+            Workdir(tmp_path / "run"),
+            config=config,
+            data_dir="",
+            should_stop=never,
+            length=0.25,
+        )
+    assert given[0].stages[0].num_epochs == 15.0
+    assert given[0].evaluate_every_steps == 8
+
+
 def test_folds_do_not_need_the_runs_of_the_domains(done, tmp_path, capfd):
     copy = Workdir(shutil.copytree(done.path, tmp_path / "copy"))
     asia = copy.held_out("asia")

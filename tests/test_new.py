@@ -720,6 +720,7 @@ def facts(**changes):
             "num_images": 500,
             "num_evaluated": 50,
             "num_groups": 500,
+            "num_domains": 1,
             "num_labels": 20,
             "short_side": 300,
             "has_validation": False,
@@ -780,6 +781,25 @@ def test_the_epochs_fill_the_minutes_and_the_estimate_says_so():
     # 100 images a second of 8,100, less start-up and evaluations.
     assert epochs[30.0] == pytest.approx((1800 - 51) / 81, rel=0.05)
     assert epochs[10.0] < epochs[30.0] < epochs[90.0]
+
+
+def test_the_rest_of_the_time_is_for_runs_without_each_domain():
+    def length(minutes, num_domains=3, **changes):
+        given = facts(num_images=3_000, num_domains=num_domains, **changes)
+        return recipes.choose(given, pace_of, minutes=minutes).hold_out_length
+
+    # 100 epochs of 2,700 images take 2,700 s. Each image is in two of three runs, which
+    # start and are evaluated, also on the images that they hold out.
+    each = pace_of({}).start_seconds + 16 * 350 / 300
+    others = 3 * each + 16 * 2_700 / 300
+    assert length(90.0) == pytest.approx(
+        (5_400 - 2_700 - each - others) / 5_400, rel=0.02
+    )
+    assert length(180.0) == 1.0
+    assert length(90.0, num_domains=1) == 0.0
+    assert length(90.0, num_domains=6) == 0.0
+    assert length(30.0) == 0.0
+    assert length(None, platform="gpu") == 0.0
 
 
 def test_only_long_runs_on_cpus_mix_images():

@@ -212,6 +212,7 @@ class HeldOut:
       f2s: domain -> split -> decoder -> F2 of the run that held out the domain, on
         "validation" and "held_out", with decoders fitted on validation. Empty for runs
         that did not record it.
+      length: length of the runs as a share of that of the run on all domains.
     """
 
     adaptation_gains: Mapping[str, Mapping[str, Mapping[str, float]]]
@@ -219,10 +220,12 @@ class HeldOut:
     f2s: Mapping[str, Mapping[str, Mapping[str, float]]] = field(
         default_factory=dict[str, Mapping[str, Mapping[str, float]]]
     )
+    length: float = 1.0
 
     def union(self, other: "HeldOut") -> "HeldOut":
         """Returns the record of the domains of both records."""
         return HeldOut(
+            length=min(self.length, other.length),
             adaptation_gains={**self.adaptation_gains, **other.adaptation_gains},
             expected_f2_errors={**self.expected_f2_errors, **other.expected_f2_errors},
             f2s={**self.f2s, **other.f2s},

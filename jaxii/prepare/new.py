@@ -109,13 +109,14 @@ def _facts(
     name: str, found: Labelled, platform: str, num_devices: int, fast_bfloat16: bool
 ) -> recipes.Facts:
     validation, train = found.split("validation"), found.split("train")
-    groups = found.extra.get("group")
+    groups, domains = found.extra.get("group"), found.extra.get("domain")
     distinct = {groups[i] or str(i) for i in train} if groups else train
     return recipes.Facts(
         name=name,
         num_images=len(train),
         num_evaluated=len(validation) + len(found.split("test")),
         num_groups=len(distinct),
+        num_domains=len({domains[i] for i in train}) if domains else 1,
         num_labels=len(found.labels),
         short_side=found.short_side,
         has_validation=bool(validation),
@@ -133,7 +134,9 @@ def _write_recipe(
 ) -> None:
     file, data = folder / f"{folder.name}.py", folder / "data"
     config, workdir = shlex.quote(str(file)), f"runs/{folder.name}"
-    command = f"python -m jaxii.main train --config={config} --workdir={workdir}"
+    jaxii = "python -m jaxii.main"
+    command = f"{jaxii} train --config={config} --workdir={workdir}"
+    more = list[str]()
     if file.exists():
         say(f"recipe    {file} already exists; keeping it")
         if minutes is not None:
@@ -147,8 +150,15 @@ def _write_recipe(
         text = recipes.text(facts, chosen, command)
         write_beside(file, lambda opened: opened.write(text.encode()), binary=True)
         say(f"written   {file} (recipe) and {data} (prepared data)")
-    say("next")
-    say(f"  {command}")
+        if chosen.hold_out_length:
+            more = [
+                "then, in the rest of the time, to fit decoders for new domains",
+                f"  {jaxii} hold_out --workdir={workdir} "
+                f"--length={chosen.hold_out_length:g}",
+                f"  {jaxii} evaluate --workdir={workdir} --tune_on=held_out",
+            ]
+    for line in ("next", f"  {command}", *more):
+        say(line)
 
 
 def _show(chosen: recipes.Recipe) -> None:

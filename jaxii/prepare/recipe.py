@@ -26,6 +26,8 @@ EVALUATIONS = 8
 EVALUATION_SPEED = 3.0
 # Most views of an image in test-time augmentation.
 VIEWS = 4
+# Shortest useful runs of `hold_out`, as a share of the run on all data.
+LEAST_LENGTH = 0.2
 # Fewest validation images for a reliable threshold.
 FEW_VALIDATION = 50
 
@@ -39,6 +41,7 @@ class Facts:
       num_images: Training images, including a validation split still to be carved out.
       num_evaluated: Images of the validation and test splits that the data names.
       num_groups: Groups of training images.
+      num_domains: Domains of training images.
       num_labels: Size of the vocabulary.
       short_side: Median short side of the images, in pixels.
       has_validation: Whether the data names its validation images.
@@ -51,6 +54,7 @@ class Facts:
     num_images: int
     num_evaluated: int
     num_groups: int
+    num_domains: int
     num_labels: int
     short_side: int
     has_validation: bool
@@ -97,11 +101,14 @@ class Recipe:
       choices: Fields that differ from their defaults.
       stages: `Config.stages`.
       minutes: Estimated duration of `train`.
+      hold_out_length: Length of runs of `hold_out` for which the rest of the time is
+        enough, as a share of that of `train`; 0 if there is too little time.
     """
 
     choices: Sequence[Choice]
     stages: Sequence[StageFields]
     minutes: float
+    hold_out_length: float
 
 
 # The stock recipe for small data on CPUs, except image size, batch size and `mixing`.
@@ -159,10 +166,11 @@ def choose(
     pace = pace_of(values | {"stages": stages(1.0)})
     # Each split is also evaluated at the end of the run.
     views = VIEWS if values.get("data.test_time_augmentation") else 1
-    seconds = pace.start_seconds + (EVALUATIONS + 2 * views) * num_evaluated / (
-        EVALUATION_SPEED * pace.images_per_second
-    )
+    evaluated_per_second = EVALUATION_SPEED * pace.images_per_second
+    seconds_per_evaluated = (EVALUATIONS + 2 * views) / evaluated_per_second
+    seconds = pace.start_seconds + seconds_per_evaluated * num_evaluated
     epoch_seconds = num_train / pace.images_per_second
+    budget_seconds = 0.0
     if minutes is None and facts.platform != "cpu":
         epochs = min(40.0, max(18.0, ACCELERATOR_IMAGES / num_train))
     else:
@@ -182,11 +190,26 @@ def choose(
             "log_every_steps", max(1, min(100, steps // 50)), "about 50 lines per run"
         ),
     ]
+    epochs_seconds = epochs * epoch_seconds
+    # Each run of `hold_out` starts and is evaluated, also on the images of its domain.
+    rest_seconds = budget_seconds - seconds - epochs_seconds
+    rest_seconds -= facts.num_domains * seconds + seconds_per_evaluated * num_train
     return Recipe(
         choices,
         stages(epochs),
-        (seconds + epochs * epoch_seconds) / 60,
+        (seconds + epochs_seconds) / 60,
+        _hold_out_length(facts.num_domains, rest_seconds / epochs_seconds),
     )
+
+
+def _hold_out_length(num_domains: int, times: float) -> float:
+    """Returns `Recipe.hold_out_length` if the data can be trained on `times` times.
+
+    The runs together train on each image once less than there are domains.
+    """
+    if num_domains < 2 or times < LEAST_LENGTH * (num_domains - 1):
+        return 0.0
+    return float(f"{min(1.0, times / (num_domains - 1)):.2g}")
 
 
 def short_side(facts: Facts) -> int:

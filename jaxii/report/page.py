@@ -128,6 +128,7 @@ def render(
         "labels": labels and label_table.of_run(labels, details.label_map),
         "gallery": details.gallery,
         "estimates": result.estimates,
+        "held_out_length": result.held_out.length if result.held_out else 1.0,
         "config": [(key, as_text(value)) for key, value in config.items()],
         "training": drawn["training_figure"] or stages,
         **drawn,

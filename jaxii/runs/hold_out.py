@@ -6,6 +6,7 @@ the figures on domains. `suspects` predicts each image with a run not trained on
 """
 
 import contextlib
+import math
 from collections.abc import Callable, Mapping
 from dataclasses import replace
 from functools import partial
@@ -33,6 +34,7 @@ def hold_out(
     data_dir: str,
     should_stop: Callable[[int], bool],
     folds: int = 0,
+    length: float = 1.0,
     change_batch_size: bool = False,
     verify: bool = False,
     recipe: Origin | None = None,
@@ -45,6 +47,7 @@ def hold_out(
       data_dir: Folder of the dataset, if it has moved; "" otherwise.
       should_stop: Called with each step; returns whether to save and stop.
       folds: Number of folds of the groups; 0 for the domains.
+      length: Length of each run as a share of that of `config`, above 0 and at most 1.
       change_batch_size: Whether runs that have not finished may change their batch size
         to that of `config`.
       verify: Whether to hash every byte of the data first.
@@ -52,21 +55,19 @@ def hold_out(
 
     Raises:
       InputError: If there is nothing to hold out, the configuration trains on tuning
-        labels, or the folder has runs of another configuration or dataset.
+        labels, the length is out of range, or the folder has runs of another
+        configuration, length or dataset.
     """
     if config is None:
         config, recipe = workdir.config(), _recipe(workdir, data_dir)
     config, recipe = config.moved(data_dir), _of_parts(recipe or {})
-    _check(config)
+    _check(config, length)
     assembly.check_before_data(config)
     data = assembly.open_data(config, verify=verify)
     workdir.check_labels(data.vocabulary)
     workdir.check(config)
     runs = {part: workdir.held_out(part) for part in _parts(data, folds)}
-    configs = {
-        part: replace(config, data=replace(config.data, held_out_domain=part))
-        for part in runs
-    }
+    configs = {part: _without(config, part, length) for part in runs}
     # All are checked before any is trained.
     done = {
         part
@@ -86,6 +87,27 @@ def hold_out(
             train_part(configs[part], run, should_stop)
     _say_figures(runs, config.stages[-1].name)
     say(_next_command(workdir, folds))
+
+
+def _without(config: Config, part: str, length: float) -> Config:
+    """Returns the configuration of the run that holds a part out.
+
+    Epochs, steps, and the steps between evaluations are multiplied by `length`.
+    """
+
+    def steps(number: int) -> int:
+        return math.ceil(number * length)
+
+    stages = [
+        replace(s, num_epochs=s.num_epochs * length, num_steps=steps(s.num_steps))
+        for s in config.stages
+    ]
+    return replace(
+        config,
+        data=replace(config.data, held_out_domain=part),
+        stages=tuple(stages),
+        evaluate_every_steps=steps(config.evaluate_every_steps),
+    )
 
 
 def _recipe(workdir: Workdir, data_dir: str) -> Origin:
@@ -141,12 +163,18 @@ def _next_command(workdir: Workdir, folds: int) -> str:
     )
 
 
-def _check(config: Config) -> None:
+def _check(config: Config, length: float) -> None:
     """Checks that parts of the training data can be held out of a configuration.
 
     Raises:
-      InputError: If it holds out a domain itself, or a stage trains on tuning.
+      InputError: If it holds out a domain itself, a stage trains on tuning, or the
+        length is out of range.
     """
+    if not 0.0 < length <= 1.0:
+        raise InputError(
+            f"--length={length:g} is not a share of the length of a run; use a number "
+            "above 0 and at most 1."
+        )
     if config.data.held_out_domain:
         raise InputError(
             f"config.data.held_out_domain={config.data.held_out_domain!r} is set, but "
@@ -175,6 +203,7 @@ def _is_done(
         or is finished but was last evaluated on another dataset.
     """
     run.check_labels(data.vocabulary)
+    _check_length(run, config)
     # A finished run stays as it is if the run on all data changed its batch size.
     run.check(config, change_batch_size=True)
     best = _finished(run, config, data)
@@ -189,6 +218,23 @@ def _is_done(
             f"run evaluate --workdir={run.path} --data_dir={data.directory} first."
         )
     return True
+
+
+def _check_length(run: Workdir, config: Config) -> None:
+    """Raises InputError if a run has begun with another length."""
+    if not run.config_file.exists():
+        return
+
+    def lengths(config: Config) -> list[float]:
+        return [stage.num_epochs or stage.num_steps for stage in config.stages]
+
+    found, wanted = lengths(run.config()), lengths(config)
+    if found != wanted:
+        raise InputError(
+            f"{run.path} has stages of {found} epochs or steps, but this command gives "
+            f"them {wanted}; pass the --length that it was begun with, or remove its "
+            "folder to train it again."
+        )
 
 
 def _check_batch_size(

@@ -81,9 +81,18 @@ def read(run: Run, *, pooled: bool) -> tuple[list[Predictions], HeldOut | None]:
         or differ between processes.
     """
     metrics = run.held_out_metrics(say)
-    found = [of_domain.held_out for of_domain in metrics.values()]
-    known = [one for one in found if one is not None]
-    record = reduce(HeldOut.union, known) if known and None not in found else None
+    known = [
+        replace(own.held_out, length=run.workdir.held_out_length(domain))
+        for domain, own in metrics.items()
+        if own.held_out is not None
+    ]
+    complete = known and len(known) == len(metrics)
+    record = reduce(HeldOut.union, known) if complete else None
+    if record is not None and record.length < 1:
+        say(
+            f"CAVEAT     the hold-out runs have {record.length:.2g} of the length of "
+            f"{run.name}, so figures on new domains are estimates for shorter training"
+        )
     if not pooled:
         if record is not None:
             say("held out   --tune_on=held_out fits decoders on the held-out domains")

@@ -6,6 +6,7 @@ A run's folder belongs to one configuration and one vocabulary.
 import contextlib
 import json
 import os
+import re
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -15,7 +16,7 @@ from urllib.parse import quote
 import xxhash
 
 from jaxii import manifest
-from jaxii.config import FREE_FIELDS, Config, differences
+from jaxii.config import FREE_FIELDS, Config, differences, flatten
 from jaxii.data.labels import Vocabulary
 from jaxii.decoding.decoders import load as load_decoders
 from jaxii.errors import InputError
@@ -37,6 +38,8 @@ MOST_SHOWN = 5
 MOST_LETTERS = 120
 # The only field in which a run with a held-out domain differs from the run on all.
 HELD_OUT = "data.held_out_domain"
+# Fields of the length of a run, which may be shorter with a domain held out.
+LENGTH = re.compile(r"stages\[\d+\]\.num_(epochs|steps)|evaluate_every_steps")
 # Fields that `change_batch_size` lets change on resume; the order of examples is kept.
 BATCH_SIZE = ("global_batch_size", "micro_batches")
 # What else to do if only these fields differ, where a command can change them.
@@ -219,14 +222,18 @@ class Workdir:
           warn: Called with a line for each run that is left out.
 
         Raises:
-          InputError: If such a run differs in more than the domain and batch size.
+          InputError: If such a run differs in more than domain, batch size and length.
         """
-        fields = self.config().to_dict()
+        own = self.config()
         found: dict[str, EvaluationResult] = {}
         for file in sorted((self.path / "held_out").glob("*/metrics.json")):
             run = Workdir(file.parent)
             config = run.config()
-            differing = _differing(fields, config.to_dict(), HELD_OUT, *BATCH_SIZE)
+            lengths = [
+                name for name in flatten(own.to_dict()) if LENGTH.fullmatch(name)
+            ]
+            free = HELD_OUT, *BATCH_SIZE, *lengths
+            differing = _differing(own.to_dict(), config.to_dict(), *free)
             if differing:
                 raise InputError(
                     f"the configuration of {run.path} differs from that of {self.path} "
@@ -242,6 +249,19 @@ class Workdir:
                     f"--workdir={run.path} again"
                 )
         return found
+
+    def held_out_length(self, domain: str) -> float:
+        """Returns the length of the run that held a domain out, as a share of this one.
+
+        It is the smallest share over stages.
+        """
+        stages = zip(
+            self.held_out(domain).config().stages, self.config().stages, strict=True
+        )
+        return min(
+            (short.num_epochs + short.num_steps) / (stage.num_epochs + stage.num_steps)
+            for short, stage in stages
+        )
 
     def held_out_predictions(self, domain: str) -> Predictions:
         """Returns the predictions for a domain by the run that held it out.

@@ -7,7 +7,9 @@ by default the five of the project: clip2photo, and the emoji of each of four ve
 turn as the test of the other three. Every folder becomes a table for `new`, which
 prepares it and writes the stock recipe for --minutes; `train` trains it. Beside it, on
 a core of its own, SCRIPT trains ResNet-18 in PyTorch for as long: the epochs that fit,
-by the processor time of its first two. Neither sees a label or an image of the test.
+by the processor time of its first two. Where the longest training leaves time, `new`
+names a `hold_out` that fills it; then it runs too, and the decoders that are fitted on
+held-out domains have a column. Neither side sees a label or an image of the test.
 
 Both lengths are measured for all sets first, on a machine that does nothing else. Each
 finished pair is a line of WORK/results.jsonl and is not repeated. The table shows F2 of
@@ -98,6 +100,7 @@ def _pair(
     our_minutes = _finish(_start_jaxii(work / "train.log", *train))
     minutes = (time.monotonic() - start) / 60
     metrics = json.loads((work / "run" / "metrics.json").read_text())
+    held_out = _held_out(work)
     peer_minutes = _finish(peer)
     theirs = _peer_figures(work / "peer.log")
     return {
@@ -108,11 +111,32 @@ def _pair(
         "minutes": round(minutes, 1),
         "processor_minutes": round(our_minutes, 1),
         "estimated_minutes": estimate,
+        **held_out,
         "peer": theirs["f2"],
         "peer_validation": theirs["validation"],
         "peer_processor_minutes": round(peer_minutes, 1),
         "peer_epochs": epochs,
         "clean": metrics["provenance"]["clean"],
+    }
+
+
+def _held_out(work: Path) -> dict:
+    """Runs the `hold_out` that `new` named; returns its figures, empty if none."""
+    length = re.search(r"hold_out .*--length=([\d.]+)", (work / "new.log").read_text())
+    if length is None:
+        return {}
+    workdir = f"--workdir={work / 'run'}"
+    minutes = 0.0
+    for name, flag in (
+        ("hold_out", f"--length={length[1]}"),
+        ("evaluate", "--tune_on=held_out"),
+    ):
+        minutes += _finish(_start_jaxii(work / f"{name}.log", name, workdir, flag))
+    metrics = json.loads((work / "run" / "metrics_tuned_on_held_out.json").read_text())
+    return {
+        "held_out": metrics["splits"]["test"]["f2"],
+        "held_out_processor_minutes": round(minutes, 1),
+        "held_out_clean": metrics["provenance"]["clean"],
     }
 
 
@@ -199,20 +223,31 @@ def _core(number: int) -> None:
 
 
 def _print_table(rows: list[dict]) -> None:
-    print("| test | seed | minutes (estimate) | jaxii | PyTorch | difference |")
-    print("|---|---|---|---|---|---|")
+    print(
+        "| test | seed | minutes (estimate) | jaxii | with hold_out | PyTorch | "
+        "difference |"
+    )
+    print("|---|---|---|---|---|---|---|")
     for row in rows:
         name, seed, _ = row["key"]
         print(
             f"| {name} | {seed} | {row['minutes']} ({row['estimated_minutes']}) | "
             f"{row['jaxii']:.3f} {'clean' if row['clean'] else 'NOT CLEAN'}, "
-            f"{row['processor_minutes']} min | "
+            f"{row['processor_minutes']} min | {_held_out_cell(row)} | "
             f"{row['peer']:.3f}, {row['peer_epochs']} epochs, "
             f"{row['peer_processor_minutes']} min | {row['jaxii'] - row['peer']:+.3f} |"
         )
     if rows:
         ours, theirs = (mean(row[side] for row in rows) for side in ("jaxii", "peer"))
-        print(f"| mean | | | {ours:.3f} | {theirs:.3f} | {ours - theirs:+.3f} |")
+        print(f"| mean | | | {ours:.3f} | | {theirs:.3f} | {ours - theirs:+.3f} |")
+
+
+def _held_out_cell(row: dict) -> str:
+    if "held_out" not in row:
+        return ""
+    clean = "clean" if row["held_out_clean"] else "NOT CLEAN"
+    minutes = row["held_out_processor_minutes"]
+    return f"{row['held_out']:.3f} {clean}, {minutes} min more"
 
 
 if __name__ == "__main__":
