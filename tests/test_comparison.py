@@ -21,6 +21,7 @@ from small_runs import (
 from jaxii.cli.compare import compare
 from jaxii.config import Config
 from jaxii.errors import InputError
+from jaxii.evaluation.held_out import HeldOut
 from jaxii.evaluation.result import DomainShiftEstimate, Estimate
 from jaxii.report.comparison import build_comparison
 from jaxii.report.run_files import last_split, read_run, standard_error
@@ -125,6 +126,14 @@ def test_the_estimate_of_held_out_domains_is_shown(tmp_path):
     four = write_run(tmp_path / "four", splits=splits, estimates=estimates)
     assert rows_of(four)[0]["F2 held out"] == "0.2700"
     assert "best on average" not in " ".join(compared(four).notes)
+
+
+@pytest.mark.parametrize(("length", "is_noted"), [(0.25, True), (1.0, False)])
+def test_shorter_hold_out_runs_are_noted(tmp_path, length, is_noted):
+    record = HeldOut(adaptation_gains={}, expected_f2_errors={}, length=length)
+    one = write_run(tmp_path / "one", held_out=record)
+    found = "an estimate for shorter training" in " ".join(compared(one).notes)
+    assert found == is_noted
 
 
 def test_another_decoder_than_the_threshold_is_named(tmp_path):

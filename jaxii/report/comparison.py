@@ -253,6 +253,12 @@ def _notes(entries: Sequence[Entry]) -> list[str]:
             "hold-out runs, at the one threshold that is best on average over the "
             "domains."
         )
+    records = [run.metrics.held_out for run in runs if run.metrics.held_out]
+    if any(record.length < 1 for record in records):
+        notes.append(
+            "Some hold-out runs were trained for a part of the length of their run, so "
+            "their F2 is an estimate for shorter training."
+        )
     facts = {
         "datasets": {run.dataset for run in runs},
         "label lists": {run.metrics.label_hash for run in runs},
