@@ -651,9 +651,7 @@ def test_shorter_runs_without_each_domain_say_so(done, tmp_path, capfd):
     assert done.held_out_length("asia") == 1.0
     capfd.readouterr()
     evaluate(copy, data_dir="", stage="", tune_on="held_out")
-    caveat = (
-        "CAVEAT     the hold-out runs have 0.5 of the length of step 2 of stage only"
-    )
+    caveat = f"CAVEAT     the hold-out runs have 0.5 of the length of {copy.path}, so"
     assert capfd.readouterr().out.count(caveat) == 1
     assert metrics(copy, "metrics_tuned_on_held_out.json")["held_out"]["length"] == 0.5
     for workdir, shown in ((copy, 1), (done, 0)):

@@ -91,7 +91,8 @@ def read(run: Run, *, pooled: bool) -> tuple[list[Predictions], HeldOut | None]:
     if record is not None and record.length < 1:
         say(
             f"CAVEAT     the hold-out runs have {record.length:.2g} of the length of "
-            f"{run.name}, so figures on new domains are estimates for shorter training"
+            f"{run.workdir.path}, so figures on new domains are estimates for shorter "
+            "training"
         )
     if not pooled:
         if record is not None:
