@@ -91,6 +91,7 @@ def _usual_config() -> Config:
         name="usual",
         num_evaluated=0,
         num_groups=USUAL["num_images"],
+        num_domains=1,
         has_validation=False,
         platform=jax.default_backend(),
         num_devices=jax.device_count(),
