@@ -224,16 +224,14 @@ class Workdir:
         Raises:
           InputError: If such a run differs in more than domain, batch size and length.
         """
-        own = self.config()
+        fields = self.config().to_dict()
+        lengths = [name for name in flatten(fields) if LENGTH.fullmatch(name)]
+        free = HELD_OUT, *BATCH_SIZE, *lengths
         found: dict[str, EvaluationResult] = {}
         for file in sorted((self.path / "held_out").glob("*/metrics.json")):
             run = Workdir(file.parent)
             config = run.config()
-            lengths = [
-                name for name in flatten(own.to_dict()) if LENGTH.fullmatch(name)
-            ]
-            free = HELD_OUT, *BATCH_SIZE, *lengths
-            differing = _differing(own.to_dict(), config.to_dict(), *free)
+            differing = _differing(fields, config.to_dict(), *free)
             if differing:
                 raise InputError(
                     f"the configuration of {run.path} differs from that of {self.path} "
