@@ -4,6 +4,7 @@ import csv
 import io
 import re
 import runpy
+import shlex
 import shutil
 import unicodedata
 from dataclasses import replace
@@ -15,6 +16,7 @@ import polars as pl
 import pytest
 import small_layout
 
+from jaxii.cli.dispatch import parse
 from jaxii.config import Config, default_config, differences
 from jaxii.data.dataset import open_dataset
 from jaxii.data.labels import Vocabulary
@@ -963,6 +965,27 @@ def test_new_prints_every_field_it_sets_and_the_commands_that_follow(made):
         assert re.search(rf"^recipe +{re.escape(field)} = ", said, re.M), field
     assert said.count("python -m jaxii.main") == 1
     assert f"train --config={folder}/mine.py" in said
+
+
+def test_new_prints_commands_that_use_the_rest_of_the_time_for_new_domains(
+    tmp_path, capsys
+):
+    rows = [f"{i}.jpg,{'xyz'[i % 3]},{'ab'[i % 2]}" for i in range(60)]
+    text = "\n".join(["path,label,domain", *rows])
+    root, file = label_file(tmp_path, text, [f"{i}.jpg" for i in range(60)])
+    new(tmp_path / "mine", images=root, labels=file, **OPTIONS, **CPU)
+    lines = capsys.readouterr().out.splitlines()
+    prefix = "  python -m jaxii.main "
+    printed = [line for line in lines if line.startswith(prefix)]
+    names = [line.removeprefix(prefix).split()[0] for line in printed]
+    assert names == ["train", "hold_out", "evaluate"]
+    train, hold_out, evaluate = (
+        parse(name, ["jaxii", *shlex.split(line.removeprefix(prefix))[1:]])
+        for name, line in zip(names, printed, strict=True)
+    )
+    assert hold_out.workdir == evaluate.workdir == train.workdir
+    assert hold_out.length == 1.0
+    assert evaluate.tune_on == "held_out"
 
 
 def test_a_folder_of_something_else_is_never_written_into(tmp_path):
