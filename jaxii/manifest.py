@@ -4,6 +4,7 @@ A manifest also holds its own hash. It is not a signature: anyone who can write 
 files can also write the manifest.
 """
 
+import hashlib
 import json
 from collections.abc import Callable, Iterable, Mapping
 from concurrent.futures import ThreadPoolExecutor
@@ -73,6 +74,12 @@ class Manifest:
         if found != _hash_of(stored):
             raise InputError(f"{path} is damaged: its own hash does not match; {fix}.")
         return cls(files)
+
+    def content_hash(self) -> str:
+        """Returns a hexadecimal digest of the names and contents of the files."""
+        words = sorted(f"{name} {file.xxh3}" for name, file in self.files.items())
+        text = "\0".join(words)
+        return hashlib.sha256(text.encode(errors="surrogateescape")).hexdigest()
 
     def check(
         self,

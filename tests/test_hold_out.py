@@ -385,6 +385,27 @@ def test_predict_says_what_f2_to_expect_and_what_adapting_did(
     assert " (error unknown; run hold_out --workdir=" in text
 
 
+def test_what_was_measured_of_one_evaluation_is_not_shown_for_another(
+    data, done, tmp_path
+):
+    copy = Workdir(shutil.copytree(done.path, tmp_path / "copy"))
+    evaluate(copy, data_dir="", stage="", tune_on="tuning")
+    output = tmp_path / "answers.csv"
+    request = Request(images=str(data.parent / "files" / "train"), output=output)
+    options = InferenceOptions()
+    predict(copy, request=request, decoder="", options=options, tune_on="tuning")
+    record = json.loads(Path(f"{output}.provenance.json").read_text())
+    assert record["expected_f2"]["error"] is None
+
+    options = InferenceOptions(label_shift=True)
+    evaluate(copy, data_dir="", stage="", tune_on="", options=options)
+    assert "estimates" not in metrics(copy, "metrics_label_shift.json")
+    part = copy.held_out("asia")
+    evaluate(part, data_dir="", stage="", tune_on="", options=options)
+    estimates = metrics(part, "metrics_label_shift.json")["estimates"]
+    assert list(estimates["held_out_domains"]["domains"]) == ["asia"]
+
+
 def test_predict_takes_a_runs_choosing_split_as_the_default(data, done, tmp_path):
     images = str(data.parent / "files" / "train")
     options, texts = InferenceOptions(), []

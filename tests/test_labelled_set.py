@@ -311,7 +311,7 @@ def test_domains_are_slices_where_there_are_no_slices(run, labelled_images, tmp_
     "name",
     [
         *("test", "validation", "train"),
-        *("test_without_recurring", "held_out_without_recurring"),
+        *("test_without_recurring", "held_out_without_recurring", "held out"),
     ],
 )
 def test_the_name_of_a_split_is_refused(run, labelled_images, name):

@@ -21,14 +21,15 @@ import small_layout
 import torch_files
 from test_torch_pickle import hostile
 
+import jaxii
 from jaxii import main
 from jaxii.data.dataset import open_dataset
 from jaxii.data.seen import SeenImages
 from jaxii.distributed import processes
 from jaxii.distributed.mesh import make_mesh
+from jaxii.errors import InputError
 from jaxii.models import resnet
 from jaxii.prepare.kaggle import Layout, prepare
-from jaxii.runs.agreement import checkpoint_hash
 from jaxii.runs.run import Run
 
 pytestmark = pytest.mark.usefixtures("without_drawings")
@@ -259,7 +260,7 @@ def best_of_clean(runs, step=2):
     """Returns a checkpoint of `clean`, as a run that starts from it names it."""
     with Run.open(runs.folder / "clean") as clean:
         assert clean.saved.step == step
-        digest = checkpoint_hash(clean)[:16]
+        digest = clean.checkpoint_hash[:16]
     return f"step {step} of stage only of {runs.folder / 'clean'} (checkpoint {digest})"
 
 
@@ -515,6 +516,27 @@ def test_a_member_that_was_trained_again_is_another_one(runs, pair, tmp_path):
     assert "are not the same; run evaluate with the same --ensemble first" in said
 
 
+def test_a_run_that_was_trained_again_is_not_used_with_its_old_decoders(runs):
+    runs.train("another_seed", "--config.seed=1")
+    folder = runs.copy("retrained")
+    record, step = runs.metrics("retrained"), runs.metrics("another_seed")["step"]
+    assert record["step"] == step
+    shutil.rmtree(folder / "checkpoints")
+    shutil.copytree(
+        runs.folder / "another_seed" / "checkpoints", folder / "checkpoints"
+    )
+    fields = runs.folder / "another_seed" / "config.json"
+    shutil.copy(fields, folder)
+    used = (
+        rf"fitted on \S+ on step {step} of stage .*; the checkpoint to use is another"
+    )
+    assert re.search(used, runs.predict_refused("retrained"))
+    with jaxii.load(folder) as run:
+        for use in (lambda: run.decoders, lambda: run.figures("validation")):
+            with pytest.raises(InputError, match=used):
+                use()
+
+
 def test_a_prediction_has_seen_what_any_member_has(runs, pair, monkeypatch):
     own = Run.provenance.fget
 
@@ -560,7 +582,7 @@ def test_nothing_is_fitted_on_the_test(runs):
 # Other datasets.
 
 
-def rearranged(root, rename, *, validation=(), codes=()):
+def rearranged(root, rename, *, validation=(), codes=(), short_side=16):
     """Prepares the same images under other ids, by `rename` of the usual ones.
 
     `codes` are the labels, if they are not the usual ones in the usual order.
@@ -578,7 +600,8 @@ def rearranged(root, rename, *, validation=(), codes=()):
         small_layout.lines(files / "validation_ids.csv", "image_id", *validation)
     if codes:
         small_layout.lines(files / "classes-trainable.csv", "label_code", *codes)
-    prepare(Layout.find(files, test_labels=solution), root / "data", short_side=16)
+    layout = Layout.find(files, test_labels=solution)
+    prepare(layout, root / "data", short_side=short_side)
     return root / "data"
 
 
@@ -667,6 +690,64 @@ def test_another_dataset_of_new_images_is_clean(runs):
     runs.evaluate("elsewhere", f"--data_dir={data}")
     assert runs.provenance("elsewhere")["clean"] is True
     assert runs.metrics("elsewhere")["data_hash"] != runs.metrics("clean")["data_hash"]
+
+
+def test_images_are_predicted_alike_after_an_evaluation_on_another_dataset(runs):
+    def rename(name):
+        return f"large_{name}"
+
+    folder = runs.copy("small_images")
+    images = runs.folder / "first" / "files" / "stage_1_test_images"
+    with jaxii.load(folder) as run:
+        before = run.predict_proba(images)
+    data = rearranged(runs.folder / "eighth", rename, short_side=64)
+    runs.evaluate("small_images", f"--data_dir={data}")
+    with jaxii.load(folder) as run:
+        assert run.short_side_pixels == 16
+        np.testing.assert_array_equal(run.predict_proba(images), before)
+
+
+def test_a_labelled_set_that_fitted_the_decoders_is_not_clean(runs, tmp_path):
+    data = rearranged(runs.folder / "ninth", lambda name: f"set_{name}")
+    runs.copy("fitted_elsewhere")
+    runs.evaluate("fitted_elsewhere", f"--data_dir={data}")
+    ids = open_dataset(data).carve(0.4)["validation"].index.image_ids
+    files = {path.stem: path for path in (data.parent / "files").rglob("*.jpg")}
+    for image_id in ids:
+        shutil.copy(files[image_id], tmp_path)
+    rows = [f"{image_id}.jpg,/m/cat" for image_id in ids]
+    labels = small_layout.lines(tmp_path / "labels.csv", "path,label", *rows)
+    for name, seen in (("fitted_elsewhere", True), ("clean", False)):
+        with jaxii.load(runs.copy(f"{name}_measured", of=name)) as run:
+            found = jaxii.evaluate(run, images=tmp_path, labels=labels, name="ours")
+        counts = {"calibration": len(ids), "thresholds": len(ids)}
+        assert found.num_seen == (counts if seen else {})
+        assert found.provenance.clean is not seen
+        if seen:
+            assert found.provenance.badge() == "ours labels: calibration, thresholds"
+
+
+@pytest.fixture(scope="module")
+def chosen_on_the_test(runs):
+    """The name of a run whose checkpoint was chosen on test images of `clean`."""
+    names = {f"train{i:02d}": f"test{i}" for i in range(3)}
+    names |= {f"test{i}": f"other{i}" for i in range(3)}
+    data = rearranged(
+        runs.folder / "tenth",
+        lambda name: names.get(name, f"new_{name}"),
+        validation=[f"test{i}" for i in range(3)],
+    )
+    runs.train("chosen_on_the_test", data=data)
+    return "chosen_on_the_test"
+
+
+def test_a_checkpoint_that_was_chosen_on_the_test_is_refused(runs, chosen_on_the_test):
+    badge = r"\(test labels: model selection\); add --allow_tuning_labels"
+    other = runs.folder / chosen_on_the_test
+    said = runs.evaluate("clean", f"--ensemble={other}", code=2)
+    assert re.search(badge, said)
+    said = runs.train("heir_of_a_choice", f"--config.start_from={other}", code=2)
+    assert re.search(badge, said)
 
 
 # Files of the run that were changed.

@@ -15,6 +15,7 @@ from jaxii.data.labels import Vocabulary, is_used, resolve_rows
 from jaxii.errors import InputError
 from jaxii.storage import AnyPath
 
+SPLITS = ("train", "validation", "held_out", "tuning", "test")
 # Suffix of the name of a split whose near copies of other splits are left out.
 WITHOUT_RECURRING = "_without_recurring"
 TUNING_FILES = (
@@ -213,6 +214,10 @@ class Data:
                 self.split(name), machine_labels="ignored", machine_threshold=0.5
             )
         return self._verified[name]
+
+    def verified_absent(self, name: str) -> bool:
+        """Returns whether a split has labels that people verified as absent."""
+        return bool(np.any(self.verified_rows(name).confidences < 0.5))
 
 
 def open_prepared(

@@ -27,6 +27,11 @@ class SeenImages:
 
     by_part: Mapping[str, Hashes]
 
+    @classmethod
+    def of(cls, parts: Iterable[str], image_ids: Iterable[str]) -> "SeenImages":
+        """Returns the same images for each part."""
+        return cls(dict.fromkeys(parts, hashes_of(image_ids)))
+
     def union(self, other: "SeenImages") -> "SeenImages":
         """Returns the images of both."""
         merged = dict(self.by_part)

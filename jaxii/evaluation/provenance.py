@@ -87,6 +87,11 @@ class Provenance:
         """True if only `HOME_SPLITS` influenced any part."""
         return not self._away() and not self.one_batch
 
+    @property
+    def uses_target_labels(self) -> bool:
+        """Whether labels of other splits shaped the weights or chose the checkpoint."""
+        return any(part.away("labels") for part in (self.weights, self.model_selection))
+
     def with_(
         self, part: str, *, labels: Iterable[str] = (), images: Iterable[str] = ()
     ) -> "Provenance":

@@ -7,6 +7,8 @@ import math
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
+from jaxii.data.prepared import SPLITS, WITHOUT_RECURRING
+
 ABSENT = "–"
 MAX_NAME = 20
 
@@ -51,8 +53,9 @@ def short_name(name: Any, longest: int = MAX_NAME) -> str:
 
 
 def plain(split: str) -> str:
-    """Returns the name of a split with spaces, for example "held out"."""
-    return split.replace("_", " ")
+    """Returns the name of a split with spaces, or of a labelled set as it is."""
+    is_split = split.removesuffix(WITHOUT_RECURRING) in SPLITS
+    return split.replace("_", " ") if is_split else split
 
 
 def as_text(value: Any) -> str:

@@ -8,7 +8,7 @@ from dataclasses import dataclass, replace
 from typing import Any
 
 from jaxii import manifest
-from jaxii.data.prepared import WITHOUT_RECURRING
+from jaxii.data.prepared import SPLITS, WITHOUT_RECURRING
 from jaxii.errors import InputError
 from jaxii.evaluation import by_label
 from jaxii.evaluation.by_label import LabelTable
@@ -23,7 +23,6 @@ from jaxii.report.formatting import number_or_none
 from jaxii.storage import AnyPath
 from jaxii.train.telemetry.history import HISTORY, Row, read_history
 
-SPLIT_ORDER = ("validation", "held_out", "tuning", "test")
 # Folder in a workdir for the results on labelled sets.
 SETS = "sets"
 
@@ -163,15 +162,15 @@ def last_split(run: EvaluatedRun) -> str:
 
 
 def split_names(names: Iterable[str]) -> list[str]:
-    """Returns names of splits in order: validation to test, then others.
+    """Returns names of splits in order: those of a dataset, then others.
 
     A split without near copies comes right before the whole split.
     """
 
     def place(name: str) -> tuple[int, str, bool]:
         whole = name.removesuffix(WITHOUT_RECURRING)
-        known = whole in SPLIT_ORDER
-        number = SPLIT_ORDER.index(whole) if known else len(SPLIT_ORDER)
+        known = whole in SPLITS
+        number = SPLITS.index(whole) if known else len(SPLITS)
         return number, whole, name == whole
 
     return sorted(names, key=place)

@@ -9,10 +9,9 @@ from collections.abc import Iterable, Sequence
 
 from jaxii import manifest
 from jaxii.distributed import processes
-from jaxii.manifest import Manifest
 from jaxii.runs.run import Run
 from jaxii.runs.workdir import Workdir
-from jaxii.storage import AnyPath, at
+from jaxii.storage import AnyPath
 from jaxii.train.checkpoint import complete_steps
 
 
@@ -28,16 +27,6 @@ def check_same_runs(runs: Sequence[Run]) -> None:
     for run, path in zip(runs, paths, strict=True):
         other = f"the checkpoint of {path} is different"
         processes.check_same(_digest(_words([run])), other)
-
-
-def checkpoint_hash(run: Run) -> str:
-    """Returns a hexadecimal digest of the checkpoint that a run is opened at.
-
-    It covers the arrays and the metadata, with the configuration, but no path: the
-    checkpoint of a copied or moved workdir has the same digest.
-    """
-    # The manifest of a checkpoint has the hashes of its metadata and arrays.
-    return _digest(_described(_manifest(run).files.items()))
 
 
 def check_same_checkpoints(workdir: Workdir, stages: Iterable[str]) -> None:
@@ -124,14 +113,7 @@ def _evaluation_files(workdir: Workdir, variants: Sequence[str]) -> list[AnyPath
 
 
 def _words(runs: Iterable[Run]) -> list[str]:
-    return [f"{run.config.content_hash()} {checkpoint_hash(run)}" for run in runs]
-
-
-def _manifest(run: Run) -> Manifest:
-    saved, folder = run.saved, at(os.fspath(run.checkpoints.directory))
-    path = folder / saved.stage / str(saved.step) / manifest.NAME
-    # A running training may have replaced the checkpoint since it was opened.
-    return Manifest.load(path, fix="run the same command again")
+    return [f"{run.config.content_hash()} {run.checkpoint_hash}" for run in runs]
 
 
 def _described(files: Iterable[tuple[str, manifest.File]]) -> list[str]:

@@ -178,10 +178,10 @@ def _batch_sizes(run: Run, *, change_batch_size: bool) -> tuple[BatchSize, ...]:
 
 
 def _check_no_tuning_labels(last: Provenance) -> None:
-    """Raises InputError if the weights learn from labels of the target domain."""
-    if last.weights.away("labels"):
+    """Raises InputError if a run would learn from labels of the target domain."""
+    if last.uses_target_labels:
         raise InputError(
-            f"this run's weights would learn from labels of the target domain "
+            f"this run would learn from labels of the target domain "
             f"({last.badge()}); add --allow_tuning_labels to allow this "
             "(in Python: allow_tuning_labels=True)."
         )

@@ -4,6 +4,7 @@
 """
 
 import datetime
+import itertools
 from collections.abc import Callable, Generator, Iterable, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
@@ -13,7 +14,6 @@ import jax
 import numpy as np
 
 from jaxii.console import OnProgress, no_progress, progress, say
-from jaxii.data import folder
 from jaxii.data.prepared import WITHOUT_RECURRING, Data
 from jaxii.decoding.constant import best_constant, constant_f2
 from jaxii.decoding.decoders import NAMES, Decoders, fit_decoders
@@ -37,7 +37,7 @@ from jaxii.evaluation.result import (
 )
 from jaxii.metrics.streaming import Accumulators
 from jaxii.runs import assembly, results, unseen
-from jaxii.runs.agreement import check_same_data, check_same_runs, checkpoint_hash
+from jaxii.runs.agreement import check_same_data, check_same_runs
 from jaxii.runs.inference import InferenceOptions
 from jaxii.runs.results import Measured
 from jaxii.runs.run import Run
@@ -151,7 +151,7 @@ def _members(
     members = run.members(options, run.data)
     check_same_runs(members)
     check_same_data([run])
-    return members, [(member.name, checkpoint_hash(member)) for member in members]
+    return members, [(member.name, member.checkpoint_hash) for member in members]
 
 
 def _splits(data: Data, chooser: str) -> list[str]:
@@ -208,7 +208,7 @@ class Passes:
         return self.evaluator.run(
             self._predict(split, decoders),
             self._batches(split, split if scores else f"fit on {split}"),
-            verified_absent=self.run.verified_absent(split),
+            verified_absent=self.run.data.verified_absent(split),
             on_batch=None if scores is None else scores.add,
         )
 
@@ -279,6 +279,9 @@ def _fit_and_score(
     decoders.check(decoder, names)
     scoring = Scoring(run, passes, decoders, names, decoder)
     metrics, measured = scoring.score(splits, chooser, sums)
+    images_of_fit = [run.data.split(chooser).index, *pooled]
+    fitted_on = itertools.chain(*(images.image_ids for images in images_of_fit))
+    measured = replace(measured, fitted_on=tuple(fitted_on))
     return _with_offsets(decoders, measured.scores[chooser], pooled), metrics, measured
 
 
@@ -505,12 +508,18 @@ def _provenance(
 
 
 def _estimates(
-    run: Run, metrics: Mapping[str, SplitMetrics]
+    run: Run, metrics: Mapping[str, SplitMetrics], variant: Sequence[str]
 ) -> DomainShiftEstimate | None:
-    """Returns estimates of F2 on new domains; None without held-out domains or test."""
+    """Returns estimates of F2 on new domains; None without held-out domains or test.
+
+    Args:
+      variant: Names of the options in use. Without one, runs that held out a domain
+        are measured like this run.
+    """
     held_out = {
         domain: found.splits["held_out"]
         for domain, found in run.held_out_metrics().items()
+        if not variant
     }
     domain = run.config.data.held_out_domain
     if domain in run.data.domains:
@@ -544,13 +553,12 @@ def _result(
         config_hash=config.content_hash(),
         label_hash=data.vocabulary.content_hash(),
         data_hash=data.content_hash,
-        short_side_pixels=folder.short_side(data.directory),
         num_params=sum(leaf.size for leaf in jax.tree.leaves(params)),
         provenance=provenance,
         decoder=decoder,
         constant=constant,
         splits=metrics,
-        estimates=_estimates(run, metrics),
+        estimates=_estimates(run, metrics, variant),
         held_out=held_out,
         variant=variant,
         members=[name for name, _ in members],

@@ -123,7 +123,7 @@ def _record(
     provenance = metrics.provenance.union(run.provenance)
     data = run.config.data
     size = data.image_size_pixels
-    short_side = assembly.stored_short_side(run.config, metrics.short_side_pixels)
+    short_side = assembly.stored_short_side(run.config, run.short_side_pixels)
     as_found = {"how": ["Files are stored unchanged."]}
     return {
         "checkpoint": {

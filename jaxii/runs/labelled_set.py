@@ -16,7 +16,7 @@ from jaxii.config import flatten
 from jaxii.console import progress, say
 from jaxii.data import index
 from jaxii.data.dataset import Split
-from jaxii.data.prepared import WITHOUT_RECURRING, Data, Rows
+from jaxii.data.prepared import SPLITS, WITHOUT_RECURRING, Data, Rows
 from jaxii.data.seen import SeenImages
 from jaxii.decoding.constant import constant_f2
 from jaxii.distributed import processes
@@ -44,11 +44,9 @@ from jaxii.prepare.tables.notes import Notes
 from jaxii.runs import assembly
 from jaxii.runs.agreement import check_same_evaluation, check_same_runs
 from jaxii.runs.evaluate import AS_TRAINED, Passes, Scoring
-from jaxii.runs.results import THUMBNAIL_PIXELS, sets_of_report
+from jaxii.runs.results import FITTED_FILE, THUMBNAIL_PIXELS, sets_of_report
 from jaxii.runs.run import Run
 from jaxii.storage import locked, write_json, write_text
-
-SPLITS = ("train", "validation", "held_out", "tuning", "test")
 
 
 def evaluate_set(
@@ -69,7 +67,8 @@ def evaluate_set(
         images or labels cannot be used.
     """
     name = name or images.name
-    is_split = name.removesuffix(WITHOUT_RECURRING) in SPLITS
+    # Pages show the names of splits with spaces.
+    is_split = name.replace(" ", "_").removesuffix(WITHOUT_RECURRING) in SPLITS
     if not name or is_split or not is_text(name):
         what = "the name of a split" if is_split else "empty or not UTF-8"
         raise InputError(
@@ -109,7 +108,7 @@ def _check_report(run: Run) -> None:
     report = run.workdir.result_file("report.html")
     check_evaluation(
         run.workdir.result_file(EVALUATION),
-        [report.name, by_label.FILE],
+        [report.name, by_label.FILE, FITTED_FILE],
         again="run evaluate again first",
     )
     with_sets(report.read_text(encoding="utf-8"), {})
@@ -166,10 +165,9 @@ def _data_of(run: Run, found: Labelled, images: Path, name: str) -> Data:
         [found.ids[i] for i in numbers],
         os.fspath(images),
     )
-    stored = run.metrics.short_side_pixels
     files = LabelledFiles(
         listing=listing,
-        short_side=assembly.largest_short_side(run.config, stored),
+        short_side=assembly.largest_short_side(run.config, run.short_side_pixels),
         index=columns,
     )
     data = Data(
@@ -195,7 +193,9 @@ def _result(run: Run, found: Labelled, data: Data, name: str) -> SetResult:
     metrics, vocabulary = run.metrics, run.vocabulary
     record = metrics.provenance.union(run.provenance)
     image_ids = data.split(name).index.image_ids
-    seen = SeenImages.load(run.workdir.seen_file).count(image_ids)
+    trained_on = SeenImages.load(run.workdir.seen_file)
+    fitted_on = SeenImages.load(run.workdir.result_file(FITTED_FILE))
+    seen = trained_on.union(fitted_on).count(image_ids)
     for part in seen:
         record = record.with_(part, labels=[name])
     best = np.array([vocabulary.index[code] for code in metrics.constant.labels])
@@ -216,7 +216,6 @@ def _result(run: Run, found: Labelled, data: Data, name: str) -> SetResult:
         config_hash=metrics.config_hash,
         label_hash=vocabulary.content_hash(),
         data_hash=data.content_hash,
-        short_side_pixels=metrics.short_side_pixels,
         num_params=metrics.num_params,
         provenance=record,
         decoder=replace(metrics.decoder, choice=run.decoders.choice),

@@ -4,6 +4,7 @@ from collections.abc import Callable, Generator, Iterable, Iterator, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import asdict, dataclass, field
 from functools import partial, reduce
+from pathlib import Path
 
 import jax
 import numpy as np
@@ -23,11 +24,7 @@ from jaxii.evaluation.provenance import Provenance
 from jaxii.evaluation.result import EvaluationResult
 from jaxii.models.multitask import EMBEDDING_HEAD
 from jaxii.runs import agreement, assembly, unseen
-from jaxii.runs.agreement import (
-    check_same_evaluation,
-    check_same_runs,
-    checkpoint_hash,
-)
+from jaxii.runs.agreement import check_same_evaluation, check_same_runs
 from jaxii.runs.inference import InferenceOptions
 from jaxii.runs.run import Run
 from jaxii.runs.workdir import Workdir
@@ -169,17 +166,17 @@ def predict(
         check_same_runs(members)
         check_same_evaluation(workdir, variants)
         _check_members(members, metrics, options)
-        files = assembly.image_files(run.config, found, metrics.short_side_pixels)
+        files = assembly.image_files(run.config, found, run.short_side_pixels)
         models = [member.model() for member in members]
         decoders = run.load_decoders(variants)
         decoder = decoder or metrics.decoder.name
         has_head = EMBEDDING_HEAD in models[0].params and len(models) == 1
         decoders.check(decoder, decoders.names(has_head=has_head))
-        error = unseen.expected_f2_error(metrics.held_out, options, decoder)
+        error = unseen.expected_f2_error(metrics, options, decoder)
         expected = ExpectedF2(decoders, decoder, error)
         facts = _facts(found.source, members, metrics, options, expected)
         size = assembly.file_batch_size(run.config, len(files))
-        words = _words(request, digest, options, decoder, run, size)
+        words = _words(request, found, options, decoder, run, size)
         identity = agreement.identity(members, workdir, variants, *words)
         workdir.check_current(metrics, variants)
     request.check_places()
@@ -230,7 +227,7 @@ def _answer(
 
 def _words(
     request: Request,
-    digest: str,
+    found: Listing,
     options: InferenceOptions,
     decoder: str,
     run: Run,
@@ -239,17 +236,21 @@ def _words(
     """Returns what decides the answers besides the checkpoints and the evaluation.
 
     Args:
-      digest: Digest of the listing.
+      found: The images to predict.
       global_batch_size: Images in a batch.
     """
     device = run.mesh.devices.flat[0].device_kind
+    # The digest has only the names in the folder. Paths of buckets are absolute.
+    folder = found.folder
+    folder = folder.absolute() if isinstance(folder, Path) else folder
     batch = f"batches of {global_batch_size}"
     return [
         f"format {FORMAT}, JAX {jax.__version__}",
         f"{run.mesh.size} x {device}, {batch}",
         f"{options} {decoder}",
         f"submission: {request.is_submission}",
-        digest,
+        f"images in {folder}",
+        found.digest(),
     ]
 
 
@@ -349,7 +350,7 @@ def _check_members(
 ) -> None:
     """Raises InputError if the decoders were fitted on other checkpoints."""
     # Hashes, because a path names another checkpoint once the run is trained again.
-    hashes = sorted(map(checkpoint_hash, members))
+    hashes = sorted(member.checkpoint_hash for member in members)
     if options.ensemble and hashes != sorted(metrics.member_hashes):
         names = "; ".join(member.name for member in members)
         raise InputError(

@@ -9,6 +9,7 @@ import numpy as np
 from jaxii.config import flatten
 from jaxii.console import say
 from jaxii.data.prepared import Data
+from jaxii.data.seen import SeenImages
 from jaxii.decoding.decoders import Decoders
 from jaxii.errors import InputError
 from jaxii.evaluation import by_label, predictions
@@ -35,6 +36,8 @@ from jaxii.train.telemetry.history import read_history
 from jaxii.train.trainer import StagePlan
 
 THUMBNAIL_PIXELS = 160
+# The images that the decoders were fitted on.
+FITTED_FILE = "fitted_images.npz"
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -46,12 +49,14 @@ class Measured:
       labels: Figures of each label by split.
       submitted: Image id -> predicted label ids, for the readable images of a
         submission; empty without a test.
+      fitted_on: Ids of the images that the decoders were fitted on.
       held_out: Predictions for a held-out domain, to be saved; None without one.
     """
 
     scores: Mapping[str, DecoderScores]
     labels: Mapping[str, SplitFigures]
     submitted: Mapping[str, np.ndarray]
+    fitted_on: Sequence[str] = ()
     held_out: Predictions | None = None
 
 
@@ -91,6 +96,8 @@ def _write(
     listed.unlink(missing_ok=True)
     decoders_file = workdir.result_file("decoders.npz", variants)
     decoders.save(decoders_file)
+    fitted_file = workdir.result_file(FITTED_FILE, variants)
+    SeenImages.of(("calibration", "thresholds"), measured.fitted_on).save(fitted_file)
     if measured.held_out is not None:
         path = files[FILE] = workdir.result_file(FILE, variants)
         measured.held_out.save(path, evaluation.label_hash)
@@ -125,7 +132,7 @@ def _write(
     if not variants:
         page = with_sets(page, sets_of_report(workdir, evaluation))
     write_text(files["report.html"], page)
-    others = decoders_file, workdir.config_file, workdir.history_file
+    others = decoders_file, fitted_file, workdir.config_file, workdir.history_file
     write_evaluation(listed, [*files.values(), *others])
     return rows, files
 

@@ -13,7 +13,7 @@ from jax.sharding import Mesh
 from jaxtyping import Array, Float, Float32
 
 from jaxii.config import Config, ModelConfig, check_equal
-from jaxii.data import label_embedding
+from jaxii.data import folder, label_embedding
 from jaxii.data.labels import Vocabulary
 from jaxii.data.prepared import Data
 from jaxii.data.seen import SeenImages
@@ -170,6 +170,16 @@ class Run(AbstractContextManager["Run"]):
         )
 
     @property
+    def checkpoint_hash(self) -> str:
+        """See `Checkpoints.content_hash`."""
+        return self.checkpoints.content_hash(self.saved)
+
+    @property
+    def short_side_pixels(self) -> int | None:
+        """The short side of the training images; None if it was not recorded."""
+        return self.checkpoints.metadata(self.saved).short_side_pixels
+
+    @property
     def weights(self) -> CheckpointWeights:
         """The checkpoint, for another run to start from."""
         return CheckpointWeights(
@@ -291,8 +301,9 @@ class Run(AbstractContextManager["Run"]):
         """Returns the figures of a split or labelled set, as `evaluate` wrote them.
 
         Raises:
-          InputError: If the run has not been evaluated, or not on this split.
+          InputError: If this checkpoint has not been evaluated, or not on this split.
         """
+        self.check_evaluated(self.metrics)
         splits = dict(self.metrics.splits)
         for found in read_sets(self.workdir.path, self.metrics).values():
             splits[found.name] = found.figures
@@ -351,7 +362,6 @@ class Run(AbstractContextManager["Run"]):
         has_head = EMBEDDING_HEAD in self._model.params
         self.decoders.check(decoder, self.decoders.names(has_head=has_head))
         source = self._open_images(images)
-        vocabulary = self.vocabulary
         predictions: list[Prediction] = []
         predict = make_predict([self._model], self.mesh)
         decode = self.decoders.answer(decoder)
@@ -360,8 +370,8 @@ class Run(AbstractContextManager["Run"]):
             predictions.append(
                 Prediction(
                     image=source.listing.shown(given.row),
-                    labels=tuple(vocabulary.codes[i] for i in label_ids),
-                    names=tuple(vocabulary.names(label_ids)),
+                    labels=tuple(self.vocabulary.codes[i] for i in label_ids),
+                    names=tuple(self.vocabulary.names(label_ids)),
                     scores=tuple(float(given.probs[i]) for i in label_ids),
                 )
             )
@@ -383,13 +393,8 @@ class Run(AbstractContextManager["Run"]):
         return self.model()
 
     def _open_images(self, images: Images) -> ImageFiles:
-        stored = None
-        if self.workdir.result_file("metrics.json").exists():
-            stored = self.metrics.short_side_pixels
-        return open_images(
-            images,
-            short_side=assembly.largest_short_side(self.config, stored),
-        )
+        short_side = assembly.largest_short_side(self.config, self.short_side_pixels)
+        return open_images(images, short_side=short_side)
 
     def _rows(
         self, source: ImageFiles, predict: Predict, width: int
@@ -412,7 +417,7 @@ class Run(AbstractContextManager["Run"]):
           data: Dataset that the ensemble is measured on; None for images of a folder.
 
         Raises:
-          InputError: If another run cannot be averaged with this one, or has learnt
+          InputError: If another run cannot be averaged with this one, or has learned
             from labels of the target domain without permission.
         """
         label_hash = self.vocabulary.content_hash()
@@ -427,7 +432,7 @@ class Run(AbstractContextManager["Run"]):
                 "; average only runs with the same image size and crop.",
             )
             record = other.provenance if data is None else other.provenance_on(data)
-            if record.weights.away("labels") and not options.allow_tuning_labels:
+            if record.uses_target_labels and not options.allow_tuning_labels:
                 raise InputError(
                     f"--ensemble: {other.name} has learned from labels of the target "
                     f"domain ({record.badge()}); add --allow_tuning_labels to allow "
@@ -442,15 +447,16 @@ class Run(AbstractContextManager["Run"]):
           metrics: The result of the evaluation.
 
         Raises:
-          InputError: If the evaluation is of another step or stage.
+          InputError: If the evaluation is of another checkpoint.
         """
-        stage, step = self.saved.stage, self.saved.step
-        if (stage, step) != (metrics.stage, metrics.step):
+        # The first of an ensemble is the run itself.
+        if metrics.member_hashes[0] != self.checkpoint_hash:
             raise InputError(
                 f"the thresholds and the calibration of {self.workdir.path} were "
-                f"fitted on step {metrics.step} of stage {metrics.stage}, but "
-                f"the checkpoint to use is step {step} of stage {stage}; run evaluate "
-                f"--workdir={self.workdir.path} --stage={stage} again first."
+                f"fitted on {metrics.created} on step {metrics.step} of stage "
+                f"{metrics.stage}; the checkpoint to use is another one, {self.name}; "
+                f"run evaluate --workdir={self.workdir.path} "
+                f"--stage={self.saved.stage} again first."
             )
 
     def check_same_data(self, config: Config) -> None:
@@ -515,10 +521,6 @@ class Run(AbstractContextManager["Run"]):
             label_embeddings=self.vectors(),
         )
 
-    def verified_absent(self, split: str) -> bool:
-        """Returns whether a split has labels that people verified as absent."""
-        return bool(np.any(self.data.verified_rows(split).confidences < 0.5))
-
     @property
     def initial_weights(self) -> InitialWeights:
         """The weights that the first stage starts from."""
@@ -560,6 +562,7 @@ class Run(AbstractContextManager["Run"]):
             config=self.config.to_dict(),
             recipe=recipe,
             data_hash=self.data.content_hash,
+            short_side_pixels=folder.short_side(self.data.directory),
             files=files,
             train_step_compilations=train_step_compilations,
             history=history,

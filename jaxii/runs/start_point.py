@@ -5,7 +5,6 @@ from dataclasses import asdict, dataclass
 
 from jaxii.config import Config, check_equal
 from jaxii.errors import InputError
-from jaxii.runs.agreement import checkpoint_hash
 from jaxii.runs.run import Run
 from jaxii.runs.workdir import Workdir
 from jaxii.storage import write_json
@@ -23,7 +22,7 @@ class StartPoint:
       stage: Stage of the checkpoint.
       step: Step of the checkpoint.
       part: "network", or "trunk" if the heads start fresh.
-      digest: See `agreement.checkpoint_hash`.
+      digest: See `Checkpoints.content_hash`.
     """
 
     workdir: str
@@ -45,7 +44,7 @@ class StartPoint:
             stage=start.saved.stage,
             step=start.saved.step,
             part="network" if config.start_from else "trunk",
-            digest=checkpoint_hash(start),
+            digest=start.checkpoint_hash,
         )
 
     @classmethod

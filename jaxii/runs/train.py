@@ -236,7 +236,7 @@ def _evaluate(
     splits = dict.fromkeys((data.choosing_split, "validation"), 0)
     if config.evaluate_train_images and data.has_truth("train"):
         splits["train"] = config.evaluate_train_images
-    verified = {split: run.verified_absent(split) for split in splits}
+    verified = {split: data.verified_absent(split) for split in splits}
 
     def evaluate(
         settings: StepSettings, params: Tree, batch_stats: Tree

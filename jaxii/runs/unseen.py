@@ -19,8 +19,8 @@ from jaxii.evaluation import held_out
 from jaxii.evaluation.held_out import HeldOut, Predictions
 from jaxii.evaluation.predictions import ExpectedF2, answer
 from jaxii.evaluation.predictor import Model, make_predict
-from jaxii.evaluation.provenance import Provenance
-from jaxii.evaluation.result import EVALUATION
+from jaxii.evaluation.provenance import HOME_SPLITS, Provenance
+from jaxii.evaluation.result import EVALUATION, EvaluationResult
 from jaxii.metrics.streaming import Accumulators
 from jaxii.runs import assembly
 from jaxii.runs.agreement import check_same_files
@@ -142,13 +142,21 @@ def ranked(domains: Sequence[Predictions], own: Accumulators) -> Accumulators:
 
 
 def expected_f2_error(
-    record: HeldOut | None, options: InferenceOptions, decoder: str
+    metrics: EvaluationResult, options: InferenceOptions, decoder: str
 ) -> float | None:
-    """Returns the error of an expected F2; None if it is unknown."""
-    # The error was measured with single models, without adaptation.
-    if record is None or options.names:
+    """Returns the error of an expected F2; None if it is unknown.
+
+    Args:
+      metrics: The evaluation that fitted the decoders.
+      options: Options of the prediction.
+      decoder: Name of the decoder in use.
+    """
+    # The error was measured with single models, without adaptation, and with decoders
+    # that were fitted on images of the training domains.
+    at_home = metrics.decoder.chosen_on in HOME_SPLITS
+    if metrics.held_out is None or options.names or not at_home:
         return None
-    return record.expected_f2_error(decoder)
+    return metrics.held_out.expected_f2_error(decoder)
 
 
 def expected_f2_line(

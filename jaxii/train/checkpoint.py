@@ -66,6 +66,8 @@ class CheckpointMetadata:
       config: The resolved configuration, nested.
       recipe: The recipe of the configuration.
       data_hash: Content hash of the dataset.
+      short_side_pixels: Short side that `prepare` reduced the images of the dataset to;
+        None if the dataset does not record one.
       files: Size and hash of the workdir's label, embedding and seen-image files.
       train_step_compilations: Number of compilations of the stage's train step.
       history: `history.jsonl` when the save began; None without one.
@@ -79,6 +81,7 @@ class CheckpointMetadata:
     config: Mapping[str, Any]
     recipe: Origin
     data_hash: str
+    short_side_pixels: int | None
     files: Mapping[str, File]
     train_step_compilations: int
     history: File | None
@@ -222,6 +225,18 @@ class Checkpoints:
         """
         with self._reading(saved):
             return self._metadata(saved.stage, saved.step)
+
+    def content_hash(self, saved: Saved) -> str:
+        """Returns a hexadecimal digest of a checkpoint's arrays and metadata.
+
+        It covers no path: the checkpoint of a copied or moved workdir has the same one.
+
+        Raises:
+          InputError: If a running training replaced the checkpoint.
+        """
+        path = at(os.fspath(self.directory)) / saved.stage / str(saved.step)
+        listed = Manifest.load(path / manifest.NAME, fix="run the same command again")
+        return listed.content_hash()
 
     def save(self, metadata: CheckpointMetadata, state: TrainState) -> None:
         """Starts a save; the caller may donate the state's buffers afterwards.
