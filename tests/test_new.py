@@ -2,6 +2,7 @@
 
 import csv
 import io
+import json
 import re
 import runpy
 import shlex
@@ -183,7 +184,42 @@ def test_lists_as_python_writes_them_are_read_and_others_named():
     assert "1 rows whose cell is not a list of labels: '[a'" in "\n".join(notes.lines)
 
 
+@pytest.mark.parametrize("kind", ["jsonl", "csv"])
+def test_lists_among_single_labels_are_refused(tmp_path, kind):
+    cells = ["cat", ["cat", "dog"], "dog", "dog"]
+    root, file = label_file(tmp_path, "")
+    written = [cell if isinstance(cell, str) else json.dumps(cell) for cell in cells]
+    table = pl.DataFrame({"path": [f"{n}.jpg" for n in "abcd"], "labels": written})
+    if kind == "csv":
+        table.write_csv(file)
+    else:
+        file = file.with_suffix(".jsonl")
+        lines = zip(table["path"], cells, strict=True)
+        rows = (json.dumps({"path": path, "labels": cell}) for path, cell in lines)
+        file.write_text("\n".join(rows))
+    with pytest.raises(InputError, match="1 different cells are JSON lists of labels"):
+        look(root, file)
+    found, _ = look(root, file, label_separator="none")
+    assert len(found.labels) == 3
+
+
+def test_half_of_a_surrogate_pair_is_replaced_before_it_is_written():
+    labels = rows.labels_of(
+        ['["\\ud83d", "cat"]'], row_a_label=False, separator="", notes=Notes()
+    )
+    assert [rows.clean(label) for label in labels[0]] == ["?", "cat"]
+
+
 # The file itself.
+
+
+def test_a_first_line_that_names_an_image_is_not_taken_for_a_header(tmp_path):
+    text = "a,cat\na,dog\nb,cat\nc,dog\nd,cat\n"
+    place = label_file(tmp_path, text)
+    with pytest.raises(InputError, match="column of paths, 'a', is the name of an im"):
+        look(*place)
+    found, _ = look(*place, path_column="a")
+    assert named(found)["a"] == ["dog"]
 
 
 @pytest.mark.parametrize(
@@ -433,6 +469,19 @@ def test_a_column_called_as_another_kind_is_a_label_if_it_is_one_of_the_run(tmp_
     text = "path,cat,group\na.jpg,1,0\nb.jpg,0,1\n"
     found, _ = look(*label_file(tmp_path, text), vocabulary=known)
     assert [list(entry) for entry in found.entries] == [[1], [0]]
+
+
+@pytest.mark.parametrize(
+    "cells", [("yes", "no", "yes"), ("1", "-1", "-1"), ("0.9", "0.2", "0.8")]
+)
+def test_a_column_that_is_a_label_of_the_run_is_never_absent_because_of_its_cells(
+    tmp_path, cells
+):
+    known = Vocabulary(("cat", "dog", "bird"), ("cat", "dog", "bird"))
+    lines = [f"{'abc'[i]}.jpg,{i % 2},{cell}" for i, cell in enumerate(cells)]
+    place = label_file(tmp_path, "\n".join(["path,cat,bird", *lines]))
+    with pytest.raises(InputError, match="columns 'bird' are labels of the run, but"):
+        look(*place, vocabulary=known)
 
 
 @pytest.mark.parametrize("label", ["0", "1"])

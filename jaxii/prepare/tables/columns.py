@@ -91,6 +91,12 @@ def find(
     for kind, name in extra.items():
         notes.assumed(f"column {name!r} is used as the {kind}, based on its name")
     unused = [name for name in rest if name not in labels]
+    odd = [name for name in unused if one_hot and name in known]
+    if odd:
+        raise InputError(
+            f"columns {shown(odd)} are labels of the run, but have cells that are not "
+            "0, 1 or empty; change these cells, or rename columns that are no labels."
+        )
     if unused:
         notes.found(f"unused columns: {shown(unused)}")
     return Columns(path, labels, one_hot, extra), match
@@ -150,6 +156,13 @@ def _paths(
             f"{'column ' if given else 'any column, including '}{best!r} (such as "
             f"{table[best][0]!r}); set --images to the folder that the paths "
             "start from."
+        )
+    is_named = given or plain_name(best) in PATH_NAMES
+    if not is_named and matcher.match([best]).share:
+        raise InputError(
+            f"the header of the column of paths, {best!r}, is the name of an image, so "
+            "the first line seems to be a row; add a header such as path,label, or set "
+            f"--path_column={best}."
         )
     others = [n for n in names if n != best and shares[n] >= max(0.5, shares[best] / 2)]
     if given:

@@ -267,10 +267,17 @@ def labels_of(
       is_known: Whether a label is one of a trained run; None without a run.
 
     Raises:
-      InputError: If cells are read as JSON and none is a list.
+      InputError: If cells are read as JSON and none is a list, or some cells are JSON
+        lists but too few to read all as JSON.
     """
     counts = Counter(clean(cell) for cell in cells if cell)
     chosen = separator or _choose(counts, row_a_label)
+    lists = [cell for cell in counts if _is_list(cell)]
+    if lists and not separator and chosen != "json":
+        raise InputError(
+            f"{len(lists):,} different cells are JSON lists of labels ({shown(lists)}) "
+            "and others are not; write all cells as lists, or set --label_separator."
+        )
     why = "as specified" if separator else _REASONS.get(chosen, _REASON_LISTS)
     if is_known is not None and not separator and chosen != "json":
         chosen, why = _most_known(counts, is_known), "most parts are the run's labels"
@@ -320,7 +327,11 @@ _REASONS = {
 
 
 def clean(label: str) -> str:
-    """Returns a label with composed letters and single inner spaces."""
+    """Returns a label with composed letters and single inner spaces.
+
+    Half of a surrogate pair, which no file can hold, becomes a question mark.
+    """
+    label = label.encode(errors="replace").decode()
     return " ".join(unicodedata.normalize("NFC", label).split())
 
 
@@ -339,6 +350,16 @@ def _choose(counts: Counter[str], row_a_label: bool) -> str:
         if crowded or _is_between(separator, counts):
             return "space" if separator == " " else separator
     return "none"
+
+
+def _is_list(cell: str) -> bool:
+    if not (cell.startswith("[") and cell.endswith("]")):
+        return False
+    try:
+        _parse(cell)
+    except (ValueError, TypeError, SyntaxError, RecursionError, MemoryError):
+        return False
+    return True
 
 
 def _is_between(separator: str, counts: Counter[str]) -> bool:
