@@ -24,6 +24,7 @@ from jaxii.errors import InputError
 from jaxii.evaluation.predictions import answer
 from jaxii.metrics import f_beta as f_beta_of_counts
 from jaxii.objective import losses
+from jaxii.prepare import image_ids
 from jaxii.prepare.kaggle import Layout, prepare
 from jaxii.runs import api, predict
 from jaxii.runs import images as images_module
@@ -408,5 +409,5 @@ def test_losses_metrics_and_decoders_take_arrays_alone():
 
 
 def test_the_examples_in_docstrings_hold():
-    for module in (losses, decoding):
+    for module in (losses, decoding, image_ids):
         assert doctest.testmod(module).failed == 0

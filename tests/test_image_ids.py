@@ -241,3 +241,19 @@ def test_white_space_around_a_group_is_no_part_of_it(tmp_path):
     prepare(Layout.find(root), tmp_path / "out")
     groups = open_dataset(tmp_path / "out").splits["train"].index.groups
     assert groups[:3].tolist() == ["one", "one", "train02"]
+
+
+@pytest.mark.parametrize(
+    ("root", "names"),
+    [
+        ("/photos", ["cat/000.jpg", "cat/001.jpg", "dog/000.jpg"]),
+        ("/photos/cat", ["000.jpg", "001.jpg"]),
+        ("/photos", ["a.b.png", "a.b.jpg", "c/a.b.jpg"]),
+        ("/photos/odd", [".jpg", " x .jpg"]),
+        ("/photos", ["a / x .jpg", "b/ x .jpg"]),
+    ],
+)
+def test_ids_below_any_folder_include_those_of_every_folder(root, names):
+    ids, _ = image_ids.of_paths(names)
+    for name, image_id in zip(names, ids, strict=True):
+        assert image_id in list(image_ids.below_any_folder(f"{root}/{name}"))

@@ -277,6 +277,20 @@ def test_labelled_images_that_the_run_has_learnt_from_are_told(
     )
 
 
+def test_images_of_training_are_told_in_folders_above_theirs(run, files, tmp_path):
+    names = sorted(path.stem for path in (files / "train").rglob("*.jpg"))[:5]
+    for name, folder in [(n, "mine") for n in names] + [(names[0], "new")]:
+        (tmp_path / "set" / folder).mkdir(parents=True, exist_ok=True)
+        (path,) = (files / "train").rglob(f"{name}.jpg")
+        shutil.copy(path, tmp_path / "set" / folder)
+    rows = [f"mine/{name}.jpg,{run.vocabulary.codes[0]}" for name in names]
+    labels = tmp_path / "labels.csv"
+    labels.write_text("\n".join(["path,label", *rows]))
+    found = jaxii.evaluate(run, images=tmp_path / "set", labels=labels, name="above")
+    assert sum(found.num_seen.values()) >= 5
+    assert not found.provenance.clean
+
+
 def test_processes_compare_checkpoint_and_decoders_with_the_set(
     run, labelled_images, tmp_path, monkeypatch
 ):

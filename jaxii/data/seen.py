@@ -6,6 +6,7 @@ probability 5e-10.
 """
 
 import io
+import itertools
 import zipfile
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
@@ -13,7 +14,7 @@ from typing import Any
 
 import numpy as np
 import xxhash
-from jaxtyping import UInt64
+from jaxtyping import Int64, UInt64
 
 from jaxii.errors import InputError
 from jaxii.storage import AnyPath, write_beside
@@ -41,8 +42,23 @@ class SeenImages:
 
     def count(self, image_ids: Iterable[str]) -> dict[str, int]:
         """Returns how many images influenced each part, for parts with at least one."""
-        hashes, seen = hashes_of(image_ids), self.by_part.items()
-        counts = {part: int(np.isin(hashes, known).sum()) for part, known in seen}
+        hashes = hashes_of(image_ids)
+        return self._count(hashes, np.arange(len(hashes)))
+
+    def count_any(self, image_ids: Iterable[Iterable[str]]) -> dict[str, int]:
+        """Counts like `count` images that may each have any of several ids."""
+        each = [[_hash_of(image_id) for image_id in ids] for ids in image_ids]
+        hashes = np.fromiter(itertools.chain.from_iterable(each), np.uint64)
+        return self._count(hashes, np.repeat(np.arange(len(each)), [*map(len, each)]))
+
+    def _count(
+        self, hashes: Hashes, images: Int64[np.ndarray, " image"]
+    ) -> dict[str, int]:
+        """Counts the images, given by number, of which any hash was seen."""
+        counts = {
+            part: len(np.unique(images[np.isin(hashes, known)]))
+            for part, known in self.by_part.items()
+        }
         return {part: count for part, count in counts.items() if count}
 
     def save(self, path: AnyPath) -> None:
@@ -68,5 +84,8 @@ class SeenImages:
 
 def hashes_of(image_ids: Iterable[str]) -> Hashes:
     """Returns the sorted, distinct hashes of image ids."""
-    hashes = (xxhash.xxh3_64_intdigest(image_id.encode()) for image_id in image_ids)
-    return np.unique(np.fromiter(hashes, np.uint64))
+    return np.unique(np.fromiter(map(_hash_of, image_ids), np.uint64))
+
+
+def _hash_of(image_id: str) -> int:
+    return xxhash.xxh3_64_intdigest(image_id.encode(errors="surrogateescape"))

@@ -11,7 +11,7 @@ sample submissions.
 
 import os
 import unicodedata
-from collections.abc import Container, Sequence
+from collections.abc import Container, Iterator, Sequence
 
 import polars as pl
 
@@ -65,6 +65,22 @@ def of_paths(paths: Sequence[str]) -> tuple[list[str], str]:
     return next(
         (c for c in choices if len(set(c[0])) == len(paths) and all(c[0])), choices[-1]
     )
+
+
+def below_any_folder(path: str) -> Iterator[str]:
+    """Yields the ids that `of_paths` may give a file below any folder above it.
+
+    >>> list(below_any_folder("cats/a.jpg"))
+    ['a', 'a.jpg', 'cats/a', 'cats/a.jpg']
+
+    Args:
+      path: Separated by "/".
+    """
+    parts = path.strip("/").split("/")
+    for first in reversed(range(len(parts))):
+        below = "/".join(parts[first:])
+        yield os.path.splitext(below)[0].strip()  # noqa: PTH122
+        yield below
 
 
 def numbered(ids: pl.Series) -> pl.DataFrame:

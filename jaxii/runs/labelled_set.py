@@ -38,6 +38,7 @@ from jaxii.manifest import describe
 from jaxii.metrics.streaming import Accumulators
 from jaxii.models.multitask import EMBEDDING_HEAD
 from jaxii.prepare.image_files import is_text
+from jaxii.prepare.image_ids import below_any_folder
 from jaxii.prepare.tables import labelled
 from jaxii.prepare.tables.labelled import Labelled
 from jaxii.prepare.tables.notes import Notes
@@ -192,10 +193,10 @@ def _result(run: Run, found: Labelled, data: Data, name: str) -> SetResult:
     """Returns the result without its figures."""
     metrics, vocabulary = run.metrics, run.vocabulary
     record = metrics.provenance.union(run.provenance)
-    image_ids = data.split(name).index.image_ids
     trained_on = SeenImages.load(run.workdir.seen_file)
     fitted_on = SeenImages.load(run.workdir.result_file(FITTED_FILE))
-    seen = trained_on.union(fitted_on).count(image_ids)
+    # The folder of the training images may be above or below that of the set.
+    seen = trained_on.union(fitted_on).count_any(map(below_any_folder, found.files))
     for part in seen:
         record = record.with_(part, labels=[name])
     best = np.array([vocabulary.index[code] for code in metrics.constant.labels])
