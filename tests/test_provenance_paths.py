@@ -700,7 +700,7 @@ def test_images_are_predicted_alike_after_an_evaluation_on_another_dataset(runs)
     images = runs.folder / "first" / "files" / "stage_1_test_images"
     with jaxii.load(folder) as run:
         before = run.predict_proba(images)
-    data = rearranged(runs.folder / "eighth", rename, short_side=64)
+    data = rearranged(runs.folder / "eleventh", rename, short_side=64)
     runs.evaluate("small_images", f"--data_dir={data}")
     with jaxii.load(folder) as run:
         assert run.short_side_pixels == 16
