@@ -45,6 +45,7 @@ from jaxii.prepare.tables import rows
 from jaxii.runs import doctor, speed
 from jaxii.runs import evaluate as evaluation
 from jaxii.runs.begin import begin
+from jaxii.runs.run import Run
 from jaxii.runs.workdir import Workdir
 from jaxii.storage import held
 from jaxii.train.checkpoint import Checkpoints, FailedSave
@@ -1333,6 +1334,8 @@ def test_the_embedding_decoder_needs_a_stage_with_the_head(
 ):
     copy = shutil.copytree(evaluated, tmp_path / "copy")
     metrics = json.loads((copy / "metrics.json").read_text())
+    with Run.open(copy, "classifier") as other:
+        metrics |= {"member_hashes": [other.checkpoint_hash]}
     metrics |= {"stage": "classifier", "step": 2}
     (copy / "metrics.json").write_text(json.dumps(metrics))
     seal(copy)

@@ -716,13 +716,13 @@ def test_provenance_and_its_caveats_go_with_the_folder(workdir, tmp_path, capsys
 
 def test_thresholds_of_another_checkpoint_are_refused(workdir, tmp_path, capsys):
     copy = Workdir(shutil.copytree(workdir.path, tmp_path / "copy"))
-    metrics = replace(copy.metrics(), step=1, member_hashes=["0" * 64])
+    metrics = replace(copy.metrics(), step=1)
     (copy.path / "metrics.json").write_text(json.dumps(metrics.to_json()))
     seal(copy.path)
     words = f"--workdir={copy.path}", f"--output={tmp_path / 'folder'}"
     assert run("export", *words) == 2
     errors = capsys.readouterr().err
-    assert re.search(r"on step 1 of stage only; the .* one, step 2 of", errors)
+    assert re.search(r"fitted on step 1 of stage only, but the .* step 2 of", errors)
     assert f"run evaluate --workdir={copy.path} --stage=only again first" in errors
     assert not (tmp_path / "folder").exists()
 

@@ -313,6 +313,7 @@ class EvaluationResult:
       config_hash: content hash of the configuration.
       label_hash: content hash of the labels.
       data_hash: content hash of the dataset.
+      short_side_pixels: short side of the training images; None if not recorded.
       num_params: number of parameters of the network.
       estimates: estimates of F2 on new domains; None if no domain was held out.
       held_out: errors and effects measured on held-out domains; None if no domain was
@@ -335,6 +336,7 @@ class EvaluationResult:
     config_hash: str
     label_hash: str
     data_hash: str
+    short_side_pixels: int | None
     num_params: int
     provenance: Provenance
     decoder: DecoderInUse

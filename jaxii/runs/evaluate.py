@@ -14,6 +14,7 @@ import jax
 import numpy as np
 
 from jaxii.console import OnProgress, no_progress, progress, say
+from jaxii.data import folder
 from jaxii.data.prepared import WITHOUT_RECURRING, Data
 from jaxii.decoding.constant import best_constant, constant_f2
 from jaxii.decoding.decoders import NAMES, Decoders, fit_decoders
@@ -429,7 +430,7 @@ def _say_copies(run: Run, *, by_runs: bool) -> None:
     Args:
       by_runs: Whether the decoders are fitted on domains that other runs held out.
     """
-    for domain, found in run.held_out_metrics().items() if by_runs else ():
+    for domain, found in unseen.held_out_metrics(run).items() if by_runs else ():
         copies = (found.recurring or {}).get("held_out", 0)
         if copies:
             say(
@@ -518,7 +519,7 @@ def _estimates(
     """
     held_out = {
         domain: found.splits["held_out"]
-        for domain, found in run.held_out_metrics().items()
+        for domain, found in unseen.held_out_metrics(run).items()
         if not variant
     }
     domain = run.config.data.held_out_domain
@@ -553,6 +554,7 @@ def _result(
         config_hash=config.content_hash(),
         label_hash=data.vocabulary.content_hash(),
         data_hash=data.content_hash,
+        short_side_pixels=_short_side(run),
         num_params=sum(leaf.size for leaf in jax.tree.leaves(params)),
         provenance=provenance,
         decoder=decoder,
@@ -566,6 +568,18 @@ def _result(
         recurring=recurring,
         num_domains=len(data.domains),
     )
+
+
+def _short_side(run: Run) -> int | None:
+    """Returns the short side of the training images; None if it was not recorded."""
+    metadata = run.checkpoints.metadata(run.saved)
+    # Checkpoints of earlier versions do not have it.
+    if (
+        metadata.short_side_pixels is None
+        and metadata.data_hash == run.data.content_hash
+    ):
+        return folder.short_side(run.data.directory)
+    return metadata.short_side_pixels
 
 
 def _constant(data: Data, splits: Sequence[str], chooser: str) -> Constant:

@@ -217,6 +217,7 @@ def _result(run: Run, found: Labelled, data: Data, name: str) -> SetResult:
         config_hash=metrics.config_hash,
         label_hash=vocabulary.content_hash(),
         data_hash=data.content_hash,
+        short_side_pixels=metrics.short_side_pixels,
         num_params=metrics.num_params,
         provenance=record,
         decoder=replace(metrics.decoder, choice=run.decoders.choice),

@@ -177,7 +177,11 @@ class Run(AbstractContextManager["Run"]):
     @property
     def short_side_pixels(self) -> int | None:
         """The short side of the training images; None if it was not recorded."""
-        return self.checkpoints.metadata(self.saved).short_side_pixels
+        stored = self.checkpoints.metadata(self.saved).short_side_pixels
+        # Checkpoints of earlier versions do not have it, but their evaluations do.
+        if stored is None and self.workdir.result_file("metrics.json").exists():
+            stored = self.metrics.short_side_pixels
+        return stored
 
     @property
     def weights(self) -> CheckpointWeights:
@@ -449,13 +453,15 @@ class Run(AbstractContextManager["Run"]):
         Raises:
           InputError: If the evaluation is of another checkpoint.
         """
-        # The first of an ensemble is the run itself.
-        if metrics.member_hashes[0] != self.checkpoint_hash:
+        # The run itself is the first of an ensemble. Earlier versions stored no hash.
+        own = self.saved.stage, self.saved.step, self.checkpoint_hash
+        measured = metrics.member_hashes[0] if metrics.member_hashes else own[-1]
+        if (metrics.stage, metrics.step, measured) != own:
             raise InputError(
                 f"the thresholds and the calibration of {self.workdir.path} were "
-                f"fitted on {metrics.created} on step {metrics.step} of stage "
-                f"{metrics.stage}; the checkpoint to use is another one, {self.name}; "
-                f"run evaluate --workdir={self.workdir.path} "
+                f"fitted on step {metrics.step} of stage {metrics.stage}, but the "
+                f"checkpoint to use is another one, step {self.saved.step} of stage "
+                f"{self.saved.stage}; run evaluate --workdir={self.workdir.path} "
                 f"--stage={self.saved.stage} again first."
             )
 
@@ -570,31 +576,3 @@ class Run(AbstractContextManager["Run"]):
             batch_sizes=self.batch_sizes,
             saved=saved,
         )
-
-    def held_out_metrics(
-        self, warn: Callable[[str], None] = lambda text: None
-    ) -> dict[str, EvaluationResult]:
-        """Returns domain -> figures, at this stage, of the run that held it out.
-
-        Empty unless every domain of this run's dataset was held out, because the mean
-        over some domains estimates something else than the mean over all.
-
-        Args:
-          warn: Called with a line for each run that is left out.
-        """
-        trained_on = self.checkpoints.metadata(self.saved).data_hash
-        found: dict[str, EvaluationResult] = {}
-        for domain, metrics in self.workdir.held_out_metrics(warn).items():
-            if metrics.stage != self.saved.stage or domain not in self.data.domains:
-                continue
-            others = {*metrics.provenance.datasets} - {*self.provenance.datasets}
-            others |= {metrics.data_hash} - {trained_on, self.data.content_hash}
-            if others:
-                warn(
-                    f"CAVEAT     {self.workdir.held_out(domain).path} is left out: its "
-                    f"dataset has hash {min(others)}, but that of {self.name} "
-                    f"has hash {trained_on}"
-                )
-            else:
-                found[domain] = metrics
-        return found if set(found) == set(self.data.domains) else {}

@@ -5,7 +5,7 @@ run on all domains reads these files of all such runs.
 """
 
 import contextlib
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import replace
 from functools import reduce
 
@@ -80,7 +80,7 @@ def read(run: Run, *, pooled: bool) -> tuple[list[Predictions], HeldOut | None]:
       InputError: If `pooled` and a domain was not held out, or predictions are damaged
         or differ between processes.
     """
-    metrics = run.held_out_metrics(say)
+    metrics = held_out_metrics(run, say)
     known = [
         replace(own.held_out, length=run.workdir.held_out_length(domain))
         for domain, own in metrics.items()
@@ -114,6 +114,36 @@ def read(run: Run, *, pooled: bool) -> tuple[list[Predictions], HeldOut | None]:
         run.workdir.held_out(name).check_current(figures)
     errors = held_out.errors_of_pools(predictions)
     return [*predictions.values()], replace(record, expected_f2_errors=errors)
+
+
+def held_out_metrics(
+    run: Run, warn: Callable[[str], None] = lambda text: None
+) -> dict[str, EvaluationResult]:
+    """Returns domain -> figures, at a run's stage, of the run that held it out.
+
+    Empty unless every domain of the run's dataset was held out, because the mean over
+    some domains estimates something else than the mean over all.
+
+    Args:
+      run: The run on all domains.
+      warn: Called with a line for each run that is left out.
+    """
+    trained_on = run.checkpoints.metadata(run.saved).data_hash
+    found: dict[str, EvaluationResult] = {}
+    for domain, metrics in run.workdir.held_out_metrics(warn).items():
+        if metrics.stage != run.saved.stage or domain not in run.data.domains:
+            continue
+        others = {*metrics.provenance.datasets} - {*run.provenance.datasets}
+        others |= {metrics.data_hash} - {trained_on, run.data.content_hash}
+        if others:
+            warn(
+                f"CAVEAT     {run.workdir.held_out(domain).path} is left out: its "
+                f"dataset has hash {min(others)}, but that of {run.name} has hash "
+                f"{trained_on}"
+            )
+        else:
+            found[domain] = metrics
+    return found if set(found) == set(run.data.domains) else {}
 
 
 def _missing(run: Run) -> str:

@@ -66,13 +66,13 @@ class CheckpointMetadata:
       config: The resolved configuration, nested.
       recipe: The recipe of the configuration.
       data_hash: Content hash of the dataset.
-      short_side_pixels: Short side that `prepare` reduced the images of the dataset to;
-        None if the dataset does not record one.
       files: Size and hash of the workdir's label, embedding and seen-image files.
       train_step_compilations: Number of compilations of the stage's train step.
       history: `history.jsonl` when the save began; None without one.
       label_hash: Content hash of the vocabulary.
       batch_sizes: Batch sizes of the updates so far; empty if all had that of `config`.
+      short_side_pixels: Short side that `prepare` reduced the images of the dataset to;
+        None if it was not recorded.
       saved: Place in the run, and metric.
     """
 
@@ -81,21 +81,22 @@ class CheckpointMetadata:
     config: Mapping[str, Any]
     recipe: Origin
     data_hash: str
-    short_side_pixels: int | None
     files: Mapping[str, File]
     train_step_compilations: int
     history: File | None
     label_hash: str
     batch_sizes: tuple[BatchSize, ...] = ()
+    short_side_pixels: int | None = None
     saved: Saved
 
     def to_json(self) -> dict[str, Any]:
         """Returns one object, with the fields of `saved` among its keys."""
         plain = asdict(self)
         saved = plain.pop("saved")
-        # Earlier versions, which do not know the key, can read the other checkpoints.
-        if not self.batch_sizes:
-            del plain["batch_sizes"]
+        # Earlier versions, which do not know these keys, can read other checkpoints.
+        for name in ("batch_sizes", "short_side_pixels"):
+            if not plain[name]:
+                del plain[name]
         return plain | saved
 
     def all_batch_sizes(self) -> tuple[BatchSize, ...]:
@@ -114,7 +115,7 @@ class CheckpointMetadata:
         Raises:
           InputError: If a key is missing or unknown.
         """
-        record = {"batch_sizes": [], **record}
+        record = {"batch_sizes": [], "short_side_pixels": None, **record}
         names = {field.name for field in fields(cls)} - {"saved"}
         of_saved = {field.name for field in fields(Saved)}
         lacking = sorted((names | of_saved) - record.keys())
