@@ -57,7 +57,7 @@ def of_paths(paths: Sequence[str]) -> tuple[list[str], str]:
     choices = (
         (list(map(stem, paths)), ""),
         (
-            [os.path.splitext(path)[0].strip() for path in paths],  # noqa: PTH122
+            list(map(_without_suffix, paths)),
             f"{below} without suffix, because folders share file names",
         ),
         (list(paths), f"{below}, because some names differ only in their suffix"),
@@ -79,8 +79,12 @@ def below_any_folder(path: str) -> Iterator[str]:
     parts = path.strip("/").split("/")
     for first in reversed(range(len(parts))):
         below = "/".join(parts[first:])
-        yield os.path.splitext(below)[0].strip()  # noqa: PTH122
+        yield _without_suffix(below)
         yield below
+
+
+def _without_suffix(path: str) -> str:
+    return os.path.splitext(path)[0].strip()  # noqa: PTH122
 
 
 def numbered(ids: pl.Series) -> pl.DataFrame:

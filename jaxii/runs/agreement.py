@@ -75,8 +75,8 @@ def check_same_files(files: Iterable[AnyPath], problem: str) -> None:
     Raises:
       InputError: On every process, if a file differs.
     """
-    found = ((os.fspath(file), manifest.describe(file)) for file in files)
-    processes.check_same(_digest(_described(found)), problem)
+    found = {os.fspath(file): manifest.describe(file) for file in files}
+    processes.check_same(manifest.Manifest(found).content_hash(), problem)
 
 
 def check_same_evaluation(workdir: Workdir, variants: Sequence[str] = ()) -> None:
@@ -103,8 +103,8 @@ def identity(
       variants: See `Workdir.result_file`.
     """
     files = _evaluation_files(workdir, variants)
-    found = _described((file.name, manifest.describe(file)) for file in files)
-    return _digest([*_words(runs), *found, *more])
+    found = manifest.Manifest({file.name: manifest.describe(file) for file in files})
+    return _digest([*_words(runs), found.content_hash(), *more])
 
 
 def _evaluation_files(workdir: Workdir, variants: Sequence[str]) -> list[AnyPath]:
@@ -114,10 +114,6 @@ def _evaluation_files(workdir: Workdir, variants: Sequence[str]) -> list[AnyPath
 
 def _words(runs: Iterable[Run]) -> list[str]:
     return [f"{run.config.content_hash()} {run.checkpoint_hash}" for run in runs]
-
-
-def _described(files: Iterable[tuple[str, manifest.File]]) -> list[str]:
-    return sorted(f"{name} {file.xxh3}" for name, file in files)
 
 
 def _digest(words: Iterable[str]) -> str:

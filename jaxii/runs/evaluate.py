@@ -517,11 +517,8 @@ def _estimates(
       variant: Names of the options in use. Without one, runs that held out a domain
         are measured like this run.
     """
-    held_out = {
-        domain: found.splits["held_out"]
-        for domain, found in unseen.held_out_metrics(run).items()
-        if not variant
-    }
+    measured = {} if variant else unseen.held_out_metrics(run)
+    held_out = {domain: found.splits["held_out"] for domain, found in measured.items()}
     domain = run.config.data.held_out_domain
     if domain in run.data.domains:
         held_out = {domain: metrics["held_out"]}

@@ -14,7 +14,7 @@ import os
 import re
 import unicodedata
 from collections import Counter, defaultdict
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -272,12 +272,8 @@ def labels_of(
     """
     counts = Counter(clean(cell) for cell in cells if cell)
     chosen = separator or _choose(counts, row_a_label)
-    lists = [cell for cell in counts if _is_list(cell)]
-    if lists and not separator and chosen != "json":
-        raise InputError(
-            f"{len(lists):,} different cells are JSON lists of labels ({shown(lists)}) "
-            "and others are not; write all cells as lists, or set --label_separator."
-        )
+    if not separator and chosen != "json":
+        _check_no_lists(counts)
     why = "as specified" if separator else _REASONS.get(chosen, _REASON_LISTS)
     if is_known is not None and not separator and chosen != "json":
         chosen, why = _most_known(counts, is_known), "most parts are the run's labels"
@@ -352,14 +348,14 @@ def _choose(counts: Counter[str], row_a_label: bool) -> str:
     return "none"
 
 
-def _is_list(cell: str) -> bool:
-    if not (cell.startswith("[") and cell.endswith("]")):
-        return False
-    try:
-        _parse(cell)
-    except (ValueError, TypeError, SyntaxError, RecursionError, MemoryError):
-        return False
-    return True
+def _check_no_lists(cells: Iterable[str]) -> None:
+    bracketed = (cell for cell in cells if cell.startswith("[") and cell.endswith("]"))
+    lists = [cell for cell in bracketed if _list_of(cell) is not None]
+    if lists:
+        raise InputError(
+            f"{len(lists):,} different cells are JSON lists of labels ({shown(lists)}) "
+            "and others are not; write all cells as lists, or set --label_separator."
+        )
 
 
 def _is_between(separator: str, counts: Counter[str]) -> bool:
@@ -386,11 +382,10 @@ def _mind_separators(counts: Counter[str], notes: Notes) -> None:
 def _json_lists(cells: Sequence[str], notes: Notes) -> list[list[str]]:
     lists, wrong = [], []
     for cell in cells:
-        try:
-            lists.append(_parse(cell) if cell else [])
-        except (ValueError, TypeError, SyntaxError, RecursionError, MemoryError):
+        labels = _list_of(cell) if cell else []
+        if labels is None:
             wrong.append(cell)
-            lists.append([])
+        lists.append(labels or [])
     if wrong and len(wrong) == sum(bool(cell) for cell in cells):
         raise InputError(
             f"no cell is a JSON list of labels (such as {wrong[0][:60]!r}); use "
@@ -398,6 +393,14 @@ def _json_lists(cells: Sequence[str], notes: Notes) -> list[list[str]]:
         )
     notes.left_out("rows whose cell is not a list of labels", wrong)
     return lists
+
+
+def _list_of(cell: str) -> list[str] | None:
+    """Returns the labels of a JSON list; None for any other cell."""
+    try:
+        return _parse(cell)
+    except (ValueError, TypeError, SyntaxError, RecursionError, MemoryError):
+        return None
 
 
 def _parse(cell: str) -> list[str]:
