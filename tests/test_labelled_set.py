@@ -1,6 +1,7 @@
 """A trained run on other labelled images: what is measured, and what is left alone."""
 
 import json
+import re
 import shutil
 
 import jax
@@ -289,6 +290,27 @@ def test_images_of_training_are_told_in_folders_above_theirs(run, files, tmp_pat
     found = jaxii.evaluate(run, images=tmp_path / "set", labels=labels, name="above")
     assert sum(found.num_seen.values()) >= 5
     assert not found.provenance.clean
+
+
+def test_images_of_training_are_found_under_other_names(
+    run, files, labelled_images, tmp_path, capsys
+):
+    folder, _ = labelled_images
+    known = sorted((files / "train").rglob("*.jpg"))[:5]
+    new = sorted(folder.rglob("*.jpg"))[:3]
+    (tmp_path / "set").mkdir()
+    rows = ["path,label"]
+    for number, path in enumerate([*known, *new]):
+        shutil.copy(path, tmp_path / "set" / f"photo{number}.jpg")
+        rows.append(f"photo{number}.jpg,{run.vocabulary.codes[0]}")
+    labels = tmp_path / "labels.csv"
+    labels.write_text("\n".join(rows))
+    found = jaxii.evaluate(run, images=tmp_path / "set", labels=labels, name="renamed")
+    trained, chosen = found.num_seen["weights"], found.num_seen["thresholds"]
+    assert trained + chosen == 5
+    assert not found.provenance.clean
+    said = capsys.readouterr().out
+    assert re.search(r"CAVEAT +\d images have the same ids or files as images", said)
 
 
 def test_processes_compare_checkpoint_and_decoders_with_the_set(

@@ -13,6 +13,7 @@ import re
 import shutil
 import sys
 from pathlib import Path
+from types import MappingProxyType
 
 import jax
 import numpy as np
@@ -128,11 +129,11 @@ class Runs:
         return self("predict", *words, code=2)
 
     def seen(self, name):
-        """Returns the ids of the images that trained a run."""
+        """Returns the index of the images that trained a run."""
         train = open_dataset(self.data).carve(0.4)["train"]
         seen = SeenImages.load(self.folder / name / "seen_images.npz")
-        assert seen.count(train.index.image_ids)["weights"] == train.num_examples
-        return list(train.index.image_ids)
+        assert seen.count(train.index)["weights"] == train.num_examples
+        return train.index
 
     def adapt(self, name, output, *words, code=0):
         return self(
@@ -580,14 +581,26 @@ def test_nothing_is_fitted_on_the_test(runs):
 # Other datasets.
 
 
-def rearranged(root, rename, *, validation=(), codes=(), short_side=16):
-    """Prepares the same images under other ids, by `rename` of the usual ones.
+def rearranged(
+    root, rename, *, copies=MappingProxyType({}), validation=(), codes=(), short_side=16
+):
+    """Prepares images with other ids, by `rename` of the usual ones.
 
-    `codes` are the labels, if they are not the usual ones in the usual order.
+    Args:
+      copies: Usual id of an image -> usual id of the image that it is a copy of. Other
+        images with new ids are new files.
+      codes: The labels, if they are not the usual ones in the usual order.
     """
     files = small_layout.write(root / "files", num_train=24)
-    for path in (*files.rglob("*.jpg"),):
-        path.rename(path.with_name(f"{rename(path.stem)}.jpg"))
+    usual = {path.stem: (path, path.read_bytes()) for path in files.rglob("*.jpg")}
+    for image_id, (path, content) in usual.items():
+        name = rename(image_id)
+        if image_id in copies:
+            content = usual[copies[image_id]][1]
+        elif name != image_id:
+            content = small_layout.named(content, name)
+        path.unlink()
+        path.with_name(f"{name}.jpg").write_bytes(content)
     for path in files.glob("*.csv"):
         ids = r"\b(train|test|tune)\d+\b"
         text = re.sub(ids, lambda found: rename(found[0]), path.read_text())
@@ -615,7 +628,7 @@ def test_a_start_that_came_to_no_checkpoint_leaves_nothing_of_its_data(runs):
     data = rearranged(runs.folder / "seventh", lambda name: f"new_{name}")
     runs.train("first_start", data=data)
     seen = SeenImages.load(runs.folder / "first_start" / "seen_images.npz")
-    train = open_dataset(data).carve(0.4)["train"].index.image_ids
+    train = open_dataset(data).carve(0.4)["train"].index
     assert seen.count(train) == {"weights": len(train)}
     assert "weights" not in seen.count(runs.seen("clean"))
 
@@ -630,7 +643,7 @@ def knows_the_test(runs, exchanged):
 @pytest.fixture(scope="module")
 def exchanged(runs):
     """A dataset whose test images are training images of `clean`, and the reverse."""
-    trained_on = runs.seen("clean")[:3]
+    trained_on = list(runs.seen("clean").image_ids[:3])
 
     def rename(name):
         pairs = {f"test{i}": other for i, other in enumerate(trained_on)}
@@ -676,7 +689,7 @@ def test_a_run_that_starts_from_one_that_knows_the_test_is_not_clean(
 
 
 def test_thresholds_are_not_chosen_on_images_that_trained_the_run(runs):
-    known = runs.seen("clean")[:4]
+    known = list(runs.seen("clean").image_ids[:4])
     data = rearranged(runs.folder / "fifth", lambda name: name, validation=known)
     said = runs.evaluate("clean", f"--data_dir={data}", code=2)
     assert re.search("was trained on 4 of the 4 images of split validation", said)
@@ -688,6 +701,29 @@ def test_another_dataset_of_new_images_is_clean(runs):
     runs.evaluate("elsewhere", f"--data_dir={data}")
     assert runs.provenance("elsewhere")["clean"] is True
     assert runs.metrics("elsewhere")["data_hash"] != runs.metrics("clean")["data_hash"]
+
+
+def test_images_that_trained_the_run_are_found_under_other_names(runs):
+    known = runs.seen("clean").image_ids
+    data = rearranged(
+        runs.folder / "copied_test",
+        lambda name: f"new_{name}",
+        copies={f"test{i}": known[i] for i in range(3)},
+    )
+    said = runs.evaluate("clean", f"--data_dir={data}", code=2)
+    assert re.search("has learned from images of .*test labels: weights.*add --a", said)
+
+
+def test_thresholds_are_not_chosen_on_copies_of_images_that_trained_the_run(runs):
+    known = list(runs.seen("clean").image_ids[:4])
+    data = rearranged(
+        runs.folder / "copied_validation",
+        lambda name: f"new_{name}",
+        copies={name: name for name in known[:3]},
+        validation=[f"new_{name}" for name in known],
+    )
+    said = runs.evaluate("clean", f"--data_dir={data}", code=2)
+    assert re.search("was trained on 3 of the 4 images of split validation", said)
 
 
 def test_images_are_predicted_alike_after_an_evaluation_on_another_dataset(runs):

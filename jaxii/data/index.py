@@ -9,13 +9,14 @@ import hashlib
 import io
 import os
 import sys
+from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
 import polars as pl
 import xxhash
-from jaxtyping import Float, Int, Int64, Shaped, UInt8
+from jaxtyping import Float, Int, Int64, Shaped, UInt8, UInt64
 
 from jaxii.errors import InputError
 from jaxii.storage import AnyPath, user_cache, write_beside
@@ -34,6 +35,8 @@ class Index:
       label_ids: Vocabulary ids; one label may have entries of several sources.
       confidences: In [0, 1]; 1 = present, 0 = verified absent.
       label_sources: 0 human, 1 machine, 2 box.
+      file_hashes: See `file_hash`; None for TFDS's `open_images_v4` and for datasets of
+        earlier versions.
     """
 
     image_ids: Shaped[np.ndarray, " row"]
@@ -44,6 +47,7 @@ class Index:
     label_ids: Int[np.ndarray, " entry"]
     confidences: Float[np.ndarray, " entry"]
     label_sources: UInt8[np.ndarray, " entry"]
+    file_hashes: UInt64[np.ndarray, " row"] | None = None
 
     def __len__(self) -> int:
         return len(self.image_ids)
@@ -61,6 +65,8 @@ class Index:
             self.label_sources,
         ):
             digest.update(column.tobytes())
+        if self.file_hashes is not None:
+            digest.update(self.file_hashes.tobytes())
         return digest.hexdigest()
 
     def select(self, rows: Int64[np.ndarray, " chosen"]) -> "Index":
@@ -79,7 +85,23 @@ class Index:
             label_ids=self.label_ids[entries],
             confidences=self.confidences[entries],
             label_sources=self.label_sources[entries],
+            file_hashes=None if self.file_hashes is None else self.file_hashes[rows],
         )
+
+
+def file_hash(data: bytes) -> int:
+    """Returns the hash of an image file in an index, before the image is reduced."""
+    return xxhash.xxh3_128_intdigest(data) >> 64
+
+
+def with_file_hashes(frame: pl.DataFrame, digests: Iterable[str]) -> pl.DataFrame:
+    """Returns an index table with the hashes of its images' files.
+
+    Args:
+      digests: XXH3 (128 bits) of each file, in hexadecimal.
+    """
+    hashes = [int(digest[:16], 16) for digest in digests]
+    return frame.with_columns(pl.Series("file_hash", hashes, pl.UInt64))
 
 
 def table(
@@ -177,6 +199,7 @@ def columns(frame: pl.DataFrame, slices: tuple[str, ...]) -> Index:
         label_ids=flat["label_ids"].to_numpy().astype(np.int32),
         confidences=flat["label_confidences"].to_numpy().astype(np.float32),
         label_sources=flat["label_sources"].to_numpy().astype(np.uint8),
+        file_hashes=frame["file_hash"].to_numpy() if "file_hash" in frame else None,
     )
 
 

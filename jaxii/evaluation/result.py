@@ -418,7 +418,8 @@ class SetResult(EvaluationResult):
     Attributes:
       name: name of the set, the only key of `splits`.
       decoders_hash: XXH3 of the file of the decoders.
-      num_seen: part of the result -> number of images that influenced it, by id.
+      num_seen: part of the result -> number of images that influenced it, by id
+        or file.
       unknown_labels: labels of the set that the run does not have; in no figure.
       broken_images: images that cannot be read, each with the reason; in no figure.
     """
@@ -461,9 +462,9 @@ class SetResult(EvaluationResult):
     def caveats(self) -> list[str]:
         """Returns sentences that a reader needs before trusting the figures."""
         seen = [
-            f"{count} images have the same ids as images that "
-            f"{PARTS[part].replace('_', ' ')}; if they are different images, rename "
-            "their files."
+            f"{count} images have the same ids or files as images that "
+            f"{PARTS[part].replace('_', ' ')}; if only the ids are the same, rename "
+            "the files."
             for part, count in self.num_seen.items()
         ]
         return [*self.provenance.caveats(), *seen]

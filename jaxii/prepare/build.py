@@ -275,6 +275,8 @@ def _leave_out(
             check_left(tally)
             table = table.update(groups, on="row")
         table = table[result.rows].drop("row")
+        digests = (result.digests[row] for row in result.rows)
+        table = index.with_file_hashes(table, digests)
         splits.append(tally)
         if len(result.rows):
             written[plan.split] = result

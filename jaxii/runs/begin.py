@@ -234,10 +234,10 @@ def _set_damaged_history_aside(run: Run) -> None:
 
 
 def _write_start(run: Run) -> None:
-    """Writes the start, the label embedding, and the ids of the images to learn from.
+    """Writes the start, the label embedding, and hashes of the images to learn from.
 
     Replaces the files of an earlier start that saved no checkpoint, perhaps on other
-    data. The ids include those of the run that this run starts from.
+    data. The hashes include those of the run that this run starts from.
     """
     workdir, data = run.workdir, run.data
     splits = {
@@ -265,12 +265,8 @@ def _write_start(run: Run) -> None:
 
 
 def _image_hashes(data: Data, names: Iterable[str]) -> Hashes:
-    """Returns the hashes of the ids of all images of some splits."""
-    return hashes_of(
-        image_id
-        for name in sorted(names)
-        for image_id in data.split(name).index.image_ids
-    )
+    """Returns the hashes of all images of some splits."""
+    return hashes_of(data.split(name).index for name in names)
 
 
 def _start(run: Run, label_hash: str) -> Run | Trunk | None:

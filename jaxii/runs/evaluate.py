@@ -16,6 +16,7 @@ import numpy as np
 from jaxii.console import OnProgress, no_progress, progress, say
 from jaxii.data import folder
 from jaxii.data.prepared import WITHOUT_RECURRING, Data
+from jaxii.data.seen import hashes_of
 from jaxii.decoding.constant import best_constant, constant_f2
 from jaxii.decoding.decoders import NAMES, Decoders, fit_decoders
 from jaxii.decoding.thresholds import choose
@@ -280,9 +281,9 @@ def _fit_and_score(
     decoders.check(decoder, names)
     scoring = Scoring(run, passes, decoders, names, decoder)
     metrics, measured = scoring.score(splits, chooser, sums)
-    images_of_fit = [run.data.split(chooser).index, *pooled]
-    fitted_on = itertools.chain(*(images.image_ids for images in images_of_fit))
-    measured = replace(measured, fitted_on=tuple(fitted_on))
+    pooled_ids = itertools.chain(*(images.image_ids for images in pooled))
+    fitted_on = hashes_of([run.data.split(chooser).index], pooled_ids)
+    measured = replace(measured, fitted_on=fitted_on)
     return _with_offsets(decoders, measured.scores[chooser], pooled), metrics, measured
 
 

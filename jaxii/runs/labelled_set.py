@@ -160,6 +160,9 @@ def _data_of(run: Run, found: Labelled, images: Path, name: str) -> Data:
     table = found.table(numbers, is_test=True)
     slices = tuple(sorted(table["slice"].unique()))
     columns = index.columns(table, slices)
+    if found.file_hashes is not None:
+        hashes = np.array([found.file_hashes[i] for i in numbers], np.uint64)
+        columns = replace(columns, file_hashes=hashes)
     listing = Listing(
         Path(),
         [found.files[i] for i in numbers],
@@ -196,7 +199,9 @@ def _result(run: Run, found: Labelled, data: Data, name: str) -> SetResult:
     trained_on = SeenImages.load(run.workdir.seen_file)
     fitted_on = SeenImages.load(run.workdir.result_file(FITTED_FILE))
     # The folder of the training images may be above or below that of the set.
-    seen = trained_on.union(fitted_on).count_any(map(below_any_folder, found.files))
+    seen = trained_on.union(fitted_on).count_any(
+        map(below_any_folder, found.files), found.file_hashes
+    )
     for part in seen:
         record = record.with_(part, labels=[name])
     best = np.array([vocabulary.index[code] for code in metrics.constant.labels])

@@ -1,7 +1,7 @@
 """Writes the files of an evaluation: figures, decoders, report, submission."""
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 import jax.numpy as jnp
 import numpy as np
@@ -9,7 +9,7 @@ import numpy as np
 from jaxii.config import flatten
 from jaxii.console import say
 from jaxii.data.prepared import Data
-from jaxii.data.seen import SeenImages
+from jaxii.data.seen import Hashes, SeenImages
 from jaxii.decoding.decoders import Decoders
 from jaxii.errors import InputError
 from jaxii.evaluation import by_label, predictions
@@ -49,14 +49,14 @@ class Measured:
       labels: Figures of each label by split.
       submitted: Image id -> predicted label ids, for the readable images of a
         submission; empty without a test.
-      fitted_on: Ids of the images that the decoders were fitted on.
+      fitted_on: Hashes of the images that the decoders were fitted on.
       held_out: Predictions for a held-out domain, to be saved; None without one.
     """
 
     scores: Mapping[str, DecoderScores]
     labels: Mapping[str, SplitFigures]
     submitted: Mapping[str, np.ndarray]
-    fitted_on: Sequence[str] = ()
+    fitted_on: Hashes = field(default_factory=lambda: np.zeros(0, np.uint64))
     held_out: Predictions | None = None
 
 
@@ -97,7 +97,8 @@ def _write(
     decoders_file = workdir.result_file("decoders.npz", variants)
     decoders.save(decoders_file)
     fitted_file = workdir.result_file(FITTED_FILE, variants)
-    SeenImages.of(("calibration", "thresholds"), measured.fitted_on).save(fitted_file)
+    parts = "calibration", "thresholds"
+    SeenImages(dict.fromkeys(parts, measured.fitted_on)).save(fitted_file)
     if measured.held_out is not None:
         path = files[FILE] = workdir.result_file(FILE, variants)
         measured.held_out.save(path, evaluation.label_hash)

@@ -217,8 +217,9 @@ class Run(AbstractContextManager["Run"]):
     def provenance_on(self, data: Data, *, same_splits: bool = True) -> Provenance:
         """Returns the provenance of a result on a dataset, perhaps another one.
 
-        In another dataset, test and tuning images are compared by id with those that
-        the run has seen; matches add their split to the parts that they influenced.
+        In another dataset, test and tuning images are compared by id and file with
+        those that the run has seen; matches add their split to the parts that they
+        influenced.
 
         Args:
           same_splits: Whether the run's own dataset is divided into the same splits; if
@@ -236,7 +237,7 @@ class Run(AbstractContextManager["Run"]):
         for name in ("validation", "held_out", "tuning", "test"):
             if not data.has_images(name):
                 continue
-            counts = seen.count(data.split(name).index.image_ids)
+            counts = seen.count(data.split(name).index)
             if name not in HOME_SPLITS:
                 for part in counts:
                     record = record.with_(part, labels=[name])

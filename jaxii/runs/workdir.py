@@ -71,7 +71,7 @@ class Workdir:
 
     @property
     def seen_file(self) -> AnyPath:
-        """Hashes of the ids of the images that the run has learnt from."""
+        """Hashes of the images that the run has learnt from."""
         return self.path / "seen_images.npz"
 
     @property

@@ -8,10 +8,12 @@ from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path, PurePath, PurePosixPath
+from typing import NamedTuple
 
 import numpy as np
 
 from jaxii.console import OnProgress, no_progress
+from jaxii.data.index import file_hash
 from jaxii.errors import InputError
 from jaxii.prepare import image_files
 from jaxii.prepare.image_files import IMAGE_SUFFIXES, Skipped, files_below, is_text
@@ -36,12 +38,17 @@ class Checked:
     Attributes:
       short_sides: Short sides of the readable images, in pixels.
       broken: The fault of each broken image, by its position.
-      decoded: Whether all images were decoded; otherwise only headers were read.
+      file_hashes: Of the readable images; see `index.file_hash`. None if only
+        headers were read, instead of decoding all images.
     """
 
     short_sides: np.ndarray
     broken: dict[int, str]
-    decoded: bool
+    file_hashes: np.ndarray | None
+
+    @property
+    def decoded(self) -> bool:
+        return self.file_hashes is not None
 
 
 def find(root: Path, notes: Notes) -> list[str]:
@@ -98,42 +105,53 @@ def check(
     """
     decoded = decode or len(files) <= MOST_DECODED
     what = "decoding" if decoded else "reading headers"
-    read_size = _decode if decoded else _read_ends
-    sides: list[int] = []
+    read = _decode if decoded else _read_ends
+    found: list[_Facts] = []
     broken: dict[int, str] = {}
     starts = range(0, len(files), BLOCK)
     # Decoding is bound by cores, reading by disks.
     threads = (os.cpu_count() or 1) * (1 if decoded else 4)
     with one_thread_each(), ThreadPoolExecutor(threads) as pool:
-        blocks = pool.map(lambda start: _check(read_size, files, start), starts)
-        for start, (block_sides, block_broken) in zip(starts, blocks, strict=True):
-            sides += block_sides
+        blocks = pool.map(lambda start: _check(read, files, start), starts)
+        for start, (block_found, block_broken) in zip(starts, blocks, strict=True):
+            found += block_found
             broken |= block_broken
             on_progress(min(start + BLOCK, len(files)), len(files), what)
-    return Checked(np.array(sides, np.int64), broken, decoded)
+    return Checked(
+        np.array([facts.short_side for facts in found], np.int64),
+        broken,
+        np.array([facts.hash for facts in found], np.uint64) if decoded else None,
+    )
+
+
+class _Facts(NamedTuple):
+    """Short side of an image, and hash of its file; 0 if only its ends were read."""
+
+    short_side: int
+    hash: int
 
 
 def _check(
-    read_size: Callable[[str], tuple[int, int]], files: Sequence[str], start: int
-) -> tuple[list[int], dict[int, str]]:
-    """Returns short sides and faults of a block of images."""
-    sides, broken = [], {}
+    read: Callable[[str], _Facts], files: Sequence[str], start: int
+) -> tuple[list[_Facts], dict[int, str]]:
+    """Returns facts and faults of a block of images."""
+    found, broken = [], {}
     for number in range(start, min(start + BLOCK, len(files))):
         try:
-            sides.append(min(read_size(files[number])))
+            found.append(read(files[number]))
         except (ValueError, OSError) as error:
             broken[number] = getattr(error, "strerror", None) or str(error)
-    return sides, broken
+    return found, broken
 
 
-def _decode(file: str) -> tuple[int, int]:
+def _decode(file: str) -> _Facts:
     data = image_files.read(Path(file))
     # Finds every fault that writing the dataset would find.
     recode(data, short_side=64)
-    return size(data)
+    return _Facts(min(size(data)), file_hash(data))
 
 
-def _read_ends(file: str) -> tuple[int, int]:
+def _read_ends(file: str) -> _Facts:
     size_bytes = image_files.check(Path(file))
     with Path(file).open("rb") as opened:
         data = opened.read(HEAD_BYTES)
@@ -141,7 +159,7 @@ def _read_ends(file: str) -> tuple[int, int]:
             opened.seek(max(HEAD_BYTES, size_bytes - TAIL_BYTES))
             data += opened.read()
     try:
-        return probe(data, size_bytes)
+        return _Facts(min(probe(data, size_bytes)), 0)
     except ValueError:
         # The file has a long colour profile or trailing data, which is rare.
         return _decode(file)

@@ -48,6 +48,7 @@ class Labelled:
       extra: Values of split, group, domain and slice per image, if given; for none, ""
         or `build.no_value`.
       short_side: Median short side of the images, in pixels.
+      file_hashes: See `index.file_hash`; None unless all images were decoded.
       unused: Labels that are left out.
       broken: Labelled images that cannot be read, each with the reason.
       num_unlabelled: Number of other listed images, which have no used label.
@@ -60,6 +61,7 @@ class Labelled:
     entries: Sequence[Mapping[int, float]]
     extra: Mapping[str, Sequence[str]]
     short_side: int
+    file_hashes: Sequence[int] | None
     unused: Sequence[str]
     broken: Sequence[str]
     num_unlabelled: int
@@ -204,6 +206,7 @@ def _combine(
     emptied = [below[i] for i, entry in zip(used, in_use, strict=True) if not entry]
     notes.left_out("images", emptied, " whose labels are all left out")
     kept = [row for row, entry in enumerate(in_use) if entry]
+    hashes = checked.file_hashes
     return Labelled(
         files=[absolute(files[used[row]]) for row in kept],
         ids=[names[used[row]] for row in kept],
@@ -212,6 +215,7 @@ def _combine(
         entries=[in_use[row] for row in kept],
         extra={kind: [each[row] for row in kept] for kind, each in extra.items()},
         short_side=int(np.median(checked.short_sides)),
+        file_hashes=None if hashes is None else hashes[kept].tolist(),
         unused=sorted(everywhere - index.keys()),
         broken=broken,
         num_unlabelled=len(set(rows.numbers)) - len(kept) - len(broken),
