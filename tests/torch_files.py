@@ -130,14 +130,14 @@ class Written:
 
 def zip_file(value, data, *, root="archive", **members):
     """Returns what torch has written since 1.6."""
+    contents = {"data.pkl": pickled(value), "byteorder": "little"}
+    contents |= {f"data/{key}": content for key, content in data.items()} | members
     buffer = io.BytesIO()
     with zipfile.ZipFile(buffer, "w") as archive:
-        archive.writestr(f"{root}/data.pkl", pickled(value))
-        archive.writestr(f"{root}/byteorder", "little")
-        for key, content in data.items():
-            archive.writestr(f"{root}/data/{key}", content)
-        for name, content in members.items():
-            archive.writestr(f"{root}/{name}", content)
+        for name, content in contents.items():
+            # With the time of day, names of parametrised tests would differ between
+            # the processes that run them.
+            archive.writestr(zipfile.ZipInfo(f"{root}/{name}"), content)
     return buffer.getvalue()
 
 
