@@ -47,7 +47,7 @@ def get_config(name="baseline"):
 
 
 def _baseline(config):
-    """Cross-entropy and augmentation: what every other run is compared with."""
+    """Cross-entropy and augmentation: the run that all others are compared with."""
 
 
 def _no_augmentation(config):
@@ -123,7 +123,7 @@ def _long(config):
 
 
 def _long_deep(config):
-    # With as many epochs, a larger learning rate fits the data better, and a deeper
+    # With this many epochs, a larger learning rate fits the data better, and a deeper
     # network better still: the best on validation and on a held-out vendor.
     config.optimizer.peak_lr = 0.15
     _variant("resnet_d")(config)
@@ -172,5 +172,5 @@ RUNS = {
     "long_deep": _long_deep,
 }
 
-# The names that `get_config` takes.
+# The names that `get_config` accepts.
 PRESETS = tuple(RUNS)

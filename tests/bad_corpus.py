@@ -1,9 +1,9 @@
-"""Gives bad images and bad label files to `new`, `prepare`, `train` and `predict`.
+"""Runs `new`, `prepare`, `train` and `predict` on bad images and bad label files.
 
     python -m tests.bad_corpus FOLDER [N]
 
-makes them in FOLDER, runs each command in a child, and prints as JSON how each ended;
-with N, of every N-th table.
+Makes the files in FOLDER, runs each command in a child process, and prints how each
+ended, as JSON; with N, it uses every N-th table.
 """
 
 import csv
@@ -45,9 +45,9 @@ MOST_SECONDS = 600
 
 
 def write_images(root: Path) -> None:
-    """Writes good, bad and odd files as photos/, and what labels them.
+    """Writes good, bad and odd files to photos/, and labels for them.
 
-    Their labels are in labels.csv and, for `prepare`, in kaggle/.
+    The labels are written to labels.csv and, for `prepare`, to kaggle/.
     """
     from jaxii.prepare.image_files import is_text
     from tests import bad_images, mixed_images, odd_files, small_layout
@@ -71,7 +71,7 @@ def write_images(root: Path) -> None:
 
 
 def write_table(root: Path, name: str, content: bytes, file: str) -> None:
-    """Writes a bad label file for `new`, and as one of a layout for `prepare`."""
+    """Writes a bad label file for `new`, and a layout with it for `prepare`."""
     from tests import bad_tables, small_layout
 
     (root / "photos").mkdir(parents=True)
@@ -91,7 +91,7 @@ def _with_confidences(content: bytes) -> bytes:
     return b"ImageID,LabelName,Confidence\n" + rows
 
 
-# File of a layout -> how a label file becomes one.
+# File of a layout -> function that makes it from a label file.
 LAYOUT_FILES: dict[str, Callable[[bytes], bytes]] = {
     "train_human_labels.csv": _with_confidences,
     "test_labels.csv": lambda x: x.replace(b"path,label", b"image_id,labels", 1),
@@ -116,7 +116,7 @@ def _write_csv(path: Path, header: tuple[str, ...], rows: list[tuple]) -> None:
 
 
 def write(root: Path, every: int) -> int:
-    """Writes everything, and what is run on it as jobs.json; returns an exit code."""
+    """Writes all files, and the commands to run as jobs.json; returns an exit code."""
     from tests import bad_tables
 
     write_images(root / "images")
@@ -139,9 +139,9 @@ def main(root: Path, every: int = 1) -> None:
     from jaxii.prepare.recipe import Pace
     from jaxii.runs import speed
 
-    # The speed of this machine is not what is tested, and takes a minute.
+    # Measuring the speed of this machine takes a minute and is not tested here.
     speed.pace_of = lambda fields: Pace(images_per_second=100.0, start_seconds=1.0)
-    # In a child, as threads of polars do not survive a fork.
+    # In a child, because threads of polars do not survive a fork.
     first = "write", partial(write, root, every), lambda: root
     base = next(forked.run_all([first], at_once=1, most_seconds=MOST_SECONDS))[2]
     assert base.code == 0, forked.said(root)

@@ -1,7 +1,7 @@
-"""200 image files with real kinds of damage, and what has to be said of each.
+"""200 image files with realistic damage, and the fault expected for each.
 
 `all_images` makes them from a fixed seed. Every file shows `scene`, which is bright
-everywhere: an image that comes out dark was damaged in silence.
+everywhere: a dark image shows that damage was not reported.
 """
 
 import base64
@@ -17,7 +17,7 @@ from mixed_images import by_opencv, saved
 from PIL import Image
 
 HEIGHT, WIDTH = 64, 96
-# No pixel of the scene is darker; lossy encodings go below it by a few levels.
+# No pixel of the scene is darker; lossy encodings are darker by at most a few levels.
 DARKEST = 70
 SIGNATURE = b"\x89PNG\r\n\x1a\n"
 SOI, EOI = b"\xff\xd8", b"\xff\xd9"
@@ -25,12 +25,12 @@ SOI, EOI = b"\xff\xd8", b"\xff\xd9"
 
 @dataclass(frozen=True)
 class Bad:
-    """A file.
+    """An image file with damage.
 
     Attributes:
-      content: its bytes.
-      fault: pattern of the fault; "" if it has to be read and to show the scene; None
-        if the damage may leave an image of other pixels.
+      content: Its bytes.
+      fault: Pattern of the fault; "" if it has to be read and show the scene; None if
+        the damage may change the pixels.
     """
 
     content: bytes
@@ -68,9 +68,9 @@ def all_images() -> dict[str, Bad]:
 
 
 def encodings() -> dict[str, bytes]:
-    """Returns the scene as people store it."""
+    """Returns the scene in common encodings."""
     image = scene()
-    # An alpha of 255 everywhere is not stored.
+    # An alpha channel of 255 everywhere is not stored.
     clear = image.convert("RGBA")
     clear.putalpha(254)
     return {
@@ -86,7 +86,7 @@ def encodings() -> dict[str, bytes]:
 
 
 def _cut() -> Iterator[tuple[str, Bad]]:
-    """Downloads that ended early: anywhere, in the header, and in the last bytes."""
+    """Truncated downloads: at any place, in the header, and in the last bytes."""
     for name, data in encodings().items():
         stem, suffix = name.split(".")
         for share in (0.02, 0.2, 0.5, 0.8, 0.95):
@@ -96,7 +96,7 @@ def _cut() -> Iterator[tuple[str, Bad]]:
 
 
 def _overwritten() -> Iterator[tuple[str, Bad]]:
-    """Disks that lost a block: zeros, or flipped bits, inside a file of full length."""
+    """Lost disk blocks: zeros or flipped bits inside a file of full length."""
     rng = np.random.default_rng(21)
     for name, data in encodings().items():
         stem, suffix = name.split(".")
@@ -105,7 +105,7 @@ def _overwritten() -> Iterator[tuple[str, Bad]]:
             f"zero_end_{stem}.{suffix}",
             Bad(data[:half] + bytes(len(data) - half), "truncated|damaged"),
         )
-        # WebP has no checksum, and a JPEG's codes may go on after a lost block.
+        # WebP has no checksum, and JPEG codes may continue after a lost block.
         fault = "damaged" if suffix == "png" else None
         hole = min(len(data) // 3, 2048)
         yield (
@@ -123,7 +123,7 @@ def _overwritten() -> Iterator[tuple[str, Bad]]:
 
 
 def _other_files() -> Iterator[tuple[str, Bad]]:
-    """What a scraper, a version control or a converter leaves under an image's name."""
+    """Other content with an image's name, left by a scraper, Git or a converter."""
     page = b"<!DOCTYPE html>\n<html><title>404 Not Found</title></html>\n"
     pointer = b"version https://git-lfs.github.com/spec/v1\noid sha256:00\nsize 9\n"
     image = scene()
@@ -164,7 +164,7 @@ def _other_files() -> Iterator[tuple[str, Bad]]:
 
 
 def _misnamed() -> Iterator[tuple[str, Bad]]:
-    """Whole images under another format's suffix, and with bytes around them."""
+    """Intact images with the suffix of another format, or with bytes around them."""
     forms = encodings()
     for name, suffix in (("rgb.png", "jpg"), ("lossy.webp", "png")):
         yield f"{name}_as.{suffix}", Bad(forms[name], "")
@@ -180,20 +180,20 @@ def _misnamed() -> Iterator[tuple[str, Bad]]:
         "png_as_text.png",
         Bad(forms["rgb.png"].replace(b"\r\n", b"\n"), "not an image"),
     )
-    # Bytes above 127 were taken for Latin-1 and saved as UTF-8.
+    # Bytes above 127 are read as Latin-1 and saved as UTF-8.
     utf8 = forms["baseline.jpg"].decode("latin-1").encode()
     yield "as_utf8.jpg", Bad(utf8, "not an image")
 
 
 def _sizes() -> Iterator[tuple[str, Bad]]:
-    """Sides of 0, 1 and very many pixels, true and declared."""
+    """Sides of 0, 1 and very many pixels, real and declared."""
     for height, width in ((1, 1), (1, 300), (300, 1), (2, 20_000), (20_000, 2)):
         image, size = scene(height, width), f"{height}x{width}"
         yield f"thin_{size}.jpg", Bad(saved(image, "JPEG", quality=95), "")
         yield f"thin_{size}.png", Bad(saved(image, "PNG"), "")
     yield "thin_1x16383.webp", Bad(saved(scene(1, 16_383), "WEBP"), "")
     yield "thin_1x65500.jpg", Bad(saved(scene(1, 65_500), "JPEG"), "")
-    # A JPEG cannot be wider, so what is stored cannot be either.
+    # A JPEG cannot be this wide, so such an image cannot be stored.
     yield "thin_1x100000.png", Bad(saved(scene(1, 100_000), "PNG"), "65,?500|too ")
     forms, many = encodings(), "megapixels"
     for side, fault in ((0, "pixels"), (60_000, many), (2**31 - 1, many)):
@@ -222,7 +222,7 @@ def _sizes() -> Iterator[tuple[str, Bad]]:
 
 
 def _depths() -> Iterator[tuple[str, Bad]]:
-    """Bits and colour spaces that cameras and scanners write."""
+    """Bit depths and colour spaces that cameras and scanners write."""
     image = scene()
     grey = np.asarray(image.convert("L"))
     wide = np.asarray(image)[..., ::-1].astype(np.uint16) * 257
@@ -245,7 +245,7 @@ def _depths() -> Iterator[tuple[str, Bad]]:
     yield "twelve_bits.jpg", Bad(jpeg[:place] + b"\x0c" + jpeg[place + 1 :], "damaged")
     for marker in (0xC3, 0xC9, 0xCF):
         data = jpeg.replace(b"\xff\xc0", bytes([0xFF, marker]), 1)
-        # Arithmetic codes (9) can be anything.
+        # Arithmetic coding (9) may decode to anything.
         fault = None if marker == 0xC9 else "damaged|truncated"
         yield f"process_{marker:x}.jpg", Bad(data, fault)
     yield "by_opencv.jpg", Bad(by_opencv(image, ".jpg"), "")
@@ -253,7 +253,7 @@ def _depths() -> Iterator[tuple[str, Bad]]:
 
 
 def _exif() -> Iterator[tuple[str, Bad]]:
-    """Broken EXIF beside whole pixels counts as upright."""
+    """An intact image with broken EXIF counts as upright."""
     forms = encodings()
     entry = struct.pack("<HHIHH", 0x0112, 3, 1, 6, 0)
     tiff = b"II*\0\x08\0\0\0"
@@ -280,7 +280,7 @@ def _exif() -> Iterator[tuple[str, Bad]]:
 
 
 def _png_chunks() -> Iterator[tuple[str, Bad]]:
-    """PNG files whose chunks lie, mostly with right checksums."""
+    """PNG files with wrong chunks, mostly with correct checksums."""
     whole, raw = encodings()["rgb.png"], bytes(png_rows())
     header, rows = png_header(WIDTH, HEIGHT), zlib.compress(raw)
     lies = {
@@ -335,7 +335,7 @@ def _png_chunks() -> Iterator[tuple[str, Bad]]:
 
 
 def _jpeg_segments() -> Iterator[tuple[str, Bad]]:
-    """JPEG files whose segments lie."""
+    """JPEG files with wrong segments."""
     data = encodings()["baseline.jpg"]
     quantization = data.index(b"\xff\xdb")
     huffman, scan = data.index(b"\xff\xc4"), data.index(b"\xff\xda")
@@ -358,7 +358,7 @@ def _jpeg_segments() -> Iterator[tuple[str, Bad]]:
 
 
 def _webp_chunks() -> Iterator[tuple[str, Bad]]:
-    """WebP files whose chunks lie."""
+    """WebP files with wrong chunks."""
     forms = encodings()
     lossy, alpha, lossless = (
         forms[name] for name in ("lossy.webp", "alpha.webp", "lossless.webp")
@@ -395,7 +395,7 @@ def _webp_chunks() -> Iterator[tuple[str, Bad]]:
 
 
 def chunk(name: bytes, body: bytes, *, wrong: bool = False) -> bytes:
-    """Returns a PNG chunk; `wrong`: with a wrong checksum."""
+    """Returns a PNG chunk; `wrong` gives it a wrong checksum."""
     checksum = zlib.crc32(name + body) ^ wrong
     return struct.pack(">I", len(body)) + name + body + struct.pack(">I", checksum)
 
@@ -409,12 +409,12 @@ def png_header(
 
 
 def png(*chunks: bytes) -> bytes:
-    """Returns a PNG file of some chunks and an end."""
+    """Returns a PNG file of these chunks and an end."""
     return SIGNATURE + b"".join(chunks) + chunk(b"IEND", b"")
 
 
 def png_rows() -> bytes:
-    """Returns the rows of the scene, each with the filter that changes nothing."""
+    """Returns the rows of the scene, each with the filter "none"."""
     return b"".join(b"\0" + row.tobytes() for row in np.asarray(scene()))
 
 
@@ -436,12 +436,12 @@ def by_zlib(*, raw: bytes, interlace: int = 0) -> bytes:
 
 
 def with_header(data: bytes, header: bytes = b"", *, more: bytes = b"") -> bytes:
-    """Returns a PNG file with another header, or more chunks behind its own."""
+    """Returns a PNG file with another header, or with more chunks after its own."""
     return data[:8] + (header or data[8:33]) + more + data[33:]
 
 
 def with_segment(data: bytes, marker: int, body: bytes) -> bytes:
-    """Returns a JPEG file with one more segment at its start."""
+    """Returns a JPEG file with an additional segment at its start."""
     head = bytes([0xFF, marker]) + struct.pack(">H", len(body) + 2)
     return data[:2] + head + body + data[2:]
 
@@ -469,7 +469,7 @@ def webp_chunks(data: bytes) -> list[tuple[bytes, bytes]]:
 
 
 def riff(chunks: list[tuple[bytes, bytes]]) -> bytes:
-    """Returns a WebP file of some chunks."""
+    """Returns a WebP file of these chunks."""
     body = b"".join(
         name + struct.pack("<I", len(content)) + content + bytes(len(content) % 2)
         for name, content in chunks
@@ -478,9 +478,9 @@ def riff(chunks: list[tuple[bytes, bytes]]) -> bytes:
 
 
 def many_scans(num_scans: int, side: int) -> bytes:
-    """Returns a small progressive JPEG that takes a pass over all blocks per scan.
+    """Returns a small progressive JPEG with one pass over all blocks per scan.
 
-    Its Huffman tables have one code each: "0" is a DC difference of 0, and the end of
+    Each of its Huffman tables has one code: "0" is a DC difference of 0, or the end of
     16,384 blocks for AC.
     """
     blocks = (-(-side // 8)) ** 2

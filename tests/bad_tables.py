@@ -1,6 +1,6 @@
-"""100 label files with real kinds of damage, and what has to be said of each.
+"""100 label files with realistic damage, and the message expected for each.
 
-All are of the images `NAMES`, whose labels are `TRUTH`; see `all_tables`.
+All describe the images `NAMES`, whose labels are `TRUTH`; see `all_tables`.
 """
 
 import codecs
@@ -26,13 +26,13 @@ TEXT = "\n".join((HEADER, *ROWS)) + "\n"
 
 @dataclass(frozen=True)
 class BadTable:
-    """A label file.
+    """A label file with damage.
 
     Attributes:
-      content: its bytes.
-      refused: pattern of the message; "" if it has to be read as `TRUTH` says; None if
-        it has to be read or refused, and nothing else.
-      said: pattern that the notes of a file that is read have to contain.
+      content: Its bytes.
+      refused: Pattern of the message; "" if the file has to be read as `TRUTH`; None if
+        it has to be either read or refused.
+      said: Pattern that the notes about a file that is read have to contain.
     """
 
     content: bytes
@@ -69,7 +69,7 @@ def lines(*rows: str, header: str = HEADER) -> bytes:
 
 
 def with_row(row: str) -> bytes:
-    """Returns the usual file with one more row in its middle."""
+    """Returns the usual file with an additional row in its middle."""
     return lines(*ROWS[:6], row, *ROWS[6:])
 
 
@@ -323,7 +323,7 @@ def _parquet() -> Iterator[tuple[str, BadTable]]:
     yield "zero_hole.parquet", BadTable(zeroed, damaged)
     length = whole[:-8] + b"\xff\xff\xff\x7f" + whole[-4:]
     yield "long_footer.parquet", BadTable(length, damaged)
-    # Found by fuzzing: polars asks for 2 exabytes, and the process is aborted.
+    # Found by fuzzing: polars requests 2 exabytes, and the process is aborted.
     aborts = Path(__file__).parent / "fuzz" / "seeds" / "aborts.parquet"
     yield "aborts.parquet", BadTable(aborts.read_bytes(), damaged)
     rng = np.random.default_rng(31)

@@ -1,7 +1,7 @@
 """Tests are stricter than production.
 
-Eight simulated CPU devices, strict dtype promotion, no implicit rank promotion, runtime
-type and shape checks over all of jaxii, and every warning an error.
+They run with eight simulated CPU devices, strict dtype promotion, no implicit rank
+promotion, runtime checks of types and shapes in all of jaxii, and warnings as errors.
 """
 
 import contextlib
@@ -11,11 +11,11 @@ import time
 from importlib.metadata import version
 
 os.environ.setdefault("JAX_PLATFORMS", "cpu")
-# Or commands start twice to set it; see `main.use_huge_pages`.
+# Without it, commands start twice to set it; see `main.use_huge_pages`.
 os.environ.setdefault("GLIBC_TUNABLES", "glibc.malloc.hugetlb=1")
-# Compilation takes most of the suite's time. XLA's passes over a program are those of
-# production, but its code is hardly optimized. The older code generator compiles in two
-# thirds of the time; jaxlib 0.12 has only a newer one.
+# Compilation takes most of the suite's time. XLA runs the same passes over a program as
+# in production, but its code generation hardly optimizes. The older code generator
+# compiles in two thirds of the time; jaxlib 0.12 has only a newer one.
 os.environ["XLA_FLAGS"] = " ".join(
     (
         os.environ.get("XLA_FLAGS", ""),
@@ -45,7 +45,7 @@ def pytest_configure(config):
     if "PYTEST_XDIST_WORKER" in os.environ or not hasattr(config, "cache"):
         return
     folder = config.cache.mkdir("compiled")
-    # Or jaxii does not use it, as where the umask lets a group write.
+    # jaxii ignores folders that others may write to, as with a umask for groups.
     folder.chmod(0o700)
     oldest = time.time() - DAYS_KEPT * 24 * 3600
     for path in folder.iterdir():
@@ -58,18 +58,18 @@ def pytest_configure(config):
     }
     for name, value in settings.items():
         jax.config.update(name, value)
-        # For workers and subprocesses, where JAX reads it.
+        # JAX reads the environment in workers and subprocesses.
         os.environ[name.upper()] = str(value)
 
 
 def pytest_collection_finish(session):
-    """Collects garbage less often: each time, all modules and programs are visited."""
+    """Collects garbage less often: each collection visits all modules and programs."""
     gc.collect()
     gc.freeze()
     gc.set_threshold(*gc.get_threshold()[:2], 100)
 
 
-# Those of over ten seconds, the longest first.
+# Files that take over ten seconds, the longest first.
 LONGEST = (
     "test_readme",
     "test_end_to_end",
@@ -99,7 +99,7 @@ def pytest_collection_modifyitems(items):
 
 @pytest.fixture(scope="module")
 def without_drawings():
-    """Leaves the drawings out of reports: they are half the time of an evaluation."""
+    """Omits the figures of reports: they take half the time of an evaluation."""
     with pytest.MonkeyPatch.context() as patch:
         names = "training", "threshold", "reliability", "throughput", "map"
         empty = {f"{name}_figure": "" for name in names}
@@ -111,7 +111,7 @@ def without_drawings():
 def without_space(monkeypatch):
     """Returns a context in which a file cannot be written, as on a full disk.
 
-    Its draft is a link to /dev/full. The writer has to remove it.
+    The draft of the file is a link to /dev/full. The writer has to remove it.
     """
     monkeypatch.setattr("jaxii.storage.secrets.token_hex", lambda _: "draft")
 

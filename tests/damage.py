@@ -1,19 +1,19 @@
-"""Damages each file of a dataset and of a run, and checks what every command does.
+"""Damages each file of a dataset and of a run, and checks all commands on it.
 
   python -m tests.damage --json=cases.json
   python -m tests.damage --only=checkpoints --damage=flipped --command=evaluate,predict
 
-Each file of a prepared dataset, of a trained workdir and of one stopped half-way is in
-turn deleted, emptied, cut to half, given flipped bytes, or replaced by its like of
-another run on other images (a list of labels: by the same labels in another order). A
-command on a fresh copy then has to end with one line that names the file and exit code
-2, or with the results of the undamaged copy. Anything else is BAD: a traceback, a hang,
-other results, another exit code, or a line that does not name the file. The exit code
-is 1 if there is a BAD case.
+Each file of a prepared dataset, of a trained workdir and of a workdir stopped half-way
+is deleted, emptied, cut to half, given flipped bytes, or replaced by its counterpart
+from another run on other images (a list of labels is replaced by the same labels in
+another order). On a fresh copy, a command then has to end with exit code 2 and one line
+that names the file, or with the results of the undamaged copy. Anything else is BAD: a
+traceback, a hang, other results, another exit code, or a line that does not name the
+file. The exit code is 1 if there is a BAD case.
 
-A case is `unread`, and not run, if the command does not open the file of an undamaged
-copy. A deleted file may be missed without being opened, so those cases are run all the
-same, except for files whose names are random. Linux only.
+A case is `unread`, and is not run, if the command does not open the file in an
+undamaged copy. A deleted file may be noticed without being opened, so these cases are
+run anyway, except for files with random names. Linux only.
 """
 
 import argparse
@@ -52,7 +52,7 @@ SECONDS_BETWEEN_LINES = 10.0
 
 GOOD = ("detected", "harmless", "repaired", "unread")
 BAD = ("traceback", "hang", "changed", "changed shard", "wrong exit", "unclear")
-# What a command leaves that must not differ.
+# Outputs of a command that must not differ.
 EVALUATED = tuple(
     f"{RUN}/{name}"
     for name in (
@@ -62,7 +62,7 @@ EVALUATED = tuple(
         "label_figures.csv",
     )
 )
-# When a result was made is no part of it.
+# The time of creation is not compared.
 WHEN = "created"
 EXPORTED = ("export.json", "labels.csv", "probabilities.npy")
 RESULTS = {
@@ -77,16 +77,16 @@ RESULTS = {
 
 @dataclass(frozen=True)
 class Verdict:
-    """What became of a case.
+    """The outcome of a case.
 
     Attributes:
-      case: which one.
-      outcome: one of `GOOD` or `BAD`.
-      printed: for a BAD case the last line on stderr, or the results that differ.
-      where: the last line of jaxii's own code in a traceback.
-      folder: of the case, where it was kept.
-      code: exit code.
-      cpu_seconds, wall_seconds: that it took.
+      case: The case.
+      outcome: One of `GOOD` or `BAD`.
+      printed: For a BAD case, the last line on stderr, or the results that differ.
+      where: The last line of jaxii's own code in a traceback.
+      folder: Folder of the case, if it was kept.
+      code: Exit code.
+      cpu_seconds, wall_seconds: Time of the command.
     """
 
     case: Case
@@ -101,28 +101,28 @@ class Verdict:
 
 @dataclass
 class Baseline:
-    """What a command makes of an undamaged copy.
+    """Results of a command on an undamaged copy.
 
     Attributes:
-      results: of the command.
-      opened: files and folders that it opens, in the folder of the case.
+      results: Outputs of the command.
+      opened: Files and folders that it opens, relative to the folder of the case.
     """
 
     results: Mapping[str, Any] = field(default_factory=dict)
     opened: frozenset[str] = frozenset()
 
     def reads(self, case: Case) -> bool:
-        """Says whether damage to a file can reach the command."""
+        """Returns whether damage to a file can affect the command."""
         if not case.file or case.place in self.opened or not self.opened:
             return True
         if case.damage != "deleted":
             return False
-        # A file can be asked for by its name and not be opened.
+        # A file can be looked up by its name without being opened.
         return not case.named_at_random or str(Path(case.place).parent) in self.opened
 
 
 def results_of(folder: Path, command: str) -> dict[str, Any]:
-    """Returns what a command left that must not differ; JSON is parsed."""
+    """Returns the outputs of a command that must not differ; JSON is parsed."""
     found: dict[str, Any] = {}
     for name in RESULTS[command]:
         path = folder / name
@@ -139,11 +139,11 @@ def judge(case: Case, folder: Path, ended: forked.Ended, built: Built, base) -> 
     """Returns the verdict on a case whose command has ended.
 
     Args:
-      case: which one.
-      folder: of it.
-      ended: how the command ended.
-      built: the undamaged copy.
-      base: what the command makes of it.
+      case: The case.
+      folder: Folder of the case.
+      ended: How the command ended.
+      built: The undamaged copy.
+      base: Results of the command on the undamaged copy.
     """
     errors = (folder / forked.STDERR).read_text(errors="replace")
     lines = [line for line in errors.splitlines() if line.strip()]
@@ -181,23 +181,23 @@ def judge(case: Case, folder: Path, ended: forked.Ended, built: Built, base) -> 
 
 
 def names(line: str, place: str) -> bool:
-    """Says whether a message names a file, or a folder that it is in.
+    """Returns whether a message names a file, or a folder that contains it.
 
-    A folder counts where nothing else in it is named; `place` is relative to the
-    current folder, and the file's own name is enough where no path is before it.
+    A folder counts if the message names nothing else in it. `place` is relative to the
+    current folder; the name of the file alone counts if no path precedes it.
     """
     path = Path(place)
     folders = [str(folder) for folder in path.parents if str(folder) != "."]
     whole = [rf"(?<![\w.-]){re.escape(place)}(?![\w-])"]
     whole += [rf"(?<![\w.-]){re.escape(f)}/?(?![\w/-]|\.\w)" for f in folders]
-    # "metadata" and "metrics" are words, too.
+    # "metadata" and "metrics" are also words.
     if "." in path.name or len(path.name) == 32:
         whole.append(rf"(?<![\w/.-]){re.escape(path.name)}(?![\w-])")
     return any(re.search(pattern, line) for pattern in whole)
 
 
 def differences(before: Any, now: Any, path: str = "") -> list[str]:
-    """Returns where two results differ, the first few."""
+    """Returns the first few places where two results differ."""
     if isinstance(before, dict) and isinstance(now, dict):
         found = []
         for key in sorted(before.keys() | now.keys(), key=str):
@@ -228,7 +228,7 @@ def _last_frame(errors: str) -> str:
 
 
 def _raised(lines: Sequence[str]) -> str:
-    """Returns the first line of the exception that a traceback ends with."""
+    """Returns the first line of the exception at the end of a traceback."""
     start = max(i for i, line in enumerate(lines) if line.startswith("Traceback"))
     for line in lines[start + 1 :]:
         if re.match(r"[A-Za-z_][\w.]*(:|$)", line):
@@ -240,7 +240,7 @@ def baselines(built: Built, commands: Iterable[str], at_once: int) -> dict:
     """Runs every command on an undamaged copy; returns its name -> `Baseline`.
 
     Raises:
-      SystemExit: one fails.
+      SystemExit: A command fails.
     """
     found: dict[str, Baseline] = {}
     watches: dict[str, forked.Watch] = {}
@@ -281,15 +281,15 @@ def run_cases(
     keep: bool,
     verify: bool,
 ) -> Iterator[Verdict]:
-    """Yields a verdict on each case as it ends, those that are not run first.
+    """Yields a verdict on each case as it ends, cases that are not run first.
 
     Args:
-      built: the undamaged copy.
-      cases: all.
-      bases: command -> what it makes of the undamaged copy.
-      at_once: commands.
-      keep: leave the folders of BAD cases.
-      verify: the commands check every byte.
+      built: The undamaged copy.
+      cases: All cases.
+      bases: Command -> its results on the undamaged copy.
+      at_once: Number of commands at a time.
+      keep: Keep the folders of BAD cases.
+      verify: The commands check every byte.
     """
     run = [case for case in cases if bases[case.command].reads(case)]
     for case in set(cases) - set(run):
@@ -309,7 +309,7 @@ def run_cases(
 
 
 def table(verdicts: Sequence[Verdict]) -> list[str]:
-    """Returns a row a kind of file and damage, with the number of each outcome."""
+    """Returns a row per kind of file and damage, with the count of each outcome."""
     counts: dict[tuple[str, str], collections.Counter] = {}
     for verdict in verdicts:
         case = verdict.case
@@ -333,14 +333,14 @@ def table(verdicts: Sequence[Verdict]) -> list[str]:
 
 
 def causes(verdicts: Iterable[Verdict]) -> list[str]:
-    """Returns a line for the BAD cases that end alike, the most frequent first."""
+    """Returns a line per group of BAD cases that end alike, the largest first."""
     groups: dict[tuple[str, str], list[Verdict]] = {}
     for verdict in verdicts:
         if verdict.outcome not in BAD:
             continue
         error = verdict.printed.partition(":")[0]
         if verdict.outcome in ("unclear", "wrong exit"):
-            # The same message of other files and numbers.
+            # Groups messages that differ in files and numbers only.
             error = re.sub(r"\S*[/\d]\S*", "*", verdict.printed)[:80]
         cause = f"{verdict.where} {error}" if verdict.where else error
         if verdict.outcome.startswith("changed"):
@@ -366,12 +366,12 @@ def report(verdicts: Sequence[Verdict], seconds: float) -> None:
     cpu = sum(verdict.cpu_seconds for verdict in run) / max(len(run), 1)
     print(
         f"\n{len(verdicts)} cases, {len(run)} of them run, {len(bad)} BAD; "
-        f"{timedelta(seconds=round(seconds))}, {cpu:.2f} s of processor time a case"
+        f"{timedelta(seconds=round(seconds))}, {cpu:.2f} s of processor time per case"
     )
 
 
 def _progress(total: int) -> Callable[[Verdict], None]:
-    """Returns what prints how far it is, and how long it still takes."""
+    """Returns a function that prints the progress and the remaining time."""
     begun = last = time.monotonic()
     done = ran = bad = 0
 
@@ -384,7 +384,7 @@ def _progress(total: int) -> Callable[[Verdict], None]:
         if now - last < SECONDS_BETWEEN_LINES:
             return
         last = now
-        # Those that are not run come first, and take no time.
+        # Cases that are not run come first and take no time.
         rate = (now - begun) / max(ran, 1)
         left = timedelta(seconds=round(rate * (total - done)))
         print(f"cases  {done}/{total}  {bad} BAD  {rate:.2f} s each  {left} left")
@@ -394,7 +394,7 @@ def _progress(total: int) -> Callable[[Verdict], None]:
 
 
 def chosen(cases: Sequence[Case], options: argparse.Namespace) -> list[Case]:
-    """Returns the cases that the options ask for."""
+    """Returns the cases that the options select."""
     found = [
         case
         for case in cases
@@ -418,7 +418,7 @@ def _options(words: Sequence[str] | None) -> argparse.Namespace:
         prog="python -m tests.damage", description=(__doc__ or "").partition("\n")[0]
     )
     add = parser.add_argument
-    add("--only", default="", metavar="TEXT,...", help="files with it in their path")
+    add("--only", default="", metavar="TEXT,...", help="files with TEXT in their path")
     add(
         "--damage",
         **some((*DAMAGES, ALTERED), default=DAMAGES),
@@ -433,14 +433,14 @@ def _options(words: Sequence[str] | None) -> argparse.Namespace:
     add("--limit", type=int, default=0, metavar="N", help="the first N cases")
     add("--jobs", type=int, default=2, metavar="N", help="commands at a time")
     add("--verify", action="store_true", help="give --verify to every command")
-    add("--unread", action="store_true", help="run what the command does not open too")
+    add("--unread", action="store_true", help="also run cases whose file is not opened")
     add("--json", type=Path, metavar="FILE", help="write all cases")
-    add("--folder", type=Path, metavar="DIR", help="keep BAD cases and programs there")
+    add("--folder", type=Path, metavar="DIR", help="keep BAD cases and programs in DIR")
     return parser.parse_args(words)
 
 
 def main(words: Sequence[str] | None = None) -> int:
-    """Runs the cases that the options ask for; returns the exit code."""
+    """Runs the cases that the options select; returns the exit code."""
     options = _options(words)
     begun = time.monotonic()
     with contextlib.ExitStack() as stack:
@@ -466,7 +466,7 @@ def main(words: Sequence[str] | None = None) -> int:
         )
         verdicts = list(run(undamaged(options.command)))
         cases = chosen(built.cases(options.damage), options)
-        # Without results that can be repeated no difference says anything.
+        # If results are not reproducible, differences mean nothing.
         if all(verdict.outcome in GOOD for verdict in verdicts):
             show = _progress(len(cases))
             for verdict in run(cases):

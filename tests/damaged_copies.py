@@ -1,8 +1,8 @@
-"""What `damage` damages: copies of a dataset, of a run, and of one stopped half-way.
+"""Copies for `damage`: of a dataset, of a run, and of a run stopped half-way.
 
-Everything is as small as it can be with all the files that there can be: human and
-machine labels, metadata, tuning and test labels, a label embedding that is dropped, and
-more than one checkpoint a stage.
+All are as small as possible and have every kind of file: human and machine labels,
+metadata, tuning and test labels, a label embedding that is dropped, and more than one
+checkpoint per stage.
 """
 
 import re
@@ -21,7 +21,7 @@ DATA, RUN, STOPPED = "prepared_data", "trained_run", "stopped_run"
 OTHER, IMAGES, RECIPE = "other_run", "images", "recipe.py"
 WORKDIR = f"--workdir={RUN}"
 TRAIN = ("train", f"--config={RECIPE}", f"--data_dir={DATA}", WORKDIR)
-# In the folder of a case; a run that has to resume bears the name of a trained one.
+# In the folder of a case, a run to resume has the name of the trained run.
 COMMANDS = {
     "train": TRAIN,
     "resume": TRAIN,
@@ -37,13 +37,13 @@ COMMANDS_OF = {
 }
 UNDAMAGED = "none"
 DAMAGES = ("deleted", "emptied", "truncated", "flipped", "replaced")
-# Only where it is asked for: no file system does it, but a person may.
+# Only on request: people may do this, but file systems do not.
 ALTERED = "altered"
 LABEL_LISTS = ("labels.csv", "label_ids.labels.txt", "label_sources.labels.txt")
 FLIPPED_BYTES = 64
-# How Orbax names what it stores.
+# Names of files that Orbax stores.
 RANDOM = "[0-9a-f]{32}"
-# The first turns digits into digits, the second into letters; neither leaves ASCII.
+# The first maps digits to digits, the second to letters; both keep ASCII.
 PATTERN = (0x01, 0x5A)
 
 
@@ -85,13 +85,13 @@ STOPPED_AFTER_STEP = 6
 
 @dataclass(frozen=True)
 class Case:
-    """One damage to one file, and the command that meets it.
+    """One damage to one file, and the command that is run on it.
 
     Attributes:
       root: `DATA`, `RUN` or `STOPPED`.
-      file: path below it; "" for an undamaged copy.
-      damage: one of `DAMAGES`, or `UNDAMAGED`.
-      command: one of `COMMANDS`.
+      file: Path below it; "" for an undamaged copy.
+      damage: One of `DAMAGES`, or `UNDAMAGED`.
+      command: One of `COMMANDS`.
     """
 
     root: str
@@ -101,12 +101,12 @@ class Case:
 
     @property
     def place(self) -> str:
-        """The damaged file in the folder of the case."""
+        """Path of the damaged file in the folder of the case."""
         return f"{RUN if self.root == STOPPED else self.root}/{self.file}"
 
     @property
     def name(self) -> str:
-        """The case in words."""
+        """Description of the case."""
         if not self.file:
             return f"undamaged, {self.command}"
         return f"{self.root}/{self.file} {self.damage}, {self.command}"
@@ -118,18 +118,18 @@ class Case:
 
     @property
     def kind(self) -> str:
-        """The file without what differs within its kind."""
+        """Path of the file without the parts that differ within its kind."""
         return f"{self.root}/{kind_of(self.file)}" if self.file else "undamaged"
 
 
 def damage_bytes(content: bytes, damage: str, like: bytes | None) -> bytes | None:
-    """Returns what damage leaves of a file; None for no file.
+    """Returns the content of a file after damage; None for no file.
 
     Args:
-      content: of the file.
-      damage: one of `DAMAGES`, or `ALTERED`: of a text, the digit that is nearest to
-        its middle is another one.
-      like: the content that it is replaced by.
+      content: Content of the file.
+      damage: One of `DAMAGES`, or `ALTERED`, which changes the digit nearest to the
+        middle of a text.
+      like: The content that replaces it.
     """
     match damage:
         case "deleted":
@@ -142,7 +142,7 @@ def damage_bytes(content: bytes, damage: str, like: bytes | None) -> bytes | Non
             changed = bytearray(content)
             count = min(FLIPPED_BYTES, len(content))
             for i in range(count):
-                # In the middle of each part: a first byte gives many formats away.
+                # In the middle of each part: a first byte identifies many formats.
                 place = (2 * i + 1) * len(content) // (2 * count)
                 changed[place] ^= PATTERN[i % len(PATTERN)]
             return bytes(changed)
@@ -163,7 +163,7 @@ def _other_digit(content: bytes) -> bytes:
 
 
 def kind_of(file: str) -> str:
-    """Returns a path without the parts in which files of one kind differ."""
+    """Returns a path without the parts that differ within a kind of file."""
     file = re.sub(rf"\b{RANDOM}\b", "*", file)
     file = re.sub(r"^checkpoints/\w+/\d+/", "checkpoints/*/*/", file)
     file = re.sub(r"events\.\d+\.out\..*", "events.*", file)
@@ -177,11 +177,11 @@ def files_of(root: Path) -> list[str]:
 
 
 def like_of(root: Path, file: str, other: Path) -> bytes | None:
-    """Returns the like of a file in another folder; None where there is none.
+    """Returns the counterpart of a file in another folder; None if there is none.
 
-    That of the same path; of a file with a random name the one in the same folder,
-    or in a folder of the same kind, that has its rank by size. The labels are the
-    same in both, so theirs are put into another order.
+    The counterpart has the same path. For a file with a random name, it is the file
+    with the same rank by size in the same folder, or in a folder of the same kind. The
+    labels are the same in both, so lists of labels are put into another order.
     """
     if Path(file).name in LABEL_LISTS:
         head = file.endswith(".csv")
@@ -204,11 +204,11 @@ def like_of(root: Path, file: str, other: Path) -> bytes | None:
 
 
 class Built:
-    """Two datasets of the same sizes, and on each a trained and a stopped run.
+    """Two datasets of the same sizes, each with a trained and a stopped run.
 
     Args:
-      folder: where they are, in `one` and `other`.
-      extra: words for every command.
+      folder: Contains `one` and `other`.
+      extra: Additional words for every command.
     """
 
     def __init__(self, folder: Path, extra: Sequence[str]):
@@ -219,7 +219,7 @@ class Built:
         self._likes: dict[tuple[str, str], bytes | None] = {}
 
     def build(self, *, at_once: int, stopped: bool) -> None:
-        """Draws, prepares and trains; `stopped`: what has to resume too."""
+        """Draws, prepares and trains; `stopped` adds the run to resume."""
         shutil.rmtree(self._cases, ignore_errors=True)
         for folder in (self.one, self.other):
             shutil.rmtree(folder, ignore_errors=True)
@@ -243,7 +243,7 @@ class Built:
                     raise SystemExit(f"building ends with code {ended.code}:\n{said}")
 
     def cases(self, damages: Sequence[str]) -> list[Case]:
-        """Returns every case with some kinds of damage, of the dataset first."""
+        """Returns every case with these kinds of damage, those of the dataset first."""
         found = []
         for root, commands in COMMANDS_OF.items():
             if not (self.one / root).exists():
@@ -252,14 +252,15 @@ class Built:
                 content = (self.one / root / file).read_bytes()
                 for damage in damages:
                     left = damage_bytes(content, damage, self._like(root, file))
-                    # Damage that changes nothing is none, and some have no like.
+                    # Skips damage that changes nothing, and files without a
+                    # counterpart.
                     if left == content or (left is None and damage != "deleted"):
                         continue
                     found += [Case(root, file, damage, name) for name in commands]
         return found
 
     def make_folder(self, case: Case) -> Path:
-        """Returns a fresh copy of everything, damaged as the case says."""
+        """Returns a fresh copy of everything, damaged as in the case."""
         self._count += 1
         folder = self._cases / f"{self._count:06d}"
         run = STOPPED if case.command == "resume" else RUN
@@ -294,7 +295,7 @@ class Built:
 
 
 def _prepare(seed: int) -> int:
-    """Draws a small challenge with all the files there can be, and prepares it."""
+    """Draws a small challenge with every kind of file, and prepares it."""
     from jaxii.prepare.toy_regions import writer
 
     drawn = writer.write(
@@ -324,7 +325,7 @@ def _train_half(seed: int) -> int:
 
 
 def _export(call: Callable[[], int], reference: Path) -> int:
-    """Exports, and applies the program unless it is that of the undamaged run."""
+    """Exports, and applies the program unless it equals that of the undamaged run."""
     code = call()
     if code != DONE:
         return code

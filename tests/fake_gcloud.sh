@@ -1,12 +1,13 @@
 #!/usr/bin/env bash
-# A `gcloud` that has one pod of two workers, for the tests of launch/tpu_pod.sh.
+# A fake `gcloud` with one pod of two workers, for the tests of launch/tpu_pod.sh.
 #
-# $FAKE/request and $FAKE/node hold what Google would say, worker0 and worker1 are the
-# workers' home folders. A command sent to a worker is run, in its home, with a `python3`
-# and a `uv` that install a `python` which only counts and ends as told: line N of
-# $FAKE/outcomes, one word a worker, is what becomes of the Nth run: an exit code;
-# `preempted`, the pod is taken meanwhile; or `running`, it does not end. With
-# $FAKE/broken.workerI, worker I cannot be set up. Every call is a line of $FAKE/calls.
+# $FAKE/request and $FAKE/node hold the states that Google would report; worker0 and
+# worker1 are the workers' home folders. A command for a worker runs in its home, with a
+# `python3` and a `uv` that install a `python` which only counts its runs and ends as
+# specified. Line N of $FAKE/outcomes has one word per worker, the outcome of run N: an
+# exit code; `preempted`, if the pod is preempted during the run; `running`, if it does
+# not end. If $FAKE/broken.workerI exists, the setup of worker I fails. Every call is a
+# line of $FAKE/calls.
 set -euo pipefail
 echo "$*" >> "$FAKE/calls"
 
@@ -75,7 +76,7 @@ case "$1 $2 $3 $4" in
         for word in "$@"; do
             case $word in
                 --worker=all) workers=(worker0 worker1) ;;
-                # A person, who leaves after a second.
+                # A person, who stops watching after a second.
                 --worker=*) workers=("worker${word#*=}") patience=1 ;;
                 --command=*) command=${word#*=} ;;
             esac

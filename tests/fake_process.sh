@@ -1,8 +1,9 @@
 #!/usr/bin/env bash
 # A `python` that is one process of a run, for the tests of launch/rehearse.sh and slurm.sh.
 #
-# Word I of $OUTCOMES is what becomes of process I: an exit code, or `waiting`: it ends
-# with 75 on SIGTERM or SIGINT, `stubborn`: with nothing. Each writes what it was given.
+# Word I of $OUTCOMES is the outcome of process I: an exit code; `waiting`, if it ends
+# with 75 on SIGTERM or SIGINT; or `stubborn`, if neither ends it. Each prints its
+# settings and arguments.
 for word in "$@"; do
     [[ $word != --process_id=* ]] || me=${word#*=}
 done

@@ -1,7 +1,7 @@
-"""Commands of jaxii in forked children of one process that has imported everything.
+"""Runs commands of jaxii in forked children of a process that has all imports.
 
-A command in a process of its own spends seconds on imports; a fork spends none. The
-parent never touches a device: XLA's threads would not survive the fork.
+A command in its own process spends seconds on imports; a fork spends none. The parent
+never touches a device, because XLA's threads do not survive a fork.
 """
 
 import contextlib
@@ -21,19 +21,20 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-# What a child says on the two streams, in its folder.
+# Files for the output of a child, in its folder.
 STDOUT, STDERR = "stdout.txt", "stderr.txt"
 _OPENED = 0x20
 _EVENT = struct.Struct("iIII")
 
 
 def prepare_imports(cache: Path) -> None:
-    """Imports what the commands import, on one CPU device, without touching it.
+    """Imports what the commands import, for one CPU device, without touching it.
 
     Args:
-      cache: folder of compiled programs, which all children share.
+      cache: Folder of compiled programs, shared by all children.
     """
-    # Hardly optimised programs compile in half the time, and here run once.
+    # Programs run once here, and with little optimisation they compile in half the
+    # time.
     flags = (
         "--xla_backend_optimization_level=0",
         "--xla_llvm_disable_expensive_passes=true",
@@ -47,13 +48,13 @@ def prepare_imports(cache: Path) -> None:
         "JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS": "0",
         "JAX_PERSISTENT_CACHE_MIN_ENTRY_SIZE_BYTES": "-1",
     }
-    # JAX warns of every fork, as it cannot know that no device was touched.
+    # JAX warns of every fork, because it cannot know that no device was touched.
     warnings.filterwarnings("ignore", message=".*fork.*")
     from jaxii import main  # noqa: F401
     from jaxii.report import comparison_page, page  # noqa: F401
 
     gc.collect()
-    # The children copy no page only because the collector looked at it.
+    # Keeps the children from copying pages only because the collector visits them.
     gc.freeze()
 
 
@@ -74,10 +75,10 @@ class Ended:
     """How a child ended.
 
     Attributes:
-      code: its exit code, or minus the signal that ended it.
-      cpu_seconds: of processor time.
-      wall_seconds: of wall-clock time.
-      peak_bytes: most memory, with that of the parent when it forked.
+      code: Exit code, or minus the signal that ended the child.
+      cpu_seconds: Processor time.
+      wall_seconds: Wall-clock time.
+      peak_bytes: Peak memory, including that of the parent at the fork.
     """
 
     code: int
@@ -87,14 +88,14 @@ class Ended:
 
     @property
     def hung(self) -> bool:
-        """Whether it did not end within its time."""
+        """Whether the child exceeded its time."""
         return self.code == -signal.SIGALRM
 
 
 def start(act: Callable[[], int], folder: Path, most_seconds: int) -> int:
     """Forks a child that calls `act` in a folder; returns its process id.
 
-    The exit code is what `act` returns, or 1 with a traceback.
+    The exit code is the result of `act`, or 1 with a traceback.
     """
     sys.stdout.flush()
     sys.stderr.flush()
@@ -103,7 +104,7 @@ def start(act: Callable[[], int], folder: Path, most_seconds: int) -> int:
         return pid
     code = 1
     try:
-        # Ends the process by default, whatever it waits for.
+        # By default, the alarm ends the process, whatever it waits for.
         signal.alarm(most_seconds)
         os.chdir(folder)
         for name, number in ((STDOUT, 1), (STDERR, 2)):
@@ -128,15 +129,15 @@ def run_all(
     at_once: int,
     most_seconds: int,
 ) -> Iterator[tuple[Any, Path, Ended]]:
-    """Runs children, some at a time; yields each when it has ended.
+    """Runs children, `at_once` at a time; yields each when it has ended.
 
     Args:
-      jobs: anything to know it by, what is called, and what makes its folder.
-      at_once: children.
-      most_seconds: of each.
+      jobs: An identifier, the function to call, and a function that makes its folder.
+      at_once: Number of children at a time.
+      most_seconds: Time limit of each.
 
     Yields:
-      What the job is known by, its folder, and how it ended.
+      The identifier of the job, its folder, and how it ended.
     """
     running: dict[int, tuple[Any, Path, float]] = {}
     waiting = iter(jobs)
@@ -175,15 +176,15 @@ def run_all(
 
 
 def said(folder: Path) -> str:
-    """Returns the end of what a child wrote to stderr."""
+    """Returns the end of a child's stderr."""
     return (folder / STDERR).read_text(errors="replace")[-4000:]
 
 
 class Watch:
-    """Notes which files below a folder are opened, by whichever process (Linux).
+    """Records which files below a folder are opened by any process (Linux).
 
     Args:
-      folder: with all that is in it now.
+      folder: Watched with everything that it contains now.
     """
 
     def __init__(self, folder: Path):
@@ -198,7 +199,7 @@ class Watch:
             self._places[number] = path
 
     def opened(self) -> set[str]:
-        """Returns the opened files and folders, relative to the folder; ends."""
+        """Stops; returns the opened files and folders, relative to the folder."""
         found = set()
         with contextlib.suppress(BlockingIOError):
             while True:

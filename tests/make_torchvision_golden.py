@@ -1,9 +1,9 @@
-"""Records torchvision's and timm's logits, and small files of torch itself.
+"""Records logits of torchvision and timm, and small files of torch.
 
-Run `python tests/make_torchvision_golden.py` where torch, torchvision and timm are
-installed (recorded with torch 2.14.1, torchvision 0.29.1 and timm 1.0.31 on a CPU,
-float32). The weights of the logits are not stored: each is drawn by a generator seeded
-by its name, here and in the tests.
+Run `python tests/make_torchvision_golden.py` in an environment with torch, torchvision
+and timm (recorded with torch 2.14.1, torchvision 0.29.1 and timm 1.0.31 on a CPU,
+float32). The weights behind the logits are not stored: each is drawn by a generator
+seeded with its name, both here and in the tests.
 """
 
 import zlib
@@ -17,7 +17,7 @@ BLOCKS = {18: (2, 2, 2, 2), 50: (3, 4, 6, 3)}
 
 
 class Recorded(NamedTuple):
-    """A network that is recorded, and what it is called here."""
+    """A recorded network, and its name here."""
 
     library: str
     depth: int
@@ -37,7 +37,7 @@ TORCH_FILES = {
     "zip": GOLDEN / "torch_checkpoint.pth.tar",
     "legacy": GOLDEN / "torch_checkpoint_legacy.pth.tar",
 }
-# The averaged weights in them; the first one's first two axes are exchanged there.
+# The averaged weights; in the first one, the first two axes are swapped.
 CHECKPOINT = {
     "0.weight": np.arange(6, dtype=np.float32).reshape(2, 3, 1, 1),
     "0.bias": np.array([1.5, -2.0], np.float32),
@@ -47,7 +47,7 @@ CHECKPOINT = {
 
 
 def golden_file(name: str) -> Path:
-    """Returns where the logits of a network are recorded."""
+    """Returns the path of a network's recorded logits."""
     return GOLDEN / f"{RECORDED[name].library}_{name}.npz"
 
 
@@ -92,7 +92,7 @@ def torchvision_shapes(
                 shapes[f"{at}.se.fc2.weight"] = (outer, outer // 16, 1, 1)
                 shapes[f"{at}.se.fc2.bias"] = (outer,)
             if block == 0 and channels != outer:
-                # timm's ResNet-D has an average pool, or nothing, at 0.
+                # timm's ResNet-D has an average pool or nothing at index 0.
                 first = 1 if variant == "resnet_d" else 0
                 down = f"{at}.downsample"
                 norm = f"{down}.{first + 1}"
@@ -153,7 +153,7 @@ def live_model(name: str) -> tuple[dict, np.ndarray]:
 
 
 def write_checkpoints() -> None:
-    """Writes what a training script saves, in both of torch's formats."""
+    """Writes the files of a training script in both of torch's formats."""
     import argparse
 
     import torch
@@ -168,7 +168,7 @@ def write_checkpoints() -> None:
         averaged[f"module.{key}"] = torch.from_numpy(array.copy())
     averaged["module.0.bias"] = averaged["module.0.bias"].bfloat16()
     averaged["module.1.weight"] = averaged["module.1.weight"].half()
-    # Strides of torch's own: channels last.
+    # Strides of torch's channels-last layout.
     averaged["module.0.weight"] = averaged["module.0.weight"].permute(1, 0, 2, 3)
     checkpoint = {
         "epoch": 3,

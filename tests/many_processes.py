@@ -1,7 +1,8 @@
-"""Real processes over loopback that train one small run as a user would start it.
+"""Trains one small run in real processes over loopback, as a user would start it.
 
-A ResNet-18 of width 8 on images of 32 pixels in float32: what a topology changes can
-be told from rounding. Shared by the tests and by the rehearsals in `benchmarks`.
+The run is a ResNet-18 of width 8 on images of 32 pixels in float32, so that effects of
+a topology can be distinguished from rounding. Shared by the tests and by the rehearsals
+in `benchmarks`.
 """
 
 import contextlib
@@ -27,7 +28,7 @@ ROOT = Path(__file__).parent.parent
 STAGE = "only"
 PREEMPTED = 75
 MOST_SECONDS = 240.0
-# Where `recorded_main` writes what each process trained on.
+# `recorded_main` writes the examples of each process there.
 RECORDS = "RECORDS_OF_EXAMPLES"
 RECIPE = """
 from jaxii.config import default_config
@@ -57,7 +58,7 @@ def get_config(name=""):
 
 
 def prepare_folder(folder, *, num_train=120, num_test=29):
-    """Writes recipe and data that the runs in a folder share."""
+    """Writes the recipe and the data that the runs in a folder share."""
     (folder / "recipe.py").write_text(RECIPE)
     files = writer.write(
         folder / "files", num_train=num_train, num_tuning=10, num_test=num_test
@@ -75,12 +76,12 @@ class Run:
     """A workdir that can be trained by any number of processes.
 
     Args:
-      folder: prepared; holds the logs too.
-      name: of the workdir in it.
-      num_devices: over all processes.
-      flags: of jaxii, besides the recipe, the data and the place.
-      is_recorded: write down which examples every step of each process trained on.
-      most_seconds: to wait for a line or for the end.
+      folder: A prepared folder; also holds the logs.
+      name: Name of the workdir in it.
+      num_devices: Number over all processes.
+      flags: Flags of jaxii, besides recipe, data and workdir.
+      is_recorded: Record the examples of every step of each process.
+      most_seconds: Time limit when waiting for a line or for the end.
       platforms: JAX_PLATFORMS of the processes.
     """
 
@@ -103,7 +104,7 @@ class Run:
         self.processes, self.port = [], 0
 
     def start(self, count, *, evaluates=False):
-        """Starts `count` processes that train, or evaluate what was trained."""
+        """Starts `count` processes that train, or that evaluate the trained run."""
         with socket.socket() as one:
             one.bind(("127.0.0.1", 0))
             self.port = one.getsockname()[1]
@@ -146,7 +147,7 @@ class Run:
                 )
 
     def wait(self, seconds=None):
-        """Waits for all and returns their exit codes; None of what had to be ended."""
+        """Waits for all and returns their exit codes; None for killed ones."""
         deadline = time.monotonic() + (seconds or self.most_seconds)
         codes = []
         for process in self.processes:
@@ -157,7 +158,7 @@ class Run:
         return codes
 
     def stop(self):
-        """Ends what still runs."""
+        """Ends processes that still run."""
         for process in self.processes:
             if process.poll() is None:
                 process.kill()
@@ -173,7 +174,7 @@ class Run:
         return self._log_file(index).read_text()
 
     def logs(self):
-        """Returns the last lines of every log, for whoever looks for a reason."""
+        """Returns the last lines of every log, for error messages."""
         return "\n".join(
             f"--- process {i}\n" + "\n".join(self.log(i).splitlines()[-8:])
             for i in range(len(self.processes))
@@ -197,7 +198,7 @@ class Run:
         return found
 
     def last(self):
-        """Returns the last checkpoint: what it says of itself, and all its arrays."""
+        """Returns the last checkpoint: its metadata and all its arrays."""
         saved = self.saved()[-1]
         folder = self.workdir / "checkpoints" / STAGE / str(saved.step)
         whole = replicated(make_mesh(jax.devices()[:1]))
@@ -215,9 +216,9 @@ class Run:
         return saved, arrays
 
     def examples(self):
-        """Returns step -> process -> (positions, indices) as they were trained on.
+        """Returns step -> process -> the (positions, indices) it trained on.
 
-        Of a step that was done again, after a process was killed, the last time.
+        If a step was repeated after a process was killed, the last time counts.
         """
         steps = {}
         for path in self.records.glob("*.jsonl"):

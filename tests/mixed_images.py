@@ -1,4 +1,4 @@
-"""A folder of images as people have them: other formats, turned, damaged, odd names.
+"""A folder of realistic images: several formats, rotated, damaged, odd names.
 
 Shared by the tests of `predict` and by its rehearsal in `benchmarks`.
 """
@@ -14,7 +14,7 @@ import cv2
 import numpy as np
 from PIL import Image
 
-# EXIF orientation -> how an upright image is stored so that it says that.
+# EXIF orientation -> transposition of an upright image for storage with it.
 STORED = {
     1: lambda image: image,
     2: lambda image: image.transpose(Image.Transpose.FLIP_LEFT_RIGHT),
@@ -67,7 +67,7 @@ def in_16_bits(image: Image.Image) -> bytes:
     return cv2.imencode(".png", pixels)[1].tobytes()
 
 
-# Encoding -> suffix, bytes of an upright RGB image, whether the colours stay.
+# Encoding -> suffix, bytes of an upright RGB image, whether it keeps the colours.
 WHOLE = {
     "JPEG": (".jpg", lambda x: saved(x, "JPEG", quality=95), True),
     "JPEG progressive": (
@@ -105,7 +105,7 @@ WHOLE = {
 
 
 def without_size(image: Image.Image) -> bytes:
-    """Returns a PNG whose header says 0 x 0 pixels, with a right checksum."""
+    """Returns a PNG whose header declares 0 x 0 pixels, with a correct checksum."""
     header = b"IHDR" + struct.pack(">IIBBBBB", 0, 0, 8, 2, 0, 0, 0)
     encoded = saved(image, "PNG")
     return encoded[:12] + header + struct.pack(">I", zlib.crc32(header)) + encoded[33:]
@@ -132,12 +132,12 @@ DAMAGED = {
 
 @dataclass(frozen=True)
 class Written:
-    """A file, by its name below the folder.
+    """An image file.
 
     Attributes:
-      name: of the file.
-      kind: a key of WHOLE or DAMAGED.
-      scene: which image it shows.
+      name: Path below the folder.
+      kind: A key of WHOLE or DAMAGED.
+      scene: Index of the image that it shows.
     """
 
     name: str
@@ -155,10 +155,10 @@ def write(
     """Writes files of all kinds, in folders three deep; returns them by name, sorted.
 
     Args:
-      folder: made.
-      scenes: upright RGB images, taken in turn.
-      num_files: in all.
-      num_damaged: of them, spread evenly.
+      folder: Created.
+      scenes: Upright RGB images, used in turn.
+      num_files: Number of files.
+      num_damaged: Number of damaged files among them, evenly spaced.
     """
     damaged = {i * num_files // num_damaged for i in range(num_damaged)}
     whole_kinds, faults = itertools.cycle(WHOLE), itertools.cycle(DAMAGED)

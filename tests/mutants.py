@@ -1,18 +1,18 @@
-"""Mutation testing: which changes of a module do its tests notice?
+"""Mutation testing: shows which changes of a module its tests notice.
 
     pip install mutmut
     python -m tests.mutants                          # a sample of every area
     python -m tests.mutants metrics labels --sample=0    # every mutant of two areas
     python -m tests.mutants --out=mutants.jsonl      # keeps outcomes; again: survivors
 
-A mutant is a module with one change of mutmut's: another operator, number or string,
+A mutant is a module with one of mutmut's changes: another operator, number or string,
 `None` for an argument or a value, an argument left out, a condition inverted. It is
-killed if one of the tests of its module fails. Messages of errors, annotations, imports
-and decorators are left alone. `EXPLAINED` names the mutants that no test can kill, or
-needs to: those that only cost time or memory, and those that change nothing.
+killed if one of the tests of its module fails. Error messages, annotations, imports and
+decorators are not changed. `EXPLAINED` lists the mutants that no test can or needs to
+kill: those that only cost time or memory, and those that change nothing.
 
-Mutants run in forked children of one process that has imported what tests import; the
-exit code is 1 if a mutant survives that is not explained. Linux only.
+Mutants run in forked children of one process that has imported what tests import. The
+exit code is 1 if an unexplained mutant survives. Linux only.
 """
 
 import argparse
@@ -77,9 +77,9 @@ AREAS: dict[str, dict[str, str]] = {
     "multitask": {"models/multitask": "multitask_network"},
 }
 TESTS = {module: names for area in AREAS.values() for module, names in area.items()}
-# Patterns of the module and of the change, and why it may survive.
+# Pattern of the module, pattern of the change, and why the change may survive.
 EXPLAINED: tuple[tuple[str, str, str], ...] = (
-    ("", r"(zip\(|strict).*strict=None", "what is joined is of one length"),
+    ("", r"(zip\(|strict).*strict=None", "the joined lists have equal lengths"),
     ("", r"ThreadPoolExecutor", "costs time only"),
     ("", r"allow_pickle=None", "None is false"),
     ("", r"setNumThreads|num_threads: int", "costs time only"),
@@ -91,14 +91,14 @@ EXPLAINED: tuple[tuple[str, str, str], ...] = (
     ("", r"overwrite_a=None", "None is false"),
     ("data/labels|data/label_embedding", r"astype\(None\)", "NumPy's float64"),
     ("data/label_embedding", r"EXACT_MAX_CLASSES", "costs time only"),
-    ("data/label_embedding", r"norm\(wide", "only scales what is made orthonormal"),
-    ("data/label_embedding", r"block -= noise", "noise has no sign"),
+    ("data/label_embedding", r"norm\(wide", "only a scale before QR"),
+    ("data/label_embedding", r"block -= noise", "the sign of noise does not matter"),
     ("data/labels", r"np.arange\(num_rows, \)", "NumPy's default is int64"),
     ("data/labels", r"kind.get\(label, ", "no confidence is below 0"),
-    ("data/labels", r"num_labels = ", "a larger number keeps the keys apart too"),
+    ("data/labels", r"num_labels = ", "a larger number keeps the keys distinct too"),
     ("decoding/calibration", r"pull \* away", "only shortens steps to the same root"),
     ("decoding/expected_f", r"BLOCK =", "costs time and memory only"),
-    ("metrics/average_precision", r"wide = num_bins <=", "both ways are near enough"),
+    ("metrics/average_precision", r"wide = num_bins <=", "both are accurate enough"),
     ("metrics/bootstrap", r"_DRAWS", "costs time and memory only"),
     ("metrics/exact_sum", r"np.asarray\(limb, \)", "quotients are float64 too"),
     ("metrics/f_beta", r"astype\(None\)", "float64 compares alike"),
@@ -111,20 +111,20 @@ EXPLAINED: tuple[tuple[str, str, str], ...] = (
     ("metrics/histogram", r"CELL_OF_HALF \+ 2", "a longer table of the same numbers"),
     ("metrics/calibration_error", r"zeros\(1, \)", "JAX's default type"),
     ("models/multitask", r"np.zeros\(num_classes, None\)", "float32 as a parameter"),
-    ("models/multitask", r"folds_norms=", "another form of the same numbers on TPUs"),
-    ("objective/losses", r"axis=\+1", "the last axis of two"),
+    ("models/multitask", r"folds_norms=", "the same numbers in another form, on TPUs"),
+    ("objective/losses", r"axis=\+1", "the last of two axes"),
     ("objective/objective", r"set\(1.0, \)", "JAX's default drops too"),
     ("objective/objective", r"jnp.(zeros|arange)\(.*, \)", "JAX's default type"),
-    ("train/stages", r"TypedDict, total", "for type checkers alone"),
-    ("train/stages", r"previous: list", "only whether it is empty is asked"),
+    ("train/stages", r"TypedDict, total", "only for type checkers"),
+    ("train/stages", r"previous: list", "only its emptiness is tested"),
 )
-# What tests import and jaxii does not change.
+# Packages that tests import and jaxii does not change.
 IMPORTED = (
     *("beartype", "cv2", "doctest", "flax.nnx", "grain", "jax.numpy", "jaxtyping"),
     *("optax", "orbax.checkpoint", "polars", "scipy.linalg", "scipy.sparse"),
     *("scipy.special", "scipy.stats", "sklearn.calibration", "sklearn.linear_model"),
 )
-# Of wall-clock time, for a child that sleeps; processor time is limited by module.
+# Wall-clock limit, for a child that sleeps; processor time is limited per module.
 LONGEST_SECONDS = 3600
 _LEFT_ALONE = (cst.Annotation, cst.Decorator, cst.Import, cst.ImportFrom, cst.Raise)
 
@@ -134,10 +134,10 @@ class Mutant:
     """A module with one change.
 
     Attributes:
-      module: path below `jaxii/`, without its suffix.
-      line: of the change, from 1.
-      change: removed and added lines.
-      source: the whole module.
+      module: Path below `jaxii/`, without its suffix.
+      line: Line of the change, from 1.
+      change: Removed and added lines.
+      source: The whole module.
     """
 
     module: str
@@ -151,7 +151,7 @@ class Mutant:
 
     @property
     def functions(self) -> set[str]:
-        """The functions that the line is in."""
+        """Names of the functions that contain the line."""
         tree = ast.parse((ROOT / "jaxii" / f"{self.module}.py").read_text())
         return {
             node.name
@@ -172,7 +172,7 @@ class Mutant:
 
 
 class _Changes(cst.CSTVisitor):
-    """Collects nodes with what mutmut makes of them."""
+    """Collects nodes with their mutations by mutmut."""
 
     def __init__(self):
         self.found: list[tuple[cst.CSTNode, cst.CSTNode]] = []
@@ -186,7 +186,7 @@ class _Changes(cst.CSTVisitor):
         for kind, operator in mutation_operators:
             if isinstance(node, kind):
                 changed = list(operator(node))
-                # Of a string, not also its upper and its lower case.
+                # Only the first mutation of a string, without its upper and lower case.
                 if isinstance(node, cst.BaseString):
                     changed = changed[:1]
                 self.found += [(node, other) for other in changed]
@@ -194,7 +194,7 @@ class _Changes(cst.CSTVisitor):
 
 
 def _is_about_types(node: cst.CSTNode) -> bool:
-    """Whether a node is an overload, an alias of a type or an axis string."""
+    """Returns whether a node is an overload, a type alias or an axis string."""
     if isinstance(node, cst.FunctionDef):
         return any(_name(each.decorator) == "overload" for each in node.decorators)
     if isinstance(node, cst.Subscript):
@@ -209,7 +209,7 @@ def _name(node: cst.CSTNode) -> str:
 
 
 def mutants(module: str) -> list[Callable[[], Mutant]]:
-    """Returns what makes each mutant of a module, in the order of its text."""
+    """Returns functions that make the mutants of a module, in the order of its text."""
     old = (ROOT / "jaxii" / f"{module}.py").read_text()
     tree, changes = cst.parse_module(old), _Changes()
     tree.visit(changes)
@@ -224,7 +224,7 @@ def mutants(module: str) -> list[Callable[[], Mutant]]:
 
 
 class _Watch:
-    """Writes down how long each test takes and which functions of jaxii it calls."""
+    """Records the time of each test and the functions of jaxii that it calls."""
 
     def __init__(self, notes: Path):
         self._notes, self._found = notes, {}
@@ -249,7 +249,7 @@ class _Watch:
 
 
 class _Order:
-    """Runs the tests that call some functions first, the quickest before others."""
+    """Runs the tests that call these functions first, in order of their time."""
 
     def __init__(self, functions: set[str], notes: Path):
         self._functions, self._notes = functions, json.loads(notes.read_text())
@@ -283,7 +283,7 @@ def _mutated(mutant: Mutant, notes: Path, most_seconds: int) -> Callable[[], int
         if Path(name) == path:
             return mutant.source.encode()
         if Path(name).match(compiled):
-            raise OSError("compiled from the module as it is")
+            raise OSError("compiled from the unchanged module")
         return Path(name).read_bytes()
 
     def act() -> int:
@@ -314,7 +314,7 @@ def run(chosen: Sequence[Mutant], *, at_once: int) -> Iterator[tuple[Mutant, str
         for name, place, ended in run_all(plain):
             if ended.code:
                 text = (place / forked.STDOUT).read_text() + forked.said(place)
-                sys.exit(f"test_{name}.py fails as it is\n{text}")
+                sys.exit(f"test_{name}.py fails without changes\n{text}")
             print(f"test_{name}.py takes {ended.cpu_seconds:.1f} s", flush=True)
             most_seconds[name] = round(20 + 4 * ended.cpu_seconds)
         mutated = (
@@ -328,7 +328,7 @@ def run(chosen: Sequence[Mutant], *, at_once: int) -> Iterator[tuple[Mutant, str
 
 
 def table(chosen: Mapping[str, Sequence[Mutant]], alive: Sequence[Mutant]) -> str:
-    """Returns a row an area, in Markdown."""
+    """Returns a row per area, in Markdown."""
     rows = ["| area | mutants | killed | explained | survivors |", "|---" * 5 + "|"]
     every = [mutant for mutants in chosen.values() for mutant in mutants]
     for area, mutants in (*chosen.items(), ("all", every)):
@@ -350,7 +350,7 @@ def main() -> int:
         importlib.import_module(name)
     gc.collect()
     gc.freeze()
-    # JAX warns of every fork, as it cannot know that no device was touched.
+    # JAX warns of every fork, because it cannot know that no device was touched.
     warnings.filterwarnings("ignore", message=".*fork.*")
     chosen = {area: _sample(area, options) for area in options.areas or AREAS}
     known: dict[tuple[str, int, str], str] = {}
@@ -386,10 +386,10 @@ def _options() -> argparse.Namespace:
     )
     add = parser.add_argument
     add("areas", nargs="*", metavar="AREA", help=f"of {', '.join(AREAS)}")
-    add("--sample", type=int, default=60, help="mutants an area; 0 for all")
+    add("--sample", type=int, default=60, help="mutants per area; 0 for all")
     add("--seed", type=int, default=0, help="of the sample")
     add("--at_once", type=int, default=1, help="children")
-    add("--out", type=Path, help="keeps what was killed, to be left out next time")
+    add("--out", type=Path, help="outcomes; killed ones are skipped later")
     options = parser.parse_args()
     if unknown := set(options.areas) - set(AREAS):
         parser.error(f"{', '.join(unknown)}: unknown; use {', '.join(AREAS)}")

@@ -1,9 +1,9 @@
-"""Files that are called like images and cannot be read as such; a program that tries.
+"""Files with names of images that cannot be read as images; a program that tries.
 
     python tests/odd_files.py FOLDER
 
-reads FOLDER, as `write` made it, with `prepare`, `new` and `predict`'s reader, and
-prints what each of them says of the files as JSON. A process of its own, since code
+Reads FOLDER, which `write` made, with `prepare`, `new` and the reader of `predict`, and
+prints their messages about the files as JSON. It is a process of its own, because code
 that opens a pipe waits for ever and cannot be stopped in a thread.
 """
 
@@ -17,7 +17,7 @@ from pathlib import Path
 
 import small_layout
 
-# Name -> what is said of it.
+# Name -> the message about it.
 FAULTS = {
     "a_pipe.jpg": "not a regular file",
     "a_socket.jpg": "not a regular file",
@@ -27,7 +27,7 @@ FAULTS = {
     "dangling.jpg": "no such file",
     "looping.jpg": "a link to itself",
 }
-# In a list of paths there may be more.
+# Only in a list of paths.
 LISTED_FAULTS = {
     "http://x.org/a.jpg": "an address; images are read from disks and gs:// buckets",
     "s3://x/a.jpg": "an address; images are read from disks and gs:// buckets",

@@ -1,4 +1,4 @@
-"""A network that knows the truth: the shade of an image says which labels it has."""
+"""A network that knows the truth: the shade of an image encodes its labels."""
 
 import contextlib
 from collections.abc import Callable, Sequence
@@ -16,7 +16,7 @@ DARKEST, LIGHTEST = 10, 230
 
 
 def image(kind: int, num_kinds: int) -> bytes:
-    """Returns a JPEG whose shade is that of a kind."""
+    """Returns a JPEG whose shade encodes a kind."""
     step = (LIGHTEST - DARKEST) / (num_kinds - 1)
     return small_layout.jpeg(round(DARKEST + kind * step), 40, 40)
 
@@ -36,7 +36,7 @@ def network(truths: Sequence[Sequence[int]]) -> Callable[..., Network]:
             shade = jnp.mean(images.astype(jnp.float32), axis=(1, 2, 3))
             share = (shade - DARKEST) / (LIGHTEST - DARKEST)
             kind = jnp.round(share * (len(truths) - 1)).astype(jnp.int32)
-            # The gradient of a parameter that changes nothing.
+            # The gradient of a parameter without effect.
             logits = jnp.asarray(table)[kind] + 0 * params["classifier"]["bias"][None]
             return Outputs(logits, None, logits), batch_stats
 

@@ -1,7 +1,7 @@
-"""Images with labels as people have them: four layouts of label files, all dirty.
+"""Realistic labelled images: four layouts of label files, all with errors.
 
-Each function writes `photos/` and, but for the last, `labels.csv`; it returns the words
-that `jaxii new` needs for it. The dirt is the same in all: see `DIRT`.
+Each function writes `photos/` and, except for the last, `labels.csv`; it returns the
+arguments that `jaxii new` needs for it. All have the same errors: see `DIRT`.
 """
 
 import csv
@@ -13,7 +13,7 @@ from pathlib import Path
 # One encoded image and its labels.
 Example = tuple[bytes, Sequence[str]]
 STRANGE = ("<script>alert(1)</script>", "🚤boat", "قارب", "l'été")
-# What `jaxii new` has to say of each layout with a label file; see `_rows`.
+# Messages that `jaxii new` has to print for layouts with a label file; see `_rows`.
 DIRT = (
     r"3 broken images",
     r"2 names in the label file .2 rows. that match no image",
@@ -26,7 +26,7 @@ DIRT = (
 
 
 def photos(root: Path, examples: Sequence[Example]) -> list[str]:
-    """Writes images, two folders with the same names; returns their paths."""
+    """Writes images, with the same names in two folders; returns their paths."""
     names = []
     for i, (encoded, _) in enumerate(examples):
         name = f"{'été' if i % 2 else 'a'}/img{i // 2:04d}.jpg"
@@ -45,7 +45,7 @@ def photos(root: Path, examples: Sequence[Example]) -> list[str]:
 
 
 def _rows(names: Sequence[str], examples: Sequence[Example]) -> list[tuple[str, list]]:
-    """Returns path and labels of each row, with what is wrong with them."""
+    """Returns path and labels of each row, including errors."""
     rows = [
         (name, [*labels, STRANGE[i % 40 // 10]] if i % 10 == 0 else list(labels))
         for i, (name, (_, labels)) in enumerate(zip(names, examples, strict=True))
@@ -54,13 +54,13 @@ def _rows(names: Sequence[str], examples: Sequence[Example]) -> list[tuple[str, 
     rows += [(name, [usual]) for name in ("cut.jpg", "empty.jpg", "page.png")]
     rows += [(name, [usual]) for name in ("gone/1.jpg", "gone/2.jpg")]
     rows.append(("unlabelled.jpg", []))
-    # Twice, and in another case.
+    # Listed twice, once in another case.
     rows += [rows[1], (rows[2][0], [*rows[2][1], "DOG"]), (rows[3][0], ["Dog"])]
     return rows
 
 
 def row_a_label(root: Path, examples: Sequence[Example]) -> list[str]:
-    """Excel in half of Europe: semicolons, a byte order mark, CRLF, `file;label`."""
+    """Excel in much of Europe: semicolons, byte order mark, CRLF, `file;label`."""
     rows = _rows(photos(root, examples), examples)
     lines = [["file", "label", "confidence", "group"]]
     for i, (name, labels) in enumerate(rows):
@@ -72,7 +72,7 @@ def row_a_label(root: Path, examples: Sequence[Example]) -> list[str]:
 
 
 def spaces(root: Path, examples: Sequence[Example]) -> list[str]:
-    """Ids without a suffix, labels between spaces, and a second column of paths."""
+    """Ids without a suffix, labels separated by spaces, a second column of paths."""
     rows = _rows(photos(root, examples), examples)
     lines = [["where", "image_id", "tags"]]
     lines += [[f"photos/{n}", Path(n).with_suffix(""), " ".join(ls)] for n, ls in rows]
@@ -93,7 +93,7 @@ def json_lists(root: Path, examples: Sequence[Example]) -> list[str]:
 
 
 def one_hot(root: Path, examples: Sequence[Example]) -> list[str]:
-    """Tabs, paths from the label file's folder, a column a label."""
+    """Tabs, paths relative to the label file's folder, one column per label."""
     rows = _rows(photos(root, examples), examples)
     names = sorted({label for _, labels in rows for label in labels})
     lines = [["filename", "width", *names]]
@@ -105,7 +105,7 @@ def one_hot(root: Path, examples: Sequence[Example]) -> list[str]:
 
 
 def folders(root: Path, examples: Sequence[Example]) -> list[str]:
-    """No label file: the folder is the label."""
+    """No label file: the folders are the labels."""
     for i, (encoded, labels) in enumerate(examples):
         folder = root / "photos" / labels[0]
         folder.mkdir(parents=True, exist_ok=True)

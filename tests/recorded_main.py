@@ -1,4 +1,4 @@
-"""`jaxii.main`, writing down which examples every step really trained on.
+"""`jaxii.main`, which also records the examples of every step.
 
 Started in its place by `many_processes`; wraps the batches on their way to the loop.
 """
@@ -13,7 +13,7 @@ from jaxii.data import pipeline
 
 
 def recorded(make):
-    """Wraps `pipeline.train_batches`: a line for every batch that the loop takes."""
+    """Wraps `pipeline.train_batches`: writes a line per batch that the loop takes."""
 
     @functools.wraps(make)
     def batches(*args, shard, **more):

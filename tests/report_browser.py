@@ -1,7 +1,7 @@
-"""What a person does with a report, in a browser: sort, search, pick a label.
+"""Uses a report in a browser as a person would: sorts, searches, picks a label.
 
 For `tests/test_report_in_browser.py` and `tests.benchmarks.report_in_browser`, which
-need Playwright and axe (`pip install playwright axe-playwright-python`) and a Chromium.
+need Playwright and axe (`pip install playwright axe-playwright-python`) and Chromium.
 """
 
 import dataclasses
@@ -19,15 +19,15 @@ CHROMIUM = shutil.which("chromium") or shutil.which("google-chrome") or ""
 
 @dataclasses.dataclass
 class Found:
-    """What came of opening one page.
+    """The results of opening one page.
 
     Attributes:
-      megabytes: size of the file.
-      seconds: until the page was loaded and the table of labels was there.
-      noise: console errors and warnings, exceptions, dialogs and foreign requests.
-      axe: findings by impact, in both themes.
-      axe_serious: the serious and critical ones, in words.
-      wrong: what sorting, searching and the rest did not do.
+      megabytes: Size of the file.
+      seconds: Time until the page was loaded and the table of labels was there.
+      noise: Console errors and warnings, exceptions, dialogs and foreign requests.
+      axe: Findings by impact, in both themes.
+      axe_serious: Descriptions of the serious and critical findings.
+      wrong: Failed checks of sorting, searching and the rest.
     """
 
     megabytes: float = 0.0
@@ -40,7 +40,7 @@ class Found:
 
 @contextmanager
 def browser():
-    """Gives a Chromium without a window."""
+    """Yields a headless Chromium."""
     with sync_playwright() as playwright:
         opened = playwright.chromium.launch(
             executable_path=CHROMIUM, args=["--no-sandbox"]
@@ -50,7 +50,7 @@ def browser():
 
 
 def visit(opened, path: Path) -> Found:
-    """Opens a page of jaxii and tries everything on it."""
+    """Opens a page of jaxii and checks everything on it."""
     found = Found(megabytes=path.stat().st_size / 1e6)
     page = opened.new_page(viewport={"width": 1400, "height": 1000})
     _listen(page, path, found.noise)
@@ -86,10 +86,10 @@ def _listen(page: Page, path: Path, noise: list[str]) -> None:
 
 
 def _facts(page: Page):
-    """Yields sentences about the page and whether they hold."""
-    yield "the only scripts are its own", page.locator("script").count() <= 2
+    """Yields statements about the page and whether they hold."""
+    yield "the page has only its own scripts", page.locator("script").count() <= 2
     sources = page.eval_on_selector_all("img", "all => all.map(i => i.src)")
-    yield "images are inside", all(s.startswith("data:") for s in sources)
+    yield "images are embedded", all(s.startswith("data:") for s in sources)
     yield "no name became a link", page.locator("main a").count() == 0
     yield from _theme(page)
     if page.query_selector(".explorer"):
@@ -100,7 +100,7 @@ def _facts(page: Page):
         yield from _pick(page)
     page.set_viewport_size({"width": 420, "height": 800})
     wide = page.evaluate("document.documentElement.scrollWidth")
-    yield f"a narrow window scrolls down only (it is {wide} wide)", wide <= 420
+    yield f"a narrow window scrolls only vertically (width {wide})", wide <= 420
     page.set_viewport_size({"width": 1400, "height": 1000})
 
 
@@ -112,7 +112,7 @@ def _theme(page: Page):
     page.emulate_media(color_scheme="dark")
     yield "the theme follows the system", paper() != before
     page.emulate_media(color_scheme="light")
-    yield "the theme follows it back", paper() == before
+    yield "the theme follows the system back", paper() == before
 
 
 def _column(page: Page, number: int) -> list[float]:
@@ -127,17 +127,17 @@ def _sort(page: Page):
     for number in range(2, 1 + page.locator(".explorer th[aria-sort]").count()):
         head = page.locator(".explorer th[aria-sort]").nth(number - 1)
         for direction in ("ascending", "descending"):
-            # Two clicks reach either direction, whichever the table started with.
+            # Two clicks reach both directions, whatever the initial order is.
             for _ in range(2):
                 if head.get_attribute("aria-sort") != direction:
-                    # By keyboard: the button has to be reachable and to react.
+                    # By keyboard: the button has to be focusable and to react.
                     head.locator("button").focus()
                     page.keyboard.press("Enter")
             values = _column(page, number)
             wanted = sorted(values, reverse=direction == "descending")
             yield f"column {number} sorts {direction}", values == wanted
             yield (
-                f"column {number} says {direction}",
+                f"column {number} is marked {direction}",
                 head.get_attribute("aria-sort") == direction,
             )
     page.locator(".explorer th[aria-sort] button").first.click()
@@ -155,10 +155,10 @@ def _search(page: Page):
         )
         yield f"searching {name!r} finds it, as text", name in shown
         said = page.text_content(".explorer .found")
-        yield f"the count after {name!r} is said ({said})", said.endswith(" labels")
+        yield f"the count for {name!r} is shown ({said})", said.endswith(" labels")
     page.fill(".explorer input", "no label has this name \u2603")
     yield (
-        "nothing is found for nothing",
+        "an unknown name finds nothing",
         page.locator(".explorer tbody tr").count() == 0,
     )
     page.fill(".explorer input", "")
@@ -175,7 +175,7 @@ def _turn(page: Page):
         "the next page has other labels",
         (page.text_content(".explorer tbody th bdi") != first),
     )
-    yield "the next page is said", "Page 2" in page.text_content(".pager span")
+    yield "the page number is shown", "Page 2" in page.text_content(".pager span")
 
 
 def _pick(page: Page):
@@ -210,11 +210,11 @@ def _pick(page: Page):
 def _on_paper(page: Page):
     if not page.query_selector(".explorer"):
         return
-    yield "on a screen the whole table is shown", page.is_visible(".explorer table")
-    yield "and not its ends", not page.is_visible(".static table")
+    yield "the screen shows the whole table", page.is_visible(".explorer table")
+    yield "the screen hides the table of ends", not page.is_visible(".static table")
     page.emulate_media(media="print")
-    yield "on paper the ends of the table are shown", page.is_visible(".static table")
-    yield "and nothing to press", page.locator("button:visible").count() == 0
+    yield "paper shows the ends of the table", page.is_visible(".static table")
+    yield "paper shows no buttons", page.locator("button:visible").count() == 0
     page.emulate_media(media="screen")
 
 
@@ -223,11 +223,14 @@ def _without_script(opened, path: Path):
     page = context.new_page()
     page.goto(path.as_uri())
     yield (
-        "without a script nothing is there to press",
+        "without scripts, no buttons are shown",
         page.locator("button:visible").count() == 0,
     )
     if page.query_selector(".explorer"):
-        yield "and the ends of the table are shown", page.is_visible(".static table")
+        yield (
+            "without scripts, the ends of the table are shown",
+            page.is_visible(".static table"),
+        )
     context.close()
 
 

@@ -1,4 +1,4 @@
-"""Layers and networks without what most tests of the model do not care about."""
+"""Layers and networks reduced for tests that do not need more."""
 
 import contextlib
 import functools
@@ -26,9 +26,9 @@ def conv_of(*sizes, **kwargs):
 
 @contextlib.contextmanager
 def few_blocks(*num_blocks):
-    """Gives every ResNet so many blocks a stage: each takes seconds to compile.
+    """Gives every ResNet this many blocks per stage: each takes seconds to compile.
 
-    With (2, 1, 1, 1) there are blocks with and without a stride and a projection.
+    (2, 1, 1, 1) has blocks with and without a stride and a projection.
     """
     with pytest.MonkeyPatch.context() as patch:
         for depth, (_, bottleneck) in DEPTHS.items():
@@ -38,17 +38,17 @@ def few_blocks(*num_blocks):
 
 
 def own_networks(patch):
-    """Gives runs networks of their own while `patch` lasts: each is cached."""
+    """Gives runs their own networks during `patch`, because networks are cached."""
     made_anew = functools.cache(assembly.network_of.__wrapped__)
     patch.setattr(assembly, "network_of", made_anew)
 
 
 @contextlib.contextmanager
 def measured_quickly(monkeypatch):
-    """Makes `runs.speed` measure briefly, on one device, barely optimised."""
+    """Makes `runs.speed` measure briefly, on one device, hardly optimised."""
     monkeypatch.setattr(speed, "INPUT_SECONDS", 0.05)
     monkeypatch.setattr(speed, "STEP_SECONDS", 0.05)
-    # To compile for the eight of the tests takes long.
+    # Compiling for the eight devices of the tests takes long.
     mesh = make_mesh(jax.devices()[:1])
     monkeypatch.setattr(speed, "make_mesh", lambda: mesh)
     jax.config.update("jax_disable_most_optimizations", True)

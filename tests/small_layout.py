@@ -16,7 +16,7 @@ def jpeg(shade: int, height: int = 24, width: int = 32) -> bytes:
 
 
 def named(encoded: bytes, text: str) -> bytes:
-    """Returns a JPEG with a comment: other bytes than those of a like with another."""
+    """Returns a JPEG with a comment, so that equal images have different bytes."""
     comment = text.encode()
     segment = b"\xff\xfe" + (len(comment) + 2).to_bytes(2, "big") + comment
     return encoded[:2] + segment + encoded[2:]
@@ -48,7 +48,7 @@ def write(root: Path, *, num_train: int = 6) -> Path:
 
 
 def put(folder: Path, image_id: str, encoded: bytes) -> None:
-    """Writes an image whose bytes no image of another id has."""
+    """Writes an image whose bytes no other image id has."""
     (folder / f"{image_id}.jpg").write_bytes(named(encoded, image_id))
 
 

@@ -1,4 +1,4 @@
-"""`jaxii.main` with one block a stage, so that compilation is not most of the test."""
+"""`jaxii.main` with one block per stage, so that tests spend less time compiling."""
 
 from jaxii import main
 from tests.small_layers import few_blocks

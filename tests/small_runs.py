@@ -1,4 +1,4 @@
-"""Folders of runs as training and evaluation leave them, small and made up."""
+"""Small synthetic folders of runs, as training and evaluation leave them."""
 
 import json
 
@@ -166,7 +166,7 @@ def write_run(
 
 
 def seal(workdir, file="metrics.json"):
-    """Writes the manifest of an evaluation, as if its files had always been so."""
+    """Writes the manifest of an evaluation for its current files."""
     names = file, file.replace("metrics", "label_figures").replace(".json", ".csv")
     files = [workdir / name for name in (*names, "config.json", "history.jsonl")]
     write_evaluation(workdir / file.replace("metrics", "evaluation"), files)

@@ -1,4 +1,4 @@
-"""The configuration of an adaptation; what comes of it is in test_provenance_paths."""
+"""Tests the configuration of an adaptation; test_provenance_paths tests its results."""
 
 import dataclasses
 import runpy

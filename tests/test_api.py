@@ -1,4 +1,4 @@
-"""The Python API: what a notebook can call, on a run made here."""
+"""Tests of the Python API: calls from a notebook on a run made here."""
 
 import dataclasses
 import doctest
@@ -70,7 +70,7 @@ def arrays_of(paths):
 
 
 def commanded(run, paths, output, decoder=""):
-    """Returns what the command `predict` writes of the images."""
+    """Returns the output of the command `predict` for the images."""
     predict.predict(
         run.workdir,
         request=predict.Request(
@@ -170,7 +170,7 @@ def see_through(image):
     return copy
 
 
-# Files that are not upright RGB of 8 bits.
+# Files that are not upright 8-bit RGB.
 ODD_FILES = {
     "turned JPEG": lambda: mixed_images.turned(photo(), 6, "JPEG"),
     "turned PNG": lambda: mixed_images.turned(photo(), 5, "PNG"),
@@ -258,7 +258,7 @@ def test_predict_keeps_no_row_of_probabilities(run, paths, monkeypatch):
 
     monkeypatch.setattr(images_module, "answer", watched)
     assert len(run.predict(paths)) == len(paths)
-    # That of the image before is in the hands of the caller.
+    # The caller still holds the previous image.
     assert max(kept) <= 3
 
 

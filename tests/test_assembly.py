@@ -1,4 +1,4 @@
-"""From configurations to parts: what every recipe builds, without allocating it."""
+"""Tests the parts that every recipe builds from its configuration, unallocated."""
 
 import dataclasses
 import runpy
@@ -304,7 +304,7 @@ def test_some_images_of_a_split_are_taken_from_the_scored_ones(few_images):
     config, data = few_images
     config = changed(config, global_batch_size=64)
     (every,) = assembly.eval_batches(config, data, "train")
-    # Of the first half of the images nobody knows the truth.
+    # The truth of the first half of the images is unknown.
     rows = data.verified_rows("train")
     half = data.split("train").num_examples // 2
     offsets = np.maximum(rows.offsets, rows.offsets[half])

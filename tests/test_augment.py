@@ -1,4 +1,4 @@
-"""Images change as they should, and the same for the same position in the run."""
+"""Tests that augmentation changes images correctly and repeatably per position."""
 
 import re
 
@@ -26,7 +26,7 @@ def change(images, places, strength=1.0, seed=0):
 
 
 def only(monkeypatch, *kept):
-    """Leaves these changes on; at probability 0 the others do nothing."""
+    """Keeps only these changes; others have probability 0 or no strength."""
     for name in ("BLUR_PROBABILITY", "NOISE_PROBABILITY"):
         if name not in kept:
             monkeypatch.setattr(augment, name, 0.0)
@@ -81,7 +81,7 @@ def test_the_mean_of_many_changes_is_near_the_image():
 
 def test_a_matrix_without_hue_and_saturation_matches_opencv_grey(monkeypatch):
     only(monkeypatch, "colours")
-    # Always grey, no brightness, no contrast: what is left is the luma of OpenCV.
+    # Always grey, without brightness and contrast: the result is OpenCV's luma.
     monkeypatch.setattr(augment, "GREY_PROBABILITY", 2.0)
     monkeypatch.setattr(augment, "BRIGHTNESS", 0.0)
     monkeypatch.setattr(augment, "CONTRAST", 0.0)
@@ -102,7 +102,7 @@ def test_a_blurred_image_matches_opencv(monkeypatch):
     only(monkeypatch, "BLUR_PROBABILITY")
     monkeypatch.setattr(augment, "BLUR_PROBABILITY", 2.0)
     monkeypatch.setattr(augment, "BLUR_SHARE", 1 / 12)
-    # Every sigma the largest: 1 pixel of 12, so that the window is 5 wide.
+    # Every sigma is the largest: 1 pixel of 12, so the window is 5 wide.
     monkeypatch.setattr(jax.random, "uniform", lambda key, shape: jnp.ones(shape))
     out = change(small_images(), positions())
     for image, blurred in zip(np.asarray(small_images()), out, strict=True):
@@ -114,7 +114,7 @@ def test_the_means_of_the_blurred_are_known_from_the_sharp(monkeypatch):
     monkeypatch.setattr(augment, "BLUR_PROBABILITY", 2.0)
     monkeypatch.setattr(augment, "BLUR_SHARE", 1 / 6)
     keys = jax.random.split(jax.random.key(0), 8)
-    # Not square, and one bright edge: the border's pixels weigh more than others.
+    # Not square, with one bright edge: the border's pixels weigh more than others.
     pixels = small_images()[:, :9].astype(jnp.float32).at[:, 0].set(255.0)
     blurred, means = augment._blur(pixels, keys, 1.0)
     assert (jnp.abs(blurred - pixels) > 1).any(axis=(1, 2, 3)).sum() >= 4
@@ -127,7 +127,7 @@ def test_about_four_images_in_ten_are_blurred(monkeypatch):
     monkeypatch.setattr(augment, "BLUR_SHARE", 1 / 8)
     image = jnp.broadcast_to(small_images(1), (1000, 12, 12, 3))
     changed = (change(image, positions(1000)) != image).any(axis=(1, 2, 3))
-    # A few get so small a blur that no pixel moves.
+    # The blur of a few images is so small that no pixel changes.
     assert 300 < changed.sum() < 450
 
 
@@ -156,7 +156,7 @@ def test_nothing_is_mixed_at_probability_zero():
 
 
 def test_targets_are_mixed_as_the_pixels_are():
-    # The next image is black: what is left of an image says how much of it there is.
+    # The next image is black, so the brightness of an image shows its share.
     count = 400
     shades = jnp.where(positions(count) % 2 == 0, 200, 0).astype(jnp.uint8)
     images = jnp.broadcast_to(shades[:, None, None, None], (count, 16, 16, 3))
@@ -167,7 +167,7 @@ def test_targets_are_mixed_as_the_pixels_are():
     )
     own = np.asarray(out, float).mean(axis=(1, 2, 3))[::2] / 200
     np.testing.assert_allclose(own, mixed_targets[::2, 0], atol=0.003)
-    # Half, up to a rectangle of whole pixels.
+    # Half, up to rounding to a rectangle of whole pixels.
     assert own.min() >= 0.4
     assert 0.7 < own.mean() < 0.8
 
@@ -250,11 +250,11 @@ def test_images_are_stored_before_they_are_shifted_but_only_on_cpus():
     traced = jax.jit(mixed).trace(small_images(), positions())
     on_gpu = traced.lower(lowering_platforms=("cuda",)).as_text()
     on_cpu = traced.lower(lowering_platforms=("cpu",))
-    # A condition that is not constant makes the host of a GPU wait for it.
+    # With a condition that is not constant, the host waits for the GPU.
     condition = r"stablehlo.convert.*\(tensor<i1>\) -> tensor<i32>"
     assert re.search(condition, on_cpu.as_text())
     assert not re.search(condition, on_gpu)
     compiled = on_cpu.compile().as_text()
-    # Before images are rolled: once. For edges and texture: before and after each axis,
-    # and three random numbers of each image.
+    # Once before images are rolled. For edges and texture: before and after each axis,
+    # and for three random numbers per image.
     assert compiled.count(" conditional(") == 1 + 9

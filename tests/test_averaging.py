@@ -1,4 +1,4 @@
-"""Rates of averages, against averages taken over a list of parameters."""
+"""Tests rates of averages against averages over a list of parameters."""
 
 import jax.numpy as jnp
 import numpy as np
@@ -8,7 +8,7 @@ from jaxii.train.averaging import ema_rate, move, swa_rate
 
 
 def averages(rate, values):
-    """Returns where the average is after each of the values, which it starts before."""
+    """Returns the average after each value; it starts before the first."""
     average, found = jnp.float32(0.0), []
     for step, value in enumerate(values):
         at = rate(jnp.asarray(step, jnp.int32))
@@ -40,5 +40,5 @@ def test_swa_over_no_step_is_the_parameters_themselves():
 def test_ema_keeps_its_decay_once_it_has_forgotten_its_start():
     rate = ema_rate(0.9)
     assert float(rate(jnp.asarray(1000, jnp.int32))) == pytest.approx(0.1)
-    # The first update counts 9 parts in 10.
+    # The first update has a weight of 0.9.
     assert float(rate(jnp.asarray(0, jnp.int32))) == pytest.approx(0.9)

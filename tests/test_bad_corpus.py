@@ -1,4 +1,4 @@
-"""Bad images and tables are counted and named; none crashes, hangs or goes dark."""
+"""Tests that bad images and tables are reported; none crashes, hangs or turns dark."""
 
 import json
 import os
@@ -28,7 +28,7 @@ DARK = bad_images.DARKEST - 30
 
 @pytest.fixture(scope="module")
 def read():
-    """Pixels that are stored of each bad image, and its fault: one is empty."""
+    """Stored pixels and fault of each bad image; one of the two is empty."""
     return {name: stored(bad.content) for name, bad in bad_images.all_images().items()}
 
 
@@ -59,7 +59,7 @@ def test_every_bad_image_is_read_or_has_its_fault(read):
 def test_no_bad_image_is_dark_where_the_scene_is_bright(read):
     for name, bad in bad_images.all_images().items():
         pixels, _ = read[name]
-        # Damage without a checksum may change colours; it must not lose areas.
+        # Damage without a checksum may change colours, but must not lose areas.
         most = 0.5 if bad.fault is None else 0.0
         assert pixels is None or (pixels.max(axis=-1) < DARK).mean() <= most, name
 
@@ -112,7 +112,7 @@ def test_what_fuzzing_reached_is_read_or_refused(kind):
 
 @pytest.fixture(scope="module")
 def ended(tmp_path_factory):
-    """How each command on the whole corpus ended, in a process of its own."""
+    """Results of each command on the whole corpus, run in its own process."""
     folder = tmp_path_factory.mktemp("corpus")
     done = subprocess.run(
         [sys.executable, "-m", "tests.bad_corpus", folder],
@@ -152,7 +152,7 @@ def test_all_bad_images_are_counted_and_named(ended):
     assert (
         f"{len(answers)} images, {damaged} of them damaged" in said["predict"]["stdout"]
     )
-    # `new` does not list names that are no UTF-8.
+    # `new` does not list names that are not UTF-8.
     assert f"{damaged:,} broken images" in said["new"]["stdout"]
     unreadable = re.search(r"train: .*; (\d+) unreadable", said["prepare"]["stdout"])
     assert unreadable is not None

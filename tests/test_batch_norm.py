@@ -1,4 +1,4 @@
-"""Re-estimated BatchNorm statistics, against NumPy over all images at once."""
+"""Tests re-estimated BatchNorm statistics against NumPy over all images at once."""
 
 import jax
 import jax.numpy as jnp
@@ -51,7 +51,8 @@ def batches_of(images):
 @pytest.fixture(scope="module", params=["device", "global"])
 def parts(request):
     made = network(bn_axis="data" if request.param == "global" else None)
-    # Drawn in NumPy: to compile the initialisation takes longer than all the rest.
+    # Drawn in NumPy, because compiling the initialisation takes longer than all the
+    # rest.
     rng = np.random.default_rng(0)
     shapes = jax.eval_shape(made.init, jax.random.key(0))
     values = jax.tree.map(
@@ -61,7 +62,7 @@ def parts(request):
 
 
 def first_layer(params, images):
-    """Returns what the first BatchNorm sees: one 3x3 convolution, in NumPy."""
+    """Returns the input of the first BatchNorm: one 3x3 convolution, in NumPy."""
     mean, deviation = [0.485, 0.456, 0.406], [0.229, 0.224, 0.225]
     pixels = (images / 255.0 - mean) / deviation
     padded = np.pad(pixels, ((0, 0), (1, 1), (1, 1), (0, 0)))
@@ -116,7 +117,7 @@ def test_a_batch_is_filled_with_its_own_images(parts):
         reestimate(apply, params, batch_stats, batches_of(images), make_mesh())
         for images in (half, doubled)
     )
-    # Devices get other images, but the first layer is linear.
+    # Devices get different images, but the first layer is linear.
     means = [stats["trunk"]["stem_norm"]["mean"] for stats in (one, other)]
     np.testing.assert_allclose(*means, atol=1e-4)
 
@@ -132,7 +133,7 @@ def test_padding_of_one_process_is_replaced_by_images_of_all(
         for part in (slice(BATCH // 2), slice(BATCH // 2, None))
     )
     expected = reestimate(apply, params, batch_stats, [whole], make_mesh())
-    # A single process stands for the second of two: JAX would add the other's rows.
+    # One process stands in for the second of two; JAX would add the other's rows.
     monkeypatch.setattr(
         batch_norm,
         "to_devices",

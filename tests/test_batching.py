@@ -1,4 +1,4 @@
-"""Batches filled by threads: nothing is overwritten that is still referred to."""
+"""Tests that threads fill batches without overwriting those still referenced."""
 
 import jax
 import numpy as np
@@ -30,7 +30,7 @@ def test_a_batch_that_is_kept_keeps_its_values():
 
 def test_the_memory_of_batches_that_are_gone_is_used_again():
     places = {batch["value"].ctypes.data for batch in some(200)}
-    # Two batches are made ahead, one is begun, one is used and one is about to be.
+    # Two batches are ready, one is being made, one is in use and one is about to be.
     assert len(places) <= 6
 
 

@@ -17,7 +17,7 @@ DIRECT = Beam("DirectRunner")
 
 @pytest.fixture
 def root(tmp_path, monkeypatch):
-    """Two images a shard, three shards of train; two images are damaged."""
+    """Two images per shard, three shards of train; two images are damaged."""
     monkeypatch.setattr(shards, "SHARD_IMAGES", 2)
     root = small_layout.write(tmp_path / "kaggle")
     folder = root / "train" / "part_0"
@@ -31,7 +31,7 @@ def content(folder):
 
 
 def same_dataset(folder, other):
-    """Compares every file; TFDS's description names neither folder nor time."""
+    """Compares every file; TFDS's description contains neither folder nor time."""
     return content(folder) == content(other)
 
 

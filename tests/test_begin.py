@@ -1,4 +1,4 @@
-"""A run continues as it began; what changes is recorded."""
+"""Tests that a run continues with its first configuration; changes are recorded."""
 
 import json
 import shutil

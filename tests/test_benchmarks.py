@@ -1,4 +1,4 @@
-"""The benchmarks fit the program that they measure; they themselves are run by hand."""
+"""Tests that the benchmarks fit the program; the benchmarks are run by hand."""
 
 import importlib
 import re

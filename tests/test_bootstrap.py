@@ -1,4 +1,4 @@
-"""Intervals hold the mean, follow groups, and are the same each time."""
+"""Tests that intervals contain the mean, follow groups, and are repeatable."""
 
 import numpy as np
 import pytest
@@ -23,7 +23,7 @@ def test_images_of_one_thing_widen_the_interval():
     alone = interval(values, np.arange(400))
     grouped = interval(values, np.repeat(np.arange(40), 10))
     assert grouped[1] - grouped[0] > 2 * (alone[1] - alone[0])
-    # Ten copies of an image are worth one.
+    # Ten copies of an image count as one.
     once = interval(f2s(40), np.arange(40))
     assert grouped == pytest.approx(once)
 

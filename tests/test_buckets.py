@@ -1,4 +1,4 @@
-"""Data sets and runs in a bucket, against an emulator of Google's storage here.
+"""Tests datasets and runs in a bucket, against a local emulator of Google's storage.
 
 Skipped without it: pip install 'jaxii[gcs]' gcp-storage-emulator
 """
@@ -43,7 +43,8 @@ def bucket():
     plain = objects.download
 
     def download(request, response, storage, *words, **named):
-        # As the real service does, and as TensorStore wants it; the emulator does not.
+        # The real service sends this header and TensorStore needs it; the emulator
+        # omits it.
         plain(request, response, storage, *words, **named)
         if response.status < 300:
             place = request.params["bucket_name"], request.params["object_id"]
@@ -106,7 +107,7 @@ def test_a_dataset_prepared_in_a_bucket_has_the_local_files(
     counts = prepare(Layout.find(uploaded), out, beam=beam)
     assert counts == prepare(Layout.find(root), tmp_path / "local")
     there, here = content(out), content(tmp_path / "local")
-    # What tells versions of the files that were read differs from disk to bucket.
+    # These record versions of the read files, which differ between disk and bucket.
     for name in ("preparation.json", "preparation.parquet", "manifest.json"):
         assert there.pop(name) and here.pop(name)
     assert there == here
@@ -178,7 +179,7 @@ def test_a_preparation_in_a_bucket_stops_when_another_has_begun(bucket, uploaded
     names = names_in(out)
     assert any(name.endswith(".thumbnails") for name in names)
     assert not any(name.startswith("index-") for name in names)
-    # The process that took it over completes the dataset.
+    # The process that took over completes the dataset.
     prepare(Layout.find(uploaded), out)
     assert len(open_dataset(out).splits["train"].source) == 5
 

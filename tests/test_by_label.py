@@ -1,4 +1,4 @@
-"""Figures of each label are scikit-learn's, and survive the file they are kept in."""
+"""Tests that figures per label equal scikit-learn's and survive saving and loading."""
 
 import csv
 

@@ -1,4 +1,4 @@
-"""Platt scaling by class, against scikit-learn and a distortion that is known."""
+"""Tests Platt scaling by class, against scikit-learn and a known distortion."""
 
 import numpy as np
 import pytest
@@ -25,7 +25,7 @@ def histogram_of(probs, targets):
 
 
 def distorted(num_images, seed=0):
-    """Returns reported probabilities, true ones and what was drawn from them."""
+    """Returns reported and true probabilities, and labels drawn from the latter."""
     rng = np.random.default_rng(seed)
     logits = rng.normal(-1.0, 1.5, (num_images, len(SLOPES)))
     true = expit(SLOPES * logits + INTERCEPTS)
@@ -67,7 +67,7 @@ def test_without_shrinkage_a_class_is_the_logistic_regression_of_scikit_learn():
     for label in range(len(SLOPES)):
         fit = LogisticRegression(C=np.inf, tol=1e-9)
         fit.fit(logit(probs[:, label : label + 1]), targets[:, label])
-        # The prior toward the identity is worth one positive; bins are 0.1 wide.
+        # The prior toward the identity counts as one positive; bins are 0.1 wide.
         assert found.slopes[label] == pytest.approx(fit.coef_[0, 0], abs=0.02)
         assert found.intercepts[label] == pytest.approx(fit.intercept_[0], abs=0.02)
 
@@ -102,7 +102,7 @@ def test_shrinkage_is_the_prior_of_fifty_positives_of_the_average_class(most, pr
 
         return minimize(loss, centre, tol=1e-10).x
 
-    # Worth one positive, around the identity.
+    # The prior counts as one positive, around the identity.
     everything = fitted(z.ravel(), targets.ravel(), np.array([1.0, 0.0]), np.eye(2))
     at = expit(everything[0] * z + everything[1]).ravel()
     design = np.stack([z.ravel(), np.ones(z.size)])
@@ -147,7 +147,7 @@ def test_a_class_with_few_positives_stays_near_the_others():
     targets[:, 0] &= few
     targets[:, 1] &= rng.random(2_000) < 0.05
     found = calibrate(histogram_of(expit(logits), targets), DEFAULT_THRESHOLDS)
-    # Their images say that they are rare, which takes no positive to see.
+    # The images show that the labels are rare, even without a positive.
     assert np.all(found.intercepts[:2] < -1)
     assert np.all(np.abs(found.slopes[:2] - found.slopes.mean()) < 0.4)
 

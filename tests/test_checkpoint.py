@@ -1,4 +1,4 @@
-"""What Orbax keeps, gives back, and refuses."""
+"""Tests what Orbax keeps, returns and refuses."""
 
 import json
 import math
@@ -58,7 +58,7 @@ def like(state, mesh):
 
 
 def blank(state):
-    """Overwrites a state; of what it does not read nothing would be given away."""
+    """Overwrites a state. It reads the whole state, so that all buffers are donated."""
     return jax.tree.map(lambda x: x - x, state)
 
 
@@ -276,7 +276,7 @@ def test_a_failed_save_is_noticed_without_waiting_and_leaves_the_others(
 
 
 def test_a_partial_checkpoint_in_a_bucket_is_not_called_complete(tmp_path, monkeypatch):
-    # A local folder that is read like a bucket's, where saves are not renamed.
+    # A local folder that is read like one in a bucket, where saves are not renamed.
     monkeypatch.setattr("jaxii.train.checkpoint.at", epath.Path)
     for step in ("4", "8"):
         (tmp_path / step).mkdir()
@@ -321,7 +321,7 @@ def test_the_loop_goes_on_while_a_save_is_only_beginning(checkpoints, monkeypatc
     checkpoints.save(metadata_of(saved(7)), state)
     assert begun.wait(60)
     checkpoints.check()
-    # What the next steps do to the buffers, before anything of them was read.
+    # The next steps overwrite the buffers before any of them is read.
     jax.jit(blank, donate_argnums=0)(state)
     assert state.params["trunk"]["kernel"].is_deleted()
     allowed.set()
@@ -403,7 +403,7 @@ def flip(path):
 
 @pytest.fixture
 def two(checkpoints, tmp_path):
-    """Checkpoints at the steps 2 (the best) and 4, closed; returns the workdir."""
+    """Checkpoints at steps 2 (the best) and 4, closed; returns the workdir."""
     for step, metric in {2: 0.6, 4: 0.4}.items():
         checkpoints.save(metadata_of(saved(step, metric)), make_state())
     checkpoints.close()

@@ -1,4 +1,4 @@
-"""Which process this is, from flags and from what clusters say."""
+"""Tests the identity of this process, from flags and from cluster environments."""
 
 import http.server
 import threading
@@ -107,7 +107,7 @@ class Metadata(http.server.BaseHTTPRequestHandler):
 
 @pytest.fixture
 def metadata(monkeypatch):
-    # A proxy of the machine the tests run on must not be asked.
+    # Keeps requests away from any proxy of the test machine.
     monkeypatch.setenv("no_proxy", "*")
     server = http.server.ThreadingHTTPServer(("127.0.0.1", 0), Metadata)
     threading.Thread(target=server.serve_forever, daemon=True).start()

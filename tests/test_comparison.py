@@ -1,4 +1,4 @@
-"""Runs side by side show what differs, and say where a run is amiss."""
+"""Tests that comparisons show differences between runs and name their problems."""
 
 import json
 import statistics
@@ -42,7 +42,7 @@ def printed(capsys, *paths, **options):
     return capsys.readouterr().out
 
 
-# What is shown of each run.
+# Contents of each run's row.
 
 
 def test_only_the_fields_that_differ_are_columns(tmp_path):
@@ -285,7 +285,7 @@ def test_the_standard_error_is_that_of_the_decoder_in_use(tmp_path):
     assert note in build_comparison([run]).notes
 
 
-# Printed.
+# Printed output.
 
 
 def test_piped_text_is_plain_whole_and_one_line_a_run(tmp_path, capsys):
@@ -299,7 +299,7 @@ def test_piped_text_is_plain_whole_and_one_line_a_run(tmp_path, capsys):
 
 @pytest.fixture
 def terminal(monkeypatch):
-    """Returns a function that makes the output a terminal of a width."""
+    """Returns a function that makes the output a terminal of a given width."""
     for name in ("NO_COLOR", "TTY_COMPATIBLE"):
         monkeypatch.delenv(name, raising=False)
     monkeypatch.setenv("FORCE_COLOR", "1")
@@ -328,7 +328,7 @@ def test_a_table_wider_than_the_terminal_is_divided_between_columns(
     assert len(tables) == 3
     assert notes.startswith("Worst slice, mAP and coverage are on")
     for name, *cells in compared(*paths).rows:
-        # A cell on two lines would be incomplete here.
+        # A cell split over two lines would be incomplete here.
         lines = [row for row in text.splitlines() if row.startswith(name)]
         assert len(lines) == len(tables)
         shown = " ".join(line.removeprefix(name) for line in lines)
@@ -380,7 +380,7 @@ def test_a_page_is_written_where_asked_and_markdown_is_printed_alone(tmp_path, c
     assert "page  " not in printed(capsys, workdir, output=output, markdown=True)
 
 
-# What is refused.
+# Refused inputs.
 
 
 def test_no_workdir_is_refused(capsys):

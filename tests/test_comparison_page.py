@@ -1,4 +1,4 @@
-"""The page of a comparison is whole, says what the table says, and draws every run."""
+"""Tests that a comparison page is complete, matches the table, and draws every run."""
 
 import re
 from xml.etree import ElementTree
@@ -28,7 +28,7 @@ GAP = [
 
 @pytest.fixture
 def runs(tmp_path):
-    """Three seeds, a run that recorded its gap, an unclean one, one without a test."""
+    """Three seeds, a run with a recorded gap, an unclean run, one without a test."""
     tuned = CLEAN.with_("thresholds", labels=["tuning"])
     return [
         *(

@@ -1,4 +1,4 @@
-"""Figures of a compiled step of a small network, and the largest batch that fits."""
+"""Tests figures of a small network's compiled step, and the largest fitting batch."""
 
 from typing import NamedTuple
 
@@ -67,21 +67,21 @@ def figures():
 def test_arguments_are_the_state_and_one_devices_share_of_the_batch(figures):
     state = 2 * 4 * NUM_PARAMS
     batch = 256 * (NUM_INPUTS + 2 * 3 * 4 + 4)
-    # Positions are not an argument of a step that augments nothing; counters are small.
+    # Positions are not an argument of a step without augmentation; counters are small.
     assert figures.argument_bytes == pytest.approx(state + batch, abs=2048)
 
 
 def test_of_a_divided_optimizer_state_a_device_holds_an_eighth(figures):
     divided = compile_step(256, shard_state=True)
     spared = figures.argument_bytes - divided.argument_bytes
-    # Of the momentum; both arrays divide by eight.
+    # The momentum is divided; both arrays divide by eight.
     assert spared == pytest.approx(4 * NUM_PARAMS * 7 / 8, abs=64)
     assert divided.output_bytes == pytest.approx(figures.output_bytes, abs=64)
 
 
 def test_flops_are_those_of_the_products_forwards_and_backwards(figures):
     hidden, classifier = NUM_INPUTS * WIDTH, WIDTH * NUM_CLASSES
-    # No gradient reaches the pixels.
+    # Pixels need no gradient.
     expected = 2 * 256 * (2 * hidden + 3 * classifier)
     assert figures.flops == pytest.approx(expected, rel=0.1)
 
@@ -117,7 +117,7 @@ def test_the_parts_add_up(figures):
 @pytest.mark.parametrize("unrolled", [False, True])
 def test_micro_batches_are_counted_as_often_as_they_run(figures, unrolled):
     sliced = compile_step(256, micro_batches=4, unrolled=unrolled)
-    # The update, which is outside of the loop, is counted as often: a few of 100.
+    # The update, which is outside of the loop, is counted as often: a few percent.
     assert figures.flops <= sliced.flops <= 1.1 * figures.flops
     assert [one.times for one in sliced.collectives] == [1] * len(sliced.collectives)
 
@@ -163,7 +163,7 @@ def test_another_failure_of_the_compiler_is_not_taken_for_it(monkeypatch):
 
 
 class Compiler:
-    """Memory of a fixed part and a part an image; refuses above a limit."""
+    """Memory with a fixed part and a part per image; refuses above a limit."""
 
     def __init__(self, fixed, each, limit):
         self.fixed, self.each, self.limit, self.asked = fixed, each, limit, []

@@ -1,6 +1,6 @@
-"""Recipes resolve to what is on record, and come back whole from what is on disk.
+"""Tests that recipes resolve to their golden texts and can be restored from disk.
 
-After a wanted change of a default or a recipe, write the golden texts anew with
+After an intended change of a default or a recipe, write new golden texts with
 `UPDATE_GOLDEN=1 python -m pytest tests/test_config.py` and read the diff.
 """
 

@@ -1,4 +1,4 @@
-"""What a person who waits is told: how far, how fast, how long yet."""
+"""Tests the progress shown to users: counts, speed and remaining time."""
 
 import ast
 import io
@@ -13,7 +13,7 @@ from jaxii import console
 
 @pytest.fixture
 def clock(monkeypatch):
-    """A clock that is set by hand."""
+    """A clock that the test sets."""
     now = [100.0]
     monkeypatch.setattr(console.time, "monotonic", lambda: now[0])
     monkeypatch.setattr(console, "_muted", False)
@@ -118,7 +118,7 @@ def test_only_what_escapes_prints():
         and isinstance(node.func, ast.Name)
         and node.func.id == "print"
     }
-    # The help is not of anybody's data.
+    # The help contains no user data.
     assert printing == {"console.py", "cli/dispatch.py"}
 
 

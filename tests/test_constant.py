@@ -1,4 +1,4 @@
-"""The best constant prediction is that of a search with scikit-learn."""
+"""Tests that the best constant prediction equals that of a search with scikit-learn."""
 
 import numpy as np
 import pytest

@@ -1,4 +1,4 @@
-"""How XLA compiles networks for CPUs. The forms of layers are in test_layers.py."""
+"""Tests how XLA compiles networks for CPUs; test_layers tests the forms of layers."""
 
 import re
 import sys
@@ -82,7 +82,7 @@ def test_other_platforms_have_no_options():
 def test_no_convolution_is_left_to_ynnpack_where_there_are_options(dtype):
     def total(x, kernel):
         y = cpu.convolve(x, kernel, 1, 1, plain=convolve)
-        # Returned, so that the sum is not computed together with the convolution.
+        # Returned, so that the sum is not fused with the convolution.
         return jnp.sum(y.astype(jnp.float32)), y
 
     options = cpu.compiler_options(dtype)
@@ -94,10 +94,10 @@ def test_no_convolution_is_left_to_ynnpack_where_there_are_options(dtype):
     text = compiled.lower(*given).compile().as_text()
     with_onednn = text.count('custom_call_target="__onednn$convolution"')
     others = len(re.findall(r" convolution\(", text))
-    # Forward, and the gradients of images and kernel.
+    # Forward, and the gradients of the images and the kernel.
     assert with_onednn + others == 3
     assert with_onednn == 3 * (ONEDNN in dict(options))
-    # The convolutions of YNNPACK are instructions of the computations that it calls.
+    # YNNPACK's convolutions are instructions of the computations that it calls.
     called = re.findall(r"calls=%([\w.\-]+).*__ynn_fusion", text)
     parts = {part.split()[0]: part for part in re.split(r"\n\n+(?=%)", text)}
     has_ynnpack = any(" convolution(" in parts[f"%{name}"] for name in called)

@@ -1,6 +1,6 @@
-"""A damaged file is told, or it makes no difference: a sample of what `damage` checks.
+"""Tests that a damaged file is named or makes no difference: a sample of `damage`.
 
-The whole is a command and takes half an hour: `python -m tests.damage`.
+The full check is a command that takes half an hour: `python -m tests.damage`.
 """
 
 import json
@@ -33,7 +33,7 @@ SHARD = f"{DATA}/shard.array_record-00000-of-00001"
 
 @pytest.fixture(scope="module")
 def outcomes(tmp_path_factory):
-    """Outcome of (file, damage, command) of a sample, and of the undamaged copies."""
+    """Outcomes of (file, damage, command) of a sample, and of the undamaged copies."""
     found = tmp_path_factory.mktemp("damage") / "cases.json"
     words = (
         f"--only={RUN}/config.json,{RUN}/metrics.json,{DATA}/index-test,"
@@ -185,7 +185,7 @@ def test_results_differ_where_a_number_does():
 
 
 class OneFile:
-    """In place of `Built`: what the damage left."""
+    """Stands in for `Built`: one file after the damage."""
 
     def __init__(self, left):
         self.left = left
@@ -238,7 +238,7 @@ def test_only_what_a_command_opens_or_may_miss_is_run():
     assert reads("report.html", "deleted")
     assert reads(random, "deleted")
     assert not reads("b/d/" + "0" * 32, "deleted")
-    # Where nothing was seen to be opened, all is run.
+    # If no opened file was observed, every case is run.
     assert Baseline().reads(Case(RUN, "report.html", "flipped", "train"))
 
 

@@ -23,7 +23,7 @@ NUM_TRAIN = 60
 
 
 def prepared_in(root, *domains):
-    """Prepares images, two a group, whose domains take turns."""
+    """Prepares images, two per group, whose domains alternate."""
     small_layout.write(root / "kaggle", num_train=NUM_TRAIN)
     rows = [
         f"train{i:02d},g{i // 2},{domains[i % len(domains)]}" for i in range(NUM_TRAIN)
@@ -243,12 +243,12 @@ def test_a_fold_that_does_not_exist_is_refused(dataset):
             dataset.hold_out(name)
 
 
-# Files that are not those of the dataset.
+# Files that do not belong to the dataset.
 
 
 @pytest.fixture
 def copies(prepared, tmp_path):
-    """A copy of the dataset, and one of other images with the same numbers of them."""
+    """A copy of the dataset, and one of other images with equal counts."""
     shutil.copytree(prepared, tmp_path / "copy")
     other = small_layout.write(tmp_path / "kaggle", num_train=NUM_TRAIN)
     for path in sorted((other / "train" / "part_0").iterdir(), reverse=True):
@@ -266,7 +266,7 @@ def shard(folder, split="train"):
 
 
 def accept(folder):
-    """Makes the manifest agree with the files: what else finds them is left."""
+    """Updates the manifest for the current files: only other checks can fail."""
     listed = manifest.Manifest.load(folder / manifest.NAME, fix="")
     files = {name: manifest.describe(folder / name) for name in listed.files}
     manifest.Manifest(files).save(folder / manifest.NAME)
@@ -339,7 +339,7 @@ def flip(path, places):
 def test_flipped_bytes_of_a_large_shard_are_found_by_verify(copies, monkeypatch):
     copy, _ = copies
     monkeypatch.setattr(manifest, "SMALL_BYTES", 1000)
-    # In what is left of the last block, where no record is.
+    # In the rest of the last block, which holds no record.
     flip(shard(copy), [-1])
     open_dataset(copy)
     with pytest.raises(InputError, match=r"array_record.* is damaged"):

@@ -1,4 +1,4 @@
-"""Scores of decoders are scikit-learn's, whatever the batches and the processes."""
+"""Tests that scores equal scikit-learn's for any batches and processes."""
 
 import threading
 
@@ -26,7 +26,7 @@ VECTORS = RNG.normal(size=(NUM_CLASSES, 4)).astype(np.float32)
 
 
 def split(num_images, seed):
-    """Probabilities that are far too high, embeddings, labels, and slices."""
+    """Returns probabilities that are far too high, embeddings, labels and slices."""
     rng = np.random.default_rng(seed)
     true = rng.beta(0.3, 1.2, (num_images, NUM_CLASSES))
     targets = rng.random(true.shape) < true
@@ -74,7 +74,7 @@ def scores_of(
     groups=None,
     measure_offsets=False,
 ):
-    """Scores of nothing yet, on a split of these targets."""
+    """Returns empty scores of a split with these targets."""
     num_images = len(targets)
     truth = SplitTruth(
         offsets=np.concatenate([[0], np.cumsum(targets.sum(axis=1))]),
@@ -90,7 +90,7 @@ def scores_of(
 
 
 def add(found, order, size, seed=2):
-    """Adds images in an order, in batches with padding."""
+    """Adds images in this order, in batches with padding."""
     probs, embedding, _, _ = split(400, seed)
     for start in range(0, len(order), size):
         part = order[start : start + size]
@@ -109,7 +109,7 @@ def scores(decoders):
 
 
 def error_of(values, groups):
-    """The standard error of a mean over images, from the sums of groups."""
+    """Returns the standard error of a mean over images, from the sums of groups."""
     residuals = [
         values[groups == group].sum() - (groups == group).sum() * values.mean()
         for group in set(groups.tolist())
@@ -139,7 +139,7 @@ def test_slices_are_measured_apart_with_the_decoder_in_use(decoders, scores):
     chosen = answers(decoders)["per_class"]
     found = scores.slices()
     assert scores.f2.mean() == pytest.approx(scores.decoders()["per_class"].f2)
-    # A slice without images is left out.
+    # A slice without images is omitted.
     assert list(found) == ["light", "dark"]
     for number, name in enumerate(SLICES):
         rows = slices == number
@@ -174,7 +174,7 @@ def test_images_without_truth_change_no_score(decoders):
     some = np.flatnonzero(scored)
     mixed = scores_at(np.arange(400), scored)
     alone = scores_at(some, np.ones(len(some), bool))
-    # But for the order in which numbers are added.
+    # Equal except for the order of additions.
     for name, found in mixed.decoders().items():
         other = alone.decoders()[name].to_json()
         assert found.to_json() == pytest.approx(other, rel=1e-12)
@@ -187,7 +187,7 @@ def test_images_without_truth_change_no_score(decoders):
     kinds = zip(mixed.best_and_worst(), alone.best_and_worst(), strict=True)
     for shown, only in kinds:
         assert shown == [some[row] for row in only]
-    # They are predicted all the same.
+    # All images are predicted.
     assert all(len(ids) for ids in mixed.predictions)
 
 
@@ -279,7 +279,7 @@ def test_processes_that_share_the_images_find_what_one_finds(
 
 
 def together(own, monkeypatch):
-    """Calls `add_processes` of all at once, a thread for each process."""
+    """Calls `add_processes` of all at once, in one thread per process."""
     barrier, sent = threading.Barrier(len(own)), {}
 
     def gather(array):
@@ -311,7 +311,7 @@ def test_a_prediction_lists_the_most_probable_label_first(scores):
 # Best and worst images.
 
 NUM = 60
-# Few values: most images share their F2 with others.
+# With few values, most images share their F2 with others.
 F2 = RNG.integers(0, 4, NUM) / 4
 NUM_TRUE = RNG.integers(1, 4, NUM)
 

@@ -1,4 +1,4 @@
-"""Decoders fitted on one split, kept in a file, scored on another."""
+"""Tests decoders that are fitted on one split, saved, and scored on another."""
 
 import dataclasses
 
@@ -33,7 +33,7 @@ VECTORS = RNG.normal(size=(NUM_CLASSES, 4)).astype(np.float32)
 
 
 def split(num_images, seed):
-    """Probabilities that are far too high, embeddings, labels, and slices."""
+    """Returns probabilities that are far too high, embeddings, labels and slices."""
     rng = np.random.default_rng(seed)
     true = rng.beta(0.3, 1.2, (num_images, NUM_CLASSES))
     targets = rng.random(true.shape) < true

@@ -1,4 +1,4 @@
-"""The map's axes are the principal ones, and nearest labels are those of the cosine."""
+"""Tests that the map has the principal axes, and that nearest labels are by cosine."""
 
 import numpy as np
 

@@ -1,4 +1,4 @@
-"""`doctor`: what is broken is named with its cure, what limits a run is measured."""
+"""Tests `doctor`: it names problems with fixes, and measures what limits a run."""
 
 import re
 from pathlib import Path

@@ -1,4 +1,4 @@
-"""Estimates of F2 on new domains, from validation and from held-out domains."""
+"""Tests estimates of F2 on new domains, from validation and from held-out domains."""
 
 import dataclasses
 
@@ -15,7 +15,7 @@ GRID = [0.1, 0.2, 0.3, 0.4]
 
 
 def figures(f2_by_threshold, **others):
-    """Figures of a split, of which only a few are looked at."""
+    """Returns figures of a split, of which the tests use only a few."""
     metrics = SplitMetrics(
         num_images=10,
         num_images_without_truth=0,
@@ -75,7 +75,7 @@ def test_different_grids_are_not_pooled():
 
 
 def result_of(f2s, **splits):
-    """The result of a run that held out a domain or a fold."""
+    """Returns the result of a run that held out a domain or a fold."""
     record = HeldOut(adaptation_gains={}, expected_f2_errors={}, f2s=f2s)
     decoder = decoder_in_use("top_k", "held_out")
     return result(splits=splits, decoder=decoder, held_out=record if f2s else None)

@@ -1,4 +1,4 @@
-"""Rows that are kept in pieces: found again if they are whole and of the same rows."""
+"""Tests partly saved rows: they are reused if they are intact and still match."""
 
 import json
 

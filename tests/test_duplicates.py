@@ -1,4 +1,4 @@
-"""What is in two splits is left out of one, what is in two groups joins them."""
+"""Tests images in two splits (dropped from one) and two groups (which are joined)."""
 
 import json
 
@@ -12,7 +12,7 @@ from jaxii.prepare import build, shards
 from jaxii.prepare.duplicates import IN_OTHER_GROUPS
 from jaxii.prepare.kaggle import Layout, prepare
 
-# Notes of train, validation and test if no file is in two places.
+# Notes of train, validation and test if no file is duplicated.
 NOTES = [{"labels"}, {"labels"}, {"labels", "listed in stage_1_sample_submission.csv"}]
 
 
@@ -179,7 +179,7 @@ def test_an_interrupted_preparation_leaves_out_what_a_whole_one_does(
         prepare(Layout.find(root), out, on_progress=interrupt)
     account = next(out.glob("*train.array_record-00001-of-00003.json"))
     assert [len(d) for d in json.loads(account.read_text())["digests"]] == [0, 32]
-    # And once more, when images have been left out already.
+    # Interrupts again after images have been left out.
     with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt):
         patch.setattr(build, "complete", raise_interrupt)
         prepare(Layout.find(root), out)

@@ -1,7 +1,7 @@
-"""The command itself, on a small dataset: all stages, killed and resumed, predicted.
+"""Tests the command on a small dataset: all stages, killed and resumed, predicted.
 
-Real processes on one CPU device each. The network is tiny, with one block a stage, and
-every stage is a few steps long; everything else is what a user runs.
+Real processes run on one CPU device each. The network is tiny, with one block per
+stage, and every stage is a few steps long; everything else is as for a user.
 """
 
 import contextlib
@@ -41,7 +41,7 @@ SETTINGS = (
     "--config.evaluate_train_images=20",
     "--config.log_every_steps=2",
     "--config.optimizer.peak_lr=0.02",
-    # With it BatchNorm is measured anew at each evaluation.
+    # With it, BatchNorm is re-estimated at each evaluation.
     "--config.optimizer.average=swa",
 )
 
@@ -53,14 +53,14 @@ def folder(tmp_path_factory):
 
 @pytest.fixture(scope="module")
 def data(folder):
-    """A drawn and prepared dataset: the layout's folder and the dataset's."""
+    """A drawn and prepared dataset: the folders of the layout and of the dataset."""
     files = writer.write(folder / "files", num_train=60, num_tuning=10, num_test=29)
     layout = Layout.find(
         files,
         test_labels=files / "truth" / "solution.csv",
         test_metadata=files / "truth" / "test_meta.csv",
     )
-    # Smaller than they are drawn: `predict` has to reduce its images likewise.
+    # Smaller than drawn, so that `predict` has to reduce its images the same way.
     prepare(layout, folder / "prepared", short_side=64)
     return files, folder / "prepared"
 
@@ -89,7 +89,7 @@ def run(*words, code=0):
 
 
 def run_here(*words):
-    """Runs a command in this process, which is cheaper; returns what it printed."""
+    """Runs a command in this process, which is faster; returns its output."""
     printed = io.StringIO()
     with contextlib.redirect_stdout(printed):
         assert main.main(["jaxii", *map(str, words)]) == 0
@@ -102,7 +102,7 @@ def train_words(data, workdir):
 
 @pytest.fixture(scope="module")
 def undisturbed(folder, data):
-    """A whole run: its workdir and what it printed."""
+    """A whole run: its workdir and its output."""
     workdir = folder / "undisturbed"
     return workdir, run(*train_words(data, workdir))
 
@@ -219,7 +219,7 @@ def test_the_same_command_again_trains_nothing(data, undisturbed):
 
 
 def stop_when(words, wanted, number):
-    """Starts the command and signals it at the first line that is wanted."""
+    """Starts the command and signals it at the first line that contains `wanted`."""
     with subprocess.Popen(**command(*words)) as process:
         for line in process.stdout:
             if wanted in line:
@@ -242,7 +242,7 @@ def kill_in_a_save(words, checkpoints):
 
 @pytest.fixture(scope="module")
 def disturbed(folder, data):
-    """The same run, stopped four times: its workdir, exit codes, last output."""
+    """The same run, stopped four times: its workdir, exit codes and last output."""
     workdir = folder / "disturbed"
     words = train_words(data, workdir)
     codes = [

@@ -1,4 +1,4 @@
-"""Rows of a comparison have names that tell the runs apart."""
+"""Tests that names of rows in a comparison distinguish the runs."""
 
 from dataclasses import replace
 

@@ -1,4 +1,4 @@
-"""A name that is not there is answered with the nearest that is."""
+"""Tests that an unknown name is answered with the nearest known one."""
 
 from jaxii.errors import nearest, nearest_path
 

@@ -1,4 +1,4 @@
-"""A whole split on eight devices gives what a loop over its images gives."""
+"""Tests that evaluating a split on eight devices equals a loop over its images."""
 
 import jax
 import jax.numpy as jnp
@@ -40,7 +40,7 @@ def headless(params, batch_stats, images, *, train, key):
 
 
 def split():
-    """Images, (label, confidence) pairs and slices of 13 images."""
+    """Returns images, (label, confidence) pairs and slices of 13 images."""
     rng = np.random.default_rng(3)
     images = rng.integers(0, 256, (NUM_IMAGES, 1, 1, 3), np.uint8)
     images = np.broadcast_to(images, (NUM_IMAGES, SIDE, SIDE, 3))

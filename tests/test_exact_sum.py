@@ -1,4 +1,4 @@
-"""Sums of fractions: right to their unit, and the same in every order."""
+"""Tests sums of fractions: correct to their unit, and equal in every order."""
 
 import jax
 import jax.numpy as jnp
@@ -27,7 +27,7 @@ def fractions():
 def test_a_sum_is_that_of_float64_to_half_a_unit_a_term(fractions):
     want = np.sum(fractions, dtype=np.float64)
     error = abs(exact_sum.value(total_of(fractions)) - want)
-    # Errors of half a unit or less, as often up as down.
+    # Errors of at most half a unit, equally often up and down.
     assert error <= 0.5 * 2.0**-30 * np.sqrt(len(fractions)) * 4
 
 

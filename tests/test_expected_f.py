@@ -1,4 +1,4 @@
-"""The set of largest expected F2, against sums over all sets and all outcomes."""
+"""Tests the set of largest expected F2 against sums over all sets and outcomes."""
 
 import numpy as np
 import pytest
@@ -20,7 +20,7 @@ NUM_LABELS, NUM_CASES = 12, 1000
 
 
 def cases():
-    """Probabilities of many shapes: flat, sure, tiny, skewed, and with equal ones."""
+    """Returns probabilities of many shapes: flat, certain, tiny, skewed, with ties."""
     rng = np.random.default_rng(0)
     shapes = [
         rng.random((200, NUM_LABELS)),
@@ -33,7 +33,7 @@ def cases():
 
 
 def f2_of_all_sets():
-    """Returns the F2 of each set as an answer to each set as the truth."""
+    """Returns the F2 of each set as the answer when each set is the truth."""
     sets = (np.arange(2**NUM_LABELS)[:, None] >> np.arange(NUM_LABELS)) & 1
     sizes = sets.sum(axis=1)
     hits = (sets @ sets.T).astype(np.float64)
@@ -135,7 +135,7 @@ def test_the_bound_on_sizes_is_that_of_jensens_inequality():
 @pytest.mark.parametrize(("count", "sizes"), [(0.3, 5), (3.0, 20), (40.0, 100)])
 def test_as_many_nodes_are_taken_as_the_proof_needs(count, sizes):
     def proved(nodes):
-        # By an ellipse of which the integrand is not too large.
+        # Uses an ellipse on which the integrand is not too large.
         s = np.linspace(0.01, 3.0, 300)
         t = (1 + np.cosh(s)) / 2
         with np.errstate(over="ignore"):
@@ -186,7 +186,7 @@ def test_no_images_give_no_answers():
 
 @pytest.mark.parametrize(("count", "sizes"), [(3.0, 20), (40.0, 100), (900.0, 500)])
 def test_the_nodes_give_the_mean_over_a_poisson_count(count, sizes):
-    # The integrand of labels that are many and improbable, whose count is Poisson's.
+    # The integrand for many improbable labels, whose count has a Poisson distribution.
     t, weights = module._nodes(num_nodes(count, sizes))
     counts = np.arange(3000)
     want = np.sum(poisson.pmf(counts, count) * 5 * count / (4 * counts + 4 + sizes))

@@ -1,4 +1,4 @@
-"""F-beta is scikit-learn's, in NumPy and in JAX."""
+"""Tests that F-beta equals scikit-learn's, in NumPy and in JAX."""
 
 import jax
 import jax.numpy as jnp

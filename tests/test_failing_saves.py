@@ -1,4 +1,4 @@
-"""A few saves while the disk fills, permissions go and processes are killed."""
+"""Tests some saves while disks fill up, permissions change and processes are killed."""
 
 from tests.benchmarks import failing_saves
 

@@ -1,4 +1,4 @@
-"""Figures of a run are small, well-formed, and have room for long names."""
+"""Tests that figures of a run are small, well-formed, and have room for long names."""
 
 import warnings
 from xml.etree import ElementTree

@@ -1,6 +1,6 @@
-"""`launch/gke_jobset.sh` writes a JobSet that is admitted and that restarts rightly.
+"""Tests that `launch/gke_jobset.sh` writes a valid JobSet with the right restarts.
 
-The schema is that of the models which the Kubeflow project generates from the OpenAPI
+The schema is that of the models that the Kubeflow project generates from the OpenAPI
 definitions of Kubernetes and JobSet.
 """
 
@@ -52,7 +52,7 @@ def container_of(jobset):
 def test_the_manifest_is_a_jobset_of_the_schema_and_nothing_else():
     models = pytest.importorskip("kubeflow_trainer_api.models")
     jobset = rendered()
-    # Fields that the schema does not know are dropped on the way and would be missed.
+    # Conversion drops fields that the schema does not know.
     assert models.JobsetV1alpha2JobSet.from_dict(jobset).to_dict() == jobset
 
 
@@ -69,7 +69,7 @@ def test_the_schema_notices_a_field_that_is_misspelt_and_a_wrong_type():
 
 
 def test_the_job_is_one_that_kubernetes_admits():
-    # What its validation asks for beyond the schema.
+    # Requirements of its validation beyond the schema.
     job = job_of(rendered())
     assert job["template"]["spec"]["restartPolicy"] == "Never"  # for a podFailurePolicy
     assert job["parallelism"] == job["completions"]  # for all pods at the same time
@@ -95,7 +95,7 @@ def test_the_failure_rules_are_some_that_jobset_admits():
 
 
 def action_after(jobset, code=None, condition=None):
-    """Returns what JobSet does when a pod fails so: the two controllers, in short."""
+    """Returns JobSet's action after this failure: a model of the two controllers."""
     reason, message = (
         "BackoffLimitExceeded",
         "Job has reached the specified backoff limit",

@@ -1,4 +1,4 @@
-"""What the program asks of an NVIDIA GPU, as far as a machine without one can tell."""
+"""Tests what is requested of an NVIDIA GPU, as far as possible without one."""
 
 import os
 import re
@@ -42,7 +42,8 @@ def program():
 def test_every_convolution_is_one_of_cudnns_in_bfloat16(program):
     text, _ = program
     convolutions = re.findall(r"stablehlo\.convolution.*", text)
-    # ResNet-50's 53 forwards and as many weight gradients; the images need none.
+    # ResNet-50 has 53 forward convolutions and weight gradients; images need no
+    # gradient.
     assert len(convolutions) == 53 + 53 + 52
     assert all("bf16>) -> tensor" in line for line in convolutions)
     forwards = [line for line in convolutions if f"dim_numbers = {NHWC}" in line]

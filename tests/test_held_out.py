@@ -1,4 +1,4 @@
-"""Decoders of pooled domains, errors of expected F2, and effects of adapting."""
+"""Tests decoders of pooled domains, errors of expected F2, and effects of adapting."""
 
 import dataclasses
 
@@ -22,7 +22,7 @@ NUM_LABELS = 6
 
 
 def domain(num_images=400, *, seed=0, rate=0.25, shift=0.0):
-    """Predictions for a domain, whose logits are off by `shift`."""
+    """Returns predictions for a domain, whose logits are off by `shift`."""
     rng = np.random.default_rng(seed)
     logits = rng.normal(np.log(rate / (1 - rate)), 2, (num_images, NUM_LABELS))
     truth = rng.random(logits.shape) < 1 / (1 + np.exp(-logits))
@@ -85,7 +85,7 @@ def test_labels_that_occur_together_do_not_bias_the_expected_f2():
     found = [labels_in_pairs(seed) for seed in range(3)]
     decoders = fit(found[:2])
     raw = dataclasses.replace(decoders, expected_f2_offsets={})
-    # Two labels that are wrong together cost more than two that are wrong apart.
+    # Two labels that are wrong together cost more than two wrong on different images.
     assert expected_f2_errors(raw, found[2])["expected_f2"] > 0.03
     assert abs(expected_f2_errors(decoders, found[2])["expected_f2"]) < 0.01
 
@@ -116,7 +116,7 @@ def test_the_expected_f2_of_a_domain_of_surer_scores_is_too_high():
 
 def test_correcting_label_frequencies_helps_where_only_they_differ():
     decoders = fit([domain(2000, seed=1)])
-    # The same images, as a network for another frequency of labels would score them.
+    # The same images, scored by a network for another label frequency.
     shifted = domain(2000, seed=2, shift=2)
     gains = adaptation_gains(decoders, shifted, shifted.probs)
     assert set(gains) == {"adabn", "label_shift", "adabn_label_shift"}

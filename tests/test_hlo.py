@@ -1,4 +1,4 @@
-"""Collectives and memory traffic of HLO text, recorded and compiled here."""
+"""Tests collectives and memory traffic of HLO text, recorded and compiled here."""
 
 import jax
 import jax.numpy as jnp
@@ -8,7 +8,7 @@ from jax.sharding import PartitionSpec
 from jaxii.distributed.mesh import DATA_AXIS, make_mesh
 from jaxii.planner.hlo import Collective, collectives, memory_bytes, parse
 
-# From a program for v5e:4x4 (libtpu 0.0.52), shortened where it says nothing.
+# From a program for v5e:4x4 (libtpu 0.0.52), without its irrelevant parts.
 TPU_LOOP = """\
 HloModule jit_g, is_scheduled=true, entry_computation_layout={(f32[100]{0})->f32[100]}
 
@@ -161,7 +161,7 @@ def moved(line, loop_runs=1):
         ("%c = (f32[100]{0}, bf16[100]{0:S(1)}) fusion(%a, %b), kind=kLoop", 2400),
         ("%c = f32[100]{0:T(128)} multiply(%a, %a)", 800),
         ("%c = f32[100]{0:T(128)} bitcast(%a)", 0),
-        # To the chip and back: as much as is moved, on the side that is memory.
+        # To the chip and back: the number of moved bytes, counted on the memory side.
         ("%c = (f32[100]{0:S(1)}, f32[100]{0}, u32[]{:S(2)}) copy-start(%a)", 400),
         ("%c = f32[100]{0:S(1)} copy-done(%started)", 0),
         (

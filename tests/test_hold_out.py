@@ -1,4 +1,4 @@
-"""Runs without each domain in turn, and the threshold and estimates that they give."""
+"""Tests runs without each domain in turn, and their thresholds and estimates."""
 
 import csv
 import errno
@@ -71,7 +71,7 @@ def data(tmp_path_factory):
 
 @pytest.fixture(scope="module")
 def swapped(data):
-    """The same images and labels; each image is of the other domain."""
+    """The same images and labels; each image belongs to the other domain."""
     files = shutil.copytree(data.parent / "files", data.parent / "swapped_files")
     rows = [f"train{i:02d},{DOMAINS[1 - i % 2]}" for i in range(24)]
     small_layout.lines(files / "train_meta.csv", "image_id,domain", *rows)
@@ -90,7 +90,7 @@ def relabelled(data):
 
 
 def linear(*, num_classes, **_):
-    """Returns a network of a matrix, which compiles in no time."""
+    """Returns a network of one matrix, which compiles almost instantly."""
 
     def init(key):
         kernel = jax.random.normal(key, (3, num_classes))
@@ -113,7 +113,7 @@ def linear_network():
 
 @pytest.fixture(scope="module")
 def done(data, tmp_path_factory):
-    """A run on all domains, and those without one, the first of them interrupted."""
+    """A run on all domains and runs without one, the first of them interrupted."""
     workdir = Workdir(tmp_path_factory.mktemp("runs") / "all")
     config = make_config(data)
     with pytest.raises(Preempted):
@@ -125,7 +125,7 @@ def done(data, tmp_path_factory):
 
 @pytest.fixture(scope="module")
 def tuned(done):
-    """The run on all domains, its decoders fitted on those held out."""
+    """The run on all domains, with decoders fitted on the held-out ones."""
     evaluate(done, data_dir="", stage="", tune_on="held_out")
     return done
 
@@ -135,7 +135,7 @@ def metrics(workdir, name="metrics.json"):
 
 
 def recipes_of_parts(monkeypatch, workdir, **options):
-    """Returns the recipe that each run which holds a part out is trained with."""
+    """Returns the recipes of the runs that hold out a part."""
     recipes = []
 
     def train_in_no_time(config, run, should_stop, *, recipe, **_):
@@ -313,7 +313,7 @@ def test_the_threshold_of_the_held_out_domains_serves_the_run_on_all(done):
     assert found["decoder"]["threshold"] == threshold
     assert found["splits"]["test"]["threshold"] == threshold
     assert found["provenance"]["clean"]
-    # All that is chosen but the threshold is still chosen on images of validation.
+    # All choices except the threshold are still made on validation images.
     assert found["provenance"]["thresholds"]["labels"] == ["held_out", "validation"]
     assert metrics(done) == before
 
@@ -786,7 +786,7 @@ def test_folds_hold_out_every_image_once_and_estimate_no_shift(done, tmp_path, c
     assert not any("estimates" in part for part in parts)
     hold_out(copy, config=None, data_dir="", should_stop=never, folds=2)
     assert capfd.readouterr().out.count("already done") == 2
-    # Those of the domains are as before.
+    # The results of the domains are unchanged.
     evaluate(copy, data_dir="", stage="", tune_on="held_out")
     estimates = metrics(copy, "metrics_tuned_on_held_out.json")["estimates"]
     assert set(estimates["held_out_domains"]["domains"]) == set(DOMAINS)

@@ -1,4 +1,4 @@
-"""What a file is, and which way up."""
+"""Tests detection of a file's format and orientation."""
 
 import cv2
 import numpy as np

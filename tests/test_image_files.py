@@ -1,4 +1,4 @@
-"""One function reads image files; what cannot be read has a fault and never hangs."""
+"""Tests the one function that reads image files: faults are named, nothing hangs."""
 
 import json
 import os
@@ -25,7 +25,7 @@ ROOT = Path(__file__).parent.parent
 
 @pytest.fixture(scope="module")
 def said(tmp_path_factory):
-    """What `prepare`, `new` and `predict` say of odd files, in a process of its own."""
+    """Messages of `prepare`, `new` and `predict` about odd files, in one process."""
     root = odd_files.write(tmp_path_factory.mktemp("odd") / "kaggle")
     done = subprocess.run(
         [sys.executable, ROOT / "tests" / "odd_files.py", root],

@@ -1,4 +1,4 @@
-"""One rule says which image an id in a file means."""
+"""Tests the one rule for which image an id in a file refers to."""
 
 import polars as pl
 import pytest
@@ -14,7 +14,7 @@ from jaxii.prepare.tables import labelled
 from jaxii.prepare.tables.notes import Notes
 
 IDS = ["007", "A", "a", "b", "c.jpg", "c", "d.PNG"]
-# An id in a file -> the image it means.
+# An id in a file -> the image that it refers to.
 MEANT = {
     "a": "a",
     " a\t": "a",
@@ -22,11 +22,11 @@ MEANT = {
     "b.jpg": "b",
     "b.JPEG ": "b",
     "b .webp": "b",
-    # With the suffix it is the id of another image.
+    # With the suffix, it is the id of another image.
     "c.jpg": "c.jpg",
     "c.png": "c",
     "d.PNG": "d.PNG",
-    # Case matters in an id, and so do the zeros of a number.
+    # Case and leading zeros matter in an id.
     "B": None,
     "d.png": None,
     "7": None,

@@ -1,4 +1,4 @@
-"""Images on disk are found in order and read as prepared ones; faults are named."""
+"""Tests that images on disk are found in order, read as prepared; faults are named."""
 
 import io
 import os
@@ -69,15 +69,15 @@ def test_every_encoding_is_seen_upright_and_in_its_colours(mixed):
 @pytest.mark.parametrize("kind", mixed_images.WHOLE)
 def test_a_stored_file_is_seen_as_the_same_file_is_when_it_is_predicted(tmp_path, kind):
     suffix, encode, _ = mixed_images.WHOLE[kind]
-    # A JPEG decodes at 1/8 by whole blocks; one in part would move with its turn.
+    # At 1/8, a JPEG decodes whole blocks; a partial block would move with its rotation.
     stored = encode(scene(400, 304))
     (tmp_path / f"a{suffix}").write_bytes(stored)
-    # `open_images_v4` stores files as they are, and `predict` then reduces none.
+    # `open_images_v4` stores files unchanged, and `predict` then reduces no image.
     recoded = files_of(tmp_path, short_side=recode.MAX_PIXELS)[0]["image"]
     for size in (300, 70, 16):
         view = EvalTransform(size_pixels=size)
         difference = np.abs(view(stored).astype(float) - view(recoded))
-        # Other formats become JPEG, which is then decoded at a smaller scale.
+        # Other formats become JPEGs, which are then decoded at a smaller scale.
         assert difference.mean() < (1.5 if kind.startswith("JPEG") else 5)
 
 
@@ -168,7 +168,7 @@ def test_a_thumbnail_is_the_whole_image_and_never_enlarged(tmp_path):
 
 @pytest.fixture
 def folder(tmp_path, monkeypatch):
-    """The current folder, with five images and other things in it."""
+    """The current folder, with five images and other entries."""
     monkeypatch.chdir(tmp_path)
     for name in ("b.JPG", "a.png", "sub/c.jpeg", "sub/deeper/a,b.webp", "sub/b.jpg"):
         (tmp_path / name).parent.mkdir(parents=True, exist_ok=True)
@@ -188,7 +188,7 @@ def test_a_folder_gives_its_images_at_any_depth_by_path_and_nothing_hidden(folde
         "sub/c.jpeg",
         "sub/deeper/a,b.webp",
     ]
-    # Two files are called b, so that ids are paths.
+    # Two files are called b, so ids are paths.
     assert found.image_ids == ["a", "b", "sub/b", "sub/c", "sub/deeper/a,b"]
     assert image_records.find("sub").image_ids == ["b", "c", "a,b"]
     assert found.path(2) == folder / "sub/b.jpg"
@@ -365,7 +365,7 @@ def test_a_listed_path_is_found_as_another_system_writes_it(folder):
 
 
 def test_a_listed_path_that_fits_two_files_is_kept_as_it_is(folder):
-    # The Angstrom sign, and its parts; listed is the letter.
+    # The files have the Angstrom sign and its parts; the list has the letter.
     for name in ("\u212b.jpg", "A\u030a.jpg"):
         (folder / name).write_bytes(b"")
     small_layout.lines(folder / "list.csv", "path", "\u00c5.jpg")

@@ -1,4 +1,4 @@
-"""The images that are shown are those that a step trains on."""
+"""Tests that the images shown are those that a step trains on."""
 
 import jax
 import numpy as np
@@ -60,7 +60,7 @@ def test_what_is_shown_is_what_the_first_device_trains_on(mix_probability):
     share = {name: value[:per_device] for name, value in given.items()}
     images, _, _ = jax.jit(lambda b: examples(chosen, b))(share)
     for tile, image in zip(tiles(shown.pixels), np.asarray(images)[:16], strict=True):
-        # One level: compiled for another number of rows, sums may round elsewhere.
+        # One level: sums may round differently if compiled for another number of rows.
         np.testing.assert_allclose(tile.astype(int), image.astype(int), atol=1)
         assert np.abs(tile.astype(int) - given["images"][0].astype(int)).max() > 1
 

@@ -1,4 +1,4 @@
-"""Imports point one way, and every module can be imported."""
+"""Tests that imports point one way and that every module can be imported."""
 
 import ast
 import functools
@@ -16,8 +16,8 @@ MODULES = sorted(
     for path in PACKAGE.rglob("*.py")
     if path.name != "__init__.py"
 )
-# The order of the parts: a module imports from its own part and from those before it.
-# Parts on one line are strangers to each other.
+# The order of the parts: a module imports from its own part and from earlier ones.
+# Parts on one line do not import each other.
 ORDER = (
     ("errors",),
     ("storage",),
@@ -35,7 +35,7 @@ RANK = {f"jaxii.{part}": i for i, parts in enumerate(ORDER) for part in parts}
 WITHOUT_JAX = ("jaxii.config", "jaxii.data", "jaxii.prepare")
 FORBIDDEN = {"tensorflow", "torch", "importlib"}
 SMALL_LINES = 60
-# Packages whose functions the Python API offers: their files export them.
+# Packages with functions of the Python API: their `__init__` files export them.
 PUBLIC = ("metrics", "decoding", "objective")
 
 
@@ -120,7 +120,7 @@ def test_package_files_hold_one_docstring_but_for_the_public_packages():
         if part not in PUBLIC:
             assert not rest, path
         for node in rest:
-            # A package exports what its own modules have.
+            # A package exports names of its own modules only.
             assert isinstance(node, ast.ImportFrom), path
             assert starts_with(node.module, f"jaxii.{part}"), path
 
@@ -142,7 +142,7 @@ def test_a_small_module_has_more_than_one_importer():
         path = ROOT.joinpath(*module.split(".")).with_suffix(".py")
         importers = {m for m in MODULES if m != module and module in imports_of(m)}
         is_small = path.read_text().count("\n") < SMALL_LINES
-        # A command is a module, however small.
+        # A command is a module, even if it is small.
         if is_small and len(importers) == 1 and part_of(module) != "jaxii.cli":
             found.add(module)
     assert not found

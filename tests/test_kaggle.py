@@ -301,7 +301,7 @@ def test_a_preparation_checks_between_writes_that_it_holds_its_folder(
 
 @pytest.fixture
 def take_over(monkeypatch):
-    """Makes the check fail from the call on."""
+    """Makes the check fail after the first call of `take_over`."""
     taken = []
 
     def check(folder):

@@ -1,4 +1,4 @@
-"""Label embedding: PMI against a loop, the factorisation against exact eigenvectors."""
+"""Tests PMI against a loop, and the factorisation against exact eigenvectors."""
 
 import numpy as np
 import pytest
@@ -18,7 +18,7 @@ def csr(rows):
 
 
 def random_rows(num_images, num_classes, rng):
-    """Images of overlapping topics, with Zipf frequencies."""
+    """Returns labels of images with overlapping topics and Zipf frequencies."""
     weights = 1.0 / np.arange(2, num_classes + 2)
     popular = rng.choice(num_classes, (num_images, 2), p=weights / weights.sum())
     topic = rng.integers(num_classes // 5, size=num_images)
@@ -45,7 +45,7 @@ def pmi_by_loops(rows, num_classes, *, positive):
 
 @pytest.fixture(scope="module")
 def thousand():
-    """The PMI matrix of 1,000 classes, its eigenvalues by falling magnitude."""
+    """The PMI matrix of 1,000 classes, and its eigenvalues by falling magnitude."""
     rng = np.random.default_rng(1)
     offsets, ids = csr(random_rows(40_000, 1000, rng))
     matrix = pmi(*cooccurrence(offsets, ids, 1000))

@@ -1,4 +1,4 @@
-"""Frequencies of labels in a target, from probabilities alone: a known shift."""
+"""Tests label frequencies estimated from probabilities alone, on a known shift."""
 
 import jax.numpy as jnp
 import numpy as np
@@ -24,7 +24,7 @@ DISTORTED = Calibration(
 
 
 def drawn(rates, num_images, seed=0):
-    """Returns what a classifier calibrated at HOME says of images, and the truth.
+    """Returns probabilities of a classifier calibrated at HOME, and the truth.
 
     A present label moves a score from a Gaussian around -1 to one around 1.
     """
@@ -49,7 +49,7 @@ def found_in(probs, calibration=IDENTITY, **more):
 
 
 def posteriors(probs, frequencies):
-    """Returns probabilities where labels have these frequencies instead of `HOME`."""
+    """Returns probabilities for these label frequencies instead of `HOME`."""
     present = probs * frequencies / HOME
     absent = (1 - probs) * (1 - frequencies) / (1 - HOME)
     return present / (present + absent)

@@ -1,4 +1,4 @@
-"""The table of labels is light, whole without a script, and never read as markup."""
+"""Tests that the label table is light, complete without scripts, and escaped."""
 
 import json
 import re

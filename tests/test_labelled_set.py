@@ -1,4 +1,4 @@
-"""A trained run on other labelled images: what is measured, and what is left alone."""
+"""Tests a trained run on other labelled images: figures, and what stays unchanged."""
 
 import json
 import re
@@ -45,7 +45,7 @@ def run(files):
     config = default_config()
     config.data.dataset, config.data.directory = "kaggle", str(data)
     config.data.image_size_pixels, config.data.num_threads = 32, 1
-    # The network sees the middle, which is cut out of the images of a set likewise.
+    # The network sees the centre, which is also cropped from the images of a set.
     config.data.crop_share = 0.8
     config.model.depth, config.model.width, config.model.stem = 18, 8, "small"
     config.model.compute_dtype = "float32"
@@ -58,7 +58,7 @@ def run(files):
             "num_steps": 6,
         },
     )
-    # Few blocks on one device: what is tested here is the same on any.
+    # Few blocks on one device: the results do not depend on them.
     one = make_mesh(jax.devices()[:1])
     with few_blocks(1, 1, 0, 0), pytest.MonkeyPatch.context() as patch:
         patch.setattr("jaxii.runs.run.make_mesh", lambda: one)
@@ -67,7 +67,7 @@ def run(files):
 
 @pytest.fixture(scope="module")
 def labelled_images(files):
-    """The files of the test split alone, and their labels and slices."""
+    """Only the files of the test split, with their labels and slices."""
     truth = files / "truth"
     table = pl.read_csv(truth / "solution.csv").join(
         pl.read_csv(truth / "test_meta.csv"), on="image_id"
@@ -108,7 +108,7 @@ def lists_of_names(table, path, names):
 
 
 def plain(figures):
-    """Returns figures as they are read back: lists instead of tuples."""
+    """Returns figures as they are loaded: lists instead of tuples."""
     return json.loads(json.dumps(figures.to_json()))
 
 

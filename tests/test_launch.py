@@ -1,4 +1,4 @@
-"""The scripts of `launch/` say what they would run, and run what there is."""
+"""Tests that scripts of `launch/` print their commands and run what exists."""
 
 import runpy
 import shutil
@@ -29,11 +29,11 @@ def test_without_arguments_a_script_shows_its_use_and_exits_2(script):
 
 
 def test_shellcheck_finds_nothing():
-    # Not on PATH where the environment's python is called without activating it.
+    # Not on PATH if the environment's Python runs without activation.
     scripts = sysconfig.get_path("scripts")
     shellcheck = shutil.which("shellcheck") or shutil.which("shellcheck", path=scripts)
     if shellcheck is None:
-        pytest.skip("needs shellcheck; pip install '.[test]' brings it")
+        pytest.skip("needs shellcheck; pip install '.[test]' installs it")
     files = [*SCRIPTS, ROOT / "launch/commands.bash", *ROOT.glob("tests/*.sh")]
     result = run_program(shellcheck, "--external-sources", *files)
     assert result.returncode == 0, result.stdout

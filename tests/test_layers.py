@@ -98,7 +98,7 @@ def test_the_cpu_form_is_the_max_pool_and_its_gradient(size, dtype):
 
     ours, expected = both(True), both(False)
     np.testing.assert_array_equal(ours[1], expected[1])
-    # Rounded to bfloat16, two pixels of a window may tie.
+    # After rounding to bfloat16, two pixels of a window may tie.
     if dtype == jnp.float32:
         np.testing.assert_array_equal(ours[0], expected[0])
 
@@ -164,7 +164,7 @@ def test_statistics_of_bfloat16_activations_are_float32():
 
 
 def test_constant_activations_stay_finite():
-    # The mean square less the squared mean can round to a negative number.
+    # The mean square minus the squared mean can round to a negative number.
     norm = norm_of()
     y = norm(jnp.full((4, 3, 3, 3), 1234.567), True)
     assert np.isfinite(y).all()
@@ -175,7 +175,7 @@ def test_constant_activations_stay_finite():
 def test_max_pool_sends_the_gradient_to_the_largest_pixel(dtype):
     x = jnp.zeros((1, 4, 4, 1), dtype).at[0, 1, 1, 0].set(2.0)
     gradient = jax.grad(lambda x: max_pool(x).astype(jnp.float32).sum())(x)
-    # All four windows hold that pixel.
+    # All four windows contain that pixel.
     assert gradient[0, 1, 1, 0] == 4.0
     assert gradient.sum() == 4.0
 
@@ -241,7 +241,7 @@ def test_average_pool_leaves_what_is_over_the_edge_out_of_the_mean(size):
 
 
 def normalised(x, num_devices, **kwargs):
-    """Output, new statistics and a gradient of a BatchNorm over simulated devices."""
+    """Returns output, new statistics and a gradient of a BatchNorm over devices."""
     mesh = jax.make_mesh(
         (num_devices,),
         ("data",),

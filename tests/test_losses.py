@@ -39,7 +39,7 @@ def on_device(*arrays):
 
 
 def looped(cell):
-    """The sum over known classes of cell(p, y), one Python float at a time."""
+    """Returns the sum over known classes of cell(p, y), one Python float at a time."""
 
     def loss(logits, targets, known):
         rows = []
@@ -277,7 +277,7 @@ EXTREME_TARGETS = np.stack(
 
 
 def bce64(x, y):
-    """Values of each cell and their slopes in the logit."""
+    """Returns the value of each cell and its slope in the logit."""
     value = y * np.logaddexp(0, -x) + (1 - y) * np.logaddexp(0, x)
     return value, special.expit(x) - y
 

@@ -1,4 +1,4 @@
-"""The command line: what a person gets wrong is answered in one line, with code 2."""
+"""Tests the command line: mistakes are answered in one line, with code 2."""
 
 import asyncio
 import csv
@@ -77,7 +77,7 @@ def listing(folder):
     return {
         str(path.relative_to(folder)): path.stat().st_size if path.is_file() else -1
         for path in folder.rglob("*")
-        # Python's own: recipes are modules.
+        # Python's cache, because recipes are modules.
         if "__pycache__" not in path.parts
     }
 
@@ -349,7 +349,7 @@ def test_a_flags_value_is_not_taken_for_the_command(refused):
 
 @pytest.fixture
 def environment(monkeypatch, tmp_path):
-    """The environment without a folder for compiled programs, put back afterwards."""
+    """The environment without a folder for compiled programs, restored afterwards."""
     monkeypatch.setenv(start.CACHE, "")
     monkeypatch.delenv(start.CACHE)
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
@@ -360,7 +360,7 @@ def test_compiled_programs_are_kept_in_the_users_cache(environment, tmp_path):
     start.keep_compiled_programs()
     folder = tmp_path / "cache" / "jaxii" / "compiled"
     assert environment[start.CACHE] == str(folder)
-    # They are run: nobody else may write there.
+    # The programs are executed, so nobody else may write there.
     assert folder.stat().st_mode & 0o777 == 0o700
 
 
@@ -547,13 +547,13 @@ def test_the_process_exits_with_the_code_and_one_line(words, code):
     assert re.fullmatch(r"jaxii: [^\n]+\n", found.stderr), found.stderr
 
 
-# Outputs, names and signals as they may be.
+# Unusual outputs, names and signals.
 
 HOSTILE = "te\x1b[31mst"
 
 
 def jaxii(*words, before="", **environment):
-    """Runs jaxii as a process; `before` is run in it first, by a shell."""
+    """Runs jaxii as a process; a shell runs `before` in it first."""
     line = f'{before} exec "$@"'
     python = sys.executable, "-m", "jaxii.main"
     return subprocess.run(
@@ -591,7 +591,7 @@ def test_no_word_that_was_given_comes_back_as_a_command(run, words):
 def test_an_output_need_not_have_all_characters_nor_be_open(tmp_path):
     splits = {"validation": split_metrics(0.3), "tést": split_metrics(0.2)}
     path = write_run(tmp_path / "run", splits=splits)
-    # The locale C, without what Python does about it.
+    # The locale C, without Python's coercion to UTF-8.
     ascii = {"LC_ALL": "C", "PYTHONUTF8": "0", "PYTHONCOERCECLOCALE": "0"}
     found = jaxii("compare", path, **ascii)
     assert (found.returncode, found.stderr) == (0, "")
@@ -627,7 +627,7 @@ sys.meta_path.insert(0, Finder)
 from jaxii import main
 main.run()
 """
-# Python prints what a callback raises, and goes on.
+# Python prints what a callback raises, and continues.
 INTERRUPTED_CALLBACK = """
 import gc, signal, sys, time
 from jaxii import main
@@ -641,7 +641,7 @@ main.run()
 
 
 def test_an_interrupt_of_the_first_process_of_a_container_is_no_success():
-    # The kernel sends it no signal that it does not handle.
+    # The kernel sends such a process no signal that it does not handle.
     script = f"import os\nos.kill = lambda *_: None\n{INTERRUPTED_CALLBACK}"
     found = subprocess.run([sys.executable, "-c", script], cwd=ROOT, timeout=50)
     assert found.returncode == 128 + signal.SIGINT
@@ -707,7 +707,7 @@ def test_an_interrupt_of_an_import_or_a_callback_is_one_line(script):
     assert found.returncode == -signal.SIGINT
 
 
-# `prepare`: what label files and images may look like.
+# `prepare`: accepted label files and images.
 
 
 @pytest.fixture
@@ -981,11 +981,11 @@ def test_an_embedding_longer_than_there_are_labels_is_refused(
     refused(words, "dim.*99.*3")
 
 
-# A trained run, as training leaves it: parameters as they were initialised.
+# A trained run as training leaves it, with initial parameters.
 
 
 def fresh_state(plan, step, sharding):
-    """Returns a state of numbers from NumPy: nothing has to be compiled for it."""
+    """Returns a state of numbers from NumPy, which needs no compilation."""
     rng = np.random.default_rng(step)
 
     def fresh(key):
@@ -1127,7 +1127,7 @@ def test_asked_to_stop_in_the_final_evaluation_it_exits_75_and_resumes(
 
 @pytest.fixture(scope="module")
 def evaluated(trained):
-    """The trained run, measured by the command."""
+    """The trained run, evaluated by the command."""
     evaluation.evaluate(
         Workdir(trained), data_dir="", stage="multitask", tune_on="validation"
     )
@@ -1389,7 +1389,7 @@ def test_tuning_needs_a_split_of_that_name(run, refused, tmp_path, trained):
     copy = shutil.copytree(trained, tmp_path / "copy")
     words = ["evaluate", f"--workdir={copy}", f"--data_dir={data}"]
     words += ["--tune_on=tuning", "--allow_tuning_labels"]
-    # The first call keeps where the data has moved to.
+    # The first call records the new location of the data.
     run(*words)
     refused(
         words,
@@ -1412,7 +1412,7 @@ def test_a_test_without_labels_gets_a_submission_and_no_figures(run, tmp_path, t
     assert [row.split(",")[0] for row in rows] == ["test0", "test1", "test2"]
 
 
-# Disks that are full.
+# Full disks.
 
 
 @pytest.fixture
@@ -1465,7 +1465,7 @@ def test_a_training_without_space_names_its_file(full, dataset, tmp_path, name):
     ],
 )
 def test_a_preparation_without_space_names_its_file_and_goes_on(run, full, files, name):
-    # Begun before, as its folder has to be empty otherwise.
+    # Started before, because the folder of a new preparation has to be empty.
     data = files.parent / "data"
     with pytest.MonkeyPatch.context() as patch, pytest.raises(RuntimeError):
         patch.setattr("jaxii.prepare.build._write", Mock(side_effect=RuntimeError))
@@ -1498,7 +1498,7 @@ def test_two_interrupts_while_images_are_written_cost_nothing(run, tmp_path):
     assert left == right
 
 
-# `new` and `doctor`; what they do is tested in test_new.py and test_doctor.py.
+# `new` and `doctor`; test_new.py and test_doctor.py test what they do.
 
 
 @pytest.mark.parametrize(
@@ -1527,7 +1527,7 @@ def test_a_folder_that_is_mistyped_is_answered_with_the_one_there_is(refused, tm
 
 
 def test_new_writes_a_recipe_that_the_command_line_loads(run, tmp_path, monkeypatch):
-    # The step is timed in test_speed.
+    # test_speed tests the timing of the step.
     pace = Pace(images_per_second=100.0, start_seconds=1.0)
     monkeypatch.setattr(speed, "pace_of", lambda fields: pace)
     plain_data.spaces(tmp_path, [(small_layout.jpeg(9), ["a", "b"])] * 12)
@@ -1539,7 +1539,7 @@ def test_new_writes_a_recipe_that_the_command_line_loads(run, tmp_path, monkeypa
     assert "--label_separator" not in said.split("\nnext\n")[1]
     code, _, errors = run("train", f"--config={tmp_path}/mine/mine.py")
     assert code == 2
-    # The recipe and the data that it names are read; one image is no validation split.
+    # The recipe and its data are read; one image is too few for a validation split.
     assert "validation_fraction=0.4 of the 1 training groups leaves no" in errors
 
 

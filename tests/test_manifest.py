@@ -12,7 +12,7 @@ FIX = "make it again"
 
 @pytest.fixture
 def folder(tmp_path):
-    """A folder of two files, one of them in a folder below, and their manifest."""
+    """A folder with a file and a file in a subfolder, and their manifest."""
     (tmp_path / "below").mkdir()
     (tmp_path / "a.txt").write_text("first")
     (tmp_path / "below" / "b.bin").write_bytes(bytes(range(256)) * 8)

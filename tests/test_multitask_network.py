@@ -160,7 +160,7 @@ def test_dropout_changes_the_embedding_by_key_and_never_the_logits(trained):
 
 
 def kept_features(trained, **kwargs):
-    """Returns the features, and what the embedding head gets of them in training."""
+    """Returns the features, and the embedding head's inputs in training."""
     _, params, batch_stats = trained
     network = network_of(zero_init_residual=False, embedding_dim=32, **kwargs)
     head = {"kernel": jnp.eye(32), "bias": jnp.zeros(32)}
@@ -198,7 +198,7 @@ def test_a_dropout_of_zero_needs_no_key(trained):
 def test_uint8_images_are_normalised_by_the_constants_of_torchvision(trained):
     network, params, batch_stats = trained
     images = np.random.default_rng(3).integers(0, 256, (4, 8, 8, 3)).astype(np.uint8)
-    # As `transforms.ToTensor` and `transforms.Normalize` of its reference training.
+    # As `transforms.ToTensor` and `transforms.Normalize` in its reference training.
     mean, deviation = np.array([[0.485, 0.456, 0.406], [0.229, 0.224, 0.225]])
     expected = (images / 255 - mean) / deviation
     np.testing.assert_allclose(normalise(jnp.asarray(images)), expected, atol=1e-5)
@@ -260,7 +260,7 @@ def test_forms_and_options_for_cpus_are_those_of_the_platform():
             return outputs.logits.sum()
 
         programs.append(str(jax.make_jaxpr(jax.grad(objective))(*variables)))
-    # On CPUs, conditionals store what gradients read in memory.
+    # On CPUs, conditionals store the values that gradients read in memory.
     assert ["cond[" in program for program in programs] == [True, False]
 
 

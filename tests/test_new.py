@@ -1,4 +1,4 @@
-"""`new`: plain data in, what was assumed in words, and a recipe that trains."""
+"""Tests `new`: from plain data to printed assumptions and a recipe that trains."""
 
 import csv
 import io
@@ -71,7 +71,7 @@ def examples(number=60):
 
 
 def label_file(tmp_path, text, names=("a.jpg", "b.jpg", "c.jpg", "d.jpg")):
-    """Writes images and a label file; returns both places."""
+    """Writes images and a label file; returns both paths."""
     for name in names:
         path = tmp_path / "photos" / name
         path.parent.mkdir(parents=True, exist_ok=True)
@@ -82,7 +82,7 @@ def label_file(tmp_path, text, names=("a.jpg", "b.jpg", "c.jpg", "d.jpg")):
 
 
 def look(root, file, **options):
-    """Returns what was found and what was said."""
+    """Returns what was found, and the notes as text."""
     notes = Notes()
     found = labelled.read(root, file, notes, **(OPTIONS | options))
     return found, "\n".join(notes.lines)
@@ -210,7 +210,7 @@ def test_half_of_a_surrogate_pair_is_replaced_before_it_is_written():
     assert [rows.clean(label) for label in labels[0]] == ["?", "cat"]
 
 
-# The file itself.
+# The format of the file.
 
 
 def test_a_first_line_that_names_an_image_is_not_taken_for_a_header(tmp_path):
@@ -342,7 +342,7 @@ def test_columns_of_bytes_are_named_and_not_read(tmp_path):
     assert "unsupported types: 'image (Binary)'" in notes.lines[0]
 
 
-# Which image is meant.
+# Images that paths refer to.
 
 
 @pytest.mark.parametrize(
@@ -353,11 +353,11 @@ def test_columns_of_bytes_are_named_and_not_read(tmp_path):
         (["./x\\1.JPG", "y/1.png"], [0, 1], "relative to --images="),
         (["data/x/1.jpg", "data/y/1.jpg"], [0, 1], "without their first folder"),
         (["/other/2.jpg", "/other/3.jpg"], [2, NOWHERE], "by file name"),
-        # Both are called 1: nothing says which is meant.
+        # Both are called 1: the reference is ambiguous.
         (["/other/1.jpg", "/other/2.jpg"], [NOWHERE, 2], "by file name"),
-        # Of two folders one is there, and nothing says which.
+        # Of two folders, one exists: the reference is ambiguous.
         (["train/z/2.jpg", "test/z/2.jpg", "test/x/1"], [NOWHERE, NOWHERE, 0], "first"),
-        # One is missing, and an image of the same name elsewhere is not it.
+        # One is missing; an image of the same name elsewhere does not replace it.
         (["x/1.jpg", "y/2.jpg"], [0, NOWHERE], "relative to --images="),
     ],
 )
@@ -443,7 +443,7 @@ def test_columns_of_0_and_1_beside_a_column_of_labels_are_not_labels(tmp_path):
     assert "unused columns: 'flipped', 'checked'" in said
 
 
-# Of the columns of 0 and 1, one label occurs, one is a label, or not all are labels.
+# Among columns of 0 and 1, one label occurs, one is a label, or not all are labels.
 @pytest.mark.parametrize(
     ("text", "entries", "unknown"),
     [
@@ -501,8 +501,8 @@ def test_case_is_folded_only_when_asked(tmp_path):
     assert found.labels == ["Dog", "cat"]
 
 
-# Labels of a trained run: two differ only in case, two share a name, and the code of
-# one is the name of another in another case.
+# Labels of a trained run: two differ only in case, two share a name, and one has as
+# code the name of another in another case.
 KNOWN = Vocabulary(
     ("Apple", "apple", "/m/1", "/m/2", "PEAR", "/m/3"),
     ("Apple", "apple", "Fan", "Fan", "Fruit", "Pear"),
@@ -512,7 +512,7 @@ KNOWN = Vocabulary(
 @pytest.mark.parametrize(
     ("written", "ids"),
     [
-        # As the run has them.
+        # As in the run.
         (["Apple", "apple", "apple", "Apple"], [0, 1, 1, 0]),
         (["Pear", "PEAR", "PEAR", "/m/2"], [5, 4, 4, 3]),
         # In another case.
@@ -649,7 +649,7 @@ def test_images_may_be_in_the_tuning_split(tmp_path):
     text = "path,label,split\na.jpg,x,train\nb.jpg,y,train\nc.jpg,x,Tuning\n"
     found, said = look(*label_file(tmp_path, text + "c.jpg,z,\nd.jpg,y,test\n"))
     assert found.split("tuning") == [2]
-    # Labels of tuning are not used: they do not add a label to train.
+    # Labels of tuning are not used: they add no label to train.
     assert found.labels == ["x", "y"]
     assert "1 labels without a training image: 'z'" in said
     splits = [draft.plan.split for draft in found.drafts()]
@@ -745,7 +745,7 @@ def test_a_link_to_a_folder_takes_no_image_from_it(tmp_path):
     names = [f"{label}/{label}.jpg" for label in ("bird", "cat", "dog")]
     rows_ = "".join(f"{name},{name[:3]}\n" for name in names)
     root, file = label_file(tmp_path, "path,label\n" + rows_, names)
-    # A folder is listed in any order, so that each link could be read first.
+    # A folder may be listed in any order, so each link could be read first.
     for one in ("bird", "cat", "dog"):
         for other in ("bird", "cat", "dog"):
             (root / one / f"to_{other}").symlink_to(f"../{other}")
@@ -829,7 +829,7 @@ def test_the_epochs_fill_the_minutes_and_the_estimate_says_so():
     }
     for minutes, recipe in chosen.items():
         assert recipe.minutes == pytest.approx(minutes, rel=0.05)
-    # 100 images a second of 8,100, less start-up and evaluations.
+    # 100 images per second of 8,100, minus start-up and evaluations.
     assert epochs[30.0] == pytest.approx((1800 - 51) / 81, rel=0.05)
     assert epochs[10.0] < epochs[30.0] < epochs[90.0]
 
@@ -839,8 +839,8 @@ def test_the_rest_of_the_time_is_for_runs_without_each_domain():
         given = facts(num_images=3_000, num_domains=num_domains, **changes)
         return recipes.choose(given, pace_of, minutes=minutes).hold_out_length
 
-    # 100 epochs of 2,700 images take 2,700 s. Each image is in two of three runs, which
-    # start and are evaluated, also on the images that they hold out.
+    # 100 epochs of 2,700 images take 2,700 s. Each image is in two of three runs, whose
+    # start-up and evaluations are counted, also on the images that they hold out.
     each = pace_of({}).start_seconds + 16 * 350 / 300
     others = 3 * each + 16 * 2_700 / 300
     assert length(90.0) == pytest.approx(
@@ -875,12 +875,12 @@ def test_small_data_trains_a_limited_number_of_epochs_and_large_data_one():
     assert many.minutes > 200
 
 
-# All of it.
+# The whole command.
 
 
 @pytest.fixture
 def made(tmp_path, capsys):
-    """Data with a split column that `new` has been through: its folder and words."""
+    """Data with a split column after `new`: its folder and words."""
     plain_data.json_lists(tmp_path, examples())
     new(
         tmp_path / "mine",

@@ -1,4 +1,4 @@
-"""A convolution and its norm as one convolution: what they are apart."""
+"""Tests that fusing a convolution and its norm equals the separate layers."""
 
 from functools import partial
 
@@ -21,7 +21,7 @@ def few_blocks():
 
 
 def activations(shape=(16, 7, 5, 6), seed=0):
-    """Returns what a ReLU leaves: nothing negative, channels of unlike size."""
+    """Returns outputs of a ReLU: nothing negative, channels of different scale."""
     rng = np.random.default_rng(seed)
     values = rng.normal(0.5, 1.0, shape) * rng.uniform(0.1, 10.0, shape[-1])
     return jnp.asarray(np.maximum(values, 0), jnp.float32)
@@ -78,7 +78,7 @@ def test_in_bfloat16_it_is_as_near_to_float32_as_both_apart():
         ]
         for function in (normalised_convolution, apart)
     ]
-    # The map before the norm is not rounded: mostly nearer, and never far off.
+    # The map before the norm is not rounded: usually more accurate, never much worse.
     assert np.all(np.array(errors[0]) <= 2 * np.array(errors[1]))
 
 
@@ -131,7 +131,7 @@ def test_the_network_for_tpus_trains_as_that_for_cpus(variant):
 
         (_, kept), gradients = run(params)
         both.append((kept, gradients))
-    # Rounding may turn a ReLU on or off, and with it a little of the gradient.
+    # Rounding may turn a ReLU on or off, which changes the gradient a little.
     for part, bar in enumerate((1e-4, 0.1)):
         leaves = (jax.tree.leaves(parts[part]) for parts in both)
         for ours, theirs in zip(*leaves, strict=True):

@@ -1,4 +1,4 @@
-"""Sparse labels to targets, who counts in which term, terms that cannot be."""
+"""Tests targets from sparse labels, weights of images in terms, and invalid terms."""
 
 import inspect
 import math
@@ -354,7 +354,7 @@ def test_the_defaults_of_a_loss_are_in_range(name):
 
 @pytest.fixture
 def added(monkeypatch):
-    """Adds a loss to the table, for one test."""
+    """Adds a loss to the table for one test."""
 
     def add(loss):
         monkeypatch.setitem(losses.LOSSES, "poly", loss)

@@ -44,7 +44,7 @@ def prepared(tmp_path_factory):
     """A small copy made by TFDS's own builder; only its download is replaced."""
     root = tmp_path_factory.mktemp("tfds")
     with pytest.MonkeyPatch.context() as patch:
-        # TFDS wants this back-port of a standard module, and does not install it.
+        # TFDS needs this back-port of a standard module, but does not install it.
         patch.setitem(sys.modules, "importlib_resources", importlib.resources)
         patch.setattr(
             published.Builder,

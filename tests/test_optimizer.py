@@ -143,7 +143,7 @@ def test_lamb_steps_the_kernels_length_along_decayed_adam():
 
 
 def in_standard_promotion(make):
-    """optax itself, which mixes dtypes, on kernels only and without any mask."""
+    """Runs optax itself, which mixes dtypes, on kernels only and without a mask."""
     with jax.numpy_dtype_promotion("standard"):
         params = kernels(tree(0))
         optimizer = make()
@@ -170,8 +170,8 @@ def test_kernels_move_as_with_the_unmasked_optax_optimizer(name, make):
 @pytest.mark.parametrize("name", ["lars", "lamb"])
 def test_trust_ratios_leave_biases_and_scales_alone(name):
     params = tree(0)
-    # A trust ratio is proportional to the length of the leaf: ten times the bias would
-    # move ten times as far.
+    # A trust ratio is proportional to the norm of the leaf: a bias ten times as large
+    # would move ten times as far.
     larger = jax.tree.map(lambda leaf: 10.0 * leaf, params)
     moves = []
     for start in (params, larger):

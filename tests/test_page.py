@@ -1,4 +1,4 @@
-"""The report is one whole page: right numbers, nothing fetched, no name run as code."""
+"""Tests that the report has the right numbers, fetches nothing and executes no name."""
 
 import html.parser
 import json
@@ -180,7 +180,7 @@ def full():
 
 
 class Reader(html.parser.HTMLParser):
-    """Fails on a tag that is not closed in order; gathers text, ids and attributes."""
+    """Fails on tags that are not closed in order; collects text, ids and attributes."""
 
     def __init__(self, text):
         super().__init__()

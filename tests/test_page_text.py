@@ -1,4 +1,4 @@
-"""The panels of labels, images, slices and recipe: facts, and names shown as text."""
+"""Tests panels of labels, images, slices and recipe: facts, and names shown as text."""
 
 import base64
 import json
@@ -103,7 +103,7 @@ def test_hostile_names_are_text_everywhere_and_do_not_turn_their_neighbours():
         metrics=metrics,
         recipe={"name": EVIL, "own": {"seed": EVIL}},
     )
-    # Its own script and its data; what the names say is in neither tag nor attribute.
+    # Only its own script and data; names add no tags or attributes.
     assert text.count("<script") == 2
     assert text.count("</script") == 2
     assert Reader(text).tags <= Reader(page()).tags
@@ -144,7 +144,7 @@ def test_slices_have_their_intervals_the_worst_first_and_the_method_is_said():
     assert part.index("highland") < part.index("0.210 to 0.400") < part.index("coast")
     assert "1,000 seeded bootstrap resamples of whole groups of images" in part
     assert "95% interval 0.350 to 0.440" in text[: text.index('id="slices"')]
-    # Drawn between 0.2 and 0.6: 0.3 lies at a quarter.
+    # The scale is from 0.2 to 0.6, so 0.3 is at a quarter.
     assert 'class="dot" style="left:25.0%"' in part
 
 

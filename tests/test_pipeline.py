@@ -1,4 +1,4 @@
-"""Order, shards of processes, padding and slots of the input pipeline."""
+"""Tests order, shards of processes, padding and slots of the input pipeline."""
 
 import cv2
 import numpy as np
@@ -26,7 +26,7 @@ def jpeg(value):
 
 
 class Source:
-    """Images that are their number, and labels that are too."""
+    """Images and labels that encode their index."""
 
     def __init__(self, length):
         self.images = [jpeg(i) for i in range(length)]
@@ -304,7 +304,7 @@ def test_a_padded_batch_has_the_types_of_a_full_one():
 
 
 def test_a_batch_of_padding_alone_has_the_types_of_a_full_one():
-    # That of the second of two processes, with one image for both.
+    # The batch of the second of two processes, with one image for both.
     first, second = evaluate(1, batch=2, processes=2)
     types = [
         {name: x.dtype for name, x in batch.items()} for (batch,) in (first, second)

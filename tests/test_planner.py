@@ -1,4 +1,4 @@
-"""The plan of a step: that of training, on the devices at hand and on absent ones."""
+"""Tests the plan of a step: as in training, on local and on absent devices."""
 
 import runpy
 import subprocess
@@ -52,7 +52,7 @@ def run(config, **more):
 
 @pytest.fixture(scope="module")
 def printed():
-    """What the command prints for a small network on eight devices."""
+    """Output of the command for a small network on eight devices."""
     lines = []
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(command, "say", lines.append)
@@ -109,7 +109,7 @@ def test_what_cannot_be_planned_is_refused(fields, given, pattern):
 
 
 def fake_step(monkeypatch, limit):
-    """Makes compiling a step a matter of arithmetic: 1 GiB, and a tenth an image."""
+    """Replaces compiling a step by a formula: 1 GiB plus 0.1 GiB per image."""
 
     def figures(self, size):
         if (total := GIB * (1 + 0.1 * size)) > limit * GIB:

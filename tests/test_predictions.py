@@ -1,4 +1,4 @@
-"""Images on disk to a submission: every file a row, in order, damaged ones too."""
+"""Tests submissions from images on disk: a row per file, in order, also if damaged."""
 
 import csv
 import dataclasses
@@ -25,7 +25,7 @@ PROVENANCE = {"clean": True}
 
 
 def apply(params, batch_stats, images, *, train, key):
-    """Says whether an image is dark or light."""
+    """Predicts whether an image is dark or light."""
     shade = jnp.mean(images.astype(jnp.float32), axis=(1, 2, 3)) / 255 - 0.5
     logits = jnp.stack([-20 * shade, 20 * shade, 0 * shade], axis=-1)
     return Outputs(logits=logits, embedding=None, features=logits), batch_stats
@@ -42,7 +42,7 @@ def read(path):
 
 @pytest.fixture
 def images(tmp_path):
-    """13 files: dark and light in turn; 3 is cut short, 7 empty, 12 no image."""
+    """13 files: dark and light in turn; 3 is truncated, 7 empty, 12 no image."""
     folder = tmp_path / "images"
     folder.mkdir()
     for i in range(13):
@@ -123,7 +123,7 @@ def test_answers_come_while_images_are_still_unread(images):
         on_progress=lambda *_: None,
     )
     assert next(answers).row == 0
-    # One batch is under way beside the one that is answered; the third is unread.
+    # One batch is being computed beside the one that is answered; the third is unread.
     assert seen == [0, 1]
 
 

@@ -1,4 +1,4 @@
-"""Probabilities of one model, of several, and adapted to images; against NumPy."""
+"""Tests probabilities of one, several and adapted models against NumPy."""
 
 from typing import NamedTuple
 
@@ -70,7 +70,7 @@ def on_devices(images):
 
 
 def batches_of(images):
-    """Yields batches, the last one filled up with white that is masked."""
+    """Yields batches, the last one padded with white images that are masked."""
     for start in range(0, len(images), BATCH):
         part = images[start : start + BATCH]
         batch = np.full((BATCH, *part.shape[1:]), 255, np.uint8)
@@ -152,6 +152,6 @@ def test_the_devices_have_the_next_batch_before_one_is_handed_over(number):
         assert embedding is None
     expected = [f"predict {i}" for i in range(number)]
     for i in range(number):
-        # After the batch that follows it, if there is one.
+        # After the batch that follows it, if any.
         expected.insert(min(i + 2, number) + i, f"handed {i}")
     assert events == expected

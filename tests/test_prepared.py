@@ -1,4 +1,4 @@
-"""Resolved labels of whole splits, and the validation split that is carved out."""
+"""Tests resolved labels of whole splits, and the carved-out validation split."""
 
 import dataclasses
 import shutil
@@ -16,7 +16,7 @@ from jaxii.prepare.label_files import read_codes
 from jaxii.prepare.toy_regions import writer
 from jaxii.prepare.toy_regions.writer import prepare_toy_regions
 
-# 3 images: {0: present, 2: absent}, nothing, {1: machine says 0.5, 2: 0.3, 0: present}
+# 3 images: {0: present, 2: absent}, nothing, {1: machine 0.5, 2: 0.3, 0: present}
 ROWS = Rows(
     offsets=np.array([0, 2, 2, 5]),
     label_ids=np.array([0, 2, 1, 2, 0], np.int32),
@@ -25,7 +25,7 @@ ROWS = Rows(
 
 
 def prepared(root, *, num_train=24, edit=None):
-    """Prepares the small layout, after `edit(folder)` has changed it."""
+    """Prepares the small layout after `edit(folder)` has changed it."""
     files = small_layout.write(root / "files", num_train=num_train)
     if edit is not None:
         edit(files)
@@ -176,13 +176,13 @@ def test_labels_in_another_order_than_the_dataset_has_are_refused(directory, tmp
     ("choice", "expected"),
     [
         ({"machine_labels": "ignored"}, {0: 1.0}),
-        # The machine's 0.7 for /m/boat, beside the verified cat.
+        # The machine's 0.7 for /m/boat, in addition to the verified cat.
         ({"machine_labels": "soft"}, {0: 1.0, 2: 0.7}),
         ({"machine_labels": "thresholded"}, {0: 1.0, 2: 1.0}),
     ],
 )
 def test_machine_labels_train_as_the_configuration_says(directory, choice, expected):
-    # So small a share that train00, which the machine has labelled, stays in train.
+    # The fraction is so small that train00, which has machine labels, stays in train.
     data = opened(directory, validation_fraction=0.15, **choice)
     row = list(data.split("train").index.image_ids).index("train00")
     rows = data.train_rows
@@ -192,7 +192,7 @@ def test_machine_labels_train_as_the_configuration_says(directory, choice, expec
 
 
 def with_others(files):
-    """Adds images without a present label from people, and without any used label."""
+    """Adds images without a present human label, and without any used label."""
     human = "absent,verification,/m/cat,0"
     machine = "sure,machine,/m/cat,0.9", "unsure,machine,/m/cat,0.4"
     rows = {"train_human_labels.csv": [human], "train_machine_labels.csv": machine}

@@ -34,7 +34,7 @@ def network_of(depth, num_classes=1000, embedding_dim=0, **kwargs):
 
 
 def our_logits(name, weights, **kwargs):
-    """Returns the logits of our network with the file's classifier too, [2, 1000]."""
+    """Returns the logits of our network with the file's classifier, [2, 1000]."""
     _, depth, variant = RECORDED[name]
     network = network_of(depth, variant=variant, **kwargs)
     params, batch_stats = zeros_of(network)
@@ -51,7 +51,7 @@ def relative_difference(ours, theirs):
 
 @pytest.fixture(scope="module")
 def small():
-    """A ResNet-18 state dict, and what `Network.init` gives for its trunk."""
+    """A ResNet-18 state dict, and the result of `Network.init` for its trunk."""
     params, batch_stats = zeros_of(network_of(18))
     return torchvision_weights("resnet18"), params["trunk"], batch_stats["trunk"]
 
@@ -104,7 +104,7 @@ def test_a_file_gives_the_trunk_and_its_origin(small, tmp_path, write):
 
 
 def test_the_classifier_is_left_out_even_where_it_fits(small, tmp_path):
-    """Which label a row of it is, nothing says."""
+    """The labels of its rows are unknown."""
     path = save(tmp_path / "resnet18.pth", small[0])
     network = network_of(18, num_classes=1000, embedding_dim=3)
     found = trunk_of(path, network)
@@ -124,7 +124,7 @@ def test_the_classifier_is_left_out_even_where_it_fits(small, tmp_path):
     np.testing.assert_array_equal(
         statistics["trunk"]["stem_norm"]["var"], small[0]["bn1.running_var"]
     )
-    assert not params["trunk"]["stem_conv"]["kernel"].any()  # those given stay
+    assert not params["trunk"]["stem_conv"]["kernel"].any()  # inputs are unchanged
 
 
 def test_a_file_without_a_classifier_is_a_start_too(small, tmp_path):

@@ -1,9 +1,9 @@
-"""Several real processes as one run: stopped, killed, gone on with, and the same.
+"""Tests several real processes as one run: stopped, killed, continued, same results.
 
-Two processes of one CPU device each over loopback, against one process of two: a sum
-of two numbers does not depend on their order, so both round alike. With more devices,
-a ReLU whose input is within rounding of 0 may pass a gradient in one of the runs only.
-The network is tiny; everything else is what a user runs.
+Two processes of one CPU device each run over loopback and are compared with one process
+of two devices: a sum of two numbers does not depend on their order, so both round
+alike. With more devices, a ReLU whose input is within rounding of 0 may pass a gradient
+in only one of the runs. The network is tiny; everything else is as for a user.
 """
 
 import os
@@ -43,7 +43,7 @@ def alone(folder):
 
 @pytest.fixture(scope="module")
 def together(folder, alone):
-    """Two processes: one asked to leave, then one killed, then to the end."""
+    """Two processes: one is asked to leave, then one is killed, then both finish."""
     run = Run(folder, "together", num_devices=2)
     run.start(2)
     run.wait_for("step  2/18")
@@ -81,7 +81,7 @@ def test_nobody_else_can_connect_to_a_run_on_this_machine(folder):
     try:
         run.wait_for("step  1/18")
         socket.create_connection(("127.0.0.1", run.port)).close()
-        # Another address of this machine stands for another machine.
+        # Another address of this machine stands in for another machine.
         with pytest.raises(ConnectionRefusedError):
             socket.create_connection(("127.0.0.2", run.port))
     finally:
@@ -249,7 +249,7 @@ def test_other_words_and_other_borders_of_words_are_another_program():
 
 
 class Agreement:
-    """JAX's agreement on a step to stop at, of one process."""
+    """One process's share of JAX's agreement on a step to stop at."""
 
     def __init__(self):
         self.passed, self.stop_at = 0, None

@@ -1,4 +1,4 @@
-"""Memory and operations are counted; a trace holds the steps that were asked for."""
+"""Tests counts of memory and operations, and traces of the requested steps."""
 
 import jax
 import jax.numpy as jnp

@@ -1,4 +1,4 @@
-"""A checkpoint as StableHLO and ONNX: the same probabilities, without jaxii."""
+"""Tests a checkpoint as StableHLO and ONNX: equal probabilities, without jaxii."""
 
 import csv
 import json
@@ -47,7 +47,7 @@ from jaxii.train.state import new_state
 pytestmark = pytest.mark.usefixtures("without_drawings")
 
 NUM_CLASSES, BATCH = 5, 8
-# Odd sizes have windows over the edge; all rules of ONNX are met by these together.
+# Odd sizes have windows across the edge; together, these use all rules of ONNX.
 NETWORKS = {
     "resnet": {"depth": 18, "stem": "imagenet", "size": 33},
     "resnet_d": {"depth": 26, "stem": "small", "size": 17},
@@ -75,7 +75,7 @@ def filled(shapes, seed=0):
             return rng.normal(0, spread, leaf.shape).astype(leaf.dtype)
         ranges = {"scale": (0.5, 1.0), "var": (0.5, 1.5)}
         low, high = ranges.get(kind, (-0.3, 0.3))
-        # Scales of both signs: the stem's max-pool treats them differently.
+        # Scales of both signs, because the stem's max-pool treats them differently.
         sign = rng.choice([-1, 1], leaf.shape) if kind == "scale" else 1
         return (sign * rng.uniform(low, high, leaf.shape)).astype(leaf.dtype)
 
@@ -83,7 +83,7 @@ def filled(shapes, seed=0):
 
 
 def images_of(number, size):
-    """Returns images of a few large patches: of noise all means would be the same."""
+    """Returns images of a few large patches: with noise, all means would be equal."""
     rng = np.random.default_rng(0)
     patches = rng.integers(0, 256, (number, 3, 3, 3)).astype(np.uint8)
     return np.kron(patches, np.ones((1, 11, 11, 1), np.uint8))[:, :size, :size]
@@ -91,7 +91,7 @@ def images_of(number, size):
 
 @pytest.fixture(scope="module", params=NETWORKS)
 def network(request):
-    """A network in the portable form, images, and what evaluation says of them."""
+    """A network in the portable form, images, and their evaluated probabilities."""
     shape = dict(NETWORKS[request.param])
     size = shape.pop("size")
 
@@ -112,7 +112,7 @@ def network(request):
     model = Model(apply=evaluated.apply, params=params, batch_stats=stats)
     sent = to_devices({"images": images}, divided(mesh))
     probs = np.asarray(make_predict([model], mesh)(sent["images"])[0])
-    # Or nothing could differ.
+    # Otherwise, nothing could differ.
     assert probs.std(axis=0).max() > 0.01
     return (
         Model(apply=portable.apply, params=params, batch_stats=stats),
@@ -157,7 +157,7 @@ def linear_program():
 def test_a_program_is_for_every_platform_and_multiplies_in_full_precision():
     exported = jax.export.deserialize(bytearray(linear_program()))
     assert set(exported.platforms) >= {"cpu", "cuda", "tpu"}
-    # Platforms whose code differs have one each.
+    # One per platform whose code differs.
     products = re.findall(r"stablehlo\.dot_general .*", exported.mlir_module())
     assert {product.count("HIGHEST") for product in products} == {2}
 
@@ -175,7 +175,7 @@ class Outputs(NamedTuple):
 
 
 def constant_model(probs):
-    """Returns a model that says the same of every image."""
+    """Returns a model that predicts the same for every image."""
 
     def apply(params, batch_stats, images, *, train, key):
         nothing = 0 * images.astype(jnp.float32).mean(axis=(1, 2, 3))
@@ -237,7 +237,7 @@ def test_what_has_no_counterpart_in_onnx_is_refused_by_name(function, pattern):
         to_onnx(any_image(function), {})
 
 
-# The command, on a run as training leaves it: bfloat16, with an embedding head, and
+# The command on a run as training leaves it: bfloat16, with an embedding head, and with
 # probabilities that are means over views.
 
 
@@ -304,7 +304,7 @@ def folder(workdir, tmp_path_factory):
 
 
 def elsewhere(folder, script, *words):
-    """Runs a script where there is neither jaxii nor any library but jax and numpy."""
+    """Runs a script without jaxii and with no libraries except jax and numpy."""
     absent = "jaxii", "flax", "onnx", "onnxruntime", "grain", "jaxtyping", "cv2"
     script = (
         f"import sys; sys.modules.update(dict.fromkeys({absent}))\n"
@@ -357,7 +357,7 @@ print(json.dumps([answers, load.predict_labels(images)]))
     decode = decoding.load(workdir.path / "decoders.npz", None).answer(decoder)
     codes = workdir.vocabulary().codes
     assert answers == [[codes[i] for i in ids] for ids in decode(probs, None)]
-    # Where no label reaches its threshold, the most probable one is the answer.
+    # If no label reaches its threshold, the answer is the most probable label.
     assert ones == [[codes[i]] for i in probs.argmax(axis=1)]
 
 
@@ -391,7 +391,7 @@ print(json.dumps([load.probabilities(images).tolist(), load.predict_labels(image
 
 
 def decoders_of(num_classes):
-    """Returns decoders with other numbers for each label."""
+    """Returns decoders with different numbers for each label."""
     rng = np.random.default_rng(1)
     return decoding.Decoders(
         choice=DecoderChoice(threshold=0.3, top_k=4),
@@ -502,7 +502,7 @@ def test_without_the_dataset_synthetic_images_are_checked(
         assert record[name] == before[name]
     (images,) = checked
     assert images.shape == (64, 16, 16, 3)
-    # Each image varies, and its neighbouring pixels are alike.
+    # Each image varies, and its neighbouring pixels are similar.
     deviations = images.std(axis=(1, 2))
     assert deviations.min() > 20
     assert np.abs(np.diff(images.astype(int), axis=1)).mean() < deviations.mean()
@@ -538,7 +538,7 @@ def test_how_far_the_runs_own_compute_type_is_is_told(folder):
     assert 1e-5 < check["compute_dtype_difference"] < 0.2
 
 
-# Preprocessing by the words of export.json alone, with NumPy and OpenCV.
+# Preprocessing as described in export.json, with NumPy and OpenCV alone.
 
 
 def decoded(data, shrink=1):
@@ -553,7 +553,7 @@ def decoded(data, shrink=1):
 
 
 def reduced(data, shrinks, rows, columns):
-    """Decodes a JPEG at the smallest scale that is large enough, other formats whole"""
+    """Decodes a JPEG at the smallest sufficient scale, other formats completely."""
     height, width = decoded(data).shape[:2]
     if data.startswith(b"\xff\xd8"):
         for shrink in shrinks:
@@ -647,7 +647,7 @@ def test_the_words_of_export_json_alone_give_the_pixels_of_evaluation(
 ):
     transform = EvalTransform(size_pixels=side, crop_share=share)
     told = json.loads((folder / "export.json").read_text())["images"]["view"]
-    # Those of this run, but for what is given here.
+    # Those of this run, except for the values given here.
     own = json.loads(json.dumps(transform.describe()))
     assert {k for k in told if told[k] != own[k]} <= {
         "side_pixels",

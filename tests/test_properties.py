@@ -1,4 +1,4 @@
-"""Facts that hold for every input, tried on generated ones."""
+"""Tests facts that hold for every input on generated inputs."""
 
 import csv
 import io
@@ -56,8 +56,8 @@ settings.load_profile("few")
 
 CODES = ("a", "b", "c", "d")
 WORDS = Codes(Vocabulary(CODES, CODES), frozenset({*CODES, "rare"}), "classes.csv")
-# What a spreadsheet, a person or a program puts into a cell; no zero byte, and no
-# control character that Python and polars strip differently.
+# Characters that spreadsheets, people and programs write into cells, without zero bytes
+# and control characters that Python and polars strip differently.
 LETTERS = st.characters(
     codec="utf-8", exclude_characters="\0\x1c\x1d\x1e\x1f", exclude_categories=["Cs"]
 )
@@ -149,7 +149,7 @@ def test_a_vocabulary_is_read_back_as_it_was_saved(folder, codes, data):
 
 
 @given(
-    # Python writes a carriage return without quotes, as part of a cell.
+    # Python writes a carriage return in a cell without quotes.
     rows=matrix((1, 5), 3, st.text(LETTERS.filter("\r".__ne__), max_size=6)),
     separator=st.sampled_from(",;\t|"),
     end=st.sampled_from(["\n", "\r\n"]),
@@ -161,7 +161,7 @@ def test_a_table_is_read_as_it_was_written_by_whatever_program(
 ):
     header = ["path", "label", "note"]
     text = written([header, *rows], delimiter=separator, quoting=quoting)
-    # A program that ends lines otherwise does so within cells, too.
+    # A program with other line ends also uses them within cells.
     (folder / "table.csv").write_bytes(text.replace("\n", end).encode(encoding))
     rows = [[cell.strip() for cell in row] for row in rows]
     expected = [tuple(row) for row in rows if any(row)]
@@ -428,7 +428,7 @@ def test_a_run_killed_anywhere_ends_as_one_that_was_not(
 def run(plan, metrics, kills):
     """Returns all checkpoints of a run that saves every second step and is killed.
 
-    Each number of `kills` is how many steps the next process does; then they all end.
+    Each of `kills` is the number of steps of the next process; the rest finish.
     """
     saved, kept, kills = {}, {}, list(kills)
     for _ in range(1000):
@@ -459,7 +459,7 @@ def run(plan, metrics, kills):
             if ended:
                 saved[stage.name] = [s for _, s in sorted(saved[stage.name].items())]
                 break
-        # A process that saves nothing goes on for ever.
+        # Processes that never save would not finish.
         if kills and kills[0] == 1:
             kills[0] = 2
     raise AssertionError("the run does not end")

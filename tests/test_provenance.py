@@ -1,4 +1,4 @@
-"""A result is clean only when no label and no image of a held-out split touched it."""
+"""Tests that a result is clean only if no held-out label or image was used."""
 
 import json
 from dataclasses import replace

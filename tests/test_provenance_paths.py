@@ -1,7 +1,7 @@
-"""Every way in which a tuning or test label or image can reach a result is recorded.
+"""Tests that each way in which tuning or test data can reach a result is recorded.
 
-One small run, then the real commands upon it. The rows of the README's table "How clean
-is a figure" each have a test here, in their order.
+One small run is used by the real commands. Each row of the README's table "How clean is
+a figure" has a test here, in the same order.
 """
 
 import contextlib
@@ -59,7 +59,7 @@ def get_config(split="train"):
 
 
 def dataset(root, *, tuning=("/m/cat /m/dog", "/m/boat"), test=("/m/cat",) * 3):
-    """Prepares 24 training, 2 tuning and 3 test images, with these labels."""
+    """Prepares 24 training, 2 tuning and 3 test images with these labels."""
     files = small_layout.write(root / "files", num_train=24)
     rows = [f"tune{i},{labels}" for i, labels in enumerate(tuning)]
     small_layout.lines(files / "tuning_labels.csv", *rows)
@@ -70,7 +70,7 @@ def dataset(root, *, tuning=("/m/cat /m/dog", "/m/boat"), test=("/m/cat",) * 3):
 
 
 class Runs:
-    """A folder of runs; called with words, it is the command line."""
+    """A folder of runs; calling it with words runs the command line."""
 
     def __init__(self, folder):
         self.folder = folder
@@ -79,7 +79,7 @@ class Runs:
         self.recipe.write_text(RECIPE)
 
     def __call__(self, *words, code=0):
-        """Runs `jaxii WORDS` and returns what it printed."""
+        """Runs `jaxii WORDS` and returns its output."""
         argv = ["jaxii", *map(str, words)]
         printed = io.StringIO()
         with (
@@ -107,7 +107,7 @@ class Runs:
         return self("evaluate", f"--workdir={self.folder / name}", *words, code=code)
 
     def predict(self, name, *words, code=0):
-        """Predicts the test's images; returns what it printed, and the record."""
+        """Predicts the test images; returns the output and the record."""
         output = self.folder / "answers.csv"
         said = self(
             "predict",
@@ -118,12 +118,12 @@ class Runs:
             code=code,
         )
         beside = json.loads(Path(f"{output}.provenance.json").read_text())
-        # Whether it is right is tested in test_held_out.py.
+        # test_held_out.py tests its value.
         assert set(beside.pop("expected_f2")) == {"mean", "error"}
         return said, beside
 
     def predict_refused(self, name):
-        """Predicts with a run that is refused; returns what was said."""
+        """Predicts with a run that is refused; returns the message."""
         images = self.folder / "first" / "files" / "stage_1_test_images"
         words = f"--workdir={self.folder / name}", f"--images={images}"
         return self("predict", *words, code=2)
@@ -145,7 +145,7 @@ class Runs:
         )
 
     def checkpoint(self, name, stage):
-        """Returns what the last checkpoint of a stage says of itself."""
+        """Returns the metadata of the last checkpoint of a stage."""
         folder = self.folder / name / "checkpoints" / stage
         last = max(folder.glob("*/metadata/metadata"), key=lambda p: int(p.parts[-3]))
         return json.loads(last.read_text())
@@ -175,11 +175,11 @@ class Runs:
 
 @pytest.fixture(scope="module")
 def runs(tmp_path_factory):
-    """A folder with `clean`, a trained run, and `adapted`, which goes on from it."""
+    """A folder with `clean`, a trained run, and `adapted`, which continues from it."""
     folder = tmp_path_factory.mktemp("runs")
     with pytest.MonkeyPatch.context() as patch:
         # One block on one device, compiled once for all commands: compilation would
-        # take longer than all else.
+        # take longer than everything else.
         patch.setitem(resnet.DEPTHS, 18, ((1, 0, 0, 0), False))
         one = make_mesh(jax.devices()[:1])
         patch.setattr("jaxii.runs.run.make_mesh", lambda: one)
@@ -249,7 +249,7 @@ def test_a_run_that_starts_from_an_adapted_one_keeps_its_past(runs):
     said = runs.train("heir", start, "--allow_tuning_labels")
     assert "of stage adapt of" in said
     assert runs.provenance("heir")["weights"] == influence(["train", "tuning"])
-    # What it started from need not be there any longer.
+    # The run that it started from is no longer needed.
     (runs.folder / "adapted").rename(runs.folder / "elsewhere")
     try:
         assert runs.evaluate("heir").startswith(CAVEAT)
@@ -258,7 +258,7 @@ def test_a_run_that_starts_from_an_adapted_one_keeps_its_past(runs):
 
 
 def best_of_clean(runs, step=2):
-    """Returns a checkpoint of `clean`, as a run that starts from it names it."""
+    """Returns a checkpoint of `clean`, as named by a run that starts from it."""
     with Run.open(runs.folder / "clean") as clean:
         assert clean.saved.step == step
         digest = clean.checkpoint_hash[:16]
@@ -285,7 +285,7 @@ def test_a_run_without_a_checkpoint_starts_only_from_the_same_checkpoint(runs, f
     runs.train(*words)
     shutil.rmtree(runs.folder / words[0] / "checkpoints")
     runs.train(*words)
-    # The other run is trained again, with another result.
+    # The other run is trained again, with a different result.
     shutil.rmtree(runs.folder / words[0] / "checkpoints")
     shutil.rmtree(other)
     runs.train(other.name, "--config.seed=1")
@@ -326,7 +326,7 @@ def test_the_trunk_of_a_run_is_a_start_for_other_labels(runs, other_labels):
     assert len(record["datasets"]) == 2
     report = (runs.folder / "other_heads" / "report.html").read_text()
     assert f"trunk of {best_of_clean(runs)}" in report
-    # What `clean` has seen stays known.
+    # The images that `clean` has seen are still recorded.
     seen = SeenImages.load(runs.folder / "other_heads" / "seen_images.npz")
     assert "weights" in seen.count(runs.seen("clean"))
 
@@ -370,7 +370,7 @@ def test_a_trunk_of_another_architecture_is_refused(runs, field, value):
 
 
 def network_weights():
-    """Returns weights as torchvision names them, of `RECIPE`'s network in `runs`."""
+    """Returns weights of `RECIPE`'s network in `runs`, with torchvision's names."""
     rng = np.random.default_rng(0)
     arrays = {"fc.weight": np.ones((3, 8), np.float32), "fc.bias": np.ones(3, "f4")}
     for at, number, in_channels in ("", 1, 3), ("layer1.0.", 1, 8), ("layer1.0.", 2, 8):
@@ -406,7 +406,7 @@ def test_pretrained_weights_are_a_start_that_every_file_names(runs):
     kernel = model["params"]["trunk"]["stem_conv"]["kernel"].transpose(3, 2, 0, 1)
     np.testing.assert_allclose(kernel, arrays["conv1.weight"], atol=1e-6)
     assert np.abs(model["params"]["classifier"]["kernel"] - 1.0).min() > 0.1
-    # What it started from is not read again: not to go on, nor to evaluate.
+    # The weight file is not read again to continue or to evaluate.
     path.unlink()
     assert "trunk from" not in runs.train("pretrained", *words)
     assert runs.evaluate("pretrained").startswith("CAVEAT     The initial weights came")
@@ -550,7 +550,7 @@ def test_a_prediction_has_seen_what_any_member_has(runs, pair, monkeypatch):
     assert record["weights"] == influence(["train", "tuning"])
 
 
-# What nothing reads.
+# Labels that are not read.
 
 
 def test_tuning_and_test_labels_change_nothing_that_does_not_ask_for_them(runs):
@@ -584,12 +584,12 @@ def test_nothing_is_fitted_on_the_test(runs):
 def rearranged(
     root, rename, *, copies=MappingProxyType({}), validation=(), codes=(), short_side=16
 ):
-    """Prepares images with other ids, by `rename` of the usual ones.
+    """Prepares images with other ids: `rename` maps the usual ones.
 
     Args:
-      copies: Usual id of an image -> usual id of the image that it is a copy of. Other
-        images with new ids are new files.
-      codes: The labels, if they are not the usual ones in the usual order.
+      copies: Usual id of a copy -> usual id of its original. Other images with new ids
+        are new files.
+      codes: The labels, if different from the usual ones in the usual order.
     """
     files = small_layout.write(root / "files", num_train=24)
     usual = {path.stem: (path, path.read_bytes()) for path in files.rglob("*.jpg")}
@@ -642,7 +642,7 @@ def knows_the_test(runs, exchanged):
 
 @pytest.fixture(scope="module")
 def exchanged(runs):
-    """A dataset whose test images are training images of `clean`, and the reverse."""
+    """A dataset whose test images are training images of `clean`, and vice versa."""
     trained_on = list(runs.seen("clean").image_ids[:3])
 
     def rename(name):
@@ -784,7 +784,7 @@ def test_a_checkpoint_that_was_chosen_on_the_test_is_refused(runs, chosen_on_the
     assert re.search(badge, said)
 
 
-# Files of the run that were changed.
+# Modified files of the run.
 
 
 @pytest.mark.parametrize(
@@ -851,7 +851,7 @@ def test_a_damaged_history_is_said_and_never_shown(runs):
     assert runs.metrics("history")["splits"] == runs.metrics("clean")["splits"]
 
 
-# What cannot be, and what the others then are.
+# Invalid starts.
 
 
 @pytest.mark.parametrize(

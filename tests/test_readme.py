@@ -1,7 +1,7 @@
-"""Every command and the Python of the README run, on little data.
+"""Tests that every command and the Python code of the README run on little data.
 
-The commands run in their order as a reader types them, with overrides behind them that
-make the network small and the run short.
+The commands run in the order of the README, with overrides that make the network small
+and the run short.
 """
 
 import os
@@ -42,7 +42,7 @@ SMALL = (
 
 def command(line, folder):
     """Runs one line of the README in a folder."""
-    # The same program, with fewer blocks in its networks and on one device.
+    # The same program with fewer blocks in its networks and on one device.
     program = f"{sys.executable} -m tests.small_main"
     words = shlex.split(line.replace("python -m jaxii.main", program, 1))
     if "train" in words or "--config" in words:
@@ -111,7 +111,7 @@ def folder(tmp_path_factory):
 
 @pytest.fixture(scope="module")
 def read(folder):
-    """Runs all commands in their order; returns what each printed."""
+    """Runs all commands in order; returns what each printed."""
     printed = {}
     for line in COMMANDS:
         if line.startswith("pip "):

@@ -15,7 +15,7 @@ from jaxii.prepare.recode import recode
 
 
 def scene(height=60, width=80):
-    """Four quarters of different colour, so that every turn is told apart."""
+    """Returns four quarters of different colours, which distinguish all rotations."""
     image = np.zeros((height, width, 3), np.uint8)
     image[: height // 2, : width // 2] = (220, 40, 40)
     image[: height // 2, width // 2 :] = (40, 200, 60)
@@ -145,7 +145,7 @@ def test_a_transparent_palette_entry_and_grey_alpha_are_white(mode):
 
 
 def png_of(upper, lower, *, depth, transparent):
-    """Returns a PNG of two halves, 16 rows each, one of its colours transparent."""
+    """Returns a PNG of two halves, 16 rows each, with one transparent colour."""
 
     def chunk(name, body):
         checksum = zlib.crc32(name + body)
@@ -228,7 +228,7 @@ def test_a_jpeg_of_many_scans_is_refused_before_decoding():
 
 
 def video(num_scans):
-    """The start of an MP4 file in which the bytes of a scan occur by chance."""
+    """Returns the start of an MP4 file that contains the bytes of a scan by chance."""
     return b"\0\0\0\x18ftypmp42" + b"\xff\xda\0\x08 and video " * num_scans
 
 
@@ -271,7 +271,7 @@ def test_sixteen_bits_and_alpha_take_little_more_memory_than_the_pixels():
     image_decoding.decode_other(data, "png")
     _, peak = tracemalloc.get_traced_memory()
     tracemalloc.stop()
-    # What OpenCV decodes, what is returned, and a band.
+    # The pixels that OpenCV decodes, the returned pixels, and a band.
     assert peak < side * side * (8 + 3) + 40_000_000
 
 

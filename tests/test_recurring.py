@@ -1,4 +1,4 @@
-"""Near copies are found, counted, removed on request and left out of figures."""
+"""Tests near copies: found, counted, removed on request, and left out of figures."""
 
 import json
 import shutil
@@ -81,7 +81,7 @@ def opened(directory, *, validation_fraction=0.35, **choice):
 
 @pytest.fixture
 def root(tmp_path):
-    """The small layout; of train, 01 and 04 are near copies of test2, and 03 of 05."""
+    """The small layout: train01 and 04 are near copies of test2, train03 of train05."""
     root = small_layout.write(tmp_path / "kaggle")
     train, test = root / "train/part_0", root / "stage_1_test_images"
     for number in range(6):
@@ -159,7 +159,7 @@ def test_a_search_uses_no_damaged_part_and_none_of_other_images(tmp_path, monkey
     for path in saved:
         path.write_bytes(path.read_bytes()[:-1])
     assert pairs(images, folder=tmp_path) == whole
-    # Whole again, so nothing is searched.
+    # The files are complete again, so nothing is searched.
     monkeypatch.setattr(near_copies._InvertedFile, "candidates", raise_interrupt)
     monkeypatch.setattr(near_copies, "_is_copy", raise_interrupt)
     assert pairs(images, folder=tmp_path) == whole
@@ -264,7 +264,7 @@ def test_an_interrupted_search_goes_on_where_it_stopped(
 
 @pytest.mark.parametrize(("choice", "count"), [("keep", 6), ("remove", 4)])
 def test_copies_in_a_held_out_domain_are_listed(root, tmp_path, choice, count):
-    # train03 is a near copy of train05, and train00 the same file as train02.
+    # train03 is a near copy of train05, and train00 is the same file as train02.
     train = root / "train/part_0"
     shutil.copy(train / "train02.jpg", train / "train00.jpg")
     rows = (f"train{i:02d},{'eu' if i in (2, 3) else 'asia'}" for i in range(6))
@@ -324,7 +324,7 @@ def test_they_are_not_looked_for_on_request(root, tmp_path):
 
 @pytest.fixture(scope="module")
 def measured(tmp_path_factory):
-    """A run on toy_regions, of whose 12 test images 3 are near copies of train's."""
+    """A run on toy_regions; 3 of its 12 test images are near copies of train's."""
     root = tmp_path_factory.mktemp("recurring")
     files = writer.write(root / "files", num_train=40, num_tuning=2, num_test=12)
     train = sorted((files / "train").rglob("*.jpg"))

@@ -1,4 +1,4 @@
-"""`launch/rehearse.sh` with a `python` that ends as it is told."""
+"""Tests `launch/rehearse.sh` with a `python` that ends as the test asks."""
 
 import os
 import re
@@ -14,7 +14,7 @@ ROOT = Path(__file__).parent.parent
 
 @pytest.fixture
 def rehearse(tmp_path):
-    """Starts a rehearsal in a process group of its own, as a terminal does."""
+    """Starts a rehearsal in its own process group, as a terminal does."""
     started = []
 
     def start(*words, **environment):
@@ -61,7 +61,7 @@ def test_every_process_gets_the_command_its_number_and_one_free_port(
 
 @pytest.fixture
 def tokens(rehearse, tmp_path):
-    """Rehearses two processes that tell what token they have; returns both."""
+    """Rehearses two processes that print their tokens; returns both."""
     python = tmp_path / "python"
     python.write_text('#!/bin/sh\necho "token $JAXII_RUN_TOKEN"\n')
     python.chmod(0o755)
@@ -115,7 +115,7 @@ def test_a_signal_reaches_every_process_once_and_all_end_with_75(
     process = rehearse("3", OUTCOMES="waiting waiting waiting")
     wait_for(tmp_path / "1.log", "waits")
     wait_for(tmp_path / "2.log", "waits")
-    # The whole group, as Ctrl-C does: that must not reach the processes twice.
+    # To the whole group, as Ctrl-C does; the processes must not get it twice.
     os.killpg(process.pid, number)
     output, errors = process.communicate(timeout=60)
     assert process.returncode == 75, errors

@@ -1,4 +1,4 @@
-"""The rendezvous over loopback: every process names the missing ones."""
+"""Tests the rendezvous over loopback: every process names the missing ones."""
 
 import contextlib
 import selectors
@@ -181,7 +181,7 @@ def test_whoever_says_nonsense_is_not_counted_and_delays_nobody(said):
     with ThreadPoolExecutor(1) as pool:
         lead = pool.submit(attend, [0], 2, seconds=20, port=port)
         with connected(port) as peer:
-            with contextlib.suppress(ConnectionError):  # it is hung up on
+            with contextlib.suppress(ConnectionError):  # the peer hangs up
                 peer.sendall(said)
             assert attend([1], 2, seconds=20, port=port) == {1: None}
             assert lead.result() == {0: None}
@@ -228,7 +228,7 @@ def test_connections_without_end_delay_nobody():
         lead = pool.submit(attend, [0], 2, seconds=20, port=port)
         first, *_ = (stack.enter_context(connected(port)) for _ in range(100))
         with first.makefile("rb") as file:
-            assert len(file.read()) == 33  # a number, a line's end, and no more
+            assert len(file.read()) == 33  # only a number and a line end
         assert attend([1], 2, seconds=20, port=port) == {1: None}
         assert lead.result() == {0: None}
 
@@ -292,7 +292,7 @@ def test_a_run_on_this_machine_is_out_of_reach_of_others():
     with ThreadPoolExecutor(1) as pool:
         lead = pool.submit(attend, [0], 2, seconds=0.5, port=port)
         connected(port).close()
-        # Another address of this machine stands for another machine.
+        # Another address of this machine stands in for another machine.
         with pytest.raises(ConnectionRefusedError):
             socket.create_connection(("127.0.0.2", port))
         lead.result()

@@ -1,4 +1,4 @@
-"""In a real browser a report makes no noise, reacts, and has nothing axe minds."""
+"""Tests in a real browser that reports log no errors, react, and pass axe."""
 
 import pytest
 from test_page_text import details, page

@@ -1,4 +1,4 @@
-"""The bound on a step's time, worked out by hand."""
+"""Tests the bound on a step's time against calculations by hand."""
 
 from dataclasses import replace
 
@@ -27,7 +27,7 @@ SLICE = Topology(
 
 def test_a_step_takes_the_longer_of_arithmetic_and_traffic_and_then_collectives():
     bound = roofline(FIGURES, SLICE)
-    # Eight chips send 2 x 7/8 of the bytes, over one link of 50 GB/s on each axis.
+    # Eight chips send 2 x 7/8 of the bytes, over one link of 50 GB/s per axis.
     assert bound.network_seconds == pytest.approx(2 * 7 / 8 * 175e6 / 100e9)
     assert bound.step_seconds == pytest.approx(0.030 + bound.network_seconds)
     assert bound.longest == "memory traffic"
@@ -56,7 +56,7 @@ def test_without_the_peaks_of_a_device_there_is_no_bound():
     [
         ("all-reduce", 800, 1400),
         ("all-gather", 800, 700),
-        # The result is a share of 100, each of which goes to its owner.
+        # The result is a share of 100; every share goes to its owner.
         ("reduce-scatter", 100, 700),
         ("all-to-all", 800, 700),
         ("collective-permute", 800, 800),

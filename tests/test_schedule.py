@@ -96,7 +96,7 @@ def test_a_traced_step_compiles_once_and_gives_a_float32_scalar(make):
         value = compiled(jnp.int32(step))
         assert value.dtype == jnp.float32
         assert value.shape == ()
-        # 1 + cos cancels near the end: compare on the scale of the peak, 0.1.
+        # 1 + cos cancels near the end, so the scale of the comparison is the peak, 0.1.
         np.testing.assert_allclose(value, schedule(step), rtol=1e-6, atol=1e-8)
     assert len(traces) == 1
 

@@ -1,6 +1,6 @@
-"""Figures are those of all labels of the images whose truth is known, and of no other.
+"""Tests that figures count all labels of images with known truth, and no other images.
 
-Whole runs, on images whose shade is the truth: an oracle is right about each of them.
+They use whole runs on images whose shade encodes the truth, which an oracle predicts.
 """
 
 import dataclasses
@@ -23,7 +23,7 @@ from jaxii.train.trainer import Preempted
 pytestmark = pytest.mark.usefixtures("without_drawings")
 
 CODES = tuple(f"/m/{i}" for i in range(12))
-# Kinds of images, by their labels; the last has more than a multiple of eight.
+# Labels of each kind of image; the last number of labels exceeds a multiple of eight.
 TRUTHS = ((0,), (3, 4), tuple(range(1, 11)))
 HEADER = "ImageID,Source,LabelName,Confidence"
 
@@ -32,10 +32,10 @@ def write(root, *, num_train=36, unknown_validation=0, unknown_test=0):
     """Writes a layout with a listed validation split, and prepares it.
 
     Args:
-      root: the folder.
-      num_train: images with labels from people; every third is validation.
-      unknown_validation: further validation images, with labels of a machine alone.
-      unknown_test: further test images, with no row or an empty row in the truth.
+      root: The folder.
+      num_train: Images with human labels; every third is validation.
+      unknown_validation: Additional validation images with only machine labels.
+      unknown_test: Additional test images, with no row or an empty row in the truth.
     """
     files = root / "files"
     for folder in ("train", "stage_1_test_images"):
@@ -46,7 +46,7 @@ def write(root, *, num_train=36, unknown_validation=0, unknown_test=0):
 
     human, machine, validation, truth, meta = [], [], [], [], []
     for i in range(num_train + unknown_validation):
-        # The unknown ones lie between the others in the order of ids.
+        # Unknown images are between the others in the order of ids.
         name = f"{i:03d}" if i < num_train else f"{i - num_train:03d}x"
         kind = i // 3 % 3
         save("train", name, kind)
@@ -88,7 +88,7 @@ def knows_the_truth():
 
 
 class Result:
-    """A run, and what it printed."""
+    """A run and its output."""
 
     def __init__(self, root, printed, data, **changes):
         config = oracle.make_config(data, **changes)
@@ -128,7 +128,7 @@ def test_the_limit_of_labels_cuts_what_trains_and_not_the_truth(tmp_path, capfd)
 
 
 def assert_same(tree, other):
-    """Compares but for the order in which the host adds numbers."""
+    """Compares, except for the order in which the host adds numbers."""
     assert jax.tree.structure(tree) == jax.tree.structure(other)
     for a, b in zip(jax.tree.leaves(tree), jax.tree.leaves(other), strict=True):
         assert a == (b if isinstance(b, str) else pytest.approx(b, rel=1e-12))
@@ -160,7 +160,7 @@ def test_images_without_truth_are_in_no_figure_and_counted(
 def test_figures_and_decoders_are_those_of_the_data_without_such_images(
     with_unknown, tmp_path, capfd
 ):
-    # It errs, so that no figure is trivial; and differently in each slice.
+    # It makes errors, different in each slice, so that no figure is trivial.
     network = oracle.network(((0, 5), (3,), (1, 2, 3)))
     _, data = write(tmp_path)
     with oracle.every_network_is(network):
@@ -227,7 +227,7 @@ def test_a_run_that_began_with_images_without_a_label_is_not_resumed(
     config = oracle.make_config(with_unlabelled)
     before, after = Workdir(tmp_path / "before"), Workdir(tmp_path / "after")
     with monkeypatch.context() as patch, pytest.raises(Preempted):
-        # As earlier versions, which left out no image.
+        # As in earlier versions, which left out no image.
         patch.setattr("jaxii.data.prepared._with_labels", lambda whole, **_: whole)
         train(config, before, lambda step: step == 1)
     with pytest.raises(InputError, match=r"before was trained on \d+ images by an"):
@@ -272,5 +272,5 @@ def test_processes_with_other_data_or_recipes_are_refused(tmp_path, monkeypatch)
         ):
             begin(changed, workdir)
     assert not workdir.path.exists()
-    # What is compared depends on the recipe.
+    # The compared values depend on the recipe.
     assert not np.array_equal(*sent)

@@ -1,4 +1,4 @@
-"""Weights & Biases and MLflow themselves, on this machine alone; each if installed."""
+"""Tests the installed ones of Weights & Biases and MLflow, without a network."""
 
 import json
 from pathlib import Path
@@ -17,7 +17,7 @@ FACTS = Facts(
 NAMES = ("<script>alert('x')</script>", "שלום 👩🏽‍💻")
 IMAGES = Images(np.full((4, 4, 3), 200, np.uint8), NAMES)
 pytestmark = [
-    # Their own, and of what they import.
+    # Warnings of these packages and of their imports.
     pytest.mark.filterwarnings("ignore::DeprecationWarning"),
     pytest.mark.filterwarnings("ignore::ResourceWarning"),
     pytest.mark.filterwarnings("ignore::pytest.PytestUnraisableExceptionWarning"),
@@ -33,7 +33,7 @@ def mlflow(tmp_path, monkeypatch):
     package = pytest.importorskip("mlflow")
     monkeypatch.setenv("MLFLOW_TRACKING_URI", f"sqlite:///{tmp_path}/mlflow.db")
     monkeypatch.setenv("MLFLOW_EXPERIMENT_NAME", "trees")
-    # Images go below the folder that MLflow is called in.
+    # MLflow writes images below the current folder.
     monkeypatch.chdir(tmp_path)
     return package
 

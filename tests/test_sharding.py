@@ -1,4 +1,4 @@
-"""An optimizer's state divided over devices: the same run, in a part of the memory."""
+"""Tests that a divided optimizer state gives the same run with less memory."""
 
 import functools
 import re
@@ -40,7 +40,7 @@ class Outputs(NamedTuple):
 
 
 def apply(params, batch_stats, images, *, train, key):
-    """Leaves that 8 divides along their first, middle or last axis, or not at all."""
+    """A network with leaves that 8 divides along the first, middle, last or no axis."""
     pixels = images.astype(jnp.float32) / 255.0 - 0.5
     maps = jnp.einsum("bhwc,cd->bhwd", pixels, params["stem"][0, 0])
     features = jnp.tanh(jnp.mean(maps, axis=(1, 2)) @ params["block"][0])

@@ -1,4 +1,4 @@
-"""The contact sheet: text stays text, damage is seen, and its size has a bound."""
+"""Tests that the contact sheet escapes text, shows damage, and has a bounded size."""
 
 import dataclasses
 import re
@@ -29,7 +29,7 @@ FACTS = Facts(
 
 
 class Page(HTMLParser):
-    """What a browser makes of a page: its elements, its texts, those in <bdi>."""
+    """The elements of a page as a browser parses them: tags, texts, those in <bdi>."""
 
     def __init__(self, text):
         super().__init__()
@@ -134,7 +134,7 @@ def test_damaged_images_are_shown_as_such_and_listed(monkeypatch):
     assert "b.jpg" in listed and "c.jpg" in listed and "d.jpg" not in listed
     assert "1 more are not listed" in listed
     assert "75.0% of the images" in page
-    # Of the one image that was seen.
+    # The figure of the one image that was read.
     assert "<b>2.00</b>" in page
 
 

@@ -1,4 +1,4 @@
-"""`launch/slurm.sh` with an `sbatch`, `srun` and `scontrol` that record and obey."""
+"""Tests `launch/slurm.sh` with fakes of `sbatch`, `srun` and `scontrol`."""
 
 import os
 import shutil
@@ -13,7 +13,7 @@ FLAGS = (
     "--workdir=/shared/run one",
     "--data_dir=/shared/data",
 )
-# As Slurm does: the job runs a copy, in the folder and environment that were asked for.
+# As in Slurm, the job runs a copy, in the requested folder and environment.
 SBATCH = """#!/usr/bin/env bash
 echo "sbatch $*" >> "$FAKE/calls"
 while [[ $1 == --* ]]; do
@@ -80,7 +80,7 @@ class Cluster:
         )
 
     def run_job(self, outcome, state="RUNNING None", **environment):
-        """Runs the job once; returns its exit code and if it queued itself again."""
+        """Runs the job once; returns its exit code and whether it requeued itself."""
         (self.folder / "outcome").write_text(str(outcome))
         (self.folder / "state").write_text(f"{state}\n")
         directory, log, *words = (self.folder / "job").read_text().split("\0")[:-1]

@@ -1,4 +1,4 @@
-"""Input and step of a recipe are timed on this machine."""
+"""Tests that input and step of a recipe are timed on this machine."""
 
 import jax
 import plain_data

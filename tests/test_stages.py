@@ -1,4 +1,4 @@
-"""What is on disk decides what runs next; no JAX and no files here."""
+"""Tests which stage runs next for any state on disk, without JAX and files."""
 
 import pytest
 
@@ -48,7 +48,7 @@ THIRD_END = saved("third", 200, 0.7, finished=True, first_step=150)
         ({"first": []}, Enter(FIRST, None, 0)),
         ({"first": [HALF, BEST]}, Resume(FIRST, HALF)),
         ({"first": [BEST, END]}, Enter(SECOND, END, 100)),
-        # Made longer after it had ended.
+        # Extended after it had ended.
         ({"first": [END, LONGER]}, Resume(FIRST, LONGER)),
         ({"first": [BEST, END], "second": [SECOND_HALF]}, Resume(SECOND, SECOND_HALF)),
         ({"first": [END], "second": [SECOND_END]}, Enter(THIRD, SECOND_END, 150)),

@@ -1,4 +1,4 @@
-"""The train step: global gradients, micro-batches, the guard, the average, keys."""
+"""Tests the train step: global gradients, micro-batches, guard, average, keys."""
 
 from functools import partial
 from typing import NamedTuple
@@ -43,7 +43,7 @@ class Outputs(NamedTuple):
 
 
 def linear_apply(params, batch_stats, images, *, train, key):
-    """A network without BatchNorm or dropout: what it gives is exact arithmetic."""
+    """A network without BatchNorm and dropout, so that its arithmetic is exact."""
     pixels = images.reshape(images.shape[0], -1).astype(jnp.float32) / 255.0
     features = jnp.tanh(pixels[:, :32])
     return Outputs(features @ params["classifier"], features @ params["embedding"]), (
@@ -60,7 +60,7 @@ def linear_params():
 
 
 def make_batch(seed=0, masked=5):
-    """Labels of very different numbers, some images with none; the last are padding."""
+    """Labels vary in number, some images have none; the last images are padding."""
     rng = np.random.default_rng(seed)
     ids = rng.integers(0, NUM_CLASSES, (BATCH, 3)).astype(np.int32)
     ids[::3, 1:] = -1
@@ -97,7 +97,7 @@ def start(params, batch_stats, settings, mesh):
         step=0,
         with_average=settings.average_rate is not None,
     )
-    # A copy, because the step gives the buffers away.
+    # A copy, because the step donates its buffers.
     return jax.device_put(jax.tree.map(jnp.array, state), replicated(mesh))
 
 
@@ -196,7 +196,7 @@ def test_gradients_of_four_micro_batches_are_those_of_one_batch(unrolled):
 
 
 def sparse_batch():
-    """Returns a batch of which every other image has no label at all."""
+    """Returns a batch in which every other image has no label."""
     batch = make_batch(masked=0)
     batch["label_ids"][::2] = -1
     batch["label_confidences"][::2] = 0.0
@@ -304,12 +304,12 @@ def infinite(logits, here):
 
 
 def steep(logits, here):
-    """A finite value whose slope is not."""
+    """A finite value whose slope is not finite."""
     return jnp.sqrt(jnp.where(here, 0.0, 1.0) + 0.0 * logits)
 
 
 def each_devices(tree):
-    """Returns the arrays of a tree as every device holds them."""
+    """Returns the arrays of a tree on every device."""
     return [
         [np.array(shard.data) for shard in leaf.addressable_shards]
         for leaf in jax.tree.leaves(tree)
@@ -328,7 +328,7 @@ def each_devices(tree):
 def test_what_is_not_finite_on_one_device_is_skipped_on_all_alike(added, more):
     def breaks(params, batch_stats, images, *, train, key):
         outputs, _ = linear_apply(params, {}, images, train=train, key=key)
-        # A white first pixel breaks the third device.
+        # A white first pixel breaks device 3.
         here = (jax.lax.axis_index(DATA_AXIS) == 3) & (images[0, 0, 0, 0] == 255)
         logits = outputs.logits + added(outputs.logits, here)
         stats = {"mean": jnp.mean(outputs.logits, axis=0)}
@@ -395,7 +395,7 @@ def test_an_update_is_skipped_if_only_a_variance_overflows():
     batch = to_devices(make_batch(0), divided(mesh))
     state, metrics = train_step(state, batch, None)
     assert int(metrics["skipped_in_a_row"]) == 1
-    # Neither of them tells.
+    # Neither value shows it.
     assert np.isfinite(metrics["objective"]) and np.isfinite(metrics["gradient_norm"])
     jax.tree.map(
         np.testing.assert_array_equal, jax.device_get(state.batch_stats), before
@@ -460,7 +460,7 @@ def test_the_average_lies_between_start_and_newest_params():
     train_step = make_train_step(settings, mesh)
     vectors = jnp.asarray(LABEL_EMBEDDINGS, jnp.float32)
     state, _ = train_step(state, to_devices(make_batch(), divided(mesh)), vectors)
-    # The first update counts 9 parts in 10: the average forgets its start quickly.
+    # The first update has a weight of 0.9: the average forgets its start quickly.
     expected = jax.tree.map(lambda a, b: a + 0.9 * (b - a), params, state.params)
     assert_close(state.average_params, expected, 1e-6)
 

@@ -54,7 +54,7 @@ def test_a_write_that_fails_leaves_the_old_file(tmp_path):
 
 @pytest.mark.parametrize("kind", [local_draft, local_draft_folder])
 def test_two_drafts_of_one_path_have_two_names(tmp_path, kind):
-    # As of processes of two containers, whose numbers may be equal.
+    # As for processes of two containers, whose numbers may be equal.
     path = tmp_path / "file"
     with kind(path) as one, pytest.raises(RuntimeError), kind(path) as other:
         assert one != other
@@ -75,7 +75,7 @@ def test_the_users_cache_is_where_the_xdg_specification_says(monkeypatch, tmp_pa
 
 def test_a_user_without_a_home_folder_is_told_to_name_a_cache(monkeypatch):
     monkeypatch.delenv("XDG_CACHE_HOME", raising=False)
-    # As expanduser leaves it for a user that the system does not know.
+    # As expanduser does for a user that the system does not know.
     monkeypatch.setattr("os.path.expanduser", lambda path: path)
     with pytest.raises(InputError, match="set XDG_CACHE_HOME"):
         user_cache()
@@ -96,7 +96,7 @@ def test_a_folder_is_whole_or_not_there_and_replaces_none(tmp_path, kind):
         pass
 
 
-# Folders that one process holds.
+# Folders held by one process.
 
 HOLD = """
 import sys

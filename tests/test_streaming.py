@@ -47,7 +47,7 @@ def accumulate(probs, targets, *, known=None, mask=None, **others):
 
 
 def metrics_of(probs, targets, *, threshold=0.5, **others):
-    """Returns all figures of a split, by one threshold for all classes."""
+    """Returns all figures of a split, with one threshold for all classes."""
     num_images, num_classes = probs.shape
     decoders = Decoders(
         choice=DecoderChoice(threshold=threshold, top_k=3),
@@ -70,7 +70,7 @@ def metrics_of(probs, targets, *, threshold=0.5, **others):
 
 
 def assert_same(left, right):
-    # To the bit; but the parts of a total may differ where their sum does not.
+    # Bit for bit, except that the parts of a total may differ if their sum does not.
     plain = [
         jax.tree.map(
             lambda x: exact_sum.value(x) if isinstance(x, exact_sum.Total) else x,
@@ -163,7 +163,7 @@ def test_map_of_equal_saturated_scores_is_the_share_of_positives():
 
 def test_map_ranks_annotated_entries_only_where_absences_are_verified():
     probs, targets = example()
-    # Bins hold no two different scores, so that nothing but equal ones is a tie.
+    # No bin has two different scores, so only equal scores are ties.
     probs = np.round(probs, 2).astype(np.float32)
     known = targets | (np.random.default_rng(1).random(targets.shape) < 0.3)
     known[:, 0] = targets[:, 0]

@@ -1,4 +1,4 @@
-"""`evaluate` and `predict --ids` write the same submission, a row for each id."""
+"""Tests that `evaluate` and `predict --ids` write the same submission, a row per id."""
 
 import csv
 import json
@@ -31,7 +31,7 @@ pytestmark = pytest.mark.usefixtures("without_drawings")
 
 NUM_TEST = 9
 DAMAGED, MISSING = "test2", "test5"
-# Shuffled, with images of tuning between them.
+# Shuffled, with tuning images between them.
 SAMPLE = ("test7", "tune1", *(f"test{i}" for i in (3, 0, 8, 2, 5, 1, 6, 4)), "tune0")
 
 
@@ -248,7 +248,7 @@ def test_a_process_without_the_draft_continues_at_the_same_image(done, monkeypat
     totals = predict.Totals(predict.Damaged(), ExpectedF2(decoders, "top_k", None))
     assert totals.restore(None) == 8
     damaged = Answer(row=8, label_ids=np.zeros(0, int), probs=np.zeros(3), fault="cut")
-    # The others do not know which of the first images could be read.
+    # Other processes do not know which of the first images could be read.
     assert list(totals.damaged.watch([damaged])) == [damaged]
 
 

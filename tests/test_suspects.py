@@ -1,4 +1,4 @@
-"""Labels that are likely wrong or missing: the ranking, its file, and the command."""
+"""Tests likely wrong or missing labels: the ranking, its file, and the command."""
 
 import csv
 
@@ -21,7 +21,7 @@ def case(seed, images=60, classes=7):
 
 
 def by_loops(probs, targets, known):
-    """Returns (score, image, label, given) of each suspect, one after the other."""
+    """Returns (score, image, label, given) of each suspect, computed in loops."""
     found = []
     for label in range(probs.shape[1]):
         sums, counts = [0.0, 0.0], [0, 0]

@@ -16,7 +16,7 @@ from jaxii.train.telemetry.telemetry import Telemetry, ThroughputMeter
 
 
 class Clock:
-    """Time that passes only when a test says so."""
+    """A clock that advances only when a test sets it."""
 
     def __init__(self):
         self.now = 100.0
@@ -64,7 +64,7 @@ def history(workdir):
 
 
 class Recorder:
-    """A tracker that keeps what it is told, in order."""
+    """A tracker that keeps its inputs in order."""
 
     def __init__(self):
         self.told = []
@@ -123,7 +123,7 @@ def test_plain_output_has_no_escape_codes_even_with_force_color(tmp_path, monkey
 
 
 def log_on_a_terminal(tmp_path, monkeypatch, columns):
-    """What is on the terminal after one evaluation and one log of a resumed stage."""
+    """Returns the terminal after one evaluation and one log of a resumed stage."""
     monkeypatch.setenv("TERM", "xterm")
     monkeypatch.setenv("COLUMNS", str(columns))
     stream, clock = Terminal(), Clock()
@@ -292,7 +292,7 @@ def test_the_best_f2_is_remembered_when_a_run_is_resumed(tmp_path, monkeypatch):
             telemetry.log_evaluation(step, {"validation/f2": f2})
     monkeypatch.setenv("TERM", "xterm")
     stream = Terminal()
-    # What came after the step it is resumed at no longer counts.
+    # Evaluations after the resumed step no longer count.
     with open_telemetry(tmp_path, stream, start_step=20) as telemetry:
         start(telemetry, step=20)
         telemetry.log_train(25, {"objective": 1.0})
@@ -495,7 +495,7 @@ def test_what_is_said_of_the_history_is_what_is_on_disk(tmp_path):
 def test_a_history_in_a_bucket_is_left_alone_when_another_run_has_begun(
     tmp_path, monkeypatch, write
 ):
-    # Paths of etils stand for a bucket.
+    # Paths of etils stand in for a bucket.
     monkeypatch.setattr("jaxii.train.telemetry.telemetry.at", epath.Path)
     path, lock = tmp_path / "history.jsonl", tmp_path / LOCK
     refused = pytest.raises(InputError, match="taken over by process 1 on another host")

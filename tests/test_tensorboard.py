@@ -1,4 +1,4 @@
-"""TensorBoard's files, read back through their framing, without TensorFlow."""
+"""Tests TensorBoard's files by reading their framing, without TensorFlow."""
 
 import time
 import xml.etree.ElementTree as ElementTree
@@ -35,7 +35,7 @@ HOSTILE = {
 
 
 def read_events(directory):
-    """The events of all files, through the framing: length, crc, payload, crc."""
+    """Returns the events of all files; their framing is length, crc, payload, crc."""
     events = []
     for path in sorted(directory.iterdir()):
         data, at = path.read_bytes(), 0

@@ -1,4 +1,4 @@
-"""The threat model names tests that there are, and nothing but recipes is code."""
+"""Tests that the threat model names existing tests, and that only recipes run code."""
 
 import ast
 import pickle
@@ -15,7 +15,7 @@ from jaxii.errors import InputError
 from jaxii.evaluation.held_out import Predictions
 
 ROOT = Path(__file__).parent.parent
-# What turns data into code, and the module that may.
+# Modules that turn data into code -> the only file that may use them.
 CODE = {
     "pickle": "prepare/beam.py",
     "runpy": "runs/api.py",
@@ -44,7 +44,7 @@ def test_every_line_of_the_threat_model_names_tests_that_there_are():
 
 
 def uses(tree):
-    """Yields what a module imports or calls by a bare name that can run code."""
+    """Yields a module's imports, and its calls by bare names that can run code."""
     for node in ast.walk(tree):
         if isinstance(node, ast.Import):
             yield from (name.name.partition(".")[0] for name in node.names)
@@ -67,7 +67,7 @@ def test_only_recipes_and_plans_of_beam_can_be_code():
 
 
 class Runs:
-    """Makes a file when it is unpickled."""
+    """Creates a file when it is unpickled."""
 
     def __init__(self, marker):
         self.marker = marker
@@ -89,7 +89,7 @@ class Runs:
 def test_no_file_of_arrays_is_unpickled(tmp_path, names, load):
     marker = tmp_path / "ran"
     arrays = {name: np.array([Runs(marker)], object) for name in names}
-    # The first is what the type checker of the tests looks at.
+    # The type checker of the tests reads the first array.
     np.savez(tmp_path / "arrays.npz", first=np.zeros(1), **arrays)
     (tmp_path / "bare").write_bytes(pickle.dumps(Runs(marker)))
     for name in ("arrays.npz", "bare"):

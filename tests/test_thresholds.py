@@ -91,7 +91,7 @@ def test_embedding_k_is_chosen_only_with_an_embedding():
 
 
 def many_images(num_images=4000, seed=0):
-    """Class 0 is reported too low and class 1 too high; class 2 is rare."""
+    """Returns data with class 0 reported too low and class 1 too high; 2 is rare."""
     rng = np.random.default_rng(seed)
     true = rng.beta(0.3, 0.5, (num_images, 3))
     true[:, 2] *= rng.random(num_images) < 0.002

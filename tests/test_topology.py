@@ -1,4 +1,4 @@
-"""Local devices, TPU slices, and the error for a slice that does not exist."""
+"""Tests local devices, TPU slices, and the error for a slice that does not exist."""
 
 import os
 import subprocess
@@ -11,7 +11,7 @@ from jaxii.errors import InputError
 from jaxii.planner import topology
 from jaxii.planner.topology import CHIPS, GIB, parse, peak_flops
 
-# Each slice is opened in a process of its own: `absent` turns it away from its devices.
+# Each slice has its own process, because `absent` hides the devices of its process.
 OPEN = """
 import re, sys, jax, jax.numpy as jnp
 from jaxii.planner.topology import absent
@@ -54,7 +54,7 @@ def test_an_unknown_slice_is_refused_before_anything_is_loaded():
 
 @pytest.fixture
 def settings_back(monkeypatch):
-    """Puts back what `absent` sets for the process that plans."""
+    """Restores what `absent` sets for the process that plans."""
     names = ("jax_platforms", "jax_enable_compilation_cache")
     before = {name: getattr(jax.config, name) for name in names}
     monkeypatch.setattr(os, "environ", dict(os.environ))
@@ -99,7 +99,7 @@ def test_a_slice_is_a_chip_and_its_sides():
     ("given", "pattern"),
     [
         ("v5e:4x5", "v5e:4x4, v5e:4x8.*the nearest is v5e:4x"),
-        # The compiler aborts the process for one that is too large.
+        # The compiler aborts the process if the slice is too large.
         ("v5e:32x32", "v5e:16x16"),
         ("v5e:4x4x4", "v5e:4x4"),
         ("v5e-16", "use local or .*v5e:16x16.*v6e:1x1"),

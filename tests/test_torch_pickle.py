@@ -60,7 +60,7 @@ class Restores:
 
 
 def hostile(marker):
-    """Returns pickles that would make a file, and the name that each is refused for."""
+    """Returns pickles that would create a file, and the refused name of each."""
     command = f"touch '{marker}'"
     python = f"open({str(marker)!r}, 'w').close()"
     cases = {
@@ -84,12 +84,12 @@ def test_what_would_run_is_named_and_does_not_run(tmp_path, name, protocol):
     marker = tmp_path / "marker"
     value, pattern = hostile(marker)[name]
     content = pickle.dumps(value, protocol)
-    # The first protocol makes dictionaries by an instruction that torch never wrote.
+    # The first protocol makes dictionaries with an instruction that torch never wrote.
     refused = rf"(refers to {pattern}|instruction DICT), which no state dict needs"
     with pytest.raises(ValueError, match=refused):
         read(content)
     assert not marker.exists()
-    # It would have: Python's own unpickler makes the file.
+    # The pickle works: Python's own unpickler creates the file.
     made = pickle.loads(content)
     assert marker.exists()
     if hasattr(made, "close"):
@@ -207,7 +207,7 @@ def test_a_pickle_that_makes_no_sense_is_refused(value, pattern):
         read(pickled(value))
 
 
-# Each tuple holds the one before it twice, a hundred times: 2 ** 100 when walked.
+# Each tuple holds the previous one twice, a hundred times: 2 ** 100 when traversed.
 ENDLESS = Code(b")" + b"".join(b"q%ch%c\x86" % (i, i) for i in range(100)))
 
 
@@ -238,9 +238,9 @@ EVENTS: list[str] = []
 
 
 def test_reading_imports_opens_and_compiles_nothing():
-    """As Python's own auditing sees it, which sees Python's own unpickler look up."""
+    """Uses Python's audit events, which include lookups of Python's own unpickler."""
     content = pickled(ordered({"a": tensor(WHERE, (2, 3), (3, 1))}))
-    read(content)  # what is imported at first use
+    read(content)  # imports at first use
     watching = [True]
     sys.addaudithook(lambda event, _: EVENTS.append(event) if watching else None)
     try:
@@ -249,7 +249,7 @@ def test_reading_imports_opens_and_compiles_nothing():
         with contextlib.suppress(pickle.UnpicklingError):
             pickle.loads(pickled(ORDERED_DICT))
     finally:
-        watching.clear()  # a hook stays for as long as Python runs
+        watching.clear()  # a hook cannot be removed
     bad = {"import", "open", "exec", "compile", "pickle.find_class"}
     assert not seen & bad
     assert "pickle.find_class" in EVENTS

@@ -1,4 +1,4 @@
-"""`launch/tpu_pod.sh` against a `gcloud` that records its calls and fails on demand."""
+"""Tests `launch/tpu_pod.sh` with a `gcloud` that records its calls and can fail."""
 
 import contextlib
 import os
@@ -21,7 +21,7 @@ SERVICES = {"WANDB_API_KEY": "it's a secret", "MLFLOW_TRACKING_URI": "http://hos
 
 
 class Pod:
-    """A checkout that is pushed, a fake gcloud, and what was asked of it."""
+    """A pushed checkout, a fake gcloud, and its recorded calls."""
 
     def __init__(self, folder, checkout):
         self.checkout, self.fake = checkout, folder / "fake"
@@ -36,7 +36,7 @@ class Pod:
             "FAKE": str(self.fake),
             "ZONE": "us-west4-a",
             "POLL_SECONDS": "0.05",
-            # Were another gcloud called after all, it would know no account.
+            # If another gcloud is called by mistake, it has no account.
             "CLOUDSDK_CONFIG": str(folder / "no_account"),
         }
         found = shutil.which("gcloud", path=self.environment["PATH"])
@@ -95,7 +95,7 @@ def pushed(tmp_path_factory):
 
 @pytest.fixture(scope="module")
 def set_up(tmp_path_factory, pushed):
-    """What a pod looks like after create and setup: made once, copied for each test."""
+    """A pod after create and setup: made once, copied for each test."""
     pod = Pod(tmp_path_factory.mktemp("set_up"), pushed)
     for verb in ("create", "setup"):
         result = pod(verb, "pod")
@@ -116,7 +116,7 @@ def ready(tmp_path, pushed, set_up):
 
 @pytest.fixture
 def running(ready):
-    """A pod with a run in progress that nobody watches."""
+    """A pod with a run in progress that is not watched."""
     ready.outcomes("running running", "0 0")
     try:
         leave(ready, "run")
@@ -283,7 +283,7 @@ def test_ctrl_c_stops_watching_and_resume_starts_nothing_that_runs(running):
     leave(running, "resume")
     assert len(running.runs()) == len(running.runs(1)) == 1
     assert running("status", "pod").stdout.count("jaxii-process running") == 2
-    # Other users of a worker see command lines, for as long as the run takes.
+    # Other users of a worker can read command lines during the run.
     (token,) = running.lines("tokens.worker0")
     assert not [words for words in command_lines() if token in words]
     assert any("jaxii.main" in words for words in command_lines())

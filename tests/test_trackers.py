@@ -1,4 +1,4 @@
-"""Trackers work beside the training: in order, and never in its way."""
+"""Tests that trackers run beside the training, in order, without disturbing it."""
 
 import json
 import sys
@@ -21,7 +21,7 @@ PIXELS = np.zeros((2, 3, 3), np.uint8)
 
 
 class Recorder:
-    """A tracker that keeps what it is told, in order; told to, it waits or fails."""
+    """A tracker that keeps its inputs in order; on request, it waits or fails."""
 
     def __init__(self, *, gate=None, fails=()):
         self.told, self.threads = [], set()
@@ -118,7 +118,7 @@ def test_a_tracker_that_hangs_holds_nobody_up_and_its_loss_is_said(monkeypatch):
     trackers = Trackers(makers, said.append, close_seconds=0.2)
     for done in range(1, 6):
         tell(trackers)
-        # One that keeps up loses nothing.
+        # A tracker that keeps up loses nothing.
         while len(quick.told) < 4 * done:
             time.sleep(0.001)
     trackers.close()

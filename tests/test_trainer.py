@@ -1,4 +1,4 @@
-"""The trainer: stages in order, endings, resuming, leaving, and the guard."""
+"""Tests the trainer: stages in order, ends, resuming, leaving, and the guard."""
 
 import errno
 import io
@@ -78,7 +78,7 @@ PLANS, STEPS = {}, {}
 
 
 def plan(*given):
-    """Returns a plan, the same for the same arguments of `make_plan`."""
+    """Returns a plan, cached by the arguments of `make_plan`."""
     if repr(given) not in PLANS:
         PLANS[repr(given)] = make_plan(*given)
     return PLANS[repr(given)]
@@ -134,7 +134,7 @@ STAGES = (
 
 
 def statistics(plan, state):
-    """Stands for BatchNorm measured anew: something that depends on the average."""
+    """Stands in for re-estimating BatchNorm: a value that depends on the average."""
     largest = jnp.max(jnp.abs(state.params_to_evaluate()["classifier"]))
     return {"mean": jnp.full(2, largest)}
 
@@ -222,7 +222,7 @@ def folder(tmp_path):
 
 @pytest.fixture(scope="module")
 def undisturbed(tmp_path_factory):
-    """A whole run that nothing has stopped; read only."""
+    """A whole run without interruption; read only."""
     folder = Folder(tmp_path_factory.mktemp("undisturbed"))
     folder.last = folder.run()
     return folder
@@ -378,7 +378,7 @@ def test_a_run_whose_first_updates_all_fail_says_that_nothing_was_saved(folder):
 
 @pytest.fixture
 def full_disk(monkeypatch):
-    """Makes the disk full for the saves of some steps: {step: how many of them}."""
+    """Fills the disk for saves of some steps: {step: number of failing saves}."""
     times = {}
     finalize = ocp.StandardCheckpointHandler.finalize
 
@@ -553,7 +553,7 @@ def test_with_another_batch_size_it_goes_on_at_the_exact_example(folder):
         replace(s, num_steps=s.num_steps // 2, in_epochs=True) for s in STAGES
     )
     last = folder.run(shorter, batch=2 * BATCH, batches=counted)
-    # 4 steps of 8, then what is left of 6 x 8 and 4 x 8 in steps of 16.
+    # 4 steps of 8, then the rest of 6 x 8 and 4 x 8 in steps of 16.
     assert asked == [4 * BATCH, 6 * BATCH]
     assert (last.step, last.example) == (4 + 1 + 2, 10 * BATCH)
 

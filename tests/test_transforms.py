@@ -1,4 +1,4 @@
-"""Pixels that come out are the right ones."""
+"""Tests the pixels that transforms return."""
 
 import io
 
@@ -20,7 +20,7 @@ from jaxii.data.transforms import (
 
 
 def quarters(height=80, width=120):
-    """Four plain quarters, so that a place in the image is known by its colour."""
+    """Returns four plain quarters, so that a colour identifies a place in the image."""
     pixels = np.zeros((height, width, 3), np.uint8)
     pixels[: height // 2, : width // 2] = (200, 0, 0)
     pixels[: height // 2, width // 2 :] = (0, 200, 0)
@@ -44,7 +44,7 @@ ENCODERS = {"png": png, "jpeg": jpeg}
 @pytest.mark.parametrize("shape", [(80, 120), (300, 90), (40, 1000)])
 def test_the_evaluation_view_is_the_whole_image(encode, shape):
     pixels = quarters(*shape)
-    # What lies at the edges is seen, too.
+    # The edges are visible too.
     edge = max(2, shape[1] // 20)
     pixels[:, :edge] = pixels[:, -edge:] = (0, 200, 200)
     view = EvalTransform(size_pixels=80)(encode(pixels))
@@ -134,7 +134,7 @@ def test_a_warped_gradient_has_the_pixels_of_its_place():
         source_rows = zoom * (np.sin(angle) * x + np.cos(angle) * y) + 31.5
         source_columns = zoom * (np.cos(angle) * x - np.sin(angle) * y) + 31.5
         expected = np.stack([source_rows, source_columns, np.full(y.shape, 9)], axis=-1)
-        # Pixels of the border repeat beyond it.
+        # Pixels of the border are repeated beyond it.
         np.testing.assert_allclose(
             view[rows, columns], np.clip(expected, 0, 63), atol=0.75
         )
@@ -147,7 +147,7 @@ def test_a_degraded_image_is_smoother_and_about_half_of_them_are_degraded():
     transform = TrainTransform(size_pixels=32)
     views = [transform._degrade(noise, np.random.default_rng(i)) for i in range(200)]
     changed = [view for view in views if not np.array_equal(view, noise)]
-    # 1 - 0.75 ** 2 of them, less those that are scaled by next to nothing.
+    # 1 - 0.75 ** 2 of them, minus those that are hardly scaled.
     assert 65 < len(changed) < 105
     assert np.mean([np.std(view) for view in changed]) < 0.9 * np.std(noise)
 
@@ -175,7 +175,7 @@ def test_a_jpeg_is_decoded_no_larger_than_needed():
 
 def test_a_jpeg_is_decoded_at_one_of_the_fast_scales():
     big = jpeg(np.full((300, 401, 3), 100, np.uint8))
-    # 3/8 to 7/8 take longer than the next power of two.
+    # Scales from 3/8 to 7/8 take longer than the next power of two.
     for fewest, shape in {
         1: (38, 51),
         38: (38, 51),
@@ -208,7 +208,7 @@ def test_shrinking_down_to_a_third_is_antialiased_as_by_pillow(shape, most):
     def error(got):
         return np.sqrt(np.mean((got.astype(float) - np.asarray(want)) ** 2))
 
-    # White noise, the hardest there is: its own deviation is 74.
+    # White noise is the hardest case: its own deviation is 74.
     assert error(transforms.resize(noise, 64, 64)) < most
     assert error(cv2.resize(noise, (64, 64), interpolation=cv2.INTER_LINEAR)) > 18
 

@@ -1,4 +1,4 @@
-"""Which images become validation: by a hash, and every common label on both sides."""
+"""Tests the choice of validation: by a hash, with every common label on both sides."""
 
 import numpy as np
 import pytest

@@ -1,4 +1,4 @@
-"""Tests of jaxii.models.views against OpenCV and a loop over images."""
+"""Tests jaxii.models.views against OpenCV and a loop over images."""
 
 from typing import NamedTuple
 
@@ -23,7 +23,7 @@ class Outputs(NamedTuple):
 
 
 def apply(params, batch_stats, images, *, train, key=None):
-    """A network that sees every pixel's place; it counts images in training."""
+    """A network that depends on the place of every pixel; counts images in training."""
     if images.dtype == jnp.uint8:
         images = normalise(images)
     logits = jnp.matmul(images.reshape(len(images), -1), params, precision="highest")
@@ -31,13 +31,13 @@ def apply(params, batch_stats, images, *, train, key=None):
 
 
 def by_opencv(image, view):
-    """Returns a view, enlarged by OpenCV from the pixels of the middle."""
+    """Returns a view, enlarged by OpenCV from the central pixels."""
     height, width = image.shape[:2]
     scale = 1 / view.share
     middle = np.array([width, height]) / 2 - 0.5
     moved = middle - scale * middle
     matrix = np.array([[scale, 0, moved[0]], [0, scale, moved[1]]])
-    # OpenCV rounds places to a 32nd of a pixel.
+    # OpenCV rounds coordinates to a 32nd of a pixel.
     seen = cv2.warpAffine(
         np.float32(image), matrix, (width, height), borderMode=cv2.BORDER_REPLICATE
     )
@@ -45,7 +45,7 @@ def by_opencv(image, view):
 
 
 def pixels_of(view):
-    """Returns what a network sees of the images in a view."""
+    """Returns the images that a network gets in a view."""
     seen = []
 
     def see(params, batch_stats, images, *, train):
@@ -75,7 +75,7 @@ def test_the_views_are_the_whole_and_the_middle_and_both_mirrored():
     mirrored = View(mirrored=True), View(share=0.85, mirrored=True)
     assert set(augmented_views(mirror=True)) == {whole, middle, *mirrored}
     assert augmented_views(mirror=False) == (whole, middle)
-    # Recipes are chosen without JAX, so the number stands there, too.
+    # Recipes are chosen without JAX, so they have a copy of the number.
     assert len(augmented_views(mirror=True)) == recipe.VIEWS
 
 

@@ -62,7 +62,7 @@ def entry(dtype, shape, start, stop):
     return {"dtype": dtype, "shape": list(shape), "data_offsets": [start, stop]}
 
 
-# What can be read.
+# Readable files.
 
 
 @pytest.mark.parametrize("write", [save, save_legacy, save_safetensors])
@@ -158,7 +158,7 @@ def test_a_transposed_part_of_a_shared_storage_is_itself(tmp_path):
     assert not found["a"].flags.writeable
 
 
-# What runs code.
+# Files that run code.
 
 
 @pytest.mark.parametrize("name", hostile("marker"))
@@ -198,7 +198,7 @@ def test_a_whole_model_is_refused_with_the_way_out(tmp_path):
         read_content(tmp_path, zip_file(model, {}))
 
 
-# What reaches beyond, or lies.
+# Files that refer beyond their data or declare wrong values.
 
 
 @pytest.mark.parametrize(
@@ -269,7 +269,7 @@ def test_members_that_claim_more_than_the_file_has_are_refused(tmp_path):
     with zipfile.ZipFile(path, "a") as archive:
         for member in archive.infolist():
             member.file_size = member.compress_size = 2**31
-        archive.writestr("archive/more", b"")  # so that the directory is written
+        archive.writestr("archive/more", b"")  # forces writing the directory
     with pytest.raises(InputError, match="claim more bytes than the file has"):
         read_state_dict(str(path))
 
@@ -348,7 +348,7 @@ def test_an_absent_file_is_refused(tmp_path):
         read_state_dict(str(tmp_path / "nowhere.pth"))
 
 
-# What is damaged.
+# Damaged files.
 
 
 @pytest.mark.parametrize("write", [save, save_legacy, save_safetensors])

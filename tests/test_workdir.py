@@ -1,4 +1,4 @@
-"""A run's folder belongs to one configuration and one vocabulary."""
+"""Tests that a run's folder belongs to one configuration and one vocabulary."""
 
 import json
 from pathlib import Path

@@ -1,4 +1,4 @@
-"""The embedded dataset: its files, its statistics, and that it can be drawn again."""
+"""Tests the embedded dataset: its files, its statistics and its reproducibility."""
 
 import csv
 import hashlib
@@ -39,7 +39,7 @@ def small(tmp_path_factory):
 
 @pytest.fixture(scope="module")
 def labelled(tmp_path_factory):
-    """The files of 4,000 / 200 / 1,000 images, without the images."""
+    """The files for 4,000 / 200 / 1,000 images, without the images."""
     directory = tmp_path_factory.mktemp("toy") / "labelled"
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(writer, "_draw", lambda image, seed: b"")

@@ -1,7 +1,7 @@
-"""Files as `torch.save` writes them, honest and hostile ones, made without torch.
+"""Valid and hostile files in the format of `torch.save`, made without torch.
 
-Pickles are put together by hand, since Python's pickler wants the names that it writes
-to exist. `make_torchvision_golden` has files that torch itself wrote.
+Pickles are written by hand, because Python's pickler requires that the names it writes
+exist. `make_torchvision_golden` has files that torch itself wrote.
 """
 
 import io
@@ -15,7 +15,7 @@ STORAGES = {
     "float64": "DoubleStorage",
     "float32": "FloatStorage",
     "float16": "HalfStorage",
-    "uint16": "BFloat16Storage",  # the bits of it
+    "uint16": "BFloat16Storage",  # its bits
     "int64": "LongStorage",
     "int8": "CharStorage",
     "bool": "BoolStorage",
@@ -38,13 +38,13 @@ class Call(NamedTuple):
 
 
 class Persistent(NamedTuple):
-    """What torch keeps outside of the pickle."""
+    """A reference to data that torch keeps outside of the pickle."""
 
     value: Any
 
 
 class Code(NamedTuple):
-    """Instructions as they are."""
+    """Raw instructions."""
 
     content: bytes
 
@@ -59,7 +59,7 @@ def pickled(value):
 
 
 def code(value):
-    """Returns the instructions that put a value on the stack."""
+    """Returns the instructions that push a value onto the stack."""
     match value:
         case Code():
             return value.content
@@ -93,7 +93,7 @@ def entries(mapping):
 
 
 def ordered(mapping):
-    """Returns a state dict as a module gives it, with versions beside its entries."""
+    """Returns a state dict as modules return it, with versions beside its entries."""
     made = code(Call(ORDERED_DICT, ())) + entries(mapping)
     return Code(made + code({"_metadata": Call(ORDERED_DICT, ())}) + b"b")
 
@@ -116,7 +116,7 @@ def contiguous(shape):
 
 
 class Written:
-    """Arrays that are being written: tensors for the pickle, and their numbers."""
+    """Collects arrays to write: tensors for the pickle, and their numbers."""
 
     def __init__(self):
         self.data = {}
@@ -129,7 +129,7 @@ class Written:
 
 
 def zip_file(value, data, *, root="archive", **members):
-    """Returns what torch has written since 1.6."""
+    """Returns the format that torch has written since 1.6."""
     contents = {"data.pkl": pickled(value), "byteorder": "little"}
     contents |= {f"data/{key}": content for key, content in data.items()} | members
     buffer = io.BytesIO()
@@ -142,7 +142,7 @@ def zip_file(value, data, *, root="archive", **members):
 
 
 def legacy_file(value, data, sizes, *, little_endian=True):
-    """Returns what torch wrote before 1.6; `sizes` are the storages' in elements."""
+    """Returns the format of torch before 1.6; `sizes` are the storages' in elements."""
     head = [MAGIC, 1001, {"little_endian": little_endian}, value, list(data)]
     blocks = [struct.pack("<q", sizes[key]) + data[key] for key in data]
     return b"".join(map(pickled, head)) + b"".join(blocks)

@@ -1,8 +1,8 @@
-"""Runtime checks of the annotations of jaxii in tests: an int may stand for a float.
+"""Checks jaxii's annotations at runtime in tests; an int may stand for a float.
 
 jaxtyping's import hook decorates every function with `jaxtyping.jaxtyped`, which also
-keeps account of dimensions, in a tenth of the suite's time. `install` leaves it to
-functions with annotations of arrays; beartype checks the types of the others.
+tracks dimensions and takes a tenth of the suite's time. `install` uses it only for
+functions with array annotations; beartype checks the types of the others.
 """
 
 import inspect
@@ -33,7 +33,7 @@ def _checked(*, typechecker: Any) -> Callable[[Any], Any]:
 
 
 def _is_array(annotation: Any) -> bool:
-    """Returns whether an annotation has an array of jaxtyping in it, or may have."""
+    """Returns whether an annotation contains or may contain an array of jaxtyping."""
     if isinstance(annotation, type) and issubclass(annotation, jaxtyping.AbstractArray):
         return True
     return isinstance(annotation, str) or any(map(_is_array, get_args(annotation)))

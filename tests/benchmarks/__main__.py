@@ -1,11 +1,11 @@
-"""Runs the benchmarks one after the other and writes one table of them all.
+"""Runs the benchmarks one after the other and writes one table of all results.
 
     python -m tests.benchmarks                     # all: hours on two quiet cores
     python -m tests.benchmarks train_step loop     # some
     python -m tests.benchmarks --out=table.md
 
-Each runs in a process of its own, beside its peers, and nothing else should run: the
-load before each is printed. Exit code 1 where a bar is not met.
+Each benchmark runs in its own process, beside its peers. Nothing else should run on the
+machine: the load before each is printed. Exit code 1 if a bar is not met.
 """
 
 import argparse
@@ -44,7 +44,7 @@ def main() -> int:
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
-    parser.add_argument("names", nargs="*", help=f"of {', '.join(NAMES)}")
+    parser.add_argument("names", nargs="*", help=f"any of {', '.join(NAMES)}")
     parser.add_argument("--out", type=Path, help="file for the table, in Markdown")
     args = parser.parse_args()
     unknown = sorted(set(args.names) - set(NAMES))

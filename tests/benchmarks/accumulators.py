@@ -1,20 +1,20 @@
-"""Times the sums of evaluation against the forward pass, and against scikit-learn.
+"""Times the sums of evaluation against the forward pass and against scikit-learn.
 
     python -m tests.benchmarks.accumulators               # about 2 minutes
 
-`metrics.update` of a batch of 256 images with 7,178 labels: F2 at 99 thresholds,
-the histogram that average precision is read from (labels verified absent known
-apart), calibration, recall and the best 100. Beside it ResNet-50 with the classifier at
-224 pixels, bfloat16 or float32, whichever is faster here, in the forms that the product
-picks on this machine; its time an image is that of a batch of 8. Runs take turns, the
-figure is the median ratio. Bar: 3 % of the forward pass.
+Times `metrics.update` of a batch of 256 images with 7,178 labels: F2 at 99 thresholds,
+the histogram for average precision (which counts labels verified as absent separately),
+calibration, recall and the best 100. The forward pass is that of ResNet-50 with the
+classifier at 224 pixels, in bfloat16 or float32, whichever is faster here, with the
+layer forms that jaxii selects on this machine; its time per image is that of a batch of
+8. Runs take turns, and the figure is the median ratio. Bar: 3 % of the forward pass.
 
-Memory is the compiler's account of the update: what it allocates beside its inputs,
-and the sums themselves. Bar: 200 MB.
+Memory is the sums plus what the update allocates beside its inputs, as the compiler
+reports it. Bar: 200 MB.
 
 The peer is a loop over the thresholds that calls scikit-learn's
-`fbeta_score(average="samples", beta=2)`, timed on 3 of the 99 and scaled to all: it
-gives mean F2 alone. Bar: 50 times our speed for everything.
+`fbeta_score(average="samples", beta=2)`. It is timed on 3 of the 99 thresholds and
+scaled to all, and computes only mean F2. Bar: all our sums are 50 times as fast.
 """
 
 import argparse
@@ -47,7 +47,7 @@ def seconds(call: Callable[[], object]) -> float:
 
 
 class Update:
-    """The addition of one batch, compiled as evaluation compiles it."""
+    """Adds one batch; compiled as evaluation compiles it."""
 
     def __init__(self):
         rng = np.random.default_rng(0)
@@ -65,19 +65,19 @@ class Update:
         self.sums = jax.block_until_ready(self.compiled(self.sums, *self.inputs))
 
     def megabytes(self) -> tuple[float, float]:
-        """Returns what the sums take, and what an update takes beside them."""
+        """Returns the size of the sums, and the memory of an update beside them."""
         sums = sum(leaf.nbytes for leaf in jax.tree.leaves(self.sums))
         found = self.compiled.memory_analysis()
         new = found.output_size_in_bytes - found.alias_size_in_bytes
         return sums / 1e6, (found.temp_size_in_bytes + new) / 1e6
 
     def scikit_learn(self) -> tuple[float, float]:
-        """Returns its seconds for all thresholds, and the largest difference of F2."""
+        """Returns the time for all thresholds, and the largest difference of F2."""
         scores = f2_by_threshold(self.sums)
         begin, difference = time.perf_counter(), 0.0
         for threshold in TRIED_THRESHOLDS:
             with warnings.catch_warnings():
-                warnings.simplefilter("ignore")  # labels that nobody has
+                warnings.simplefilter("ignore")  # labels that no image has
                 want = fbeta_score(
                     self.present,
                     self.probs >= np.float32(threshold),
@@ -118,14 +118,14 @@ def main() -> None:
     )
     mine, its = statistics.median(ours), statistics.median(times[dtype])
     sums, beside = update.megabytes()
-    print(f"sums {sums:.0f} MB, an update {beside:.0f} MB beside them and its inputs")
+    print(f"sums {sums:.0f} MB, an update {beside:.0f} MB more, without its inputs")
     print(f"mean F2 differs from scikit-learn's by {difference:.1e} at most")
     what = f"sums of evaluation, {NUM_CLASSES:,} labels, 99 thresholds"
-    forward_name = f"forward pass of ResNet-50, {dtype}: {its * 1e3:.1f} ms an image"
+    forward_name = f"forward pass of ResNet-50, {dtype}: {its * 1e3:.1f} ms per image"
     speed_up = peer / BATCH / mine
     emit(
         Row(
-            what, f"{mine * 1e3:.2f} ms an image", forward_name, share, "<=", MAX_SHARE
+            what, f"{mine * 1e3:.2f} ms per image", forward_name, share, "<=", MAX_SHARE
         ),
         Row(
             f"{what}: memory at batch {BATCH}",
@@ -138,7 +138,7 @@ def main() -> None:
         ),
         Row(
             f"{what}: times the speed of a loop over thresholds",
-            f"{mine * BATCH:.3f} s a batch",
+            f"{mine * BATCH:.3f} s per batch",
             f"scikit-learn, 3 thresholds scaled to 99: {peer:.1f} s",
             speed_up,
             ">=",

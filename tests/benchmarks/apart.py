@@ -1,4 +1,4 @@
-"""Work in a process of its own, whose peak memory is then that of the work."""
+"""Runs work in its own process, so that its peak memory can be measured."""
 
 import json
 import resource
@@ -11,7 +11,7 @@ from tests.benchmarks.table import Row, emit
 
 
 def run(words: Sequence[str]) -> Any:
-    """Runs a command; returns the JSON that it printed last."""
+    """Runs a command; returns the JSON of its last line of output."""
     done = subprocess.run(words, check=True, stdout=subprocess.PIPE, text=True)
     return json.loads(done.stdout.splitlines()[-1])
 
@@ -22,8 +22,8 @@ def run_module(name: str, *args: str) -> Any:
 
 
 def gigabytes() -> float:
-    """Returns the peak of this process's resident memory so far."""
-    # Linux counts in KiB, macOS in bytes.
+    """Returns this process's peak resident memory so far."""
+    # The unit is KiB on Linux and bytes on macOS.
     unit = 1 if sys.platform == "darwin" else 1024
     return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * unit / 1e9
 
@@ -31,7 +31,7 @@ def gigabytes() -> float:
 def emit_limits(
     what: str, seconds: float, max_seconds: float, peak: float, max_peak: float
 ) -> None:
-    """Hands on the rows of what has to keep within a time and a memory, in GB."""
+    """Emits the rows of work that has a limit of time and of memory, in GB."""
     emit(
         Row(what, f"{seconds:.1f} s", "", seconds, "<=", max_seconds, "s"),
         Row(f"{what}: peak memory", f"{peak:.2f} GB", "", peak, "<=", max_peak, "GB"),

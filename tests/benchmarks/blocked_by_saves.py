@@ -1,17 +1,17 @@
-"""How long a save holds up the loop, against how long it takes in all.
+"""Measures how long a save blocks the loop, relative to the duration of the save.
 
     python -m tests.benchmarks.blocked_by_saves [--saves=7]
 
-The state of a ResNet-50 with 7,178 classes, both heads and SGD with momentum, float32:
-323 MB. `Checkpoints.save` is called as the loop calls it, while updates that take over
-the buffers of the state (each adds 1 to every number) go on before and after. Blocked
-is the loop while `save` does not return, and for as much longer as the update right
-after it takes than the one before: it waits on the devices for the copy of the state.
-A save lasts until `wait` returns, when the checkpoint is complete on disk. Not counted:
-on CPUs the writing takes of the cores of all updates until the save is
-over. The first save, which also makes the folders, is not counted; medians of the
-others. Each checkpoint is restored and compared with the state at its save, bit for
-bit. About half a minute.
+The state is that of a ResNet-50 with 7,178 classes, both heads and SGD with momentum,
+in float32: 323 MB. `Checkpoints.save` is called as in the loop, between updates that
+are given the buffers of the state (each adds 1 to every number). The loop is blocked
+while `save` runs, and for the time that the update after it takes longer than the
+update before it, because that update waits for the copy of the state on the devices. A
+save lasts until `wait` returns, when the checkpoint is complete on disk. Not counted:
+on CPUs, writing slows down all updates until the save is complete, because it uses the
+same cores. The first save also creates the folders and is not counted; the figures are
+medians of the other saves. Each checkpoint is restored and compared bit for bit with
+the state at its save. Takes about half a minute.
 """
 
 import argparse
@@ -71,7 +71,7 @@ def timed(update, state):
 
 
 def save_once(checkpoints, step, state, update):
-    """Returns seconds: in `save`, of the update after it and before it, of it all."""
+    """Returns seconds of `save`, the updates after and before, and the whole save."""
     before, state = timed(update, state)
     expected = [np.array(leaf) for leaf in jax.tree.leaves(state)]
     shapes = jax.tree.map(
@@ -116,7 +116,7 @@ def main() -> None:
     in_save, after, before, duration = map(
         statistics.median, zip(*rows[1:], strict=True)
     )
-    # The copy that `save` sends off is paid for by the update that comes next.
+    # The next update waits for the copy that `save` starts.
     blocked = [(save + later - usual) / whole for save, later, usual, whole in rows[1:]]
     emit(
         Row(

@@ -1,12 +1,12 @@
-"""Compiles the train step and that of Flax's ImageNet example for a TPU slice.
+"""Compiles our train step and that of Flax's ImageNet example for a TPU slice.
 
     pip install '.[tpu]'
     python -m tests.benchmarks.compiled_step [--largest]
 
-No TPU is needed. v5e:4x4, 128 images a chip, 7,178 classes, both by the same libtpu,
-about five minutes each on two cores: bytes to and from memory an image, temporaries and
-the roofline. --largest looks for the largest batch a chip of both as well, by the
-search of `plan`: about ten minutes more each.
+No TPU is needed. Both steps are compiled by the same libtpu for v5e:4x4, with 128
+images per chip and 7,178 classes, in about five minutes each on two cores. Prints
+memory traffic per image, temporaries and the roofline. --largest also searches for the
+largest batch per chip of both, as `plan` does: about ten minutes more each.
 """
 
 import argparse
@@ -24,13 +24,13 @@ OURS = (
     *WHERE,
 )
 PEER = ("tests.benchmarks.flax_step", *WHERE)
-# Of the lines that both print.
+# Patterns of the lines that both print.
 FIGURES = {
-    "MB an image to and from memory": r"(\d+) MB of memory traffic",
+    "MB per image to and from memory": r"(\d+) MB of memory traffic",
     "GiB of temporaries": r"temporaries ([\d.]+)",
-    "ms a step at best": r"roofline\s+([\d.]+) ms",
+    "ms per step at best": r"roofline\s+([\d.]+) ms",
 }
-LARGEST = {"images a chip at most": r"largest\s+(\d+) images"}
+LARGEST = {"images per chip at most": r"largest\s+(\d+) images"}
 
 
 def figures(words: tuple[str, ...]) -> dict[str, float]:
@@ -52,7 +52,7 @@ def main() -> None:
         emit(
             Row(
                 f"{name}, {TOPOLOGY}"
-                + ("" if name in LARGEST else f", {BATCH} images a chip"),
+                + ("" if name in LARGEST else f", {BATCH} images per chip"),
                 f"{ours[name]:g}",
                 f"Flax's example, {flax[name]:g}",
                 ours[name] / flax[name],

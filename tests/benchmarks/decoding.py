@@ -3,17 +3,17 @@
     python -m tests.benchmarks.decoding                   # about 3 minutes
     python -m tests.benchmarks.decoding --num_images=1000
 
-Each runs in a process of its own, whose peak memory counts with everything in it:
-interpreter, libraries, the batch of inputs. Making the inputs is not timed; they are
-made batch by batch, as a network would hand them over. Bars: 60 s and 4 GB for each.
+Each runs in its own process, and its peak memory includes everything: interpreter,
+libraries and the batch of inputs. Making the inputs is not timed; they are made batch
+by batch, as a network would produce them. Bars: 60 s and 4 GB for each.
 
-`expected_f2`: the sets of largest expected F2, of three kinds of probabilities: those
-of a calibrated network (a long tail of labels, a few of them probable, four an image in
-all), those of a hesitant one (twenty in all) and those of one whose probabilities are
-far too high (a hundred in all, as a focal loss leaves them).
-`thresholds`: F2 of 99 thresholds and everything else that `metrics` sums, in batches of
-256, then the choice of the threshold, of k, and of a threshold for each label.
-`embedding`: the five labels of highest cosine, of 1,024 dimensions.
+`expected_f2`: the sets of largest expected F2, for three kinds of probabilities: of a
+calibrated network (a long tail of labels, a few of them probable, sum 4 per image), of
+an uncertain network (sum 20), and of a network whose probabilities are far too high
+(sum 100, as after training with a focal loss).
+`thresholds`: F2 at 99 thresholds and all other sums of `metrics`, in batches of 256,
+then the choice of the threshold, of k, and of a threshold per label.
+`embedding`: the five labels of highest cosine, in 1,024 dimensions.
 """
 
 import argparse
@@ -39,7 +39,7 @@ MAX_SECONDS, MAX_GIGABYTES = 60, 4
 
 
 class Clock:
-    """Adds up the wall and the processor seconds of what runs inside it."""
+    """Adds up the wall-clock and processor time of its contexts."""
 
     def __init__(self):
         self.wall = self.processors = 0.0
@@ -55,7 +55,7 @@ class Clock:
 def probabilities(
     rng: np.random.Generator, num_images: int, num_classes: int, expected_count: float
 ) -> np.ndarray:
-    """Returns probabilities whose sum over the labels is as expected on average."""
+    """Returns probabilities with this mean sum over the labels."""
     logits = rng.standard_normal((num_images, num_classes), dtype=np.float32)
     logits *= 1.5
     logits -= np.float32(1.1) * np.log(np.arange(num_classes, dtype=np.float32) + 3)
@@ -76,18 +76,18 @@ def sizes(num_images: int, batch: int) -> list[int]:
 
 
 def expected_f2(num_images: int, expected_count: float) -> tuple[Clock, str]:
-    """Decodes for the largest expected F2."""
+    """Decodes by the largest expected F2."""
     rng, clock, labels = np.random.default_rng(2018), Clock(), 0
     for size in sizes(num_images, BATCH):
         probs = probabilities(rng, size, NUM_CLASSES, expected_count)
         with clock:
             chosen = expected_f2_decoder(probs)
         labels += int(chosen.sum())
-    return clock, f"{labels / num_images:.1f} labels chosen an image"
+    return clock, f"{labels / num_images:.1f} labels chosen per image"
 
 
 def search(num_images: int) -> tuple[Clock, str]:
-    """Sums the figures of a split and chooses the decoders' parameters."""
+    """Sums the figures of a split and fits the decoders' parameters."""
     rng, clock = np.random.default_rng(2018), Clock()
     acc = streaming.empty(NUM_CLASSES, thresholds.DEFAULT_THRESHOLDS)
     update = jax.jit(streaming.update, donate_argnums=0)
@@ -110,7 +110,7 @@ def search(num_images: int) -> tuple[Clock, str]:
 
 
 def embedding(num_images: int) -> tuple[Clock, str]:
-    """Decodes by cosine with the labels' embeddings."""
+    """Decodes by cosine similarity with the labels' embeddings."""
     rng, clock, right = np.random.default_rng(2018), Clock(), 0
     vectors = rng.standard_normal((NUM_CLASSES, EMBEDDING_DIM), dtype=np.float32)
     for size in sizes(num_images, BATCH):
@@ -120,7 +120,7 @@ def embedding(num_images: int) -> tuple[Clock, str]:
         with clock:
             chosen = embedding_decoder(predicted, label_embeddings=vectors, k=K)
         right += int(np.take_along_axis(chosen, truth, axis=1).sum())
-    return clock, f"{right / num_images:.2f} of 3 labels found an image"
+    return clock, f"{right / num_images:.2f} of 3 labels found per image"
 
 
 WORK: dict[str, Callable[[int], tuple[Clock, str]]] = {
@@ -151,7 +151,7 @@ def main() -> None:
     for name in WORK:
         given = (f"--work={name}", f"--num_images={args.num_images}")
         found = apart.run_module("decoding", *given)
-        print(f"{name}: {found['note']}; {found['processors']:.1f} s of processors")
+        print(f"{name}: {found['note']}; {found['processors']:.1f} s of processor time")
         what = f"{name}, {args.num_images:,} images"
         limits = (found["wall"], MAX_SECONDS, found["gigabytes"], MAX_GIGABYTES)
         apart.emit_limits(what, *limits)

@@ -1,11 +1,12 @@
-"""An exported checkpoint in environments of nothing but what it is said to need.
+"""Runs an exported checkpoint in environments with only the documented packages.
 
     python -m tests.benchmarks.export_elsewhere --workdir=RUN [--data_dir=DIR]
 
 Exports the run and makes two fresh virtual environments: one with jax and numpy, one
-with onnxruntime and numpy. In each, the probabilities of images of the test split, in
-batches of 1, 3 and all of them, are held against the checkpoint's own, and in the first
-the loader's answers against its decoder's. Packages come from PyPI.
+with onnxruntime and numpy. In each, the probabilities of test images, in batches of 1,
+of 3 and of all of them, are compared with the checkpoint's own. In the first, the
+answers of the loader are also compared with those of the checkpoint's decoder. Packages
+come from PyPI.
 """
 
 import argparse
@@ -33,7 +34,7 @@ from tests.benchmarks.table import Row, emit
 
 ROOT = Path(__file__).parents[2]
 NUM_IMAGES = 100
-# Each ends with the largest difference; what is installed is printed before it.
+# Each prints the largest difference.
 COMPARE = """
 images, probs = np.load("images.npy"), np.load("probs.npy")
 parts = [slice(0, 1), slice(1, 4), slice(None)]
@@ -63,7 +64,7 @@ ENVIRONMENTS = {"jax": WITH_JAX, "onnxruntime": WITH_ONNX}
 
 
 def checkpoint_answers(workdir: Workdir, data_dir: str, folder: Path) -> None:
-    """Writes images and what the checkpoint says of them."""
+    """Writes images and the checkpoint's answers for them."""
     run = Run.open(workdir.path, workdir.metrics().stage, data_dir=data_dir)
     mesh, predict = run.mesh, make_predict([run.in_float32(run.model())], run.mesh)
     batches = assembly.eval_batches(run.config, run.data, "test", NUM_IMAGES)
@@ -80,7 +81,7 @@ def checkpoint_answers(workdir: Workdir, data_dir: str, folder: Path) -> None:
 
 
 def environment(folder: Path, package: str) -> tuple[Path, str]:
-    """Makes a virtual environment; returns its Python and what is installed in it."""
+    """Makes a virtual environment; returns its Python and its installed packages."""
     venv.create(folder, with_pip=True)
     python = folder / "bin" / "python"
     pip = [python, "-m", "pip", "--disable-pip-version-check"]
@@ -111,7 +112,7 @@ def main() -> int:
             [sys.executable, "-m", "jaxii.main", "export", *words], cwd=ROOT, check=True
         )
         checkpoint_answers(Workdir(at(args.workdir)), args.data_dir, folder)
-        # Neither this checkout nor any setting of this process is seen there.
+        # The environments must not see this checkout or settings of this process.
         os.environ.pop("PYTHONPATH", None)
         os.chdir(folder)
         for package, script in ENVIRONMENTS.items():
@@ -125,7 +126,7 @@ def main() -> int:
             )
             differing = found["labels_that_differ"]
             if package == "jax":
-                print(f"labels of the loader's answers that differ: {differing}")
+                print(f"labels that differ in the loader's answers: {differing}")
             if differing or not difference <= programs.TOLERANCE:
                 return 1
     return 0

@@ -1,13 +1,13 @@
-"""Saves 200 times while the disk fills, permissions go and processes are killed.
+"""Saves 200 times while disks fill up, permissions change and processes are killed.
 
     python -m tests.benchmarks.failing_saves [--saves=200]
 
 A worker process saves the state of a small network through `Checkpoints`, as the loop
 does. Most saves are disturbed at a random moment (seeded): the disk is full (a small
-file system where one may be mounted, else a limit on the size of a file), a folder
-loses its permissions, or the worker is killed. After each save what a new start would
-find is listed, and every checkpoint of the list is restored and compared bit for bit
-with what was saved. Exit code 1 if one is wrong or lost, or a failure unreported.
+file system if mounting is allowed, else a limit on the size of a file), a folder
+becomes read-only, or the worker is killed. After each save, the checkpoints that a new
+start would find are listed, and each is restored and compared bit for bit with what was
+saved. Exit code 1 if a checkpoint is wrong or lost, or if a failure is not reported.
 """
 
 import argparse
@@ -70,7 +70,7 @@ def shapes():
 
 
 def state_of(step):
-    """Returns the state that is saved at a step: numbers that only it has."""
+    """Returns the state to save at a step; its numbers are unique to the step."""
     rng = np.random.default_rng(step)
 
     def leaf(like):
@@ -81,7 +81,7 @@ def state_of(step):
 
 
 def obey_permissions():
-    """Gives up what lets root write where it may not; before there are threads."""
+    """Drops the capabilities by which root ignores permissions; call before threads."""
     libc = ctypes.CDLL(None)
     header, sets = (ctypes.c_uint32 * 2)(0x20080522, 0), (ctypes.c_uint32 * 6)()
     libc.capget(header, sets)
@@ -91,9 +91,9 @@ def obey_permissions():
 
 
 def work(folder, pipe):
-    """Saves each (step, metric) that comes, and answers with what went wrong."""
+    """Saves each (step, metric) that it receives, and replies with the error."""
     obey_permissions()
-    # Orbax's threads write a dozen tracebacks a failure.
+    # Orbax's threads write a dozen tracebacks per failure.
     os.dup2(os.open(os.devnull, os.O_WRONLY), 2)
     checkpoints = Checkpoints(folder, [STAGE], LABEL_HASH)
     pipe.send("ready")
@@ -114,12 +114,12 @@ def work(folder, pipe):
 
 
 class Rehearsal:
-    """A folder, the worker that saves there, and what ought to be found there."""
+    """A folder, the worker that saves there, and the checkpoints expected there."""
 
     def __init__(self, folder, seed, has_own_disk):
         self.folder, self.has_own_disk = Path(folder), has_own_disk
         self.rng = random.Random(seed)
-        # Forked from a process that has imported all and started nothing.
+        # The parent of the forks has imported everything and started nothing.
         self.context = multiprocessing.get_context("forkserver")
         self.context.set_forkserver_preload(PRELOADED)
         self.worker = self.pipe = None
@@ -145,11 +145,11 @@ class Rehearsal:
 
     def answer(self):
         if not self.pipe.poll(MOST_SECONDS):
-            raise TimeoutError(f"the worker has said nothing for {MOST_SECONDS} s")
+            raise TimeoutError(f"the worker has not replied for {MOST_SECONDS} s")
         return self.pipe.recv()
 
     def save(self, kind):
-        """Saves the next step, disturbed; returns what the worker said of it."""
+        """Saves the next step, disturbed; returns the worker's reply."""
         self.start_worker()
         self.step += 1
         self.metrics[self.step] = self.rng.random()
@@ -185,7 +185,7 @@ class Rehearsal:
         return said
 
     def close_a_folder(self):
-        """Takes the permission to write from a folder of the checkpoints."""
+        """Makes a folder of the checkpoints read-only."""
         top = self.folder / "checkpoints" / STAGE
         choices = [top, *top.glob("*tmp*"), *top.glob("*tmp*/*tmp*")]
         path = self.rng.choice(choices)
@@ -196,12 +196,12 @@ class Rehearsal:
         return {}
 
     def final(self, path):
-        """Returns what a temporary folder is called if it is completed after all."""
+        """Returns the final name of a temporary folder."""
         parts = [part.partition(".orbax")[0] for part in path.parts]
         return Path(*parts)
 
     def look(self, kind, said):
-        """Lists, restores and compares as a new start does."""
+        """Lists, restores and compares checkpoints as a new start does."""
         checkpoints = Checkpoints(self.folder, [STAGE], LABEL_HASH)
         found = checkpoints.saved().get(STAGE, [])
         steps = {saved.step for saved in found}
@@ -216,11 +216,11 @@ class Rehearsal:
             if all(np.array_equal(a, b) for a, b in zip(*leaves, strict=True)):
                 self.counts["restored"] += 1
             else:
-                self.wrong.append(f"step {saved.step} is not what was saved")
+                self.wrong.append(f"step {saved.step} differs from what was saved")
         checkpoints.close()
         self.check_kept(steps)
         if said == "" and self.step not in steps:
-            self.wrong.append(f"{kind}: step {self.step} is not there, nobody said so")
+            self.wrong.append(f"{kind}: step {self.step} is missing, unreported")
         if kind != "none":
             self.counts[kind] += 1
             self.counts[f"{kind}: failed"] += self.step not in steps
@@ -229,7 +229,7 @@ class Rehearsal:
         self.counts["reported"] += bool(said)
 
     def check_kept(self, steps):
-        """The last and the best of those that were complete may not go."""
+        """Checks that the last and the best complete checkpoint are kept."""
         if self.step in steps:
             self.kept.add(self.step)
         if self.kept:
@@ -242,7 +242,7 @@ class Rehearsal:
 
 
 def fill(path, room):
-    """Fills the disk of a file up to some bytes."""
+    """Fills the disk of a file except for `room` bytes."""
     free = shutil.disk_usage(path.parent).free
     with contextlib.suppress(OSError), path.open("wb") as file:
         file.write(b"\0" * max(free - room, 0))
@@ -264,12 +264,12 @@ def small_disk(folder):
 
 
 def rehearse(folder, *, saves, seed=0, on_save=lambda line: None):
-    """Saves so many times; returns counts and what was wrong."""
+    """Saves `saves` times; returns counts and errors."""
     with small_disk(folder) as has_own_disk:
         rehearsal = Rehearsal(folder, seed, has_own_disk)
         try:
             for i in range(saves):
-                # The first is there to be kept.
+                # The first kind is undisturbed, so that there is a checkpoint to keep.
                 kind = KINDS[i % len(KINDS)]
                 said = rehearsal.save(kind)
                 rehearsal.look(kind, said)

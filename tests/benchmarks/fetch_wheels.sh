@@ -1,6 +1,6 @@
 #!/usr/bin/env bash
-# Fetches the wheels that on_gpu.sh installs where there is no network: what jaxii needs
-# beside what that machine has (see on_gpu.sh) and its needs. About 50 MB.
+# Fetches the wheels that on_gpu.sh installs on a machine without a network: packages of
+# jaxii that the machine lacks (see on_gpu.sh), and their dependencies. About 50 MB.
 #
 #   tests/benchmarks/fetch_wheels.sh FOLDER [PYTHON_VERSION]
 #
@@ -10,11 +10,11 @@ if [[ $# -eq 0 || $1 == -* ]]; then
     sed -n '2,/^set/{/^set/d;s/^# \{0,1\}//;p}' "$0"
     exit 2
 fi
-# polars 1.30 is the oldest that jaxii takes, and two thirds of the size of later ones.
+# polars 1.30 is the oldest that jaxii supports, and two thirds the size of later ones.
 packages=(
     array_record charset-normalizer grain jaxtyping ml_collections polars==1.30.0
     simplejpeg tensorboardX tensorflow-datasets threadpoolctl xxhash
-    # Needs of these, but pyarrow (50 MB), which is not used.
+    # Dependencies of these, without pyarrow (50 MB), which is not used.
     attrs certifi cloudpickle dm-tree docstring_parser einops
     googleapis-common-protos idna immutabledict portpicker requests simple-parsing six
     tensorflow-metadata termcolor toml tqdm urllib3 wadler-lindig wrapt
@@ -27,5 +27,5 @@ python=${PYTHON:-python3}
 "$python" -m pip download --quiet --no-deps --dest "$1" \
     --python-version "${2:-3.12}" --implementation cp --only-binary=:all: \
     "${platforms[@]}" --platform manylinux2014_x86_64 "${packages[@]}"
-# There is only its source, the same for all.
+# Only its source is published, the same for all platforms.
 "$python" -m pip wheel --quiet --no-deps --wheel-dir "$1" promise

@@ -1,14 +1,14 @@
-"""Compiles a train step as Flax's examples/imagenet has it, for TPUs that are absent.
+"""Compiles the train step of Flax's examples/imagenet for TPUs that are absent.
 
     pip install '.[tpu]'
     python -m tests.benchmarks.flax_step --topology=v5e:4x4 --device_batch_size=128
 
 The peer of `python -m jaxii.main plan --topology=... --quick`: the network, loss and
 optimizer of that example (ResNet-50 in Flax Linen, bfloat16, softmax cross-entropy with
-an L2 penalty, Nesterov momentum; BatchNorm statistics differ between devices, as they
-do there), on images that are normalised already, without any augmentation. Prints
-memory, traffic and collectives as the plan does, and with --largest the largest batch
-that fits, found as the plan finds it (a few compiles more).
+an L2 penalty, Nesterov momentum; BatchNorm statistics per device, as in the example),
+on images that are already normalised, without augmentation. Prints memory, traffic and
+collectives as `plan` does. With --largest, it also prints the largest batch that fits,
+found as `plan` finds it (a few more compilations).
 """
 
 import argparse
@@ -33,7 +33,7 @@ conv = partial(nn.Conv, use_bias=False)
 
 
 class Block(nn.Module):
-    """A bottleneck."""
+    """A bottleneck block."""
 
     filters: int
     stride: int
@@ -54,7 +54,7 @@ class Block(nn.Module):
 
 
 class ResNet50(nn.Module):
-    """The example's network, in training."""
+    """The example's network in training mode."""
 
     num_classes: int
     dtype: DTypeLike = jnp.bfloat16
@@ -102,7 +102,7 @@ def step_of(network: ResNet50, optimizer: optax.GradientTransformation):
 
 
 def make_step(network: ResNet50, mesh: Mesh, num_images: int, size: int):
-    """Returns the compiled-at-first-use step, and the shapes of its arguments."""
+    """Returns the jitted step and the shapes of its arguments."""
     schedule = optax.warmup_cosine_decay_schedule(0.0, 0.1, 100, 1000)
     optimizer = optax.sgd(schedule, 0.9, nesterov=True)
     images = jax.ShapeDtypeStruct((num_images, size, size, 3), network.dtype)

@@ -14,7 +14,7 @@ LABELS_AN_IMAGE = 4
 
 
 def jpeg(rng: np.random.Generator) -> bytes:
-    """Returns a JPEG of noise whose spectrum falls as that of photographs does."""
+    """Returns a JPEG of noise whose spectrum falls off like that of photographs."""
     rows = np.fft.fftfreq(HEIGHT)[:, None] * HEIGHT
     columns = np.fft.rfftfreq(WIDTH)[None] * WIDTH
     frequency = np.hypot(rows, columns) + 1.0
@@ -35,9 +35,9 @@ def write_layout(root: Path, images: Sequence[bytes], num_images: int) -> Layout
     """Writes a folder of training images, each with a few of 7,178 labels.
 
     Args:
-      root: made; the images go into its folder `train`.
-      images: taken in turn until there are enough.
-      num_images: how many files.
+      root: Created; the images are written to its folder `train`.
+      images: Used in turn until there are enough.
+      num_images: Number of files.
     """
     rng = np.random.default_rng(1)
     (root / "train").mkdir(parents=True)

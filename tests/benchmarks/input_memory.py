@@ -1,12 +1,13 @@
-"""Follows the memory of the training input path over 100,000 images.
+"""Measures the memory of the training input path over 100,000 images.
 
     python -m tests.benchmarks.input_memory
 
-20,000 JPEGs of short side 256 are prepared first. A fresh process then takes batches of
-256 images of 224 pixels, augmented, from two threads, and drops them; it notes its
-resident memory every 2,560 images, and what /dev/shm holds. The slope is that of a line
-through the notes after the first 10,000 images, when all buffers have been filled. The
-process has no JAX in it: what is counted is the input path's. Two to three minutes.
+20,000 JPEGs with a short side of 256 are prepared first. A fresh process then takes
+batches of 256 augmented images of 224 pixels from two threads and drops them. Every
+2,560 images, it records its resident memory and the use of /dev/shm. The slope is that
+of a line fitted to the records after the first 10,000 images, when all buffers are
+full. The process does not import JAX, so its memory is that of the input path. Takes
+two to three minutes.
 """
 
 import argparse
@@ -34,7 +35,7 @@ SHARED = "/dev/shm"
 
 
 def resident_mb(process: int | str = "self") -> float:
-    """Returns the resident memory of a process, by default of this one."""
+    """Returns the resident memory of a process, by default this one."""
     for line in Path(f"/proc/{process}/status").read_text().splitlines():
         if line.startswith("VmRSS"):
             return int(line.split()[1]) / 1e3
@@ -42,7 +43,7 @@ def resident_mb(process: int | str = "self") -> float:
 
 
 def follow(directory: str, images: int) -> None:
-    """Prints (images, resident MB, MB in /dev/shm) of every note, as JSON."""
+    """Prints (images, resident MB, MB in /dev/shm) of every record, as JSON."""
     batches = train_batches(
         open_dataset(directory).splits["train"].source,
         transform=TrainTransform(size_pixels=SIZE),
@@ -63,7 +64,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--images", type=int, default=100_000)
     parser.add_argument("--files", type=int, default=20_000)
-    parser.add_argument("--follow", help="a prepared dataset; what the process runs")
+    parser.add_argument("--follow", help="a prepared dataset, for the measured process")
     args = parser.parse_args()
     if args.follow:
         follow(args.follow, args.images)
@@ -90,7 +91,7 @@ def main() -> None:
             float(slope),
             "<=",
             1.0,
-            "MB a 10,000 images",
+            "MB per 10,000 images",
         ),
         Row(
             f"{what}: resident memory",

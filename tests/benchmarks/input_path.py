@@ -1,20 +1,21 @@
-"""Times the training input path against torchvision's, and against bare decoding.
+"""Times the training input path against torchvision's and against bare decoding.
 
     python -m tests.benchmarks.input_path [--photos=FOLDER]
 
-From JPEGs of 1024 x 768 pixels, and of the same reduced to a short side of 256: decode,
+Reads JPEGs of 1024 x 768 pixels, and the same reduced to a short side of 256: decode,
 random resized crop to 224 pixels, flip, batches of 256 uint8 images with labels in
-slots; two threads. The crop covers 0.35 of the image at least, in both. jaxii reads
-the ArrayRecord shards that `prepare` makes of the files. Its peer is torchvision's
-DataLoader with Pillow, two worker processes, on the files themselves. Bare decoding is
-simplejpeg alone in two threads: images in memory, each at the scale that the path
-decoded it at. They take turns, and each figure is the median of the rounds' ratios.
-jaxii's whole augmentation (also rotation, shear, zoom, loss of quality), which is more
-work than the peer's, is printed beside. The aim is bare decoding. About five minutes.
+slots; two threads. In both libraries, the crop covers at least 0.35 of the image. jaxii
+reads the ArrayRecord shards that `prepare` makes from the files. Its peer is
+torchvision's DataLoader with Pillow and two worker processes, which reads the files
+themselves. Bare decoding is simplejpeg alone in two threads, from memory, each image at
+the scale at which the path decodes it. They take turns, and each figure is the median
+of the ratios of the rounds. The speed with jaxii's whole augmentation (also rotation,
+shear, zoom and loss of quality), which is more work than the peer's, is printed too.
+The aim is the speed of bare decoding. Takes about five minutes.
 
-The images are noise with the spectrum of photographs, as large in bytes as those of
-Open Images (295 KB, 46 KB reduced). --photos: JPEGs of a folder instead, reduced to a
-longest side of 1024 (the smaller ones left out) and to a short side of 256.
+The images are noise with the spectrum of photographs and the file size of Open Images
+(295 KB, 46 KB reduced). --photos uses JPEGs of a folder instead, reduced to a longest
+side of 1024 (smaller images are skipped) and to a short side of 256.
 """
 
 import argparse
@@ -47,8 +48,9 @@ AFTER_SECONDS = 1.0
 NUM_IMAGES = 32
 LONG_SIDE = 1024
 SMALL, LARGE = "short side 256", "1024 pixels"
-# Kind -> files, images a round of jaxii and of its peer, and the bar against the peer.
-# Of 2,048 rows grain takes 16 us to shuffle one, of any number from 16,384 on 3 to 5.
+# Kind -> files, images per round of jaxii and of its peer, and the bar against the
+# peer.
+# grain takes 16 us to shuffle one of 2,048 rows, and 3 to 5 for any number from 16,384.
 KINDS = {
     SMALL: (16384, 8192, 2048, 2.5),
     LARGE: (2048, 2048, 1024, 4.0),
@@ -56,7 +58,7 @@ KINDS = {
 
 
 def jaxii(source, images: int, transform, workers: int = WORKERS) -> float:
-    """Returns images a second of jaxii's training input path."""
+    """Returns images per second of jaxii's training input path."""
     batches = train_batches(
         source,
         transform=transform,
@@ -71,14 +73,14 @@ def jaxii(source, images: int, transform, workers: int = WORKERS) -> float:
         batch = next(batches)
     passed = time.perf_counter() - start
     assert batch["images"].shape == (BATCH, SIZE, SIZE, 3)
-    # What has been begun ahead must not run beside what is timed next.
+    # Batches in preparation must not run during the next measurement.
     del batches
     time.sleep(AFTER_SECONDS)
     return images / passed
 
 
 def decodes(source, images: int) -> list[tuple[bytes, int, int]]:
-    """Returns images with the rows and columns that the path decodes them to."""
+    """Returns images with the rows and columns to which the path decodes them."""
     transform = TrainTransform(size_pixels=SIZE)
     rng = np.random.default_rng(0)
     jobs = []
@@ -99,7 +101,7 @@ def decodes(source, images: int) -> list[tuple[bytes, int, int]]:
 
 
 def bare(jobs: list[tuple[bytes, int, int]], images: int) -> float:
-    """Returns images a second of decoding alone."""
+    """Returns images per second of decoding alone."""
     shares = [
         list(itertools.islice(itertools.cycle(jobs[i::WORKERS]), images // WORKERS))
         for i in range(WORKERS)
@@ -117,7 +119,7 @@ def bare(jobs: list[tuple[bytes, int, int]], images: int) -> float:
 
 
 def measure(kind: str, root: Path, source, rounds: int) -> None:
-    """Measures one kind of images and hands on its rows."""
+    """Measures one kind of images and emits its rows."""
     _, images, peer_images, bar = KINDS[kind]
     jobs = decodes(source, 512)
     sizes = [height * width for _, height, width in jobs]
@@ -136,7 +138,7 @@ def measure(kind: str, root: Path, source, rounds: int) -> None:
     against = [a / b for a, b in zip(ours, theirs, strict=True)]
     decoding = [a / b for a, b in zip(ours, alone, strict=True)]
     print(
-        f"{kind}: jaxii {rate}, with all of its augmentation "
+        f"{kind}: jaxii {rate}, with its whole augmentation "
         f"{statistics.median(augmented):,.0f}; decodes {share:.2f} of the pixels; "
         f"ratios of the rounds {', '.join(f'{r:.2f}' for r in against)} to torchvision,"
         f" {', '.join(f'{r:.2f}' for r in decoding)} to bare decoding, which itself is "
@@ -163,7 +165,7 @@ def measure(kind: str, root: Path, source, rounds: int) -> None:
 
 
 def rates(files: int, images: int, workers: int) -> dict[str, float]:
-    """Returns images a second of "jaxii" and "torch" on small JPEGs, measured once."""
+    """Returns images per second of "jaxii" and "torch" on small JPEGs, timed once."""
     with opened(images_of(SMALL, None), files) as (root, source):
         ours = jaxii(source, images, TrainTransform(size_pixels=SIZE).crop, workers)
         given = (root / "train", images, BATCH, workers, CROP_MIN_AREA)
@@ -173,17 +175,17 @@ def rates(files: int, images: int, workers: int) -> dict[str, float]:
 
 @contextlib.contextmanager
 def opened(images: list[bytes], files: int):
-    """Writes and prepares so many files; yields their folder and their records."""
+    """Writes and prepares this many files; yields their folder and their records."""
     with tempfile.TemporaryDirectory() as scratch:
         root = Path(scratch, "files")
         layout = write_layout(root, images, files)
-        # As large as they are: the records hold the bytes of the files.
+        # No image is reduced, so the records hold the bytes of the files.
         prepare(layout, Path(scratch, "out"), short_side=1024)
         yield root, open_dataset(Path(scratch, "out")).splits["train"].source
 
 
 def images_of(kind: str, folder: str | None) -> list[bytes]:
-    """Returns JPEGs of a kind: drawn, or of a folder of larger ones."""
+    """Returns JPEGs of a kind: synthetic, or from a folder of larger ones."""
     if folder is None:
         rng = np.random.default_rng(0)
         large = [jpeg(rng) for _ in range(NUM_IMAGES)]

@@ -1,14 +1,14 @@
-"""Times what `prepare` does with label files of full size before it opens an image.
+"""Times the work of `prepare` on full-size label files before it opens an image.
 
     python -m tests.benchmarks.label_files                # about 3 minutes, 2.5 GB
 
-Files as large as those of Inclusive Images are generated first, which is not counted:
-8.0 million human labels, 15.3 million machine labels and 14.6 million boxes of 1.74
-million images, in the Kaggle layout, with a long tail of labels. The work then runs in
-a fresh process: vocabulary; the labels of each image, by source; the splits train,
-tuning and test; the fingerprint that a later run is compared by; and validation, carved
-out of train. The image files are not there: their list is handed over as it would be
-found. Bars: 25 s and 4 GB of resident memory, interpreter and libraries included.
+Files as large as those of Inclusive Images are generated first, which is not timed: 8.0
+million human labels, 15.3 million machine labels and 14.6 million boxes of 1.74 million
+images, in the Kaggle layout, with a long tail of labels. The work then runs in a fresh
+process: the vocabulary; the labels of each image, by source; the splits train, tuning
+and test; the fingerprint that a later run compares; and validation, carved out of
+train. There are no image files; the list of images is passed directly. Bars: 25 s and 4
+GB of resident memory, including interpreter and libraries.
 """
 
 import argparse
@@ -47,7 +47,7 @@ def image_ids(rng: np.random.Generator, count: int) -> pl.Series:
 def rows(
     rng: np.random.Generator, ids: pl.Series, codes: pl.Series, count: int, source: str
 ) -> pl.DataFrame:
-    """Returns rows of labels in the order of the images, of a long tail of codes."""
+    """Returns label rows in the order of the images, with a long tail of codes."""
     weights = 1.0 / (np.arange(len(codes)) + 3.0)
     frequency = np.cumsum(weights / weights.sum())
     label = np.searchsorted(frequency, rng.random(count)).clip(max=len(codes) - 1)
@@ -100,7 +100,7 @@ def generate(root: Path, shrink: int) -> None:
     pl.DataFrame({"image_id": test, "labels": ""}).write_csv(
         root / "stage_1_sample_submission.csv"
     )
-    # The images, as ids; a folder of so many files is not made.
+    # The image ids; a folder with this many files is not made.
     ids.to_frame("id").write_parquet(root / "train_ids.parquet")
     test.to_frame("id").write_parquet(root / "test_ids.parquet")
 
@@ -117,14 +117,14 @@ def images(path: Path) -> Images:
 
 
 class Nowhere:
-    """Records that nobody reads."""
+    """A source of records that is never read."""
 
     def select(self, rows: np.ndarray) -> "Nowhere":
         return self
 
 
 def work(root: Path) -> dict:
-    """Label files to splits; what is timed."""
+    """From label files to splits: the timed work."""
     layout = Layout.find(root)
     train = images(root / "train_ids.parquet")
     test = images(root / "test_ids.parquet")
@@ -153,7 +153,9 @@ def main() -> None:
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
-    parser.add_argument("--shrink", type=int, default=1, help="divides the rows")
+    parser.add_argument(
+        "--shrink", type=int, default=1, help="divisor of the number of rows"
+    )
     parser.add_argument("--work", type=Path, help=argparse.SUPPRESS)
     args = parser.parse_args()
     if args.work:
@@ -165,7 +167,7 @@ def main() -> None:
     print("\n".join(found["lines"]))
     print(
         f"validation: {found['validation']:,} images; {found['drafted']:.1f} s before "
-        f"it is carved; {found['processor_seconds']:.1f} s of processors in all"
+        f"it is carved; {found['processor_seconds']:.1f} s of processor time in total"
     )
     what = f"label files of {found['rows'] / 1e6:.1f} million rows to splits"
     limits = (found["seconds"], MAX_SECONDS, found["gigabytes"], MAX_GIGABYTES)

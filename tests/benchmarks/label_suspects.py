@@ -2,14 +2,14 @@
 
     python -m tests.benchmarks.label_suspects --files=DIR
 
-DIR holds the training images and people's labels as `prepare` takes them. Of 2 % of the
-images, at random, one label is changed: of half of them one that the image has is
-removed (it has another), of the others one that it lacks is added, with a chance in
-proportion to how many images have it. The data is prepared, `hold_out --folds=2` trains
-two small networks, and `suspects` lists labels. With k images changed, precision is
-the share of them among the first k images that are listed, and chance is their share of
-all images. What was wrong in the files before counts against it. Exit code 1 if the
-precision is below five times chance.
+DIR holds the training images and people's labels as `prepare` reads them. In a random 2
+% of the images, one label is changed. In half of them, a label of the image is removed
+(it has others); in the other half, a label is added, with a probability proportional to
+its number of images. The data is prepared, `hold_out --folds=2` trains two small
+networks, and `suspects` lists labels. With k changed images, precision is their share
+of the first k listed images, and chance is their share of all images. Errors that were
+already in the files count against the precision. Exit code 1 if the precision is below
+five times chance.
 """
 
 import argparse
@@ -38,7 +38,7 @@ def main() -> int:
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
     parser.add_argument("--files", type=Path, required=True)
-    parser.add_argument("--keep", type=Path, help="where data and runs are left")
+    parser.add_argument("--keep", type=Path, help="folder for data and runs")
     parser.add_argument("--epochs", type=float, default=10.0)
     parser.add_argument("--width", type=int, default=16)
     parser.add_argument("--pixels", type=int, default=32)
@@ -93,7 +93,7 @@ def plant(files: Path, path: Path) -> tuple[int, dict[Entry, bool]]:
 
 
 def list_suspects(folder: Path, args: argparse.Namespace) -> list[Entry]:
-    """Trains without each fold; returns the listed entries, the likeliest first."""
+    """Trains without each fold; returns the listed entries, most suspect first."""
     config = default_config()
     config.data.dataset, config.data.directory = "kaggle", str(folder / "data")
     config.data.image_size_pixels = args.pixels
@@ -101,7 +101,7 @@ def list_suspects(folder: Path, args: argparse.Namespace) -> list[Entry]:
     config.model.depth, config.model.width = 18, args.width
     config.model.compute_dtype = "float32"
     config.optimizer.average, config.optimizer.ema_decay = "ema", 0.99
-    config.evaluate_every_steps = 1_000_000  # at the end alone
+    config.evaluate_every_steps = 1_000_000  # only at the end
     stage = {"name": "bce", "num_epochs": args.epochs, "terms": {"bce": 1.0}}
     config.stages = (stage,)
     workdir = Workdir(folder / "run")

@@ -1,22 +1,24 @@
-"""The loop of `train` against its own compiled step on a batch that stays in place.
+"""Times the loop of `train` against its own compiled step on one resident batch.
 
     python -m tests.benchmarks.loop [--evaluations=4]
 
 The default run (configs/f2_multitask.py: toy_regions, ResNet-18 of half the width, 64
-images of 64 pixels a step), its first stage made longer, goes through the product's
-loop: images are read, decoded and sent, figures are logged every 20 steps, and every
-100 steps it is evaluated on `validation` and saved. Between two logs, when nothing is
-under way, the loop is halted in its input for 10 steps of the same compiled function on
-one resident batch; so each stretch of 20 steps of the loop lies between two of those.
+images of 64 pixels per step), with a longer first stage, goes through the loop of
+`train`: images are read, decoded and sent, figures are logged every 20 steps, and the
+run is evaluated on `validation` and saved every 100 steps. After a log without an
+evaluation, the loop's input pauses for 10 steps of the same compiled function on one
+resident batch, so that each stretch of 20 steps of the loop lies between two of these
+measurements.
 
 * images/s of the loop over images/s of the bare step: median over the stretches without
   an evaluation; once with its input, once with --reuse_batch, where the input is free.
-  On CPUs decoding takes of the cores that the step has, also where nobody waits.
-* what saves and evaluations add: the time of 40 steps around one (the evaluation, the
-  start of the save, what the writing of it slows down) less that of 40 other steps,
-  over 100 steps; median. The first evaluation compiles: printed, but not counted.
+  On CPUs, decoding uses the same cores as the step, even if the loop never waits.
+* cost of saves and evaluations: the time of 40 steps around one (the evaluation, the
+  start of the save, the slowdown while it is written) minus that of 40 other steps,
+  over 100 steps; median. The first evaluation, which compiles, is printed but not
+  counted.
 
-About five minutes on two cores.
+Takes about five minutes on two cores.
 """
 
 import argparse
@@ -48,7 +50,7 @@ SPEED_BAR, ADDED_BAR = 0.97, 0.03
 
 
 class Bare:
-    """The compiled step of a run's first stage on one batch, with a state of its own.
+    """The compiled step of a run's first stage on one batch, with its own state.
 
     Args:
       session: The run.
@@ -74,7 +76,7 @@ class Bare:
 
 
 class Halted:
-    """The input of a run that halts for the bare step, and takes the time in between.
+    """The input of a run that pauses for the bare step and times the steps in between.
 
     Args:
       batches: The run's training batches.
@@ -85,18 +87,18 @@ class Halted:
     def __init__(self, batches, evaluate_every_steps, bare):
         self._batches, self._bare = batches, bare
         self._evaluate_every_steps = evaluate_every_steps
-        # Steps of the loop in each stretch, and the seconds they took.
+        # Steps of the loop in each stretch, and their time in seconds.
         self.stretches: list[tuple[int, float]] = []
         # Seconds of a bare step before each stretch and after the last.
         self.bare = []
-        # Seconds in which the loop stood still for want of a batch.
+        # Seconds for which the loop waited for a batch.
         self.waited = 0.0
 
     def batches(self, split, start_example):
         inner = self._batches(split, start_example)
         halted_at = resumed = 0
         for step in itertools.count():
-            # Not after an evaluation: its save is being written.
+            # Not after an evaluation, while its save is being written.
             due = step % STRETCH == 0 and step % self._evaluate_every_steps != 0
             if step == 0 or due:
                 if step:
@@ -110,9 +112,9 @@ class Halted:
             yield batch
 
     def plain(self) -> list[tuple[float, float]]:
-        """Returns seconds of a step, the loop's and the bare one's, by stretch.
+        """Returns seconds per step of the loop and of the bare step, by stretch.
 
-        Without evaluations, and without the first, in which the loop's step compiles.
+        Excludes evaluations and the first stretch, in which the loop's step compiles.
         """
         return [
             (seconds / steps, (self.bare[i] + self.bare[i + 1]) / 2)
@@ -131,7 +133,7 @@ class Halted:
 
 
 def halted_run(num_steps: int, *, reuse_batch: bool = False) -> Halted:
-    """Runs the loop for so many steps; returns its times."""
+    """Runs the loop for `num_steps` steps; returns its times."""
     config = runpy.run_path(str(CONFIG))["get_config"]()
     first, *others = config.stages
     config.stages = ({**first, "num_epochs": 100.0}, *others)
@@ -141,7 +143,7 @@ def halted_run(num_steps: int, *, reuse_batch: bool = False) -> Halted:
     with tempfile.TemporaryDirectory() as folder:
         workdir = Workdir(Path(folder))
         run = begin(config, workdir)
-        # It is over after the step that follows the last stretch.
+        # The run ends after the step that follows the last stretch.
         batches = partial(assembly.train_batches, config, run.data)
         halted = Halted(batches, config.evaluate_every_steps, Bare(run, batches))
         with Telemetry(folder, total_steps=num_steps, start_step=0) as telemetry:
@@ -176,12 +178,14 @@ def main() -> None:
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
-    parser.add_argument("--evaluations", type=int, default=4, help="after the first")
+    parser.add_argument(
+        "--evaluations", type=int, default=4, help="evaluations after the first"
+    )
     args = parser.parse_args()
     config = Config.resolve(runpy.run_path(str(CONFIG))["get_config"]())
     images, every = config.global_batch_size, config.evaluate_every_steps
     assembly.open_data(config)
-    # As the command has it.
+    # The same cache as that of the command.
     jax.config.update("jax_compilation_cache_dir", str(user_cache() / "compiled"))
     num_steps = every * (1 + args.evaluations) + STRETCH
     halted = halted_run(num_steps)
@@ -194,10 +198,10 @@ def main() -> None:
         f"added {first:.1f} s"
     )
     emit(
-        speed(halted, f"{config.data.dataset}, input and all", images),
-        speed(free, "--reuse_batch: input free", images),
+        speed(halted, f"{config.data.dataset}, with input", images),
+        speed(free, "--reuse_batch, without input", images),
         Row(
-            what=f"what evaluating and saving every {every} steps adds",
+            what=f"time that evaluating and saving every {every} steps adds",
             ours=f"{statistics.median(added):.2f} s each",
             peer=f"{every} steps {every * usual:.1f} s",
             figure=100 * statistics.median(added) / (every * usual),

@@ -1,7 +1,7 @@
-"""Rehearses that one of four processes is killed, or cannot save: `kill`, `full_disk`.
+"""Rehearses that one of four processes is killed or cannot save: `kill`, `full_disk`.
 
-The others have to end within a minute, and the same command has to go on from the last
-complete checkpoint to the end.
+The other processes have to end within a minute, and the same command has to continue
+from the last complete checkpoint to the end.
 """
 
 import random
@@ -19,7 +19,7 @@ MOST_FILE_BYTES = 20_000
 
 
 def kill(folder, args):
-    """4 processes, kill -9 one: the others end, and the same command goes on."""
+    """4 processes, kill -9 to one: the others end, and the same command continues."""
     steps = args.steps or 12
     start = time.monotonic()
     with started(folder, "measured", 4, given=flags(steps, 4)) as run:
@@ -30,7 +30,7 @@ def kill(folder, args):
 
 
 def full_disk(folder, args):
-    """4 processes, one of which cannot save: all end, and the same command goes on."""
+    """4 processes, one of which cannot save: all end, the same command continues."""
     steps = args.steps or 12
     return lose_one(folder, args, args.rounds or 4, steps, (FULL_DISK,), 0.0)
 
@@ -39,7 +39,7 @@ def lose_one(folder, args, rounds, steps, kinds, start_up):
     """Prints a table of rounds in which one of four processes is lost."""
     rng = random.Random(args.seed)
     given = flags(steps, 4)
-    rows = [("round", "process", "when", "exit codes", "seconds", "went on from", "")]
+    rows = [("round", "process", "when", "exit codes", "seconds", "continued from", "")]
     for i in range(rounds):
         when = kinds[i % len(kinds)]
         try:
@@ -50,7 +50,7 @@ def lose_one(folder, args, rounds, steps, kinds, start_up):
         print("  " + "  ".join(map(str, rows[-1])), flush=True)
     show(rows)
     good = sum(row[-1] == "ok" for row in rows)
-    print(f"{good} of {rounds}; bar: the rest ends within {LOST_SECONDS} s, not with 0")
+    print(f"{good} of {rounds}; bar: all end within {LOST_SECONDS} s, not with 0")
     return good == rounds
 
 
@@ -60,7 +60,7 @@ def lose(folder, i, when, rng, start_up, steps, given):
     with started(folder, name, 4, given=given, is_recorded=False) as run:
         bring_about(run, victim, when, rng, start_up, steps)
         start = time.monotonic()
-        # Twice the bar, to see by how much it was missed.
+        # Twice the bar, to see by how much it is missed.
         codes = run.wait(2 * LOST_SECONDS)
         seconds = time.monotonic() - start
         logs, told = run.logs(), run.log(victim)
@@ -78,11 +78,11 @@ def lose(folder, i, when, rng, start_up, steps, given):
     ):
         problems.append("did not say why")
     if last_codes != [0] * 4 or again.saved()[-1].step != steps:
-        problems.append(f"did not go on: {last_codes}")
+        problems.append(f"did not continue: {last_codes}")
     elif said not in again.log():
         problems.append(f"did not say {said!r}")
     if problems:
-        print(f"{logs}\n=== and again\n{again.logs()}", flush=True)
+        print(f"{logs}\n=== second start\n{again.logs()}", flush=True)
     return (
         victim,
         when,
@@ -94,7 +94,7 @@ def lose(folder, i, when, rng, start_up, steps, given):
 
 
 def bring_about(run, victim, when, rng, start_up, steps):
-    """Kills a process of a run, or keeps it from saving and waits for the first end."""
+    """Kills a process of a run, or keeps it from saving and waits until one ends."""
     process = run.processes[victim]
     if when == FULL_DISK:
         run.wait_for(f"step  {rng.choice((1, 2, 5, 6))}/{steps}")
@@ -103,11 +103,11 @@ def bring_about(run, victim, when, rng, start_up, steps):
         deadline = time.monotonic() + MOST_SECONDS
         while all(other.poll() is None for other in run.processes):
             if time.monotonic() > deadline:
-                raise AssertionError(f"none has ended\n{run.logs()}")
+                raise AssertionError(f"no process has ended\n{run.logs()}")
             time.sleep(0.05)
         return
     if when == "in start-up":
-        # Measured when nothing was compiled yet: later starts are faster.
+        # Measured with an empty compilation cache: later starts are faster.
         deadline = time.monotonic() + rng.random() * start_up
         while time.monotonic() < deadline and f"step  1/{steps}" not in run.log():
             time.sleep(0.05)
@@ -121,7 +121,7 @@ def bring_about(run, victim, when, rng, start_up, steps):
 
 
 def wait_for_save(run):
-    """Waits until a save has begun; its folder has another name while it goes on."""
+    """Waits until a save has begun; its folder has a temporary name during the save."""
     folder = run.workdir / "checkpoints" / STAGE
     deadline = time.monotonic() + MOST_SECONDS
     while not any(folder.glob("*tmp*")):

@@ -1,15 +1,21 @@
-"""What manifests cost: their share of preparing, of a save and of opening a run.
+"""Measures the cost of manifests when preparing, saving and opening a run.
 
     python -m tests.benchmarks.manifest_cost [--images=2000] [--saves=7]
 
-Prepare: JPEGs of 1024 x 768 pixels to a short side of 256, two threads; the share is
-the threads' time in hashing shards and the time in writing the manifest. Save: the
-state of `blocked_by_saves`, a ResNet-50 with 7,178 classes, 323 MB; the share is the
-time in which the finished files are read, hashed and listed, of the time until the
-checkpoint is complete; the loop goes on meanwhile. Opening: from a folder to the first
-8 answers at 224 pixels, with the check of every file and every byte of the weights;
-without what Python, JAX and compiled programs of earlier starts take. The same is
-printed against restoring the weights alone. Medians. Two to three minutes.
+Prepare: JPEGs of 1024 x 768 pixels to a short side of 256, two threads. The cost is the
+threads' time for hashing shards plus the time for writing the manifest, as a share of
+the total.
+
+Save: the state of `blocked_by_saves`, a ResNet-50 with 7,178 classes, 323 MB. The cost
+is the time for reading, hashing and listing the finished files, as a share of the time
+until the checkpoint is complete; meanwhile, the loop continues.
+
+Opening: from a folder to the first 8 answers at 224 pixels, with the check of every
+file and every byte of the weights. The start of Python and JAX is not timed, and
+compiled programs of earlier starts are not used. The cost is also printed as a share of
+restoring the weights alone.
+
+All figures are medians. Takes two to three minutes.
 """
 
 import argparse
@@ -46,7 +52,7 @@ BAR = 2.0
 
 @contextmanager
 def timed(owner: Any, name: str) -> Iterator[list[float]]:
-    """Adds up the seconds that calls of a function take, by the thread's own clock."""
+    """Adds up the wall-clock seconds of the calls of a function."""
     act: Callable[..., Any] = getattr(owner, name)
     spent: list[float] = []
 

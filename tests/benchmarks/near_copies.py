@@ -1,16 +1,17 @@
-"""Plants 100 copies of training images in a test and counts those that `prepare` names.
+"""Plants 100 copies of training images in a test and counts those that `prepare` lists.
 
     python -m tests.benchmarks.near_copies --files=sets/emoji_vendor --drawings=5000
     python -m tests.benchmarks.near_copies --drawings=10000
 
 A copy is recompressed (JPEG quality 30 to 90), cropped (up to 15 % of each side),
-resized (by 0.5 to 2), or all three; a quarter each. The other images are `--images` in
-all: drawings of toy_regions, and images of a folder in the Kaggle layout, each in its
-own split, group and domain. An image is named if it is listed as a near copy of one in
-the other split. It is clean if it is neither a copy nor the original of one; true twins
-that the set has between its splits count as clean, against us. Pairs within train (of
-other groups) are counted apart: many emoji of different names are one drawing. The cost
-is processor time of `prepare` with and without the search.
+resized (by a factor of 0.5 to 2), or all three; a quarter each. There are `--images`
+other images: drawings of toy_regions, and images of a folder in the Kaggle layout, each
+in its own split, group and domain. An image is named if it is listed as a near copy of
+an image in the other split. It is clean if it is neither a copy nor the original of a
+copy; real duplicates across the splits of the set count as clean, to our disadvantage.
+Pairs within train (in different groups) are counted separately, because many emoji with
+different names are the same drawing. The cost is the processor time of `prepare` with
+and without the search.
 """
 
 import argparse
@@ -50,7 +51,7 @@ def altered(image: np.ndarray, way: str, rng: np.random.Generator) -> bytes:
 
 
 def gather(files: Path, root: Path, number: int, rng: np.random.Generator) -> list:
-    """Copies images of a layout; returns id, group and domain of those of train."""
+    """Copies images of a layout; returns id, group, domain of the training images."""
     found = [
         (split, path)
         for split, folder in FOLDERS.items()
@@ -66,7 +67,7 @@ def gather(files: Path, root: Path, number: int, rng: np.random.Generator) -> li
 
 
 def plant(root: Path, rng: np.random.Generator) -> dict[str, tuple[str, str]]:
-    """Adds copies of training images to the test; returns original and way by id."""
+    """Adds copies of training images to the test; returns id -> original, way."""
     originals = sorted((root / "train").iterdir())
     copies = {}
     for number, which in enumerate(rng.choice(len(originals), NUM_COPIES, False)):
@@ -90,7 +91,7 @@ def write_labels(root: Path, metadata: list) -> None:
 
 
 def report(pairs: pl.DataFrame, copies: dict, num_images: int, seconds: list) -> None:
-    """Prints what was named, and one row of the table."""
+    """Prints what was named, and emits one row of the table."""
     across = pairs.filter(pl.col("split") != pl.col("other_split"))
     named = set(zip(across["image_id"], across["other_id"], strict=True))
     found = {
@@ -124,7 +125,7 @@ def main() -> None:
     parser.add_argument("--files", type=Path, help="a folder in the Kaggle layout")
     parser.add_argument("--drawings", type=int, default=10_000)
     parser.add_argument("--images", type=int, default=10_000)
-    parser.add_argument("--keep", type=Path, help="where the pairs are written")
+    parser.add_argument("--keep", type=Path, help="file to write the pairs to")
     args = parser.parse_args()
     rng, seconds = np.random.default_rng(0), []
     with tempfile.TemporaryDirectory() as scratch:

@@ -1,11 +1,12 @@
-"""From label files as people have them to figures: new, prepare, train, evaluate.
+"""Takes realistic label files through new, prepare, train and evaluate.
 
     python -m tests.benchmarks.new_layouts            # about 5 minutes
     python -m tests.benchmarks.new_layouts spaces     # one layout
 
-Drawn scenes of toy_regions in the layouts of `tests/plain_data.py`, dirt included; each
-goes through the commands that `new` prints. Exit code 1 where a command fails, a fault
-is not named, or the figure is not above that of the best constant answer.
+Drawn scenes of toy_regions are written in the layouts of `tests/plain_data.py`,
+including their errors; each goes through the commands that `new` prints. Exit code 1 if
+a command fails, an error is not named, or the F2 is not above that of the best constant
+prediction.
 """
 
 import argparse
@@ -32,21 +33,23 @@ def main() -> int:
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
     names = list(plain_data.LAYOUTS)
-    parser.add_argument("layouts", nargs="*", help=f"of {', '.join(names)}")
+    parser.add_argument("layouts", nargs="*", help=f"any of {', '.join(names)}")
     parser.add_argument("--num_images", type=int, default=NUM_IMAGES)
     args = parser.parse_args()
     with tempfile.TemporaryDirectory() as scratch:
         examples = _examples(Path(scratch) / "drawn", args.num_images)
         for name in args.layouts or names:
             failed = _try(name, Path(scratch) / name, examples)
-            print(f"{name}: {'FAILED: ' + failed if failed else 'held'}\n", flush=True)
+            print(
+                f"{name}: {'FAILED: ' + failed if failed else 'passed'}\n", flush=True
+            )
             if failed:
                 return 1
     return 0
 
 
 def _examples(folder: Path, number: int) -> list[plain_data.Example]:
-    """Draws scenes; returns their images and the labels that people gave them."""
+    """Draws scenes; returns their images and their human labels."""
     files = writer.write(folder, num_train=number, num_tuning=1, num_test=1)
     described = dict(_read(files / "class-descriptions.csv"))
     labels = defaultdict(list)
@@ -63,7 +66,7 @@ def _read(path: Path) -> list[list[str]]:
 
 
 def _try(name: str, folder: Path, examples: list[plain_data.Example]) -> str:
-    """Goes all the way with one layout; returns what failed, "" for nothing."""
+    """Runs all commands on one layout; returns what failed, "" for nothing."""
     print(f"== {name}")
     folder.mkdir()
     words = plain_data.LAYOUTS[name](folder, examples)
@@ -75,7 +78,7 @@ def _try(name: str, folder: Path, examples: list[plain_data.Example]) -> str:
     if name != "folders":
         missed = [p for p in plain_data.DIRT if not re.search(p, said)]
         if missed:
-            return f"new does not say {missed}"
+            return f"new does not print {missed}"
     commands = said.partition("\nnext\n")[2].splitlines()
     for command in commands:
         code, output = _run(folder, command)
@@ -89,10 +92,10 @@ def _try(name: str, folder: Path, examples: list[plain_data.Example]) -> str:
     ours = metrics["splits"]["validation"]["f2"]
     constant = metrics["constant"]["f2"]["validation"]
     print(
-        f"{name}: validation F2 {ours:.3f}, best constant answer {constant:.3f}, "
-        f"{time.monotonic() - start:.0f} s in all"
+        f"{name}: validation F2 {ours:.3f}, best constant {constant:.3f}, "
+        f"{time.monotonic() - start:.0f} s in total"
     )
-    return "" if ours > constant else "no better than a constant answer"
+    return "" if ours > constant else "no better than a constant prediction"
 
 
 def _run(folder: Path, command: str) -> tuple[int, str]:

@@ -3,18 +3,18 @@
     tests/benchmarks/on_gpu.sh OUT
     JAX_PLATFORMS=cpu tests/benchmarks/on_gpu.sh OUT --tiny      # rehearses it
 
-Parts, each in a process of its own, one that fails stops none of the others:
+Each part runs in its own process; if one fails, the others still run:
 
-  device    the card, and what its matrix unit reaches: the ceiling of all below
+  device    the card, and the speed of its matrix unit: the ceiling of all below
   step      the train step of ResNet-50 at 224 pixels in bfloat16, in turns with the
-            peers; memory; MFU of multiply-adds alone, three times the forward pass's;
-            a trace of five steps and the kernels that take longest
+            peers; memory; MFU, counting only multiply-adds, three times those of the
+            forward pass; a trace of five steps and the kernels that take longest
   smoke     a small run trains, is stopped and continued, and equals the undisturbed
-            one bit for bit; then `evaluate` and `predict`
+            run bit for bit; then `evaluate` and `predict`
   predict   the network of evaluation and prediction, in turns with PyTorch
   input     the input path on all cores beside torchvision's
 
-OUT gets on_gpu.json, after each part, on_gpu.md, the table, and the trace.
+Writes to OUT: on_gpu.json, after each part; on_gpu.md, the table; and the trace.
 """
 
 import argparse
@@ -39,7 +39,7 @@ MATRIX_SIDE = 8192
 SECONDS = 460
 TRACED_STEPS, LONGEST = 5, 15
 ROOT = Path(__file__).parents[2]
-# Of the 18 steps of the smoke run.
+# Steps out of the 18 of the smoke run.
 STOP_AT = "step  8/"
 
 
@@ -92,7 +92,7 @@ def step(args: argparse.Namespace) -> dict:
         given = ("bfloat16", batch, size)
         with contestants(MAKERS, *given, torch="train_step.py") as every:
             every["jaxii"](2)
-            # Before Flax's step takes any of this process's.
+            # Before Flax's step allocates memory of this process.
             ours = memory_bytes().get("device_memory_bytes")
             results[str(batch)] = medians(every, rounds, number)
             theirs = every["torch"].answer.get("memory_bytes")
@@ -104,9 +104,9 @@ def step(args: argparse.Namespace) -> dict:
 
 
 def _train_flops(size: int) -> float:
-    """Returns operations of a training image: multiply-adds of forward and backward.
+    """Returns operations per training image: multiply-adds of forward and backward.
 
-    Norms, activations, augmentation, the embedding head and the update count nothing.
+    Norms, activations, augmentation, the embedding head and the update are not counted.
     """
     import jax
     import jax.numpy as jnp
@@ -209,7 +209,7 @@ def _expect(run, code: int) -> None:
 
 
 def predict(args: argparse.Namespace) -> dict:
-    """Returns seconds of a batch, from pixels to probabilities."""
+    """Returns seconds per batch, from pixels to probabilities."""
     from tests.benchmarks import predict_step
 
     size, batch = (32, 4) if args.tiny else (SIZE, PREDICT_BATCH)
@@ -246,7 +246,9 @@ def main() -> int:
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
     parser.add_argument("out", type=Path)
-    parser.add_argument("--tiny", action="store_true", help="sizes for a rehearsal")
+    parser.add_argument(
+        "--tiny", action="store_true", help="use small sizes, for a rehearsal"
+    )
     parser.add_argument("--part", choices=PARTS, help=argparse.SUPPRESS)
     args = parser.parse_args()
     # Parts run in another folder.
@@ -269,7 +271,7 @@ def main() -> int:
 
 
 def _part(args: argparse.Namespace, name: str, seconds: float) -> dict:
-    """Runs a part in its own process; returns what it printed last, or its error."""
+    """Runs a part in its own process; returns its last line as JSON, or its error."""
     print(f"== {name}", flush=True)
     command = [sys.executable, "-m", "tests.benchmarks.on_gpu", str(args.out)]
     command += [f"--part={name}", *["--tiny"] * args.tiny]
@@ -291,7 +293,7 @@ def _part(args: argparse.Namespace, name: str, seconds: float) -> dict:
 
 
 def _rows(results: dict) -> Iterator[tuple[str, ...]]:
-    """Yields the table, of what was measured."""
+    """Yields the table of the measurements."""
     yield "what", "jaxii", "Flax's example", "PyTorch", "jaxii / PyTorch"
     yield ("---",) * 5
     card, steps = results["device"], results["step"]

@@ -1,13 +1,13 @@
 #!/usr/bin/env bash
-# Measures jaxii on this machine's GPU, beside Flax and PyTorch, in under 8 minutes.
+# Measures jaxii, Flax and PyTorch on this machine's GPU, in under 8 minutes.
 #
 #   tests/benchmarks/on_gpu.sh OUT
 #   JAX_PLATFORMS=cpu tests/benchmarks/on_gpu.sh OUT --tiny      # rehearse it
 #
-# The machine needs no network. Its python has JAX with CUDA, Flax, Optax, Orbax, PyTorch,
-# torchvision, OpenCV, Jinja2, Matplotlib; other packages are brought along as wheels in
-# the folder WHEELS, which tests/benchmarks/fetch_wheels.sh fills. What on_gpu.py says it
-# measures is in OUT.
+# The machine needs no network. Its Python needs JAX with CUDA, Flax, Optax, Orbax,
+# PyTorch, torchvision, OpenCV, Jinja2 and Matplotlib; other packages are installed from
+# wheels in the folder WHEELS, which tests/benchmarks/fetch_wheels.sh fills. Writes the
+# measurements listed in on_gpu.py to OUT.
 # Environment: PYTHON [python3]; WHEELS [wheels].
 set -euo pipefail
 if [[ $# -eq 0 || $1 == -* ]]; then

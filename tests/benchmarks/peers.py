@@ -1,7 +1,7 @@
-"""The peers' own environment: PyTorch, torchvision and timm, apart from jaxii's.
+"""The peers' own environment: PyTorch, torchvision and timm, separate from jaxii's.
 
-Made at first use in the user's cache folder (several GB where pip takes a CUDA build),
-or named by JAXII_PEERS_PYTHON.
+It is created at first use in the user's cache folder (several GB if pip selects a CUDA
+build), or named by JAXII_PEERS_PYTHON.
 """
 
 import json
@@ -19,7 +19,7 @@ FOLDER = Path(__file__).parent / "peer"
 
 
 def python() -> str:
-    """Returns the interpreter of the peers, after installing them where need be."""
+    """Returns the interpreter of the peers; installs them if needed."""
     named = os.environ.get(PYTHON)
     if named:
         return named
@@ -36,10 +36,10 @@ def python() -> str:
 
 
 class Steps:
-    """A script of `peer/` that stays in its process and times steps when asked.
+    """A script of `peer/` that stays in its process and times steps on request.
 
-    It starts at once; the first call waits until it has compiled. The script reads a
-    number of steps a line, and answers each with a JSON object.
+    The script starts at once; the first call waits until it has compiled. It reads one
+    number of steps per line, and answers each with a JSON object.
 
     Attributes:
       answer: The last answer.
@@ -55,7 +55,7 @@ class Steps:
         )
 
     def __call__(self, number: int) -> float:
-        """Runs so many steps; returns the seconds of one."""
+        """Runs `number` steps; returns the seconds per step."""
         self._process.stdin.write(f"{number}\n")
         self._process.stdin.flush()
         line = self._process.stdout.readline()
@@ -69,6 +69,6 @@ class Steps:
 
 
 def run(script: str, *args: str) -> dict:
-    """Runs a script of `peer/` there; returns the JSON object it printed last."""
+    """Runs a script of `peer/` with that interpreter; returns the last JSON object."""
     command = [python(), str(FOLDER / script), *args]
     return apart.run(command)

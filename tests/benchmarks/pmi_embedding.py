@@ -3,13 +3,13 @@
     python -m tests.benchmarks.pmi_embedding              # about 3 minutes
 
 A label file as large as that of Inclusive Images is generated first, which is not
-counted: Zipf frequencies, and topics that make labels occur together, which give the
-PMI matrix the spectrum that real labels have: a few large eigenvalues of both signs and
-a long flat tail, of which 1,024 of 7,178 hold two thirds of the energy. The work then
-runs in a fresh process: read the CSV and merge (printed apart), then count, factorise,
+timed. It has Zipf frequencies, and topics that make labels occur together, which give
+the PMI matrix the spectrum of real labels: a few large eigenvalues of both signs and a
+long flat tail; 1,024 of the 7,178 hold two thirds of the energy. The work then runs in
+a fresh process: read the CSV and merge (printed separately), then count, factorise,
 save. Another process factorises the same matrix with `eigh`. Bars: 12 s from sparse
-labels to the saved file; 2 GB of resident memory, reading and libraries included;
-99 % of the energy that as many exact eigenpairs have.
+labels to the saved file; 2 GB of resident memory, including reading and libraries; 99 %
+of the energy of as many exact eigenpairs.
 """
 
 import argparse
@@ -68,7 +68,7 @@ def generate(path: Path, num_images: int, num_rows: int, num_classes: int) -> No
 
 
 def work(csv: Path, num_classes: int, dim: int) -> dict[str, float | int]:
-    """CSV to saved file; what is timed."""
+    """From the CSV to the saved file: the timed work."""
     out = csv.with_name("embedding.npz")
     start = time.perf_counter()
     codes = tuple(f"/m/0{label:05d}" for label in range(num_classes))
@@ -119,7 +119,9 @@ def main() -> None:
     )
     parser.add_argument("--dim", type=int, default=1024)
     parser.add_argument("--num_classes", type=int, default=NUM_CLASSES)
-    parser.add_argument("--shrink", type=int, default=1, help="divides the rows")
+    parser.add_argument(
+        "--shrink", type=int, default=1, help="divisor of the number of rows"
+    )
     parser.add_argument("--work", type=Path, help=argparse.SUPPRESS)
     parser.add_argument("--exact", type=Path, help=argparse.SUPPRESS)
     args = parser.parse_args()
@@ -144,7 +146,7 @@ def main() -> None:
     print(
         f"{found['images']:,} images, {found['labels']:,} labels, {found['pairs']:,} "
         f"pairs; {found['read_seconds'] + found['seconds']:.1f} s from the CSV, "
-        f"{found['read_seconds']:.1f} s of it to read"
+        f"{found['read_seconds']:.1f} s of which to read"
     )
     what = f"PMI embedding, {args.num_classes:,} labels, {args.dim:,} dimensions"
     limits = (found["seconds"], MAX_SECONDS, found["gigabytes"], MAX_GIGABYTES)

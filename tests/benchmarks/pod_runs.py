@@ -1,4 +1,4 @@
-"""What the rehearsals of a pod share: its runs, started and ended, and their tables."""
+"""Shared by the rehearsals of a pod: starting and ending runs, and tables."""
 
 import contextlib
 import json
@@ -22,7 +22,7 @@ def flags(num_steps, evaluate_every, seed=0):
 
 @contextlib.contextmanager
 def started(folder, name, count, *, given, is_recorded=True):
-    """Starts a run; ends its processes afterwards, whatever has happened."""
+    """Starts a run; always ends its processes afterwards."""
     run = Run(
         folder,
         name,

@@ -1,16 +1,17 @@
-"""Rehearses `predict` on 2,000 files as people have them, with a real run.
+"""Rehearses `predict` on 2,000 files as found in practice, with a real run.
 
     python -m tests.benchmarks.predict_mixed --workdir=runs/f2_multitask-toy_regions
-    python -m tests.benchmarks.predict_mixed --workdir=... --keep=folder   # to look at
+    python -m tests.benchmarks.predict_mixed --workdir=... --keep=folder   # to inspect
 
-JPEG, PNG and WebP in the variants of `tests/mixed_images.py`, CMYK, all turns of
-EXIF, odd names, 30 files damaged in ten ways. The folder is predicted as a submission,
-and a CSV that lists it in another order as JSON lines and as a contact sheet. Checked:
-a row for every file, in order, none empty; the damaged ones and no others named, on
-stderr and in the lines; both passes agree; each whole file is answered as the plain
-JPEG of its scene is, up to what the encoding loses: the mean difference of their scores
-is printed by kind. Bars: no row wrong, no file wrongly named, a difference of 0.01 for
-any kind that keeps the colours. Exit code 1 where one is not met.
+The files are JPEG, PNG and WebP in the variants of `tests/mixed_images.py`, including
+CMYK and all EXIF orientations, with odd names; 30 files are damaged in ten ways. The
+folder is predicted as a submission, and a CSV that lists it in another order is
+predicted as JSON lines and as a contact sheet. Checked: every file has a row, in order,
+and no row is empty; exactly the damaged files are named, on stderr and in the lines;
+both passes agree; and each intact file gets the answer of the plain JPEG of its scene,
+except for losses of the encoding: the mean difference of their scores is printed by
+kind. Bars: no wrong row, no file wrongly named, a difference of 0.01 for any kind that
+keeps the colours. Exit code 1 if a bar is not met.
 
 The scenes are drawn as `toy_regions` draws them, or taken from --scenes.
 """
@@ -44,7 +45,7 @@ def main() -> int:
     )
     parser.add_argument("--workdir", type=Path, required=True)
     parser.add_argument("--scenes", type=Path, help="a folder of upright images")
-    parser.add_argument("--keep", type=Path, help="where files and answers are left")
+    parser.add_argument("--keep", type=Path, help="folder for files and answers")
     args = parser.parse_args()
     with tempfile.TemporaryDirectory() as scratch:
         folder = args.keep or Path(scratch)
@@ -61,7 +62,7 @@ def drawn(folder: Path) -> Path:
 
 
 def read_scenes(folder: Path) -> list[Image.Image]:
-    """Returns upright scenes wider than high, so that a turn shows."""
+    """Returns upright scenes wider than high, so that a rotation is visible."""
     found = sorted(path for path in folder.rglob("*") if path.suffix == ".jpg")
     scenes = []
     for path in found[:NUM_SCENES]:
@@ -111,7 +112,7 @@ def rehearse(workdir: Path, folder: Path, written) -> list[Row]:
     counted = int(told[1]) if told else 0
     return [
         Row(
-            f"rows of {len(answers)} that are empty or out of order, of a folder",
+            f"rows of {len(answers)} that are empty or out of order, for a folder",
             f"{seconds:.0f} s with start-up and compiling",
             "",
             out_of_order(answers, written),
@@ -119,16 +120,16 @@ def rehearse(workdir: Path, folder: Path, written) -> list[Row]:
             0,
         ),
         Row(
-            f"rows of {len(lines)} that are not in the order of the CSV, or other "
-            "than the folder's",
-            f"a sheet of {size:.1f} MB beside them",
+            f"rows of {len(lines)} that are not in the order of the CSV, or differ "
+            "from the folder's",
+            f"also a sheet of {size:.1f} MB",
             "",
             differing(lines, shuffled, dict(zip(names(written), answers, strict=True))),
             "<=",
             0,
         ),
         Row(
-            f"files wrongly named as damaged, or not; damaged are {NUM_DAMAGED}",
+            f"files wrongly named as damaged or intact, of {NUM_DAMAGED} damaged",
             f"counted by the command: {counted}",
             "",
             wrongly_named(lines, shuffled) + abs(counted - NUM_DAMAGED),

@@ -2,12 +2,12 @@
 
     python -m tests.benchmarks.predict_step
 
-ResNet-50 with 7,178 classes, one resident batch of uint8 images, 32 of 224 pixels, from
-pixels to probabilities. jaxii compiles it as `evaluate` and `predict` do, in float32
+ResNet-50 with 7,178 classes, from pixels to probabilities, on one resident batch of 32
+uint8 images of 224 pixels. jaxii compiles it as `evaluate` and `predict` do, in float32
 and bfloat16. PyTorch runs torchvision's network (channels last, inference mode,
-autocast for bfloat16, torch.compile on GPUs) in a process of its own; onnxruntime runs
-the model that `export` writes, in float32, on CPUs. All take turns; medians. Two
-minutes.
+autocast for bfloat16, torch.compile on GPUs) in its own process; onnxruntime runs the
+model that `export` writes, in float32, on CPUs. All take turns; the figures are
+medians. Takes two minutes.
 """
 
 import argparse
@@ -32,7 +32,7 @@ BAR = 1.0
 
 
 def make_model(dtype: str, platform: str | None = None) -> Model:
-    """Returns ResNet-50 with random parameters, computing in a type."""
+    """Returns ResNet-50 with random parameters, computing in `dtype`."""
     network = make_network(
         depth=50,
         num_classes=NUM_CLASSES,
@@ -55,17 +55,17 @@ def images(batch: int, size: int) -> np.ndarray:
 
 
 def our_steps(dtype: str, batch: int, size: int) -> Steps:
-    """Returns the prediction of one batch that stays in place."""
+    """Returns steps that predict one resident batch."""
     predict = make_predict([make_model(dtype)], make_mesh(jax.devices()[:1]))
     resident = jnp.asarray(images(batch, size))
     return timed(lambda: predict(resident)[0])
 
 
 def onnx_steps(dtype: str, batch: int, size: int) -> Steps:
-    """Returns the same in onnxruntime, of the model that `export` writes."""
+    """Returns the same steps in onnxruntime, with the model that `export` writes."""
     _, onnxruntime = packages()
     options = onnxruntime.SessionOptions()
-    # Threads that wait would take the cores of whoever is timed next.
+    # Spinning threads would take cores from the next contestant.
     options.add_session_config_entry("session.intra_op.allow_spinning", "0")
     session = onnxruntime.InferenceSession(
         programs.onnx(make_model(dtype, platform="any"), size, {}),
@@ -79,7 +79,7 @@ def onnx_steps(dtype: str, batch: int, size: int) -> Steps:
 def measure(
     dtype: str, batch: int, size: int, *, rounds: int, number: int, torch: bool = True
 ) -> dict[str, float]:
-    """Returns the seconds of a batch of "jaxii", "torch" and, on CPUs, "onnx"."""
+    """Returns the seconds per batch of "jaxii", "torch" and, on CPUs, "onnx"."""
     makers = {"jaxii": our_steps}
     if jax.default_backend() == "cpu" and dtype == "float32":
         makers["onnx"] = onnx_steps

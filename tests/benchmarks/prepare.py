@@ -1,14 +1,15 @@
-"""Times `prepare` against a Pillow loop: images a second, and bytes before and after.
+"""Times `prepare` against a Pillow loop: images per second, bytes before and after.
 
     python -m tests.benchmarks.prepare
 
-5,000 images of 1024 x 768 pixels are made first, with the spectrum and the file size
-of photographs (300 KB, as in Open Images), which is not counted; then `prepare` reduces
-them to records with a short side of 256, in two threads, and Pillow to files of the
-same size and JPEG quality, in a pool of two processes; they take turns. The figure is
-the median of the ratios. `images/s a core` is processor time divided by the images, so
-that other work on the machine hardly changes it; the network is in none. The aim is
-what decoding and encoding alone take. Three to four minutes.
+5,000 images of 1024 x 768 pixels are made first, with the spectrum and the file size of
+photographs (300 KB, as in Open Images); this is not timed. Then `prepare` reduces them
+to records with a short side of 256 in two threads, and Pillow reduces them to files of
+the same size and JPEG quality in a pool of two processes; they take turns. The figure
+is the median of the ratios. `images/s per core` is the number of images divided by
+processor time, so that other work on the machine hardly changes it; it involves no
+network. The aim is the time of decoding and encoding alone. Takes three to four
+minutes.
 """
 
 import argparse
@@ -44,7 +45,7 @@ def main() -> None:
             files, [jpeg(rng) for _ in range(NUM_IMAGES)], args.images
         )
         before = sum(path.stat().st_size for path in files.glob("train/*"))
-        os.sync()  # nothing of it is left to be written while the clock runs
+        os.sync()  # flush writes, so that none run during the measurement
         for number in range(args.rounds):
             out, pillow = Path(scratch, f"out{number}"), Path(scratch, f"pil{number}")
             pillow.mkdir()
@@ -57,9 +58,9 @@ def main() -> None:
             theirs.append(args.images / result["seconds"])
         after = sum(path.stat().st_size for path in out.glob("*array_record*"))
     ratios = [a / b for a, b in zip(ours, theirs, strict=True)]
-    print(f"{statistics.median(used):.0f} images/s a core (processor time)")
+    print(f"{statistics.median(used):.0f} images/s per core (processor time)")
     print(f"{statistics.median(ours):.0f} images/s on this machine now")
-    print(f"{before / args.images / 1e3:.0f} KB an image read, ", end="")
+    print(f"{before / args.images / 1e3:.0f} KB per image read, ", end="")
     print(f"{after / args.images / 1e3:.0f} KB written")
     print(f"ratios of the rounds: {', '.join(f'{ratio:.2f}' for ratio in ratios)}")
     emit(

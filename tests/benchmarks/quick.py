@@ -1,12 +1,12 @@
-"""The ratios that matter, against those of the last release, in three minutes.
+"""Compares the main ratios with those of the last release, in three minutes.
 
     python -m tests.benchmarks.quick              # before every release
     python -m tests.benchmarks.quick --record     # after it: writes quick.json
 
-Each is jaxii's speed over that of a peer, in turns in one process, on two cores that do
-nothing else; greater is better. Exit code 1 where a ratio has lost 15 % or more.
-Ratios differ between CPUs, too: the same code reads input at 0.54 of bare decoding on
-one CPU and at 0.46 on another. So compare on the recorded CPU, or run both versions.
+Each ratio is jaxii's speed over that of a peer, measured in turns in one process, on
+two otherwise idle cores; greater is better. Exit code 1 if a ratio has lost 15 % or
+more. Ratios also depend on the CPU: the same code reads input at 0.54 of bare decoding
+on one CPU and at 0.46 on another. Compare on the recorded CPU, or run both versions.
 """
 
 import argparse

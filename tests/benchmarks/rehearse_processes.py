@@ -1,4 +1,4 @@
-"""Rehearses with real processes over loopback what happens to the runs of a pod.
+"""Rehearses, with real processes over loopback, what can happen to runs of a pod.
 
     python -m tests.benchmarks.rehearse_processes topologies
     python -m tests.benchmarks.rehearse_processes preempt
@@ -7,9 +7,9 @@
     python -m tests.benchmarks.rehearse_processes reshape --seeds=3
 
 Each trains the small run of `tests/many_processes.py` on eight CPU devices, prints a
-table, and exits with 1 where a bar is not met. A round that fails is printed with the
-end of its logs, and the next one begins. Minutes on two quiet cores: about 4, 8, 30, 5,
-10.
+table, and exits with 1 if a bar is not met. If a round fails, the end of its logs is
+printed, and the next round begins. On two idle cores, the commands take about 4, 8, 30,
+5 and 10 minutes.
 """
 
 import argparse
@@ -31,7 +31,7 @@ from tests.many_processes import PREEMPTED, prepare_folder
 
 BATCH = 128
 SAME_PARAMS = 1e-5
-# What rounding of the parameters leaves of a figure between 0 and 1.
+# Difference of a figure between 0 and 1 that rounding of the parameters may cause.
 SAME_FIGURES = 1e-6
 # Biases behind a zero scale have hardly left zero after some steps.
 LEAST_SCALE = 1e-5
@@ -41,9 +41,9 @@ PREEMPTED_SECONDS = 30
 def steady(num_steps, seed=0):
     """Returns the flags of runs that are compared up to rounding.
 
-    16 images a device, with maps of four pixels at the end: the small recipe's four
-    images with maps of one leave BatchNorm four values, and a difference grows about
-    fivefold a step.
+    These runs have 16 images per device and final maps of four pixels. With the four
+    images and single-pixel maps of the small recipe, BatchNorm has only four values,
+    and a difference grows about fivefold per step.
     """
     return (
         *flags(num_steps, 10, seed),
@@ -53,9 +53,9 @@ def steady(num_steps, seed=0):
 
 
 def difference(one, other):
-    """Returns the largest difference of two trees, relative to each leaf's largest.
+    """Returns the largest difference of two trees, relative to each leaf's maximum.
 
-    Leaves below `LEAST_SCALE` count as that large.
+    A maximum below `LEAST_SCALE` counts as `LEAST_SCALE`.
     """
     worst = 0.0
     for a, b in zip(jax.tree.leaves(one), jax.tree.leaves(other), strict=True):
@@ -74,7 +74,7 @@ def same_bits(one, other):
 
 
 def ids(run):
-    """Returns step -> the (position, index) pairs it trained on, in order."""
+    """Returns step -> its (position, index) pairs, in order."""
     steps = run.examples()
     return {
         step: sorted(
@@ -98,10 +98,10 @@ def figures(run):
 
 
 def topologies(folder, args):
-    """1 x 8, 2 x 4, 4 x 2 (processes x devices): the same run, and the same figures.
+    """1 x 8, 2 x 4, 4 x 2 (processes x devices): the same run and the same figures.
 
     The runs' parameters differ by rounding, so the last column evaluates one checkpoint
-    on each: metrics.json and submission.csv have to be the same to the last digit.
+    on each: metrics.json and submission.csv have to be identical to the last digit.
     """
     given = steady(args.steps or 20)
     runs = {
@@ -128,14 +128,14 @@ def topologies(folder, args):
         rows.append((run.workdir.name, f"{largest:.1e}", f"{rounding:.1e}", *words))
     show(rows)
     print(
-        f"largest differences: of params, relative, bar {SAME_PARAMS:.0e}; of the "
-        f"figures of all splits, bar {SAME_FIGURES:.0e}"
+        f"bars of the largest differences: params {SAME_PARAMS:.0e} (relative), "
+        f"figures of all splits {SAME_FIGURES:.0e}"
     )
     return good
 
 
 def preempt(folder, args):
-    """4 processes, SIGTERM to one, gone on with: bit for bit the undisturbed run."""
+    """4 processes, SIGTERM to one; the resumed run equals the undisturbed one."""
     rng = random.Random(args.seed)
     steps = args.steps or 20
     given = flags(steps, 10)
@@ -169,12 +169,15 @@ def preempt(folder, args):
             )
         )
     show(rows)
-    print(f"bar: one step, {PREEMPTED}, {PREEMPTED_SECONDS} s, bit for bit")
+    print(
+        f"bar: one step, exit code {PREEMPTED}, within {PREEMPTED_SECONDS} s, equal "
+        "bit for bit"
+    )
     return good
 
 
 def reshape(folder, args):
-    """4 -> 2 -> 8 -> 1 processes in one run, against three undisturbed ones."""
+    """4 -> 2 -> 8 -> 1 processes in one run, compared with three undisturbed runs."""
     steps = args.steps or 40
     counts = (4, 2, 8, 1)
     given = steady(steps)
@@ -200,9 +203,9 @@ def reshape(folder, args):
     missing = sum(size - len(epoch) for epoch in epochs[:-1])
     print(
         f"{steps} steps, {len(trained)} examples, {len(epochs)} epochs of {size}: "
-        f"{repeated} twice, {missing} missing in an epoch; positions "
-        f"{'follow one another' if in_order else 'DO NOT follow one another'}; ids a "
-        f"step {'the same as' if same else 'OTHER THAN'} undisturbed"
+        f"{repeated} repeated, {missing} missing in an epoch; positions "
+        f"{'are' if in_order else 'ARE NOT'} consecutive; ids per step "
+        f"{'equal' if same else 'DIFFER FROM'} those of the undisturbed run"
     )
     rows = [("metric", "reshaped", *(f"seed {s}" for s in range(args.seeds)), "spread")]
     good = in_order and same and not repeated and not missing
@@ -210,18 +213,18 @@ def reshape(folder, args):
         for name in ("f2", "map"):
             values = [splits(other)[split][name] for other in others]
             spread = float(np.std(values, ddof=1)) if len(values) > 1 else 0.0
-            # The same seed: what the reshaping changed is rounding.
+            # The seed is the same, so reshaping may change only rounding.
             good &= abs(figures[name] - values[0]) <= max(spread, 1e-6)
             cells = (f"{value:.4f}" for value in (figures[name], *values))
             rows.append((f"{split}/{name}", *cells, f"{spread:.4f}"))
     show(rows)
     largest = difference(run.last()[1]["model"], others[0].last()[1]["model"])
-    print(f"params and statistics: {largest:.1e} from those of the undisturbed seed 0")
+    print(f"params and statistics differ by {largest:.1e} from the undisturbed seed 0")
     return good
 
 
 def epochs_of(trained):
-    """Returns the length of an epoch, and of each how often every index came."""
+    """Returns the length of an epoch, and the count of every index for each epoch."""
     size = len({index for _, index in trained})
     epochs = collections.defaultdict(collections.Counter)
     for position, index in trained:
@@ -244,7 +247,9 @@ def main():
     parser.add_argument("--rounds", type=int, default=0)
     parser.add_argument("--steps", type=int, default=0)
     parser.add_argument("--seeds", type=int, default=3)
-    parser.add_argument("--seed", type=int, default=0, help="of what is killed, when")
+    parser.add_argument(
+        "--seed", type=int, default=0, help="random seed of kills and signals"
+    )
     args = parser.parse_args()
     start = time.monotonic()
     with tempfile.TemporaryDirectory(ignore_cleanup_errors=True) as scratch:

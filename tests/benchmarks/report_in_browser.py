@@ -1,14 +1,14 @@
-"""Opens reports in a browser: the default run's, and one of 7,178 classes made for it.
+"""Opens reports in a browser: of the default run and of a set with 7,178 classes.
 
     pip install playwright axe-playwright-python   # and a Chromium of the system
     python -m tests.benchmarks.report_in_browser [--run=runs/f2_multitask-toy_regions]
 
 Writes a small set in the Kaggle layout with 7,178 classes whose names, codes, files and
 slices are as hostile as text can be; prepares it, trains a tiny network for a few steps
-and evaluates it, all by the command line. Then a browser opens each report and the
-comparison of the runs, sorts, searches, and has axe look at it in both themes. Exit
-code 1 if a page makes noise, does not react, weighs over 6 MB, takes over 2 s, or axe
-finds something serious.
+and evaluates it, all with the commands. Then a browser opens each report and the
+comparison of the runs, sorts and searches, and axe checks them in both themes. Exit
+code 1 if a page causes console errors or requests, does not react, is larger than 6 MB,
+takes over 2 s, or axe finds a serious problem.
 """
 
 import argparse
@@ -58,7 +58,7 @@ SETTINGS = (
 
 
 def names() -> tuple[list[str], list[str]]:
-    """Returns codes and names of the classes: hostile ones first, in every place."""
+    """Returns codes and names of the classes; the first ones are hostile."""
     codes = [f"/m/{i:05x}" for i in range(NUM_CLASSES)]
     codes[:3] = ["/m/<script>alert(3)</script>", "/m/\"&'", "/m/\u202e🐈"]
     words = ("Red", "Old", "Wooden", "Small", "Wild", "Open", "Round", "Tall")
@@ -68,13 +68,13 @@ def names() -> tuple[list[str], list[str]]:
 
 
 def image_ids(kind: str, count: int) -> list[str]:
-    """Returns names of files, as hostile as a file system allows."""
+    """Returns file names that are as hostile as a file system allows."""
     marks = ("<b onclick=alert(4)>", "\"'&", "🐈", "قطة", "\u202egpj", "<script>")
     return [f"{kind}{i}{marks[i % len(marks)]}" for i in range(count)]
 
 
 def write_files(root: Path) -> Path:
-    """Writes the set in the Kaggle layout: smooth noise, labels by a Zipf law."""
+    """Writes the set in the Kaggle layout: smooth noise, Zipf-distributed labels."""
     rng = np.random.default_rng(0)
     codes, described = names()
     shares = 1 / np.arange(1, NUM_CLASSES + 1)
@@ -83,7 +83,7 @@ def write_files(root: Path) -> Path:
     (root / "stage_1_test_images").mkdir()
 
     def labels(i: int) -> list[str]:
-        # Half of them drawn, half in turn, so that every class has an image.
+        # Half of them random, half in turn, so that every class has an image.
         drawn = rng.choice(NUM_CLASSES, LABELS_AN_IMAGE // 2, replace=False, p=shares)
         start = i * 30
         turn = (np.arange(start, start + 30)) % NUM_CLASSES
@@ -133,7 +133,7 @@ def table(path: Path, *rows) -> None:
 
 
 def jaxii(*words: str) -> None:
-    """Runs a command of jaxii; its output is shown where it fails."""
+    """Runs a command of jaxii; prints its output if it fails."""
     result = subprocess.run(
         [sys.executable, "-m", "jaxii.main", *words],
         env={"JAX_PLATFORMS": "cpu", **os.environ},
@@ -147,7 +147,7 @@ def jaxii(*words: str) -> None:
 
 
 def make_run(folder: Path) -> Path:
-    """Makes the set, and a run that has trained on it; returns the workdir."""
+    """Makes the set and trains a run on it; returns the workdir."""
     workdir = folder / "<script>alert('run')<|script>"
     if not (workdir / "report.html").exists():
         files = write_files(folder / "files")
@@ -158,7 +158,7 @@ def make_run(folder: Path) -> Path:
 
 
 def report_on(name: str, path: Path, opened) -> bool:
-    """Opens a page, says what was found, and whether nothing is wrong."""
+    """Opens a page, emits what was found, and returns whether nothing is wrong."""
     found = visit(opened, path)
     for line in (*found.noise, *found.axe_serious, *found.wrong):
         print(f"{name}: {line}")
@@ -188,8 +188,12 @@ def main() -> int:
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
     default = Path("runs/f2_multitask-toy_regions")
-    parser.add_argument("--run", type=Path, default=default, help="workdir, evaluated")
-    parser.add_argument("--keep", type=Path, help="folder for the made set and run")
+    parser.add_argument(
+        "--run", type=Path, default=default, help="workdir of an evaluated run"
+    )
+    parser.add_argument(
+        "--keep", type=Path, help="folder for the generated set and its run"
+    )
     args = parser.parse_args()
     if not (args.run / "report.html").exists():
         parser.error(f"{args.run} has no report.html; train the default recipe first")

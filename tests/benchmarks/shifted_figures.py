@@ -1,12 +1,12 @@
-"""Compares what runs say of a shifted test, without its labels, with what is true.
+"""Compares label-free estimates of runs on shifted tests with the true values.
 
     python -m tests.benchmarks.shifted_figures runs/emoji runs/clip --tune_on=held_out
 
-Takes evaluated runs whose prepared tests have labels; `--tune_on=held_out` takes the
+Takes evaluated runs whose prepared tests have labels. `--tune_on=held_out` uses the
 decoders of `evaluate --tune_on=held_out`, which needs `hold_out`. The expected F2 of
-each test, and of each of its slices, is held against the true one (bar: a mean absolute
-error of 0.05, for the tests alone and with their slices), and the clean decoder against
-the best single threshold that the test's own labels choose, an oracle (bar: 0.02 behind
+each test, and of each of its slices, is compared with the true F2 (bar: a mean absolute
+error of 0.05, for the tests alone and with their slices), and the clean decoder with
+the best single threshold chosen on the test's own labels, an oracle (bar: 0.02 behind
 it on average).
 """
 
@@ -30,10 +30,10 @@ class Figures:
     """Figures of a run's test.
 
     Attributes:
-      expected: the test, or a slice of it -> expected F2.
-      true: likewise.
+      expected: Test or slice -> expected F2.
+      true: Test or slice -> true F2.
       oracle: F2 at the best threshold for the test's own labels.
-      error: that the run states of its expected F2; None if it is unknown.
+      error: The run's stated error of its expected F2; None if it is unknown.
     """
 
     expected: dict[str, float]
@@ -43,12 +43,12 @@ class Figures:
 
 
 def figures(path: Path, *, tune_on: str, decoder: str) -> Figures:
-    """Predicts the test of a run, and scores one decoder of an evaluation of it.
+    """Predicts the test of a run, and scores one decoder of its evaluation.
 
     Args:
-      path: workdir of the run.
-      tune_on: see `evaluate`; "" for its default.
-      decoder: by name; "" for the one in use.
+      path: Workdir of the run.
+      tune_on: See `evaluate`; "" for its default.
+      decoder: Name of the decoder; "" for the one in use.
     """
     variants = [f"tuned_on_{tune_on}"] * bool(tune_on)
     with Run.open(path) as run:
@@ -79,8 +79,10 @@ def main() -> None:
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
     parser.add_argument("runs", nargs="+", type=Path, help="workdirs")
-    parser.add_argument("--tune_on", default="", help="of the evaluation")
-    parser.add_argument("--decoder", default="", help="that in use if it is not given")
+    parser.add_argument("--tune_on", default="", help="--tune_on of the evaluation")
+    parser.add_argument(
+        "--decoder", default="", help="name of the decoder [the one in use]"
+    )
     args = parser.parse_args()
     errors, behind = {"": [], " and their slices": []}, []
     for path in args.runs:

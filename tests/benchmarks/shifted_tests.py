@@ -1,21 +1,21 @@
-"""The stock recipe against a plain PyTorch loop, on tests of other domains.
+"""Compares the stock recipe with a plain PyTorch loop on tests of other domains.
 
     python -m tests.benchmarks.shifted_tests --sets=SETS --work=WORK --peer=SCRIPT
 
 SETS holds folders in the Kaggle layout with truth/solution.csv and truth/test_meta.csv,
-by default the five of the project: clip2photo, and the emoji of each of four vendors in
-turn as the test of the other three. Every folder becomes a table for `new`, which
-prepares it and writes the stock recipe for --minutes; `train` trains it. Beside it, on
-a core of its own, SCRIPT trains ResNet-18 in PyTorch for as long: the epochs that fit,
-by the processor time of its first two. Where the longest training leaves time, `new`
-names a `hold_out` that fills it; then it runs too, and the decoders that are fitted on
+by default the five of the project: clip2photo, and the emoji of each of four vendors as
+the test of the other three. Every folder becomes a table for `new`, which prepares it
+and writes the stock recipe for --minutes; `train` trains it. At the same time, on its
+own core, SCRIPT trains ResNet-18 in PyTorch for as long: as many epochs as fit, by the
+processor time of its first two. If the longest training leaves time, `new` prints a
+`hold_out` command that fills it; then that command runs too, and the decoders fitted on
 held-out domains have a column. Neither side sees a label or an image of the test.
 
-Both lengths are measured for all sets first, on a machine that does nothing else. Each
-finished pair is a line of WORK/results.jsonl and is not repeated. The table shows F2 of
-the test by the decoder that each side chose on its own validation split, the provenance
-of jaxii's figure, the estimate of time that `new` printed, and the minutes of processor
-time of both, which other work on the machine does not change.
+Both lengths are first measured for all sets, on an otherwise idle machine. Each
+finished pair is a line of WORK/results.jsonl and is not repeated. The table shows the
+F2 of the test by the decoder that each side chose on its own validation split, the
+provenance of jaxii's figure, the time estimate that `new` printed, and the processor
+time of both in minutes, which other work on the machine does not change.
 """
 
 import argparse
@@ -121,7 +121,7 @@ def _pair(
 
 
 def _held_out(work: Path) -> dict:
-    """Runs the `hold_out` that `new` named; returns its figures, empty if none."""
+    """Runs the `hold_out` that `new` printed; returns its figures, empty if none."""
     length = re.search(r"hold_out .*--length=([\d.]+)", (work / "new.log").read_text())
     if length is None:
         return {}
@@ -201,7 +201,7 @@ def _start(command: list[str], log: Path, core: int) -> tuple[subprocess.Popen, 
 
 
 def _finish(started: tuple[subprocess.Popen, Path]) -> float:
-    """Waits for a command; returns the minutes of processor time that it took."""
+    """Waits for a command; returns its processor time in minutes."""
     process, log = started
     _, status, usage = os.wait4(process.pid, 0)
     process.returncode = os.waitstatus_to_exitcode(status)

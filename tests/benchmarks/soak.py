@@ -1,20 +1,21 @@
-"""Trains for hours while processes are killed, and compares with an undisturbed run.
+"""Trains for hours with killed processes, and compares with an undisturbed run.
 
     python -m tests.benchmarks.soak --hours=4 --folder=SOAK
 
 Two processes of one CPU device each train the small run of `tests/many_processes.py`
-undisturbed. Beside it, a second run of as many steps and as many processes is disturbed
-at random times that follow from the seed, in start-up, steps, evaluations and saves:
-kill -9 to one process, kill -9 to both, SIGTERM to one. The same command starts it
-again until it is finished. Every second notes resident memory and open files.
+undisturbed. At the same time, a second run of as many steps and processes is disturbed
+at random times that follow from the seed, during start-up, steps, evaluations and
+saves: kill -9 to one process, kill -9 to both, SIGTERM to one. The same command
+restarts it until it is finished. Resident memory and open files are recorded every
+second.
 
-With --folder, the same command continues a benchmark that was stopped: an undisturbed
-run that was not finished starts again, and the disturbed run takes the stop as one more
-disturbance. --hours counts for the first start, and is the time of both runs together:
+With --folder, the same command continues a benchmark that was stopped: an unfinished
+undisturbed run starts again, and the disturbed run counts the stop as one more
+disturbance. --hours applies to the first start, and is the time of both runs together:
 each takes about half of it.
 
-The final checkpoints have to be equal bit for bit, and memory and files flat: over the
-undisturbed run after its first quarter.
+The final checkpoints have to be equal bit for bit, and memory and open files must not
+grow, measured over the undisturbed run after its first quarter.
 """
 
 import argparse
@@ -63,7 +64,7 @@ class Note:
 
 
 class Soak:
-    """A run of two processes that is watched while it trains."""
+    """A run of two processes, observed while it trains."""
 
     def __init__(self, folder: Path, name: str, num_steps: int, save_every: int):
         self.run = Run(
@@ -78,7 +79,7 @@ class Soak:
                 f"--start_timeout_seconds={MOST_SECONDS // 2}",
             ),
         )
-        # One block a stage: most of a start-up would be compilation.
+        # With more blocks per stage, most of a start-up would be compilation.
         self.run.module = "tests.small_main"
         self.num_steps = num_steps
         self.notes: list[Note] = []
@@ -95,15 +96,15 @@ class Soak:
         self._trains_since = None
 
     def step(self) -> int:
-        """Returns the last step that was logged since the start; 0 before one."""
+        """Returns the last step logged since the start; 0 if there is none."""
         return int([0, *re.findall(r"step +(\d+)/", self.run.log())][-1])
 
     def ends_within(self, seconds: float, *, of_training: bool = False) -> bool:
-        """Watches the processes; returns whether all ended.
+        """Observes the processes; returns whether all ended.
 
         Args:
           seconds: How long.
-          of_training: Count from the first logged step, not from now.
+          of_training: Count from the first logged step instead of from now.
         """
         begun = time.monotonic()
         while any(process.poll() is None for process in self.run.processes):
@@ -117,7 +118,7 @@ class Soak:
     def check_done(self) -> None:
         codes = self.run.wait()
         if codes != [0] * COUNT:
-            raise AssertionError(f"ended by itself with {codes}\n{self.run.logs()}")
+            raise AssertionError(f"ended undisturbed with {codes}\n{self.run.logs()}")
 
     def disturb(self, kind: str, victim: int) -> list[int]:
         """Kills or signals processes; returns the exit codes of all."""
@@ -132,7 +133,7 @@ class Soak:
         return codes
 
     def _note(self) -> None:
-        # Starting up, decoders and report take memory of their own.
+        # Start-up, decoders and report use memory of their own.
         if not 0 < self.step() < self.num_steps:
             return
         now = time.monotonic()
@@ -149,11 +150,11 @@ class Soak:
 
 @dataclass(frozen=True, kw_only=True)
 class Plan:
-    """Lengths of both runs, and the seconds that they were computed from.
+    """Lengths of both runs, and the seconds that they are computed from.
 
     Attributes:
-      start_up_seconds: of a run.
-      step_seconds: with a step's share of the saves.
+      start_up_seconds: Time of a start-up.
+      step_seconds: Time of a step, with its share of the saves.
     """
 
     start_up_seconds: float
@@ -163,7 +164,7 @@ class Plan:
 
 
 def measure(folder: Path, hours: float) -> Plan:
-    """Returns the plan of so many hours, from two runs of a few steps side by side."""
+    """Returns the plan for `hours`, from two runs of a few steps side by side."""
     begun, times = time.monotonic(), {}
     names = "measured", "measured_beside"
     with contextlib.ExitStack() as stack:
@@ -223,7 +224,7 @@ def disturbed(
     with Soak(folder, "disturbed", plan.num_steps, plan.save_every) as soak:
         while True:
             rng = random.Random(f"{seed} {len(ends)}")
-            # Replaced at the end of this start, unless the benchmark stops before.
+            # Replaced at the end of this start, unless the benchmark is stopped first.
             _write(history, [*ends, STOPPED])
             soak.start()
             kind, victim = rng.choice(KINDS), rng.randrange(COUNT)
@@ -248,7 +249,7 @@ def disturbed(
 
 @contextlib.contextmanager
 def timed(folder: Path) -> Iterator[list[float]]:
-    """Counts the seconds of every part of the benchmark in the folder; yields them."""
+    """Records the seconds of each part of the benchmark in the folder; yields them."""
     path = folder / "seconds.json"
     seconds = json.loads(path.read_text()) if path.exists() else []
     begun = time.monotonic()
@@ -266,7 +267,7 @@ def _write(path: Path, value: object) -> None:
 
 
 def leftovers(workdir: Path) -> list[str]:
-    """Returns what killed processes left in a workdir."""
+    """Returns the names of temporary files in a workdir."""
     names = (path.relative_to(workdir).as_posix() for path in workdir.rglob("*"))
     return [name for name in names if re.search(r"\.part|\.lock|tmp|\.deleted", name)]
 
@@ -301,10 +302,10 @@ def rows_of(whole: Soak, often: Soak) -> list[Row]:
             float(np.polyfit(seconds, mb, 1)[0] * 3600),
             "<=",
             MOST_MB_AN_HOUR,
-            "MB an hour",
+            "MB per hour",
         ),
         Row(
-            "open files of a process, median of its second half against its first",
+            "open files of a process, median of the second half minus the first",
             f"at most {max(map(max, halves))}",
             "",
             float(np.median(halves[1]) - np.median(halves[0])),
@@ -324,12 +325,12 @@ def rows_of(whole: Soak, often: Soak) -> list[Row]:
 
 
 def run_in(folder: Path, args: argparse.Namespace) -> list[Row]:
-    """Runs or continues the benchmark in a folder, and prints its course."""
+    """Runs or continues the benchmark in a folder, and prints its progress."""
     with timed(folder) as seconds:
         plan = planned(folder, args.hours)
         print(
             f"start-up {plan.start_up_seconds:.0f} s; {plan.num_steps} steps of "
-            f"{plan.step_seconds:.3f} s, a save every {plan.save_every}",
+            f"{plan.step_seconds:.3f} s, a save every {plan.save_every} steps",
             flush=True,
         )
         with (
@@ -353,13 +354,20 @@ def main() -> int:
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
     parser.add_argument("--hours", type=float, default=4.0)
-    parser.add_argument("--folder", type=Path, help="kept, to continue [none]")
     parser.add_argument(
-        "--every_seconds", type=float, default=180.0, help="between disturbances, mean"
+        "--folder", type=Path, help="folder to keep and continue [temporary]"
     )
-    parser.add_argument("--seed", type=int, default=0, help="of what is killed, when")
+    parser.add_argument(
+        "--every_seconds",
+        type=float,
+        default=180.0,
+        help="mean time between disturbances",
+    )
+    parser.add_argument(
+        "--seed", type=int, default=0, help="random seed of the disturbances"
+    )
     args = parser.parse_args()
-    # Ends the processes too.
+    # Also ends the processes.
     signal.signal(signal.SIGTERM, lambda *_: sys.exit(128 + signal.SIGTERM))
     with contextlib.ExitStack() as stack:
         folder = args.folder

@@ -1,13 +1,13 @@
-"""From the command to the first training step, the second time.
+"""Times the second start, from the command to the first training step.
 
     python -m tests.benchmarks.start_up [--runs=5]
 
-`python -m jaxii.main --config configs/f2_multitask.py` in a process of its own, each
-time in a new workdir; the clock stops when the loop prints the figures of step 1, which
-it does after that step is done (one line a step is asked for; all else is the default).
-The data set is drawn before, or found where it is. The first run finds an empty cache
-of compiled programs (XDG_CACHE_HOME is a new folder) and compiles; the others find what
-it left. Their median is held to the bar. Two minutes at most, data drawn included.
+`python -m jaxii.main --config configs/f2_multitask.py` runs in its own process, each
+time in a new workdir. The clock stops when the loop prints the figures of step 1, which
+it does after that step (with one line per step; all else is the default). The dataset
+is drawn first if it is missing. The first run finds an empty cache of compiled programs
+(XDG_CACHE_HOME is a new folder) and compiles; the other runs use that cache. Their
+median is compared with the bar. Takes two minutes at most, including drawing the data.
 """
 
 import argparse
@@ -28,7 +28,7 @@ ROOT = Path(__file__).parents[2]
 CONFIG = "configs/f2_multitask.py"
 BAR_SECONDS = 12.0
 FIRST_STEP = "step   1/"
-# Phases by what the command prints when they are over.
+# Phases by the line that the command prints at their end.
 PHASES = {
     "imports, data": "run       ",
     "parameters": "starting from",
@@ -37,10 +37,10 @@ PHASES = {
 
 
 def start(folder: Path, environment: dict[str, str]) -> dict[str, float]:
-    """Returns phase -> seconds after which it was over, of one run that is then ended.
+    """Returns phase -> seconds until its end, for one run that is then ended.
 
     Raises:
-      RuntimeError: the command ended before its first step; with what it said.
+      RuntimeError: The command ended before its first step; with its output.
     """
     command = [sys.executable, "-u", "-m", "jaxii.main", "--config", CONFIG]
     command += [f"--workdir={folder}", "--config.log_every_steps=1"]
@@ -71,12 +71,12 @@ def main() -> None:
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
-    parser.add_argument("--runs", type=int, default=5, help="after the first")
+    parser.add_argument("--runs", type=int, default=5, help="runs after the first")
     args = parser.parse_args()
     environment = {**os.environ, "JAXII_DATA_DIR": str(data_root())}
-    # So that what is measured is the default.
+    # So that the default is measured.
     environment.pop("JAX_COMPILATION_CACHE_DIR", None)
-    # Drawn now where that has not been done.
+    # Draws the dataset if it is missing.
     open_data(Config.resolve(runpy.run_path(str(ROOT / CONFIG))["get_config"]()))
     with tempfile.TemporaryDirectory() as scratch:
         place = Path(scratch)

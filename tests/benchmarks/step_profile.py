@@ -1,13 +1,13 @@
-"""Where a train step's time goes on a CPU, by kind of operation, beside PyTorch.
+"""Shows where a train step's time goes on a CPU, by kind of operation, beside PyTorch.
 
     python -m tests.benchmarks.step_profile
 
 The step of the default recipe (ResNet-18 of half the width, 64 images of 64 pixels),
-and ResNet-50 on 8 images of 224 pixels in float32, traced by jax.profiler; PyTorch's of
-the same networks, with one head and no augmentation, by torch.profiler. One core
-each, so that times are processor time; the speed of a large matrix product is the
-ceiling. jaxii's operations are sorted by the names that JAX and XLA's CPU backend
-give them. Three minutes.
+and ResNet-50 on 8 images of 224 pixels in float32, are traced by jax.profiler;
+PyTorch's steps of the same networks, with one head and no augmentation, by
+torch.profiler. All run on one core, so that times are processor time; the speed of a
+large matrix product is the ceiling. jaxii's operations are sorted by the names that JAX
+and XLA's CPU backend give them. Takes three minutes.
 """
 
 import argparse
@@ -27,7 +27,7 @@ from jaxii.runs.speed import ResidentStep
 from tests.benchmarks import peers
 from tests.benchmarks.steps import timed, traced
 
-# Preset, batch, and what it is called.
+# Preset, batch, and name in the table.
 STEPS = {
     "toy_regions": (64, "ResNet-18, width 32, 64 images of 64 pixels"),
     "inclusive_images": (8, "ResNet-50, width 64, 8 images of 224 pixels"),
@@ -78,7 +78,7 @@ def profile(preset: str, batch_size: int) -> tuple[float, Counter[str]]:
 
 
 def gemm_flops() -> float:
-    """Returns the operations a second of a large matrix product on one core."""
+    """Returns the operations per second of a large matrix product on one core."""
     a = jnp.asarray(np.random.default_rng(0).normal(size=(SIDE, SIDE)), jnp.float32)
     product = jax.jit(jnp.matmul)
     steps = timed(lambda: product(a, a))

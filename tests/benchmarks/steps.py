@@ -1,4 +1,4 @@
-"""Steps that are timed in turns, and traced."""
+"""Times steps in turns, and traces them."""
 
 import contextlib
 import gzip
@@ -14,7 +14,7 @@ import jax
 
 from tests.benchmarks import peers
 
-# Runs so many steps and returns the seconds of one.
+# Runs `number` steps and returns the seconds per step.
 Steps = Callable[[int], float]
 
 
@@ -32,7 +32,7 @@ def timed(step: Callable[[], object]) -> Steps:
 
 
 def medians(every: Mapping[str, Steps], rounds: int, number: int) -> dict[str, float]:
-    """Returns the median seconds of a step of each, in turns of `number` steps."""
+    """Returns the median seconds per step of each, in turns of `number` steps."""
     for steps in every.values():
         steps(2)
     turns = [
@@ -58,7 +58,7 @@ def contestants(
     with contextlib.ExitStack() as stack:
         every: dict[str, Steps] = {}
         if torch is not None:
-            # First, so that it compiles while the others do.
+            # First, so that it compiles during the compilation of the others.
             peer = peers.Steps(torch, dtype, str(batch), str(size))
             every["torch"] = stack.enter_context(contextlib.closing(peer))
         every |= {name: make(dtype, batch, size) for name, make in makers.items()}
@@ -79,7 +79,7 @@ def traced(steps: Steps, number: int, kept: Path | None = None) -> list[dict]:
             shutil.copy(written, kept)
         with gzip.open(written) as file:
             events = json.load(file)["traceEvents"]
-    # Not the modules and steps that the profiler draws over the operations.
+    # Not the modules and steps that the profiler adds to the operations.
     return [
         event
         for event in events

@@ -1,4 +1,4 @@
-"""What a benchmark hands on: rows of figures with the bar that each is held to."""
+"""Rows of measured figures, each with its bar."""
 
 import dataclasses
 import json
@@ -17,13 +17,13 @@ class Row:
     """A measured figure.
 
     Attributes:
-      what: is measured, on what.
-      ours: what jaxii took, with its unit.
-      peer: what it is compared with and what that took; "" where the bar is absolute.
-      figure: the number that is held to the bar, mostly a ratio of `ours` and `peer`.
+      what: What is measured, and on what.
+      ours: What jaxii took, with its unit.
+      peer: The peer and what it took; "" if the bar is absolute.
+      figure: The number compared with the bar, usually a ratio of `ours` and `peer`.
       relation: "<=" or ">=".
-      bar: the number it is held to.
-      unit: of the figure and the bar; "" for a ratio.
+      bar: The number that `figure` is compared with.
+      unit: Unit of the figure and the bar; "" for a ratio.
     """
 
     what: str
@@ -51,7 +51,7 @@ class Row:
 
 
 def emit(*rows: Row) -> None:
-    """Prints rows, and hands them to `python -m tests.benchmarks` where that runs."""
+    """Prints rows, and passes them to `python -m tests.benchmarks` if it is running."""
     for row in rows:
         print(" | ".join(cell for cell in row.cells() if cell), flush=True)
     path = os.environ.get(ROWS_FILE)
@@ -61,7 +61,7 @@ def emit(*rows: Row) -> None:
 
 
 def read(path: Path) -> list[Row]:
-    """Returns the rows that were handed on."""
+    """Returns the rows that were passed on."""
     if not path.exists():
         return []
     return [Row(**json.loads(line)) for line in path.read_text().splitlines()]

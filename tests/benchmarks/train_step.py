@@ -2,11 +2,12 @@
 
     python -m tests.benchmarks.train_step
 
-ResNet-50 with 7,178 classes, forward, backward and update, float32 and bfloat16: 8
-images of 224 pixels, then 64 of 64. jaxii runs the recipe's first stage, both heads and
-augmentation included, as training assembles it; the peers have one head and no
-augmentation. All three take turns, PyTorch (channels last, autocast for bfloat16,
-torch.compile on GPUs) in a process of its own. Medians; about 12 minutes.
+ResNet-50 with 7,178 classes: forward, backward and update, in float32 and bfloat16, on
+8 images of 224 pixels, then on 64 of 64. jaxii runs the recipe's first stage, including
+both heads and augmentation, as training assembles it; the peers have one head and no
+augmentation. All three take turns; PyTorch (channels last, autocast for bfloat16,
+torch.compile on GPUs) runs in its own process. The figures are medians. Takes about 12
+minutes.
 """
 
 import argparse
@@ -32,7 +33,7 @@ BAR = 0.80
 
 
 def our_steps(dtype: str, batch: int, size: int) -> Steps:
-    """Returns the train step of the recipe on one batch that stays in place."""
+    """Returns steps of the recipe's train step on one resident batch."""
     config = f2_multitask.get_config("inclusive_images")
     config.model.compute_dtype = dtype
     config.data.image_size_pixels, config.global_batch_size = size, batch
@@ -44,7 +45,7 @@ def our_steps(dtype: str, batch: int, size: int) -> Steps:
 
 
 def flax_steps(dtype: str, batch: int, size: int) -> Steps:
-    """Returns the train step of Flax's example on one batch that stays in place."""
+    """Returns steps of Flax's example on one resident batch."""
     network = ResNet50(NUM_CLASSES, jnp.dtype(dtype))
     train_step, shapes = make_step(network, make_mesh(jax.devices()[:1]), batch, size)
     rng = np.random.default_rng(0)
@@ -71,7 +72,9 @@ def main() -> None:
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
     parser.add_argument("--rounds", type=int, default=7)
-    parser.add_argument("--sizes", nargs="*", type=int, help="pixels: of 224 and 64")
+    parser.add_argument(
+        "--sizes", nargs="*", type=int, help="image sizes in pixels, of 224 and 64"
+    )
     parser.add_argument("--no_torch", action="store_true")
     args = parser.parse_args()
     for batch, size in SIZES:

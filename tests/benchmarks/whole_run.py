@@ -1,15 +1,15 @@
-"""The default job from the command to the end of training, beside PyTorch's.
+"""Times the default job, from the command to the end of training, beside PyTorch's.
 
     python -m tests.benchmarks.whole_run [--rounds=1] [--compute_dtype=bfloat16]
 
-`python -m jaxii.main --config configs/f2_multitask.py` in a new workdir, with an empty
-cache of compiled programs: start-up, compilation, training, its evaluations and its
-checkpoints count; what follows the last step (decoders, report) is told beside. Its
-peer trains a ResNet-18 of the same width with torchvision's parts: the same images as
-files, as many epochs of batches of as many, a DataLoader with two workers, a smaller
-augmentation, SGD on channels-last memory, one head, one evaluation at the end, no
-checkpoint. In turns, on cores that do nothing else. Ten minutes a round. Both compute
-in --compute_dtype, PyTorch by autocast.
+`python -m jaxii.main --config configs/f2_multitask.py` runs in a new workdir with an
+empty cache of compiled programs. Start-up, compilation, training, its evaluations and
+its checkpoints are timed; the time with decoders and report, which follow the last
+step, is printed separately. Its peer trains a ResNet-18 of the same width with
+torchvision's parts: the same images as files, the same number of epochs and batch size,
+a DataLoader with two workers, less augmentation, SGD on channels-last memory, one head,
+one evaluation at the end, no checkpoint. They take turns on otherwise idle cores, ten
+minutes per round. Both compute in --compute_dtype, PyTorch by autocast.
 """
 
 import argparse
@@ -33,7 +33,7 @@ ROOT = Path(__file__).parents[2]
 CONFIG = "configs/f2_multitask.py"
 BAR = 1.0
 DTYPES = "float32", "bfloat16"
-# What the command prints of the last step.
+# The line that the command prints for the last step.
 LAST_STEP = re.compile(r"\w+ +step +(\d+)/\1 ")
 
 
@@ -96,7 +96,9 @@ def main() -> None:
             start = time.monotonic()
             peers.run("whole_run.py", *map(str, words))
             theirs.append(time.monotonic() - start)
-    print(f"the command with decoders and report: {statistics.median(whole):.0f} s")
+    print(
+        f"the command including decoders and report: {statistics.median(whole):.0f} s"
+    )
     emit(
         Row(
             f"default job in {args.compute_dtype}, command to the end of training",

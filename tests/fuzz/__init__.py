@@ -1,1 +1,1 @@
-"""Coverage-guided fuzzing of what reads the files of strangers; see `__main__`."""
+"""Coverage-guided fuzzing of the readers of untrusted files; see `__main__`."""

@@ -1,11 +1,11 @@
-"""Fuzzes the reading of images or of tables with atheris (Python 3.11 or 3.12).
+"""Fuzzes the reading of images or tables with atheris (Python 3.11 or 3.12).
 
     pip install atheris
     python -m tests.fuzz images FOUND tests/fuzz/seeds/images -max_total_time=1800
 
-FOUND is a folder for inputs that reach new code; what follows are options of libFuzzer.
-An input that crashes, hangs or raises is written to the current folder, and belongs
-into seeds/ once it is mended: `test_bad_corpus` reads those.
+FOUND is a folder for inputs that reach new code; the other arguments are options of
+libFuzzer. An input that crashes, hangs or raises is written to the current folder. Once
+it is fixed, add it to seeds/: `test_bad_corpus` reads those files.
 """
 
 import sys

@@ -1,4 +1,4 @@
-"""What is fuzzed: bytes are read as the commands read them, or refused by name."""
+"""Targets to fuzz: bytes are read as the commands read them, or refused by name."""
 
 import contextlib
 import functools
@@ -23,7 +23,7 @@ from tests import small_layout
 SHORT_SIDE, SIZE = 32, 16
 IDS = pl.Series(["a", "b", "c"])
 WORDS = Codes(Vocabulary(("x", "y"), ("X", "Y")), frozenset("xyz"), "classes.csv")
-# Of a folder of images and a file.
+# Functions of a folder of images and a file.
 READERS: tuple[Callable[[Path, Path], object], ...] = (
     lambda folder, file: labelled.read(folder, file, Notes()),
     lambda folder, file: labelled.read(
@@ -43,7 +43,7 @@ READERS: tuple[Callable[[Path, Path], object], ...] = (
 
 
 def image(data: bytes) -> None:
-    """Reads an image; one that is stored gives a view to train and to predict on."""
+    """Reads an image; if it can be stored, makes views for training and prediction."""
     with contextlib.suppress(ValueError):
         probe(data, len(data))
     try:
@@ -56,8 +56,8 @@ def image(data: bytes) -> None:
 
 
 def table(data: bytes) -> None:
-    """Reads a label file by the reader that its first byte names."""
-    # A Parquet file is first read by a process of its own, as polars may abort.
+    """Reads a label file with the reader selected by its first byte."""
+    # A process of its own reads a Parquet file first, because polars may abort.
     if not data or data[1:5] == b"PAR1":
         return
     folder, file = _places()

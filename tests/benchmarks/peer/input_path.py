@@ -1,9 +1,9 @@
-"""torchvision's input path over a folder of JPEGs: prints images a second, as JSON.
+"""Times torchvision's input path over a folder of JPEGs: prints images/s as JSON.
 
     python input_path.py FOLDER IMAGES BATCH WORKERS SMALLEST_AREA
 
-Decode with Pillow, random resized crop to 224 pixels, flip, uint8, labels in slots: the
-DataLoader as torchvision's references use it. The first batches, which wait for the
+Decode with Pillow, random resized crop to 224 pixels, flip, uint8, labels in slots, in
+a DataLoader as in torchvision's references. The first batches, which wait for the
 workers to start, are not timed.
 """
 

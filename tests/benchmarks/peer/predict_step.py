@@ -1,9 +1,9 @@
-"""PyTorch's prediction: torchvision's ResNet-50 in eval mode, channels last.
+"""Times PyTorch's prediction: torchvision's ResNet-50 in eval mode, channels last.
 
     python predict_step.py float32|bfloat16 BATCH PIXELS
 
-From uint8 pixels to probabilities. Reads numbers of batches, one a line, and prints the
-seconds of one. On a GPU the network goes through torch.compile.
+From uint8 pixels to probabilities. Reads one number of batches per line, and prints the
+seconds per batch. On a GPU, the network is compiled by torch.compile.
 """
 
 import sys
@@ -18,7 +18,7 @@ def main() -> None:
     dtype, batch, size = sys.argv[1], int(sys.argv[2]), int(sys.argv[3])
     model, device = make_model(train=False)
     mean, std = (torch.tensor(x, device=device).view(1, 3, 1, 1) for x in (MEAN, STD))
-    # NHWC in memory, as an image decoder hands them over.
+    # NHWC in memory, as image decoders return them.
     images = torch.randint(0, 256, (batch, size, size, 3), dtype=torch.uint8)
     images = images.to(device).permute(0, 3, 1, 2)
     half = dtype == "bfloat16"

@@ -2,8 +2,8 @@
 
     python prepare.py FOLDER OUTPUT SHORT_SIDE PROCESSES
 
-The loop that people write: open, convert to RGB, resize (bicubic, Pillow's default),
-save with the quality that jaxii stores. The processes are started before the clock is.
+The usual loop: open, convert to RGB, resize (bicubic, Pillow's default), save with the
+quality that jaxii stores. The processes start before the clock does.
 """
 
 import functools

@@ -1,4 +1,4 @@
-"""Where PyTorch's train step spends its time on one thread, as JSON.
+"""Prints where PyTorch's train step spends its time on one thread, as JSON.
 
 python step_profile.py toy_regions|inclusive_images BATCH
 """

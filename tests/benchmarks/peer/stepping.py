@@ -1,4 +1,4 @@
-"""What PyTorch's timed scripts share: ResNet-50 on the device, and the steps."""
+"""Shared by PyTorch's timed scripts: ResNet-50 on the device, and the steps."""
 
 import json
 import sys
@@ -26,9 +26,9 @@ def make_model(*, train):
 
 
 def serve(step):
-    """Runs as many steps as each line of stdin says; prints the seconds of one.
+    """Runs the number of steps of each line of stdin; prints the seconds per step.
 
-    And, on a GPU, the peak of its memory in bytes.
+    On a GPU, also prints the peak of its memory in bytes.
     """
     for line in sys.stdin:
         number = int(line)

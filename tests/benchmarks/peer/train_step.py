@@ -1,9 +1,10 @@
-"""PyTorch's train step: torchvision's ResNet-50, channels last, SGD with momentum.
+"""Times PyTorch's train step: torchvision's ResNet-50, channels last, momentum SGD.
 
     python train_step.py float32|bfloat16 BATCH PIXELS
 
-Reads numbers of steps, one a line; trains as many, and prints the seconds of one and,
-on a GPU, the peak of its memory in bytes. On a GPU the step goes through torch.compile.
+Reads one number of steps per line; trains that many, and prints the seconds per step
+and, on a GPU, its peak memory in bytes. On a GPU, the step is compiled by
+torch.compile.
 """
 
 import sys

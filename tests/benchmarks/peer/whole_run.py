@@ -1,8 +1,8 @@
-"""PyTorch's default job: trains a small ResNet-18 on a folder, evaluates it once.
+"""Trains a small ResNet-18 on a folder in PyTorch, and evaluates it once.
 
     python whole_run.py FOLDER CLASSES EPOCHS BATCH PIXELS WIDTH DTYPE
 
-Prints the number of updates, as JSON.
+Prints the number of updates as JSON.
 """
 
 import json
