@@ -124,6 +124,35 @@ def test_a_group_that_does_not_divide_is_refused_with_those_that_do(group, neare
         assembly.check_before_data(config)
 
 
+def test_statistics_of_one_value_are_refused():
+    """With 8 devices, and images of 32 pixels whose last maps have one."""
+    small = {"data__image_size_pixels": 32, "model__stem": "imagenet"}
+    one = {**small, "global_batch_size": 64, "micro_batches": 8}
+    with pytest.raises(InputError, match=r"one value per channel.*batch_norm=global"):
+        assembly.check_before_data(load(**one))
+    for change in (
+        {"micro_batches": 4},
+        {"global_batch_size": 128},
+        {"data__image_size_pixels": 33},
+        {"model__stem": "small"},
+        {"model__batch_norm": "group:2"},
+        {"model__batch_norm": "global"},
+    ):
+        assembly.check_before_data(load(**{**one, **change}))
+
+
+def test_a_frozen_trunk_needs_no_statistics_of_a_batch():
+    stage = {"name": "only", "terms": {"bce": 1.0}, "num_steps": 1}
+    stage |= {"embedding_head": False, "trainable": "last_layer"}
+    config = load(
+        data__image_size_pixels=32,
+        model__stem="imagenet",
+        global_batch_size=8,
+        stages=(stage,),
+    )
+    assembly.check_before_data(config)
+
+
 @pytest.mark.parametrize(
     ("base", "scale"), [(0, 1.0), (64, 1.0), (16, 4.0), (128, 0.5)]
 )

@@ -85,6 +85,20 @@ def test_the_first_layer_gets_mean_and_variance_of_all_images(parts):
     np.testing.assert_allclose(stats["var"], seen.var(axis=0), rtol=1e-3)
 
 
+@pytest.mark.parametrize("scale", [1e2, 1e4])
+def test_large_statistics_are_as_accurate_as_small_ones(parts, scale):
+    apply, params, batch_stats = parts
+    kernel = params["trunk"]["stem_conv"]["kernel"] * scale
+    trunk = params["trunk"] | {"stem_conv": {"kernel": kernel}}
+    larger = params | {"trunk": trunk}
+    images = images_of(BATCH)
+    found = reestimate(apply, larger, batch_stats, batches_of(images), make_mesh())
+    seen = first_layer(larger, images)
+    variance = found["trunk"]["stem_norm"]["var"]
+    np.testing.assert_allclose(variance, seen.var(axis=0), rtol=1e-3)
+    assert all(np.isfinite(leaf).all() for leaf in jax.tree.leaves(found))
+
+
 def test_what_the_statistics_were_does_not_matter(parts):
     apply, params, batch_stats = parts
     images = images_of(2 * BATCH)

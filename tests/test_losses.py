@@ -201,6 +201,16 @@ def test_asl_without_clip_and_equal_gammas_is_focal():
     np.testing.assert_allclose(actual, focal(*arrays, gamma=2.0), rtol=1e-6)
 
 
+@pytest.mark.parametrize("clip", [0.0, 1e-9, 3e-8, 5e-8, 6e-8, 1e-7, 1e-6])
+def test_asl_is_finite_at_a_probability_of_1(clip):
+    logits, targets = jnp.array([[20.0, 50.0]]), jnp.zeros((1, 2))
+    value, slope = jax.value_and_grad(lambda x: asl(x, targets, clip=clip).sum())(
+        logits
+    )
+    assert np.isfinite(value)
+    assert np.isfinite(slope).all()
+
+
 def test_asl_forgives_negatives_below_the_clip():
     logits = jnp.full((1, 4), -4.0)
     targets, known = jnp.zeros((1, 4)), jnp.ones((1, 4))

@@ -13,7 +13,7 @@ from torch_files import save, save_legacy
 
 from jaxii.errors import InputError
 from jaxii.models.multitask import make_network
-from jaxii.models.pretrained import fit_trunk, load_trunk
+from jaxii.models.pretrained import check_stem_of_files, fit_trunk, load_trunk
 from jaxii.models.weight_files import read_state_dict
 from jaxii.train.initial_weights import PretrainedWeights
 
@@ -183,6 +183,13 @@ def test_weights_of_another_variant_are_refused():
     params, batch_stats = (tree["trunk"] for tree in zeros_of(network_of(50)))
     with pytest.raises(InputError, match=r"se\.fc1\.bias is not part.*same variant"):
         fit_trunk(weights, params, batch_stats)
+
+
+def test_files_have_the_other_stem_if_its_arrays_have_the_same_shapes():
+    for variant, stem in (("resnet_d", "imagenet"), ("resnet", "small")):
+        check_stem_of_files(variant, stem)
+    with pytest.raises(InputError, match=r"stem='small' does not fit .*stem=imagenet"):
+        check_stem_of_files("resnet_d", "small")
 
 
 def test_weights_that_no_float32_can_hold_are_refused(small):

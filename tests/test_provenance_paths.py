@@ -35,6 +35,8 @@ from jaxii.runs.run import Run
 
 pytestmark = pytest.mark.usefixtures("without_drawings")
 
+# With the stem of ImageNet, the last maps have one pixel, and a device has one image.
+NORM_OVER_ALL = "--config.model.batch_norm=global"
 RECIPE = """
 from jaxii.config import default_config
 
@@ -364,8 +366,19 @@ def test_a_trunk_that_was_trained_on_validation_images_is_refused(runs):
 )
 def test_a_trunk_of_another_architecture_is_refused(runs, field, value):
     start = f"--config.model.pretrained={runs.folder / 'clean'}"
-    said = runs.train("refused", start, f"--config.model.{field}={value}", code=2)
+    words = start, f"--config.model.{field}={value}", NORM_OVER_ALL
+    said = runs.train("refused", *words, code=2)
     assert re.search(rf"clean has a trunk with model.{field}=.*; use the same v", said)
+    assert not (runs.folder / "refused").exists()
+
+
+def test_a_start_whose_stem_differs_only_in_its_strides_is_refused(runs):
+    deep = "--config.model.variant=resnet_d"
+    runs.train("deep_stem", deep)
+    start = f"--config.start_from={runs.folder / 'deep_stem'}"
+    words = deep, start, "--config.model.stem=imagenet", NORM_OVER_ALL
+    said = runs.train("refused", *words, code=2)
+    assert "deep_stem has a trunk with model.stem='small', but this run has" in said
     assert not (runs.folder / "refused").exists()
 
 

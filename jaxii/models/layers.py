@@ -18,7 +18,8 @@ from jaxtyping import Array, Float
 from jaxii.models import cpu
 
 _EPSILON = 1e-5
-_MOMENTUM = 0.9
+# Share of the old statistics that an update of BatchNorm keeps.
+MOMENTUM = 0.9
 _kaiming = jax.nn.initializers.variance_scaling(2.0, "fan_out", "normal")
 
 
@@ -126,8 +127,8 @@ class BatchNorm(nnx.Module):
         self, mean: Float[Array, " channel"], var: Float[Array, " channel"]
     ) -> None:
         """Updates the running statistics with those of a batch."""
-        self.mean[...] = _MOMENTUM * self.mean[...] + (1.0 - _MOMENTUM) * mean
-        self.var[...] = _MOMENTUM * self.var[...] + (1.0 - _MOMENTUM) * var
+        self.mean[...] = MOMENTUM * self.mean[...] + (1.0 - MOMENTUM) * mean
+        self.var[...] = MOMENTUM * self.var[...] + (1.0 - MOMENTUM) * var
 
     def factor(self, var: Float[Array, " channel"]) -> Float[Array, " channel"]:
         """Returns scale / sqrt(var + epsilon), the multiplier of centred values."""

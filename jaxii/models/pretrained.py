@@ -12,6 +12,7 @@ import numpy as np
 
 from jaxii.errors import InputError
 from jaxii.models.multitask import Tree
+from jaxii.models.resnet import VARIANTS
 from jaxii.models.weight_files import read_state_dict
 
 CLASSIFIER = ("fc.weight", "fc.bias")
@@ -93,6 +94,21 @@ def load_trunk(path: str, params: Tree, batch_stats: Tree) -> Trunk:
         if name in state.arrays
     ]
     return Trunk(state.origin, state.digest, trunk, statistics, " and ".join(left_out))
+
+
+def check_stem_of_files(variant: str, stem: str) -> None:
+    """Checks that a network has the stem of the networks in files.
+
+    Raises:
+      InputError: If it has the small stem, and arrays of the same shapes as with the
+        other one.
+    """
+    if VARIANTS[variant].deep_stem and stem != "imagenet":
+        raise InputError(
+            f"config.model.stem={stem!r} does not fit weights of variant={variant!r} "
+            "from a file: those have the stem 'imagenet', which has the same arrays "
+            "but halves the side of its maps twice; use config.model.stem=imagenet."
+        )
 
 
 def fit_trunk(

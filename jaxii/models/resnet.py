@@ -256,6 +256,12 @@ class ResNet(nnx.Module):
         return jax.nn.relu(norm(pooled, train, moments_of=x))
 
 
+def last_side(side: int, stem: str) -> int:
+    """Returns the side of the last maps of images of a side, in pixels."""
+    num_halved = 5 if stem == "imagenet" else 3
+    return -(-side // 2**num_halved)
+
+
 def check_shape(depth: int, width: int, stem: str, variant: str) -> None:
     """Checks that a network can be built.
 

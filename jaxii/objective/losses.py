@@ -22,6 +22,9 @@ Scalar = float | int | Float[Array, ""]
 # 1 / norm, and would explode in the first step of a head that is initialised to zero.
 MIN_PREDICTED_NORM = 1e-4
 MIN_TARGET_NORM = 1e-6
+# Resolution of float32 below 1. With a smaller margin, `asl` would keep a probability
+# of 1, whose logarithm is infinite.
+_LEAST_CLIP = 2.0**-24
 
 
 def bce(
@@ -117,8 +120,8 @@ def asl(
       known: 1 where the class counts, 0 where it is ignored. Default: every class.
       gamma_pos: At least 0; may be traced.
       gamma_neg: At least 0, usually more than gamma_pos; may be traced.
-      clip: Probability margin in [0, 1); 0 with equal gammas gives `focal`; may be
-        traced.
+      clip: Probability margin in [0, 1); 0 with equal gammas gives `focal`. Up to 6e-8,
+        the resolution of float32, it counts as 0. May be traced.
 
     Returns:
       float32, at least 0.
@@ -129,7 +132,7 @@ def asl(
     log_p, log_not_p = jax.nn.log_sigmoid(logits), jax.nn.log_sigmoid(-logits)
     positive = _power(log_not_p, gamma_pos) * log_p
     shifted = jax.nn.sigmoid(logits) - clip
-    has_clip = jnp.asarray(clip) > 0.0
+    has_clip = jnp.asarray(clip) > _LEAST_CLIP
     counts = has_clip & (shifted > 0.0)
     # The power has no finite slope at 0, the logarithm none at 1, and `where`
     # multiplies the gradient of the branch that is not taken by 0, so that branch needs

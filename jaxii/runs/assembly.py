@@ -23,7 +23,7 @@ from jaxii.distributed.mesh import DATA_AXIS, check_batch_size, check_group
 from jaxii.errors import InputError
 from jaxii.evaluation.image_records import ImageFiles, Listing
 from jaxii.models.multitask import Network, make_network, with_bias
-from jaxii.models.resnet import check_shape
+from jaxii.models.resnet import check_shape, last_side
 from jaxii.objective.objective import Objective, make_objective
 from jaxii.objective.schedule import warmup_cosine
 from jaxii.prepare import label_files, recode
@@ -369,9 +369,32 @@ def check_before_data(config: Config) -> None:
     check_shape(model.depth, model.width, model.stem, model.variant)
     check_batch_size(config.global_batch_size, jax.device_count(), config.micro_batches)
     check_group(batch_norm_group(config.model), jax.device_count())
+    _check_statistics(config, jax.device_count())
     # Only the length of a stage depends on the data, so any number of images will do.
     for stage in stages_of(config, lambda split: config.global_batch_size):
         _objective(config, stage, num_classes=1)
+
+
+def _check_statistics(config: Config, num_devices: int) -> None:
+    """Checks that BatchNorm averages over several values in training.
+
+    Raises:
+      InputError: If the last maps have one value per channel, whose variance is 0.
+    """
+    model = config.model
+    side = last_side(config.data.image_size_pixels, model.stem)
+    shared = 1 if model.batch_norm == "device" else batch_norm_group(model)
+    num_images = config.global_batch_size // config.micro_batches
+    num_images = num_images // num_devices * (shared or num_devices)
+    trains = any(stage.trainable == "all" for stage in config.stages)
+    if trains and num_images * side**2 == 1:
+        raise InputError(
+            "BatchNorm's statistics would come from one value per channel, because a "
+            "device's part of a micro-batch is one image, whose last maps have one "
+            "pixel; use a larger config.global_batch_size or "
+            "config.data.image_size_pixels, fewer config.micro_batches, or "
+            "config.model.batch_norm=global."
+        )
 
 
 def batch_norm_group(model: ModelConfig) -> int | None:

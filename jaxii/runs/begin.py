@@ -16,7 +16,7 @@ from jaxii.distributed import processes
 from jaxii.errors import InputError
 from jaxii.evaluation.provenance import Provenance, provenance_by_stage
 from jaxii.evaluation.result import hardware
-from jaxii.models.pretrained import Trunk, load_trunk
+from jaxii.models.pretrained import Trunk, check_stem_of_files, load_trunk
 from jaxii.runs import assembly
 from jaxii.runs.agreement import check_same_checkpoints, check_same_runs
 from jaxii.runs.run import Run
@@ -274,6 +274,7 @@ def _start(run: Run, label_hash: str) -> Run | Trunk | None:
     config, init = run.config, run.plans[0].init
     pretrained = config.model.pretrained
     if pretrained and not at(pretrained).is_dir():
+        check_stem_of_files(config.model.variant, config.model.stem)
         shapes = jax.eval_shape(init, jax.random.key(0))
         trunk = load_trunk(pretrained, *shapes)
         processes.check_same(trunk.digest, f"{pretrained} is a different file")
@@ -289,6 +290,7 @@ def _start(run: Run, label_hash: str) -> Run | Trunk | None:
         check_same_runs([start])
         start.check_same_data(config)
         start.weights.check_fits(init)
+        check_same_trunk(start, config)
     else:
         return None
     return start

@@ -108,6 +108,6 @@ def check_same_trunk(start: Run, config: Config) -> None:
         start.config.model,
         config.model,
         TRUNK_FIELDS,
-        f"config.model.pretrained={config.model.pretrained} has a trunk with model",
+        f"{start.workdir.path} has a trunk with model",
         f"; use the same {', '.join(TRUNK_FIELDS)}.",
     )

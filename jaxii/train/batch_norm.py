@@ -15,6 +15,7 @@ from jax.sharding import Mesh, PartitionSpec
 
 from jaxii.distributed.mesh import DATA_AXIS, divided, replicated, to_devices
 from jaxii.models.cpu import CompilerOptions
+from jaxii.models.layers import MOMENTUM
 from jaxii.train.state import Tree
 
 
@@ -91,16 +92,10 @@ def _compiled(apply, mesh, options):
         params, zeros = jax.lax.pcast(
             (params, jax.tree.map(jnp.zeros_like, batch_stats)), DATA_AXIS, to="varying"
         )
-        ones = jax.tree.map(lambda x: x + jnp.ones_like(x), zeros)
-
-        def updated(old):
-            key = jax.random.key(0)
-            return apply(params, old, batch["images"], train=True, key=key)[1]
-
-        # An update keeps a share of the old statistics; the results for zeros and ones
-        # differ by that share. XLA runs the network only once, as both calls are equal.
-        of_zeros, of_ones = updated(zeros), updated(ones)
-        stats = jax.tree.map(lambda a, b: a / (1.0 - (b - a)), of_zeros, of_ones)
+        key = jax.random.key(0)
+        _, updated = apply(params, zeros, batch["images"], train=True, key=key)
+        # An update of zeros is the batch's share of its statistics.
+        stats = jax.tree.map(lambda x: x / (1.0 - MOMENTUM), updated)
         weight = jnp.sum(batch["mask"])
         sums = jax.tree.map(lambda x: weight * x, _with_squares(stats))
         return jax.lax.psum((sums, weight), DATA_AXIS)
