@@ -1,5 +1,6 @@
 import importlib.resources
 import importlib.resources.abc
+import importlib.util
 import io
 import sys
 
@@ -45,7 +46,8 @@ def prepared(tmp_path_factory):
     root = tmp_path_factory.mktemp("tfds")
     with pytest.MonkeyPatch.context() as patch:
         # TFDS needs this back-port of a standard module, but does not install it.
-        patch.setitem(sys.modules, "importlib_resources", importlib.resources)
+        if importlib.util.find_spec("importlib_resources") is None:
+            patch.setitem(sys.modules, "importlib_resources", importlib.resources)
         patch.setattr(
             published.Builder,
             "_split_generators",
