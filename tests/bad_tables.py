@@ -1,4 +1,4 @@
-"""100 label files with realistic damage, and the message expected for each.
+"""Label files with realistic damage, and the message expected for each.
 
 All describe the images `NAMES`, whose labels are `TRUTH`; see `all_tables`.
 """
@@ -304,7 +304,10 @@ def _json_lines() -> Iterator[tuple[str, BadTable]]:
     yield "nested.jsonl", BadTable("\n".join(nested).encode(), "no column")
     yield "empty_objects.jsonl", BadTable(b"{}\n{}\n", ".")
     deep = '{"path": ' + "[" * 50_000 + "]" * 50_000 + "}"
-    yield "deep.jsonl", BadTable(deep.encode(), ".")
+    yield "deep.jsonl", BadTable(deep.encode(), "line 1 has more than 500 brackets")
+    # Many brackets, but at most three inside each other.
+    boxes = [{**each, "boxes": [[0, 1]] * 600} for each in objects]
+    yield "boxes.jsonl", BadTable("\n".join(map(json.dumps, boxes)).encode(), "")
     escaped = data.replace(b'"cat"', rb'"\ud800"', 1)
     yield "half_surrogate.jsonl", BadTable(escaped, None)
     ragged = [json.dumps({"path": name, f"x{i}": 1}) for i, name in enumerate(NAMES)]

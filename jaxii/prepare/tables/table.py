@@ -21,6 +21,9 @@ from jaxii.prepare.tables.csv_rows import SEPARATORS, strict_rows
 from jaxii.prepare.tables.notes import Notes, shown
 
 SAMPLE_LINES = 200
+# Most brackets inside each other in a line of JSON.
+MOST_NESTED = 500
+_NESTING = {"{": 1, "[": 1, "]": -1, "}": -1}
 # Excel's first line that declares the separator.
 _DECLARATION = re.compile(r'"?sep=([,;\t|])"?\s*', re.IGNORECASE)
 _OTHER_FILES = {
@@ -136,6 +139,7 @@ def _read_parquet(path: Path, data: bytes) -> pl.DataFrame:
 
 
 def _read_json_lines(path: Path, text: str) -> pl.DataFrame:
+    _check_depth(path, text)
     try:
         return pl.read_ndjson(io.BytesIO(text.encode()), infer_schema_length=None)
     except pl.exceptions.PolarsError as error:
@@ -144,6 +148,24 @@ def _read_json_lines(path: Path, text: str) -> pl.DataFrame:
             f"{path} starts with {{ but cannot be read as JSON Lines ({reason}); use "
             "one JSON object per line, with one type per column."
         ) from error
+
+
+def _check_depth(path: Path, text: str) -> None:
+    """Checks that no line is nested so deeply that it crashes polars before 2.1.
+
+    Raises:
+      InputError: If a line is nested more than `MOST_NESTED` times.
+    """
+    for number, line in enumerate(text.splitlines()):
+        if line.count("{") + line.count("[") <= MOST_NESTED:
+            continue
+        depths = itertools.accumulate(_NESTING.get(letter, 0) for letter in line)
+        if max(depths) > MOST_NESTED:
+            raise InputError(
+                f"{path}: line {number + 1} has more than {MOST_NESTED} brackets "
+                "inside each other; use one JSON object per line, with text and lists "
+                "of text."
+            )
 
 
 def _as_text(path: Path, table: pl.DataFrame, notes: Notes) -> pl.DataFrame:
