@@ -99,6 +99,7 @@ def small_config():
         data__image_size_pixels=32,
         data__augmentation=0.0,
         model__width=8,
+        model__batch_norm="global",
         global_batch_size=8,
         optimizer__average="none",
     )

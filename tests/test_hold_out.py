@@ -47,7 +47,7 @@ def make_config(data, **changes):
     config = default_config()
     config.data.dataset, config.data.directory = "kaggle", str(data)
     config.data.image_size_pixels, config.data.validation_fraction = 16, 0.4
-    config.global_batch_size = 8
+    config.global_batch_size, config.model.batch_norm = 8, "global"
     config.stages = ({"name": "only", "terms": {"bce": 1.0}, "num_steps": 2},)
     config.data.update(changes)
     return Config.resolve(config)

@@ -62,6 +62,7 @@ SETTINGS = (
     "--config.data.image_size_pixels=16",
     "--config.data.validation_fraction=0.4",
     "--config.global_batch_size=8",
+    "--config.model.batch_norm=global",
     "--config.label_embedding.dim=2",
     "--config.optimizer.average=none",
 )
