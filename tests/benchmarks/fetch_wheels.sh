@@ -10,7 +10,7 @@ if [[ $# -eq 0 || $1 == -* ]]; then
     sed -n '2,/^set/{/^set/d;s/^# \{0,1\}//;p}' "$0"
     exit 2
 fi
-# polars 1.30 is the oldest that jaxii supports, and two thirds the size of later ones.
+# polars 1.30 is older than jaxii supports, but enough for on_gpu.py, and smaller.
 packages=(
     array_record charset-normalizer grain jaxtyping ml_collections polars==1.30.0
     simplejpeg tensorboardX tensorflow-datasets threadpoolctl xxhash
