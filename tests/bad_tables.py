@@ -305,6 +305,9 @@ def _json_lines() -> Iterator[tuple[str, BadTable]]:
     yield "empty_objects.jsonl", BadTable(b"{}\n{}\n", ".")
     deep = '{"path": ' + "[" * 50_000 + "]" * 50_000 + "}"
     yield "deep.jsonl", BadTable(deep.encode(), "line 1 has more than 500 brackets")
+    # Only a line feed ends a line of JSON.
+    split = '{"path": ' + "[" * 400 + '"\u2028", ' + "[" * 400 + "]" * 800 + "}"
+    yield "deep_split.jsonl", BadTable(split.encode(), "line 1 has more than 500")
     # Many brackets, but at most three inside each other.
     boxes = [{**each, "boxes": [[0, 1]] * 600} for each in objects]
     yield "boxes.jsonl", BadTable("\n".join(map(json.dumps, boxes)).encode(), "")

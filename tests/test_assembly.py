@@ -144,13 +144,13 @@ def test_statistics_of_one_value_are_refused():
 def test_a_frozen_trunk_needs_no_statistics_of_a_batch():
     stage = {"name": "only", "terms": {"bce": 1.0}, "num_steps": 1}
     stage |= {"embedding_head": False, "trainable": "last_layer"}
-    config = load(
-        data__image_size_pixels=32,
-        model__stem="imagenet",
-        global_batch_size=8,
-        stages=(stage,),
-    )
-    assembly.check_before_data(config)
+    small = {"data__image_size_pixels": 32, "model__stem": "imagenet"}
+    small |= {"global_batch_size": 8}
+    assembly.check_before_data(load(**small, stages=(stage,)))
+    with pytest.raises(InputError, match="one value per channel"):
+        assembly.check_before_data(
+            load(**small, stages=(stage | {"trainable": "all"},))
+        )
 
 
 @pytest.mark.parametrize(

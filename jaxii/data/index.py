@@ -100,7 +100,7 @@ def with_file_hashes(frame: pl.DataFrame, digests: Iterable[str]) -> pl.DataFram
     Args:
       digests: XXH3 (128 bits) of each file, in hexadecimal.
     """
-    hashes = [int(digest[:16], 16) for digest in digests]
+    hashes = [int(digest, 16) >> 64 for digest in digests]
     return frame.with_columns(pl.Series("file_hash", hashes, pl.UInt64))
 
 

@@ -363,7 +363,8 @@ def check_before_data(config: Config) -> None:
 
     Raises:
       InputError: If the network cannot be built, a batch or a BatchNorm group does not
-        divide over the devices, or a stage or a loss term is invalid.
+        divide over the devices, BatchNorm would see one value per channel, or a stage
+        or a loss term is invalid.
     """
     model = config.model
     check_shape(model.depth, model.width, model.stem, model.variant)

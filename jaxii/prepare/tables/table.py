@@ -156,7 +156,7 @@ def _check_depth(path: Path, text: str) -> None:
     Raises:
       InputError: If a line is nested more than `MOST_NESTED` times.
     """
-    for number, line in enumerate(text.splitlines()):
+    for number, line in enumerate(text.split("\n")):
         if line.count("{") + line.count("[") <= MOST_NESTED:
             continue
         depths = itertools.accumulate(_NESTING.get(letter, 0) for letter in line)
